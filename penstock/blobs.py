@@ -1,0 +1,292 @@
+"""A content-addressed blob store on one file system, laid out as ``blobs/sha256/<hex>`` (OCI image layout).
+
+Owns atomicity: a blob is visible under its digest only when all of its bytes are on disk and hash to it.
+Partial downloads live under ``partial/`` and can be resumed; they are never read as blobs.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from penstock.errors import ArtifactError, DigestMismatch, NotFound, StorageError, TooLarge
+
+MAX_DOCUMENT_BYTES = 4 * 1024 * 1024  # the OCI distribution specification asks registries to accept manifests this large
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_CHUNK_BYTES = 1024 * 1024
+
+
+def digest_of(data: bytes) -> str:
+    """``sha256:<hex>`` of bytes."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def digest_of_file(path: Path) -> str:
+    """``sha256:<hex>`` of a file, read in bounded chunks."""
+    hasher = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            hasher.update(chunk)
+    return "sha256:" + hasher.hexdigest()
+
+
+def check_digest(digest: str) -> str:
+    """Return ``digest`` if it is a well-formed sha256 digest.
+
+    Raises:
+        ArtifactError: it is not; nothing with a path separator ever gets past here.
+    """
+    if not _DIGEST.fullmatch(digest):
+        raise ArtifactError(f"{digest[:80]!r} is not a digest; expected 'sha256:' and 64 hex digits")
+    return digest
+
+
+class BlobStore:
+    """Blobs by digest under ``root/blobs/sha256``. Safe for several writers of the same digest."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._blobs = root / "blobs" / "sha256"
+        self._partial = root / "partial"
+        with disk_errors(f"creating {root}"):
+            self._blobs.mkdir(parents=True, exist_ok=True)
+
+    def __repr__(self) -> str:
+        return f"BlobStore({str(self.root)!r})"
+
+    def path(self, digest: str) -> Path:
+        """Where the blob is, or would be."""
+        return self._blobs / check_digest(digest).removeprefix("sha256:")
+
+    def has(self, digest: str) -> bool:
+        return self.path(digest).is_file()
+
+    def size_bytes(self, digest: str) -> int:
+        """
+        Raises:
+            NotFound: no such blob.
+        """
+        try:
+            return self.path(digest).stat().st_size
+        except FileNotFoundError:
+            raise _absent(digest, self.root) from None
+
+    def read(self, digest: str, *, limit_bytes: int = MAX_DOCUMENT_BYTES) -> bytes:
+        """The bytes of a small blob, verified against its digest on every read.
+
+        Raises:
+            NotFound: no such blob.
+            TooLarge: more than ``limit_bytes``.
+            DigestMismatch: the file was changed or truncated.
+        """
+        size = self.size_bytes(digest)
+        if size > limit_bytes:
+            raise TooLarge(f"blob {digest} has {size} bytes, more than the {limit_bytes} allowed here", limit_bytes=limit_bytes)
+        data = self.path(digest).read_bytes()
+        if digest_of(data) != digest:
+            raise _mismatch(digest, digest_of(data))
+        return data
+
+    def verify(self, digest: str) -> Path:
+        """Hash the whole blob and return its path.
+
+        Raises:
+            NotFound: no such blob.
+            DigestMismatch: the file was changed or truncated.
+        """
+        self.size_bytes(digest)
+        found = digest_of_file(self.path(digest))
+        if found != digest:
+            raise _mismatch(digest, found)
+        return self.path(digest)
+
+    def put(self, data: bytes) -> str:
+        """Store bytes durably; return their digest.
+
+        Raises:
+            StorageError: the disk is full or not writable.
+        """
+        digest = digest_of(data)
+        if not self.has(digest):
+            write_atomically(self.path(digest), data)
+        return digest
+
+    def put_file(self, source: Path) -> str:
+        """Store a copy of a file durably; return its digest.
+
+        Raises:
+            StorageError: the disk is full or not writable.
+        """
+        hasher = hashlib.sha256()
+        with disk_errors(f"copying {source} into {self.root}"):
+            handle, name = tempfile.mkstemp(dir=self._blobs, prefix=".tmp-")
+            try:
+                with os.fdopen(handle, "wb") as target, source.open("rb") as file:
+                    while chunk := file.read(_CHUNK_BYTES):
+                        hasher.update(chunk)
+                        target.write(chunk)
+                    target.flush()
+                    os.fsync(target.fileno())
+                digest = "sha256:" + hasher.hexdigest()
+                os.replace(name, self.path(digest))
+                fsync_directory(self._blobs)
+            except BaseException:
+                Path(name).unlink(missing_ok=True)
+                raise
+        return digest
+
+    def writer(self, digest: str, *, limit_bytes: int) -> BlobWriter:
+        """Continue or begin a verified download of ``digest``; see :class:`BlobWriter`."""
+        with disk_errors(f"creating {self._partial}"):
+            self._partial.mkdir(parents=True, exist_ok=True)
+        return BlobWriter(self._partial / check_digest(digest).removeprefix("sha256:"), self.path(digest), digest, limit_bytes)
+
+    def delete(self, digest: str) -> None:
+        """Remove a blob; absent is fine."""
+        self.path(digest).unlink(missing_ok=True)
+
+    def digests(self) -> Iterator[str]:
+        """All stored digests, in no order."""
+        for path in self._blobs.iterdir():
+            if len(path.name) == 64:
+                yield f"sha256:{path.name}"
+
+    def discard_partials(self) -> None:
+        """Drop what unfinished downloads left behind."""
+        shutil.rmtree(self._partial, ignore_errors=True)
+
+
+class BlobWriter:
+    """A resumable write of one blob. ``offset`` bytes are already on disk; ``commit`` verifies and publishes.
+
+    Closing without commit keeps the partial file, so that a later writer continues from ``offset``.
+    """
+
+    def __init__(self, partial: Path, target: Path, digest: str, limit_bytes: int) -> None:
+        self._partial, self._target, self._digest, self._limit_bytes = partial, target, digest, limit_bytes
+        self._hasher = hashlib.sha256()
+        self.offset = 0
+        with disk_errors(f"opening {partial}"):
+            if partial.exists():
+                self._rehash()
+            self._file = partial.open("ab")
+
+    def __enter__(self) -> BlobWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def write(self, chunk: bytes) -> None:
+        """
+        Raises:
+            TooLarge: more bytes than the blob may have; the partial is dropped.
+            StorageError: the disk is full; what is already written stays for a resume.
+        """
+        if self.offset + len(chunk) > self._limit_bytes:
+            self.discard()
+            raise TooLarge(f"blob {self._digest} sends more than {self._limit_bytes} bytes", limit_bytes=self._limit_bytes)
+        with disk_errors(f"writing {self._partial}"):
+            self._file.write(chunk)
+            self._file.flush()
+        self._hasher.update(chunk)
+        self.offset += len(chunk)
+
+    def commit(self) -> Path:
+        """Verify the digest, fsync, and publish under it.
+
+        Raises:
+            DigestMismatch: the bytes are not the ones named; the partial is dropped, so a retry starts clean.
+        """
+        found = "sha256:" + self._hasher.hexdigest()
+        if found != self._digest:
+            self.discard()
+            raise _mismatch(self._digest, found)
+        with disk_errors(f"publishing {self._digest}"):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            os.replace(self._partial, self._target)
+            fsync_directory(self._target.parent)
+        return self._target
+
+    def discard(self) -> None:
+        """Drop the partial."""
+        self.close()
+        self._partial.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        # closing flushes; on a full disk that fails again, and the bytes on disk are all a resume needs
+        with disk_errors(f"closing {self._partial}"):
+            self._file.close()
+
+    def _rehash(self) -> None:
+        with self._partial.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                self._hasher.update(chunk)
+                self.offset += len(chunk)
+
+
+@contextmanager
+def disk_errors(doing: str) -> Iterator[None]:
+    """Turn what the operating system says of a disk into :class:`StorageError` with advice.
+
+    Raises:
+        StorageError: on any OSError in the body.
+    """
+    try:
+        yield
+    except OSError as error:
+        advice = {
+            errno.ENOSPC: "the disk is full; free some space and try again",
+            errno.EDQUOT: "the disk quota is used up; free some space and try again",
+            errno.EACCES: "permission denied; make the directory writable for this user, or choose another",
+            errno.EROFS: "the file system is read-only; choose another directory",
+            errno.ENOTDIR: "a part of the path is a file, not a directory",
+        }.get(error.errno or 0, error.strerror or str(error))
+        raise StorageError(f"{doing}: {advice}") from error
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write, fsync, rename, fsync the directory: readers see the old file or the new one, also after a power cut.
+
+    Raises:
+        StorageError: the disk is full or not writable; the old file is untouched.
+    """
+    with disk_errors(f"writing {path}"):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, path)
+            fsync_directory(path.parent)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+def fsync_directory(path: Path) -> None:
+    """Make a rename in ``path`` durable."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _absent(digest: str, root: Path) -> NotFound:
+    return NotFound(f"no blob {digest} in {root}")
+
+
+def _mismatch(expected: str, found: str) -> DigestMismatch:
+    return DigestMismatch(f"bytes hash to {found}, expected {expected}: corrupt, truncated or tampered with")

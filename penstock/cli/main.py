@@ -1,0 +1,122 @@
+"""The command tree: names, one-line summaries, and where each command lives. Loads nothing it does not run."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import click
+
+from penstock.errors import MissingExtra, PenstockError
+
+EXIT_FAILED, EXIT_USAGE, EXIT_REFUSED, EXIT_UNREACHABLE = 1, 2, 3, 4
+"""Exit codes: 1 failed, 2 wrong usage or settings, 3 refused (gate, certificate, conflict), 4 out of reach."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    summary: str
+    target: str = ""  # "module:attribute"; "" for a room's entry point of the same name
+
+
+_COMMANDS: Mapping[str, _Command] = {
+    "compile": _Command("Quantize, calibrate, certify and pack a model into one artifact."),
+    "artifact": _Command("Inspect, verify, push and pull artifacts.", "penstock.cli.artifact:command"),
+    "core": _Command("Run the cloud core: gRPC and HTTP inference, registry, fleet."),
+    "agent": _Command("Run the daemon on a device, or ask it how it is."),
+    "fleet": _Command("Plan, start, watch and stop rollouts over many devices.", "penstock.cli.fleet:command"),
+    "infer": _Command("Send one inference to an agent, a core, or any OIP server.", "penstock.cli.infer:command"),
+    "demo": _Command("Run the whole path on real data and end with a verdict.", "penstock.cli.demo:command"),
+    "completion": _Command("Print the shell completion script.", "penstock.cli.completion:command"),
+    "version": _Command("Print versions of Penstock and of what it runs on.", "penstock.cli.version:command"),
+}
+
+
+class _LazyGroup(click.Group):
+    """Lists commands from a table and imports one only when it is called (``--help`` stays fast)."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        loaded = _load(cmd_name)
+        assert isinstance(loaded, click.Command)
+        return loaded
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.summary) for name, entry in _COMMANDS.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[click.shell_completion.CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        names = [CompletionItem(n, help=c.summary) for n, c in _COMMANDS.items() if n.startswith(incomplete)]
+        return names + click.Command.shell_complete(self, ctx, incomplete)
+
+
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="""\b
+Examples:
+  penstock demo
+  penstock compile recipe.toml -o build/digits
+  penstock core serve
+  penstock agent run
+  penstock fleet plan digits:v2
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 refused, 4 out of reach.""",
+)
+def command() -> None:
+    """Serve a model that lives in two places: a small variant on the device, a large one in the cloud."""
+
+
+def main() -> None:
+    """Entry point: errors of ours become one line and an exit code, never a traceback."""
+    try:
+        command(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.Abort:
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except PenstockError as error:
+        click.echo(f"penstock: {error.message}", err=True)
+        sys.exit(exit_code(error))
+
+
+def exit_code(error: PenstockError) -> int:
+    """The exit code of an error."""
+    if error.code in ("config", "invalid-input", "missing-extra"):
+        return EXIT_USAGE
+    if error.code in ("conflict", "calibration", "certificate-mismatch", "permission-denied", "unauthenticated"):
+        return EXIT_REFUSED
+    if error.code in ("unavailable", "deadline-exceeded"):
+        return EXIT_UNREACHABLE
+    return EXIT_FAILED
+
+
+def _load(name: str) -> object:
+    target = _COMMANDS[name].target
+    if target:
+        module, _, attribute = target.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    found = importlib.metadata.entry_points(group="penstock.commands", name=name)
+    if not found:
+        raise click.ClickException(f"'penstock {name}' is not installed here; pip install 'penstock[{name}]'")
+    try:
+        return next(iter(found)).load()
+    except MissingExtra:
+        raise
+    except ImportError as error:
+        raise MissingExtra(
+            f"'penstock {name}' needs {error.name}, which is not installed: pip install 'penstock[{name}]'"
+        ) from error

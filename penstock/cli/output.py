@@ -1,0 +1,63 @@
+"""What commands print: a table for people by default, JSON with ``-o json``. Results on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def output_option(function: F) -> F:
+    """The ``-o/--output table|json`` option, passed on as ``output``."""
+    return click.option(
+        "-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True, help="Output format."
+    )(function)
+
+
+def print_json(value: Any) -> None:
+    """Indented JSON on stdout; dataclasses and Structs included."""
+    click.echo(msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2).decode())
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
+    """A plain, aligned table on stdout; columns of numbers are right-aligned."""
+    click.echo(format_table(columns, rows, title=title))
+
+
+def format_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> str:
+    """The text of :func:`print_table`: no colours and no box, so that it can be piped and pasted."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(c), *(len(row[i]) for row in cells)) if cells else len(c) for i, c in enumerate(columns)]
+    right = [bool(rows) and all(isinstance(row[i], int | float) or _is_figure(str(row[i])) for row in rows) for i in range(len(columns))]
+    def line(values: Sequence[str]) -> str:
+        padded = (v.rjust(w) if r else v.ljust(w) for v, w, r in zip(values, widths, right, strict=True))
+        return "  ".join(padded).rstrip()
+    lines = [title, ""] if title else []
+    lines += [line([c.upper() for c in columns]), *(line(row) for row in cells)]
+    return "\n".join(lines)
+
+
+def print_fields(fields: Mapping[str, object]) -> None:
+    """Name and value lines, aligned."""
+    width = max((len(name) for name in fields), default=0)
+    for name, value in fields.items():
+        click.echo(f"{name.ljust(width)}  {value}")
+
+
+def progress(message: str) -> None:
+    """One progress line on stderr."""
+    click.echo(message, err=True)
+
+
+def is_interactive() -> bool:
+    """Whether stderr is a terminal, so that live progress makes sense."""
+    return sys.stderr.isatty()
+
+
+def _is_figure(text: str) -> bool:
+    return text in ("-", "") or text.lstrip("+-").split(" ")[0].rstrip("%x").replace(".", "", 1).replace(",", "").isdigit()

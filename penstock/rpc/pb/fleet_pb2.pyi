@@ -1,0 +1,416 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class UpdatePhase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    UPDATE_PHASE_UNSPECIFIED: _ClassVar[UpdatePhase]
+    IDLE: _ClassVar[UpdatePhase]
+    FETCHING: _ClassVar[UpdatePhase]
+    PROVING: _ClassVar[UpdatePhase]
+    PROBATION: _ClassVar[UpdatePhase]
+    COMMITTED: _ClassVar[UpdatePhase]
+    REVERTED: _ClassVar[UpdatePhase]
+    FAILED: _ClassVar[UpdatePhase]
+
+class CascadeMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CASCADE_MODE_UNSPECIFIED: _ClassVar[CascadeMode]
+    CASCADE: _ClassVar[CascadeMode]
+    ESCALATE_ALL: _ClassVar[CascadeMode]
+    CLOUD_ONLY: _ClassVar[CascadeMode]
+
+class RolloutState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ROLLOUT_STATE_UNSPECIFIED: _ClassVar[RolloutState]
+    PLANNED: _ClassVar[RolloutState]
+    RUNNING: _ClassVar[RolloutState]
+    PAUSED: _ClassVar[RolloutState]
+    SUCCEEDED: _ClassVar[RolloutState]
+    STOPPED_BY_GATE: _ClassVar[RolloutState]
+    ABORTED: _ClassVar[RolloutState]
+    UNDONE: _ClassVar[RolloutState]
+
+class Verdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    VERDICT_UNSPECIFIED: _ClassVar[Verdict]
+    PASS: _ClassVar[Verdict]
+    FAIL: _ClassVar[Verdict]
+    HOLD: _ClassVar[Verdict]
+UPDATE_PHASE_UNSPECIFIED: UpdatePhase
+IDLE: UpdatePhase
+FETCHING: UpdatePhase
+PROVING: UpdatePhase
+PROBATION: UpdatePhase
+COMMITTED: UpdatePhase
+REVERTED: UpdatePhase
+FAILED: UpdatePhase
+CASCADE_MODE_UNSPECIFIED: CascadeMode
+CASCADE: CascadeMode
+ESCALATE_ALL: CascadeMode
+CLOUD_ONLY: CascadeMode
+ROLLOUT_STATE_UNSPECIFIED: RolloutState
+PLANNED: RolloutState
+RUNNING: RolloutState
+PAUSED: RolloutState
+SUCCEEDED: RolloutState
+STOPPED_BY_GATE: RolloutState
+ABORTED: RolloutState
+UNDONE: RolloutState
+VERDICT_UNSPECIFIED: Verdict
+PASS: Verdict
+FAIL: Verdict
+HOLD: Verdict
+
+class OutcomeCounts(_message.Message):
+    __slots__ = ("requests", "kept", "escalated", "unreachable", "failed", "audited", "audit_harm")
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
+    ESCALATED_FIELD_NUMBER: _ClassVar[int]
+    UNREACHABLE_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    AUDITED_FIELD_NUMBER: _ClassVar[int]
+    AUDIT_HARM_FIELD_NUMBER: _ClassVar[int]
+    requests: int
+    kept: int
+    escalated: int
+    unreachable: int
+    failed: int
+    audited: int
+    audit_harm: int
+    def __init__(self, requests: _Optional[int] = ..., kept: _Optional[int] = ..., escalated: _Optional[int] = ..., unreachable: _Optional[int] = ..., failed: _Optional[int] = ..., audited: _Optional[int] = ..., audit_harm: _Optional[int] = ...) -> None: ...
+
+class ReportedModel(_message.Message):
+    __slots__ = ("model", "active_digest", "active_version", "certificate_digest", "desired_digest", "phase", "mode", "failed_digest", "error", "fetched_bytes", "total_bytes")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    DESIRED_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    FAILED_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    FETCHED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    active_digest: str
+    active_version: str
+    certificate_digest: str
+    desired_digest: str
+    phase: UpdatePhase
+    mode: CascadeMode
+    failed_digest: str
+    error: str
+    fetched_bytes: int
+    total_bytes: int
+    def __init__(self, model: _Optional[str] = ..., active_digest: _Optional[str] = ..., active_version: _Optional[str] = ..., certificate_digest: _Optional[str] = ..., desired_digest: _Optional[str] = ..., phase: _Optional[_Union[UpdatePhase, str]] = ..., mode: _Optional[_Union[CascadeMode, str]] = ..., failed_digest: _Optional[str] = ..., error: _Optional[str] = ..., fetched_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ...) -> None: ...
+
+class HeartbeatRequest(_message.Message):
+    __slots__ = ("device_id", "agent_version", "labels", "target", "subscriptions", "models", "outbox_records")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
+    AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    SUBSCRIPTIONS_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    OUTBOX_RECORDS_FIELD_NUMBER: _ClassVar[int]
+    device_id: str
+    agent_version: str
+    labels: _containers.ScalarMap[str, str]
+    target: str
+    subscriptions: _containers.RepeatedScalarFieldContainer[str]
+    models: _containers.RepeatedCompositeFieldContainer[ReportedModel]
+    outbox_records: int
+    def __init__(self, device_id: _Optional[str] = ..., agent_version: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., target: _Optional[str] = ..., subscriptions: _Optional[_Iterable[str]] = ..., models: _Optional[_Iterable[_Union[ReportedModel, _Mapping]]] = ..., outbox_records: _Optional[int] = ...) -> None: ...
+
+class DesiredModel(_message.Message):
+    __slots__ = ("model", "version", "artifact_digest", "certificate_digest")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: str
+    artifact_digest: str
+    certificate_digest: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., certificate_digest: _Optional[str] = ...) -> None: ...
+
+class HeartbeatResponse(_message.Message):
+    __slots__ = ("models", "next_heartbeat_s")
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_HEARTBEAT_S_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[DesiredModel]
+    next_heartbeat_s: float
+    def __init__(self, models: _Optional[_Iterable[_Union[DesiredModel, _Mapping]]] = ..., next_heartbeat_s: _Optional[float] = ...) -> None: ...
+
+class OutcomeRecord(_message.Message):
+    __slots__ = ("sequence", "model", "artifact_digest", "counts", "started_at", "ended_at")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    STARTED_AT_FIELD_NUMBER: _ClassVar[int]
+    ENDED_AT_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    model: str
+    artifact_digest: str
+    counts: OutcomeCounts
+    started_at: float
+    ended_at: float
+    def __init__(self, sequence: _Optional[int] = ..., model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., counts: _Optional[_Union[OutcomeCounts, _Mapping]] = ..., started_at: _Optional[float] = ..., ended_at: _Optional[float] = ...) -> None: ...
+
+class DeliverOutcomesRequest(_message.Message):
+    __slots__ = ("device_id", "records")
+    DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    device_id: str
+    records: _containers.RepeatedCompositeFieldContainer[OutcomeRecord]
+    def __init__(self, device_id: _Optional[str] = ..., records: _Optional[_Iterable[_Union[OutcomeRecord, _Mapping]]] = ...) -> None: ...
+
+class DeliverOutcomesResponse(_message.Message):
+    __slots__ = ("durable_sequence",)
+    DURABLE_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    durable_sequence: int
+    def __init__(self, durable_sequence: _Optional[int] = ...) -> None: ...
+
+class Device(_message.Message):
+    __slots__ = ("device_id", "agent_version", "labels", "target", "models", "last_seen_s", "is_silent", "outbox_records")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
+    AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    LAST_SEEN_S_FIELD_NUMBER: _ClassVar[int]
+    IS_SILENT_FIELD_NUMBER: _ClassVar[int]
+    OUTBOX_RECORDS_FIELD_NUMBER: _ClassVar[int]
+    device_id: str
+    agent_version: str
+    labels: _containers.ScalarMap[str, str]
+    target: str
+    models: _containers.RepeatedCompositeFieldContainer[ReportedModel]
+    last_seen_s: float
+    is_silent: bool
+    outbox_records: int
+    def __init__(self, device_id: _Optional[str] = ..., agent_version: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., target: _Optional[str] = ..., models: _Optional[_Iterable[_Union[ReportedModel, _Mapping]]] = ..., last_seen_s: _Optional[float] = ..., is_silent: _Optional[bool] = ..., outbox_records: _Optional[int] = ...) -> None: ...
+
+class ListDevicesRequest(_message.Message):
+    __slots__ = ("selector",)
+    class SelectorEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    SELECTOR_FIELD_NUMBER: _ClassVar[int]
+    selector: _containers.ScalarMap[str, str]
+    def __init__(self, selector: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class ListDevicesResponse(_message.Message):
+    __slots__ = ("devices",)
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    devices: _containers.RepeatedCompositeFieldContainer[Device]
+    def __init__(self, devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ...) -> None: ...
+
+class GateSettings(_message.Message):
+    __slots__ = ("alpha", "max_failure_rate", "min_audited", "bake_s", "max_silence_s", "max_wave_s")
+    ALPHA_FIELD_NUMBER: _ClassVar[int]
+    MAX_FAILURE_RATE_FIELD_NUMBER: _ClassVar[int]
+    MIN_AUDITED_FIELD_NUMBER: _ClassVar[int]
+    BAKE_S_FIELD_NUMBER: _ClassVar[int]
+    MAX_SILENCE_S_FIELD_NUMBER: _ClassVar[int]
+    MAX_WAVE_S_FIELD_NUMBER: _ClassVar[int]
+    alpha: float
+    max_failure_rate: float
+    min_audited: int
+    bake_s: float
+    max_silence_s: float
+    max_wave_s: float
+    def __init__(self, alpha: _Optional[float] = ..., max_failure_rate: _Optional[float] = ..., min_audited: _Optional[int] = ..., bake_s: _Optional[float] = ..., max_silence_s: _Optional[float] = ..., max_wave_s: _Optional[float] = ...) -> None: ...
+
+class PlanRolloutRequest(_message.Message):
+    __slots__ = ("model", "version", "selector", "device_ids", "waves", "seed", "gate")
+    class SelectorEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SELECTOR_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_IDS_FIELD_NUMBER: _ClassVar[int]
+    WAVES_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    GATE_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: str
+    selector: _containers.ScalarMap[str, str]
+    device_ids: _containers.RepeatedScalarFieldContainer[str]
+    waves: _containers.RepeatedScalarFieldContainer[float]
+    seed: int
+    gate: GateSettings
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., selector: _Optional[_Mapping[str, str]] = ..., device_ids: _Optional[_Iterable[str]] = ..., waves: _Optional[_Iterable[float]] = ..., seed: _Optional[int] = ..., gate: _Optional[_Union[GateSettings, _Mapping]] = ...) -> None: ...
+
+class PlannedDevice(_message.Message):
+    __slots__ = ("device_id", "wave", "base_digest")
+    DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
+    WAVE_FIELD_NUMBER: _ClassVar[int]
+    BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    device_id: str
+    wave: int
+    base_digest: str
+    def __init__(self, device_id: _Optional[str] = ..., wave: _Optional[int] = ..., base_digest: _Optional[str] = ...) -> None: ...
+
+class RolloutPlan(_message.Message):
+    __slots__ = ("rollout_id", "model", "version", "artifact_digest", "certificate_digest", "devices", "wave_count", "seed", "gate", "promised_harm", "skipped", "plan_digest")
+    ROLLOUT_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    WAVE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    GATE_FIELD_NUMBER: _ClassVar[int]
+    PROMISED_HARM_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    rollout_id: str
+    model: str
+    version: str
+    artifact_digest: str
+    certificate_digest: str
+    devices: _containers.RepeatedCompositeFieldContainer[PlannedDevice]
+    wave_count: int
+    seed: int
+    gate: GateSettings
+    promised_harm: float
+    skipped: _containers.RepeatedScalarFieldContainer[str]
+    plan_digest: str
+    def __init__(self, rollout_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., certificate_digest: _Optional[str] = ..., devices: _Optional[_Iterable[_Union[PlannedDevice, _Mapping]]] = ..., wave_count: _Optional[int] = ..., seed: _Optional[int] = ..., gate: _Optional[_Union[GateSettings, _Mapping]] = ..., promised_harm: _Optional[float] = ..., skipped: _Optional[_Iterable[str]] = ..., plan_digest: _Optional[str] = ...) -> None: ...
+
+class ApplyRolloutRequest(_message.Message):
+    __slots__ = ("rollout_id", "plan_digest")
+    ROLLOUT_ID_FIELD_NUMBER: _ClassVar[int]
+    PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    rollout_id: str
+    plan_digest: str
+    def __init__(self, rollout_id: _Optional[str] = ..., plan_digest: _Optional[str] = ...) -> None: ...
+
+class GetRolloutRequest(_message.Message):
+    __slots__ = ("rollout_id",)
+    ROLLOUT_ID_FIELD_NUMBER: _ClassVar[int]
+    rollout_id: str
+    def __init__(self, rollout_id: _Optional[str] = ...) -> None: ...
+
+class ListRolloutsRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
+
+class ListRolloutsResponse(_message.Message):
+    __slots__ = ("rollouts",)
+    ROLLOUTS_FIELD_NUMBER: _ClassVar[int]
+    rollouts: _containers.RepeatedCompositeFieldContainer[Rollout]
+    def __init__(self, rollouts: _Optional[_Iterable[_Union[Rollout, _Mapping]]] = ...) -> None: ...
+
+class RolloutActionRequest(_message.Message):
+    __slots__ = ("rollout_id",)
+    ROLLOUT_ID_FIELD_NUMBER: _ClassVar[int]
+    rollout_id: str
+    def __init__(self, rollout_id: _Optional[str] = ...) -> None: ...
+
+class AbortRolloutRequest(_message.Message):
+    __slots__ = ("rollout_id", "keep")
+    ROLLOUT_ID_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FIELD_NUMBER: _ClassVar[int]
+    rollout_id: str
+    keep: bool
+    def __init__(self, rollout_id: _Optional[str] = ..., keep: _Optional[bool] = ...) -> None: ...
+
+class GateVerdict(_message.Message):
+    __slots__ = ("verdict", "reason", "audited", "audit_harm", "harm_e_value", "failure_e_value", "promised_harm")
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    AUDITED_FIELD_NUMBER: _ClassVar[int]
+    AUDIT_HARM_FIELD_NUMBER: _ClassVar[int]
+    HARM_E_VALUE_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_E_VALUE_FIELD_NUMBER: _ClassVar[int]
+    PROMISED_HARM_FIELD_NUMBER: _ClassVar[int]
+    verdict: Verdict
+    reason: str
+    audited: int
+    audit_harm: int
+    harm_e_value: float
+    failure_e_value: float
+    promised_harm: float
+    def __init__(self, verdict: _Optional[_Union[Verdict, str]] = ..., reason: _Optional[str] = ..., audited: _Optional[int] = ..., audit_harm: _Optional[int] = ..., harm_e_value: _Optional[float] = ..., failure_e_value: _Optional[float] = ..., promised_harm: _Optional[float] = ...) -> None: ...
+
+class Wave(_message.Message):
+    __slots__ = ("number", "is_released", "devices", "gate")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    IS_RELEASED_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    GATE_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    is_released: bool
+    devices: _containers.RepeatedCompositeFieldContainer[WaveDevice]
+    gate: GateVerdict
+    def __init__(self, number: _Optional[int] = ..., is_released: _Optional[bool] = ..., devices: _Optional[_Iterable[_Union[WaveDevice, _Mapping]]] = ..., gate: _Optional[_Union[GateVerdict, _Mapping]] = ...) -> None: ...
+
+class WaveDevice(_message.Message):
+    __slots__ = ("device_id", "phase", "active_digest", "active_version", "is_silent", "error", "counts")
+    DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    IS_SILENT_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    device_id: str
+    phase: UpdatePhase
+    active_digest: str
+    active_version: str
+    is_silent: bool
+    error: str
+    counts: OutcomeCounts
+    def __init__(self, device_id: _Optional[str] = ..., phase: _Optional[_Union[UpdatePhase, str]] = ..., active_digest: _Optional[str] = ..., active_version: _Optional[str] = ..., is_silent: _Optional[bool] = ..., error: _Optional[str] = ..., counts: _Optional[_Union[OutcomeCounts, _Mapping]] = ...) -> None: ...
+
+class Rollout(_message.Message):
+    __slots__ = ("plan", "state", "waves", "status", "elapsed_s", "events")
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    WAVES_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    ELAPSED_S_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    plan: RolloutPlan
+    state: RolloutState
+    waves: _containers.RepeatedCompositeFieldContainer[Wave]
+    status: str
+    elapsed_s: float
+    events: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, plan: _Optional[_Union[RolloutPlan, _Mapping]] = ..., state: _Optional[_Union[RolloutState, str]] = ..., waves: _Optional[_Iterable[_Union[Wave, _Mapping]]] = ..., status: _Optional[str] = ..., elapsed_s: _Optional[float] = ..., events: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -1,0 +1,106 @@
+"""The onnxruntime engine. The only module that imports onnxruntime to run models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from penstock.errors import ArtifactError, Internal, InvalidInput, missing_extra
+from penstock.runtime import EngineOptions
+from penstock.tensors import Array, TensorSpec
+
+try:
+    import onnxruntime as ort
+except ImportError as error:  # the library is behind an extra
+    raise missing_extra("onnxruntime", "agent", "running ONNX models") from error
+
+_DATATYPES = {
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+    "tensor(float16)": "FP16",
+    "tensor(int8)": "INT8",
+    "tensor(int16)": "INT16",
+    "tensor(int32)": "INT32",
+    "tensor(int64)": "INT64",
+    "tensor(uint8)": "UINT8",
+    "tensor(uint16)": "UINT16",
+    "tensor(uint32)": "UINT32",
+    "tensor(uint64)": "UINT64",
+    "tensor(bool)": "BOOL",
+    "tensor(string)": "BYTES",
+}
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+
+
+class OnnxEngine:
+    """One onnxruntime session."""
+
+    def __init__(self, session: ort.InferenceSession) -> None:
+        self._session: ort.InferenceSession | None = session
+        self._inputs = tuple(_spec(arg) for arg in session.get_inputs())
+        self._outputs = tuple(_spec(arg) for arg in session.get_outputs())
+        self._output_names = [spec.name for spec in self._outputs]
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self._outputs
+
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        if self._session is None:
+            raise Internal("the engine is closed")
+        names = self._output_names if outputs is None else list(outputs)
+        try:
+            return dict(zip(names, self._session.run(names, inputs), strict=True))
+        except _RUNTIME_ERRORS as error:
+            raise _as_ours(error) from error
+
+    def close(self) -> None:
+        self._session = None
+
+
+def load(path: Path, options: EngineOptions) -> OnnxEngine:
+    """Load an ONNX file.
+
+    Raises:
+        ArtifactError: not an ONNX model that this runtime accepts. InvalidInput: unknown provider.
+    """
+    if options.provider not in _PROVIDERS:
+        raise InvalidInput(f"provider: unknown {options.provider!r}; known: {', '.join(_PROVIDERS)}", field="provider")
+    session_options = ort.SessionOptions()
+    session_options.intra_op_num_threads = options.threads
+    session_options.inter_op_num_threads = 1
+    session_options.log_severity_level = 3
+    try:
+        return OnnxEngine(ort.InferenceSession(str(path), session_options, providers=[_PROVIDERS[options.provider]]))
+    except _RUNTIME_ERRORS as error:
+        raise ArtifactError(f"{path.name}: onnxruntime cannot load it: {str(error)[:500]}") from error
+
+
+def _as_ours(error: Exception) -> InvalidInput | Internal:
+    text = str(error)[:500]
+    if "INVALID_ARGUMENT" in text or "InvalidArgument" in type(error).__name__:
+        return InvalidInput(f"inputs: the model refuses them: {text}", field="inputs")
+    return Internal(f"the model failed: {text}")
+
+
+def _spec(arg: ort.NodeArg) -> TensorSpec:
+    shape = tuple(dim if isinstance(dim, int) else -1 for dim in arg.shape)
+    if arg.type not in _DATATYPES:
+        raise ArtifactError(f"tensor {arg.name!r} has type {arg.type}, which cannot be served")
+    return TensorSpec(name=arg.name, datatype=_DATATYPES[arg.type], shape=shape)
+
+
+# onnxruntime's exceptions share no base below Exception, and ValueError/RuntimeError come from its Python layer
+_RUNTIME_ERRORS: tuple[type[Exception], ...] = (
+    *(
+        kind
+        for kind in vars(ort.capi.onnxruntime_pybind11_state).values()
+        if isinstance(kind, type) and issubclass(kind, Exception)
+    ),
+    ValueError,
+    RuntimeError,
+)

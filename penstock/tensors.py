@@ -1,0 +1,219 @@
+"""Tensors on the wire and on disk: datatypes of the Open Inference Protocol, numpy <-> bytes, shape and dtype checks.
+
+Bytes are little-endian and row-major; BYTES elements carry a 4-byte little-endian length each.
+Source: Open Inference Protocol, "Tensor Data Types" and the binary tensor data extension.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock.errors import InvalidInput
+
+Array = NDArray[np.generic]
+
+_NUMPY_OF: Mapping[str, np.dtype[np.generic]] = {
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype("u1"),
+    "UINT16": np.dtype("<u2"),
+    "UINT32": np.dtype("<u4"),
+    "UINT64": np.dtype("<u8"),
+    "INT8": np.dtype("i1"),
+    "INT16": np.dtype("<i2"),
+    "INT32": np.dtype("<i4"),
+    "INT64": np.dtype("<i8"),
+    "FP16": np.dtype("<f2"),
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
+}
+_DATATYPE_OF: Mapping[np.dtype[np.generic], str] = {dtype: name for name, dtype in _NUMPY_OF.items()}
+DATATYPES: tuple[str, ...] = (*_NUMPY_OF, "BYTES")
+
+
+class TensorSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Name, OIP datatype and shape of one input or output. A dimension of -1 is free; dimension 0 is the batch."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+def numpy_dtype(datatype: str, *, field: str = "datatype") -> np.dtype[np.generic]:
+    """The little-endian numpy dtype of an OIP datatype; BYTES is ``object``.
+
+    Raises:
+        InvalidInput: no such datatype.
+    """
+    if datatype == "BYTES":
+        return np.dtype(object)
+    try:
+        return _NUMPY_OF[datatype]
+    except KeyError:
+        raise InvalidInput(f"{field}: unknown datatype {datatype!r}; known: {', '.join(DATATYPES)}", field=field) from None
+
+
+def datatype_of(array: Array, *, field: str = "array") -> str:
+    """The OIP datatype of a numpy array; object, bytes and str arrays are BYTES.
+
+    Raises:
+        InvalidInput: the dtype has no OIP datatype.
+    """
+    if array.dtype.kind in "OSU":
+        return "BYTES"
+    try:
+        return _DATATYPE_OF[array.dtype.newbyteorder("<") if array.dtype.byteorder == ">" else array.dtype]
+    except KeyError:
+        raise InvalidInput(
+            f"{field}: dtype {array.dtype} cannot travel; convert to one of {', '.join(DATATYPES)}", field=field
+        ) from None
+
+
+def to_bytes(array: Array) -> bytes:
+    """Row-major little-endian bytes of an array, in the OIP raw form."""
+    if array.dtype.kind in "OSU":
+        return b"".join(_length_prefixed(item) for item in array.ravel())
+    if array.dtype.byteorder == ">":
+        array = array.astype(array.dtype.newbyteorder("<"))
+    return array.tobytes()
+
+
+def from_bytes(data: bytes | memoryview, datatype: str, shape: Sequence[int], *, field: str = "tensor") -> Array:
+    """An array over raw bytes, without a copy where the datatype allows (the result is then read-only).
+
+    Raises:
+        InvalidInput: the byte count does not fit datatype and shape.
+    """
+    count = element_count(shape, field=field)
+    if datatype == "BYTES":
+        return _split_bytes(data, count, field).reshape(tuple(shape))
+    dtype = numpy_dtype(datatype, field=field)
+    expected = count * dtype.itemsize
+    if len(data) != expected:
+        raise InvalidInput(
+            f"{field}: {len(data)} raw bytes, but datatype {datatype} with shape {list(shape)} needs {expected}",
+            field=field,
+        )
+    return np.frombuffer(data, dtype=dtype).reshape(tuple(shape))
+
+
+def element_count(shape: Sequence[int], *, field: str = "shape") -> int:
+    """The number of elements of a concrete shape.
+
+    Raises:
+        InvalidInput: a dimension is negative.
+    """
+    count = 1
+    for dim in shape:
+        if dim < 0:
+            raise InvalidInput(f"{field}: shape {list(shape)} has a negative dimension", field=field)
+        count *= dim
+    return count
+
+
+def check_inputs(inputs: Mapping[str, Array], specs: Sequence[TensorSpec]) -> int:
+    """Check names, datatypes and shapes of a request against a model's inputs; return the number of rows.
+
+    All inputs share dimension 0, the batch.
+
+    Raises:
+        InvalidInput: which input is wrong, and what was expected.
+    """
+    expected = {spec.name: spec for spec in specs}
+    for name in inputs:
+        if name not in expected:
+            raise InvalidInput(f"inputs: no input named {name!r}; the model takes {_listing(specs)}", field=f"inputs.{name}")
+    rows = -1
+    for spec in specs:
+        array = inputs.get(spec.name)
+        field = f"inputs.{spec.name}"
+        if array is None:
+            raise InvalidInput(f"inputs: {spec.name!r} is missing; the model takes {_listing(specs)}", field=field)
+        check_tensor(array, spec, field=field)
+        if spec.shape:
+            if rows not in (-1, array.shape[0]):
+                raise InvalidInput(f"{field}: {array.shape[0]} rows, but another input has {rows}", field=field)
+            rows = array.shape[0]
+    if rows == 0:
+        raise InvalidInput("inputs: the batch has no rows; send at least one", field="inputs")
+    return max(rows, 1)
+
+
+def check_tensor(array: Array, spec: TensorSpec, *, field: str) -> None:
+    """Check one array against its spec.
+
+    Raises:
+        InvalidInput: datatype or shape differ.
+    """
+    datatype = datatype_of(array, field=field)
+    if datatype != spec.datatype:
+        raise InvalidInput(f"{field}: datatype is {datatype}, expected {spec.datatype}", field=field)
+    fits = len(array.shape) == len(spec.shape) and all(
+        want in (-1, have) for want, have in zip(spec.shape, array.shape, strict=True)
+    )
+    if not fits:
+        raise InvalidInput(
+            f"{field}: shape is {list(array.shape)}, expected {list(spec.shape)} (-1 is any size)", field=field
+        )
+
+
+class _Frame(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+
+def pack(tensors: Mapping[str, Array]) -> bytes:
+    """Named tensors as one msgpack document; same tensors, same bytes. Used for golden vectors and evidence."""
+    frames = [
+        _Frame(name=name, datatype=datatype_of(array), shape=array.shape, data=to_bytes(array))
+        for name, array in tensors.items()
+    ]
+    return msgspec.msgpack.encode(frames)
+
+
+def unpack(data: bytes | memoryview) -> dict[str, Array]:
+    """The inverse of :func:`pack`.
+
+    Raises:
+        InvalidInput: not such a document, or a tensor whose bytes do not fit its shape.
+    """
+    try:
+        frames = msgspec.msgpack.decode(data, type=list[_Frame])
+    except msgspec.MsgspecError as error:
+        raise InvalidInput(f"tensors: not a packed tensor document: {error}", field="tensors") from error
+    return {f.name: from_bytes(f.data, f.datatype, f.shape, field=f.name) for f in frames}
+
+
+def _length_prefixed(item: object) -> bytes:
+    data = item.encode() if isinstance(item, str) else bytes(item)  # type: ignore[call-overload]  # object arrays hold bytes or str
+    return struct.pack("<I", len(data)) + data
+
+
+def _split_bytes(data: bytes | memoryview, count: int, field: str) -> Array:
+    if count * 4 > len(data):
+        # refused before the array is allocated: a shape of 2**40 elements must not cost memory
+        raise InvalidInput(f"{field}: {len(data)} raw bytes cannot hold {count} BYTES elements", field=field)
+    items = np.empty(count, dtype=object)
+    at = 0
+    for index in range(count):
+        if at + 4 > len(data):
+            raise InvalidInput(f"{field}: raw bytes end inside the length of element {index} of {count}", field=field)
+        (size,) = struct.unpack_from("<I", data, at)
+        at += 4
+        if at + size > len(data):
+            raise InvalidInput(f"{field}: raw bytes end inside element {index} of {count}", field=field)
+        items[index] = bytes(data[at : at + size])
+        at += size
+    if at != len(data):
+        raise InvalidInput(f"{field}: {len(data) - at} raw bytes left over after {count} elements", field=field)
+    return items
+
+
+def _listing(specs: Sequence[TensorSpec]) -> str:
+    return ", ".join(f"{s.name} {s.datatype}{list(s.shape)}" for s in specs)
