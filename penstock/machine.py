@@ -1,4 +1,4 @@
-"""What this machine is, in the compiler's words: the name of its edge target, and the targets whose variants it can run.
+"""What this machine is, in the compiler's words: the name of its edge target, and which targets' variants it can run.
 
 Reads ``/proc/cpuinfo`` once per call; imports nothing heavy, because an agent asks at every start. Decides names only:
 which integer types a target gets is ``compiler.targets``.
