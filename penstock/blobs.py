@@ -19,7 +19,9 @@ from types import TracebackType
 
 from penstock.errors import ArtifactError, DigestMismatch, NotFound, StorageError, TooLarge
 
-MAX_DOCUMENT_BYTES = 4 * 1024 * 1024  # the OCI distribution specification asks registries to accept manifests this large
+MAX_DOCUMENT_BYTES = (
+    4 * 1024 * 1024
+)  # the OCI distribution specification asks registries to accept manifests this large
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _CHUNK_BYTES = 1024 * 1024
 
@@ -89,7 +91,9 @@ class BlobStore:
         """
         size = self.size_bytes(digest)
         if size > limit_bytes:
-            raise TooLarge(f"blob {digest} has {size} bytes, more than the {limit_bytes} allowed here", limit_bytes=limit_bytes)
+            raise TooLarge(
+                f"blob {digest} has {size} bytes, more than the {limit_bytes} allowed here", limit_bytes=limit_bytes
+            )
         data = self.path(digest).read_bytes()
         if digest_of(data) != digest:
             raise _mismatch(digest, digest_of(data))
@@ -147,7 +151,9 @@ class BlobStore:
         """Continue or begin a verified download of ``digest``; see :class:`BlobWriter`."""
         with disk_errors(f"creating {self._partial}"):
             self._partial.mkdir(parents=True, exist_ok=True)
-        return BlobWriter(self._partial / check_digest(digest).removeprefix("sha256:"), self.path(digest), digest, limit_bytes)
+        return BlobWriter(
+            self._partial / check_digest(digest).removeprefix("sha256:"), self.path(digest), digest, limit_bytes
+        )
 
     def delete(self, digest: str) -> None:
         """Remove a blob; absent is fine."""
@@ -182,7 +188,9 @@ class BlobWriter:
     def __enter__(self) -> BlobWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def write(self, chunk: bytes) -> None:
@@ -193,7 +201,9 @@ class BlobWriter:
         """
         if self.offset + len(chunk) > self._limit_bytes:
             self.discard()
-            raise TooLarge(f"blob {self._digest} sends more than {self._limit_bytes} bytes", limit_bytes=self._limit_bytes)
+            raise TooLarge(
+                f"blob {self._digest} sends more than {self._limit_bytes} bytes", limit_bytes=self._limit_bytes
+            )
         with disk_errors(f"writing {self._partial}"):
             self._file.write(chunk)
             self._file.flush()

@@ -57,8 +57,8 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def promise(self) -> str:
         """The promise as one English sentence."""
         return (
-            f"with {1 - self.delta:.0%} confidence, answering locally at {self.score} >= {self.threshold:.4f} costs at most "
-            f"{100 * self.max_harm:g} points of accuracy against always asking the cloud"
+            f"with {1 - self.delta:.0%} confidence, answering locally at {self.score} >= {self.threshold:.4f} "
+            f"costs at most {100 * self.max_harm:g} points of accuracy against always asking the cloud"
         )
 
 

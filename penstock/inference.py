@@ -76,7 +76,9 @@ def earliest_timeout_s(request: InferRequest, *others_s: float | None) -> float 
     micros = request.parameters.get("timeout")
     if micros is not None:
         if isinstance(micros, bool) or not isinstance(micros, int | float):
-            raise InvalidInput(f"parameters.timeout: {micros!r} is not a number of microseconds", field="parameters.timeout")
+            raise InvalidInput(
+                f"parameters.timeout: {micros!r} is not a number of microseconds", field="parameters.timeout"
+            )
         if micros != 0:  # Triton's convention: 0 means no timeout
             limits.append(micros / 1e6)
     if not limits:

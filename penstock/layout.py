@@ -290,5 +290,3 @@ def _model_config(spec: VariantSpec, layers: Sequence[Descriptor]) -> bytes:
         },
         order="sorted",
     )
-
-

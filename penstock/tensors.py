@@ -54,7 +54,9 @@ def numpy_dtype(datatype: str, *, field: str = "datatype") -> np.dtype[np.generi
     try:
         return _NUMPY_OF[datatype]
     except KeyError:
-        raise InvalidInput(f"{field}: unknown datatype {datatype!r}; known: {', '.join(DATATYPES)}", field=field) from None
+        raise InvalidInput(
+            f"{field}: unknown datatype {datatype!r}; known: {', '.join(DATATYPES)}", field=field
+        ) from None
 
 
 def datatype_of(array: Array, *, field: str = "array") -> str:
@@ -126,7 +128,9 @@ def check_inputs(inputs: Mapping[str, Array], specs: Sequence[TensorSpec]) -> in
     expected = {spec.name: spec for spec in specs}
     for name in inputs:
         if name not in expected:
-            raise InvalidInput(f"inputs: no input named {name!r}; the model takes {_listing(specs)}", field=f"inputs.{name}")
+            raise InvalidInput(
+                f"inputs: no input named {name!r}; the model takes {_listing(specs)}", field=f"inputs.{name}"
+            )
     rows = -1
     for spec in specs:
         array = inputs.get(spec.name)

@@ -15,7 +15,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 def output_option(function: F) -> F:
     """The ``-o/--output table|json`` option, passed on as ``output``."""
     return click.option(
-        "-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True, help="Output format."
+        "-o",
+        "--output",
+        type=click.Choice(["table", "json"]),
+        default="table",
+        show_default=True,
+        help="Output format.",
     )(function)
 
 
@@ -33,10 +38,15 @@ def format_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, ti
     """The text of :func:`print_table`: no colours and no box, so that it can be piped and pasted."""
     cells = [[str(cell) for cell in row] for row in rows]
     widths = [max(len(c), *(len(row[i]) for row in cells)) if cells else len(c) for i, c in enumerate(columns)]
-    right = [bool(rows) and all(isinstance(row[i], int | float) or _is_figure(str(row[i])) for row in rows) for i in range(len(columns))]
+    right = [
+        bool(rows) and all(isinstance(row[i], int | float) or _is_figure(str(row[i])) for row in rows)
+        for i in range(len(columns))
+    ]
+
     def line(values: Sequence[str]) -> str:
         padded = (v.rjust(w) if r else v.ljust(w) for v, w, r in zip(values, widths, right, strict=True))
         return "  ".join(padded).rstrip()
+
     lines = [title, ""] if title else []
     lines += [line([c.upper() for c in columns]), *(line(row) for row in cells)]
     return "\n".join(lines)
@@ -60,4 +70,6 @@ def is_interactive() -> bool:
 
 
 def _is_figure(text: str) -> bool:
-    return text in ("-", "") or text.lstrip("+-").split(" ")[0].rstrip("%x").replace(".", "", 1).replace(",", "").isdigit()
+    return (
+        text in ("-", "") or text.lstrip("+-").split(" ")[0].rstrip("%x").replace(".", "", 1).replace(",", "").isdigit()
+    )
