@@ -1,0 +1,244 @@
+"""The agent's settings: every limit, with a default that works on a small device with no configuration at all.
+
+Sources, later ones win: ``agent.toml`` (``--config``), the environment (``PENSTOCK_AGENT_CASCADE__AUDIT_SHARE=0.02``),
+flags. Relative paths are relative to the working directory. Knows no other module of the agent.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from penstock import config
+from penstock.errors import ConfigError
+
+ENV_PREFIX = "PENSTOCK_AGENT_"
+_MAX_SOCKET_PATH_BYTES = 107  # sun_path of Linux has 108 bytes, the last of them NUL
+_KIB, _MIB, _GIB = 1024, 1024**2, 1024**3
+
+Seconds = Annotated[float, Meta(ge=0)]
+Positive = Annotated[float, Meta(gt=0)]
+Count = Annotated[int, Meta(ge=1)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+OnUnreachable = Literal["local_flagged", "fail"]
+
+
+class CascadeSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When an answer is kept, and what watches that.
+
+    Attributes:
+        audit_share: share of rows drawn for the audit; a kept one is sent to the cloud too, for comparison.
+        audit_alpha: error budget of the audit's sequential test: the chance to distrust a certificate that holds.
+        on_unreachable: an uncertain answer while the cloud is out of reach is given anyway and flagged, or refused.
+    """
+
+    audit_share: Share = 0.01
+    audit_alpha: Annotated[float, Meta(gt=0, lt=1)] = 0.05
+    on_unreachable: OnUnreachable = "local_flagged"
+
+
+class EscalationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How uncertain rows travel to the cloud.
+
+    Attributes:
+        timeout_s: longest wait for the cloud; the request's own deadline shortens it.
+        max_rows: rows in one call. ``max_delay_s``: how long rows wait for company; 0 sends at once when idle.
+        max_queue_rows: rows waiting; beyond it a row counts as unreachable.
+        rate_rows_per_s: budget of rows; 0 is unlimited. ``burst_rows``: what may go at once.
+        breaker_failures: failures in a row that open the circuit; ``breaker_open_s`` until it is tried again.
+    """
+
+    timeout_s: Positive = 2.0
+    max_rows: Count = 64
+    max_delay_s: Seconds = 0.0
+    max_queue_rows: Count = 1024
+    rate_rows_per_s: Seconds = 0.0
+    burst_rows: Count = 256
+    breaker_failures: Count = 3
+    breaker_open_s: Positive = 2.0
+
+
+class LimitsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a client may ask for.
+
+    Attributes:
+        max_body_bytes: of one HTTP request. ``max_rows_per_request``: dimension 0 of its inputs.
+        max_queue_rows: rows waiting for one model on this device; beyond it requests are refused.
+        default_timeout_s: deadline of a request that names none.
+        max_models: models on this device at the same time; what is desired beyond it is refused and logged.
+        drain_s: how long a stopping agent waits for requests that it has begun.
+        threads: intra-op threads of each model.
+    """
+
+    max_body_bytes: Count = 16 * _MIB
+    max_queue_rows: Count = 1024
+    max_rows_per_request: Count = 1024
+    default_timeout_s: Positive = 5.0
+    max_models: Count = 16
+    drain_s: Seconds = 5.0
+    threads: Count = 1
+
+
+class FetchSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Pulling artifacts.
+
+    Attributes:
+        max_blob_bytes: of one layer. ``max_document_bytes``: of a manifest, spec or certificate.
+        max_variants: manifests in one artifact. ``max_certificates``: referrers looked at to find one that fits.
+        reserve_bytes: disk space that a pull leaves free.
+        chunk_bytes: what is read, hashed and written at a time.
+        connect_timeout_s, read_timeout_s: of one connection; the second is silence, not the whole transfer.
+    """
+
+    max_blob_bytes: Count = 16 * _GIB
+    max_document_bytes: Count = 4 * _MIB
+    max_variants: Count = 64
+    max_certificates: Count = 64
+    reserve_bytes: Annotated[int, Meta(ge=0)] = 32 * _MIB
+    chunk_bytes: Count = 256 * _KIB
+    connect_timeout_s: Positive = 10.0
+    read_timeout_s: Positive = 30.0
+
+
+class UpdateSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When a new version is trusted.
+
+    Attributes:
+        probation_s, probation_requests: a new version is committed after that many seconds, or rows, without a failure.
+        max_crashes: failures in probation, or starts that did not survive, after which it is reverted.
+        max_failures: versions that failed and are remembered per model, oldest forgotten.
+        retry_base_s, retry_max_s: full-jitter back-off of what may be tried again.
+        patience: attempts that fail for want of a connection before the device reports FAILED instead of FETCHING.
+    """
+
+    probation_s: Seconds = 30.0
+    probation_requests: Count = 200
+    max_crashes: Count = 3
+    max_failures: Count = 16
+    retry_base_s: Positive = 0.5
+    retry_max_s: Positive = 300.0
+    patience: Count = 3
+
+
+class HeartbeatSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Reporting to the fleet service.
+
+    Attributes:
+        interval_s: until the service says otherwise; what it says is held within ``min_s`` and ``max_s``.
+        min_s: shortest time between two heartbeats, also when the state changes quickly.
+        timeout_s: of one call. Failures back off with full jitter from ``interval_s`` to ``max_s``.
+    """
+
+    interval_s: Positive = 5.0
+    min_s: Positive = 0.1
+    max_s: Positive = 60.0
+    timeout_s: Positive = 5.0
+
+
+class OutboxSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Outcome records on their way to the fleet service.
+
+    Attributes:
+        flush_s: how often the counts since the last flush become a record and are delivered.
+        max_records, max_bytes: of the queue on disk. ``ttl_s``: age at which a record is given up.
+        when_full: ``merge`` folds the two oldest unsent records of one artifact into one (counts are kept, their
+            resolution in time is not); ``overwrite`` drops the oldest record.
+        max_batch: records in one call.
+    """
+
+    flush_s: Positive = 2.0
+    max_records: Count = 10_000
+    max_bytes: Annotated[int, Meta(ge=128 * _KIB)] = 16 * _MIB
+    ttl_s: Positive = 30 * 86_400.0
+    when_full: Literal["merge", "overwrite"] = "merge"
+    max_batch: Annotated[int, Meta(ge=1, le=1000)] = 256
+
+
+class LogSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Logs go to stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+
+
+class AgentSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All settings of one agent.
+
+    Attributes:
+        device_id: "" for one that is generated once and kept in the data directory.
+        data_dir: "" for ``/var/lib/penstock/agent`` (root) or ``$XDG_DATA_HOME/penstock/agent`` (anybody else).
+        socket: unix socket path, mode 0660; "" for ``agent.sock`` in a given data directory, else
+            ``/run/penstock/agent.sock`` (root) or ``$XDG_RUNTIME_DIR/penstock/agent.sock``.
+        tcp: ``host:port`` to serve HTTP on TCP too; port 0 takes a free one. "" (the default) is off.
+        core: gRPC target for escalations, heartbeats and outcomes. ``registry``: OCI registry to pull from.
+        subscriptions: models to run; ``*`` for whatever the fleet service assigns.
+        labels: what operators select devices by.
+        target: compile target, e.g. ``x86-64-vnni``; "" detects it.
+    """
+
+    device_id: str = ""
+    data_dir: str = ""
+    socket: str = ""
+    tcp: str = ""
+    core: str = "grpc://127.0.0.1:8001"
+    registry: str = "http://127.0.0.1:8000"
+    subscriptions: tuple[str, ...] = ("*",)
+    labels: dict[str, str] = {}
+    target: str = ""
+    cascade: CascadeSettings = field(default_factory=CascadeSettings)
+    escalation: EscalationSettings = field(default_factory=EscalationSettings)
+    limits: LimitsSettings = field(default_factory=LimitsSettings)
+    fetch: FetchSettings = field(default_factory=FetchSettings)
+    update: UpdateSettings = field(default_factory=UpdateSettings)
+    heartbeat: HeartbeatSettings = field(default_factory=HeartbeatSettings)
+    outbox: OutboxSettings = field(default_factory=OutboxSettings)
+    log: LogSettings = field(default_factory=LogSettings)
+
+
+def load(
+    *, file: Path | None = None, env: Mapping[str, str] | None = None, flags: Mapping[str, Any] | None = None
+) -> AgentSettings:
+    """Read the settings and fill in the paths that depend on the user, so that none is left "".
+
+    Raises:
+        ConfigError: unreadable file, unknown key (with the nearest known name), wrong type, out of range.
+    """
+    environment = os.environ if env is None else env
+    settings = config.load(AgentSettings, file=file, env=environment, env_prefix=ENV_PREFIX, flags=flags)
+    return with_paths(settings, environment)
+
+
+def with_paths(settings: AgentSettings, env: Mapping[str, str]) -> AgentSettings:
+    """``settings`` with ``data_dir`` and ``socket`` filled in, both absolute.
+
+    Raises:
+        ConfigError: a socket path longer than the operating system allows.
+    """
+    data_dir = Path(settings.data_dir or _default_data_dir(env)).expanduser().absolute()
+    socket = Path(settings.socket or _default_socket(settings, data_dir, env)).expanduser().absolute()
+    if len(os.fsencode(socket)) > _MAX_SOCKET_PATH_BYTES:
+        raise ConfigError(
+            f"socket: {socket} is longer than the {_MAX_SOCKET_PATH_BYTES} bytes a unix socket may have; "
+            "choose a shorter one with --socket"
+        )
+    return msgspec.structs.replace(settings, data_dir=str(data_dir), socket=str(socket))
+
+
+def _default_data_dir(env: Mapping[str, str]) -> Path:
+    if os.geteuid() == 0:
+        return Path("/var/lib/penstock/agent")
+    return Path(env.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "penstock" / "agent"
+
+
+def _default_socket(settings: AgentSettings, data_dir: Path, env: Mapping[str, str]) -> Path:
+    if settings.data_dir:  # a data directory of its own is an agent of its own
+        return data_dir / "agent.sock"
+    if os.geteuid() == 0:
+        return Path("/run/penstock/agent.sock")
+    runtime_dir = env.get("XDG_RUNTIME_DIR")
+    return Path(runtime_dir) / "penstock" / "agent.sock" if runtime_dir else data_dir / "agent.sock"
