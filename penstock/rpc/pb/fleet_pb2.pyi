@@ -187,7 +187,7 @@ class DeliverOutcomesResponse(_message.Message):
     def __init__(self, durable_sequence: _Optional[int] = ...) -> None: ...
 
 class Device(_message.Message):
-    __slots__ = ("device_id", "agent_version", "labels", "target", "models", "last_seen_s", "is_silent", "outbox_records")
+    __slots__ = ("device_id", "agent_version", "labels", "target", "models", "last_seen_s", "is_silent", "outbox_records", "outcomes")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -203,6 +203,7 @@ class Device(_message.Message):
     LAST_SEEN_S_FIELD_NUMBER: _ClassVar[int]
     IS_SILENT_FIELD_NUMBER: _ClassVar[int]
     OUTBOX_RECORDS_FIELD_NUMBER: _ClassVar[int]
+    OUTCOMES_FIELD_NUMBER: _ClassVar[int]
     device_id: str
     agent_version: str
     labels: _containers.ScalarMap[str, str]
@@ -211,7 +212,18 @@ class Device(_message.Message):
     last_seen_s: float
     is_silent: bool
     outbox_records: int
-    def __init__(self, device_id: _Optional[str] = ..., agent_version: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., target: _Optional[str] = ..., models: _Optional[_Iterable[_Union[ReportedModel, _Mapping]]] = ..., last_seen_s: _Optional[float] = ..., is_silent: _Optional[bool] = ..., outbox_records: _Optional[int] = ...) -> None: ...
+    outcomes: _containers.RepeatedCompositeFieldContainer[DeliveredOutcomes]
+    def __init__(self, device_id: _Optional[str] = ..., agent_version: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., target: _Optional[str] = ..., models: _Optional[_Iterable[_Union[ReportedModel, _Mapping]]] = ..., last_seen_s: _Optional[float] = ..., is_silent: _Optional[bool] = ..., outbox_records: _Optional[int] = ..., outcomes: _Optional[_Iterable[_Union[DeliveredOutcomes, _Mapping]]] = ...) -> None: ...
+
+class DeliveredOutcomes(_message.Message):
+    __slots__ = ("model", "artifact_digest", "counts")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    artifact_digest: str
+    counts: OutcomeCounts
+    def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., counts: _Optional[_Union[OutcomeCounts, _Mapping]] = ...) -> None: ...
 
 class ListDevicesRequest(_message.Message):
     __slots__ = ("selector",)
