@@ -1,0 +1,67 @@
+# Plain `make` lists the words. Everything runs from .venv, which is built on first use and reused afterwards.
+# ARGS passes arguments on: make demo ARGS="--keep", make test ARGS="tests/penstock -x", make bench ARGS="--quick"
+
+VENV := .venv
+BIN  := $(VENV)/bin
+# -qq: errors only; a warning about an index says nothing to whoever runs make
+PIP  := $(BIN)/python -m pip -qq --disable-pip-version-check
+# the first interpreter that is new enough; a system's own python3 may be older than a python3.12 beside it
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+ARGS ?=
+
+.PHONY: help demo test lint proto docs bench wheel venv clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "usage: make WORD [ARGS=...]"
+	@echo
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-7s %s\n", $$1, $$2 }'
+
+demo: $(VENV)/.demo  ## run the whole path on real data and end with a verdict
+	@$(BIN)/penstock demo $(ARGS)
+
+test: $(VENV)/.dev  ## run every test that needs no GPU
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev  ## ruff, mypy strict, layer and purity rules, freshness of generated code and docs
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/mypy scripts/*.py
+	@$(BIN)/lint-imports
+	@$(BIN)/python scripts/generate_proto.py --check
+	@$(BIN)/python scripts/generate_docs.py --check
+
+proto: $(VENV)/.dev  ## regenerate penstock/rpc/pb from proto/
+	@$(BIN)/python scripts/generate_proto.py
+
+docs: $(VENV)/.dev  ## regenerate the reference pages of docs/ from settings, commands, metrics and errors
+	@$(BIN)/python scripts/generate_docs.py
+
+bench: $(VENV)/.dev  ## measure against raw onnxruntime, a bare gRPC echo and a one-file server (about 5 minutes)
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+wheel: $(VENV)/.dev  ## build the wheel into dist/
+	@$(BIN)/python -m build --wheel --outdir dist .
+
+venv: $(VENV)/.dev  ## build .venv with everything that developing needs
+
+clean:  ## remove what building, testing and linting leave behind; keep .venv
+	@rm -rf dist build out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# Stamps live inside .venv, so that they vanish with it. Python itself is order-only: its date says nothing.
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or newer is needed and none was found; set PYTHON=..." >&2; exit 1; }
+	@echo "creating $(VENV) with $$($(PYTHON) --version)" >&2
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing what the demo needs into $(VENV)" >&2
+	@$(PIP) install -c constraints.txt -e '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing what developing and testing need into $(VENV)" >&2
+	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.demo
