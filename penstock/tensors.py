@@ -92,7 +92,7 @@ def from_bytes(data: bytes | memoryview, datatype: str, shape: Sequence[int], *,
     """
     count = element_count(shape, field=field)
     if datatype == "BYTES":
-        return _split_bytes(data, count, field).reshape(tuple(shape))
+        return reshape(_split_bytes(data, count, field), shape, field=field)
     dtype = numpy_dtype(datatype, field=field)
     expected = count * dtype.itemsize
     if len(data) != expected:
@@ -100,7 +100,22 @@ def from_bytes(data: bytes | memoryview, datatype: str, shape: Sequence[int], *,
             f"{field}: {len(data)} raw bytes, but datatype {datatype} with shape {list(shape)} needs {expected}",
             field=field,
         )
-    return np.frombuffer(data, dtype=dtype).reshape(tuple(shape))
+    array: Array = np.frombuffer(data, dtype=dtype)
+    if datatype == "BOOL" and array.view(np.uint8).max(initial=0) > 1:
+        raise InvalidInput(f"{field}: a BOOL byte must be 0 or 1", field=field)  # numpy would compute nonsense with it
+    return reshape(array, shape, field=field)
+
+
+def reshape(array: Array, shape: Sequence[int], *, field: str = "tensor") -> Array:
+    """``array.reshape(shape)`` with an error a client can act on.
+
+    Raises:
+        InvalidInput: another element count, too many dimensions, or a dimension that no machine can address.
+    """
+    try:
+        return array.reshape(tuple(shape))
+    except (ValueError, OverflowError) as error:
+        raise InvalidInput(f"{field}: cannot have shape {list(shape)[:8]}: {error}", field=field) from None
 
 
 def element_count(shape: Sequence[int], *, field: str = "shape") -> int:

@@ -1,0 +1,354 @@
+"""The Open Inference Protocol over HTTP: JSON bodies and the binary tensor extension, to and from plain values.
+
+On the hot path of core, agent and SDK: raw bytes are not copied, and JSON is decoded by typed decoders. Headers,
+statuses and sockets are not here; ``header_length`` is the value of ``Inference-Header-Content-Length``.
+Source: Open Inference Protocol, "HTTP/REST"; Triton, "Binary Tensor Data Extension".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import msgspec
+
+from penstock.errors import Internal, InvalidInput, PenstockError
+from penstock.inference import InferRequest, InferResponse, ModelMetadata, Parameter
+from penstock.rest import jsondata
+from penstock.tensors import Array, TensorSpec, datatype_of, from_bytes, to_bytes
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+JSON = "application/json"
+BINARY = "application/octet-stream"
+
+_Dim = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+_Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+_Parameters = dict[str, bool | _Int64 | float | str]
+_ALIGNMENT = 8
+_ABSENT = msgspec.Raw(b"")
+
+
+class _TensorParameters(msgspec.Struct, omit_defaults=True):
+    binary_data_size: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    shared_memory_region: str | None = None
+
+
+class _Tensor(msgspec.Struct, omit_defaults=True):
+    name: str
+    datatype: str
+    shape: list[_Dim]
+    parameters: _TensorParameters | None = None
+    data: msgspec.Raw = _ABSENT
+
+
+class _OutputParameters(msgspec.Struct, omit_defaults=True):
+    binary_data: bool | None = None
+    classification: int | None = None
+    shared_memory_region: str | None = None
+
+
+class _WantedOutput(msgspec.Struct, omit_defaults=True):
+    name: str
+    parameters: _OutputParameters | None = None
+
+
+class _Request(msgspec.Struct, omit_defaults=True):
+    inputs: list[_Tensor]
+    id: str = ""
+    parameters: _Parameters = {}
+    outputs: list[_WantedOutput] = []
+
+
+class _Response(msgspec.Struct, omit_defaults=True):
+    model_name: str
+    outputs: list[_Tensor]
+    model_version: str = ""
+    id: str = ""
+    parameters: _Parameters = {}
+
+
+class _SentTensor(msgspec.Struct, omit_defaults=True):
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    parameters: _TensorParameters | None = None
+    data: list[Any] | None = None
+
+
+class _SentRequest(msgspec.Struct, omit_defaults=True):
+    inputs: list[_SentTensor]
+    id: str = ""
+    parameters: Mapping[str, Parameter] = {}
+    outputs: list[_WantedOutput] = []
+
+
+class _SentResponse(msgspec.Struct, omit_defaults=True):
+    model_name: str
+    outputs: list[_SentTensor]
+    model_version: str = ""
+    id: str = ""
+    parameters: Mapping[str, Parameter] = {}
+
+
+class _MetadataTensor(msgspec.Struct):
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class _Metadata(msgspec.Struct):
+    name: str
+    platform: str = ""
+    versions: list[str] = []
+    inputs: list[_MetadataTensor] = []
+    outputs: list[_MetadataTensor] = []
+
+
+_REQUEST = msgspec.json.Decoder(_Request)
+_RESPONSE = msgspec.json.Decoder(_Response)
+_METADATA = msgspec.json.Decoder(_Metadata)
+_ENCODER = msgspec.json.Encoder()
+# a malformed document, bytes that are not UTF-8, and lists nested without end
+_MALFORMED = (msgspec.MsgspecError, ValueError, RecursionError)
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedRequest:
+    """A request, and which outputs its sender wants raw: all, none, or those named."""
+
+    request: InferRequest
+    binary_outputs: bool | frozenset[str] = False
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedBody:
+    """A body to send. ``header_length`` is None for plain JSON, else what ``Inference-Header-Content-Length`` says."""
+
+    body: bytes
+    header_length: int | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers that describe this body."""
+        if self.header_length is None:
+            return {"Content-Type": JSON}
+        return {"Content-Type": BINARY, HEADER_LENGTH: str(self.header_length)}
+
+
+def decode_request(
+    body: bytes | memoryview, *, header_length: int | None = None, model: str, version: str = ""
+) -> DecodedRequest:
+    """Decode the body of ``POST /v2/models/{model}[/versions/{version}]/infer``.
+
+    Arrays are read-only views of ``body`` where the binary form was used.
+
+    Raises:
+        InvalidInput: malformed in any way; never anything else.
+    """
+    header, raw = _split(body, header_length)
+    try:
+        sent = _REQUEST.decode(header)
+    except _MALFORMED as error:
+        raise InvalidInput(f"body: {_readable(error)}", field="body") from None
+    inputs = _arrays(sent.inputs, raw, "inputs")
+    if not inputs:
+        raise InvalidInput("inputs: the request has none", field="inputs")
+    parameters = sent.parameters
+    wants_binary = parameters.pop("binary_data_output", False) if parameters else False
+    if not isinstance(wants_binary, bool):
+        raise InvalidInput("parameters.binary_data_output: must be true or false", field="parameters")
+    outputs: tuple[str, ...] = ()
+    binary: bool | frozenset[str] = wants_binary
+    if sent.outputs:
+        outputs, binary = _wanted(sent.outputs, wants_binary)
+    request = InferRequest(
+        model=model, version=version, id=sent.id, inputs=inputs, outputs=outputs, parameters=parameters
+    )
+    return DecodedRequest(request, binary)
+
+
+def encode_response(response: InferResponse, decoded: DecodedRequest) -> EncodedBody:
+    """Encode an answer the way its request asked for it: raw where asked raw, JSON elsewhere.
+
+    Raises:
+        InvalidInput: a BYTES output was wanted as JSON and is not UTF-8.
+    """
+    binary = decoded.binary_outputs
+    tensors, raws = _sent_tensors(response.outputs, binary, "outputs")
+    document = _SentResponse(
+        response.model, tensors, response.version, response.id or decoded.request.id, response.parameters
+    )
+    return _joined(_ENCODER.encode(document), raws)
+
+
+def encode_request(request: InferRequest, *, binary: bool = True) -> EncodedBody:
+    """Encode a request; with ``binary`` inputs travel raw and outputs are wanted raw.
+
+    Raises:
+        InvalidInput: a dtype that cannot travel, or (without ``binary``) BYTES that are not UTF-8.
+    """
+    tensors, raws = _sent_tensors(request.inputs, binary, "inputs")
+    parameters = {**request.parameters, "binary_data_output": True} if binary else request.parameters
+    wanted = [_WantedOutput(name) for name in request.outputs]
+    document = _SentRequest(tensors, request.id, parameters, wanted)
+    return _joined(_ENCODER.encode(document), raws)
+
+
+def decode_response(body: bytes | memoryview, *, header_length: int | None = None) -> InferResponse:
+    """Decode a server's answer.
+
+    Raises:
+        Internal: the server answered something that is not an inference response.
+    """
+    try:
+        header, raw = _split(body, header_length)
+        sent = _RESPONSE.decode(header)
+        outputs = _arrays(sent.outputs, raw, "outputs", gaps=True)
+    except (InvalidInput, *_MALFORMED) as error:
+        raise Internal(f"the server's answer is not a valid inference response: {error}") from None
+    return InferResponse(
+        model=sent.model_name, version=sent.model_version, id=sent.id, outputs=outputs, parameters=sent.parameters
+    )
+
+
+def encode_metadata(metadata: ModelMetadata) -> bytes:
+    """The JSON of ``GET /v2/models/{model}``."""
+    return _ENCODER.encode(
+        {
+            "name": metadata.name,
+            "versions": metadata.versions,
+            "platform": metadata.platform,
+            "inputs": metadata.inputs,
+            "outputs": metadata.outputs,
+        }
+    )
+
+
+def decode_metadata(body: bytes) -> ModelMetadata:
+    """The inverse of :func:`encode_metadata`; fields of other servers are ignored.
+
+    Raises:
+        Internal: the server answered something else.
+    """
+    try:
+        sent = _METADATA.decode(body)
+    except _MALFORMED as error:
+        raise Internal(f"the server's answer is not a model's metadata: {error}") from None
+    return ModelMetadata(
+        name=sent.name,
+        versions=tuple(sent.versions),
+        platform=sent.platform,
+        inputs=tuple(_spec(tensor) for tensor in sent.inputs),
+        outputs=tuple(_spec(tensor) for tensor in sent.outputs),
+    )
+
+
+def encode_error(error: PenstockError) -> bytes:
+    """``{"error": "..."}``, the body that the protocol gives every failure."""
+    return _ENCODER.encode({"error": error.message})
+
+
+def _split(body: bytes | memoryview, header_length: int | None) -> tuple[bytes | memoryview, memoryview | None]:
+    if header_length is None:
+        return body, None
+    if not 0 <= header_length <= len(body):
+        raise InvalidInput(
+            f"{HEADER_LENGTH}: {header_length} does not fit a body of {len(body)} bytes", field=HEADER_LENGTH
+        )
+    view = memoryview(body)
+    return view[:header_length], view[header_length:]
+
+
+def _arrays(tensors: list[_Tensor], raw: memoryview | None, where: str, *, gaps: bool = False) -> dict[str, Array]:
+    arrays: dict[str, Array] = {}
+    at = 0
+    for tensor in tensors:
+        name = tensor.name
+        field = f"{where}.{name}"
+        parameters = tensor.parameters
+        size = None
+        if parameters is not None:
+            size = parameters.binary_data_size
+            if parameters.shared_memory_region is not None:
+                raise InvalidInput(f"{field}: shared memory is not served; send the bytes", field=field)
+        if name in arrays:
+            raise InvalidInput(f"{field}: given twice", field=field)
+        if size is not None:
+            arrays[name] = _raw_array(tensor, raw, at, size, field)
+            at += size
+        elif tensor.data != _ABSENT:
+            arrays[name] = jsondata.decode(tensor.data, tensor.datatype, tensor.shape, field=field, gaps=gaps)
+        else:
+            raise InvalidInput(f"{field}: neither data nor parameters.binary_data_size is given", field=field)
+    if raw is not None and at != len(raw):
+        raise InvalidInput(f"body: {len(raw) - at} bytes after the last tensor's binary data", field="body")
+    return arrays
+
+
+def _raw_array(tensor: _Tensor, raw: memoryview | None, at: int, size: int, field: str) -> Array:
+    if raw is None:
+        raise InvalidInput(f"{field}: binary data needs the header {HEADER_LENGTH}", field=field)
+    if tensor.data != _ABSENT:
+        raise InvalidInput(f"{field}: both data and binary_data_size are given", field=field)
+    if at + size > len(raw):
+        raise InvalidInput(
+            f"{field}: binary_data_size is {size}, but only {len(raw) - at} bytes are left in the body", field=field
+        )
+    array = from_bytes(raw[at : at + size], tensor.datatype, tensor.shape, field=field)
+    # a JSON header of any length comes before the bytes, and not every kernel reads unaligned floats on every machine
+    return array if array.flags.aligned else array.copy()
+
+
+def _wanted(outputs: list[_WantedOutput], default: bool) -> tuple[tuple[str, ...], bool | frozenset[str]]:
+    names = tuple(output.name for output in outputs)
+    if len(set(names)) != len(names):
+        raise InvalidInput("outputs: a name is given twice", field="outputs")
+    raw = []
+    for output in outputs:
+        parameters = output.parameters
+        if parameters is None:
+            is_raw = default
+        elif parameters.classification or parameters.shared_memory_region is not None:
+            field = f"outputs.{output.name}"
+            raise InvalidInput(f"{field}: classification and shared memory are not served", field=field)
+        else:
+            is_raw = default if parameters.binary_data is None else parameters.binary_data
+        if is_raw:
+            raw.append(output.name)
+    if len(raw) in (0, len(names)):
+        return names, bool(raw)
+    return names, frozenset(raw)
+
+
+def _sent_tensors(
+    arrays: Mapping[str, Array], binary: bool | frozenset[str], where: str
+) -> tuple[list[_SentTensor], list[bytes]]:
+    tensors = []
+    raws = []
+    for name, array in arrays.items():
+        datatype = datatype_of(array, field=name)
+        if binary is True or (binary and name in binary):
+            raw = to_bytes(array)
+            raws.append(raw)
+            tensors.append(_SentTensor(name, datatype, array.shape, _TensorParameters(len(raw))))
+        else:
+            data = jsondata.encode(array, datatype, field=f"{where}.{name}")
+            tensors.append(_SentTensor(name, datatype, array.shape, None, data))
+    return tensors, raws
+
+
+def _joined(header: bytes, raws: list[bytes]) -> EncodedBody:
+    if not raws:
+        return EncodedBody(header)
+    # spaces are JSON's own padding: they let the receiver view the tensors in place
+    header += b" " * (-len(header) % _ALIGNMENT)
+    return EncodedBody(b"".join([header, *raws]), len(header))
+
+
+def _spec(tensor: _MetadataTensor) -> TensorSpec:
+    return TensorSpec(name=tensor.name, datatype=tensor.datatype, shape=tuple(tensor.shape))
+
+
+def _readable(error: Exception) -> str:
+    return "not valid JSON: nested too deeply" if isinstance(error, RecursionError) else f"not a valid request: {error}"

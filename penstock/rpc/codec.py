@@ -1,0 +1,226 @@
+"""The Open Inference Protocol over gRPC: messages to and from plain values.
+
+On the hot path of core and SDK. Raw contents are views of the message's bytes; typed contents are accepted too, and an
+answer is raw when its request was raw.
+Source: Open Inference Protocol, "GRPC"; raw contents are all or nothing in one message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from penstock.errors import Internal, InvalidInput
+from penstock.inference import InferRequest, InferResponse, ModelMetadata, Parameter
+from penstock.rpc.pb import oip_pb2
+from penstock.tensors import Array, TensorSpec, datatype_of, from_bytes, numpy_dtype, reshape, to_bytes
+
+# the field of InferTensorContents that carries a datatype; FP16 has none and travels raw only
+_CONTENTS: Mapping[str, str] = {
+    "BOOL": "bool_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedRequest:
+    """A request, and whether its tensors came raw (then the answer's go raw too)."""
+
+    request: InferRequest
+    raw: bool = True
+
+
+def decode_request(message: oip_pb2.ModelInferRequest) -> DecodedRequest:
+    """Decode a ``ModelInferRequest``. Arrays are read-only views where contents are raw.
+
+    Raises:
+        InvalidInput: malformed in any way; never anything else.
+    """
+    tensors = message.inputs
+    if not tensors:
+        raise InvalidInput("inputs: the request has none", field="inputs")
+    raws = message.raw_input_contents
+    outputs: tuple[str, ...] = ()
+    if message.outputs:
+        outputs = tuple(_wanted(output) for output in message.outputs)
+        if len(set(outputs)) != len(outputs):
+            raise InvalidInput("outputs: a name is given twice", field="outputs")
+    request = InferRequest(
+        model=message.model_name,
+        version=message.model_version,
+        id=message.id,
+        inputs=_arrays(tensors, raws, "inputs"),
+        outputs=outputs,
+        parameters=_parameters(message.parameters) if message.parameters else {},
+    )
+    return DecodedRequest(request, bool(raws))
+
+
+def encode_response(response: InferResponse, decoded: DecodedRequest) -> oip_pb2.ModelInferResponse:
+    """Encode an answer: raw when the request was raw, or when an output's datatype has no typed form (FP16)."""
+    outputs = [(name, datatype_of(array, field=name), array) for name, array in response.outputs.items()]
+    message = oip_pb2.ModelInferResponse(
+        model_name=response.model, model_version=response.version, id=response.id or decoded.request.id
+    )
+    _put_parameters(message.parameters, response.parameters)
+    if decoded.raw or any(datatype not in _CONTENTS for _, datatype, _ in outputs):
+        for name, datatype, array in outputs:
+            message.outputs.add(name=name, datatype=datatype, shape=array.shape)
+            message.raw_output_contents.append(to_bytes(array))
+    else:
+        for name, datatype, array in outputs:
+            tensor = message.outputs.add(name=name, datatype=datatype, shape=array.shape)
+            getattr(tensor.contents, _CONTENTS[datatype]).extend(_elements(array, datatype))
+    return message
+
+
+def encode_request(request: InferRequest) -> oip_pb2.ModelInferRequest:
+    """Encode a request with raw contents.
+
+    Raises:
+        InvalidInput: a dtype that cannot travel, or a parameter that fits no protobuf type.
+    """
+    message = oip_pb2.ModelInferRequest(model_name=request.model, model_version=request.version, id=request.id)
+    for name, array in request.inputs.items():
+        message.inputs.add(name=name, datatype=datatype_of(array, field=name), shape=array.shape)
+        message.raw_input_contents.append(to_bytes(array))
+    for output in request.outputs:
+        message.outputs.add(name=output)
+    _put_parameters(message.parameters, request.parameters)
+    return message
+
+
+def decode_response(message: oip_pb2.ModelInferResponse) -> InferResponse:
+    """Decode a server's answer.
+
+    Raises:
+        Internal: tensors whose bytes do not fit their shapes.
+    """
+    try:
+        outputs = _arrays(message.outputs, message.raw_output_contents, "outputs")
+        parameters = _parameters(message.parameters) if message.parameters else {}
+    except InvalidInput as error:
+        raise Internal(f"the server's answer is not a valid inference response: {error}") from None
+    return InferResponse(
+        model=message.model_name,
+        version=message.model_version,
+        id=message.id,
+        outputs=outputs,
+        parameters=parameters,
+    )
+
+
+def encode_metadata(metadata: ModelMetadata) -> oip_pb2.ModelMetadataResponse:
+    """A ``ModelMetadataResponse``."""
+    message = oip_pb2.ModelMetadataResponse(
+        name=metadata.name, versions=metadata.versions, platform=metadata.platform
+    )
+    for specs, tensors in ((metadata.inputs, message.inputs), (metadata.outputs, message.outputs)):
+        for spec in specs:
+            tensors.add(name=spec.name, datatype=spec.datatype, shape=spec.shape)
+    return message
+
+
+def decode_metadata(message: oip_pb2.ModelMetadataResponse) -> ModelMetadata:
+    """The inverse of :func:`encode_metadata`."""
+    return ModelMetadata(
+        name=message.name,
+        versions=tuple(message.versions),
+        platform=message.platform,
+        inputs=tuple(_spec(tensor) for tensor in message.inputs),
+        outputs=tuple(_spec(tensor) for tensor in message.outputs),
+    )
+
+
+def _arrays(tensors: Any, raws: Any, where: str) -> dict[str, Array]:
+    count = len(raws)
+    if count and count != len(tensors):
+        field = f"raw_{where[:-1]}_contents"
+        raise InvalidInput(f"{field}: {count} entries for {len(tensors)} {where}; raw is all or nothing", field=field)
+    arrays: dict[str, Array] = {}
+    for index, tensor in enumerate(tensors):
+        name = tensor.name
+        field = f"{where}.{name}"
+        if name in arrays:
+            raise InvalidInput(f"{field}: given twice", field=field)
+        if count:
+            if tensor.HasField("contents"):
+                raise InvalidInput(f"{field}: both contents and raw contents are given", field=field)
+            arrays[name] = from_bytes(raws[index], tensor.datatype, tensor.shape, field=field)
+        else:
+            arrays[name] = _typed(tensor, field)
+        if tensor.parameters and "shared_memory_region" in tensor.parameters:
+            raise InvalidInput(f"{field}: shared memory is not served; send the bytes", field=field)
+    return arrays
+
+
+def _typed(tensor: Any, field: str) -> Array:
+    datatype = tensor.datatype
+    dtype = numpy_dtype(datatype, field=field)
+    if datatype not in _CONTENTS:
+        raise InvalidInput(f"{field}: {datatype} travels only in raw contents", field=field)
+    fields = tensor.contents.ListFields()
+    if len(fields) > 1 or (fields and fields[0][0].name != _CONTENTS[datatype]):
+        raise InvalidInput(f"{field}: {datatype} values belong in contents.{_CONTENTS[datatype]}", field=field)
+    values = list(fields[0][1]) if fields else []
+    try:
+        array: Array = np.array(values, dtype=dtype)
+    except OverflowError:
+        raise InvalidInput(f"{field}: a value is out of range for {datatype}", field=field) from None
+    return reshape(array, tensor.shape, field=field)
+
+
+def _wanted(output: oip_pb2.ModelInferRequest.InferRequestedOutputTensor) -> str:
+    if output.parameters and not output.parameters.keys() <= {"binary_data"}:
+        field = f"outputs.{output.name}"
+        raise InvalidInput(f"{field}: classification and shared memory are not served", field=field)
+    return output.name
+
+
+def _elements(array: Array, datatype: str) -> Iterable[Any]:
+    values = array.ravel().tolist()
+    return (v.encode() if isinstance(v, str) else bytes(v) for v in values) if datatype == "BYTES" else values
+
+
+def _parameters(sent: Mapping[str, oip_pb2.InferParameter]) -> dict[str, Parameter]:
+    parameters: dict[str, Parameter] = {}
+    for name, parameter in sent.items():
+        choice = parameter.WhichOneof("parameter_choice")
+        if choice is None:
+            raise InvalidInput(f"parameters.{name}: has no value", field=f"parameters.{name}")
+        parameters[name] = getattr(parameter, choice)
+    return parameters
+
+
+def _put_parameters(
+    target: MutableMapping[str, oip_pb2.InferParameter], parameters: Mapping[str, Parameter]
+) -> None:
+    for name, value in parameters.items():
+        try:
+            if isinstance(value, bool):
+                target[name].bool_param = value
+            elif isinstance(value, int):
+                target[name].int64_param = value
+            elif isinstance(value, float):
+                target[name].double_param = value
+            else:
+                target[name].string_param = value
+        except (ValueError, TypeError) as error:
+            raise InvalidInput(f"parameters.{name}: cannot travel: {error}", field=f"parameters.{name}") from None
+
+
+def _spec(tensor: oip_pb2.ModelMetadataResponse.TensorMetadata) -> TensorSpec:
+    return TensorSpec(name=tensor.name, datatype=tensor.datatype, shape=tuple(tensor.shape))
