@@ -1,0 +1,244 @@
+"""Decides the one next step that brings a model from what runs to what is wanted: ``plan(state, progress, now)``.
+
+A short-circuit priority list over values; level-triggered, so that planning again after a crash continues where the
+state on disk stands. Does nothing itself and reads no clock: ``edge_agent.updater`` acts, and says what came of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from edge_agent.policy.slots import ModelState, Release, ReleaseKey, Slot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateLimits:
+    """See ``edge_agent.settings.UpdateSettings``."""
+
+    probation_s: float
+    probation_requests: int
+    max_crashes: int
+    patience: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadFailure:
+    """Why the active slot could not be loaded. ``is_damaged``: its bytes on this disk are gone or changed."""
+
+    reason: str
+    is_damaged: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """What is true only while this process lives. Times are on the clock of ``now``.
+
+    Attributes:
+        loaded: what answers requests. ``fetching``: what is being pulled. ``fetched``: complete on disk.
+        prepared: proven, in memory, not switched to.
+        failed_attempts: tries of the desired release that failed in a row; the next one not before ``retry_at``.
+        is_hard: the last of them is worth an operator's eye at once (disk full), not only when it persists.
+        failures: crashes and failed requests of the active slot since it was loaded.
+        clean_since, clean_requests: since when, and for how many rows, it ran without a failure.
+        should_collect: blobs may have become unreferenced.
+    """
+
+    loaded: ReleaseKey | None = None
+    fetching: ReleaseKey | None = None
+    fetched: Slot | None = None
+    prepared: ReleaseKey | None = None
+    load_failure: LoadFailure | None = None
+    failed_attempts: int = 0
+    retry_at: float = 0.0
+    error: str = ""
+    is_hard: bool = False
+    failures: int = 0
+    clean_since: float = 0.0
+    clean_requests: int = 0
+    should_collect: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """Load the active slot and answer with it: at start, and after a revert."""
+
+    slot: Slot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetch:
+    """Begin or continue pulling a release."""
+
+    release: Release
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prove:
+    """Load a fetched slot beside the running one and replay its golden inputs."""
+
+    slot: Slot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activate:
+    """Switch to a proven slot."""
+
+    slot: Slot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """The active slot came through its probation."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Revert:
+    """Go back to the previous slot. ``should_block``: never try this release again until another was asked for."""
+
+    reason: str
+    should_block: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refuse:
+    """Never try the desired release again until another was asked for; what runs goes on."""
+
+    release: Release
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collect:
+    """Delete blobs that no slot needs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nothing:
+    """Look again at ``wake_at``, or when something happens."""
+
+    reason: str
+    wake_at: float | None = None
+
+
+Action = Load | Fetch | Prove | Activate | Commit | Revert | Refuse | Collect | Nothing
+Phase = Literal["idle", "fetching", "proving", "probation", "committed", "reverted", "failed"]
+Severity = Literal["wait", "failed", "final"]
+
+_WAIT = frozenset({"unavailable", "deadline-exceeded", "queue-full", "quota-exceeded"})
+_RETRIED = frozenset({"storage", "digest-mismatch", "unauthenticated", "permission-denied"})
+
+
+def plan(state: ModelState, progress: Progress, limits: UpdateLimits, now: float) -> Action:
+    """The next step. Serving comes first, then trust in what serves, then the next release, then tidying."""
+    if state.active is not None and progress.loaded != state.active.key:
+        return _bring_up(state, state.active, progress, limits, now)
+    trial = _judge(state, progress, limits, now)
+    if not isinstance(trial, Nothing):
+        return trial
+    step = _pursue(state, progress, limits, now)
+    if not isinstance(step, Nothing):
+        return step
+    if progress.should_collect and progress.fetching is None:
+        return Collect()
+    return Nothing(reason=step.reason or trial.reason, wake_at=_earliest(step.wake_at, trial.wake_at))
+
+
+def severity(code: str) -> Severity:
+    """What an error code (``penstock.errors``) means for a release that is being fetched.
+
+    ``wait``: nobody is to blame yet. ``failed``: report it, try again. ``final``: the same again cannot help.
+    """
+    if code in _WAIT:
+        return "wait"
+    return "failed" if code in _RETRIED else "final"
+
+
+def phase(state: ModelState, progress: Progress, limits: UpdateLimits) -> tuple[Phase, str]:
+    """What to report: the phase, and an error for people ("" when there is none)."""
+    desired = state.desired
+    if desired is None or (state.active and state.active.key == desired.key):
+        return _resting_phase(state, progress, limits)
+    failure = state.failure_of(desired)
+    if failure and failure.is_blocked:
+        return ("reverted" if failure.kind == "reverted" else "failed"), failure.reason
+    if progress.failed_attempts and (progress.is_hard or progress.failed_attempts >= limits.patience):
+        return "failed", progress.error
+    if progress.prepared == desired.key or (progress.fetched and progress.fetched.key == desired.key):
+        return "proving", progress.error
+    return "fetching", progress.error
+
+
+def _resting_phase(state: ModelState, progress: Progress, limits: UpdateLimits) -> tuple[Phase, str]:
+    if state.active is None:
+        return "idle", ""
+    if progress.load_failure is not None:
+        return "failed", progress.load_failure.reason
+    if state.is_committed:
+        return "committed", state.active.note
+    if progress.failures >= limits.max_crashes:
+        return "failed", f"{_failures(progress)}; there is no earlier version to go back to"
+    return "probation", state.active.note
+
+
+def _bring_up(state: ModelState, active: Slot, progress: Progress, limits: UpdateLimits, now: float) -> Action:
+    starts = state.starts_of(active.key)
+    if starts >= limits.max_crashes:
+        return Revert(reason=f"{starts} starts with it did not survive", should_block=True)
+    broken = progress.load_failure
+    if broken is None:
+        return Load(slot=active)
+    if broken.is_damaged:
+        return Revert(reason=broken.reason, should_block=False)
+    if state.previous is not None:
+        return Revert(reason=broken.reason, should_block=True)
+    if now >= progress.retry_at:
+        return Load(slot=active)
+    return Nothing(reason=broken.reason, wake_at=progress.retry_at)
+
+
+def _judge(state: ModelState, progress: Progress, limits: UpdateLimits, now: float) -> Commit | Revert | Nothing:
+    """Trust in the active slot: a probation, and for a committed one the check that it survives being loaded."""
+    if state.active is None or (state.is_committed and state.trial is None):
+        return Nothing(reason="")
+    if not state.is_committed and state.previous and progress.failures >= limits.max_crashes:
+        return Revert(reason=_failures(progress), should_block=True)
+    if progress.clean_requests >= limits.probation_requests:
+        return Commit(reason=f"{progress.clean_requests} rows without a failure")
+    ends_at = progress.clean_since + limits.probation_s
+    if now >= ends_at:
+        return Commit(reason=f"{limits.probation_s:g} s without a failure")
+    return Nothing(reason="on probation", wake_at=ends_at)
+
+
+def _pursue(state: ModelState, progress: Progress, limits: UpdateLimits, now: float) -> Action:
+    """From what runs towards what is wanted."""
+    desired = state.desired
+    if desired is None or (state.active and state.active.key == desired.key):
+        return Nothing(reason="")
+    failure = state.failure_of(desired)
+    if failure and failure.is_blocked:
+        return Nothing(reason=f"{desired.version} failed here: {failure.reason}")
+    if now < progress.retry_at:
+        return Nothing(reason=f"trying again: {progress.error}", wake_at=progress.retry_at)
+    if progress.fetched is None or progress.fetched.key != desired.key:
+        if progress.fetching == desired.key:
+            return Nothing(reason="fetching")
+        return Fetch(release=desired)
+    if progress.prepared == desired.key:
+        return Activate(slot=progress.fetched)
+    starts = state.starts_of(desired.key)
+    if starts >= limits.max_crashes:
+        return Refuse(release=desired, reason=f"{starts} attempts to load it did not survive")
+    return Prove(slot=progress.fetched)
+
+
+def _failures(progress: Progress) -> str:
+    return f"{progress.failures} failures on probation"
+
+
+def _earliest(*times: float | None) -> float | None:
+    known = [time for time in times if time is not None]
+    return min(known) if known else None
