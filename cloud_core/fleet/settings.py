@@ -1,0 +1,56 @@
+"""Bounds and defaults of the fleet service. The composition root nests this section as ``[fleet]``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+_Count = Annotated[int, msgspec.Meta(ge=1)]
+_Seconds = Annotated[float, msgspec.Meta(gt=0)]
+_Share = Annotated[float, msgspec.Meta(gt=0, lt=1)]
+
+
+class GateDefaults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a plan uses for gate settings that its request leaves out.
+
+    Attributes:
+        alpha: error budget of each sequential test. ``max_failure_rate``: tolerated share of failed updates.
+        min_audited: audited rows a wave needs to pass, when the artifact has a certificate.
+        bake_s: shortest time a wave runs. ``max_silence_s``: a device silent for longer counts as failed.
+        max_wave_s: a wave that has not passed by then pauses the rollout.
+    """
+
+    alpha: _Share = 0.05
+    max_failure_rate: _Share = 0.05
+    min_audited: Annotated[int, msgspec.Meta(ge=0)] = 100
+    bake_s: Annotated[float, msgspec.Meta(ge=0)] = 300.0
+    max_silence_s: _Seconds = 120.0
+    max_wave_s: _Seconds = 24 * 3600.0
+
+
+class FleetSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Bounds and rhythm of the fleet service.
+
+    Attributes:
+        heartbeat_s: how long a device is told to wait before it reports again; ``busy_heartbeat_s`` while a rollout
+            of one of its models is under way.
+        flush_s: reported state reaches the disk at most this much later (desired state and outcomes never wait).
+        reconcile_s: shortest time between two looks at the rollouts.
+        max_devices: devices that are kept; a new one beyond is refused. ``forget_s``: a device unseen for longer
+            makes room for a new one.
+        max_rollouts: finished rollouts that are kept. ``max_events``: events kept for each.
+        max_records: outcome records in one delivery. ``max_artifacts_per_device``: artifacts with counts per device.
+    """
+
+    heartbeat_s: _Seconds = 5.0
+    busy_heartbeat_s: _Seconds = 1.0
+    flush_s: _Seconds = 5.0
+    reconcile_s: _Seconds = 0.1
+    max_devices: _Count = 10_000
+    forget_s: _Seconds = 30 * 24 * 3600.0
+    max_rollouts: _Count = 1000
+    max_events: _Count = 100
+    max_records: _Count = 10_000
+    max_artifacts_per_device: _Count = 64
+    gate: GateDefaults = GateDefaults()

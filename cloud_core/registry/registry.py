@@ -1,0 +1,383 @@
+"""The registry: content-addressed artifacts, the names that point at them, and each model's default version.
+
+Reads are answered from memory and never wait; a write returns when it is durable. What makes a push acceptable is
+decided in ``documents``; the protocol on the wire is ``cloud_core.api.oci``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from cloud_core.registry import documents, refusal
+from cloud_core.registry.refusal import Refused
+from cloud_core.registry.settings import RegistrySettings
+from cloud_core.registry.uploads import Uploads
+from cloud_core.state import Database, Transaction, catalog
+from cloud_core.state.catalog import ManifestRow, Snapshot
+from penstock import artifact as art
+from penstock.artifact import Artifact, Descriptor
+from penstock.blobs import BlobStore, digest_of
+from penstock.certificate import Certificate
+from penstock.errors import NotFound, PenstockError
+
+_PREFIX = re.compile(r"(?:sha256:)?([0-9a-f]{12,64})")
+_MAX_CACHED = 256
+_MAX_NAMED = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelVersion:
+    """One version of a model. ``tag`` is "" for an artifact that no name points at any more."""
+
+    model: str
+    tag: str
+    digest: str
+    is_default: bool
+    pushed_at: datetime
+
+
+class Registry:
+    """Owns ``data_dir/registry`` and the catalog tables. One instance per data directory."""
+
+    def __init__(
+        self, root: Path, database: Database, settings: RegistrySettings, now: Callable[[], datetime]
+    ) -> None:
+        self._database, self._settings, self._now = database, settings, now
+        self.store = BlobStore(root)
+        self.uploads = Uploads(root / "uploads", self.store, settings)
+        self._listeners: list[Callable[[], None]] = []
+        self._writing = asyncio.Lock()
+        self._load(database.run_now(catalog.snapshot))
+
+    @classmethod
+    def open(
+        cls,
+        data_dir: Path,
+        database: Database,
+        settings: RegistrySettings | None = None,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> Registry:
+        """Open or create the registry; drops expired uploads and old blobs that nothing names.
+
+        Raises:
+            StorageError: not writable.
+        """
+        registry = cls(data_dir / "registry", database, settings or RegistrySettings(), now)
+        registry.uploads.expire(now())
+        registry.collect_orphans()
+        return registry
+
+    def __repr__(self) -> str:
+        return f"Registry({str(self.store.root)!r}, {len(self._manifests)} manifests)"
+
+    # -- what serving and the fleet ask ------------------------------------------------------------------------------
+
+    def models(self) -> tuple[str, ...]:
+        """Names of models that have at least one version, sorted."""
+        return tuple(sorted(self._defaults))
+
+    def versions(self, model: str) -> tuple[ModelVersion, ...]:
+        """Tagged versions of a model in order of arrival.
+
+        Raises:
+            NotFound: no such model; names those that exist.
+        """
+        self._check_model(model)
+        tagged = [(tag, row) for tag, row in self._tags.get(model, {}).items() if row.is_artifact]
+        tagged.sort(key=lambda pair: (self._tagged_at[model, pair[0]], pair[0]))
+        return tuple(self._version(row, tag) for tag, row in tagged)
+
+    def resolve(self, model: str, version: str = "") -> ModelVersion:
+        """The version that a tag, a digest, or a unique prefix of at least 12 hex digits means; "" is the default.
+
+        Raises:
+            NotFound: no such model or version, or an ambiguous prefix; names what exists.
+        """
+        self._check_model(model)
+        digest = self._defaults[model] if version == "" else self._digest_of(model, version)
+        row = self._manifests.get((model, digest))
+        if row is None or not row.is_artifact:
+            raise NotFound(f"model {model!r} has no version {version!r}; it has {self._listing(model)}")
+        tag = version if version in self._tags.get(model, {}) else self._newest_tag(model, digest)
+        return self._version(row, tag)
+
+    def artifact(self, digest: str) -> Artifact:
+        """A parsed artifact.
+
+        Raises:
+            NotFound: no such artifact.
+            ArtifactError: its files were tampered with since the push.
+        """
+        found = self._artifacts.get(digest)
+        if found is None:
+            found = art.load(digest, self.store.read)
+            if len(self._artifacts) >= _MAX_CACHED:
+                self._artifacts.clear()
+            self._artifacts[digest] = found
+        return found
+
+    def blob_path(self, digest: str) -> Path:
+        """The file of a blob, for an engine that maps it.
+
+        Raises:
+            NotFound: no such blob.
+        """
+        self.store.size_bytes(digest)
+        return self.store.path(digest)
+
+    def certificate_of(self, digest: str) -> tuple[str, Certificate] | None:
+        """The newest certificate that fits an artifact, with its manifest's digest; None when there is none."""
+        if digest not in self._certificates:
+            self._certificates[digest] = self._find_certificate(digest)
+        return self._certificates[digest]
+
+    async def set_default(self, model: str, digest: str) -> None:
+        """Move a model's default version.
+
+        Raises:
+            NotFound: no such version.
+        """
+        version = self.resolve(model, digest)
+        at = self._now().timestamp()
+        await self._database.run(lambda tx: catalog.set_default(tx, model, version.digest, at))
+        await self.reload()
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` in the event loop after every change of names, manifests or defaults."""
+        self._listeners.append(callback)
+
+    async def reload(self) -> None:
+        """Read the catalog again, after this or another owner of its tables committed a change."""
+        self._load(await self._database.run(catalog.snapshot))
+        for listener in self._listeners:
+            listener()
+
+    # -- what the distribution protocol asks -------------------------------------------------------------------------
+
+    def repositories(self) -> list[str]:
+        """Names of all repositories, sorted."""
+        return sorted({repository for repository, _ in self._manifests})
+
+    def tags(self, repository: str) -> list[str]:
+        """Tags of a repository in lexical order.
+
+        Raises:
+            Refused: NAME_UNKNOWN.
+        """
+        self._check_known(repository)
+        return sorted(self._tags.get(repository, {}))
+
+    def manifest(self, repository: str, reference: str) -> ManifestRow:
+        """
+        Raises:
+            Refused: NAME_UNKNOWN, MANIFEST_UNKNOWN or DIGEST_INVALID.
+        """
+        self._check_known(repository)
+        if ":" in reference:
+            row = self._manifests.get((repository, documents.check_reference_digest(reference)))
+        else:
+            row = self._tags.get(repository, {}).get(reference)
+        if row is None:
+            raise Refused(refusal.MANIFEST_UNKNOWN, f"{repository} has no manifest {reference[:140]!r}")
+        return row
+
+    def referrers(self, repository: str, subject: str, kind: str = "") -> list[Descriptor]:
+        """Manifests whose subject is ``subject``, oldest first; an unknown subject has none (OCI 1.1)."""
+        documents.check_reference_digest(subject)
+        return [
+            Descriptor(
+                media_type=row.media_type,
+                digest=row.digest,
+                size=row.size_bytes,
+                artifact_type=row.artifact_type or None,
+                annotations=msgspec.json.decode(row.annotations, type=dict[str, str]),
+            )
+            for row in self._referrers.get((repository, subject), ())
+            if kind in ("", row.artifact_type)
+        ]
+
+    async def put_manifest(self, repository: str, reference: str, media_type: str, data: bytes) -> ManifestRow:
+        """Store a manifest and point ``reference`` at it, if that is a tag. Durable when this returns.
+
+        Raises:
+            Refused: NAME_INVALID, DIGEST_INVALID, MANIFEST_INVALID, MANIFEST_BLOB_UNKNOWN, SIZE_INVALID, DENIED.
+            StorageError: the disk said no.
+        """
+        documents.check_repository(repository)
+        digest = digest_of(data)
+        tag = _tag_of(reference, digest)
+        if len(data) > self._settings.max_manifest_bytes:
+            limit = self._settings.max_manifest_bytes
+            raise Refused(refusal.SIZE_INVALID, f"the manifest has {len(data)} bytes, more than the {limit} allowed")
+        async with self._writing:
+            is_new = (repository, digest) not in self._manifests
+            if is_new and len(self._manifests) >= self._settings.max_manifests:
+                raise Refused(refusal.DENIED, f"the registry is full: {len(self._manifests)} manifests, which is the limit")
+            row = await asyncio.to_thread(self._store_manifest, repository, digest, media_type, data)
+            await self._database.run(lambda tx: catalog.put_manifest(tx, row, tag))
+            await self.reload()
+        return row
+
+    async def delete_manifest(self, repository: str, reference: str) -> None:
+        """Forget a tag, or a manifest with the tags that point at it. Blobs go at a later start.
+
+        Raises:
+            Refused: NAME_UNKNOWN, MANIFEST_UNKNOWN; DENIED while something relies on the manifest.
+        """
+        async with self._writing:
+            row = self.manifest(repository, reference)
+            if ":" not in reference:
+                await self._database.run(lambda tx: catalog.delete_tag(tx, repository, reference))
+            else:
+                self._check_no_parent(row)
+                await self._database.run(lambda tx: _delete_unused(tx, row))
+            await self.reload()
+
+    def collect_orphans(self) -> int:
+        """Remove blobs that no manifest names and that are older than ``orphan_ttl_s``; return how many.
+
+        Young ones may belong to a push that has not sent its manifest yet. Blocks: for start-up.
+        """
+        named: set[str] = set()
+        for row in self._manifests.values():
+            try:
+                named.update((row.digest, *self._children(row)))
+            except PenstockError:
+                return 0  # a damaged catalog is no time to delete anything
+        oldest = self._now().timestamp() - self._settings.orphan_ttl_s
+        orphans = [d for d in self.store.digests() if d not in named and self.store.path(d).stat().st_mtime < oldest]
+        for digest in orphans:
+            self.store.delete(digest)
+        return len(orphans)
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _load(self, snapshot: Snapshot) -> None:
+        self._manifests = {(row.repository, row.digest): row for row in snapshot.manifests}
+        self._arrival = {key: index for index, key in enumerate(self._manifests)}
+        self._tags: dict[str, dict[str, ManifestRow]] = {}
+        self._tagged_at: dict[tuple[str, str], float] = {}
+        for tag in snapshot.tags:
+            self._tags.setdefault(tag.repository, {})[tag.tag] = self._manifests[tag.repository, tag.digest]
+            self._tagged_at[tag.repository, tag.tag] = tag.pushed_at
+        self._referrers: dict[tuple[str, str], list[ManifestRow]] = {}
+        for row in snapshot.manifests:
+            if row.subject:
+                self._referrers.setdefault((row.repository, row.subject), []).append(row)
+        self._defaults = snapshot.defaults
+        self._artifacts: dict[str, Artifact] = {}
+        self._certificates: dict[str, tuple[str, Certificate] | None] = {}
+
+    def _store_manifest(self, repository: str, digest: str, media_type: str, data: bytes) -> ManifestRow:
+        examined = documents.examine(
+            data,
+            media_type,
+            digest=digest,
+            repository=repository,
+            store=self.store,
+            has_manifest=lambda child: (repository, child) in self._manifests,
+        )
+        self.store.put(data)
+        return ManifestRow(
+            repository=repository,
+            digest=digest,
+            media_type=media_type,
+            artifact_type=examined.artifact_type[:255],
+            subject=examined.subject,
+            annotations=msgspec.json.encode(examined.annotations, order="sorted").decode(),
+            size_bytes=len(data),
+            is_artifact=examined.is_artifact,
+            pushed_at=self._now().timestamp(),
+        )
+
+    def _find_certificate(self, digest: str) -> tuple[str, Certificate] | None:
+        for (_, subject), rows in self._referrers.items():
+            if subject != digest:
+                continue
+            for row in reversed(rows):
+                if row.artifact_type == art.CERTIFICATE:
+                    try:
+                        certificate = art.load_certificate(row.digest, self.store.read)
+                        art.check_certificate(certificate, self.artifact(digest))
+                    except PenstockError:
+                        continue  # issued for other digests, and pushed before its subject was here to say so
+                    return row.digest, certificate
+        return None
+
+    def _digest_of(self, model: str, version: str) -> str:
+        tagged = self._tags.get(model, {}).get(version)
+        if tagged is not None:
+            return tagged.digest
+        prefix = _PREFIX.fullmatch(version)
+        if prefix is None:
+            return ""
+        stem = f"sha256:{prefix[1]}"
+        artifacts = (d for (repository, d), row in self._manifests.items() if repository == model and row.is_artifact)
+        found = [d for d in artifacts if d.startswith(stem)]
+        if len(found) > 1:
+            raise NotFound(f"{version!r} is short for {len(found)} versions of {model!r}; give more digits")
+        return found[0] if found else ""
+
+    def _version(self, row: ManifestRow, tag: str) -> ModelVersion:
+        return ModelVersion(
+            model=row.repository,
+            tag=tag,
+            digest=row.digest,
+            is_default=self._defaults.get(row.repository) == row.digest,
+            pushed_at=datetime.fromtimestamp(self._tagged_at.get((row.repository, tag), row.pushed_at), UTC),
+        )
+
+    def _newest_tag(self, model: str, digest: str) -> str:
+        tags = [tag for tag, row in self._tags.get(model, {}).items() if row.digest == digest]
+        return max(tags, key=lambda tag: (self._tagged_at[model, tag], tag), default="")
+
+    def _listing(self, model: str) -> str:
+        names = [version.tag for version in self.versions(model)]
+        more = f" and {len(names) - _MAX_NAMED} older" if len(names) > _MAX_NAMED else ""
+        return (", ".join(reversed(names[-_MAX_NAMED:])) or "no tags") + more
+
+    def _check_model(self, model: str) -> None:
+        if model not in self._defaults:
+            known = self.models()
+            listed = ", ".join(known[:_MAX_NAMED]) or "none; push one with 'penstock artifact push'"
+            raise NotFound(f"no model named {model[:140]!r}; models here: {listed}")
+
+    def _check_known(self, repository: str) -> None:
+        documents.check_repository(repository)
+        if not any(name == repository for name, _ in self._manifests):
+            raise Refused(refusal.NAME_UNKNOWN, f"no repository named {repository!r}")
+
+    def _children(self, row: ManifestRow) -> list[str]:
+        return documents.children_in(self.store.read(row.digest), row.media_type)
+
+    def _check_no_parent(self, row: ManifestRow) -> None:
+        for (repository, digest), other in self._manifests.items():
+            is_index = repository == row.repository and other.media_type in documents.INDEX_TYPES
+            if is_index and row.digest in self._children(other):
+                raise Refused(refusal.DENIED, f"{row.digest} is part of {digest}; delete that first")
+
+
+def _tag_of(reference: str, digest: str) -> str | None:
+    if ":" not in reference:
+        try:
+            return art.check_tag(reference)
+        except PenstockError as error:
+            raise Refused(refusal.MANIFEST_INVALID, error.message) from error
+    if documents.check_reference_digest(reference) != digest:
+        raise Refused(refusal.DIGEST_INVALID, f"the manifest sent hashes to {digest}, not to {reference}")
+    return None
+
+
+def _delete_unused(transaction: Transaction, row: ManifestRow) -> None:
+    users = catalog.users_of(transaction, row.repository, row.digest)
+    if users:
+        raise Refused(refusal.DENIED, f"{row.digest} is in use by {', '.join(users)}; roll out another version first")
+    catalog.delete_manifest(transaction, row.repository, row.digest)

@@ -1,0 +1,28 @@
+"""Bounds of the registry. The composition root nests this section in the core's settings as ``[registry]``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+_Count = Annotated[int, msgspec.Meta(ge=1)]
+_Seconds = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class RegistrySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Limits of pushes and of what is kept.
+
+    Attributes:
+        max_blob_bytes: largest blob that is accepted. ``max_manifest_bytes``: largest manifest (OCI asks for 4 MiB).
+        max_uploads: unfinished uploads at a time; ``upload_ttl_s``: an upload untouched for longer is dropped.
+        max_manifests: manifests in the whole registry; the catalog is held in memory.
+        orphan_ttl_s: a blob that no manifest names is removed at start-up when it is older than this.
+    """
+
+    max_blob_bytes: _Count = 64 * 1024**3
+    max_manifest_bytes: _Count = 4 * 1024**2
+    max_uploads: _Count = 64
+    upload_ttl_s: _Seconds = 24 * 3600.0
+    max_manifests: _Count = 100_000
+    orphan_ttl_s: _Seconds = 24 * 3600.0

@@ -1,0 +1,160 @@
+"""The database: opens it, upgrades its schema, runs transactions one at a time on one thread.
+
+Owns durability: when :meth:`Database.run` returns, its changes survive ``kill -9`` and a power cut (WAL with
+``synchronous=FULL``). Knows no table's meaning; those are ``catalog`` and ``fleet`` beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from sqlalchemy import Connection, Engine, Table, create_engine, event, insert, select, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import StaticPool
+
+from cloud_core.state import tables
+from penstock.blobs import disk_errors
+from penstock.errors import StorageError
+
+T = TypeVar("T")
+Transaction = Connection
+"""What a piece of work gets. Named here so that nothing outside ``cloud_core.state`` imports SQLAlchemy."""
+
+
+class Database:
+    """One SQLite file (or memory, for tests and simulations), one writer.
+
+    SQLite serialises writers anyway; one thread of our own keeps its fsyncs off the event loop.
+    """
+
+    def __init__(self, engine: Engine, *, where: str, lock: IO[bytes] | None) -> None:
+        self._engine, self._where, self._lock = engine, where, lock
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="state") if lock else None
+
+    def __repr__(self) -> str:
+        return f"Database({self._where!r})"
+
+    @classmethod
+    def open(cls, path: Path) -> Database:
+        """Open or create the file and bring its schema up to date.
+
+        Raises:
+            StorageError: not writable, not a database, locked by another core, or written by a newer Penstock.
+        """
+        with disk_errors(f"creating {path.parent}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        lock = _exclusive(path.with_name(path.name + ".lock"))
+        try:
+            return cls._opened(f"sqlite:///{path}", str(path), lock)
+        except BaseException:
+            lock.close()
+            raise
+
+    @classmethod
+    def in_memory(cls) -> Database:
+        """A database that is gone when closed; work runs in the caller's thread."""
+        return cls._opened("sqlite://", "memory", None)
+
+    @classmethod
+    def _opened(cls, url: str, where: str, lock: IO[bytes] | None) -> Database:
+        engine = create_engine(url, poolclass=StaticPool, connect_args={"check_same_thread": False, "timeout": 5})
+        if engine.dialect.name == "sqlite":
+            _tune_sqlite(engine)
+        database = cls(engine, where=where, lock=lock)
+        database.run_now(lambda tx: _upgrade(tx, where))
+        return database
+
+    async def run(self, work: Callable[[Transaction], T]) -> T:
+        """Run ``work`` in one transaction; durable when this returns, rolled back when it raises.
+
+        Raises:
+            StorageError: the disk said no. Whatever ``work`` raises.
+        """
+        if self._thread is None:
+            return self.run_now(work)
+        job = asyncio.get_running_loop().run_in_executor(self._thread, self.run_now, work)
+        # a cancelled caller must not believe that nothing happened while the thread still commits
+        return await asyncio.shield(job)
+
+    def run_now(self, work: Callable[[Transaction], T]) -> T:
+        """The same in the caller's thread: for start-up and tests.
+
+        Raises:
+            StorageError: the disk said no. Whatever ``work`` raises.
+        """
+        with _database_errors(self._where), self._engine.begin() as transaction:
+            return work(transaction)
+
+    def close(self) -> None:
+        """Finish what is queued and close the file."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=True)
+        self._engine.dispose()
+        if self._lock is not None:
+            self._lock.close()
+
+
+def upsert(transaction: Transaction, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows, replacing those with the same primary key."""
+    if not rows:
+        return
+    if transaction.dialect.name == "postgresql":
+        from sqlalchemy.dialects.postgresql import insert as dialect_insert
+    else:
+        from sqlalchemy.dialects.sqlite import insert as dialect_insert  # type: ignore[assignment]  # same interface
+    statement = dialect_insert(table)
+    keys = [column.name for column in table.primary_key]
+    changed = {name: statement.excluded[name] for name in rows[0] if name not in keys}
+    transaction.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed), list(rows))
+
+
+def _upgrade(transaction: Transaction, where: str) -> None:
+    tables.metadata.create_all(transaction)
+    found = transaction.execute(select(tables.schema_version.c.version)).scalar_one_or_none()
+    if found is None:
+        transaction.execute(insert(tables.schema_version).values(version=tables.SCHEMA_VERSION))
+    elif found != tables.SCHEMA_VERSION:
+        raise StorageError(
+            f"{where} has schema version {found}, this Penstock knows {tables.SCHEMA_VERSION}; "
+            "start the version that wrote it, or use another data directory"
+        )
+
+
+def _tune_sqlite(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # we say BEGIN ourselves; sqlite3 would leave DDL outside of transactions
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.execute(text("BEGIN IMMEDIATE"))
+
+
+def _exclusive(path: Path) -> IO[bytes]:
+    with disk_errors(f"opening {path}"):
+        file = path.open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise StorageError(f"{path.parent} is in use by another core; stop it, or choose another data_dir") from None
+    return file
+
+
+@contextmanager
+def _database_errors(where: str) -> Iterator[None]:
+    try:
+        yield
+    except DBAPIError as error:
+        cause = str(error.orig)
+        if "full" in cause:
+            cause += "; free some space and try again"
+        raise StorageError(f"{where}: {cause}") from error

@@ -1,0 +1,150 @@
+"""What the fleet service keeps in the database: devices, outcome counts, assignments and rollouts.
+
+SQL only: documents are opaque JSON here, and what to write is decided in ``cloud_core.policy`` and
+``cloud_core.fleet``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import delete, func, select, update
+
+from cloud_core.state import tables
+from cloud_core.state.database import Transaction, upsert
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceRow:
+    """A device's last report as JSON, and when the server saw it (UNIX seconds, server clock)."""
+
+    device_id: str
+    reported: str
+    first_seen: float
+    last_seen: float
+    durable_sequence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountsRow:
+    """Cumulative outcome counts of one artifact on one device, in rows."""
+
+    device_id: str
+    artifact_digest: str
+    model: str
+    requests: int
+    kept: int
+    escalated: int
+    unreachable: int
+    failed: int
+    audited: int
+    audit_harm: int
+    updated_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssignmentRow:
+    """The artifact a device should run, and the rollout that said so."""
+
+    device_id: str
+    model: str
+    digest: str
+    rollout_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutRow:
+    """A rollout as JSON. ``number`` counts up from 1 over all models."""
+
+    number: int
+    rollout_id: str
+    model: str
+    state: str
+    document: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetRows:
+    """Everything, as read at start-up."""
+
+    devices: tuple[DeviceRow, ...]
+    counts: tuple[CountsRow, ...]
+    assignments: tuple[AssignmentRow, ...]
+    rollouts: tuple[RolloutRow, ...]
+
+
+def read(transaction: Transaction) -> FleetRows:
+    """Read everything."""
+    rollouts = transaction.execute(select(tables.rollouts).order_by(tables.rollouts.c.number)).mappings()
+    return FleetRows(
+        devices=tuple(DeviceRow(**row) for row in transaction.execute(select(tables.devices)).mappings()),
+        counts=tuple(CountsRow(**row) for row in transaction.execute(select(tables.outcome_counts)).mappings()),
+        assignments=tuple(AssignmentRow(**row) for row in transaction.execute(select(tables.assignments)).mappings()),
+        rollouts=tuple(RolloutRow(**row) for row in rollouts),
+    )
+
+
+def save_devices(transaction: Transaction, rows: Sequence[DeviceRow]) -> None:
+    """Insert or replace devices, except for ``durable_sequence``, which only :func:`record_outcomes` moves."""
+    table = tables.devices
+    known = {device_id for (device_id,) in transaction.execute(select(table.c.device_id))}
+    upsert(transaction, table, [_values(row) for row in rows if row.device_id not in known])
+    for row in rows:
+        if row.device_id in known:
+            values = {"reported": row.reported, "last_seen": row.last_seen}
+            transaction.execute(update(table).where(table.c.device_id == row.device_id).values(**values))
+
+
+def forget_devices(transaction: Transaction, device_ids: Iterable[str]) -> None:
+    """Remove devices with everything that is known of them."""
+    wanted = list(device_ids)
+    for table in (tables.devices, tables.outcome_counts, tables.assignments):
+        transaction.execute(delete(table).where(table.c.device_id.in_(wanted)))
+
+
+def record_outcomes(transaction: Transaction, device_id: str, sequence: int, counts: Sequence[CountsRow]) -> None:
+    """Store new totals and the sequence they include, together."""
+    upsert(transaction, tables.outcome_counts, [_values(row) for row in counts])
+    table = tables.devices
+    transaction.execute(update(table).where(table.c.device_id == device_id).values(durable_sequence=sequence))
+
+
+def drop_counts(transaction: Transaction, device_id: str, artifact_digests: Iterable[str]) -> None:
+    """Forget counts of old artifacts."""
+    table = tables.outcome_counts
+    chosen = (table.c.device_id == device_id) & table.c.artifact_digest.in_(list(artifact_digests))
+    transaction.execute(delete(table).where(chosen))
+
+
+def save_rollout(transaction: Transaction, row: RolloutRow) -> None:
+    """Insert or replace a rollout."""
+    upsert(transaction, tables.rollouts, [_values(row)])
+
+
+def drop_rollouts(transaction: Transaction, numbers: Iterable[int]) -> None:
+    """Forget rollouts."""
+    transaction.execute(delete(tables.rollouts).where(tables.rollouts.c.number.in_(list(numbers))))
+
+
+def last_rollout_number(transaction: Transaction) -> int:
+    """The largest number given so far, 0 before the first."""
+    return transaction.execute(select(func.max(tables.rollouts.c.number))).scalar_one() or 0
+
+
+def assign(transaction: Transaction, model: str, digests: Mapping[str, str], rollout_id: str) -> None:
+    """Point devices at artifacts."""
+    rows = [
+        _values(AssignmentRow(device_id=device_id, model=model, digest=digest, rollout_id=rollout_id))
+        for device_id, digest in digests.items()
+    ]
+    upsert(transaction, tables.assignments, rows)
+
+
+def clear_assignments(transaction: Transaction, model: str) -> None:
+    """Let every device follow the model's default again."""
+    transaction.execute(delete(tables.assignments).where(tables.assignments.c.model == model))
+
+
+def _values(row: DeviceRow | CountsRow | AssignmentRow | RolloutRow) -> dict[str, object]:
+    return {name: getattr(row, name) for name in type(row).__slots__}

@@ -1,0 +1,93 @@
+"""The tables and their schema version. Plain SQL types only, so that PostgreSQL could take SQLite's place.
+
+Times are UNIX seconds (UTC); documents are JSON text, validated by whoever owns them.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, MetaData, String, Table, Text
+
+SCHEMA_VERSION = 1
+
+metadata = MetaData()
+
+schema_version = Table("schema_version", metadata, Column("version", Integer, nullable=False))
+
+manifests = Table(
+    "manifests",
+    metadata,
+    # order of arrival: "the newest certificate" is the one with the largest id
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("repository", String(255), nullable=False),
+    Column("digest", String(71), nullable=False),
+    Column("media_type", String(255), nullable=False),
+    Column("artifact_type", String(255), nullable=False),
+    Column("subject", String(71), nullable=False),
+    Column("annotations", Text, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("is_artifact", Boolean, nullable=False),
+    Column("pushed_at", Double, nullable=False),
+    Index("manifests_by_digest", "repository", "digest", unique=True),
+)
+
+tags = Table(
+    "tags",
+    metadata,
+    Column("repository", String(255), primary_key=True),
+    Column("tag", String(128), primary_key=True),
+    Column("digest", String(71), nullable=False),
+    Column("pushed_at", Double, nullable=False),
+)
+
+defaults = Table(
+    "defaults",
+    metadata,
+    Column("model", String(255), primary_key=True),
+    Column("digest", String(71), nullable=False),
+    Column("set_at", Double, nullable=False),
+)
+
+devices = Table(
+    "devices",
+    metadata,
+    Column("device_id", String(64), primary_key=True),
+    Column("reported", Text, nullable=False),
+    Column("first_seen", Double, nullable=False),
+    Column("last_seen", Double, nullable=False),
+    Column("durable_sequence", BigInteger, nullable=False),
+)
+
+outcome_counts = Table(
+    "outcome_counts",
+    metadata,
+    Column("device_id", String(64), primary_key=True),
+    Column("artifact_digest", String(71), primary_key=True),
+    Column("model", String(255), nullable=False),
+    Column("requests", BigInteger, nullable=False),
+    Column("kept", BigInteger, nullable=False),
+    Column("escalated", BigInteger, nullable=False),
+    Column("unreachable", BigInteger, nullable=False),
+    Column("failed", BigInteger, nullable=False),
+    Column("audited", BigInteger, nullable=False),
+    Column("audit_harm", BigInteger, nullable=False),
+    Column("updated_at", Double, nullable=False),
+)
+
+assignments = Table(
+    "assignments",
+    metadata,
+    Column("device_id", String(64), primary_key=True),
+    Column("model", String(255), primary_key=True),
+    Column("digest", String(71), nullable=False),
+    Column("rollout_id", String(255), nullable=False),
+)
+
+rollouts = Table(
+    "rollouts",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("rollout_id", String(255), nullable=False, unique=True),
+    Column("model", String(255), nullable=False),
+    Column("state", String(32), nullable=False),
+    Column("document", Text, nullable=False),
+)
