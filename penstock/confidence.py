@@ -1,0 +1,215 @@
+"""How sure a model is of each answer: logits or probabilities in, one score a row out.
+
+Decides the score only: whether it is high enough is the cascade's decision, and the threshold is the certificate's.
+A row that says nothing usable (NaN, infinite, not a distribution) scores NaN, and NaN is never at least a threshold:
+malformed output is escalated, not mistaken for an easy case.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from penstock.errors import CalibrationError, InvalidInput
+
+Floats = NDArray[np.float64]
+Kind = Literal["logits", "probabilities"]
+
+SCORES: Mapping[str, str] = {
+    "max_prob": "largest probability",
+    "margin": "largest minus second largest probability",
+    "entropy": "1 - entropy / log(classes)",
+    "energy": "free energy of the logits, T * logsumexp(z / T), squashed into [0, 1]; logits only",
+}
+"""Every score's name and what it is. All lie in [0, 1]; larger is more confident."""
+
+DISTRIBUTION_TOLERANCE = 1e-2
+"""How far a row of probabilities may be from [0, 1] and from summing to 1: FP16 and INT8 outputs are this coarse."""
+
+_SMALLEST = float(np.finfo(np.float64).tiny)  # stands in for probability 0 where a logarithm is taken
+_LOG_TEMPERATURE = (math.log(0.05), math.log(20.0))
+
+
+def softmax(logits: ArrayLike, temperature: float = 1.0) -> Floats:
+    """Probabilities ``softmax(logits / temperature)``; stable for logits of any finite size.
+
+    Args:
+        logits: real numbers [N, C].
+        temperature: positive; above 1 flattens, below 1 sharpens.
+
+    Returns:
+        float64 [N, C]. A row with a non-finite logit is NaN throughout.
+
+    Raises:
+        InvalidInput: not of shape [N, C] with C >= 2, not numeric, or a temperature that is not positive.
+    """
+    shifted, _ = _shifted(_matrix(logits, field="logits"), _positive(temperature))
+    weights: Floats = np.exp(shifted)
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+
+
+def score(outputs: ArrayLike, *, kind: Kind, name: str = "max_prob", temperature: float = 1.0) -> Floats:
+    """One confidence a row.
+
+    Args:
+        outputs: logits or probabilities [N, C], C >= 2; N may be 0. Probabilities of exactly 0 and 1 are fine.
+        kind: what ``outputs`` are.
+        name: one of :data:`SCORES`.
+        temperature: divides the logits first; probabilities are turned into logits by their logarithm.
+
+    Returns:
+        float64 [N] in [0, 1], or NaN for a row with a non-finite entry or, for probabilities, no distribution.
+
+    Raises:
+        InvalidInput: wrong rank, fewer than 2 classes, not numeric, unknown kind or name, a temperature that is not
+            positive, or the energy of probabilities (normalising has removed it).
+    """
+    if name not in SCORES:
+        raise InvalidInput(f"score: unknown score {name!r}; known: {', '.join(SCORES)}", field="score")
+    temperature = _positive(temperature)
+    matrix = _matrix(outputs, field="outputs")
+    if name == "energy":
+        if kind != "logits":
+            raise InvalidInput("score: energy needs logits; probabilities are normalised and have none", field="score")
+        return _energy(matrix, temperature)
+    return _OF_PROBABILITIES[name](_probabilities(matrix, kind, temperature))
+
+
+def predicted(outputs: ArrayLike) -> NDArray[np.int64]:
+    """The class with the largest output, int64 [N]; the first of equals. Rows with NaN give some class: score them too.
+
+    Raises:
+        InvalidInput: wrong rank, fewer than 2 classes, or not numeric.
+    """
+    return np.asarray(np.argmax(_matrix(outputs, field="outputs"), axis=1), dtype=np.int64)
+
+
+def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
+    """The temperature in [0.05, 20] that minimises the negative log-likelihood of the labels.
+
+    The loss has one minimum in log T (it is convex in 1/T), so golden-section search finds it. Fit on a split that is
+    not used to certify. Source: Guo et al., "On Calibration of Modern Neural Networks", arXiv 1706.04599.
+
+    Args:
+        logits: finite numbers [N, C].
+        labels: integers [N] in [0, C).
+
+    Raises:
+        InvalidInput: wrong rank, fewer than 2 classes, or not numeric.
+        CalibrationError: no rows, lengths that differ, labels that are not classes, or non-finite logits.
+    """
+    matrix = _matrix(logits, field="logits")
+    classes = np.asarray(labels)
+    _check_labels(matrix, classes)
+    rows = np.arange(len(classes))
+
+    def loss(log_temperature: float) -> float:
+        shifted, _ = _shifted(matrix, math.exp(log_temperature))
+        return float(np.mean(np.log(np.exp(shifted).sum(axis=1)) - shifted[rows, classes]))
+
+    return math.exp(_golden_section(loss, *_LOG_TEMPERATURE))
+
+
+def _matrix(values: ArrayLike, *, field: str) -> Floats:
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiu":
+        raise InvalidInput(f"{field}: dtype {array.dtype} is not numeric; expected real numbers [N, C]", field=field)
+    if array.ndim != 2 or array.shape[1] < 2:
+        raise InvalidInput(f"{field}: shape is {list(array.shape)}, expected [N, C] with C >= 2", field=field)
+    return array.astype(np.float64)
+
+
+def _positive(temperature: float) -> float:
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise InvalidInput(f"temperature: {temperature!r} is not a positive number", field="temperature")
+    return float(temperature)
+
+
+def _shifted(logits: Floats, temperature: float) -> tuple[Floats, Floats]:
+    """(logits - row maximum) / temperature, and the maxima [N]; rows with a non-finite logit are NaN throughout."""
+    clean = np.where(np.isfinite(logits).all(axis=1, keepdims=True), logits, np.nan)
+    highest = clean.max(axis=1, keepdims=True)
+    with np.errstate(over="ignore"):  # a gap beyond the largest double is -inf, and its weight 0: right as it is
+        return (clean - highest) / temperature, highest[:, 0]
+
+
+def _probabilities(outputs: Floats, kind: Kind, temperature: float) -> Floats:
+    match kind:
+        case "logits":
+            return softmax(outputs, temperature)
+        case "probabilities":
+            checked = _checked_distributions(outputs)
+            return checked if temperature == 1 else softmax(np.log(np.maximum(checked, _SMALLEST)), temperature)
+        case _:
+            raise InvalidInput(f"kind: {kind!r} is neither 'logits' nor 'probabilities'", field="kind")
+
+
+def _checked_distributions(rows: Floats) -> Floats:
+    low, high = -DISTRIBUTION_TOLERANCE, 1 + DISTRIBUTION_TOLERANCE
+    inside = (rows >= low) & (rows <= high)  # False for NaN
+    total = np.where(inside, rows, np.inf).sum(axis=1)
+    valid = inside.all(axis=1) & (np.abs(total - 1) <= DISTRIBUTION_TOLERANCE)
+    return np.where(valid[:, None], np.clip(rows, 0.0, 1.0), np.nan)
+
+
+def _max_prob(p: Floats) -> Floats:
+    return np.asarray(p.max(axis=1))
+
+
+def _margin(p: Floats) -> Floats:
+    top = np.partition(p, -2, axis=1)
+    return np.where(np.isnan(p).any(axis=1), np.nan, top[:, -1] - top[:, -2])
+
+
+def _entropy(p: Floats) -> Floats:
+    nats = -(p * np.log(np.maximum(p, _SMALLEST))).sum(axis=1)
+    return np.asarray(np.clip(1 - nats / math.log(p.shape[1]), 0.0, 1.0))
+
+
+_OF_PROBABILITIES: Mapping[str, Callable[[Floats], Floats]] = {
+    "max_prob": _max_prob,
+    "margin": _margin,
+    "entropy": _entropy,
+}
+
+
+def _energy(logits: Floats, temperature: float) -> Floats:
+    """Liu et al., "Energy-based Out-of-distribution Detection", arXiv 2010.03759; softsign, since a sigmoid would
+    round every energy above 37 to exactly 1 and lose their order."""
+    shifted, highest = _shifted(logits, temperature)
+    energy = highest + temperature * np.log(np.exp(shifted).sum(axis=1))
+    return np.asarray(0.5 * (1 + energy / (1 + np.abs(energy))), dtype=np.float64)
+
+
+def _check_labels(logits: Floats, labels: NDArray[np.generic]) -> None:
+    if labels.dtype.kind not in "iu" or labels.shape != (len(logits),) or len(logits) == 0:
+        raise CalibrationError(
+            f"labels: {labels.dtype} {list(labels.shape)}, expected integers [{len(logits)}], at least one"
+        )
+    if labels.min() < 0 or labels.max() >= logits.shape[1]:
+        raise CalibrationError(
+            f"labels: classes are 0 to {logits.shape[1] - 1}, found {labels.min()} to {labels.max()}"
+        )
+    if not np.isfinite(logits).all():
+        raise CalibrationError("logits: some are NaN or infinite; a temperature cannot be fitted on them")
+
+
+def _golden_section(loss: Callable[[float], float], low: float, high: float) -> float:
+    """The minimiser of a function with one minimum in [low, high], to 1e-6."""
+    ratio = (math.sqrt(5) - 1) / 2
+    left, right = high - ratio * (high - low), low + ratio * (high - low)
+    at_left, at_right = loss(left), loss(right)
+    while high - low > 1e-6:
+        if at_left <= at_right:
+            high, right, at_right = right, left, at_left
+            left = high - ratio * (high - low)
+            at_left = loss(left)
+        else:
+            low, left, at_left = left, right, at_right
+            right = low + ratio * (high - low)
+            at_right = loss(right)
+    return (low + high) / 2
