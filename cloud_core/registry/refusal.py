@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from penstock.errors import PenstockError
 
+class Refused(Exception):
+    """The registry does not do what was asked. ``oci_code`` is from the OCI distribution specification 1.1's table.
 
-class Refused(PenstockError):
-    """The registry does not do what was asked. ``oci_code`` is from the OCI distribution specification 1.1's table."""
-
-    code = "refused"
+    Not in the tree of ``penstock.errors``: it never leaves the distribution protocol.
+    """
 
     def __init__(self, oci_code: str, message: str, *, detail: str = "") -> None:
         super().__init__(message)
+        self.message = message
         self.oci_code = oci_code
         self.detail = detail
 

@@ -49,7 +49,7 @@ class Registry:
     def __init__(
         self, root: Path, database: Database, settings: RegistrySettings, now: Callable[[], datetime]
     ) -> None:
-        self._database, self._settings, self._now = database, settings, now
+        self.settings, self._database, self._now = settings, database, now
         self.store = BlobStore(root)
         self.uploads = Uploads(root / "uploads", self.store, settings)
         self._listeners: list[Callable[[], None]] = []
@@ -214,13 +214,13 @@ class Registry:
         documents.check_repository(repository)
         digest = digest_of(data)
         tag = _tag_of(reference, digest)
-        if len(data) > self._settings.max_manifest_bytes:
-            limit = self._settings.max_manifest_bytes
+        if len(data) > self.settings.max_manifest_bytes:
+            limit = self.settings.max_manifest_bytes
             raise Refused(refusal.SIZE_INVALID, f"the manifest has {len(data)} bytes, more than the {limit} allowed")
         async with self._writing:
             is_new = (repository, digest) not in self._manifests
-            if is_new and len(self._manifests) >= self._settings.max_manifests:
-                raise Refused(refusal.DENIED, f"the registry is full: {len(self._manifests)} manifests, which is the limit")
+            if is_new and len(self._manifests) >= self.settings.max_manifests:
+                raise Refused(refusal.DENIED, f"the registry holds {self.settings.max_manifests} manifests, its limit")
             row = await asyncio.to_thread(self._store_manifest, repository, digest, media_type, data)
             await self._database.run(lambda tx: catalog.put_manifest(tx, row, tag))
             await self.reload()
@@ -252,7 +252,7 @@ class Registry:
                 named.update((row.digest, *self._children(row)))
             except PenstockError:
                 return 0  # a damaged catalog is no time to delete anything
-        oldest = self._now().timestamp() - self._settings.orphan_ttl_s
+        oldest = self._now().timestamp() - self.settings.orphan_ttl_s
         orphans = [d for d in self.store.digests() if d not in named and self.store.path(d).stat().st_mtime < oldest]
         for digest in orphans:
             self.store.delete(digest)
