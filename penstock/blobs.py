@@ -165,6 +165,20 @@ class BlobStore:
             if len(path.name) == 64:
                 yield f"sha256:{path.name}"
 
+    def partials(self) -> tuple[str, ...]:
+        """Digests of unfinished downloads."""
+        names = (path.name for path in self._partial.iterdir()) if self._partial.is_dir() else ()
+        return tuple(f"sha256:{name}" for name in names if len(name) == 64)
+
+    def partial_bytes(self, digest: str) -> int:
+        """How much of an unfinished download is on disk."""
+        path = self._partial / check_digest(digest).removeprefix("sha256:")
+        return path.stat().st_size if path.exists() else 0
+
+    def discard_partial(self, digest: str) -> None:
+        """Drop an unfinished download; absent is fine."""
+        (self._partial / check_digest(digest).removeprefix("sha256:")).unlink(missing_ok=True)
+
     def discard_partials(self) -> None:
         """Drop what unfinished downloads left behind."""
         shutil.rmtree(self._partial, ignore_errors=True)
@@ -227,6 +241,13 @@ class BlobWriter:
             os.replace(self._partial, self._target)
             fsync_directory(self._target.parent)
         return self._target
+
+    def restart(self) -> None:
+        """Forget what is on disk and begin at byte 0."""
+        with disk_errors(f"restarting {self._partial}"):
+            self._file.truncate(0)
+        self._hasher = hashlib.sha256()
+        self.offset = 0
 
     def discard(self) -> None:
         """Drop the partial."""

@@ -1,0 +1,326 @@
+"""Pulls one release from an OCI registry into the blob store: what this device needs of it, and nothing else.
+
+Needed are the artifact's documents (index, variant manifests and specs, certificate), and weights and golden vectors
+of the one edge variant that suits this machine best. Nothing is visible before its digest was checked; transfers
+resume. When to try again is decided by ``edge_agent.policy.update``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
+
+import aiohttp
+
+from edge_agent.policy.slots import Release, Slot
+from edge_agent.settings import FetchSettings
+from edge_agent.store import Store, check_fits
+from penstock import artifact as art
+from penstock.artifact import Artifact, Descriptor, Variant
+from penstock.blobs import BlobWriter, digest_of
+from penstock.errors import (
+    ArtifactError,
+    DigestMismatch,
+    NotFound,
+    PenstockError,
+    StorageError,
+    TooLarge,
+    Unavailable,
+)
+from penstock.rest.status import error_from_http
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+_ACCEPT = f"{art.INDEX}, {art.MANIFEST}"
+_MAX_ERROR_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Transferred:
+    """How far a pull is, in bytes of the layers that it needs."""
+
+    done_bytes: int = 0
+    total_bytes: int = 0
+
+
+OnProgress = Callable[[Transferred], None]
+
+
+class Registry:
+    """Verified reads from one OCI registry over HTTP."""
+
+    def __init__(self, session: aiohttp.ClientSession, base_url: str, settings: FetchSettings) -> None:
+        self._session = session
+        self._base = base_url.rstrip("/") + "/v2"
+        self._settings = settings
+
+    def __repr__(self) -> str:
+        return f"Registry({self._base!r})"
+
+    async def manifest(self, model: str, digest: str) -> bytes:
+        """
+        Raises:
+            NotFound, Unavailable, TooLarge, DigestMismatch: and whatever else the registry's answer stands for.
+        """
+        return _checked(digest, await self._document(f"{model}/manifests/{digest}"))
+
+    async def document(self, model: str, described: Descriptor) -> bytes:
+        """A small blob. Raises as :meth:`manifest` does."""
+        return _checked(described.digest, await self._document(f"{model}/blobs/{described.digest}"))
+
+    async def certificates(self, model: str, artifact_digest: str) -> tuple[str, ...]:
+        """Manifest digests of the certificates attached to an artifact, in the registry's order. Raises likewise."""
+        path = f"{model}/referrers/{artifact_digest}"
+        try:
+            index = art.decode_index(await self._document(path, params={"artifactType": art.CERTIFICATE}))
+        except NotFound:  # a registry older than OCI 1.1 has no referrers
+            return ()
+        found = [entry.digest for entry in index.manifests if entry.artifact_type == art.CERTIFICATE]
+        return tuple(found[: self._settings.max_certificates])
+
+    async def copy(self, model: str, described: Descriptor, writer: BlobWriter, moved: Callable[[int], None]) -> None:
+        """Bring the rest of a blob into ``writer``, which may hold the first part already; ``moved`` hears of bytes.
+
+        Raises:
+            Unavailable: the connection broke or the body was short; what arrived is kept for the next time.
+            TooLarge: more bytes than described.
+        """
+        headers = {"Accept-Encoding": "identity"}
+        if writer.offset:
+            headers["Range"] = f"bytes={writer.offset}-"
+        try:
+            async with self._session.get(f"{self._base}/{model}/blobs/{described.digest}", headers=headers) as response:
+                if response.status == 416:  # it has fewer bytes than we hold: ours cannot be a prefix of the blob
+                    held = writer.offset
+                    writer.restart()
+                    raise Unavailable(f"{described.digest}: the registry cannot continue at byte {held}; starting over")
+                if response.status not in (200, 206):
+                    raise await _refusal(response)
+                if writer.offset and not _continues(response, writer.offset):
+                    writer.restart()
+                    if response.status == 206:
+                        raise Unavailable(f"{described.digest}: the registry sent another range than was asked for")
+                async for chunk in response.content.iter_chunked(self._settings.chunk_bytes):
+                    await in_thread(writer.write, chunk)
+                    moved(len(chunk))
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _out_of_reach(self._base, error) from error
+        if writer.offset < described.size:
+            raise Unavailable(f"{described.digest}: got {writer.offset} of {described.size} bytes")
+
+    async def _document(self, path: str, params: dict[str, str] | None = None) -> bytes:
+        limit = self._settings.max_document_bytes
+        try:
+            async with self._session.get(
+                f"{self._base}/{path}", params=params, headers={"Accept": _ACCEPT, "Accept-Encoding": "identity"}
+            ) as response:
+                if response.status != 200:
+                    raise await _refusal(response)
+                data = await _read(response, limit)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _out_of_reach(self._base, error) from error
+        if len(data) > limit:
+            raise TooLarge(f"{path} has more than the {limit} bytes that a document may have", limit_bytes=limit)
+        return data
+
+
+class Fetcher:
+    """Makes releases complete in the store. One pull per model at a time; several models may pull side by side."""
+
+    def __init__(
+        self, registry: Registry, store: Store, settings: FetchSettings, targets: Sequence[str]
+    ) -> None:
+        self._registry, self._store, self._settings, self._targets = registry, store, settings, tuple(targets)
+
+    async def pull(self, model: str, release: Release, on_progress: OnProgress) -> Slot:
+        """Bring everything of ``release`` that this device needs; what is already here is not asked for again.
+
+        Raises:
+            NotFound: the registry has no such artifact or blob. Unavailable: out of reach, or it says to come back.
+            ArtifactError: malformed, or no variant for this machine. DigestMismatch: corrupt or tampered with.
+            StorageError: the disk is, or would be, full. TooLarge: over a limit.
+        """
+        artifact = await self._documents(model, release)
+        variant = choose_variant(artifact, self._targets)
+        certificate_digest, note = await self._certificate(model, release, artifact, variant)
+        await self._layers(model, variant, on_progress)
+        return Slot(
+            release=release, variant_digest=variant.digest, certificate_digest=certificate_digest, note=note
+        )
+
+    async def _documents(self, model: str, release: Release) -> Artifact:
+        index = art.decode_index(await self._manifest(model, release.artifact_digest))
+        if len(index.manifests) > self._settings.max_variants:
+            raise ArtifactError(
+                f"artifact {release.artifact_digest} has {len(index.manifests)} variants, "
+                f"more than the {self._settings.max_variants} allowed"
+            )
+        for entry in index.manifests:
+            manifest = art.decode_manifest(await self._manifest(model, entry.digest))
+            for layer in manifest.layers:
+                if layer.media_type == art.VARIANT_SPEC:
+                    await self._small_layer(model, layer)
+        artifact = art.load(release.artifact_digest, self._store.document)
+        if artifact.model != model:
+            raise ArtifactError(f"artifact {artifact.digest} is of model {artifact.model!r}, asked for as {model!r}")
+        return artifact
+
+    async def _manifest(self, model: str, digest: str) -> bytes:
+        if self._store.blobs.has(digest):
+            try:
+                return self._store.document(digest)
+            except DigestMismatch:
+                self._store.blobs.delete(digest)  # it rotted on this disk; the registry's copy replaces it
+        data = await self._registry.manifest(model, digest)
+        await in_thread(self._store.blobs.put, data)
+        return data
+
+    async def _small_layer(self, model: str, layer: Descriptor) -> None:
+        if not self._store.blobs.has(layer.digest):
+            await in_thread(self._store.blobs.put, await self._registry.document(model, layer))
+
+    async def _certificate(
+        self, model: str, release: Release, artifact: Artifact, variant: Variant
+    ) -> tuple[str, str]:
+        """(digest of a certificate issued for exactly this variant or "", why there is none).
+
+        An artifact with several edge variants has a certificate for each, and the fleet service names only one.
+        """
+        if not release.certificate_digest:
+            return "", "no certificate: every answer is escalated"
+        problem = await self._why_unfit(model, release.certificate_digest, artifact, variant)
+        if not problem:
+            return release.certificate_digest, ""
+        for digest in await self._registry.certificates(model, artifact.digest):
+            if digest != release.certificate_digest and not await self._why_unfit(model, digest, artifact, variant):
+                return digest, ""
+        return "", problem
+
+    async def _why_unfit(self, model: str, digest: str, artifact: Artifact, variant: Variant) -> str:
+        """ "" when the certificate fits. A malformed one is one that does not fit; an unreachable one is an error."""
+        try:
+            manifest = art.decode_manifest(await self._manifest(model, digest))
+            for layer in manifest.layers[:1]:
+                if layer.media_type == art.CERTIFICATE:
+                    await self._small_layer(model, layer)
+            check_fits(art.load_certificate(digest, self._store.document), artifact, variant)
+        except DigestMismatch:
+            raise
+        except ArtifactError as error:
+            return error.message
+        return ""
+
+    async def _layers(self, model: str, variant: Variant, on_progress: OnProgress) -> None:
+        layers = [layer for layer in (variant.golden, variant.weights) if layer is not None]
+        for layer in layers:
+            if layer.size > self._settings.max_blob_bytes:
+                limit = self._settings.max_blob_bytes
+                raise TooLarge(
+                    f"blob {layer.digest} has {layer.size} bytes, more than the {limit} allowed", limit_bytes=limit
+                )
+        missing = [layer for layer in layers if not self._store.blobs.has(layer.digest)]
+        total = sum(layer.size for layer in layers)
+        done = total - sum(layer.size for layer in missing)
+
+        def moved(count: int) -> None:
+            nonlocal done
+            done += count
+            on_progress(Transferred(done, total))
+
+        held = [min(self._store.blobs.partial_bytes(layer.digest), layer.size) for layer in missing]
+        self._check_space(sum(layer.size for layer in missing) - sum(held))
+        moved(sum(held))
+        for layer in missing:
+            await self._layer(model, layer, moved)
+
+    async def _layer(self, model: str, layer: Descriptor, moved: Callable[[int], None]) -> None:
+        writer = await in_thread(self._store.blobs.writer, layer.digest, limit_bytes=layer.size)
+        with writer:
+            if writer.offset > layer.size:  # cannot be a part of it: written by a bug, or by somebody else
+                writer.restart()
+            if writer.offset < layer.size:
+                await self._registry.copy(model, layer, writer, moved)
+            await in_thread(writer.commit)
+
+    def _check_space(self, needed_bytes: int) -> None:
+        """Said before the first byte is fetched, rather than when the disk is full and everything else suffers."""
+        free = shutil.disk_usage(self._store.data_dir).free
+        reserve = self._settings.reserve_bytes
+        if needed_bytes and needed_bytes + reserve > free:
+            raise StorageError(
+                f"the disk is too full: {needed_bytes} bytes to fetch and {reserve} to keep free, {free} available; "
+                "free some space"
+            )
+
+
+def open_session(settings: FetchSettings) -> aiohttp.ClientSession:
+    """A session with the settings' patience: silence is limited, the length of a transfer is not."""
+    timeout = aiohttp.ClientTimeout(
+        total=None, sock_connect=settings.connect_timeout_s, sock_read=settings.read_timeout_s
+    )
+    return aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=8))
+
+
+def choose_variant(artifact: Artifact, targets: Sequence[str]) -> Variant:
+    """The edge variant for the first of ``targets`` (best first) that there is one for.
+
+    Raises:
+        ArtifactError: there is none; the message lists what there is.
+    """
+    for target in targets:
+        for variant in artifact.variants:
+            if variant.spec.role == "edge" and variant.spec.target == target:
+                return variant
+    have = ", ".join(v.spec.target for v in artifact.variants if v.spec.role == "edge") or "none"
+    raise ArtifactError(
+        f"artifact {artifact.digest} of {artifact.model!r} has no edge variant that this machine can run: "
+        f"it has {have}; this machine runs {', '.join(targets)}"
+    )
+
+
+async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Disk work off the event loop. When cancelled, waits until the thread is done with the files that it holds."""
+    work = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait([work])
+        if not work.cancelled():
+            work.exception()  # seen; what it was does not matter any more
+        raise
+
+
+def _checked(digest: str, data: bytes) -> bytes:
+    found = digest_of(data)
+    if found != digest:
+        raise DigestMismatch(f"the registry sent bytes that hash to {found} as {digest}: corrupt or tampered with")
+    return data
+
+
+def _continues(response: aiohttp.ClientResponse, offset: int) -> bool:
+    """Whether a response goes on where we stopped; a plain 200 begins at byte 0 again."""
+    found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+    return response.status == 206 and found is not None and int(found.group(1)) == offset
+
+
+async def _refusal(response: aiohttp.ClientResponse) -> PenstockError:
+    return error_from_http(response.status, response.headers, await _read(response, _MAX_ERROR_BYTES))
+
+
+async def _read(response: aiohttp.ClientResponse, limit_bytes: int) -> bytes:
+    """The body, or its first ``limit_bytes`` + 1 bytes."""
+    parts: list[bytes] = []
+    missing = limit_bytes + 1
+    while missing > 0 and (chunk := await response.content.read(missing)):
+        parts.append(chunk)
+        missing -= len(chunk)
+    return b"".join(parts)
+
+
+def _out_of_reach(base: str, error: BaseException) -> Unavailable:
+    return Unavailable(f"registry {base} is out of reach: {error or type(error).__name__}")

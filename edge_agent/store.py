@@ -1,0 +1,226 @@
+"""What an agent keeps on disk: blobs by digest, one state file per model, and the lock on all of it.
+
+Owns durability and garbage collection. Which slot is active, and when that changes, is ``edge_agent.policy``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+
+import msgspec
+
+from edge_agent.hosting import LoadPlan
+from edge_agent.policy.slots import ModelState, Slot
+from penstock import artifact as art
+from penstock import certificate as certificates
+from penstock.blobs import MAX_DOCUMENT_BYTES, BlobStore, disk_errors, write_atomically
+from penstock.errors import ArtifactError, DigestMismatch, NotFound, PenstockError, StorageError
+
+_log = logging.getLogger(__name__)
+_MAX_STATE_BYTES = 1024 * 1024
+_MAX_GOLDEN_BYTES = 64 * 1024 * 1024
+_HEAVY = (art.MODEL_WEIGHT, art.GOLDEN)  # what a device has only of the variant that it runs
+
+
+class DataDirLock:
+    """Holds a data directory for one agent; the operating system lets go when the process dies, however it dies."""
+
+    def __init__(self, data_dir: Path) -> None:
+        """
+        Raises:
+            StorageError: another agent holds it, or the directory is not writable.
+        """
+        with disk_errors(f"using data directory {data_dir}"):
+            data_dir.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._file)
+            raise StorageError(
+                f"another agent uses {data_dir}; stop it, or give this one a directory of its own with --data-dir"
+            ) from None
+
+    def __enter__(self) -> DataDirLock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def release(self) -> None:
+        os.close(self._file)
+
+
+class Store:
+    """Blobs and model states under ``data_dir``. State files are replaced whole: old or new, never a mixture."""
+
+    def __init__(self, data_dir: Path, *, max_document_bytes: int = MAX_DOCUMENT_BYTES) -> None:
+        """
+        Raises:
+            StorageError: the directory is not writable.
+        """
+        self.data_dir = data_dir
+        self.blobs = BlobStore(data_dir)
+        self._models = data_dir / "models"
+        self._max_document_bytes = max_document_bytes
+        with disk_errors(f"creating {self._models}"):
+            self._models.mkdir(parents=True, exist_ok=True)
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.data_dir)!r})"
+
+    def states(self) -> dict[str, ModelState]:
+        """All models' states. A file that cannot be read is set aside: the fleet service will ask again."""
+        found: dict[str, ModelState] = {}
+        for path in sorted(self._models.glob("*.json")):
+            try:
+                state = _decode_state(path)
+            except (ArtifactError, OSError) as error:
+                _log.error("state file unreadable, set aside as .bad file=%s error=%s", path, error)
+                os.replace(path, path.with_suffix(".bad"))
+                continue
+            found[state.model] = state
+        return found
+
+    def save(self, state: ModelState) -> None:
+        """Make a state durable.
+
+        Raises:
+            StorageError: the disk is full or not writable; the old state stands.
+        """
+        path = self._models / f"{art.check_model_name(state.model)}.json"
+        write_atomically(path, msgspec.json.format(msgspec.json.encode(state), indent=1))
+
+    def document(self, digest: str) -> bytes:
+        """A small blob, verified; for ``penstock.artifact.load``."""
+        return self.blobs.read(digest, limit_bytes=self._max_document_bytes)
+
+    def load_plan(self, model: str, slot: Slot) -> LoadPlan:
+        """Everything that hosting needs to run a slot; every byte verified against its digest (invariant 3).
+
+        Raises:
+            NotFound, DigestMismatch: a blob is gone or was changed. ArtifactError: malformed, or no such variant.
+        """
+        artifact = art.load(slot.release.artifact_digest, self.document)
+        variant = next((v for v in artifact.variants if v.digest == slot.variant_digest), None)
+        if artifact.model != model or variant is None:
+            raise ArtifactError(f"artifact {artifact.digest} of {artifact.model!r} is not what slot {slot} describes")
+        certificate = None
+        if slot.certificate_digest:
+            certificate = art.load_certificate(slot.certificate_digest, self.document)
+            check_fits(certificate, artifact, variant)
+        return LoadPlan(
+            model=model,
+            version=slot.release.version,
+            artifact_digest=artifact.digest,
+            variant=variant,
+            weights=self.blobs.verify(variant.weights.digest),
+            golden=self.blobs.read(variant.golden.digest, limit_bytes=_MAX_GOLDEN_BYTES) if variant.golden else None,
+            certificate_digest=slot.certificate_digest,
+            certificate=certificate,
+            cloud_digest=cloud_digest(artifact),
+        )
+
+    def discard_damaged(self, slot: Slot) -> None:
+        """Delete the blobs of a slot that do not hash to their digests, so that the next fetch brings them anew."""
+        for digest in self._of_slot(slot):
+            try:
+                self.blobs.verify(digest)
+            except NotFound:
+                continue
+            except DigestMismatch as error:
+                _log.warning("damaged blob deleted digest=%s error=%s", digest, error.message)
+                self.blobs.delete(digest)
+
+    def collect(self, states: Iterable[ModelState]) -> int:
+        """Delete every blob and partial download that no slot and no wish of ``states`` needs; return bytes freed.
+
+        Must not run while something is being fetched: a manifest that is not there yet cannot protect its layers.
+        """
+        needed = {digest for state in states for digest in self._needed(state)}
+        freed = 0
+        for digest in list(self.blobs.digests()):
+            if digest not in needed:
+                freed += self.blobs.size_bytes(digest)
+                self.blobs.delete(digest)
+        for digest in self.blobs.partials():
+            if digest not in needed:
+                self.blobs.discard_partial(digest)
+        return freed
+
+    def _needed(self, state: ModelState) -> set[str]:
+        slots = [slot for slot in (state.active, state.previous) if slot is not None]
+        needed = {digest for slot in slots for digest in self._of_slot(slot)}
+        if state.desired is not None:
+            needed |= self._of_artifact(state.desired.artifact_digest, only=None)
+            needed |= self._of_certificate(state.desired.certificate_digest)
+        return needed
+
+    def _of_slot(self, slot: Slot) -> set[str]:
+        return self._of_artifact(slot.release.artifact_digest, only=slot.variant_digest) | self._of_certificate(
+            slot.certificate_digest
+        )
+
+    def _of_artifact(self, digest: str, *, only: str | None) -> set[str]:
+        """Digests of an artifact as far as its documents are here; weights of one variant where ``only`` names it."""
+        found = {digest}
+        try:
+            entries = art.decode_index(self.document(digest)).manifests
+        except PenstockError:
+            return found
+        for entry in entries:
+            found.add(entry.digest)
+            is_wanted = only in (None, entry.digest)
+            layers = self._layers(entry.digest)
+            found |= {layer.digest for layer in layers if is_wanted or layer.media_type not in _HEAVY}
+        return found
+
+    def _of_certificate(self, digest: str) -> set[str]:
+        return {digest, *(layer.digest for layer in self._layers(digest))} if digest else set()
+
+    def _layers(self, manifest_digest: str) -> list[art.Descriptor]:
+        try:
+            return art.decode_manifest(self.document(manifest_digest)).layers
+        except PenstockError:
+            return []
+
+
+def cloud_digest(artifact: art.Artifact) -> str:
+    """Manifest digest of the cloud variant, "" when the artifact has none."""
+    return next((variant.digest for variant in artifact.variants if variant.spec.role == "cloud"), "")
+
+
+def check_fits(certificate: certificates.Certificate, artifact: art.Artifact, variant: art.Variant) -> None:
+    """Invariant 5, for exactly the variant that this device runs.
+
+    Raises:
+        CertificateMismatch: issued for other digests.
+    """
+    certificates.check(
+        certificate,
+        edge_digest=variant.digest,
+        cloud_digest=cloud_digest(artifact),
+        preprocessing_digest=art.preprocessing_digest(variant.spec.preprocessing),
+    )
+
+
+def _decode_state(path: Path) -> ModelState:
+    with path.open("rb") as file:
+        data = file.read(_MAX_STATE_BYTES + 1)
+    if len(data) > _MAX_STATE_BYTES:
+        raise ArtifactError(f"{path.name}: larger than {_MAX_STATE_BYTES} bytes")
+    try:
+        state = msgspec.json.decode(data, type=ModelState)
+    except msgspec.MsgspecError as error:
+        raise ArtifactError(f"{path.name}: {error}") from error
+    if path.stem != state.model:
+        raise ArtifactError(f"{path.name}: describes {state.model!r}")
+    return state
+
