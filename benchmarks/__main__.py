@@ -1,0 +1,204 @@
+"""``python -m benchmarks``: everything side by side in one run, in interleaved rounds (``make bench``).
+
+A round measures every server once, so that what disturbs the machine disturbs both sides of a ratio. Servers share one
+CPU and the load generator has another; without a second CPU, or with --no-pin, the scheduler decides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from benchmarks import models, report, startup
+from benchmarks.load import Sample, Spec
+from benchmarks.models import Model
+from benchmarks.plan import CALLERS, SERVERS, Key
+from benchmarks.servers import Pins, Servers, choose_pins, pinned, running
+from penstock.inference import InferRequest, InferResponse
+from penstock.rest import codec as rest
+from penstock.rpc import codec as rpc
+
+CACHE = Path(__file__).resolve().parent.parent / "out" / "bench"
+
+
+def main() -> int:
+    options = _options()
+    pins = choose_pins(pin=options.pin)
+    with tempfile.TemporaryDirectory(prefix="bench-") as scratch, running(Path(scratch), pins) as servers:
+        measured = [build(CACHE / name) for name, build in BUILDERS.items() if name in options.models]
+        specs = {key: spec for key, spec in _specs(servers, measured, options).items() if options.callers_ok(key[2])}
+        samples: dict[Key, list[Sample]] = {key: [] for key in specs}
+        for number in range(options.rounds):
+            for position, (key, spec) in enumerate(specs.items(), start=1):
+                _progress(f"round {number + 1}/{options.rounds}, {position}/{len(specs)}: {' '.join(map(str, key))}")
+                samples[key].append(_measure(spec, pins))
+    _progress("import and --help")
+    started = startup.measure(rounds=5 if options.quick else 10)
+    report.show(samples, started)
+    if options.save:
+        chosen = {"rounds": options.rounds, "duration_s": options.duration_s, "pinned": pins.server is not None}
+        print(f"\n{report.save(samples, started, chosen)}")
+    return 0
+
+
+BUILDERS = {"digits": models.digits, "resnet18": models.resnet18}
+
+
+class _Options(argparse.Namespace):
+    quick: bool
+    rounds: int
+    duration_s: float
+    models: Sequence[str]
+    servers: Sequence[str]
+    callers: Sequence[int]
+    pin: bool
+    save: bool
+
+    def callers_ok(self, callers: int) -> bool:
+        return not self.callers or callers in self.callers
+
+
+def _options() -> _Options:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    flag = argparse.BooleanOptionalAction
+    parser.add_argument("--quick", action="store_true", help="one short round: about a minute, for a first look")
+    parser.add_argument("--rounds", type=int, help="interleaved rounds (default 3)")
+    parser.add_argument("--duration-s", type=float, help="of one measurement (default 1; for resnet18 3 times that)")
+    parser.add_argument("--models", nargs="+", choices=BUILDERS, default=list(BUILDERS))
+    parser.add_argument("--servers", nargs="+", choices=SERVERS, default=list(SERVERS), help="default: all")
+    parser.add_argument("--callers", nargs="+", type=int, default=[], help="only these numbers of callers")
+    parser.add_argument("--pin", action=flag, default=True, help="one CPU for servers, one for load")
+    parser.add_argument("--save", action=flag, default=True, help="write benchmarks/results")
+    options = parser.parse_args(namespace=_Options())
+    options.rounds = options.rounds or (1 if options.quick else 3)
+    options.duration_s = options.duration_s or (0.5 if options.quick else 1.0)
+    return options
+
+
+def _specs(servers: Servers, measured: Sequence[Model], options: _Options) -> dict[Key, Spec]:
+    """Start every server that is asked for, and write down how each is measured, in the order of one round."""
+    wanted = set(options.servers)
+    requests = {model.name: _requests(servers.directory, model) for model in measured}
+    core: Mapping[str, str] = {}
+    addresses: dict[tuple[str, str], str] = {}
+    if wanted & {"core-http", "core-grpc", "core-sdk", "agent-unix"}:
+        _progress("starting core")
+        core = servers.core(measured)
+    if "agent-unix" in wanted:
+        _progress("starting agent")
+        agent = servers.agent(core, measured)
+    for model in measured:
+        addresses[model.name, "raw"] = str(model.path)
+        if wanted & {"yardstick-http", "yardstick-unix"}:
+            yardstick = servers.yardstick(model)
+            addresses[model.name, "yardstick-http"] = yardstick["http"]
+            addresses[model.name, "yardstick-unix"] = f"unix:{yardstick['socket']}"
+        if "echo-grpc" in CALLERS[model.name] and "echo-grpc" in wanted:
+            addresses[model.name, "echo-grpc"] = servers.echo(requests[model.name]["echo"])["grpc"]
+        if core:
+            addresses[model.name, "core-http"] = core["http"]
+            addresses[model.name, "core-grpc"] = core["grpc"]
+            addresses[model.name, "core-sdk"] = f"grpc://{core['grpc']}"
+        if "agent-unix" in wanted:
+            addresses[model.name, "agent-unix"] = f"unix:{agent}"
+    return {
+        (model.name, server, callers): _spec(
+            model, server, callers, addresses[model.name, server], requests[model.name], options
+        )
+        for model in measured
+        for server, loads in CALLERS[model.name].items()
+        if server in wanted
+        for callers in loads
+    }
+
+
+_PREPARED = {  # server -> (mode, which prepared request, whether the logits are checked)
+    "raw": ("raw", "row", False),
+    "echo-grpc": ("grpc", "grpc", False),
+    "yardstick-http": ("http", "yardstick", True),
+    "yardstick-unix": ("http", "yardstick", True),
+    "core-http": ("http", "oip", True),
+    "agent-unix": ("http", "oip", True),
+    "core-grpc": ("grpc", "grpc", True),
+    "core-sdk": ("sdk", "row", True),
+}
+
+
+def _spec(
+    model: Model, server: str, callers: int, address: str, requests: Mapping[str, Path], options: _Options
+) -> Spec:
+    mode, request, checked = _PREPARED[server]
+    slow = 3.0 if model.in_thread else 1.0  # a batch takes a large part of a second
+    fields = {
+        "mode": mode,
+        "address": address,
+        "request": str(requests[request]),
+        "expected": str(requests["logits"]) if checked else "",
+        "model": model.name,
+        "shape": model.row.shape,
+        "callers": callers,
+        "warmup_s": 0.3 * slow,
+        "duration_s": options.duration_s * slow,
+    }
+    return msgspec.convert(fields, Spec)
+
+
+def _requests(directory: Path, model: Model) -> dict[str, Path]:
+    """The bytes of one request in every form, as files that the load generator reads."""
+    request = InferRequest(model=model.name, inputs={"x": model.row})
+    body = rest.encode_request(request)
+    raw = model.row.tobytes()
+    response = InferResponse(model=model.name, version="v1", outputs={"logits": model.logits})
+    message = rpc.encode_request(request)
+    forms = {
+        "row": raw,
+        "logits": model.logits.tobytes(),
+        "yardstick": _post("/infer", raw, {}),
+        "oip": _post(
+            f"/v2/models/{model.name}/infer",
+            body.body,
+            {"Inference-Header-Content-Length": str(body.header_length), "Content-Type": "application/octet-stream"},
+        ),
+        "grpc": message.SerializeToString(),
+        "echo": rpc.encode_response(response, rpc.decode_request(message)).SerializeToString(),
+    }
+    paths = {}
+    for form, content in forms.items():
+        paths[form] = directory / f"{model.name}.{form}"
+        paths[form].write_bytes(content)
+    return paths
+
+
+def _post(path: str, body: bytes, headers: Mapping[str, str]) -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def _measure(spec: Spec, pins: Pins) -> Sample:
+    """One measurement in a process of its own: on the load's CPU, or on the servers' where it is the model itself."""
+    module, cpu = ("benchmarks.raw", pins.server) if spec.mode == "raw" else ("benchmarks.load", pins.client)
+    command = pinned([sys.executable, "-m", module, msgspec.json.encode(spec).decode()], cpu)
+    limit_s = 60 + 10 * spec.duration_s
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=limit_s, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"measuring {spec.model} at {spec.address} failed (exit {done.returncode})")
+    return msgspec.json.decode(done.stdout, type=Sample)
+
+
+_BEGAN = time.monotonic()
+
+
+def _progress(message: str) -> None:
+    print(f"[{time.monotonic() - _BEGAN:5.0f} s] {message}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""Starts what is measured, each in a process of its own, and says where it listens. Owns no measurement."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from benchmarks.models import Model
+from penstock import Client
+from penstock.errors import PenstockError
+
+START_TIMEOUT_S = 30.0
+PENSTOCK = (sys.executable, "-m", "penstock")
+
+
+class ServerError(RuntimeError):
+    """A server did not start; the message ends with its last words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pins:
+    """The CPU of the servers and the CPU of the load generator; None leaves both to the scheduler."""
+
+    server: int | None
+    client: int | None
+
+
+def choose_pins(*, pin: bool) -> Pins:
+    """First allowed CPU for servers, last for the client. On fewer than two CPUs there is nothing to choose."""
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if not pin or len(allowed) < 2:
+        return Pins(server=None, client=None)
+    return Pins(server=allowed[0], client=allowed[-1])
+
+
+def pinned(command: Sequence[str], cpu: int | None) -> list[str]:
+    """``command`` through a small launcher that sets its CPU and then becomes it: no threads start elsewhere."""
+    if cpu is None:
+        return list(command)
+    code = "import os, sys; os.sched_setaffinity(0, {int(sys.argv[1])}); os.execv(sys.argv[2], sys.argv[2:])"
+    return [sys.executable, "-c", code, str(cpu), *command]
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """Starts processes, and stops all of them at the end. ``directory`` is short: unix socket paths are limited."""
+
+    directory: Path
+    pins: Pins
+    processes: list[subprocess.Popen[str]]
+
+    def yardstick(self, model: Model) -> Mapping[str, str]:
+        """Endpoints ``http`` (host:port) and ``socket`` (path)."""
+        options = ["--max-batch", str(model.max_batch), *(["--in-thread"] if model.in_thread else [])]
+        socket = self.directory / f"y-{model.name}.sock"
+        return self._announcing("benchmarks.yardstick", [str(model.path), str(socket), *options])
+
+    def echo(self, response: Path) -> Mapping[str, str]:
+        """Endpoint ``grpc`` (host:port)."""
+        return self._announcing("benchmarks.echo", [str(response)])
+
+    def core(self, models: Sequence[Model]) -> Mapping[str, str]:
+        """A core with every model pushed. Endpoints ``http`` and ``grpc`` (host:port)."""
+        data_dir = self.directory / "core"
+        arguments = ["core", "serve", "--data-dir", str(data_dir), "--http-port", "0", "--grpc-port", "0"]
+        endpoints = self._penstock(arguments, data_dir / "endpoints.json")
+        for model in models:
+            command = ("artifact", "push", str(model.layout), "--registry", f"http://{endpoints['http']}")
+            subprocess.run([*PENSTOCK, *command], check=True, stdout=subprocess.DEVNULL)
+        return endpoints
+
+    def agent(self, core: Mapping[str, str], models: Sequence[Model]) -> Path:
+        """An agent that serves every model of the core. Returns its unix socket."""
+        data_dir, socket = self.directory / "agent", self.directory / "a.sock"
+        arguments = [
+            *("agent", "run", "--device-id", "bench", "--data-dir", str(data_dir), "--socket", str(socket)),
+            *("--core", f"grpc://{core['grpc']}", "--registry", f"http://{core['http']}"),
+        ]
+        self._penstock(arguments, data_dir / "endpoints.json")
+        for model in models:
+            _wait(f"agent serving {model.name}", partial(_runs, socket, model.name))
+        return socket
+
+    def _announcing(self, module: str, arguments: Sequence[str]) -> Mapping[str, str]:
+        command = pinned([sys.executable, "-m", module, *arguments], self.pins.server)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.processes.append(process)
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            raise ServerError(f"{module} ended before it was ready (exit {process.wait()})")
+        endpoints: Mapping[str, str] = json.loads(line)
+        return endpoints
+
+    def _penstock(self, arguments: Sequence[str], announced: Path) -> Mapping[str, str]:
+        log = self.directory / f"{arguments[0]}.log"
+        with log.open("w") as output:
+            command = pinned([*PENSTOCK, *arguments], self.pins.server)
+            process = subprocess.Popen(command, stdout=output, stderr=output, text=True)
+        self.processes.append(process)
+
+        def is_ready() -> bool:
+            if process.poll() is not None:
+                raise ServerError(f"penstock {arguments[0]} exited {process.returncode}:\n{log.read_text()[-2000:]}")
+            return announced.exists()
+
+        try:
+            _wait(f"penstock {arguments[0]} getting ready", is_ready)
+        except TimeoutError as error:
+            raise ServerError(f"{error}:\n{log.read_text()[-2000:]}") from None
+        endpoints: Mapping[str, str] = json.loads(announced.read_text())
+        return endpoints
+
+
+@contextmanager
+def running(directory: Path, pins: Pins) -> Iterator[Servers]:
+    """Servers that are stopped when the block ends, however it ends."""
+    servers = Servers(directory, pins, [])
+    try:
+        yield servers
+    finally:
+        for process in servers.processes:
+            process.send_signal(signal.SIGTERM)
+        for process in servers.processes:
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait(what: str, is_ready: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not is_ready():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {START_TIMEOUT_S:g} s")
+        time.sleep(0.1)
+
+
+def _runs(socket: Path, model: str) -> bool:
+    try:
+        with Client(f"unix://{socket}", timeout=2.0) as client:
+            return bool(client.model_ready(model))
+    except PenstockError:
+        return False
