@@ -51,9 +51,12 @@ class EscalationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_field
         max_queue_rows: rows waiting; beyond it a row counts as unreachable.
         rate_rows_per_s: budget of rows; 0 is unlimited. ``burst_rows``: what may go at once.
         breaker_failures: failures in a row that open the circuit; ``breaker_open_s`` until it is tried again.
+        model_version: ``digest`` asks for exactly the certified version; "" for the default one of a server that does
+            not know our digests (its answers are then taken at their word).
     """
 
     timeout_s: Positive = 2.0
+    model_version: Literal["digest", ""] = "digest"
     max_rows: Count = 64
     max_delay_s: Seconds = 0.0
     max_queue_rows: Count = 1024

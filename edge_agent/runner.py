@@ -1,0 +1,219 @@
+"""Runs one loaded variant and judges its answers: at once, inside the event loop, when a full batch is quicker than a
+thread switch is worth; in one thread of its own otherwise. Concurrent requests share a batch either way.
+
+Owns the queue in front of the engine. Does not know what becomes of an uncertain row, nor who asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge_agent.policy import admission
+from edge_agent.policy.cascade import Decision
+from penstock.batching import BatchLimits, Queued, plan_batch
+from penstock.errors import DeadlineExceeded, Internal, InvalidInput, PenstockError, Unavailable
+from penstock.runtime import Engine
+from penstock.tensors import Array
+
+INLINE_BELOW_S = 0.0003
+"""A full batch quicker than this runs on the event loop: handing it to a thread and back costs about as much."""
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalAnswer:
+    """The device's answer to one request: outputs with its rows, a score and a decision for each row."""
+
+    outputs: dict[str, Array]
+    scores: list[float]
+    decision: Decision
+
+
+Judge = Callable[[Mapping[str, Array], int], tuple[list[float], Decision]]
+"""Outputs of a batch and its row count in; score and decision per row out. Called where the engine runs."""
+
+
+@dataclass(slots=True, eq=False)
+class _Chunk:
+    inputs: Mapping[str, Array]
+    queued: Queued
+    future: asyncio.Future[LocalAnswer]
+
+
+class Runner:
+    """The queue and the executor of one variant. All methods are called from the event loop."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        judge: Judge,
+        *,
+        can_join: bool,
+        max_rows: int,
+        max_queue_rows: int,
+        service_time_s: float,
+    ) -> None:
+        """
+        Args:
+            can_join: rows of different requests may share a batch, and a request's rows may be run in several.
+            service_time_s: measured time of a full batch; it decides where the engine runs.
+        """
+        self._engine = engine
+        self._judge = judge
+        self._loop = asyncio.get_running_loop()
+        self._can_join = can_join
+        self._has_free_dims = any(-1 in spec.shape[1:] for spec in engine.inputs)
+        self._limits = BatchLimits(max_rows=max_rows if can_join else 1, max_queue_rows=max_queue_rows)
+        self._service_time_s = service_time_s
+        self.is_inline = service_time_s < INLINE_BELOW_S
+        self._executor: Executor | None = None if self.is_inline else ThreadPoolExecutor(1, "penstock-model")
+        self._queue: list[_Chunk] = []
+        self._is_busy = False
+        self._is_closed = False
+
+    def __repr__(self) -> str:
+        where = "inline" if self.is_inline else "thread"
+        return f"Runner({where}, queued={len(self._queue)}, busy={self._is_busy})"
+
+    async def run(self, inputs: Mapping[str, Array], rows: int, deadline: float | None, priority: int) -> LocalAnswer:
+        """Run one request of ``rows`` checked rows.
+
+        Raises:
+            DeadlineExceeded: not begun in time, or (in a thread) not finished in time.
+            InvalidInput, Internal: from the engine. Unavailable: closed meanwhile.
+        """
+        if self._is_closed:
+            raise Unavailable("the model is being replaced; try again", retry_after_s=0.1)
+        if self.is_inline and not self._is_busy:
+            # the first request in a turn of the event loop runs at once; those that come before the loop has turned
+            # are taken together when it has. A lone caller so never waits, and a crowd shares a batch.
+            self._is_busy = True
+            self._loop.call_soon(self._end_turn)
+            return _unwrap(self._answer_one(inputs, rows))
+        key = tuple(array.shape[1:] for array in inputs.values()) if self._has_free_dims else None
+        queued = Queued(
+            rows=rows, arrived_at=self._loop.time(), deadline=deadline, priority=priority, shape_key=key
+        )
+        chunk = _Chunk(inputs, queued, self._loop.create_future())
+        self._queue.append(chunk)
+        if self.is_inline:
+            return await chunk.future  # answered, or expired, when the loop has turned
+        self._pump()
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await chunk.future
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed while the model was busy") from None
+        finally:
+            if chunk in self._queue:  # the caller went away or ran out of time: nothing of it is executed
+                self._queue.remove(chunk)
+
+    async def close(self) -> None:
+        """Refuse what is queued, wait for the batch that runs, release the engine; idempotent."""
+        self._is_closed = True
+        for chunk in self._queue:
+            _settle(chunk, Unavailable("the model is being replaced; try again", retry_after_s=0.1))
+        self._queue.clear()
+        if self._executor is not None:
+            await asyncio.to_thread(self._executor.shutdown)
+        self._engine.close()
+
+    def _end_turn(self) -> None:
+        self._is_busy = False
+        while self._queue and not self._is_closed:
+            batch = self._take_batch()
+            for chunk, result in zip(batch, self._answer(batch), strict=True):
+                _settle(chunk, result)
+
+    def _pump(self) -> None:
+        if self._is_busy or self._is_closed or self._executor is None:
+            return
+        batch = self._take_batch()
+        if batch:
+            self._is_busy = True
+            self._loop.run_in_executor(self._executor, self._answer, batch).add_done_callback(
+                lambda done: self._finish(batch, done)
+            )
+
+    def _finish(self, batch: Sequence[_Chunk], done: asyncio.Future[list[LocalAnswer | PenstockError]]) -> None:
+        for chunk, result in zip(batch, done.result(), strict=True):
+            _settle(chunk, result)
+        self._is_busy = False
+        self._pump()
+
+    def _take_batch(self) -> list[_Chunk]:
+        """Remove from the queue what runs next, and refuse what has expired."""
+        queue = [chunk for chunk in self._queue if not chunk.future.done()]
+        plan = plan_batch(
+            [chunk.queued for chunk in queue],
+            self._limits,
+            self._loop.time(),
+            service_time_s=0.0 if self.is_inline else self._service_time_s,
+        )
+        for index in plan.expire:
+            _settle(queue[index], admission.expired())
+        gone = {*plan.dispatch, *plan.expire}
+        self._queue = [chunk for index, chunk in enumerate(queue) if index not in gone]
+        return [queue[index] for index in plan.dispatch]
+
+    def _answer(self, batch: Sequence[_Chunk]) -> list[LocalAnswer | PenstockError]:
+        """Run a batch; each chunk gets its answer or its error."""
+        if len(batch) == 1:
+            return [self._answer_one(batch[0].inputs, batch[0].queued.rows)]
+        joined = {name: np.concatenate([chunk.inputs[name] for chunk in batch]) for name in batch[0].inputs}
+        result = self._answer_one(joined, sum(chunk.queued.rows for chunk in batch))
+        if isinstance(result, PenstockError):
+            # one poisoned request must not fail the others
+            return [self._answer_one(chunk.inputs, chunk.queued.rows) for chunk in batch]
+        answers: list[LocalAnswer | PenstockError] = []
+        start = 0
+        for chunk in batch:
+            stop = start + chunk.queued.rows
+            outputs = {name: array[start:stop] for name, array in result.outputs.items()}
+            answers.append(LocalAnswer(outputs, result.scores[start:stop], result.decision.part(start, stop)))
+            start = stop
+        return answers
+
+    def _answer_one(self, inputs: Mapping[str, Array], rows: int) -> LocalAnswer | PenstockError:
+        try:
+            outputs = self._run_pieces(inputs, rows)
+            scores, decision = self._judge(outputs, rows)
+        except (InvalidInput, Internal) as error:
+            return error
+        except Exception as error:  # an engine's defect ends one request, not the task that serves them all
+            _LOG.exception("the engine failed in a way it does not document")
+            return Internal(f"the model failed: {type(error).__name__}: {error}")
+        return LocalAnswer(outputs, scores, decision)
+
+    def _run_pieces(self, inputs: Mapping[str, Array], rows: int) -> dict[str, Array]:
+        """One run, or as many as ``max_rows`` asks for: a variant's largest batch is a limit of memory."""
+        step = self._limits.max_rows
+        if rows <= step or not self._can_join:
+            return self._engine.run(inputs)
+        pieces = [
+            self._engine.run({name: array[start : start + step] for name, array in inputs.items()})
+            for start in range(0, rows, step)
+        ]
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def _unwrap(result: LocalAnswer | PenstockError) -> LocalAnswer:
+    if isinstance(result, PenstockError):
+        raise result
+    return result
+
+
+def _settle(chunk: _Chunk, result: LocalAnswer | PenstockError) -> None:
+    if chunk.future.done():
+        return
+    if isinstance(result, PenstockError):
+        chunk.future.set_exception(result)
+    else:
+        chunk.future.set_result(result)
