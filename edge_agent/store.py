@@ -139,12 +139,16 @@ class Store:
                 _log.warning("damaged blob deleted digest=%s error=%s", digest, error.message)
                 self.blobs.delete(digest)
 
-    def collect(self, states: Iterable[ModelState]) -> int:
+    def collect(self, states: Iterable[ModelState], also: Iterable[Slot] = ()) -> int:
         """Delete every blob and partial download that no slot and no wish of ``states`` needs; return bytes freed.
+
+        Args:
+            also: slots that are complete and not in a state yet.
 
         Must not run while something is being fetched: a manifest that is not there yet cannot protect its layers.
         """
         needed = {digest for state in states for digest in self._needed(state)}
+        needed |= {digest for slot in also for digest in self._of_slot(slot)}
         freed = 0
         for digest in list(self.blobs.digests()):
             if digest not in needed:

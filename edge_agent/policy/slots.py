@@ -80,6 +80,7 @@ class ModelState:
         active: what runs, or will run after a start. ``previous``: the last committed one before it.
         is_committed: whether ``active`` is out of its probation.
         desired: the newest wish that was heard; None before the first.
+        trials: of ``active`` and ``desired`` at most.
     """
 
     model: str
@@ -87,14 +88,14 @@ class ModelState:
     previous: Slot | None = None
     is_committed: bool = False
     desired: Release | None = None
-    trial: Trial | None = None
+    trials: tuple[Trial, ...] = ()
     failures: tuple[Failure, ...] = ()
 
     def failure_of(self, release: Release) -> Failure | None:
         return next((failure for failure in self.failures if failure.release.key == release.key), None)
 
     def starts_of(self, key: ReleaseKey) -> int:
-        return self.trial.starts if self.trial and self.trial.key == key else 0
+        return next((trial.starts for trial in self.trials if trial.key == key), 0)
 
     @property
     def is_settled(self) -> bool:
@@ -110,20 +111,19 @@ def desire(state: ModelState, release: Release) -> ModelState:
         failure if failure.release.key == release.key else replace(failure, is_blocked=False)
         for failure in state.failures
     )
-    return replace(_renamed(state, release), desired=release, failures=failures)
+    wanted = (release.key, state.active.key if state.active else None)
+    trials = tuple(trial for trial in state.trials if trial.key in wanted)
+    return replace(_renamed(state, release), desired=release, failures=failures, trials=trials)
 
 
 def begin_trial(state: ModelState, key: ReleaseKey) -> ModelState:
     """The release ``key`` is about to be loaded; if it kills the process, the count remains."""
-    return replace(state, trial=Trial(key=key, starts=state.starts_of(key) + 1))
+    return _with_starts(state, key, state.starts_of(key) + 1)
 
 
-def end_trial(state: ModelState) -> ModelState:
-    """An orderly stop is not a crash: take this start back."""
-    if state.trial is None:
-        return state
-    starts = state.trial.starts - 1
-    return replace(state, trial=replace(state.trial, starts=starts) if starts else None)
+def end_trial(state: ModelState, key: ReleaseKey) -> ModelState:
+    """It ended without killing the process (an orderly stop, an error): take this start back."""
+    return _with_starts(state, key, state.starts_of(key) - 1)
 
 
 def activate(state: ModelState, slot: Slot) -> ModelState:
@@ -141,7 +141,7 @@ def commit(state: ModelState) -> ModelState:
     if state.active is None:
         return state
     failures = tuple(f for f in state.failures if f.release.key != state.active.key)
-    return replace(state, is_committed=True, trial=None, failures=failures)
+    return replace(_with_starts(state, state.active.key, 0), is_committed=True, failures=failures)
 
 
 def revert(state: ModelState, reason: str, *, limit: int, should_block: bool = True) -> ModelState:
@@ -152,7 +152,8 @@ def revert(state: ModelState, reason: str, *, limit: int, should_block: bool = T
     """
     if state.active is None:
         return state
-    back = replace(state, active=state.previous, previous=None, is_committed=True, trial=None)
+    trialled = _with_starts(state, state.active.key, 0)
+    back = replace(trialled, active=state.previous, previous=None, is_committed=True)
     return fail(back, state.active.release, "reverted", reason, limit=limit) if should_block else back
 
 
@@ -161,8 +162,7 @@ def fail(state: ModelState, release: Release, kind: FailureKind, reason: str, *,
     known = state.failure_of(release)
     failure = Failure(release=release, kind=kind, reason=reason, count=known.count + 1 if known else 1)
     others = tuple(f for f in state.failures if f is not known)
-    trial = None if state.trial and state.trial.key == release.key else state.trial
-    return replace(state, failures=(*others, failure)[-limit:], trial=trial)
+    return replace(_with_starts(state, release.key, 0), failures=(*others, failure)[-limit:])
 
 
 def _renamed(state: ModelState, release: Release) -> ModelState:
@@ -170,3 +170,8 @@ def _renamed(state: ModelState, release: Release) -> ModelState:
     if state.active is None or state.active.key != release.key:
         return state
     return replace(state, active=replace(state.active, release=release))
+
+
+def _with_starts(state: ModelState, key: ReleaseKey, starts: int) -> ModelState:
+    others = tuple(trial for trial in state.trials if trial.key != key)
+    return replace(state, trials=(*others, Trial(key=key, starts=starts)) if starts > 0 else others)

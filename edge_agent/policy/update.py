@@ -37,6 +37,7 @@ class Progress:
     Attributes:
         loaded: what answers requests. ``fetching``: what is being pulled. ``fetched``: complete on disk.
         prepared: proven, in memory, not switched to.
+        load_attempts: tries to load the active slot that failed in a row; the next one not before ``load_retry_at``.
         failed_attempts: tries of the desired release that failed in a row; the next one not before ``retry_at``.
         is_hard: the last of them is worth an operator's eye at once (disk full), not only when it persists.
         failures: crashes and failed requests of the active slot since it was loaded.
@@ -49,6 +50,8 @@ class Progress:
     fetched: Slot | None = None
     prepared: ReleaseKey | None = None
     load_failure: LoadFailure | None = None
+    load_attempts: int = 0
+    load_retry_at: float = 0.0
     failed_attempts: int = 0
     retry_at: float = 0.0
     error: str = ""
@@ -133,17 +136,25 @@ _RETRIED = frozenset({"internal", "storage", "digest-mismatch", "unauthenticated
 
 def plan(state: ModelState, progress: Progress, limits: UpdateLimits, now: float) -> Action:
     """The next step. Serving comes first, then trust in what serves, then the next release, then tidying."""
-    if state.active is not None and progress.loaded != state.active.key:
-        return _bring_up(state, state.active, progress, limits, now)
-    trial = _judge(state, progress, limits, now)
-    if not isinstance(trial, Nothing):
-        return trial
-    step = _pursue(state, progress, limits, now)
-    if not isinstance(step, Nothing):
-        return step
+    steps = [decide(state, progress, limits, now) for decide in (_serve, _judge, _pursue)]
+    for step in steps:
+        if not isinstance(step, Nothing):
+            return step
     if progress.should_collect and progress.fetching is None:
         return Collect()
-    return Nothing(reason=step.reason or trial.reason, wake_at=_earliest(step.wake_at, trial.wake_at))
+    idle = [step for step in steps if isinstance(step, Nothing)]
+    wakes = [step.wake_at for step in idle if step.wake_at is not None]
+    return Nothing(
+        reason="; ".join(step.reason for step in idle if step.reason), wake_at=min(wakes) if wakes else None
+    )
+
+
+def is_watched(state: ModelState, progress: Progress) -> bool:
+    """Whether what runs still has to show that it is healthy."""
+    active = state.active
+    if active is None or progress.loaded != active.key:
+        return False
+    return not state.is_committed or state.starts_of(active.key) > 0
 
 
 def severity(code: str) -> Severity:
@@ -183,25 +194,28 @@ def _resting_phase(state: ModelState, progress: Progress, limits: UpdateLimits) 
     return "probation", state.active.note
 
 
-def _bring_up(state: ModelState, active: Slot, progress: Progress, limits: UpdateLimits, now: float) -> Action:
-    starts = state.starts_of(active.key)
+def _serve(state: ModelState, progress: Progress, limits: UpdateLimits, now: float) -> Action:
+    """Bring up the active slot, or go back to the one before it."""
+    if state.active is None or progress.loaded == state.active.key:
+        return Nothing(reason="")
+    starts = state.starts_of(state.active.key)
     if starts >= limits.max_crashes:
         return Revert(reason=f"{starts} starts with it did not survive", should_block=True)
     broken = progress.load_failure
     if broken is None:
-        return Load(slot=active)
+        return Load(slot=state.active)
     if broken.is_damaged:
         return Revert(reason=broken.reason, should_block=False)
     if state.previous is not None:
         return Revert(reason=broken.reason, should_block=True)
-    if now >= progress.retry_at:
-        return Load(slot=active)
-    return Nothing(reason=broken.reason, wake_at=progress.retry_at)
+    if now >= progress.load_retry_at:
+        return Load(slot=state.active)
+    return Nothing(reason=broken.reason, wake_at=progress.load_retry_at)
 
 
-def _judge(state: ModelState, progress: Progress, limits: UpdateLimits, now: float) -> Commit | Revert | Nothing:
+def _judge(state: ModelState, progress: Progress, limits: UpdateLimits, now: float) -> Action:
     """Trust in the active slot: a probation, and for a committed one the check that it survives being loaded."""
-    if state.active is None or (state.is_committed and state.trial is None):
+    if not is_watched(state, progress):
         return Nothing(reason="")
     if not state.is_committed and state.previous and progress.failures >= limits.max_crashes:
         return Revert(reason=_failures(progress), should_block=True)
@@ -238,7 +252,3 @@ def _pursue(state: ModelState, progress: Progress, limits: UpdateLimits, now: fl
 def _failures(progress: Progress) -> str:
     return f"{progress.failures} failures on probation"
 
-
-def _earliest(*times: float | None) -> float | None:
-    known = [time for time in times if time is not None]
-    return min(known) if known else None
