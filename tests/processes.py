@@ -1,0 +1,225 @@
+"""Real processes for integration tests: a core, agents, and the ``penstock`` command, started as a user starts them.
+
+Ports are free ones, sockets live in short directories (a unix socket path has at most 107 bytes), every wait is bounded
+and a process that does not get ready fails with the end of its log.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from examples.digits.processes import Daemon, penstock, wait_for
+
+AGENT_CONFIG = """
+[heartbeat]
+interval_s = 0.2
+
+[outbox]
+flush_s = 0.2
+
+[update]
+probation_s = 0.2
+"""
+"""A test has seconds where a fleet has hours."""
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=10)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+@dataclass
+class CoreProcess:
+    """``penstock core serve`` on free loopback ports, which it keeps when it is started again."""
+
+    directory: Path
+    config: str = ""
+    http_url: str = ""
+    grpc_target: str = ""
+    _daemon: Daemon | None = field(default=None, repr=False)
+
+    @property
+    def data_dir(self) -> Path:
+        return self.directory / "core"
+
+    @property
+    def http_address(self) -> str:
+        """``host:port``, as clients that others wrote want it."""
+        return self.http_url.removeprefix("http://")
+
+    @property
+    def grpc_address(self) -> str:
+        return self.grpc_target.removeprefix("grpc://")
+
+    @property
+    def pid(self) -> int:
+        assert self._daemon is not None
+        assert self._daemon.process is not None
+        return self._daemon.process.pid
+
+    def start(self) -> None:
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        http_port = self.http_url.rpartition(":")[2] or "0"
+        grpc_port = self.grpc_target.rpartition(":")[2] or "0"
+        ports = ("--http-port", http_port, "--grpc-port", grpc_port)
+        arguments = ["core", "serve", "--data-dir", str(self.data_dir), *ports]
+        if self.config:
+            file = self.directory / "core.toml"
+            file.write_text(self.config)
+            arguments += ["--config", str(file)]
+        self._daemon = Daemon("core", arguments, self.data_dir, self.directory / "core.log")
+        endpoints = self._daemon.start()
+        self.http_url, self.grpc_target = f"http://{endpoints['http']}", f"grpc://{endpoints['grpc']}"
+
+    def kill(self) -> None:
+        """SIGKILL: nothing is flushed, nobody is told."""
+        if self._daemon is not None:
+            self._daemon.kill()
+
+    def stop(self) -> None:
+        """SIGTERM, and wait for the drain."""
+        if self._daemon is not None:
+            self._daemon.stop()
+
+    def restart(self) -> None:
+        """Kill and start again on the same ports and data."""
+        self.kill()
+        self.start()
+
+    def push(self, layout: Path) -> None:
+        penstock("artifact", "push", layout, "--registry", self.http_url)
+
+    @property
+    def log(self) -> str:
+        return (self.directory / "core.log").read_text(errors="replace")
+
+
+@dataclass
+class AgentProcess:
+    """``penstock agent run`` on a unix socket of its own."""
+
+    directory: Path
+    device_id: str
+    core: CoreProcess
+    config: str = AGENT_CONFIG
+    arguments: Sequence[str] = ()
+    endpoints: dict[str, Any] = field(default_factory=dict)
+    _daemon: Daemon | None = field(default=None, repr=False)
+
+    @property
+    def data_dir(self) -> Path:
+        return self.directory / self.device_id
+
+    @property
+    def socket(self) -> Path:
+        return self.directory / f"{self.device_id}.sock"
+
+    @property
+    def target(self) -> str:
+        """What the SDK connects to."""
+        return f"unix://{self.socket}"
+
+    @property
+    def pid(self) -> int:
+        assert self._daemon is not None
+        assert self._daemon.process is not None
+        return self._daemon.process.pid
+
+    def start(self) -> None:
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        file = self.directory / f"{self.device_id}.toml"
+        file.write_text(self.config)
+        arguments = [
+            *("agent", "run", "--config", str(file), "--device-id", self.device_id, "--data-dir", str(self.data_dir)),
+            *("--socket", str(self.socket), "--core", self.core.grpc_target, "--registry", self.core.http_url),
+            *self.arguments,
+        ]
+        self._daemon = Daemon(self.device_id, arguments, self.data_dir, self.directory / f"{self.device_id}.log")
+        self.endpoints = self._daemon.start()
+
+    def kill(self) -> None:
+        """SIGKILL: nothing is flushed, nobody is told."""
+        if self._daemon is not None:
+            self._daemon.kill()
+
+    def stop(self) -> None:
+        """SIGTERM, and wait for the drain."""
+        if self._daemon is not None:
+            self._daemon.stop()
+
+    def restart(self) -> None:
+        """Kill and start again on the same data."""
+        self.kill()
+        self.start()
+
+    def get(self, path: str) -> tuple[int, bytes]:
+        """One GET over the unix socket: status and body."""
+        connection = _UnixConnection(self.socket)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
+
+    def status(self) -> dict[str, Any]:
+        """``GET /status``."""
+        code, body = self.get("/status")
+        assert code == 200, body
+        status: dict[str, Any] = json.loads(body)
+        return status
+
+    def runs(self, model: str, version: str, phase: str = "COMMITTED") -> bool:
+        return any(
+            entry["model"] == model and entry["version"] == version and entry["phase"] == phase
+            for entry in self.status()["models"]
+        )
+
+    def wait_until_runs(self, model: str, version: str, *, timeout_s: float = 30.0) -> None:
+        what = f"{self.device_id} committing {model}:{version}"
+        wait_for(what, lambda: self.runs(model, version), timeout_s=timeout_s)
+
+    @property
+    def log(self) -> str:
+        return (self.directory / f"{self.device_id}.log").read_text(errors="replace")
+
+
+@dataclass
+class DigitsBuild:
+    """The digits example, trained once and compiled on demand: v1, a better v2, and v3, which lies."""
+
+    directory: Path
+    models: Path
+    _results: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def layout(self, version: str = "v1") -> Path:
+        """The compiled artifact of a version, as an OCI image layout."""
+        self.result(version)
+        return self.directory / version
+
+    def result(self, version: str = "v1") -> dict[str, Any]:
+        """What ``penstock compile -o json`` said."""
+        if version not in self._results:
+            done = penstock("compile", self.models / f"{version}.toml", "-o", self.directory / version, "-o", "json")
+            self._results[version] = json.loads(done.stdout)
+        return self._results[version]
+
+    def test_split(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Held-out digits x FP32 [N, 64] and their labels y INT64 [N]."""
+        with np.load(self.models / "data.npz") as data:
+            return data["x_test"], data["y_test"]

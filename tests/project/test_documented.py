@@ -1,0 +1,72 @@
+"""Settings, flags, metrics and errors have words, and the pages in docs/ are what the code says."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import msgspec
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _load() -> ModuleType:
+    path = ROOT / "scripts" / "generate_docs.py"
+    spec = importlib.util.spec_from_file_location("generate_docs", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+docs = _load()
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
+    """What a section of settings looks like.
+
+    Attributes:
+        host, port: where to listen; port 0 takes
+            a free one.
+        max_rows: in one call. ``max_wait_s``: until it
+            goes; see ``host``.
+    """
+
+    host: str = ""
+    port: int = 0
+    max_rows: int = 1
+    max_wait_s: float = 0.0
+    forgotten: int = 0
+
+
+def test_attributes_are_read_in_both_forms() -> None:
+    summary, words = docs.attributes_of(Sample)
+    assert summary == "What a section of settings looks like."
+    assert words["host"] == words["port"] == "where to listen; port 0 takes a free one"
+    assert words["max_rows"] == "in one call"
+    assert words["max_wait_s"] == "until it goes; see `host`"
+    assert "forgotten" not in words
+
+
+def test_metrics_are_read_from_the_calls_that_make_them(tmp_path: Path) -> None:
+    (tmp_path / "metrics.py").write_text(
+        'A = Counter("penstock_a_total", "All of them.", ["model"])\n'
+        'B = prometheus.GaugeMetricFamily("penstock_b", "", labels=("x", "y"))\n'
+        'C = Counter("word")\n'
+    )
+    assert [(m.name, m.kind, m.words, m.labels) for m in docs.metrics_of(tmp_path)] == [
+        ("penstock_a_total", "counter", "All of them", ("model",)),
+        ("penstock_b", "gauge", "", ("x", "y")),
+    ]
+
+
+@pytest.mark.parametrize("name", list(docs.PAGES))
+def test_a_page_is_complete_and_fresh(name: str) -> None:
+    page = docs.PAGES[name]()
+    assert page.undocumented == []
+    assert (ROOT / "docs" / name).read_text(encoding="utf-8") == page.text, "stale: run 'make docs'"

@@ -1,0 +1,44 @@
+"""The words of the Makefile: plain ``make`` lists every one, and each runs what it says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+def make(*arguments: str) -> str:
+    # MAKEFLAGS of a `make test` around this must not reach the make that is tested
+    command = ["env", "-u", "MAKEFLAGS", "-u", "MAKELEVEL", "make", "-C", str(ROOT), "--no-print-directory", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+
+
+def test_plain_make_lists_every_word() -> None:
+    phony = re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.M)
+    assert phony is not None
+    listed = re.findall(r"^  (\w+) +\S", make(), re.M)
+    assert set(listed) == set(phony[1].split()) - {"help"}
+
+
+@pytest.mark.parametrize(
+    ("words", "runs"),
+    [
+        ("make demo", ".venv/bin/penstock demo"),
+        ("make test", ".venv/bin/python -m pytest"),
+        ("make bench", ".venv/bin/python -m benchmarks"),
+        ("make lint", ".venv/bin/lint-imports"),
+        ("make proto", ".venv/bin/python scripts/generate_proto.py"),
+    ],
+)
+def test_a_word_runs_what_it_says(words: str, runs: str) -> None:
+    printed = [line.strip() for line in make("--dry-run", words.split()[1]).splitlines()]
+    assert runs in printed
+
+
+def test_arguments_are_passed_on() -> None:
+    assert ".venv/bin/penstock demo --keep" in make("--dry-run", "demo", "ARGS=--keep")

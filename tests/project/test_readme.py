@@ -1,0 +1,116 @@
+"""Every command of README.md is run by a test: in a walk-through here, or by the test that its block names."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.project.readme import Block, blocks, script
+
+ROOT = Path(__file__).resolve().parents[2]
+README = blocks((ROOT / "README.md").read_text(encoding="utf-8"))
+
+EXAMPLE = """\
+<!-- tested by tests/x.py -->
+```bash
+make demo   # first
+make test
+```
+
+```console
+$ penstock core serve &
+$ penstock infer digits \\
+>   --zeros
+some output
+```
+
+```toml
+[not]
+run = true
+```
+
+```python
+print("hello")
+```
+"""
+
+
+def test_blocks_are_found_with_language_and_place() -> None:
+    found = blocks(EXAMPLE)
+    assert [(b.language, b.tested_by) for b in found] == [("bash", "tests/x.py"), ("console", ""), ("python", "")]
+    assert found[0].commands == ("make demo", "make test")
+    assert found[1].commands == ("penstock core serve &", "penstock infer digits --zeros")
+
+
+def run_script(text: str, directory: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "-c", text],
+        cwd=directory,
+        env={**os.environ, **env},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=100,
+        check=False,
+    )
+
+
+def test_a_script_waits_for_servers_and_stops_at_the_first_failure(tmp_path: Path) -> None:
+    server = tmp_path / "server.sh"
+    server.write_text("echo ready\nsleep 60\n")
+    text = script([Block("bash", f"bash {server} &\ngrep ready server-0.log\nfalse\ntouch too-far\n", "")])
+    done = run_script(text, tmp_path)
+    assert done.returncode != 0
+    assert done.stdout.splitlines()[-2:] == ["ready", "$ false"]
+    assert not (tmp_path / "too-far").exists()
+
+
+def test_a_script_fails_when_a_server_does_not_start(tmp_path: Path) -> None:
+    done = run_script(script([Block("bash", "ls nothing-here &\ntouch too-far\n", "")]), tmp_path)
+    assert done.returncode != 0
+    assert "not ready: ls nothing-here" in done.stdout
+    assert not (tmp_path / "too-far").exists()
+
+
+def test_a_python_block_is_run(tmp_path: Path) -> None:
+    env = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    assert run_script(script(blocks(EXAMPLE)[2:]), tmp_path, **env).stdout == "hello\n"
+
+
+def test_readme_starts_with_demo_and_test() -> None:
+    commands = [command for block in README for command in block.commands]
+    assert commands[:2] == ["make demo", "make test"]
+
+
+@pytest.mark.parametrize("block", [b for b in README if b.tested_by], ids=lambda b: b.tested_by)
+def test_a_block_that_is_tested_elsewhere_is(block: Block) -> None:
+    path, _, function = block.tested_by.partition("::")
+    text = (ROOT / path).read_text(encoding="utf-8")
+    assert not function or f"def {function}(" in text
+    assert [command for command in block.commands if command not in text] == []
+
+
+@pytest.mark.skipif(not any(not b.tested_by for b in README), reason="README.md has no walk-through")
+@pytest.mark.timeout(180)
+def test_readme_walk_through(short_dir: Path) -> None:
+    for port in (8000, 8001):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                pytest.skip(f"port {port}, which README.md uses, is taken on this machine")
+    (short_dir / "examples").symlink_to(ROOT / "examples")
+    env = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HOME": str(short_dir),
+        "XDG_RUNTIME_DIR": str(short_dir),
+        "XDG_DATA_HOME": str(short_dir),
+        "PENSTOCK_AGENT_DATA_DIR": str(short_dir / "agent"),
+        "PENSTOCK_AGENT_HEARTBEAT__INTERVAL_S": "0.2",
+        "PENSTOCK_AGENT_UPDATE__PROBATION_S": "0.2",
+    }
+    done = run_script(script(b for b in README if not b.tested_by), short_dir, **env)
+    assert done.returncode == 0, done.stdout

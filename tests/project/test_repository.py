@@ -1,0 +1,115 @@
+"""Rules about the files themselves: size of modules and functions, links that resolve, no machine's own paths."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MAX_MODULE_LINES, MAX_FUNCTION_LINES = 400, 60
+
+# every exception says why the longer form reads better
+LONGER_MODULES: Mapping[str, str] = {}
+LONGER_FUNCTIONS: Mapping[str, str] = {}
+
+
+def _tracked() -> list[Path]:
+    """Files that are in the repository or about to be."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [ROOT / name for name in listed if (ROOT / name).is_file()]
+
+
+def _code() -> list[Path]:
+    """Python of the packages and programs; tests and generated code have other sizes."""
+    return [
+        path
+        for path in _tracked()
+        if path.suffix == ".py" and path.relative_to(ROOT).parts[0] != "tests" and "_pb2" not in path.name
+    ]
+
+
+FILES = _tracked()
+CODE = _code()
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return ""  # a picture or a golden file
+
+
+def _long_functions(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(_text(path))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
+            lines = node.end_lineno - node.lineno + 1
+            name = f"{path.relative_to(ROOT)}:{node.name}"
+            if lines > MAX_FUNCTION_LINES and name not in LONGER_FUNCTIONS:
+                yield f"{name} has {lines} lines"
+
+
+def test_there_is_code_to_check() -> None:
+    assert len(CODE) > 40
+
+
+def test_modules_are_short() -> None:
+    lines = {str(path.relative_to(ROOT)): len(_text(path).splitlines()) for path in CODE}
+    assert {name: n for name, n in lines.items() if n > MAX_MODULE_LINES and name not in LONGER_MODULES} == {}
+
+
+def test_functions_are_short() -> None:
+    assert [found for path in CODE for found in _long_functions(path)] == []
+
+
+def test_exceptions_are_still_needed() -> None:
+    for name in LONGER_MODULES:
+        assert len(_text(ROOT / name).splitlines()) > MAX_MODULE_LINES, name
+    for name in LONGER_FUNCTIONS:
+        path, _, function = name.partition(":")
+        assert f"def {function}(" in _text(ROOT / path), name
+
+
+def test_modules_say_what_they_own() -> None:
+    undocumented = [
+        str(path.relative_to(ROOT))
+        for path in CODE
+        if _text(path).strip() and ast.get_docstring(ast.parse(_text(path))) is None
+    ]
+    assert undocumented == []
+
+
+def test_no_file_names_one_machines_paths() -> None:
+    pattern = re.compile(r"(?<![\w.~}])/(?:home|root|Users|wor[k]|workspace|mnt)/\w")
+    named = [
+        f"{path.relative_to(ROOT)}: {line.strip()[:100]}"
+        for path in FILES
+        for line in _text(path).splitlines()
+        if pattern.search(line)
+    ]
+    assert named == []
+
+
+def test_nothing_is_left_to_do() -> None:
+    pattern = re.compile(r"\b(?:TO[D]O|FIXM[E]|XX[X])\b")
+    found = [str(path.relative_to(ROOT)) for path in FILES if pattern.search(_text(path))]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if p.suffix == ".md"], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_links_of_documents_resolve(path: Path) -> None:
+    links = re.findall(r"\]\((?!https?://|#|mailto:)([^)#\s]+)", _text(path))
+    outside = re.findall(r"(?<![\w/.])(?:\.\./)+\w[\w./-]*", _text(path))
+    missing = [
+        link
+        for link in [*links, *outside]
+        if not (path.parent / link).exists() or not (path.parent / link).resolve().is_relative_to(ROOT)
+    ]
+    assert missing == []
