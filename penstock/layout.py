@@ -121,7 +121,9 @@ class Layout:
         entries = [self._pack_variant(draft) for draft in drafts]
         model = art.check_model_name(drafts[0].spec.model)
         index = Index(schema_version=2, media_type=art.INDEX, manifests=entries, annotations={art.MODEL: model})
-        data = art.canonical_json(index)
+        # exactly as Go's image-spec 1.0 writes an index (its field order, no artifactType in descriptors): skopeo and
+        # its kin re-encode indexes when they copy, and the artifact's digest must survive that
+        data = msgspec.json.encode(index, order="deterministic")
         described = Descriptor(
             media_type=art.INDEX,
             digest=self.blobs.put(data),
@@ -160,6 +162,10 @@ class Layout:
         """
         art.check_certificate(certificate, self.artifact())
         return self.attach(art.CERTIFICATE, certificates.encode(certificate), title="certificate.json")
+
+    def adopt(self, artifact: Descriptor, referrers: Sequence[Descriptor]) -> None:
+        """Make documents already in ``blobs`` this layout's artifact and referrers: the last step of a pull."""
+        self._write_index([artifact, *referrers])
 
     def verify(self) -> list[str]:
         """Check everything: every reachable blob's digest and size, the structure, the certificates. [] is good."""
@@ -244,13 +250,8 @@ class Layout:
             annotations=annotations,
         )
         data = art.canonical_json(manifest)
-        return Descriptor(
-            media_type=art.MANIFEST,
-            digest=self.blobs.put(data),
-            size=len(data),
-            artifact_type=art.MODEL_MANIFEST,
-            annotations=annotations,
-        )
+        digest = self.blobs.put(data)
+        return Descriptor(media_type=art.MANIFEST, digest=digest, size=len(data), annotations=annotations)
 
     def _document(self, media_type: str, data: bytes, title: str) -> Descriptor:
         return Descriptor(

@@ -114,9 +114,7 @@ def children_in(data: bytes, media_type: str) -> list[str]:
 
 def is_artifact_index(index: Index) -> bool:
     """Whether an index claims to hold variants of a model of ours."""
-    return art.MODEL in index.annotations or any(
-        entry.artifact_type == art.MODEL_MANIFEST and art.ROLE in entry.annotations for entry in index.manifests
-    )
+    return art.MODEL in index.annotations or any(art.ROLE in entry.annotations for entry in index.manifests)
 
 
 def _decoded(data: bytes, media_type: str) -> Index | Manifest:

@@ -1,0 +1,160 @@
+"""Small real artifacts (the echo engine), and a registry behind a real socket."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import msgspec
+import pytest
+from aiohttp import web
+
+from cloud_core.api.oci import OciApi
+from cloud_core.registry.registry import Registry
+from cloud_core.registry.settings import RegistrySettings
+from cloud_core.state import Database
+from penstock import artifact as art
+from penstock import tensors
+from penstock.artifact import VariantSpec
+from penstock.certificate import Certificate
+from penstock.layout import Layout, VariantDraft
+from penstock.tensors import TensorSpec
+
+X = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))
+MakeLayout = Callable[..., Layout]
+
+
+class Clock:
+    """The control plane's clock, moved by hand."""
+
+    def __init__(self) -> None:
+        self.at = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.at
+
+    def advance(self, seconds: float) -> None:
+        self.at += timedelta(seconds=seconds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """A registry on a loopback port."""
+
+    registry: Registry
+    url: str
+    port: int
+
+
+def make_spec(model: str, role: art.Role, target: str) -> VariantSpec:
+    return VariantSpec(
+        model=model,
+        role=role,
+        engine="echo",
+        target=target,
+        provider="cpu",
+        precision="fp32",
+        inputs=(X,),
+        outputs=(X,),
+        score_output="x",
+        preprocessing={"scale": 16},
+    )
+
+
+def make_certificate(layout: Layout, **changes: object) -> Certificate:
+    parsed = layout.artifact()
+    values: dict[str, object] = {
+        "model": parsed.model,
+        "edge_digest": parsed.variant("edge").digest,
+        "cloud_digest": parsed.variant("cloud").digest,
+        "preprocessing_digest": art.preprocessing_digest({"scale": 16}),
+        "harm": "labels",
+        "score": "max_prob",
+        "temperature": 1.0,
+        "threshold": 0.9,
+        "max_harm": 0.02,
+        "delta": 0.05,
+        "n": 400,
+        "harm_count": 1,
+        "kept_count": 300,
+        "coverage": 0.75,
+        "coverage_low": 0.7,
+        "coverage_high": 0.8,
+        "audit_max_harm": 0.03,
+        "data_digest": "sha256:" + "0" * 64,
+    }
+    return Certificate(**{**values, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def make_layout(tmp_path: Path) -> MakeLayout:
+    def make(tag: str, *, model: str = "digits", certified: bool = True, edge_target: str = "any") -> Layout:
+        """Same arguments, same digests; another tag, other weights."""
+        weights = tmp_path / f"{model}-{tag}.json"
+        weights.write_bytes(msgspec.json.encode([X]) + b" " * (1 + sum(tag.encode())))
+        layout = Layout.create(tmp_path / f"layout-{model}-{tag}")
+        edge = VariantDraft(spec=make_spec(model, "edge", edge_target), weights=weights, golden=tensors.pack({}))
+        cloud = VariantDraft(spec=make_spec(model, "cloud", "cpu"), weights=weights)
+        layout.pack([edge, cloud], tag=tag)
+        if certified:
+            layout.attach_certificate(make_certificate(layout))
+        return layout
+
+    return make
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    opened = Database.open(tmp_path / "core" / "state.db")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def registry(tmp_path: Path, database: Database, clock: Clock) -> Registry:
+    settings = RegistrySettings(max_uploads=3, max_blob_bytes=32 * 1024 * 1024)
+    return Registry.open(tmp_path / "core", database, settings, now=clock)
+
+
+async def put_layout(registry: Registry, layout: Layout, tag: str | None = None) -> str:
+    """Store a layout without HTTP; return the artifact's digest."""
+    model = layout.artifact().model
+    for descriptor in layout.reachable():
+        data = layout.blobs.read(descriptor.digest)
+        registry.store.put(data)
+        if descriptor.media_type in (art.INDEX, art.MANIFEST):
+            await registry.put_manifest(model, descriptor.digest, descriptor.media_type, data)
+    data = layout.blobs.read(layout.digest)
+    await registry.put_manifest(model, tag or layout.tag, art.INDEX, data)
+    return layout.digest
+
+
+@pytest.fixture
+def put() -> Callable[..., object]:
+    return put_layout
+
+
+@pytest.fixture
+async def served(registry: Registry, clock: Clock) -> AsyncIterator[Served]:
+    api = OciApi(registry, now=clock)
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        if request.path in ("/v2", "/v2/"):
+            return web.json_response({}, headers={"Docker-Distribution-Api-Version": "registry/2.0"})
+        response = await api.handle(request)
+        return response if response is not None else web.Response(status=404)
+
+    runner = web.ServerRunner(web.Server(answer))
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = runner.addresses[0][1]
+    yield Served(registry=registry, url=f"http://127.0.0.1:{port}", port=port)
+    await runner.cleanup()
