@@ -45,7 +45,7 @@ class CertifyData:
         labels: integer classes [N]; None counts disagreement with the cloud as harm.
     """
 
-    scores: Floats
+    scores: NDArray[np.floating]
     edge_predictions: Integers
     cloud_predictions: Integers
     labels: Integers | None = None
@@ -189,7 +189,7 @@ def _grid(thresholds: tuple[float, ...] | None) -> Floats:
     return grid
 
 
-def _counts_at(grid: Floats, scores: Floats, among: NDArray[np.bool_] | None) -> NDArray[np.int64]:
+def _counts_at(grid: Floats, scores: NDArray[np.floating], among: NDArray[np.bool_] | None) -> NDArray[np.int64]:
     """How many examples (of those in ``among``) are kept at each threshold; a score equal to it is kept, NaN never."""
     counted = ~np.isnan(scores) if among is None else among & ~np.isnan(scores)
     ascending = np.sort(scores[counted].astype(np.float64))  # float32 against the grid would round the threshold

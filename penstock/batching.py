@@ -142,8 +142,6 @@ def _first_batch(queue: Sequence[Queued], order: Sequence[int], limits: BatchLim
             break
         taken.append(i)
         rows += item.rows
-        if rows >= limits.max_rows:
-            break
     return tuple(taken)
 
 

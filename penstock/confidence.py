@@ -151,8 +151,8 @@ def _probabilities(outputs: Floats, kind: Kind, temperature: float) -> Floats:
 def _checked_distributions(rows: Floats) -> Floats:
     low, high = -DISTRIBUTION_TOLERANCE, 1 + DISTRIBUTION_TOLERANCE
     inside = (rows >= low) & (rows <= high)  # False for NaN
-    total = np.where(inside, rows, np.inf).sum(axis=1)
-    valid = inside.all(axis=1) & (np.abs(total - 1) <= DISTRIBUTION_TOLERANCE)
+    total = np.where(inside, rows, np.inf).sum(axis=1)  # so that one entry outside is enough to be no distribution
+    valid = np.abs(total - 1) <= DISTRIBUTION_TOLERANCE
     return np.where(valid[:, None], np.clip(rows, 0.0, 1.0), np.nan)
 
 
@@ -161,8 +161,8 @@ def _max_prob(p: Floats) -> Floats:
 
 
 def _margin(p: Floats) -> Floats:
-    top = np.partition(p, -2, axis=1)
-    return np.where(np.isnan(p).any(axis=1), np.nan, top[:, -1] - top[:, -2])
+    top = np.partition(p, -2, axis=1)  # NaN counts as largest
+    return np.asarray(top[:, -1] - top[:, -2])
 
 
 def _entropy(p: Floats) -> Floats:

@@ -98,7 +98,7 @@ class CircuitBreaker:
         if success:
             return self if self.failures == 0 and self.phase == "closed" else self._closed()
         failures = self.failures + 1
-        if self.phase == "half_open" or failures >= self.failure_limit:
+        if failures >= self.failure_limit:  # a half-open breaker is there already: its one probe decides
             return replace(self, phase="open", failures=failures, since=now)
         return replace(self, failures=failures)
 

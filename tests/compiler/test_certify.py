@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -277,14 +278,14 @@ def test_the_default_thresholds_do_not_depend_on_data_and_run_from_strict_to_all
     assert list(THRESHOLDS) == sorted(set(THRESHOLDS), reverse=True)
     assert THRESHOLDS[0] == pytest.approx(1 - 1e-6)
     assert THRESHOLDS[-1] == 0.0
-    assert max(a - b for a, b in zip(THRESHOLDS, THRESHOLDS[1:], strict=False)) <= 0.0206
+    assert max(a - b for a, b in pairwise(THRESHOLDS)) <= 0.0206
 
 
 @given(samples)
 def test_the_risk_coverage_curve_only_grows_and_matches_the_certificate(data: CertifyData) -> None:
     curve = risk_coverage(data)
     assert [p.threshold for p in curve] == list(THRESHOLDS)
-    for stricter, looser in zip(curve, curve[1:], strict=False):
+    for stricter, looser in pairwise(curve):
         assert 0 <= stricter.coverage <= looser.coverage <= 1
         assert 0 <= stricter.harm <= looser.harm <= 1
     result = outcome(data)

@@ -1,11 +1,12 @@
 """MAPIE's Learn-then-Test controller as an oracle.
 
-What is comparable, precisely: MAPIE's ``BinaryClassificationController`` with a risk of our own, "kept and harmful" over
-*all* examples (its built-in precision divides by the kept ones, which is another promise), our thresholds from strict
-to loose, and fixed-sequence testing. Its p-value is min(Hoeffding, Bentkus for binary losses), and the second is the
-exact binomial tail, which is never above the first: so its valid thresholds are ours up to rounding. The rounding:
-MAPIE recovers the harm count as ceil(n * (count / n)), which may be one too many when count / n is not exact in binary.
-With n a power of two it is exact and the valid sets must be equal; with any other n, MAPIE's is a part of ours.
+What is comparable, precisely: MAPIE's ``BinaryClassificationController`` with a risk of our own, "kept and harmful"
+over *all* examples (its built-in precision divides by the kept ones, which is another promise), our thresholds from
+strict to loose, and fixed-sequence testing. Its p-value is min(Hoeffding, Bentkus for binary losses), and the second
+is the exact binomial tail, which is never above the first: so its valid thresholds are ours up to rounding. The
+rounding: MAPIE recovers the harm count as ceil(n * (count / n)), which may be one too many when count / n is not exact
+in binary. With n a power of two it is exact and the valid sets must be equal; with any other n, MAPIE's is a part of
+ours.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ share_kept = BinaryRisk(
 
 def draw(seed: int, n: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     rng = np.random.default_rng(seed)
-    scores = np.where(rng.random(n) < 0.2, rng.choice(THRESHOLDS, n), rng.random(n))  # a fifth are ties with a threshold
+    scores = np.where(rng.random(n) < 0.2, rng.choice(THRESHOLDS, n), rng.random(n))  # a fifth are ties
     return scores, rng.random(n) < rng.uniform(0.05, 0.5) * (1 - scores)
 
 
