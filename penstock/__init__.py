@@ -1,0 +1,44 @@
+"""Penstock: one client for an agent, a core, or any other Open Inference Protocol server.
+
+Names are loaded when they are first used, so that ``import penstock`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from penstock.aio import AsyncClient
+    from penstock.call import InferResult
+    from penstock.client import Client
+    from penstock.errors import PenstockError
+
+    __version__: str
+
+__all__ = ["AsyncClient", "Client", "InferResult", "PenstockError", "__version__"]
+
+_HOMES = {
+    "AsyncClient": "penstock.aio",
+    "Client": "penstock.client",
+    "InferResult": "penstock.call",
+    "PenstockError": "penstock.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("penstock")
+    elif name in _HOMES:
+        from importlib import import_module
+
+        value = getattr(import_module(_HOMES[name]), name)
+    else:
+        raise AttributeError(f"module 'penstock' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -46,7 +46,6 @@ _CODE_OF: Mapping[int, str] = {
     422: "invalid-input",
     429: "quota-exceeded",
     499: "cancelled",
-    501: "missing-extra",
     502: "unavailable",
     503: "unavailable",
     504: "deadline-exceeded",

@@ -51,7 +51,6 @@ _CODE_OF: Mapping[grpc.StatusCode, str] = {
     _S.FAILED_PRECONDITION: "conflict",
     _S.ABORTED: "conflict",
     _S.ALREADY_EXISTS: "conflict",
-    _S.UNIMPLEMENTED: "missing-extra",
 }
 
 # gRPC refuses a message over its limit by itself: "Received message larger than max (N vs. LIMIT)", "Sent ..."

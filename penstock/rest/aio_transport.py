@@ -1,0 +1,100 @@
+"""The asyncio client's HTTP, over aiohttp: the only module of the SDK that imports it, and only when it is used."""
+
+from __future__ import annotations
+
+from penstock.errors import DeadlineExceeded, TooLarge, Unavailable, missing_extra
+from penstock.inference import InferRequest, InferResponse, ModelMetadata
+from penstock.rest.exchange import (
+    MAX_BODY_BYTES,
+    Answer,
+    Exchange,
+    get_exchange,
+    infer_exchange,
+    model_path,
+    read_infer,
+    read_metadata,
+    read_probe,
+)
+from penstock.target import Target
+
+try:
+    import aiohttp
+except ImportError as error:  # the library is behind an extra
+    raise missing_extra("aiohttp", "http", "AsyncClient over http:// and unix://") from error
+
+
+class AioRestTransport:
+    """OIP over HTTP. Must be made in a running event loop."""
+
+    def __init__(self, target: Target, *, token: str | None = None, max_connections: int = 128) -> None:
+        self._token = token
+        connector: aiohttp.BaseConnector
+        if target.scheme == "unix":
+            connector = aiohttp.UnixConnector(path=target.path, limit=max_connections)
+            self._base = "http://localhost"
+        else:
+            connector = aiohttp.TCPConnector(limit=max_connections)
+            self._base = f"http://{target.address}"
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            auto_decompress=False,
+            skip_auto_headers=("User-Agent", "Accept-Encoding"),
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+
+    async def infer(self, request: InferRequest, timeout_s: float) -> InferResponse:
+        return read_infer(await self._exchange(infer_exchange(request, timeout_s, self._token), timeout_s))
+
+    async def metadata(self, model: str, version: str, timeout_s: float) -> ModelMetadata:
+        return read_metadata(await self._get(model_path(model, version), timeout_s))
+
+    async def is_live(self, timeout_s: float) -> bool:
+        return read_probe(await self._get("/v2/health/live", timeout_s))
+
+    async def is_ready(self, timeout_s: float) -> bool:
+        return read_probe(await self._get("/v2/health/ready", timeout_s))
+
+    async def model_ready(self, model: str, version: str, timeout_s: float) -> bool:
+        return read_probe(await self._get(model_path(model, version, "ready"), timeout_s))
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    async def _get(self, path: str, timeout_s: float) -> Answer:
+        return await self._exchange(get_exchange(path, timeout_s, self._token), timeout_s)
+
+    async def _exchange(self, exchange: Exchange, timeout_s: float) -> Answer:
+        try:
+            async with self._session.request(
+                exchange.method,
+                self._base + exchange.path,
+                headers=exchange.headers,
+                data=exchange.body or None,
+                timeout=aiohttp.ClientTimeout(total=timeout_s),
+                allow_redirects=False,
+            ) as response:
+                headers = {name.lower(): value for name, value in response.headers.items()}
+                return Answer(status=response.status, headers=headers, body=await _read(response))
+        except TimeoutError:
+            raise DeadlineExceeded(f"no answer within {timeout_s:g} s") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise Unavailable(f"cannot reach it: {error}") from error
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    if (response.content_length or 0) > MAX_BODY_BYTES:
+        raise _too_large()
+    if response.content_length is not None:
+        return await response.read()
+    chunks = []
+    total = 0
+    async for chunk in response.content.iter_any():
+        total += len(chunk)
+        if total > MAX_BODY_BYTES:
+            raise _too_large()
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _too_large() -> TooLarge:
+    return TooLarge(f"the server's answer is larger than {MAX_BODY_BYTES} bytes", limit_bytes=MAX_BODY_BYTES)

@@ -1,0 +1,108 @@
+"""One exchange of the Open Inference Protocol over HTTP, as values: what to send, and what an answer means.
+
+Does no I/O; the synchronous and the asyncio transport move the bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import quote
+
+from penstock.errors import Internal
+from penstock.inference import InferRequest, InferResponse, ModelMetadata
+from penstock.rest import codec
+from penstock.rest.status import error_from_http
+
+MAX_BODY_BYTES = 64 * 1024 * 1024
+TIMEOUT_HEADER = "x-request-timeout-ms"
+REQUEST_ID_HEADER = "x-request-id"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exchange:
+    """What to send."""
+
+    method: Literal["GET", "POST"]
+    path: str
+    headers: Mapping[str, str]
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What came back; header names in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+def model_path(model: str, version: str = "", verb: str = "") -> str:
+    """``/v2/models/{model}[/versions/{version}][/{verb}]``; names are quoted, so that no name reaches another path."""
+    path = f"/v2/models/{quote(model, safe='')}"
+    if version:
+        path += f"/versions/{quote(version, safe='')}"
+    return f"{path}/{verb}" if verb else path
+
+
+def infer_exchange(request: InferRequest, timeout_s: float, token: str | None) -> Exchange:
+    """An inference; inputs travel raw."""
+    encoded = codec.encode_request(request)
+    headers = {**encoded.headers, **_base_headers(timeout_s, token)}
+    if request.id and request.id.isascii() and request.id.isprintable():
+        headers[REQUEST_ID_HEADER] = request.id
+    return Exchange(
+        method="POST", path=model_path(request.model, request.version, "infer"), headers=headers, body=encoded.body
+    )
+
+
+def get_exchange(path: str, timeout_s: float, token: str | None) -> Exchange:
+    """A GET: metadata or a probe."""
+    return Exchange(method="GET", path=path, headers=_base_headers(timeout_s, token))
+
+
+def read_infer(answer: Answer) -> InferResponse:
+    """
+    Raises:
+        PenstockError: what the server said no with. Internal: it answered something else than an inference response.
+    """
+    _raise_for_status(answer)
+    length = answer.headers.get(codec.HEADER_LENGTH.lower())
+    if length is not None and not (length.isascii() and length.isdigit() and len(length) <= 12):
+        raise Internal(f"the server's answer has a malformed {codec.HEADER_LENGTH}: {length[:40]!r}")
+    return codec.decode_response(answer.body, header_length=None if length is None else int(length))
+
+
+def read_metadata(answer: Answer) -> ModelMetadata:
+    """
+    Raises:
+        PenstockError: what the server said no with. Internal: it answered something else than metadata.
+    """
+    _raise_for_status(answer)
+    return codec.decode_metadata(answer.body)
+
+
+def read_probe(answer: Answer) -> bool:
+    """Whether a health or readiness probe was answered with yes.
+
+    Raises:
+        PenstockError: the server did not let us ask (401, 403, 500).
+    """
+    if answer.status in (400, 404, 503):  # the ways in which servers say "not ready" and "no such model"
+        return False
+    _raise_for_status(answer)
+    return True
+
+
+def _raise_for_status(answer: Answer) -> None:
+    if not 200 <= answer.status < 300:
+        raise error_from_http(answer.status, answer.headers, answer.body)
+
+
+def _base_headers(timeout_s: float, token: str | None) -> dict[str, str]:
+    headers = {TIMEOUT_HEADER: str(max(1, int(timeout_s * 1000)))}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    return headers

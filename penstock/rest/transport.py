@@ -1,0 +1,176 @@
+"""The synchronous client's HTTP: the standard library over TCP or a unix socket, with a bounded pool of connections.
+
+Thread-safe: a connection belongs to one call at a time. Tries again by itself in one case only: a kept-alive
+connection turns out to have been closed by the server before any byte of an answer came back.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import threading
+import time
+
+from penstock.errors import DeadlineExceeded, Internal, TooLarge, Unavailable
+from penstock.inference import InferRequest, InferResponse, ModelMetadata
+from penstock.rest.exchange import (
+    MAX_BODY_BYTES,
+    Answer,
+    Exchange,
+    get_exchange,
+    infer_exchange,
+    model_path,
+    read_infer,
+    read_metadata,
+    read_probe,
+)
+from penstock.target import Target
+
+_CHUNK_BYTES = 256 * 1024
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost")
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+class RestTransport:
+    """OIP over HTTP. At most ``max_connections`` calls run at once; further ones wait, within their own timeout."""
+
+    def __init__(self, target: Target, *, token: str | None = None, max_connections: int = 32) -> None:
+        self._target = target
+        self._token = token
+        self._slots = threading.BoundedSemaphore(max_connections)
+        self._idle: list[http.client.HTTPConnection] = []  # the last one back is the first one out: the rest go stale
+        self._is_closed = False
+
+    def infer(self, request: InferRequest, timeout_s: float) -> InferResponse:
+        return read_infer(self._exchange(infer_exchange(request, timeout_s, self._token), timeout_s))
+
+    def metadata(self, model: str, version: str, timeout_s: float) -> ModelMetadata:
+        return read_metadata(self._get(model_path(model, version), timeout_s))
+
+    def is_live(self, timeout_s: float) -> bool:
+        return read_probe(self._get("/v2/health/live", timeout_s))
+
+    def is_ready(self, timeout_s: float) -> bool:
+        return read_probe(self._get("/v2/health/ready", timeout_s))
+
+    def model_ready(self, model: str, version: str, timeout_s: float) -> bool:
+        return read_probe(self._get(model_path(model, version, "ready"), timeout_s))
+
+    def close(self) -> None:
+        """Close idle connections; those in use close when their call ends."""
+        self._is_closed = True
+        while self._idle:
+            self._idle.pop().close()
+
+    def _get(self, path: str, timeout_s: float) -> Answer:
+        return self._exchange(get_exchange(path, timeout_s, self._token), timeout_s)
+
+    def _exchange(self, exchange: Exchange, timeout_s: float) -> Answer:
+        deadline = time.monotonic() + timeout_s
+        if not self._slots.acquire(timeout=timeout_s):
+            raise DeadlineExceeded(f"all connections were in use for {timeout_s:g} s")
+        try:
+            return self._send(exchange, deadline)
+        except TimeoutError:
+            raise DeadlineExceeded(f"no answer within {timeout_s:g} s") from None
+        except (OSError, http.client.HTTPException) as error:
+            raise Unavailable(_reason(error)) from error
+        finally:
+            self._slots.release()
+
+    def _send(self, exchange: Exchange, deadline: float) -> Answer:
+        while True:
+            connection, is_reused = self._connection()
+            try:
+                response = _begin(connection, exchange, deadline)
+            except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
+                connection.close()
+                if is_reused:
+                    continue
+                raise
+            except BaseException:
+                connection.close()
+                raise
+            return self._finish(connection, response, deadline)
+
+    def _finish(
+        self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse, deadline: float
+    ) -> Answer:
+        try:
+            body = _read(connection, response, deadline)
+        except BaseException:
+            connection.close()
+            raise
+        if response.will_close or self._is_closed:
+            connection.close()
+        else:
+            self._idle.append(connection)
+        headers = {name.lower(): value for name, value in response.getheaders()}
+        return Answer(status=response.status, headers=headers, body=body)
+
+    def _connection(self) -> tuple[http.client.HTTPConnection, bool]:
+        if self._is_closed:
+            raise Internal("the client is closed")
+        try:
+            return self._idle.pop(), True
+        except IndexError:
+            if self._target.scheme == "unix":
+                return _UnixConnection(self._target.path), False
+            return http.client.HTTPConnection(self._target.host, self._target.port), False
+
+
+def _begin(connection: http.client.HTTPConnection, exchange: Exchange, deadline: float) -> http.client.HTTPResponse:
+    connection.timeout = _left(deadline)  # of connecting
+    if connection.sock is not None:
+        connection.sock.settimeout(connection.timeout)
+    connection.request(exchange.method, exchange.path, exchange.body or None, dict(exchange.headers))
+    return connection.getresponse()
+
+
+def _read(connection: http.client.HTTPConnection, response: http.client.HTTPResponse, deadline: float) -> bytes:
+    """The whole body, bounded in bytes and in time: a server that trickles cannot stretch the deadline."""
+    if (response.length or 0) > MAX_BODY_BYTES:
+        raise _too_large()
+    chunks = []
+    total = 0
+    while not response.isclosed():
+        if connection.sock is not None:
+            connection.sock.settimeout(_left(deadline))
+        chunk = response.read1(_CHUNK_BYTES)
+        total += len(chunk)
+        if total > MAX_BODY_BYTES:
+            raise _too_large()
+        chunks.append(chunk)
+        if not chunk:
+            break
+    if response.length:  # the connection ended before Content-Length did
+        raise http.client.IncompleteRead(b"", response.length)
+    return b"".join(chunks)
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+def _too_large() -> TooLarge:
+    return TooLarge(f"the server's answer is larger than {MAX_BODY_BYTES} bytes", limit_bytes=MAX_BODY_BYTES)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot reach it: {error.strerror}"
+    return f"the connection broke: {type(error).__name__}: {error}"

@@ -1,0 +1,107 @@
+"""OIP over gRPC for both clients: encode, call, decode, and errors of gRPC turned into ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+
+from penstock.errors import NotFound
+from penstock.inference import InferRequest, InferResponse, ModelMetadata
+from penstock.rpc import codec
+from penstock.rpc.channels import oip_stub, open_channel
+from penstock.rpc.pb import oip_pb2
+from penstock.rpc.status import error_from_rpc
+from penstock.target import Target
+
+_Metadata = tuple[tuple[str, str], ...]
+
+
+class RpcTransport:
+    """For the synchronous client. Thread-safe, as the channel is."""
+
+    def __init__(self, target: Target, *, token: str | None = None) -> None:
+        self._channel = open_channel(target, aio=False)
+        self._stub: Any = oip_stub(self._channel)  # generated, without types
+        self._credential = _credential(token)
+
+    def infer(self, request: InferRequest, timeout_s: float) -> InferResponse:
+        metadata = _with_id(self._credential, request.id)
+        return codec.decode_response(self._call("ModelInfer", codec.encode_request(request), timeout_s, metadata))
+
+    def metadata(self, model: str, version: str, timeout_s: float) -> ModelMetadata:
+        message = oip_pb2.ModelMetadataRequest(name=model, version=version)
+        return codec.decode_metadata(self._call("ModelMetadata", message, timeout_s, self._credential))
+
+    def is_live(self, timeout_s: float) -> bool:
+        return bool(self._call("ServerLive", oip_pb2.ServerLiveRequest(), timeout_s, self._credential).live)
+
+    def is_ready(self, timeout_s: float) -> bool:
+        return bool(self._call("ServerReady", oip_pb2.ServerReadyRequest(), timeout_s, self._credential).ready)
+
+    def model_ready(self, model: str, version: str, timeout_s: float) -> bool:
+        message = oip_pb2.ModelReadyRequest(name=model, version=version)
+        try:
+            return bool(self._call("ModelReady", message, timeout_s, self._credential).ready)
+        except NotFound:
+            return False
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def _call(self, method: str, message: Any, timeout_s: float, metadata: _Metadata) -> Any:
+        try:
+            return getattr(self._stub, method)(message, timeout=timeout_s, metadata=metadata)
+        except grpc.RpcError as error:
+            raise error_from_rpc(error) from None
+
+
+class AioRpcTransport:
+    """For the asyncio client. Must be made in a running event loop."""
+
+    def __init__(self, target: Target, *, token: str | None = None) -> None:
+        self._channel = open_channel(target, aio=True)
+        self._stub: Any = oip_stub(self._channel)  # generated, without types
+        self._credential = _credential(token)
+
+    async def infer(self, request: InferRequest, timeout_s: float) -> InferResponse:
+        metadata = _with_id(self._credential, request.id)
+        return codec.decode_response(await self._call("ModelInfer", codec.encode_request(request), timeout_s, metadata))
+
+    async def metadata(self, model: str, version: str, timeout_s: float) -> ModelMetadata:
+        message = oip_pb2.ModelMetadataRequest(name=model, version=version)
+        return codec.decode_metadata(await self._call("ModelMetadata", message, timeout_s, self._credential))
+
+    async def is_live(self, timeout_s: float) -> bool:
+        return bool((await self._call("ServerLive", oip_pb2.ServerLiveRequest(), timeout_s, self._credential)).live)
+
+    async def is_ready(self, timeout_s: float) -> bool:
+        answer = await self._call("ServerReady", oip_pb2.ServerReadyRequest(), timeout_s, self._credential)
+        return bool(answer.ready)
+
+    async def model_ready(self, model: str, version: str, timeout_s: float) -> bool:
+        message = oip_pb2.ModelReadyRequest(name=model, version=version)
+        try:
+            return bool((await self._call("ModelReady", message, timeout_s, self._credential)).ready)
+        except NotFound:
+            return False
+
+    async def close(self) -> None:
+        await self._channel.close(None)
+
+    async def _call(self, method: str, message: Any, timeout_s: float, metadata: _Metadata) -> Any:
+        try:
+            return await getattr(self._stub, method)(message, timeout=timeout_s, metadata=metadata)
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error) from None
+
+
+def _credential(token: str | None) -> _Metadata:
+    return (("authorization", f"Bearer {token}"),) if token else ()
+
+
+def _with_id(metadata: _Metadata, request_id: str) -> _Metadata:
+    # metadata must be printable ASCII; the id travels in the message in any case
+    if request_id and request_id.isascii() and request_id.isprintable():
+        return (*metadata, ("x-request-id", request_id))
+    return metadata
