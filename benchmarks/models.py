@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from examples.digits import train
-from penstock import tensors
+from penstock import golden
 from penstock.artifact import Role, VariantSpec, preprocessing_digest
 from penstock.blobs import digest_of
 from penstock.certificate import Certificate
+from penstock.golden import Golden
 from penstock.layout import Layout, VariantDraft
 from penstock.tensors import TensorSpec
 
@@ -130,10 +131,10 @@ def _packed(name: str, path: Path, row: Rows, *, max_batch: int, in_thread: bool
 
 def _pack(name: str, path: Path, row: Rows, logits: Rows, max_batch: int, directory: Path) -> None:
     layout = Layout.create(directory)
-    golden = tensors.pack({"x": row, "logits": logits})
+    vectors = golden.encode(Golden(inputs={"x": row}, outputs={"logits": logits}))
     roles: tuple[Role, Role] = ("edge", "cloud")
     drafts = [
-        VariantDraft(spec=_spec(name, role, row, logits, max_batch), weights=path, golden=golden) for role in roles
+        VariantDraft(spec=_spec(name, role, row, logits, max_batch), weights=path, golden=vectors) for role in roles
     ]
     artifact = layout.pack(drafts, tag="v1")
     certificate = Certificate(

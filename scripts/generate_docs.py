@@ -275,23 +275,48 @@ def metrics_of(package: Path) -> list[Metric]:
     """Calls such as ``Counter("name", "words", ["label"])`` and ``GaugeMetricFamily(...)`` in a package."""
     found = set()
     for path in sorted(package.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and (metric := _metric(node)) is not None:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        lists = {
+            target.id: node.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.List | ast.Tuple)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and (metric := _metric(node, lists)) is not None:
                 found.add(metric)
     return sorted(found)
 
 
-def _metric(call: ast.Call) -> Metric | None:
+def _metric(call: ast.Call, lists: Mapping[str, ast.List | ast.Tuple]) -> Metric | None:
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     kind = name.removesuffix("MetricFamily")
-    if kind not in _METRIC_KINDS or not call.args or not isinstance(call.args[0], ast.Constant):
+    if kind not in _METRIC_KINDS or not call.args:
         return None
-    if not str(call.args[0].value).startswith("penstock_"):
+    metric = _constant(call.args[0])
+    if not metric.startswith("penstock_"):
         return None
-    words = call.args[1].value if len(call.args) > 1 and isinstance(call.args[1], ast.Constant) else ""
-    labels = [keyword.value for keyword in call.keywords if keyword.arg in ("labels", "labelnames")] + call.args[2:3]
-    names = ast.literal_eval(labels[0]) if labels and isinstance(labels[0], ast.List | ast.Tuple) else ()
-    return Metric(str(call.args[0].value), kind.lower(), str(words).rstrip("."), tuple(names))
+    if kind == "Counter" and not metric.endswith("_total"):
+        metric += "_total"  # what the client library puts on the wire
+    words = _constant(call.args[1]) if len(call.args) > 1 else ""
+    labels = [keyword.value for keyword in call.keywords if keyword.arg in ("labels", "labelnames")] or call.args[2:3]
+    return Metric(metric, kind.lower(), words.rstrip("."), tuple(_names(labels[0], lists) if labels else ()))
+
+
+def _constant(node: ast.expr) -> str:
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
+def _names(node: ast.expr, lists: Mapping[str, ast.List | ast.Tuple]) -> Iterator[str]:
+    """Label names of a list, through ``*names`` and names of lists of the same module."""
+    if isinstance(node, ast.Name) and node.id in lists:
+        node = lists[node.id]
+    for item in node.elts if isinstance(node, ast.List | ast.Tuple) else ():
+        if isinstance(item, ast.Starred):
+            yield from _names(item.value, lists)
+        elif isinstance(item, ast.Constant):
+            yield str(item.value)
 
 
 # --- errors ------------------------------------------------------------------------------------------------------

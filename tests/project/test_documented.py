@@ -56,12 +56,15 @@ def test_attributes_are_read_in_both_forms() -> None:
 def test_metrics_are_read_from_the_calls_that_make_them(tmp_path: Path) -> None:
     (tmp_path / "metrics.py").write_text(
         'A = Counter("penstock_a_total", "All of them.", ["model"])\n'
-        'B = prometheus.GaugeMetricFamily("penstock_b", "", labels=("x", "y"))\n'
+        'names = ["x", "y"]\n'
+        'B = prometheus.GaugeMetricFamily("penstock_b", "", labels=[*names, "z"])\n'
+        'D = CounterMetricFamily("penstock_d", "Of each.", value, labels=names)\n'
         'C = Counter("word")\n'
     )
     assert [(m.name, m.kind, m.words, m.labels) for m in docs.metrics_of(tmp_path)] == [
         ("penstock_a_total", "counter", "All of them", ("model",)),
-        ("penstock_b", "gauge", "", ("x", "y")),
+        ("penstock_b", "gauge", "", ("x", "y", "z")),
+        ("penstock_d_total", "counter", "Of each", ("x", "y")),
     ]
 
 
