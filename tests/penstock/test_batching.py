@@ -221,7 +221,7 @@ def test_what_stays_behind_wakes_the_caller_when_it_becomes_too_late() -> None:
     queue = [chunk(deadline=NOW + 1), chunk(deadline=NOW + 5), chunk(deadline=NOW + 3)]
     plan = plan_batch(queue, BatchLimits(max_rows=1), NOW, service_time_s=0.5)
     assert plan == BatchPlan(dispatch=(0,), expire=(), wake_at=NOW + 2.5)
-    assert overdue(queue, NOW + 2.5, service_time_s=0.5) == (2,)
+    assert overdue(queue[1:], NOW + 2.5, service_time_s=0.5) == (1,)
 
 
 def test_planning_is_linear_when_all_priorities_are_equal() -> None:
