@@ -7,18 +7,16 @@ resume. When to try again is decided by ``edge_agent.policy.update``.
 
 from __future__ import annotations
 
-import asyncio
 import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
 
 import aiohttp
 
 from edge_agent.policy.slots import Release, Slot
 from edge_agent.settings import FetchSettings
-from edge_agent.store import Store, check_fits
+from edge_agent.store import Store, check_fits, in_thread
 from penstock import artifact as art
 from penstock.artifact import Artifact, Descriptor, Variant
 from penstock.blobs import BlobWriter, digest_of
@@ -33,8 +31,6 @@ from penstock.errors import (
 )
 from penstock.rest.status import error_from_http
 
-P = ParamSpec("P")
-T = TypeVar("T")
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 _ACCEPT = f"{art.INDEX}, {art.MANIFEST}"
 _MAX_ERROR_BYTES = 64 * 1024
@@ -281,18 +277,6 @@ def choose_variant(artifact: Artifact, targets: Sequence[str]) -> Variant:
         f"artifact {artifact.digest} of {artifact.model!r} has no edge variant that this machine can run: "
         f"it has {have}; this machine runs {', '.join(targets)}"
     )
-
-
-async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Disk work off the event loop. When cancelled, waits until the thread is done with the files that it holds."""
-    work = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        await asyncio.wait([work])
-        if not work.cancelled():
-            work.exception()  # seen; what it was does not matter any more
-        raise
 
 
 def _checked(digest: str, data: bytes) -> bytes:

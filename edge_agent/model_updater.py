@@ -10,18 +10,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import assert_never
 
-from edge_agent.fetch import Fetcher, Transferred, in_thread
+from edge_agent.fetch import Fetcher, Transferred
 from edge_agent.hosting import Hosted, Hosting
 from edge_agent.outcomes import OutcomeCounts
 from edge_agent.policy import slots, update
 from edge_agent.policy.slots import ModelState, Release, Slot
 from edge_agent.policy.update import LoadFailure, Phase, Progress, UpdateLimits
 from edge_agent.settings import UpdateSettings
-from edge_agent.store import Store
+from edge_agent.store import Store, in_thread
 from penstock.errors import DigestMismatch, Internal, NotFound, PenstockError, StorageError
 from penstock.retry import Backoff
 from penstock.telemetry import log
@@ -62,7 +62,7 @@ class Tools:
     settings: UpdateSettings
     now: Callable[[], float]
     random: Callable[[], float]
-    counted: Callable[[str, str], OutcomeCounts]
+    counted: Callable[[str, str], Awaitable[OutcomeCounts]]
     changed: Callable[[], None]
 
 
@@ -308,7 +308,7 @@ class ModelUpdater:
             PenstockError: whatever went wrong, as ours.
         """
         plan = await in_thread(self._tools.store.load_plan, self.state.model, slot)
-        counts = self._tools.counted(self.state.model, slot.release.artifact_digest)
+        counts = await self._tools.counted(self.state.model, slot.release.artifact_digest)
         try:
             return await self._tools.hosting.prepare(plan, counts=counts)
         except PenstockError:

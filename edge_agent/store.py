@@ -5,12 +5,14 @@ Owns durability and garbage collection. Which slot is active, and when that chan
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
+from typing import ParamSpec, TypeVar
 
 import msgspec
 
@@ -21,6 +23,8 @@ from penstock import certificate as certificates
 from penstock.blobs import MAX_DOCUMENT_BYTES, BlobStore, disk_errors, write_atomically
 from penstock.errors import ArtifactError, DigestMismatch, NotFound, PenstockError, StorageError
 
+P = ParamSpec("P")
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _MAX_STATE_BYTES = 1024 * 1024
 _MAX_GOLDEN_BYTES = 64 * 1024 * 1024
@@ -194,6 +198,18 @@ class Store:
             return art.decode_manifest(self.document(manifest_digest)).layers
         except PenstockError:
             return []
+
+
+async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Disk work off the event loop. When cancelled, waits until the thread is done with the files that it holds."""
+    work = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait([work])
+        if not work.cancelled():
+            work.exception()  # seen; what it was does not matter any more
+        raise
 
 
 def cloud_digest(artifact: art.Artifact) -> str:

@@ -1,0 +1,174 @@
+"""``penstock agent run`` and ``penstock agent status``. Parses and prints; imports the agent only to run it."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from edge_agent import settings as agent_settings
+from penstock.cli.output import format_table, output_option, print_fields, print_json
+from penstock.errors import PenstockError, Unavailable
+from penstock.rest.status import error_from_http
+
+_TIMEOUT_S = 5.0
+_MAX_STATUS_BYTES = 4 * 1024 * 1024
+_COUNTS = {"requests": "rows", "kept": "on device", "escalated": "escalated", "unreachable": "unreachable",
+           "failed": "failed"}  # fmt: skip
+_COLUMNS = ("model", "version", "phase", "mode", "threshold", *_COUNTS.values())
+
+
+@click.group(
+    epilog="""\b
+Examples:
+  penstock agent run
+  penstock agent run --core grpc://core:8001 --registry http://core:8000 --label site=berlin
+  penstock agent status
+  penstock agent status -o json"""
+)
+def command() -> None:
+    """Run the daemon on a device, or ask it how it is."""
+
+
+@command.command(
+    epilog="""\b
+Examples:
+  penstock agent run
+  penstock agent run --config agent.toml --tcp 127.0.0.1:8080
+  PENSTOCK_AGENT_CASCADE__AUDIT_SHARE=0.02 penstock agent run
+
+Settings: file, then PENSTOCK_AGENT_* (sections with __), then flags; later ones win."""
+)
+@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="Settings file (TOML).")
+@click.option("--data-dir", help="Where models, state and outbox are kept.")
+@click.option("--socket", help="Unix socket to serve on.")
+@click.option("--tcp", help="Serve HTTP on HOST:PORT too (no authentication; port 0 takes a free one).")
+@click.option("--core", help="gRPC target for escalations and the fleet service, grpc://HOST:PORT.")
+@click.option("--registry", help="OCI registry to pull artifacts from, http://HOST:PORT.")
+@click.option("--device-id", help="Name of this device; generated once when not given.")
+@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="What operators select by; repeatable.")
+@click.option("--log-level", help="debug, info, warning or error.")
+@click.option("--log-format", help="text or json.")
+def run(
+    config: Path | None, labels: Sequence[str], log_level: str | None, log_format: str | None, **flags: str | None
+) -> None:
+    """Run the agent until SIGTERM: serve local models, escalate what is unsure, update itself."""
+    given: dict[str, Any] = {**flags, "log.level": log_level, "log.format": log_format}
+    if labels:
+        given["labels"] = _labels(labels)
+    settings = agent_settings.load(file=config, flags=given)
+    from edge_agent.agent import serve
+
+    serve(settings)
+
+
+@command.command(
+    epilog="""\b
+Examples:
+  penstock agent status
+  penstock agent status --socket /run/penstock/agent.sock -o json"""
+)
+@click.option("--socket", "path", help="The agent's unix socket; the default agent's when not given.")
+@output_option
+def status(path: str | None, output: str) -> None:
+    """Ask a running agent how it is."""
+    document = fetch_status(Path(path or agent_settings.load().socket))
+    if output == "json":
+        print_json(document)
+    else:
+        _print(document)
+
+
+def fetch_status(path: Path) -> dict[str, Any]:
+    """``GET /status`` over a unix socket.
+
+    Raises:
+        Unavailable: no agent answers there.
+    """
+    connection = _UnixConnection(path)
+    try:
+        connection.request("GET", "/status")
+        response = connection.getresponse()
+        body = response.read(_MAX_STATUS_BYTES)
+    except (OSError, http.client.HTTPException) as error:
+        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise Unavailable(f"no agent answers on {path}: {why}; start one with 'penstock agent run'") from error
+    finally:
+        connection.close()
+    if response.status != 200:
+        raise error_from_http(response.status, dict(response.getheaders()), body)
+    try:
+        document: dict[str, Any] = msgspec.json.decode(body, type=dict[str, Any])
+    except msgspec.MsgspecError as error:
+        raise PenstockError(f"{path} answers, but not as an agent: {error}") from error
+    return document
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("agent", timeout=_TIMEOUT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(_TIMEOUT_S)
+        self.sock.connect(str(self._path))
+
+
+def _labels(pairs: Sequence[str]) -> dict[str, str]:
+    labels = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator or not key:
+            raise click.UsageError(f"--label {pair!r} is not KEY=VALUE")
+        labels[key] = value
+    return labels
+
+
+def _print(document: dict[str, Any]) -> None:
+    cloud, outbox, escalation = document["cloud"], document["outbox"], document["escalation"]
+    reach = "reachable" if cloud["is_reachable"] else f"out of reach ({cloud['error'] or 'not asked yet'})"
+    labels = " ".join(f"{key}={value}" for key, value in sorted(document["labels"].items()))
+    print_fields(
+        {
+            "device": document["device_id"] + (f" ({labels})" if labels else ""),
+            "target": document["target"],
+            "socket": document["socket"],
+            "tcp": document["tcp"] or "off",
+            "cloud": f"{cloud['core']} {reach}",
+            "escalated": f"{escalation['sent_rows']} rows, {escalation['sent_bytes']} bytes sent up",
+            "outbox": f"{outbox['records']} records waiting, {outbox['dropped']} dropped",
+        }
+    )
+    click.echo()
+    click.echo(format_table(_COLUMNS, [_row(model) for model in document["models"]]))
+    for model in document["models"]:
+        for line in _notes(model):
+            click.echo(f"{model['model']}: {line}")
+
+
+def _row(model: dict[str, Any]) -> tuple[object, ...]:
+    threshold = model["threshold"]
+    counts = model["counts"]
+    return (
+        model["model"],
+        model["version"] or "-",
+        model["phase"].lower(),
+        model["mode"].lower() or "-",
+        "-" if threshold is None else f"{threshold:.4f}",
+        *(counts.get(name, "-") for name in _COUNTS),
+    )
+
+
+def _notes(model: dict[str, Any]) -> list[str]:
+    """What does not fit into a table: promise, where an update stands, and what is wrong."""
+    notes = [model["promise"]] if model["promise"] else []
+    if model["desired"] and model["desired"] != model["version"]:
+        progress = f", {model['fetched_bytes']} of {model['total_bytes']} bytes" if model["total_bytes"] else ""
+        notes.append(f"wanted: {model['desired']} ({model['phase'].lower()}{progress})")
+    return notes + [text for text in dict.fromkeys((model["mode_why"], model["error"])) if text]
