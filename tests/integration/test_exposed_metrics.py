@@ -1,0 +1,33 @@
+"""What real processes expose on /metrics is what docs/metrics.md says, after traffic that touches all of it."""
+
+from __future__ import annotations
+
+import re
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+
+from penstock import Client
+from tests.processes import AgentProcess, CoreProcess, DigitsBuild
+
+DOCUMENTED = set(re.findall(r"^\| `(penstock_\w+)` \|", Path("docs/metrics.md").read_text(encoding="utf-8"), re.M))
+
+
+def names_in(exposition: str) -> set[str]:
+    return {line.split()[2] for line in exposition.splitlines() if line.startswith("# TYPE penstock_")}
+
+
+def test_every_exposed_metric_is_documented(
+    agent_process: AgentProcess, core_process: CoreProcess, digits_build: DigitsBuild
+) -> None:
+    x, _ = digits_build.test_split()
+    with Client(agent_process.target, timeout=10.0) as client:
+        client.infer("digits", np.tile(x[:100], (2, 1)))
+    status, agent = agent_process.get("/metrics")
+    assert status == 200
+    with urllib.request.urlopen(f"{core_process.http_url}/metrics", timeout=10) as response:
+        core = response.read().decode()
+    found = names_in(agent.decode()) | names_in(core)
+    assert len(found) > 10
+    assert found == DOCUMENTED
