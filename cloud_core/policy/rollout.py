@@ -1,0 +1,360 @@
+"""The life of a rollout: which device should run what, the next step, and what an operator may do when.
+
+A state machine of values. Decides from a rollout, observations and ``now``; stores nothing, sends nothing, reads no
+clock. The wave's gate is ``gates``; who is in which wave was frozen by ``planning``.
+
+========  =======================================  ===========================================================
+action    allowed in                               leads to
+========  =======================================  ===========================================================
+apply     planned                                  running, first wave released
+pause     running                                  paused; the gates go on watching
+resume    paused                                   running; failures seen so far are acknowledged
+abort     planned, running, paused                 aborted; every device back to its base, or kept where it is
+undo      all but stopped, undone, aborted-revert  undone; every device back to its base
+========  =======================================  ===========================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Literal
+
+from cloud_core.policy import gates
+from cloud_core.policy.gates import Gate, GateVerdict, Observation, Tally
+from penstock.errors import Conflict
+
+State = Literal["planned", "running", "paused", "succeeded", "stopped_by_gate", "aborted", "undone"]
+Action = Literal["apply", "pause", "resume", "abort", "undo"]
+
+ACTIVE: frozenset[State] = frozenset({"running", "paused"})
+_ALLOWED: Mapping[Action, frozenset[State]] = {
+    "apply": frozenset({"planned"}),
+    "pause": frozenset({"running"}),
+    "resume": frozenset({"paused"}),
+    "abort": frozenset({"planned", "running", "paused"}),
+    "undo": frozenset({"planned", "running", "paused", "succeeded", "aborted"}),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedDevice:
+    """A device, its wave (0 first) and the artifact it goes back to."""
+
+    device_id: str
+    wave: int
+    base_digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What ``apply`` runs, frozen when it was made.
+
+    Attributes:
+        promised_harm: the certificate's audit bound; None for an artifact without a certificate.
+        covers_fleet: made for all devices, so that success also moves the model's default version.
+        skipped: ``device: reason`` for devices that were considered and left out.
+    """
+
+    rollout_id: str
+    model: str
+    version: str
+    artifact_digest: str
+    certificate_digest: str
+    devices: tuple[PlannedDevice, ...]
+    wave_count: int
+    seed: int
+    gate: Gate
+    promised_harm: float | None
+    covers_fleet: bool
+    skipped: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened to a rollout."""
+
+    at: datetime
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleasedWave:
+    """When a wave was released (or resumed), and what its gate said last."""
+
+    released_at: datetime
+    verdict: GateVerdict | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """A plan and how far it is. ``waves`` are the released ones.
+
+    Attributes:
+        is_kept: aborted, and updated devices stay on the new version.
+        acknowledged: devices whose failure an operator accepted by resuming.
+        previous_default: the model's default version when the rollout was applied.
+    """
+
+    plan: Plan
+    state: State
+    created_at: datetime
+    waves: tuple[ReleasedWave, ...] = ()
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    is_kept: bool = False
+    acknowledged: tuple[str, ...] = ()
+    previous_default: str = ""
+    status: str = ""
+    events: tuple[Event, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """Release the next wave."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Succeed:
+    """The last wave passed."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """A gate failed: every device goes back."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pause:
+    """A wave took too long; a person should look."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hold:
+    """Nothing to do until there is news, or until ``wake_at``."""
+
+    reason: str
+    wake_at: datetime | None
+
+
+Step = Release | Succeed | Stop | Pause | Hold
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """A step, and the verdict on every released wave that led to it."""
+
+    step: Step
+    verdicts: tuple[GateVerdict, ...]
+
+
+def desired(rollout: Rollout, device_id: str) -> str | None:
+    """The artifact a device should run according to this rollout; None when it says nothing about the device."""
+    device = next((d for d in rollout.plan.devices if d.device_id == device_id), None)
+    if device is None or rollout.state == "planned":
+        return None
+    return _desired(rollout, device)
+
+
+def desired_all(rollout: Rollout) -> dict[str, str]:
+    """:func:`desired` for every device that it says something about."""
+    if rollout.state == "planned":
+        return {}
+    return {device.device_id: _desired(rollout, device) for device in rollout.plan.devices}
+
+
+def next_step(rollout: Rollout, observations: Mapping[str, Observation], now: datetime) -> Decision:
+    """What to do now. Asking again without acting gives the same answer.
+
+    Args:
+        observations: by device id, for every device of a released wave.
+    """
+    if rollout.state not in ACTIVE:
+        return Decision(step=Hold(reason=rollout.status, wake_at=None), verdicts=())
+    verdicts = _verdicts(rollout, observations, now)
+    for number, verdict in enumerate(verdicts):
+        if verdict.verdict == "fail":
+            return Decision(step=Stop(reason=f"wave {number + 1}: {verdict.reason}"), verdicts=verdicts)
+    return Decision(step=_onward(rollout, verdicts[-1], now), verdicts=verdicts)
+
+
+def apply_step(rollout: Rollout, decision: Decision, now: datetime) -> Rollout:
+    """The rollout after a step. :class:`Hold` changes only what is shown."""
+    waves = tuple(
+        replace(wave, verdict=verdict) for wave, verdict in zip(rollout.waves, decision.verdicts, strict=True)
+    )
+    seen = replace(rollout, waves=waves)
+    match decision.step:
+        case Hold(reason=reason):
+            return replace(seen, status=_where(rollout, reason))
+        case Pause(reason=reason):
+            return _note(replace(seen, state="paused"), f"paused: {reason}", now)
+        case Stop(reason=reason):
+            text = f"stopped by its gate, devices go back: {reason}"
+            return _note(replace(seen, state="stopped_by_gate", finished_at=now), text, now)
+        case Succeed(reason=reason):
+            return _note(replace(seen, state="succeeded", finished_at=now), f"succeeded: {reason}", now)
+        case Release(reason=reason):
+            return _release(seen, now, f"wave {len(waves)} passed: {reason}; ")
+
+
+def applied(rollout: Rollout, *, default_digest: str, now: datetime) -> Rollout:
+    """
+    Raises:
+        Conflict: it was applied or aborted before.
+    """
+    _check("apply", rollout)
+    running = replace(rollout, state="running", started_at=now, previous_default=default_digest)
+    return _release(running, now)
+
+
+def paused(rollout: Rollout, *, now: datetime) -> Rollout:
+    """
+    Raises:
+        Conflict: it is not running.
+    """
+    _check("pause", rollout)
+    return _note(replace(rollout, state="paused"), "paused by the operator", now)
+
+
+def resumed(rollout: Rollout, observations: Mapping[str, Observation], *, now: datetime) -> Rollout:
+    """Go on; the wave's clock starts again, and failures seen so far are acknowledged: they count no more.
+
+    Raises:
+        Conflict: it is not paused.
+    """
+    _check("resume", rollout)
+    waves = _waves(rollout, observations)
+    outcomes = gates.settled_devices(waves, rollout.plan.artifact_digest, rollout.plan.gate, now)
+    failed = {device_id for device_id, outcome in outcomes.items() if outcome == "failed"}
+    acknowledged = tuple(sorted(failed.union(rollout.acknowledged)))
+    last = replace(rollout.waves[-1], released_at=now)
+    again = replace(rollout, state="running", waves=(*rollout.waves[:-1], last), acknowledged=acknowledged)
+    text = f"resumed by the operator; accepted failures: {', '.join(acknowledged[:10])}" if acknowledged else "resumed"
+    return _note(again, text, now)
+
+
+def aborted(rollout: Rollout, *, keep: bool, now: datetime) -> Rollout:
+    """Skips gates. With ``keep``, devices of released waves stay on the new version.
+
+    Raises:
+        Conflict: it is over already.
+    """
+    _check("abort", rollout)
+    kept = keep and bool(rollout.waves)
+    text = "aborted by the operator, updated devices stay" if kept else "aborted by the operator, devices go back"
+    return _note(replace(rollout, state="aborted", is_kept=kept, finished_at=now), text, now)
+
+
+def undone(rollout: Rollout, *, now: datetime) -> Rollout:
+    """Skips gates: every device back to its base.
+
+    Raises:
+        Conflict: its devices are back already.
+    """
+    _check("undo", rollout)
+    if rollout.state == "aborted" and not rollout.is_kept:
+        raise Conflict(f"rollout {rollout.plan.rollout_id} was aborted, and its devices are back already")
+    return _note(replace(rollout, state="undone", finished_at=now), "undone by the operator, devices go back", now)
+
+
+def allows(action: Action, rollout: Rollout) -> bool:
+    """Whether an action applies in the rollout's state."""
+    is_back = rollout.state == "aborted" and not rollout.is_kept
+    return rollout.state in _ALLOWED[action] and not (action == "undo" and is_back)
+
+
+def _desired(rollout: Rollout, device: PlannedDevice) -> str:
+    target, base = rollout.plan.artifact_digest, device.base_digest
+    released = target if device.wave < len(rollout.waves) else base
+    match rollout.state:
+        case "running" | "paused":
+            return released
+        case "succeeded":
+            return target
+        case "aborted":
+            return released if rollout.is_kept else base
+        case "stopped_by_gate" | "undone" | "planned":
+            return base
+
+
+def _onward(rollout: Rollout, verdict: GateVerdict, now: datetime) -> Step:
+    """What follows when no wave failed; ``verdict`` is the last released wave's."""
+    plan, wave = rollout.plan, rollout.waves[-1]
+    if rollout.state == "paused":
+        return Hold(reason=verdict.reason, wake_at=verdict.wake_at)
+    if verdict.verdict == "pass":
+        is_last = len(rollout.waves) == plan.wave_count
+        return Succeed(reason=verdict.reason) if is_last else Release(reason=verdict.reason)
+    over_at = wave.released_at + timedelta(seconds=plan.gate.max_wave_s)
+    if now >= over_at:
+        number = len(rollout.waves)
+        return Pause(reason=f"wave {number} did not pass within {plan.gate.max_wave_s:g} s: {verdict.reason}")
+    return Hold(reason=verdict.reason, wake_at=min(verdict.wake_at or over_at, over_at))
+
+
+def _verdicts(
+    rollout: Rollout, observations: Mapping[str, Observation], now: datetime
+) -> tuple[GateVerdict, ...]:
+    plan = rollout.plan
+    verdicts, earlier = [], Tally(failed=0, settled=0)
+    for wave in _waves(rollout, observations):
+        verdict = gates.judge(
+            wave, earlier, plan.artifact_digest, plan.gate, promised_harm=plan.promised_harm, now=now
+        )
+        verdicts.append(verdict)
+        earlier += gates.tally(wave, plan.artifact_digest, plan.gate, now)
+    return tuple(verdicts)
+
+
+def _waves(rollout: Rollout, observations: Mapping[str, Observation]) -> list[gates.Wave]:
+    members: list[list[Observation]] = [[] for _ in rollout.waves]
+    for device in rollout.plan.devices:
+        if device.wave < len(members):
+            members[device.wave].append(observations[device.device_id])
+    return [
+        gates.Wave(
+            released_at=wave.released_at,
+            observations=tuple(devices),
+            acknowledged=frozenset(rollout.acknowledged),
+        )
+        for wave, devices in zip(rollout.waves, members, strict=True)
+    ]
+
+
+def _release(rollout: Rollout, now: datetime, why: str = "") -> Rollout:
+    number = len(rollout.waves)
+    count = sum(device.wave == number for device in rollout.plan.devices)
+    grown = replace(rollout, waves=(*rollout.waves, ReleasedWave(released_at=now)))
+    devices = "1 device" if count == 1 else f"{count} devices"
+    return _note(grown, f"{why}wave {number + 1} of {rollout.plan.wave_count} released to {devices}", now)
+
+
+def _where(rollout: Rollout, reason: str) -> str:
+    if rollout.state == "paused":
+        # the event says why it was paused; the gate's reason says how things are now
+        why = rollout.events[-1].text if rollout.events else "paused"
+        return f"{why} (now: {reason}); resume or abort it"
+    return f"wave {len(rollout.waves)} of {rollout.plan.wave_count}: {reason}"
+
+
+def _note(rollout: Rollout, text: str, now: datetime) -> Rollout:
+    return replace(rollout, status=text, events=(*rollout.events, Event(at=now, text=text)))
+
+
+def _check(action: Action, rollout: Rollout) -> None:
+    if rollout.state not in _ALLOWED[action]:
+        allowed = ", ".join(sorted(_ALLOWED[action]))
+        raise Conflict(
+            f"cannot {action} rollout {rollout.plan.rollout_id}: it is {rollout.state.replace('_', ' ')} "
+            f"({rollout.status}); {action} needs one that is {allowed}"
+        )
