@@ -1,0 +1,70 @@
+"""The HTTP listener: binds, serves :class:`HttpApi` on keep-alive connections, stops."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+
+from aiohttp import web
+
+from cloud_core.api.http_oip import HttpApi
+from cloud_core.settings import HttpSettings
+from penstock.errors import ConfigError
+
+_BACKLOG = 1024
+
+
+class HttpServer:
+    """One listening socket. ``port`` is the one that was bound."""
+
+    def __init__(self, server: web.Server, listener: asyncio.Server, port: int) -> None:
+        self._server, self._listener, self.port = server, listener, port
+
+    @classmethod
+    async def start(cls, api: HttpApi, settings: HttpSettings) -> HttpServer:
+        """
+        Raises:
+            ConfigError: the port is in use, or the address cannot be bound.
+        """
+        sock = _bound(settings.host, settings.port)
+        server = web.Server(
+            api.handle,
+            handler_cancellation=True,  # a client that goes away takes its work out of the queue
+            access_log=None,
+            keepalive_timeout=settings.keepalive_s,
+            max_field_size=settings.max_header_bytes,
+            max_line_size=settings.max_header_bytes,
+        )
+        listener = await asyncio.get_running_loop().create_server(server, sock=sock, backlog=_BACKLOG)
+        return cls(server, listener, sock.getsockname()[1])
+
+    async def stop(self, timeout_s: float) -> None:
+        """Stop listening, give open responses ``timeout_s`` to finish, and close connections."""
+        self._listener.close()
+        self._server.pre_shutdown()  # idle keep-alive connections close at once
+        await self._server.shutdown(timeout_s)
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        sock = socket.socket(family, kind, proto)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(address)
+        except BaseException:
+            sock.close()
+            raise
+    except OSError as error:
+        raise _cannot_bind(host, port, error) from error
+    sock.setblocking(False)
+    return sock
+
+
+def _cannot_bind(host: str, port: int, error: OSError) -> ConfigError:
+    if error.errno == errno.EADDRINUSE:
+        return ConfigError(f"http: port {port} on {host} is in use; stop what uses it, or choose another --http-port")
+    return ConfigError(f"http: cannot listen on {host}:{port}: {error.strerror or error}")

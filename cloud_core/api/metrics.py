@@ -1,0 +1,108 @@
+"""``/metrics``: what the data plane counted, as Prometheus families. Counts nothing itself.
+
+Base units (seconds, rows), millisecond-level buckets; names follow what Triton's and vLLM's users look for: requests
+by outcome, queue and run time, batch size, queued and running as gauges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from cloud_core.serving.dataplane import DataPlane
+from cloud_core.serving.measures import Histogram
+
+
+class Metrics(Collector):
+    """Everything there is to scrape of one core."""
+
+    def __init__(self, plane: DataPlane, version: str) -> None:
+        self._plane, self._version = plane, version
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """The exposition and its content type, OpenMetrics for scrapers that accept it."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self._registry), content_type
+
+    def collect(self) -> Iterable[Metric]:
+        """For the client library."""
+        info = InfoMetricFamily("penstock_build", "The Penstock that answers.")
+        info.add_metric([], {"version": self._version})
+        yield info
+        yield from self._requests()
+        yield from self._batches()
+        yield from self._gauges()
+
+    def _requests(self) -> Iterable[Metric]:
+        measures = self._plane.measures
+        requests = CounterMetricFamily(
+            "penstock_requests", "Finished inference requests by outcome.", labels=["model", "version", "code"]
+        )
+        rows = CounterMetricFamily("penstock_rows", "Rows that were answered.", labels=["model", "version"])
+        duration = HistogramMetricFamily(
+            "penstock_request_duration_seconds", "From admission to answer.", labels=["model", "version"]
+        )
+        for (model, version), route in tuple(measures.routes.items()):
+            for code, count in tuple(route.requests.items()):
+                requests.add_metric([model, version, code], count)
+            rows.add_metric([model, version], route.rows)
+            _add_histogram(duration, [model, version], route.duration_s)
+        refused = CounterMetricFamily(
+            "penstock_refused", "Requests that were refused before their payload was decoded.", labels=["code"]
+        )
+        for code, count in tuple(measures.refused.items()):
+            refused.add_metric([code], count)
+        yield from (requests, rows, duration, refused)
+
+    def _batches(self) -> Iterable[Metric]:
+        labels = ["model", "variant"]
+        families = (
+            (HistogramMetricFamily("penstock_batch_rows", "Rows in a batch.", labels=labels), "rows"),
+            (HistogramMetricFamily("penstock_batch_duration_seconds", "Running a batch.", labels=labels), "run_s"),
+            (HistogramMetricFamily("penstock_queue_duration_seconds", "Waiting to run.", labels=labels), "queue_s"),
+        )
+        for (model, variant), batch in tuple(self._plane.measures.batches.items()):
+            for family, name in families:
+                _add_histogram(family, [model, variant], getattr(batch, name))
+        for family, _ in families:
+            yield family
+
+    def _gauges(self) -> Iterable[Metric]:
+        plane = self._plane
+        queued = GaugeMetricFamily("penstock_queue_rows", "Rows that wait now.", labels=["model", "variant"])
+        running = GaugeMetricFamily("penstock_running_rows", "Rows that run now.", labels=["model", "variant"])
+        replicas = GaugeMetricFamily("penstock_replicas", "Loaded replicas.", labels=["model", "variant"])
+        for served in plane.served():
+            labels = [served.variant.spec.model, served.variant.digest]
+            queued.add_metric(labels, sum(b.queue_rows for b in served.batchers))
+            running.add_metric(labels, sum(b.running_rows for b in served.batchers))
+            replicas.add_metric(labels, len(served.batchers))
+        yield from (queued, running, replicas)
+        for name, help_text, value in (
+            ("penstock_inflight_requests", "Admitted and not yet answered.", plane.measures.inflight),
+            ("penstock_ready", "1 when requests are admitted.", plane.is_ready),
+            ("penstock_live", "1 unless an engine hangs.", plane.is_live),
+            ("penstock_event_loop_lag_seconds", "How late the last heartbeat was.", plane.measures.loop_lag_s),
+        ):
+            yield GaugeMetricFamily(name, help_text, value=float(value))
+
+
+def _add_histogram(family: HistogramMetricFamily, labels: list[str], histogram: Histogram) -> None:
+    names = [*(f"{float(bound):g}" for bound in histogram.bounds), "+Inf"]
+    cumulative = [float(count) for count in accumulate(histogram.counts)]
+    family.add_metric(labels, list(zip(names, cumulative, strict=True)), sum_value=histogram.total)

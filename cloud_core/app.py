@@ -1,0 +1,202 @@
+"""The core as one process: opens state, starts the data plane, the fleet and both listeners, and stops them in order.
+
+The composition root. Owns the data directory (one core at a time, by the database's lock) and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import importlib.metadata
+import logging
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from cloud_core.api.fleet_grpc import FleetServicer
+from cloud_core.api.grpc_oip import OipServicer
+from cloud_core.api.grpc_server import GrpcServer
+from cloud_core.api.http_oip import HttpApi
+from cloud_core.api.http_server import HttpServer
+from cloud_core.api.metrics import Metrics
+from cloud_core.api.oci import OciApi
+from cloud_core.fleet.service import FleetService
+from cloud_core.registry.registry import Registry
+from cloud_core.serving.controller import Controller
+from cloud_core.serving.dataplane import DataPlane
+from cloud_core.serving.measures import Measures
+from cloud_core.settings import CoreSettings, check
+from cloud_core.state import Database
+from penstock.blobs import write_atomically
+from penstock.tasks import supervise
+from penstock.telemetry import log
+
+_log = logging.getLogger(__name__)
+_HEARTBEAT_S = 1.0
+_CUT_S = 1.0  # what listeners get after the drain, before what is left is cut
+ENDPOINTS_FILE = "endpoints.json"
+
+
+class Core:
+    """A running core. ``http_port`` and ``grpc_port`` are the bound ones."""
+
+    def __init__(self, settings: CoreSettings) -> None:
+        """Not started; use :meth:`start`."""
+        self._settings = settings
+        self._data_dir = Path(settings.data_dir)
+        self._stopping = asyncio.Event()
+        self._exit = contextlib.AsyncExitStack()
+        self._supervisor: asyncio.Task[None] | None = None
+        self._is_clean = True
+        self.plane: DataPlane
+        self.grpc: GrpcServer
+        self.http: HttpServer
+
+    @classmethod
+    async def start(cls, settings: CoreSettings) -> Core:
+        """Start everything and return when requests are admitted. Says so in the log and in ``endpoints.json``.
+
+        Raises:
+            ConfigError: a port is in use, or settings contradict each other. StorageError: the data directory is not
+            writable, or another core uses it.
+        """
+        core = cls(check(settings))
+        try:
+            await core._start()
+        except BaseException:
+            await core._exit.aclose()
+            raise
+        return core
+
+    @property
+    def http_port(self) -> int:
+        return self.http.port
+
+    @property
+    def grpc_port(self) -> int:
+        return self.grpc.port
+
+    async def __aenter__(self) -> Core:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def serve(self, stop: asyncio.Event) -> None:
+        """Wait until ``stop`` is set.
+
+        Raises:
+            Internal: a task of the core died; the message says which.
+        """
+        assert self._supervisor is not None, "not started"
+        waiter = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait([waiter, self._supervisor], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiter.cancel()
+        if self._supervisor.done() and not stop.is_set():
+            await self._supervisor
+
+    async def stop(self) -> bool:
+        """Drain and stop: readiness fails at once, admitted work finishes within ``drain_s``, then all is closed.
+
+        Returns:
+            Whether everything finished; False when an engine still runs a batch in a thread that cannot be stopped.
+        """
+        drain_s = self._settings.serving.drain_s
+        self.plane.begin_drain()
+        await self.grpc.set_serving(False)
+        log(_log, logging.INFO, "draining", inflight=self.plane.measures.inflight, drain_s=drain_s)
+        if not await self.plane.drained(drain_s):
+            self._is_clean = False
+            log(_log, logging.WARNING, "drain ran out of time", inflight=self.plane.measures.inflight)
+        await self._exit.aclose()
+        log(_log, logging.INFO, "stopped")
+        return self._is_clean
+
+    async def _start(self) -> None:
+        settings, now = self._settings, asyncio.get_running_loop().time
+        version = importlib.metadata.version("penstock")
+        database = Database.open(self._data_dir / "core.db")
+        self._exit.callback(database.close)
+        endpoints = self._data_dir / ENDPOINTS_FILE
+        endpoints.unlink(missing_ok=True)  # of a core that was killed: nobody listens there any more
+        registry = Registry.open(self._data_dir, database, settings.registry, now=_utc_now)
+        fleet = FleetService.open(database, registry, settings.fleet, _utc_now)
+        measures = Measures()
+        controller = Controller(registry, settings.serving, measures, now)
+        self._exit.push_async_callback(self._close_controller, controller)
+        self.plane = DataPlane(controller, registry, measures, settings.serving, settings.tenants, now)
+        # what was pushed here is closed in reverse: listeners first, the database last
+        self._exit.push_async_callback(self._stop_tasks)
+        await self._listen(registry, fleet, version)
+        tasks = {"controller": controller.run(), "fleet": fleet.run(), "heartbeat": self._beat()}
+        self._supervisor = asyncio.create_task(supervise(tasks, self._stopping), name="core")
+        await self._until_settled(controller)
+        await self.grpc.set_serving(True)
+        gc.collect()
+        gc.freeze()  # what start-up built lives as long as the process: later collections need not look at it
+        self._announce(endpoints)
+
+    async def _listen(self, registry: Registry, fleet: FleetService, version: str) -> None:
+        settings = self._settings
+        oip = OipServicer(self.plane, version=version, stream_window=settings.grpc.stream_window)
+        self.grpc = await GrpcServer.start(self.plane, oip, FleetServicer(fleet), settings.grpc)
+        self._exit.push_async_callback(self.grpc.stop, _CUT_S)
+        api = HttpApi(
+            self.plane,
+            OciApi(registry, now=_utc_now),
+            Metrics(self.plane, version),
+            settings.http,
+            version=version,
+            body_s=settings.serving.default_timeout_s,
+        )
+        self.http = await HttpServer.start(api, settings.http)
+        self._exit.push_async_callback(self.http.stop, _CUT_S)
+
+    async def _until_settled(self, controller: Controller) -> None:
+        assert self._supervisor is not None
+        settled = asyncio.create_task(controller.settled.wait())
+        await asyncio.wait([settled, self._supervisor], return_when=asyncio.FIRST_COMPLETED)
+        settled.cancel()
+        if self._supervisor.done():
+            await self._supervisor
+
+    def _announce(self, endpoints: Path) -> None:
+        http = f"{_host(self._settings.http.host)}:{self.http_port}"
+        grpc = f"{_host(self._settings.grpc.host)}:{self.grpc_port}"
+        write_atomically(endpoints, msgspec.json.encode({"http": http, "grpc": grpc}))
+        self._exit.callback(endpoints.unlink, missing_ok=True)
+        log(_log, logging.INFO, "ready", http=http, grpc=grpc)
+
+    async def _beat(self) -> None:
+        """Measures how late the loop is: what stalls it stalls every request."""
+        loop, measures = asyncio.get_running_loop(), self.plane.measures
+        while True:
+            due = loop.time() + _HEARTBEAT_S
+            await asyncio.sleep(_HEARTBEAT_S)
+            measures.loop_lag_s = max(0.0, loop.time() - due)
+
+    async def _stop_tasks(self) -> None:
+        self._stopping.set()
+        if self._supervisor is not None:
+            await asyncio.wait([self._supervisor])
+            if not self._supervisor.cancelled() and (error := self._supervisor.exception()) is not None:
+                log(_log, logging.ERROR, "a task had died", error=error)
+
+    async def _close_controller(self, controller: Controller) -> None:
+        if not await controller.close(_CUT_S):
+            self._is_clean = False
+
+
+def _host(host: str) -> str:
+    """An address that a client on this machine can dial."""
+    if host in ("", "0.0.0.0", "::"):
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,177 @@
+"""``penstock core``: run the core, or ask a running one how it is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cloud_core.settings import ENV_PREFIX, CoreSettings, check
+from penstock import config
+from penstock.cli.output import output_option, print_fields, print_json, print_table
+from penstock.errors import Unavailable
+from penstock.rest.status import error_from_http
+from penstock.tasks import stop_on_signals
+from penstock.telemetry import setup_logging
+
+_STATUS_TIMEOUT_S = 5.0
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def command() -> None:
+    """Run the cloud core: gRPC and HTTP inference, registry, fleet."""
+
+
+@command.command(
+    epilog="""\b
+Examples:
+  penstock core serve
+  penstock core serve --data-dir /var/lib/penstock --http-port 8000 --grpc-port 8001
+  penstock core serve --config core.toml
+  PENSTOCK_CORE_HTTP__PORT=9000 penstock core serve
+
+\b
+A core.toml:
+  data_dir = "/var/lib/penstock"
+  [http]
+  host = "0.0.0.0"
+  [grpc]
+  host = "0.0.0.0"
+  [serving]
+  max_loaded_models = 8
+  [[tenants]]
+  name = "shop"
+  token = "a long random secret"
+  rate_rows_per_s = 1000
+
+Settings: file, then environment (PENSTOCK_CORE_SECTION__KEY), then flags; the last one wins. Without tenants the core
+listens on loopback only, unless allow_anonymous is set. SIGTERM drains: readiness fails, admitted work finishes."""
+)
+@click.option("--config", "config_file", type=click.Path(dir_okay=False, path_type=Path), help="Settings file (TOML).")
+@click.option("--data-dir", type=str, help="State and artifacts; one core at a time.  [default: penstock-core]")
+@click.option("--http-host", type=str, help="Address of HTTP.  [default: 127.0.0.1]")
+@click.option("--http-port", type=int, help="Port of HTTP; 0 takes a free one.  [default: 8000]")
+@click.option("--grpc-host", type=str, help="Address of gRPC.  [default: 127.0.0.1]")
+@click.option("--grpc-port", type=int, help="Port of gRPC; 0 takes a free one.  [default: 8001]")
+@click.option("--allow-anonymous/--no-allow-anonymous", default=None, help="Let everybody in on any address.")
+@click.option("--drain-s", type=float, help="How long admitted work may take to finish after SIGTERM.  [default: 10]")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[default: info]")
+@click.option("--log-format", type=click.Choice(["text", "json"]), help="[default: text]")
+def serve(config_file: Path | None, **flags: Any) -> None:
+    """Serve models, keep artifacts, steer the fleet.
+
+    Prints 'ready http=HOST:PORT grpc=HOST:PORT' to stderr, and writes the same to endpoints.json in the data
+    directory, once requests are admitted.
+    """
+    settings = check(
+        config.load(
+            CoreSettings, file=config_file, env=os.environ, env_prefix=ENV_PREFIX, flags=_dotted(flags)
+        )
+    )
+    setup_logging(settings.log.level, settings.log.format)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        is_clean = runner.run(_serve(settings))
+    if not is_clean:
+        # a thread still runs a batch, or hangs in one; the interpreter would wait for it for ever
+        logging.shutdown()
+        os._exit(1)
+
+
+@command.command(
+    epilog="""\b
+Examples:
+  penstock core status
+  penstock core status --target http://127.0.0.1:8000 -o json"""
+)
+@click.option("--target", default="http://127.0.0.1:8000", show_default=True, help="HTTP address of the core.")
+@click.option("--token", envvar="PENSTOCK_TOKEN", default="", help="Credential, where the core has tenants.")
+@output_option
+def status(target: str, token: str, output: str) -> None:
+    """Show whether a core is ready, and which model versions it serves."""
+    base = target.rstrip("/")
+    report = {
+        "live": _is_well(base, "live"),
+        "ready": _is_well(base, "ready"),
+        "models": _ask(base, "/v2/repository/index", token, method="POST"),
+    }
+    if output == "json":
+        print_json(report)
+        return
+    print_fields({"target": base, "live": _yes(report["live"]), "ready": _yes(report["ready"])})
+    rows = [(m["name"], m["version"], m["state"], m["reason"] or "-") for m in report["models"]]
+    if rows:
+        click.echo()
+        print_table(["model", "version", "state", "reason"], rows)
+    else:
+        click.echo("\nno models yet; push one with 'penstock artifact push'")
+
+
+async def _serve(settings: CoreSettings) -> bool:
+    from cloud_core.app import Core  # the whole service: not needed for --help
+
+    stop = asyncio.Event()
+    with stop_on_signals(stop):
+        core = await Core.start(settings)
+        try:
+            await core.serve(stop)
+        finally:
+            is_clean = await core.stop()
+    return is_clean
+
+
+def _dotted(flags: dict[str, Any]) -> dict[str, Any]:
+    """``http_port`` -> ``http.port``; names of top-level settings stay."""
+    moved = {"drain_s": "serving.drain_s", "log_level": "log.level", "log_format": "log.format"}
+    for section in ("http", "grpc"):
+        moved |= {f"{section}_host": f"{section}.host", f"{section}_port": f"{section}.port"}
+    return {moved.get(name, name): value for name, value in flags.items()}
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    try:
+        import uvloop
+    except ImportError:  # not made for every platform; asyncio's own loop is only slower
+        return asyncio.new_event_loop
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+def _is_well(base: str, probe: str) -> bool:
+    try:
+        return bool(_ask(base, f"/v2/health/{probe}", "")[probe])
+    except Unavailable as error:
+        if isinstance(error.__cause__, urllib.error.HTTPError):
+            return False  # it answers 503: there, and not well
+        raise
+
+
+def _ask(base: str, path: str, token: str, *, method: str = "GET") -> Any:
+    """
+    Raises:
+        Unavailable: nobody answers. What the core says otherwise.
+    """
+    request = urllib.request.Request(base + path, method=method, data=b"" if method == "POST" else None)
+    if token:
+        request.add_header("Authorization", f"Bearer {token}")
+    try:
+        with urllib.request.urlopen(request, timeout=_STATUS_TIMEOUT_S) as response:
+            return json.load(response)
+    except urllib.error.HTTPError as error:
+        raise error_from_http(error.code, dict(error.headers), error.read()) from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise Unavailable(f"no core answers at {base}: {reason}") from error
+
+
+def _yes(value: object) -> str:
+    return "yes" if value else "no"
+
+

@@ -1,0 +1,147 @@
+"""Who may send, how much, and whether a deadline can still be met. Plain functions of values and ``now``.
+
+Decides; keeps no bucket, reads no header, waits for nothing. The data plane holds the states that are handed back here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from penstock.errors import DeadlineExceeded, InvalidInput, QuotaExceeded, Unauthenticated
+from penstock.limits import BucketState, TokenBucket
+
+ANONYMOUS = ""
+_SMOOTHING = 0.1  # weight of the newest measurement
+_DOUBT = 0.98  # what a refusal leaves of an estimate
+_SCHEME = "bearer "
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tenant:
+    """Who may call. ``bucket`` None: no rate."""
+
+    name: str
+    bucket: TokenBucket | None = None
+
+
+def by_token(tenants: Iterable[tuple[str, Tenant]]) -> Mapping[bytes, Tenant]:
+    """Tenants by the hash of their token, so that looking one up takes no longer for a token that is nearly right."""
+    return {_hashed(token): tenant for token, tenant in tenants}
+
+
+def authenticate(tenants: Mapping[bytes, Tenant], authorization: str) -> Tenant:
+    """The tenant whose ``Authorization: Bearer`` value this is.
+
+    Raises:
+        Unauthenticated: no such credential. Says nothing about what exists.
+    """
+    if authorization[: len(_SCHEME)].lower() == _SCHEME:
+        tenant = tenants.get(_hashed(authorization[len(_SCHEME) :].strip()))
+        if tenant is not None:
+            return tenant
+    raise Unauthenticated("a credential is needed: send 'Authorization: Bearer TOKEN' with a token that is known here")
+
+
+def take_rows(tenant: Tenant, state: BucketState, rows: int, now: float) -> BucketState:
+    """Take ``rows`` from a tenant's rate; return the bucket's new state.
+
+    Raises:
+        QuotaExceeded: over the rate; says when the rows would be there.
+        InvalidInput: more rows in one request than the tenant's burst, so that waiting would not help.
+    """
+    bucket = tenant.bucket
+    if bucket is None:
+        return state
+    after, wait_s = bucket.take(state, rows, now)
+    if wait_s == 0.0:
+        return after
+    if math.isinf(wait_s):
+        raise InvalidInput(
+            f"inputs: {rows} rows in one request, but tenant {tenant.name!r} may send {bucket.burst:g} at once",
+            field="inputs",
+        )
+    raise QuotaExceeded(
+        f"tenant {tenant.name!r} is over its rate of {bucket.rate:g} rows a second; try again in {wait_s:.2f} s",
+        limit=int(bucket.burst),
+        remaining=max(0, int(after.tokens)),
+        reset_s=wait_s,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceTime:
+    """What a batch costs: ``fixed_s + rows * per_row_s``, from warm-up, then followed as batches are measured."""
+
+    fixed_s: float = 0.0
+    per_row_s: float = 0.0
+
+    def of(self, rows: int) -> float:
+        """Expected seconds from dispatch to answer of a batch."""
+        return self.fixed_s + rows * self.per_row_s
+
+    def observed(self, rows: int, took_s: float) -> ServiceTime:
+        """After a batch of ``rows`` took ``took_s``: moves a tenth of the way, its shape kept."""
+        expected = self.of(rows)
+        if expected <= 0.0:
+            return replace(self, fixed_s=took_s)
+        return self._scaled(1.0 + _SMOOTHING * (took_s / expected - 1.0))
+
+    def doubted(self) -> ServiceTime:
+        """After a refusal that rests on this estimate.
+
+        Refused work is never measured: without this, one slow spell could keep everything out for ever.
+        """
+        return self._scaled(_DOUBT)
+
+    def _scaled(self, factor: float) -> ServiceTime:
+        return ServiceTime(fixed_s=self.fixed_s * factor, per_row_s=self.per_row_s * factor)
+
+
+def fitted(one_row_s: float, *, full_rows: int, full_s: float) -> ServiceTime:
+    """The line through two measurements, of one row and of a full batch; noise never makes a cost negative."""
+    if full_rows <= 1:
+        return ServiceTime(fixed_s=max(one_row_s, full_s))
+    per_row_s = max(0.0, (full_s - one_row_s) / (full_rows - 1))
+    return ServiceTime(fixed_s=max(0.0, full_s - full_rows * per_row_s), per_row_s=per_row_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backlog:
+    """What is before a new chunk at one replica: rows that wait, and when the running batch should be done."""
+
+    rows: int
+    max_batch_rows: int
+    busy_until: float | None = None
+
+
+def expected_answer_at(backlog: Backlog, rows: int, service: ServiceTime, now: float) -> float:
+    """When a chunk of ``rows`` that arrives now should be answered: the running batch, those that wait, its own.
+
+    The last batch ahead is counted only when it is full: the chunk joins it otherwise.
+    """
+    start = now if backlog.busy_until is None else max(now, backlog.busy_until)
+    full_batches, left = divmod(backlog.rows, backlog.max_batch_rows)
+    last = left + rows if left + rows <= backlog.max_batch_rows else rows
+    ahead = full_batches * service.of(backlog.max_batch_rows) + (service.of(left) if last == rows and left else 0.0)
+    return start + ahead + service.of(last)
+
+
+def check_deadline(answer_at: float, deadline: float, now: float) -> None:
+    """
+    Raises:
+        DeadlineExceeded: it has passed, or the answer would come after it.
+    """
+    if deadline <= now:
+        raise DeadlineExceeded("the deadline passed before the work could start; nothing was executed")
+    if answer_at > deadline:
+        raise DeadlineExceeded(
+            f"the answer would take about {(answer_at - now) * 1e3:.1f} ms, and {(deadline - now) * 1e3:.1f} ms are "
+            "left; nothing was executed"
+        )
+
+
+def _hashed(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()

@@ -1,0 +1,139 @@
+"""From the model and version of a request to the loaded variant that answers it, and to one of its replicas.
+
+Owns what is loaded and a bounded cache of routes, so that a request costs one dictionary look-up. Loads nothing:
+``controller`` puts variants in and takes them out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+
+from cloud_core.policy.routing import least_loaded
+from cloud_core.registry.registry import ModelVersion, Registry
+from cloud_core.serving.batcher import Batcher
+from cloud_core.serving.measures import Measures, RouteMeasures
+from penstock.artifact import Variant
+from penstock.errors import InvalidInput, Unavailable
+from penstock.inference import Parameter
+from penstock.tensors import Array, TensorSpec
+
+_MAX_ROUTES = 4096
+
+
+class Served:
+    """A loaded variant: its specs and the batchers of its replicas (at least one)."""
+
+    def __init__(self, variant: Variant, batchers: tuple[Batcher, ...], *, now: float) -> None:
+        self.variant, self.batchers = variant, batchers
+        self.last_used_at = now
+        engine = batchers[0].replica.engine
+        self.inputs: tuple[TensorSpec, ...] = engine.inputs
+        self.output_names = frozenset(spec.name for spec in engine.outputs)
+        self._has_free_shapes = any(-1 in spec.shape[1:] for spec in engine.inputs)
+
+    def __repr__(self) -> str:
+        return f"Served({self.variant.spec.model!r}, {self.variant.digest}, {len(self.batchers)} replicas)"
+
+    @property
+    def is_alive(self) -> bool:
+        return all(batcher.is_alive for batcher in self.batchers)
+
+    def pick(self) -> Batcher:
+        """The replica that takes the next chunk."""
+        batchers = self.batchers
+        if len(batchers) == 1:
+            return batchers[0]
+        return batchers[least_loaded([batcher.outstanding_rows for batcher in batchers])]
+
+    def shape_key(self, inputs: Mapping[str, Array], outputs: tuple[str, ...]) -> Hashable:
+        """Chunks with equal keys can run as one batch: same shapes beside the batch, same outputs wanted."""
+        if not self._has_free_shapes:
+            return outputs
+        return (outputs, *(inputs[spec.name].shape[1:] for spec in self.inputs))
+
+    def check_outputs(self, wanted: tuple[str, ...]) -> None:
+        """
+        Raises:
+            InvalidInput: an output that the model does not have.
+        """
+        if not self.output_names.issuperset(wanted):
+            unknown = sorted(set(wanted) - self.output_names)
+            raise InvalidInput(
+                f"outputs: no output named {unknown[0]!r}; the model has {', '.join(sorted(self.output_names))}",
+                field="outputs",
+            )
+
+    async def close(self, timeout_s: float) -> bool:
+        """Finish what is queued, then release engines and threads; whether all of them could be."""
+        await asyncio.gather(*(batcher.close(timeout_s) for batcher in self.batchers))
+        idle = [batcher.replica for batcher in self.batchers if batcher.running_since is None]
+        for replica in idle:
+            replica.close()
+        return len(idle) == len(self.batchers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """Where a model and version lead. ``parameters`` go into every response."""
+
+    version: ModelVersion
+    served: Served
+    measures: RouteMeasures
+    parameters: Mapping[str, Parameter]
+
+
+class Router:
+    """``ask`` is told when a request comes for a version that is known but not loaded; it returns what to answer."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        measures: Measures,
+        *,
+        variant_of: Callable[[str], Variant],
+        ask: Callable[[ModelVersion, Variant], Unavailable],
+    ) -> None:
+        self.served: dict[str, Served] = {}
+        self._registry, self._measures = registry, measures
+        self._variant_of, self._ask = variant_of, ask
+        self._routes: dict[tuple[str, str], Route] = {}
+
+    def route(self, model: str, version: str) -> Route:
+        """
+        Raises:
+            NotFound: no such model or version, or one for devices only. Unavailable: known, but not loaded.
+            Internal: its files were damaged since they were pushed.
+        """
+        return self._routes.get((model, version)) or self._resolve(model, version)
+
+    def put(self, served: Served) -> None:
+        self.served[served.variant.digest] = served
+        self.forget()
+
+    def take_out(self, digest: str) -> Served | None:
+        """No request is routed there after this."""
+        self.forget()
+        return self.served.pop(digest, None)
+
+    def forget(self) -> None:
+        """Names or defaults may have moved: resolve them again."""
+        self._routes.clear()
+
+    def _resolve(self, model: str, version: str) -> Route:
+        found = self._registry.resolve(model, version)
+        variant = self._variant_of(found.digest)
+        served = self.served.get(variant.digest)
+        if served is None:
+            raise self._ask(found, variant)
+        route = Route(
+            version=found,
+            served=served,
+            measures=self._measures.route(found.model, found.tag),
+            parameters={"variant": variant.digest},
+        )
+        if len(self._routes) >= _MAX_ROUTES:  # a digest has many prefixes; a client may try them all
+            self._routes.clear()
+        self._routes[model, version] = route
+        return route

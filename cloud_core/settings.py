@@ -1,0 +1,153 @@
+"""Settings of the core: every bound and default of the service in one typed tree. Reads nothing by itself.
+
+Each key may be given in the file, in the environment as ``PENSTOCK_CORE_SECTION__KEY``, or as a flag.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Annotated, Literal
+
+import msgspec
+
+from cloud_core.fleet.settings import FleetSettings
+from cloud_core.registry.settings import RegistrySettings
+from penstock.errors import ConfigError
+
+ENV_PREFIX = "PENSTOCK_CORE_"
+
+_Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+_Count = Annotated[int, msgspec.Meta(ge=1)]
+_Seconds = Annotated[float, msgspec.Meta(ge=0.0)]
+_Rate = Annotated[float, msgspec.Meta(ge=0.0)]
+
+
+class HttpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where HTTP listens (port 0: a free one), and how large and how slow a request may be.
+
+    Attributes:
+        max_body_bytes: of an inference request. ``max_header_bytes``: of one header field.
+        queue_full_status: 503, or 429 for clients that only back off on that.
+    """
+
+    host: str = "127.0.0.1"
+    port: _Port = 8000
+    max_body_bytes: _Count = 64 * 1024 * 1024
+    max_header_bytes: _Count = 8190
+    keepalive_s: _Seconds = 75.0
+    queue_full_status: Literal[503, 429] = 503
+
+
+class GrpcSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where gRPC listens (port 0: a free one).
+
+    Attributes:
+        stream_window: requests of one ModelStreamInfer stream that are worked on at a time; more wait on the wire.
+    """
+
+    host: str = "127.0.0.1"
+    port: _Port = 8001
+    max_message_bytes: _Count = 64 * 1024 * 1024
+    stream_window: _Count = 64
+
+
+class ServingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Bounds of the data plane.
+
+    Attributes:
+        replicas: engines per model; a model so fast that it runs on the event loop gets one.
+        threads: intra-op threads of each engine.
+        max_delay_s: how long an idle replica waits for a fuller batch; 0 dispatches at once.
+        max_queue_rows: rows that may wait at one replica; more are refused with ``rejected-saturated``.
+        max_inflight_requests: admitted requests in the whole server, which bounds the memory of bodies being read.
+        default_timeout_s: deadline of a request that names none.
+        max_loaded_models: cloud variants in memory at a time. Default versions are pinned; others go least recently
+            used first.
+        inline_below_s: a model whose full batch takes less than this runs on the event loop, without a thread hop.
+        stall_s: a batch that runs for longer than this makes the server report that it is not alive.
+        retry_after_s: the hint that goes with "loading" and "draining".
+        drain_s: how long admitted work may take to finish after SIGTERM.
+    """
+
+    replicas: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    threads: Annotated[int, msgspec.Meta(ge=0)] = 1
+    max_delay_s: _Seconds = 0.0
+    max_queue_rows: _Count = 4096
+    max_rows_per_request: _Count = 1024
+    max_inflight_requests: _Count = 4096
+    default_timeout_s: Annotated[float, msgspec.Meta(gt=0.0)] = 30.0
+    max_loaded_models: _Count = 32
+    inline_below_s: _Seconds = 0.0003
+    stall_s: Annotated[float, msgspec.Meta(gt=0.0)] = 60.0
+    retry_after_s: _Seconds = 1.0
+    drain_s: _Seconds = 10.0
+
+
+class TenantSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One ``[[tenants]]`` entry: who holds ``token`` may send so much.
+
+    ``rate_rows_per_s`` 0 is unlimited; ``burst_rows`` may come at once, 0 means one second's worth.
+    """
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    token: Annotated[str, msgspec.Meta(min_length=8, max_length=512)]
+    rate_rows_per_s: _Rate = 0.0
+    burst_rows: _Rate = 0.0
+
+
+class LogSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Logs go to stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+
+
+class CoreSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that ``penstock core serve`` can be told.
+
+    Attributes:
+        data_dir: state and artifacts; one core process at a time.
+        tenants: who may call; empty lets everybody in.
+        allow_anonymous: without tenants, listen on addresses other than loopback all the same.
+    """
+
+    data_dir: Annotated[str, msgspec.Meta(min_length=1)] = "penstock-core"
+    http: HttpSettings = HttpSettings()
+    grpc: GrpcSettings = GrpcSettings()
+    serving: ServingSettings = ServingSettings()
+    registry: RegistrySettings = RegistrySettings()
+    fleet: FleetSettings = FleetSettings()
+    tenants: tuple[TenantSettings, ...] = ()
+    allow_anonymous: bool = False
+    log: LogSettings = LogSettings()
+
+
+def check(settings: CoreSettings) -> CoreSettings:
+    """What types cannot say.
+
+    Raises:
+        ConfigError: two tenants share a name or a token, or the service would be open to a network.
+    """
+    for what in ("name", "token"):
+        values = [getattr(tenant, what) for tenant in settings.tenants]
+        if len(set(values)) != len(values):
+            raise ConfigError(f"tenants: two of them have the same {what}")
+    if settings.tenants or settings.allow_anonymous:
+        return settings
+    for section, host in (("http", settings.http.host), ("grpc", settings.grpc.host)):
+        if not is_loopback(host):
+            raise ConfigError(
+                f"{section}.host: {host!r} is reachable from other machines and there are no [[tenants]]; "
+                "add tenants, or set allow_anonymous = true to let everybody in"
+            )
+    return settings
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach ``host``."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
