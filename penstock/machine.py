@@ -54,14 +54,24 @@ def runnable_targets(target: str) -> tuple[str, ...]:
         raise InvalidInput(f"target: unknown target {target!r}; {nearest(target, _RUNNABLE)}", field="target") from None
 
 
+def processor_name() -> str:
+    """What the processor calls itself, for people; the architecture where it says nothing."""
+    return _cpuinfo(Path("/proc/cpuinfo"), "model name") or platform.machine() or "unknown"
+
+
 def _cpu_flags(path: Path) -> frozenset[str]:
     """Flags of the first processor; empty where the system has no such file, which then means the careful choice."""
+    return frozenset(_cpuinfo(path, "flags").split())
+
+
+def _cpuinfo(path: Path, wanted: str) -> str:
+    """The first processor's value of that name, or ""."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
             for line in file:
                 name, _, value = line.partition(":")
-                if name.strip() in ("flags", "Features"):
-                    return frozenset(value.split())
+                if name.strip() == wanted:
+                    return value.strip()
     except OSError:
         pass
-    return frozenset()
+    return ""
