@@ -30,14 +30,6 @@ from penstock.tensors import Array, check_inputs
 EXPLAIN_OUTPUTS = ("penstock_served_by", "penstock_confidence", "penstock_reason")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """What the transport knows of a request beside its content, on the event loop's clock."""
-
-    arrived_at: float
-    timeout_s: float | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class _Work:
     """One admitted request."""
@@ -105,15 +97,20 @@ class Pipeline:
         """Look at a request before its body is read; None lets it in. See ``policy.admission``."""
         return admission.on_arrival(self.load, self.limits, content_length=content_length)
 
-    async def infer(self, request: InferRequest, call: Call) -> InferResponse:
+    async def infer(
+        self, request: InferRequest, *, arrived_at: float, timeout_s: float | None = None
+    ) -> InferResponse:
         """Answer one request.
+
+        Args:
+            arrived_at: on the event loop's clock. ``timeout_s``: what the transport knows of the caller's patience.
 
         Raises:
             InvalidInput, NotFound, Unavailable, QueueFull: refused; nothing was executed.
             DeadlineExceeded: not in time. Unavailable: also when ``on_unreachable`` is ``fail`` and the cloud was
             needed. Internal: the engine failed.
         """
-        work = self._admit(request, call)
+        work = self._admit(request, arrived_at, timeout_s)
         with self._in_flight(work):
             try:
                 response = await self._answer(work)
@@ -122,12 +119,11 @@ class Pipeline:
                 raise
         return response
 
-    def _admit(self, request: InferRequest, call: Call) -> _Work:
+    def _admit(self, request: InferRequest, arrived_at: float, timeout_s: float | None) -> _Work:
         hosted = self.hosting.get(request.model, request.version)
         rows = check_inputs(request.inputs, hosted.metadata.inputs)
         if request.outputs:
             _check_outputs(request.outputs, hosted)
-        timeout_s = call.timeout_s
         priority = 0
         is_private = is_explained = False
         if request.parameters:
@@ -135,7 +131,7 @@ class Pipeline:
             priority = priority_of(request)
             is_private = _flag(request, "local_only")
             is_explained = _flag(request, "explain")
-        deadline = call.arrived_at + (self._default_timeout_s if timeout_s is None else timeout_s)
+        deadline = arrived_at + (self._default_timeout_s if timeout_s is None else timeout_s)
         refusal = admission.on_rows(self.load, self.limits, rows=rows) or admission.on_deadline(
             deadline, self._loop.time()
         )

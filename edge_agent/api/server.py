@@ -19,13 +19,16 @@ from aiohttp import StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import RawRequestMessage
 
-from edge_agent.api.routes import Routes
+from edge_agent.api.routes import InferHead, Routes
 from edge_agent.pipeline import Pipeline
 from penstock.errors import ConfigError, StorageError
+from penstock.rest.express import Express
 
 SOCKET_MODE = 0o660
 _BACKLOG = 1024
 _KEEPALIVE_S = 75.0
+_EXPRESS_BODY_BYTES = 256 * 1024  # larger bodies are read by aiohttp, with back-pressure and accounting
+_CLOSE_S = 1.0
 _LINGER_S = 2.0  # reading what a refused client still sends, so that it gets to see the refusal
 
 
@@ -38,6 +41,8 @@ class ApiServer:
         self.tcp_address = ""
         self._pipeline = pipeline
         self._server: web.Server | None = None
+        self._express: Express[InferHead] | None = None
+        self._sweep: asyncio.TimerHandle | None = None
         self._listeners: list[asyncio.Server] = []
         self._socket: tuple[Path, int] | None = None  # path and inode: never remove what another agent has put there
 
@@ -68,15 +73,24 @@ class ApiServer:
             keepalive_timeout=_KEEPALIVE_S,
             lingering_time=_LINGER_S,
         )
+        self._express = Express(
+            prefix=b"POST /v2/models/",
+            prepare=self.routes.prepare,
+            answer=self.routes.answer,
+            fallback=self._server,
+            max_body_bytes=min(_EXPRESS_BODY_BYTES, limit_bytes),
+            keepalive_s=_KEEPALIVE_S,
+        )
+        self._close_idle()
         if socket is not None:
             listener, inode = _bind_unix(socket)
             self._socket = (socket, inode)
-            self._listeners.append(await loop.create_unix_server(self._server, sock=listener, backlog=_BACKLOG))
+            self._listeners.append(await loop.create_unix_server(self._express, sock=listener, backlog=_BACKLOG))
         if tcp:
             bound = _bind_tcp(tcp)
             host, port = bound.getsockname()[:2]
             self.tcp_address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            self._listeners.append(await loop.create_server(self._server, sock=bound, backlog=_BACKLOG))
+            self._listeners.append(await loop.create_server(self._express, sock=bound, backlog=_BACKLOG))
 
     async def stop(self, drain_s: float) -> None:
         """Refuse new requests at once, let admitted ones finish for at most ``drain_s``, then close."""
@@ -86,14 +100,24 @@ class ApiServer:
                 await self.routes.idle.wait()
         for listener in self._listeners:
             listener.close()
+        if self._sweep is not None:
+            self._sweep.cancel()
+        if self._express is not None:
+            await self._express.shutdown(_CLOSE_S)
         if self._server is not None:
             self._server.pre_shutdown()
-            await self._server.shutdown(timeout=1.0)
+            await self._server.shutdown(timeout=_CLOSE_S)
         if self._socket is not None:
             path, inode = self._socket
             with contextlib.suppress(OSError):
                 if path.stat().st_ino == inode:
                     path.unlink()
+
+    def _close_idle(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._express is not None:
+            self._express.close_idle(loop.time())
+        self._sweep = loop.call_later(_KEEPALIVE_S / 5, self._close_idle)
 
 
 def _bind_unix(path: Path) -> tuple[sockets.socket, int]:
