@@ -1,0 +1,64 @@
+"""``penstock version``: what runs here, read from package metadata; no library is imported for it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import re
+
+import click
+
+from penstock.cli.output import output_option, print_json, print_table
+
+_REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)")
+_EXTRA = re.compile(r"extra == ['\"]([^'\"]+)['\"]")
+_NOT_FOR_USERS = frozenset({"dev", "all", "demo"})
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  penstock version
+  penstock version -o json"""
+)
+@output_option
+def command(output: str) -> None:
+    """Print versions of Penstock and of what it runs on."""
+    libraries = {name: (_installed(name), extra) for name, extra in _libraries().items()}
+    if output == "json":
+        print_json(
+            {
+                "penstock": importlib.metadata.version("penstock"),
+                "python": platform.python_version(),
+                "platform": platform.platform(),
+                "libraries": {name: version for name, (version, _) in libraries.items()},
+            }
+        )
+        return
+    rows = [
+        ("penstock", importlib.metadata.version("penstock"), ""),
+        ("python", platform.python_version(), platform.platform()),
+    ]
+    for name, (version, extra) in libraries.items():
+        absent = f"not installed; pip install 'penstock[{extra}]'"
+        rows.append((name, version or "-", "" if version else absent))
+    print_table(("what", "version", "note"), rows)
+
+
+def _libraries() -> dict[str, str]:
+    """Libraries that Penstock declares, with the first extra that brings each ("" for the base install)."""
+    found: dict[str, str] = {}
+    for requirement in importlib.metadata.requires("penstock") or []:
+        name = _REQUIREMENT.match(requirement)
+        extra = _EXTRA.search(requirement)
+        if name is None or name.group(1) == "penstock" or (extra and extra.group(1) in _NOT_FOR_USERS):
+            continue
+        found.setdefault(name.group(1), extra.group(1) if extra else "")
+    return found
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
