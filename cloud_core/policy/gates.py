@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
+from penstock.errors import InvalidInput
 from penstock.evidence import e_value_above
 
 Phase = Literal["idle", "fetching", "proving", "probation", "committed", "reverted", "failed"]
@@ -94,6 +95,26 @@ class Tally:
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(failed=self.failed + other.failed, settled=self.settled + other.settled)
+
+
+def check_gate(gate: Gate) -> None:
+    """
+    Raises:
+        InvalidInput: settings that make no sense.
+    """
+    shares = {"alpha": gate.alpha, "max_failure_rate": gate.max_failure_rate}
+    seconds = {"bake_s": gate.bake_s, "max_silence_s": gate.max_silence_s, "max_wave_s": gate.max_wave_s}
+    for name, value in shares.items():
+        if not 0 < value < 1:
+            raise InvalidInput(f"gate.{name}: {value:g} is not between 0 and 1", field=f"gate.{name}")
+    for name, value in seconds.items():
+        if not 0 <= value <= 10 * 365 * 86400:
+            raise InvalidInput(f"gate.{name}: {value:g} is not a number of seconds", field=f"gate.{name}")
+    if gate.bake_s >= gate.max_wave_s:
+        raise InvalidInput(
+            f"gate.max_wave_s: {gate.max_wave_s:g} s is over before the bake of {gate.bake_s:g} s",
+            field="gate.max_wave_s",
+        )
 
 
 def outcome_of(device: Observation, target: str, gate: Gate, released_at: datetime, now: datetime) -> Outcome:

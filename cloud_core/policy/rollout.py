@@ -160,15 +160,15 @@ class Decision:
 def desired(rollout: Rollout, device_id: str) -> str | None:
     """The artifact a device should run according to this rollout; None when it says nothing about the device."""
     device = next((d for d in rollout.plan.devices if d.device_id == device_id), None)
-    if device is None or rollout.state == "planned":
+    if device is None or rollout.started_at is None:
         return None
     return _desired(rollout, device)
 
 
 def desired_all(rollout: Rollout) -> dict[str, str]:
     """:func:`desired` for every device that it says something about."""
-    if rollout.state == "planned":
-        return {}
+    if rollout.started_at is None:
+        return {}  # also of a plan that was aborted: its bases may be out of date by then
     return {device.device_id: _desired(rollout, device) for device in rollout.plan.devices}
 
 

@@ -1,0 +1,233 @@
+"""Messages of ``penstock.v1.Fleet`` to values of the fleet service, and back. Decodes and encodes; decides nothing.
+
+A device may be newer than this core: enum values that are not known here become the neutral one, never an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from cloud_core.fleet.devices import Mode, Report, ReportedModel
+from cloud_core.fleet.evidence import Counts, Record
+from cloud_core.fleet.settings import GateDefaults
+from cloud_core.fleet.views import DesiredModel, DeviceView, PlanRequest, RolloutView, WaveDeviceView, WaveView
+from cloud_core.policy.gates import Gate, GateVerdict, Phase, Verdict
+from cloud_core.policy.planning import Selection
+from cloud_core.policy.rollout import State
+from penstock.rpc.pb import fleet_pb2 as pb
+
+_PHASE_OF: Mapping[Phase, pb.UpdatePhase] = {
+    "idle": pb.IDLE,
+    "fetching": pb.FETCHING,
+    "proving": pb.PROVING,
+    "probation": pb.PROBATION,
+    "committed": pb.COMMITTED,
+    "reverted": pb.REVERTED,
+    "failed": pb.FAILED,
+}
+_MODE_OF: Mapping[Mode, pb.CascadeMode] = {
+    "unknown": pb.CASCADE_MODE_UNSPECIFIED,
+    "cascade": pb.CASCADE,
+    "escalate_all": pb.ESCALATE_ALL,
+    "cloud_only": pb.CLOUD_ONLY,
+}
+_PHASES: Mapping[int, Phase] = {number: name for name, number in _PHASE_OF.items()}
+_MODES: Mapping[int, Mode] = {number: name for name, number in _MODE_OF.items()}
+_STATE_OF: Mapping[State, pb.RolloutState] = {
+    "planned": pb.PLANNED,
+    "running": pb.RUNNING,
+    "paused": pb.PAUSED,
+    "succeeded": pb.SUCCEEDED,
+    "stopped_by_gate": pb.STOPPED_BY_GATE,
+    "aborted": pb.ABORTED,
+    "undone": pb.UNDONE,
+}
+_VERDICT_OF: Mapping[Verdict, pb.Verdict] = {"pass": pb.PASS, "fail": pb.FAIL, "hold": pb.HOLD}
+
+
+def decode_report(message: pb.HeartbeatRequest) -> Report:
+    """A heartbeat, not yet checked."""
+    return Report(
+        device_id=message.device_id,
+        agent_version=message.agent_version,
+        labels=dict(message.labels),
+        target=message.target,
+        subscriptions=tuple(message.subscriptions),
+        models=tuple(_decode_model(model) for model in message.models),
+        outbox_records=message.outbox_records,
+    )
+
+
+def decode_records(message: pb.DeliverOutcomesRequest) -> list[Record]:
+    """Outcome records, not yet checked."""
+    return [
+        Record(
+            sequence=record.sequence,
+            model=record.model,
+            artifact_digest=record.artifact_digest,
+            counts=Counts(**{name: getattr(record.counts, name) for name in Counts.__slots__}),
+        )
+        for record in message.records
+    ]
+
+
+def decode_plan_request(message: pb.PlanRolloutRequest, defaults: GateDefaults) -> PlanRequest:
+    """A plan request; gate settings that are 0 take the defaults."""
+    asked = message.gate
+    return PlanRequest(
+        model=message.model,
+        version=message.version,
+        selection=Selection(device_ids=tuple(message.device_ids), labels=dict(message.selector)),
+        waves=tuple(message.waves),
+        seed=message.seed,
+        gate=Gate(
+            alpha=asked.alpha or defaults.alpha,
+            max_failure_rate=asked.max_failure_rate or defaults.max_failure_rate,
+            min_audited=asked.min_audited or defaults.min_audited,
+            bake_s=asked.bake_s or defaults.bake_s,
+            max_silence_s=asked.max_silence_s or defaults.max_silence_s,
+            max_wave_s=asked.max_wave_s or defaults.max_wave_s,
+        ),
+    )
+
+
+def encode_desired(models: tuple[DesiredModel, ...], next_heartbeat_s: float) -> pb.HeartbeatResponse:
+    """The reply to a heartbeat."""
+    return pb.HeartbeatResponse(
+        models=[
+            pb.DesiredModel(
+                model=model.model,
+                version=model.version,
+                artifact_digest=model.artifact_digest,
+                certificate_digest=model.certificate_digest,
+            )
+            for model in models
+        ],
+        next_heartbeat_s=next_heartbeat_s,
+    )
+
+
+def encode_device(view: DeviceView) -> pb.Device:
+    """A device for a listing."""
+    report = view.report
+    return pb.Device(
+        device_id=report.device_id,
+        agent_version=report.agent_version,
+        labels=dict(report.labels),
+        target=report.target,
+        models=[_encode_model(model) for model in report.models],
+        last_seen_s=view.last_seen_s,
+        is_silent=view.is_silent,
+        outbox_records=report.outbox_records,
+    )
+
+
+def encode_plan(view: RolloutView) -> pb.RolloutPlan:
+    """A plan, as ``apply`` will run it."""
+    plan, gate = view.rollout.plan, view.rollout.plan.gate
+    return pb.RolloutPlan(
+        rollout_id=plan.rollout_id,
+        model=plan.model,
+        version=plan.version,
+        artifact_digest=plan.artifact_digest,
+        certificate_digest=plan.certificate_digest,
+        devices=[
+            pb.PlannedDevice(device_id=device.device_id, wave=device.wave, base_digest=device.base_digest)
+            for device in plan.devices
+        ],
+        wave_count=plan.wave_count,
+        seed=plan.seed,
+        gate=pb.GateSettings(
+            alpha=gate.alpha,
+            max_failure_rate=gate.max_failure_rate,
+            min_audited=gate.min_audited,
+            bake_s=gate.bake_s,
+            max_silence_s=gate.max_silence_s,
+            max_wave_s=gate.max_wave_s,
+        ),
+        promised_harm=plan.promised_harm or 0.0,
+        skipped=plan.skipped,
+        plan_digest=view.plan_digest,
+    )
+
+
+def encode_rollout(view: RolloutView) -> pb.Rollout:
+    """A rollout with its devices as they are now."""
+    return pb.Rollout(
+        plan=encode_plan(view),
+        state=_STATE_OF[view.rollout.state],
+        waves=[_encode_wave(wave) for wave in view.waves],
+        status=view.rollout.status,
+        elapsed_s=view.elapsed_s,
+        events=[f"{_stamp(event.at)} {event.text}" for event in view.rollout.events],
+    )
+
+
+def _decode_model(model: pb.ReportedModel) -> ReportedModel:
+    return ReportedModel(
+        model=model.model,
+        active_digest=model.active_digest,
+        active_version=model.active_version,
+        certificate_digest=model.certificate_digest,
+        desired_digest=model.desired_digest,
+        phase=_PHASES.get(model.phase, "idle"),
+        mode=_MODES.get(model.mode, "unknown"),
+        failed_digest=model.failed_digest,
+        error=model.error,
+        fetched_bytes=model.fetched_bytes,
+        total_bytes=model.total_bytes,
+    )
+
+
+def _encode_model(model: ReportedModel) -> pb.ReportedModel:
+    return pb.ReportedModel(
+        model=model.model,
+        active_digest=model.active_digest,
+        active_version=model.active_version,
+        certificate_digest=model.certificate_digest,
+        desired_digest=model.desired_digest,
+        phase=_PHASE_OF[model.phase],
+        mode=_MODE_OF[model.mode],
+        failed_digest=model.failed_digest,
+        error=model.error,
+        fetched_bytes=model.fetched_bytes,
+        total_bytes=model.total_bytes,
+    )
+
+
+def _encode_wave(wave: WaveView) -> pb.Wave:
+    return pb.Wave(
+        number=wave.number,
+        is_released=wave.is_released,
+        devices=[_encode_wave_device(device) for device in wave.devices],
+        gate=_encode_verdict(wave.gate) if wave.gate else None,
+    )
+
+
+def _encode_wave_device(device: WaveDeviceView) -> pb.WaveDevice:
+    return pb.WaveDevice(
+        device_id=device.device_id,
+        phase=_PHASE_OF[device.phase],
+        active_digest=device.active_digest,
+        active_version=device.active_version,
+        is_silent=device.is_silent,
+        error=device.error,
+        counts=pb.OutcomeCounts(**{name: getattr(device.counts, name) for name in Counts.__slots__}),
+    )
+
+
+def _encode_verdict(verdict: GateVerdict) -> pb.GateVerdict:
+    return pb.GateVerdict(
+        verdict=_VERDICT_OF[verdict.verdict],
+        reason=verdict.reason,
+        audited=verdict.audited,
+        audit_harm=verdict.audit_harm,
+        harm_e_value=verdict.harm_e_value,
+        failure_e_value=verdict.failure_e_value,
+        promised_harm=verdict.promised_harm,
+    )
+
+
+def _stamp(at: datetime) -> str:
+    return at.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,99 @@
+"""``penstock.v1.Fleet`` over gRPC: decode, call the service, encode. Errors become statuses in one place."""
+
+# ruff: noqa: N802  # methods have the names of the .proto
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import grpc
+
+from cloud_core.api import fleet_codec as codec
+from cloud_core.fleet.service import FleetService
+from penstock.errors import Internal, PenstockError
+from penstock.rpc.pb import fleet_pb2 as pb
+from penstock.rpc.pb import fleet_pb2_grpc
+from penstock.rpc.status import abort
+
+_log = logging.getLogger(__name__)
+
+Request = TypeVar("Request")
+Reply = TypeVar("Reply")
+_Context = grpc.aio.ServicerContext[Any, Any]
+_Method = Callable[["FleetServicer", Request, _Context], Awaitable[Reply]]
+
+
+def _statuses(method: _Method[Request, Reply]) -> _Method[Request, Reply]:
+    """Turn errors of ours into gRPC statuses, and anything else into INTERNAL without its text."""
+
+    @functools.wraps(method)
+    async def call(self: FleetServicer, request: Request, context: _Context) -> Reply:
+        try:
+            return await method(self, request, context)
+        except PenstockError as error:
+            await abort(context, error)
+        except Exception:
+            _log.exception("%s failed", method.__name__)
+            await abort(context, Internal("the fleet service failed on this request; the core's log says why"))
+
+    return call
+
+
+class FleetServicer(fleet_pb2_grpc.FleetServicer):
+    """The service's methods, one line each."""
+
+    def __init__(self, service: FleetService) -> None:
+        self._service = service
+
+    @_statuses
+    async def Heartbeat(self, request: pb.HeartbeatRequest, context: _Context) -> pb.HeartbeatResponse:
+        models, next_heartbeat_s = await self._service.heartbeat(codec.decode_report(request))
+        return codec.encode_desired(models, next_heartbeat_s)
+
+    @_statuses
+    async def DeliverOutcomes(
+        self, request: pb.DeliverOutcomesRequest, context: _Context
+    ) -> pb.DeliverOutcomesResponse:
+        sequence = await self._service.deliver_outcomes(request.device_id, codec.decode_records(request))
+        return pb.DeliverOutcomesResponse(durable_sequence=sequence)
+
+    @_statuses
+    async def ListDevices(self, request: pb.ListDevicesRequest, context: _Context) -> pb.ListDevicesResponse:
+        found = self._service.devices(dict(request.selector))
+        return pb.ListDevicesResponse(devices=[codec.encode_device(view) for view in found])
+
+    @_statuses
+    async def PlanRollout(self, request: pb.PlanRolloutRequest, context: _Context) -> pb.RolloutPlan:
+        asked = codec.decode_plan_request(request, self._service.settings.gate)
+        return codec.encode_plan(await self._service.plan(asked))
+
+    @_statuses
+    async def ApplyRollout(self, request: pb.ApplyRolloutRequest, context: _Context) -> pb.Rollout:
+        return codec.encode_rollout(await self._service.apply(request.rollout_id, request.plan_digest))
+
+    @_statuses
+    async def GetRollout(self, request: pb.GetRolloutRequest, context: _Context) -> pb.Rollout:
+        return codec.encode_rollout(self._service.rollout(request.rollout_id))
+
+    @_statuses
+    async def ListRollouts(self, request: pb.ListRolloutsRequest, context: _Context) -> pb.ListRolloutsResponse:
+        views = self._service.rollouts(request.model)
+        return pb.ListRolloutsResponse(rollouts=[codec.encode_rollout(view) for view in views])
+
+    @_statuses
+    async def PauseRollout(self, request: pb.RolloutActionRequest, context: _Context) -> pb.Rollout:
+        return codec.encode_rollout(await self._service.pause(request.rollout_id))
+
+    @_statuses
+    async def ResumeRollout(self, request: pb.RolloutActionRequest, context: _Context) -> pb.Rollout:
+        return codec.encode_rollout(await self._service.resume(request.rollout_id))
+
+    @_statuses
+    async def AbortRollout(self, request: pb.AbortRolloutRequest, context: _Context) -> pb.Rollout:
+        return codec.encode_rollout(await self._service.abort(request.rollout_id, keep=request.keep))
+
+    @_statuses
+    async def UndoRollout(self, request: pb.RolloutActionRequest, context: _Context) -> pb.Rollout:
+        return codec.encode_rollout(await self._service.undo(request.rollout_id))

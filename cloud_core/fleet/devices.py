@@ -1,0 +1,213 @@
+"""Devices as they report themselves, and when the server heard them last.
+
+Owns the guard against what a broken or hostile device may send: ids are checked, everything else is cut to size.
+Silence is measured by the server's clock and only while the server listens: after a restart every device gets its time
+again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import msgspec
+
+from cloud_core.policy.gates import Phase
+from cloud_core.state import fleet as rows
+from penstock.errors import InvalidInput, QueueFull
+from penstock.machine import runnable_targets
+
+Mode = Literal["unknown", "cascade", "escalate_all", "cloud_only"]
+
+MAX_MODELS = 256
+"""Models and subscriptions of one device."""
+
+_MAX_LABELS = 64
+_MAX_TEXT = 255
+_MAX_ERROR = 1024
+_MAX_INTEGER = 2**62
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportedModel:
+    """One model on a device; the fields of ``penstock.v1.ReportedModel``."""
+
+    model: str
+    active_digest: str = ""
+    active_version: str = ""
+    certificate_digest: str = ""
+    desired_digest: str = ""
+    phase: Phase = "idle"
+    mode: Mode = "unknown"
+    failed_digest: str = ""
+    error: str = ""
+    fetched_bytes: int = 0
+    total_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """A heartbeat's content."""
+
+    device_id: str
+    agent_version: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    target: str = ""
+    subscriptions: tuple[str, ...] = ()
+    models: tuple[ReportedModel, ...] = ()
+    outbox_records: int = 0
+
+    def model(self, name: str) -> ReportedModel:
+        """What is reported of a model; an idle one when nothing is."""
+        return next((model for model in self.models if model.model == name), ReportedModel(model=name))
+
+    def subscribes(self, model: str) -> bool:
+        return "*" in self.subscriptions or model in self.subscriptions
+
+    def runs(self, edge_targets: Iterable[str]) -> bool:
+        """Whether one of an artifact's edge variants runs on this device."""
+        try:
+            return bool(set(edge_targets).intersection(runnable_targets(self.target)))
+        except InvalidInput:
+            return self.target in edge_targets  # a target newer than this core
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """A known device. Times are UNIX seconds by the server's clock."""
+
+    report: Report
+    first_seen: float
+    last_seen: float
+    durable_sequence: int = 0
+
+
+class Devices:
+    """All devices, in memory; ``dirty`` ones are not on disk as they are here."""
+
+    def __init__(
+        self, stored: Iterable[rows.DeviceRow], *, max_devices: int, forget_s: float, opened_at: float
+    ) -> None:
+        self._known = {row.device_id: _decoded(row) for row in stored}
+        self._max_devices, self._forget_s, self._opened_at = max_devices, forget_s, opened_at
+        self.dirty: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def __iter__(self) -> Iterator[Device]:
+        return iter([self._known[name] for name in sorted(self._known)])
+
+    def get(self, device_id: str) -> Device | None:
+        return self._known.get(device_id)
+
+    def silent_s(self, device_id: str, at: float) -> float:
+        """How long nothing was heard while the server listened; an unknown device was never heard."""
+        device = self._known.get(device_id)
+        since = self._opened_at if device is None else max(device.last_seen, self._opened_at)
+        return max(0.0, at - since)
+
+    def see(self, report: Report, at: float) -> tuple[Device | None, list[str]]:
+        """Take a report in. Returns the device as it was before, and devices forgotten to make room.
+
+        Raises:
+            InvalidInput: not a device id. QueueFull: there are too many devices.
+        """
+        checked = sanitized(report)
+        before = self._known.get(report.device_id)
+        forgotten = [] if before or len(self._known) < self._max_devices else self._make_room(at)
+        if before is None:
+            self._known[report.device_id] = Device(report=checked, first_seen=at, last_seen=at)
+        else:
+            self._known[report.device_id] = replace(before, report=checked, last_seen=max(at, before.last_seen))
+        self.dirty.add(report.device_id)
+        return before, forgotten
+
+    def delivered(self, device_id: str, sequence: int) -> None:
+        """Note the highest sequence that is on disk."""
+        self._known[device_id] = replace(self._known[device_id], durable_sequence=sequence)
+
+    def row(self, device_id: str) -> rows.DeviceRow:
+        """A device as it is stored."""
+        device = self._known[device_id]
+        return rows.DeviceRow(
+            device_id=device_id,
+            reported=msgspec.json.encode(device.report).decode(),
+            first_seen=device.first_seen,
+            last_seen=device.last_seen,
+            durable_sequence=device.durable_sequence,
+        )
+
+    def _make_room(self, at: float) -> list[str]:
+        oldest = [name for name, device in self._known.items() if at - device.last_seen > self._forget_s]
+        if not oldest:
+            raise QueueFull(
+                f"{len(self._known)} devices are known, which is the limit ([fleet] max_devices)", retry_after_s=60.0
+            )
+        for name in oldest:
+            del self._known[name]
+            self.dirty.discard(name)
+        return oldest
+
+
+def check_device_id(device_id: str) -> str:
+    """
+    Raises:
+        InvalidInput: not a device id.
+    """
+    if not _ID.fullmatch(device_id):
+        raise InvalidInput(
+            f"device_id: {device_id[:80]!r} is not an id; use up to 64 letters, digits and . _ : -", field="device_id"
+        )
+    return device_id
+
+
+def sanitized(report: Report) -> Report:
+    """A report whose every part is bounded.
+
+    Raises:
+        InvalidInput: not a device id.
+    """
+    check_device_id(report.device_id)
+    labels = sorted(report.labels.items())[:_MAX_LABELS]
+    return Report(
+        device_id=report.device_id,
+        agent_version=_cut(report.agent_version),
+        labels={_cut(name): _cut(value) for name, value in labels},
+        target=_cut(report.target),
+        subscriptions=tuple(_cut(name) for name in report.subscriptions[:MAX_MODELS]),
+        models=tuple(_bounded(model) for model in report.models[:MAX_MODELS]),
+        outbox_records=min(report.outbox_records, _MAX_INTEGER),
+    )
+
+
+def _bounded(model: ReportedModel) -> ReportedModel:
+    return replace(
+        model,
+        model=_cut(model.model),
+        active_digest=_cut(model.active_digest),
+        active_version=_cut(model.active_version),
+        certificate_digest=_cut(model.certificate_digest),
+        desired_digest=_cut(model.desired_digest),
+        failed_digest=_cut(model.failed_digest),
+        error=_cut(model.error, _MAX_ERROR),
+        fetched_bytes=min(model.fetched_bytes, _MAX_INTEGER),
+        total_bytes=min(model.total_bytes, _MAX_INTEGER),
+    )
+
+
+def _cut(text: str, limit: int = _MAX_TEXT) -> str:
+    """At most ``limit`` characters, none of which can move a terminal's cursor."""
+    return "".join(c if c.isprintable() else " " for c in text[:limit])
+
+
+def _decoded(row: rows.DeviceRow) -> Device:
+    return Device(
+        report=msgspec.json.decode(row.reported, type=Report),
+        first_seen=row.first_seen,
+        last_seen=row.last_seen,
+        durable_sequence=row.durable_sequence,
+    )

@@ -1,0 +1,373 @@
+"""The fleet service: hears devices, tells them what to run, and carries rollouts from wave to wave.
+
+Observe, decide, act: decisions are ``cloud_core.policy``'s, writing is ``book``'s. The loop is level-triggered; running
+it at any time, twice, or after ``kill -9`` is harmless. The service never calls a device: the device always dials.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from cloud_core.fleet import evidence
+from cloud_core.fleet.book import Book, Entry
+from cloud_core.fleet.devices import Device, Devices, Report, check_device_id
+from cloud_core.fleet.evidence import Record
+from cloud_core.fleet.facts import Facts
+from cloud_core.fleet.settings import FleetSettings
+from cloud_core.fleet.views import DesiredModel, DeviceView, PlanRequest, RolloutView
+from cloud_core.policy import gates, planning
+from cloud_core.policy import rollout as policy
+from cloud_core.policy.rollout import Action, Hold, Plan, Rollout
+from cloud_core.registry.registry import Registry
+from cloud_core.state import Database
+from cloud_core.state import fleet as rows
+from penstock.errors import Conflict, InvalidInput, NotFound, StorageError
+
+_log = logging.getLogger(__name__)
+
+Change = Callable[[Rollout, datetime], Rollout]
+
+
+class FleetService:
+    """Owns devices, outcomes and rollouts of one core."""
+
+    def __init__(
+        self,
+        database: Database,
+        registry: Registry,
+        settings: FleetSettings,
+        now: Callable[[], datetime],
+        stored: rows.FleetRows,
+    ) -> None:
+        self.settings, self._registry, self._now = settings, registry, now
+        self._book = Book(database, registry, stored)
+        self._devices = Devices(
+            stored.devices,
+            max_devices=settings.max_devices,
+            forget_s=settings.forget_s,
+            opened_at=now().timestamp(),
+        )
+        limit_s = settings.gate.max_silence_s
+        self._facts = Facts(self._book, self._devices, registry, now, max_silence_s=limit_s)
+        self._changing = asyncio.Lock()
+        self._news = asyncio.Event()
+        self._flush_at = now()
+
+    @classmethod
+    def open(
+        cls,
+        database: Database,
+        registry: Registry,
+        settings: FleetSettings | None = None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> FleetService:
+        """Read the state that an earlier run left.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        return cls(database, registry, settings or FleetSettings(), now, database.run_now(rows.read))
+
+    def __repr__(self) -> str:
+        return f"FleetService({len(self._devices)} devices, {len(self._book.active())} active rollouts)"
+
+    # -- devices dial in ---------------------------------------------------------------------------------------------
+
+    async def heartbeat(self, report: Report) -> tuple[tuple[DesiredModel, ...], float]:
+        """Take a report in; answer what the device should run, and when to report again (seconds).
+
+        Raises:
+            InvalidInput: not a device id. QueueFull: too many devices.
+        """
+        before, forgotten = self._devices.see(report, self._now().timestamp())
+        device = self._devices.get(report.device_id)
+        assert device is not None
+        if before is None or forgotten:
+            async with self._changing:  # a new device is on disk before it is told anything
+                await self._book.save_devices(self._devices, [report.device_id], forgotten=forgotten)
+        is_busy = report.device_id in self._book.busy
+        if is_busy and (before is None or self._is_news(before, device)):
+            self._news.set()
+        interval_s = self.settings.busy_heartbeat_s if is_busy else self.settings.heartbeat_s
+        return self._facts.desired_models(device.report), interval_s
+
+    async def deliver_outcomes(self, device_id: str, records: Sequence[Record]) -> int:
+        """Count outcome records once each; answer the highest sequence that is durable.
+
+        Raises:
+            InvalidInput: not a device id, or too many records at once. QueueFull: too many devices.
+        """
+        if len(records) > self.settings.max_records:
+            raise InvalidInput(
+                f"records: {len(records)} in one delivery, more than {self.settings.max_records}", field="records"
+            )
+        checked = check_device_id(device_id)
+        async with self._changing:
+            if self._devices.get(checked) is None:
+                _, forgotten = self._devices.see(Report(device_id=checked), self._now().timestamp())
+                await self._book.save_devices(self._devices, [checked], forgotten=forgotten)
+            device = self._devices.get(checked)
+            assert device is not None
+            totals = self._book.totals.get(checked, {})
+            folded = evidence.fold(records, durable_sequence=device.durable_sequence, totals=totals)
+            if folded.refused:
+                _log.warning("device %s: %d records refused: %s", checked, len(folded.refused), folded.refused[0])
+            if folded.sequence > device.durable_sequence:
+                keep = self.settings.max_artifacts_per_device
+                await self._book.deliver(checked, folded, self._devices, at=self._now(), keep=keep)
+        if any(entry.rollout.plan.artifact_digest in folded.totals for entry in self._book.active()):
+            self._news.set()
+        return folded.sequence
+
+    # -- operators ask -----------------------------------------------------------------------------------------------
+
+    def devices(self, labels: Mapping[str, str] | None = None) -> tuple[DeviceView, ...]:
+        """Known devices whose labels match, by id."""
+        at = self._now().timestamp()
+        return tuple(
+            DeviceView(
+                report=device.report,
+                last_seen_s=max(0.0, at - device.last_seen),
+                is_silent=self._facts.is_silent(device.report.device_id),
+            )
+            for device in self._devices
+            if all(device.report.labels.get(name) == value for name, value in (labels or {}).items())
+        )
+
+    async def plan(self, request: PlanRequest) -> RolloutView:
+        """Freeze a plan.
+
+        Raises:
+            NotFound: no such model or version.
+            InvalidInput: waves or gate settings that make no sense.
+            Conflict: there is nobody to update; says why, device by device.
+        """
+        shares = planning.check_shares(request.waves)
+        gates.check_gate(request.gate)
+        version = self._registry.resolve(request.model, request.version)
+        async with self._changing:
+            chosen, skipped = planning.choose(
+                self._facts.candidates(version),
+                request.selection,
+                target=version.digest,
+                max_silence_s=request.gate.max_silence_s,
+            )
+            if not chosen:
+                why = "; ".join(skipped[:20]) or f"no known device subscribes to {request.model}"
+                raise Conflict(f"the plan is empty, nothing would be updated: {why}")
+            number = self._book.next_number()
+            planned = planning.assign_waves(chosen, shares, request.seed)
+            rollout = Rollout(
+                plan=self._facts.frozen_plan(request, version, planned, skipped, number),
+                state="planned",
+                created_at=self._now(),
+                status="planned; 'penstock fleet apply' runs it",
+            )
+            entry = Entry(number=number, rollout=rollout, baselines={})
+            await self._book.add(entry, keep=self.settings.max_rollouts)
+        return self._facts.view(entry)
+
+    async def apply(self, rollout_id: str, plan_digest: str = "") -> RolloutView:
+        """Run a plan exactly as it was shown.
+
+        Raises:
+            NotFound: no such plan.
+            Conflict: applied before, not the plan that was shown, overtaken by events, or another one is active.
+        """
+        async with self._changing:
+            entry = self._book.get(rollout_id)
+            plan = entry.rollout.plan
+            if plan_digest and plan_digest != entry.plan_digest:
+                raise Conflict(f"plan {rollout_id} has digest {entry.plan_digest}, not {plan_digest}; plan again")
+            after = policy.applied(
+                entry.rollout, default_digest=self._registry.resolve(plan.model).digest, now=self._now()
+            )
+            self._check_alone(plan)
+            bases = {device.device_id: device.base_digest for device in plan.devices}
+            stale = [name for name, base in bases.items() if self._facts.desired_digest(name, plan.model) != base]
+            if stale:
+                raise Conflict(
+                    f"plan {rollout_id} is out of date: {', '.join(stale[:5])} should run something else by now; "
+                    "plan again"
+                )
+            await self._commit(entry, after)
+        return await self._settled(rollout_id)
+
+    async def pause(self, rollout_id: str = "") -> RolloutView:
+        """
+        Raises:
+            NotFound, Conflict: no rollout that could be paused.
+        """
+        return await self._act("pause", rollout_id, lambda rollout, now: policy.paused(rollout, now=now))
+
+    async def resume(self, rollout_id: str = "") -> RolloutView:
+        """
+        Raises:
+            NotFound, Conflict: no rollout that could be resumed.
+        """
+        return await self._act(
+            "resume", rollout_id, lambda rollout, now: policy.resumed(rollout, self._facts.observed(rollout), now=now)
+        )
+
+    async def abort(self, rollout_id: str = "", *, keep: bool = False) -> RolloutView:
+        """
+        Raises:
+            NotFound, Conflict: no rollout that could be aborted.
+        """
+        return await self._act("abort", rollout_id, lambda rollout, now: policy.aborted(rollout, keep=keep, now=now))
+
+    async def undo(self, rollout_id: str = "") -> RolloutView:
+        """
+        Raises:
+            NotFound: no such rollout. Conflict: its devices are back already, or run something newer.
+        """
+        return await self._act("undo", rollout_id, lambda rollout, now: policy.undone(rollout, now=now))
+
+    def rollout(self, rollout_id: str = "") -> RolloutView:
+        """A rollout; the newest for "".
+
+        Raises:
+            NotFound: there is none.
+        """
+        newest = next(reversed(self._book.entries), "")
+        return self._facts.view(self._book.get(rollout_id or newest))
+
+    def rollouts(self, model: str = "") -> tuple[RolloutView, ...]:
+        """All rollouts that are kept, of one model where one is given, oldest first."""
+        return tuple(
+            self._facts.view(entry) for entry in self._book.entries.values() if model in ("", entry.rollout.plan.model)
+        )
+
+    # -- the loop ----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Reconcile whenever there is news or time alone changes a verdict. Runs until cancelled."""
+        while True:
+            self._news.clear()
+            try:
+                wake_at = await self.reconcile()
+            except StorageError as error:
+                _log.error("rollouts wait, and will be looked at again in %g s: %s", self.settings.flush_s, error)
+                wake_at = self._now() + timedelta(seconds=self.settings.flush_s)
+            await asyncio.sleep(self.settings.reconcile_s)
+            await self._news_or(wake_at)
+
+    async def reconcile(self) -> datetime:
+        """Take every step that is due; return when to look again at the latest.
+
+        Raises:
+            StorageError: the disk said no; nothing changed that was not written.
+        """
+        async with self._changing:
+            wake_at = await self._flush()
+            for entry in self._book.active():
+                wake_at = min(wake_at, await self._advance(entry) or wake_at)
+        return wake_at
+
+    async def close(self) -> None:
+        """Write down what devices reported last.
+
+        Raises:
+            StorageError: the disk said no.
+        """
+        async with self._changing:
+            await self._save_reported()
+
+    def _is_news(self, before: Device, after: Device) -> bool:
+        """Another state, or a voice after a silence that may have counted as failure."""
+        was_quiet = after.last_seen - before.last_seen > 2 * self.settings.busy_heartbeat_s
+        return was_quiet or before.report.models != after.report.models
+
+    async def _news_or(self, wake_at: datetime) -> None:
+        wait_s = max(0.0, (wake_at - self._now()).total_seconds())
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._news.wait(), timeout=wait_s)
+
+    async def _flush(self) -> datetime:
+        now = self._now()
+        if now >= self._flush_at:
+            await self._save_reported()
+            self._flush_at = now + timedelta(seconds=self.settings.flush_s)
+        return self._flush_at
+
+    async def _save_reported(self) -> None:
+        dirty = self._devices.dirty.copy()
+        self._devices.dirty.clear()  # before the wait: what is reported meanwhile is dirty again
+        try:
+            if dirty:
+                await self._book.save_devices(self._devices, sorted(dirty), forgotten=[])
+        except StorageError:
+            self._devices.dirty |= dirty
+            raise
+
+    async def _advance(self, entry: Entry) -> datetime | None:
+        """Steps of one rollout until it holds."""
+        while True:
+            rollout, now = entry.rollout, self._now()
+            decision = policy.next_step(rollout, self._facts.observed(rollout), now)
+            if rollout.state not in policy.ACTIVE:
+                return None
+            after = policy.apply_step(rollout, decision, now)
+            if isinstance(decision.step, Hold):
+                self._book.show(entry, after)
+                return decision.step.wake_at
+            _log.info("rollout %s: %s", rollout.plan.rollout_id, after.status)
+            await self._commit(entry, after)
+            entry = self._book.get(rollout.plan.rollout_id)
+
+    async def _act(self, action: Action, rollout_id: str, change: Change) -> RolloutView:
+        async with self._changing:
+            entry = self._book.get(rollout_id) if rollout_id else self._newest_for(action)
+            after = change(entry.rollout, self._now())
+            if action == "undo":
+                self._check_undo(entry.rollout)
+            await self._commit(entry, after)
+        return await self._settled(entry.rollout.plan.rollout_id)
+
+    async def _settled(self, rollout_id: str) -> RolloutView:
+        """The rollout after whatever is due at once, so that the answer is never older than the action."""
+        await self.reconcile()
+        self._news.set()
+        return self._facts.view(self._book.get(rollout_id))
+
+    async def _commit(self, entry: Entry, after: Rollout) -> None:
+        plan = after.plan
+        default = ""
+        if plan.covers_fleet and after.state == "succeeded":
+            default = plan.artifact_digest
+        elif plan.covers_fleet and entry.rollout.state == "succeeded" and after.state == "undone":
+            default = entry.rollout.previous_default
+        bounded = replace(after, events=after.events[-self.settings.max_events :])
+        await self._book.move(entry, bounded, default=default, at=self._now())
+
+    def _newest_for(self, action: Action) -> Entry:
+        fitting = [entry for entry in self._book.entries.values() if policy.allows(action, entry.rollout)]
+        # "abort" without a name means the one that runs, not a plan made since
+        started = [entry for entry in fitting if entry.rollout.started_at is not None]
+        if not fitting or (action == "undo" and not started):
+            raise NotFound(f"there is no rollout to {action}")
+        return (started or fitting)[-1]
+
+    def _check_alone(self, plan: Plan) -> None:
+        for other in self._book.active(plan.model):
+            name = other.rollout.plan.rollout_id
+            raise Conflict(
+                f"rollout {name} of {plan.model} is {other.rollout.state}; finish it, or 'penstock fleet abort {name}'"
+            )
+
+    def _check_undo(self, rollout: Rollout) -> None:
+        plan = rollout.plan
+        if rollout.state not in policy.ACTIVE and rollout.state != "planned":
+            self._check_alone(plan)
+        wanted = policy.desired_all(rollout)
+        newer = [name for name, digest in wanted.items() if self._facts.desired_digest(name, plan.model) != digest]
+        if newer:
+            raise Conflict(
+                f"{', '.join(newer[:5])} should run something newer than {plan.version}; undo the later rollout first"
+            )
+
