@@ -104,8 +104,8 @@ def fitted(one_row_s: float, *, full_rows: int, full_s: float) -> ServiceTime:
     """The line through two measurements, of one row and of a full batch; noise never makes a cost negative."""
     if full_rows <= 1:
         return ServiceTime(fixed_s=max(one_row_s, full_s))
-    per_row_s = max(0.0, (full_s - one_row_s) / (full_rows - 1))
-    return ServiceTime(fixed_s=max(0.0, full_s - full_rows * per_row_s), per_row_s=per_row_s)
+    per_row_s = min(max(0.0, (full_s - one_row_s) / (full_rows - 1)), full_s / full_rows)
+    return ServiceTime(fixed_s=full_s - full_rows * per_row_s, per_row_s=per_row_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,23 +49,21 @@ class Timing:
 
 
 class Replica:
-    """One loaded engine. ``inline_rows``: batches up to this size are so short that they run on the event loop."""
+    """One loaded engine. ``inline_rows``: batches up to this size are so short that they run on the event loop.
 
-    def __init__(self, engine: Engine, *, timing: Timing, max_batch: int, inline_below_s: float) -> None:
-        self.engine = engine
-        self.timing = timing
+    ``thread`` runs the others, one at a time.
+    """
+
+    def __init__(
+        self, engine: Engine, thread: Executor, *, timing: Timing, max_batch: int, inline_below_s: float
+    ) -> None:
+        self.engine, self.thread, self.timing = engine, thread, timing
         self.max_batch = max_batch if timing.is_batchable else 1
         self.inline_rows = self.max_batch if 0.0 < timing.full_batch_s < inline_below_s else 0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="replica")
 
     def __repr__(self) -> str:
         where = "inline" if self.inline_rows else "in a thread"
         return f"Replica(max_batch={self.max_batch}, {where}, full batch {self.timing.full_batch_s * 1e3:.2f} ms)"
-
-    @property
-    def thread(self) -> ThreadPoolExecutor:
-        """Where batches run that are too long for the event loop."""
-        return self._thread
 
     def run(self, chunks: Sequence[Chunk]) -> list[Outcome]:
         """Run one batch; from one thread at a time."""
@@ -73,7 +71,7 @@ class Replica:
 
     def close(self) -> None:
         """Release thread and engine. Waits for the batch that runs, if any."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        self.thread.shutdown(wait=True, cancel_futures=True)
         self.engine.close()
 
 
@@ -94,7 +92,8 @@ def load_replica(
         for what, declared, have in (("input", spec.inputs, engine.inputs), ("output", spec.outputs, engine.outputs)):
             _check_specs(what, declared, have)
         timing = warm_up(engine, spec.max_batch)
-        return Replica(engine, timing=timing, max_batch=spec.max_batch, inline_below_s=inline_below_s)
+        thread = ThreadPoolExecutor(1, thread_name_prefix="replica")
+        return Replica(engine, thread, timing=timing, max_batch=spec.max_batch, inline_below_s=inline_below_s)
     except BaseException:
         engine.close()
         raise

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloud_core.policy.placement import Candidate, LoadingPlan, plan_loading
+
+
+def candidate(digest: str, **values: Any) -> Candidate:
+    return Candidate(digest=digest, **{"is_default": False, "pushed_at": 0.0, **values})
+
+
+def plan(*candidates: Candidate, max_loaded: int = 2, now: float = 100.0, loaded: tuple[str, ...] = ()) -> LoadingPlan:
+    return plan_loading(candidates, loaded or tuple(c.digest for c in candidates if c.is_loaded), max_loaded=max_loaded, now=now)
+
+
+def test_defaults_come_first_then_the_newest_push() -> None:
+    old, new = candidate("old", pushed_at=1.0), candidate("new", pushed_at=2.0)
+    default = candidate("default", is_default=True)
+    assert plan(old, new, default).load == "default"
+    assert plan(old, new).load == "new"
+
+
+def test_what_somebody_waits_for_comes_before_everything() -> None:
+    assert plan(candidate("default", is_default=True), candidate("asked", asked_at=5.0)).load == "asked"
+    assert plan(candidate("later", asked_at=6.0), candidate("first", asked_at=5.0)).load == "first"
+
+
+def test_what_the_registry_no_longer_knows_is_unloaded() -> None:
+    assert plan(candidate("a", is_loaded=True), loaded=("a", "gone")).unload == ("gone",)
+
+
+def test_an_asked_version_pushes_out_the_least_recently_used_that_is_not_pinned() -> None:
+    pinned = candidate("pinned", is_default=True, is_loaded=True, last_used_at=1.0)
+    cold = candidate("cold", is_loaded=True, last_used_at=2.0)
+    hot = candidate("hot", is_loaded=True, last_used_at=3.0)
+    step = plan(pinned, hot, cold, candidate("asked", asked_at=9.0), max_loaded=3)
+    assert (step.unload, step.load) == (("cold",), "asked")
+
+
+def test_a_default_that_is_pushed_later_takes_the_place_of_one_that_is_not() -> None:
+    step = plan(candidate("other", is_loaded=True), candidate("default", is_default=True), max_loaded=1)
+    assert (step.unload, step.load) == (("other",), "default")
+
+
+def test_nothing_that_only_fills_a_slot_pushes_anything_out() -> None:
+    assert plan(candidate("a", is_loaded=True), candidate("b", pushed_at=9.0), max_loaded=1) == LoadingPlan()
+
+
+def test_pinned_slots_refuse_other_versions_and_say_so() -> None:
+    step = plan(candidate("d", is_default=True, is_loaded=True), candidate("x", asked_at=1.0), max_loaded=1)
+    assert step == LoadingPlan(refused=("x",))
+
+
+def test_more_defaults_than_slots_take_turns_when_they_are_asked_for() -> None:
+    one = candidate("one", is_default=True, is_loaded=True)
+    two = candidate("two", is_default=True)
+    assert plan(one, two, max_loaded=1) == LoadingPlan()
+    assert plan(one, replace(two, asked_at=1.0), max_loaded=1) == LoadingPlan(load="two", unload=("one",))
+
+
+def test_a_failed_one_waits_for_its_time() -> None:
+    failed = candidate("bad", is_default=True, retry_at=150.0)
+    assert plan(failed) == LoadingPlan(wake_at=150.0)
+    assert plan(failed, now=150.0).load == "bad"
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> tuple[list[Candidate], int]:
+    moments = st.floats(0, 100)
+    drawn = [
+        candidate(
+            str(index),
+            is_default=draw(st.booleans()),
+            pushed_at=draw(moments),
+            is_loaded=draw(st.booleans()),
+            last_used_at=draw(moments),
+            asked_at=draw(st.none() | moments),
+            retry_at=draw(st.none() | st.floats(50, 200)),
+        )
+        for index in range(draw(st.integers(0, 8)))
+    ]
+    drawn = [replace(c, asked_at=None) if c.is_loaded else c for c in drawn]
+    return drawn, draw(st.integers(1, 6))
+
+
+@given(worlds())
+def test_carrying_plans_out_ends_within_the_limit_and_changes_nothing_more(world: tuple[list[Candidate], int]) -> None:
+    drawn, max_loaded = world
+    surplus = [c.digest for c in drawn if c.is_loaded][max_loaded:]
+    known = {c.digest: replace(c, is_loaded=c.is_loaded and c.digest not in surplus) for c in drawn}
+    pinned = {c.digest for c in known.values() if c.is_loaded and c.is_default}
+    steps = 0
+    while True:
+        step = plan(*known.values(), max_loaded=max_loaded)
+        for digest in step.refused:
+            known[digest] = replace(known[digest], asked_at=None)
+        for digest in step.unload:
+            if digest in pinned:
+                assert step.load is not None
+                assert known[step.load].is_default
+            known[digest] = replace(known[digest], is_loaded=False)
+        if step.load is None:
+            break
+        known[step.load] = replace(known[step.load], is_loaded=True, asked_at=None, last_used_at=100.0)
+        assert sum(c.is_loaded for c in known.values()) <= max_loaded
+        steps += 1
+        assert steps <= 2 * len(drawn) + 1, "plans chase each other"
+    again = plan(*known.values(), max_loaded=max_loaded)
+    assert (again.load, again.unload) == (None, ())

@@ -1,0 +1,223 @@
+"""What the core's serving tests share: a virtual clock, engines that obey a test, tiny ONNX models, a data plane."""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from cloud_core.policy.admission import ServiceTime
+from cloud_core.registry.registry import Registry
+from cloud_core.serving.controller import Controller
+from cloud_core.serving.dataplane import DataPlane
+from cloud_core.serving.measures import Measures
+from cloud_core.serving.replica import Replica, Timing
+from cloud_core.settings import ServingSettings, TenantSettings
+from penstock.artifact import VariantSpec
+from penstock.errors import Internal
+from penstock.inference import InferRequest
+from penstock.layout import Layout, VariantDraft
+from penstock.tensors import Array, TensorSpec
+
+T = TypeVar("T")
+X = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))
+LOGITS = TensorSpec(name="logits", datatype="FP32", shape=(-1, 3))
+
+
+class _VirtualSelector(selectors.DefaultSelector):
+    """Where the loop would sleep, its clock jumps instead. Threads are not waited for: use :class:`LoopExecutor`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 1000.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = super().select(0 if timeout is not None else None)
+        if not ready and timeout is not None and timeout > 0:
+            self.now += timeout
+        return ready
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    def __init__(self) -> None:
+        self.clock = _VirtualSelector()
+        super().__init__(self.clock)
+
+    def time(self) -> float:
+        return self.clock.now
+
+
+def run_virtual(test: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run a coroutine on a loop whose time passes only while nothing else can happen."""
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        return runner.run(test())
+
+
+class LoopExecutor(Executor):
+    """In place of a replica's thread: runs jobs on the loop, but only while it is open."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._held: list[Callable[[], None]] = []
+        self._is_open = True
+
+    def close(self) -> None:
+        self._is_open = False
+
+    def open(self) -> None:
+        self._is_open = True
+        for job in self._held:
+            self._loop.call_soon(job)
+        self._held.clear()
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        future: Future[T] = Future()
+
+        def job() -> None:
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except BaseException as error:
+                future.set_exception(error)
+
+        if self._is_open:
+            self._loop.call_soon(job)
+        else:
+            self._held.append(job)
+        return future
+
+
+@dataclass
+class FakeEngine:
+    """Doubles its input ``x``; refuses batches that hold a NaN."""
+
+    inputs: tuple[TensorSpec, ...] = (X,)
+    outputs: tuple[TensorSpec, ...] = (TensorSpec(name="y", datatype="FP32", shape=(-1, 4)),)
+    batches: list[int] = field(default_factory=list)
+    seen: list[float] = field(default_factory=list)
+    is_closed: bool = False
+
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        x = inputs["x"]
+        self.batches.append(x.shape[0])
+        if np.isnan(x.astype(float)).any():
+            raise Internal("the model failed: NaN")
+        self.seen.extend(float(value) for value in x[:, 0])
+        return {"y": x * np.float32(2)}
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def replica_of(engine: FakeEngine, *, max_batch: int = 4, inline: bool = True, service_s: float = 0.0) -> Replica:
+    """A replica whose warm-up found a full batch to take no time (inline) or so long that it is run elsewhere."""
+    timing = Timing(service=ServiceTime(fixed_s=service_s), is_batchable=True, full_batch_s=1e-6 if inline else 1.0)
+    return Replica(engine, LoopExecutor(), timing=timing, max_batch=max_batch, inline_below_s=1e-3)
+
+
+def rows(*values: float) -> Array:
+    """FP32 [len(values), 4], each row filled with one value."""
+    return np.repeat(np.array(values, np.float32)[:, None], 4, axis=1)
+
+
+def write_mlp(path: Path, *, seed: int = 0, hidden: int = 8, features: int = 4, classes: int = 3) -> Path:
+    """A two-layer perceptron x [-1, features] -> logits [-1, classes] with random weights."""
+    rng = np.random.default_rng(seed)
+    weights = {
+        "w1": rng.normal(size=(features, hidden)).astype(np.float32),
+        "b1": rng.normal(size=hidden).astype(np.float32),
+        "w2": rng.normal(size=(hidden, classes)).astype(np.float32),
+        "b2": rng.normal(size=classes).astype(np.float32),
+    }
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gemm", ["x", "w1", "b1"], ["h"]),
+            helper.make_node("Relu", ["h"], ["r"]),
+            helper.make_node("Gemm", ["r", "w2", "b2"], ["logits"]),
+        ],
+        "mlp",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", features])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", classes])],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, path)
+    return path
+
+
+def onnx_spec(model: str, **changes: Any) -> VariantSpec:
+    values: dict[str, Any] = {
+        "model": model,
+        "role": "cloud",
+        "engine": "onnx",
+        "target": "cpu",
+        "provider": "cpu",
+        "precision": "fp32",
+        "inputs": (X,),
+        "outputs": (LOGITS,),
+        "score_output": "logits",
+        "max_batch": 16,
+    }
+    return VariantSpec(**{**values, **changes})
+
+
+def onnx_layout(root: Path, tag: str, *, model: str = "mlp", seed: int = 0, **changes: Any) -> Layout:
+    """A layout with one ONNX variant for the cloud; another seed, another digest."""
+    weights = write_mlp(root / f"{model}-{tag}-{seed}.onnx", seed=seed)
+    layout = Layout.create(root / f"layout-{model}-{tag}-{seed}")
+    layout.pack([VariantDraft(spec=onnx_spec(model, **changes), weights=weights)], tag=tag)
+    return layout
+
+
+@dataclass
+class Rig:
+    """A data plane over a real registry; :meth:`settle` brings into memory what should be there."""
+
+    registry: Registry
+    controller: Controller
+    plane: DataPlane
+    measures: Measures
+
+    async def settle(self) -> None:
+        await self.controller.reconcile()
+        self.controller.settled.set()
+
+    async def infer(
+        self, x: Array, *, model: str = "mlp", version: str = "", token: str = "", timeout_s: float | None = None, **more: Any
+    ) -> Any:
+        request = InferRequest(model=model, version=version, inputs={"x": x}, **more)
+        tenant = self.plane.authenticate(f"Bearer {token}")
+        with self.plane.admit(tenant, model, version) as ticket:
+            return await self.plane.infer(ticket, request, timeout_s)
+
+
+def rig_of(
+    registry: Registry, settings: ServingSettings | None = None, tenants: Sequence[TenantSettings] = ()
+) -> Rig:
+    """Must be called with a running loop."""
+    settings = settings or ServingSettings()
+    now = asyncio.get_running_loop().time
+    measures = Measures()
+    controller = Controller(registry, settings, measures, now)
+    return Rig(registry, controller, DataPlane(controller, registry, measures, settings, tenants, now), measures)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop go on until ``condition`` holds."""
+    for _ in range(10_000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("never became true")
+
+
+async def outcome(awaitable: Awaitable[T]) -> T | BaseException:
+    """The result, or the error that was raised."""
+    return (await asyncio.gather(awaitable, return_exceptions=True))[0]

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cloud_core.registry.registry import Registry
+from cloud_core.settings import ServingSettings, TenantSettings
+from penstock.errors import (
+    DeadlineExceeded,
+    InvalidInput,
+    NotFound,
+    QueueFull,
+    QuotaExceeded,
+    Unauthenticated,
+    Unavailable,
+)
+from tests.cloud_core.rig import Rig, onnx_layout, outcome, rig_of, rows
+
+MakeRig = Callable[..., Any]
+SHOP = TenantSettings(name="shop", token="shop-secret", rate_rows_per_s=10, burst_rows=20)
+FREE = TenantSettings(name="free", token="free-secret")
+
+
+@pytest.fixture
+async def make_rig(registry: Registry, put: Any, tmp_path: Path) -> AsyncIterator[MakeRig]:
+    made: list[Rig] = []
+    await put(registry, onnx_layout(tmp_path, "v1"))
+
+    async def make(*, tenants: tuple[TenantSettings, ...] = (), **settings: Any) -> Rig:
+        rig = rig_of(registry, ServingSettings(**{"inline_below_s": 10.0, **settings}), tenants)
+        made.append(rig)
+        await rig.settle()
+        return rig
+
+    yield make
+    for rig in made:
+        await rig.controller.close(5.0)
+
+
+async def test_an_answer_carries_version_variant_and_the_outputs_that_were_wanted(make_rig: MakeRig) -> None:
+    rig = await make_rig()
+    answer = await rig.infer(rows(1, 2), id="r1", outputs=("logits",))
+    assert (answer.model, answer.version, answer.id) == ("mlp", "v1", "r1")
+    assert list(answer.outputs) == ["logits"]
+    assert answer.outputs["logits"].shape == (2, 3)
+    assert answer.parameters["variant"].startswith("sha256:")
+    assert rig.measures.routes["mlp", "v1"].requests == {"ok": 1}
+    assert rig.measures.routes["mlp", "v1"].rows == 2
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        ({"inputs": {"y": rows(1)}}, "inputs.y"),
+        ({"inputs": {}}, "inputs.x"),
+        ({"inputs": {"x": rows(1).astype(np.float64)}}, "inputs.x"),
+        ({"inputs": {"x": np.zeros((1, 5), np.float32)}}, "inputs.x"),
+        ({"inputs": {"x": np.zeros((0, 4), np.float32)}}, "inputs"),
+        ({"inputs": {"x": rows(*range(9))}}, "inputs"),
+        ({"outputs": ("probabilities",)}, "outputs"),
+        ({"parameters": {"timeout": "soon"}}, "parameters.timeout"),
+        ({"parameters": {"priority": -1}}, "parameters.priority"),
+        ({"parameters": {"sequence_id": 7}}, "parameters.sequence_id"),
+    ],
+)
+async def test_bad_input_says_which_field(make_rig: MakeRig, request_: dict[str, Any], field: str) -> None:
+    rig = await make_rig(max_rows_per_request=8)
+    values = {"x": rows(1), **request_}
+    if "inputs" in values:
+        values.pop("x")
+        from penstock.inference import InferRequest
+
+        tenant = rig.plane.authenticate("")
+        with pytest.raises(InvalidInput) as caught, rig.plane.admit(tenant, "mlp", "") as ticket:
+            await rig.plane.infer(ticket, InferRequest(model="mlp", inputs=values["inputs"]))
+    else:
+        with pytest.raises(InvalidInput) as caught:
+            await rig.infer(**values)
+    assert caught.value.field == field
+    assert rig.measures.routes["mlp", "v1"].requests == {"invalid-input": 1}
+
+
+async def test_unknown_names_list_what_exists_and_are_no_label(make_rig: MakeRig) -> None:
+    rig = await make_rig()
+    with pytest.raises(NotFound, match="mlp"):
+        await rig.infer(rows(1), model="ghost")
+    with pytest.raises(NotFound, match="v1"):
+        await rig.infer(rows(1), version="v9")
+    assert list(rig.measures.routes) == [("mlp", "v1")] or not rig.measures.routes
+    assert rig.measures.refused == {"not-found": 2}
+
+
+async def test_the_earliest_of_all_limits_counts(make_rig: MakeRig) -> None:
+    rig = await make_rig()
+    for limits in ({"timeout_s": 0.0}, {"timeout_s": -1.0}, {"parameters": {"timeout": -5}, "timeout_s": 10.0}):
+        with pytest.raises(DeadlineExceeded):
+            await rig.infer(rows(1), **limits)
+    assert (await rig.infer(rows(1), parameters={"timeout": 0})).version == "v1"  # 0 is none, as in Triton
+
+
+async def test_tenants_need_their_token_and_keep_to_their_rate(make_rig: MakeRig) -> None:
+    rig = await make_rig(tenants=(SHOP, FREE))
+    with pytest.raises(Unauthenticated):
+        await rig.infer(rows(1), token="wrong-secret")
+    await rig.infer(rows(*range(20)), token="shop-secret")
+    with pytest.raises(QuotaExceeded) as caught:
+        await rig.infer(rows(*range(10)), token="shop-secret")
+    assert caught.value.limit == 20
+    with pytest.raises(InvalidInput, match="at once"):
+        await rig.infer(rows(*range(21)), token="shop-secret")
+    await rig.infer(rows(*range(100)), token="free-secret")
+
+
+async def test_requests_in_flight_are_bounded(make_rig: MakeRig) -> None:
+    rig = await make_rig(max_inflight_requests=1)
+    tenant = rig.plane.authenticate("")
+    with rig.plane.admit(tenant, "mlp", ""):
+        with pytest.raises(QueueFull):
+            rig.plane.admit(tenant, "mlp", "")
+        assert rig.measures.inflight == 1
+    with rig.plane.admit(tenant, "mlp", ""):
+        pass
+    assert rig.measures.inflight == 0
+
+
+async def test_drain_fails_readiness_at_once_keeps_liveness_and_finishes_what_was_admitted(make_rig: MakeRig) -> None:
+    rig = await make_rig()
+    plane = rig.plane
+    tenant = plane.authenticate("")
+    assert plane.is_ready
+    with plane.admit(tenant, "mlp", "") as ticket:
+        plane.begin_drain()
+        assert not plane.is_ready
+        assert plane.is_live
+        refused = await outcome(rig.infer(rows(1)))
+        assert isinstance(refused, Unavailable)
+        assert refused.retry_after_s is not None
+        assert not await plane.drained(0.0)
+        from penstock.inference import InferRequest
+
+        answer = await plane.infer(ticket, InferRequest(model="mlp", inputs={"x": rows(1)}))
+        assert answer.version == "v1"
+    assert await plane.drained(5.0)
+
+
+async def test_a_drain_with_nothing_to_wait_for_is_over_at_once(make_rig: MakeRig) -> None:
+    rig = await make_rig()
+    rig.plane.begin_drain()
+    assert await rig.plane.drained(0.0)
+
+
+async def test_a_batch_that_hangs_costs_liveness_and_a_busy_queue_does_not(
+    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = await make_rig(stall_s=60.0)
+    (served,) = rig.plane.served()
+    now = asyncio.get_running_loop().time()
+    monkeypatch.setattr(served.batchers[0], "running_since", now - 59.0)
+    assert rig.plane.is_live
+    monkeypatch.setattr(served.batchers[0], "running_since", now - 61.0)
+    assert not rig.plane.is_live
+
+
+async def test_not_ready_before_what_should_be_loaded_was_tried(registry: Registry) -> None:
+    rig = rig_of(registry)
+    assert not rig.plane.is_ready
+    await rig.settle()
+    assert rig.plane.is_ready
+    await rig.controller.close(1.0)
+
+
+async def test_metadata_names_every_version_and_the_models_tensors(make_rig: MakeRig) -> None:
+    rig = await make_rig()
+    metadata = rig.plane.metadata("mlp")
+    assert metadata.versions == ("v1",)
+    assert metadata.platform == "onnxruntime_onnx"
+    assert [spec.name for spec in (*metadata.inputs, *metadata.outputs)] == ["x", "logits"]
+    with pytest.raises(NotFound):
+        rig.plane.metadata("ghost")
+
+
+async def test_a_cancelled_request_is_counted_as_such(make_rig: MakeRig) -> None:
+    rig = await make_rig(max_delay_s=30.0)
+    task = asyncio.create_task(rig.infer(rows(1)))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    task.cancel()
+    assert isinstance(await outcome(task), asyncio.CancelledError)
+    assert rig.measures.routes["mlp", "v1"].requests == {"cancelled": 1}
+    assert rig.measures.inflight == 0
