@@ -9,6 +9,7 @@ Rows that the caller keeps private are never drawn.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,9 @@ from edge_agent.policy.cascade import harm_count, usable_rows
 from penstock import telemetry
 from penstock.errors import PenstockError
 from penstock.tensors import Array
+
+GATHER_S = 0.1
+"""Nobody waits for an audit: a call for each row would cost the device more than the rows themselves."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -42,14 +46,19 @@ class Draw:
 class Auditor:
     """Sends draws up, one call at a time, and tells the model what came of them."""
 
-    def __init__(self, escalator: Escalator, *, max_rows: int, max_queue_rows: int, timeout_s: float) -> None:
+    def __init__(
+        self, escalator: Escalator, *, max_rows: int, max_queue_rows: int, timeout_s: float, gather_s: float = GATHER_S
+    ) -> None:
+        """``gather_s``: how long draws wait for company, unless they fill a call of ``max_rows``."""
         self._escalator = escalator
         self._max_rows = max_rows
         self._max_queue_rows = max_queue_rows
         self._timeout_s = timeout_s
+        self._gather_s = gather_s
         self._queue: deque[Draw] = deque()
         self._queued_rows = 0
         self._arrived = asyncio.Event()
+        self._filled = asyncio.Event()
         self._resting = asyncio.Event()
         self._resting.set()
 
@@ -67,6 +76,8 @@ class Auditor:
         self._queued_rows += len(draw.kept)
         self._resting.clear()
         self._arrived.set()
+        if self._queued_rows >= self._max_rows:
+            self._filled.set()
 
     async def rest(self) -> None:
         """Wait until every draw so far was carried out or lost."""
@@ -76,9 +87,13 @@ class Auditor:
         """Carry out draws until cancelled."""
         while True:
             await self._arrived.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._gather_s):
+                    await self._filled.wait()
             while self._queue:
                 await self._carry_out(self._take())
             self._arrived.clear()
+            self._filled.clear()
             self._resting.set()
 
     def _take(self) -> list[Draw]:

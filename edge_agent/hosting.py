@@ -19,12 +19,12 @@ from edge_agent import proving
 from edge_agent.outcomes import NOTHING, OutcomeCounts, Outcomes, Tally
 from edge_agent.policy import cascade
 from edge_agent.policy.cascade import CascadeMode, Decision
-from edge_agent.runner import LocalAnswer, Runner
+from edge_agent.runner import Runner
 from penstock import certificate as certificates
 from penstock import confidence, evidence, telemetry
 from penstock.artifact import Variant, preprocessing_digest
 from penstock.certificate import Certificate
-from penstock.errors import ArtifactError, CertificateMismatch, Internal, InvalidInput, NotFound, Unavailable
+from penstock.errors import ArtifactError, CertificateMismatch, InvalidInput, NotFound, Unavailable
 from penstock.inference import ModelMetadata, Parameter
 from penstock.runtime import Engine, EngineOptions, load_engine
 from penstock.tensors import Array
@@ -55,10 +55,21 @@ class Hosted:
     Attributes:
         failures: requests that the engine failed since activation. ``in_flight``: requests in it now.
         can_split: rows are independent (dimension 0 is free everywhere), so a request may be answered row by row.
-        account: response parameters that say what answers here: artifact, certificate, threshold.
+        account: response parameters that say what answers here: artifact, certificate, threshold. ``kept_account``:
+            with those of an answer that is kept, the confidence aside.
     """
 
-    def __init__(self, plan: LoadPlan, engine: Engine, tally: Tally, *, audit_alpha: float) -> None:
+    def __init__(
+        self,
+        plan: LoadPlan,
+        engine: Engine,
+        tally: Tally,
+        *,
+        audit_alpha: float,
+        max_queue_rows: int,
+        service_time_s: float,
+    ) -> None:
+        """``service_time_s``: measured time of a full batch."""
         self.plan = plan
         self.engine = engine
         self.tally = tally
@@ -66,7 +77,6 @@ class Hosted:
         self.in_flight = 0
         self.idle = asyncio.Event()
         self.idle.set()
-        self.runner: Runner | None = None
         self.metadata = ModelMetadata(
             name=plan.model,
             versions=(plan.version,),
@@ -81,10 +91,24 @@ class Hosted:
         self.account: dict[str, Parameter] = {"artifact": plan.artifact_digest, "certificate": ""}
         if self._certificate is not None:
             self.account |= {"certificate": plan.certificate_digest, "threshold": self._certificate.threshold}
+        self.kept_account: dict[str, Parameter] = {
+            **self.account,
+            "served_by": "edge",
+            "reason": cascade.Reason.CONFIDENT.value,
+            "rows_escalated": 0,
+        }
         self._seen_cloud_digest = ""
         self._has_crossed = False
         self._decided = cascade.ModeDecision(mode=CascadeMode.CASCADE)
         self._update_mode()
+        self.runner = Runner(
+            engine,
+            self.judge,
+            can_join=self.can_split,
+            max_rows=plan.variant.spec.max_batch,
+            max_queue_rows=max_queue_rows,
+            service_time_s=service_time_s,
+        )
 
     def __repr__(self) -> str:
         return f"Hosted({self.plan.model}:{self.plan.version}, {self.mode}, in_flight={self.in_flight})"
@@ -115,16 +139,6 @@ class Hosted:
         return version in ("", self.plan.version, digest) or (
             len(version) >= _MIN_PREFIX and digest.startswith(version)
         )
-
-    async def run(self, inputs: Mapping[str, Array], rows: int, deadline: float | None, priority: int) -> LocalAnswer:
-        """Run checked inputs; see ``Runner.run``."""
-        if self.runner is None:
-            raise Unavailable(f"model {self.plan.model!r} is still loading", retry_after_s=0.5)
-        try:
-            return await self.runner.run(inputs, rows, deadline, priority)
-        except Internal:
-            self.failures += 1
-            raise
 
     def judge(self, outputs: Mapping[str, Array], rows: int) -> tuple[list[float], Decision]:
         """Score and decide about the rows of one batch.
@@ -268,12 +282,11 @@ class Hosting:
             if not self._loading[plan.model]:
                 del self._loading[plan.model]
         tally = self._outcomes.open(plan.model, plan.artifact_digest, counts)
-        hosted = Hosted(plan, engine, tally, audit_alpha=self._audit_alpha)
-        hosted.runner = Runner(
+        hosted = Hosted(
+            plan,
             engine,
-            hosted.judge,
-            can_join=hosted.can_split,
-            max_rows=spec.max_batch,
+            tally,
+            audit_alpha=self._audit_alpha,
             max_queue_rows=self._max_queue_rows,
             service_time_s=service_time_s,
         )
@@ -308,8 +321,7 @@ class Hosting:
             )
         if not any(other.tally is hosted.tally for other in self._active.values()):
             self._outcomes.retire(hosted.plan.model, hosted.plan.artifact_digest)
-        if hosted.runner is not None:
-            await hosted.runner.close()
+        await hosted.runner.close()
 
     async def close(self) -> None:
         """Retire every model."""

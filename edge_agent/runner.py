@@ -27,7 +27,7 @@ INLINE_BELOW_S = 0.0003
 _LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, like all that is made once a request: freezing costs a microsecond each time
 class LocalAnswer:
     """The device's answer to one request: outputs with its rows, a score and a decision for each row."""
 
@@ -43,8 +43,9 @@ Judge = Callable[[Mapping[str, Array], int], tuple[list[float], Decision]]
 @dataclass(slots=True, eq=False)
 class _Chunk:
     inputs: Mapping[str, Array]
-    queued: Queued
+    rows: int
     future: asyncio.Future[LocalAnswer]
+    shape_key: object
 
 
 class Runner:
@@ -74,13 +75,15 @@ class Runner:
         self._service_time_s = service_time_s
         self.is_inline = service_time_s < INLINE_BELOW_S
         self._executor: Executor | None = None if self.is_inline else ThreadPoolExecutor(1, "penstock-model")
-        self._queue: list[_Chunk] = []
+        self._turn: list[_Chunk] = []  # inline: what came while the event loop turns
+        self._queue: dict[_Chunk, Queued] = {}  # in a thread: what waits, in order of arrival
         self._is_busy = False
+        self._is_crowded = False
         self._is_closed = False
 
     def __repr__(self) -> str:
         where = "inline" if self.is_inline else "thread"
-        return f"Runner({where}, queued={len(self._queue)}, busy={self._is_busy})"
+        return f"Runner({where}, queued={len(self._queue) + len(self._turn)}, busy={self._is_busy})"
 
     async def run(self, inputs: Mapping[str, Array], rows: int, deadline: float | None, priority: int) -> LocalAnswer:
         """Run one request of ``rows`` checked rows.
@@ -92,19 +95,28 @@ class Runner:
         if self._is_closed:
             raise Unavailable("the model is being replaced; try again", retry_after_s=0.1)
         if self.is_inline and not self._is_busy:
-            # the first request in a turn of the event loop runs at once; those that come before the loop has turned
-            # are taken together when it has. A lone caller so never waits, and a crowd shares a batch.
+            # requests that come in one turn of the event loop share a batch, which runs when the loop has turned;
+            # after a turn with one request the next one is taken for a lone caller's, and runs at once
             self._is_busy = True
             self._loop.call_soon(self._end_turn)
-            return _unwrap(self._answer_one(inputs, rows))
+            if not self._is_crowded:
+                return _unwrap(self._answer_one(inputs, rows))
         key = tuple(array.shape[1:] for array in inputs.values()) if self._has_free_dims else None
-        queued = Queued(
-            rows=rows, arrived_at=self._loop.time(), deadline=deadline, priority=priority, shape_key=key
-        )
-        chunk = _Chunk(inputs, queued, self._loop.create_future())
-        self._queue.append(chunk)
+        chunk = _Chunk(inputs, rows, self._loop.create_future(), key)
         if self.is_inline:
-            return await chunk.future  # answered, or expired, when the loop has turned
+            self._turn.append(chunk)
+            return await chunk.future
+        return await self._run_queued(chunk, deadline, priority)
+
+    async def _run_queued(self, chunk: _Chunk, deadline: float | None, priority: int) -> LocalAnswer:
+        queued = Queued(
+            rows=chunk.rows,
+            arrived_at=self._loop.time(),
+            deadline=deadline,
+            priority=priority,
+            shape_key=chunk.shape_key,
+        )
+        self._queue[chunk] = queued
         self._pump()
         try:
             async with asyncio.timeout_at(deadline):
@@ -112,25 +124,36 @@ class Runner:
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed while the model was busy") from None
         finally:
-            if chunk in self._queue:  # the caller went away or ran out of time: nothing of it is executed
-                self._queue.remove(chunk)
+            self._queue.pop(chunk, None)  # the caller went away or ran out of time: nothing of it is executed
 
     async def close(self) -> None:
         """Refuse what is queued, wait for the batch that runs, release the engine; idempotent."""
         self._is_closed = True
-        for chunk in self._queue:
+        for chunk in (*self._turn, *self._queue):
             _settle(chunk, Unavailable("the model is being replaced; try again", retry_after_s=0.1))
+        self._turn.clear()
         self._queue.clear()
         if self._executor is not None:
             await asyncio.to_thread(self._executor.shutdown)
         self._engine.close()
 
     def _end_turn(self) -> None:
+        """Run everything that came in this turn; order and deadlines do not matter, all of it runs now."""
         self._is_busy = False
-        while self._queue and not self._is_closed:
-            batch = self._take_batch()
+        self._is_crowded = len(self._turn) > 1
+        waiting = [chunk for chunk in self._turn if not chunk.future.done()]
+        self._turn = []
+        while waiting:
+            batch: list[_Chunk] = []
+            rest: list[_Chunk] = []
+            rows, key = 0, waiting[0].shape_key
+            for chunk in waiting:
+                fits = not batch or (chunk.shape_key == key and rows + chunk.rows <= self._limits.max_rows)
+                (batch if fits else rest).append(chunk)
+                rows += chunk.rows if fits else 0
             for chunk, result in zip(batch, self._answer(batch), strict=True):
                 _settle(chunk, result)
+            waiting = rest
 
     def _pump(self) -> None:
         if self._is_busy or self._is_closed or self._executor is None:
@@ -150,32 +173,29 @@ class Runner:
 
     def _take_batch(self) -> list[_Chunk]:
         """Remove from the queue what runs next, and refuse what has expired."""
-        queue = [chunk for chunk in self._queue if not chunk.future.done()]
+        chunks = list(self._queue)
         plan = plan_batch(
-            [chunk.queued for chunk in queue],
-            self._limits,
-            self._loop.time(),
-            service_time_s=0.0 if self.is_inline else self._service_time_s,
+            list(self._queue.values()), self._limits, self._loop.time(), service_time_s=self._service_time_s
         )
         for index in plan.expire:
-            _settle(queue[index], admission.expired())
-        gone = {*plan.dispatch, *plan.expire}
-        self._queue = [chunk for index, chunk in enumerate(queue) if index not in gone]
-        return [queue[index] for index in plan.dispatch]
+            _settle(chunks[index], admission.expired())
+        for index in (*plan.dispatch, *plan.expire):
+            del self._queue[chunks[index]]
+        return [chunks[index] for index in plan.dispatch]
 
     def _answer(self, batch: Sequence[_Chunk]) -> list[LocalAnswer | PenstockError]:
         """Run a batch; each chunk gets its answer or its error."""
         if len(batch) == 1:
-            return [self._answer_one(batch[0].inputs, batch[0].queued.rows)]
+            return [self._answer_one(batch[0].inputs, batch[0].rows)]
         joined = {name: np.concatenate([chunk.inputs[name] for chunk in batch]) for name in batch[0].inputs}
-        result = self._answer_one(joined, sum(chunk.queued.rows for chunk in batch))
+        result = self._answer_one(joined, sum([chunk.rows for chunk in batch]))
         if isinstance(result, PenstockError):
             # one poisoned request must not fail the others
-            return [self._answer_one(chunk.inputs, chunk.queued.rows) for chunk in batch]
+            return [self._answer_one(chunk.inputs, chunk.rows) for chunk in batch]
         answers: list[LocalAnswer | PenstockError] = []
         start = 0
         for chunk in batch:
-            stop = start + chunk.queued.rows
+            stop = start + chunk.rows
             outputs = {name: array[start:stop] for name, array in result.outputs.items()}
             answers.append(LocalAnswer(outputs, result.scores[start:stop], result.decision.part(start, stop)))
             start = stop

@@ -5,7 +5,6 @@ Knows nothing of how rows travel: whether a row that should go up *may* go up is
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -53,7 +52,7 @@ class ModeDecision:
     why: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)
 class Decision:
     """Per row: is the device's answer kept? ``escalate_reason`` goes with the others, once the cloud answers them.
 
@@ -65,7 +64,7 @@ class Decision:
 
     def part(self, start: int, stop: int) -> Decision:
         """The decision about rows ``start:stop``."""
-        return Decision(is_kept=self.is_kept[start:stop], escalate_reason=self.escalate_reason)
+        return Decision(self.is_kept[start:stop], self.escalate_reason)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +127,8 @@ def verdict(reasons: Sequence[Reason]) -> Verdict:
 
 def least(scores: Sequence[float]) -> float:
     """The confidence of a request: its least confident row's. A row without a usable score (NaN) counts as 0."""
-    return 0.0 if any(math.isnan(score) for score in scores) else min(scores)
+    total = sum(scores)
+    return min(scores) if total == total else 0.0  # a sum with NaN is NaN, and NaN is not itself
 
 
 def is_by_cloud(reason: Reason) -> bool:

@@ -121,7 +121,7 @@ class _Connection(asyncio.Protocol, Generic[T]):
         self._transport: asyncio.Transport | None = None
         self._buffer = b""
         self._need = 0  # bytes without which the buffer holds no complete request
-        self._task: asyncio.Task[bytes] | None = None
+        self._task: asyncio.Task[None] | None = None
         self._is_paused = False  # the client does not read its answers
         self._is_reading = True
         self._is_half_closed = False
@@ -162,7 +162,7 @@ class _Connection(asyncio.Protocol, Generic[T]):
         if self._task is None and self._idle_since < since and self._transport is not None:
             self._transport.close()
 
-    def close_when_idle(self) -> asyncio.Task[bytes] | None:
+    def close_when_idle(self) -> asyncio.Task[None] | None:
         if self._task is None and self._transport is not None:
             self._transport.close()
         return self._task
@@ -198,20 +198,21 @@ class _Connection(asyncio.Protocol, Generic[T]):
         self._need = 0
         body = buffer[start:stop]
         self._buffer = buffer[stop:]
-        self._task = self._loop.create_task(lane.answer(prepared, body))
-        self._task.add_done_callback(self._finish)
+        self._task = self._loop.create_task(self._answer(prepared, body))
 
-    def _finish(self, task: asyncio.Task[bytes]) -> None:
-        self._task = None
-        transport = self._transport
-        if transport is None or task.cancelled():
-            return
-        error = task.exception()
-        if error is not None:
+    async def _answer(self, prepared: T, body: bytes) -> None:
+        try:
+            data = await self._lane.answer(prepared, body)
+        except Exception as error:
             _LOG.error("an answer failed in a way that should not happen", exc_info=error)
-            transport.abort()
+            self.abort()
             return
-        transport.write(task.result())
+        finally:
+            self._task = None
+        transport = self._transport
+        if transport is None:
+            return
+        transport.write(data)
         if self._lane.is_closing or (self._is_half_closed and not self._buffer):
             transport.close()
             return
