@@ -188,7 +188,9 @@ def next_step(rollout: Rollout, observations: Mapping[str, Observation], now: da
 
 
 def apply_step(rollout: Rollout, decision: Decision, now: datetime) -> Rollout:
-    """The rollout after a step. :class:`Hold` changes only what is shown."""
+    """The rollout after a step. :class:`Hold` changes only what is shown, and nothing of a rollout that is over."""
+    if rollout.state not in ACTIVE:
+        return rollout
     waves = tuple(
         replace(wave, verdict=verdict) for wave, verdict in zip(rollout.waves, decision.verdicts, strict=True)
     )

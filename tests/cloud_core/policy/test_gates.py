@@ -1,0 +1,199 @@
+"""The gate of one wave: pass, fail or hold, with its evidence in words."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloud_core.policy import gates
+from cloud_core.policy.gates import Gate, Observation, Tally, Wave
+from penstock.errors import InvalidInput
+
+T0 = datetime(2026, 1, 1, tzinfo=UTC)
+NEW, OLD = "sha256:" + "1" * 64, "sha256:" + "0" * 64
+GATE = Gate(alpha=0.05, max_failure_rate=0.05, min_audited=50, bake_s=10.0, max_silence_s=30.0, max_wave_s=600.0)
+NONE = Tally(failed=0, settled=0)
+
+
+def device(name: str = "a", **changes: object) -> Observation:
+    values: dict[str, object] = {
+        "device_id": name,
+        "phase": "committed",
+        "active_digest": NEW,
+        "failed_digest": "",
+        "silent_s": 0.0,
+        "audited": 100,
+        "audit_harm": 0,
+    }
+    return Observation(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def judge(
+    *devices: Observation,
+    after_s: float = 20.0,
+    promised: float | None = 0.03,
+    earlier: Tally = NONE,
+    acknowledged: frozenset[str] = frozenset(),
+) -> gates.GateVerdict:
+    wave = Wave(released_at=T0, observations=devices, acknowledged=acknowledged)
+    now = T0 + timedelta(seconds=after_s)
+    return gates.judge(wave, earlier, NEW, GATE, promised_harm=promised, now=now)
+
+
+def test_a_healthy_wave_passes_and_says_with_what() -> None:
+    verdict = judge(device("a"), device("b", audit_harm=2))
+    assert verdict.verdict == "pass"
+    audit = "2 of 200 audited rows harmful (1.0%), promised at most 3.0%"
+    assert verdict.reason == f"2 devices committed, 0 failed; {audit}"
+    assert (verdict.audited, verdict.audit_harm, verdict.promised_harm) == (200, 2, 0.03)
+
+
+def test_harm_above_the_promise_fails_with_the_numbers() -> None:
+    verdict = judge(device("a", audit_harm=8), device("b", audit_harm=9))
+    assert verdict.verdict == "fail"
+    assert verdict.harm_e_value >= 20
+    assert "17 of 200 audited rows harmful (8.5%), promised at most 3.0%" in verdict.reason
+    assert "limit 20 to 1" in verdict.reason
+
+
+def test_harm_is_found_before_the_bake_is_over_and_while_devices_are_pending() -> None:
+    pending = device("b", phase="fetching", active_digest=OLD)
+    assert judge(device("a", audit_harm=50), pending, after_s=1).verdict == "fail"
+
+
+def test_a_wave_holds_until_baked_settled_and_audited() -> None:
+    assert judge(device(), after_s=4).reason == "baking for another 6 s"
+    pending = judge(device("a"), device("b", phase="probation"))
+    assert (pending.verdict, pending.reason) == ("hold", "waiting for b (probation)")
+    few = judge(device(audited=20))
+    assert (few.verdict, few.reason) == ("hold", "20 of 50 audited rows")
+
+
+def test_an_uncertified_artifact_needs_no_audit() -> None:
+    verdict = judge(device(audited=0), promised=None)
+    assert verdict.verdict == "pass"
+    assert "no certificate" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "outcome"),
+    [
+        ({}, "committed"),
+        ({"phase": "probation"}, "pending"),
+        ({"phase": "fetching", "active_digest": OLD}, "pending"),
+        ({"phase": "committed", "active_digest": OLD}, "pending"),
+        ({"phase": "reverted", "active_digest": OLD, "failed_digest": NEW}, "failed"),
+        ({"phase": "committed", "active_digest": OLD, "failed_digest": NEW}, "failed"),
+        ({"silent_s": 30.0}, "committed"),
+        ({"silent_s": 30.1}, "failed"),
+        ({"is_cloud_only": True}, "failed"),
+        ({"is_cloud_only": True, "active_digest": OLD, "phase": "fetching"}, "pending"),
+    ],
+)
+def test_outcome_of_an_update(changes: dict[str, object], outcome: str) -> None:
+    assert gates.outcome_of(device(**changes), NEW, GATE, T0, T0 + timedelta(seconds=5)) == outcome
+
+
+def test_a_device_that_cannot_fetch_counts_only_after_a_while() -> None:
+    unlucky = device(phase="failed", active_digest=OLD, error="registry is restarting")
+    assert gates.outcome_of(unlucky, NEW, GATE, T0, T0 + timedelta(seconds=29)) == "pending"
+    assert gates.outcome_of(unlucky, NEW, GATE, T0, T0 + timedelta(seconds=31)) == "failed"
+
+
+def test_one_dead_device_among_many_does_not_block() -> None:
+    devices = [device(f"d{i:02}") for i in range(40)]
+    verdict = judge(*devices, device("dead", silent_s=99.0, active_digest=OLD, audited=0))
+    assert verdict.verdict == "pass"
+    assert "40 devices committed, 1 failed" in verdict.reason
+
+
+def test_many_failures_fail_and_are_named() -> None:
+    reverted = [
+        device(f"d{i}", phase="reverted", active_digest=OLD, failed_digest=NEW, error="golden outputs differ")
+        for i in range(5)
+    ]
+    verdict = judge(*reverted)
+    assert verdict.verdict == "fail"
+    assert "5 of 5 devices failed to update, tolerated 5.0%: d0 reverted: golden outputs differ" in verdict.reason
+    assert "2 more" in verdict.reason
+
+
+def test_failures_add_up_over_waves() -> None:
+    bad = device("b", silent_s=99.0)
+    assert judge(bad, device("c")).verdict != "fail"
+    assert judge(bad, device("c"), earlier=Tally(failed=3, settled=4)).verdict == "fail"
+
+
+def test_a_large_healthy_first_wave_does_not_hide_a_failing_second_one() -> None:
+    bad = [device(f"b{i}", silent_s=99.0) for i in range(6)]
+    assert judge(*bad, earlier=Tally(failed=0, settled=1000)).verdict == "fail"
+
+
+def test_a_wave_in_which_nobody_committed_never_passes() -> None:
+    verdict = judge(device("dead", silent_s=99.0), promised=None)
+    assert verdict.verdict == "hold"
+    assert "no device of this wave has committed: dead silent for 99 s" in verdict.reason
+
+
+def test_acknowledged_failures_count_no_more_but_recovered_devices_do() -> None:
+    dead = device("dead", silent_s=99.0, audited=0)
+    assert judge(dead, acknowledged=frozenset({"dead"})).verdict == "pass"
+    assert judge(dead, device("b"), acknowledged=frozenset({"dead"})).verdict == "pass"
+    back = judge(device("dead", audited=10), acknowledged=frozenset({"dead"}))
+    assert (back.verdict, back.reason) == ("hold", "10 of 50 audited rows")
+
+
+def test_a_promise_of_zero_is_broken_by_one_case() -> None:
+    assert judge(device(audit_harm=1), promised=0.0).verdict == "fail"
+
+
+@given(
+    st.lists(
+        st.builds(
+            Observation,
+            device_id=st.sampled_from([f"d{i}" for i in range(20)]),
+            phase=st.sampled_from(["idle", "fetching", "proving", "probation", "committed", "reverted", "failed"]),
+            active_digest=st.sampled_from([OLD, NEW, ""]),
+            failed_digest=st.sampled_from([OLD, NEW, ""]),
+            silent_s=st.floats(0, 100),
+            audited=st.integers(0, 2**62),
+            audit_harm=st.integers(0, 2**62),
+            is_cloud_only=st.booleans(),
+            error=st.text(max_size=30),
+        ),
+        max_size=20,
+        unique_by=lambda d: d.device_id,
+    ),
+    st.floats(0, 1000),
+    st.one_of(st.none(), st.floats(0, 1)),
+)
+def test_any_observation_gets_a_verdict_with_a_reason_and_later_wake_up(
+    devices: list[Observation], after_s: float, promised: float | None
+) -> None:
+    verdict = judge(*devices, after_s=after_s, promised=promised)
+    assert verdict.reason
+    if verdict.wake_at is not None:
+        assert verdict.wake_at > T0 + timedelta(seconds=after_s)
+    if verdict.verdict == "pass" and devices:
+        assert any(d.phase == "committed" and d.active_digest == NEW for d in devices)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"alpha": 0.0}, "gate.alpha"),
+        ({"alpha": float("nan")}, "gate.alpha"),
+        ({"max_failure_rate": 1.0}, "gate.max_failure_rate"),
+        ({"bake_s": -1.0}, "gate.bake_s"),
+        ({"max_silence_s": float("inf")}, "gate.max_silence_s"),
+        ({"max_wave_s": 5.0}, "gate.max_wave_s"),
+    ],
+)
+def test_gate_settings_that_make_no_sense_are_refused(changes: dict[str, float], field: str) -> None:
+    values = {name: getattr(GATE, name) for name in Gate.__slots__}
+    with pytest.raises(InvalidInput) as caught:
+        gates.check_gate(Gate(**{**values, **changes}))
+    assert caught.value.field == field

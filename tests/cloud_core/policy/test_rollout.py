@@ -1,0 +1,264 @@
+"""The life of a rollout, first by example, then by whatever hypothesis does to it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from cloud_core.policy import rollout as policy
+from cloud_core.policy.gates import Gate, Observation
+from cloud_core.policy.rollout import Hold, Pause, Plan, PlannedDevice, Release, Rollout, Stop, Succeed
+from penstock.errors import Conflict
+
+T0 = datetime(2026, 1, 1, tzinfo=UTC)
+NEW, OLD = "sha256:" + "1" * 64, "sha256:" + "0" * 64
+GATE = Gate(alpha=0.05, max_failure_rate=0.05, min_audited=50, bake_s=10.0, max_silence_s=30.0, max_wave_s=100.0)
+
+
+def make_rollout(*waves: int) -> Rollout:
+    devices = tuple(
+        PlannedDevice(device_id=f"d{wave}-{i}", wave=wave, base_digest=OLD)
+        for wave, count in enumerate(waves)
+        for i in range(count)
+    )
+    plan = Plan(
+        rollout_id="digits-v2-1",
+        model="digits",
+        version="v2",
+        artifact_digest=NEW,
+        certificate_digest="",
+        devices=devices,
+        wave_count=len(waves),
+        seed=0,
+        gate=GATE,
+        promised_harm=0.03,
+        covers_fleet=True,
+        skipped=(),
+    )
+    return Rollout(plan=plan, state="planned", created_at=T0)
+
+
+def seen(rollout: Rollout, **changes: object) -> dict[str, Observation]:
+    values: dict[str, object] = {
+        "phase": "committed",
+        "active_digest": NEW,
+        "failed_digest": "",
+        "silent_s": 0.0,
+        "audited": 100,
+        "audit_harm": 0,
+    }
+    return {
+        d.device_id: Observation(device_id=d.device_id, **{**values, **changes})  # type: ignore[arg-type]
+        for d in rollout.plan.devices
+    }
+
+
+def at(seconds: float) -> datetime:
+    return T0 + timedelta(seconds=seconds)
+
+
+def started(*waves: int) -> Rollout:
+    return policy.applied(make_rollout(*waves), default_digest=OLD, now=T0)
+
+
+def step(rollout: Rollout, observations: dict[str, Observation], seconds: float) -> tuple[policy.Step, Rollout]:
+    decision = policy.next_step(rollout, observations, at(seconds))
+    return decision.step, policy.apply_step(rollout, decision, at(seconds))
+
+
+def test_a_healthy_rollout_goes_wave_by_wave() -> None:
+    rollout = started(1, 2)
+    assert policy.desired_all(rollout) == {"d0-0": NEW, "d1-0": OLD, "d1-1": OLD}
+    held, rollout = step(rollout, seen(rollout), 5)
+    assert isinstance(held, Hold)
+    assert rollout.status == "wave 1 of 2: baking for another 5 s"
+    assert held.wake_at is not None
+    assert at(10) < held.wake_at < at(10.1)
+    released, rollout = step(rollout, seen(rollout), 11)
+    assert isinstance(released, Release)
+    assert policy.desired(rollout, "d1-1") == NEW
+    again, rollout = step(rollout, seen(rollout), 11)
+    assert isinstance(again, Hold)
+    done, rollout = step(rollout, seen(rollout), 22)
+    assert isinstance(done, Succeed)
+    assert (rollout.state, rollout.finished_at) == ("succeeded", at(22))
+    assert set(policy.desired_all(rollout).values()) == {NEW}
+    assert [event.text.split(":")[0] for event in rollout.events] == [
+        "wave 1 of 2 released to 1 device", "wave 1 passed", "succeeded",
+    ]  # fmt: skip
+
+
+def test_harm_stops_the_rollout_and_everything_goes_back_at_once() -> None:
+    rollout = started(2, 2)
+    stopped, rollout = step(rollout, seen(rollout, audit_harm=20), 3)
+    assert isinstance(stopped, Stop)
+    assert rollout.state == "stopped_by_gate"
+    assert set(policy.desired_all(rollout).values()) == {OLD}
+    assert "40 of 200 audited rows harmful (20.0%), promised at most 3.0%" in rollout.status
+    verdict = rollout.waves[0].verdict
+    assert verdict is not None
+    assert verdict.verdict == "fail"
+
+
+def test_harm_that_shows_late_in_an_earlier_wave_stops_too() -> None:
+    rollout = started(1, 1)
+    _, rollout = step(rollout, seen(rollout), 11)
+    late = seen(rollout) | {"d0-0": seen(rollout, audit_harm=30)["d0-0"]}
+    stopped, rollout = step(rollout, late, 12)
+    assert isinstance(stopped, Stop)
+    assert stopped.reason.startswith("wave 1:")
+
+
+def test_a_wave_that_takes_too_long_pauses_and_resume_acknowledges() -> None:
+    rollout = started(1, 1)
+    dead = seen(rollout, silent_s=50.0, audited=0)
+    paused, rollout = step(rollout, dead, 100)
+    assert isinstance(paused, Pause)
+    assert rollout.state == "paused"
+    assert "did not pass within 100 s" in rollout.status
+    held, rollout = step(rollout, dead, 101)
+    assert isinstance(held, Hold)
+    assert rollout.status.endswith("resume or abort it")
+    rollout = policy.resumed(rollout, dead, now=at(102))
+    assert rollout.acknowledged == ("d0-0",)
+    assert "accepted failures: d0-0" in rollout.status
+    released, rollout = step(rollout, dead, 113)
+    assert isinstance(released, Release)
+
+
+def test_a_paused_rollout_releases_nothing_but_still_stops_on_harm() -> None:
+    rollout = policy.paused(started(1, 1), now=at(1))
+    held, rollout = step(rollout, seen(rollout), 50)
+    assert isinstance(held, Hold)
+    assert len(rollout.waves) == 1
+    stopped, rollout = step(rollout, seen(rollout, audit_harm=50), 51)
+    assert isinstance(stopped, Stop)
+
+
+def test_abort_reverts_or_keeps() -> None:
+    rollout = started(1, 1)
+    back = policy.aborted(rollout, keep=False, now=at(1))
+    assert set(policy.desired_all(back).values()) == {OLD}
+    kept = policy.aborted(rollout, keep=True, now=at(1))
+    assert policy.desired_all(kept) == {"d0-0": NEW, "d1-0": OLD}
+    assert set(policy.desired_all(policy.undone(kept, now=at(2))).values()) == {OLD}
+    with pytest.raises(Conflict, match="its devices are back already"):
+        policy.undone(back, now=at(2))
+
+
+def test_a_plan_that_was_never_applied_says_nothing_about_any_device() -> None:
+    plan = make_rollout(2)
+    assert policy.desired(plan, "d0-0") is None
+    assert policy.desired_all(policy.aborted(plan, keep=True, now=T0)) == {}
+    assert policy.desired_all(policy.undone(plan, now=T0)) == {}
+
+
+def test_devices_outside_of_the_plan_are_nobodys_business() -> None:
+    assert policy.desired(started(1), "stranger") is None
+
+
+def test_what_is_over_is_over() -> None:
+    stopped = step(started(1), seen(started(1), audit_harm=90), 1)[1]
+    for action in (
+        lambda: policy.applied(stopped, default_digest=OLD, now=T0),
+        lambda: policy.paused(stopped, now=T0),
+        lambda: policy.resumed(stopped, {}, now=T0),
+        lambda: policy.aborted(stopped, keep=False, now=T0),
+        lambda: policy.undone(stopped, now=T0),
+    ):
+        with pytest.raises(Conflict, match="stopped by gate"):
+            action()
+    decision = policy.next_step(stopped, {}, at(5))
+    assert isinstance(decision.step, Hold)
+
+
+class AnyRollout(RuleBasedStateMachine):
+    """Devices and operators do anything at any time; the invariants hold after each step."""
+
+    @initialize(waves=st.lists(st.integers(1, 3), min_size=1, max_size=4))
+    def begin(self, waves: list[int]) -> None:
+        self.now = T0
+        self.rollout = policy.applied(make_rollout(*waves), default_digest=OLD, now=T0)
+        self.world = seen(self.rollout, phase="fetching", active_digest=OLD, audited=0)
+        self.passed: set[int] = set()
+
+    @rule(seconds=st.floats(0, 60))
+    def time_passes(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+    @rule(data=st.data(), healthy=st.booleans())
+    def a_device_does_something(self, data: st.DataObject, healthy: bool) -> None:
+        name = data.draw(st.sampled_from(sorted(self.world)))
+        good = Observation(device_id=name, phase="committed", active_digest=NEW, failed_digest="", silent_s=0.0,
+                           audited=100, audit_harm=0)  # fmt: skip
+        strange = st.builds(
+            Observation,
+            device_id=st.just(name),
+            phase=st.sampled_from(["idle", "fetching", "probation", "committed", "reverted", "failed"]),
+            active_digest=st.sampled_from([NEW, OLD]),
+            failed_digest=st.sampled_from([NEW, ""]),
+            silent_s=st.floats(0, 60),
+            audited=st.integers(0, 200),
+            audit_harm=st.integers(0, 50),
+            is_cloud_only=st.booleans(),
+        )
+        self.world[name] = good if healthy else data.draw(strange)
+
+    @rule()
+    def reconcile(self) -> None:
+        before = self.rollout
+        decision = policy.next_step(before, self.world, self.now)
+        assert policy.next_step(before, self.world, self.now) == decision, "asking twice gives the same answer"
+        after = policy.apply_step(before, decision, self.now)
+        if len(after.waves) > len(before.waves):
+            last = decision.verdicts[-1]
+            assert last.verdict == "pass"
+            self.passed.add(len(before.waves) - 1)
+        if isinstance(decision.step, Hold):
+            assert policy.apply_step(after, policy.next_step(after, self.world, self.now), self.now) == after
+        self.rollout = after
+
+    @precondition(lambda self: self.rollout.state == "running")
+    @rule()
+    def pause(self) -> None:
+        self.rollout = policy.paused(self.rollout, now=self.now)
+
+    @precondition(lambda self: self.rollout.state == "paused")
+    @rule()
+    def resume(self) -> None:
+        self.rollout = policy.resumed(self.rollout, self.world, now=self.now)
+
+    @invariant()
+    def a_wave_is_released_only_after_the_one_before_passed(self) -> None:
+        assert all(number in self.passed for number in range(len(self.rollout.waves) - 1))
+
+    @invariant()
+    def every_device_is_told_base_or_target(self) -> None:
+        wanted = policy.desired_all(self.rollout)
+        assert set(wanted) == set(self.world)
+        assert set(wanted.values()) <= {OLD, NEW}
+        for name, digest in wanted.items():
+            assert policy.desired(self.rollout, name) == digest
+
+    @invariant()
+    def after_a_stop_everything_is_base(self) -> None:
+        if self.rollout.state == "stopped_by_gate":
+            assert set(policy.desired_all(self.rollout).values()) == {OLD}
+
+    @invariant()
+    def abort_and_undo_are_always_possible_until_it_is_over(self) -> None:
+        if self.rollout.state in policy.ACTIVE:
+            for over in (
+                policy.aborted(self.rollout, keep=False, now=self.now),
+                policy.undone(self.rollout, now=self.now),
+            ):
+                assert over.state not in policy.ACTIVE
+                assert set(policy.desired_all(over).values()) == {OLD}
+
+
+TestAnyRollout = AnyRollout.TestCase
+TestAnyRollout.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
