@@ -25,7 +25,7 @@ from penstock.tensors import Array
 
 
 class GateRefused(CompileError):
-    """The candidate runs, but costs more accuracy than the recipe allows."""
+    """The candidate runs, but costs more accuracy than the recipe allows: a refusal, not a failure."""
 
     code = "gate"
 
@@ -173,8 +173,8 @@ def gate(recipe: Recipe, variants: tuple[VariantFigures, ...]) -> str:
     text = f"int8 costs {100 * drop:.2f} points of {what}, {100 * recipe.quality.max_accuracy_drop:g} allowed"
     if drop > recipe.quality.max_accuracy_drop:
         raise GateRefused(
-            f"{text}; give calibration more (or more typical) examples, set precision = \"fp32\", or allow more in "
-            "quality.max_accuracy_drop"
+            f"refused: {text}. Give calibration more (or more typical) examples, set precision = \"fp32\", or allow "
+            "more in quality.max_accuracy_drop"
         )
     return text
 

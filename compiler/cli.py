@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from penstock.cli.main import EXIT_REFUSED
 from penstock.cli.output import print_fields, print_json, print_table, progress
 from penstock.errors import CalibrationError
 
@@ -52,7 +51,7 @@ def command(recipe: Path, outputs: tuple[str, ...], dry_run: bool, without_certi
     RECIPE is a TOML file that names a small model for the device, a large one for the cloud, and examples.
     """
     directory, output = _outputs(outputs)
-    from compiler import candidate, pipeline
+    from compiler import pipeline
     from compiler import recipe as recipes
 
     parsed = recipes.load(recipe)
@@ -63,9 +62,6 @@ def command(recipe: Path, outputs: tuple[str, ...], dry_run: bool, without_certi
         compiled = pipeline.compile_recipe(
             parsed, directory, require_certificate=not without_certificate, say=progress
         )
-    except candidate.GateRefused as error:
-        progress(f"penstock: refused: {error.message}")
-        raise click.exceptions.Exit(EXIT_REFUSED) from error
     except CalibrationError as error:
         raise _with_advice(error) from error
     _print_result(compiled, parsed, output)

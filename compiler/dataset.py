@@ -103,15 +103,20 @@ def _read(path: Path) -> dict[str, Array]:
     """All arrays of an npz file; object arrays are refused, since reading one would run code."""
     field = "data.npz"
     try:
-        if path.stat().st_size > MAX_NPZ_BYTES:
-            raise InvalidInput(f"{path}: more than {MAX_NPZ_BYTES} bytes; a sample is enough", field=field)
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise InvalidInput(f"{path}: a single array, expected an npz file (numpy.savez)", field=field)
-            return {name: file[name] for name in file.files}
+        with path.open("rb") as raw:
+            if raw.read(4) != b"PK\x03\x04":
+                raise InvalidInput(f"{path}: not a readable npz file: expected what numpy.savez writes", field=field)
+            raw.seek(0)
+            with np.load(raw, allow_pickle=False) as file:
+                unpacked = sum(member.file_size for member in file.zip.infolist())
+                if unpacked > MAX_NPZ_BYTES:
+                    raise InvalidInput(
+                        f"{path}: {unpacked} bytes of arrays, at most {MAX_NPZ_BYTES}; a sample is enough", field=field
+                    )
+                return {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise InvalidInput(f"{path}: no such file", field=field) from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.error) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InvalidInput(f"{path}: not a readable npz file of plain arrays: {error}", field=field) from error
 
 

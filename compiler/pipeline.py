@@ -1,8 +1,8 @@
-"""One compilation from recipe to artifact: load, quantize, answer, gate, calibrate, certify, measure, pack, publish.
+"""One compilation from recipe to artifact: load, quantize, calibrate, evaluate, gate, certify, pack, publish.
 
-Composes the other modules and owns their order, which is part of the promise: ranges and temperature are fitted before
-the certifying split is answered, the certificate is earned before anything on the test split is reported, and nothing
-appears at the destination before everything has succeeded.
+Composes the other modules and owns their order, which is part of the promise: everything that is fitted or can refuse a
+candidate comes before the one look at the certifying split, and nothing appears at the destination before everything
+has succeeded.
 """
 
 from __future__ import annotations
@@ -114,12 +114,12 @@ def plan(recipe: Recipe, out: Path) -> list[tuple[str, str]]:
         ("load", str(loaded)),
         ("quantize", quantize),
         ("calibrate", f"temperature from {data.temperature.rows} rows"),
+        ("gate", f"accuracy drop <= {recipe.quality.max_accuracy_drop:g} on {data.test.rows} test rows"),
         (
             "certify",
             f"{promise.harm} harm <= {promise.max_harm:g} at delta {promise.delta:g} by {promise.score}, on "
             f"{data.certify.rows} rows ({needed} needed at least{enough})",
         ),
-        ("gate", f"accuracy drop <= {recipe.quality.max_accuracy_drop:g} on {data.test.rows} test rows"),
         ("pack", f"{recipe.reference}: edge/{loaded.target.name}, cloud/{pack.CLOUD_TARGET} -> {out}"),
     ]
 
@@ -127,11 +127,17 @@ def plan(recipe: Recipe, out: Path) -> list[tuple[str, str]]:
 def _judge(
     loaded: Loaded, candidate: Candidate, directory: Path, require_certificate: bool, steps: Steps
 ) -> tuple[Evaluation, tuple[VariantDraft, ...]]:
-    """Calibrate, certify, gate and measure a candidate; its variants are drafted into ``directory``."""
+    """Calibrate, measure, gate and certify a candidate; its variants are drafted into ``directory``."""
     recipe, data = loaded.recipe, loaded.data
     with steps("calibrate") as notes:
         temperature = candidates.temperature(loaded, candidate)
         notes.append(f"temperature {temperature:.3f} from {data.temperature.rows} rows")
+    with steps("evaluate") as notes:
+        test = candidates.answers(loaded, candidate, data.test)
+        testing = candidates.certify_data(recipe, test, temperature)
+        variants = candidates.figures(loaded, candidate, test)
+        gate = candidates.gate(recipe, variants)
+        notes.append(gate)
     with steps("certify") as notes:
         drafts = _drafts(loaded, candidate)
         certifying = candidates.certify_data(recipe, candidates.answers(loaded, candidate, data.certify), temperature)
@@ -140,12 +146,6 @@ def _judge(
         if found is not None:
             certificate = pack.bind(found, drafts, directory, recipe, temperature=temperature, data=data.certify)
         notes.append(_describe_certificate(certificate, refusal))
-    with steps("evaluate") as notes:
-        test = candidates.answers(loaded, candidate, data.test)
-        testing = candidates.certify_data(recipe, test, temperature)
-        variants = candidates.figures(loaded, candidate, test)
-        gate = candidates.gate(recipe, variants)
-        notes.append(gate)
     evaluation = Evaluation(
         model=recipe.model.name,
         version=recipe.model.version,

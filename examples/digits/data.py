@@ -21,8 +21,8 @@ SPLIT_SIZES: Mapping[str, int] = {"train": 700, "fit": 200, "certify": 450, "tes
 
 FIRST_SEED = 20
 """What seed 0 means. Picked from 25 as a split on which each student plays its part plainly (v2 beats v1, v3 looks best
-on paper). The promise holds in the long run on all of them, but 447 test digits measure a harm of one point give or take
-half a point, so that on some splits the measured figure alone is above two."""
+on paper). The promise is about the long run: 447 test digits measure a harm of one point give or take half a point, so
+that on some splits the measured figure alone is above two."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,11 @@ EXIT_FAILED, EXIT_USAGE, EXIT_REFUSED, EXIT_UNREACHABLE = 1, 2, 3, 4
 """Exit codes: 1 failed, 2 wrong usage or settings, 3 refused (gate, certificate, conflict), 4 out of reach."""
 
 
+_REFUSED = frozenset(
+    {"conflict", "calibration", "gate", "certificate-mismatch", "permission-denied", "unauthenticated"}
+)
+
+
 @dataclass(frozen=True, slots=True)
 class _Command:
     summary: str
@@ -79,9 +84,8 @@ def command() -> None:
 def main() -> None:
     """Entry point: errors of ours become one line and an exit code, never a traceback."""
     try:
-        command(standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+        code = command(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)  # click returns what ctx.exit() was given, and raises nothing
     except click.Abort:
         click.echo("interrupted", err=True)
         sys.exit(130)
@@ -97,7 +101,7 @@ def exit_code(error: PenstockError) -> int:
     """The exit code of an error."""
     if error.code in ("config", "invalid-input", "missing-extra"):
         return EXIT_USAGE
-    if error.code in ("conflict", "calibration", "certificate-mismatch", "permission-denied", "unauthenticated"):
+    if error.code in _REFUSED:
         return EXIT_REFUSED
     if error.code in ("unavailable", "deadline-exceeded"):
         return EXIT_UNREACHABLE

@@ -1,0 +1,104 @@
+"""A small compilation that is quick and real: three Gaussian blobs, a sloppy student and a nearly perfect teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+CENTRES = np.array([[3, 0, 0, 1], [0, 3, 0, 1], [0, 0, 3, 1]], dtype=np.float32)
+RECIPE = """
+[model]
+name = "blobs"
+version = "v1"
+
+[edge]
+onnx = "student.onnx"
+target = "host"
+
+[cloud]
+onnx = "teacher.onnx"
+
+[data]
+npz = "data.npz"
+
+[certificate]
+max_harm = 0.02
+
+[preprocessing]
+scale = 1
+"""
+
+
+def linear(weight: NDArray[np.float32], bias: NDArray[np.float32], **names: str) -> onnx.ModelProto:
+    """x FP32 [-1, 4] -> logits FP32 [-1, 3] by two Gemms with ReLU between, the second the identity of positives."""
+    x, logits = names.get("x", "x"), names.get("logits", "logits")
+    both = np.concatenate([weight, -weight], axis=1)
+    back = np.concatenate([np.eye(3), -np.eye(3)]).astype(np.float32)
+    constants = {"w0": both, "b0": np.concatenate([bias, -bias]), "w1": back, "b1": np.zeros(3, np.float32)}
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gemm", [x, "w0", "b0"], ["z"], name="first"),
+            helper.make_node("Relu", ["z"], ["h"], name="relu"),
+            helper.make_node("Gemm", ["h", "w1", "b1"], [logits], name="second"),
+        ],
+        "linear",
+        [helper.make_tensor_value_info(x, TensorProto.FLOAT, ["batch", weight.shape[0]])],
+        [helper.make_tensor_value_info(logits, TensorProto.FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(value.astype(np.float32), key) for key, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.fixture
+def make_model() -> Callable[..., onnx.ModelProto]:
+    return linear
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    """A directory with recipe.toml, student.onnx, teacher.onnx and data.npz that compile."""
+    source = np.random.default_rng(7)
+    onnx.save(linear(CENTRES.T * 2, np.zeros(3, np.float32)), tmp_path / "teacher.onnx")
+    sloppy = CENTRES.T * 2 + source.normal(0, 0.9, (4, 3)).astype(np.float32)
+    onnx.save(linear(sloppy, np.zeros(3, np.float32)), tmp_path / "student.onnx")
+    arrays: dict[str, NDArray[np.generic]] = {}
+    for split, rows in {"fit": 200, "certify": 600, "test": 300}.items():
+        labels = source.integers(0, 3, rows)
+        arrays[f"x_{split}"] = (CENTRES[labels] + source.normal(0, 0.7, (rows, 4))).astype(np.float32)
+        arrays[f"y_{split}"] = labels
+    np.savez(tmp_path / "data.npz", **arrays)
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    return tmp_path
+
+
+@pytest.fixture
+def edit_recipe(workspace: Path) -> Callable[[str, str], Path]:
+    """Replace text in the recipe; returns its path."""
+
+    def edit(old: str, new: str) -> Path:
+        path = workspace / "recipe.toml"
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+        return path
+
+    return edit
+
+
+@pytest.fixture
+def edit_data(workspace: Path) -> Callable[..., None]:
+    """Replace arrays of data.npz; None removes one."""
+
+    def edit(**changes: NDArray[np.generic] | None) -> None:
+        with np.load(workspace / "data.npz") as file:
+            arrays = {name: file[name] for name in file.files}
+        arrays = {name: array for name, array in (arrays | changes).items() if array is not None}
+        np.savez(workspace / "data.npz", **arrays)
+
+    return edit

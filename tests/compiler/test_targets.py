@@ -1,0 +1,47 @@
+"""Integer types by processor, and no variant for a processor that this machine cannot vouch for."""
+
+from __future__ import annotations
+
+import pytest
+
+from compiler import targets
+from penstock import machine
+from penstock.errors import CompileError, ConfigError
+
+
+def test_every_target_that_a_device_can_report_has_types_or_is_fp32_only() -> None:
+    texts = {
+        name: str(targets.resolve(name, here=name).integers)
+        for name in machine.EDGE_TARGETS
+    }
+    assert texts == {
+        "x86-64-vnni": "u8s8",
+        "x86-64": "u8s8 reduced range",  # full range saturates without VNNI
+        "arm64": "s8s8",
+        "any": "None",
+    }
+
+
+def test_host_is_this_machine() -> None:
+    assert targets.resolve("host", here="arm64").name == "arm64"
+    assert targets.resolve("host").name == machine.edge_target()
+
+
+def test_vnni_machine_may_compile_for_plain_x86() -> None:
+    assert targets.resolve("x86-64", here="x86-64-vnni").name == "x86-64"
+
+
+@pytest.mark.parametrize(("name", "here"), [("arm64", "x86-64-vnni"), ("x86-64-vnni", "x86-64")])
+def test_a_target_whose_arithmetic_differs_here_is_refused(name: str, here: str) -> None:
+    with pytest.raises(CompileError, match=f"this machine \\({here}\\) does not compute what {name} does"):
+        targets.resolve(name, here=here)
+
+
+def test_misspelt_target() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'arm64'"):
+        targets.resolve("arm46", here="arm64")
+
+
+def test_int8_for_any_processor_is_refused() -> None:
+    with pytest.raises(CompileError, match='precision = "fp32"'):
+        targets.integer_types(targets.resolve("any", here="any"))
