@@ -102,6 +102,7 @@ def _print_result(compiled: Compiled, recipe: Recipe, output: str) -> None:
         [
             figures.name,
             "-" if figures.accuracy is None else f"{figures.accuracy.value:.1%}",
+            "100.0%" if figures.role == "edge" else "0.0%",
             f"{figures.agreement_cloud.value:.1%}",
             milliseconds(figures.latency_p50_ms["1"]),
             milliseconds(figures.latency_p50_ms["32"]),
@@ -111,9 +112,9 @@ def _print_result(compiled: Compiled, recipe: Recipe, output: str) -> None:
     ]
     if evaluation.cascade is not None:
         accuracy = evaluation.cascade.accuracy
-        kept = f"{evaluation.cascade.coverage.value:.1%} on device"
-        rows.append(["cascade", "-" if accuracy is None else f"{accuracy.value:.1%}", "", "", "", kept])
-    print_table(["", "accuracy", "as teacher", "p50 ms x1", "p50 ms x32", "size"], rows)
+        shown = "-" if accuracy is None else f"{accuracy.value:.1%}"
+        rows.append(["cascade", shown, f"{evaluation.cascade.coverage.value:.1%}", "", "", "", ""])
+    print_table(["", "accuracy", "on device", "as teacher", "p50 ms x1", "p50 ms x32", "size"], rows)
     click.echo()
     click.echo(f"{recipe.reference}  {compiled.digest}")
     if evaluation.certificate is not None:

@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from compiler.evaluate import CascadeFigures, VariantFigures
-from penstock.certificate import Certificate
+from penstock.certificate import Certificate, Harm
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -68,6 +68,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     variants: tuple[VariantFigures, ...]
     quantization: Quantization | None
     gate: str
+    harm: Harm
     score: str
     temperature: float
     cascade: CascadeFigures | None

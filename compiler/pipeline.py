@@ -155,6 +155,7 @@ def _judge(
         variants=variants,
         quantization=candidate.quantization,
         gate=gate,
+        harm=recipe.certificate.harm,
         score=recipe.certificate.score,
         temperature=temperature,
         cascade=None if certificate is None else evaluate.cascade(testing, certificate.threshold),
@@ -197,7 +198,7 @@ def _certify(recipe: Recipe, data: CertifyData, require_certificate: bool) -> tu
     except CalibrationError as error:
         if require_certificate:
             raise
-        return None, error.message
+        return None, error.message.rstrip(".") + "."
 
 
 def _curve(points: list[RiskCoveragePoint]) -> tuple[CurvePoint, ...]:

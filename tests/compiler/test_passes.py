@@ -202,6 +202,41 @@ def test_nothing_quantized_is_an_error(workspace: Path) -> None:
         quantized(workspace)
 
 
+def test_convolutions_run_in_integers_on_this_machine(tmp_path: Path) -> None:
+    """Signed activations would leave them in float on x86; the target's types must not."""
+    source = np.random.default_rng(0)
+    constants = {
+        "w": source.normal(size=(8, 3, 3, 3)).astype(np.float32),
+        "b": np.zeros(8, np.float32),
+        "dense": source.normal(size=(8, 4)).astype(np.float32),
+    }
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "w", "b"], ["c"], pads=[1, 1, 1, 1], name="conv"),
+            helper.make_node("Relu", ["c"], ["r"], name="relu"),
+            helper.make_node("GlobalAveragePool", ["r"], ["p"], name="pool"),
+            helper.make_node("Flatten", ["p"], ["f"], name="flatten"),
+            helper.make_node("MatMul", ["f", "dense"], ["logits"], name="dense"),
+        ],
+        "conv",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 4])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "student.onnx"
+    )
+    x = source.normal(size=(50, 3, 8, 8)).astype(np.float32)
+    types = targets.integer_types(targets.resolve("host"))
+    path, done = quantized(tmp_path, types, x)
+    assert done.integer_nodes.get("QLinearConv") == 1
+    assert sum(done.integer_nodes.values()) == 2
+    assert done.float_nodes == {}
+    found = load_engine("onnx", path, EngineOptions()).run({"x": x})["logits"]
+    expected = load_engine("onnx", tmp_path / "student.onnx", EngineOptions()).run({"x": x})["logits"]
+    assert np.abs(found - expected).max() < 0.05 * np.ptp(expected)
+
+
 def test_an_output_that_is_also_used_inside_keeps_its_rounding(
     workspace: Path, make_model: Callable[..., onnx.ModelProto]
 ) -> None:
