@@ -1,0 +1,223 @@
+"""A data path to test: a tiny real model, a real cloud over gRPC that can misbehave, and everything between them.
+
+The model is the identity on three classes, so a test chooses confidence by choosing the input. The cloud's logits are
+100 higher, so an answer shows where it comes from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from edge_agent.escalation import Escalator
+from edge_agent.hosting import Hosted, Hosting, LoadPlan
+from edge_agent.outcomes import Outcomes
+from edge_agent.pipeline import Pipeline
+from edge_agent.settings import CascadeSettings, EscalationSettings, LimitsSettings
+from penstock.artifact import Descriptor, Variant, VariantSpec, preprocessing_digest
+from penstock.certificate import Certificate
+from penstock.inference import InferRequest, InferResponse, Parameter
+from penstock.rpc import codec
+from penstock.rpc.pb import oip_pb2, oip_pb2_grpc
+from penstock.tensors import TensorSpec
+
+MODEL = "toy"
+DIGEST = "sha256:" + "a" * 64
+EDGE = "sha256:" + "e" * 64
+CLOUD = "sha256:" + "c" * 64
+OTHER_CLOUD = "sha256:" + "d" * 64
+CERTIFICATE = "sha256:" + "f" * 64
+NOWHERE = "grpc://127.0.0.1:9"
+FROM_CLOUD = 100.0
+
+SURE = [9.0, 0.0, 0.0]
+UNSURE = [0.1, 0.0, 0.0]
+NAN = [float("nan"), 0.0, 0.0]
+
+INPUTS = (TensorSpec(name="x", datatype="FP32", shape=(-1, 3)),)
+OUTPUTS = (TensorSpec(name="logits", datatype="FP32", shape=(-1, 3)),)
+Rows = NDArray[np.float32]
+
+
+def rows(*given: list[float]) -> Rows:
+    return np.array(given, dtype=np.float32)
+
+
+def model_file(path: Path, *, op: str = "Identity", inputs: int = 3) -> Path:
+    """x [n, inputs] -> logits = op(x)."""
+    graph = helper.make_graph(
+        [helper.make_node(op, ["x"], ["logits"])],
+        "toy",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", inputs])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", inputs])],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
+def variant_spec(**changes: Any) -> VariantSpec:
+    values: dict[str, Any] = {
+        "model": MODEL, "role": "edge", "engine": "onnx", "target": "any", "provider": "cpu", "precision": "fp32",
+        "inputs": INPUTS, "outputs": OUTPUTS, "score_output": "logits", "max_batch": 64,
+    }  # fmt: skip
+    return VariantSpec(**(values | changes))
+
+
+def certificate(*, threshold: float = 0.9, **changes: Any) -> Certificate:
+    values: dict[str, Any] = {
+        "model": MODEL, "edge_digest": EDGE, "cloud_digest": CLOUD, "preprocessing_digest": preprocessing_digest({}),
+        "harm": "disagreement", "score": "max_prob", "temperature": 1.0, "threshold": threshold, "max_harm": 0.02,
+        "delta": 0.05, "n": 500, "harm_count": 1, "kept_count": 300, "coverage": 0.6, "coverage_low": 0.5,
+        "coverage_high": 0.7, "audit_max_harm": 0.02, "data_digest": DIGEST,
+    }  # fmt: skip
+    return Certificate(**(values | changes))
+
+
+def load_plan(
+    directory: Path,
+    *,
+    certified: Certificate | None,
+    spec: VariantSpec | None = None,
+    golden: bytes | None = None,
+    op: str = "Identity",
+    digest: str = DIGEST,
+    version: str = "v1",
+) -> LoadPlan:
+    weights = Descriptor(media_type="application/octet-stream", digest=DIGEST, size=1)
+    return LoadPlan(
+        model=MODEL,
+        version=version,
+        artifact_digest=digest,
+        variant=Variant(digest=EDGE, spec=spec or variant_spec(), weights=weights, golden=None),
+        weights=model_file(directory / f"{op}.onnx", op=op),
+        golden=golden,
+        certificate_digest=CERTIFICATE if certified else "",
+        certificate=certified,
+        cloud_digest=CLOUD,
+    )
+
+
+@dataclass
+class Cloud(oip_pb2_grpc.GRPCInferenceServiceServicer):
+    """An inference server whose behaviour is switched by plain attributes."""
+
+    target: str = ""
+    variant: str = CLOUD
+    answer: Callable[[Rows], Rows] = lambda x: x + np.float32(FROM_CLOUD)  # noqa: E731 - a switch
+    failure: grpc.StatusCode | None = None
+    is_ready: bool = True
+    gate: asyncio.Event = field(default_factory=asyncio.Event)  # answers wait for it; set at first
+    calls: list[oip_pb2.ModelInferRequest] = field(default_factory=list)
+    remaining_s: list[float | None] = field(default_factory=list)
+    cancelled: int = 0
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+
+    @property
+    def seen_rows(self) -> list[int]:
+        """Rows of each call."""
+        return [call.inputs[0].shape[0] for call in self.calls]
+
+    async def ModelInfer(self, request: oip_pb2.ModelInferRequest, context: Any) -> oip_pb2.ModelInferResponse:  # noqa: N802
+        self.calls.append(request)
+        self.remaining_s.append(context.time_remaining())
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if self.failure is not None:
+            await context.abort(self.failure, "told to fail")
+        decoded = codec.decode_request(request)
+        parameters: dict[str, Parameter] = {"variant": self.variant} if self.variant else {}
+        response = InferResponse(
+            model=request.model_name,
+            outputs={"logits": self.answer(decoded.request.inputs["x"].astype(np.float32))},
+            parameters=parameters,
+        )
+        return codec.encode_response(response, decoded)
+
+    async def ModelReady(self, request: oip_pb2.ModelReadyRequest, context: Any) -> oip_pb2.ModelReadyResponse:  # noqa: N802
+        return oip_pb2.ModelReadyResponse(ready=self.is_ready and self.failure is None)
+
+
+@asynccontextmanager
+async def running_cloud(**switches: Any) -> AsyncIterator[Cloud]:
+    cloud = Cloud(**switches)
+    server = grpc.aio.server()
+    oip_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(cloud, server)
+    cloud.target = f"grpc://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    try:
+        yield cloud
+    finally:
+        cloud.gate.set()
+        await server.stop(None)
+
+
+@dataclass(frozen=True)
+class DataPath:
+    """Everything between a request and its answer."""
+
+    hosting: Hosting
+    hosted: Hosted
+    pipeline: Pipeline
+    escalator: Escalator
+    outcomes: Outcomes
+
+    async def infer(self, x: Rows, *, timeout_s: float | None = None, **parameters: Parameter) -> InferResponse:
+        request = InferRequest(model=MODEL, inputs={"x": x}, parameters=parameters)
+        return await self.pipeline.infer(
+            request, arrived_at=asyncio.get_running_loop().time(), timeout_s=timeout_s
+        )
+
+
+@asynccontextmanager
+async def data_path(
+    directory: Path,
+    core: str = NOWHERE,
+    *,
+    plan: LoadPlan | None = None,
+    certified: Certificate | None = None,
+    is_certified: bool = True,
+    cascade: CascadeSettings | None = None,
+    escalation: EscalationSettings | None = None,
+    limits: LimitsSettings | None = None,
+    random: Callable[[], float] = lambda: 1.0,
+) -> AsyncIterator[DataPath]:
+    """A data path that serves ``plan``; by default the toy model with a certificate, of which the audit draws nothing."""
+    limits = limits or LimitsSettings()
+    outcomes = Outcomes(now=lambda: 1000.0)
+    hosting = Hosting(outcomes, max_queue_rows=limits.max_queue_rows)
+    plan = plan or load_plan(directory, certified=(certified or certificate()) if is_certified else None)
+    hosted = await hosting.prepare(plan)
+    hosting.activate(hosted)
+    escalator = Escalator(core, escalation or EscalationSettings(breaker_open_s=0.01))
+    pipeline = Pipeline(hosting, escalator, cascade or CascadeSettings(), limits, random=random)
+    auditor = asyncio.create_task(pipeline.auditor.run())
+    try:
+        yield DataPath(hosting, hosted, pipeline, escalator, outcomes)
+    finally:
+        auditor.cancel()
+        await asyncio.gather(auditor, return_exceptions=True)
+        await escalator.close()
+        await hosting.close()
+
+
+async def until(what: str, is_so: Callable[[], bool], *, timeout_s: float = 10.0) -> None:
+    """Wait for something that real sockets are about to do."""
+    async with asyncio.timeout(timeout_s):
+        while not is_so():  # noqa: ASYNC110 - what is waited for is on the other side of a socket
+            await asyncio.sleep(0.002)
+    assert is_so(), what
