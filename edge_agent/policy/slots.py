@@ -133,7 +133,8 @@ def activate(state: ModelState, slot: Slot) -> ModelState:
     """
     is_return = state.previous is not None and state.previous.key == slot.key
     kept = state.active if state.active and state.is_committed else (None if is_return else state.previous)
-    return replace(state, active=slot, previous=kept, is_committed=is_return)
+    survived = _with_starts(state, state.active.key, 0) if state.active else state  # it was replaced, it did not crash
+    return replace(survived, active=slot, previous=kept, is_committed=is_return)
 
 
 def commit(state: ModelState) -> ModelState:

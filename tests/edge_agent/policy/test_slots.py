@@ -107,6 +107,13 @@ def test_trials_of_releases_that_are_not_wanted_any_more_are_forgotten() -> None
     assert slots.desire(state, release("v3")).trials == ()
 
 
+def test_a_slot_that_is_replaced_did_not_crash() -> None:
+    state = slots.begin_trial(slots.desire(running("v1"), release("v2")), release("v1").key)
+    state = slots.activate(slots.begin_trial(state, release("v2").key), slot("v2"))
+    assert state.starts_of(release("v1").key) == 0
+    assert state.starts_of(release("v2").key) == 1
+
+
 def test_committing_forgets_that_the_release_ever_failed() -> None:
     state = slots.fail(running("v1"), release("v2"), "reverted", "bad", limit=4)
     assert slots.commit(slots.activate(state, slot("v2"))).failures == ()
