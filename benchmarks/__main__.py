@@ -20,7 +20,7 @@ from benchmarks import models, report, startup
 from benchmarks.load import Sample, Spec
 from benchmarks.models import Model
 from benchmarks.plan import CALLERS, SERVERS, Key
-from benchmarks.servers import Pins, Servers, choose_pins, pinned, running
+from benchmarks.servers import Pins, Servers, choose_pins, cpu_s, pinned, running
 from penstock.inference import InferRequest, InferResponse
 from penstock.rest import codec as rest
 from penstock.rpc import codec as rpc
@@ -86,31 +86,31 @@ def _specs(servers: Servers, measured: Sequence[Model], options: _Options) -> di
     """Start every server that is asked for, and write down how each is measured, in the order of one round."""
     wanted = set(options.servers)
     requests = {model.name: _requests(servers.directory, model) for model in measured}
-    core: Mapping[str, str] = {}
-    addresses: dict[tuple[str, str], str] = {}
+    found: dict[tuple[str, str], tuple[str, int]] = {}
     if wanted & {"core-http", "core-grpc", "core-sdk", "agent-unix"}:
         _progress("starting core")
         core = servers.core(measured)
+        for model in measured:
+            found[model.name, "core-http"] = core.endpoints["http"], core.pid
+            found[model.name, "core-grpc"] = core.endpoints["grpc"], core.pid
+            found[model.name, "core-sdk"] = f"grpc://{core.endpoints['grpc']}", core.pid
     if "agent-unix" in wanted:
         _progress("starting agent")
         agent = servers.agent(core, measured)
+        for model in measured:
+            found[model.name, "agent-unix"] = f"unix:{agent.endpoints['socket']}", agent.pid
     for model in measured:
-        addresses[model.name, "raw"] = str(model.path)
+        found[model.name, "raw"] = str(model.path), 0
         if wanted & {"yardstick-http", "yardstick-unix"}:
             yardstick = servers.yardstick(model)
-            addresses[model.name, "yardstick-http"] = yardstick["http"]
-            addresses[model.name, "yardstick-unix"] = f"unix:{yardstick['socket']}"
-        if "echo-grpc" in CALLERS[model.name] and "echo-grpc" in wanted:
-            addresses[model.name, "echo-grpc"] = servers.echo(requests[model.name]["echo"])["grpc"]
-        if core:
-            addresses[model.name, "core-http"] = core["http"]
-            addresses[model.name, "core-grpc"] = core["grpc"]
-            addresses[model.name, "core-sdk"] = f"grpc://{core['grpc']}"
-        if "agent-unix" in wanted:
-            addresses[model.name, "agent-unix"] = f"unix:{agent}"
+            found[model.name, "yardstick-http"] = yardstick.endpoints["http"], yardstick.pid
+            found[model.name, "yardstick-unix"] = f"unix:{yardstick.endpoints['socket']}", yardstick.pid
+        if "echo-grpc" in wanted & set(CALLERS[model.name]):
+            echo = servers.echo(requests[model.name]["echo"])
+            found[model.name, "echo-grpc"] = echo.endpoints["grpc"], echo.pid
     return {
         (model.name, server, callers): _spec(
-            model, server, callers, addresses[model.name, server], requests[model.name], options
+            model, server, callers, found[model.name, server], requests[model.name], options
         )
         for model in measured
         for server, loads in CALLERS[model.name].items()
@@ -132,9 +132,10 @@ _PREPARED = {  # server -> (mode, which prepared request, whether the logits are
 
 
 def _spec(
-    model: Model, server: str, callers: int, address: str, requests: Mapping[str, Path], options: _Options
+    model: Model, server: str, callers: int, at: tuple[str, int], requests: Mapping[str, Path], options: _Options
 ) -> Spec:
     mode, request, checked = _PREPARED[server]
+    address, pid = at
     slow = 3.0 if model.in_thread else 1.0  # a batch takes a large part of a second
     fields = {
         "mode": mode,
@@ -146,6 +147,7 @@ def _spec(
         "callers": callers,
         "warmup_s": 0.3 * slow,
         "duration_s": options.duration_s * slow,
+        "server_pid": pid,
     }
     return msgspec.convert(fields, Spec)
 
@@ -187,10 +189,13 @@ def _measure(spec: Spec, pins: Pins) -> Sample:
     module, cpu = ("benchmarks.raw", pins.server) if spec.mode == "raw" else ("benchmarks.load", pins.client)
     command = pinned([sys.executable, "-m", module, msgspec.json.encode(spec).decode()], cpu)
     limit_s = 60 + 10 * spec.duration_s
+    used_s = cpu_s(spec.server_pid)
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=limit_s, check=False)
     if done.returncode != 0:
         raise SystemExit(f"measuring {spec.model} at {spec.address} failed (exit {done.returncode})")
-    return msgspec.json.decode(done.stdout, type=Sample)
+    sample = msgspec.json.decode(done.stdout, type=Sample)
+    used_s = cpu_s(spec.server_pid) - used_s
+    return msgspec.structs.replace(sample, cpu_us=1e6 * used_s / sample.answered_rows)
 
 
 _BEGAN = time.monotonic()

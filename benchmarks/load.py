@@ -28,6 +28,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         address: ``host:port``, ``unix:/path``, an SDK target or a model file.
         request: file with the bytes to send. ``expected``: file with the raw FP32 logits that must come back.
         callers: how many are waiting for an answer at any time, each on a connection of its own over HTTP.
+        server_pid: process whose CPU time is read before and after; 0 for none.
     """
 
     mode: Literal["http", "grpc", "sdk", "raw"]
@@ -39,15 +40,25 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     callers: int
     warmup_s: float
     duration_s: float
+    server_pid: int = 0
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """What one measurement gave: rows a second and the latency of a request in milliseconds."""
+    """What one measurement gave.
+
+    Attributes:
+        rows_per_s: answered rows a second. ``p50_ms``, ``p99_ms``: latency of a request.
+        requests: answered in the measured window; ``answered_rows`` in all, warm-up included.
+        cpu_us: CPU time of the server for one row, in microseconds; 0 where there is no server. Other processes on
+            the machine change it far less than they change the rate.
+    """
 
     rows_per_s: float
     p50_ms: float
     p99_ms: float
     requests: int
+    answered_rows: int
+    cpu_us: float = 0.0
 
 
 class WrongAnswer(RuntimeError):
@@ -73,6 +84,7 @@ def sample_of(done: list[tuple[float, float]], *, after: float, rows: int = 1) -
         p50_ms=1e3 * latencies[len(latencies) // 2],
         p99_ms=1e3 * latencies[min(len(latencies) - 1, int(len(latencies) * 0.99))],
         requests=len(counted),
+        answered_rows=len(done) * rows,
     )
 
 

@@ -26,7 +26,10 @@ class Goal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:
-    """A goal at one number of callers: the median over rounds of the ratio within a round, and its range."""
+    """A goal at one number of callers: the median over rounds of the ratio within a round, and its range.
+
+    ``cpu_ratio`` is the same ratio by CPU time of the servers for a row: what it would be on an undisturbed machine.
+    """
 
     model: str
     over: str
@@ -36,6 +39,7 @@ class Ratio:
     low: float
     high: float
     at_least: float | None
+    cpu_ratio: float | None
 
     @property
     def verdict(self) -> str:
@@ -106,7 +110,9 @@ def ratios(samples: Mapping[Key, Sequence[Sample]]) -> list[Ratio]:
         for callers in goal.callers:
             over = samples.get((goal.model, goal.over, callers), ())
             under = samples.get((goal.model, goal.under, goal.raw_batch or callers), ())
-            shares = [a.rows_per_s / b.rows_per_s for a, b in zip(over, under, strict=False)]
+            pairs = list(zip(over, under, strict=False))
+            shares = [a.rows_per_s / b.rows_per_s for a, b in pairs]
+            cpu_shares = [b.cpu_us / a.cpu_us for a, b in pairs if a.cpu_us and b.cpu_us]
             if shares:
                 found.append(
                     Ratio(
@@ -118,6 +124,7 @@ def ratios(samples: Mapping[Key, Sequence[Sample]]) -> list[Ratio]:
                         low=min(shares),
                         high=max(shares),
                         at_least=goal.at_least,
+                        cpu_ratio=median(cpu_shares) if cpu_shares else None,
                     )
                 )
     return found
@@ -130,4 +137,6 @@ def typical(samples: Sequence[Sample]) -> Sample:
         p50_ms=median(s.p50_ms for s in samples),
         p99_ms=median(s.p99_ms for s in samples),
         requests=sum(s.requests for s in samples),
+        answered_rows=sum(s.answered_rows for s in samples),
+        cpu_us=median(s.cpu_us for s in samples),
     )

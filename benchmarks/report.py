@@ -29,18 +29,21 @@ def show(samples: Mapping[Key, Sequence[Sample]], startup: Startup | None) -> No
             if of == model:
                 median = typical(measured)
                 rate = f"{median.rows_per_s:,.0f}" if median.rows_per_s >= 100 else f"{median.rows_per_s:.1f}"
-                rows.append([server, callers, rate, f"{median.p50_ms:.3g}", f"{median.p99_ms:.3g}", SERVERS[server]])
+                cpu = f"{median.cpu_us:,.0f}" if median.cpu_us else ""
+                figures = [rate, f"{median.p50_ms:.3g}", f"{median.p99_ms:.3g}", cpu]
+                rows.append([server, callers, *figures, SERVERS[server]])
         print()
-        print(format_table(["server", "callers", "rows/s", "p50 ms", "p99 ms", "what"], rows, title=model))
+        columns = ["server", "callers", "rows/s", "p50 ms", "p99 ms", "cpu us/row", "what"]
+        print(format_table(columns, rows, title=model))
     compared = [
         [r.model, f"{r.over} / {r.under}", r.callers, f"{r.ratio:.2f}", f"{r.low:.2f} to {r.high:.2f}",
-         f"{r.at_least:.2f}" if r.at_least else "", r.verdict]
+         f"{r.cpu_ratio:.2f}" if r.cpu_ratio else "", f"{r.at_least:.2f}" if r.at_least else "", r.verdict]
         for r in ratios(samples)
     ]  # fmt: skip
     compared += _single_goals(samples, startup)
     if compared:
         print()
-        columns = ["model", "ratio", "callers", "median", "range", "goal", ""]
+        columns = ["model", "ratio", "callers", "median", "range", "by cpu", "goal", ""]
         print(format_table(columns, compared, title="against the goals"))
 
 
@@ -51,13 +54,13 @@ def _single_goals(samples: Mapping[Key, Sequence[Sample]], startup: Startup | No
         if measured := samples.get(("digits", "core-sdk", callers)):
             rate = typical(measured).rows_per_s
             verdict = "reached" if rate >= SDK_ROWS_PER_S else "missed"
-            found.append(["digits", "core-sdk rows/s", callers, f"{rate:,.0f}", "", f"{SDK_ROWS_PER_S:,}", verdict])
+            found.append(["digits", "core-sdk rows/s", callers, f"{rate:,.0f}", "", "", f"{SDK_ROWS_PER_S:,}", verdict])
     if startup:
         ratio = startup.import_client_s / startup.import_numpy_grpc_s
         name = "import Client / import numpy, grpc"
-        found.append(["", name, "", f"{ratio:.2f}", "", f"<= {IMPORT_RATIO}", _at_most(ratio, IMPORT_RATIO)])
+        found.append(["", name, "", f"{ratio:.2f}", "", "", f"<= {IMPORT_RATIO}", _at_most(ratio, IMPORT_RATIO)])
         shown = f"{startup.help_s * 1e3:.0f} ms"
-        found.append(["", "penstock --help", "", shown, "", "< 200 ms", _at_most(startup.help_s, HELP_S)])
+        found.append(["", "penstock --help", "", shown, "", "", "< 200 ms", _at_most(startup.help_s, HELP_S)])
     return found
 
 

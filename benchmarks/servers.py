@@ -15,8 +15,10 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.models import Model
-from penstock import Client
+from penstock import Client, oci
 from penstock.errors import PenstockError
+from penstock.layout import Layout
+from penstock.oci_client import RegistryClient
 
 START_TIMEOUT_S = 30.0
 PENSTOCK = (sys.executable, "-m", "penstock")
@@ -50,6 +52,14 @@ def pinned(command: Sequence[str], cpu: int | None) -> list[str]:
     return [sys.executable, "-c", code, str(cpu), *command]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """A running server: where it listens (``host:port``, or the path of a socket), by protocol, and its process."""
+
+    pid: int
+    endpoints: Mapping[str, str]
+
+
 @dataclass(frozen=True, slots=True)
 class Servers:
     """Starts processes, and stops all of them at the end. ``directory`` is short: unix socket paths are limited."""
@@ -58,39 +68,39 @@ class Servers:
     pins: Pins
     processes: list[subprocess.Popen[str]]
 
-    def yardstick(self, model: Model) -> Mapping[str, str]:
-        """Endpoints ``http`` (host:port) and ``socket`` (path)."""
+    def yardstick(self, model: Model) -> Server:
+        """Endpoints ``http`` and ``socket``."""
         options = ["--max-batch", str(model.max_batch), *(["--in-thread"] if model.in_thread else [])]
         socket = self.directory / f"y-{model.name}.sock"
         return self._announcing("benchmarks.yardstick", [str(model.path), str(socket), *options])
 
-    def echo(self, response: Path) -> Mapping[str, str]:
-        """Endpoint ``grpc`` (host:port)."""
+    def echo(self, response: Path) -> Server:
+        """Endpoint ``grpc``."""
         return self._announcing("benchmarks.echo", [str(response)])
 
-    def core(self, models: Sequence[Model]) -> Mapping[str, str]:
-        """A core with every model pushed. Endpoints ``http`` and ``grpc`` (host:port)."""
+    def core(self, models: Sequence[Model]) -> Server:
+        """A core with every model pushed. Endpoints ``http`` and ``grpc``."""
         data_dir = self.directory / "core"
         arguments = ["core", "serve", "--data-dir", str(data_dir), "--http-port", "0", "--grpc-port", "0"]
-        endpoints = self._penstock(arguments, data_dir / "endpoints.json")
-        for model in models:
-            command = ("artifact", "push", str(model.layout), "--registry", f"http://{endpoints['http']}")
-            subprocess.run([*PENSTOCK, *command], check=True, stdout=subprocess.DEVNULL)
-        return endpoints
+        core = self._penstock(arguments, data_dir / "endpoints.json")
+        with RegistryClient(f"http://{core.endpoints['http']}") as registry:
+            for model in models:
+                oci.push(registry, Layout(model.layout))
+        return core
 
-    def agent(self, core: Mapping[str, str], models: Sequence[Model]) -> Path:
-        """An agent that serves every model of the core. Returns its unix socket."""
+    def agent(self, core: Server, models: Sequence[Model]) -> Server:
+        """An agent that serves every model of the core. Endpoint ``socket``."""
         data_dir, socket = self.directory / "agent", self.directory / "a.sock"
         arguments = [
             *("agent", "run", "--device-id", "bench", "--data-dir", str(data_dir), "--socket", str(socket)),
-            *("--core", f"grpc://{core['grpc']}", "--registry", f"http://{core['http']}"),
+            *("--core", f"grpc://{core.endpoints['grpc']}", "--registry", f"http://{core.endpoints['http']}"),
         ]
-        self._penstock(arguments, data_dir / "endpoints.json")
+        agent = self._penstock(arguments, data_dir / "endpoints.json")
         for model in models:
             _wait(f"agent serving {model.name}", partial(_runs, socket, model.name))
-        return socket
+        return Server(pid=agent.pid, endpoints={"socket": str(socket)})
 
-    def _announcing(self, module: str, arguments: Sequence[str]) -> Mapping[str, str]:
+    def _announcing(self, module: str, arguments: Sequence[str]) -> Server:
         command = pinned([sys.executable, "-m", module, *arguments], self.pins.server)
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self.processes.append(process)
@@ -98,10 +108,9 @@ class Servers:
         line = process.stdout.readline()
         if not line:
             raise ServerError(f"{module} ended before it was ready (exit {process.wait()})")
-        endpoints: Mapping[str, str] = json.loads(line)
-        return endpoints
+        return Server(pid=process.pid, endpoints=json.loads(line))
 
-    def _penstock(self, arguments: Sequence[str], announced: Path) -> Mapping[str, str]:
+    def _penstock(self, arguments: Sequence[str], announced: Path) -> Server:
         log = self.directory / f"{arguments[0]}.log"
         with log.open("w") as output:
             command = pinned([*PENSTOCK, *arguments], self.pins.server)
@@ -117,8 +126,7 @@ class Servers:
             _wait(f"penstock {arguments[0]} getting ready", is_ready)
         except TimeoutError as error:
             raise ServerError(f"{error}:\n{log.read_text()[-2000:]}") from None
-        endpoints: Mapping[str, str] = json.loads(announced.read_text())
-        return endpoints
+        return Server(pid=process.pid, endpoints=json.loads(announced.read_text()))
 
 
 @contextmanager
@@ -136,6 +144,15 @@ def running(directory: Path, pins: Pins) -> Iterator[Servers]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def cpu_s(pid: int) -> float:
+    """CPU time that all threads of a process have had so far; 0 where the system does not say."""
+    try:
+        stats = [task.read_text() for task in Path(f"/proc/{pid}/task").glob("*/schedstat")]
+    except OSError:
+        return 0.0
+    return sum(int(stat.split()[0]) for stat in stats) / 1e9
 
 
 def _wait(what: str, is_ready: Callable[[], bool]) -> None:
