@@ -1,0 +1,420 @@
+"""The fleet service: devices, outcomes, rollouts, restarts, and devices that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from cloud_core.fleet.devices import Report, ReportedModel
+from cloud_core.fleet.evidence import Counts, Record
+from cloud_core.fleet.service import FleetService
+from cloud_core.fleet.settings import FleetSettings
+from cloud_core.fleet.views import PlanRequest, RolloutView
+from cloud_core.policy.gates import Gate
+from cloud_core.policy.planning import Selection
+from cloud_core.registry.registry import Registry
+from cloud_core.state import Database
+from penstock.errors import Conflict, InvalidInput, NotFound, QueueFull
+
+GATE = Gate(alpha=0.05, max_failure_rate=0.05, min_audited=50, bake_s=10.0, max_silence_s=30.0, max_wave_s=600.0)
+SETTINGS = FleetSettings(max_devices=10, forget_s=1000.0, max_records=100, max_artifacts_per_device=3, max_rollouts=5)
+
+
+class Rig:
+    """A fleet service over a registry with digits:v1 (default) and v2, v3."""
+
+    def __init__(self, database: Database, registry: Registry, clock: Any, digests: dict[str, str]) -> None:
+        self.database, self.registry, self.clock, self.digests = database, registry, clock, digests
+        self.service = FleetService.open(database, registry, SETTINGS, clock)
+
+    def restart(self) -> None:
+        """As after kill -9: only what is in the database survives."""
+        self.service = FleetService.open(self.database, self.registry, SETTINGS, self.clock)
+
+    async def beat(self, name: str, version: str = "", **changes: Any) -> str:
+        """A heartbeat of a device that runs ``version``; returns the version it is told to run."""
+        active = self.digests.get(version, "")
+        model = {"model": "digits", "active_digest": active, "active_version": version, "phase": "committed"}
+        report = Report(
+            device_id=name,
+            target=changes.pop("target", "any"),
+            labels=changes.pop("labels", {}),
+            subscriptions=("*",),
+            models=(ReportedModel(**{**model, **changes}),),
+        )
+        desired, _ = await self.service.heartbeat(report)
+        return desired[0].version if desired else ""
+
+    async def audit(self, name: str, sequence: int, version: str, audited: int = 100, harm: int = 0) -> int:
+        counts = Counts(requests=audited, kept=audited, audited=audited, audit_harm=harm)
+        record = Record(sequence=sequence, model="digits", artifact_digest=self.digests[version], counts=counts)
+        return await self.service.deliver_outcomes(name, [record])
+
+    async def plan(self, version: str = "v2", *, waves: tuple[float, ...] = (0.5, 1.0), **changes: Any) -> RolloutView:
+        selection = Selection(device_ids=changes.pop("devices", ()), labels=changes.pop("labels", {}))
+        return await self.service.plan(
+            PlanRequest(model="digits", version=version, selection=selection, waves=waves, gate=GATE, **changes)
+        )
+
+    async def start(self, version: str = "v2", **changes: Any) -> RolloutView:
+        view = await self.plan(version, **changes)
+        return await self.service.apply(view.rollout.plan.rollout_id, view.plan_digest)
+
+    def wave(self, view: RolloutView, number: int = 0) -> list[str]:
+        return [device.device_id for device in view.waves[number].devices]
+
+    async def pass_wave(self, names: list[str], version: str, sequence: int) -> RolloutView:
+        for name in names:
+            await self.beat(name, version)
+            await self.audit(name, sequence, version)
+        self.clock.advance(11)
+        for device in self.service.devices():
+            running = device.report.model("digits").active_version
+            await self.beat(device.report.device_id, running)
+        await self.service.reconcile()
+        return self.service.rollout()
+
+
+@pytest.fixture
+async def rig(database: Database, registry: Registry, clock: Any, make_layout: Any, put: Any) -> Rig:
+    digests = {tag: await put(registry, make_layout(tag)) for tag in ("v1", "v2", "v3")}
+    return Rig(database, registry, clock, digests)
+
+
+async def test_a_device_without_assignment_runs_the_default_with_its_certificate(rig: Rig) -> None:
+    report = Report(device_id="cam-1", target="any", subscriptions=("digits", "unknown-model"))
+    (desired,), next_s = await rig.service.heartbeat(report)
+    assert (desired.version, desired.artifact_digest) == ("v1", rig.digests["v1"])
+    found = rig.registry.certificate_of(rig.digests["v1"])
+    assert found is not None
+    assert desired.certificate_digest == found[0]
+    assert next_s == SETTINGS.heartbeat_s
+
+
+async def test_a_device_that_cannot_run_the_default_stays_with_what_it_has(
+    rig: Rig, make_layout: Any, put: Any
+) -> None:
+    await put(rig.registry, make_layout("v4", edge_target="x86-64-vnni"))
+    await rig.registry.set_default("digits", rig.registry.resolve("digits", "v4").digest)
+    assert await rig.beat("arm", "v1", target="arm64") == "v1"
+    assert await rig.beat("new-arm", "", target="arm64") == ""
+    assert await rig.beat("pc", "v1", target="x86-64-vnni") == "v4"
+
+
+async def test_a_healthy_rollout_moves_wave_by_wave_and_then_the_default(rig: Rig) -> None:
+    for name in "abcd":
+        await rig.beat(name, "v1")
+    view = await rig.start()
+    first, second = rig.wave(view, 0), rig.wave(view, 1)
+    assert (len(first), len(second)) == (2, 2)
+    assert {await rig.beat(name, "v1") for name in first} == {"v2"}
+    assert {await rig.beat(name, "v1") for name in second} == {"v1"}
+    view = await rig.pass_wave(first, "v2", 1)
+    assert (view.rollout.state, len(view.rollout.waves)) == ("running", 2)
+    view = await rig.pass_wave(second, "v2", 1)
+    assert view.rollout.state == "succeeded"
+    assert rig.registry.resolve("digits").tag == "v2"
+    assert await rig.beat("latecomer") == "v2"
+    assert view.waves[0].devices[0].counts.audited == 100
+
+
+async def test_harm_stops_in_the_first_wave_and_says_why(rig: Rig) -> None:
+    for name in "abcd":
+        await rig.beat(name, "v1")
+    first = rig.wave(await rig.start("v3"))
+    for name in first:
+        await rig.beat(name, "v3")
+        await rig.audit(name, 1, "v3", audited=50, harm=10)
+    await rig.service.reconcile()
+    view = rig.service.rollout()
+    assert view.rollout.state == "stopped_by_gate"
+    assert "20 of 100 audited rows harmful (20.0%), promised at most 3.0%" in view.rollout.status
+    assert {await rig.beat(name, "v3") for name in first} == {"v1"}
+    assert rig.registry.resolve("digits").tag == "v1"
+    gate = view.waves[0].gate
+    assert gate is not None
+    assert (gate.audited, gate.audit_harm) == (100, 20)
+    assert not view.waves[1].is_released
+
+
+async def test_evidence_from_before_the_rollout_does_not_count(rig: Rig) -> None:
+    await rig.beat("a", "v1")
+    await rig.audit("a", 1, "v3", audited=100, harm=50)
+    view = await rig.start("v3", waves=(1.0,))
+    assert view.rollout.state == "running"
+    assert view.waves[0].devices[0].counts == Counts()
+    await rig.audit("a", 2, "v3", audited=100, harm=0)
+    assert rig.service.rollout().waves[0].devices[0].counts.audited == 100
+
+
+async def test_everything_survives_a_restart_in_the_middle(rig: Rig) -> None:
+    for name in "abcd":
+        await rig.beat(name, "v1")
+    first = rig.wave(await rig.start())
+    await rig.beat(first[0], "v2")
+    await rig.audit(first[0], 1, "v2")
+    before = rig.service.rollout()
+    rig.restart()
+    after = rig.service.rollout()
+    assert after.rollout.plan == before.rollout.plan
+    assert after.plan_digest == before.plan_digest
+    assert after.rollout.waves[0].released_at == before.rollout.waves[0].released_at
+    assert await rig.audit(first[0], 1, "v2") == 1
+    assert rig.service.rollout().waves[0].devices[0].counts.audited == 100, "a redelivered record counts once"
+    view = await rig.pass_wave(first, "v2", 2)
+    assert len(view.rollout.waves) == 2
+
+
+async def test_a_restart_does_not_make_devices_look_silent(rig: Rig) -> None:
+    for name in "ab":
+        await rig.beat(name, "v1")
+    await rig.start(waves=(1.0,))
+    rig.clock.advance(500)  # the core was down, nobody could have been heard
+    rig.restart()
+    await rig.service.reconcile()
+    assert rig.service.rollout().rollout.state == "running"
+    assert not any(device.is_silent for device in rig.service.rollout().waves[0].devices)
+    rig.clock.advance(31)
+    await rig.service.reconcile()
+    assert rig.service.rollout().rollout.state == "stopped_by_gate"
+
+
+async def test_an_empty_plan_is_refused_and_says_why_for_each_device(rig: Rig) -> None:
+    with pytest.raises(Conflict, match="no known device subscribes to digits"):
+        await rig.plan("v2")
+    await rig.beat("a", "v1")
+    await rig.beat("quiet", "v1")
+    rig.clock.advance(31)
+    await rig.beat("a", "v1")
+    with pytest.raises(Conflict, match="a: already on it; quiet: already on it"):
+        await rig.plan("v1")
+    with pytest.raises(Conflict, match="quiet: silent for 31 s"):
+        await rig.plan("v2", devices=("quiet",))
+    with pytest.raises(Conflict, match="ghost: unknown device"):
+        await rig.plan("v2", devices=("ghost",))
+    with pytest.raises(NotFound, match="has no version 'v9'; it has v3, v2, v1"):
+        await rig.plan("v9")
+
+
+async def test_apply_runs_exactly_the_plan_that_was_shown(rig: Rig) -> None:
+    for name in "abcd":
+        await rig.beat(name, "v1")
+    shown = await rig.plan()
+    assert rig.service.rollout(shown.rollout.plan.rollout_id).rollout.plan == shown.rollout.plan
+    await rig.beat("e", "v1")
+    with pytest.raises(Conflict, match="plan again"):
+        await rig.service.apply(shown.rollout.plan.rollout_id, "sha256:" + "0" * 64)
+    view = await rig.service.apply(shown.rollout.plan.rollout_id, shown.plan_digest)
+    assert view.rollout.plan == shown.rollout.plan
+    assert "e" not in {device.device_id for device in view.rollout.plan.devices}
+    with pytest.raises(Conflict, match="it is running"):
+        await rig.service.apply(shown.rollout.plan.rollout_id)
+
+
+async def test_one_active_rollout_per_model_and_newest_wins_by_abort(rig: Rig) -> None:
+    for name in "ab":
+        await rig.beat(name, "v1")
+    first = await rig.start("v2")
+    second = await rig.plan("v3", waves=(1.0,))
+    with pytest.raises(Conflict, match=f"penstock fleet abort {first.rollout.plan.rollout_id}"):
+        await rig.service.apply(second.rollout.plan.rollout_id)
+    aborted = await rig.service.abort()
+    assert aborted.rollout.plan.rollout_id == first.rollout.plan.rollout_id
+    third = await rig.start("v3", waves=(1.0,))
+    assert third.rollout.state == "running"
+    assert {await rig.beat(name, "v1") for name in "ab"} == {"v3"}
+
+
+async def test_a_plan_overtaken_by_events_is_refused(rig: Rig) -> None:
+    await rig.beat("a", "v1")
+    stale = await rig.plan("v3", waves=(1.0,))
+    await rig.start("v2", waves=(1.0,))
+    await rig.pass_wave(["a"], "v2", 1)
+    with pytest.raises(Conflict, match="out of date: a should run something else"):
+        await rig.service.apply(stale.rollout.plan.rollout_id)
+
+
+async def test_pause_resume_abort_keep_and_undo(rig: Rig) -> None:
+    for name in "ab":
+        await rig.beat(name, "v1")
+    first = rig.wave(await rig.start("v2"))
+    assert (await rig.service.pause()).rollout.state == "paused"
+    await rig.pass_wave(first, "v2", 1)
+    assert rig.service.rollout().rollout.state == "paused", "a paused rollout releases nothing"
+    assert (await rig.service.resume()).rollout.state == "running"
+    kept = await rig.service.abort(keep=True)
+    assert kept.rollout.is_kept
+    assert await rig.beat(first[0], "v2") == "v2"
+    undone = await rig.service.undo()
+    assert undone.rollout.state == "undone"
+    assert await rig.beat(first[0], "v2") == "v1"
+    with pytest.raises(NotFound, match="no rollout to undo"):
+        await rig.service.undo()
+
+
+async def test_undo_of_a_finished_rollout_moves_the_default_back_and_skips_gates(rig: Rig) -> None:
+    await rig.beat("a", "v1")
+    await rig.start("v2", waves=(1.0,))
+    assert (await rig.pass_wave(["a"], "v2", 1)).rollout.state == "succeeded"
+    await rig.service.undo()
+    assert await rig.beat("a", "v2") == "v1"
+    assert await rig.beat("new") == "v1"
+    assert rig.registry.resolve("digits").tag == "v1"
+
+
+async def test_undo_of_an_older_rollout_is_refused_while_devices_run_something_newer(rig: Rig) -> None:
+    await rig.beat("a", "v1")
+    old = await rig.start("v2", waves=(1.0,))
+    await rig.pass_wave(["a"], "v2", 1)
+    await rig.start("v3", waves=(1.0,))
+    await rig.pass_wave(["a"], "v3", 2)
+    with pytest.raises(Conflict, match="undo the later rollout first"):
+        await rig.service.undo(old.rollout.plan.rollout_id)
+
+
+async def test_a_rollout_to_a_selection_does_not_move_the_default(rig: Rig) -> None:
+    await rig.beat("lab", "v1", labels={"site": "lab"})
+    await rig.beat("shop", "v1")
+    await rig.start("v2", labels={"site": "lab"}, waves=(1.0,))
+    view = await rig.pass_wave(["lab"], "v2", 1)
+    assert view.rollout.state == "succeeded"
+    assert rig.registry.resolve("digits").tag == "v1"
+    assert await rig.beat("lab", "v2", labels={"site": "lab"}) == "v2"
+    assert await rig.beat("shop", "v1") == "v1"
+
+
+async def test_an_artifact_that_devices_are_assigned_to_cannot_be_deleted(rig: Rig) -> None:
+    from cloud_core.registry.refusal import Refused
+
+    await rig.beat("a", "v1")
+    await rig.start("v2", waves=(1.0,))
+    with pytest.raises(Refused, match="in use by device a"):
+        await rig.registry.delete_manifest("digits", rig.digests["v2"])
+
+
+# -- devices that misbehave ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", "../etc", "a b", "x" * 65, "a\nb", "\u202e", "-a"])
+async def test_bad_device_ids_are_refused(rig: Rig, name: str) -> None:
+    with pytest.raises(InvalidInput, match="is not an id"):
+        await rig.service.heartbeat(Report(device_id=name))
+    with pytest.raises(InvalidInput, match="is not an id"):
+        await rig.service.deliver_outcomes(name, [])
+
+
+async def test_giant_reports_are_cut_to_size(rig: Rig) -> None:
+    big = "x" * 100_000
+    model = ReportedModel(model=big, error=big + "\x1b[2J", fetched_bytes=2**64 - 1)
+    labels = {f"{i}{big}": big for i in range(1000)}
+    report = Report(
+        device_id="big", labels=labels, subscriptions=(big,) * 1000, models=(model,) * 1000, agent_version=big,
+        outbox_records=2**64 - 1,
+    )  # fmt: skip
+    assert (await rig.service.heartbeat(report))[0] == ()
+    await rig.service.close()
+    rig.restart()
+    (seen,) = rig.service.devices()
+    assert len(seen.report.models) == 256
+    assert len(seen.report.labels) == 64
+    assert len(seen.report.models[0].error) == 1024
+
+
+async def test_control_characters_do_not_reach_a_terminal(rig: Rig) -> None:
+    await rig.beat("a", "v1", error="\x1b[2Jgone\n")
+    assert rig.service.devices()[0].report.models[0].error == " [2Jgone "
+
+
+async def test_records_count_once_whatever_order_they_come_in(rig: Rig) -> None:
+    await rig.beat("a", "v1")
+    records = [
+        Record(sequence=n, model="digits", artifact_digest=rig.digests["v1"], counts=Counts(requests=n, audited=n))
+        for n in (1, 2, 3)
+    ]
+    assert await rig.service.deliver_outcomes("a", records[:2]) == 2
+    assert await rig.service.deliver_outcomes("a", records[::-1]) == 3
+    assert await rig.service.deliver_outcomes("a", records) == 3
+    rig.restart()
+    assert await rig.service.deliver_outcomes("a", records) == 3
+    assert rig.service._book.counts("a", rig.digests["v1"]) == Counts(requests=6, audited=6)
+
+
+async def test_records_that_cannot_be_true_are_dropped_and_do_not_block_later_ones(rig: Rig) -> None:
+    good = Counts(requests=1)
+    bad = [
+        Record(sequence=1, model="digits", artifact_digest="../../etc", counts=good),
+        Record(sequence=2, model="", artifact_digest=rig.digests["v1"], counts=good),
+        Record(sequence=3, model="digits", artifact_digest=rig.digests["v1"], counts=Counts(requests=2**63)),
+        Record(sequence=4, model="digits", artifact_digest=rig.digests["v1"], counts=Counts(audit_harm=1)),
+        Record(sequence=5, model="digits", artifact_digest=rig.digests["v1"], counts=good),
+        Record(sequence=2**64 - 1, model="digits", artifact_digest=rig.digests["v1"], counts=good),
+    ]
+    assert await rig.service.deliver_outcomes("a", bad) == 5
+    assert rig.service._book.counts("a", rig.digests["v1"]) == good
+
+
+async def test_a_delivery_is_bounded(rig: Rig) -> None:
+    record = Record(sequence=1, model="digits", artifact_digest=rig.digests["v1"], counts=Counts())
+    with pytest.raises(InvalidInput, match="more than 100"):
+        await rig.service.deliver_outcomes("a", [record] * 101)
+
+
+async def test_artifacts_per_device_are_bounded(rig: Rig) -> None:
+    for n in range(1, 8):
+        digest = f"sha256:{n:064x}"
+        record = Record(sequence=n, model="digits", artifact_digest=digest, counts=Counts(requests=1))
+        assert await rig.service.deliver_outcomes("a", [record]) == n
+    rig.restart()
+    assert len(rig.service._book.totals["a"]) == 3
+
+
+async def test_the_fleet_is_bounded_and_forgets_what_it_has_not_seen_for_long(rig: Rig) -> None:
+    for n in range(10):
+        await rig.beat(f"d{n}", "v1")
+    with pytest.raises(QueueFull, match="max_devices"):
+        await rig.beat("one-too-many", "v1")
+    rig.clock.advance(1001)
+    await rig.beat("one-more", "v1")
+    assert [view.report.device_id for view in rig.service.devices()] == ["one-more"]
+    rig.restart()
+    assert [view.report.device_id for view in rig.service.devices()] == ["one-more"]
+
+
+async def test_rollouts_that_are_kept_are_bounded(rig: Rig) -> None:
+    await rig.beat("a", "v1")
+    for _ in range(8):
+        await rig.plan("v2")
+    assert len(rig.service.rollouts("digits")) == 5
+    rig.restart()
+    names = [view.rollout.plan.rollout_id for view in rig.service.rollouts()]
+    assert names == [f"digits-v2-{n}" for n in range(4, 9)]
+    with pytest.raises(NotFound, match="the newest are"):
+        rig.service.rollout("digits-v2-1")
+
+
+async def test_a_clock_that_jumps_back_harms_nothing(rig: Rig) -> None:
+    await rig.beat("a", "v1")
+    await rig.start("v2", waves=(1.0,))
+    rig.clock.advance(-3600)
+    await rig.beat("a", "v2")
+    await rig.service.reconcile()
+    assert rig.service.rollout().rollout.state == "running"
+    assert rig.service.devices()[0].last_seen_s == 0
+
+
+# -- the loop --------------------------------------------------------------------------------------------------------
+
+
+async def test_the_loop_wakes_up_on_news(rig: Rig) -> None:
+    await rig.beat("a", "v1")
+    await rig.start("v3", waves=(1.0,))
+    task = asyncio.create_task(rig.service.run())
+    await rig.beat("a", "v3")
+    await rig.audit("a", 1, "v3", audited=100, harm=50)
+    async with asyncio.timeout(20):
+        while rig.service.rollout().rollout.state == "running":  # noqa: ASYNC110  # nothing else tells a test
+            await asyncio.sleep(0)
+    task.cancel()
+    assert rig.service.rollout().rollout.state == "stopped_by_gate"

@@ -1,0 +1,301 @@
+"""Hundreds of simulated devices and the real fleet service on one virtual clock, from one printed seed.
+
+A simulated device does what ``edge_agent`` does, in seconds of the virtual clock: it dials, fetches, proves itself,
+serves on probation, commits or reverts, and delivers outcome counts at least once.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from cloud_core.fleet.devices import Report, ReportedModel
+from cloud_core.fleet.evidence import Counts, Record
+from cloud_core.fleet.service import FleetService
+from cloud_core.fleet.settings import FleetSettings
+from cloud_core.fleet.views import PlanRequest, RolloutView
+from cloud_core.policy.gates import Gate, Phase
+from cloud_core.policy.planning import Selection
+from cloud_core.registry.registry import Registry
+from cloud_core.state import Database
+from penstock import artifact as art
+from penstock import tensors
+from penstock.artifact import VariantSpec
+from penstock.certificate import Certificate
+from penstock.layout import Layout, VariantDraft
+from penstock.tensors import TensorSpec
+
+AGENTS = 200
+PROMISED = 0.03
+GATE = Gate(alpha=0.05, max_failure_rate=0.05, min_audited=100, bake_s=20.0, max_silence_s=15.0, max_wave_s=300.0)
+X = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))
+
+
+@dataclass
+class Agent:
+    """One device. ``harm`` is the true rate of harmful answers among audited ones, by artifact."""
+
+    name: str
+    dice: random.Random
+    harm: dict[str, float]
+    breaks: frozenset[str] = frozenset()  # artifacts that do not prove themselves on this device
+    dies_at: float = float("inf")
+    next_at: float = 0.0
+    phase: Phase = "idle"
+    active: str = ""
+    working_on: str = ""
+    failed: str = ""
+    ready_at: float = 0.0
+    sequence: int = 0
+    outbox: list[Record] = field(default_factory=list)
+
+    def live(self, desired: str, now: float) -> None:
+        """One interval of life."""
+        if desired not in (self.active, self.working_on, self.failed):
+            self.working_on, self.phase, self.ready_at = desired, "fetching", now + self.dice.uniform(1, 6)
+        elif desired == self.active and self.working_on not in ("", self.active):
+            self.working_on, self.phase = "", "committed"
+        if self.phase == "fetching" and now >= self.ready_at:
+            if self.working_on in self.breaks:
+                self.failed, self.working_on, self.phase = self.working_on, "", "reverted"
+            else:
+                self.active, self.phase, self.ready_at = self.working_on, "probation", now + self.dice.uniform(2, 5)
+        if self.phase == "probation" and now >= self.ready_at:
+            self.working_on, self.phase = "", "committed"
+        if self.active:
+            self.serve()
+
+    def serve(self) -> None:
+        audited = self.dice.randint(0, 8)
+        harm = sum(self.dice.random() < self.harm.get(self.active, 0.0) for _ in range(audited))
+        self.sequence += 1
+        counts = Counts(requests=100, kept=70, escalated=30, audited=audited, audit_harm=harm)
+        self.outbox.append(
+            Record(sequence=self.sequence, model="digits", artifact_digest=self.active, counts=counts)
+        )
+
+    def report(self) -> Report:
+        model = ReportedModel(
+            model="digits", active_digest=self.active, phase=self.phase, mode="cascade", failed_digest=self.failed
+        )
+        return Report(device_id=self.name, target="any", subscriptions=("*",), models=(model,))
+
+
+class World:
+    """The virtual clock, the devices, and a core that can be killed and started again."""
+
+    def __init__(self, root: Path, seed: int, digests: dict[str, str], database: Database) -> None:
+        self.root, self.digests, self.database = root, digests, database
+        self.dice = random.Random(seed)
+        self.now_s = 0.0
+        self.is_up = True
+        self.agents = [Agent(name=f"d{i:03}", dice=random.Random(self.dice.random()), harm={}) for i in range(AGENTS)]
+        self.start_core()
+
+    def now(self) -> datetime:
+        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.now_s)
+
+    def start_core(self) -> None:
+        """From the database alone: whatever the process before had in memory is gone."""
+        registry = Registry.open(self.root, self.database, now=self.now)
+        self.service = FleetService.open(self.database, registry, FleetSettings(), self.now)
+        self.registry = registry
+
+    async def run_until(self, end_s: float, *, check: bool = True) -> None:
+        """Let time pass, one second at a time."""
+        while self.now_s < end_s:
+            self.now_s += 1
+            for agent in self.agents:
+                if self.now_s >= agent.next_at and self.now_s < agent.dies_at:
+                    await self.dial(agent)
+            if self.is_up:
+                await self.service.reconcile()
+                if check:
+                    self.check_invariants()
+
+    async def dial(self, agent: Agent) -> None:
+        agent.next_at = self.now_s + agent.dice.choice((1, 2, 2, 3))
+        desired = agent.working_on or agent.active
+        if self.is_up:
+            models, _ = await self.service.heartbeat(agent.report())
+            desired = models[0].artifact_digest
+            if agent.outbox:
+                durable = await self.service.deliver_outcomes(agent.name, agent.outbox)
+                if agent.dice.random() > 0.1:  # now and then the reply is lost, and all of it is delivered again
+                    agent.outbox = [record for record in agent.outbox if record.sequence > durable]
+        agent.live(desired, self.now_s)
+
+    def check_invariants(self) -> None:
+        for view in self.service.rollouts():
+            rollout = view.rollout
+            verdicts = [wave.gate.verdict if wave.gate else "" for wave in view.waves if wave.is_released]
+            assert "fail" not in verdicts or rollout.state == "stopped_by_gate"
+
+    async def settle(self) -> None:
+        """The first version on every device."""
+        await self.run_until(40)
+        assert {agent.active for agent in self.agents} == {self.digests["v1"]}
+
+    async def start(self, version: str) -> RolloutView:
+        request = PlanRequest(
+            model="digits", version=version, selection=Selection(labels={}), waves=(0.05, 0.3, 1.0), seed=7, gate=GATE
+        )
+        view = await self.service.plan(request)
+        return await self.service.apply(view.rollout.plan.rollout_id, view.plan_digest)
+
+    def alive(self) -> list[Agent]:
+        return [agent for agent in self.agents if agent.dies_at > self.now_s]
+
+    def counted(self) -> dict[str, int]:
+        return {name: sum(c.requests for c in per.values()) for name, per in self.service._book.totals.items()}
+
+
+def write_artifact(root: Path, tag: str) -> Layout:
+    def draft(role: art.Role, target: str) -> VariantDraft:
+        spec = VariantSpec(
+            model="digits", role=role, engine="echo", target=target, provider="cpu", precision="fp32", inputs=(X,),
+            outputs=(X,), score_output="x",
+        )  # fmt: skip
+        weights = root / f"{tag}.json"
+        weights.write_bytes(msgspec.json.encode([X]) + b" " * int(tag[1:]))
+        return VariantDraft(spec=spec, weights=weights, golden=tensors.pack({}) if role == "edge" else None)
+
+    layout = Layout.create(root / f"layout-{tag}")
+    parsed = layout.pack([draft("edge", "any"), draft("cloud", "cpu")], tag=tag)
+    layout.attach_certificate(
+        Certificate(
+            model="digits", edge_digest=parsed.variant("edge").digest, cloud_digest=parsed.variant("cloud").digest,
+            preprocessing_digest=art.preprocessing_digest({}), harm="labels", score="max_prob", temperature=1.0,
+            threshold=0.9, max_harm=0.02, delta=0.05, n=400, harm_count=1, kept_count=300, coverage=0.75,
+            coverage_low=0.7, coverage_high=0.8, audit_max_harm=PROMISED, data_digest="sha256:" + "0" * 64,
+        )
+    )  # fmt: skip
+    return layout
+
+
+@pytest.fixture
+def seed() -> int:
+    """PENSTOCK_SIMULATION_SEED repeats a run; the seed of a failed one is in its output."""
+    chosen = int(os.environ.get("PENSTOCK_SIMULATION_SEED", "20261122"))
+    print(f"PENSTOCK_SIMULATION_SEED={chosen}")
+    return chosen
+
+
+@pytest.fixture
+async def world(tmp_path: Path, seed: int) -> AsyncIterator[World]:
+    database = Database.in_memory()
+    registry = Registry.open(tmp_path, database)
+    digests = {}
+    for tag in ("v1", "v2", "v3"):
+        layout = write_artifact(tmp_path, tag)
+        for descriptor in layout.reachable():
+            data = layout.blobs.read(descriptor.digest)
+            registry.store.put(data)
+            if descriptor.media_type in (art.INDEX, art.MANIFEST):
+                await registry.put_manifest("digits", descriptor.digest, descriptor.media_type, data)
+        await registry.put_manifest("digits", tag, art.INDEX, layout.blobs.read(layout.digest))
+        digests[tag] = layout.digest
+    yield World(tmp_path, seed, digests, database)
+    database.close()
+
+
+def be_harmful(world: World, version: str, rate: float) -> None:
+    for agent in world.agents:
+        agent.harm[world.digests[version]] = rate
+
+
+async def test_a_healthy_version_reaches_the_whole_fleet(world: World) -> None:
+    be_harmful(world, "v2", PROMISED / 2)
+    await world.settle()
+    await world.start("v2")
+    await world.run_until(200)
+    view = world.service.rollout()
+    assert view.rollout.state == "succeeded", view.rollout.status
+    assert len(view.waves) == 3
+    assert {agent.active for agent in world.agents} == {world.digests["v2"]}
+    assert world.registry.resolve("digits").tag == "v2"
+
+
+async def test_a_harmful_version_is_stopped_in_the_first_wave_and_everybody_goes_back(world: World) -> None:
+    be_harmful(world, "v3", 0.15)
+    await world.settle()
+    view = await world.start("v3")
+    first = {device.device_id for device in view.waves[0].devices}
+    assert len(first) == AGENTS // 20
+    await world.run_until(140)
+    view = world.service.rollout()
+    assert view.rollout.state == "stopped_by_gate"
+    assert len(view.rollout.waves) == 1
+    assert "audited rows harmful" in view.rollout.status
+    assert {agent.active for agent in world.agents} == {world.digests["v1"]}
+
+
+async def test_a_version_that_does_not_prove_itself_is_stopped(world: World) -> None:
+    for agent in world.agents:
+        agent.breaks = frozenset({world.digests["v2"]}) if agent.dice.random() < 0.5 else frozenset()
+    await world.settle()
+    await world.start("v2")
+    await world.run_until(200)
+    view = world.service.rollout()
+    assert view.rollout.state == "stopped_by_gate"
+    assert "failed to update, tolerated 5.0%" in view.rollout.status
+    assert {agent.active for agent in world.agents} == {world.digests["v1"]}
+
+
+async def test_a_few_devices_that_die_do_not_block_a_healthy_version(world: World) -> None:
+    await world.settle()
+    for agent in world.dice.sample(world.agents, 4):
+        agent.dies_at = world.now_s + world.dice.uniform(5, 60)
+    await world.start("v2")
+    await world.run_until(220)
+    assert world.service.rollout().rollout.state == "succeeded", world.service.rollout().rollout.status
+    assert len(world.alive()) == AGENTS - 4
+    assert {agent.active for agent in world.alive()} == {world.digests["v2"]}
+
+
+async def test_a_core_that_is_killed_again_and_again_loses_nothing(world: World) -> None:
+    await world.settle()
+    await world.start("v2")
+    for _ in range(12):
+        await world.run_until(world.now_s + world.dice.randint(1, 12))
+        released = len(world.service.rollout().rollout.waves)
+        world.is_up = False
+        await world.run_until(world.now_s + world.dice.randint(1, 40))
+        world.start_core()
+        world.is_up = True
+        assert len(world.service.rollout().rollout.waves) == released
+    await world.run_until(world.now_s + 200)
+    assert world.service.rollout().rollout.state == "succeeded", world.service.rollout().rollout.status
+    # nobody acts any more, the outboxes drain: every row that was served is counted, and counted once
+    delivered = world.counted()
+    for agent in world.agents:
+        waiting = sum(r.counts.requests for r in agent.outbox if r.sequence > _durable(world, agent))
+        assert delivered[agent.name] + waiting == 100 * agent.sequence
+
+
+async def test_an_aborted_rollout_and_the_next_one(world: World) -> None:
+    await world.settle()
+    await world.start("v3")
+    await world.run_until(60)
+    await world.service.abort()
+    await world.run_until(90)
+    assert {agent.active for agent in world.agents} == {world.digests["v1"]}
+    await world.start("v2")
+    await world.run_until(260)
+    assert world.service.rollout().rollout.state == "succeeded"
+    await world.service.undo()
+    await world.run_until(300)
+    assert {agent.active for agent in world.agents} == {world.digests["v1"]}
+
+
+def _durable(world: World, agent: Agent) -> int:
+    device = world.service._devices.get(agent.name)
+    assert device is not None
+    return device.durable_sequence
