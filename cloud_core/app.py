@@ -125,6 +125,7 @@ class Core:
         endpoints.unlink(missing_ok=True)  # of a core that was killed: nobody listens there any more
         registry = Registry.open(self._data_dir, database, settings.registry, now=_utc_now)
         fleet = FleetService.open(database, registry, settings.fleet, _utc_now)
+        self._exit.push_async_callback(fleet.close)
         measures = Measures()
         controller = Controller(registry, settings.serving, measures, now)
         self._exit.push_async_callback(self._close_controller, controller)

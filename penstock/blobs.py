@@ -282,6 +282,7 @@ def disk_errors(doing: str) -> Iterator[None]:
             errno.EACCES: "permission denied; make the directory writable for this user, or choose another",
             errno.EROFS: "the file system is read-only; choose another directory",
             errno.ENOTDIR: "a part of the path is a file, not a directory",
+            errno.EEXIST: "a file is where a directory should be",
         }.get(error.errno or 0, error.strerror or str(error))
         raise StorageError(f"{doing}: {advice}") from error
 

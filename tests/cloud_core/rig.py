@@ -10,21 +10,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from cloud_core.app import Core
 from cloud_core.policy.admission import ServiceTime
 from cloud_core.registry.registry import Registry
 from cloud_core.serving.controller import Controller
 from cloud_core.serving.dataplane import DataPlane
 from cloud_core.serving.measures import Measures
 from cloud_core.serving.replica import Replica, Timing
-from cloud_core.settings import ServingSettings, TenantSettings
+from cloud_core.settings import CoreSettings, ServingSettings, TenantSettings
 from penstock.artifact import VariantSpec
 from penstock.errors import Internal
 from penstock.inference import InferRequest
 from penstock.layout import Layout, VariantDraft
+from penstock.oci import RegistryClient, push
 from penstock.tensors import Array, TensorSpec
 
 T = TypeVar("T")
@@ -190,7 +193,14 @@ class Rig:
         self.controller.settled.set()
 
     async def infer(
-        self, x: Array, *, model: str = "mlp", version: str = "", token: str = "", timeout_s: float | None = None, **more: Any
+        self,
+        x: Array,
+        *,
+        model: str = "mlp",
+        version: str = "",
+        token: str = "",
+        timeout_s: float | None = None,
+        **more: Any,
     ) -> Any:
         request = InferRequest(model=model, version=version, inputs={"x": x}, **more)
         tenant = self.plane.authenticate(f"Bearer {token}")
@@ -209,6 +219,29 @@ def rig_of(
     return Rig(registry, controller, DataPlane(controller, registry, measures, settings, tenants, now), measures)
 
 
+def core_settings(data_dir: Path, **changes: Any) -> CoreSettings:
+    """Settings of a core on free loopback ports; ``changes`` are sections or values."""
+    tree: dict[str, Any] = {"data_dir": str(data_dir), "http": {"port": 0}, "grpc": {"port": 0}}
+    for name, value in changes.items():
+        tree[name] = {**tree.get(name, {}), **value} if isinstance(value, dict) else value
+    return msgspec.convert(tree, CoreSettings)
+
+
+async def start_core(directory: Path, **changes: Any) -> Core:
+    """A real core under ``directory`` that serves ``mlp:v1``, pushed over HTTP."""
+    core = await Core.start(core_settings(directory / "core", **changes))
+    layout = onnx_layout(directory, "v1")
+
+    def send() -> None:
+        token = changes["tenants"][0]["token"] if "tenants" in changes else ""
+        with RegistryClient(f"http://127.0.0.1:{core.http_port}", token=token) as client:
+            push(client, layout)
+
+    await asyncio.to_thread(send)
+    await soon(lambda: core.plane.model_state("mlp").state == "READY")
+    return core
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Let the loop go on until ``condition`` holds."""
     for _ in range(10_000):
@@ -216,6 +249,13 @@ async def until(condition: Callable[[], bool]) -> None:
             return
         await asyncio.sleep(0)
     raise AssertionError("never became true")
+
+
+async def soon(condition: Callable[[], bool]) -> None:
+    """The same where sockets and threads are real and take their time."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110  # nothing tells a test that a queue has grown
+            await asyncio.sleep(0.005)
 
 
 async def outcome(awaitable: Awaitable[T]) -> T | BaseException:

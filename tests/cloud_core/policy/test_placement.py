@@ -14,7 +14,8 @@ def candidate(digest: str, **values: Any) -> Candidate:
 
 
 def plan(*candidates: Candidate, max_loaded: int = 2, now: float = 100.0, loaded: tuple[str, ...] = ()) -> LoadingPlan:
-    return plan_loading(candidates, loaded or tuple(c.digest for c in candidates if c.is_loaded), max_loaded=max_loaded, now=now)
+    loaded = loaded or tuple(c.digest for c in candidates if c.is_loaded)
+    return plan_loading(candidates, loaded, max_loaded=max_loaded, now=now)
 
 
 def test_defaults_come_first_then_the_newest_push() -> None:

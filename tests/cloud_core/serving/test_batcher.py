@@ -329,7 +329,9 @@ def test_a_batch_that_does_not_keep_its_rows_falls_back_to_single_requests() -> 
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(
-        st.tuples(st.integers(1, 5), st.floats(0, 0.2), st.sampled_from(["stay", "cancel", "short"]), st.integers(0, 3)),
+        st.tuples(
+            st.integers(1, 5), st.floats(0, 0.2), st.sampled_from(["stay", "cancel", "short"]), st.integers(0, 3)
+        ),
         min_size=1,
         max_size=30,
     ),

@@ -11,7 +11,7 @@ from cloud_core.registry.registry import Registry
 from cloud_core.settings import ServingSettings
 from penstock.errors import NotFound, Unavailable
 from penstock.layout import Layout, VariantDraft
-from tests.cloud_core.rig import Rig, onnx_layout, onnx_spec, outcome, rig_of, rows, write_mlp
+from tests.cloud_core.rig import Rig, onnx_layout, onnx_spec, outcome, rig_of, rows, soon, write_mlp
 
 MakeRig = Callable[..., Rig]
 Put = Callable[..., Any]
@@ -195,7 +195,5 @@ async def test_a_push_wakes_the_loop_that_loads(make_rig: MakeRig, put: Put, tmp
     task = asyncio.create_task(rig.controller.run())
     await rig.controller.settled.wait()
     await put(rig.registry, onnx_layout(tmp_path, "v1"))
-    async with asyncio.timeout(20):
-        while states(rig) != {"v1": "READY"}:
-            await asyncio.sleep(0.005)
+    await soon(lambda: states(rig) == {"v1": "READY"})
     task.cancel()

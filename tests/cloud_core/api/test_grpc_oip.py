@@ -1,0 +1,274 @@
+"""The core over real sockets, gRPC: statuses and trailers, streams, health, reflection, and others' clients."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import pytest_asyncio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+
+from cloud_core.app import Core
+from penstock.inference import InferRequest
+from penstock.rpc import codec
+from penstock.rpc.pb import fleet_pb2, fleet_pb2_grpc, oip_pb2, oip_pb2_grpc
+from tests.cloud_core.rig import rows, soon, start_core
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+TENANT = {"name": "shop", "token": "shop-secret", "rate_rows_per_s": 1, "burst_rows": 2}
+BEARER = (("authorization", "Bearer shop-secret"),)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def core(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Core]:
+    limits = {"max_message_bytes": 100_000, "stream_window": 4}
+    async with await start_core(tmp_path_factory.mktemp("grpc"), grpc=limits) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def stub(core: Core) -> AsyncIterator[Any]:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{core.grpc_port}") as channel:
+        yield oip_pb2_grpc.GRPCInferenceServiceStub(channel)
+
+
+def message(x: Any = None, **more: Any) -> oip_pb2.ModelInferRequest:
+    x = rows(1) if x is None else x
+    return codec.encode_request(InferRequest(**{"model": "mlp", "inputs": {"x": x}, **more}))
+
+
+async def failure(call: Any) -> tuple[grpc.StatusCode, str, dict[str, str]]:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    error = caught.value
+    return error.code(), error.details() or "", {k: str(v) for k, v in error.trailing_metadata()}
+
+
+async def test_an_answer_is_raw_when_asked_raw_and_typed_otherwise(stub: Any) -> None:
+    x = rows(1, -2)
+    raw = await stub.ModelInfer(message(x, id="r1"), timeout=20)
+    assert (raw.id, raw.model_name, raw.model_version) == ("r1", "mlp", "v1")
+    assert raw.parameters["variant"].string_param.startswith("sha256:")
+    typed = message(x)
+    del typed.raw_input_contents[:]
+    typed.inputs[0].contents.fp32_contents.extend(x.ravel().tolist())
+    answer = await stub.ModelInfer(typed, timeout=20)
+    assert not answer.raw_output_contents
+    np.testing.assert_allclose(
+        answer.outputs[0].contents.fp32_contents, np.frombuffer(raw.raw_output_contents[0], np.float32), rtol=1e-5
+    )
+
+
+async def test_server_and_model_metadata_and_states(stub: Any) -> None:
+    assert (await stub.ServerLive(oip_pb2.ServerLiveRequest(), timeout=20)).live
+    assert (await stub.ServerReady(oip_pb2.ServerReadyRequest(), timeout=20)).ready
+    server = await stub.ServerMetadata(oip_pb2.ServerMetadataRequest(), timeout=20)
+    assert server.name == "penstock"
+    assert list(server.extensions) == ["binary_tensor_data", "parameters", "schedule_policy"]
+    assert (await stub.ModelReady(oip_pb2.ModelReadyRequest(name="mlp"), timeout=20)).ready
+    model = await stub.ModelMetadata(oip_pb2.ModelMetadataRequest(name="mlp", version="v1"), timeout=20)
+    assert (model.versions, model.inputs[0].shape) == (["v1"], [-1, 4])
+    index = await stub.RepositoryIndex(oip_pb2.RepositoryIndexRequest(), timeout=20)
+    assert [(m.name, m.version, m.state) for m in index.models] == [("mlp", "v1", "READY")]
+
+
+@pytest.mark.parametrize(
+    ("request_", "code", "says"),
+    [
+        (message(model="ghost"), grpc.StatusCode.NOT_FOUND, "mlp"),
+        (message(version="v9"), grpc.StatusCode.NOT_FOUND, "v1"),
+        (message(np.zeros((1, 5), np.float32)), grpc.StatusCode.INVALID_ARGUMENT, "[-1, 4]"),
+        (message(rows(1).astype(np.float64)), grpc.StatusCode.INVALID_ARGUMENT, "FP32"),
+        (message(outputs=("nothing",)), grpc.StatusCode.INVALID_ARGUMENT, "logits"),
+        (message(parameters={"timeout": -1}), grpc.StatusCode.DEADLINE_EXCEEDED, "nothing was executed"),
+        (oip_pb2.ModelInferRequest(model_name="mlp"), grpc.StatusCode.INVALID_ARGUMENT, "none"),
+    ],
+)
+async def test_refusals_have_a_status_and_say_why(stub: Any, request_: Any, code: grpc.StatusCode, says: str) -> None:
+    got, details, trailers = await failure(stub.ModelInfer(request_, timeout=20))
+    assert got == code
+    assert says in details
+    assert trailers["x-penstock-code"]
+
+
+async def test_truncated_raw_contents_are_refused(stub: Any) -> None:
+    short = message(rows(1, 2))
+    short.raw_input_contents[0] = short.raw_input_contents[0][:-1]
+    assert (await failure(stub.ModelInfer(short, timeout=20)))[0] == grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_bytes_that_are_no_message_are_bad_input_not_a_defect(core: Core) -> None:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{core.grpc_port}") as channel:
+        for method in ("ModelInfer", "ModelReady", "ModelMetadata", "RepositoryIndex"):
+            call = channel.unary_unary(f"/inference.GRPCInferenceService/{method}")
+            assert (await failure(call(b"\xff\xff\xff", timeout=20)))[0] == grpc.StatusCode.INVALID_ARGUMENT
+        unknown = channel.unary_unary("/inference.GRPCInferenceService/ModelConfig")
+        assert (await failure(unknown(b"", timeout=20)))[0] == grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_a_message_over_the_limit_is_refused(stub: Any) -> None:
+    code, _, _ = await failure(stub.ModelInfer(message(rows(*[1.0] * 10_000)), timeout=20))
+    assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_request_ids_come_back_as_trailers(stub: Any) -> None:
+    call = stub.ModelInfer(message(), timeout=20, metadata=(("x-request-id", "abc-1"),))
+    await call
+    assert dict(await call.trailing_metadata())["x-request-id"] == "abc-1"
+
+
+async def test_the_header_timeout_counts_when_it_is_the_earliest(stub: Any) -> None:
+    call = stub.ModelInfer(message(), timeout=20, metadata=(("x-request-timeout-ms", "0"),))
+    code, _, trailers = await failure(call)
+    assert (code, trailers["x-penstock-reason"]) == (grpc.StatusCode.DEADLINE_EXCEEDED, "rejected-deadline")
+    call = stub.ModelInfer(message(), timeout=20, metadata=(("x-request-timeout-ms", "soon"),))
+    assert (await failure(call))[0] == grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_stream_answers_in_order_and_survives_bad_requests(stub: Any) -> None:
+    async def requests() -> AsyncIterator[oip_pb2.ModelInferRequest]:
+        for number in range(20):
+            yield message(rows(number), id=str(number), model="ghost" if number % 5 == 3 else "mlp")
+
+    answers = [answer async for answer in stub.ModelStreamInfer(requests(), timeout=20)]
+    assert [answer.infer_response.id for answer in answers] == [str(number) for number in range(20)]
+    for number, answer in enumerate(answers):
+        if number % 5 == 3:
+            assert "ghost" in answer.error_message
+        else:
+            assert not answer.error_message
+            assert answer.infer_response.parameters["triton_final_response"].bool_param
+
+
+async def test_requests_of_one_stream_run_together_up_to_the_window(tmp_path: Path) -> None:
+    async with (
+        await start_core(tmp_path, grpc={"stream_window": 4}, serving={"max_delay_s": 20.0}) as core,
+        grpc.aio.insecure_channel(f"127.0.0.1:{core.grpc_port}") as channel,
+    ):
+        (served,) = core.plane.served()
+
+        async def requests() -> AsyncIterator[oip_pb2.ModelInferRequest]:
+            for number in range(30):
+                yield message(rows(number))
+
+        call = oip_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(requests())  # type: ignore[no-untyped-call]
+        await soon(lambda: served.batchers[0].queue_rows >= 4)
+        await asyncio.sleep(0.05)
+        assert served.batchers[0].queue_rows <= 6
+        call.cancel()
+        await soon(lambda: not (served.batchers[0].queue_rows or core.plane.measures.inflight))
+
+
+async def test_a_cancelled_call_takes_its_work_out_of_the_queue(tmp_path: Path) -> None:
+    async with (
+        await start_core(tmp_path, serving={"max_delay_s": 20.0}) as core,
+        grpc.aio.insecure_channel(f"127.0.0.1:{core.grpc_port}") as channel,
+    ):
+        (served,) = core.plane.served()
+        call = oip_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(message())  # type: ignore[no-untyped-call]
+        waiting = asyncio.ensure_future(call)
+        await soon(lambda: served.batchers[0].queue_rows > 0)
+        call.cancel()
+        await soon(lambda: served.batchers[0].queue_rows == 0)
+        assert isinstance((await asyncio.gather(waiting, return_exceptions=True))[0], asyncio.CancelledError)
+        assert core.plane.measures.routes["mlp", "v1"].requests == {"cancelled": 1}
+
+
+async def test_a_full_queue_pushes_back_by_trailer(tmp_path: Path) -> None:
+    async with (
+        await start_core(tmp_path, serving={"max_delay_s": 20.0, "max_queue_rows": 2}) as core,
+        grpc.aio.insecure_channel(f"127.0.0.1:{core.grpc_port}") as channel,
+    ):
+        (served,) = core.plane.served()
+        stub: Any = oip_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
+        waiting = asyncio.ensure_future(stub.ModelInfer(message(rows(1, 2))))
+        await soon(lambda: served.batchers[0].queue_rows == 2)
+        code, _, trailers = await failure(stub.ModelInfer(message(), timeout=20))
+        assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert trailers["x-penstock-reason"] == "rejected-saturated"
+        assert int(trailers["grpc-retry-pushback-ms"]) >= 0
+        await core.plane.controller.close(0.0)
+        assert (await failure(waiting))[0] == grpc.StatusCode.UNAVAILABLE
+
+
+async def test_tenants_over_grpc(tmp_path: Path) -> None:
+    async with (
+        await start_core(tmp_path, tenants=[TENANT]) as core,
+        grpc.aio.insecure_channel(f"127.0.0.1:{core.grpc_port}") as channel,
+    ):
+        stub: Any = oip_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
+        fleet: Any = fleet_pb2_grpc.FleetStub(channel)  # type: ignore[no-untyped-call]
+        for call in (
+            stub.ModelInfer(message(), timeout=20),
+            stub.ModelInfer(message(model="ghost"), timeout=20),
+            stub.ModelMetadata(oip_pb2.ModelMetadataRequest(name="mlp"), timeout=20),
+            stub.RepositoryIndex(oip_pb2.RepositoryIndexRequest(), timeout=20),
+            fleet.ListDevices(fleet_pb2.ListDevicesRequest(), timeout=20),
+        ):
+            code, details, _ = await failure(call)
+            assert code == grpc.StatusCode.UNAUTHENTICATED
+            assert "mlp" not in details
+        assert (await stub.ServerLive(oip_pb2.ServerLiveRequest(), timeout=20)).live
+        await fleet.ListDevices(fleet_pb2.ListDevicesRequest(), metadata=BEARER, timeout=20)
+        await stub.ModelInfer(message(rows(1, 2)), metadata=BEARER, timeout=20)
+        code, _, trailers = await failure(stub.ModelInfer(message(rows(1, 2)), metadata=BEARER, timeout=20))
+        assert (code, trailers["x-penstock-reason"]) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "rejected-quota")
+        assert float(trailers["x-ratelimit-reset"]) > 0
+
+
+async def test_health_follows_readiness(tmp_path: Path) -> None:
+    core = await start_core(tmp_path)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{core.grpc_port}") as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        watch = health.Watch(health_pb2.HealthCheckRequest(service="inference.GRPCInferenceService"))
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        stopping = asyncio.create_task(core.stop())
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        await stopping
+
+
+async def test_reflection_describes_our_services_to_a_client_that_knows_nothing(core: Core) -> None:
+    def ask() -> tuple[set[str], Any, Any]:
+        from google.protobuf.descriptor_pool import DescriptorPool
+
+        with grpc.insecure_channel(f"127.0.0.1:{core.grpc_port}") as channel:
+            database = ProtoReflectionDescriptorDatabase(channel)
+            pool = DescriptorPool(database)
+            return (
+                set(database.get_services()),
+                pool.FindServiceByName("inference.GRPCInferenceService"),
+                pool.FindServiceByName("penstock.v1.Fleet"),
+            )
+
+    names, inference, fleet = await asyncio.to_thread(ask)
+    assert names >= {"inference.GRPCInferenceService", "penstock.v1.Fleet", "grpc.health.v1.Health"}
+    assert {"ModelInfer", "ModelStreamInfer"} <= {method.name for method in inference.methods}
+    assert "Heartbeat" in {method.name for method in fleet.methods}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of tritonclient and gevent
+async def test_tritonclients_stream_works_unmodified(core: Core) -> None:
+    import tritonclient.grpc as triton
+
+    def stream() -> list[Any]:
+        answers: list[Any] = []
+        given = triton.InferInput("x", [2, 4], "FP32")
+        given.set_data_from_numpy(rows(1, 2))
+        with triton.InferenceServerClient(f"127.0.0.1:{core.grpc_port}") as client:
+            client.start_stream(lambda result, error: answers.append((result, error)))
+            for number in range(5):
+                client.async_stream_infer("ghost" if number == 2 else "mlp", [given], request_id=str(number))
+            client.stop_stream()
+        return answers
+
+    answers = await asyncio.to_thread(stream)
+    assert [error is None for _, error in answers] == [True, True, False, True, True]
+    assert answers[0][0].as_numpy("logits").shape == (2, 3)
+
+
