@@ -148,9 +148,9 @@ class Book:
         device = devices.row(device_id)
 
         def work(transaction: Transaction) -> None:
-            rows.save_devices(transaction, [device])
-            rows.record_outcomes(transaction, device_id, folded.sequence, changed)
-            rows.drop_counts(transaction, device_id, dropped)
+            rows.record_outcomes(transaction, device, folded.sequence, changed)
+            if dropped:
+                rows.drop_counts(transaction, device_id, dropped)
 
         await self._database.run(work)
         self.totals[device_id] = {digest: counts for digest, counts in after.items() if digest not in dropped}
@@ -161,7 +161,8 @@ class Book:
         changed = [devices.row(device_id) for device_id in device_ids]
 
         def work(transaction: Transaction) -> None:
-            rows.forget_devices(transaction, forgotten)
+            if forgotten:
+                rows.forget_devices(transaction, forgotten)
             rows.save_devices(transaction, changed)
 
         await self._database.run(work)

@@ -100,8 +100,10 @@ class Database:
             self._lock.close()
 
 
-def upsert(transaction: Transaction, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert rows, replacing those with the same primary key."""
+def upsert(
+    transaction: Transaction, table: Table, rows: Sequence[Mapping[str, Any]], *, leave: Sequence[str] = ()
+) -> None:
+    """Insert rows; of those whose primary key is there already, replace all columns but the ones in ``leave``."""
     if not rows:
         return
     if transaction.dialect.name == "postgresql":
@@ -110,7 +112,7 @@ def upsert(transaction: Transaction, table: Table, rows: Sequence[Mapping[str, A
         from sqlalchemy.dialects.sqlite import insert as dialect_insert  # type: ignore[assignment]  # same interface
     statement = dialect_insert(table)
     keys = [column.name for column in table.primary_key]
-    changed = {name: statement.excluded[name] for name in rows[0] if name not in keys}
+    changed = {name: statement.excluded[name] for name in rows[0] if name not in keys and name not in leave}
     transaction.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed), list(rows))
 
 

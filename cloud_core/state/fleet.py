@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import delete, insert, select, update
 
 from cloud_core.state import tables
 from cloud_core.state.database import Transaction, upsert
@@ -86,14 +86,8 @@ def read(transaction: Transaction) -> FleetRows:
 
 
 def save_devices(transaction: Transaction, rows: Sequence[DeviceRow]) -> None:
-    """Insert or replace devices, except for ``durable_sequence``, which only :func:`record_outcomes` moves."""
-    table = tables.devices
-    known = {device_id for (device_id,) in transaction.execute(select(table.c.device_id))}
-    upsert(transaction, table, [_values(row) for row in rows if row.device_id not in known])
-    for row in rows:
-        if row.device_id in known:
-            values = {"reported": row.reported, "last_seen": row.last_seen}
-            transaction.execute(update(table).where(table.c.device_id == row.device_id).values(**values))
+    """Insert or replace devices; of known ones, ``durable_sequence`` is only moved by :func:`record_outcomes`."""
+    upsert(transaction, tables.devices, [_values(row) for row in rows], leave=("first_seen", "durable_sequence"))
 
 
 def forget_devices(transaction: Transaction, device_ids: Iterable[str]) -> None:
@@ -103,11 +97,14 @@ def forget_devices(transaction: Transaction, device_ids: Iterable[str]) -> None:
         transaction.execute(delete(table).where(table.c.device_id.in_(wanted)))
 
 
-def record_outcomes(transaction: Transaction, device_id: str, sequence: int, counts: Sequence[CountsRow]) -> None:
+def record_outcomes(transaction: Transaction, device: DeviceRow, sequence: int, counts: Sequence[CountsRow]) -> None:
     """Store new totals and the sequence they include, together."""
     upsert(transaction, tables.outcome_counts, [_values(row) for row in counts])
     table = tables.devices
-    transaction.execute(update(table).where(table.c.device_id == device_id).values(durable_sequence=sequence))
+    moved = update(table).where(table.c.device_id == device.device_id).values(durable_sequence=sequence)
+    if transaction.execute(moved).rowcount == 0:
+        # its first heartbeat is not on disk yet; without a row, the sequence would be lost and rows counted twice
+        transaction.execute(insert(table).values(**_values(device) | {"durable_sequence": sequence}))
 
 
 def drop_counts(transaction: Transaction, device_id: str, artifact_digests: Iterable[str]) -> None:
@@ -125,11 +122,6 @@ def save_rollout(transaction: Transaction, row: RolloutRow) -> None:
 def drop_rollouts(transaction: Transaction, numbers: Iterable[int]) -> None:
     """Forget rollouts."""
     transaction.execute(delete(tables.rollouts).where(tables.rollouts.c.number.in_(list(numbers))))
-
-
-def last_rollout_number(transaction: Transaction) -> int:
-    """The largest number given so far, 0 before the first."""
-    return transaction.execute(select(func.max(tables.rollouts.c.number))).scalar_one() or 0
 
 
 def assign(transaction: Transaction, model: str, digests: Mapping[str, str], rollout_id: str) -> None:

@@ -126,7 +126,7 @@ class World:
         if self.is_up:
             models, _ = await self.service.heartbeat(agent.report())
             desired = models[0].artifact_digest
-            if agent.outbox:
+            if agent.outbox and agent.dice.random() < 0.3:
                 durable = await self.service.deliver_outcomes(agent.name, agent.outbox)
                 if agent.dice.random() > 0.1:  # now and then the reply is lost, and all of it is delivered again
                     agent.outbox = [record for record in agent.outbox if record.sequence > durable]
