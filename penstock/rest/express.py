@@ -124,7 +124,6 @@ class _Connection(asyncio.Protocol, Generic[T]):
         self._task: asyncio.Task[None] | None = None
         self._is_paused = False  # the client does not read its answers
         self._is_reading = True
-        self._is_half_closed = False
         self._idle_since = self._loop.time()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -138,8 +137,7 @@ class _Connection(asyncio.Protocol, Generic[T]):
             self._task.cancel()  # the client went away: its rows leave every queue
 
     def eof_received(self) -> bool:
-        self._is_half_closed = True
-        return self._task is not None  # keep the way back open for the answer that is under way
+        return False  # close: a client that went away and one that only half-closed look the same from here
 
     def pause_writing(self) -> None:
         self._is_paused = True
@@ -213,7 +211,7 @@ class _Connection(asyncio.Protocol, Generic[T]):
         if transport is None:
             return
         transport.write(data)
-        if self._lane.is_closing or (self._is_half_closed and not self._buffer):
+        if self._lane.is_closing:
             transport.close()
             return
         self._idle_since = self._loop.time()

@@ -113,7 +113,7 @@ class Cloud(oip_pb2_grpc.GRPCInferenceServiceServicer):
 
     target: str = ""
     variant: str = CLOUD
-    answer: Callable[[Rows], Rows] = lambda x: x + np.float32(FROM_CLOUD)  # noqa: E731 - a switch
+    answer: Callable[[Rows], Rows] = lambda x: x + np.float32(FROM_CLOUD)
     failure: grpc.StatusCode | None = None
     is_ready: bool = True
     gate: asyncio.Event = field(default_factory=asyncio.Event)  # answers wait for it; set at first
@@ -196,7 +196,7 @@ async def data_path(
     limits: LimitsSettings | None = None,
     random: Callable[[], float] = lambda: 1.0,
 ) -> AsyncIterator[DataPath]:
-    """A data path that serves ``plan``; by default the toy model with a certificate, of which the audit draws nothing."""
+    """A data path that serves ``plan``: by default the toy model with a certificate, and the audit draws nothing."""
     limits = limits or LimitsSettings()
     outcomes = Outcomes(now=lambda: 1000.0)
     hosting = Hosting(outcomes, max_queue_rows=limits.max_queue_rows)

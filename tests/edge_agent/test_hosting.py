@@ -23,7 +23,6 @@ from tests.edge_agent.datapath import (
     certificate,
     data_path,
     load_plan,
-    model_file,
     rows,
     running_cloud,
     until,
@@ -149,7 +148,3 @@ async def test_engine_failures_are_counted(tmp_path: Path) -> None:
             await path.infer(rows(SURE))
         assert path.hosted.failures == 1
         assert path.hosted.counts == OutcomeCounts(failed=1)
-
-
-def test_the_model_used_here_is_the_identity(tmp_path: Path) -> None:
-    assert model_file(tmp_path / "m.onnx").stat().st_size > 0

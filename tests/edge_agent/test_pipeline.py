@@ -99,7 +99,10 @@ async def test_only_wanted_outputs_come_back(tmp_path: Path) -> None:
 
 
 async def test_an_output_with_nan_is_escalated_not_kept(tmp_path: Path) -> None:
-    async with running_cloud(answer=lambda x: np.nan_to_num(x) + 100) as cloud, data_path(tmp_path, cloud.target) as path:
+    async with (
+        running_cloud(answer=lambda x: np.nan_to_num(x) + 100) as cloud,
+        data_path(tmp_path, cloud.target) as path,
+    ):
         answer = await path.infer(rows(NAN, SURE))
         assert (answer.parameters["served_by"], answer.parameters["confidence"]) == ("mixed", 0.0)
         assert np.isfinite(answer.outputs["logits"]).all()
@@ -227,8 +230,11 @@ async def test_a_cloud_at_another_version_than_certified_ends_keeping_until_it_i
 
 
 async def test_local_only_rows_never_leave_the_device(tmp_path: Path) -> None:
-    settings_ = CascadeSettings(audit_share=1.0)
-    async with running_cloud() as cloud, data_path(tmp_path, cloud.target, cascade=settings_, random=lambda: 0.0) as path:
+    audited = CascadeSettings(audit_share=1.0)
+    async with (
+        running_cloud() as cloud,
+        data_path(tmp_path, cloud.target, cascade=audited, random=lambda: 0.0) as path,
+    ):
         answer = await path.infer(rows(UNSURE, SURE), local_only=True)
         assert (answer.parameters["served_by"], answer.parameters["reason"]) == ("edge", "privacy")
         await path.pipeline.auditor.rest()
