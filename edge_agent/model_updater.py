@@ -33,7 +33,12 @@ _MAX_ERROR_CHARS = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What is true of one model now, for heartbeats and ``penstock agent status``."""
+    """What is true of one model now, for heartbeats and ``penstock agent status``.
+
+    Attributes:
+        failed_digest: the wanted artifact when it has failed here for good, which means until another one was asked
+            for; "" while it is still being tried.
+    """
 
     model: str
     active: Slot | None
@@ -101,6 +106,7 @@ class ModelUpdater:
         """What is true now."""
         phase, error = update.phase(self.state, self.progress, self._limits)
         desired = self.state.desired
+        failure = self.state.failure_of(desired) if desired else None
         return Report(
             model=self.state.model,
             active=self.state.active,
@@ -108,7 +114,7 @@ class ModelUpdater:
             desired=desired,
             phase=phase,
             error=error[:_MAX_ERROR_CHARS],
-            failed_digest=desired.artifact_digest if desired and phase in ("reverted", "failed") else "",
+            failed_digest=failure.release.artifact_digest if failure and failure.is_blocked else "",
             transferred=self._transferred,
             hosted=self._hosted,
         )

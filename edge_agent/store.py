@@ -20,7 +20,7 @@ from edge_agent.hosting import LoadPlan
 from edge_agent.policy.slots import ModelState, Slot
 from penstock import artifact as art
 from penstock import certificate as certificates
-from penstock.blobs import MAX_DOCUMENT_BYTES, BlobStore, disk_errors, write_atomically
+from penstock.blobs import MAX_DOCUMENT_BYTES, BlobStore, digest_of, disk_errors, write_atomically
 from penstock.errors import ArtifactError, DigestMismatch, NotFound, PenstockError, StorageError
 
 P = ParamSpec("P")
@@ -63,7 +63,10 @@ class DataDirLock:
 
 
 class Store:
-    """Blobs and model states under ``data_dir``. State files are replaced whole: old or new, never a mixture."""
+    """Blobs and model states under ``data_dir``. State files are replaced whole: old or new, never a mixture.
+
+    Hold the :class:`DataDirLock` first: opening deletes what unfinished writes left behind.
+    """
 
     def __init__(self, data_dir: Path, *, max_document_bytes: int = MAX_DOCUMENT_BYTES) -> None:
         """
@@ -76,6 +79,9 @@ class Store:
         self._max_document_bytes = max_document_bytes
         with disk_errors(f"creating {self._models}"):
             self._models.mkdir(parents=True, exist_ok=True)
+            for directory in (data_dir, self._models, self.blobs.path(digest_of(b"")).parent):
+                for leftover in directory.glob(".tmp-*"):  # of writes that a kill -9 cut short
+                    leftover.unlink(missing_ok=True)
 
     def __repr__(self) -> str:
         return f"Store({str(self.data_dir)!r})"

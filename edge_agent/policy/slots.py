@@ -127,14 +127,18 @@ def end_trial(state: ModelState, key: ReleaseKey) -> ModelState:
 
 
 def activate(state: ModelState, slot: Slot) -> ModelState:
-    """Make a proven slot the active one. The previous slot is always one that was committed.
+    """Make a proven slot the active one. The previous slot is always one that was committed, of another artifact.
 
     Going back to the previous slot needs no second probation.
     """
     is_return = state.previous is not None and state.previous.key == slot.key
-    kept = state.active if state.active and state.is_committed else (None if is_return else state.previous)
-    survived = _with_starts(state, state.active.key, 0) if state.active else state  # it was replaced, it did not crash
-    return replace(survived, active=slot, previous=kept, is_committed=is_return)
+    kept = None if is_return else state.previous
+    active = state.active
+    if active is not None:
+        state = _with_starts(state, active.key, 0)  # it was replaced, it did not crash
+        if state.is_committed and active.release.artifact_digest != slot.release.artifact_digest:
+            kept = active
+    return replace(state, active=slot, previous=kept, is_committed=is_return)
 
 
 def commit(state: ModelState) -> ModelState:

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,15 +61,19 @@ class Device:
     def log(self) -> str:
         return (self.directory / "log").read_text(errors="replace")
 
-    async def spawn(self, *arguments: str) -> asyncio.subprocess.Process:
+    async def spawn(self, *arguments: str, shell: str = "") -> asyncio.subprocess.Process:
+        """Start an agent; ``shell`` runs first, in the same process."""
         config = self.directory / "agent.toml"
         config.write_text(self.config)
+        command = [
+            *(sys.executable, "-m", "penstock", "agent", "run", "--config", str(config), "--device-id", "d1"),
+            *("--data-dir", str(self.data_dir), "--socket", str(self.socket)),
+            *("--core", self.fleet.target, "--registry", self.registry.url, *arguments),
+        ]
+        if shell:
+            command = ["/bin/sh", "-c", f'{shell}; exec "$@"', "sh", *command]
         with (self.directory / "log").open("ab") as log:
-            return await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "penstock", "agent", "run", "--config", str(config), "--data-dir",
-                str(self.data_dir), "--socket", str(self.socket), "--core", self.fleet.target, "--registry",
-                self.registry.url, "--device-id", "d1", *arguments, stdout=log, stderr=log,
-            )  # fmt: skip
+            return await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log)
 
     async def start(self, *arguments: str) -> None:
         (self.data_dir / "endpoints.json").unlink(missing_ok=True)
@@ -109,6 +114,18 @@ class Device:
             f"{version} committed", lambda m: m["phase"] == "COMMITTED" and m["version"] == version and m["is_serving"]
         )
 
+    async def until_answering(self) -> None:
+        def answers() -> bool:
+            with suppress(Unavailable):
+                return bool(cli.fetch_status(self.socket))
+            return False
+
+        for _ in range(200):
+            if await asyncio.to_thread(answers):
+                return
+            await asyncio.sleep(0.05)
+        raise AssertionError("the agent does not answer")
+
     def is_healthy(self) -> bool:
         """Whether what runs was committed, and the count of its starts forgotten."""
         path = self.data_dir / "models" / f"{MODEL}.json"
@@ -133,9 +150,9 @@ class Device:
         found: dict[str, Any] = json.loads(content)
         return found
 
-    async def infer_when_served(self) -> dict[str, Any]:
+    async def infer_when_served(self, rows: int = 1) -> dict[str, Any]:
         await self.until("serving", lambda m: m["is_serving"])
-        return await self.infer()
+        return await self.infer(rows)
 
 
 @pytest.fixture
@@ -209,6 +226,30 @@ async def test_serves_after_a_reboot_while_offline(device: Device) -> None:
     status = await device.status()
     assert status["cloud"]["is_reachable"] is False
     assert status["cloud"]["error"]
+
+
+async def test_serves_when_the_disk_takes_not_one_byte_more(device: Device) -> None:
+    layout = publish(device, "v1")
+    await device.start()
+    await device.committed("v1")
+    await device.kill()
+    device.process = await device.spawn(shell="exec >/dev/null 2>&1; ulimit -f 0")  # no file may grow, not even a log
+    await device.until_answering()
+    assert (await device.infer_when_served(rows=2))["parameters"]["served_by"] == "edge"
+    await device.committed("v1")
+    outbox: dict[str, Any] = {}
+    for _ in range(100):
+        outbox = (await device.status())["outbox"]
+        if outbox["records"]:
+            break
+        await asyncio.sleep(0.05)
+    assert outbox["records"] == 1, "held in memory until the disk takes it"
+    assert outbox["error"]
+    await device.kill()
+    await device.start()
+    await device.committed("v1")
+    await device.infer(rows=3)
+    await until("the disk is back", lambda: device.fleet.rows(layout.digest) == 3)
 
 
 async def test_kill_9_in_the_middle_of_a_pull_resumes(device: Device) -> None:

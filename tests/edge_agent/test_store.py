@@ -157,6 +157,17 @@ def test_a_partial_download_of_the_wish_is_kept(tmp_path: Path) -> None:
     assert store.blobs.partial_bytes(weights) == 5
 
 
+def test_what_unfinished_writes_left_behind_is_deleted(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    digest = store.blobs.put(b"kept")
+    leftovers = [tmp_path / ".tmp-a", tmp_path / "models" / ".tmp-b", store.blobs.path(digest).parent / ".tmp-c"]
+    for leftover in leftovers:
+        leftover.write_bytes(b"half")
+    again = Store(tmp_path)
+    assert not any(leftover.exists() for leftover in leftovers)
+    assert again.blobs.read(digest) == b"kept"
+
+
 def test_one_agent_per_data_directory(tmp_path: Path) -> None:
     with DataDirLock(tmp_path / "data"), pytest.raises(StorageError, match="another agent uses"):
         DataDirLock(tmp_path / "data")

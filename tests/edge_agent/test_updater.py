@@ -254,6 +254,7 @@ async def test_a_full_disk_is_reported_and_ridden_out(rig: Rig, monkeypatch: pyt
         updater.desire(MODEL, release_of(v1))
         report = await reach(updater, "failed")
         assert "disk is too full" in report.error
+        assert report.failed_digest == "", "it is still being tried"
         is_full = False
         await reach(updater, "committed", "v1")
 
@@ -429,6 +430,23 @@ async def test_a_certificate_for_other_digests_escalates_everything_and_says_so(
         report = await commit(updater, rig.build("v1", certified="other"))
         assert rig.hosting.get(MODEL).mode is CascadeMode.ESCALATE_ALL
         assert "issued for other digests" in report.error
+
+
+async def test_a_certificate_that_comes_later_is_taken_on_without_a_new_download(rig: Rig) -> None:
+    v1, v2 = rig.build("v1"), rig.build("v2")
+    async with rig.start() as updater:
+        await commit(updater, v1)
+        bare = Release(version="v2", artifact_digest=v2.digest)
+        updater.desire(MODEL, bare)
+        await reach(updater, "committed", "v2")
+        assert rig.hosting.get(MODEL).mode is CascadeMode.ESCALATE_ALL
+        rig.registry.requests.clear()
+        updater.desire(MODEL, release_of(v2))
+        await until("certified", lambda: rig.hosting.get(MODEL).mode is CascadeMode.CASCADE)
+        report = await reach(updater, "committed", "v2")
+        assert report.previous is not None
+        assert report.previous.release.version == "v1"
+        assert len(rig.registry.requests) == 2, "the certificate's manifest and its layer"
 
 
 async def test_two_models_live_side_by_side(rig: Rig) -> None:

@@ -107,6 +107,12 @@ def test_trials_of_releases_that_are_not_wanted_any_more_are_forgotten() -> None
     assert slots.desire(state, release("v3")).trials == ()
 
 
+def test_a_certificate_that_comes_later_does_not_cost_the_way_back() -> None:
+    state = slots.activate(running("v2", previous="v1"), slot("v2", certificate="c2"))
+    assert state.active == slot("v2", certificate="c2")
+    assert state.previous == slot("v1")
+
+
 def test_a_slot_that_is_replaced_did_not_crash() -> None:
     state = slots.begin_trial(slots.desire(running("v1"), release("v2")), release("v1").key)
     state = slots.activate(slots.begin_trial(state, release("v2").key), slot("v2"))
