@@ -3,7 +3,8 @@
 Owns a bounded queue and one call at a time. A draw counts once its harm is known. What is lost on the way (the cloud
 out of reach, another version there) is not counted, and it is lost alike whether the row was kept or not: rows that are
 drawn but neither kept nor answered by the cloud take the same way, or their safe arrival would water the evidence down.
-Rows that the caller keeps private are never drawn.
+Rows that the caller keeps private are never drawn. Draws are not charged to the row budget: their share is bounded, and
+a budget that ran out would stop the watch just when the device is busiest.
 """
 
 from __future__ import annotations
@@ -130,4 +131,7 @@ def _compare(hosted: Hosted, draws: Sequence[Draw], answer: CloudAnswer) -> None
 
 
 def _key(draw: Draw) -> tuple[object, ...]:
+    """Draws with equal keys fit into one call; those of a model with a fixed batch never do."""
+    if not draw.hosted.can_split:
+        return (id(draw),)
     return (id(draw.hosted), *((name, array.dtype.str, array.shape[1:]) for name, array in draw.inputs.items()))

@@ -20,8 +20,6 @@ from penstock.rpc import channels, codec
 from penstock.rpc.pb import oip_pb2
 from penstock.rpc.status import error_from_rpc
 
-_MAX_LANES = 64
-
 
 class Escalator:
     """The channel to the cloud, its lanes, and the row budget that they share."""
@@ -39,7 +37,7 @@ class Escalator:
         self._loop = asyncio.get_running_loop()
         self._channel = channels.open_channel(target, aio=True)
         self._stub = channels.oip_stub(self._channel)
-        self._lanes: dict[tuple[str, str], Lane] = {}
+        self._lanes: dict[Hosted, Lane] = {}
         self._bucket = (
             TokenBucket(rate=settings.rate_rows_per_s, burst=settings.burst_rows) if settings.rate_rows_per_s else None
         )
@@ -47,18 +45,16 @@ class Escalator:
 
     def lane_of(self, hosted: Hosted) -> Lane:
         """The way up for what this model escalates."""
-        key = (hosted.plan.model, hosted.plan.artifact_digest)
-        lane = self._lanes.get(key)
+        lane = self._lanes.get(hosted)
         if lane is None:
-            if len(self._lanes) >= _MAX_LANES:  # versions that were replaced long ago
-                self._lanes = {key: lane for key, lane in self._lanes.items() if not lane.is_idle}
-            lane = self._lanes[key] = Lane(self, hosted, self.settings)
+            self._lanes = {key: old for key, old in self._lanes.items() if not (key.is_retired and old.is_idle)}
+            lane = self._lanes[hosted] = Lane(self, hosted, self.settings)
         return lane
 
     @property
     def is_reachable(self) -> bool:
-        """False when any lane is shut; True before anything was tried."""
-        return all(lane.is_reachable for lane in self._lanes.values())
+        """False when the lane of a model that answers is shut; True before anything was tried."""
+        return all(lane.is_reachable for hosted, lane in self._lanes.items() if not hosted.is_retired)
 
     def free_tokens(self) -> float:
         """Rows that the budget allows now; infinite without one."""

@@ -74,6 +74,7 @@ class Hosted:
         self.engine = engine
         self.tally = tally
         self.failures = 0
+        self.is_retired = False
         self.in_flight = 0
         self.idle = asyncio.Event()
         self.idle.set()
@@ -310,6 +311,7 @@ class Hosting:
 
     async def retire(self, hosted: Hosted) -> None:
         """Wait (at most ``drain_s``) for the requests in it, then release it. It must not come back."""
+        hosted.is_retired = True
         if self._active.get(hosted.plan.model) is hosted:
             del self._active[hosted.plan.model]
         try:

@@ -90,6 +90,9 @@ class Lane:
 
     def __init__(self, cloud: Cloud, hosted: Hosted, settings: EscalationSettings) -> None:
         self._cloud = cloud
+        self._hosted = hosted
+        self._timeout_s = settings.timeout_s
+        self._is_closed = False
         self._loop = asyncio.get_running_loop()
         self._model = hosted.plan.model
         self._version = hosted.plan.artifact_digest if settings.model_version == "digest" else ""
@@ -146,6 +149,8 @@ class Lane:
             DeadlineExceeded: no answer within ``timeout_s``. QueueFull: too many rows wait.
             PenstockError: whatever the cloud answered instead; Internal when its answer makes no sense.
         """
+        if self._is_closed:
+            raise Unavailable("the agent is stopping")
         if rows > self.free_rows:
             raise QueueFull(f"{self._queued_rows} rows wait for the cloud (escalation.max_queue_rows)")
         now = self._loop.time()
@@ -178,13 +183,16 @@ class Lane:
 
     async def close(self) -> None:
         """Refuse what waits and cancel what is under way."""
+        self._is_closed = True
         tasks = [call.task for call in self._calls if call.task is not None]
         if self._probe is not None:
             tasks.append(self._probe)
         if self._timer is not None:
             self._timer.cancel()
         for chunk in self._queue:
+            chunk.is_queued = False
             _settle(chunk, Unavailable("the agent is stopping"))
+        self._queue, self._queued_rows = [], 0
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -244,14 +252,19 @@ class Lane:
             self._pump()
 
     async def _answer(self, chunks: Sequence[_Chunk]) -> None:
+        chunks = [chunk for chunk in chunks if not chunk.future.done()]
+        if not chunks:
+            return
         timeout_s = max(chunk.give_up_at for chunk in chunks) - self._loop.time()
         try:
             answer = await self._call(_joined(chunks), timeout_s)
         except InvalidInput as error:
-            if len(chunks) == 1:
+            half = len(chunks) // 2
+            if not half:
                 _settle(chunks[0], error)
-            for chunk in chunks if len(chunks) > 1 else ():
-                await self._answer([chunk])  # one poisoned request must not fail the others
+                return
+            await self._answer(chunks[:half])  # one poisoned request must not fail the others
+            await self._answer(chunks[half:])
             return
         except PenstockError as error:
             for chunk in chunks:
@@ -283,19 +296,22 @@ class Lane:
             response = await self._cloud.infer(request, timeout_s)
             _check_outputs(response.outputs, self._outputs, rows)
         except PenstockError as error:
-            self._record(error, started_at)
+            self._record(error, self._loop.time() - started_at, timeout_s)
             raise
-        self._record(None, started_at)
+        self._record(None, self._loop.time() - started_at, timeout_s)
         return CloudAnswer(outputs=response.outputs, variant=str(response.parameters.get("variant", "")))
 
-    def _record(self, error: PenstockError | None, started_at: float) -> None:
+    def _record(self, error: PenstockError | None, took_s: float, timeout_s: float) -> None:
         now = self._loop.time()
         # a refusal of these inputs, or a call we gave up ourselves, says nothing about whether the cloud is there
         if isinstance(error, InvalidInput | Cancelled):
             return
-        if error is None or isinstance(error, DeadlineExceeded):  # a time-out is a round trip of at least that long
-            self._round_trips = self._round_trips.record(now - started_at, now)
+        is_late = isinstance(error, DeadlineExceeded)
+        if error is None or is_late:  # a time-out is a round trip of at least that long
+            self._round_trips = self._round_trips.record(max(took_s, timeout_s) if is_late else took_s, now)
             self._p95_s = (0.0, -math.inf)
+        if is_late and timeout_s < 0.9 * self._timeout_s:
+            return  # one caller was in more of a hurry than the settings are: the estimate above will spare the next
         self._breaker = self._breaker.record(error is None, now)
         if self._breaker.phase == "open" and self._probe is None:
             why = error.message if error else ""
@@ -305,14 +321,15 @@ class Lane:
     async def _look_until_back(self) -> None:
         """Ask now and then whether the cloud can serve this model again. No request ever waits for the answer."""
         try:
-            while self._breaker.phase != "closed":
+            while self._breaker.phase != "closed" and not self._hosted.is_retired:
                 jitter = 1 + 0.25 * random.random()  # a fleet that lost its cloud together must not return together
                 await asyncio.sleep(self._breaker.wait_s(self._loop.time()) * jitter)
                 self._breaker, is_allowed = self._breaker.allows(self._loop.time())
                 if is_allowed:
                     is_ready = await self._cloud.is_model_ready(self._model, self._version)
                     self._breaker = self._breaker.record(is_ready, self._loop.time())
-            telemetry.log(_LOG, logging.INFO, "the cloud is back", model=self._model)
+            if not self._hosted.is_retired:
+                telemetry.log(_LOG, logging.INFO, "the cloud is back", model=self._model)
         finally:
             self._probe = None
 

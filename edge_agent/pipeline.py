@@ -130,15 +130,16 @@ class Pipeline:
     def _admit(self, request: InferRequest, arrived_at: float, timeout_s: float | None) -> _Work:
         hosted = self.hosting.get(request.model, request.version)
         rows = check_inputs(request.inputs, hosted.metadata.inputs)
-        if request.outputs:
-            _check_outputs(request.outputs, hosted)
         priority = 0
         is_private = is_explained = False
+        if request.outputs:
+            _check_outputs(request.outputs, hosted)
+            is_explained = any(name in EXPLAIN_OUTPUTS for name in request.outputs)
         if request.parameters:
             timeout_s = earliest_timeout_s(request, timeout_s)
             priority = priority_of(request)
             is_private = _flag(request, "local_only")
-            is_explained = _flag(request, "explain")
+            is_explained = is_explained or _flag(request, "explain")
         deadline = arrived_at + (self._default_timeout_s if timeout_s is None else timeout_s)
         refusal = admission.on_rows(self.load, self.limits, rows=rows) or admission.on_deadline(
             deadline, self._loop.time()
@@ -232,7 +233,9 @@ class Pipeline:
         hosted = work.hosted
         if not share or work.is_private or hosted.mode is not CascadeMode.CASCADE:
             return ()
-        drawn = cascade.drawn([self._random() for _ in range(work.rows)], share)
+        # a fixed batch goes up whole, so it is drawn whole: by one number for all of its rows
+        numbers = [self._random() for _ in range(work.rows)] if hosted.can_split else [self._random()] * work.rows
+        drawn = cascade.drawn(numbers, share)
         return drawn if drawn and self.auditor.can_draw(hosted) else ()
 
     def _account_draws(
@@ -320,8 +323,8 @@ def _respond(
     if work.is_explained:
         outputs = {**outputs, **_explanation(scores, reasons)}
     if request.outputs:
-        wanted = [*request.outputs, *(name for name in EXPLAIN_OUTPUTS if name not in request.outputs)]
-        outputs = {name: outputs[name] for name in wanted if name in outputs}
+        wanted = dict.fromkeys((*request.outputs, *(EXPLAIN_OUTPUTS if work.is_explained else ())))
+        outputs = {name: outputs[name] for name in wanted}
     return InferResponse(
         model=plan.model, version=plan.version, id=request.id, outputs=outputs, parameters=parameters
     )

@@ -53,13 +53,13 @@ def rows(*given: list[float]) -> Rows:
     return np.array(given, dtype=np.float32)
 
 
-def model_file(path: Path, *, op: str = "Identity", inputs: int = 3) -> Path:
-    """x [n, inputs] -> logits = op(x)."""
+def model_file(path: Path, *, batch: int | str = "n") -> Path:
+    """x [batch, 3] -> logits = x."""
     graph = helper.make_graph(
-        [helper.make_node(op, ["x"], ["logits"])],
+        [helper.make_node("Identity", ["x"], ["logits"])],
         "toy",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", inputs])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", inputs])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, 3])],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
     return path
@@ -89,7 +89,7 @@ def load_plan(
     certified: Certificate | None,
     spec: VariantSpec | None = None,
     golden: bytes | None = None,
-    op: str = "Identity",
+    batch: int | str = "n",
     digest: str = DIGEST,
     version: str = "v1",
 ) -> LoadPlan:
@@ -99,7 +99,7 @@ def load_plan(
         version=version,
         artifact_digest=digest,
         variant=Variant(digest=EDGE, spec=spec or variant_spec(), weights=weights, golden=None),
-        weights=model_file(directory / f"{op}.onnx", op=op),
+        weights=model_file(directory / "toy.onnx", batch=batch),
         golden=golden,
         certificate_digest=CERTIFICATE if certified else "",
         certificate=certified,

@@ -216,3 +216,26 @@ async def test_closing_settles_everything(tmp_path: Path) -> None:
         await made.close()
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(isinstance(result, Unavailable) for result in results)
+
+
+async def test_a_hurried_callers_time_out_says_nothing_about_whether_the_cloud_is_there(tmp_path: Path) -> None:
+    async with lane(tmp_path) as (made, cloud, _):
+        cloud.error = DeadlineExceeded("late")
+        cloud.gate.set()
+        for _ in range(6):
+            await asyncio.gather(ask(made, 1, timeout_s=0.5), return_exceptions=True)
+        assert made.is_reachable
+        assert made.p95_s() >= 0.49  # but it is known how long is too short
+        for _ in range(3):
+            await asyncio.gather(ask(made, 1, timeout_s=2.0), return_exceptions=True)
+        assert not made.is_reachable
+
+
+async def test_nobody_looks_for_the_cloud_on_behalf_of_a_retired_version(tmp_path: Path) -> None:
+    async with lane(tmp_path) as (made, cloud, hosted):
+        cloud.gate.set()
+        cloud.error = Unavailable("away")
+        await asyncio.gather(*(ask(made, 1) for _ in range(3)), return_exceptions=True)
+        await until("it is looked for", lambda: cloud.probes >= 1)
+        hosted.is_retired = True
+        await until("nobody looks any more", lambda: made.is_idle)

@@ -17,6 +17,7 @@ from edge_agent.policy.cascade import CascadeMode
 from edge_agent.settings import CascadeSettings, EscalationSettings, LimitsSettings
 from penstock.errors import DeadlineExceeded, InvalidInput, NotFound, PenstockError, QueueFull, Unavailable
 from penstock.inference import InferRequest
+from penstock.tensors import TensorSpec
 from tests.edge_agent.datapath import (
     CERTIFICATE,
     CLOUD,
@@ -90,6 +91,13 @@ async def test_a_tie_with_the_threshold_is_kept_as_it_was_counted_when_certified
 
 async def test_only_wanted_outputs_come_back(tmp_path: Path) -> None:
     async with data_path(tmp_path) as path:
+        for wanted, expected in (
+            (("logits",), ["logits"]),
+            (("penstock_reason", "logits"), ["penstock_reason", "logits", "penstock_served_by", "penstock_confidence"]),
+        ):
+            request = InferRequest(model=MODEL, inputs={"x": rows(SURE)}, outputs=wanted)
+            answer = await path.pipeline.infer(request, arrived_at=asyncio.get_running_loop().time())
+            assert list(answer.outputs) == expected
         request = InferRequest(model=MODEL, inputs={"x": rows(SURE)}, outputs=("nothing",))
         with pytest.raises(InvalidInput, match=r"no output named 'nothing'.*logits"):
             await path.pipeline.infer(request, arrived_at=asyncio.get_running_loop().time())
@@ -224,6 +232,28 @@ async def test_a_cloud_at_another_version_than_certified_ends_keeping_until_it_i
         await path.infer(rows(SURE))
         assert path.hosted.mode is CascadeMode.CASCADE
         assert (await path.infer(rows(SURE))).parameters["reason"] == "confident"
+
+
+async def test_a_model_with_a_fixed_batch_is_answered_whole(tmp_path: Path) -> None:
+    """Rows that may depend on each other are neither split, nor joined with those of others."""
+    fixed = TensorSpec(name="x", datatype="FP32", shape=(2, 3))
+    spec = variant_spec(inputs=(fixed,), outputs=(TensorSpec(name="logits", datatype="FP32", shape=(2, 3)),))
+    plan = load_plan(tmp_path, certified=certificate(), spec=spec, batch=2)
+    audited = CascadeSettings(audit_share=0.1)
+    numbers = iter([0.05, 0.05, 0.5, 0.5])
+    async with (
+        running_cloud() as cloud,
+        data_path(tmp_path, cloud.target, plan=plan, cascade=audited, random=lambda: next(numbers)) as path,
+    ):
+        assert not path.hosted.can_split
+        for _ in range(2):
+            assert (await path.infer(rows(SURE, SURE))).parameters["served_by"] == "edge"
+        await path.pipeline.auditor.rest()
+        assert cloud.seen_rows == [2, 2]
+        answers = await asyncio.gather(*(path.infer(rows(SURE, UNSURE)) for _ in range(2)))
+        assert {answer.parameters["served_by"] for answer in answers} == {"cloud"}
+        assert cloud.seen_rows == [2, 2, 2, 2]
+        assert path.hosted.counts == OutcomeCounts(kept=4, escalated=4, audited=4)
 
 
 # --- what may go up -----------------------------------------------------------------------------------------------
