@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compiler.certify import clopper_pearson
 from penstock.cli.output import format_table
 
 from . import train
@@ -222,10 +223,10 @@ def _check_harm(demo: Demo, edge: Answers, cloud: Answers, cascade: Answers, y: 
     drop = cloud.accuracy(y) - cascade.accuracy(y)
     demo.figures["harm"] = {"promised": promised, "measured": harm, "accuracy_drop": drop}
     say()
-    demo.claim("measured harm is within the promise", harm <= promised, f"{harm:.2%} measured, {promised:.0%} promised")
-    demo.claim(
-        "the cascade is nearly as accurate as the cloud", drop <= promised, f"{drop:+.2%} points of accuracy lost"
-    )
+    low, high = clopper_pearson(round(harm * len(y)), len(y), 0.05)
+    evidence = f"{harm:.2%} measured (95% interval {low:.2%} to {high:.2%}), {promised:.0%} promised"
+    # 447 digits measure a harm of one point give or take half a point: the interval is what can contradict the promise
+    demo.claim("measured harm does not exceed the promise", low <= promised, evidence)
     demo.claim(
         "the cascade beats the device alone",
         cascade.accuracy(y) > edge.accuracy(y),

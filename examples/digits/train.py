@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import sys
 import time
 import warnings
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import click
 import numpy as np
 from numpy.typing import NDArray
 
@@ -65,7 +65,7 @@ class Trained:
 
 
 def train(out_dir: Path, *, seed: int = 0) -> Trained:
-    """Write teacher.onnx, student_v*.onnx, data.npz, data_v3.npz and the recipes v*.toml into ``out_dir``.
+    """Write teacher.onnx, student_v*.onnx, data.npz, data_v3.npz, digit.npy (one row) and v*.toml into ``out_dir``.
 
     Does nothing when ``out_dir`` already holds exactly these files from the same code, libraries and seed.
     """
@@ -143,6 +143,7 @@ def _files(seed: int) -> dict[str, bytes]:
     for name, student in STUDENTS.items():
         files[f"student_{name}.onnx"] = fit_student(splits["train"], student, seed=seed)
     files["data.npz"] = _npz(splits, is_inverted=False)
+    files["digit.npy"] = _npy(splits["test"].x[:1])
     files["data_v3.npz"] = _npz(splits, is_inverted=True)
     for name in VERSIONS:
         files[f"{name}.toml"] = (_RECIPES / f"{name}.toml").read_bytes()
@@ -157,6 +158,12 @@ def _npz(splits: Mapping[str, data.Split], *, is_inverted: bool) -> bytes:
         arrays[f"y_{name}"] = split.y
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # numpy's stub takes **kwds for allow_pickle
+    return buffer.getvalue()
+
+
+def _npy(array: NDArray[np.float32]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
     return buffer.getvalue()
 
 
@@ -205,15 +212,17 @@ def _already_there(out_dir: Path, key: str) -> dict[str, float] | None:
         return None  # absent, half-written or damaged: train again
 
 
-def main() -> None:
-    """``python -m examples.digits.train [DIR]``"""
-    out_dir = Path(sys.argv[1] if len(sys.argv) > 1 else "out/digits")
+@click.command()
+@click.argument("out_dir", type=click.Path(path_type=Path, file_okay=False), default=Path("out/digits"))
+@click.option("--seed", default=0, show_default=True, help="Seed of the split and the training.")
+def main(out_dir: Path, seed: int) -> None:
+    """Train the digits models into OUT_DIR (out/digits by default), with data and recipes beside them."""
     started = time.perf_counter()
-    trained = train(out_dir)
+    trained = train(out_dir, seed=seed)
     print(f"{'trained' if trained.is_new else 'already there'}: {out_dir} ({time.perf_counter() - started:.1f} s)")
     for name, accuracy in trained.accuracy.items():
         print(f"  {name:<12} {accuracy:6.1%} on held-out digits")
-    print(f"next: penstock compile {out_dir / 'v1.toml'} -o {out_dir / 'v1'}")
+    print(f"next: penstock compile {out_dir / 'v1.toml'} -o {out_dir / 'compiled-v1'}")
 
 
 if __name__ == "__main__":
