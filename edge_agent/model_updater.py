@@ -19,7 +19,8 @@ from edge_agent.hosting import Hosted, Hosting
 from edge_agent.outcomes import OutcomeCounts
 from edge_agent.policy import slots, update
 from edge_agent.policy.slots import ModelState, Release, Slot
-from edge_agent.policy.update import LoadFailure, Phase, Progress, UpdateLimits
+from edge_agent.policy.update import LoadFailure, Progress, UpdateLimits
+from edge_agent.report import Report
 from edge_agent.settings import UpdateSettings
 from edge_agent.store import Store, in_thread
 from penstock.errors import DigestMismatch, Internal, NotFound, PenstockError, StorageError
@@ -29,26 +30,6 @@ from penstock.telemetry import log
 _log = logging.getLogger(__name__)
 _POLL_S = 0.5  # how often failures and rows are looked at during a probation
 _MAX_ERROR_CHARS = 1000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """What is true of one model now, for heartbeats and ``penstock agent status``.
-
-    Attributes:
-        failed_digest: the wanted artifact when it has failed here for good, which means until another one was asked
-            for; "" while it is still being tried.
-    """
-
-    model: str
-    active: Slot | None
-    previous: Slot | None
-    desired: Release | None
-    phase: Phase
-    error: str
-    failed_digest: str
-    transferred: Transferred
-    hosted: Hosted | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +79,7 @@ class ModelUpdater:
 
     def desire(self, release: Release) -> None:
         """The fleet service wants this release here; the newest wish wins, also over one that is half done."""
-        if release != self.state.desired:
+        if release != (self._wish or self.state.desired):
             self._wish = release
             self._wake.set()
 
@@ -145,7 +126,10 @@ class ModelUpdater:
         for key in {self.progress.loaded, self.progress.prepared}:
             if key is not None:
                 self.state = slots.end_trial(self.state, key)
-        self._save_or_warn()
+        try:
+            self._tools.store.save(self.state)
+        except StorageError as error:
+            self._warn_unsaved(error)
 
     async def _act(self, action: update.Action) -> None:
         match action:
@@ -158,7 +142,7 @@ class ModelUpdater:
             case update.Activate(slot=slot):
                 await self._activate(slot)
             case update.Commit(reason=reason):
-                self._try_save(slots.commit(self.state), "committed", reason)
+                await self._try_save(slots.commit(self.state), "committed", reason)
             case update.Revert(reason=reason, should_block=should_block):
                 await self._revert(reason, should_block)
             case update.Refuse(release=release, reason=reason):
@@ -177,7 +161,7 @@ class ModelUpdater:
             return
         is_new = self.state.desired is None or self.state.desired.key != wish.key
         self.state = slots.desire(self.state, wish)
-        self._save_or_warn()
+        await self._save_or_warn()
         log(_log, logging.INFO, "desired changed", model=self.state.model, version=wish.version,
             artifact=wish.artifact_digest, certificate=wish.certificate_digest)  # fmt: skip
         if is_new:
@@ -211,7 +195,7 @@ class ModelUpdater:
 
     async def _load(self, slot: Slot) -> None:
         self.state = slots.begin_trial(self.state, slot.key)
-        self._save_or_warn()  # a full disk must not keep a proven model from answering
+        await self._save_or_warn()  # a full disk must not keep a proven model from answering
         try:
             hosted = await self._prepare(slot)
         except PenstockError as error:
@@ -261,7 +245,7 @@ class ModelUpdater:
 
     async def _prove(self, slot: Slot) -> None:
         """A release that kills the process here is counted, and in the end refused, by the trial on disk."""
-        if not self._try_save(slots.begin_trial(self.state, slot.key), "proving", slot.release.version):
+        if not await self._try_save(slots.begin_trial(self.state, slot.key), "proving", slot.release.version):
             return
         try:
             self._prepared = await self._prepare(slot)
@@ -284,8 +268,8 @@ class ModelUpdater:
 
     async def _activate(self, slot: Slot) -> None:
         """On disk first: killed in between, the next start serves the new one, still on its trial."""
-        prepared = self._prepared
-        if prepared is None or not self._try_save(slots.activate(self.state, slot), "activated", slot.release.version):
+        prepared, activated = self._prepared, slots.activate(self.state, slot)
+        if prepared is None or not await self._try_save(activated, "activated", slot.release.version):
             await self._discard_prepared()
             return
         self._prepared = None
@@ -327,7 +311,7 @@ class ModelUpdater:
         back = slots.revert(self.state, reason, limit=limit, should_block=should_block)
         await self._forget_candidate()
         self.state = back  # also when the disk is full: what is broken must not go on answering
-        self._save_or_warn()
+        await self._save_or_warn()
         log(_log, logging.WARNING, "reverted", model=self.state.model, reason=reason,
             to=back.active.release.version if back.active else "nothing")  # fmt: skip
         self._set(load_failure=None, load_attempts=0, should_collect=True)
@@ -336,7 +320,7 @@ class ModelUpdater:
         log(_log, logging.WARNING, "refused", model=self.state.model, version=release.version, reason=reason)
         reason = reason[:_MAX_ERROR_CHARS]
         self.state = slots.fail(self.state, release, kind, reason, limit=self._tools.settings.max_failures)
-        self._save_or_warn()
+        await self._save_or_warn()
         await self._forget_candidate()
         self._set(should_collect=True)
 
@@ -381,23 +365,26 @@ class ModelUpdater:
     def _on_transferred(self, transferred: Transferred) -> None:
         self._transferred = transferred
 
-    def _try_save(self, state: ModelState, event: str, reason: str) -> bool:
+    async def _try_save(self, state: ModelState, event: str, reason: str) -> bool:
         """Take on a state if it can be made durable; else back off and stay where we are."""
         try:
-            self._tools.store.save(state)
+            await in_thread(self._tools.store.save, state)
         except StorageError as error:
-            log(_log, logging.WARNING, "state not saved", model=state.model, error=error.message)
+            self._warn_unsaved(error)
             self._back_off(error, is_hard=True)
             return False
         log(_log, logging.INFO, event, model=state.model, reason=reason)
         self.state = state
         return True
 
-    def _save_or_warn(self) -> None:
+    async def _save_or_warn(self) -> None:
         try:
-            self._tools.store.save(self.state)
+            await in_thread(self._tools.store.save, self.state)
         except StorageError as error:
-            log(_log, logging.WARNING, "state not saved", model=self.state.model, error=error.message)
+            self._warn_unsaved(error)
+
+    def _warn_unsaved(self, error: StorageError) -> None:
+        log(_log, logging.WARNING, "state not saved", model=self.state.model, error=error.message)
 
     def _set(self, **changes: object) -> None:
         self.progress = replace(self.progress, **changes)  # type: ignore[arg-type]  # names checked by replace

@@ -6,8 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from edge_agent.model_updater import Report
 from edge_agent.pipeline import Pipeline
+from edge_agent.report import Report
 from edge_agent.settings import AgentSettings
 from edge_agent.updater import Updater
 from edge_agent.uplink import Delivery, Device, Heartbeats

@@ -9,8 +9,9 @@ import asyncio
 import logging
 from collections.abc import Iterable
 
-from edge_agent.model_updater import ModelUpdater, Report, Tools
+from edge_agent.model_updater import ModelUpdater, Tools
 from edge_agent.policy.slots import ModelState, Release
+from edge_agent.report import Report
 from penstock.errors import ArtifactError
 from penstock.telemetry import log
 

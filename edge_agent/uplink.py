@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 import grpc
 
-from edge_agent.model_updater import Report
 from edge_agent.outbox import Outbox, Record
 from edge_agent.outcomes import NOTHING, IntervalCounts, OutcomeCounts, Outcomes
 from edge_agent.policy.slots import Release
+from edge_agent.report import Report
 from edge_agent.settings import HeartbeatSettings, OutboxSettings
 from edge_agent.store import in_thread
 from penstock.artifact import check_model_name

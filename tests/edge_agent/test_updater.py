@@ -16,10 +16,11 @@ import pytest
 from edge_agent import fetch
 from edge_agent.fetch import Fetcher, Registry
 from edge_agent.hosting import Hosting
-from edge_agent.model_updater import Report, Tools
+from edge_agent.model_updater import Tools
 from edge_agent.outcomes import OutcomeCounts, Outcomes
 from edge_agent.policy.cascade import CascadeMode
 from edge_agent.policy.slots import Release
+from edge_agent.report import Report
 from edge_agent.settings import FetchSettings, UpdateSettings
 from edge_agent.store import Store
 from edge_agent.updater import Updater
@@ -416,6 +417,18 @@ async def test_the_newest_wish_wins_over_a_pull_that_is_under_way(rig: Rig) -> N
         await commit(updater, v2)
         await until("the half is gone", lambda: rig.store.blobs.partials() == ())
         never.set()
+
+
+async def test_a_wish_taken_back_before_it_was_heard_changes_nothing(rig: Rig) -> None:
+    v1, v2 = rig.build("v1"), rig.build("v2")
+    async with rig.start() as updater:
+        await commit(updater, v1)
+        updater.desire(MODEL, release_of(v2))
+        updater.desire(MODEL, release_of(v1))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert only(updater).desired == release_of(v1)
+        assert only(updater).phase == "committed"
 
 
 async def test_an_artifact_without_certificate_escalates_everything_and_says_so(rig: Rig) -> None:

@@ -12,10 +12,10 @@ import msgspec
 import pytest
 
 from edge_agent.fetch import Transferred
-from edge_agent.model_updater import Report
 from edge_agent.outbox import Outbox
 from edge_agent.outcomes import IntervalCounts, OutcomeCounts, Outcomes
 from edge_agent.policy.slots import Release, Slot
+from edge_agent.report import Report
 from edge_agent.settings import HeartbeatSettings, OutboxSettings
 from edge_agent.uplink import Delivery, Device, FleetLink, Heartbeats, Local, bounded, reported
 from penstock.errors import StorageError
