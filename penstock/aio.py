@@ -257,16 +257,14 @@ class AsyncClient:
         Raises:
             InvalidInput: they do not fit the model as it is now.
         """
-        while True:
-            known = await self._metadata(wanted.model, wanted.version, wanted.deadline, wanted.timeout_s)
-            try:
-                arrays = call.arrays_of(wanted.inputs, known.inputs)
-                check_inputs(arrays, known.inputs)
-            except InvalidInput:
-                if not self._forget_if_stale(wanted.model, wanted.version):
-                    raise
-            else:
-                return arrays, known
+        known = await self._metadata(wanted.model, wanted.version, wanted.deadline, wanted.timeout_s)
+        try:
+            return _fitting(wanted.inputs, known), known
+        except InvalidInput:
+            if not self._forget_if_stale(wanted.model, wanted.version):
+                raise
+        known = await self._metadata(wanted.model, wanted.version, wanted.deadline, wanted.timeout_s)
+        return _fitting(wanted.inputs, known), known
 
     async def _metadata(self, model: str, version: str, deadline: float, timeout_s: float) -> ModelMetadata:
         """Known metadata, or one question to the server however many callers ask."""
@@ -356,6 +354,12 @@ def _key(model: str, version: str, inputs: Inputs, outputs: Sequence[str], prior
     if len(rows) != 1 or 0 in rows:
         return None
     return (model, version, tuple(kinds), tuple(outputs), priority)
+
+
+def _fitting(inputs: Inputs, known: ModelMetadata) -> dict[str, Array]:
+    arrays = call.arrays_of(inputs, known.inputs)
+    check_inputs(arrays, known.inputs)
+    return arrays
 
 
 def _open(target: Target, token: str | None) -> AioTransport:

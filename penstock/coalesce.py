@@ -15,6 +15,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -166,19 +167,22 @@ class Coalescer:
                 self._finish(batch)
                 continue
             lane.in_flight += 1
-            batch.task = self._loop.create_task(self._run(lane, batch, members))
+            batch.task = self._loop.create_task(self._run(lane, members))
+            batch.task.add_done_callback(partial(self._landed, lane, batch))
 
-    async def _run(self, lane: Lane, batch: _Batch, members: list[Member]) -> None:
+    def _landed(self, lane: Lane, batch: _Batch, _: asyncio.Task[None]) -> None:
+        # a callback, not the end of _run: a task that is cancelled before its first step runs none of its code
+        self._finish(batch)
+        lane.in_flight -= 1
+        self._pump(lane)
+
+    async def _run(self, lane: Lane, members: list[Member]) -> None:
         try:
             await self._deliver(lane, members)
         except PenstockError as error:
             _fail(members, error)
         except Exception as error:  # a defect of ours must reach the callers, who would wait for ever otherwise
             _fail(members, Internal(f"the merged request failed: {type(error).__name__}: {error}"))
-        finally:
-            self._finish(batch)
-            lane.in_flight -= 1
-            self._pump(lane)
 
     async def _deliver(self, lane: Lane, members: list[Member]) -> None:
         """Send members as one request and hand out the answer's rows; halve on a refusal."""

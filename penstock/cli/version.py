@@ -46,15 +46,19 @@ def command(output: str) -> None:
 
 
 def _libraries() -> dict[str, str]:
-    """Libraries that Penstock declares, with the first extra that brings each ("" for the base install)."""
-    found: dict[str, str] = {}
+    """Libraries that Penstock declares, with the smallest extra that brings each ("" for the base install)."""
+    needs: dict[str, list[str]] = {}
     for requirement in importlib.metadata.requires("penstock") or []:
         name = _REQUIREMENT.match(requirement)
         extra = _EXTRA.search(requirement)
-        if name is None or name.group(1) == "penstock" or (extra and extra.group(1) in _NOT_FOR_USERS):
-            continue
-        found.setdefault(name.group(1), extra.group(1) if extra else "")
-    return found
+        if name is not None and name.group(1) != "penstock":
+            needs.setdefault(extra.group(1) if extra else "", []).append(name.group(1))
+    base = dict.fromkeys(needs.pop("", []), "")
+    smallest_first = sorted(needs, key=lambda extra: (len(needs[extra]), extra))
+    brought = {
+        name: extra for extra in reversed(smallest_first) if extra not in _NOT_FOR_USERS for name in needs[extra]
+    }
+    return {**base, **dict(sorted(brought.items()))}
 
 
 def _installed(name: str) -> str | None:

@@ -144,18 +144,19 @@ def _read(connection: http.client.HTTPConnection, response: http.client.HTTPResp
         raise _too_large()
     chunks = []
     total = 0
-    while not response.isclosed():
+    while response.length != 0:  # None when the body is chunked, or ends with the connection
         if connection.sock is not None:
             connection.sock.settimeout(_left(deadline))
         chunk = response.read1(_CHUNK_BYTES)
+        if not chunk:
+            break
         total += len(chunk)
         if total > MAX_BODY_BYTES:
             raise _too_large()
         chunks.append(chunk)
-        if not chunk:
-            break
     if response.length:  # the connection ended before Content-Length did
         raise http.client.IncompleteRead(b"", response.length)
+    response.close()  # read1 does not notice the end, and an open response keeps its connection from being used again
     return b"".join(chunks)
 
 
