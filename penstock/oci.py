@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from penstock import artifact as art
-from penstock.artifact import Descriptor
+from penstock.artifact import Artifact, Descriptor
+from penstock.certificate import Certificate
 from penstock.errors import ArtifactError, DigestMismatch, InvalidInput
 from penstock.layout import Layout
 from penstock.oci_client import Document, RegistryClient
 
-__all__ = ["Moved", "RegistryClient", "pull", "push"]
+__all__ = ["Found", "Moved", "RegistryClient", "look", "look_at_layout", "pull", "push"]
 
 Report = Callable[[int, int], None]
 """Called with bytes done and bytes in total."""
@@ -77,10 +78,7 @@ def pull(
         DigestMismatch, ArtifactError: what came is not what was named.
         StorageError: the disk is full; a later pull continues. Unavailable: out of reach.
     """
-    model, version = art.split_reference(reference)
-    if not version:
-        raise InvalidInput(f"{reference}: name a version; {model} has {', '.join(client.tags(model))}")
-    document = client.manifest(model, version)
+    model, version, document = _named(client, reference)
     index = art.decode_index(document.data)
     layout = Layout.create(root)
     manifests = [_described(client.manifest(model, entry.digest), entry) for entry in _bounded(index.manifests)]
@@ -104,6 +102,66 @@ def pull(
     size = len(document.data)
     layout.adopt(Descriptor(media_type=art.INDEX, digest=document.digest, size=size, annotations=names), described)
     return tally.result(model, tag, document.digest)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """An artifact as its documents describe it, wherever it is. ``certificate``: the newest one, not checked."""
+
+    artifact: Artifact
+    tag: str
+    certificate: Certificate | None
+    referrers: tuple[Descriptor, ...]
+
+
+def look(client: RegistryClient, reference: str) -> Found:
+    """Read an artifact's documents from a registry, without its weights.
+
+    Raises:
+        InvalidInput: no version given. NotFound, ArtifactError, Unavailable.
+    """
+    model, version, document = _named(client, reference)
+    manifests = {document.digest, *(entry.digest for entry in _bounded(art.decode_index(document.data).manifests))}
+    referrers = [entry for entry in client.referrers(model, document.digest) if entry.media_type == art.MANIFEST]
+    manifests.update(entry.digest for entry in _bounded(referrers))
+
+    def read(digest: str) -> bytes:
+        if digest == document.digest:
+            return document.data
+        return client.manifest(model, digest).data if digest in manifests else client.small_blob(model, digest)
+
+    certificates = [entry.digest for entry in referrers if entry.artifact_type == art.CERTIFICATE]
+    return Found(
+        artifact=art.load(document.digest, read),
+        tag="" if ":" in version else version,
+        certificate=art.load_certificate(certificates[-1], read) if certificates else None,
+        referrers=tuple(referrers),
+    )
+
+
+def look_at_layout(layout: Layout) -> Found:
+    """The same for a layout on disk.
+
+    Raises:
+        ArtifactError, NotFound: it holds no artifact that can be read.
+    """
+    certificate = layout.certificate()
+    return Found(
+        artifact=layout.artifact(),
+        tag=layout.tag,
+        certificate=certificate[1] if certificate else None,
+        referrers=tuple(
+            Descriptor(media_type=art.MANIFEST, digest=r.digest, size=r.content.size, artifact_type=r.kind)
+            for r in layout.referrers()
+        ),
+    )
+
+
+def _named(client: RegistryClient, reference: str) -> tuple[str, str, Document]:
+    model, version = art.split_reference(reference)
+    if not version:
+        raise InvalidInput(f"{reference}: name a version; {model} has {', '.join(client.tags(model))}")
+    return model, version, client.manifest(model, version)
 
 
 class _Tally:

@@ -202,7 +202,7 @@ def _missing(
     missing = []
     pending = [d for d in wave.observations if outcomes.get(d.device_id) == "pending"]
     if pending:
-        named = ", ".join(f"{d.device_id} ({d.error or d.phase})" for d in pending[:_MAX_NAMED])
+        named = ", ".join(f"{d.device_id} ({_doing(d)})" for d in pending[:_MAX_NAMED])
         more = f" and {len(pending) - _MAX_NAMED} more" if len(pending) > _MAX_NAMED else ""
         missing.append(f"waiting for {named}{more}")
     if outcomes and not any(outcome == "committed" for outcome in outcomes.values()) and not pending:
@@ -232,6 +232,13 @@ def _outcomes(wave: Wave, target: str, gate: Gate, now: datetime) -> dict[str, O
     """Outcomes that count: an acknowledged device counts again once it has recovered."""
     found = {d.device_id: outcome_of(d, target, gate, wave.released_at, now) for d in wave.observations}
     return {name: outcome for name, outcome in found.items() if outcome == "committed" or name not in wave.acknowledged}
+
+
+def _doing(device: Observation) -> str:
+    if device.error:
+        return device.error[:120]
+    # at rest with another artifact: it has not heard of this one yet
+    return device.phase if device.phase in ("fetching", "proving", "probation", "failed") else "not begun"
 
 
 def _failures_text(wave: Wave, outcomes: Mapping[str, Outcome], gate: Gate) -> str:

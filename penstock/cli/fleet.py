@@ -1,0 +1,333 @@
+"""``penstock fleet``: plan, start, watch and stop rollouts, over gRPC to a core."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from penstock.cli.output import is_interactive, output_option, print_json, progress
+from penstock.errors import DeadlineExceeded, InvalidInput, Unavailable
+
+if TYPE_CHECKING:
+    from penstock.rpc.fleet import FleetClient
+    from penstock.rpc.pb import fleet_pb2
+
+EXIT_STOPPED = 3
+_POLL_S = 0.5
+_UNREACHABLE_S = 60.0
+
+
+def _core_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--core",
+        envvar="PENSTOCK_CORE",
+        default="grpc://127.0.0.1:8001",
+        show_default=True,
+        show_envvar=True,
+        metavar="TARGET",
+        help="The core.",
+    )(function)
+
+
+def _plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Who, in which order, and what a wave must show; what is left out takes the core's default."""
+    for option in (
+        click.option("--max-wave", type=float, default=0.0, metavar="S", help="Pause when a wave takes longer."),
+        click.option("--max-silence", type=float, default=0.0, metavar="S", help="A device silent for longer failed."),
+        click.option("--max-failure-rate", type=float, default=0.0, metavar="SHARE", help="Failed updates tolerated."),
+        click.option("--alpha", type=float, default=0.0, help="Error budget of each sequential test."),
+        click.option("--min-audited", type=int, default=0, metavar="ROWS", help="Audited rows a wave needs to pass."),
+        click.option("--bake", type=float, default=0.0, metavar="S", help="Shortest time a wave runs."),
+        click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, help="Order of the devices."),
+        click.option(
+            "--wave", "waves", type=float, multiple=True, metavar="SHARE", help="Cumulative share; repeat, end with 1."
+        ),
+        click.option("--device", "devices", multiple=True, metavar="ID", help="Only this device; repeat for more."),
+        click.option("--selector", multiple=True, metavar="LABEL=VALUE", help="Only devices with this label; repeat."),
+    ):
+        function = option(function)
+    return function
+
+
+@click.group(
+    epilog="""\b
+Examples:
+  penstock fleet devices
+  penstock fleet plan digits:v2 --wave 0.34 --wave 1 --bake 60
+  penstock fleet apply digits-v2-1 --wait
+  penstock fleet apply digits:v2 --yes --wait
+  penstock fleet status --watch
+  penstock fleet abort digits-v2-1 --keep
+  penstock fleet undo
+
+Without a rollout's name, the newest one that fits is meant."""
+)
+def command() -> None:
+    """Plan, start, watch and stop rollouts over many devices."""
+
+
+@command.command()
+@click.option("--selector", multiple=True, metavar="LABEL=VALUE", help="Only devices with this label; repeat.")
+@_core_option
+@output_option
+def devices(selector: tuple[str, ...], core: str, output: str) -> None:
+    """List devices: what they run, how they are, when they were last heard."""
+    from penstock.cli.fleet_view import devices_text
+    from penstock.rpc.fleet import as_data
+
+    with _client(core) as client:
+        found = client.devices(_labels(selector))
+    if output == "json":
+        print_json([as_data(device) for device in found])
+    else:
+        click.echo(devices_text(found))
+
+
+@command.command()
+@click.argument("reference")
+@_plan_options
+@_core_option
+@output_option
+def plan(reference: str, core: str, output: str, **options: Any) -> None:
+    """Freeze a plan to roll REFERENCE (model:tag or model@digest) out. Prints exactly what 'apply' will run."""
+    with _client(core) as client:
+        _show_plan(client.plan(_plan_request(reference, options)), output)
+
+
+@command.command()
+@click.argument("name", metavar="ROLLOUT|REFERENCE")
+@click.option("--plan-digest", default="", help="Refuse unless the plan is the one with this digest.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("--wait", is_flag=True, help="Follow to the end: exit 0 when it succeeded, 3 when it was stopped.")
+@click.option("--timeout", type=float, default=0.0, metavar="S", help="With --wait: give up watching after this long.")
+@_plan_options
+@_core_option
+@output_option
+def apply(
+    name: str, plan_digest: str, yes: bool, wait: bool, timeout: float, core: str, output: str, **options: Any
+) -> None:
+    """Run a plan, or plan REFERENCE and run that after asking."""
+    with _client(core) as client:
+        if ":" in name or "@" in name:
+            made = client.plan(_plan_request(name, options))
+            name, plan_digest = made.rollout_id, made.plan_digest
+            if not yes:
+                _confirm(made)
+        _finish(client, client.apply(name, plan_digest), output, wait=wait, timeout_s=timeout)
+
+
+@command.command()
+@click.argument("rollout", required=False, default="")
+@click.option("--all", "show_all", is_flag=True, help="List all rollouts.")
+@click.option("--watch", is_flag=True, help="Follow until it is over.")
+@_core_option
+@output_option
+def status(rollout: str, show_all: bool, watch: bool, core: str, output: str) -> None:
+    """Show a rollout: devices, evidence, and where it stands and why."""
+    from penstock.cli.fleet_view import rollouts_text
+    from penstock.rpc.fleet import as_data
+
+    with _client(core) as client:
+        if show_all:
+            found = client.rollouts()
+            click.echo(rollouts_text(found)) if output == "table" else print_json([as_data(r) for r in found])
+            return
+        shown = client.rollout(rollout)
+        if watch:
+            shown = _follow(client, shown, timeout_s=0.0)
+        _show(shown, output)
+
+
+@command.command()
+@click.argument("rollout", required=False, default="")
+@_core_option
+@output_option
+def pause(rollout: str, core: str, output: str) -> None:
+    """Release no further wave; the gates go on watching."""
+    with _client(core) as client:
+        _show(client.pause(rollout), output)
+
+
+@command.command()
+@click.argument("rollout", required=False, default="")
+@click.option("--wait", is_flag=True, help="Follow to the end, as with 'apply --wait'.")
+@_core_option
+@output_option
+def resume(rollout: str, wait: bool, core: str, output: str) -> None:
+    """Go on with a paused rollout; failures seen so far are accepted."""
+    with _client(core) as client:
+        _finish(client, client.resume(rollout), output, wait=wait, timeout_s=0.0)
+
+
+@command.command()
+@click.argument("rollout", required=False, default="")
+@click.option("--keep", is_flag=True, help="Leave updated devices on the new version.")
+@_core_option
+@output_option
+def abort(rollout: str, keep: bool, core: str, output: str) -> None:
+    """End a rollout now, without gates; devices go back unless --keep."""
+    with _client(core) as client:
+        _show(client.abort(rollout, keep=keep), output)
+
+
+@command.command()
+@click.argument("rollout", required=False, default="")
+@_core_option
+@output_option
+def undo(rollout: str, core: str, output: str) -> None:
+    """Bring every device of a rollout back to what it ran before, without gates."""
+    with _client(core) as client:
+        _show(client.undo(rollout), output)
+
+
+def _client(core: str) -> FleetClient:
+    from penstock.rpc.fleet import FleetClient
+
+    return FleetClient(core)
+
+
+def _plan_request(reference: str, options: dict[str, Any]) -> fleet_pb2.PlanRolloutRequest:
+    from penstock.artifact import split_reference
+    from penstock.rpc.pb import fleet_pb2
+
+    model, version = split_reference(reference)
+    if not version:
+        raise InvalidInput(f"{reference}: name the version to roll out, as in {model}:v2", field="reference")
+    return fleet_pb2.PlanRolloutRequest(
+        model=model,
+        version=version,
+        selector=_labels(options["selector"]),
+        device_ids=options["devices"],
+        waves=options["waves"],
+        seed=options["seed"],
+        gate=fleet_pb2.GateSettings(
+            alpha=options["alpha"],
+            max_failure_rate=options["max_failure_rate"],
+            min_audited=options["min_audited"],
+            bake_s=options["bake"],
+            max_silence_s=options["max_silence"],
+            max_wave_s=options["max_wave"],
+        ),
+    )
+
+
+def _labels(selector: tuple[str, ...]) -> dict[str, str]:
+    labels = {}
+    for text in selector:
+        name, separator, value = text.partition("=")
+        if not separator or not name:
+            raise InvalidInput(f"selector: {text!r} is not LABEL=VALUE", field="selector")
+        labels[name] = value
+    return labels
+
+
+def _confirm(made: fleet_pb2.RolloutPlan) -> None:
+    from penstock.cli.fleet_view import plan_text
+
+    click.echo(plan_text(made), err=True)
+    if not sys.stdin.isatty():
+        raise click.UsageError(
+            f"nobody is here to confirm; run 'penstock fleet apply {made.rollout_id}', or give --yes next time"
+        )
+    click.confirm("\nRun this plan?", abort=True, err=True)
+
+
+def _show_plan(made: fleet_pb2.RolloutPlan, output: str) -> None:
+    from penstock.cli.fleet_view import plan_text
+    from penstock.rpc.fleet import as_data
+
+    if output == "json":
+        print_json(as_data(made))
+        return
+    click.echo(plan_text(made))
+    progress(f"\nrun it with: penstock fleet apply {made.rollout_id}")
+
+
+def _show(rollout: fleet_pb2.Rollout, output: str) -> None:
+    from penstock.cli.fleet_view import rollout_text
+    from penstock.rpc.fleet import as_data
+
+    if output == "json":
+        print_json(as_data(rollout))
+    else:
+        click.echo(rollout_text(rollout))
+
+
+def _finish(
+    client: FleetClient, rollout: fleet_pb2.Rollout, output: str, *, wait: bool, timeout_s: float
+) -> None:
+    from penstock.rpc.fleet import state_name
+
+    if wait:
+        rollout = _follow(client, rollout, timeout_s=timeout_s)
+    _show(rollout, output)
+    if wait and state_name(rollout) != "SUCCEEDED":
+        sys.exit(EXIT_STOPPED)
+
+
+def _follow(client: FleetClient, rollout: fleet_pb2.Rollout, *, timeout_s: float) -> fleet_pb2.Rollout:
+    """Show progress on stderr until the rollout is over; a core that restarts meanwhile is waited for.
+
+    Raises:
+        DeadlineExceeded: ``timeout_s`` is over (0: never). Unavailable: the core was out of reach for a minute.
+    """
+    from penstock.rpc.fleet import ACTIVE_STATES, state_name
+
+    name, started = rollout.plan.rollout_id, time.monotonic()
+    heard = started
+    with _Screen() as screen:
+        screen.show(rollout)
+        while state_name(rollout) in ACTIVE_STATES:
+            if timeout_s and time.monotonic() - started > timeout_s:
+                raise DeadlineExceeded(f"rollout {name} is not over after {timeout_s:g} s; it goes on")
+            time.sleep(_POLL_S)
+            try:
+                rollout = client.rollout(name)
+            except (Unavailable, DeadlineExceeded):
+                if time.monotonic() - heard > _UNREACHABLE_S:
+                    raise
+                continue
+            heard = time.monotonic()
+            screen.show(rollout)
+    return rollout
+
+
+@dataclass(slots=True)
+class _Screen:
+    """Live table on a terminal, a line for each change elsewhere."""
+
+    live: Any = None
+    last: object = None
+    told: str = ""  # the newest event that was printed
+
+    def __enter__(self) -> _Screen:
+        if is_interactive():
+            from rich.console import Console
+            from rich.live import Live
+
+            self.live = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
+            self.live.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self.live is not None:
+            self.live.__exit__(*error)
+
+    def show(self, rollout: fleet_pb2.Rollout) -> None:
+        from penstock.cli.fleet_view import events_after, progress_line, rollout_text, situation
+
+        if self.live is not None:
+            from rich.text import Text
+
+            self.live.update(Text(rollout_text(rollout)), refresh=True)
+        elif situation(rollout) != self.last:
+            for event in events_after(rollout, self.told):
+                progress(f"          {event}")
+            self.told = rollout.events[-1] if rollout.events else ""
+            self.last = situation(rollout)
+            progress(progress_line(rollout))

@@ -1,0 +1,114 @@
+"""How devices, plans and rollouts look as text. Formats messages; asks and decides nothing."""
+
+from __future__ import annotations
+
+from penstock.cli.output import format_table
+from penstock.rpc.fleet import state_name
+from penstock.rpc.pb import fleet_pb2 as pb
+
+
+def devices_text(devices: list[pb.Device]) -> str:
+    """A row for each model on each device."""
+    rows = []
+    for device in devices:
+        seen = f"{device.last_seen_s:.0f} s ago" + (" (silent)" if device.is_silent else "")
+        labels = ",".join(f"{name}={value}" for name, value in sorted(device.labels.items())) or "-"
+        for model in device.models or [pb.ReportedModel(model="-")]:
+            phase = _word(pb.UpdatePhase.Name(model.phase)) if model.model != "-" else "-"
+            mode = _word(pb.CascadeMode.Name(model.mode)) if model.mode else "-"
+            version = model.active_version or short(model.active_digest) or "-"
+            rows.append(
+                (device.device_id, device.target or "-", labels, model.model, version, phase, mode, seen,
+                 device.outbox_records, model.error or "-")
+            )  # fmt: skip
+    columns = ["device", "target", "labels", "model", "runs", "phase", "mode", "seen", "outbox", "error"]
+    return format_table(columns, rows) if rows else "no devices yet; an agent appears with its first heartbeat"
+
+
+def plan_text(plan: pb.RolloutPlan) -> str:
+    """Everything that ``apply`` will run."""
+    gate = plan.gate
+    promise = f"at most {plan.promised_harm:.2%} harm" if plan.certificate_digest else "none (no certificate)"
+    lines = [
+        f"plan      {plan.rollout_id}: {plan.model}:{plan.version} ({short(plan.artifact_digest)})",
+        f"promise   {promise}",
+        f"gate      bake {gate.bake_s:g} s, {gate.min_audited} audited rows, alpha {gate.alpha:g}, "
+        f"failures at most {gate.max_failure_rate:.1%}, silence {gate.max_silence_s:g} s, wave {gate.max_wave_s:g} s",
+        f"seed      {plan.seed}",
+        f"digest    {plan.plan_digest}",
+        "",
+        format_table(
+            ["wave", "device", "goes back to"],
+            [(device.wave + 1, device.device_id, short(device.base_digest)) for device in plan.devices],
+        ),
+    ]
+    lines += [f"skipped   {reason}" for reason in plan.skipped]
+    return "\n".join(lines)
+
+
+def rollout_text(rollout: pb.Rollout) -> str:
+    """A rollout, its devices and what its gates say."""
+    lines = [f"{rollout.plan.rollout_id}  {_state(rollout)}  {rollout.elapsed_s:.0f} s", rollout.status, ""]
+    rows = []
+    for wave in rollout.waves:
+        for device in wave.devices:
+            note = "silent" if device.is_silent else device.error or "-"
+            counts = device.counts
+            runs = device.active_version or short(device.active_digest) or "-"
+            phase = _word(pb.UpdatePhase.Name(device.phase))
+            where = f"{wave.number + 1}" if wave.is_released else f"({wave.number + 1})"
+            rows.append((where, device.device_id, phase, runs, counts.requests, counts.kept, counts.audited,
+                         counts.audit_harm, note))  # fmt: skip
+    lines.append(
+        format_table(["wave", "device", "phase", "runs", "rows", "kept", "audited", "harm", "note"], rows)
+    )
+    for wave in rollout.waves:
+        if wave.HasField("gate"):
+            verdict = _word(pb.Verdict.Name(wave.gate.verdict))
+            lines += ["", f"gate of wave {wave.number + 1}: {verdict}: {wave.gate.reason}"]
+    return "\n".join(lines)
+
+
+def rollouts_text(rollouts: list[pb.Rollout]) -> str:
+    """One row for each rollout."""
+    rows = [(r.plan.rollout_id, _state(r), len(r.plan.devices), f"{r.elapsed_s:.0f} s", r.status) for r in rollouts]
+    return format_table(["rollout", "state", "devices", "took", "status"], rows)
+
+
+def situation(rollout: pb.Rollout) -> tuple[object, ...]:
+    """What has to change for a new line of progress: everything but clocks and counts."""
+    waves = tuple(
+        (wave.is_released, tuple((d.phase, d.active_digest, d.is_silent) for d in wave.devices))
+        for wave in rollout.waves
+    )
+    return rollout.state, waves, len(rollout.events)
+
+
+def events_after(rollout: pb.Rollout, last: str) -> list[str]:
+    """Events that came after ``last``; all when it is not among them. Several may come between two looks."""
+    events = list(rollout.events)
+    return events[events.index(last) + 1 :] if last in events else events
+
+
+def progress_line(rollout: pb.Rollout) -> str:
+    """One line for logs: when, how far each released wave is, and why."""
+    parts = []
+    for wave in rollout.waves:
+        if wave.is_released:
+            target = rollout.plan.artifact_digest
+            done = sum(d.phase == pb.COMMITTED and d.active_digest == target for d in wave.devices)
+            parts.append(f"wave {wave.number + 1}: {done}/{len(wave.devices)}")
+    return f"{rollout.elapsed_s:6.1f} s  {_state(rollout):15}  {', '.join(parts) or '-':24}  {rollout.status}"
+
+
+def short(digest: str) -> str:
+    """The first 12 hex digits of a digest."""
+    return digest.removeprefix("sha256:")[:12]
+
+
+def _state(rollout: pb.Rollout) -> str:
+    return _word(state_name(rollout))
+
+
+def _word(name: str) -> str:
+    return name.lower().replace("_", " ")

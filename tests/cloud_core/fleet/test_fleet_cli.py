@@ -1,0 +1,227 @@
+"""``penstock fleet`` and ``penstock artifact`` as processes, against real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from cloud_core.api.fleet_grpc import FleetServicer
+from cloud_core.fleet.service import FleetService
+from penstock.errors import Conflict, InvalidInput, NotFound, Unavailable
+from penstock.rpc.fleet import FleetClient, as_data, state_name
+from penstock.rpc.pb import fleet_pb2 as pb
+from penstock.rpc.pb import fleet_pb2_grpc
+
+PLAN = ("--wave", "0.5", "--wave", "1", "--bake", "10", "--min-audited", "50", "--max-silence", "1000",
+        "--max-wave", "3000")  # fmt: skip
+
+
+class Core:
+    """A fleet service behind gRPC, with devices moved by hand."""
+
+    def __init__(self, service: FleetService, target: str, registry_url: str, clock: Any, digests: dict[str, str]):
+        self.service, self.target, self.registry_url = service, target, registry_url
+        self.clock, self.digests = clock, digests
+
+    async def penstock(self, *arguments: str, code: int = 0) -> tuple[str, str]:
+        """Run the command line; returns stdout and stderr."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "penstock", *arguments,
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            env={"PENSTOCK_CORE": self.target, "PENSTOCK_REGISTRY": self.registry_url, "PATH": "/usr/bin:/bin"},
+        )  # fmt: skip
+        out, err = await asyncio.wait_for(process.communicate(), 60)
+        assert process.returncode == code, f"{process.returncode}\n{out.decode()}\n{err.decode()}"
+        return out.decode(), err.decode()
+
+    async def beat(self, name: str, version: str, phase: pb.UpdatePhase = pb.COMMITTED) -> str:
+        request = pb.HeartbeatRequest(
+            device_id=name,
+            target="any",
+            labels={"site": "lab"},
+            subscriptions=["*"],
+            models=[
+                pb.ReportedModel(
+                    model="digits", active_digest=self.digests[version], active_version=version, phase=phase,
+                    mode=pb.CASCADE,
+                )
+            ],
+        )  # fmt: skip
+        reply = await self.call("Heartbeat", request)
+        return str(reply.models[0].version)
+
+    async def audit(self, name: str, sequence: int, version: str, harm: int) -> None:
+        counts = pb.OutcomeCounts(requests=100, kept=100, audited=100, audit_harm=harm)
+        record = pb.OutcomeRecord(
+            sequence=sequence, model="digits", artifact_digest=self.digests[version], counts=counts
+        )
+        reply = await self.call("DeliverOutcomes", pb.DeliverOutcomesRequest(device_id=name, records=[record]))
+        assert reply.durable_sequence == sequence
+
+    async def call(self, method: str, request: Any) -> Any:
+        async with grpc.aio.insecure_channel(self.target.removeprefix("grpc://")) as channel:
+            return await getattr(fleet_pb2_grpc.FleetStub(channel), method)(request, timeout=10)
+
+
+@pytest.fixture
+async def core(served: Any, database: Any, clock: Any, make_layout: Any, put: Any) -> AsyncIterator[Core]:
+    digests = {tag: await put(served.registry, make_layout(tag)) for tag in ("v1", "v2", "v3")}
+    service = FleetService.open(database, served.registry, now=clock)
+    server = grpc.aio.server()
+    fleet_pb2_grpc.add_FleetServicer_to_server(FleetServicer(service), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield Core(service, f"grpc://127.0.0.1:{port}", served.url, clock, digests)
+    await server.stop(None)
+
+
+async def test_plan_apply_wait_and_undo_from_the_command_line(core: Core) -> None:
+    for name in ("cam-1", "cam-2"):
+        assert await core.beat(name, "v1") == "v1"
+    out, _ = await core.penstock("fleet", "devices")
+    assert "cam-1" in out
+    assert "site=lab" in out
+    out, _ = await core.penstock("fleet", "plan", "digits:v2", "-o", "json", *PLAN)
+    plan = json.loads(out)
+    assert plan["rollout_id"] == "digits-v2-1"
+    assert plan["gate"]["min_audited"] == 50
+    assert plan["promised_harm"] == 0.03
+    waiting = asyncio.create_task(
+        core.penstock("fleet", "apply", "digits-v2-1", "--plan-digest", plan["plan_digest"], "--wait")
+    )
+    async with asyncio.timeout(30):
+        while core.service.rollout().rollout.state == "planned":  # noqa: ASYNC110  # another process acts
+            await asyncio.sleep(0.01)
+    for wave in range(2):
+        name = plan["devices"][wave]["device_id"]
+        assert await core.beat(name, "v1") == "v2"
+        await core.beat(name, "v2")
+        await core.audit(name, 1, "v2", harm=0)
+        core.clock.advance(11)
+        await core.service.reconcile()
+    out, err = await waiting
+    assert "succeeded" in out
+    assert "wave 2 of 2 released to 1 device" in err
+    out, _ = await core.penstock("fleet", "undo", "-o", "json")
+    assert json.loads(out)["state"] == "UNDONE"
+    assert await core.beat("cam-1", "v2") == "v1"
+
+
+async def test_a_rollout_that_its_gate_stops_exits_with_3_and_shows_the_evidence(core: Core) -> None:
+    for name in ("cam-1", "cam-2"):
+        await core.beat(name, "v1")
+    waiting = asyncio.create_task(core.penstock("fleet", "apply", "digits:v3", "--yes", "--wait", *PLAN, code=3))
+    async with asyncio.timeout(30):
+        while not core.service.rollouts() or not core.service.rollout().rollout.waves:  # noqa: ASYNC110  # as above
+            await asyncio.sleep(0.01)
+    (first,) = core.service.rollout().waves[0].devices
+    await core.beat(first.device_id, "v3")
+    await core.audit(first.device_id, 1, "v3", harm=20)
+    await core.service.reconcile()
+    out, err = await waiting
+    assert "stopped by gate" in out
+    assert "20 of 100 audited rows harmful (20.0%), promised at most 3.0%" in out
+    assert "gate of wave 1: fail" in out
+    assert "stopped by its gate" in err
+    assert {await core.beat(name, "v3") for name in ("cam-1", "cam-2")} == {"v1"}
+
+
+async def test_nobody_confirms_means_nothing_runs(core: Core) -> None:
+    await core.beat("cam-1", "v1")
+    _, err = await core.penstock("fleet", "apply", "digits:v2", *PLAN, code=2)
+    assert "penstock fleet apply digits-v2-1" in err
+    assert core.service.rollout().rollout.state == "planned"
+
+
+async def test_refusals_on_the_command_line(core: Core) -> None:
+    _, err = await core.penstock("fleet", "plan", "digits:v2", *PLAN, code=3)
+    assert "no known device subscribes to digits" in err
+    _, err = await core.penstock("fleet", "plan", "digits", code=2)
+    assert "name the version" in err
+    _, err = await core.penstock("fleet", "plan", "digits:v2", "--wave", "0.5", code=2)
+    assert "must increase and end with 1" in err
+    _, err = await core.penstock("fleet", "status", code=1)
+    assert "make one with 'penstock fleet plan'" in err
+    _, err = await core.penstock("fleet", "devices", "--core", "grpc://127.0.0.1:1", code=4)
+    assert "penstock:" in err
+
+
+async def test_pause_resume_abort_and_listing(core: Core) -> None:
+    for name in ("cam-1", "cam-2"):
+        await core.beat(name, "v1")
+    await core.penstock("fleet", "apply", "digits:v2", "--yes", *PLAN)
+    assert "paused by the operator" in (await core.penstock("fleet", "pause"))[0]
+    assert "running" in (await core.penstock("fleet", "resume"))[0]
+    assert "updated devices stay" in (await core.penstock("fleet", "abort", "--keep"))[0]
+    out, _ = await core.penstock("fleet", "status", "--all")
+    assert "digits-v2-1" in out
+    _, err = await core.penstock("fleet", "pause", "digits-v2-1", code=3)
+    assert "it is aborted" in err
+
+
+async def test_the_client_raises_errors_of_ours(core: Core) -> None:
+    with FleetClient(core.target) as client:
+        with pytest.raises(NotFound):
+            await asyncio.to_thread(client.rollout, "nothing")
+        with pytest.raises(Conflict):
+            await asyncio.to_thread(client.plan, pb.PlanRolloutRequest(model="digits", version="v2"))
+        await core.beat("cam-1", "v1")
+        made = await asyncio.to_thread(client.plan, pb.PlanRolloutRequest(model="digits", version="v2"))
+        assert made.gate.bake_s == core.service.settings.gate.bake_s
+        rollout = await asyncio.to_thread(client.apply, made.rollout_id)
+        assert state_name(rollout) == "RUNNING"
+        data = as_data(rollout)
+        assert data["waves"][0]["devices"][0]["phase"] == "COMMITTED"
+        assert data["waves"][0]["devices"][0]["counts"]["audited"] == 0
+        assert json.dumps(data)
+    with FleetClient("grpc://127.0.0.1:1", timeout_s=0.2) as nobody, pytest.raises(Unavailable):
+        await asyncio.to_thread(nobody.devices)
+
+
+async def test_a_device_newer_than_the_core_is_understood_as_far_as_possible(core: Core) -> None:
+    request = pb.HeartbeatRequest(device_id="new", target="riscv-9000", subscriptions=["*"])
+    model = request.models.add(model="digits", active_digest=core.digests["v1"])
+    model.MergeFromString(b"\x30\x63\x38\x63\xf2\x07\x03abc")  # phase 99, mode 99, an unknown field
+    reply = await core.call("Heartbeat", request)
+    assert [desired.version for desired in reply.models] == ["v1"]
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await core.call("Heartbeat", pb.HeartbeatRequest(device_id="no spaces"))
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_artifacts_from_the_command_line(core: Core, make_layout: Any, tmp_path: Path) -> None:
+    layout = make_layout("v4", model="letters")
+    out, _ = await core.penstock("artifact", "inspect", str(layout.root))
+    assert "letters" in out
+    assert "with 95% confidence" in out
+    assert ["fits", "yes"] in [line.split() for line in out.splitlines()]
+    out, err = await core.penstock("artifact", "push", str(layout.root), "-o", "json")
+    assert json.loads(out)["digest"] == layout.digest
+    assert "(100%)" in err
+    out, _ = await core.penstock("artifact", "list", "-o", "json")
+    assert {"model": "letters", "tag": "v4", "digest": layout.digest} in json.loads(out)
+    out, _ = await core.penstock("artifact", "inspect", "letters:v4", "-o", "json")
+    assert json.loads(out)["certificate"]["max_harm"] == 0.02
+    await core.penstock("artifact", "pull", "letters:v4", str(tmp_path / "copy"))
+    assert "good" in (await core.penstock("artifact", "verify", str(tmp_path / "copy")))[0]
+    assert "good" in (await core.penstock("artifact", "verify", "letters:v4"))[0]
+    weights = layout.artifact().variants[0].weights.digest
+    (tmp_path / "copy" / "blobs" / "sha256" / weights.removeprefix("sha256:")).write_bytes(b"other")
+    out, _ = await core.penstock("artifact", "verify", str(tmp_path / "copy"), code=1)
+    assert weights in out
+    _, err = await core.penstock("artifact", "push", str(tmp_path / "copy"), code=1)
+    assert "nothing was pushed" in err
+    _, err = await core.penstock("artifact", "list", "--registry", "nonsense", code=2)
+    assert "is not a URL" in err
+
+
+def test_a_target_that_is_none_is_refused() -> None:
+    with pytest.raises(InvalidInput):
+        FleetClient("http://127.0.0.1:8000")
