@@ -24,6 +24,9 @@ from penstock.tensors import Array
 INLINE_BELOW_S = 0.0003
 """A full batch quicker than this runs on the event loop: handing it to a thread and back costs about as much."""
 
+LOOK_EVERY = 8
+"""A lone caller's requests after which it is looked whether it still is one: a look costs a turn of the event loop."""
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -79,6 +82,7 @@ class Runner:
         self._queue: dict[_Chunk, Queued] = {}  # in a thread: what waits, in order of arrival
         self._is_busy = False
         self._is_crowded = False
+        self._until_look = 0
         self._is_closed = False
 
     def __repr__(self) -> str:
@@ -96,9 +100,11 @@ class Runner:
             raise Unavailable("the model is being replaced; try again", retry_after_s=0.1)
         if self.is_inline and not self._is_busy:
             # requests that come in one turn of the event loop share a batch, which runs when the loop has turned;
-            # after a turn with one request the next one is taken for a lone caller's, and runs at once
-            self._is_busy = True
-            self._loop.call_soon(self._end_turn)
+            # after a turn with one request the next ones are taken for a lone caller's, and run at once
+            self._until_look -= 1
+            if self._is_crowded or self._until_look <= 0:
+                self._is_busy = True
+                self._loop.call_soon(self._end_turn)
             if not self._is_crowded:
                 return _unwrap(self._answer_one(inputs, rows))
         key = tuple(array.shape[1:] for array in inputs.values()) if self._has_free_dims else None
@@ -141,6 +147,7 @@ class Runner:
         """Run everything that came in this turn; order and deadlines do not matter, all of it runs now."""
         self._is_busy = False
         self._is_crowded = len(self._turn) > 1
+        self._until_look = LOOK_EVERY
         waiting = [chunk for chunk in self._turn if not chunk.future.done()]
         self._turn = []
         while waiting:

@@ -131,9 +131,12 @@ def _positive(temperature: float) -> float:
 
 def _shifted(logits: Floats, temperature: float) -> tuple[Floats, Floats]:
     """(logits - row maximum) / temperature, and the maxima [N]; rows with a non-finite logit are NaN throughout."""
-    clean = np.where(np.isfinite(logits).all(axis=1, keepdims=True), logits, np.nan)
-    highest = clean.max(axis=1, keepdims=True)
-    with np.errstate(over="ignore"):  # a gap beyond the largest double is -inf, and its weight 0: right as it is
+    # a gap beyond the largest double is -inf, and its weight 0: right as it is
+    with np.errstate(over="ignore", invalid="ignore"):
+        # one sum tells in most cases that there is nothing to clean; a device scores one row at a time
+        is_clean = math.isfinite(logits.sum())
+        clean = logits if is_clean else np.where(np.isfinite(logits).all(axis=1, keepdims=True), logits, np.nan)
+        highest = clean.max(axis=1, keepdims=True)
         return (clean - highest) / temperature, highest[:, 0]
 
 
