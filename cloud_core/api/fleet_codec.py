@@ -120,6 +120,10 @@ def encode_device(view: DeviceView) -> pb.Device:
         last_seen_s=view.last_seen_s,
         is_silent=view.is_silent,
         outbox_records=report.outbox_records,
+        outcomes=[
+            pb.DeliveredOutcomes(artifact_digest=digest, counts=_encode_counts(counts))
+            for digest, counts in view.outcomes.items()
+        ],
     )
 
 
@@ -213,8 +217,12 @@ def _encode_wave_device(device: WaveDeviceView) -> pb.WaveDevice:
         active_version=device.active_version,
         is_silent=device.is_silent,
         error=device.error,
-        counts=pb.OutcomeCounts(**{name: getattr(device.counts, name) for name in Counts.__slots__}),
+        counts=_encode_counts(device.counts),
     )
+
+
+def _encode_counts(counts: Counts) -> pb.OutcomeCounts:
+    return pb.OutcomeCounts(**{name: getattr(counts, name) for name in Counts.__slots__})
 
 
 def _encode_verdict(verdict: GateVerdict) -> pb.GateVerdict:

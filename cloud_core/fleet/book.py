@@ -17,7 +17,7 @@ from cloud_core.fleet.evidence import Counts, Folded
 from cloud_core.policy import rollout as policy
 from cloud_core.policy.rollout import Rollout
 from cloud_core.registry.registry import Registry
-from cloud_core.state import Database, Transaction, catalog
+from cloud_core.state import Database, Transaction, catalog, uncancelled
 from cloud_core.state import fleet as rows
 from penstock.artifact import canonical_json
 from penstock.blobs import digest_of
@@ -81,6 +81,7 @@ class Book:
         """Totals of an artifact on a device."""
         return self.totals.get(device_id, {}).get(artifact_digest, Counts())
 
+    @uncancelled
     async def add(self, entry: Entry, *, keep: int) -> None:
         """Record a new plan; the oldest finished rollouts beyond ``keep`` are forgotten."""
         finished = [e for e in self.entries.values() if e.rollout.state not in policy.ACTIVE]
@@ -95,6 +96,7 @@ class Book:
             del self.entries[old.rollout.plan.rollout_id]
         self.entries[entry.rollout.plan.rollout_id] = entry
 
+    @uncancelled
     async def move(self, entry: Entry, after: Rollout, *, default: str, at: datetime) -> None:
         """Record what a rollout has become, with everything that follows from it, in one transaction.
 
@@ -135,6 +137,7 @@ class Book:
         """Keep a changed status or verdict in memory only: both are worked out again after a restart."""
         self.entries[after.plan.rollout_id] = replace(entry, rollout=after)
 
+    @uncancelled
     async def deliver(self, device_id: str, folded: Folded, devices: Devices, *, at: datetime, keep: int) -> None:
         """Record new totals and the sequence they include; totals of the oldest artifacts beyond ``keep`` go."""
         before = self.totals.get(device_id, {})
@@ -156,6 +159,7 @@ class Book:
         self.totals[device_id] = {digest: counts for digest, counts in after.items() if digest not in dropped}
         devices.delivered(device_id, folded.sequence)
 
+    @uncancelled
     async def save_devices(self, devices: Devices, device_ids: list[str], *, forgotten: list[str]) -> None:
         """Write devices down as they are now, and forget others with all that is known of them."""
         changed = [devices.row(device_id) for device_id in device_ids]
@@ -203,6 +207,4 @@ def _counts(row: rows.CountsRow) -> Counts:
 
 def _counts_row(device_id: str, digest: str, model: str, counts: Counts, at: datetime) -> rows.CountsRow:
     values = {name: getattr(counts, name) for name in Counts.__slots__}
-    return rows.CountsRow(
-        device_id=device_id, artifact_digest=digest, model=model, updated_at=at.timestamp(), **values
-    )
+    return rows.CountsRow(device_id=device_id, artifact_digest=digest, model=model, updated_at=at.timestamp(), **values)

@@ -134,6 +134,7 @@ class FleetService:
                 report=device.report,
                 last_seen_s=max(0.0, at - device.last_seen),
                 is_silent=self._facts.is_silent(device.report.device_id),
+                outcomes=dict(self._book.totals.get(device.report.device_id, {})),
             )
             for device in self._devices
             if all(device.report.labels.get(name) == value for name, value in (labels or {}).items())
@@ -370,4 +371,3 @@ class FleetService:
             raise Conflict(
                 f"{', '.join(newer[:5])} should run something newer than {plan.version}; undo the later rollout first"
             )
-

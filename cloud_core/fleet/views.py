@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cloud_core.fleet.devices import Report
@@ -35,11 +36,12 @@ class PlanRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceView:
-    """A device, and how long ago it was heard."""
+    """A device, how long ago it was heard, and what it has delivered: counts by artifact digest, since ever."""
 
     report: Report
     last_seen_s: float
     is_silent: bool
+    outcomes: Mapping[str, Counts]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,6 +37,7 @@ audit_share = 0.25
 
 [heartbeat]
 interval_s = 0.25
+max_s = 0.5
 
 [outbox]
 flush_s = 0.25
@@ -44,7 +45,7 @@ flush_s = 0.25
 [update]
 probation_s = 0.5
 """
-WAVES = ("--wave", "0.34", "--wave", "1.0", "--bake", "1", "--min-audited", "60", "--max-wave", "40")
+WAVES = ("--wave", "0.3", "--wave", "1.0", "--bake", "1", "--min-audited", "60", "--max-wave", "40")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,7 +280,7 @@ def _queued(demo: Demo) -> int:
 
 def _counted(demo: Demo) -> int:
     """Rows of the first agent that the core has counted."""
-    for device in penstock_json("fleet", "devices", "--core", demo.core_grpc)["devices"]:
+    for device in penstock_json("fleet", "devices", "--core", demo.core_grpc):
         if device["device_id"] == AGENTS[0]:
             return sum(int(outcomes["counts"]["requests"]) for outcomes in device["outcomes"])
     return 0

@@ -216,14 +216,12 @@ class Device(_message.Message):
     def __init__(self, device_id: _Optional[str] = ..., agent_version: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., target: _Optional[str] = ..., models: _Optional[_Iterable[_Union[ReportedModel, _Mapping]]] = ..., last_seen_s: _Optional[float] = ..., is_silent: _Optional[bool] = ..., outbox_records: _Optional[int] = ..., outcomes: _Optional[_Iterable[_Union[DeliveredOutcomes, _Mapping]]] = ...) -> None: ...
 
 class DeliveredOutcomes(_message.Message):
-    __slots__ = ("model", "artifact_digest", "counts")
-    MODEL_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("artifact_digest", "counts")
     ARTIFACT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     COUNTS_FIELD_NUMBER: _ClassVar[int]
-    model: str
     artifact_digest: str
     counts: OutcomeCounts
-    def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., counts: _Optional[_Union[OutcomeCounts, _Mapping]] = ...) -> None: ...
+    def __init__(self, artifact_digest: _Optional[str] = ..., counts: _Optional[_Union[OutcomeCounts, _Mapping]] = ...) -> None: ...
 
 class ListDevicesRequest(_message.Message):
     __slots__ = ("selector",)
