@@ -23,6 +23,7 @@ from cloud_core.registry.documents import check_reference_digest, check_reposito
 from cloud_core.registry.refusal import Refused
 from cloud_core.registry.registry import Registry
 from cloud_core.registry.uploads import Upload
+from cloud_core.state import to_its_end
 from penstock import artifact as art
 from penstock.errors import DigestMismatch, NotFound, StorageError
 
@@ -173,7 +174,7 @@ class OciApi:
             digest = check_reference_digest(request.query.get("digest", ""))
             _check_continues(request, session)
             await self._receive(request, session)
-            await asyncio.to_thread(self._registry.uploads.finish, session, digest)
+            await to_its_end(asyncio.to_thread(self._registry.uploads.finish, session, digest))
         return _created(name, digest)
 
     async def _cancel_upload(self, request: web.BaseRequest, name: str, upload: str) -> web.Response:
@@ -183,7 +184,7 @@ class OciApi:
 
     async def _receive(self, request: web.BaseRequest, session: Upload) -> None:
         async for chunk in request.content.iter_chunked(_CHUNK_BYTES):
-            await asyncio.to_thread(self._registry.uploads.append, session, chunk, self._now())
+            await to_its_end(asyncio.to_thread(self._registry.uploads.append, session, chunk, self._now()))
 
     @contextmanager
     def _writing(self, upload: str) -> Iterator[Upload]:

@@ -19,7 +19,7 @@ from cloud_core.registry import documents, refusal
 from cloud_core.registry.refusal import Refused
 from cloud_core.registry.settings import RegistrySettings
 from cloud_core.registry.uploads import Uploads
-from cloud_core.state import Database, Transaction, catalog
+from cloud_core.state import Database, Transaction, catalog, to_its_end, uncancelled
 from cloud_core.state.catalog import ManifestRow, Snapshot
 from penstock import artifact as art
 from penstock.artifact import Artifact, Descriptor
@@ -147,8 +147,7 @@ class Registry:
         """
         version = self.resolve(model, digest)
         at = self._now().timestamp()
-        await self._database.run(lambda tx: catalog.set_default(tx, model, version.digest, at))
-        await self.reload()
+        await self._change(lambda tx: catalog.set_default(tx, model, version.digest, at))
 
     def on_change(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` in the event loop after every change of names, manifests or defaults."""
@@ -221,9 +220,8 @@ class Registry:
             is_new = (repository, digest) not in self._manifests
             if is_new and len(self._manifests) >= self.settings.max_manifests:
                 raise Refused(refusal.DENIED, f"the registry holds {self.settings.max_manifests} manifests, its limit")
-            row = await asyncio.to_thread(self._store_manifest, repository, digest, media_type, data)
-            await self._database.run(lambda tx: catalog.put_manifest(tx, row, tag))
-            await self.reload()
+            row = await to_its_end(asyncio.to_thread(self._store_manifest, repository, digest, media_type, data))
+            await self._change(lambda tx: catalog.put_manifest(tx, row, tag))
         return row
 
     async def delete_manifest(self, repository: str, reference: str) -> None:
@@ -235,11 +233,10 @@ class Registry:
         async with self._writing:
             row = self.manifest(repository, reference)
             if ":" not in reference:
-                await self._database.run(lambda tx: catalog.delete_tag(tx, repository, reference))
+                await self._change(lambda tx: catalog.delete_tag(tx, repository, reference))
             else:
                 self._check_no_parent(row)
-                await self._database.run(lambda tx: _delete_unused(tx, row))
-            await self.reload()
+                await self._change(lambda tx: _delete_unused(tx, row))
 
     def collect_orphans(self) -> int:
         """Remove blobs that no manifest names and that are older than ``orphan_ttl_s``; return how many.
@@ -259,6 +256,11 @@ class Registry:
         return len(orphans)
 
     # -- inside ------------------------------------------------------------------------------------------------------
+
+    @uncancelled
+    async def _change(self, work: Callable[[Transaction], None]) -> None:
+        await self._database.run(work)
+        await self.reload()
 
     def _load(self, snapshot: Snapshot) -> None:
         self._manifests = {(row.repository, row.digest): row for row in snapshot.manifests}

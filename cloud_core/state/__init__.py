@@ -9,6 +9,6 @@ try:
 except ImportError as error:
     raise missing_extra("SQLAlchemy", "core", "the core's state") from error
 
-from cloud_core.state.database import Database, Transaction
+from cloud_core.state.database import Database, Transaction, to_its_end, uncancelled
 
-__all__ = ["Database", "Transaction"]
+__all__ = ["Database", "Transaction", "to_its_end", "uncancelled"]

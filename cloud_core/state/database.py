@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine, Table, create_engine, event, insert, select, text
 from sqlalchemy.exc import DBAPIError
@@ -23,6 +24,7 @@ from penstock.blobs import disk_errors
 from penstock.errors import StorageError
 
 T = TypeVar("T")
+P = ParamSpec("P")
 Transaction = Connection
 """What a piece of work gets. Named here so that nothing outside ``cloud_core.state`` imports SQLAlchemy."""
 
@@ -78,9 +80,7 @@ class Database:
         """
         if self._thread is None:
             return self.run_now(work)
-        job = asyncio.get_running_loop().run_in_executor(self._thread, self.run_now, work)
-        # a cancelled caller must not believe that nothing happened while the thread still commits
-        return await asyncio.shield(job)
+        return await to_its_end(asyncio.get_running_loop().run_in_executor(self._thread, self.run_now, work))
 
     def run_now(self, work: Callable[[Transaction], T]) -> T:
         """The same in the caller's thread: for start-up and tests.
@@ -98,6 +98,32 @@ class Database:
         self._engine.dispose()
         if self._lock is not None:
             self._lock.close()
+
+
+async def to_its_end(work: Awaitable[T]) -> T:
+    """Await work that must not stop half-way. A cancelled caller stays until it is done, and is cancelled then.
+
+    Otherwise a client that hangs up between a commit and what follows from it would leave memory behind the disk, and
+    locks open while a thread still writes.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # seen: nobody is left to tell
+        raise
+
+
+def uncancelled(method: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+    """A coroutine method that runs :func:`to_its_end`."""
+
+    @functools.wraps(method)
+    async def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        return await to_its_end(method(*args, **kwargs))
+
+    return call
 
 
 def upsert(

@@ -31,7 +31,11 @@ def _registry_options(function: Callable[..., Any]) -> Callable[..., Any]:
         help="The registry: a core, or any OCI registry.",
     )(function)
     return click.option(
-        "--token", envvar="PENSTOCK_REGISTRY_TOKEN", default="", show_envvar=True, help="Bearer token for the registry."
+        "--token",
+        envvar=["PENSTOCK_REGISTRY_TOKEN", "PENSTOCK_TOKEN"],
+        default="",
+        show_envvar=True,
+        help="Bearer token for the registry.",
     )(function)
 
 
@@ -158,17 +162,17 @@ def _client(registry: str, token: str) -> RegistryClient:
 
 @contextmanager
 def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A line on stderr: rewritten in place on a terminal, otherwise one line for each tenth."""
+    """A line on stderr: rewritten in place on a terminal, otherwise one line for each quarter."""
     last = -1
 
     def report(done: int, total: int) -> None:
         nonlocal last
         percent = 100 * done // total if total else 100
         live = is_interactive()
-        if percent == last or (not live and percent // 10 == last // 10):
+        if percent == last or (not live and percent // 25 == last // 25):
             return
         last = percent
-        text = f"{what}: {done / _ONE_MIB:.1f} of {total / _ONE_MIB:.1f} MiB ({percent}%)"
+        text = f"{what}: {_size(done)} of {_size(total)} ({percent}%)"
         if live:
             click.echo(f"\r{text}", err=True, nl=False)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +23,22 @@ _POLL_S = 0.5
 _UNREACHABLE_S = 60.0
 
 
-def _core_option(function: Callable[..., Any]) -> Callable[..., Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Core:
+    target: str
+    token: str
+
+
+def _core_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--core`` and ``--token``, passed on as one value, ``core``."""
+
+    @functools.wraps(function)
+    def call(*, core: str, token: str, **others: Any) -> Any:
+        return function(core=_Core(target=core, token=token), **others)
+
+    call = click.option(
+        "--token", envvar="PENSTOCK_TOKEN", default="", show_envvar=True, help="Credential, where the core has tenants."
+    )(call)
     return click.option(
         "--core",
         envvar="PENSTOCK_CORE",
@@ -31,7 +47,7 @@ def _core_option(function: Callable[..., Any]) -> Callable[..., Any]:
         show_envvar=True,
         metavar="TARGET",
         help="The core.",
-    )(function)
+    )(call)
 
 
 def _plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -73,9 +89,9 @@ def command() -> None:
 
 @command.command()
 @click.option("--selector", multiple=True, metavar="LABEL=VALUE", help="Only devices with this label; repeat.")
-@_core_option
+@_core_options
 @output_option
-def devices(selector: tuple[str, ...], core: str, output: str) -> None:
+def devices(selector: tuple[str, ...], core: _Core, output: str) -> None:
     """List devices: what they run, how they are, when they were last heard."""
     from penstock.cli.fleet_view import devices_text
     from penstock.rpc.fleet import as_data
@@ -91,9 +107,9 @@ def devices(selector: tuple[str, ...], core: str, output: str) -> None:
 @command.command()
 @click.argument("reference")
 @_plan_options
-@_core_option
+@_core_options
 @output_option
-def plan(reference: str, core: str, output: str, **options: Any) -> None:
+def plan(reference: str, core: _Core, output: str, **options: Any) -> None:
     """Freeze a plan to roll REFERENCE (model:tag or model@digest) out. Prints exactly what 'apply' will run."""
     with _client(core) as client:
         _show_plan(client.plan(_plan_request(reference, options)), output)
@@ -106,10 +122,10 @@ def plan(reference: str, core: str, output: str, **options: Any) -> None:
 @click.option("--wait", is_flag=True, help="Follow to the end: exit 0 when it succeeded, 3 when it was stopped.")
 @click.option("--timeout", type=float, default=0.0, metavar="S", help="With --wait: give up watching after this long.")
 @_plan_options
-@_core_option
+@_core_options
 @output_option
 def apply(
-    name: str, plan_digest: str, yes: bool, wait: bool, timeout: float, core: str, output: str, **options: Any
+    name: str, plan_digest: str, yes: bool, wait: bool, timeout: float, core: _Core, output: str, **options: Any
 ) -> None:
     """Run a plan, or plan REFERENCE and run that after asking."""
     with _client(core) as client:
@@ -125,9 +141,9 @@ def apply(
 @click.argument("rollout", required=False, default="")
 @click.option("--all", "show_all", is_flag=True, help="List all rollouts.")
 @click.option("--watch", is_flag=True, help="Follow until it is over.")
-@_core_option
+@_core_options
 @output_option
-def status(rollout: str, show_all: bool, watch: bool, core: str, output: str) -> None:
+def status(rollout: str, show_all: bool, watch: bool, core: _Core, output: str) -> None:
     """Show a rollout: devices, evidence, and where it stands and why."""
     from penstock.cli.fleet_view import rollouts_text
     from penstock.rpc.fleet import as_data
@@ -145,9 +161,9 @@ def status(rollout: str, show_all: bool, watch: bool, core: str, output: str) ->
 
 @command.command()
 @click.argument("rollout", required=False, default="")
-@_core_option
+@_core_options
 @output_option
-def pause(rollout: str, core: str, output: str) -> None:
+def pause(rollout: str, core: _Core, output: str) -> None:
     """Release no further wave; the gates go on watching."""
     with _client(core) as client:
         _show(client.pause(rollout), output)
@@ -156,9 +172,9 @@ def pause(rollout: str, core: str, output: str) -> None:
 @command.command()
 @click.argument("rollout", required=False, default="")
 @click.option("--wait", is_flag=True, help="Follow to the end, as with 'apply --wait'.")
-@_core_option
+@_core_options
 @output_option
-def resume(rollout: str, wait: bool, core: str, output: str) -> None:
+def resume(rollout: str, wait: bool, core: _Core, output: str) -> None:
     """Go on with a paused rollout; failures seen so far are accepted."""
     with _client(core) as client:
         _finish(client, client.resume(rollout), output, wait=wait, timeout_s=0.0)
@@ -167,9 +183,9 @@ def resume(rollout: str, wait: bool, core: str, output: str) -> None:
 @command.command()
 @click.argument("rollout", required=False, default="")
 @click.option("--keep", is_flag=True, help="Leave updated devices on the new version.")
-@_core_option
+@_core_options
 @output_option
-def abort(rollout: str, keep: bool, core: str, output: str) -> None:
+def abort(rollout: str, keep: bool, core: _Core, output: str) -> None:
     """End a rollout now, without gates; devices go back unless --keep."""
     with _client(core) as client:
         _show(client.abort(rollout, keep=keep), output)
@@ -177,18 +193,18 @@ def abort(rollout: str, keep: bool, core: str, output: str) -> None:
 
 @command.command()
 @click.argument("rollout", required=False, default="")
-@_core_option
+@_core_options
 @output_option
-def undo(rollout: str, core: str, output: str) -> None:
+def undo(rollout: str, core: _Core, output: str) -> None:
     """Bring every device of a rollout back to what it ran before, without gates."""
     with _client(core) as client:
         _show(client.undo(rollout), output)
 
 
-def _client(core: str) -> FleetClient:
+def _client(core: _Core) -> FleetClient:
     from penstock.rpc.fleet import FleetClient
 
-    return FleetClient(core)
+    return FleetClient(core.target, token=core.token)
 
 
 def _plan_request(reference: str, options: dict[str, Any]) -> fleet_pb2.PlanRolloutRequest:

@@ -21,10 +21,10 @@ ACTIVE_STATES = frozenset({"RUNNING", "PAUSED"})
 class FleetClient:
     """Synchronous client of one core's fleet service."""
 
-    def __init__(self, target: str, *, timeout_s: float = 10.0) -> None:
+    def __init__(self, target: str, *, timeout_s: float = 10.0, token: str = "") -> None:
         """
         Args:
-            target: ``grpc://host:port``. ``timeout_s``: of each call.
+            target: ``grpc://host:port``. ``timeout_s``: of each call. ``token``: where the core has tenants.
 
         Raises:
             InvalidInput: not such a target.
@@ -32,6 +32,7 @@ class FleetClient:
         self._channel = open_channel(target, aio=False)
         self._stub = fleet_pb2_grpc.FleetStub(self._channel)  # type: ignore[no-untyped-call]  # generated
         self._timeout_s = timeout_s
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
 
     def __enter__(self) -> FleetClient:
         return self
@@ -93,7 +94,7 @@ class FleetClient:
 
     def _call(self, method: Callable[..., Any], request: Any) -> Any:
         try:
-            return method(request, timeout=self._timeout_s)
+            return method(request, timeout=self._timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise error_from_rpc(error) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import pytest
@@ -292,6 +293,22 @@ async def test_an_artifact_that_devices_are_assigned_to_cannot_be_deleted(rig: R
     await rig.start("v2", waves=(1.0,))
     with pytest.raises(Refused, match="in use by device a"):
         await rig.registry.delete_manifest("digits", rig.digests["v2"])
+
+
+@pytest.mark.parametrize("turns", range(1, 12))
+async def test_an_operator_who_hangs_up_leaves_memory_and_disk_agreeing(rig: Rig, turns: int) -> None:
+    await rig.beat("a", "v1")
+    plan = await rig.plan("v2", waves=(1.0,))
+    task = asyncio.create_task(rig.service.apply(plan.rollout.plan.rollout_id))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    before, told = rig.service.rollout().rollout, await rig.beat("a", "v1")
+    rig.restart()
+    assert rig.service.rollout().rollout.state == before.state
+    assert await rig.beat("a", "v1") == told
 
 
 # -- devices that misbehave ------------------------------------------------------------------------------------------
