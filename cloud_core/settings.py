@@ -26,7 +26,9 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Where HTTP listens (port 0: a free one), and how large and how slow a request may be.
 
     Attributes:
+        host: address to listen on. ``port``: 0 takes a free one.
         max_body_bytes: of an inference request. ``max_header_bytes``: of one header field.
+        keepalive_s: a connection that is idle for longer is closed.
         queue_full_status: 503, or 429 for clients that only back off on that.
     """
 
@@ -42,6 +44,8 @@ class GrpcSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Where gRPC listens (port 0: a free one).
 
     Attributes:
+        host: address to listen on. ``port``: 0 takes a free one.
+        max_message_bytes: of one request or answer.
         stream_window: requests of one ModelStreamInfer stream that are worked on at a time; more wait on the wire.
     """
 
@@ -59,6 +63,7 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         threads: intra-op threads of each engine.
         max_delay_s: how long an idle replica waits for a fuller batch; 0 dispatches at once.
         max_queue_rows: rows that may wait at one replica; more are refused with ``rejected-saturated``.
+        max_rows_per_request: dimension 0 of a request's inputs.
         max_inflight_requests: admitted requests in the whole server, which bounds the memory of bodies being read.
         default_timeout_s: deadline of a request that names none.
         max_loaded_models: cloud variants in memory at a time. Default versions are pinned; others go least recently
@@ -84,9 +89,11 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class TenantSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One ``[[tenants]]`` entry: who holds ``token`` may send so much.
+    """One ``[[tenants]]`` entry: who may call, and how much.
 
-    ``rate_rows_per_s`` 0 is unlimited; ``burst_rows`` may come at once, 0 means one second's worth.
+    Attributes:
+        name: what logs call it. ``token``: the bearer token that its requests carry.
+        rate_rows_per_s: rows it may send; 0 is unlimited. ``burst_rows``: at once; 0 means one second's worth.
     """
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
@@ -96,7 +103,12 @@ class TenantSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class LogSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Logs go to stderr."""
+    """Logs go to stderr, one line an event.
+
+    Attributes:
+        level: the least severe events that are written.
+        format: ``text`` for people, ``json`` for machines.
+    """
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["text", "json"] = "text"

@@ -133,7 +133,7 @@ class HeartbeatSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     Attributes:
         interval_s: until the service says otherwise; what it says is held within ``min_s`` and ``max_s``.
-        min_s: shortest time between two heartbeats, also when the state changes quickly.
+        min_s: shortest time between two heartbeats, also when the state changes quickly. ``max_s``: longest.
         timeout_s: of one call. Failures back off with full jitter from ``interval_s`` to ``max_s``.
     """
 
@@ -163,7 +163,12 @@ class OutboxSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class LogSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Logs go to stderr."""
+    """Logs go to stderr, one line an event.
+
+    Attributes:
+        level: the least severe events that are written.
+        format: ``text`` for people, ``json`` for machines.
+    """
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["text", "json"] = "text"

@@ -297,8 +297,8 @@ def _metric(call: ast.Call, lists: Mapping[str, ast.List | ast.Tuple]) -> Metric
     metric = _constant(call.args[0])
     if not metric.startswith("penstock_"):
         return None
-    if kind == "Counter" and not metric.endswith("_total"):
-        metric += "_total"  # what the client library puts on the wire
+    suffix = {"Counter": "_total", "Info": "_info"}.get(kind, "")  # what the client library adds on the wire
+    metric = metric.removesuffix(suffix) + suffix
     words = _constant(call.args[1]) if len(call.args) > 1 else ""
     labels = [keyword.value for keyword in call.keywords if keyword.arg in ("labels", "labelnames")] or call.args[2:3]
     return Metric(metric, kind.lower(), words.rstrip("."), tuple(_names(labels[0], lists) if labels else ()))

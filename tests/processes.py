@@ -9,6 +9,8 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import urllib.error
+import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from examples.digits.processes import Daemon, penstock, wait_for
+from penstock import oci
+from penstock.layout import Layout
+from penstock.oci_client import RegistryClient
 
 AGENT_CONFIG = """
 [heartbeat]
@@ -41,6 +46,14 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._path))
+
+
+def _answers_200(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as response:
+            return bool(response.status == 200)
+    except urllib.error.HTTPError:
+        return False
 
 
 @dataclass
@@ -102,7 +115,11 @@ class CoreProcess:
         self.start()
 
     def push(self, layout: Path) -> None:
-        penstock("artifact", "push", layout, "--registry", self.http_url)
+        """What ``penstock artifact push`` does; returns when the core serves it."""
+        with RegistryClient(self.http_url) as registry:
+            moved = oci.push(registry, Layout(layout))
+        path = f"{self.http_url}/v2/models/{moved.model}/versions/{moved.tag}/ready"
+        wait_for(f"{moved.model}:{moved.tag} ready in the core", lambda: _answers_200(path))
 
     @property
     def log(self) -> str:
@@ -186,7 +203,7 @@ class AgentProcess:
 
     def runs(self, model: str, version: str, phase: str = "COMMITTED") -> bool:
         return any(
-            entry["model"] == model and entry["version"] == version and entry["phase"] == phase
+            entry["model"] == model and entry["version"] == version and entry["phase"] == phase and entry["is_serving"]
             for entry in self.status()["models"]
         )
 

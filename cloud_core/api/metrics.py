@@ -93,13 +93,11 @@ class Metrics(Collector):
             running.add_metric(labels, sum(b.running_rows for b in served.batchers))
             replicas.add_metric(labels, len(served.batchers))
         yield from (queued, running, replicas)
-        for name, help_text, value in (
-            ("penstock_inflight_requests", "Admitted and not yet answered.", plane.measures.inflight),
-            ("penstock_ready", "1 when requests are admitted.", plane.is_ready),
-            ("penstock_live", "1 unless an engine hangs.", plane.is_live),
-            ("penstock_event_loop_lag_seconds", "How late the last heartbeat was.", plane.measures.loop_lag_s),
-        ):
-            yield GaugeMetricFamily(name, help_text, value=float(value))
+        inflight, lag_s = plane.measures.inflight, plane.measures.loop_lag_s
+        yield GaugeMetricFamily("penstock_inflight_requests", "Admitted and not yet answered.", inflight)
+        yield GaugeMetricFamily("penstock_ready", "1 when requests are admitted.", float(plane.is_ready))
+        yield GaugeMetricFamily("penstock_live", "1 unless an engine hangs.", float(plane.is_live))
+        yield GaugeMetricFamily("penstock_event_loop_lag_seconds", "How late the last heartbeat was.", lag_s)
 
 
 def _add_histogram(family: HistogramMetricFamily, labels: list[str], histogram: Histogram) -> None:

@@ -119,14 +119,11 @@ class Metrics(Collector):
 
     def _cloud(self) -> Iterator[Metric]:
         cloud = self._pipeline.escalator
-        counters = {
-            "calls": ("Calls to the cloud, audits included.", cloud.calls),
-            "failed_calls": ("Calls to the cloud that failed.", cloud.failed_calls),
-            "rows": ("Rows sent up, audits included.", cloud.sent_rows),
-            "sent_bytes": ("Bytes of requests sent up.", cloud.sent_bytes),
-        }
-        for name, (documentation, value) in counters.items():
-            yield CounterMetricFamily(f"penstock_agent_escalation_{name}", documentation, value)
+        calls, failed, rows, sent_bytes = cloud.calls, cloud.failed_calls, cloud.sent_rows, cloud.sent_bytes
+        yield CounterMetricFamily("penstock_agent_escalation_calls", "Calls to the cloud, audits included.", calls)
+        yield CounterMetricFamily("penstock_agent_escalation_failed_calls", "Calls to the cloud that failed.", failed)
+        yield CounterMetricFamily("penstock_agent_escalation_rows", "Rows sent up, audits included.", rows)
+        yield CounterMetricFamily("penstock_agent_escalation_sent_bytes", "Bytes of requests sent up.", sent_bytes)
         yield GaugeMetricFamily(
             "penstock_agent_cloud_reachable", "0 while a circuit to the cloud is open.", float(cloud.is_reachable)
         )
