@@ -76,6 +76,9 @@ def score(outputs: ArrayLike, *, kind: Kind, name: str = "max_prob", temperature
         if kind != "logits":
             raise InvalidInput("score: energy needs logits; probabilities are normalised and have none", field="score")
         return _energy(matrix, temperature)
+    if name == "max_prob" and kind == "logits":  # the largest weight is exp(0): a device scores every answer with this
+        shifted, _ = _shifted(matrix, temperature)
+        return np.asarray(1.0 / np.exp(shifted).sum(axis=1))
     return _OF_PROBABILITIES[name](_probabilities(matrix, kind, temperature))
 
 
