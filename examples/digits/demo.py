@@ -200,6 +200,7 @@ def _measure(demo: Demo) -> None:
             _row("cascade", cascade, y, float(np.mean(cascade.kept())), sent_up),
         ]
         say(format_table(["", "accuracy", "on device", "p50 ms", "p99 ms", "bytes up"], rows))
+        say("  (one row a request; bytes up of the cascade include the audit, here a quarter of all rows)")
         _check_harm(demo, edge, cloud, cascade, y)
         demo.figures["cascade"] = {
             row[0]: dict(zip(("accuracy", "on_device", "p50_ms", "p99_ms", "bytes_up"), row[1:], strict=True))
