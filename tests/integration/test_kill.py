@@ -60,7 +60,7 @@ def test_outcomes_survive_the_death_of_both(
 
 
 def _counted(core: CoreProcess, device_id: str) -> int:
-    for device in penstock_json("fleet", "devices", "--core", core.grpc_target)["devices"]:
+    for device in penstock_json("fleet", "devices", "--core", core.grpc_target):
         if device["device_id"] == device_id:
             return sum(int(outcomes["counts"]["requests"]) for outcomes in device["outcomes"])
     return 0
