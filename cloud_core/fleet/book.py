@@ -26,16 +26,23 @@ from penstock.errors import NotFound
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A rollout in the books. ``baselines``: totals of its artifact per device when the device's wave was released."""
+    """A rollout in the books.
+
+    Attributes:
+        plan_digest: of the plan's canonical JSON; what ``apply`` may insist on.
+        baselines: totals of the artifact per device when the device's wave was released.
+    """
 
     number: int
     rollout: Rollout
+    plan_digest: str
     baselines: Mapping[str, Counts]
 
-    @property
-    def plan_digest(self) -> str:
-        """What ``apply`` may insist on: the digest of the plan's canonical JSON."""
-        return digest_of(canonical_json(self.rollout.plan))
+
+def new_entry(number: int, rollout: Rollout, baselines: Mapping[str, Counts] | None = None) -> Entry:
+    """A rollout to put into the books."""
+    digest = digest_of(canonical_json(rollout.plan))
+    return Entry(number=number, rollout=rollout, plan_digest=digest, baselines=baselines or {})
 
 
 class _Document(msgspec.Struct, frozen=True, kw_only=True):
@@ -198,7 +205,7 @@ def _row(entry: Entry) -> rows.RolloutRow:
 
 def _decoded(row: rows.RolloutRow) -> Entry:
     document = msgspec.json.decode(row.document, type=_Document)
-    return Entry(number=row.number, rollout=document.rollout, baselines=document.baselines)
+    return new_entry(row.number, document.rollout, document.baselines)
 
 
 def _counts(row: rows.CountsRow) -> Counts:

@@ -6,13 +6,10 @@ Plain functions of values. What the counts mean for a rollout is ``cloud_core.po
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import astuple, dataclass
-from typing import NewType
+from dataclasses import dataclass
 
 from penstock.blobs import check_digest
 from penstock.errors import ArtifactError
-
-DeviceId = NewType("DeviceId", str)
 
 MAX_COUNT = 2**40
 """Most rows in one record; a larger number is a defect of the device."""
@@ -96,7 +93,7 @@ def _problem(record: Record) -> str:
         check_digest(record.artifact_digest)
     except ArtifactError as error:
         return error.message
-    values = astuple(record.counts)
+    values = [getattr(record.counts, name) for name in Counts.__slots__]
     if min(values) < 0 or max(values) > MAX_COUNT:
         return f"a count is negative or above {MAX_COUNT}"
     if record.counts.audit_harm > record.counts.audited:

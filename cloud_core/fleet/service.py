@@ -14,7 +14,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from cloud_core.fleet import evidence
-from cloud_core.fleet.book import Book, Entry
+from cloud_core.fleet.book import Book, Entry, new_entry
 from cloud_core.fleet.devices import Device, Devices, Report, check_device_id
 from cloud_core.fleet.evidence import Record
 from cloud_core.fleet.facts import Facts
@@ -169,7 +169,7 @@ class FleetService:
                 created_at=self._now(),
                 status="planned; 'penstock fleet apply' runs it",
             )
-            entry = Entry(number=number, rollout=rollout, baselines={})
+            entry = new_entry(number, rollout)
             await self._book.add(entry, keep=self.settings.max_rollouts)
         return self._facts.view(entry)
 

@@ -88,13 +88,17 @@ class Wave:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tally:
-    """Failed updates among devices whose update has an outcome."""
+    """Failed updates among all devices of one or more waves.
+
+    Devices that are not done yet count as not failed. Counting only those with an outcome would be wrong: an update
+    fails within seconds and commits only after its probation, so 4 bad devices of 100 would look like 4 of 4.
+    """
 
     failed: int
-    settled: int
+    devices: int
 
     def __add__(self, other: Tally) -> Tally:
-        return Tally(failed=self.failed + other.failed, settled=self.settled + other.settled)
+        return Tally(failed=self.failed + other.failed, devices=self.devices + other.devices)
 
 
 def check_gate(gate: Gate) -> None:
@@ -138,10 +142,9 @@ def outcome_of(device: Observation, target: str, gate: Gate, released_at: dateti
 
 
 def tally(wave: Wave, target: str, gate: Gate, now: datetime) -> Tally:
-    """Outcomes of a wave's updates, acknowledged failures left out."""
+    """Failed updates of a wave, acknowledged failures left out."""
     outcomes = _outcomes(wave, target, gate, now).values()
-    failed = sum(outcome == "failed" for outcome in outcomes)
-    return Tally(failed=failed, settled=failed + sum(outcome == "committed" for outcome in outcomes))
+    return Tally(failed=sum(outcome == "failed" for outcome in outcomes), devices=len(outcomes))
 
 
 def judge(
@@ -150,7 +153,7 @@ def judge(
     """Judge one released wave.
 
     Args:
-        earlier: outcomes of the waves before it. Failures are tested in this wave and in all waves together, by the
+        earlier: failures of the waves before it. Failures are tested in this wave and in all waves together, by the
             mean of the two e-values (itself an e-value), so that neither a large healthy first wave hides a failing
             second one, nor do one failure here and one there go unnoticed.
         promised_harm: the certificate's audit bound; None for an artifact without one (its devices keep no answer, so
@@ -163,8 +166,8 @@ def judge(
     harm = sum(min(device.audit_harm, device.audited) for device in wave.observations)
     harm_e = 1.0 if promised_harm is None else e_value_above(harm, audited, promised_harm)
     failure_e = (
-        e_value_above(own.failed, own.settled, gate.max_failure_rate)
-        + e_value_above(both.failed, both.settled, gate.max_failure_rate)
+        e_value_above(own.failed, own.devices, gate.max_failure_rate)
+        + e_value_above(both.failed, both.devices, gate.max_failure_rate)
     ) / 2
     audit = _audit_text(harm, audited, promised_harm)
     limit = f"evidence {{:,.0f}} to 1, limit {1 / gate.alpha:,.0f} to 1"
@@ -186,12 +189,12 @@ def judge(
     if failure_e >= 1 / gate.alpha:
         tolerated = f"tolerated {gate.max_failure_rate:.1%}"
         why = _failures_text(wave, outcomes, gate)
-        count = f"{both.failed} of {both.settled} devices failed to update"
+        count = f"{both.failed} of {both.devices} devices failed to update"
         return verdict("fail", f"{count}, {tolerated}: {why} ({limit.format(min(failure_e, 1e15))})")
     missing = _missing(wave, outcomes, gate, now, audited if promised_harm is not None else gate.min_audited)
     if missing:
         return verdict("hold", "; ".join(missing), _wake_at(wave, outcomes, gate, now))
-    committed = own.settled - own.failed
+    committed = own.devices - own.failed
     return verdict("pass", f"{_devices(committed)} committed, {own.failed} failed; {audit}")
 
 
@@ -269,7 +272,7 @@ def _devices(count: int) -> str:
     return f"{count} device" if count == 1 else f"{count} devices"
 
 
-def settled_devices(waves: Sequence[Wave], target: str, gate: Gate, now: datetime) -> dict[str, Outcome]:
+def outcomes_of(waves: Sequence[Wave], target: str, gate: Gate, now: datetime) -> dict[str, Outcome]:
     """Outcome of every device of the given waves, acknowledged or not."""
     return {
         device.device_id: outcome_of(device, target, gate, wave.released_at, now)

@@ -236,7 +236,7 @@ def resumed(rollout: Rollout, observations: Mapping[str, Observation], *, now: d
     """
     _check("resume", rollout)
     waves = _waves(rollout, observations)
-    outcomes = gates.settled_devices(waves, rollout.plan.artifact_digest, rollout.plan.gate, now)
+    outcomes = gates.outcomes_of(waves, rollout.plan.artifact_digest, rollout.plan.gate, now)
     failed = {device_id for device_id, outcome in outcomes.items() if outcome == "failed"}
     acknowledged = tuple(sorted(failed.union(rollout.acknowledged)))
     last = replace(rollout.waves[-1], released_at=now)
@@ -308,7 +308,7 @@ def _verdicts(
     rollout: Rollout, observations: Mapping[str, Observation], now: datetime
 ) -> tuple[GateVerdict, ...]:
     plan = rollout.plan
-    verdicts, earlier = [], Tally(failed=0, settled=0)
+    verdicts, earlier = [], Tally(failed=0, devices=0)
     for wave in _waves(rollout, observations):
         verdict = gates.judge(
             wave, earlier, plan.artifact_digest, plan.gate, promised_harm=plan.promised_harm, now=now

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, ParamSpec, TypeVar
 
-from sqlalchemy import Connection, Engine, Table, create_engine, event, insert, select, text
+from sqlalchemy import Connection, Engine, Insert, Table, create_engine, event, insert, select, text
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import StaticPool
 
@@ -130,16 +131,16 @@ def upsert(
     transaction: Transaction, table: Table, rows: Sequence[Mapping[str, Any]], *, leave: Sequence[str] = ()
 ) -> None:
     """Insert rows; of those whose primary key is there already, replace all columns but the ones in ``leave``."""
-    if not rows:
-        return
-    if transaction.dialect.name == "postgresql":
-        from sqlalchemy.dialects.postgresql import insert as dialect_insert
-    else:
-        from sqlalchemy.dialects.sqlite import insert as dialect_insert  # type: ignore[assignment]  # same interface
-    statement = dialect_insert(table)
+    if rows:
+        transaction.execute(_upsert(transaction.dialect.name, table, tuple(rows[0]), tuple(leave)), list(rows))
+
+
+@functools.cache  # building the statement costs several times what running it does
+def _upsert(dialect: str, table: Table, names: tuple[str, ...], leave: tuple[str, ...]) -> Insert:
+    statement = postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
     keys = [column.name for column in table.primary_key]
-    changed = {name: statement.excluded[name] for name in rows[0] if name not in keys and name not in leave}
-    transaction.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed), list(rows))
+    changed = {name: statement.excluded[name] for name in names if name not in keys and name not in leave}
+    return statement.on_conflict_do_update(index_elements=keys, set_=changed)
 
 
 def _upgrade(transaction: Transaction, where: str) -> None:

@@ -108,7 +108,7 @@ class World:
         self.service = FleetService.open(self.database, registry, FleetSettings(), self.now)
         self.registry = registry
 
-    async def run_until(self, end_s: float, *, check: bool = True) -> None:
+    async def run_until(self, end_s: float) -> None:
         """Let time pass, one second at a time."""
         while self.now_s < end_s:
             self.now_s += 1
@@ -117,8 +117,7 @@ class World:
                     await self.dial(agent)
             if self.is_up:
                 await self.service.reconcile()
-                if check:
-                    self.check_invariants()
+                self.check_invariants()
 
     async def dial(self, agent: Agent) -> None:
         agent.next_at = self.now_s + agent.dice.choice((1, 2, 2, 3))

@@ -15,7 +15,7 @@ from penstock.errors import InvalidInput
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 NEW, OLD = "sha256:" + "1" * 64, "sha256:" + "0" * 64
 GATE = Gate(alpha=0.05, max_failure_rate=0.05, min_audited=50, bake_s=10.0, max_silence_s=30.0, max_wave_s=600.0)
-NONE = Tally(failed=0, settled=0)
+NONE = Tally(failed=0, devices=0)
 
 
 def device(name: str = "a", **changes: object) -> Observation:
@@ -121,15 +121,22 @@ def test_many_failures_fail_and_are_named() -> None:
     assert "2 more" in verdict.reason
 
 
+def test_failures_that_come_faster_than_commits_do_not_stop_a_rollout_within_its_tolerance() -> None:
+    bad = [device(f"b{i}", phase="reverted", active_digest=OLD, failed_digest=NEW) for i in range(4)]
+    probation = [device(f"p{i:02}", phase="probation") for i in range(96)]
+    assert judge(*bad, *probation).verdict == "hold"
+    assert judge(*bad, *(device(f"p{i:02}") for i in range(96))).verdict == "pass"
+
+
 def test_failures_add_up_over_waves() -> None:
     bad = device("b", silent_s=99.0)
     assert judge(bad, device("c")).verdict != "fail"
-    assert judge(bad, device("c"), earlier=Tally(failed=3, settled=4)).verdict == "fail"
+    assert judge(bad, device("c"), earlier=Tally(failed=3, devices=4)).verdict == "fail"
 
 
 def test_a_large_healthy_first_wave_does_not_hide_a_failing_second_one() -> None:
     bad = [device(f"b{i}", silent_s=99.0) for i in range(6)]
-    assert judge(*bad, earlier=Tally(failed=0, settled=1000)).verdict == "fail"
+    assert judge(*bad, earlier=Tally(failed=0, devices=1000)).verdict == "fail"
 
 
 def test_a_wave_in_which_nobody_committed_never_passes() -> None:

@@ -10,16 +10,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateTable
 
-from cloud_core.state import Database, catalog
+from cloud_core.state import Database, catalog, tables
 from cloud_core.state import fleet as rows
-from cloud_core.state.database import Transaction
+from cloud_core.state.database import Transaction, _upsert
 from penstock.errors import StorageError
 
 WRITER = """
 import asyncio, sys
 from pathlib import Path
-from cloud_core.state import Database, catalog
+from cloud_core.state import Database, catalog, tables
 
 async def main():
     database = Database.open(Path(sys.argv[1]))
@@ -118,3 +120,13 @@ async def test_a_device_whose_first_heartbeat_is_not_on_disk_keeps_its_sequence(
     (stored,) = database.run_now(rows.read).devices
     assert stored.durable_sequence == 7
     database.close()
+
+
+def test_the_same_statements_work_for_postgresql() -> None:
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+    for table in tables.metadata.sorted_tables:
+        assert "CREATE TABLE" in str(CreateTable(table).compile(dialect=dialect))
+        names = tuple(column.name for column in table.columns)
+        if table.primary_key.columns and len(names) > len(table.primary_key.columns):
+            statement = str(_upsert("postgresql", table, names, ()).compile(dialect=dialect))
+            assert "ON CONFLICT" in statement
