@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import random
@@ -202,6 +203,8 @@ async def _serve(settings: AgentSettings) -> None:
     stop = asyncio.Event()
     with stop_on_signals(stop):
         async with Agent(settings) as agent:
+            gc.collect()
+            gc.freeze()  # what start-up built lives as long as the process: later collections need not look at it
             await agent.run(stop)
             log(_log, logging.INFO, "draining", drain_s=settings.limits.drain_s)
     log(_log, logging.INFO, "stopped")
