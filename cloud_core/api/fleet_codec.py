@@ -73,7 +73,7 @@ def decode_records(message: pb.DeliverOutcomesRequest) -> list[Record]:
 
 
 def decode_plan_request(message: pb.PlanRolloutRequest, defaults: GateDefaults) -> PlanRequest:
-    """A plan request; gate settings that are 0 take the defaults."""
+    """A plan request; gate settings that are left out take the defaults (a 0 that is given is a 0)."""
     asked = message.gate
     return PlanRequest(
         model=message.model,
@@ -82,12 +82,7 @@ def decode_plan_request(message: pb.PlanRolloutRequest, defaults: GateDefaults) 
         waves=tuple(message.waves),
         seed=message.seed,
         gate=Gate(
-            alpha=asked.alpha or defaults.alpha,
-            max_failure_rate=asked.max_failure_rate or defaults.max_failure_rate,
-            min_audited=asked.min_audited or defaults.min_audited,
-            bake_s=asked.bake_s or defaults.bake_s,
-            max_silence_s=asked.max_silence_s or defaults.max_silence_s,
-            max_wave_s=asked.max_wave_s or defaults.max_wave_s,
+            **{name: getattr(asked if asked.HasField(name) else defaults, name) for name in Gate.__dataclass_fields__}
         ),
     )
 

@@ -53,12 +53,14 @@ def _core_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def _plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Who, in which order, and what a wave must show; what is left out takes the core's default."""
     for option in (
-        click.option("--max-wave", type=float, default=0.0, metavar="S", help="Pause when a wave takes longer."),
-        click.option("--max-silence", type=float, default=0.0, metavar="S", help="A device silent for longer failed."),
-        click.option("--max-failure-rate", type=float, default=0.0, metavar="SHARE", help="Failed updates tolerated."),
-        click.option("--alpha", type=float, default=0.0, help="Error budget of each sequential test."),
-        click.option("--min-audited", type=int, default=0, metavar="ROWS", help="Audited rows a wave needs to pass."),
-        click.option("--bake", type=float, default=0.0, metavar="S", help="Shortest time a wave runs."),
+        click.option("--max-wave", type=float, metavar="S", help="Pause when a wave takes longer."),
+        click.option("--max-silence", type=float, metavar="S", help="A device silent for longer failed."),
+        click.option("--max-failure-rate", type=float, metavar="SHARE", help="Failed updates tolerated."),
+        click.option("--alpha", type=float, help="Error budget of each sequential test."),
+        click.option(
+            "--min-audited", type=click.IntRange(min=0), metavar="ROWS", help="Audited rows a wave needs to pass."
+        ),
+        click.option("--bake", type=float, metavar="S", help="Shortest time a wave runs."),
         click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, help="Order of the devices."),
         click.option(
             "--wave", "waves", type=float, multiple=True, metavar="SHARE", help="Cumulative share; repeat, end with 1."
@@ -274,9 +276,7 @@ def _show(rollout: fleet_pb2.Rollout, output: str) -> None:
         click.echo(rollout_text(rollout))
 
 
-def _finish(
-    client: FleetClient, rollout: fleet_pb2.Rollout, output: str, *, wait: bool, timeout_s: float
-) -> None:
+def _finish(client: FleetClient, rollout: fleet_pb2.Rollout, output: str, *, wait: bool, timeout_s: float) -> None:
     from penstock.rpc.fleet import state_name
 
     if wait:

@@ -114,6 +114,16 @@ async def test_plan_apply_wait_and_undo_from_the_command_line(core: Core) -> Non
     assert await core.beat("cam-1", "v2") == "v1"
 
 
+async def test_a_zero_that_is_given_is_a_zero_and_what_is_left_out_is_the_default(core: Core) -> None:
+    await core.beat("cam-1", "v1")
+    out, _ = await core.penstock("fleet", "plan", "digits:v2", "--bake", "0", "--min-audited", "0", "-o", "json")
+    gate, defaults = json.loads(out)["gate"], core.service.settings.gate
+    assert (gate["bake_s"], gate["min_audited"]) == (0, 0)
+    assert (gate["alpha"], gate["max_silence_s"]) == (defaults.alpha, defaults.max_silence_s)
+    _, err = await core.penstock("fleet", "plan", "digits:v2", "--alpha", "0", code=2)
+    assert "alpha" in err
+
+
 async def test_a_rollout_that_its_gate_stops_exits_with_3_and_shows_the_evidence(core: Core) -> None:
     for name in ("cam-1", "cam-2"):
         await core.beat(name, "v1")
