@@ -1,4 +1,7 @@
-"""Where a server is: ``grpc://host:port``, ``http://host:port`` or ``unix:///path`` (HTTP over a unix socket)."""
+"""Where a server is: ``grpc://host:port``, ``http://host:port`` or ``unix:///path`` (HTTP over a unix socket).
+
+``unix://agent.sock`` is a path from the current directory, as every other path a user types.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ def parse_target(text: str) -> Target:
     """
     scheme, separator, rest = text.partition("://")
     rest = rest.removesuffix("/") if scheme != "unix" else rest
-    if scheme == "unix" and rest.startswith("/") and len(rest) > 1:
+    if scheme == "unix" and rest and not rest.endswith("/") and "\0" not in rest:
         return Target(scheme="unix", path=rest)
     if separator and scheme in ("grpc", "http"):
         host, _, port = rest.rpartition(":")

@@ -13,6 +13,8 @@ from penstock.target import Target, parse_target
         ("http://core.example:80/", Target(scheme="http", host="core.example", port=80)),
         ("grpc://[::1]:8001", Target(scheme="grpc", host="::1", port=8001)),
         ("unix:///run/penstock/agent.sock", Target(scheme="unix", path="/run/penstock/agent.sock")),
+        ("unix://agent.sock", Target(scheme="unix", path="agent.sock")),
+        ("unix://./run/agent.sock", Target(scheme="unix", path="./run/agent.sock")),
     ],
 )
 def test_targets(text: str, target: Target) -> None:
@@ -23,7 +25,7 @@ def test_targets(text: str, target: Target) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "localhost:8001", "https://a:1", "unix://", "unix:///", "unix://relative", "http://a:1/path"),
+        *("", "localhost:8001", "https://a:1", "unix://", "unix:///", "unix:///run/", "http://a:1/path"),
         *("grpc://a", "grpc://:1", "grpc://a:0", "grpc://a:65536", "grpc://a:b", "grpc://a:-1", "grpc://::1:8001"),
         "http://user@a:1",
     ],
