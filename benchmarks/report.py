@@ -28,16 +28,15 @@ def show(samples: Mapping[Key, Sequence[Sample]], startup: Startup | None) -> No
         for (of, server, callers), measured in samples.items():
             if of == model:
                 median = typical(measured)
-                rate = f"{median.rows_per_s:,.0f}" if median.rows_per_s >= 100 else f"{median.rows_per_s:.1f}"
-                cpu = f"{median.cpu_us:,.0f}" if median.cpu_us else ""
-                figures = [rate, f"{median.p50_ms:.3g}", f"{median.p99_ms:.3g}", cpu]
+                cpu = _figure(median.cpu_us) if median.cpu_us else ""
+                figures = [_figure(median.rows_per_s), _figure(median.p50_ms), _figure(median.p99_ms), cpu]
                 rows.append([server, callers, *figures, SERVERS[server]])
         print()
         columns = ["server", "callers", "rows/s", "p50 ms", "p99 ms", "cpu us/row", "what"]
         print(format_table(columns, rows, title=model))
     compared = [
-        [r.model, f"{r.over} / {r.under}", r.callers, f"{r.ratio:.2f}", f"{r.low:.2f} to {r.high:.2f}",
-         f"{r.cpu_ratio:.2f}" if r.cpu_ratio else "", f"{r.at_least:.2f}" if r.at_least else "", r.verdict]
+        [r.model, f"{r.over} / {r.under}", r.callers, _share(r.ratio), f"{_share(r.low)} to {_share(r.high)}",
+         _share(r.cpu_ratio) if r.cpu_ratio else "", f"{r.at_least:.2f}" if r.at_least else "", r.verdict]
         for r in ratios(samples)
     ]  # fmt: skip
     compared += _single_goals(samples, startup)
@@ -62,6 +61,15 @@ def _single_goals(samples: Mapping[Key, Sequence[Sample]], startup: Startup | No
         shown = f"{startup.help_s * 1e3:.0f} ms"
         found.append(["", "penstock --help", "", shown, "", "", "< 200 ms", _at_most(startup.help_s, HELP_S)])
     return found
+
+
+def _figure(value: float) -> str:
+    """Three digits that count, and never an exponent."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _share(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.4f}"
 
 
 def _at_most(value: float, goal: float) -> str:

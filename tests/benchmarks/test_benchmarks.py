@@ -1,0 +1,68 @@
+"""The benchmark measures what it says: rates from batched answers, ratios within rounds, and a run from end to end."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.load import Sample, sample_of
+from benchmarks.plan import CALLERS, GOALS, SERVERS, ratios
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def sample(rows_per_s: float, cpu_us: float = 0.0) -> Sample:
+    return Sample(rows_per_s=rows_per_s, p50_ms=1.0, p99_ms=1.0, requests=1, answered_rows=1, cpu_us=cpu_us)
+
+
+@pytest.mark.parametrize("window_s", [3.0, 3.3, 3.7])
+def test_clumps_of_answers_give_the_same_rate_wherever_the_window_ends(window_s: float) -> None:
+    """16 callers, answered together every 0.4 s: 40 rows a second."""
+    done = [(0.4 * batch + caller / 1e4, 0.4 * (batch - 1)) for batch in range(1, 20) for caller in range(16)]
+    measured = sample_of([pair for pair in done if pair[0] <= window_s], after=0.0)
+    assert measured.rows_per_s == pytest.approx(40, rel=0.01)
+
+
+def test_warm_up_is_left_out_and_percentiles_are_of_requests() -> None:
+    slow = [(0.5, 0.0)]
+    steady = [(1 + 0.01 * n, 1 + 0.01 * (n - 1)) for n in range(1, 101)]
+    measured = sample_of(slow + steady, after=1.0, rows=4)
+    assert measured.requests == 100
+    assert measured.answered_rows == 4 * 101
+    assert measured.p50_ms == pytest.approx(10)
+    assert measured.rows_per_s == pytest.approx(400, rel=0.05)
+
+
+def test_ratios_are_medians_of_ratios_within_rounds() -> None:
+    """The machine halves its speed in the second round: no ratio sees it."""
+    found = ratios(
+        {
+            ("digits", "core-http", 16): [sample(90, 50), sample(45, 51), sample(80, 50)],
+            ("digits", "yardstick-http", 16): [sample(100, 40), sample(50, 40), sample(100, 40)],
+        }
+    )
+    assert [(r.over, r.callers, r.verdict) for r in found] == [("core-http", 16, "reached")]
+    assert (found[0].low, found[0].ratio, found[0].high) == (0.8, 0.9, 0.9)
+    assert found[0].cpu_ratio == pytest.approx(0.8)
+
+
+def test_every_goal_compares_what_is_measured() -> None:
+    for goal in GOALS:
+        measured = CALLERS[goal.model]
+        assert set(goal.callers) <= set(measured[goal.over])
+        under = {goal.raw_batch} if goal.raw_batch else set(goal.callers)
+        assert under <= set(measured[goal.under])
+        assert goal.over in SERVERS
+
+
+def test_a_run_measures_every_server() -> None:
+    short = ["--models", "digits", "--callers", "1", "64", "--rounds", "1", "--duration-s", "0.05", "--no-save"]
+    command = [sys.executable, "-m", "benchmarks", *short]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stderr
+    measured = set(re.findall(r"^(\S+) +(?:1|64) +[\d,.]+ ", done.stdout, re.M))
+    assert measured == set(CALLERS["digits"])
