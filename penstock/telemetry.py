@@ -29,6 +29,7 @@ LEVELS: Mapping[str, int] = {
 LogFormat = Literal["text", "json"]
 
 _FIELDS = "penstock_fields"
+_HTTP_SERVER = logging.getLogger("aiohttp.server")
 _MAX_VALUE_CHARS = 2048
 _BARE = re.compile(r"[A-Za-z0-9_./:@+\-\[\]{},%*<>]+")
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -49,6 +50,7 @@ def setup_logging(level: str = "info", format: LogFormat = "text", *, stream: Te
     handler.setFormatter(_JsonFormatter() if format == "json" else _TextFormatter())
     logging.root.handlers[:] = [handler]
     logging.root.setLevel(LEVELS[level])
+    _HTTP_SERVER.filters[:] = [_is_ours_to_mend]
 
 
 def log(
@@ -125,6 +127,20 @@ class _JsonFormatter(logging.Formatter):
         if trace:
             document["traceback"] = trace
         return msgspec.json.encode(document, enc_hook=str).decode()
+
+
+def _is_ours_to_mend(record: logging.LogRecord) -> bool:
+    """The HTTP library logs a client's malformed request as an error with its traceback: a way to fill a disk.
+
+    The client was told (400); here it is shown to who debugs. By name, since only processes that serve import it.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    is_the_clients = error is not None and any(
+        kind.__name__ in ("HttpProcessingError", "PayloadError", "RequestPayloadError")
+        and kind.__module__.startswith("aiohttp.")
+        for kind in type(error).__mro__
+    )
+    return not is_the_clients or _HTTP_SERVER.isEnabledFor(logging.DEBUG)
 
 
 def _fields(record: logging.LogRecord) -> Mapping[str, object]:

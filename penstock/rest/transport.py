@@ -174,4 +174,5 @@ def _too_large() -> TooLarge:
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"cannot reach it: {error.strerror}"
-    return f"the connection broke: {type(error).__name__}: {error}"
+    said = str(error)[:200]  # a server that speaks something else: no control characters on a terminal
+    return f"the connection broke: {type(error).__name__}: {said if said.isprintable() else ascii(said)}"

@@ -102,3 +102,16 @@ def test_malformed_traceparent_is_ignored(text: str) -> None:
 
 def test_traceparent_of_a_later_version_may_carry_more() -> None:
     assert telemetry.parse_traceparent("01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-extra") is not None
+
+
+def test_what_a_client_sent_wrong_is_no_error_of_ours(stream: io.StringIO) -> None:
+    from aiohttp.http_exceptions import LineTooLong
+    from aiohttp.web_protocol import RequestPayloadError
+
+    for level, lines in (("info", 1), ("debug", 3)):
+        stream.truncate(0)
+        telemetry.setup_logging(level, "json", stream=stream)
+        for error in (LineTooLong(b"aaaa", 8190), RequestPayloadError("cut"), ValueError("a defect")):
+            logging.getLogger("aiohttp.server").error("Error handling request", exc_info=error)
+        assert stream.getvalue().count("\n") == lines
+        assert "a defect" in stream.getvalue()
