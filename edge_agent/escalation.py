@@ -24,8 +24,11 @@ from penstock.rpc.status import error_from_rpc
 class Escalator:
     """The channel to the cloud, its lanes, and the row budget that they share."""
 
-    def __init__(self, target: str, settings: EscalationSettings) -> None:
+    def __init__(self, target: str, settings: EscalationSettings, *, token: str = "") -> None:
         """
+        Args:
+            token: where the cloud has tenants.
+
         Raises:
             InvalidInput: ``target`` is not ``grpc://host:port``.
         """
@@ -37,6 +40,7 @@ class Escalator:
         self._loop = asyncio.get_running_loop()
         self._channel = channels.open_channel(target, aio=True)
         self._stub = channels.oip_stub(self._channel)
+        self._credential = channels.bearer(token)
         self._lanes: dict[Hosted, Lane] = {}
         self._bucket = (
             TokenBucket(rate=settings.rate_rows_per_s, burst=settings.burst_rows) if settings.rate_rows_per_s else None
@@ -79,7 +83,9 @@ class Escalator:
         self.sent_bytes += message.ByteSize()
         self.sent_rows += len(next(iter(request.inputs.values())))
         try:
-            reply: oip_pb2.ModelInferResponse = await self._stub.ModelInfer(message, timeout=timeout_s)
+            reply: oip_pb2.ModelInferResponse = await self._stub.ModelInfer(
+                message, timeout=timeout_s, metadata=self._credential
+            )
         except grpc.RpcError as error:
             self.failed_calls += 1
             raise error_from_rpc(error) from error
@@ -89,7 +95,7 @@ class Escalator:
         """Can the cloud serve this model now? False also when it cannot be asked."""
         try:
             request = oip_pb2.ModelReadyRequest(name=model, version=version)
-            reply = await self._stub.ModelReady(request, timeout=self.settings.timeout_s)
+            reply = await self._stub.ModelReady(request, timeout=self.settings.timeout_s, metadata=self._credential)
         except grpc.RpcError:
             return False
         return bool(reply.ready)

@@ -128,9 +128,7 @@ class Registry:
 class Fetcher:
     """Makes releases complete in the store. One pull per model at a time; several models may pull side by side."""
 
-    def __init__(
-        self, registry: Registry, store: Store, settings: FetchSettings, targets: Sequence[str]
-    ) -> None:
+    def __init__(self, registry: Registry, store: Store, settings: FetchSettings, targets: Sequence[str]) -> None:
         self._registry, self._store, self._settings, self._targets = registry, store, settings, tuple(targets)
 
     async def pull(self, model: str, release: Release, on_progress: OnProgress) -> Slot:
@@ -145,9 +143,7 @@ class Fetcher:
         variant = choose_variant(artifact, self._targets)
         certificate_digest, note = await self._certificate(model, release, artifact, variant)
         await self._layers(model, variant, on_progress)
-        return Slot(
-            release=release, variant_digest=variant.digest, certificate_digest=certificate_digest, note=note
-        )
+        return Slot(release=release, variant_digest=variant.digest, certificate_digest=certificate_digest, note=note)
 
     async def _documents(self, model: str, release: Release) -> Artifact:
         index = art.decode_index(await self._manifest(model, release.artifact_digest))
@@ -180,9 +176,7 @@ class Fetcher:
         if not self._store.blobs.has(layer.digest):
             await in_thread(self._store.blobs.put, await self._registry.document(model, layer))
 
-    async def _certificate(
-        self, model: str, release: Release, artifact: Artifact, variant: Variant
-    ) -> tuple[str, str]:
+    async def _certificate(self, model: str, release: Release, artifact: Artifact, variant: Variant) -> tuple[str, str]:
         """(digest of a certificate issued for exactly this variant or "", why there is none).
 
         An artifact with several edge variants has a certificate for each, and the fleet service names only one.
@@ -254,12 +248,13 @@ class Fetcher:
             )
 
 
-def open_session(settings: FetchSettings) -> aiohttp.ClientSession:
+def open_session(settings: FetchSettings, *, token: str = "") -> aiohttp.ClientSession:
     """A session with the settings' patience: silence is limited, the length of a transfer is not."""
+    headers = {"Authorization": f"Bearer {token}"} if token else None
     timeout = aiohttp.ClientTimeout(
         total=None, sock_connect=settings.connect_timeout_s, sock_read=settings.read_timeout_s
     )
-    return aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=8))
+    return aiohttp.ClientSession(headers=headers, timeout=timeout, connector=aiohttp.TCPConnector(limit=8))
 
 
 def choose_variant(artifact: Artifact, targets: Sequence[str]) -> Variant:

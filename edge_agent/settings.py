@@ -184,6 +184,8 @@ class AgentSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             ``/run/penstock/agent.sock`` (root) or ``$XDG_RUNTIME_DIR/penstock/agent.sock``.
         tcp: ``host:port`` to serve HTTP on TCP too; port 0 takes a free one. "" (the default) is off.
         core: gRPC target for escalations, heartbeats and outcomes. ``registry``: OCI registry to pull from.
+        token: sent to the core and the registry as a bearer token, where the core has tenants. There is no flag for
+            it: a command line can be read by other users; use the file or PENSTOCK_AGENT_TOKEN.
         subscriptions: models to run; ``*`` for whatever the fleet service assigns.
         labels: what operators select devices by.
         target: compile target, e.g. ``x86-64-vnni``; "" detects it.
@@ -195,6 +197,7 @@ class AgentSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     tcp: str = ""
     core: str = "grpc://127.0.0.1:8001"
     registry: str = "http://127.0.0.1:8000"
+    token: str = ""
     subscriptions: tuple[str, ...] = ("*",)
     labels: dict[str, str] = {}
     target: str = ""

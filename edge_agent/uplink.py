@@ -65,14 +65,18 @@ class Local:
 class FleetLink:
     """The channel to the fleet service; its errors are ours."""
 
-    def __init__(self, target: str, *, timeout_s: float) -> None:
+    def __init__(self, target: str, *, timeout_s: float, token: str = "") -> None:
         """
+        Args:
+            token: where the core has tenants.
+
         Raises:
             InvalidInput: ``target`` is not ``grpc://host:port``.
         """
         self._channel = channels.open_channel(target, aio=True)
         self._stub = fleet_pb2_grpc.FleetStub(self._channel)  # type: ignore[no-untyped-call]  # generated
         self._timeout_s = timeout_s
+        self._credential = channels.bearer(token)
 
     async def heartbeat(self, request: fleet_pb2.HeartbeatRequest) -> fleet_pb2.HeartbeatResponse:
         """
@@ -80,7 +84,9 @@ class FleetLink:
             PenstockError: out of reach, or refused.
         """
         try:
-            response: fleet_pb2.HeartbeatResponse = await self._stub.Heartbeat(request, timeout=self._timeout_s)
+            response: fleet_pb2.HeartbeatResponse = await self._stub.Heartbeat(
+                request, timeout=self._timeout_s, metadata=self._credential
+            )
         except grpc.RpcError as error:
             raise error_from_rpc(error) from error
         return response
@@ -92,7 +98,7 @@ class FleetLink:
             PenstockError: out of reach, or refused.
         """
         try:
-            response = await self._stub.DeliverOutcomes(request, timeout=self._timeout_s)
+            response = await self._stub.DeliverOutcomes(request, timeout=self._timeout_s, metadata=self._credential)
         except grpc.RpcError as error:
             raise error_from_rpc(error) from error
         return int(response.durable_sequence)

@@ -66,6 +66,11 @@ def open_channel(
     return grpc.insecure_channel(parsed.address, options=options)
 
 
+def bearer(token: str | None) -> tuple[tuple[str, str], ...]:
+    """Call metadata that carries a token; () without one."""
+    return (("authorization", f"Bearer {token}"),) if token else ()
+
+
 def oip_stub(channel: grpc.Channel | grpc.aio.Channel) -> oip_pb2_grpc.GRPCInferenceServiceStub:
     """The inference service's stub; its methods are awaitable when the channel is asyncio's."""
     return oip_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]  # generated

@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from penstock.rpc.channels import open_channel
+from penstock.rpc.channels import bearer, open_channel
 from penstock.rpc.pb import fleet_pb2, fleet_pb2_grpc
 from penstock.rpc.status import error_from_rpc
 
@@ -32,7 +32,7 @@ class FleetClient:
         self._channel = open_channel(target, aio=False)
         self._stub = fleet_pb2_grpc.FleetStub(self._channel)  # type: ignore[no-untyped-call]  # generated
         self._timeout_s = timeout_s
-        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self._metadata = bearer(token)
 
     def __enter__(self) -> FleetClient:
         return self

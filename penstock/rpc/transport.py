@@ -9,7 +9,7 @@ import grpc
 from penstock.errors import NotFound
 from penstock.inference import InferRequest, InferResponse, ModelMetadata
 from penstock.rpc import codec
-from penstock.rpc.channels import oip_stub, open_channel
+from penstock.rpc.channels import bearer, oip_stub, open_channel
 from penstock.rpc.pb import oip_pb2
 from penstock.rpc.status import error_from_rpc
 from penstock.target import Target
@@ -23,7 +23,7 @@ class RpcTransport:
     def __init__(self, target: Target, *, token: str | None = None) -> None:
         self._channel = open_channel(target, aio=False)
         self._stub: Any = oip_stub(self._channel)  # generated, without types
-        self._credential = _credential(token)
+        self._credential = bearer(token)
 
     def infer(self, request: InferRequest, timeout_s: float) -> InferResponse:
         metadata = _with_id(self._credential, request.id)
@@ -62,7 +62,7 @@ class AioRpcTransport:
     def __init__(self, target: Target, *, token: str | None = None) -> None:
         self._channel = open_channel(target, aio=True)
         self._stub: Any = oip_stub(self._channel)  # generated, without types
-        self._credential = _credential(token)
+        self._credential = bearer(token)
 
     async def infer(self, request: InferRequest, timeout_s: float) -> InferResponse:
         metadata = _with_id(self._credential, request.id)
@@ -94,10 +94,6 @@ class AioRpcTransport:
             return await getattr(self._stub, method)(message, timeout=timeout_s, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error) from None
-
-
-def _credential(token: str | None) -> _Metadata:
-    return (("authorization", f"Bearer {token}"),) if token else ()
 
 
 def _with_id(metadata: _Metadata, request_id: str) -> _Metadata:
