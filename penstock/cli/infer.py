@@ -42,6 +42,9 @@ A JSON object gives inputs by name, a JSON list is the only input. Rows come fir
     metavar="S",
     help="Seconds, all tries together.",
 )
+@click.option(
+    "--token", envvar="PENSTOCK_TOKEN", default="", show_envvar=True, help="Credential, where there are tenants."
+)
 @click.option("--explain", is_flag=True, help="Ask an agent who answered each row, and why.")
 @output_option
 def command(
@@ -51,6 +54,7 @@ def command(
     text: str | None,
     version: str,
     timeout: float,
+    token: str,
     explain: bool,
     output: str,
 ) -> None:
@@ -60,7 +64,7 @@ def command(
     inputs = _from_files(files) if files else _from_json(text or "")
     from penstock.client import Client  # here, so that --help does not pay for numpy
 
-    with Client(target, timeout=timeout) as client:
+    with Client(target, timeout=timeout, token=token) as client:
         result = client.infer(model, inputs, version=version, parameters={"explain": True} if explain else None)
     if output == "json":
         import msgspec
