@@ -17,7 +17,7 @@ import click
 from cloud_core.settings import ENV_PREFIX, CoreSettings, check
 from penstock import config
 from penstock.cli.output import output_option, print_fields, print_json, print_table
-from penstock.errors import Unavailable
+from penstock.errors import InvalidInput, Unavailable
 from penstock.rest.status import error_from_http
 from penstock.tasks import stop_on_signals
 from penstock.telemetry import setup_logging
@@ -72,9 +72,7 @@ def serve(config_file: Path | None, **flags: Any) -> None:
     directory, once requests are admitted.
     """
     settings = check(
-        config.load(
-            CoreSettings, file=config_file, env=os.environ, env_prefix=ENV_PREFIX, flags=_dotted(flags)
-        )
+        config.load(CoreSettings, file=config_file, env=os.environ, env_prefix=ENV_PREFIX, flags=_dotted(flags))
     )
     setup_logging(settings.log.level, settings.log.format)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -156,8 +154,10 @@ def _is_well(base: str, probe: str) -> bool:
 def _ask(base: str, path: str, token: str, *, method: str = "GET") -> Any:
     """
     Raises:
-        Unavailable: nobody answers. What the core says otherwise.
+        InvalidInput: not a URL. Unavailable: nobody answers. What the core says otherwise.
     """
+    if not base.startswith(("http://", "https://")):
+        raise InvalidInput(f"--target: {base!r} is not a URL such as http://127.0.0.1:8000", field="target")
     request = urllib.request.Request(base + path, method=method, data=b"" if method == "POST" else None)
     if token:
         request.add_header("Authorization", f"Bearer {token}")
@@ -173,5 +173,3 @@ def _ask(base: str, path: str, token: str, *, method: str = "GET") -> Any:
 
 def _yes(value: object) -> str:
     return "yes" if value else "no"
-
-

@@ -7,6 +7,7 @@ flags. Relative paths are relative to the working directory. Knows no other modu
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -228,8 +229,11 @@ def with_paths(settings: AgentSettings, env: Mapping[str, str]) -> AgentSettings
     """``settings`` with ``data_dir`` and ``socket`` filled in, both absolute.
 
     Raises:
-        ConfigError: a socket path longer than the operating system allows.
+        ConfigError: a socket path longer than the operating system allows, a registry that is no URL.
     """
+    # found out here, not as the reason of a pull that fails again and again on a device far away
+    if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", settings.registry):
+        raise ConfigError(f"registry: {settings.registry!r} is not a URL such as http://core:8000")
     data_dir = Path(settings.data_dir or _default_data_dir(env)).expanduser().absolute()
     socket = Path(settings.socket or _default_socket(settings, data_dir, env)).expanduser().absolute()
     if len(os.fsencode(socket)) > _MAX_SOCKET_PATH_BYTES:

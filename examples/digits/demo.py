@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from compiler.certify import clopper_pearson
 from penstock.cli.output import format_table
+from penstock.errors import StorageError
 
 from . import train
 from .processes import Daemon, DemoError, penstock, penstock_json, wait_for
@@ -88,7 +89,10 @@ class Demo:
 def run(*, json_file: Path | None = None, keep: bool = False, directory: Path | None = None, seed: int = 0) -> int:
     """Run all steps; returns the exit code: 0 when every claim held."""
     directory = directory or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "penstock" / "demo"
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"--dir: creating {directory}: {error.strerror}") from error
     # unix socket paths are limited to about 100 characters, so sockets and state live in a short place of their own
     demo = Demo(directory=directory, runtime=Path(tempfile.mkdtemp(prefix="penstock-")), seed=seed)
     finished = False

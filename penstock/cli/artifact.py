@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from penstock.cli.output import is_interactive, output_option, print_fields, print_json, print_table, progress
-from penstock.errors import ArtifactError
+from penstock.errors import ArtifactError, NotFound
 
 if TYPE_CHECKING:
     from penstock.oci import Found, Moved, RegistryClient
@@ -64,7 +64,7 @@ def inspect(source: str, registry: str, token: str, output: str) -> None:
     from penstock import oci
     from penstock.layout import Layout
 
-    if Path(source).is_dir():
+    if _is_layout(source):
         found = oci.look_at_layout(Layout(Path(source)))
     else:
         with _client(registry, token) as client:
@@ -87,7 +87,7 @@ def verify(source: str, registry: str, token: str, output: str) -> None:
     from penstock import oci
     from penstock.layout import Layout
 
-    if Path(source).is_dir():
+    if _is_layout(source):
         problems = Layout(Path(source)).verify()
     else:
         with tempfile.TemporaryDirectory() as scratch, _client(registry, token) as client:
@@ -99,7 +99,7 @@ def verify(source: str, registry: str, token: str, output: str) -> None:
     else:
         for problem in problems:
             click.echo(problem)
-        click.echo(f"{source}: {len(problems)} problems" if problems else f"{source}: good")
+        click.echo(f"{source}: {len(problems)} problem{'s' * (len(problems) > 1)}" if problems else f"{source}: good")
     if problems:
         sys.exit(1)
 
@@ -152,6 +152,16 @@ def list_artifacts(model: str, registry: str, token: str, output: str) -> None:
         print_json([{"model": name, "tag": tag, "digest": digest} for name, tag, digest in rows])
     else:
         print_table(["model", "tag", "digest"], rows)
+
+
+def _is_layout(source: str) -> bool:
+    """
+    Raises:
+        NotFound: written as a path, which no reference is, and there is no such directory.
+    """
+    if not Path(source).is_dir() and source.startswith(("/", ".", "~")):
+        raise NotFound(f"{source}: no such directory")
+    return Path(source).is_dir()
 
 
 def _client(registry: str, token: str) -> RegistryClient:

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import click
 
-from penstock.errors import MissingExtra
+from penstock.errors import ConfigError, MissingExtra
 
 
 @click.command(
@@ -41,6 +41,8 @@ def command(json_file: Path | None, keep: bool, directory: Path | None, seed: in
         raise MissingExtra(
             f"the demo needs {error.name}, which is not installed: pip install 'penstock[demo]'"
         ) from error
+    if json_file is not None and not json_file.absolute().parent.is_dir():  # now, not after the run
+        raise ConfigError(f"--json: {json_file.parent} is not a directory")
     raise SystemExit(demo.run(json_file=json_file, keep=keep, directory=directory, seed=seed))
 
 

@@ -45,6 +45,8 @@ def test_later_sources_win(tmp_path: Path) -> None:
     [
         ("[cascade]\naudit_shar = 0.1\n", "audit_share"),
         ('regstry = "http://x"\n', "registry"),
+        ('registry = "grpc://core:8001"\n', "registry: 'grpc://core:8001' is not a URL such as"),
+        ('registry = "core"\n', "registry: 'core' is not a URL such as"),
         ("[cascade]\naudit_share = 1.5\n", "cascade.audit_share"),
         ('[cascade]\non_unreachable = "hope"\n', "cascade.on_unreachable"),
         ("[limits]\nmax_queue_rows = 0\n", "limits.max_queue_rows"),

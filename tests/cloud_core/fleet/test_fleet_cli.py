@@ -230,6 +230,8 @@ async def test_artifacts_from_the_command_line(core: Core, make_layout: Any, tmp
     assert "nothing was pushed" in err
     _, err = await core.penstock("artifact", "list", "--registry", "nonsense", code=2)
     assert "is not a URL" in err
+    _, err = await core.penstock("artifact", "verify", str(tmp_path / "nothing"), code=1)
+    assert f"{tmp_path / 'nothing'}: no such directory" in err
 
 
 def test_a_target_that_is_none_is_refused() -> None:
