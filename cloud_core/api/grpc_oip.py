@@ -27,6 +27,7 @@ SERVICE = "inference.GRPCInferenceService"
 
 _M = TypeVar("_M", bound=Message)
 _HEADERS = frozenset({"authorization", "x-request-id", "x-request-timeout-ms", "traceparent"})
+_NO_HEADERS: Mapping[str, str] = {}
 if TYPE_CHECKING:  # generic in the stubs only
     _Context = grpc.aio.ServicerContext[bytes, bytes]
     _Call = Callable[[bytes, _Context, Mapping[str, str]], Awaitable[Message]]
@@ -174,12 +175,12 @@ class OipServicer:
         return handle
 
 
-def _headers(context: _Context) -> dict[str, str]:
-    return {
-        name: value
-        for name, value in context.invocation_metadata() or ()
-        if name in _HEADERS and isinstance(value, str)
-    }
+def _headers(context: _Context) -> Mapping[str, str]:
+    found = _NO_HEADERS
+    for name, value in context.invocation_metadata() or ():
+        if name in _HEADERS and isinstance(value, str):
+            found = {**found, name: value}
+    return found
 
 
 def _earliest(remaining_s: float | None, headers: Mapping[str, str]) -> float | None:

@@ -1,7 +1,8 @@
 """The Open Inference Protocol over HTTP, ``/metrics``, and the way to the OCI endpoints: dispatch, decode, encode.
 
-Dispatches by itself instead of by aiohttp's router: one dictionary look-up for an inference, where the router and its
-application would cost as much as all of our own checks. Decides nothing about admission; see ``serving.dataplane``.
+Inference requests that are plain come through the express lane (:meth:`HttpApi.prepare`, :meth:`HttpApi.answer`),
+everything else through aiohttp (:meth:`HttpApi.handle`); both end in the same lines. Decides nothing about admission;
+see ``serving.dataplane``.
 """
 
 from __future__ import annotations
@@ -10,34 +11,37 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from urllib.parse import unquote
 
 import msgspec
 from aiohttp import ClientPayloadError, web
 from aiohttp.http_exceptions import HttpProcessingError
-from multidict import istr
 
 from cloud_core.api.metrics import Metrics
 from cloud_core.api.oci import OciApi
-from cloud_core.serving.dataplane import EXTENSIONS, SERVER_NAME, DataPlane
+from cloud_core.serving.dataplane import EXTENSIONS, SERVER_NAME, DataPlane, Ticket
 from cloud_core.settings import HttpSettings
 from penstock.errors import DeadlineExceeded, Internal, InvalidInput, NotFound, PenstockError, TooLarge, Unavailable
-from penstock.rest import codec
+from penstock.rest import codec, express
 from penstock.rest.status import headers_of, http_status
 from penstock.telemetry import log, parse_traceparent, request_id
 
 _log = logging.getLogger(__name__)
 
-_AUTHORIZATION = istr("Authorization")
-_HEADER_LENGTH = istr(codec.HEADER_LENGTH)
-_REQUEST_ID = istr("x-request-id")
-_TIMEOUT_MS = istr("x-request-timeout-ms")
+_AUTHORIZATION = "authorization"
+_HEADER_LENGTH = codec.HEADER_LENGTH.lower()
+_REQUEST_ID = "x-request-id"
+_TIMEOUT_MS = "x-request-timeout-ms"
 _JSON_HEADERS = {"Content-Type": codec.JSON}
-_MAX_TARGETS = 1024
+_JSON_LINES = b"Content-Type: " + codec.JSON.encode()
+_BINARY_LINES = b"Content-Type: " + codec.BINARY.encode() + b"\r\n" + codec.HEADER_LENGTH.encode() + b": %d"
+_REQUEST_ID_LINE = b"%b\r\n" + _REQUEST_ID.encode() + b": %b"
 
 _MODEL = r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?"
+_INFER = re.compile(_MODEL + r"/infer")
 _FORMS: tuple[tuple[re.Pattern[str], str, str], ...] = (
-    (re.compile(_MODEL + r"/infer"), "POST", "infer"),
+    (_INFER, "POST", "infer"),
     (re.compile(_MODEL + r"/ready"), "GET", "model_ready"),
     (re.compile(_MODEL), "GET", "model_metadata"),
     (re.compile(r"/v2/?"), "GET", "server"),
@@ -55,6 +59,19 @@ class _IndexRequest(msgspec.Struct):
     ready: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class InferHead:
+    """What path and headers of an inference request say. ``request_id`` is "" where none was given."""
+
+    model: str
+    version: str
+    authorization: str
+    header_length: int | None
+    timeout_s: float | None
+    request_id: str
+    traceparent: str
+
+
 class HttpApi:
     """Answers every HTTP request of the core."""
 
@@ -64,11 +81,11 @@ class HttpApi:
         """``body_s``: how long a body may take to arrive when its request names no timeout."""
         self._plane, self._oci, self._metrics, self._settings = plane, oci, metrics, settings
         self._body_s = body_s
-        self._infer_targets: dict[str, tuple[str, str]] = {}
         self._server_metadata = msgspec.json.encode(
             {"name": SERVER_NAME, "version": version, "extensions": EXTENSIONS}
         )
         self._handlers: Mapping[str, _Handler] = {
+            "infer": self._read_and_infer,
             "model_ready": self._model_ready,
             "model_metadata": self._model_metadata,
             "server": self._server,
@@ -78,51 +95,65 @@ class HttpApi:
             "metrics": self._scrape,
         }
 
+    # -- the express lane --------------------------------------------------------------------------------------------
+
+    def prepare(self, target: str, headers: Mapping[str, str]) -> InferHead | None:
+        """The head of an inference request; None for whatever else it is, or when it is refused (by ``handle``)."""
+        match = _INFER.fullmatch(target)
+        try:
+            return None if match is None else _head(*_names(match), headers)
+        except PenstockError:
+            return None
+
+    async def answer(self, head: InferHead, body: bytes) -> bytes:
+        """A whole response; never raises."""
+        plane = self._plane
+        try:
+            tenant = plane.authenticate(head.authorization)
+            with plane.admit(tenant, head.model, head.version) as ticket:
+                encoded = await self._infer(ticket, head, body)
+        except Exception as error:
+            refused = self._as_ours(error, head.request_id, head.traceparent)
+            lines = express.header_lines(headers_of(refused) | _JSON_HEADERS)
+            return express.response(self._status(refused), _with_id(lines, head), codec.encode_error(refused))
+        length = encoded.header_length
+        lines = _JSON_LINES if length is None else _BINARY_LINES % length
+        return express.response(200, _with_id(lines, head) if head.request_id else lines, encoded.body)
+
+    # -- everything else ---------------------------------------------------------------------------------------------
+
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """One request, errors included: what goes wrong leaves as a status, hints and ``{"error": ...}``."""
+        headers = request.headers
+        given = headers.get(_REQUEST_ID)
         try:
-            target = self._infer_targets.get(request.raw_path)
-            if target is not None and request.method == "POST":
-                response: web.StreamResponse = await self._infer(request, *target)
-            else:
-                response = await self._dispatch(request)
-        except PenstockError as error:
-            if isinstance(error, Internal):
-                self._log_failure(request, error)
-            response = self._refusal(error)
-        except Exception as error:  # nothing of ours may leave as a traceback, and nothing kills the connection
-            self._log_failure(request, error)
-            response = self._refusal(Internal("the server failed; its log says why"))
-        given = request.headers.get(_REQUEST_ID)
+            response = await self._dispatch(request)
+        except Exception as error:
+            refused = self._as_ours(error, given or "", headers.get("traceparent", ""))
+            body = codec.encode_error(refused)
+            response = web.Response(
+                body=body, status=self._status(refused), headers=headers_of(refused) | _JSON_HEADERS
+            )
         if given is not None:
             response.headers[_REQUEST_ID] = request_id(given)
         return response
 
-    # -- inference ---------------------------------------------------------------------------------------------------
+    async def _infer(self, ticket: Ticket, head: InferHead, body: bytes) -> codec.EncodedBody:
+        decoded = codec.decode_request(
+            body, header_length=head.header_length, model=head.model, version=head.version
+        )
+        return codec.encode_response(await self._plane.infer(ticket, decoded.request, head.timeout_s), decoded)
 
-    async def _infer(self, request: web.BaseRequest, model: str, version: str) -> web.Response:
-        headers = request.headers
+    async def _read_and_infer(self, request: web.BaseRequest, model: str, version: str) -> web.Response:
         plane = self._plane
-        tenant = plane.authenticate(headers.get(_AUTHORIZATION, ""))
+        tenant = plane.authenticate(request.headers.get(_AUTHORIZATION, ""))
         with plane.admit(tenant, model, version) as ticket:
-            timeout = headers.get(_TIMEOUT_MS)
-            timeout_s = None if timeout is None else _milliseconds(timeout)
-            length = headers.get(_HEADER_LENGTH)
-            body = await self._read(request, timeout_s)
-            decoded = codec.decode_request(
-                body, header_length=None if length is None else _header_length(length), model=model, version=version
-            )
-            encoded = codec.encode_response(await plane.infer(ticket, decoded.request, timeout_s), decoded)
+            head = _head(model, version, request.headers)
+            encoded = await self._infer(ticket, head, await self._read(request, head.timeout_s))
         return web.Response(body=encoded.body, headers=encoded.headers)
 
     async def _read(self, request: web.BaseRequest, timeout_s: float | None) -> bytes:
         limit = self._settings.max_body_bytes
-        content = request.content
-        if content.is_eof():  # the usual case: all of it came with the headers
-            body = content.read_nowait(-1)
-            if len(body) > limit:
-                raise _too_large(limit)
-            return body
         announced = request.content_length
         if announced is not None and announced > limit:
             raise _too_large(limit)
@@ -135,8 +166,6 @@ class HttpApi:
         except (web.RequestPayloadError, ClientPayloadError, HttpProcessingError) as error:
             raise InvalidInput(f"body: cannot be read: {error}", field="body") from error
 
-    # -- everything else ---------------------------------------------------------------------------------------------
-
     async def _dispatch(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.path
         for pattern, method, name in _FORMS:
@@ -145,14 +174,8 @@ class HttpApi:
                 continue
             if request.method != method and not (request.method == "HEAD" and method == "GET"):
                 return _method_not_allowed(request.method, method)
-            parts = match.groupdict()
-            model, version = unquote(parts.get("model") or ""), unquote(parts.get("version") or "")
-            if name == "infer":
-                if len(self._infer_targets) >= _MAX_TARGETS:
-                    self._infer_targets.clear()
-                self._infer_targets[request.raw_path] = (model, version)
-                return await self._infer(request, model, version)
-            if name not in _OPEN:
+            model, version = _names(match)
+            if name not in _OPEN and name != "infer":
                 self._plane.authenticate(request.headers.get(_AUTHORIZATION, ""))
             return await self._handlers[name](request, model, version)
         return await self._registry_or_404(request)
@@ -207,21 +230,40 @@ class HttpApi:
         body, content_type = self._metrics.render(request.headers.get("Accept", ""))
         return web.Response(body=body, headers={"Content-Type": content_type})
 
-    def _refusal(self, error: PenstockError) -> web.Response:
-        status = http_status(error, queue_full=self._settings.queue_full_status)
-        return web.Response(body=codec.encode_error(error), status=status, headers=headers_of(error) | _JSON_HEADERS)
+    def _status(self, error: PenstockError) -> int:
+        return http_status(error, queue_full=self._settings.queue_full_status)
 
-    def _log_failure(self, request: web.BaseRequest, error: Exception) -> None:
-        trace = parse_traceparent(request.headers.get("traceparent", ""))
-        log(
-            _log,
-            logging.ERROR,
-            "request failed",
-            exc_info=error,
-            path=request.path,
-            request_id=request.headers.get(_REQUEST_ID, ""),
-            trace_id=trace.trace_id if trace else "",
-        )
+    def _as_ours(self, error: Exception, given_id: str, traceparent: str) -> PenstockError:
+        """What the client is told. A defect is logged here and leaves without its traceback."""
+        if isinstance(error, PenstockError) and not isinstance(error, Internal):
+            return error
+        trace = parse_traceparent(traceparent)
+        trace_id = trace.trace_id if trace else ""
+        log(_log, logging.ERROR, "request failed", exc_info=error, request_id=given_id, trace_id=trace_id)
+        return error if isinstance(error, Internal) else Internal("the server failed; its log says why")
+
+
+def _names(match: re.Match[str]) -> tuple[str, str]:
+    parts = match.groupdict()
+    return unquote(parts.get("model") or ""), unquote(parts.get("version") or "")
+
+
+def _head(model: str, version: str, headers: Mapping[str, str]) -> InferHead:
+    length, timeout = headers.get(_HEADER_LENGTH), headers.get(_TIMEOUT_MS)
+    given = headers.get(_REQUEST_ID)
+    return InferHead(
+        model,
+        version,
+        headers.get(_AUTHORIZATION, ""),
+        None if length is None else _header_length(length),
+        None if timeout is None else _milliseconds(timeout),
+        "" if given is None else request_id(given),
+        headers.get("traceparent", ""),
+    )
+
+
+def _with_id(lines: bytes, head: InferHead) -> bytes:
+    return _REQUEST_ID_LINE % (lines, head.request_id.encode()) if head.request_id else lines
 
 
 async def _invite(request: web.BaseRequest) -> None:
@@ -258,7 +300,7 @@ def _milliseconds(text: str) -> float:
     except ValueError:
         value = float("nan")
     if value != value:  # also what "nan" itself says
-        raise InvalidInput(f"{_TIMEOUT_MS}: {text[:40]!r} is not a number of milliseconds", field=str(_TIMEOUT_MS))
+        raise InvalidInput(f"{_TIMEOUT_MS}: {text[:40]!r} is not a number of milliseconds", field=_TIMEOUT_MS)
     return value / 1000
 
 

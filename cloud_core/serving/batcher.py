@@ -38,6 +38,7 @@ class Batcher:
     ) -> None:
         self.replica, self.limits = replica, limits
         self.service = replica.timing.service  # followed as batches are measured
+        self._immediate_rows = replica.inline_rows if replica.is_immediate and limits.max_delay_s == 0.0 else 0
         self.queue_rows = self.running_rows = 0
         self.running_since: float | None = None
         self._measures, self._now = measures, now
@@ -86,8 +87,11 @@ class Batcher:
             raise Unavailable("the model is being unloaded", retry_after_s=1.0)
         self.check_room(chunk.rows)
         now = self._now()
-        if deadline is not None:
+        is_idle = self.running_since is None and not self._queue
+        if deadline is not None and (not is_idle or now + self.service.of(chunk.rows) > deadline):
             self._check_deadline(chunk.rows, deadline, priority, now)
+        if is_idle and chunk.rows <= self._immediate_rows:
+            return self._run_now(chunk, now)
         queued = Queued(
             rows=chunk.rows, arrived_at=now, deadline=deadline, priority=priority, shape_key=shape_key
         )
@@ -106,6 +110,15 @@ class Batcher:
             self._withdraw(entry)
             raise
 
+    def _run_now(self, chunk: Chunk, arrived_at: float) -> dict[str, Array]:
+        """A batch of one, without a queue: nothing waits, and its row is answered before it could be queued."""
+        (outcome,) = self.replica.run([chunk])
+        self._measure(chunk.rows, arrived_at)
+        self._measures.queue_s.observe(0.0)
+        if isinstance(outcome, PenstockError):
+            raise outcome
+        return outcome
+
     async def close(self, timeout_s: float) -> None:
         """Take in nothing more, finish what is queued within ``timeout_s``, and stop."""
         self._is_closing = True
@@ -123,7 +136,8 @@ class Batcher:
                 if self.running_since is not None:
                     self._expire_while_busy()
                 elif self._step():
-                    await asyncio.sleep(0)  # answers leave, and what has arrived in the meantime joins the next batch
+                    if self._queue:
+                        await asyncio.sleep(0)  # answers leave, and what has arrived meanwhile joins the next batch
                     continue
             elif self._is_closing and self.running_since is None:
                 return
@@ -173,14 +187,18 @@ class Batcher:
         self._wake.set()
 
     def _finish(self, batch: list[_Entry], outcomes: list[Outcome], rows: int, start: float) -> None:
-        took_s = self._now() - start
-        self.service = self.service.observed(rows, took_s)
-        measures = self._measures
-        measures.rows.observe(rows)
-        measures.run_s.observe(took_s)
+        self._measure(rows, start)
+        queue_s = self._measures.queue_s
         for entry, outcome in zip(batch, outcomes, strict=True):
-            measures.queue_s.observe(start - entry.arrived_at)
+            queue_s.observe(start - entry.arrived_at)
             _settle(entry.future, outcome)
+
+    def _measure(self, rows: int, start: float) -> None:
+        took_s = self._now() - start
+        if rows > self.replica.inline_rows:  # what runs inline is too short for any deadline to depend on it
+            self.service = self.service.observed(rows, took_s)
+        self._measures.rows.observe(rows)
+        self._measures.run_s.observe(took_s)
 
     def _check_deadline(self, rows: int, deadline: float, priority: int, now: float) -> None:
         service = self.service

@@ -21,7 +21,6 @@ from cloud_core.settings import ServingSettings, TenantSettings
 from penstock.errors import InvalidInput, PenstockError, QueueFull, Unavailable
 from penstock.inference import InferRequest, InferResponse, ModelMetadata, earliest_timeout_s, priority_of
 from penstock.limits import TokenBucket
-from penstock.tensors import check_inputs
 
 SERVER_NAME = "penstock"
 EXTENSIONS = ("binary_tensor_data", "parameters", "schedule_policy")
@@ -164,7 +163,7 @@ class DataPlane:
         settings, route = self._settings, ticket.route
         served = route.served
         earliest_s = earliest_timeout_s(request, timeout_s, settings.default_timeout_s)
-        rows = check_inputs(request.inputs, served.inputs)
+        rows = served.check_inputs(request.inputs)
         if rows > settings.max_rows_per_request:
             raise InvalidInput(
                 f"inputs: {rows} rows, at most {settings.max_rows_per_request} in one request", field="inputs"

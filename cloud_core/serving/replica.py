@@ -24,6 +24,8 @@ from penstock.tensors import Array, TensorSpec, numpy_dtype
 
 _log = logging.getLogger(__name__)
 _WARM_UP_RUNS = 5
+_IMMEDIATE_BELOW_S = 15e-6
+"""What a turn through queue, planner and two wake-ups costs a request. A batch cannot save more than it costs here."""
 
 Inputs = Mapping[str, Array]
 Outcome = dict[str, Array] | PenstockError
@@ -41,17 +43,24 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """What warm-up found. ``is_batchable`` False: rows cannot be merged, so every chunk runs alone."""
+    """What warm-up found; 0.0 for what could not be measured.
+
+    ``is_batchable`` False: rows cannot be merged, so every chunk runs alone.
+    """
 
     service: ServiceTime
     is_batchable: bool
+    one_row_s: float
     full_batch_s: float
 
 
 class Replica:
-    """One loaded engine. ``inline_rows``: batches up to this size are so short that they run on the event loop.
+    """One loaded engine.
 
-    ``thread`` runs the others, one at a time.
+    Attributes:
+        inline_rows: batches up to this size are so short that they run on the event loop.
+        is_immediate: a row costs less than putting it into a queue; see :data:`_IMMEDIATE_BELOW_S`.
+        thread: runs what is not inline, one batch at a time.
     """
 
     def __init__(
@@ -60,9 +69,10 @@ class Replica:
         self.engine, self.thread, self.timing = engine, thread, timing
         self.max_batch = max_batch if timing.is_batchable else 1
         self.inline_rows = self.max_batch if 0.0 < timing.full_batch_s < inline_below_s else 0
+        self.is_immediate = self.inline_rows > 0 and timing.one_row_s < _IMMEDIATE_BELOW_S
 
     def __repr__(self) -> str:
-        where = "inline" if self.inline_rows else "in a thread"
+        where = "immediate" if self.is_immediate else "inline" if self.inline_rows else "in a thread"
         return f"Replica(max_batch={self.max_batch}, {where}, full batch {self.timing.full_batch_s * 1e3:.2f} ms)"
 
     def run(self, chunks: Sequence[Chunk]) -> list[Outcome]:
@@ -129,10 +139,12 @@ def warm_up(engine: Engine, max_batch: int) -> Timing:
         if not any(-1 in spec.shape[1:] for spec in engine.inputs):
             raise ArtifactError(f"the model fails on zeros: {error.message}") from error
         log(_log, logging.WARNING, "warm-up failed, serving unmeasured", error=error.message)
-        return Timing(service=ServiceTime(), is_batchable=is_batchable, full_batch_s=0.0)
+        return Timing(service=ServiceTime(), is_batchable=is_batchable, one_row_s=0.0, full_batch_s=0.0)
     if not is_batchable:
-        return Timing(service=ServiceTime(fixed_s=one_row_s), is_batchable=False, full_batch_s=one_row_s)
-    return Timing(service=fitted(one_row_s, full_rows=rows, full_s=full_s), is_batchable=True, full_batch_s=full_s)
+        service = ServiceTime(fixed_s=one_row_s)
+        return Timing(service=service, is_batchable=False, one_row_s=one_row_s, full_batch_s=one_row_s)
+    service = fitted(one_row_s, full_rows=rows, full_s=full_s)
+    return Timing(service=service, is_batchable=True, one_row_s=one_row_s, full_batch_s=full_s)
 
 
 def _run_alone(engine: Engine, chunk: Chunk) -> Outcome:

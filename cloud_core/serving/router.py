@@ -9,6 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from cloud_core.policy.routing import least_loaded
 from cloud_core.registry.registry import ModelVersion, Registry
@@ -17,7 +20,7 @@ from cloud_core.serving.measures import Measures, RouteMeasures
 from penstock.artifact import Variant
 from penstock.errors import InvalidInput, Unavailable
 from penstock.inference import Parameter
-from penstock.tensors import Array, TensorSpec
+from penstock.tensors import Array, TensorSpec, check_inputs, numpy_dtype
 
 _MAX_ROUTES = 4096
 
@@ -32,6 +35,7 @@ class Served:
         self.inputs: tuple[TensorSpec, ...] = engine.inputs
         self.output_names = frozenset(spec.name for spec in engine.outputs)
         self._has_free_shapes = any(-1 in spec.shape[1:] for spec in engine.inputs)
+        self._plain_input = _plain(engine.inputs)
 
     def __repr__(self) -> str:
         return f"Served({self.variant.spec.model!r}, {self.variant.digest}, {len(self.batchers)} replicas)"
@@ -46,6 +50,22 @@ class Served:
         if len(batchers) == 1:
             return batchers[0]
         return batchers[least_loaded([batcher.outstanding_rows for batcher in batchers])]
+
+    def check_inputs(self, inputs: Mapping[str, Array]) -> int:
+        """The rows of a request whose inputs fit; see :func:`penstock.tensors.check_inputs`.
+
+        Raises:
+            InvalidInput: which input is wrong, and what was expected.
+        """
+        plain = self._plain_input
+        if plain is not None and len(inputs) == 1:
+            name, dtype, tail = plain
+            array = inputs.get(name)
+            if array is not None and array.dtype == dtype and array.shape[1:] == tail and len(array.shape) > len(tail):
+                rows: int = array.shape[0]
+                if rows:
+                    return rows
+        return check_inputs(inputs, self.inputs)
 
     def shape_key(self, inputs: Mapping[str, Array], outputs: tuple[str, ...]) -> Hashable:
         """Chunks with equal keys can run as one batch: same shapes beside the batch, same outputs wanted."""
@@ -82,6 +102,13 @@ class Route:
     served: Served
     measures: RouteMeasures
     parameters: Mapping[str, Parameter]
+
+
+def _plain(specs: tuple[TensorSpec, ...]) -> tuple[str, np.dtype[Any], tuple[int, ...]] | None:
+    """Name, dtype and row shape of the only input, where one comparison each decides whether an array fits."""
+    if len(specs) != 1 or specs[0].datatype == "BYTES" or specs[0].shape[:1] != (-1,) or -1 in specs[0].shape[1:]:
+        return None
+    return specs[0].name, numpy_dtype(specs[0].datatype), specs[0].shape[1:]
 
 
 class Router:

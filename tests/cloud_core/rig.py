@@ -119,9 +119,16 @@ class FakeEngine:
         self.is_closed = True
 
 
-def replica_of(engine: FakeEngine, *, max_batch: int = 4, inline: bool = True, service_s: float = 0.0) -> Replica:
+def replica_of(
+    engine: FakeEngine, *, max_batch: int = 4, inline: bool = True, service_s: float = 0.0, one_row_s: float = 1.0
+) -> Replica:
     """A replica whose warm-up found a full batch to take no time (inline) or so long that it is run elsewhere."""
-    timing = Timing(service=ServiceTime(fixed_s=service_s), is_batchable=True, full_batch_s=1e-6 if inline else 1.0)
+    timing = Timing(
+        service=ServiceTime(fixed_s=service_s),
+        is_batchable=True,
+        one_row_s=one_row_s,
+        full_batch_s=1e-6 if inline else 1.0,
+    )
     return Replica(engine, LoopExecutor(), timing=timing, max_batch=max_batch, inline_below_s=1e-3)
 
 

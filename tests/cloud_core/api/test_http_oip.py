@@ -218,7 +218,7 @@ async def test_a_client_that_goes_away_takes_its_work_with_it(tmp_path: Path) ->
 
 
 async def test_a_body_that_never_arrives_does_not_hold_its_place_for_ever(core: Core) -> None:
-    status, sent, _ = await raw(core, b"x-request-timeout-ms: 50\r\nContent-Length: 10\r\n\r\n{")
+    status, sent, _ = await raw(core, b"x-request-timeout-ms: 50\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{")
     assert status == 504
     assert sent
     assert core.plane.measures.inflight == 0

@@ -363,3 +363,28 @@ def test_every_request_gets_exactly_its_own_answer_or_an_error_and_nothing_is_le
         await close(batcher, engine)
 
     run_virtual(test)
+
+
+def test_a_model_that_costs_less_than_queueing_runs_as_the_request_arrives() -> None:
+    async def test() -> None:
+        engine = FakeEngine()
+        replica = replica_of(engine, one_row_s=1e-6)
+        batcher = Batcher(replica, BatchLimits(max_rows=4), BatchMeasures(), asyncio.get_running_loop().time)
+        assert replica.is_immediate
+        answers = await asyncio.gather(*(infer(batcher, rows(i)) for i in (1, 2)))
+        assert [answer["y"][0, 0] for answer in answers] == [2, 4]
+        assert engine.batches == [1, 1]
+        assert isinstance(await outcome(infer(batcher, rows(float("nan")))), Internal)
+        assert isinstance(await outcome(infer(batcher, rows(1), after_s=-1.0)), DeadlineExceeded)
+        assert engine.batches == [1, 1, 1]
+        thread(batcher).close()  # a chunk larger than a batch is still run elsewhere, and what comes then waits for it
+        large = infer(batcher, rows(*range(5)))
+        await until(lambda: batcher.running_rows == 5)
+        small = infer(batcher, rows(7))
+        await until(lambda: batcher.queue_rows == 1)
+        thread(batcher).open()
+        await asyncio.gather(large, small)
+        assert engine.batches == [1, 1, 1, 5, 1]
+        await close(batcher, engine)
+
+    run_virtual(test)
