@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -233,6 +233,11 @@ class Hosting:
         self._drain_s = drain_s
         self._active: dict[str, Hosted] = {}
         self._loading: dict[str, int] = {}
+        self._expected: set[str] = set()
+
+    def expect(self, models: Iterable[str]) -> None:
+        """Models that ran before a restart and are about to be prepared: until then they are loading, not unknown."""
+        self._expected.update(models)
 
     def models(self) -> tuple[str, ...]:
         """Names of the models that can answer."""
@@ -256,7 +261,7 @@ class Hosting:
                 f"model {model!r} has no version {version!r} here; "
                 f"this device runs {hosted.plan.version} ({hosted.plan.artifact_digest})"
             )
-        if model in self._loading:
+        if model in self._loading or model in self._expected:
             raise Unavailable(f"model {model!r} is loading", retry_after_s=0.5)
         raise NotFound(f"no model named {model!r}; this device runs {', '.join(self.models()) or 'no model yet'}")
 
@@ -279,6 +284,7 @@ class Hosting:
                 engine.close()
                 raise
         finally:
+            self._expected.discard(plan.model)  # loaded or not, nothing more is known to come
             self._loading[plan.model] -= 1
             if not self._loading[plan.model]:
                 del self._loading[plan.model]
@@ -332,9 +338,7 @@ class Hosting:
 
     def _load(self, plan: LoadPlan) -> Engine:
         spec = plan.variant.spec
-        engine = load_engine(
-            spec.engine, plan.weights, EngineOptions(provider=spec.provider, threads=self._threads)
-        )
+        engine = load_engine(spec.engine, plan.weights, EngineOptions(provider=spec.provider, threads=self._threads))
         try:
             proving.check_signature(spec, engine)
         except ArtifactError:

@@ -135,6 +135,16 @@ async def test_a_model_that_is_loading_is_unavailable_and_an_unknown_one_is_not_
     await house.close()
 
 
+async def test_a_model_that_ran_before_a_restart_is_loading_until_it_has_been_tried(tmp_path: Path) -> None:
+    house = hosting()
+    house.expect([MODEL])
+    with pytest.raises(Unavailable, match="'toy' is loading"):
+        house.get(MODEL)
+    house.activate(await house.prepare(load_plan(tmp_path, certified=None)))
+    assert house.get(MODEL).plan.version == "v1"
+    await house.close()
+
+
 async def test_a_score_that_this_agent_does_not_know_is_a_certificate_that_is_not_used(tmp_path: Path) -> None:
     async with data_path(tmp_path, certified=certificate(score="oracle")) as path:
         assert path.hosted.mode is CascadeMode.ESCALATE_ALL
