@@ -378,15 +378,15 @@ def _what_next(demo: Demo) -> None:
     pids = " ".join(str(d.process.pid) for d in (*demo.agents.values(), demo.core) if d and d.process)
     say(f"""
 Everything is still running. Try:
-  curl --unix-socket {agent} http://agent/v2/models/{MODEL}/infer -d '{body}'
-  curl {demo.core_http}/v2/models/{MODEL}
-  curl {demo.core_http}/metrics
+  curl -s --unix-socket {agent} http://agent/v2/models/{MODEL}/infer -d '{body}'
+  curl -s {demo.core_http}/v2/models/{MODEL}
+  curl -s {demo.core_http}/metrics
   penstock agent status --socket {agent}
   penstock fleet devices --core {demo.core_grpc}
   penstock fleet status --core {demo.core_grpc}
   penstock artifact inspect {demo.directory / "v2"}
 Stop it with:
-  kill {pids} && rm -r {demo.runtime}""")
+  kill {pids} && rm -rf {demo.runtime}""")
 
 
 if __name__ == "__main__":
