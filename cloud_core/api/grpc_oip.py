@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -19,7 +19,7 @@ from cloud_core.serving.dataplane import EXTENSIONS, SERVER_NAME, DataPlane
 from penstock.errors import Internal, InvalidInput, PenstockError
 from penstock.rpc import codec
 from penstock.rpc.pb import oip_pb2 as pb
-from penstock.rpc.status import abort
+from penstock.rpc.status import grpc_status, trailing_metadata
 from penstock.telemetry import log, parse_traceparent, request_id
 
 _log = logging.getLogger(__name__)
@@ -47,10 +47,10 @@ class OipServicer:
             "ModelReady": self._model_ready,
             "ServerMetadata": self._server_metadata,
             "ModelMetadata": self._model_metadata,
-            "ModelInfer": self._model_infer,
             "RepositoryIndex": self._repository_index,
         }
         handlers = {name: grpc.unary_unary_rpc_method_handler(self._guarded(call)) for name, call in unary.items()}
+        handlers["ModelInfer"] = grpc.unary_unary_rpc_method_handler(self._model_infer)
         handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self._model_stream_infer)
         return handlers
 
@@ -86,8 +86,15 @@ class OipServicer:
                 response.models.add(name=state.model, version=state.version, state=state.state, reason=state.reason)
         return response
 
-    async def _model_infer(self, data: bytes, context: _Context, headers: Mapping[str, str]) -> Message:
-        return await self._infer(data, headers, timeout_s=_earliest(context.time_remaining(), headers))
+    async def _model_infer(self, data: bytes, context: _Context) -> bytes:
+        headers = _headers(context)
+        try:
+            if headers:
+                context.set_trailing_metadata(_echoed(headers))
+            answer = await self._infer(data, headers, timeout_s=_earliest(context.time_remaining(), headers))
+            return answer.SerializeToString()
+        except Exception as error:
+            return await _fail(context, error, headers)
 
     async def _model_stream_infer(self, requests: AsyncIterator[bytes], context: _Context) -> AsyncIterator[bytes]:
         """Requests of one stream run at the same time, up to a bound; answers leave in the order of the requests."""
@@ -159,18 +166,11 @@ class OipServicer:
     def _guarded(self, call: _Call) -> Callable[[bytes, _Context], Awaitable[bytes]]:
         async def handle(data: bytes, context: _Context) -> bytes:
             headers = _headers(context)
-            given = headers.get("x-request-id")
-            if given is not None:
-                context.set_trailing_metadata((("x-request-id", request_id(given)),))
             try:
+                context.set_trailing_metadata(_echoed(headers))
                 return (await call(data, context, headers)).SerializeToString()
-            except PenstockError as error:
-                if isinstance(error, Internal):
-                    _log_failure(error, headers)
-                await abort(context, error)
-            except Exception as error:  # nothing of ours may leave as a traceback
-                _log_failure(error, headers)
-                await abort(context, Internal("the server failed; its log says why"))
+            except Exception as error:
+                return await _fail(context, error, headers)
 
         return handle
 
@@ -181,6 +181,20 @@ def _headers(context: _Context) -> Mapping[str, str]:
         if name in _HEADERS and isinstance(value, str):
             found = {**found, name: value}
     return found
+
+
+def _echoed(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    given = headers.get("x-request-id")
+    return () if given is None else (("x-request-id", request_id(given)),)
+
+
+async def _fail(context: _Context, error: Exception, headers: Mapping[str, str]) -> NoReturn:
+    """End the call; a defect of ours is logged and leaves without its traceback."""
+    ours = error if isinstance(error, PenstockError) else Internal("the server failed; its log says why")
+    if isinstance(ours, Internal):
+        _log_failure(error, headers)
+    await context.abort(grpc_status(ours), ours.message, trailing_metadata(ours) + _echoed(headers))
+    raise AssertionError("context.abort returned")
 
 
 def _earliest(remaining_s: float | None, headers: Mapping[str, str]) -> float | None:

@@ -121,6 +121,9 @@ async def test_request_ids_come_back_as_trailers(stub: Any) -> None:
     call = stub.ModelInfer(message(), timeout=20, metadata=(("x-request-id", "abc-1"),))
     await call
     assert dict(await call.trailing_metadata())["x-request-id"] == "abc-1"
+    refused = stub.ModelInfer(message(model="ghost"), timeout=20, metadata=(("x-request-id", "abc-2"),))
+    _, _, trailers = await failure(refused)
+    assert (trailers["x-request-id"], trailers["x-penstock-code"]) == ("abc-2", "not-found")
 
 
 async def test_the_header_timeout_counts_when_it_is_the_earliest(stub: Any) -> None:
