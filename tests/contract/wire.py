@@ -1,0 +1,122 @@
+"""One inference request said on every wire, byte by byte, so that it can be wrong in ways no client of ours would send.
+
+``Ask`` is what is asked; ``over_http`` and ``over_grpc`` say it; both bring back a ``Refusal`` in the same words.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from penstock.rpc.pb import oip_pb2, oip_pb2_grpc
+from penstock.target import parse_target
+
+ROW_BYTES = 64 * 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """A request for the digits model; right unless told otherwise. ``raw`` is what is sent for the input."""
+
+    model: str = "digits"
+    version: str = ""
+    name: str = "x"
+    datatype: str = "FP32"
+    shape: tuple[int, ...] = (1, 64)
+    raw: bytes = bytes(ROW_BYTES)
+    output: str = ""
+    parameters: dict[str, int | str] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """``status``: an HTTP number or a gRPC name. ``hints``: headers or trailers, names in lower case."""
+
+    status: int | str
+    message: str
+    hints: dict[str, str]
+
+    @property
+    def code(self) -> str:
+        return self.hints.get("x-penstock-code", "")
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self.host)
+
+
+def connection(target: str) -> http.client.HTTPConnection:
+    where = parse_target(target)
+    if where.scheme == "unix":
+        return _UnixConnection(where.path, timeout=20)
+    return http.client.HTTPConnection(where.host, where.port, timeout=20)
+
+
+def http_message(ask: Ask) -> tuple[str, bytes, dict[str, str]]:
+    """Path, body and headers: JSON, then the raw bytes."""
+    given = {
+        "name": ask.name,
+        "datatype": ask.datatype,
+        "shape": ask.shape,
+        "parameters": {"binary_data_size": len(ask.raw)},
+    }
+    document: dict[str, Any] = {"inputs": [given], "parameters": ask.parameters}
+    if ask.output:
+        document["outputs"] = [{"name": ask.output}]
+    head = json.dumps(document).encode()
+    path = f"/v2/models/{ask.model}" + (f"/versions/{ask.version}" if ask.version else "") + "/infer"
+    return path, head + ask.raw, {"Inference-Header-Content-Length": str(len(head)), **ask.headers}
+
+
+def over_http(target: str, ask: Ask) -> Answer:
+    path, body, headers = http_message(ask)
+    link = connection(target)
+    try:
+        link.request("POST", path, body, headers)
+        response = link.getresponse()
+        content = response.read()
+    finally:
+        link.close()
+    message = str(json.loads(content)["error"]) if response.status >= 400 else ""
+    return Answer(
+        status=response.status, message=message, hints={n.lower(): value for n, value in response.getheaders()}
+    )
+
+
+def grpc_message(ask: Ask) -> Any:
+    given = oip_pb2.ModelInferRequest.InferInputTensor(name=ask.name, datatype=ask.datatype, shape=ask.shape)
+    message = oip_pb2.ModelInferRequest(
+        model_name=ask.model, model_version=ask.version, inputs=[given], raw_input_contents=[ask.raw]
+    )
+    if ask.output:
+        message.outputs.add(name=ask.output)
+    for name, value in ask.parameters.items():
+        kind = "string_param" if isinstance(value, str) else "int64_param"
+        setattr(message.parameters[name], kind, value)
+    return message
+
+
+def over_grpc(target: str, ask: Ask) -> Answer:
+    with grpc.insecure_channel(parse_target(target).address) as channel:
+        stub = oip_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
+        try:
+            stub.ModelInfer(grpc_message(ask), timeout=20, metadata=tuple(ask.headers.items()))
+        except grpc.RpcError as error:
+            trailers: Any = error.trailing_metadata()  # pairs, which the stubs do not know
+            hints = {name: str(value) for name, value in trailers or ()}
+            return Answer(status=error.code().name, message=error.details() or "", hints=hints)
+        return Answer(status="OK", message="", hints={})
+
+
+def send(target: str, ask: Ask) -> Answer:
+    """Over the wire that the target names."""
+    return over_grpc(target, ask) if target.startswith("grpc://") else over_http(target, ask)
