@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from cloud_core.fleet.settings import FleetSettings
+from cloud_core.policy.admission import Role
 from cloud_core.registry.settings import RegistrySettings
 from penstock.errors import ConfigError
 
@@ -93,11 +94,13 @@ class TenantSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     Attributes:
         name: what logs call it. ``token``: the bearer token that its requests carry.
+        role: ``client`` may ask models; ``device`` may also pull artifacts and report; ``admin`` may do everything.
         rate_rows_per_s: rows it may send; 0 is unlimited. ``burst_rows``: at once; 0 means one second's worth.
     """
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
     token: Annotated[str, msgspec.Meta(min_length=8, max_length=512)]
+    role: Role = "admin"
     rate_rows_per_s: _Rate = 0.0
     burst_rows: _Rate = 0.0
 

@@ -163,13 +163,16 @@ class Wire:
         return Unavailable(f"cannot reach the registry at {self.url}: {error or type(error).__name__}")
 
     def error(self, status: int, headers: Mapping[str, str], body: bytes) -> PenstockError | Retryable:
-        message = f"{self.url} answered {status}: {_reason(body)}"
+        # an answer to HEAD has no body: the status's own words are all there is
+        message = (
+            f"{self.url} answered {status}: {_reason(body) or http.client.responses.get(status, 'no reason given')}"
+        )
         if status == 404:
             return NotFound(message)
         if status == 401:
             return Unauthenticated(f"{message}; give a token with --token or PENSTOCK_REGISTRY_TOKEN")
         if status == 403:
-            return PermissionDenied(message)
+            return PermissionDenied(f"{message}; this token may not do this, use one whose role allows it")
         if status == 413:
             return TooLarge(message, limit_bytes=0)
         if status in (409, 416):
@@ -194,4 +197,4 @@ def _reason(body: bytes) -> str:
         errors = json.loads(body)["errors"]
         return "; ".join(f"{error['code']}: {error.get('message', '')}" for error in errors[:5])
     except (ValueError, KeyError, TypeError, AttributeError):
-        return body[:200].decode(errors="replace") or "no reason given"
+        return body[:200].decode(errors="replace")

@@ -13,6 +13,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from cloud_core.api.grpc_oip import SERVICE, OipServicer
+from cloud_core.policy.admission import Action
 from cloud_core.serving.dataplane import DataPlane
 from cloud_core.settings import GrpcSettings
 from penstock.errors import ConfigError, PenstockError
@@ -111,6 +112,9 @@ def _pool_of(message: Descriptor) -> DescriptorPool:
     return message.file.pool
 
 
+_OF_DEVICES = frozenset({"Heartbeat", "DeliverOutcomes"})
+
+
 class _FleetCredentials(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
     """Lets only known credentials reach the fleet service. Inference checks by itself, with the tenant it needs."""
 
@@ -121,7 +125,9 @@ class _FleetCredentials(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  
         if details.method.startswith(f"/{FLEET_SERVICE}/"):
             metadata = dict(details.invocation_metadata or ())
             try:
-                self._plane.authenticate(str(metadata.get("authorization", "")))
+                is_report = details.method.rpartition("/")[2] in _OF_DEVICES
+                action = Action.REPORT if is_report else Action.OPERATE
+                self._plane.authenticate(str(metadata.get("authorization", "")), action)
             except PenstockError as error:
                 return _refusing(error)
         return await continuation(details)

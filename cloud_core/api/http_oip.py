@@ -20,6 +20,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from cloud_core.api.metrics import Metrics
 from cloud_core.api.oci import OciApi
+from cloud_core.policy.admission import Action
 from cloud_core.serving.dataplane import EXTENSIONS, SERVER_NAME, DataPlane, Ticket
 from cloud_core.settings import HttpSettings
 from penstock.errors import DeadlineExceeded, Internal, InvalidInput, NotFound, PenstockError, TooLarge, Unavailable
@@ -81,9 +82,7 @@ class HttpApi:
         """``body_s``: how long a body may take to arrive when its request names no timeout."""
         self._plane, self._oci, self._metrics, self._settings = plane, oci, metrics, settings
         self._body_s = body_s
-        self._server_metadata = msgspec.json.encode(
-            {"name": SERVER_NAME, "version": version, "extensions": EXTENSIONS}
-        )
+        self._server_metadata = msgspec.json.encode({"name": SERVER_NAME, "version": version, "extensions": EXTENSIONS})
         self._handlers: Mapping[str, _Handler] = {
             "infer": self._read_and_infer,
             "model_ready": self._model_ready,
@@ -139,9 +138,7 @@ class HttpApi:
         return response
 
     async def _infer(self, ticket: Ticket, head: InferHead, body: bytes) -> codec.EncodedBody:
-        decoded = codec.decode_request(
-            body, header_length=head.header_length, model=head.model, version=head.version
-        )
+        decoded = codec.decode_request(body, header_length=head.header_length, model=head.model, version=head.version)
         return codec.encode_response(await self._plane.infer(ticket, decoded.request, head.timeout_s), decoded)
 
     async def _read_and_infer(self, request: web.BaseRequest, model: str, version: str) -> web.Response:
@@ -181,7 +178,8 @@ class HttpApi:
         return await self._registry_or_404(request)
 
     async def _registry_or_404(self, request: web.BaseRequest) -> web.StreamResponse:
-        self._plane.authenticate(request.headers.get(_AUTHORIZATION, ""))
+        action = Action.PULL if request.method in ("GET", "HEAD") else Action.PUSH
+        self._plane.authenticate(request.headers.get(_AUTHORIZATION, ""), action)
         if request.method not in ("GET", "HEAD"):
             if self._plane.is_draining:
                 raise Unavailable("the server is shutting down", retry_after_s=1.0)

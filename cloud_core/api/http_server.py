@@ -25,9 +25,7 @@ _LINGER_S = 2.0  # reading what a refused client still sends, so that it gets to
 class HttpServer:
     """One listening socket. ``port`` is the one that was bound."""
 
-    def __init__(
-        self, lane: Express[InferHead], server: web.Server, listener: asyncio.Server, port: int
-    ) -> None:
+    def __init__(self, lane: Express[InferHead], server: web.Server, listener: asyncio.Server, port: int) -> None:
         self._lane, self._server, self._listener, self.port = lane, server, listener, port
         self._sweep: asyncio.TimerHandle | None = None
         self._close_idle()
@@ -67,7 +65,6 @@ class HttpServer:
         await self._lane.shutdown(timeout_s)
         self._server.pre_shutdown()  # idle keep-alive connections close at once
         await self._server.shutdown(timeout_s)
-
 
     def _close_idle(self) -> None:
         loop = asyncio.get_running_loop()

@@ -9,8 +9,10 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from enum import Enum, auto
+from typing import Literal
 
-from penstock.errors import DeadlineExceeded, InvalidInput, QuotaExceeded, Unauthenticated
+from penstock.errors import DeadlineExceeded, InvalidInput, PermissionDenied, QuotaExceeded, Unauthenticated
 from penstock.limits import BucketState, TokenBucket
 
 ANONYMOUS = ""
@@ -19,11 +21,32 @@ _DOUBT = 0.98  # what a refusal leaves of an estimate
 _SCHEME = "bearer "
 
 
+Role = Literal["admin", "device", "client"]
+
+
+class Action(Enum):
+    """What a caller wants to do."""
+
+    INFER = auto()  # ask models, and ask about them
+    PULL = auto()  # read artifacts
+    REPORT = auto()  # heartbeats and outcomes of a device
+    PUSH = auto()  # change artifacts
+    OPERATE = auto()  # see the fleet, and change what it runs
+
+
+_ALLOWED: Mapping[Role, frozenset[Action]] = {
+    "admin": frozenset(Action),
+    "device": frozenset({Action.INFER, Action.PULL, Action.REPORT}),
+    "client": frozenset({Action.INFER}),
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tenant:
     """Who may call. ``bucket`` None: no rate."""
 
     name: str
+    role: Role = "admin"
     bucket: TokenBucket | None = None
 
 
@@ -43,6 +66,15 @@ def authenticate(tenants: Mapping[bytes, Tenant], authorization: str) -> Tenant:
         if tenant is not None:
             return tenant
     raise Unauthenticated("a credential is needed: send 'Authorization: Bearer TOKEN' with a token that is known here")
+
+
+def authorize(tenant: Tenant, action: Action) -> None:
+    """
+    Raises:
+        PermissionDenied: the tenant's role does not include the action. Says nothing about what exists.
+    """
+    if action not in _ALLOWED[tenant.role]:
+        raise PermissionDenied(f"a token with the role {tenant.role!r} may not do this; use one whose role allows it")
 
 
 def take_rows(tenant: Tenant, state: BucketState, rows: int, now: float) -> BucketState:

@@ -198,9 +198,7 @@ def judge(
     return verdict("pass", f"{_devices(committed)} committed, {own.failed} failed; {audit}")
 
 
-def _missing(
-    wave: Wave, outcomes: Mapping[str, Outcome], gate: Gate, now: datetime, audited: int
-) -> list[str]:
+def _missing(wave: Wave, outcomes: Mapping[str, Outcome], gate: Gate, now: datetime, audited: int) -> list[str]:
     """What the wave still has to show before it may pass, one phrase each."""
     missing = []
     pending = [d for d in wave.observations if outcomes.get(d.device_id) == "pending"]

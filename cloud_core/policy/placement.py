@@ -47,9 +47,7 @@ class LoadingPlan:
     wake_at: float | None = None
 
 
-def plan_loading(
-    candidates: Sequence[Candidate], loaded: Sequence[str], *, max_loaded: int, now: float
-) -> LoadingPlan:
+def plan_loading(candidates: Sequence[Candidate], loaded: Sequence[str], *, max_loaded: int, now: float) -> LoadingPlan:
     """The next step towards what should be in memory.
 
     Args:

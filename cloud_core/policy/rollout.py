@@ -304,15 +304,11 @@ def _onward(rollout: Rollout, verdict: GateVerdict, now: datetime) -> Step:
     return Hold(reason=verdict.reason, wake_at=min(verdict.wake_at or over_at, over_at))
 
 
-def _verdicts(
-    rollout: Rollout, observations: Mapping[str, Observation], now: datetime
-) -> tuple[GateVerdict, ...]:
+def _verdicts(rollout: Rollout, observations: Mapping[str, Observation], now: datetime) -> tuple[GateVerdict, ...]:
     plan = rollout.plan
     verdicts, earlier = [], Tally(failed=0, devices=0)
     for wave in _waves(rollout, observations):
-        verdict = gates.judge(
-            wave, earlier, plan.artifact_digest, plan.gate, promised_harm=plan.promised_harm, now=now
-        )
+        verdict = gates.judge(wave, earlier, plan.artifact_digest, plan.gate, promised_harm=plan.promised_harm, now=now)
         verdicts.append(verdict)
         earlier += gates.tally(wave, plan.artifact_digest, plan.gate, now)
     return tuple(verdicts)

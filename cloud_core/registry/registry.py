@@ -46,9 +46,7 @@ class ModelVersion:
 class Registry:
     """Owns ``data_dir/registry`` and the catalog tables. One instance per data directory."""
 
-    def __init__(
-        self, root: Path, database: Database, settings: RegistrySettings, now: Callable[[], datetime]
-    ) -> None:
+    def __init__(self, root: Path, database: Database, settings: RegistrySettings, now: Callable[[], datetime]) -> None:
         self.settings, self._database, self._now = settings, database, now
         self.store = BlobStore(root)
         self.uploads = Uploads(root / "uploads", self.store, settings)

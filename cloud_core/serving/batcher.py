@@ -92,17 +92,13 @@ class Batcher:
             self._check_deadline(chunk.rows, deadline, priority, now)
         if is_idle and chunk.rows <= self._immediate_rows:
             return self._run_now(chunk, now)
-        queued = Queued(
-            rows=chunk.rows, arrived_at=now, deadline=deadline, priority=priority, shape_key=shape_key
-        )
+        queued = Queued(rows=chunk.rows, arrived_at=now, deadline=deadline, priority=priority, shape_key=shape_key)
         entry = _Entry(chunk, now, asyncio.get_running_loop().create_future())
         self._queue.append(queued)
         self._entries.append(entry)
         self.queue_rows += chunk.rows
         # while a batch runs nothing can be dispatched, so only a deadline before the next look is worth a wake-up
-        if self.running_since is None or (
-            deadline is not None and (self._wake_at is None or deadline < self._wake_at)
-        ):
+        if self.running_since is None or (deadline is not None and (self._wake_at is None or deadline < self._wake_at)):
             self._wake.set()
         try:
             return await entry.future
@@ -172,9 +168,7 @@ class Batcher:
         run = asyncio.get_running_loop().run_in_executor(self.replica.thread, self.replica.run, chunks)
         run.add_done_callback(lambda done: self._returned(done, batch, rows, start))
 
-    def _returned(
-        self, done: asyncio.Future[list[Outcome]], batch: list[_Entry], rows: int, start: float
-    ) -> None:
+    def _returned(self, done: asyncio.Future[list[Outcome]], batch: list[_Entry], rows: int, start: float) -> None:
         self.running_since, self.running_rows = None, 0
         if done.cancelled():
             outcomes: list[Outcome] = [Unavailable("the model was unloaded", retry_after_s=1.0) for _ in batch]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from cloud_core.policy import admission
-from cloud_core.policy.admission import Tenant
+from cloud_core.policy.admission import Action, Tenant
 from cloud_core.registry.registry import Registry
 from cloud_core.serving.controller import Controller, VersionState
 from cloud_core.serving.measures import Measures
@@ -123,16 +123,18 @@ class DataPlane:
         """Whether :meth:`authenticate` looks at what it is given."""
         return bool(self._tenants)
 
-    def authenticate(self, authorization: str) -> Tenant:
-        """The caller. Everybody, where no tenants are set up.
+    def authenticate(self, authorization: str, action: Action = Action.INFER) -> Tenant:
+        """The caller, who may do ``action``. Everybody may everything, where no tenants are set up.
 
         Raises:
-            Unauthenticated: no known credential.
+            Unauthenticated: no known credential. PermissionDenied: one whose role does not include the action.
         """
         if not self._tenants:
             return _EVERYBODY
         try:
-            return admission.authenticate(self._tenants, authorization)
+            tenant = admission.authenticate(self._tenants, authorization)
+            admission.authorize(tenant, action)
+            return tenant
         except PenstockError as error:
             self.measures.refuse(error.code)
             raise
@@ -235,8 +237,9 @@ class DataPlane:
 def _tenant(settings: TenantSettings) -> Tenant:
     rate = settings.rate_rows_per_s
     if rate == 0:
-        return Tenant(name=settings.name)
-    return Tenant(name=settings.name, bucket=TokenBucket(rate=rate, burst=settings.burst_rows or max(rate, 1.0)))
+        return Tenant(name=settings.name, role=settings.role)
+    bucket = TokenBucket(rate=rate, burst=settings.burst_rows or max(rate, 1.0))
+    return Tenant(name=settings.name, role=settings.role, bucket=bucket)
 
 
 def _refuse_sequences(request: InferRequest) -> None:

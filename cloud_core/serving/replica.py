@@ -85,9 +85,7 @@ class Replica:
         self.engine.close()
 
 
-def load_replica(
-    spec: VariantSpec, weights: Path, digest: str, *, threads: int, inline_below_s: float
-) -> Replica:
+def load_replica(spec: VariantSpec, weights: Path, digest: str, *, threads: int, inline_below_s: float) -> Replica:
     """Verify, load, check against its spec, and warm up. Blocks: call it from a thread.
 
     Raises:

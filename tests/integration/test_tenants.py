@@ -1,4 +1,4 @@
-"""A core with tenants, and a device that has a token: everything a device does needs it, and a wrong one gets nothing."""
+"""A core with tenants: a token can do what its role is for, and a wrong one gets nothing."""
 
 from __future__ import annotations
 
@@ -13,11 +13,21 @@ from penstock import Client
 from penstock.errors import Unauthenticated
 from tests.processes import AGENT_CONFIG, AgentProcess, CoreProcess, DigitsBuild
 
-TOKEN = "kiosk-token-1"
+TOKEN, ADMIN_TOKEN, CLIENT_TOKEN = "kiosk-token-1", "admin-token-1", "client-token-1"
 TENANTS = f"""
 [[tenants]]
 name = "kiosks"
 token = "{TOKEN}"
+role = "device"
+
+[[tenants]]
+name = "operators"
+token = "{ADMIN_TOKEN}"
+
+[[tenants]]
+name = "applications"
+token = "{CLIENT_TOKEN}"
+role = "client"
 """
 X = np.zeros((1, 64), "f4")
 
@@ -27,7 +37,7 @@ def core(
     core_factory: Callable[..., CoreProcess], digits_build: DigitsBuild, monkeypatch: pytest.MonkeyPatch
 ) -> CoreProcess:
     started = core_factory(TENANTS)
-    monkeypatch.setenv("PENSTOCK_TOKEN", TOKEN)
+    monkeypatch.setenv("PENSTOCK_TOKEN", ADMIN_TOKEN)
     penstock("artifact", "push", digits_build.layout("v1"), "--registry", started.http_url)
     return started
 
@@ -62,3 +72,22 @@ def test_a_device_without_a_token_says_why_it_has_nothing(
     agent = agent_factory(core)
     wait_for("the refusal to show", lambda: "credential" in agent.status()["cloud"]["error"])
     assert agent.status()["models"] == []
+
+
+@pytest.mark.parametrize("token", [TOKEN, CLIENT_TOKEN])
+def test_a_token_can_do_what_its_role_is_for_and_no_more(
+    core: CoreProcess, digits_build: DigitsBuild, token: str
+) -> None:
+    with Client(core.grpc_target, token=token) as client:
+        wait_for("the model", lambda: client.model_ready("digits"))
+        assert client.infer("digits", X).outputs["logits"].shape == (1, 10)
+    for command in (
+        ("artifact", "push", digits_build.layout("v2"), "--registry", core.http_url, "--token", token),
+        ("fleet", "devices", "--core", core.grpc_target, "--token", token),
+        ("fleet", "plan", "no-such-model:v9", "--core", core.grpc_target, "--token", token),
+    ):
+        refused = penstock(*command, check=False)
+        assert (refused.returncode, "may not" in refused.stderr) == (3, True), refused.stderr
+        assert "v1" not in refused.stderr
+    pulled = penstock(*("artifact", "inspect", "digits:v1", "--registry", core.http_url, "--token", token), check=False)
+    assert (pulled.returncode == 0) == (token == TOKEN)
