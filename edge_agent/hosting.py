@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,12 +143,22 @@ class Hosted:
             len(version) >= _MIN_PREFIX and digest.startswith(version)
         )
 
-    def judge(self, outputs: Mapping[str, Array], rows: int) -> tuple[list[float], Decision]:
+    def judge(
+        self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], rows: int
+    ) -> tuple[list[float], Decision]:
         """Score and decide about the rows of one batch.
 
-        An output that is missing, empty or of another row count scores NaN for every row, which is never kept.
+        An output that is missing, empty or of another row count scores NaN for every row, which is never kept. So does
+        an input row with NaN or infinity: an integer model turns it into finite numbers, and may sound sure of them.
         """
         scores = self._scores(outputs, rows)
+        for array in inputs.values():
+            if array.dtype.kind != "f":
+                continue
+            floats = cast(NDArray[np.float64], array)
+            # the product is finite exactly when every number is, but for overflow; then the rows are looked at
+            if not math.isfinite(np.vdot(floats, floats)):
+                scores = np.where(_finite_rows(array, rows), scores, np.nan)
         certificate = self._certificate
         threshold = certificate.threshold if certificate else float("nan")
         return scores.tolist(), cascade.decide(scores, mode=self.mode, threshold=threshold)
@@ -365,3 +377,10 @@ def _certificate_problem(plan: LoadPlan) -> str:
     if certificate.score not in confidence.SCORES:
         return f"the certificate's score {certificate.score!r} is not known here; known: {', '.join(confidence.SCORES)}"
     return ""
+
+
+def _finite_rows(array: Array, rows: int) -> NDArray[np.bool_]:
+    """Which of ``rows`` hold finite numbers only; none of them, where dimension 0 is not the batch."""
+    if not array.ndim or len(array) != rows:
+        return np.zeros(rows, dtype=bool)
+    return np.asarray(np.isfinite(array.reshape(rows, -1)).all(axis=1), dtype=np.bool_)

@@ -39,8 +39,8 @@ class LocalAnswer:
     decision: Decision
 
 
-Judge = Callable[[Mapping[str, Array], int], tuple[list[float], Decision]]
-"""Outputs of a batch and its row count in; score and decision per row out. Called where the engine runs."""
+Judge = Callable[[Mapping[str, Array], Mapping[str, Array], int], tuple[list[float], Decision]]
+"""Inputs and outputs of a batch and its row count in; score and decision per row out. Called where the engine runs."""
 
 
 @dataclass(slots=True, eq=False)
@@ -211,7 +211,7 @@ class Runner:
     def _answer_one(self, inputs: Mapping[str, Array], rows: int) -> LocalAnswer | PenstockError:
         try:
             outputs = self._run_pieces(inputs, rows)
-            scores, decision = self._judge(outputs, rows)
+            scores, decision = self._judge(inputs, outputs, rows)
         except (InvalidInput, Internal) as error:
             return error
         except Exception as error:  # an engine's defect ends one request, not the task that serves them all

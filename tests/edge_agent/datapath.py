@@ -178,9 +178,7 @@ class DataPath:
 
     async def infer(self, x: Rows, *, timeout_s: float | None = None, **parameters: Parameter) -> InferResponse:
         request = InferRequest(model=MODEL, inputs={"x": x}, parameters=parameters)
-        return await self.pipeline.infer(
-            request, arrived_at=asyncio.get_running_loop().time(), timeout_s=timeout_s
-        )
+        return await self.pipeline.infer(request, arrived_at=asyncio.get_running_loop().time(), timeout_s=timeout_s)
 
 
 @asynccontextmanager

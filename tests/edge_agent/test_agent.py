@@ -140,7 +140,8 @@ class Device:
         reader, writer = await asyncio.open_unix_connection(str(self.socket))
         writer.write(
             f"POST /v2/models/{MODEL}/infer HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n"
-            "Connection: close\r\n\r\n".encode() + body
+            "Connection: close\r\n\r\n".encode()
+            + body
         )
         answer = await reader.read()
         writer.close()

@@ -158,3 +158,20 @@ async def test_engine_failures_are_counted(tmp_path: Path) -> None:
             await path.infer(rows(SURE))
         assert path.hosted.failures == 1
         assert path.hosted.counts == OutcomeCounts(failed=1)
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+async def test_a_row_without_numbers_is_never_kept_however_sure_the_model_sounds(tmp_path: Path, odd: float) -> None:
+    async with data_path(tmp_path) as path:
+        sounds_sure = rows(SURE, SURE, SURE)  # an integer model clips what it is given: its outputs are finite
+        x = sounds_sure.copy()
+        x[1, 0] = odd
+        scores, decision = path.hosted.judge({"x": x}, {"logits": sounds_sure}, 3)
+        assert decision.is_kept == [True, False, True]
+        assert np.isnan(scores).tolist() == [False, True, False]
+
+
+async def test_large_numbers_are_numbers(tmp_path: Path) -> None:
+    async with data_path(tmp_path) as path:
+        _, decision = path.hosted.judge({"x": rows(SURE) * np.float32(1e30)}, {"logits": rows(SURE)}, 1)
+        assert decision.is_kept == [True]

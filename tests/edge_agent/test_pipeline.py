@@ -340,9 +340,7 @@ async def test_bad_requests_are_refused_before_anything_runs(tmp_path: Path) -> 
         with pytest.raises(NotFound, match="no model named 'other'.*toy"):
             await path.pipeline.infer(InferRequest(model="other", inputs={"x": rows(SURE)}), arrived_at=now)
         with pytest.raises(NotFound, match="has no version 'v9' here.*v1"):
-            await path.pipeline.infer(
-                InferRequest(model=MODEL, version="v9", inputs={"x": rows(SURE)}), arrived_at=now
-            )
+            await path.pipeline.infer(InferRequest(model=MODEL, version="v9", inputs={"x": rows(SURE)}), arrived_at=now)
         for version in ("v1", DIGEST, DIGEST[:20]):
             await path.pipeline.infer(
                 InferRequest(model=MODEL, version=version, inputs={"x": rows(SURE)}), arrived_at=now

@@ -48,7 +48,7 @@ class Doubling:
         self.is_closed = True
 
 
-def judge(outputs: Mapping[str, Array], rows: int) -> tuple[list[float], Decision]:
+def judge(inputs: Mapping[str, Array], outputs: Mapping[str, Array], rows: int) -> tuple[list[float], Decision]:
     first = outputs["y"].reshape(rows, -1)[:, 0]
     return first.tolist(), Decision([bool(value > 10) for value in first], Reason.ESCALATED)
 

@@ -22,9 +22,7 @@ from penstock.errors import StorageError
 from penstock.rpc.pb import fleet_pb2
 from tests.edge_agent.cloud import FakeFleet, until
 
-DEVICE = Device(
-    device_id="d1", agent_version="0.1", labels={"site": "x"}, target="any", subscriptions=("*",)
-)
+DEVICE = Device(device_id="d1", agent_version="0.1", labels={"site": "x"}, target="any", subscriptions=("*",))
 FAST = HeartbeatSettings(interval_s=0.05, min_s=0.01, max_s=0.2, timeout_s=2.0)
 OUTBOX = OutboxSettings(flush_s=0.02, max_batch=3)
 DIGEST = "sha256:" + "a" * 64
@@ -107,9 +105,7 @@ async def test_a_heartbeat_says_what_is(fleet: FakeFleet, link: FleetLink) -> No
     assert (model.fetched_bytes, model.total_bytes) == (3, 9)
 
 
-@pytest.mark.parametrize(
-    "phase", ["idle", "fetching", "proving", "probation", "committed", "reverted", "failed"]
-)
+@pytest.mark.parametrize("phase", ["idle", "fetching", "proving", "probation", "committed", "reverted", "failed"])
 def test_every_phase_has_a_name_on_the_wire(phase: str) -> None:
     message = reported(report(phase=phase, active=None, failed_digest=DIGEST, error="x"))
     assert fleet_pb2.UpdatePhase.Name(message.phase) == phase.upper()
@@ -177,14 +173,12 @@ class Wall:
 
 
 @asynccontextmanager
-async def delivering(link: FleetLink, path: Path, open_outbox: Callable[[], Outbox] | None = None) -> AsyncIterator[
-    tuple[Delivery, Outcomes]
-]:
+async def delivering(
+    link: FleetLink, path: Path, open_outbox: Callable[[], Outbox] | None = None
+) -> AsyncIterator[tuple[Delivery, Outcomes]]:
     outcomes = Outcomes(now=lambda: Wall.now)
     opened = open_outbox or (lambda: Outbox(path, OUTBOX, now=lambda: Wall.now))
-    delivery = Delivery(
-        outcomes, opened, link, "d1", OUTBOX, now=asyncio.get_running_loop().time, random=lambda: 0.0
-    )
+    delivery = Delivery(outcomes, opened, link, "d1", OUTBOX, now=asyncio.get_running_loop().time, random=lambda: 0.0)
     try:
         yield delivery, outcomes
     finally:
