@@ -26,6 +26,7 @@ test: $(VENV)/.dev  ## run every test that needs no GPU
 
 lint: $(VENV)/.dev  ## ruff, mypy strict, layer and purity rules, freshness of generated code and docs
 	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
 	@$(BIN)/mypy scripts/*.py
 	@$(BIN)/lint-imports

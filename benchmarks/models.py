@@ -81,9 +81,7 @@ def resnet18(directory: Path, *, seed: int = 0) -> Model:
         return activate(name)
 
     value = conv("x", 3, 64, 7, 2, relu=True)
-    nodes.append(
-        helper.make_node("MaxPool", [value], ["pool"], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
-    )
+    nodes.append(helper.make_node("MaxPool", [value], ["pool"], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]))
     value, channels = "pool", 64
     for width, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
         value = block(block(value, channels, width, stride), width, width, 1)
@@ -124,9 +122,7 @@ def _packed(name: str, path: Path, row: Rows, *, max_batch: int, in_thread: bool
     logits: Rows = session.run(None, {"x": row})[0]
     layout = path.parent / name
     _pack(name, path, row, logits, max_batch, layout)
-    return Model(
-        name=name, path=path, row=row, logits=logits, max_batch=max_batch, in_thread=in_thread, layout=layout
-    )
+    return Model(name=name, path=path, row=row, logits=logits, max_batch=max_batch, in_thread=in_thread, layout=layout)
 
 
 def _pack(name: str, path: Path, row: Rows, logits: Rows, max_batch: int, directory: Path) -> None:

@@ -80,7 +80,7 @@ def make(loaded: Loaded, scratch: Path) -> Candidate:
     )
     engine = models.engine(path)
     if engine.inputs != loaded.edge.inputs or engine.outputs != loaded.edge.outputs:
-        raise CompileError("int8 quantization changed the model's inputs or outputs; set precision = \"fp32\"")
+        raise CompileError('int8 quantization changed the model\'s inputs or outputs; set precision = "fp32"')
     return Candidate(engine=engine, path=path, quantization=done)
 
 
@@ -173,9 +173,7 @@ def gate(recipe: Recipe, variants: tuple[VariantFigures, ...]) -> str:
     text = f"int8 costs {100 * drop:.2f} points of {what}, {100 * recipe.quality.max_accuracy_drop:g} allowed"
     if drop > recipe.quality.max_accuracy_drop:
         raise GateRefused(
-            f"refused: {text}. Give calibration more (or more typical) examples, set precision = \"fp32\", or allow "
+            f'refused: {text}. Give calibration more (or more typical) examples, set precision = "fp32", or allow '
             "more in quality.max_accuracy_drop"
         )
     return text
-
-

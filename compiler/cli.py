@@ -59,9 +59,7 @@ def command(recipe: Path, outputs: tuple[str, ...], dry_run: bool, without_certi
         _print_plan(pipeline.plan(parsed, directory), output)
         return
     try:
-        compiled = pipeline.compile_recipe(
-            parsed, directory, require_certificate=not without_certificate, say=progress
-        )
+        compiled = pipeline.compile_recipe(parsed, directory, require_certificate=not without_certificate, say=progress)
     except CalibrationError as error:
         raise _with_advice(error) from error
     _print_result(compiled, parsed, output)

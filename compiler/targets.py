@@ -79,7 +79,7 @@ def integer_types(target: Target) -> IntegerTypes:
     """
     if target.integers is None:
         raise CompileError(
-            f'edge.precision: int8 is not the same on every processor, and target {target.name} means all of them; '
+            f"edge.precision: int8 is not the same on every processor, and target {target.name} means all of them; "
             'set precision = "fp32", or name a target'
         )
     return target.integers

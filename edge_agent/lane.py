@@ -112,9 +112,7 @@ class Lane:
         self._probe: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
-        return (
-            f"Lane({self._model}, {self._breaker.phase}, queued_rows={self._queued_rows}, calls={len(self._calls)})"
-        )
+        return f"Lane({self._model}, {self._breaker.phase}, queued_rows={self._queued_rows}, calls={len(self._calls)})"
 
     @property
     def is_reachable(self) -> bool:
@@ -140,9 +138,7 @@ class Lane:
             self._p95_s = (value, now)
         return value
 
-    async def ask(
-        self, inputs: Mapping[str, Array], rows: int, *, timeout_s: float, priority: int = 0
-    ) -> CloudAnswer:
+    async def ask(self, inputs: Mapping[str, Array], rows: int, *, timeout_s: float, priority: int = 0) -> CloudAnswer:
         """Send ``rows`` rows up, together with those of others, and wait for the answer.
 
         Raises:
@@ -155,9 +151,7 @@ class Lane:
             raise QueueFull(f"{self._queued_rows} rows wait for the cloud (escalation.max_queue_rows)")
         now = self._loop.time()
         give_up_at = now + timeout_s
-        queued = Queued(
-            rows=rows, arrived_at=now, deadline=give_up_at, priority=priority, shape_key=_shape_key(inputs)
-        )
+        queued = Queued(rows=rows, arrived_at=now, deadline=give_up_at, priority=priority, shape_key=_shape_key(inputs))
         chunk = _Chunk(inputs, queued, give_up_at, self._loop.create_future())
         self._queue.append(chunk)
         self._queued_rows += rows

@@ -96,9 +96,7 @@ class Pipeline:
         """Look at a request before its body is read; None lets it in. See ``policy.admission``."""
         return admission.on_arrival(self.load, self.limits, content_length=content_length)
 
-    async def infer(
-        self, request: InferRequest, *, arrived_at: float, timeout_s: float | None = None
-    ) -> InferResponse:
+    async def infer(self, request: InferRequest, *, arrived_at: float, timeout_s: float | None = None) -> InferResponse:
         """Answer one request.
 
         Args:
@@ -325,9 +323,7 @@ def _respond(
     if request.outputs:
         wanted = dict.fromkeys((*request.outputs, *(EXPLAIN_OUTPUTS if work.is_explained else ())))
         outputs = {name: outputs[name] for name in wanted}
-    return InferResponse(
-        model=plan.model, version=plan.version, id=request.id, outputs=outputs, parameters=parameters
-    )
+    return InferResponse(model=plan.model, version=plan.version, id=request.id, outputs=outputs, parameters=parameters)
 
 
 def _explanation(scores: Sequence[float], reasons: Sequence[Reason]) -> dict[str, Array]:

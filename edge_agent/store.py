@@ -249,4 +249,3 @@ def _decode_state(path: Path) -> ModelState:
     if path.stem != state.model:
         raise ArtifactError(f"{path.name}: describes {state.model!r}")
     return state
-

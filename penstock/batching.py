@@ -80,9 +80,7 @@ class BatchPlan:
     wake_at: float | None
 
 
-def plan_batch(
-    queue: Sequence[Queued], limits: BatchLimits, now: float, *, service_time_s: float = 0.0
-) -> BatchPlan:
+def plan_batch(queue: Sequence[Queued], limits: BatchLimits, now: float, *, service_time_s: float = 0.0) -> BatchPlan:
     """The next batch from a queue in order of arrival.
 
     Chunks are ordered by priority, with ageing, and by position within one priority. The first one chooses the
@@ -122,7 +120,7 @@ def _order(queue: Sequence[Queued], live: Iterable[int], limits: BatchLimits) ->
     if not indices or all(queue[i].priority == queue[indices[0]].priority for i in indices):
         return indices
     # arrival shifted by the level: a fixed key, so ageing needs no clock and two calls never disagree
-    return sorted(indices, key=lambda i: (queue[i].arrived_at + _level(queue[i].priority) * limits.ageing_s))
+    return sorted(indices, key=lambda i: queue[i].arrived_at + _level(queue[i].priority) * limits.ageing_s)
 
 
 def _level(priority: int) -> int:

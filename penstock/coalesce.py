@@ -87,9 +87,7 @@ class Coalescer:
         self._loop = asyncio.get_running_loop()
 
     def __repr__(self) -> str:
-        return (
-            f"<Coalescer lanes={len(self._lanes)} batches={len(self._undelivered)} queued_rows={self._queued_rows}>"
-        )
+        return f"<Coalescer lanes={len(self._lanes)} batches={len(self._undelivered)} queued_rows={self._queued_rows}>"
 
     def lane(self, key: Hashable) -> Lane | None:
         """The lane that was opened for a key."""

@@ -68,9 +68,7 @@ def push(client: RegistryClient, layout: Layout, reference: str = "", *, report:
     return tally.result(model, tag, layout.digest)
 
 
-def pull(
-    client: RegistryClient, reference: str, root: Path, *, report: Report | None = None
-) -> Moved:
+def pull(client: RegistryClient, reference: str, root: Path, *, report: Report | None = None) -> Moved:
     """Pull an artifact with its referrers into the layout at ``root`` (created, or continued after an interruption).
 
     Raises:

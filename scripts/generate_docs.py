@@ -98,9 +98,7 @@ def _section(write: _Writer, kind: type[msgspec.Struct], path: str, *, is_list: 
             nested.append((inner, name, not isinstance(item.type, types.StructType)))
         if item.encode_name not in words:
             write.undocumented.append(f"setting {kind.__module__}.{kind.__name__}.{item.encode_name}")
-        rows.append(
-            [f"`{item.encode_name}`", _type_words(item.type), _default(item), words.get(item.encode_name, "")]
-        )
+        rows.append([f"`{item.encode_name}`", _type_words(item.type), _default(item), words.get(item.encode_name, "")])
     if rows:
         write.table(["setting", "type", "default", "meaning"], rows)
     for inner, name, repeated in nested:
@@ -332,7 +330,7 @@ def errors_page() -> Page:
     write.say(
         "# Errors",
         _NOTE,
-        "Over HTTP the body is `{\"error\": \"...\"}`, over gRPC the message is the status detail; both carry the code "
+        'Over HTTP the body is `{"error": "..."}`, over gRPC the message is the status detail; both carry the code '
         "in `x-penstock-code`, and a hint when to retry where there is one.",
     )
     rows = []

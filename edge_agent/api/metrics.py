@@ -95,9 +95,7 @@ class Metrics(Collector):
         rows = CounterMetricFamily(
             "penstock_agent_rows", "Rows by outcome; every admitted row has one.", labels=[*labels, "outcome"]
         )
-        audited = CounterMetricFamily(
-            "penstock_agent_audited_rows", "Drawn rows whose harm is known.", labels=labels
-        )
+        audited = CounterMetricFamily("penstock_agent_audited_rows", "Drawn rows whose harm is known.", labels=labels)
         harm = CounterMetricFamily(
             "penstock_agent_audit_harm_rows", "Drawn and kept rows on which the cloud disagrees.", labels=labels
         )

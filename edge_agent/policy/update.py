@@ -144,9 +144,7 @@ def plan(state: ModelState, progress: Progress, limits: UpdateLimits, now: float
         return Collect()
     idle = [step for step in steps if isinstance(step, Nothing)]
     wakes = [step.wake_at for step in idle if step.wake_at is not None]
-    return Nothing(
-        reason="; ".join(step.reason for step in idle if step.reason), wake_at=min(wakes) if wakes else None
-    )
+    return Nothing(reason="; ".join(step.reason for step in idle if step.reason), wake_at=min(wakes) if wakes else None)
 
 
 def is_watched(state: ModelState, progress: Progress) -> bool:
@@ -251,4 +249,3 @@ def _pursue(state: ModelState, progress: Progress, limits: UpdateLimits, now: fl
 
 def _failures(progress: Progress) -> str:
     return f"{progress.failures} failures on probation"
-

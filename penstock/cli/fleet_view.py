@@ -59,9 +59,7 @@ def rollout_text(rollout: pb.Rollout) -> str:
             where = f"{wave.number + 1}" if wave.is_released else f"({wave.number + 1})"
             rows.append((where, device.device_id, phase, runs, counts.requests, counts.kept, counts.audited,
                          counts.audit_harm, note))  # fmt: skip
-    lines.append(
-        format_table(["wave", "device", "phase", "runs", "rows", "kept", "audited", "harm", "note"], rows)
-    )
+    lines.append(format_table(["wave", "device", "phase", "runs", "rows", "kept", "audited", "harm", "note"], rows))
     for wave in rollout.waves:
         if wave.HasField("gate"):
             verdict = _word(pb.Verdict.Name(wave.gate.verdict))

@@ -125,9 +125,7 @@ def decode_response(message: oip_pb2.ModelInferResponse) -> InferResponse:
 
 def encode_metadata(metadata: ModelMetadata) -> oip_pb2.ModelMetadataResponse:
     """A ``ModelMetadataResponse``."""
-    message = oip_pb2.ModelMetadataResponse(
-        name=metadata.name, versions=metadata.versions, platform=metadata.platform
-    )
+    message = oip_pb2.ModelMetadataResponse(name=metadata.name, versions=metadata.versions, platform=metadata.platform)
     for specs, tensors in ((metadata.inputs, message.inputs), (metadata.outputs, message.outputs)):
         for spec in specs:
             tensors.add(name=spec.name, datatype=spec.datatype, shape=spec.shape)
@@ -205,9 +203,7 @@ def _parameters(sent: Mapping[str, oip_pb2.InferParameter]) -> dict[str, Paramet
     return parameters
 
 
-def _put_parameters(
-    target: MutableMapping[str, oip_pb2.InferParameter], parameters: Mapping[str, Parameter]
-) -> None:
+def _put_parameters(target: MutableMapping[str, oip_pb2.InferParameter], parameters: Mapping[str, Parameter]) -> None:
     for name, value in parameters.items():
         try:
             if isinstance(value, bool):

@@ -215,9 +215,7 @@ class Rig:
             return await self.plane.infer(ticket, request, timeout_s)
 
 
-def rig_of(
-    registry: Registry, settings: ServingSettings | None = None, tenants: Sequence[TenantSettings] = ()
-) -> Rig:
+def rig_of(registry: Registry, settings: ServingSettings | None = None, tenants: Sequence[TenantSettings] = ()) -> Rig:
     """Must be called with a running loop."""
     settings = settings or ServingSettings()
     now = asyncio.get_running_loop().time

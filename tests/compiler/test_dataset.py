@@ -56,9 +56,7 @@ def test_a_temperature_split_of_its_own_leaves_fit_whole(
     assert (data.ranges.rows, data.temperature.rows) == (200, 5)
 
 
-def test_inputs_may_have_other_names_in_the_file(
-    workspace: Path, edit_recipe: Callable[[str, str], Path]
-) -> None:
+def test_inputs_may_have_other_names_in_the_file(workspace: Path, edit_recipe: Callable[[str, str], Path]) -> None:
     edit_recipe('npz = "data.npz"', 'npz = "data.npz"\ninputs = { pixels = "x" }')
     spec = TensorSpec(name="pixels", datatype="FP32", shape=(-1, 4))
     data = dataset.load(recipe.load(workspace / "recipe.toml"), [spec], classes=3)
@@ -105,9 +103,7 @@ def test_certifying_on_data_with_another_use_is_refused(workspace: Path, edit_da
         load(workspace)
 
 
-def test_values_out_of_the_declared_range_are_refused(
-    workspace: Path, edit_recipe: Callable[[str, str], Path]
-) -> None:
+def test_values_out_of_the_declared_range_are_refused(workspace: Path, edit_recipe: Callable[[str, str], Path]) -> None:
     edit_recipe('version = "v1"', 'version = "v1"\ninput_range = [0.0, 1.0]')
     with pytest.raises(InvalidInput, match="were these examples preprocessed differently"):
         load(workspace)

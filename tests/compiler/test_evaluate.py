@@ -36,9 +36,7 @@ class Doubling:
 def test_answers_are_all_rows_in_order_within_the_batch_limit() -> None:
     engine = Doubling()
     x = np.arange(20, dtype=np.float32).reshape(10, 2)
-    np.testing.assert_array_equal(
-        evaluate.answers(engine, {"x": x}, output="y", max_batch=4, what="edge"), x * 2
-    )
+    np.testing.assert_array_equal(evaluate.answers(engine, {"x": x}, output="y", max_batch=4, what="edge"), x * 2)
     assert engine.batches == [4, 4, 2]
 
 

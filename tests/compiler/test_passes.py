@@ -85,7 +85,10 @@ def test_external_weights_are_brought_in(workspace: Path) -> None:
 def test_missing_external_weights_are_an_error(workspace: Path) -> None:
     split = workspace / "split.onnx"
     onnx.save(
-        onnx.load(str(workspace / "student.onnx")), str(split), save_as_external_data=True, size_threshold=0,
+        onnx.load(str(workspace / "student.onnx")),
+        str(split),
+        save_as_external_data=True,
+        size_threshold=0,
         location="split.bin",
     )
     (workspace / "split.bin").unlink()
@@ -142,9 +145,7 @@ def test_every_calibration_row_counts(workspace: Path) -> None:
 def test_ranges_do_not_depend_on_the_batch_size(workspace: Path) -> None:
     path, _ = quantized(workspace)
     at_64 = path.read_bytes()
-    quantize.quantize(
-        workspace / "ready.onnx", path, types=U8S8, inputs={"x": calibration(workspace)}, max_batch=7
-    )
+    quantize.quantize(workspace / "ready.onnx", path, types=U8S8, inputs={"x": calibration(workspace)}, max_batch=7)
     assert path.read_bytes() == at_64
 
 

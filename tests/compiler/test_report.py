@@ -86,9 +86,7 @@ def test_text_from_outside_is_escaped(document: Evaluation) -> None:
     assert "&lt;img" in page
 
 
-def test_a_refused_certificate_is_the_headline(
-    workspace: Path, edit_recipe: Callable[[str, str], Path]
-) -> None:
+def test_a_refused_certificate_is_the_headline(workspace: Path, edit_recipe: Callable[[str, str], Path]) -> None:
     parsed = recipe.load(edit_recipe("max_harm = 0.02", "max_harm = 0.001"))
     done = pipeline.compile_recipe(parsed, workspace / "out", require_certificate=False, say=lambda line: None)
     text = text_of(report.render(done.evaluation))

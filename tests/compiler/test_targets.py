@@ -10,10 +10,7 @@ from penstock.errors import CompileError, ConfigError
 
 
 def test_every_target_that_a_device_can_report_has_types_or_is_fp32_only() -> None:
-    texts = {
-        name: str(targets.resolve(name, here=name).integers)
-        for name in machine.EDGE_TARGETS
-    }
+    texts = {name: str(targets.resolve(name, here=name).integers) for name in machine.EDGE_TARGETS}
     assert texts == {
         "x86-64-vnni": "u8s8",
         "x86-64": "u8s8 reduced range",  # full range saturates without VNNI

@@ -110,9 +110,7 @@ def test_a_plan_that_dispatches_nothing_says_when_the_next_one_will_do_something
 
 
 @given(queues(), limits)
-def test_draining_a_queue_answers_or_expires_every_chunk_exactly_once(
-    queue: list[Queued], limits: BatchLimits
-) -> None:
+def test_draining_a_queue_answers_or_expires_every_chunk_exactly_once(queue: list[Queued], limits: BatchLimits) -> None:
     left, now, seen = list(range(len(queue))), NOW, []
     for _ in range(3 * len(queue) + 1):
         plan = plan_batch([queue[i] for i in left], limits, now)

@@ -35,9 +35,7 @@ def test_no_window_ever_gets_more_than_burst_plus_rate(
 
 
 @given(buckets, starts, steps)
-def test_waiting_as_long_as_told_is_enough(
-    bucket: TokenBucket, start: float, steps: list[tuple[float, float]]
-) -> None:
+def test_waiting_as_long_as_told_is_enough(bucket: TokenBucket, start: float, steps: list[tuple[float, float]]) -> None:
     state, now = bucket.full(start), start
     for pause_s, n in steps:
         now += pause_s

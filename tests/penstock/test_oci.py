@@ -143,9 +143,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 def serve(registry: Registry) -> Callable[[], None]:
-    server = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), type("BoundHandler", (Handler,), {"registry": registry})
-    )
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("BoundHandler", (Handler,), {"registry": registry}))
     server.daemon_threads = True
     registry.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -295,9 +293,7 @@ def test_an_empty_blob_is_pushed_and_fetched(registry: Registry, client: Registr
     assert store.read(digest) == b""
 
 
-def test_later_is_honoured_and_tried_again(
-    registry: Registry, client: RegistryClient, pauses: list[float]
-) -> None:
+def test_later_is_honoured_and_tried_again(registry: Registry, client: RegistryClient, pauses: list[float]) -> None:
     registry.blobs[DIGEST] = DATA
     registry.statuses = [(503, {"Retry_After": "7"}), (429, {})]
     assert client.small_blob("m", DIGEST) == DATA
@@ -356,5 +352,3 @@ def test_a_digest_that_is_a_path_never_reaches_the_wire(registry: Registry, clie
     with pytest.raises(ArtifactError):
         client.small_blob("m", "sha256:../../etc/passwd")
     assert registry.log == []
-
-

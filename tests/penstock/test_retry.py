@@ -31,9 +31,7 @@ def test_a_delay_is_never_negative_and_never_above_the_limit(
 
 
 @given(backoffs, st.integers(0, 50), draws)
-def test_the_jitter_is_full_and_its_range_grows_until_the_limit(
-    backoff: Backoff, attempt: int, random: float
-) -> None:
+def test_the_jitter_is_full_and_its_range_grows_until_the_limit(backoff: Backoff, attempt: int, random: float) -> None:
     ceiling = min(backoff.max_s, backoff.base_s * backoff.factor**attempt)
     assert backoff.delay_s(attempt, 0.0) == 0.0
     assert backoff.delay_s(attempt, random) == pytest.approx(random * ceiling, rel=1e-9)

@@ -47,4 +47,3 @@ parameters = st.dictionaries(
     | st.text(max_size=8),
     max_size=3,
 )
-

@@ -101,9 +101,7 @@ def test_nothing_is_left_to_do() -> None:
     assert found == []
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in FILES if p.suffix == ".md"], ids=lambda p: str(p.relative_to(ROOT))
-)
+@pytest.mark.parametrize("path", [p for p in FILES if p.suffix == ".md"], ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_of_documents_resolve(path: Path) -> None:
     links = re.findall(r"\]\((?!https?://|#|mailto:)([^)#\s]+)", _text(path))
     outside = re.findall(r"(?<![\w/.])(?:\.\./)+\w[\w./-]*", _text(path))

@@ -77,9 +77,7 @@ class Agent:
         harm = sum(self.dice.random() < self.harm.get(self.active, 0.0) for _ in range(audited))
         self.sequence += 1
         counts = Counts(requests=100, kept=70, escalated=30, audited=audited, audit_harm=harm)
-        self.outbox.append(
-            Record(sequence=self.sequence, model="digits", artifact_digest=self.active, counts=counts)
-        )
+        self.outbox.append(Record(sequence=self.sequence, model="digits", artifact_digest=self.active, counts=counts))
 
     def report(self) -> Report:
         model = ReportedModel(

@@ -273,5 +273,3 @@ async def test_tritonclients_stream_works_unmodified(core: Core) -> None:
     answers = await asyncio.to_thread(stream)
     assert [error is None for _, error in answers] == [True, True, False, True, True]
     assert answers[0][0].as_numpy("logits").shape == (2, 3)
-
-
