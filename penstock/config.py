@@ -50,7 +50,7 @@ def load(
         return msgspec.convert(tree, kind, strict=False)
     except msgspec.ValidationError as error:
         where = f"{file}: " if file else ""
-        raise ConfigError(f"{where}{_readable(str(error))}") from error
+        raise ConfigError(f"{where}{_readable(str(error))}{_choices(str(error), kind)}") from error
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
@@ -123,6 +123,23 @@ def _parsed(value: Any, annotation: Any) -> Any:
         except msgspec.DecodeError as error:
             raise ConfigError(f"{value!r} is not JSON: {error}") from error
     return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def _choices(message: str, kind: type[msgspec.Struct]) -> str:
+    """What a setting may be, where it is one of a few words: msgspec names only the word that it is not."""
+    text, _, where = message.rpartition(" - at `$.")
+    if not text.startswith("Invalid enum value"):
+        return ""
+    annotation: Any = kind
+    for name in where.rstrip("`").split("."):
+        fields = {
+            field.encode_name: field.type
+            for section in _sections(annotation)[:1]
+            for field in msgspec.structs.fields(section)
+        }
+        annotation = fields.get(name.partition("[")[0])
+    words = typing.get_args(annotation) if typing.get_origin(annotation) is typing.Literal else ()
+    return f"; one of {', '.join(repr(word) for word in words)}" if words else ""
 
 
 def _readable(message: str) -> str:

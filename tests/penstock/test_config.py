@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import pytest
@@ -20,8 +21,13 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     name: str
 
 
+class Log(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    level: Literal["info", "error"] = "info"
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     http: Http = Http()
+    log: Log = Log()
     labels: dict[str, str] = {}
     waves: list[float] = []
     tenants: list[Tenant] = []
@@ -58,6 +64,7 @@ def test_lists_and_tables_from_the_environment() -> None:
         ("[[tenants]]\nnmae = 'a'", "'tenants.nmae'; did you mean 'name'"),
         ("[http]\nport = 'many'", "http.port: .*int"),
         ("http = ", "not valid TOML"),
+        ("[log]\nlevel = 'loud'", "log.level: .*'loud'; one of 'info', 'error'"),
     ],
 )
 def test_mistakes_in_a_file_are_explained(tmp_path: Path, text: str, message: str) -> None:

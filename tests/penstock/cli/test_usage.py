@@ -14,6 +14,7 @@ import pytest
     [
         (("core", "status", "--target", "nonsense"), 2, "--target: 'nonsense' is not a URL such as http://"),
         (("core", "status", "--target", "http://127.0.0.1:1"), 4, "no core answers at http://127.0.0.1:1"),
+        (("versoin",), 2, "no command 'versoin'; did you mean 'version'?"),
         (("demo", "--json", "/nowhere/figures.json"), 2, "--json: /nowhere is not a directory"),
         (("demo", "--dir", "/dev/null/x"), 1, "--dir: creating /dev/null/x: Not a directory"),
         (("agent", "run", "--registry", "grpc://core:8001"), 2, "registry: 'grpc://core:8001' is not a URL"),
