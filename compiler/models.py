@@ -48,7 +48,7 @@ def load(recipe: Recipe, scratch: Path) -> Loaded:
     Raises:
         InvalidInput, CompileError, ConfigError: what does not fit, and what was expected.
     """
-    from compiler.passes import load as source  # imports onnx: not before the recipe is known to be good
+    from compiler.graph import files as source  # imports onnx: not before the recipe is known to be good
 
     target = targets.resolve(recipe.edge.target)
     if recipe.edge.precision == "int8":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compiler.passes import load
+from compiler.graph import files
 from penstock.errors import CompileError, missing_extra
 
 try:
@@ -20,9 +20,9 @@ def optimize(source: Path, target: Path, *, field: str) -> None:
     """Write an equivalent float model to ``target``.
 
     Raises:
-        InvalidInput, CompileError: from :func:`compiler.passes.load.read`, or the graph cannot be prepared.
+        InvalidInput, CompileError: from :func:`compiler.graph.files.read`, or the graph cannot be prepared.
     """
-    model = load.read(source, field=field)
+    model = files.read(source, field=field)
     # names and shapes of intermediate tensors left by an exporter may be stale, and trip the quantizer
     del model.graph.value_info[:]
     try:

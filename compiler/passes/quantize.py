@@ -15,7 +15,7 @@ import numpy as np
 
 from compiler.calibrate import Feed
 from compiler.evaluation import Quantization
-from compiler.passes import load
+from compiler.graph import files
 from compiler.targets import IntegerTypes
 from penstock.errors import CompileError, PenstockError, missing_extra
 from penstock.tensors import Array
@@ -67,7 +67,7 @@ def quantize(
     feed.check_complete()
     model = onnx.load(str(target))
     _keep_outputs_float(model.graph)
-    load.write(model, target)
+    files.write(model, target)
     integer_bytes, float_bytes = _weight_bytes(model.graph)
     if integer_bytes == 0:
         raise CompileError(

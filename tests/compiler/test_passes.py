@@ -17,7 +17,8 @@ from onnx.reference import ReferenceEvaluator
 
 from compiler import targets
 from compiler.evaluation import Quantization
-from compiler.passes import load, optimize, quantize
+from compiler.graph import files
+from compiler.passes import optimize, quantize
 from compiler.targets import IntegerTypes
 from penstock.errors import CalibrationError, CompileError, InvalidInput
 from penstock.runtime import EngineOptions, load_engine
@@ -47,7 +48,7 @@ def constants(path: Path) -> dict[str, np.ndarray]:
 
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"edge.onnx: .*absent.onnx: no such file"):
-        load.read(tmp_path / "absent.onnx", field="edge.onnx")
+        files.read(tmp_path / "absent.onnx", field="edge.onnx")
 
 
 @pytest.mark.parametrize("content", [b"", b"PK not onnx", b"\x08\x08\x12"])
@@ -55,26 +56,26 @@ def test_other_bytes_are_no_model(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
     with pytest.raises(CompileError, match="edge.onnx: model.onnx is not a valid ONNX model"):
-        load.read(path, field="edge.onnx")
+        files.read(path, field="edge.onnx")
 
 
 def test_truncated_model(workspace: Path) -> None:
     path = workspace / "student.onnx"
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(CompileError, match="not a valid ONNX model"):
-        load.read(path, field="edge.onnx")
+        files.read(path, field="edge.onnx")
 
 
 def test_a_model_in_one_file_is_used_where_it_is(workspace: Path, tmp_path: Path) -> None:
     path = workspace / "student.onnx"
-    assert load.self_contained(path, tmp_path, field="edge.onnx") == path
+    assert files.self_contained(path, tmp_path, field="edge.onnx") == path
 
 
 def test_external_weights_are_brought_in(workspace: Path) -> None:
     model = onnx.load(str(workspace / "student.onnx"))
     split = workspace / "split.onnx"
     onnx.save(model, str(split), save_as_external_data=True, size_threshold=0, location="split.bin")
-    whole = load.self_contained(split, workspace, field="edge.onnx")
+    whole = files.self_contained(split, workspace, field="edge.onnx")
     (workspace / "split.bin").unlink()
     x = calibration(workspace)[:5]
     found = load_engine("onnx", whole, EngineOptions()).run({"x": x})["logits"]
@@ -93,7 +94,7 @@ def test_missing_external_weights_are_an_error(workspace: Path) -> None:
     )
     (workspace / "split.bin").unlink()
     with pytest.raises(CompileError, match="not a valid ONNX model"):
-        load.read(split, field="edge.onnx")
+        files.read(split, field="edge.onnx")
 
 
 # --- quantize
