@@ -25,11 +25,13 @@ MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 MODEL_MANIFEST = "application/vnd.cncf.model.manifest.v1+json"
 MODEL_CONFIG = "application/vnd.cncf.model.config.v1+json"
 MODEL_WEIGHT = "application/vnd.cncf.model.weight.v1.raw"
+MODEL_FILE = "application/vnd.cncf.model.weight.config.v1.raw"
 VARIANT_SPEC = "application/vnd.penstock.variant.v1+json"
 GOLDEN = "application/vnd.penstock.golden.v1+msgpack"
 CERTIFICATE = certificates.MEDIA_TYPE
 EVALUATION = "application/vnd.penstock.evaluation.v1+json"
 REPORT = "application/vnd.penstock.report.v1+html"
+LOCK = "application/vnd.penstock.lock.v1+json"
 EMPTY_CONFIG = "application/vnd.oci.empty.v1+json"
 
 REF_NAME = "org.opencontainers.image.ref.name"
@@ -41,7 +43,9 @@ PROVIDER = "org.penstock.provider"
 PRECISION = "org.penstock.precision"
 
 _T = TypeVar("_T")
-Role = Literal["edge", "cloud"]
+Role = str
+"""A rung of the ladder: ``edge`` on the device, ``cloud``, and names of a recipe's own for rungs between them."""
+
 Read = Callable[[str], bytes]
 """Digest in, verified bytes out (``BlobStore.read`` and its kin)."""
 
@@ -113,12 +117,17 @@ class VariantSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """One variant of an artifact. ``digest`` is its manifest's; the other descriptors name its layers."""
+    """One variant of an artifact. ``digest`` is its manifest's; the other descriptors name its layers.
+
+    Attributes:
+        files: further files that belong to the model (external data, tokenizer), each with its name as title.
+    """
 
     digest: str
     spec: VariantSpec
     weights: Descriptor
     golden: Descriptor | None
+    files: tuple[Descriptor, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,7 +277,13 @@ def _load_variant(entry: Descriptor, read: Read) -> Variant:
     manifest = decode_manifest(read_described(entry, read))
     spec = _decode(read_described(_layer(manifest, VARIANT_SPEC, entry.digest), read), VariantSpec, "variant spec")
     golden = next((layer for layer in manifest.layers if layer.media_type == GOLDEN), None)
-    return Variant(digest=entry.digest, spec=spec, weights=_layer(manifest, MODEL_WEIGHT, entry.digest), golden=golden)
+    return Variant(
+        digest=entry.digest,
+        spec=spec,
+        weights=_layer(manifest, MODEL_WEIGHT, entry.digest),
+        golden=golden,
+        files=tuple(layer for layer in manifest.layers if layer.media_type == MODEL_FILE),
+    )
 
 
 def _layer(manifest: Manifest, media_type: str, digest: str) -> Descriptor:

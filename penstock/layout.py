@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -21,11 +21,16 @@ _INDEX_FILE = "index.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VariantDraft:
-    """A variant before it is packed: its spec, the weights file and golden vectors (``penstock.tensors.pack``)."""
+    """A variant before it is packed: its spec, the weights file and golden vectors (``penstock.tensors.pack``).
+
+    Attributes:
+        files: further files that belong to the model (external data, tokenizer, configuration), by their names.
+    """
 
     spec: VariantSpec
     weights: Path
     golden: bytes | None = None
+    files: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,6 +237,10 @@ class Layout:
         ]
         if draft.golden is not None:
             layers.append(self._document(art.GOLDEN, draft.golden, "golden.msgpack"))
+        for title, path in sorted(draft.files.items()):
+            digest = self.blobs.put_file(path)
+            size, titled = self.blobs.size_bytes(digest), {art.TITLE: title}
+            layers.append(Descriptor(media_type=art.MODEL_FILE, digest=digest, size=size, annotations=titled))
         spec = draft.spec
         annotations = {
             art.MODEL: spec.model,

@@ -1,0 +1,30 @@
+"""A program: load one ONNX file, run one row, print how much the process grew by (peak resident set, bytes).
+
+A process of its own, because a peak is never given back: what ran before would hide what this model needs.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+from penstock import tensors
+from penstock.runtime import EngineOptions, load_engine
+from penstock.runtime import onnx as _imported_before_the_first_reading
+
+_KIB = 1024 if sys.platform != "darwin" else 1
+
+
+def main(model: Path, row: Path) -> int:
+    """Bytes."""
+    assert _imported_before_the_first_reading
+    inputs = tensors.unpack(row.read_bytes())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    engine = load_engine("onnx", model, EngineOptions(threads=1))
+    engine.run(inputs)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * _KIB
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{main(Path(sys.argv[1]), Path(sys.argv[2]))}\n")

@@ -1,0 +1,74 @@
+"""Progress of a compilation: what is being done, how far it is, and a line with its time and outcome when it is done.
+
+Owns the words; where they are shown is a :class:`Watcher`'s business: lines on a pipe, a live bar on a terminal.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Watcher(Protocol):
+    """Who watches."""
+
+    def started(self, name: str) -> None: ...
+
+    def advanced(self, share: float, note: str) -> None:
+        """``share`` of the running step is done, 0 to 1."""
+        ...
+
+    def finished(self, line: str) -> None: ...
+
+
+class Lines:
+    """A watcher for pipes and logs: one line a finished step, none for what happens inside it."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+
+    def started(self, name: str) -> None:
+        """Said when it is done."""
+
+    def advanced(self, share: float, note: str) -> None:
+        """Said when it is done."""
+
+    def finished(self, line: str) -> None:
+        self._say(line)
+
+
+class Doing:
+    """The step under way: passes report to it, and add what is worth a reader's time."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+        self.notes: list[str] = []
+        self.was_cached = False
+
+    def note(self, text: str) -> None:
+        """Shown behind the step's name when it is done."""
+        if text:
+            self.notes.append(text)
+
+    def advance(self, share: float, note: str) -> None:
+        """A ``compiler.passes.job.Progress``."""
+        self._watcher.advanced(min(max(share, 0.0), 1.0), note)
+
+
+class Steps:
+    """Times steps and says how they went."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[Doing]:
+        """One step. Nothing is said of a step that raises: the error says it."""
+        began = time.perf_counter()
+        doing = Doing(self._watcher)
+        self._watcher.started(name)
+        yield doing
+        seconds = "  kept " if doing.was_cached else f"{time.perf_counter() - began:5.1f} s"
+        self._watcher.finished(f"{name:<12} {seconds}  {'; '.join(doing.notes)}".rstrip())

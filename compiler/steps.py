@@ -1,0 +1,198 @@
+"""Results of a compilation's steps, kept by content: the same step on the same inputs is done once.
+
+Owns the directory of results and that an entry is whole or absent: a step works in a directory of its own, which is
+renamed into place when it is done, and every entry lists its files with their digests, so that a damaged one is noticed
+and made again. What a step depends on is the caller's to say, completely, in its key.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from penstock.artifact import canonical_json
+from penstock.blobs import digest_of, disk_errors, digest_of_file, write_atomically
+
+ENTRY_FILE = "step.json"
+DEFAULT_MAX_BYTES = 20 * 1024**3
+_RECENT_S = 600.0
+"""An entry used this recently is never evicted: another compilation may be reading it."""
+
+
+class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One file of a result."""
+
+    digest: str
+    size: int
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A finished step as its directory records it. ``facts`` is whatever the step returned, as plain JSON."""
+
+    schema: int = 1
+    step: str
+    key: dict[str, Any]
+    facts: Any
+    files: dict[str, FileEntry]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A step's result. ``directory`` holds its files, to be read only; ``id`` is the digest of its key.
+
+    Attributes:
+        was_cached: it was found; ``note`` says why not where something was wrong with what was found.
+    """
+
+    id: str
+    directory: Path
+    facts: Any
+    was_cached: bool
+    note: str = ""
+
+    @property
+    def content(self) -> str:
+        """Digest of every file of the result: what the next step's key depends on."""
+        entry = _read(self.directory)
+        assert entry is not None, "the directory was just written or verified"
+        return digest_of(canonical_json(entry.files))
+
+
+Produce = Callable[[Path, Path], Any]
+"""(out, work) -> facts. ``out`` is empty; ``work`` outlives an interruption of this very step."""
+
+
+class StepCache:
+    """Results below ``root``, at most ``max_bytes`` of them; the least recently used go first."""
+
+    def __init__(self, root: Path, *, max_bytes: int = DEFAULT_MAX_BYTES, reuse: bool = True) -> None:
+        """
+        Args:
+            reuse: False makes every step again (once per process), and keeps the new results.
+        """
+        self._root = root
+        self._max_bytes = max_bytes
+        self._reuse = reuse
+        self._made: set[str] = set()
+
+    def run(self, step: str, key: Mapping[str, Any], produce: Produce) -> Step:
+        """The result of a step: found, or made by ``produce`` and kept.
+
+        Args:
+            key: everything that the result depends on, as plain JSON.
+
+        Raises:
+            StorageError: the disk is full or not writable; nothing half-written stays behind.
+            Whatever ``produce`` raises; then nothing is kept but its ``work`` directory.
+        """
+        plain = msgspec.to_builtins(dict(key))
+        identity = digest_of(canonical_json({"step": step, "key": plain}))
+        directory = self._root / "steps" / _name(identity)
+        note = ""
+        if self._reuse or identity in self._made:
+            found, note = self._look(directory)
+            if found is not None:
+                return Step(id=identity, directory=directory, facts=found.facts, was_cached=True)
+        facts = self._make(step, plain, directory, produce)
+        self._made.add(identity)
+        self._evict()
+        return Step(id=identity, directory=directory, facts=facts, was_cached=False, note=note)
+
+    def _look(self, directory: Path) -> tuple[Entry | None, str]:
+        if not directory.exists():
+            return None, ""
+        entry = _read(directory)
+        problem = "its record cannot be read" if entry is None else _damage(entry, directory)
+        if problem:
+            with disk_errors(f"removing the damaged {directory}"):
+                shutil.rmtree(directory)
+            return None, f"kept result was damaged ({problem}) and is made again"
+        os.utime(directory / ENTRY_FILE)
+        return entry, ""
+
+    def _make(self, step: str, key: dict[str, Any], directory: Path, produce: Produce) -> Any:
+        work = self._root / "work" / directory.name
+        with disk_errors(f"writing below {self._root}"):
+            for parent in (directory.parent, work):
+                parent.mkdir(parents=True, exist_ok=True)
+            scratch = Path(tempfile.mkdtemp(dir=self._root, prefix="making-"))
+        try:
+            with disk_errors(f"step {step}: writing below {self._root}"):
+                facts = msgspec.to_builtins(produce(scratch, work))
+                files = {
+                    str(path.relative_to(scratch)): FileEntry(digest=digest_of_file(path), size=path.stat().st_size)
+                    for path in sorted(scratch.rglob("*"))
+                    if path.is_file()
+                }
+                entry = Entry(step=step, key=key, facts=facts, files=files)
+                write_atomically(scratch / ENTRY_FILE, msgspec.json.encode(entry, order="sorted"))
+                if directory.exists():  # another compilation was faster, or this one was told not to reuse
+                    shutil.rmtree(directory)
+                os.rename(scratch, directory)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
+        return facts
+
+    def _evict(self) -> None:
+        """Remove the least recently used entries above the limit, and scratch that a killed process left."""
+        now = time.time()
+        for left in self._root.glob("making-*"):
+            if now - _used_at(left) > 24 * 3600:
+                shutil.rmtree(left, ignore_errors=True)
+        entries = sorted((_used_at(path / ENTRY_FILE), path) for path in (self._root / "steps").iterdir())
+        total = sum(_size_bytes(path) for _, path in entries)
+        for used_at, path in entries:
+            if total <= self._max_bytes or now - used_at < _RECENT_S:
+                return
+            total -= _size_bytes(path)
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def default_root(environment: Mapping[str, str] | None = None) -> Path:
+    """``PENSTOCK_CACHE``, else ``XDG_CACHE_HOME/penstock``, else ``~/.cache/penstock``; ``compile`` below it."""
+    environment = os.environ if environment is None else environment
+    named = environment.get("PENSTOCK_CACHE")
+    base = Path(named) if named else Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "penstock"
+    return base / "compile"
+
+
+def _name(identity: str) -> str:
+    return identity.removeprefix("sha256:")[:40]
+
+
+def _read(directory: Path) -> Entry | None:
+    try:
+        return msgspec.json.decode((directory / ENTRY_FILE).read_bytes(), type=Entry)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def _damage(entry: Entry, directory: Path) -> str:
+    """What is wrong with an entry's files; "" if nothing."""
+    for name, file in entry.files.items():
+        path = directory / name
+        if not path.is_file() or path.stat().st_size != file.size:
+            return f"{name} is missing or of another size"
+        if digest_of_file(path) != file.digest:
+            return f"{name} has another digest"
+    return ""
+
+
+def _used_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _size_bytes(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
