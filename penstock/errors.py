@@ -129,6 +129,10 @@ class MissingExtra(PenstockError):
     code = "missing-extra"
 
 
+class MissingToolchain(MissingExtra):
+    """A heavy backend's environment is not installed; the message names the command that installs it."""
+
+
 class StorageError(PenstockError):
     """The disk said no: full, read-only, not writable, or locked by another process."""
 

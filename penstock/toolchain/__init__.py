@@ -1,0 +1,13 @@
+"""Toolchains: pinned, isolated Python environments for heavy backends, run as subprocesses with files and JSON.
+
+``require`` finds one, ``call`` runs a program in it, ``describe`` says what is in it, ``install.install`` makes it.
+Nothing of a toolchain is ever imported into this process.
+"""
+
+from __future__ import annotations
+
+from penstock.toolchain.call import call
+from penstock.toolchain.places import describe, require
+from penstock.toolchain.table import TOOLCHAINS, Toolchain
+
+__all__ = ["TOOLCHAINS", "Toolchain", "call", "describe", "require"]
