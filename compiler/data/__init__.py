@@ -1,0 +1,13 @@
+"""Examples for calibration, evaluation and certification: from files, folders and iterators to checked, divided arrays.
+
+``section`` is the recipe's table; ``loading`` reads it by kind (``npz``, ``table`` over ``csv_file`` and
+``parquet_file``, ``images``, ``iterator``; ``text`` for tokens), has every array pass ``checks`` and divides by use
+(``splitting``, ``dataset``). Libraries for parquet, images and text are imported when such a source is read.
+"""
+
+from compiler.data.dataset import Dataset, Split, batches, smoke
+from compiler.data.fingerprint import fingerprint, preprocessing
+from compiler.data.loading import Task, load
+from compiler.data.section import DataSection
+
+__all__ = ["DataSection", "Dataset", "Split", "Task", "batches", "fingerprint", "load", "preprocessing", "smoke"]

@@ -1,0 +1,209 @@
+"""What is refused in examples, whatever they came from: wrong datatypes and shapes, NaN, values out of range, labels
+that are no classes. Never drops or repairs a row; a cast happens only where it cannot change what a value means. Pure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock import tensors
+from penstock.config import nearest
+from penstock.errors import InvalidInput
+from penstock.tensors import Array, TensorSpec
+
+_SHOWN = 60  # characters of a value in a message
+
+
+def fitted(array: Array, spec: TensorSpec, *, field: str) -> Array:
+    """An array of plain numbers (or text) in the datatype and row shape of an input.
+
+    Floats may lose precision (float64 to FP32) but not their range; whole numbers must stay the same.
+
+    Args:
+        array: [N, ...] with as many elements a row as the input takes.
+
+    Raises:
+        InvalidInput: a value that the datatype cannot hold, or rows of another size.
+    """
+    return _shaped(cast(array, spec.datatype, field=field), spec, field)
+
+
+def cast(array: Array, datatype: str, *, field: str) -> Array:
+    """
+    Raises:
+        InvalidInput: a value that ``datatype`` cannot hold; the message names its row.
+    """
+    if datatype == "BYTES":
+        return text(array, field=field).astype(object)
+    dtype = tensors.numpy_dtype(datatype, field=field)
+    if array.dtype == dtype:
+        return array
+    plain: NDArray[Any] = array
+    if array.dtype.kind not in "biuf":
+        raise InvalidInput(
+            f"{field}: holds {_kind(array)}, but the model takes {datatype}; give it numbers"
+            + (", or set data.text and [data.tokenizer] for text" if array.dtype.kind in "OUS" else ""),
+            field=field,
+        )
+    if dtype.kind == "f" and array.dtype.kind == "f":
+        check_finite(array, field=field)
+    with np.errstate(over="ignore", invalid="ignore"):
+        done: NDArray[Any] = plain.astype(dtype)
+        held = np.isfinite(done) if dtype.kind == "f" else done.astype(plain.dtype) == plain
+    if dtype.kind in "iu" and plain.dtype.kind in "iuf":
+        info = np.iinfo(done.dtype)  # a wrap-around there and back would look equal
+        held = held & (plain >= info.min) & (plain <= info.max)
+    elif dtype.kind == "b" and plain.dtype.kind != "b":
+        held = (plain == 0) | (plain == 1)
+    if not held.all():
+        row = int(np.argwhere(~held)[0][0])
+        value = array[row][~held[row]].ravel()[0] if array.ndim > 1 else array[row]
+        raise InvalidInput(f"{field}: row {row} holds {value}, which {datatype} cannot hold", field=field)
+    return done
+
+
+def text(array: Array, *, field: str) -> NDArray[np.str_]:
+    """Words as a str array; numbers become their digits.
+
+    Raises:
+        InvalidInput: something else than words and whole numbers.
+    """
+    if array.dtype.kind in "OS":
+        words = [item.decode("utf-8", "replace") if isinstance(item, bytes) else item for item in array.ravel()]
+        for row, word in enumerate(words):
+            if not isinstance(word, str):
+                raise InvalidInput(f"{field}: row {row} holds {type(word).__name__}, expected text", field=field)
+        return np.array(words, dtype=np.str_).reshape(array.shape)
+    if array.dtype.kind not in "Uiub":
+        raise InvalidInput(f"{field}: holds {_kind(array)}, expected words or whole numbers", field=field)
+    return array.astype(np.str_)
+
+
+def check_input(array: Array, spec: TensorSpec, allowed: tuple[float, float] | None, *, field: str) -> None:
+    """
+    Args:
+        allowed: the smallest and largest value, both included; None for any.
+
+    Raises:
+        InvalidInput: another datatype or shape than the model's, no rows, NaN or infinities, or out of range.
+    """
+    tensors.check_tensor(array, spec, field=field)
+    if len(array) == 0:
+        raise InvalidInput(f"{field}: no rows", field=field)
+    check_finite(array, field=field)
+    if allowed is None or array.dtype.kind not in "fiu":
+        return
+    low, high = float(array.min()), float(array.max())
+    if low < allowed[0] or high > allowed[1]:
+        raise InvalidInput(
+            f"{field}: values from {low:g} to {high:g}, but model.input_range is {allowed[0]:g} to {allowed[1]:g}; "
+            "were these examples preprocessed differently?",
+            field=field,
+        )
+
+
+def check_finite(array: Array, *, field: str) -> None:
+    """
+    Raises:
+        InvalidInput: NaN or infinities, with their number of rows and the first one.
+    """
+    if array.dtype.kind != "f" or np.isfinite(array).all():
+        return
+    bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
+    raise InvalidInput(f"{field}: NaN or infinite values in {len(bad)} rows, first row {bad[0]}", field=field)
+
+
+def class_labels(
+    array: Array, rows: int, *, classes: int | None, names: Sequence[str], field: str
+) -> NDArray[np.int64]:
+    """Labels as class numbers: whole numbers as they are, words by their place in ``names``.
+
+    Raises:
+        InvalidInput: labels of another kind or number, no such class, or words without names.
+    """
+    if array.dtype.kind in "OUS" and array.shape == (rows,):
+        return _by_name(text(array, field=field), classes, names, field)
+    if array.dtype.kind not in "iub" or array.shape != (rows,):
+        hint = "; classes are whole numbers from 0 on" if array.dtype.kind == "f" else ""
+        raise InvalidInput(
+            f"{field}: {array.dtype} {list(array.shape)}, expected one integer class for each of {rows} rows{hint}",
+            field=field,
+        )
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or (classes is not None and high >= classes):
+        have = "0 and up" if classes is None else f"0 to {classes - 1}"
+        hint = "; count them from 0" if classes is not None and low == 1 and high == classes else ""
+        raise InvalidInput(f"{field}: labels from {low} to {high}, but the model has classes {have}{hint}", field=field)
+    return array.astype(np.int64)
+
+
+def numeric_labels(array: Array, rows: int, *, field: str) -> NDArray[np.float64]:
+    """Labels of a regression, [N] or [N, k].
+
+    Raises:
+        InvalidInput: not numbers, not finite, or not one (or k) for each row.
+    """
+    if array.dtype.kind not in "iuf" or array.ndim not in (1, 2) or len(array) != rows:
+        raise InvalidInput(
+            f"{field}: {_kind(array)} {list(array.shape)}, expected one number for each of {rows} rows", field=field
+        )
+    check_finite(array, field=field)
+    return array.astype(np.float64)
+
+
+def group_names(array: Array, rows: int, *, field: str) -> NDArray[np.str_]:
+    """
+    Raises:
+        InvalidInput: not one word or whole number for each row.
+    """
+    if array.shape != (rows,):
+        raise InvalidInput(f"{field}: {list(array.shape)}, expected one group for each of {rows} rows", field=field)
+    return text(array, field=field)
+
+
+def _by_name(words: NDArray[np.str_], classes: int | None, names: Sequence[str], field: str) -> NDArray[np.int64]:
+    if not names:
+        have = sorted({str(word) for word in words})
+        shown = ", ".join(repr(word[:_SHOWN]) for word in have[:10]) + (", ..." if len(have) > 10 else "")
+        raise InvalidInput(
+            f"{field}: labels are words ({shown}); set model.labels to the classes' names in the order of the model's "
+            "outputs",
+            field=field,
+        )
+    if classes is not None and len(names) != classes:
+        raise InvalidInput(
+            f"{field}: {len(names)} names of classes ({', '.join(names[:10])}), but the model has {classes} classes; "
+            "set model.labels to the names in the order of the model's outputs",
+            field=field,
+        )
+    number = {name: index for index, name in enumerate(names)}
+    for row, word in enumerate(words):
+        if str(word) not in number:
+            raise InvalidInput(
+                f"{field}: row {row} is {str(word)[:_SHOWN]!r}, which is no class; {nearest(str(word), names)}",
+                field=field,
+            )
+    return np.array([number[str(word)] for word in words], dtype=np.int64)
+
+
+def _shaped(array: Array, spec: TensorSpec, field: str) -> Array:
+    """The same elements in the input's row shape, where that is fixed and has as many."""
+    want = spec.shape[1:]
+    if any(size < 0 for size in want) or array.shape[1:] == want:
+        return array
+    have = math.prod(array.shape[1:])
+    if have != math.prod(want):
+        raise InvalidInput(
+            f"{field}: {have} values a row, but input {spec.name!r} takes {list(want)} ({math.prod(want)} values)",
+            field=field,
+        )
+    return array.reshape(len(array), *want)
+
+
+def _kind(array: NDArray[Any]) -> str:
+    return {"O": "text or objects", "U": "text", "S": "bytes"}.get(array.dtype.kind, str(array.dtype))

@@ -1,0 +1,275 @@
+"""Examples from a Python iterator of the user's: ``module:function`` or ``path/file.py:function``.
+
+The function gives rows: ``(inputs, label)`` or ``inputs``, where inputs is a dict of arrays (or numbers, or text) by
+name. A function with a parameter is called once for each split with its name; one without gives everything. What goes
+wrong in it is shown with its own file and line, not as a traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from compiler.data import checks, text
+from compiler.data.part import ALL, GROUPS, LABELS, Part, Progress, Request
+from compiler.data.section import DataSection
+from penstock.config import nearest
+from penstock.errors import InvalidInput, PenstockError
+from penstock.tensors import Array
+
+_FIELD = "data.source"
+_SAY_EVERY = 500
+_SHOWN = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One example as the function gave it, its values made arrays; ``label`` None when it gave none."""
+
+    inputs: Mapping[str, Array]
+    label: Array | None
+
+
+def read(request: Request) -> list[Part]:
+    """One part a split when the function takes the name of one, else one for everything.
+
+    Raises:
+        InvalidInput: no such function, it failed, gave something else than rows, or more than the limits.
+    """
+    splits = splits_of(request.section, request.base)
+    return [_part(split, request) for split in splits]
+
+
+def splits_of(section: DataSection, base: Path) -> tuple[str, ...]:
+    """The splits to ask the function for; ``(ALL,)`` when it gives everything at once.
+
+    Raises:
+        InvalidInput: no such function.
+    """
+    function = _function(section.source, base)
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # a callable without a signature takes nothing
+        parameters = []
+    takes_one = any(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+    return tuple(section.splits.names().values()) if takes_one else (ALL,)
+
+
+def rows(section: DataSection, base: Path, split: str, progress: Progress) -> Iterator[Row]:
+    """Rows of one split, one at a time.
+
+    Raises:
+        InvalidInput: as :func:`read`.
+    """
+    function, limits = _function(section.source, base), section.limits
+    began, size = time.monotonic(), 0
+    with _users_code(section.source):
+        given = iter(function(split) if split else function())
+    for at in range(limits.max_rows + 1):
+        with _users_code(section.source):
+            item = next(given, _END)
+        if item is _END:
+            return
+        row = _row(item, at, section)
+        size += sum(array.nbytes for array in row.inputs.values())
+        taken = time.monotonic() - began
+        for name, value, limit in (
+            ("max_rows", at + 1, limits.max_rows),
+            ("max_bytes", size, limits.max_bytes),
+            ("max_seconds", taken, limits.max_seconds),
+        ):
+            if value > limit:
+                raise InvalidInput(
+                    f"{section.source}: not done after {at} rows: over data.limits.{name} = {limit:g}; give fewer, or "
+                    "raise the limit",
+                    field=_FIELD,
+                )
+        if (at + 1) % _SAY_EVERY == 0:
+            progress(f"{at + 1} rows in {taken:.0f} s")
+        yield row
+
+
+_END = object()
+
+
+def _part(split: str, request: Request) -> Part:
+    section = request.section
+    given = list(rows(section, request.base, split, request.progress))
+    where = f"{section.source}({split!r})" if split else f"{section.source}()"
+    if not given:
+        raise InvalidInput(f"{where}: gave no rows", field=_FIELD)
+
+    def stacked(name: str) -> Array:
+        return _stacked([_value(row, name, at, where) for at, row in enumerate(given)], f"{where}: {name!r}")
+
+    inputs: dict[str, Array] = {}
+    for spec in request.inputs:
+        if not (section.text and spec.name in text.MADE):
+            stem = section.inputs.get(spec.name, spec.name)
+            inputs[spec.name] = checks.fitted(stacked(stem), spec, field=f"{where}: {stem!r}")
+    if section.text:
+        words = [checks.text(stacked(name), field=f"{where}: {name!r}") for name in section.text_columns]
+        inputs |= text.encode(words, request)
+    return Part(
+        split=split,
+        inputs={spec.name: inputs[spec.name] for spec in request.inputs},
+        labels=_labels(given, section, where) if request.wants_labels else None,
+        groups=stacked(section.group_by) if section.group_by else None,
+        fields={spec.name: f"{where}: {spec.name!r}" for spec in request.inputs}
+        | {LABELS: f"{where}: labels", GROUPS: f"{where}: {section.group_by!r}"},
+    )
+
+
+def _labels(given: list[Row], section: DataSection, where: str) -> Array:
+    """The second of each pair, or the entry named ``data.labels``."""
+    labels = []
+    for at, row in enumerate(given):
+        label = row.label if row.label is not None else row.inputs.get(section.labels)
+        if label is None:
+            raise InvalidInput(
+                f"{where}: row {at} has no label; yield (inputs, label), or put it among the inputs as "
+                f'{section.labels!r}, or set data.labels = ""',
+                field="data.labels",
+            )
+        labels.append(label)
+    return _stacked(labels, f"{where}: labels")
+
+
+def _value(row: Row, name: str, at: int, where: str) -> Array:
+    if name not in row.inputs:
+        raise InvalidInput(
+            f"{where}: row {at} has no {name!r}; {nearest(name, row.inputs)} (data.inputs renames)", field=_FIELD
+        )
+    return row.inputs[name]
+
+
+def _stacked(values: list[Array], field: str) -> Array:
+    first = values[0]
+    for at, value in enumerate(values):
+        if value.shape != first.shape:
+            raise InvalidInput(
+                f"{field}: row {at} has shape {list(value.shape)}, but row 0 has {list(first.shape)}; rows must have "
+                "one size, so pad them",
+                field=_FIELD,
+            )
+        if (value.dtype.kind in "OUS") != (first.dtype.kind in "OUS"):
+            raise InvalidInput(f"{field}: row {at} is {value.dtype}, but row 0 is {first.dtype}", field=_FIELD)
+    return np.stack(values)
+
+
+def _row(item: object, at: int, section: DataSection) -> Row:
+    inputs, label = item if isinstance(item, tuple) and len(item) == 2 else (item, None)
+    if not isinstance(inputs, Mapping):
+        raise InvalidInput(
+            f"{section.source}: row {at} is {type(item).__name__}; expected a dict of inputs, or (dict, label)",
+            field=_FIELD,
+        )
+    arrays = {str(name): _array(value, f"{section.source}: row {at}, {name!r}") for name, value in inputs.items()}
+    return Row(arrays, None if label is None else _array(label, f"{section.source}: row {at}, label"))
+
+
+def _array(value: Any, field: str) -> Array:
+    try:
+        array: Array = np.asarray(value)
+    except Exception as error:  # anything may be in a row, with an __array__ of its own
+        raise InvalidInput(f"{field}: no array can be made of it: {error}", field=_FIELD) from error
+    if array.dtype.kind not in "biufUS":
+        raise InvalidInput(f"{field}: {type(value).__name__} of {array.dtype}; expected numbers or text", field=_FIELD)
+    return array
+
+
+def _function(source: str, base: Path) -> Callable[..., Any]:
+    where, _, name = source.rpartition(":")
+    with _users_code(source):
+        module = _from_file(base / where) if where.endswith(".py") else _from_name(where, base)
+    function = getattr(module, name, None)
+    if not callable(function):
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise InvalidInput(f"data.source: {where} has no function {name!r}; {nearest(name, known)}", field=_FIELD)
+    return function  # type: ignore[no-any-return]
+
+
+def _from_file(path: Path) -> ModuleType:
+    """The module in a file; its folder can be imported from while it loads, as when it is run as a program."""
+    if not path.is_file():
+        raise InvalidInput(f"data.source: {path}: no such file", field=_FIELD)
+    name = f"_penstock_data_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with _importable(path.parent):
+        sys.modules[name] = module  # dataclasses and pickle look their module up
+        spec.loader.exec_module(module)
+    return module
+
+
+def _from_name(name: str, base: Path) -> ModuleType:
+    with _importable(base):
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name and (name == error.name or name.startswith(f"{error.name}.")):
+                raise InvalidInput(
+                    f"data.source: no module {name!r} beside the recipe or installed; a file: 'path/file.py:function'",
+                    field=_FIELD,
+                ) from None
+            raise
+
+
+@contextmanager
+def _importable(directory: Path) -> Iterator[None]:
+    entry = str(directory.resolve())
+    sys.path.insert(0, entry)
+    try:
+        yield
+    finally:
+        if entry in sys.path:
+            sys.path.remove(entry)
+
+
+@contextmanager
+def _users_code(source: str) -> Iterator[None]:
+    """Whatever the user's code raises, as one line with the place in it that raised."""
+    try:
+        yield
+    except PenstockError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise InvalidInput(f"data.source: {source}: {_place(error)}{_told(error)}", field=_FIELD) from error
+
+
+def _place(error: BaseException) -> str:
+    """``rows.py:12 in numbers: ``, the innermost place that is not in an installed library or in Penstock."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "site-packages" not in frame.filename
+        and not frame.filename.startswith(("<frozen", str(_HERE)))
+        and not frame.filename.startswith(sys.base_prefix)
+    ]
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{Path(error.filename).name}:{error.lineno}: "
+    if not frames:
+        return ""
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name}: "
+
+
+def _told(error: BaseException) -> str:
+    words = error.msg if isinstance(error, SyntaxError) else str(error)
+    return f"{type(error).__name__}: {words}"[:_SHOWN].rstrip(": ")
+
+
+_HERE = Path(__file__).resolve().parent

@@ -1,0 +1,195 @@
+"""From the recipe's table [data] to a checked dataset: read by kind, checked array by array, divided by use.
+
+Owns which checks come in which order, and that no row serves two uses. What each kind of source looks like is in a
+module of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal
+
+from numpy.typing import NDArray
+
+from compiler.data import checks, iterator, npz, splitting, table
+from compiler.data.dataset import Dataset, Split
+from compiler.data.part import ALL, GROUPS, LABELS, Part, Progress, Request
+from compiler.data.section import DataSection, Kind, check, kind_of
+from penstock.config import nearest
+from penstock.errors import InvalidInput
+from penstock.tensors import TensorSpec
+
+Task = Literal["classification", "regression", "embedding", "generation"]
+
+
+def _unheard(note: str) -> None:
+    """Nobody watches."""
+
+
+def load(
+    section: DataSection,
+    base: Path,
+    inputs: Sequence[TensorSpec],
+    *,
+    classes: int | None,
+    input_range: tuple[float, float] | None = None,
+    task: Task = "classification",
+    labels: Sequence[str] = (),
+    progress: Progress = _unheard,
+) -> Dataset:
+    """Read, check and divide the examples.
+
+    Args:
+        base: what relative paths of the section are relative to: the recipe's directory.
+        inputs: the model's. One of datatype BYTES takes text as it is.
+        classes: how many the model has; None when it is no classifier or its outputs are of a free size.
+        input_range: smallest and largest value of an input; None for any.
+        labels: names of the classes in the order of the outputs (``model.labels``); words are mapped by them.
+        progress: told now and then how many rows have been read.
+
+    Raises:
+        ConfigError: settings that do not go together. MissingExtra: the library of this kind of source.
+        InvalidInput: what is wrong with the source, by file, array or column, and row; and what was expected.
+    """
+    check(section)
+    _check_names(section, inputs)
+    wants_labels = bool(section.labels) and task in ("classification", "regression")
+    request = Request(section=section, base=base, inputs=inputs, wants_labels=wants_labels, progress=progress)
+    parts = _reader(kind_of(section.source))(request)
+    names = _class_names(parts, labels)
+    splits = [_checked(part, request, classes, input_range, task, names) for part in parts]
+    divided = _divide(splits[0], section) if parts[0].split == ALL else _assign(splits, section)
+    return replace(divided, class_names=names)
+
+
+def _reader(kind: Kind) -> Callable[[Request], list[Part]]:
+    match kind:
+        case "npz":
+            return npz.read
+        case "csv" | "parquet":
+            return table.read
+        case "iterator":
+            return iterator.read
+        case "images":
+            from compiler.data import images  # needs Pillow
+
+            return images.read
+
+
+def _check_names(section: DataSection, inputs: Sequence[TensorSpec]) -> None:
+    known = [spec.name for spec in inputs]
+    for setting in ("inputs", "columns"):
+        for name in getattr(section, setting):
+            if name not in known:
+                raise InvalidInput(
+                    f"data.{setting}: the model has no input {name!r}; {nearest(name, known)}",
+                    field=f"data.{setting}.{name}",
+                )
+
+
+def _class_names(parts: Sequence[Part], labels: Sequence[str]) -> tuple[str, ...]:
+    if not any(part.class_names for part in parts):
+        return tuple(labels)
+    from compiler.data import images
+
+    return images.class_names(parts, labels)
+
+
+def _checked(
+    part: Part,
+    request: Request,
+    classes: int | None,
+    allowed: tuple[float, float] | None,
+    task: Task,
+    names: Sequence[str],
+) -> Split:
+    rows = -1
+    for spec in request.inputs:
+        array, field = part.inputs[spec.name], part.fields[spec.name]
+        checks.check_input(array, spec, allowed, field=field)
+        if rows not in (-1, len(array)):
+            raise InvalidInput(f"{field}: {len(array)} rows, but another input has {rows}", field=field)
+        rows = len(array)
+    limit = request.section.limits.max_rows
+    if rows > limit:
+        raise InvalidInput(
+            f"{part.fields[request.inputs[0].name]}: {rows} rows, at most {limit} (data.limits.max_rows); a sample is "
+            "enough",
+            field="data.limits.max_rows",
+        )
+    labels: NDArray[Any] | None = None
+    if part.labels is not None and task == "regression":
+        labels = checks.numeric_labels(part.labels, rows, field=part.fields[LABELS])
+    elif part.labels is not None:
+        labels = checks.class_labels(part.labels, rows, classes=classes, names=names, field=part.fields[LABELS])
+    groups = None if part.groups is None else checks.group_names(part.groups, rows, field=part.fields[GROUPS])
+    return Split(name=part.split, inputs=dict(part.inputs), labels=labels, groups=groups)
+
+
+def _divide(whole: Split, section: DataSection) -> Dataset:
+    """A source without splits of its own, dealt by the shares."""
+    keys = splitting.row_keys(whole.inputs)
+    if section.duplicates == "allow":
+        keys = splitting.own_keys(keys)
+    dealt = splitting.deal(keys, section.shares.by_use(), seed=section.seed)
+    for use, rows in dealt.items():
+        if not len(rows):
+            raise InvalidInput(
+                f"data.source: {whole.rows} rows, {len(set(keys))} of them different, leave none for {use!r} "
+                f"({section.shares.by_use()[use]:.0%}); give more",
+                field=f"data.shares.{use}",
+            )
+    by_use = {use: whole.take(rows, name=use) for use, rows in dealt.items()}
+    return Dataset(ranges=by_use["fit"], tune=by_use["tune"], certify=by_use["certify"], test=by_use["test"])
+
+
+def _assign(splits: Sequence[Split], section: DataSection) -> Dataset:
+    """A source with splits of its own; without one to tune on, ``fit`` is divided in two."""
+    by_name = {split.name: split for split in splits}
+    by_use = {use: by_name[name] for use, name in section.splits.names().items()}
+    _check_apart(by_use, section)
+    fit, tune = (by_use["fit"], by_use["tune"]) if "tune" in by_use else _halves(by_use["fit"], section)
+    return Dataset(ranges=fit, tune=tune, certify=by_use["certify"], test=by_use["test"])
+
+
+def _halves(fit: Split, section: DataSection) -> tuple[Split, Split]:
+    keys = splitting.row_keys(fit.inputs)
+    if section.duplicates == "allow":
+        keys = splitting.own_keys(keys)
+    halves = splitting.deal(keys, {"ranges": 0.5, "tune": 0.5}, seed=section.seed)
+    if not len(halves["ranges"]) or not len(halves["tune"]):
+        raise InvalidInput(
+            f"data: split {fit.name!r} has {fit.rows} row{'s' * (fit.rows > 1)}, {len(set(keys))} different; it needs "
+            "two or more, for ranges and for the temperature",
+            field=f"data.{fit.name}",
+        )
+    return fit.take(halves["ranges"], name="ranges"), fit.take(halves["tune"], name="tune")
+
+
+def _check_apart(by_use: Mapping[str, Split], section: DataSection) -> None:
+    """
+    Raises:
+        InvalidInput: examples with two uses; a whole split of them even where rows may repeat.
+    """
+    keys = {use: splitting.row_keys(split.inputs) for use, split in by_use.items()}
+    for one, other in combinations(("certify", "test", "tune", "fit"), 2):
+        if one not in keys or other not in keys:
+            continue
+        shared = splitting.shared_rows(keys[one], keys[other])
+        names = f"{section.source}: splits {by_use[one].name!r} and {by_use[other].name!r}"
+        if sorted(keys[one]) == sorted(keys[other]):
+            raise InvalidInput(
+                f"{names} hold the same examples; a promise certified or a figure measured on data that was used for "
+                "something else would not hold. Set some examples apart",
+                field="data.splits",
+            )
+        if shared and section.duplicates == "refuse":
+            raise InvalidInput(
+                f"{names} share {len(shared)} of {len(keys[one])} rows (first: row {shared[0][0]} is row "
+                f'{shared[0][1]} of {by_use[other].name!r}); remove them from one, or set data.duplicates = "allow" '
+                "if rows repeat by nature",
+                field="data.splits",
+            )

@@ -1,0 +1,85 @@
+"""Examples from one npz file: arrays ``<input>_<split>``, or ``<input>`` alone for a file without splits of its own.
+
+Owns that reading runs no code (no pickles) and that sizes are checked before arrays are made. Arrays must have the
+model's own datatypes: whoever saved them chose one, and a cast would hide a mistake.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from compiler.data.part import ALL, GROUPS, LABELS, Part, Request
+from penstock.config import nearest
+from penstock.errors import InvalidInput
+from penstock.tensors import Array
+
+_FIELD = "data.source"
+
+
+def read(request: Request) -> list[Part]:
+    """One part a split, or one for everything.
+
+    Raises:
+        InvalidInput: no such file, not an npz file of plain arrays, too large, or an array that is not there.
+    """
+    path, section = request.path, request.section
+    arrays = arrays_of(path, section.limits.max_bytes)
+    stems = [section.inputs.get(spec.name, spec.name) for spec in request.inputs]
+    has_splits = not all(stem in arrays for stem in stems) or any(
+        f"{stem}_{name}" in arrays for stem in stems for name in section.splits.names().values()
+    )
+    if not has_splits:
+        return [_part(arrays, ALL, request)]
+    return [_part(arrays, name, request) for name in section.splits.names().values()]
+
+
+def arrays_of(path: Path, limit_bytes: int) -> dict[str, Array]:
+    """All arrays of an npz file; object arrays are refused, since reading one would run code.
+
+    Raises:
+        InvalidInput: as :func:`read`.
+    """
+    try:
+        with path.open("rb") as raw:
+            if raw.read(4) != b"PK\x03\x04":
+                raise InvalidInput(f"{path}: not a readable npz file: expected what numpy.savez writes", field=_FIELD)
+            raw.seek(0)
+            with np.load(raw, allow_pickle=False) as file:
+                unpacked = sum(member.file_size for member in file.zip.infolist())
+                if unpacked > limit_bytes:
+                    raise InvalidInput(
+                        f"{path}: {unpacked} bytes of arrays, at most {limit_bytes} (data.limits.max_bytes); a sample "
+                        "is enough",
+                        field=_FIELD,
+                    )
+                return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise InvalidInput(f"{path}: no such file", field=_FIELD) from None
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+        raise InvalidInput(f"{path}: not a readable npz file of plain arrays: {error}", field=_FIELD) from error
+
+
+def _part(arrays: Mapping[str, Array], split: str, request: Request) -> Part:
+    section = request.section
+    inputs, fields = {}, {}
+
+    def array(stem: str, field: str) -> Array:
+        key = f"{stem}_{split}" if split else stem
+        if key not in arrays:
+            raise InvalidInput(f"{request.path}: no array {key!r}; {nearest(key, arrays)}", field=key)
+        fields[field] = f"{request.path.name}:{key}"
+        return arrays[key]
+
+    for spec in request.inputs:
+        inputs[spec.name] = array(section.inputs.get(spec.name, spec.name), spec.name)
+    return Part(
+        split=split,
+        inputs=inputs,
+        labels=array(section.labels, LABELS) if request.wants_labels else None,
+        groups=array(section.group_by, GROUPS) if section.group_by else None,
+        fields=fields,
+    )

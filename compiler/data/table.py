@@ -1,0 +1,183 @@
+"""Examples from a table: which columns make which input, and which rows belong to which split.
+
+An input is the column of its name, or what ``data.columns`` says; text columns go through the tokenizer. Cells are cast
+to the model's datatype where that loses no meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import Protocol
+
+import numpy as np
+
+from compiler.data import checks, text
+from compiler.data.csv_file import CsvFile, Use
+from compiler.data.part import ALL, GROUPS, LABELS, Part, Progress, Request
+from compiler.data.section import kind_of
+from penstock.config import nearest
+from penstock.errors import InvalidInput
+from penstock.tensors import Array, TensorSpec
+
+
+class TableFile(Protocol):
+    """A file of named columns."""
+
+    def names(self) -> list[str]: ...
+
+    def columns(self, uses: Mapping[str, Use], progress: Progress) -> dict[str, Array]: ...
+
+
+def open_table(request: Request) -> TableFile:
+    """
+    Raises:
+        MissingExtra: parquet without its library.
+    """
+    section = request.section
+    if kind_of(section.source) == "csv":
+        return CsvFile(path=request.path, delimiter=section.delimiter, limits=section.limits)
+    from compiler.data.parquet_file import ParquetFile
+
+    return ParquetFile(path=request.path, limits=section.limits)
+
+
+def read(request: Request) -> list[Part]:
+    """One part a split where ``splits.column`` is set, else one for everything.
+
+    Raises:
+        InvalidInput: a column that is not there, or a cell that is not what its column needs.
+        MissingExtra: a library for parquet or text is not installed.
+    """
+    table = open_table(request)
+    names = table.names()
+    plan = {spec.name: columns_of(spec, request, names) for spec in _from_columns(request)}
+    uses = _uses(request, plan)
+    for name, what in _single(request).items():
+        _check_name(name, names, request, what)
+    columns = table.columns(uses, request.progress)
+    splits = _split_rows(request, columns)
+    if splits is not None:
+        kept = np.sort(np.concatenate(list(splits.values())))  # rows of no split, such as "train", are left out
+        columns = {name: array[kept] for name, array in columns.items()}
+        splits = {split: np.searchsorted(kept, rows) for split, rows in splits.items()}
+    whole = _whole(request, plan, columns)
+    if splits is None:
+        return [whole]
+    return [_rows_of(whole, split, rows) for split, rows in splits.items()]
+
+
+def columns_of(spec: TensorSpec, request: Request, names: Sequence[str]) -> list[str]:
+    """The columns that make an input, in order, patterns resolved.
+
+    Raises:
+        InvalidInput: one is not there.
+    """
+    given = request.section.columns.get(spec.name, spec.name)
+    columns: list[str] = []
+    for pattern in (given,) if isinstance(given, str) else given:
+        if "*" in pattern and pattern not in names:
+            found = [name for name in names if fnmatchcase(name, pattern)]
+            if not found:
+                raise InvalidInput(
+                    f"data.columns.{spec.name}: no column matches {pattern!r}; {nearest(pattern, names)}",
+                    field=f"data.columns.{spec.name}",
+                )
+            columns += found
+        else:
+            _check_name(pattern, names, request, f"data.columns.{spec.name}")
+            columns.append(pattern)
+    return columns
+
+
+def _check_name(name: str, names: Sequence[str], request: Request, setting: str) -> None:
+    if name not in names:
+        advice = "; '' if there are no labels" if setting == "data.labels" else ""
+        raise InvalidInput(
+            f"{request.path}: no column {name!r} ({setting}{advice}); {nearest(name, names)}", field=setting
+        )
+
+
+def _from_columns(request: Request) -> list[TensorSpec]:
+    """Inputs that are columns; the others are made of text."""
+    return [spec for spec in request.inputs if not (request.section.text and spec.name in text.MADE)]
+
+
+def _single(request: Request) -> dict[str, str]:
+    """Columns that are not inputs, each with the setting that names it."""
+    section = request.section
+    named = dict.fromkeys(section.text_columns, "data.text")
+    if request.wants_labels:
+        named[section.labels] = "data.labels"
+    if section.group_by:
+        named[section.group_by] = "data.group_by"
+    if section.splits.column:
+        named[section.splits.column] = "data.splits.column"
+    return named
+
+
+def _uses(request: Request, plan: Mapping[str, Sequence[str]]) -> dict[str, Use]:
+    """How each column is read; one that is both an input and a label or group is read as the input."""
+    section = request.section
+    uses: dict[str, Use] = dict.fromkeys(_single(request), "text")
+    if request.wants_labels:
+        uses[section.labels] = "label"
+    kinds: dict[str, Use] = {"FP": "float", "BO": "flag", "BY": "text"}
+    for spec in _from_columns(request):
+        uses |= dict.fromkeys(plan[spec.name], kinds.get(spec.datatype[:2], "integer"))
+    return uses
+
+
+def _whole(request: Request, plan: Mapping[str, Sequence[str]], columns: Mapping[str, Array]) -> Part:
+    section, file = request.section, request.path.name
+    inputs, fields = {}, {LABELS: f"{file}:{section.labels}", GROUPS: f"{file}:{section.group_by}"}
+    for spec in request.inputs:
+        if spec.name not in plan:
+            continue
+        parts = [checks.cast(columns[name], spec.datatype, field=f"{file}:{name}") for name in plan[spec.name]]
+        for name, part in zip(plan[spec.name], parts, strict=True):
+            checks.check_finite(part, field=f"{file}:{name}")
+        fields[spec.name] = f"{file}:{plan[spec.name][0]}" + (f" and {len(parts) - 1} more" if parts[1:] else "")
+        joined = parts[0] if len(parts) == 1 else np.column_stack(parts)
+        inputs[spec.name] = checks.fitted(joined, spec, field=fields[spec.name])
+    if section.text:
+        texts = [checks.text(columns[name], field=f"{file}:{name}") for name in section.text_columns]
+        made = text.encode(texts, request)
+        inputs |= made
+        fields |= dict.fromkeys(made, f"{file}:{' and '.join(section.text_columns)}")
+    return Part(
+        split=ALL,
+        inputs={spec.name: inputs[spec.name] for spec in request.inputs},
+        labels=columns[section.labels] if request.wants_labels else None,
+        groups=columns[section.group_by] if section.group_by else None,
+        fields=fields,
+    )
+
+
+def _split_rows(request: Request, columns: Mapping[str, Array]) -> dict[str, Array] | None:
+    """Row numbers of each split by the column that names it; None without one."""
+    splits = request.section.splits
+    if not splits.column:
+        return None
+    words = checks.text(columns[splits.column], field=f"{request.path.name}:{splits.column}")
+    rows: dict[str, Array] = {name: np.flatnonzero(words == name) for name in splits.names().values()}
+    for name, found in rows.items():
+        if not len(found):
+            have = ", ".join(repr(str(word)) for word in np.unique(words)[:10])
+            raise InvalidInput(
+                f"{request.path}: column {splits.column!r} has no row with {name!r}; it has {have}", field="data.splits"
+            )
+    return rows
+
+
+def _rows_of(whole: Part, split: str, rows: Array) -> Part:
+    at = rows.astype(np.intp)
+    return replace(
+        whole,
+        split=split,
+        inputs={name: array[at] for name, array in whole.inputs.items()},
+        labels=None if whole.labels is None else whole.labels[at],
+        groups=None if whole.groups is None else whole.groups[at],
+        fields={name: f"{field} (split {split})" for name, field in whole.fields.items()},
+    )
