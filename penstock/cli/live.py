@@ -1,4 +1,4 @@
-"""A live bar on a terminal for long work: what runs, how far it is, the time left; a line stays for each finished step."""
+"""A live bar on a terminal for long work: what runs, how far it is, the time left, and a line for each step done."""
 
 from __future__ import annotations
 
