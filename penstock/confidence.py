@@ -8,7 +8,7 @@ malformed output is escalated, not mistaken for an easy case.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -26,6 +26,16 @@ SCORES: Mapping[str, str] = {
     "energy": "free energy of the logits, T * logsumexp(z / T), squashed into [0, 1]; logits only",
 }
 """Every score's name and what it is. All lie in [0, 1]; larger is more confident."""
+
+TOKEN_SCORES: Mapping[str, str] = {
+    "token_min": "smallest probability of a chosen token",
+    "token_q10": "probability that nine of ten chosen tokens reach (10% quantile)",
+    "token_q50": "median probability of the chosen tokens",
+    "token_mean": "geometric mean probability of the chosen tokens (likelihood, whatever the length)",
+}
+"""Scores of generated sequences, from the probability the model gave each token it chose. In [0, 1] as well."""
+
+_TOKEN_QUANTILES: Mapping[str, float] = {"token_min": 0.0, "token_q10": 0.1, "token_q50": 0.5}
 
 DISTRIBUTION_TOLERANCE = 1e-2
 """How far a row of probabilities may be from [0, 1] and from summing to 1: FP16 and INT8 outputs are this coarse."""
@@ -82,6 +92,29 @@ def score(outputs: ArrayLike, *, kind: Kind, name: str = "max_prob", temperature
     return _OF_PROBABILITIES[name](_probabilities(matrix, kind, temperature))
 
 
+def token_score(probabilities: Sequence[ArrayLike], *, name: str = "token_q10") -> Floats:
+    """One confidence a generated sequence, from the probabilities of its chosen tokens.
+
+    A quantile is one of the values: the smallest that at least that share of the tokens is at or below; ``token_min``
+    is the quantile 0. Sequence length biases a sum of
+    log-probabilities, and quantiles defer better: Gupta et al., "Language Model Cascades: Token-level uncertainty and
+    beyond", arXiv 2404.10136.
+
+    Args:
+        probabilities: one array [tokens] a sequence, of any lengths.
+        name: one of :data:`TOKEN_SCORES`.
+
+    Returns:
+        float64 [N] in [0, 1], or NaN for a sequence of no tokens or with an entry that is no probability.
+
+    Raises:
+        InvalidInput: an unknown name, or an entry that is not a row of real numbers.
+    """
+    if name not in TOKEN_SCORES:
+        raise InvalidInput(f"score: unknown token score {name!r}; known: {', '.join(TOKEN_SCORES)}", field="score")
+    return np.array([_of_tokens(row, name) for row in probabilities], dtype=np.float64)
+
+
 def predicted(outputs: ArrayLike) -> NDArray[np.int64]:
     """The class with the largest output, int64 [N]; the first of equals. Rows with NaN give some class: score them too.
 
@@ -124,6 +157,23 @@ def _matrix(values: ArrayLike, *, field: str) -> Floats:
     if array.ndim != 2 or array.shape[1] < 2:
         raise InvalidInput(f"{field}: shape is {list(array.shape)}, expected [N, C] with C >= 2", field=field)
     return array.astype(np.float64)
+
+
+def _of_tokens(row: ArrayLike, name: str) -> float:
+    given = np.asarray(row)
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "fiu"):
+        raise InvalidInput(
+            f"probabilities: {given.dtype} {list(given.shape)}, expected real numbers [tokens]", field="probabilities"
+        )
+    values = given.astype(np.float64)
+    inside = (values >= -DISTRIBUTION_TOLERANCE) & (values <= 1 + DISTRIBUTION_TOLERANCE)  # False for NaN
+    if not values.size or not inside.all():
+        return math.nan
+    values = np.clip(values, 0.0, 1.0)
+    if name == "token_mean":
+        with np.errstate(divide="ignore"):  # a token of probability 0 makes the sequence impossible: exp(-inf) is 0
+            return float(np.exp(np.log(values).mean()))
+    return float(np.quantile(values, _TOKEN_QUANTILES[name], method="inverted_cdf"))
 
 
 def _positive(temperature: float) -> float:

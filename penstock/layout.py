@@ -115,6 +115,23 @@ class Layout:
             return None
         return found[-1].digest, art.load_certificate(found[-1].digest, self.blobs.read)
 
+    def certificates(self) -> tuple[tuple[str, Certificate], ...]:
+        """Every certificate with its manifest's digest, of every edge variant; the newest (highest serial) last.
+
+        Raises:
+            ArtifactError: one of them is malformed.
+        """
+        found = [(r.digest, art.load_certificate(r.digest, self.blobs.read)) for r in self.referrers(art.CERTIFICATE)]
+        return tuple(sorted(found, key=lambda item: item[1].serial))  # stable: the later attached of equals is newer
+
+    def certificate_for(self, edge_digest: str) -> tuple[str, Certificate] | None:
+        """The newest certificate of one edge variant and its manifest's digest, or None.
+
+        Raises:
+            ArtifactError: a certificate is malformed.
+        """
+        return next((item for item in reversed(self.certificates()) if item[1].edge_digest == edge_digest), None)
+
     def pack(self, drafts: Sequence[VariantDraft], *, tag: str) -> Artifact:
         """Store variants and the artifact index, and make it this layout's artifact. Same input, same digests.
 
