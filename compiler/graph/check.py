@@ -1,0 +1,255 @@
+"""Running graphs to see that a change of one has not changed what it computes: inputs, sessions, differences.
+
+Owns what "the same" means: numbers are compared relative to the largest one of their output, everything else must be
+equal. Nothing here measures speed or accuracy on a task.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compiler.graph import files
+from penstock.errors import CompileError, missing_extra
+from penstock.tensors import Array
+
+try:
+    import onnx
+    import onnxruntime as ort
+    from onnx import TensorProto, helper
+except ImportError as error:  # the libraries are behind an extra
+    raise missing_extra("onnx and onnxruntime", "compile", "compiling models") from error
+
+Feeds = dict[str, Array]
+Examples = Callable[[], Iterator[Feeds]] | None
+
+_BATCHES, _ROWS = 2, 8
+"""Of given examples, what is used for a comparison."""
+_FIRST, _OTHERS = 2, (8, 16, 32, 64, 224, 1)
+"""Sizes tried for free dimensions, the batch and all others, until the graph runs: smaller images end in nothing."""
+_REASON_CHARACTERS = 300
+_MOST_IN_MEMORY_BYTES = files.MAX_MODEL_BYTES - 2**26
+"""Of weights; a graph with more goes to onnxruntime through a file, because protobuf cannot hold it as one message."""
+
+
+class Session:
+    """A graph that can be run.
+
+    Args:
+        is_optimized: let onnxruntime fuse as it would on a device; False runs the graph as written.
+        watched: tensors inside the graph that are given as outputs too.
+
+    Raises:
+        CompileError: onnxruntime cannot load it.
+    """
+
+    def __init__(self, model: onnx.ModelProto, *, is_optimized: bool = False, watched: Sequence[str] = ()) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        level = ort.GraphOptimizationLevel
+        options.graph_optimization_level = level.ORT_ENABLE_ALL if is_optimized else level.ORT_DISABLE_ALL
+        if watched:
+            model = _watching(model, watched)
+        try:
+            self._session = _session(model, options)
+        except Exception as error:  # onnxruntime's exceptions share no base below Exception
+            raise CompileError(f"onnxruntime cannot load the graph: {_reason(error)}") from error
+        self.outputs: tuple[str, ...] = tuple(value.name for value in self._session.get_outputs())
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """Outputs by name: arrays, or lists where an output is a sequence.
+
+        Raises:
+            CompileError: onnxruntime fails on these inputs.
+        """
+        try:
+            return dict(zip(self.outputs, self._session.run(None, dict(feeds)), strict=True))
+        except Exception as error:
+            raise CompileError(f"onnxruntime cannot run the graph: {_reason(error)}") from error
+
+
+def _session(model: onnx.ModelProto, options: ort.SessionOptions) -> Any:
+    if weight_bytes(model) < _MOST_IN_MEMORY_BYTES:
+        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    with tempfile.TemporaryDirectory(prefix="penstock-session-") as directory:
+        path = Path(directory) / "model.onnx"
+        files.write(model, path)
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """Bytes of a graph's initializers, which are nearly all of a model file."""
+    return sum(len(t.raw_data) or t.ByteSize() for t in model.graph.initializer)
+
+
+def _watching(model: onnx.ModelProto, watched: Sequence[str]) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    have = {value.name for value in copy.graph.output}
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in watched if name not in have)
+    return copy
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:_REASON_CHARACTERS]
+
+
+def examples(model: onnx.ModelProto, given: Examples, *, seed: int) -> list[Feeds]:
+    """What a graph is asked when it is compared with another: a few of the given examples, else inputs from a seed.
+
+    Seeded numbers are normal, whole numbers are 0 and 1: every vocabulary has two entries.
+
+    Raises:
+        CompileError: without given examples, when no inputs of our making suit the graph.
+    """
+    if given is not None:
+        found = [
+            {name: value[:_ROWS] for name, value in batch.items()} for batch in itertools.islice(given(), _BATCHES)
+        ]
+        if found:
+            return found
+    session = Session(model)
+    reason = ""
+    for size in _OTHERS:
+        feeds = _seeded(model.graph, size, np.random.default_rng(seed))
+        try:
+            session.run(feeds)
+        except CompileError as error:
+            reason = error.message
+            continue
+        return [feeds]
+    raise CompileError(
+        f"no inputs of our making suit the model, so that no change of it can be checked; {_ASK}: {reason}"
+    )
+
+
+_ASK = "give it examples (the data section of the recipe)"
+
+
+def _seeded(graph: onnx.GraphProto, size: int, source: np.random.Generator) -> Feeds:
+    sizes: dict[str, int] = {}
+    fixed = {tensor.name for tensor in graph.initializer}
+    return {
+        value.name: _drawn(value, _shape(value, sizes, size), source)
+        for value in graph.input
+        if value.name not in fixed
+    }
+
+
+def _shape(value: onnx.ValueInfoProto, sizes: dict[str, int], size: int) -> tuple[int, ...]:
+    """Equal names of free dimensions get equal sizes."""
+    kind = value.type.tensor_type
+    if not value.type.HasField("tensor_type") or not kind.HasField("shape"):
+        raise CompileError(f"input {value.name!r} is no tensor of known rank, so that none can be made up; {_ASK}")
+    return tuple(
+        dim.dim_value
+        if dim.HasField("dim_value")
+        else sizes.setdefault(dim.dim_param or f"{value.name}:{axis}", size if axis else _FIRST)
+        for axis, dim in enumerate(kind.shape.dim)
+    )
+
+
+def _drawn(value: onnx.ValueInfoProto, shape: tuple[int, ...], source: np.random.Generator) -> Array:
+    element = value.type.tensor_type.elem_type
+    if element == TensorProto.STRING:
+        return np.full(shape, "a", dtype=object)
+    dtype = helper.tensor_dtype_to_np_dtype(element)
+    if dtype.kind in "iub":
+        return source.integers(0, 2, shape).astype(dtype)
+    return source.normal(size=shape).astype(dtype)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """How far an output is from what was expected.
+
+    Attributes:
+        relative: largest difference over the largest expected magnitude; for what is no float, the share of unequal
+            values; infinite where shapes, types or the places of NaN and infinity differ.
+        text: the same for people.
+    """
+
+    output: str
+    relative: float
+    text: str
+
+
+def difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> Difference:
+    """The worst difference over all outputs.
+
+    Raises:
+        CompileError: an output is missing.
+    """
+    missing = expected.keys() - found.keys()
+    if missing:
+        raise CompileError(f"output {min(missing)!r} is gone")
+    each = [_apart(name, expected[name], found[name]) for name in expected]
+    return max(each, key=lambda one: one.relative, default=Difference(output="", relative=0.0, text="no outputs"))
+
+
+def _apart(name: str, expected: Any, found: Any) -> Difference:
+    if isinstance(expected, list):
+        if not isinstance(found, list) or len(found) != len(expected):
+            return Difference(output=name, relative=np.inf, text="another number of elements")
+        parts = [_apart(name, left, right) for left, right in zip(expected, found, strict=True)]
+        return max(parts, key=lambda one: one.relative, default=Difference(output=name, relative=0.0, text="empty"))
+    if not isinstance(expected, np.ndarray):
+        is_same = type(expected) is type(found) and expected == found
+        return Difference(output=name, relative=0.0 if is_same else np.inf, text=f"{found!r:.40}, not {expected!r:.40}")
+    if not isinstance(found, np.ndarray) or found.shape != expected.shape or found.dtype != expected.dtype:
+        have = f"{found.dtype}{list(found.shape)}" if isinstance(found, np.ndarray) else type(found).__name__
+        return Difference(output=name, relative=np.inf, text=f"{have}, expected {expected.dtype}{list(expected.shape)}")
+    if expected.dtype.kind in "iubOSU" or not expected.size:
+        share = float(np.mean(expected != found)) if expected.size else 0.0
+        return Difference(output=name, relative=share, text=f"{share:.2%} of the values are others")
+    return _numbers_apart(name, expected, found)
+
+
+def _numbers_apart(name: str, expected: Array, found: Array) -> Difference:
+    wide = np.complex128 if expected.dtype.kind == "c" else np.float64
+    left, right = expected.astype(wide), found.astype(wide)
+    usual = np.isfinite(left)
+    if not np.array_equal(usual, np.isfinite(right)) or not np.array_equal(left[~usual], right[~usual], equal_nan=True):
+        count = int(np.sum(usual & ~np.isfinite(right)))
+        return Difference(output=name, relative=np.inf, text=f"{count} values became NaN or infinite, or stopped to be")
+    if not usual.any():
+        return Difference(output=name, relative=0.0, text="no finite values")
+    largest = float(np.max(np.abs(left[usual])))
+    worst = float(np.max(np.abs(left[usual] - right[usual])))
+    relative = worst / largest if largest else worst
+    return Difference(
+        output=name, relative=relative, text=f"off by {worst:.3g} where the largest value is {largest:.3g}"
+    )
+
+
+def same(expected: Session, found: Session, asked: Sequence[Feeds], *, tolerance: float, what: str) -> Difference:
+    """Compare two graphs on some inputs; the worst difference found.
+
+    Args:
+        tolerance: largest relative difference (see :class:`Difference`).
+
+    Raises:
+        CompileError: they differ by more; the message starts with ``what`` and shows by how much, and where.
+    """
+    worst = Difference(output="", relative=0.0, text="nothing compared")
+    for feeds in asked:
+        reference = expected.run(feeds)
+        apart = difference(reference, found.run(feeds))
+        if apart.relative > tolerance:
+            again = difference(reference, expected.run(feeds))
+            if again.relative > tolerance:
+                raise CompileError(
+                    f"{what}: output {again.output!r} of the model itself is random; it cannot be checked"
+                )
+            raise CompileError(
+                f"{what}: output {apart.output!r} is {apart.text}; at most {tolerance:g} of the largest value is allowed"
+            )
+        worst = max(worst, apart, key=lambda one: one.relative)
+    return worst

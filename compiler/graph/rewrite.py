@@ -1,0 +1,274 @@
+"""Reading and changing graphs: subgraphs and what they capture, constants, dead parts, Gemm as MatMul and Add.
+
+Every function changes the model it is given, in place, and leaves what it computes as it was. Nothing is run here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from penstock.errors import CompileError, missing_extra
+from penstock.tensors import Array
+
+try:
+    import onnx
+    from onnx import AttributeProto, TensorProto, helper, numpy_helper
+except ImportError as error:  # the library is behind an extra
+    raise missing_extra("onnx", "compile", "compiling models") from error
+
+STANDARD_DOMAINS = ("", "ai.onnx")
+_LEAST_IR = 8
+"""Older files list their weights among the inputs; from this version on nothing does."""
+_WHOLE_NUMBERS = frozenset({TensorProto.INT32, TensorProto.INT64, TensorProto.UINT32, TensorProto.UINT64})
+
+
+def is_standard(node: onnx.NodeProto, *kinds: str) -> bool:
+    """Whether a node is ONNX's own operator, of one of these kinds if any are given."""
+    return node.domain in STANDARD_DOMAINS and (not kinds or node.op_type in kinds)
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The bodies of If, Loop and Scan."""
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graph and every graph nested in it, outer ones first."""
+    yield graph
+    for node in graph.node:
+        for inner in subgraphs(node):
+            yield from graphs(inner)
+
+
+def reads(node: onnx.NodeProto) -> Iterator[str]:
+    """Names of the tensors a node needs, those that its subgraphs capture included."""
+    yield from (name for name in node.input if name)
+    for inner in subgraphs(node):
+        yield from _captured(inner)
+
+
+def _captured(graph: onnx.GraphProto) -> Iterator[str]:
+    own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    own |= {name for node in graph.node for name in node.output}
+    needed = [name for node in graph.node for name in reads(node)] + [value.name for value in graph.output]
+    yield from (name for name in needed if name not in own)
+
+
+def attribute(node: onnx.NodeProto, name: str, default: object = None) -> object:
+    """The value of an attribute, or ``default``."""
+    for entry in node.attribute:
+        if entry.name == name:
+            return helper.get_attribute_value(entry)
+    return default
+
+
+def set_attribute(node: onnx.NodeProto, name: str, value: object) -> None:
+    """Replace an attribute."""
+    kept = [entry for entry in node.attribute if entry.name != name]
+    del node.attribute[:]
+    node.attribute.extend([*kept, helper.make_attribute(name, value)])
+
+
+def constants(graph: onnx.GraphProto) -> dict[str, TensorProto]:
+    """The graph's own initializers by name. Run :func:`lift_constants` first to have Constant nodes among them."""
+    return {tensor.name: tensor for tensor in graph.initializer}
+
+
+def put_constant(graph: onnx.GraphProto, name: str, value: Array) -> str:
+    """Add an initializer under a name that is still free, which is returned."""
+    name = free_name(graph, name)
+    graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+    return name
+
+
+def free_name(graph: onnx.GraphProto, wanted: str) -> str:
+    """``wanted``, or the first of ``wanted_2``, ``wanted_3``... that no tensor has."""
+    taken = names(graph)
+    name, count = wanted, 1
+    while name in taken:
+        count += 1
+        name = f"{wanted}_{count}"
+    return name
+
+
+def names(graph: onnx.GraphProto) -> set[str]:
+    """Every tensor name in a graph and its subgraphs."""
+    found: set[str] = set()
+    for part in graphs(graph):
+        found.update(value.name for value in (*part.input, *part.output))
+        found.update(tensor.name for tensor in part.initializer)
+        found.update(name for node in part.node for name in (*node.input, *node.output))
+    return found
+
+
+def close(model: onnx.ModelProto) -> None:
+    """Make initializers constants: take them off the inputs, where old exporters list them for callers to override."""
+    fixed = {tensor.name for tensor in model.graph.initializer}
+    kept = [value for value in model.graph.input if value.name not in fixed]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    model.ir_version = max(model.ir_version, _LEAST_IR)
+
+
+def lift_constants(graph: onnx.GraphProto) -> None:
+    """Turn Constant nodes with plain values into initializers, so that constants have one form."""
+    kept = []
+    for node in graph.node:
+        value = _constant_value(node) if is_standard(node, "Constant") else None
+        if value is None:
+            kept.append(node)
+            continue
+        tensor = graph.initializer.add()
+        tensor.CopyFrom(value)
+        tensor.name = node.output[0]
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def _constant_value(node: onnx.NodeProto) -> TensorProto | None:
+    for entry in node.attribute:
+        if entry.name == "value":
+            return entry.t
+        if entry.name in ("value_float", "value_floats"):
+            return numpy_helper.from_array(np.array(helper.get_attribute_value(entry), np.float32))
+        if entry.name in ("value_int", "value_ints"):
+            return numpy_helper.from_array(np.array(helper.get_attribute_value(entry), np.int64))
+    return None  # strings and sparse tensors stay nodes
+
+
+def drop_dead(graph: onnx.GraphProto) -> None:
+    """Remove nodes of which nothing reaches an output, initializers nobody reads, and what is said of lost tensors."""
+    needed = {value.name for value in graph.output}
+    alive = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            needed.update(reads(node))
+            alive.append(node)
+    if len(alive) < len(graph.node):
+        del graph.node[:]
+        graph.node.extend(reversed(alive))
+    used = [tensor for tensor in graph.initializer if tensor.name in needed]
+    if len(used) < len(graph.initializer):
+        del graph.initializer[:]
+        graph.initializer.extend(used)
+    made = {name for node in graph.node for name in node.output}
+    described = [value for value in graph.value_info if value.name in made]
+    del graph.value_info[:]
+    graph.value_info.extend(described)
+
+
+def drop_unused_domains(model: onnx.ModelProto) -> None:
+    """Keep only the opset entries of domains that some node uses; onnxruntime writes all it knows."""
+    bodies = [*graphs(model.graph)]
+    bodies += [part for function in model.functions for part in _function_graphs(function)]
+    used = {_domain(node.domain) for body in bodies for node in body.node} | {""}
+    kept = [entry for entry in model.opset_import if _domain(entry.domain) in used]
+    del model.opset_import[:]
+    model.opset_import.extend(sorted(kept, key=lambda entry: entry.domain))
+
+
+def _function_graphs(function: onnx.FunctionProto) -> Iterator[onnx.GraphProto]:
+    yield function
+    for node in function.node:
+        for inner in subgraphs(node):
+            yield from graphs(inner)
+
+
+def _domain(name: str) -> str:
+    return "" if name in STANDARD_DOMAINS else name
+
+
+def require_domain(model: onnx.ModelProto, domain: str, version: int) -> None:
+    """Declare an operator domain that a rewrite has brought in."""
+    if all(entry.domain != domain for entry in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(domain, version))
+
+
+def lift_opset(model: onnx.ModelProto, least: int, *, target: int) -> onnx.ModelProto:
+    """The model itself when its opset is ``least`` or newer, else a copy converted to ``target``.
+
+    Raises:
+        CompileError: onnx's converter cannot.
+    """
+    version = max((entry.version for entry in model.opset_import if entry.domain in STANDARD_DOMAINS), default=0)
+    if version >= least:
+        return model
+    try:
+        return onnx.version_converter.convert_version(model, target)
+    except Exception as error:  # the converter raises classes of its own and bare RuntimeError
+        raise CompileError(
+            f"the model uses opset {version}, and onnx cannot convert it to {target}: {str(error)[:300]}; "
+            f"export it with opset {least} or newer"
+        ) from error
+
+
+def gemm_to_matmul(graph: onnx.GraphProto, types: dict[str, int]) -> int:
+    """Write every Gemm, in subgraphs too, as MatMul and Add; the number rewritten.
+
+    Quantizers of weights know MatMul and pass over Gemm without a word, and torch exports a 2-D Linear as Gemm.
+
+    Args:
+        types: element types of tensors by name, as far as they are known; a scaled Gemm of whole numbers is left alone.
+    """
+    count = 0
+    for part in graphs(graph):
+        nodes = []
+        for node in part.node:
+            rewritten = _split_gemm(part, node, types) if is_standard(node, "Gemm") else None
+            nodes += [node] if rewritten is None else rewritten
+            count += rewritten is not None
+        del part.node[:]
+        part.node.extend(nodes)
+    if count:
+        drop_dead(graph)
+    return count
+
+
+def _split_gemm(graph: onnx.GraphProto, node: onnx.NodeProto, types: dict[str, int]) -> list[onnx.NodeProto] | None:
+    """alpha * A' @ B' + beta * C; constants take their transposition and factor at once, others get nodes for them."""
+    alpha, beta = float(attribute(node, "alpha", 1.0)), float(attribute(node, "beta", 1.0))  # type: ignore[arg-type]
+    is_scaled = alpha != 1 or beta != 1
+    if is_scaled and any(types.get(name) in _WHOLE_NUMBERS for name in node.input):
+        return None
+    made: list[onnx.NodeProto] = []
+
+    def put(kind: str, inputs: list[str], what: str, **attributes: object) -> str:
+        name = free_name(graph, f"{node.name}_{what}")
+        made.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
+        return name
+
+    def adjusted(name: str, turned: bool, factor: float, role: str) -> str:
+        known = constants(graph).get(name)
+        if known is not None and (turned or factor != 1):
+            value = numpy_helper.to_array(known)
+            value = value.T if turned else value
+            value = value if factor == 1 else (value * factor).astype(value.dtype)
+            return put_constant(graph, f"{name}_{role}", value)
+        if turned:
+            name = put("Transpose", [name], f"{role}_turned", perm=[1, 0])
+        if factor != 1:
+            scale = put_constant(graph, f"{node.name}_{role}_factor", np.array(factor, _element_type(types, node)))
+            name = put("Mul", [name, scale], f"{role}_scaled")
+        return name
+
+    left = adjusted(node.input[0], bool(attribute(node, "transA", 0)), 1.0, "a")
+    right = adjusted(node.input[1], bool(attribute(node, "transB", 0)), alpha, "b")
+    product = helper.make_node("MatMul", [left, right], [node.output[0]], name=node.name)
+    if len(node.input) < 3 or not node.input[2]:
+        return [*made, product]
+    product.output[0] = free_name(graph, f"{node.name}_product")
+    bias = adjusted(node.input[2], False, beta, "c")
+    # it is the product that keeps the name: the one that is quantized, and that the gate speaks of
+    total = helper.make_node("Add", [product.output[0], bias], [node.output[0]], name=f"{node.name}_bias")
+    return [*made, product, total]
+
+
+def _element_type(types: dict[str, int], node: onnx.NodeProto) -> np.dtype[np.generic]:
+    known = [types[name] for name in node.input if name in types]
+    dtype: np.dtype[np.generic] = helper.tensor_dtype_to_np_dtype(known[0] if known else TensorProto.FLOAT)
+    return dtype
