@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.processes import AGENT_CONFIG, AgentProcess, CoreProcess, DigitsBuild
+from tests.toolchains import toolchain  # noqa: F401, a fixture
 
 
 @pytest.fixture

@@ -29,7 +29,11 @@ class _Command:
 
 _COMMANDS: Mapping[str, _Command] = {
     "compile": _Command("Quantize, calibrate, certify and pack a model into one artifact."),
+    "certify": _Command("Certify a packed artifact on new examples, or recompute its certificates."),
     "artifact": _Command("Inspect, verify, push and pull artifacts.", "penstock.cli.artifact:command"),
+    "toolchain": _Command(
+        "Install, check and remove the environments of heavy backends.", "penstock.cli.toolchain:command"
+    ),
     "core": _Command("Run the cloud core: gRPC and HTTP inference, registry, fleet."),
     "agent": _Command("Run the daemon on a device, or ask it how it is."),
     "fleet": _Command("Plan, start, watch and stop rollouts over many devices.", "penstock.cli.fleet:command"),

@@ -10,7 +10,7 @@ import hashlib
 import platform
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -93,6 +93,14 @@ def this_environment() -> str:
     machine = {"amd64": "x86_64"}.get(platform.machine().lower(), platform.machine().lower())
     kind = "cp" if sys.implementation.name == "cpython" else sys.implementation.name
     return f"{kind}{sys.version_info.major}{sys.version_info.minor}-{system}-{machine}"
+
+
+def environment_words(tags: Sequence[str]) -> str:
+    """``Python 3.11, 3.12 on linux-x86_64, macos-arm64`` for the tags of a lock."""
+    parts = [tag.partition("-") for tag in tags]
+    pythons = dict.fromkeys(f"{python[2]}.{python[3:]}" for python, _, _ in parts)
+    systems = dict.fromkeys(system for _, _, system in parts)
+    return f"Python {', '.join(pythons)} on {', '.join(systems)}"
 
 
 def _packages(lines: list[str]) -> Iterator[tuple[str, str]]:

@@ -98,8 +98,9 @@ TOOLCHAINS: Mapping[str, Toolchain] = {
         Toolchain(
             name="tensorrt-rtx",
             purpose="TensorRT for RTX: engines ahead of time, without a GPU",
-            requirements=("tensorrt-rtx==1.7.1.116",),
-            imports=("tensorrt_rtx",),
+            # the two wheels themselves: "tensorrt-rtx" is a source package that only asks for them
+            requirements=("tensorrt-rtx-cu13-bindings==1.7.1.116", "tensorrt-rtx-cu13-libs==1.7.1.116"),
+            imports=("tensorrt_rtx_bindings",),
             note="building needs no GPU; running what it builds does",
         ),
         Toolchain(

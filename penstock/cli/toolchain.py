@@ -1,0 +1,218 @@
+"""``penstock toolchain``: the pinned environments of heavy backends: see, install, check and remove them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import click
+
+from penstock.cli.output import is_interactive, output_option, print_json, print_table, progress
+
+_STATE_WORDS = {
+    "explicit": "named by {variable}",
+    "own": "in this environment",
+    "installed": "installed",
+    "outdated": "outdated: install again",
+    "missing": "not installed",
+}
+
+
+@click.group(
+    epilog="""\b
+Examples:
+  penstock toolchain list
+  penstock toolchain install torch
+  penstock toolchain install optimum transformers5
+  penstock toolchain doctor
+  penstock toolchain remove torch --yes
+
+Toolchains live below ~/.cache/penstock/toolchains, or where PENSTOCK_TOOLCHAINS says. pip's configuration (indexes,
+proxies, PIP_* variables) is honoured. An interpreter of your own takes a toolchain's place when it is named:
+PENSTOCK_TOOLCHAIN_TORCH=/opt/torch/bin/python. So does the environment that runs penstock, when it has the toolchain's
+packages in the tested versions: pip install 'penstock[torch]'."""
+)
+def command() -> None:
+    """See, install, check and remove the environments that heavy backends run in.
+
+    PyTorch, Hugging Face's exporters, the LLM builder and TensorRT cannot live in one environment, nor with Penstock.
+    Each has one of its own, with exact versions and hashes, and is called as a separate process.
+    """
+
+
+@command.command("list")
+@output_option
+def list_toolchains(output: str) -> None:
+    """List the toolchains: what each is for, whether it is here, and how large it is."""
+    from penstock.toolchain import lock, places
+    from penstock.toolchain.table import TOOLCHAINS
+
+    rows = []
+    for toolchain in TOOLCHAINS.values():
+        locked, found = lock.lock_of(toolchain), places.look(toolchain)
+        rows.append({
+            "name": toolchain.name,
+            "purpose": toolchain.purpose,
+            "state": found.state,
+            "python": str(found.python or ""),
+            "directory": str(found.directory),
+            "variable": toolchain.variable,
+            "packages": len(locked.packages),
+            "download_bytes": locked.download_bytes,
+            "disk_bytes": found.stamp.size_bytes if found.stamp else 0,
+            "pins": dict(toolchain.pins),
+            "note": toolchain.note,
+        })  # fmt: skip
+    if output == "json":
+        print_json(rows)
+        return
+    cells = [
+        (
+            row["name"],
+            _STATE_WORDS[str(row["state"])].format(**row),
+            places.size_words(int(str(row["download_bytes"]))) or "-",
+            places.size_words(int(str(row["disk_bytes"]))) or "-",
+            row["purpose"],
+        )
+        for row in rows
+    ]
+    print_table(("name", "state", "download", "on disk", "for"), cells)
+    for row in rows:
+        if row["note"]:
+            click.echo(f"\n{row['name']}: {row['note']}.")
+
+
+@command.command()
+@click.argument("names", nargs=-1, metavar="NAME...")
+@click.option("--all", "everything", is_flag=True, help="Every toolchain that can be installed here.")
+@click.option("--force", is_flag=True, help="Install anew even what is installed and current.")
+@output_option
+def install(names: tuple[str, ...], everything: bool, force: bool, output: str) -> None:
+    """Install toolchains NAME...; one that is installed and current is left as it is.
+
+    Says what will be fetched and how large it is, and shows progress. An interrupted installation leaves nothing
+    behind; run it again.
+    """
+    from penstock.toolchain import lock, places
+    from penstock.toolchain.install import install as install_one
+    from penstock.toolchain.table import find
+
+    results = []
+    for name in _wanted(names, everything):
+        toolchain = find(name)
+        locked = lock.lock_of(toolchain)
+        sizes = f": {places.size_words(locked.download_bytes)} to fetch, {places.size_words(locked.disk_bytes)} on disk"
+        progress(
+            f"toolchain {name} ({toolchain.purpose}): {len(locked.packages)} packages"
+            + (sizes if locked.download_bytes else "")
+            + f", into {places.root() / name}"
+        )
+        with _shown(name) as report:
+            results.append(install_one(name, report=report, force=force))
+    if output == "json":
+        print_json(results)
+        return
+    for done in results:
+        verb = "is there and current" if done.was_there else "installed"
+        click.echo(f"{done.name}: {verb}: {done.packages} packages, {places.size_words(done.size_bytes)}")
+
+
+@command.command()
+@click.argument("names", nargs=-1, metavar="[NAME...]")
+@output_option
+def doctor(names: tuple[str, ...], output: str) -> None:
+    """Try the toolchains, all by default, and say for each whether it works here, and if not, why and what to do.
+
+    Each is tried in a process of its own, within a time limit. Exit code 0 when every toolchain that is here works (one
+    that is not here is no failure), 1 otherwise.
+    """
+    from penstock.toolchain.doctor import diagnose
+    from penstock.toolchain.table import TOOLCHAINS, find
+
+    wanted = [find(name).name for name in names] or list(TOOLCHAINS)
+    found = []
+    for name in wanted:
+        if output != "json":
+            progress(f"trying {name}")
+        found.append(diagnose(name))
+    if output == "json":
+        print_json(found)
+    else:
+        for diagnosis in found:
+            click.echo(f"{diagnosis.name}: {_VERDICT_WORDS[diagnosis.verdict]}")
+            if diagnosis.python:
+                click.echo(f"    interpreter: {diagnosis.python}")
+            for line in (*diagnosis.findings, *diagnosis.problems):
+                click.echo("    " + line.replace("\n", "\n    "))
+    if any(diagnosis.verdict == "broken" for diagnosis in found):
+        sys.exit(1)
+
+
+_VERDICT_WORDS = {
+    "works": "works",
+    "broken": "DOES NOT WORK",
+    "absent": "not installed",
+    "impossible": "cannot run here",
+}
+
+
+@command.command()
+@click.argument("names", nargs=-1, metavar="NAME...")
+@click.option("--all", "everything", is_flag=True, help="Every toolchain that is installed.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@output_option
+def remove(names: tuple[str, ...], everything: bool, yes: bool, output: str) -> None:
+    """Remove installed toolchains NAME... from the disk."""
+    from penstock.toolchain import places
+    from penstock.toolchain.install import remove as remove_one
+    from penstock.toolchain.install import size_of
+
+    wanted = [name for name in _wanted(names, everything) if (places.root() / name).exists()]
+    size = sum(size_of(places.root() / name) for name in wanted)
+    if wanted and not yes:
+        click.confirm(f"remove {', '.join(wanted)} ({places.size_words(size)}) from {places.root()}?", abort=True)
+    removed = {name: remove_one(name) for name in wanted}
+    if output == "json":
+        print_json([{"name": name, "freed_bytes": freed} for name, freed in removed.items()])
+    elif removed:
+        for name, freed in removed.items():
+            click.echo(f"{name}: removed, {places.size_words(freed) or '0 MB'} freed")
+    else:
+        click.echo("nothing to remove")
+
+
+def _wanted(names: tuple[str, ...], everything: bool) -> list[str]:
+    """
+    Raises:
+        UsageError: neither names nor --all, or both. InvalidInput: an unknown name.
+    """
+    from penstock.toolchain import gpu
+    from penstock.toolchain.table import TOOLCHAINS, find
+
+    if bool(names) == everything:
+        raise click.UsageError(f"name toolchains ({', '.join(TOOLCHAINS)}), or --all")
+    if not everything:
+        return [find(name).name for name in names]
+    return [name for name, toolchain in TOOLCHAINS.items() if not toolchain.needs_gpu or gpu.driver_problem() is None]
+
+
+@contextmanager
+def _shown(name: str) -> Iterator[Callable[[float, str], None]]:
+    """A bar that is rewritten in place on a terminal, else one line for each thing that pip does."""
+    if not is_interactive():
+        last = ""
+
+        def say(share: float, note: str) -> None:
+            nonlocal last
+            if note != last:
+                last = note
+                progress(f"  {name} {share:4.0%}  {note}")
+
+        yield say
+        return
+    from penstock.cli.live import LiveBar
+
+    with LiveBar() as bar:
+        bar.started(f"toolchain {name}")
+        yield bar.advanced
