@@ -1,0 +1,111 @@
+"""A Hugging Face directory as an ONNX file by Optimum's exporter, with the original's answers for two batch sizes.
+
+Runs in toolchain ``optimum``. Code that a directory brings along is never run. Does not judge the export: the
+caller compares.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from export_cases import answers, save, tensors
+from optimum.exporters.onnx import onnx_export_from_model
+from optimum.exporters.tasks import TasksManager
+from protocol import InputError, progress, serve
+from transformers import AutoConfig
+
+SIZES = ({"batch_size": 2, "sequence_length": 16}, {"batch_size": 3, "sequence_length": 11})
+
+
+def export(job: dict[str, Any]) -> dict[str, Any]:
+    """Export as the job says; writes model.onnx and cases below ``job["out"]``."""
+    torch.manual_seed(job["seed"])
+    out, task = Path(job["out"]), job["task"]
+    progress(0.05, "loading the model")
+    model = _load(job)
+    onnx_config = _onnx_config(model, task)
+    progress(0.3, "asking the original")
+    cases = [_case(out, index, model, onnx_config) for index in range(len(SIZES))]
+    progress(0.5, "exporting")
+    try:
+        onnx_export_from_model(
+            model,
+            out / "optimum",
+            task=task,
+            opset=job["opset"] or None,
+            do_validation=False,  # the caller compares, with more than one size
+            no_post_process=True,
+        )
+    except (ValueError, NotImplementedError, KeyError) as error:
+        raise InputError(f"Optimum cannot export {model.config.model_type} for {task}: {_short(error)}") from error
+    made = sorted((out / "optimum").glob("*.onnx"))
+    if len(made) != 1:
+        names = ", ".join(path.name for path in made)
+        raise InputError(
+            f"Optimum made {len(made)} graphs ({names}) of this model; only models of one graph can be used"
+        )
+    progress(1.0, "exported")
+    return {"model": f"optimum/{made[0].name}", "cases": cases, "exporter": "Optimum"}
+
+
+def _load(job: dict[str, Any]) -> Any:
+    directory = job["directory"]
+    try:
+        AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        model = TasksManager.get_model_from_task(
+            job["task"],
+            directory,
+            framework="pt",
+            library_name="transformers",
+            torch_dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise InputError(f"{directory}: transformers cannot load it for {job['task']}: {_short(error)}") from error
+    return model.eval()
+
+
+def _onnx_config(model: Any, task: str) -> Any:
+    try:
+        constructor = TasksManager.get_exporter_config_constructor(
+            model=model, exporter="onnx", task=task, library_name="transformers"
+        )
+    except (ValueError, KeyError) as error:
+        raise InputError(f"Optimum cannot export {model.config.model_type} for {task}: {_short(error)}") from error
+    return constructor(model.config)
+
+
+def _case(out: Path, index: int, model: Any, onnx_config: Any) -> str:
+    torch.manual_seed(index)
+    inputs = onnx_config.rename_ambiguous_inputs(onnx_config.generate_dummy_inputs(framework="pt", **SIZES[index]))
+    mask = inputs.get("attention_mask")
+    if mask is not None and mask.ndim == 2:
+        mask[-1, mask.shape[1] // 2 :] = 0  # a mask that the export ignores would show
+    given = tensors({k: v for k, v in answers(_Plain(model), inputs).items() if isinstance(v, torch.Tensor)})
+    wanted = list(onnx_config.outputs)
+    named = given if set(wanted) <= set(given) else dict(zip(wanted, given.values(), strict=False))
+    return save(out / f"case{index}.npz", inputs, {name: named[name] for name in wanted if name in named})
+
+
+class _Plain:
+    """The model's answer as a dict of its tensors; caches and the like are left out."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __call__(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        result = self._model(**inputs, return_dict=True)
+        return {name: value for name, value in result.items() if isinstance(value, torch.Tensor)}
+
+
+def _short(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    serve(export)

@@ -1,0 +1,107 @@
+"""Hugging Face directories: which task a class is for, which exporter takes it, and what travels along.
+
+A sentence-transformers directory keeps its pooling: it becomes part of the graph, so that the device gives the
+sentence's embedding and not one for each token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from compiler.sources import companions, kinds
+from compiler.sources.exported import Exported
+from compiler.sources.kinds import Source
+from compiler.sources.section import SourceSection
+from penstock.errors import ConfigError
+
+FEATURES = "feature-extraction"
+
+_TASKS: tuple[tuple[str, str], ...] = (
+    ("ForSequenceClassification", "text-classification"),
+    ("ForImageClassification", "image-classification"),
+    ("ForTokenClassification", "token-classification"),
+    ("ForQuestionAnswering", "question-answering"),
+    ("ForMultipleChoice", "multiple-choice"),
+    ("ForMaskedLM", "fill-mask"),
+    ("ForSemanticSegmentation", "semantic-segmentation"),
+    ("ForObjectDetection", "object-detection"),
+    ("ForDepthEstimation", "depth-estimation"),
+    ("ForAudioClassification", "audio-classification"),
+    ("ForCTC", "automatic-speech-recognition"),
+    ("ForAudioFrameClassification", "audio-frame-classification"),
+    ("Model", FEATURES),
+)
+_AUDIO = frozenset({
+    "wav2vec2", "wav2vec2-bert", "wav2vec2-conformer", "hubert", "wavlm", "unispeech", "unispeech-sat", "sew", "sew-d",
+    "data2vec-audio", "audio-spectrogram-transformer",
+})  # fmt: skip
+
+
+def task_of(config: Mapping[str, Any]) -> str:
+    """The task that the class of a configuration is for, in Optimum's words.
+
+    Raises:
+        ConfigError: it cannot be seen; ``source.task`` has to say it.
+    """
+    name = kinds.architecture(config)
+    if config.get("model_type") in _AUDIO and name.endswith("ForSequenceClassification"):
+        return "audio-classification"
+    for suffix, task in _TASKS:
+        if name.endswith(suffix):
+            return task
+    raise ConfigError(
+        f"source.task: the directory's config.json names {f'class {name}' if name else 'no class'}, which tells no "
+        "task; set it in Optimum's words, for example text-classification"
+    )
+
+
+def labels_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the classes in order; empty where the configuration has only the made-up LABEL_0, LABEL_1, ..."""
+    named = config.get("id2label")
+    if not isinstance(named, dict) or not all(str(key).isdigit() for key in named):
+        return ()
+    labels = tuple(str(named[key]) for key in sorted(named, key=int))
+    is_made_up = all(label == f"LABEL_{index}" for index, label in enumerate(labels))
+    return () if is_made_up else labels
+
+
+def export(
+    source: Source, section: SourceSection, out: Path, *, progress: Callable[[float, str], None], seed: int
+) -> Exported:
+    """
+    Raises:
+        MissingToolchain: the exporter is not installed. CompileError: it fails, or the export differs.
+        ConfigError: a task that cannot be seen, or pooling that has no ONNX form here.
+    """
+    from compiler.sources import pooling, raw  # import onnx
+
+    config = kinds.read_json(source.location / kinds.CONFIG_FILE)
+    task = section.task or task_of(config)
+    pooled = pooling.read(source.location) if task == FEATURES else None
+    settings = {
+        "directory": str(source.location.absolute()),
+        "architecture": kinds.architecture(config),
+        "task": task,
+        "seed": seed,
+        "opset": section.opset,
+    }
+    facts: dict[str, Any] = {"framework": "huggingface", "task": task, "class": kinds.architecture(config)}
+    if labels := labels_of(config):
+        facts["labels"] = list(labels)
+    if pooled is not None:
+        facts["pooling"] = str(pooled)
+    job = raw.Job(
+        toolchain=section.toolchain,
+        runner=f"export_{section.toolchain}.py",
+        settings=settings,
+        facts=facts,
+        tolerance=section.tolerance,
+    )
+    after = partial(pooling.append, pooled=pooled) if pooled is not None else None
+    made = raw.export(job, out, progress=progress, after=after)
+    how = f"{made.how}, {pooled} added" if pooled is not None else made.how
+    return replace(made, how=how, files=companions.copy(source.location, out))

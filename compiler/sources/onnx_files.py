@@ -1,0 +1,50 @@
+"""ONNX files as sources: taken byte for byte, or made whole where their tensors lie in other files."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from compiler.graph import files
+from compiler.sources import companions
+from compiler.sources.exported import Exported
+from compiler.sources.kinds import Source
+from compiler.sources.section import SourceSection
+from penstock.blobs import disk_errors
+from penstock.errors import ConfigError
+
+MODEL_FILE = "model.onnx"
+
+
+def export(
+    source: Source, section: SourceSection, out: Path, *, progress: Callable[[float, str], None], seed: int
+) -> Exported:
+    """A checked copy in ``out``; a model in one file keeps its bytes, and so its digest.
+
+    Raises:
+        InvalidInput, CompileError: not a model that onnxruntime can run. ConfigError: an opset that it does not have.
+    """
+    del seed  # nothing is drawn
+    model = files.read(source.location, field="model")
+    opset = files.opset(model)
+    if section.opset and section.opset != opset:
+        raise ConfigError(
+            f"source.opset: {section.opset} given, but {source.location.name} is ONNX already, of opset {opset}; "
+            "export it again with the opset that is wanted, or leave the setting out"
+        )
+    target = out / MODEL_FILE
+    outside = files.data_files(source.location, field="model")
+    progress(0.5, "reading")
+    if outside:
+        files.write(model, target)
+    else:
+        with disk_errors(f"writing {target}"):
+            shutil.copyfile(source.location, target)
+    files.check_runnable(target, field="model")
+    is_directory = source.what.startswith("the ONNX file of")
+    beside = companions.copy(source.location.parent, out) if is_directory else ()
+    progress(1.0, "read")
+    how = "ONNX, as it is" if not outside else f"ONNX, with {len(outside)} file(s) of external data brought in"
+    facts = {"framework": "onnx", "opset": opset, "ir_version": model.ir_version, "producer": model.producer_name}
+    return Exported(model=target, how=how, files=beside, facts=facts)

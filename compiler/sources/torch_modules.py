@@ -1,0 +1,42 @@
+"""torch modules made by a factory, and ExportedProgram files, through toolchain ``torch``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from compiler.sources import raw
+from compiler.sources.exported import Exported
+from compiler.sources.kinds import Source
+from compiler.sources.section import SourceSection
+
+RUNNER = "export_torch.py"
+
+
+def export(
+    source: Source, section: SourceSection, out: Path, *, progress: Callable[[float, str], None], seed: int
+) -> Exported:
+    """
+    Raises:
+        MissingToolchain: torch is not installed. CompileError: the model cannot be made, exported, or differs.
+    """
+    named = f"{source.module or source.location.name}:{source.factory}" if source.factory else source.location.name
+    settings = {
+        "kind": "program" if source.kind == "program" else "factory",
+        "file": str(source.location.absolute()),
+        "module": source.module,
+        "factory": source.factory,
+        "named": named,
+        "base": str(source.base.absolute()),
+        "seed": seed,
+        "opset": section.opset,
+        "inputs": msgspec.to_builtins(section.inputs),
+        "dynamic": msgspec.to_builtins(section.dynamic),
+        "outputs": list(section.outputs),
+        "allow_pickle": section.allow_pickle,
+    }
+    facts = {"framework": "torch", "source": named, "seed": seed}
+    job = raw.Job(toolchain="torch", runner=RUNNER, settings=settings, facts=facts, tolerance=section.tolerance)
+    return raw.export(job, out, progress=progress)
