@@ -1,0 +1,35 @@
+"""Names of nodes: every node has one of its own, the same in every run, so that reports and recipes can point at it."""
+
+from __future__ import annotations
+
+from penstock.errors import missing_extra
+
+try:
+    import onnx
+except ImportError as error:  # the library is behind an extra
+    raise missing_extra("onnx", "compile", "compiling models") from error
+
+
+def named(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Give each unnamed node of the main graph a name, and all but the first of equal names others; returns ``model``.
+
+    A name follows from the operator and its first output, which passes keep more often than a node's position. The
+    quantizer compares names, and would take all unnamed nodes for one.
+    """
+    taken = {node.name for node in model.graph.node if node.name}
+    seen: set[str] = set()
+    for node in model.graph.node:
+        if not node.name or node.name in seen:
+            first = next((name for name in node.output if name), "")
+            node.name = _free(f"{node.name or node.op_type}/{first}", taken)
+            taken.add(node.name)
+        seen.add(node.name)
+    return model
+
+
+def _free(name: str, taken: set[str]) -> str:
+    number, found = 1, name
+    while found in taken:
+        number += 1
+        found = f"{name}.{number}"
+    return found

@@ -1,0 +1,173 @@
+"""What runs inside a graph: element types of its tensors, their sizes on real inputs, and their values, chosen by name.
+
+Owns how a graph is opened up: outputs added, nodes that no output needs left out. Every tensor is computed operator by
+operator, without fusion, so that a value does not depend on which others were asked for. Decides nothing about the
+values: that is ``compiler.calibration`` and ``compiler.graph.sensitivity``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from penstock.errors import CalibrationError, CompileError, missing_extra
+from penstock.tensors import Array
+
+try:
+    import onnx
+    import onnxruntime as ort
+except ImportError as error:  # the libraries are behind an extra
+    raise missing_extra("onnx and onnxruntime", "compile", "compiling models") from error
+
+_ELEMENT_TYPES: Mapping[str, int] = {
+    "tensor(float)": onnx.TensorProto.FLOAT,
+    "tensor(float16)": onnx.TensorProto.FLOAT16,
+    "tensor(double)": onnx.TensorProto.DOUBLE,
+    "tensor(int8)": onnx.TensorProto.INT8,
+    "tensor(uint8)": onnx.TensorProto.UINT8,
+    "tensor(int32)": onnx.TensorProto.INT32,
+    "tensor(int64)": onnx.TensorProto.INT64,
+    "tensor(bool)": onnx.TensorProto.BOOL,
+}
+FLOATS = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16})
+"""Element types that the quantizer can turn into integers."""
+
+_SIZE_SUFFIX = "__penstock_elements"
+
+
+class Probe:
+    """A session over ``model`` that returns the tensors ``names`` instead of the graph's own outputs.
+
+    Names may be inputs of the graph too; they are handed back as they came.
+
+    Raises:
+        CompileError: onnxruntime cannot run the graph.
+    """
+
+    def __init__(self, model: onnx.ModelProto, names: Collection[str]) -> None:
+        inputs = {value.name for value in model.graph.input}
+        self._given = [name for name in names if name in inputs]
+        self._computed = [name for name in names if name not in inputs]
+        opened = pruned(model, self._computed)
+        opened.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self._computed)
+        self._session = session(opened) if self._computed else None
+        self._takes = {value.name for value in opened.graph.input}
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """
+        Raises:
+            CalibrationError: the model refuses these inputs.
+        """
+        values = {name: inputs[name] for name in self._given}
+        if self._session is not None:
+            feed = {name: array for name, array in inputs.items() if name in self._takes}
+            try:
+                found = self._session.run(self._computed, feed)
+            except Exception as error:  # onnxruntime's classes: Fail, InvalidArgument, RuntimeException, ...
+                raise CalibrationError(
+                    f"calibration: the model cannot run on these examples: {_first_line(error)}; give examples with "
+                    "the shapes and types that it takes"
+                ) from error
+            values.update(zip(self._computed, found, strict=True))
+        return values
+
+    def element_types(self) -> dict[str, int]:
+        """ONNX element types of the computed tensors, as onnxruntime infers them; 0 for what is no plain tensor."""
+        if self._session is None:
+            return {}
+        return {output.name: _ELEMENT_TYPES.get(output.type, 0) for output in self._session.get_outputs()}
+
+
+def session(model: onnx.ModelProto) -> Any:
+    """An onnxruntime session on the CPU that executes the graph as it is written.
+
+    Raises:
+        CompileError: onnxruntime cannot run it.
+    """
+    options = ort.SessionOptions()
+    # fused operators compute other intermediate values, and which ones fuse depends on the outputs
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    try:
+        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # see above; and ValueError for what protobuf cannot serialise
+        raise CompileError(f"the graph cannot be run: {_first_line(error)}") from error
+
+
+def typed(model: onnx.ModelProto) -> dict[str, int]:
+    """Replace the graph's notes on intermediate tensors by what onnxruntime infers; return all element types.
+
+    Exporters leave stale notes behind, which make the quantizer fail; without any it passes over a tensor in silence,
+    and onnx's own inference knows nothing behind an operator of another domain.
+
+    Raises:
+        CompileError: as :class:`Probe`.
+    """
+    graph = model.graph
+    del graph.value_info[:]
+    produced = [name for node in graph.node for name in node.output if name]
+    types = Probe(model, produced).element_types()
+    for value in (*graph.input, *graph.output):
+        types.setdefault(value.name, value.type.tensor_type.elem_type)
+    known = {value.name for value in (*graph.input, *graph.output)}
+    for name in produced:
+        if types.get(name) and name not in known:
+            value = onnx.ValueInfoProto(name=name)
+            value.type.tensor_type.elem_type = types[name]  # and no shape: unknown, which is never wrong
+            graph.value_info.append(value)
+    return types
+
+
+def element_counts(model: onnx.ModelProto, names: Collection[str], inputs: Mapping[str, Array]) -> dict[str, int]:
+    """How many elements each tensor has on these inputs; only the counts leave the graph, so memory stays small.
+
+    Raises:
+        CompileError, CalibrationError: as :class:`Probe`.
+    """
+    measured = onnx.ModelProto()
+    measured.CopyFrom(model)
+    for name in names:
+        measured.graph.node.append(onnx.helper.make_node("Size", [name], [name + _SIZE_SUFFIX]))
+    counts = Probe(measured, [name + _SIZE_SUFFIX for name in names]).run(inputs)
+    return {name.removesuffix(_SIZE_SUFFIX): int(np.asarray(count).item()) for name, count in counts.items()}
+
+
+def pruned(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
+    """A copy without outputs, and without the nodes and constants that ``names`` do not need."""
+    needed, kept = set(names), []
+    for node in reversed(model.graph.node):
+        if needed & set(node.output):
+            kept.append(node)
+            needed.update(_reads(node))
+    result = onnx.ModelProto()
+    for field, value in model.ListFields():
+        if field.name != "graph":
+            target = getattr(result, field.name)
+            if field.is_repeated:
+                target.extend(value)
+            elif field.message_type is not None:
+                target.CopyFrom(value)
+            else:
+                setattr(result, field.name, value)
+    result.graph.name = model.graph.name
+    result.graph.node.extend(reversed(kept))
+    result.graph.input.extend(model.graph.input)
+    result.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in needed)
+    return result
+
+
+def _reads(node: onnx.NodeProto) -> set[str]:
+    """Names that a node reads, with those that its subgraphs capture (and a few of their own, which does no harm)."""
+    names = set(node.input)
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            for inner in graph.node:
+                names |= _reads(inner)
+            names.update(output.name for output in graph.output)
+    return names
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:500]

@@ -1,0 +1,266 @@
+"""Static INT8: a float graph into one with QuantizeLinear/DequantizeLinear pairs, ranges from examples, float scores.
+
+Owns the ranges (``compiler.calibration``) and which operators are quantized (``int8_plan``); onnxruntime's quantizer
+writes the pairs; ``compiler.targets`` decides the integer types. Refuses a result in which nothing was quantized,
+because the quantizer itself passes over what it does not know without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+
+from compiler.calibration import collect
+from compiler.calibration.collect import Calibration, Settings
+from compiler.calibration.ranges import Calibrator, Range
+from compiler.graph import coverage, files, probe
+from compiler.passes import int8_plan, integers
+from compiler.passes.int8_plan import Plan
+from compiler.passes.job import PassJob, PassResult
+from compiler.passes.options import decode
+from compiler.targets import IntegerTypes, integer_types
+from penstock.errors import CalibrationError, CompileError, missing_extra
+
+try:
+    import onnx
+    from onnxruntime import quantization as ortq
+    from onnxruntime.quantization.calibrate import TensorData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+    from onnxruntime.quantization.quant_utils import add_infer_metadata
+except ImportError as error:  # the libraries are behind an extra
+    raise missing_extra("onnx and onnxruntime", "compile", "quantizing models") from error
+
+_NAME = "int8"
+_MODEL = "model.onnx"
+_MIB = 1 << 20
+_INFERRED_MARK = "onnx.infer"  # the quantizer's note to itself that shapes are known
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a recipe may set.
+
+    Attributes:
+        calibrator: how ranges follow from examples.
+        percentile: percent of each tensor's values that a percentile range holds.
+        per_channel: a scale for each output channel of a weight instead of one for all.
+        memory_mib: for intermediate tensors while ranges are found; less means more runs over the examples.
+    """
+
+    calibrator: Calibrator = "minmax"
+    percentile: Annotated[float, msgspec.Meta(gt=50, le=100)] = 99.99
+    per_channel: bool = True
+    memory_mib: Annotated[int, msgspec.Meta(ge=1)] = 256
+
+
+def run(job: PassJob) -> PassResult:
+    """The job's model in static INT8.
+
+    Raises:
+        ConfigError: options. CalibrationError: no or unusable examples. InvalidInput, CompileError: the model cannot be
+            read, run or quantized, or nothing in it can be.
+    """
+    options = decode(job.options, Options, name=_NAME)
+    types = integer_types(job.target)
+    if job.calibration is None:
+        raise CalibrationError(f"{_NAME}: ranges of activations need examples; give data, or use int8-dynamic")
+    model, elements = integers.source(job, name=_NAME)
+    integers.check_kept(job, model, name=_NAME)
+    plan = _plan(model, types, job.keep_float)
+    tensors = _tensors(model.graph, plan, elements)
+    settings = Settings(
+        calibrator=options.calibrator,
+        percent=options.percentile,
+        symmetric=types.symmetric,
+        memory_bytes=options.memory_mib * _MIB,
+    )
+    found = collect.collect(model, tensors, job.calibration, settings, job.progress)
+    quantized = _quantized(model, plan, types, options, _tensor_data(found, elements))
+    _read_exact(quantized.graph, set(plan.nodes))
+    _keep_outputs_float(quantized.graph)
+    _tidy(quantized)
+    if coverage.weight_bytes_of(quantized.graph).integer == 0:
+        raise CompileError(f"{_NAME}: the quantizer changed nothing; {_WHY_NOTHING}")
+    files.write(quantized, job.out / _MODEL)
+    job.progress(1.0, "written")
+    return _result(job, options, types, plan, found)
+
+
+_WHY_NOTHING = (
+    "int8 needs a convolution, Gemm or MatMul with constant weights that is not kept in float: export the model with "
+    'its weights as constants, or set precisions = ["fp32"]'
+)
+
+
+def _plan(model: onnx.ModelProto, types: IntegerTypes, keep_float: frozenset[str]) -> Plan:
+    if types.symmetric:
+        plan = int8_plan.tensorrt(model.graph, keep_float=keep_float, shapes=_shapes(model))
+    else:
+        plan = int8_plan.cpu(model.graph, keep_float=keep_float)
+    if plan.products == 0:
+        raise CompileError(f"{_NAME}: there is nothing to quantize; {_WHY_NOTHING}")
+    return plan
+
+
+def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Shapes as far as onnx can infer them; free dimensions are -1."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    return {
+        value.name: tuple(d.dim_value if d.HasField("dim_value") else -1 for d in value.type.tensor_type.shape.dim)
+        for value in (*graph.input, *graph.output, *graph.value_info)
+        if value.type.tensor_type.HasField("shape")
+    }
+
+
+def _tensors(graph: onnx.GraphProto, plan: Plan, elements: Mapping[str, int]) -> list[str]:
+    """Float tensors that a quantized node reads or writes, in the graph's order."""
+    nodes, constants = set(plan.nodes), {tensor.name for tensor in graph.initializer}
+    found: dict[str, None] = {}
+    for node in graph.node:
+        if node.name in nodes:
+            for name in (*node.input, *node.output):
+                if name not in constants and elements.get(name) in probe.FLOATS:
+                    found[name] = None
+    return list(found)
+
+
+def _tensor_data(found: Calibration, elements: Mapping[str, int]) -> dict[str, TensorData]:
+    def of(name: str, values: Range) -> TensorData:
+        dtype = np.float16 if elements[name] == onnx.TensorProto.FLOAT16 else np.float32
+        return TensorData(lowest=np.array(values.low, dtype), highest=np.array(values.high, dtype))
+
+    return {name: of(name, values) for name, values in found.ranges.items()}
+
+
+def _quantized(
+    model: onnx.ModelProto, plan: Plan, types: IntegerTypes, options: Options, ranges: dict[str, TensorData]
+) -> onnx.ModelProto:
+    add_infer_metadata(model)  # or the quantizer infers types anew, and loses those behind other domains
+    kinds = sorted({node.op_type for node in model.graph.node if node.name in set(plan.nodes)})
+    try:
+        quantizer = QDQQuantizer(
+            model,
+            options.per_channel,
+            types.reduce_range,
+            ortq.QuantType[types.weights],
+            ortq.QuantType[types.activations],
+            ranges,
+            list(plan.nodes),
+            [],
+            kinds,
+            _extra_options(types),
+        )
+        quantizer.quantize_model()
+        quantizer.model.topological_sort()
+    except Exception as error:  # the quantizer raises whatever it meets: ValueError, RuntimeError, AssertionError
+        raise CompileError(f"{_NAME}: quantization failed: {type(error).__name__}: {str(error)[:500]}") from error
+    return quantizer.model.model
+
+
+def _extra_options(types: IntegerTypes) -> dict[str, Any]:
+    if not types.symmetric:
+        return {"OpTypesToExcludeOutputQuantization": list(int8_plan.DENSE)}
+    return {
+        # TensorRT's parser takes no int32 bias between Q and DQ, wants weights in float behind a pair of their own,
+        # zero points of zero, and decides by itself where results are rounded
+        "QuantizeBias": False,
+        "ActivationSymmetric": True,
+        "AddQDQPairToWeight": True,
+        "DedicatedQDQPair": False,
+        "ForceQuantizeNoInputCheck": True,
+        "OpTypesToExcludeOutputQuantization": sorted(int8_plan.PRODUCTS),
+        "QDQOpTypePerChannelSupportToAxis": {"Conv": 0, "ConvTranspose": 1},
+    }
+
+
+def _read_exact(graph: onnx.GraphProto, planned: set[str]) -> None:
+    """Let operators that stay in float read what is float anyway, instead of its rounding.
+
+    The quantizer puts every reader of a tensor behind its rounding: the residual sums of an encoder then add rounded
+    values, which cost 10 dB of the 6-layer encoder's output and saved nothing. Not where an integer operator computed
+    the tensor: its kernel has no float result, and asking for one would turn it into a float operator.
+    """
+    producers = {name: node for node in graph.node for name in node.output if name}
+    converts = ("QuantizeLinear", "DequantizeLinear")
+    for dequantize in [node for node in graph.node if node.op_type == "DequantizeLinear"]:
+        quantize = producers.get(dequantize.input[0])
+        if quantize is None or quantize.op_type != "QuantizeLinear":
+            continue
+        exact, rounded = quantize.input[0], dequantize.output[0]
+        source = producers.get(exact)
+        if source is not None and source.name in planned and source.op_type not in int8_plan.DENSE:
+            continue
+        for node in graph.node:
+            if node.name not in planned and node.op_type not in converts:
+                for index, name in enumerate(node.input):
+                    if name == rounded:
+                        node.input[index] = exact
+
+
+def _keep_outputs_float(graph: onnx.GraphProto) -> None:
+    """Take the rounding off the last tensors before a graph output (see ``int8_plan``: eight-bit scores tie).
+
+    What is left in between is the tail of the plan: operators on one tensor that run in float.
+    """
+    producers = {name: node for node in graph.node for name in node.output if name}
+    uses: dict[str, int] = {}
+    for node in graph.node:
+        for name in node.input:
+            uses[name] = uses.get(name, 0) + 1
+    outputs = {output.name for output in graph.output}
+    for output in graph.output:
+        dequantize = producers.get(output.name)
+        while dequantize is not None and int8_plan.is_tail(dequantize) and uses.get(dequantize.output[0], 0) <= 1:
+            dequantize = producers.get(dequantize.input[0])
+        quantize = producers.get(dequantize.input[0]) if dequantize is not None else None
+        if dequantize is None or dequantize.op_type != "DequantizeLinear" or quantize is None:
+            continue
+        rounded, result, before = quantize.output[0], dequantize.output[0], quantize.input[0]
+        read_inside = result in outputs and uses.get(result, 0) > 0
+        if before not in producers or uses[before] > 1 or uses[rounded] > 1 or uses.get(result, 0) > 1 or read_inside:
+            continue  # something else reads the rounded values
+        graph.node.remove(dequantize)
+        graph.node.remove(quantize)
+        _rename(graph, before, result)
+
+
+def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                if name == old:
+                    names[index] = new
+
+
+def _tidy(model: onnx.ModelProto) -> None:
+    """Drop scales and zero points that lost their node, notes on tensors that are gone, and the quantizer's own."""
+    graph = model.graph
+    used = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    del graph.value_info[:]
+    notes = [entry for entry in model.metadata_props if entry.key != _INFERRED_MARK]
+    del model.metadata_props[:]
+    model.metadata_props.extend(notes)
+
+
+def _result(job: PassJob, options: Options, types: IntegerTypes, plan: Plan, found: Calibration) -> PassResult:
+    how = f"{options.calibrator} ranges"
+    if options.calibrator == "percentile":
+        how = f"{options.percentile:g}th {how}"
+    channels = "per channel" if options.per_channel else "per tensor"
+    return PassResult(
+        model=_MODEL,
+        summary=f"int8 {types} {channels}, {how} from {found.rows} rows",
+        facts={
+            "types": str(types),
+            "rows": found.rows,
+            "calibrator": options.calibrator,
+            "per_channel": options.per_channel,
+            "tensors": len(found.ranges),
+            **integers.facts(job.out / _MODEL, job, quantized=list(plan.nodes)),
+        },
+    )
