@@ -7,7 +7,19 @@
 
 from compiler.data.dataset import Dataset, Split, batches, smoke
 from compiler.data.fingerprint import fingerprint, preprocessing
+from compiler.data.guess import guess
 from compiler.data.loading import Task, load
 from compiler.data.section import DataSection
 
-__all__ = ["DataSection", "Dataset", "Split", "Task", "batches", "fingerprint", "load", "preprocessing", "smoke"]
+__all__ = [
+    "DataSection",
+    "Dataset",
+    "Split",
+    "Task",
+    "batches",
+    "fingerprint",
+    "guess",
+    "load",
+    "preprocessing",
+    "smoke",
+]

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from compiler.data import iterator, text
+from compiler.data.part import silent
 from compiler.data.section import DataSection, ImagesSection, kind_of
 from penstock import tensors
 from penstock.artifact import canonical_json
@@ -69,7 +70,7 @@ def preprocessing(section: DataSection, base: Path, inputs: Sequence[TensorSpec]
 
 def _of_images(images: ImagesSection, inputs: Sequence[TensorSpec]) -> dict[str, Any]:
     """The settings with the default that depends on the input filled in."""
-    done: dict[str, Any] = msgspec.to_builtins(images)
+    done: dict[str, Any] = msgspec.json.decode(canonical_json(images))
     floats = any(spec.datatype.startswith("FP") for spec in inputs)
     return done | {"rescale": images.rescale or (1 / 255 if floats else 1.0)}
 
@@ -95,9 +96,6 @@ def _of_files(path: Path) -> Iterator[bytes]:
 
 
 def _of_iterator(section: DataSection, base: Path) -> Iterator[bytes]:
-    def silent(note: str) -> None:
-        """Loading will show progress."""
-
     for split in iterator.splits_of(section, base):
         yield split.encode()
         for row in iterator.rows(section, base, split, silent):

@@ -16,17 +16,13 @@ from numpy.typing import NDArray
 
 from compiler.data import checks, iterator, npz, splitting, table
 from compiler.data.dataset import Dataset, Split
-from compiler.data.part import ALL, GROUPS, LABELS, Part, Progress, Request
+from compiler.data.part import ALL, GROUPS, LABELS, Part, Progress, Request, silent
 from compiler.data.section import DataSection, Kind, check, kind_of
 from penstock.config import nearest
 from penstock.errors import InvalidInput
 from penstock.tensors import TensorSpec
 
 Task = Literal["classification", "regression", "embedding", "generation"]
-
-
-def _unheard(note: str) -> None:
-    """Nobody watches."""
 
 
 def load(
@@ -38,7 +34,7 @@ def load(
     input_range: tuple[float, float] | None = None,
     task: Task = "classification",
     labels: Sequence[str] = (),
-    progress: Progress = _unheard,
+    progress: Progress = silent,
 ) -> Dataset:
     """Read, check and divide the examples.
 

@@ -12,6 +12,11 @@ from penstock.tensors import Array, TensorSpec
 Progress = Callable[[str], None]
 """Told now and then how far reading has come."""
 
+
+def silent(note: str) -> None:
+    """A :data:`Progress` that nobody watches."""
+
+
 ALL = ""
 """The split of a part that holds everything, for a source without splits of its own."""
 

@@ -204,7 +204,7 @@ def check(section: DataSection) -> None:
         ),
         "limits": (
             min(limits.max_rows, limits.max_bytes, limits.max_pixels) > 0 and limits.max_seconds > 0,
-            limits,
+            ", ".join(f"{name} {value:g}" for name, value in msgspec.structs.asdict(limits).items()),
             "limits above 0",
         ),
         "tokenizer.max_length": (0 <= section.tokenizer.max_length <= 1_000_000, section.tokenizer.max_length, ">= 0"),
