@@ -1,6 +1,6 @@
 """The evidence document: every figure of a certificate can be recomputed from it, by anybody, at any time.
 
-Pure. Decides the document's form, how the certificate that names it is built, and which figures differ when they are
+Decides the document's form, how the certificate that names it is built, and which figures differ when they are
 computed again. It holds one row an example: scores, both models' classes, labels, groups, and the thresholds that were
 tested. It holds no inputs: what the examples were cannot be read from it. Devices never fetch it.
 """
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from compiler.certify import Certified, Promised, certify
 from compiler.certify_data import CertifyData, Integers, check
 from penstock import tensors
+from penstock.blobs import digest_of
 from penstock.certificate import MAX_GROUPS, Certificate, Level, RefusedLevel
 from penstock.errors import ArtifactError, CalibrationError, InvalidInput
 from penstock.tensors import Array
@@ -118,14 +119,14 @@ def bind(
     score: str,
     temperature: float,
     data_digest: str,
-    evidence_digest: str = "",
+    evidence: bytes = b"",
     group_by: str = "",
     serial: int = 1,
 ) -> Certificate:
     """The certificate of what was found, for exactly these variants, this preprocessing and this data.
 
     Args:
-        data_digest: of the certifying split. ``evidence_digest``: of the document kept, "" where none is.
+        data_digest: of the certifying split. ``evidence``: the document it names, b"" where none is kept.
         group_by: what the groups are called. ``serial``: one more than the last certificate's of this edge variant.
     """
     levels = tuple(_level(level) for level in found.levels)
@@ -145,7 +146,7 @@ def bind(
             for item in found.refused
         ),
         data_digest=data_digest,
-        evidence_digest=evidence_digest,
+        evidence_digest=digest_of(evidence) if evidence else "",
         serial=serial,
     )
 

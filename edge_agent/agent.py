@@ -128,13 +128,14 @@ class Agent:
         await self._listen(stack)
 
     def _hosting(self, outcomes: Outcomes) -> Hosting:
-        limits = self.settings.limits
+        limits, cascade = self.settings.limits, self.settings.cascade
         return Hosting(
             outcomes,
-            audit_alpha=self.settings.cascade.audit_alpha,
+            audit_alpha=cascade.audit_alpha,
             threads=limits.threads,
             max_queue_rows=limits.max_queue_rows,
             drain_s=limits.drain_s,
+            max_harm_of=lambda model: cascade.max_harm_of.get(model, cascade.max_harm),
         )
 
     def _delivery(self, outcomes: Outcomes, link: FleetLink) -> Delivery:

@@ -70,14 +70,17 @@ class Registry:
         return _checked(described.digest, await self._document(f"{model}/blobs/{described.digest}"))
 
     async def certificates(self, model: str, artifact_digest: str) -> tuple[str, ...]:
-        """Manifest digests of the certificates attached to an artifact, in the registry's order. Raises likewise."""
+        """Manifest digests of the certificates attached to an artifact, in the registry's order. Raises likewise.
+
+        Of more than ``max_certificates`` the last are taken: registries that keep an order list the oldest first.
+        """
         path = f"{model}/referrers/{artifact_digest}"
         try:
             index = art.decode_index(await self._document(path, params={"artifactType": art.CERTIFICATE}))
         except NotFound:  # a registry older than OCI 1.1 has no referrers
             return ()
         found = [entry.digest for entry in index.manifests if entry.artifact_type == art.CERTIFICATE]
-        return tuple(found[: self._settings.max_certificates])
+        return tuple(found[-self._settings.max_certificates :])
 
     async def copy(self, model: str, described: Descriptor, writer: BlobWriter, moved: Callable[[int], None]) -> None:
         """Bring the rest of a blob into ``writer``, which may hold the first part already; ``moved`` hears of bytes.
@@ -179,17 +182,21 @@ class Fetcher:
     async def _certificate(self, model: str, release: Release, artifact: Artifact, variant: Variant) -> tuple[str, str]:
         """(digest of a certificate issued for exactly this variant or "", why there is none).
 
-        An artifact with several edge variants has a certificate for each, and the fleet service names only one.
+        An artifact with several edge variants has a certificate for each, and the fleet service names only one. The one
+        that it names is used where it fits; else the newest (highest serial) that does.
         """
         if not release.certificate_digest:
             return "", "no certificate: every answer is escalated"
         problem = await self._why_unfit(model, release.certificate_digest, artifact, variant)
         if not problem:
             return release.certificate_digest, ""
+        newest, serial = "", 0
         for digest in await self._registry.certificates(model, artifact.digest):
             if digest != release.certificate_digest and not await self._why_unfit(model, digest, artifact, variant):
-                return digest, ""
-        return "", problem
+                found = art.load_certificate(digest, self._store.document).serial
+                if found >= serial:
+                    newest, serial = digest, found
+        return newest, "" if newest else problem
 
     async def _why_unfit(self, model: str, digest: str, artifact: Artifact, variant: Variant) -> str:
         """ "" when the certificate fits. A malformed one is one that does not fit; an unreachable one is an error."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -26,7 +26,7 @@ from penstock import certificate as certificates
 from penstock import confidence, evidence, telemetry
 from penstock.artifact import Variant, preprocessing_digest
 from penstock.certificate import Certificate
-from penstock.errors import ArtifactError, CertificateMismatch, InvalidInput, NotFound, Unavailable
+from penstock.errors import ArtifactError, CertificateMismatch, ConfigError, InvalidInput, NotFound, Unavailable
 from penstock.inference import ModelMetadata, Parameter
 from penstock.runtime import Engine, EngineOptions, load_engine
 from penstock.tensors import Array
@@ -70,8 +70,9 @@ class Hosted:
         audit_alpha: float,
         max_queue_rows: int,
         service_time_s: float,
+        max_harm: float | None = None,
     ) -> None:
-        """``service_time_s``: measured time of a full batch."""
+        """``service_time_s``: measured time of a full batch. ``max_harm``: level of the certificate, None its own."""
         self.plan = plan
         self.engine = engine
         self.tally = tally
@@ -89,8 +90,7 @@ class Hosted:
         )
         self.can_split = all(spec.shape[:1] == (-1,) for spec in (*engine.inputs, *engine.outputs))
         self._audit_alpha = audit_alpha
-        self._problem = _certificate_problem(plan)
-        self._certificate = None if self._problem else plan.certificate
+        self._certificate, self._problem = _usable_certificate(plan, max_harm)
         self.account: dict[str, Parameter] = {"artifact": plan.artifact_digest, "certificate": ""}
         if self._certificate is not None:
             self.account |= {"certificate": plan.certificate_digest, "threshold": self._certificate.threshold}
@@ -128,7 +128,7 @@ class Hosted:
 
     @property
     def certificate(self) -> Certificate | None:
-        """The certificate that is in use: None where there is none, or none that fits."""
+        """The certificate in use, at the level in use: None where there is none, or none that fits."""
         return self._certificate
 
     @property
@@ -237,7 +237,10 @@ class Hosting:
         threads: int = 1,
         max_queue_rows: int = 1024,
         drain_s: float = 5.0,
+        max_harm_of: Callable[[str], float | None] = lambda model: None,
     ) -> None:
+        """``max_harm_of``: the level that a model's certificate is used at, None for its default one."""
+        self._max_harm_of = max_harm_of
         self._outcomes = outcomes
         self._audit_alpha = audit_alpha
         self._threads = threads
@@ -308,6 +311,7 @@ class Hosting:
             audit_alpha=self._audit_alpha,
             max_queue_rows=self._max_queue_rows,
             service_time_s=service_time_s,
+            max_harm=self._max_harm_of(plan.model),
         )
         telemetry.log(
             _LOG,
@@ -359,11 +363,11 @@ class Hosting:
         return engine
 
 
-def _certificate_problem(plan: LoadPlan) -> str:
-    """Why this plan's certificate must not be used; "" when it may (invariant 5)."""
+def _usable_certificate(plan: LoadPlan, max_harm: float | None) -> tuple[Certificate | None, str]:
+    """(the plan's certificate at the level asked for, why it must not be used); one of them is empty (invariant 5)."""
     certificate = plan.certificate
     if certificate is None:
-        return "the artifact has no certificate"
+        return None, "the artifact has no certificate"
     spec = plan.variant.spec
     try:
         certificates.check(
@@ -372,11 +376,13 @@ def _certificate_problem(plan: LoadPlan) -> str:
             cloud_digest=plan.cloud_digest,
             preprocessing_digest=preprocessing_digest(spec.preprocessing),
         )
-    except CertificateMismatch as error:
-        return error.message
+        certificate = certificate.at(max_harm)
+    except (CertificateMismatch, ConfigError) as error:
+        return None, error.message
     if certificate.score not in confidence.SCORES:
-        return f"the certificate's score {certificate.score!r} is not known here; known: {', '.join(confidence.SCORES)}"
-    return ""
+        known = ", ".join(confidence.SCORES)
+        return None, f"the certificate's score {certificate.score!r} is not known here; known: {known}"
+    return certificate, ""
 
 
 def _finite_rows(array: Array, rows: int) -> NDArray[np.bool_]:

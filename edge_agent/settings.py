@@ -26,6 +26,7 @@ Seconds = Annotated[float, Meta(ge=0)]
 Positive = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
 Share = Annotated[float, Meta(ge=0, le=1)]
+Harm = Annotated[float, Meta(gt=0, lt=1)]
 OnUnreachable = Literal["local_flagged", "fail"]
 
 
@@ -36,11 +37,16 @@ class CascadeSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         audit_share: share of rows drawn for the audit; a kept one is sent to the cloud too, for comparison.
         audit_alpha: error budget of the audit's sequential test: the chance to distrust a certificate that holds.
         on_unreachable: an uncertain answer while the cloud is out of reach is given anyway and flagged, or refused.
+        max_harm: which of a certificate's levels is used; none given is the one that it names first. A level that was
+            not certified is never replaced by another: the model then escalates everything and says which there are.
+        max_harm_of: the same by model, before ``max_harm``.
     """
 
     audit_share: Share = 0.01
     audit_alpha: Annotated[float, Meta(gt=0, lt=1)] = 0.05
     on_unreachable: OnUnreachable = "local_flagged"
+    max_harm: Harm | None = None
+    max_harm_of: dict[str, Harm] = {}
 
 
 class EscalationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

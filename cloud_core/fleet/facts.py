@@ -107,10 +107,20 @@ class Facts:
             wave_count=planned[-1].wave + 1,
             seed=request.seed,
             gate=request.gate,
-            promised_harm=certificate[1].audit_max_harm if certificate else None,
+            promised_harm=self._promised_harm(version.digest),
             covers_fleet=request.selection.is_everyone,
             skipped=tuple(skipped),
         )
+
+    def _promised_harm(self, digest: str) -> float | None:
+        """The largest audit bound that a device may keep to; None when no device keeps an answer.
+
+        Devices differ in their variant, each with a certificate of its own, and may be set to any of its levels: a gate
+        at less than the largest of these would fail devices that keep what they promised. Each device tests its own.
+        """
+        edges = {v.digest for v in self._registry.artifact(digest).variants if v.spec.role == "edge"}
+        found = [one for _, one in self._registry.certificates_of(digest) if one.edge_digest in edges]
+        return max((one.largest_audit_max_harm for one in found), default=None)
 
     def observed(self, rollout: Rollout) -> dict[str, Observation]:
         """What the devices of released waves do, by device id."""

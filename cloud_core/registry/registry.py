@@ -132,9 +132,17 @@ class Registry:
         return self.store.path(digest)
 
     def certificate_of(self, digest: str) -> tuple[str, Certificate] | None:
-        """The newest certificate that fits an artifact, with its manifest's digest; None when there is none."""
+        """The certificate to name for an artifact, with its manifest's digest; None when there is none.
+
+        The newest of the edge variant whose certificate was pushed last, so that whatever is certified anew, what is
+        desired of devices changes and they look again; those of other variants find their own (``edge_agent.fetch``).
+        """
+        return next(iter(self.certificates_of(digest)), None)
+
+    def certificates_of(self, digest: str) -> tuple[tuple[str, Certificate], ...]:
+        """The newest certificate of each edge variant that fits, the variant pushed for last first."""
         if digest not in self._certificates:
-            self._certificates[digest] = self._find_certificate(digest)
+            self._certificates[digest] = self._find_certificates(digest)
         return self._certificates[digest]
 
     async def set_default(self, model: str, digest: str) -> None:
@@ -274,7 +282,7 @@ class Registry:
                 self._referrers.setdefault((row.repository, row.subject), []).append(row)
         self._defaults = snapshot.defaults
         self._artifacts: dict[str, Artifact] = {}
-        self._certificates: dict[str, tuple[str, Certificate] | None] = {}
+        self._certificates: dict[str, tuple[tuple[str, Certificate], ...]] = {}
 
     def _store_manifest(self, repository: str, digest: str, media_type: str, data: bytes) -> ManifestRow:
         examined = documents.examine(
@@ -298,7 +306,8 @@ class Registry:
             pushed_at=self._now().timestamp(),
         )
 
-    def _find_certificate(self, digest: str) -> tuple[str, Certificate] | None:
+    def _find_certificates(self, digest: str) -> tuple[tuple[str, Certificate], ...]:
+        newest: dict[str, tuple[str, Certificate]] = {}
         for (_, subject), rows in self._referrers.items():
             if subject != digest:
                 continue
@@ -309,8 +318,10 @@ class Registry:
                         art.check_certificate(certificate, self.artifact(digest))
                     except PenstockError:
                         continue  # issued for other digests, and pushed before its subject was here to say so
-                    return row.digest, certificate
-        return None
+                    known = newest.get(certificate.edge_digest)
+                    if known is None or certificate.serial > known[1].serial:
+                        newest[certificate.edge_digest] = row.digest, certificate
+        return tuple(newest.values())
 
     def _digest_of(self, model: str, version: str) -> str:
         tagged = self._tags.get(model, {}).get(version)

@@ -6,11 +6,11 @@ written ``./verify``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
-
 
 _NAMELESS = ""
 """Stands for the default command's name between parsing and calling; nobody can type it unquoted."""
@@ -34,10 +34,10 @@ class DefaultGroup(click.Group):
         super().__init__(*args, **kwargs)
         self._default: click.Command | None = None
 
-    def default(self, *args: Any, **kwargs: Any) -> Any:
+    def default(self, *args: Any, **kwargs: Any) -> Callable[[Callable[..., Any]], click.Command]:
         """Decorator: make a function the default command; takes what ``click.command`` takes."""
 
-        def register(function: Any) -> click.Command:
+        def register(function: Callable[..., Any]) -> click.Command:
             made: click.Command = click.command(*args, **kwargs)(function)
             made.context_class = _Unnamed
             self._default = made
