@@ -96,7 +96,7 @@ def external_range(tensor: TensorProto, directory: Path) -> ExternalRange:
     path = _inside(entries.get("location", ""), directory, what)
     expected = _size_bytes(tensor, what)
     offset = _number(entries.get("offset", "0"), f"{what}: offset")
-    length = _number(entries.get("length", str(expected)), f"{what}: length")
+    length = _number(entries["length"], f"{what}: length") if "length" in entries else expected
     if length != expected:
         raise CompileError(f"{what}: {length} bytes, but its type and dimensions {list(tensor.dims)} need {expected}")
     have = path.stat().st_size
