@@ -1,0 +1,220 @@
+"""Whom a student learns from: a local engine, a model of a running core, or a model that its own framework runs.
+
+Owns what a teacher must be (floats [batch, classes] from something that is no student itself) and what names it for the
+cache. Keeps nothing: ``compiler.distill.cache`` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from compiler.distill.section import Factory
+from compiler.distill.toolchain_models import Directory, ToolchainModel, as_job, toolchain_of
+from penstock import toolchain
+from penstock.artifact import canonical_json
+from penstock.blobs import digest_of, digest_of_file
+from penstock.client import Client
+from penstock.config import nearest
+from penstock.errors import CompileError, InvalidInput
+from penstock.runtime import Engine
+from penstock.tensors import Array, TensorSpec
+
+Report = Callable[[float, str], None]
+"""Called with the share of the rows asked for that are answered, and a short note."""
+
+LOCAL_ROWS, CORE_ROWS, TOOLCHAIN_ROWS = 1024, 256, 16384
+"""Rows between two visits to the disk: what an interruption costs. Starting a toolchain takes seconds, hence more."""
+_LOCAL_BATCH, _CORE_BATCH, _TOOLCHAIN_BATCH = 64, 32, 64
+_CORE_TIMEOUT_S = 60.0
+_TOOLCHAIN_TIMEOUT_S = 6 * 3600.0
+
+
+class Teacher(Protocol):
+    """A port: something that answers rows with [rows, classes]."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of what it is, settings included; the same fingerprint answers the same."""
+        ...
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether the fingerprint alone proves that it is the same model; otherwise the cache asks a few rows again."""
+        ...
+
+    @property
+    def chunk_rows(self) -> int:
+        """How many rows to ask for at a time."""
+        ...
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]: ...
+
+    @property
+    def output(self) -> TensorSpec:
+        """The output [-1, classes] that is learned; a size of -1 where it is known only from the answers."""
+        ...
+
+    def answer(self, inputs: Mapping[str, Array], report: Report) -> Array:
+        """The output for all rows.
+
+        Raises:
+            Unavailable, DeadlineExceeded: a core that went away. CompileError: it failed.
+        """
+        ...
+
+
+class LocalTeacher:
+    """An engine in this process."""
+
+    chunk_rows = LOCAL_ROWS
+    is_pinned = True
+
+    def __init__(self, engine: Engine, *, content: str, output: str = "") -> None:
+        """
+        Args:
+            content: digest of the model, external data included.
+            output: its name; may be left out when there is only one.
+
+        Raises:
+            CompileError: no such output, or it is not floats [batch, classes].
+        """
+        self._engine = engine
+        self.inputs = engine.inputs
+        self.output = _scored(engine.outputs, output, "the teacher")
+        self.fingerprint = digest_of(canonical_json(["onnx", content, self.output.name]))
+
+    def answer(self, inputs: Mapping[str, Array], report: Report) -> Array:
+        rows, parts = _rows(inputs), []
+        for start in range(0, rows, _LOCAL_BATCH):
+            batch = {name: array[start : start + _LOCAL_BATCH] for name, array in inputs.items()}
+            parts.append(self._engine.run(batch, [self.output.name])[self.output.name])
+            report(min(1.0, (start + _LOCAL_BATCH) / rows), "asking the teacher")
+        return np.concatenate(parts)
+
+
+class CoreTeacher:
+    """A model of a running core (or any other OIP server), asked in small batches with the client's own retries."""
+
+    tries = 6  # further ones, of a request that the core refuses with a hint when to come back
+    chunk_rows = CORE_ROWS
+    is_pinned = False  # a version is a name, and names move
+
+    def __init__(self, client: Client, model: str, *, version: str = "", output: str = "") -> None:
+        """
+        Raises:
+            NotFound: no such model. Unavailable: nobody answers. CompileError: as :class:`LocalTeacher`.
+        """
+        self._client, self._model, self._version = client, model, version
+        self._answered_by = version
+        metadata = client.metadata(model, version=version)
+        self.inputs = metadata.inputs
+        self.output = _scored(metadata.outputs, output, f"{model} on the core")
+        specs = [metadata.inputs, self.output]
+        self.fingerprint = digest_of(canonical_json(["core", model, version, specs]))
+
+    def answer(self, inputs: Mapping[str, Array], report: Report) -> Array:
+        rows, parts = _rows(inputs), []
+        for start in range(0, rows, _CORE_BATCH):
+            batch = {name: array[start : start + _CORE_BATCH] for name, array in inputs.items()}
+            parts.append(self._ask(batch))
+            report(min(1.0, (start + _CORE_BATCH) / rows), "asking the core")
+        return np.concatenate(parts)
+
+    def _ask(self, batch: Mapping[str, Array]) -> Array:
+        name = self.output.name
+        result = self._client.infer(self._model, batch, version=self._version, outputs=[name], timeout=_CORE_TIMEOUT_S)
+        if result.served_by not in ("", "cloud"):
+            raise InvalidInput(
+                f"distill.teacher: this is an agent, and its own device answered ({result.served_by}); name the core",
+                field="distill.teacher",
+            )
+        if self._answered_by and result.version not in ("", self._answered_by):
+            raise CompileError(
+                f"the core answered as {self._model}:{self._answered_by} and then as {self._model}:{result.version}; a "
+                f"student has one teacher: name a version, {self._model}:{result.version}"
+            )
+        self._answered_by = self._answered_by or result.version
+        return np.array(result.outputs[name])  # a copy: rows of an answer may share a buffer that is used again
+
+
+class ToolchainTeacher:
+    """A torch factory or a Hugging Face directory, run by its own framework in a toolchain."""
+
+    chunk_rows = TOOLCHAIN_ROWS
+    is_pinned = True
+
+    def __init__(self, model: ToolchainModel, inputs: Sequence[TensorSpec], *, work: Path, base: Path) -> None:
+        """
+        Args:
+            inputs: as the examples have them; the framework says no more about a model.
+            work: where rows and answers are handed over.
+        """
+        self._model, self._work, self._base = model, work, base
+        self.inputs = tuple(inputs)
+        self.output = TensorSpec(name="logits", datatype="FP32", shape=(-1, -1))
+        name = toolchain_of(model)
+        self.fingerprint = digest_of(canonical_json(["toolchain", name, _content(model), toolchain.describe(name)]))
+
+    def answer(self, inputs: Mapping[str, Array], report: Report) -> Array:
+        self._work.mkdir(parents=True, exist_ok=True)
+        files = {}
+        for index, (name, array) in enumerate(inputs.items()):
+            files[name] = self._work / f"asked-{index}.npy"
+            np.save(files[name], array)
+        out = self._work / "answered.npy"
+        job = {"model": as_job(self._model), "base": self._base, "inputs": files, "batch": _TOOLCHAIN_BATCH, "out": out}
+        runner = Path(__file__).parents[1] / "runners" / "distill_teacher.py"
+        toolchain.call(toolchain_of(self._model), runner, job, progress=report, timeout_s=_TOOLCHAIN_TIMEOUT_S)
+        answered: Array = np.load(out, allow_pickle=False)
+        for path in (*files.values(), out):
+            path.unlink()
+        return answered
+
+
+def _content(model: ToolchainModel) -> str:
+    """Digest of everything that is known to make a model: a directory's files, a factory's file.
+
+    What a factory reads beside its own file, weights most of all, is its directory's files of up to date and size.
+    """
+    match model:
+        case Directory(path=path):
+            files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+            return digest_of(canonical_json([[str(file.relative_to(path)), digest_of_file(file)] for file in files]))
+        case Factory(file=None, named=named):
+            return named
+        case Factory(file=file, named=named):
+            assert file is not None
+            beside = sorted(other for other in file.parent.iterdir() if other.is_file())
+            marks = [[other.name, other.stat().st_size, other.stat().st_mtime_ns] for other in beside]
+            return digest_of(canonical_json([named, digest_of_file(file), marks]))
+
+
+def _rows(inputs: Mapping[str, Array]) -> int:
+    return len(next(iter(inputs.values())))
+
+
+def _scored(outputs: Sequence[TensorSpec], name: str, who: str) -> TensorSpec:
+    """The output to learn: the one named, else the only one.
+
+    Raises:
+        CompileError: there is none, or it is no output of a classifier.
+    """
+    by_name = {spec.name: spec for spec in outputs}
+    if name and name not in by_name:
+        raise CompileError(f"{who} has no output {name!r}; {nearest(name, by_name)}")
+    if not name and len(outputs) != 1:
+        raise CompileError(
+            f"{who} has several outputs ({', '.join(by_name)}); name one with model.output (--output-name)"
+        )
+    spec = by_name[name] if name else outputs[0]
+    if len(spec.shape) != 2 or (spec.shape[1] < 2 and spec.shape[1] != -1) or not spec.datatype.startswith("FP"):
+        raise CompileError(
+            f"output {spec.name!r} of {who} is {spec.datatype}{list(spec.shape)}; a student learns floats of shape "
+            "[batch, classes] with two classes or more"
+        )
+    return spec
