@@ -9,10 +9,11 @@ import re
 import click
 
 from penstock.cli.output import output_option, print_json, print_table
+from penstock.toolchain.table import TOOLCHAINS
 
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)")
 _EXTRA = re.compile(r"extra == ['\"]([^'\"]+)['\"]")
-_NOT_FOR_USERS = frozenset({"dev", "all", "demo"})
+_NOT_FOR_USERS = frozenset({"dev", "all", "demo", *TOOLCHAINS})  # toolchains have a command of their own
 
 
 @click.command(

@@ -27,6 +27,7 @@ _NETWORK = re.compile(
     r"Failed to establish a new connection|Temporary failure in name resolution|Connection refused|Could not fetch URL"
 )
 _NO_TORCH = re.compile(r"No matching distribution found for torch\b|Could not find a version .* requirement torch\b")
+_NOT_FOUND = "No matching distribution found"
 _OTHER_HASH = re.compile(r"DO NOT MATCH THE HASHES")
 _DISK_FULL = re.compile(r"No space left on device|Disk quota exceeded")
 
@@ -101,8 +102,9 @@ def failure(toolchain: Toolchain, locked: Lock, run: PipRun) -> PenstockError:
             f"check the configured indexes (pip config list){run.log.tail()}"
         )
     if _NETWORK.search(said):
-        # pip asks for one package after another, and stops at the first that it cannot get
-        missing = [package for package in locked.packages if package not in run.collected[:-1]]
+        # pip asks for one package after another, and stops at the first that it cannot find, or cannot fetch
+        found = run.collected if _NOT_FOUND in said else run.collected[:-1]
+        missing = [package for package in locked.packages if package not in found]
         return Unavailable(
             f"toolchain {name}: pip found {len(locked.packages) - len(missing)} of {len(locked.packages)} packages, "
             f"and not {_some(missing)}. Check the network and the configured indexes (pip config list). For a machine "

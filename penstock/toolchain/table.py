@@ -72,7 +72,7 @@ TOOLCHAINS: Mapping[str, Toolchain] = {
                 "optimum-onnx==0.1.0",
                 "transformers==4.57.6",
                 "onnxruntime-genai==0.15.2",
-                "onnxruntime==1.31.1",  # genai 0.15 was built against it
+                "onnxruntime==1.31.1",  # the combination that was tested
                 "torch==2.13.0",
                 "onnx==1.23.2",
                 "onnx-ir==1.1.0",  # the LLM builder imports it without declaring it

@@ -16,7 +16,7 @@ from protocol import InputError, progress, serve
 
 
 def echo(job: dict[str, Any]) -> dict[str, Any]:
-    for share, note in job.get("progress", []):
+    for share, note in job.get("steps", []):
         progress(share, note)
     if job.get("chatter"):
         print("chatter of a library")
@@ -25,6 +25,10 @@ def echo(job: dict[str, Any]) -> dict[str, Any]:
     if "pid_file" in job:
         child = subprocess.Popen(["sleep", "600"])
         Path(job["pid_file"]).write_text(f"{os.getpid()} {child.pid}", encoding="utf-8")
+    if job.get("ready"):
+        progress(0.5, "ready")
+    if "warn" in job:
+        print(job["warn"])
     for _ in range(job.get("log_lines", 0)):
         print("x" * 200, file=sys.stderr)
     return _act(job)
