@@ -1,0 +1,110 @@
+"""What a quantized language model lost: perplexity and agreement against its float parent, and whether it may ship.
+
+Pure; randomness comes as a seed. Both models score the same tokens, so differences are paired token by token. Tokens of
+one text are not independent, so intervals are by a bootstrap of whole blocks of consecutive tokens (Künsch, "The
+Jackknife and the Bootstrap for General Stationary Observations", Annals of Statistics 17, 1989), percentile method.
+"""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from compiler.generation.measure import Likelihoods
+from penstock.errors import CompileError
+
+Floats = NDArray[np.float64]
+
+BLOCK_TOKENS = 64
+RESAMPLES = 2000
+_DELTA = 0.05
+_AT_ONCE = 4_000_000  # numbers drawn at once, so that memory stays small however long the texts are
+
+
+class Interval(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A figure with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class PerplexityChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A candidate against its reference on the same ``tokens`` tokens.
+
+    Attributes:
+        before, after: perplexities, exp(-mean log-probability), of reference and candidate.
+        increase: after / before - 1. ``agreement``: share of places where both hold the same token likeliest.
+    """
+
+    before: float
+    after: float
+    increase: Interval
+    agreement: Interval
+    tokens: int
+
+
+def perplexity(found: Likelihoods) -> float:
+    """exp(-mean log-probability); infinite when the mean is beyond the largest double's logarithm."""
+    with np.errstate(over="ignore"):
+        return float(np.exp(-found.log_likelihood.mean()))
+
+
+def change(reference: Likelihoods, candidate: Likelihoods, *, seed: int = 0) -> PerplexityChange:
+    """
+    Raises:
+        CompileError: the two did not score the same tokens, as when their tokenizers differ.
+    """
+    if not np.array_equal(reference.tokens, candidate.tokens) or not np.array_equal(reference.text, candidate.text):
+        raise CompileError(
+            "perplexity: the two models split the texts into different tokens, so they cannot be compared token by "
+            "token; a quantized model is compared with the float model that it was made from"
+        )
+    lost = reference.log_likelihood - candidate.log_likelihood
+    ratio = _bootstrap(lost, reference.text, seed)
+    same = _bootstrap((reference.top1 == candidate.top1).astype(np.float64), reference.text, seed)
+    return PerplexityChange(
+        before=perplexity(reference),
+        after=perplexity(candidate),
+        increase=Interval(value=math.expm1(ratio.value), low=math.expm1(ratio.low), high=math.expm1(ratio.high)),
+        agreement=same,
+        tokens=len(lost),
+    )
+
+
+def refusal(found: PerplexityChange, *, max_increase: float) -> str:
+    """Why the candidate may not ship, with its figures; "" if it may.
+
+    Args:
+        max_increase: of perplexity, a share of the reference's (0.05 is 5%).
+    """
+    if found.increase.value <= max_increase:
+        return ""
+    return (
+        f"perplexity {found.before:.4g} -> {found.after:.4g}: {found.increase.value:+.1%} "
+        f"({found.increase.low:+.1%} to {found.increase.high:+.1%}), {max_increase:.1%} allowed. Use smaller blocks "
+        "(block_size), another algorithm (k_quant) or int8, or allow more"
+    )
+
+
+def _bootstrap(values: Floats, text: NDArray[np.int64], seed: int) -> Interval:
+    """The mean of ``values`` [T] and its interval over blocks of consecutive tokens that never cross a text's end."""
+    starts = _block_starts(text)
+    sums, counts = np.add.reduceat(values, starts), np.diff(np.append(starts, len(values)))
+    source, blocks = np.random.default_rng(seed), len(starts)
+    means: list[Floats] = []
+    step = max(1, _AT_ONCE // blocks)
+    for begin in range(0, RESAMPLES, step):
+        drawn = source.integers(0, blocks, (min(step, RESAMPLES - begin), blocks))
+        means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
+    low, high = np.quantile(np.concatenate(means), [_DELTA / 2, 1 - _DELTA / 2])
+    return Interval(value=float(values.mean()), low=float(low), high=float(high))
+
+
+def _block_starts(text: NDArray[np.int64]) -> NDArray[np.int64]:
+    first = np.flatnonzero(np.diff(text, prepend=text[0] - 1))  # of each text
+    lengths = np.diff(np.append(first, len(text)))
+    return np.concatenate([np.arange(begin, begin + n, BLOCK_TOKENS) for begin, n in zip(first, lengths, strict=True)])

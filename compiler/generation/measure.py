@@ -1,0 +1,251 @@
+"""What built language models say and how fast: perplexity, answers and speed, asked of an engine in a toolchain.
+
+Owns the files that go to and come from ``compiler/runners/genai_score.py``, whose docstring defines each quantity. What
+the figures mean is ``compiler.generation.compare``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock import toolchain
+from penstock.blobs import disk_errors
+from penstock.errors import CompileError, ConfigError, InvalidInput
+
+RUNNER = Path(__file__).parents[1] / "runners" / "genai_score.py"
+CONFIG_FILE = "genai_config.json"
+
+Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Progress = Callable[[float, str], None]
+
+_LONGEST_WINDOW = 1024
+_MAX_NEW_TOKENS = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A built model: what ``compiler.passes.genai`` wrote, and the toolchain whose engine runs it here."""
+
+    directory: Path
+    toolchain: str = "optimum"
+    timeout_s: float = 7200.0
+
+    @property
+    def context_length(self) -> int:
+        """In tokens.
+
+        Raises:
+            CompileError: not a directory for onnxruntime-genai.
+        """
+        try:
+            config = json.loads((self.directory / CONFIG_FILE).read_text(encoding="utf-8"))
+            return int(config["model"]["context_length"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CompileError(
+                f"{self.directory} is not a model for onnxruntime-genai: {CONFIG_FILE}: {error}"
+            ) from error
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How tokens are drawn; answer n of a set is drawn with ``seed + n``."""
+
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 1.0
+    seed: int = 0
+
+
+class Generate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How answers are made.
+
+    Attributes:
+        stop: an answer ends before the first of these strings. ``sampling``: None is greedy.
+    """
+
+    max_new_tokens: int = 32
+    stop: tuple[str, ...] = ()
+    sampling: Sampling | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Likelihoods:
+    """One entry a scored token [T]: itself, its log-probability (natural), the likeliest one there, and its text."""
+
+    tokens: Integers
+    log_likelihood: Floats
+    top1: Integers
+    text: Integers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Answers:
+    """One entry a prompt: the answer, its tokens, and for each token its probability and its margin to the next one."""
+
+    texts: tuple[str, ...]
+    prompt_ids: tuple[Integers, ...]
+    token_ids: tuple[Integers, ...]
+    probabilities: tuple[Floats, ...]
+    margins: tuple[Floats, ...]
+    tokens_per_s: float
+
+
+class Speed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """At batch 1, on this machine.
+
+    Attributes:
+        first_token_ms: median, for a prompt of ``prompt_tokens``. ``tokens_per_s``: median, after the first.
+        load_bytes: by how much the process's peak memory grew when the model was loaded. ``peak_bytes``: of the whole
+            process.
+    """
+
+    prompt_tokens: int
+    new_tokens: int
+    first_token_ms: float
+    tokens_per_s: float
+    load_s: float
+    load_bytes: int
+    peak_bytes: int
+    engine: str
+
+
+def likelihoods(
+    model: Model,
+    texts: Sequence[str],
+    *,
+    window: int | None = None,
+    stride: int | None = None,
+    progress: Progress | None = None,
+) -> Likelihoods:
+    """Log-probabilities of the tokens of ``texts``, by sliding windows where they are longer than ``window``.
+
+    Args:
+        window: tokens; by default the model's context, 1024 at most. ``stride``: tokens from 1 to window - 1; by
+            default half a window.
+
+    Raises:
+        ConfigError: window or stride do not fit the model. InvalidInput: no text has two tokens. CompileError,
+        MissingToolchain: from the toolchain.
+    """
+    if not texts:
+        raise InvalidInput("texts: none given; perplexity needs some", field="data.source")
+    context = model.context_length
+    window = min(context, _LONGEST_WINDOW) if window is None else window
+    if not 2 <= window <= context:
+        raise ConfigError(f"window: {window} tokens; expected 2 to the model's context, {context}")
+    stride = max(1, window // 2) if stride is None else stride
+    if not 1 <= stride < window:
+        raise ConfigError(f"stride: {stride} tokens; expected 1 to window - 1, {window - 1}")
+    with _scratch() as scratch:
+        task = {
+            "kind": "likelihood",
+            "texts": _lines(scratch / "texts.jsonl", texts),
+            "window": window,
+            "stride": stride,
+        }
+        _, arrays = _asked(model, task, scratch, progress)
+    if not np.isfinite(arrays["log_likelihood"]).all():
+        raise CompileError(f"{model.directory.name}: its logits hold NaN or infinite values for some tokens")
+    return Likelihoods(**arrays)
+
+
+def answers(
+    model: Model,
+    prompts: Sequence[str] | Sequence[Sequence[int]],
+    settings: Generate,
+    *,
+    progress: Progress | None = None,
+) -> Answers:
+    """The model's answers, one prompt at a time: texts to be tokenized by the model's own tokenizer, or token ids.
+
+    Raises:
+        ConfigError: settings out of range. CompileError: a prompt that is too long for the model (named by its number).
+        MissingToolchain: from the toolchain.
+    """
+    if not prompts:
+        raise InvalidInput("prompts: none given", field="data.source")
+    if not 1 <= settings.max_new_tokens <= _MAX_NEW_TOKENS:
+        raise ConfigError(f"max_new_tokens: {settings.max_new_tokens}; expected 1 to {_MAX_NEW_TOKENS}")
+    if any(not stop for stop in settings.stop):
+        raise ConfigError("stop: an empty string ends every answer before it begins")
+    with _scratch() as scratch:
+        lines = prompts if isinstance(prompts[0], str) else [[int(token) for token in row] for row in prompts]
+        task = {"kind": "generate", "prompts": _lines(scratch / "prompts.jsonl", lines)} | msgspec.to_builtins(settings)
+        facts, arrays = _asked(model, task, scratch, progress)
+    offsets = arrays["offsets"]
+    return Answers(
+        texts=tuple(part.tobytes().decode("utf-8") for part in _cut(arrays["texts"], arrays["text_offsets"])),
+        prompt_ids=_cut(arrays["prompt_ids"], arrays["prompt_offsets"]),
+        token_ids=_cut(arrays["token_ids"], offsets),
+        probabilities=_cut(arrays["probabilities"], offsets),
+        margins=_cut(arrays["margins"], offsets),
+        tokens_per_s=facts["tokens"] / max(facts["seconds"], 1e-9),
+    )
+
+
+def speed(
+    model: Model, *, prompt_tokens: int = 64, new_tokens: int = 64, rounds: int = 5, progress: Progress | None = None
+) -> Speed:
+    """First-token latency, tokens a second and memory; prompt and answer shrink to fit a small context.
+
+    Raises:
+        CompileError, MissingToolchain: from the toolchain.
+    """
+    half = max(1, model.context_length // 2)
+    prompt_tokens, new_tokens = min(prompt_tokens, half), max(2, min(new_tokens, half))
+    task = {"kind": "speed", "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "rounds": rounds}
+    result = _call(model, task, progress)
+    facts = result["tasks"][0]
+    return Speed(
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        first_token_ms=1e3 * facts["first_token_s"],
+        tokens_per_s=facts["tokens_per_s"],
+        load_s=result["load_s"],
+        load_bytes=result["load_bytes"],
+        peak_bytes=result["peak_bytes"],
+        engine=result["engine"],
+    )
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    with disk_errors("making a directory for a toolchain"):
+        directory = tempfile.TemporaryDirectory(prefix="penstock-score-")
+    with directory as name:
+        yield Path(name)
+
+
+def _asked(
+    model: Model, task: dict[str, Any], scratch: Path, progress: Progress | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    out = scratch / "out.npz"
+    result = _call(model, task | {"out": str(out)}, progress)
+    with np.load(out, allow_pickle=False) as file:
+        return result["tasks"][0], {name: file[name] for name in file.files}
+
+
+def _call(model: Model, task: dict[str, Any], progress: Progress | None) -> dict[str, Any]:
+    job = {"model": model.directory.absolute(), "tasks": [task]}
+    return toolchain.call(model.toolchain, RUNNER, job, progress=progress, timeout_s=model.timeout_s)
+
+
+def _lines(path: Path, rows: Iterable[Any]) -> str:
+    with disk_errors(f"writing {path}"):
+        path.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+    return str(path)
+
+
+def _cut(flat: NDArray[Any], offsets: Integers) -> tuple[NDArray[Any], ...]:
+    return tuple(flat[start:end] for start, end in itertools.pairwise(offsets))

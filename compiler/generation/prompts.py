@@ -1,0 +1,243 @@
+"""Prompts and texts that a recipe names: from .jsonl or .txt files, or a Python iterator; checked, and dealt to uses.
+
+Owns what is refused: columns that are not known, empty prompts, answers for some rows only. Never drops or repairs a
+row. A row's split depends on its prompt and the seed alone, and equal prompts share one, so that no prompt sits on both
+sides of a promise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from compiler.data import iterator, splitting
+from compiler.data.part import ALL
+from compiler.data.section import DataSection
+from penstock.artifact import canonical_json
+from penstock.blobs import digest_of
+from penstock.config import nearest
+from penstock.errors import InvalidInput
+
+MAX_FILE_BYTES = 256 * 1024**2
+MAX_ROWS = 200_000
+USES: Mapping[str, float] = {"tune": 0.3, "certify": 0.5, "test": 0.2}
+"""What prompts are for, and the share that each use gets where a source does not say."""
+
+_FIELD = "data.source"
+
+
+class Prompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One row.
+
+    Attributes:
+        answer: the right answer, to be matched exactly after normalisation; None where none is known.
+        group: for certificates by group. ``split``: one of :data:`USES`, where the source divides its rows itself.
+    """
+
+    prompt: str
+    answer: str | None = None
+    group: str = ""
+    split: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptSet:
+    """Prompts of one use, in order."""
+
+    name: str
+    rows: tuple[Prompt, ...]
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        return tuple(row.prompt for row in self.rows)
+
+    @property
+    def answers(self) -> tuple[str, ...] | None:
+        """None without answers; a loaded set has them for all rows or for none."""
+        found = tuple(row.answer for row in self.rows if row.answer is not None)
+        return found if len(found) == len(self.rows) else None
+
+    @property
+    def groups(self) -> NDArray[np.str_] | None:
+        """Names [N], or None."""
+        return (
+            np.array([row.group for row in self.rows], dtype=np.str_) if any(row.group for row in self.rows) else None
+        )
+
+    @property
+    def digest(self) -> str:
+        """Of everything in it, order included."""
+        return digest_of(canonical_json([msgspec.to_builtins(row) for row in self.rows]))
+
+
+def load(source: str, *, base: Path = Path()) -> PromptSet:
+    """Every prompt of a source.
+
+    Args:
+        source: a ``.jsonl`` file of objects with ``prompt`` and, where there are any, ``answer``, ``group`` and
+            ``split``; a ``.txt`` file of prompts with blank lines between them; or ``module:function`` or
+            ``file.py:function``, which gives such objects. A path is relative to ``base``.
+
+    Raises:
+        InvalidInput: which row of which source is wrong, and what was expected.
+    """
+    rows = tuple(_prompt(item, f"{source}: row {number}") for number, item in enumerate(_items(source, base, "prompt")))
+    without = sum(row.answer is None for row in rows)
+    if 0 < without < len(rows):
+        raise InvalidInput(
+            f"{source}: {without} of {len(rows)} rows have no answer; give one for every row (harm is counted by "
+            "labels), or for none (harm is disagreement with the cloud)",
+            field=_FIELD,
+        )
+    for column in ("split", "group"):
+        if 0 < sum(not getattr(row, column) for row in rows) < len(rows):
+            raise InvalidInput(
+                f"{source}: some rows have a {column} and some do not; give every row one, or none", field=_FIELD
+            )
+    return PromptSet(name="all", rows=rows)
+
+
+def load_texts(source: str, *, base: Path = Path()) -> tuple[str, ...]:
+    """Texts for perplexity: a ``.jsonl`` file of objects with ``text``, a ``.txt`` file as one text, or an iterator.
+
+    Raises:
+        InvalidInput: as :func:`load`.
+    """
+    if ":" not in source and source.endswith(".txt"):
+        return (_content(base / source),)
+    texts = []
+    for number, item in enumerate(_items(source, base, "text")):
+        _check_columns(item, ("text",), f"{source}: row {number}")
+        if not isinstance(item.get("text"), str) or not item["text"].strip():
+            raise InvalidInput(f"{source}: row {number}: text is empty or no text", field=_FIELD)
+        texts.append(item["text"])
+    return tuple(texts)
+
+
+def split(everything: PromptSet, *, seed: int, shares: Mapping[str, float] = USES) -> dict[str, PromptSet]:
+    """A set for each use: as the rows say, or dealt by a seeded hash of the prompt.
+
+    Raises:
+        InvalidInput: a use without prompts, a split that is no use, or a prompt in two splits.
+    """
+    rows = everything.rows
+    if rows[0].split:
+        _check_splits(rows, shares)
+        return {use: PromptSet(name=use, rows=tuple(row for row in rows if row.split == use)) for use in shares}
+    keys = [digest_of(row.prompt.encode()).encode() for row in rows]
+    dealt = splitting.deal(keys, shares, seed=seed)
+    if empty := [use for use, found in dealt.items() if not len(found)]:
+        raise InvalidInput(f"prompts: {len(rows)} are too few to have some for {empty[0]!r}; add prompts", field=_FIELD)
+    return {use: PromptSet(name=use, rows=tuple(rows[i] for i in found)) for use, found in dealt.items()}
+
+
+def _check_splits(rows: Sequence[Prompt], shares: Mapping[str, float]) -> None:
+    if unknown := sorted({row.split for row in rows} - set(shares)):
+        raise InvalidInput(f"prompts: no split is called {unknown[0]!r}; {nearest(unknown[0], shares)}", field=_FIELD)
+    if missing := [use for use in shares if all(row.split != use for row in rows)]:
+        raise InvalidInput(f"prompts: no row has split {missing[0]!r}", field=_FIELD)
+    seen: dict[str, str] = {}
+    for number, row in enumerate(rows):
+        if seen.setdefault(row.prompt, row.split) != row.split:
+            raise InvalidInput(
+                f"prompts: row {number} is in split {row.split!r}, and the same prompt in {seen[row.prompt]!r}; a "
+                "promise certified on prompts that were used for something else would not hold",
+                field=_FIELD,
+            )
+
+
+def _items(source: str, base: Path, column: str) -> Iterator[Any]:
+    """
+    Raises:
+        InvalidInput: nothing there, too much, or not of a known kind.
+    """
+    if ":" in source:
+        items: Iterable[Any] = _from_function(source, base)
+    elif source.endswith(".jsonl"):
+        items = _from_lines(_content(base / source), source)
+    elif source.endswith(".txt"):
+        items = ({column: block} for block in _blocks(_content(base / source)))
+    else:
+        raise InvalidInput(f"{source}: expected a .jsonl or .txt file, or module:function", field=_FIELD)
+    number = -1
+    for number, item in enumerate(items):
+        if number >= MAX_ROWS:
+            raise InvalidInput(f"{source}: more than {MAX_ROWS} rows; a sample is enough", field=_FIELD)
+        yield item
+    if number < 0:
+        raise InvalidInput(f"{source}: no rows in it", field=_FIELD)
+
+
+def _from_function(source: str, base: Path) -> Iterator[dict[str, Any]]:
+    section = DataSection(source=source)
+    if iterator.splits_of(section, base) != (ALL,):
+        raise InvalidInput(
+            f"{source}: a function that gives prompts takes no parameter; name splits in the rows ('split')",
+            field=_FIELD,
+        )
+    for row in iterator.rows(section, base, ALL, _silent):
+        item = {name: str(value) for name, value in row.inputs.items()}
+        yield item if row.label is None else {"answer": str(row.label), **item}
+
+
+def _from_lines(content: str, source: str) -> Iterator[Any]:
+    for number, line in enumerate(content.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield msgspec.json.decode(line)
+        except msgspec.DecodeError as error:
+            raise InvalidInput(f"{source}: line {number} is not JSON: {error}", field=_FIELD) from error
+
+
+def _blocks(content: str) -> Iterator[str]:
+    block: list[str] = []
+    for line in [*content.splitlines(), ""]:
+        if line.strip():
+            block.append(line)
+        elif block:
+            yield "\n".join(block)
+            block = []
+
+
+def _content(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise InvalidInput(f"{path}: more than {MAX_FILE_BYTES} bytes; a sample is enough", field=_FIELD)
+        content = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InvalidInput(f"{path}: no such file", field=_FIELD) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path}: cannot be read as UTF-8 text: {error}", field=_FIELD) from error
+    if not content.strip():
+        raise InvalidInput(f"{path}: the file is empty", field=_FIELD)
+    return content
+
+
+def _prompt(item: Any, where: str) -> Prompt:
+    _check_columns(item, Prompt.__struct_fields__, where)
+    try:
+        row = msgspec.convert(item, Prompt)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"{where}: {error}; expected texts", field=_FIELD) from error
+    if not row.prompt.strip():
+        raise InvalidInput(f"{where}: the prompt is empty", field=_FIELD)
+    return row
+
+
+def _check_columns(item: Any, known: tuple[str, ...], where: str) -> None:
+    if not isinstance(item, dict):
+        raise InvalidInput(f"{where} is {type(item).__name__}; expected an object with {known[0]!r}", field=_FIELD)
+    for name in item:
+        if name not in known:
+            raise InvalidInput(f"{where}: unknown column {name!r}; {nearest(str(name), known)}", field=_FIELD)
+
+
+def _silent(note: str) -> None:
+    """Prompts are few: nobody waits for them."""

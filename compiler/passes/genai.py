@@ -1,0 +1,192 @@
+"""A language model for onnxruntime-genai: a Hugging Face directory or GGUF file in, a directory that it can run out.
+
+Decides the precision and what is refused before a toolchain is started; ``compiler/runners/genai_build.py`` converts,
+in toolchain ``optimum`` (genai 0.15, transformers 4) or ``transformers5`` (genai 0.18). Weights in 4 or 8 bits have
+activations in float that are rounded to 8 bits inside each product (accuracy level 4): without it int4 is slower than
+float on many CPUs. Does not measure: that is ``compiler.generation``.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from compiler.generation import gguf
+from compiler.passes.job import PassJob, PassResult
+from compiler.targets import Target
+from penstock import toolchain
+from penstock.blobs import disk_errors
+from penstock.errors import CompileError, ConfigError, InvalidInput
+
+RUNNER = Path(__file__).parents[1] / "runners" / "genai_build.py"
+MODEL_FILE, CONFIG_FILE = "model.onnx", "genai_config.json"
+
+_WEIGHTS = ("*.safetensors", "*.bin")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_MAX_CONFIG_BYTES = 16 * 1024**2
+_INTEGERS = ("int4", "int8")
+
+Toolchain = Literal["optimum", "transformers5"]
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a recipe may set.
+
+    Attributes:
+        precision: of the weights; ``fp16`` is for CUDA, ``fp32`` the reference that others are compared with.
+        block_size: weights that share a scale (int4, int8).
+        accuracy_level: 0 as the engine likes, 1 float32, 2 float16, 3 bfloat16, 4 int8 products. None is 4 on a CPU,
+            0 elsewhere.
+        symmetric: no zero points.
+        algorithm: ``default`` (round to nearest), ``rtn`` (the same by onnxruntime's newer code) or ``k_quant``.
+        timeout_s: for the whole conversion.
+    """
+
+    precision: Literal["int4", "int8", "fp16", "fp32"] = "int4"
+    block_size: Literal[16, 32, 64, 128, 256] = 32
+    accuracy_level: Literal[0, 1, 2, 3, 4] | None = None
+    symmetric: bool = True
+    algorithm: Literal["default", "rtn", "k_quant"] = "default"
+    toolchain: Toolchain = "optimum"
+    timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 7200.0
+
+
+def run(job: PassJob) -> PassResult:
+    """Convert ``job.source`` for ``job.target``; nodes in ``job.keep_float`` keep their float weights.
+
+    Raises:
+        ConfigError: options that are unknown, or do not suit the target. InvalidInput: no such model.
+        CompileError: an architecture, quantization or directory that cannot be converted, or nothing was quantized.
+        MissingToolchain: the toolchain is not installed.
+    """
+    options = _options(job)
+    check_source(job.source)
+    with tempfile.TemporaryDirectory(prefix="penstock-genai-", dir=job.work) as work:
+        facts = toolchain.call(
+            options.toolchain,
+            RUNNER,
+            {
+                "source": job.source.absolute(),
+                "out": job.out.absolute(),
+                "work": work,
+                "precision": options.precision,
+                "provider": job.target.provider,
+                "options": _builder_options(options, job.target),
+                "keep_float": sorted(job.keep_float),
+            },
+            progress=job.progress,
+            timeout_s=options.timeout_s,
+        )
+    _check_result(job.out, facts, options)
+    return PassResult(model=MODEL_FILE, summary=_summary(options, facts), facts=facts)
+
+
+def check_source(source: Path) -> None:
+    """What can be refused without starting a toolchain.
+
+    Raises:
+        InvalidInput, CompileError: what is missing or wrong, and what was expected.
+    """
+    if source.suffix == ".gguf":
+        gguf.check(gguf.read_header(source), source.name)
+        return
+    if not source.is_dir():
+        raise InvalidInput(
+            f"{source}: no such directory; expected a Hugging Face directory or a .gguf file", field="source"
+        )
+    architectures = _config(source).get("architectures")
+    if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
+        raise CompileError(f"{source.name}: config.json names no architecture (architectures); which model is it?")
+    if not any(path for pattern in _WEIGHTS for path in source.glob(pattern)):
+        raise CompileError(
+            f"{source.name}: no weights (*.safetensors or *.bin) in the directory; is it a partial download?"
+        )
+    if not any((source / name).is_file() for name in _TOKENIZERS):
+        raise CompileError(
+            f"{source.name}: no tokenizer in the directory; expected tokenizer.json (or one of "
+            f"{', '.join(_TOKENIZERS[1:])}). Save it beside the model: "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(directory)"
+        )
+
+
+def files(directory: Path) -> dict[str, Path]:
+    """Every file of a built model by its name, the main one excepted: what travels with it in an artifact."""
+    return {path.name: path for path in sorted(directory.iterdir()) if path.is_file() and path.name != MODEL_FILE}
+
+
+def size_bytes(directory: Path) -> int:
+    """Of everything an engine needs."""
+    return sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
+
+
+def _options(job: PassJob) -> Options:
+    try:
+        options = msgspec.convert(dict(job.options), Options)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"genai: {error}") from error
+    if job.target.engine != "genai":
+        raise ConfigError(f"genai: target {job.target.name} runs no language models; use genai-cpu or genai-cuda")
+    if options.precision == "fp16" and job.target.provider == "cpu":
+        raise ConfigError('genai: precision fp16 is for genai-cuda; on a CPU use "int4", "int8" or "fp32"')
+    if job.keep_float and options.precision not in _INTEGERS:
+        raise ConfigError(f"genai: nothing to keep in float, the whole model is {options.precision}")
+    return options
+
+
+def _builder_options(options: Options, target: Target) -> dict[str, str]:
+    if options.precision not in _INTEGERS:
+        return {}
+    level = options.accuracy_level
+    if level is None:
+        level = 4 if target.provider == "cpu" else 0
+    return {
+        "block_size": str(options.block_size),
+        "accuracy_level": str(level),
+        "is_symmetric": str(options.symmetric).lower(),
+        "algo_config": options.algorithm,
+    }
+
+
+def _config(source: Path) -> dict[str, Any]:
+    path = source / "config.json"
+    if not path.is_file():
+        raise CompileError(f"{source.name}: no config.json; expected a Hugging Face model directory")
+    if path.stat().st_size > _MAX_CONFIG_BYTES:
+        raise CompileError(f"{source.name}: config.json is larger than {_MAX_CONFIG_BYTES} bytes; it is no model's")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CompileError(f"{source.name}: config.json is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise CompileError(f"{source.name}: config.json holds no object; expected a Hugging Face model directory")
+    return config
+
+
+def _check_result(out: Path, facts: dict[str, Any], options: Options) -> None:
+    for name in (MODEL_FILE, CONFIG_FILE, "tokenizer.json"):
+        if not (out / name).is_file():
+            raise CompileError(
+                f"genai: the builder wrote no {name}; a model without it cannot be run. Is its tokenizer one that "
+                "transformers can save as tokenizer.json?"
+            )
+    with disk_errors(f"tidying {out}"):
+        for extra in [path for path in out.iterdir() if path.is_dir()]:
+            shutil.rmtree(extra)
+    if options.precision in _INTEGERS and not facts["quantized_weight_bytes"]:
+        raise CompileError(f'genai: {options.precision} quantized nothing; set precision = "fp32"')
+
+
+def _summary(options: Options, facts: dict[str, Any]) -> str:
+    quantized, other = facts["quantized_weight_bytes"], facts["other_weight_bytes"]
+    if options.precision not in _INTEGERS:
+        return f"{facts['architecture']} in {options.precision}, {other / 1e6:.1f} MB of weights"
+    share = quantized / max(quantized + other, 1)
+    return (
+        f"{facts['architecture']}: {options.precision} by blocks of {options.block_size} ({options.algorithm}), "
+        f"{(quantized + other) / 1e6:.1f} MB of weights, {share:.0%} of it quantized"
+    )
