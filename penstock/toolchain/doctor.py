@@ -111,7 +111,7 @@ def _probe(python: Path, name: str, modules: tuple[str, ...], timeout_s: float) 
 
     try:
         status = process.run(
-            [str(python), "-s", str(_PROBE), name, *modules],
+            [str(python), "-I", str(_PROBE), name, *modules],  # isolated: our directory must not hide its modules
             environment=environment(os.environ),
             on_output=keep,
             on_log=log.add,
