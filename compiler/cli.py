@@ -1,77 +1,186 @@
-"""``penstock compile``: a recipe in, an artifact directory out. Parses, calls the pipeline, prints; decides nothing."""
+"""``penstock compile``: a recipe or a model in, an artifact directory out. Parses, calls the pipeline, prints; decides
+nothing."""
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from penstock.cli.output import print_fields, print_json, print_table, progress
+from penstock.cli.default_group import DefaultGroup
+from penstock.cli.output import is_interactive, print_fields, print_json, print_table, progress
 from penstock.errors import CalibrationError
 
 if TYPE_CHECKING:
+    from compiler.evaluation import Evaluation, Speed
     from compiler.pipeline import Compiled
+    from compiler.progress import Watcher
     from compiler.recipe import Recipe
+    from compiler.steps import StepCache
 
 _FORMATS = ("table", "json")
 
 
-@click.command(
+@click.group(
     "compile",
+    cls=DefaultGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+def command() -> None:
+    """Turn models and examples into one certified artifact."""
+
+
+@command.default(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="""\b
 Examples:
   penstock compile recipe.toml -o build/digits
-  penstock compile recipe.toml -o build/digits -o json
   penstock compile recipe.toml -o build/digits --dry-run
+  penstock compile recipe.toml --smoke
+  penstock compile model.onnx --target edge-x86-vnni --data d.npz -o build/m
+  penstock compile recipe.toml -o build/digits -o json
 
-Open build/digits/report.html to read what was promised and measured.
-Exit codes: 0 done, 1 failed, 2 wrong recipe or data, 3 refused (certificate, accuracy gate, DIR not ours).""",
+Open build/digits/report.html to read what was measured and promised. Interrupt at any time: finished steps
+are kept in ~/.cache/penstock/compile (PENSTOCK_CACHE), and the next run goes on from there.
+Exit codes: 0 done, 1 failed, 2 wrong recipe or data, 3 refused (certificate, accuracy gate, DIR not ours),
+130 interrupted.""",
 )
-@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("model", metavar="RECIPE|MODEL")
 @click.option(
     "-o",
     "--output",
     "outputs",
     metavar="DIR|json",
     multiple=True,
-    required=True,
     help="Directory to write the artifact to. Give it again as 'json' (or 'table') to choose what is printed.",
 )
-@click.option("--dry-run", is_flag=True, help="Check recipe, models and data, print the plan, write nothing.")
+@click.option("--data", metavar="FILE|DIR|MODULE:FUNCTION", help="Examples, when there is no recipe.")
+@click.option("--target", help="Device to compile for, when there is no recipe.  [default: host]")
+@click.option("--precision", "precisions", multiple=True, help="Candidate to try, when there is no recipe; repeatable.")
+@click.option("--task", help="classification, regression or embedding, when there is no recipe.")
+@click.option("--max-harm", type=float, help="Promise to certify, when there is no recipe.  [default: 0.02]")
+@click.option("--dry-run", is_flag=True, help="Check what is quickly checked, print the plan, write nothing.")
+@click.option("--smoke", is_flag=True, help="Run the whole recipe on few samples to find mistakes; write nothing.")
 @click.option(
     "--without-certificate",
     is_flag=True,
     help="Pack even if certification is refused; agents then escalate everything.",
 )
-def command(recipe: Path, outputs: tuple[str, ...], dry_run: bool, without_certificate: bool) -> None:
-    """Quantize, calibrate, certify and pack a model into one artifact.
+@click.option("--no-cache", is_flag=True, help="Do every step again, and keep the new results.")
+def build(
+    model: str,
+    outputs: tuple[str, ...],
+    dry_run: bool,
+    smoke: bool,
+    without_certificate: bool,
+    no_cache: bool,
+    **flags: Any,
+) -> None:
+    """Turn models and examples into one certified artifact.
 
-    RECIPE is a TOML file that names a small model for the device, a large one for the cloud, and examples.
+    RECIPE is a TOML file that names models for the device and for the cloud, and examples. MODEL is an ONNX file, a
+    Hugging Face directory, module:factory, ...: see docs/compiler.md.
+
+    Every candidate (precision, calibration) is measured on its target; the fastest one that keeps the promised accuracy
+    ships, and the report says what became of each other one and why.
     """
-    directory, output = _outputs(outputs)
+    directory, output = _outputs(outputs, needs_directory=not smoke)
+    from compiler import pipeline
+    from compiler.steps import StepCache, default_root
+
+    cache = StepCache(default_root(), reuse=not no_cache)
+    with _watched() as watcher:
+        recipe = _recipe(model, flags, cache, watcher)
+        if dry_run:
+            _print_plan(pipeline.plan(recipe, directory), output)
+            return
+        if smoke:
+            with tempfile.TemporaryDirectory(prefix="penstock-smoke-") as scratch:
+                evaluation = pipeline.smoke(recipe, Path(scratch), cache=cache, watcher=watcher)
+            _print_smoke(evaluation, output)
+            return
+        try:
+            compiled = pipeline.compile_recipe(
+                recipe, directory, cache=cache, watcher=watcher, require_certificate=not without_certificate
+            )
+        except CalibrationError as error:
+            raise _with_advice(error) from error
+    _print_result(compiled, output)
+
+
+@contextmanager
+def _watched() -> Iterator[Watcher]:
+    """A live bar on a terminal, lines elsewhere; an interruption says how to go on."""
+    from compiler.progress import Lines
+
+    try:
+        if is_interactive():
+            from penstock.cli.live import LiveBar
+
+            with LiveBar() as bar:
+                yield bar
+        else:
+            yield Lines(progress)
+    except KeyboardInterrupt:
+        progress("interrupted; finished steps are kept, and the same command goes on from there")
+        raise
+
+
+def _recipe(model: str, flags: dict[str, Any], cache: StepCache, watcher: Watcher) -> Recipe:
+    """The recipe in a file, or one made of the flags."""
     from compiler import pipeline
     from compiler import recipe as recipes
 
-    parsed = recipes.load(recipe)
-    if dry_run:
-        _print_plan(pipeline.plan(parsed, directory), output)
+    given = [f"--{name.replace('_', '-').removesuffix('s')}" for name, value in flags.items() if value]
+    if model.endswith(".toml"):
+        if given:
+            raise click.UsageError(f"{', '.join(sorted(given))}: the recipe says that; edit {model}")
+        return recipes.load(Path(model))
+    if not flags["data"]:
+        raise click.UsageError(
+            f"{model} is no recipe (.toml), so that --data has to say where examples are; or write a recipe with "
+            f"'penstock compile init {model}'"
+        )
+    return pipeline.recipe_of_flags(model, Path.cwd(), pipeline.Flags(**flags), cache=cache, watcher=watcher)
+
+
+@command.command(
+    "init",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="""\b
+Examples:
+  penstock compile init model.onnx
+  penstock compile init bert-directory/ -o recipe.toml""",
+)
+@click.argument("model")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write; standard output without.")
+@click.option("--force", is_flag=True, help="Replace the file if it is there.")
+def init(model: str, output: Path | None, force: bool) -> None:
+    """Write a commented recipe from what can be seen in MODEL."""
+    from compiler.init import recipe_for
+    from penstock.blobs import write_atomically
+
+    text = recipe_for(model, Path.cwd() if output is None else output.resolve().parent)
+    if output is None:
+        click.echo(text, nl=False)
         return
-    try:
-        compiled = pipeline.compile_recipe(parsed, directory, require_certificate=not without_certificate, say=progress)
-    except CalibrationError as error:
-        raise _with_advice(error) from error
-    _print_result(compiled, parsed, output)
+    if output.exists() and not force:
+        raise click.UsageError(f"{output} is there already; choose another name, or --force")
+    write_atomically(output, text.encode())
+    progress(f"wrote {output}; next: penstock compile {output} -o build")
 
 
-def _outputs(values: tuple[str, ...]) -> tuple[Path, str]:
+def _outputs(values: tuple[str, ...], *, needs_directory: bool) -> tuple[Path, str]:
     """The directory and the format among the values of ``-o``; ``./json`` is a directory called json."""
     formats = [value for value in values if value in _FORMATS]
     directories = [value for value in values if value not in _FORMATS]
-    if len(directories) != 1 or len(formats) > 1:
+    if len(directories) > 1 or len(formats) > 1 or (needs_directory and not directories):
         raise click.UsageError("give -o once with a directory, and at most once more with 'json' or 'table'")
-    return Path(directories[0]), formats[0] if formats else "table"
+    return Path(directories[0] if directories else "."), formats[0] if formats else "table"
 
 
 def _with_advice(error: CalibrationError) -> CalibrationError:
@@ -89,55 +198,101 @@ def _print_plan(steps: list[tuple[str, str]], output: str) -> None:
         print_fields(dict(steps))
 
 
-def _print_result(compiled: Compiled, recipe: Recipe, output: str) -> None:
+def _print_smoke(evaluation: Evaluation, output: str) -> None:
+    if output == "json":
+        print_json({"smoke": "passed", "evaluation": evaluation})
+        return
+    _print_candidates(evaluation)
+    click.echo("\nsmoke: every step ran on few samples; the figures above mean nothing")
+
+
+def _print_result(compiled: Compiled, output: str) -> None:
     if output == "json":
         print_json(as_json(compiled))
         return
+    evaluation = compiled.evaluation
+    _print_candidates(evaluation)
+    click.echo()
+    _print_variants(evaluation)
+    click.echo()
+    kept = "  (nothing had changed since it was compiled before)" if compiled.was_kept else ""
+    click.echo(f"{compiled.reference}  {compiled.digest}{kept}")
+    for target in evaluation.targets:
+        click.echo(f"{target.role}/{target.target}: {_promise_words(target)}")
+    click.echo(f"report: {compiled.directory / 'report.html'}")
+
+
+def _promise_words(target: Any) -> str:
+    if target.cascade is None or (target.cascade.certificate is None and not target.cascade.refusal):
+        return f"no certificate: {target.not_measured or 'this task is not certified'}"
+    if target.cascade.certificate is None:
+        return f"NO CERTIFICATE, agents will escalate every answer: {target.cascade.refusal}"
+    words: str = target.cascade.certificate.promise()
+    return words
+
+
+def _print_candidates(evaluation: Evaluation) -> None:
     from compiler.report import milliseconds, size
 
-    evaluation = compiled.evaluation
-    rows = [
-        [
-            figures.name,
-            "-" if figures.accuracy is None else f"{figures.accuracy.value:.1%}",
-            "100.0%" if figures.role == "edge" else "0.0%",
-            f"{figures.agreement_cloud.value:.1%}",
-            milliseconds(figures.latency_p50_ms["1"]),
-            milliseconds(figures.latency_p50_ms["32"]),
-            size(figures.size_bytes),
+    for target in evaluation.targets:
+        rows = [
+            [
+                ("> " if line.ships else "  ") + line.name,
+                "-" if line.quality is None else f"{line.quality.value:.1%}",
+                "-" if line.drop is None else f"{100 * line.drop.value:+.2f}",
+                _latency(line.speed, "1", milliseconds),
+                _latency(line.speed, "32", milliseconds),
+                size(line.size_bytes) if line.size_bytes else "-",
+                line.verdict,
+            ]
+            for line in target.candidates
         ]
-        for figures in evaluation.variants
-    ]
-    if evaluation.cascade is not None:
-        accuracy = evaluation.cascade.accuracy
-        shown = "-" if accuracy is None else f"{accuracy.value:.1%}"
-        rows.append(["cascade", shown, f"{evaluation.cascade.coverage.value:.1%}", "", "", "", ""])
-    print_table(["", "accuracy", "on device", "as teacher", "p50 ms x1", "p50 ms x32", "size"], rows)
-    click.echo()
-    click.echo(f"{recipe.reference}  {compiled.digest}")
-    if evaluation.certificate is not None:
-        click.echo(evaluation.certificate.promise())
-    else:
-        click.echo(f"NO CERTIFICATE, agents will escalate every answer: {evaluation.refusal}")
+        title = f"{target.role}/{target.target}"
+        print_table(
+            [f"{title}", target.metric, "drop", "p50 ms x1", "p50 ms x32", "size", "verdict"],
+            rows,
+        )
+
+
+def _latency(speed: Speed | None, batch: str, words: Any) -> str:
+    return "not here" if speed is None else words(speed.p50_ms[batch])
+
+
+def _print_variants(evaluation: Evaluation) -> None:
+    rows = []
+    for target in evaluation.targets:
+        variant = target.variant
+        rows.append([f"{variant.role}/{variant.target} {variant.precision}", f"{variant.quality.value:.1%}", "100.0%"])
+        cascade = target.cascade
+        if cascade is not None and cascade.figures is not None:
+            accuracy = cascade.figures.accuracy or cascade.figures.coverage
+            shown = f"{accuracy.value:.1%}" if cascade.figures.accuracy else "-"
+            rows.append([f"cascade {variant.role}/{variant.target}", shown, f"{cascade.figures.coverage.value:.1%}"])
+    rows.append(["cloud", f"{evaluation.cloud.quality.value:.1%}", "0.0%"])
+    print_table(["on the test split", evaluation.targets[0].metric, "on device"], rows)
 
 
 def as_json(compiled: Compiled) -> dict[str, Any]:
-    """What ``-o json`` prints."""
-    evaluation = compiled.evaluation
-    accuracies = {v.name: v.accuracy.value for v in evaluation.variants if v.accuracy is not None}
-    names = {"edge": evaluation.variants[-2].name, "fp32": evaluation.variants[0].name}
-    accuracy = {role: accuracies.get(name) for role, name in (*names.items(), ("cloud", evaluation.variants[-1].name))}
-    if evaluation.cascade is not None and evaluation.cascade.accuracy is not None:
-        accuracy["cascade"] = evaluation.cascade.accuracy.value
+    """What ``-o json`` prints. ``certificate`` and ``accuracy`` are those of the first rung's first target."""
+    evaluation, first = compiled.evaluation, compiled.evaluation.targets[0]
+    cascade = first.cascade
+    accuracy = {
+        "edge": first.variant.quality.value,
+        "fp32": first.parent_test.quality.value,
+        "cloud": evaluation.cloud.quality.value,
+    }
+    if cascade is not None and cascade.figures is not None and cascade.figures.accuracy is not None:
+        accuracy["cascade"] = cascade.figures.accuracy.value
+    certificate = None if cascade is None else cascade.certificate
     return {
         "reference": compiled.reference,
         "digest": compiled.digest,
         "directory": compiled.directory,
         "report": compiled.directory / "report.html",
-        "promise": evaluation.certificate.promise() if evaluation.certificate else "",
-        "refusal": evaluation.refusal,
-        "certificate_digest": compiled.certificate_digest,
-        "certificate": evaluation.certificate,
+        "was_kept": compiled.was_kept,
+        "promise": certificate.promise() if certificate else "",
+        "refusal": "" if cascade is None else cascade.refusal,
+        "certificate": certificate,
         "accuracy": accuracy,
         "evaluation": evaluation,
     }

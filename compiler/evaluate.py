@@ -1,83 +1,49 @@
-"""Variants side by side: answers, accuracy with its interval, agreement, latency on this machine, size.
+"""Variants side by side: answers, shares with their intervals, latency and memory on this machine.
 
-Measures and compares; what a figure means for the artifact (gate, certificate) is decided elsewhere. Everything but the
-latencies is the same on every run.
+Measures and compares; what a figure means for the artifact (gate, certificate) is decided elsewhere. Everything but
+latency and memory is the same on every run.
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.calibrate import batches
 from compiler.certify import CertifyData, clopper_pearson
-from penstock.errors import CompileError
+from compiler.evaluation import CascadeFigures, ReliabilityBin, Share, Speed
+from penstock import confidence, tensors
+from penstock.confidence import Kind
+from penstock.errors import CompileError, Internal
 from penstock.runtime import Engine
 from penstock.tensors import Array
-
-Classes = NDArray[np.int64]
 
 LATENCY_BATCHES = (1, 32)
 _LATENCY_BUDGET_S = 0.25
 _LATENCY_MIN_ROUNDS, _LATENCY_MAX_ROUNDS = 5, 200
 _INTERVAL_DELTA = 0.05
-
-
-class Share(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A share of ``n`` rows with its exact 95% interval (Clopper-Pearson)."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-
-class VariantFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One line of the table.
-
-    Attributes:
-        accuracy: on the test split; None without labels.
-        agreement_fp32, agreement_cloud: share of test rows answered as the float student and as the cloud do.
-        latency_p50_ms: median of interleaved calls by batch size, one thread, on the machine that compiled.
-    """
-
-    name: str
-    role: str
-    precision: str
-    size_bytes: int
-    accuracy: Share | None
-    agreement_fp32: Share
-    agreement_cloud: Share
-    latency_p50_ms: dict[str, float]
-
-
-class CascadeFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The cascade at its certified threshold, measured on the test split, which neither chose nor certified it.
-
-    Attributes:
-        coverage: share answered on the device. ``accuracy``: None without labels.
-        harm: what the certificate bounds by ``max_harm``. ``disagreement``: what an audit sees of it.
-    """
-
-    coverage: Share
-    accuracy: Share | None
-    harm: Share
-    disagreement: Share
+_MEMORY_TIMEOUT_S = 300.0
+_RELIABILITY_BINS = 10
 
 
 def answers(engine: Engine, inputs: Mapping[str, Array], *, output: str, max_batch: int, what: str) -> Array:
-    """The scored output [N, C] for all rows.
+    """The scored output [N, ...] for all rows.
 
     Raises:
         CompileError: it holds NaN or infinities.
     """
-    parts = [engine.run(batch, [output])[output] for batch in batches(inputs, max_batch)]
+    rows = len(next(iter(inputs.values())))
+    parts = [
+        engine.run({name: array[start : start + max_batch] for name, array in inputs.items()}, [output])[output]
+        for start in range(0, rows, max_batch)
+    ]
     values: Array = np.concatenate(parts)
-    if not np.isfinite(values.astype(np.float64)).all():
+    if values.dtype.kind == "f" and not np.isfinite(values.astype(np.float64)).all():
         raise CompileError(f"{what}: output {output!r} holds NaN or infinite values for some examples")
     return values
 
@@ -103,6 +69,30 @@ def cascade(data: CertifyData, threshold: float) -> CascadeFigures:
     )
 
 
+def reliability(
+    outputs: Array, labels: NDArray[np.int64] | None, *, kind: Kind, temperature: float
+) -> tuple[ReliabilityBin, ...]:
+    """How often rows of similar confidence are right: the calibration curve (Guo et al., arXiv 1706.04599).
+
+    Args:
+        outputs: logits or probabilities [N, C]. ``labels``: [N]; without them there is nothing to compare with.
+    """
+    if labels is None:
+        return ()
+    sure = confidence.score(outputs, kind=kind, name="max_prob", temperature=temperature)
+    right = confidence.predicted(outputs) == labels
+    bins = np.minimum((sure * _RELIABILITY_BINS).astype(np.int64), _RELIABILITY_BINS - 1)
+    return tuple(
+        ReliabilityBin(
+            confidence=float(sure[bins == index].mean()),
+            accuracy=float(right[bins == index].mean()),
+            rows=int(np.count_nonzero(bins == index)),
+        )
+        for index in range(_RELIABILITY_BINS)
+        if (bins == index).any()
+    )
+
+
 def latencies_ms(engines: Mapping[str, Engine], inputs: Mapping[str, Array]) -> dict[str, dict[str, float]]:
     """Median milliseconds of a call by engine name and batch size.
 
@@ -114,6 +104,31 @@ def latencies_ms(engines: Mapping[str, Engine], inputs: Mapping[str, Array]) -> 
         for name, seconds in _interleaved(list(engines.items()), batch).items():
             figures[name][str(size)] = 1e3 * float(np.median(seconds))
     return figures
+
+
+def memory_bytes(model: Path, inputs: Mapping[str, Array], scratch: Path) -> int:
+    """What a fresh process grows by (peak resident set) to load an ONNX file and run one row, in bytes.
+
+    Raises:
+        Internal: the process failed.
+    """
+    row = scratch / "row.msgpack"
+    row.write_bytes(tensors.pack({name: array[:1] for name, array in inputs.items()}))
+    done = subprocess.run(
+        [sys.executable, "-m", "compiler.memory", str(model), str(row)],
+        capture_output=True,
+        text=True,
+        timeout=_MEMORY_TIMEOUT_S,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise Internal(f"measuring the memory of {model.name} failed: {done.stderr.strip()[-300:]}")
+    return int(done.stdout)
+
+
+def speed(p50_ms: Mapping[str, float], memory: int) -> Speed:
+    """The figures as the evaluation carries them: four significant digits."""
+    return Speed(p50_ms={size: float(f"{value:.4g}") for size, value in p50_ms.items()}, memory_bytes=memory)
 
 
 def _interleaved(engines: Sequence[tuple[str, Engine]], batch: Mapping[str, Array]) -> dict[str, list[float]]:

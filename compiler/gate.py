@@ -102,8 +102,8 @@ def refusal(candidate: Measured, parent: Measured, budget: Budget) -> str:
 def choose(candidates: Sequence[Measured], parent: Measured, budget: Budget) -> Verdict:
     """The candidate that ships: the fastest (smallest, where the objective is size) of those that may.
 
-    Equally fast ones are decided by size, then by drop, then by order: what a recipe lists first. Where nothing could be
-    timed, the last of those that may ship is taken: recipes and targets list the careful first.
+    Equally fast ones are decided by size, then by drop, then by order: what a recipe lists first. Where nothing could
+    be timed, the last of those that may ship is taken: recipes and targets list the careful first.
 
     Args:
         parent: the float candidate that others are compared with; itself among ``candidates`` if it may ship.
@@ -153,7 +153,8 @@ def _best(candidates: Sequence[Measured], fit: Sequence[int], budget: Budget) ->
 
 def _behind(candidate: Measured, shipped: Measured, budget: Budget) -> str:
     if budget.objective == "size":
-        return f"fits, but {shipped.name} is smaller"
+        how = "smaller" if shipped.size_bytes < candidate.size_bytes else "as small and costs no more"
+        return f"fits, but {shipped.name} is {how}"
     if candidate.latency_ms is None or shipped.latency_ms is None:
         return f"fits, but {shipped.name} was asked for after it"
     if candidate.latency_ms <= _AS_FAST * shipped.latency_ms:

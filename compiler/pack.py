@@ -11,17 +11,16 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from compiler import evaluation as evaluations
-from compiler.certify import Certified
-from compiler.dataset import Split
-from compiler.evaluation import Evaluation
-from compiler.recipe import Recipe
+from compiler.data import Split
+from compiler.ladder import Ladder
+from compiler.steps import ENTRY_FILE
 from penstock import artifact as art
 from penstock import golden
 from penstock.artifact import Role, VariantSpec
@@ -29,51 +28,71 @@ from penstock.blobs import disk_errors, fsync_directory
 from penstock.certificate import Certificate
 from penstock.errors import CompileError, Conflict, PenstockError
 from penstock.golden import Golden
-from penstock.layout import Layout, VariantDraft, variant_digest
+from penstock.layout import Layout, VariantDraft
 from penstock.runtime import Engine
 from penstock.tensors import Array, TensorSpec, numpy_dtype
 
-REPORT_FILE, EVALUATION_FILE = "report.html", "evaluation.json"
+REPORT_FILE, EVALUATION_FILE, LOCK_FILE = "report.html", "evaluation.json", "lock.json"
 CLOUD_TARGET = "cpu"
 
 _GOLDEN_ROWS = 16
 _GOLDEN_SEED = 0
+_STEPS = {"fp32": 1e-3, "none": 1e-3, "fp16": 1e-2}
 _FREE_DIMENSION = 8  # of a golden input, where the model leaves a dimension other than the batch free
-_OURS = frozenset({"oci-layout", "index.json", "blobs", REPORT_FILE, EVALUATION_FILE})
+_OURS = frozenset({"oci-layout", "index.json", "blobs", REPORT_FILE, EVALUATION_FILE, LOCK_FILE})
 
 
-def draft(
-    recipe: Recipe, engine: Engine, weights: Path, inputs: Mapping[str, Array], *, output: str, role: Role, target: str
-) -> VariantDraft:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packable:
+    """A model that is to become a variant.
+
+    Attributes:
+        onnx: computes the golden outputs; the model itself, or the graph that an engine was built from.
+        files: further files of the model, by their names in the artifact.
+    """
+
+    role: Role
+    target: str
+    precision: str
+    weights: Path
+    onnx: Engine
+    engine: str = "onnx"
+    provider: str = "cpu"
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+
+def draft(ladder: Ladder, what: Packable, inputs: Mapping[str, Array]) -> VariantDraft:
     """A variant ready to pack, with its own outputs for ``inputs`` as golden vectors.
 
     Raises:
         CompileError: it answers the golden inputs with NaN or infinities.
     """
-    precision = recipe.edge.precision if role == "edge" else "fp32"
-    outputs = engine.run(inputs)
+    model = ladder.recipe.model
+    outputs = what.onnx.run(inputs)
     for name, array in outputs.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise CompileError(
-                f"{role} variant: output {name!r} is not finite for golden inputs; set model.input_range in the recipe"
+                f"{what.role} variant: output {name!r} is not finite for golden inputs; set model.input_range in the "
+                "recipe"
             )
     spec = VariantSpec(
-        model=recipe.model.name,
-        role=role,
-        engine="onnx",
-        target=target,
-        provider="cpu",
-        precision=precision,
-        inputs=engine.inputs,
-        outputs=engine.outputs,
-        score_output=output,
-        score_kind=recipe.model.output_kind,
-        labels=recipe.model.labels,
-        max_batch=recipe.model.max_batch,
-        preprocessing=recipe.preprocessing,
-        golden_tolerance=_tolerance(outputs, precision),
+        model=model.name,
+        role=what.role,
+        engine=what.engine,
+        target=what.target,
+        provider=what.provider,
+        precision=what.precision,
+        inputs=what.onnx.inputs,
+        outputs=what.onnx.outputs,
+        score_output=ladder.output,
+        score_kind=model.output_kind,
+        labels=model.labels or ladder.data.class_names,
+        max_batch=model.max_batch,
+        preprocessing=ladder.preprocessing,
+        golden_tolerance=_tolerance(outputs, what.precision),
     )
-    return VariantDraft(spec=spec, weights=weights, golden=golden.encode(Golden(inputs=inputs, outputs=outputs)))
+    vectors = golden.encode(Golden(inputs=inputs, outputs=outputs))
+    return VariantDraft(spec=spec, weights=what.weights, golden=vectors, files=what.files)
 
 
 def edge_golden_inputs(split: Split) -> dict[str, Array]:
@@ -96,69 +115,56 @@ def cloud_golden_inputs(specs: tuple[TensorSpec, ...], value_range: tuple[float,
     return inputs
 
 
-def bind(
-    found: Certified,
-    drafts: tuple[VariantDraft, ...],
-    directory: Path,
-    recipe: Recipe,
-    *,
-    temperature: float,
-    data: Split,
-) -> Certificate:
-    """The certificate of what was found, for exactly these variants, this preprocessing and this data.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Referring:
+    """A document that refers to the artifact. ``copy`` is its name beside the layout, for people; "" for none."""
 
-    Args:
-        drafts: edge and cloud. ``directory``: where :func:`write` will pack them.
-    """
-    edge_digest, cloud_digest = (variant_digest(item, directory) for item in drafts)
-    return Certificate(
-        model=recipe.model.name,
-        edge_digest=edge_digest,
-        cloud_digest=cloud_digest,
-        preprocessing_digest=art.preprocessing_digest(recipe.preprocessing),
-        harm=found.harm,
-        score=recipe.certificate.score,
-        temperature=temperature,
-        threshold=found.threshold,
-        max_harm=recipe.certificate.max_harm,
-        delta=recipe.certificate.delta,
-        n=found.n,
-        harm_count=found.harm_count,
-        kept_count=found.kept_count,
-        coverage=found.coverage,
-        coverage_low=found.coverage_low,
-        coverage_high=found.coverage_high,
-        audit_max_harm=found.audit_max_harm,
-        data_digest=data.digest,
+    kind: str
+    content: bytes
+    title: str
+    copy: str = ""
+
+
+def evidence(document: bytes) -> Referring:
+    """What a certificate can be recomputed from."""
+    return Referring(kind=art.EVIDENCE, content=document, title="evidence.msgpack")
+
+
+def documents(*, lock: bytes, evaluation: bytes, report: str) -> tuple[Referring, ...]:
+    """What every artifact carries besides certificates."""
+    return (
+        Referring(kind=art.LOCK, content=lock, title=LOCK_FILE, copy=LOCK_FILE),
+        Referring(kind=art.EVALUATION, content=evaluation, title=EVALUATION_FILE, copy=EVALUATION_FILE),
+        Referring(kind=art.REPORT, content=report.encode(), title=REPORT_FILE, copy=REPORT_FILE),
     )
 
 
 def write(
-    directory: Path, drafts: tuple[VariantDraft, ...], evaluation: Evaluation, report: str, *, tag: str
-) -> tuple[str, str]:
+    directory: Path,
+    drafts: Sequence[VariantDraft],
+    certificates: Sequence[Certificate],
+    referring: Sequence[Referring],
+    *,
+    tag: str,
+) -> Layout:
     """Write the whole artifact, its referrers and the copies for people into an empty directory, and verify it.
-
-    Returns:
-        Digest of the artifact, and of the certificate's manifest ("" without one).
 
     Raises:
         CertificateMismatch, ArtifactError, StorageError: nothing that fails here is ever published.
     """
     layout = Layout.create(directory)
-    packed = layout.pack(drafts, tag=tag)
-    certificate_digest = ""
-    if evaluation.certificate is not None:
-        certificate_digest = layout.attach_certificate(evaluation.certificate).digest
-    encoded, page = evaluations.encode(evaluation), report.encode()
-    layout.attach(art.EVALUATION, encoded, title=EVALUATION_FILE)
-    layout.attach(art.REPORT, page, title=REPORT_FILE)
-    with disk_errors(f"writing {directory}"):
-        (directory / EVALUATION_FILE).write_bytes(encoded)
-        (directory / REPORT_FILE).write_bytes(page)
+    layout.pack(drafts, tag=tag)
+    for certificate in certificates:
+        layout.attach_certificate(certificate)
+    for document in referring:
+        layout.attach(document.kind, document.content, title=document.title)
+        if document.copy:
+            with disk_errors(f"writing {directory}"):
+                (directory / document.copy).write_bytes(document.content)
     problems = layout.verify()
     if problems:
         raise CompileError(f"the artifact just written does not verify: {'; '.join(problems[:3])}")
-    return packed.digest, certificate_digest
+    return layout
 
 
 def check_destination(out: Path) -> None:
@@ -199,21 +205,27 @@ def workspace(out: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def publish(built: Path, out: Path, scratch: Path) -> None:
-    """Move a finished directory to ``out``; what an earlier compilation wrote there is replaced as a whole.
+def publish(built: Path, out: Path, scratch: Path, *, finish: Callable[[Path], None] | None = None) -> None:
+    """Copy a finished artifact to ``out``; what an earlier compilation wrote there is replaced as a whole.
+
+    Args:
+        finish: called with the copy before it takes its place.
 
     Raises:
-        StorageError: a rename failed; ``out`` is as it was.
+        StorageError: a copy or a rename failed; ``out`` is as it was.
     """
     with disk_errors(f"publishing {out}"):
+        ready, previous = scratch / "ready", scratch / "previous"
+        shutil.copytree(built, ready, ignore=shutil.ignore_patterns(ENTRY_FILE))
+        if finish is not None:
+            finish(ready)
         if not out.exists():
-            os.rename(built, out)
+            os.rename(ready, out)
             fsync_directory(out.parent)
             return
-        previous = scratch / "previous"
         os.rename(out, previous)
         try:
-            os.rename(built, out)
+            os.rename(ready, out)
         except OSError:
             os.rename(previous, out)
             raise
@@ -223,11 +235,11 @@ def publish(built: Path, out: Path, scratch: Path) -> None:
 def _tolerance(outputs: Mapping[str, Array], precision: str) -> float:
     """How far golden outputs may be off elsewhere.
 
-    Float kernels add in another order on another processor: a thousandth of the largest value. In INT8 a sum next to a
-    rounding border may land one step off and carry on from there: four of 256 steps of the largest value. Saturated
-    products, which is what the check must catch, are off by far more.
+    Float kernels add in another order on another processor: a thousandth of the largest value. Half precision has ten
+    bits: a hundredth. In integers a sum next to a rounding border may land one step off and carry on from there: four
+    of 256 steps of the largest value. Saturated products, which is what the check must catch, are off by far more.
     """
     values = [np.abs(array.astype(np.float64)) for array in outputs.values() if array.dtype.kind == "f"]
     largest = max((float(array.max()) for array in values if array.size), default=0.0)
-    step = 4 / 256 if precision == "int8" else 1e-3
+    step = _STEPS.get(precision, 4 / 256)
     return float(f"{max(1e-3, step * largest):.3g}")

@@ -1,225 +1,326 @@
-"""One compilation from recipe to artifact: load, quantize, calibrate, evaluate, gate, certify, pack, publish.
+"""One compilation from recipe to artifact: load, make and gate candidates for every target, certify, pack, publish.
 
 Composes the other modules and owns their order, which is part of the promise: everything that is fitted or can refuse a
 candidate comes before the one look at the certifying split, and nothing appears at the destination before everything
-has succeeded.
+has succeeded. The finished artifact is itself a step kept by content: an unchanged recipe only copies it.
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from compiler import candidate as candidates
-from compiler import certify, evaluate, models, pack, report, targets
-from compiler.candidate import Candidate
-from compiler.certify import Certified, CertifyData, RiskCoveragePoint
-from compiler.evaluation import CurvePoint, Evaluation, Machine, SplitFigures
-from compiler.models import Loaded
-from compiler.recipe import Recipe
-from penstock import machine
-from penstock.certificate import Certificate
-from penstock.errors import CalibrationError
-from penstock.layout import VariantDraft
+import msgspec
 
-Say = Callable[[str], None]
+from compiler import candidates, cascade, certify, ladder, lock, pack, report, targets, tasks, variants
+from compiler import data as datasets
+from compiler import evaluation as evaluations
+from compiler import recipe as recipes
+from compiler.candidates import Setting
+from compiler.cascade import Cascade
+from compiler.evaluation import Evaluation, SplitFigures, TargetEvaluation
+from compiler.ladder import Ladder
+from compiler.progress import Doing, Steps, Watcher
+from compiler.recipe import CLOUD, Recipe, Rung
+from compiler.sources import SourceSection
+from compiler.steps import StepCache
+from compiler.variants import Shipped, Tested
+from compiler.workshop import Workshop, engine, fingerprint, this_machine
+from penstock import artifact as art
+from penstock.layout import Layout, VariantDraft, variant_digest
+
+SMOKE_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compiled:
-    """What a compilation produced. ``certificate_digest`` is "" without a certificate; ``evaluation`` says why."""
+    """What a compilation produced. ``was_kept``: nothing had changed since it was compiled before."""
 
     reference: str
     digest: str
     directory: Path
-    certificate_digest: str
     evaluation: Evaluation
+    was_kept: bool
 
 
-class Steps:
-    """Progress: a line a step, with its duration."""
-
-    def __init__(self, say: Say) -> None:
-        self._say = say
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[list[str]]:
-        """Time a step; what it appends to the yielded list is shown beside its name."""
-        began = time.perf_counter()
-        notes: list[str] = []
-        yield notes
-        self._say(f"{name:<10} {time.perf_counter() - began:5.2f} s  {'; '.join(notes)}".rstrip())
-
-
-def compile_recipe(recipe: Recipe, out: Path, *, require_certificate: bool = True, say: Say) -> Compiled:
+def compile_recipe(
+    recipe: Recipe,
+    out: Path,
+    *,
+    cache: StepCache,
+    watcher: Watcher,
+    require_certificate: bool = True,
+    finish: Callable[[Path], None] | None = None,
+) -> Compiled:
     """Compile and publish at ``out``, or raise and leave ``out`` as it was.
 
     Args:
         require_certificate: False packs without one when certification is refused.
-        say: receives progress lines.
+        finish: called with the finished directory just before it is published: signs it.
 
     Raises:
-        InvalidInput, CompileError: models or data are wrong. GateRefused: too much accuracy lost to quantization.
+        InvalidInput, CompileError: models or data are wrong. GateRefused: no candidate keeps the quality budget.
         CalibrationError: certification refused, with the samples needed. Conflict: ``out`` holds something else.
         StorageError: the disk said no.
     """
-    steps = Steps(say)
     out = out.resolve()
     pack.check_destination(out)
-    with pack.workspace(out) as scratch:
-        with steps("load") as notes:
-            loaded = models.load(recipe, scratch)
-            notes.append(str(loaded))
-        with steps("quantize") as notes:
-            candidate = candidates.make(loaded, scratch)
-            notes.append(str(candidate))
-        evaluation, drafts = _judge(loaded, candidate, scratch / "artifact", require_certificate, steps)
-        with steps("pack") as notes:
-            digest, certificate_digest = pack.write(
-                scratch / "artifact", drafts, evaluation, report.render(evaluation), tag=recipe.model.version
-            )
-            pack.publish(scratch / "artifact", out, scratch)
-            notes.append(str(out))
+    steps, shop = Steps(watcher), Workshop(cache)
+
+    def produce(directory: Path, work: Path) -> dict[str, Any]:
+        del work
+        _write(recipe, directory, shop, steps, require_certificate=require_certificate)
+        return {}
+
+    key = {**_key(recipe), "require_certificate": require_certificate}
+    whole = Doing(watcher)
+    step = shop.step("artifact", key, produce, whole)
+    with pack.workspace(out) as scratch, steps("publish") as doing:
+        pack.publish(step.directory, out, scratch, finish=finish)
+        doing.note(str(out))
+    layout = Layout(out)
     return Compiled(
         reference=recipe.reference,
-        digest=digest,
+        digest=layout.digest,
         directory=out,
-        certificate_digest=certificate_digest,
-        evaluation=evaluation,
+        evaluation=evaluations.decode((out / pack.EVALUATION_FILE).read_bytes()),
+        was_kept=step.was_cached,
     )
+
+
+def smoke(recipe: Recipe, scratch: Path, *, cache: StepCache, watcher: Watcher) -> Evaluation:
+    """The whole recipe on few samples and one candidate a precision, to find mistakes in seconds; publishes nothing.
+
+    Raises:
+        As :func:`compile_recipe`, but for refusals: too few samples are the point.
+    """
+    shop, steps = Workshop(cache), Steps(watcher)
+    layout = _write(recipe, scratch, shop, steps, require_certificate=False, smoke_rows=SMOKE_ROWS)
+    return evaluations.decode(layout.blobs.read(layout.referrers(art.EVALUATION)[-1].content.digest))
 
 
 def plan(recipe: Recipe, out: Path) -> list[tuple[str, str]]:
-    """The steps that :func:`compile_recipe` would take, with what it found in the inputs; writes nothing at ``out``.
+    """The steps that :func:`compile_recipe` would take, from the recipe and from what is quickly seen; writes nothing.
 
     Raises:
-        As :func:`load`, and Conflict for the destination.
+        InvalidInput, ConfigError: a model or data that is not there. Conflict: for the destination.
     """
     pack.check_destination(out.resolve())
-    with tempfile.TemporaryDirectory(prefix="penstock-plan-") as scratch:
-        loaded = models.load(recipe, Path(scratch))
-    data, promise = loaded.data, recipe.certificate
-    needed = certify.samples_needed(promise.max_harm, promise.delta)
-    enough = "" if data.certify.rows >= needed else ": TOO FEW, this will be refused"
-    quantize = "none, fp32 as it is"
-    if recipe.edge.precision == "int8":
-        types = targets.integer_types(loaded.target)
-        quantize = f"static int8 {types}, per-channel weights, ranges from {data.ranges.rows} rows"
-    return [
-        ("load", str(loaded)),
-        ("quantize", quantize),
-        ("calibrate", f"temperature from {data.temperature.rows} rows"),
-        ("gate", f"accuracy drop <= {recipe.quality.max_accuracy_drop:g} on {data.test.rows} test rows"),
-        (
-            "certify",
-            f"{promise.harm} harm <= {promise.max_harm:g} at delta {promise.delta:g} by {promise.score}, on "
-            f"{data.certify.rows} rows ({needed} needed at least{enough})",
-        ),
-        ("pack", f"{recipe.reference}: edge/{loaded.target.name}, cloud/{pack.CLOUD_TARGET} -> {out}"),
+    ladder.source_fingerprints(recipe)
+    lines = [(f"{rung.role} model", _source_words(rung)) for rung in recipe.rungs]
+    if recipe.cloud is not None:
+        lines.append((f"{CLOUD} model", recipe.cloud.model))
+    promise = recipe.certificate
+    needed = [certify.samples_needed(level, promise.level_delta) for level in promise.levels]
+    for rung in recipe.rungs:
+        for name in rung.section.targets:
+            target = targets.resolve(name)
+            tried = ", ".join(rung.section.precisions or target.precisions)
+            where = "" if target.runs_here else " (not measured here: this machine cannot run it)"
+            lines.append((f"{rung.role}/{target.name}", f"candidates {tried}{where}"))
+    lines.append(("gate", f"drop <= {recipe.quality.max_accuracy_drop:g} against the float model, on the tuning split"))
+    if recipe.model.task == "classification":
+        lines.append(
+            (
+                "certify",
+                f"{promise.harm} harm <= {', '.join(f'{level:g}' for level in promise.levels)} at delta "
+                f"{promise.delta:g} by {promise.score}; at least {max(needed)} rows",
+            )
+        )
+    lines.append(("pack", f"{recipe.reference} -> {out}"))
+    return lines
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flags:
+    """What a command line says instead of a recipe."""
+
+    data: str
+    target: str | None = None
+    precisions: tuple[str, ...] = ()
+    task: str | None = None
+    max_harm: float | None = None
+
+
+def recipe_of_flags(model: str, base: Path, flags: Flags, *, cache: StepCache, watcher: Watcher) -> Recipe:
+    """The recipe of a compilation without one: the model is exported to see its inputs, the data are guessed from them.
+
+    Raises:
+        InvalidInput, ConfigError, CompileError: no such model or data, or what they are for cannot be guessed.
+    """
+    source = ladder.export(Workshop(cache), Steps(watcher), "edge", model, SourceSection(), base=base, seed=0)
+    examples = datasets.guess(flags.data, engine(source.model.path).inputs)
+    return recipes.of_model(
+        model,
+        examples,
+        base=base,
+        target=flags.target or targets.HOST,
+        precisions=flags.precisions,
+        task=flags.task,
+        max_harm=flags.max_harm,
+    )
+
+
+def _key(recipe: Recipe) -> dict[str, Any]:
+    """Everything that decides the artifact: the recipe without its place, the content it names, this machine."""
+    plain = {
+        "model": recipe.model,
+        "rungs": [(rung.role, rung.section) for rung in recipe.rungs],
+        "cloud": recipe.cloud,
+        "data": recipe.data,
+        "quality": recipe.quality,
+        "certificate": recipe.certificate,
+        "distill": recipe.distill,
+        "preprocessing": recipe.preprocessing,
+        "seed": recipe.seed,
+    }
+    return {
+        "recipe": msgspec.to_builtins(plain),
+        "sources": ladder.source_fingerprints(recipe),
+        "examples": datasets.fingerprint(recipe.data, recipe.base),
+        "machine": fingerprint(),
+    }
+
+
+def _write(
+    recipe: Recipe,
+    directory: Path,
+    shop: Workshop,
+    steps: Steps,
+    *,
+    require_certificate: bool,
+    smoke_rows: int | None = None,
+) -> Layout:
+    """Everything, from models to an artifact in ``directory``."""
+    loaded = ladder.load(shop, steps, recipe, smoke_rows=smoke_rows)
+    cloud = variants.cloud_draft(loaded)
+    shipped = [
+        variants.ship(shop, steps, loaded, setting, candidates.build(shop, steps, setting))
+        for setting in _settings(loaded, smoke=smoke_rows is not None)
     ]
+    cascades = [
+        cascade.build(shop, steps, loaded, item, cloud, directory, require_certificate=require_certificate)
+        if recipe.model.task == "classification" and item.built.target.runs_here
+        else None
+        for item in shipped
+    ]
+    evaluation = _evaluation(shop, steps, loaded, shipped, cloud, cascades, directory)
+    with steps("pack") as doing:
+        layout = pack.write(
+            directory,
+            [*(item.draft for item in shipped), cloud],
+            [item.certificate for item in cascades if item is not None and item.certificate is not None],
+            [
+                *(pack.evidence(item.evidence) for item in cascades if item is not None and item.evidence),
+                *pack.documents(
+                    lock=lock.encode(recipe, shop.taken),
+                    evaluation=evaluations.encode(evaluation),
+                    report=report.render(evaluation),
+                ),
+            ],
+            tag=recipe.model.version,
+        )
+        doing.note(f"{recipe.reference} {layout.digest}")
+    return layout
 
 
-def _judge(
-    loaded: Loaded, candidate: Candidate, directory: Path, require_certificate: bool, steps: Steps
-) -> tuple[Evaluation, tuple[VariantDraft, ...]]:
-    """Calibrate, measure, gate and certify a candidate; its variants are drafted into ``directory``."""
+def _settings(loaded: Ladder, *, smoke: bool) -> Iterator[Setting]:
+    """Every rung on every target, device first."""
+    for rung in loaded.recipe.rungs:
+        source = loaded.sources[rung.role]
+        for name in rung.section.targets:
+            yield Setting(
+                recipe=loaded.recipe,
+                rung=rung,
+                target=targets.resolve(name),
+                source=source.model,
+                is_neural=source.is_neural,
+                output=loaded.output,
+                data=loaded.data,
+                smoke=smoke,
+            )
+
+
+def _evaluation(
+    shop: Workshop,
+    steps: Steps,
+    loaded: Ladder,
+    shipped: Sequence[Shipped],
+    cloud: VariantDraft,
+    cascades: Sequence[Cascade | None],
+    directory: Path,
+) -> Evaluation:
+    """Figures on the test split, and everything that was found on the way."""
     recipe, data = loaded.recipe, loaded.data
-    with steps("calibrate") as notes:
-        temperature = candidates.temperature(loaded, candidate)
-        notes.append(f"temperature {temperature:.3f} from {data.temperature.rows} rows")
-    with steps("evaluate") as notes:
-        test = candidates.answers(loaded, candidate, data.test)
-        testing = candidates.certify_data(recipe, test, temperature)
-        variants = candidates.figures(loaded, candidate, test)
-        gate = candidates.gate(recipe, variants)
-        notes.append(gate)
-    with steps("certify") as notes:
-        drafts = _drafts(loaded, candidate)
-        certifying = candidates.certify_data(recipe, candidates.answers(loaded, candidate, data.certify), temperature)
-        found, refusal = _certify(recipe, certifying, require_certificate)
-        certificate = None
-        if found is not None:
-            certificate = pack.bind(found, drafts, directory, recipe, temperature=temperature, data=data.certify)
-        notes.append(_describe_certificate(certificate, refusal))
-    evaluation = Evaluation(
+    with steps("test") as doing:
+        tested = Tested(shop, loaded, doing)
+        whole = tested.figures(
+            loaded.cloud,
+            role=CLOUD,
+            target=pack.CLOUD_TARGET,
+            precision=cloud.spec.precision,
+            digest=variant_digest(cloud, directory),
+            size_bytes=variants.draft_size(cloud),
+            speed=shop.speeds({CLOUD: loaded.cloud}, data.tune, doing)[CLOUD],
+        )
+        evaluated = tuple(
+            _target_evaluation(tested, item, found, variant_digest(item.draft, directory))
+            for item, found in zip(shipped, cascades, strict=True)
+        )
+        doing.note(f"{evaluated[0].metric} {whole.quality.value:.2%} (cloud)")
+    return Evaluation(
         model=recipe.model.name,
         version=recipe.model.version,
-        target=loaded.target.name,
-        machine=_machine(),
+        task=recipe.model.task,
+        machine=this_machine(),
         splits={use: SplitFigures(rows=split.rows, digest=split.digest) for use, split in data.by_use().items()},
-        variants=variants,
-        quantization=candidate.quantization,
-        gate=gate,
-        harm=recipe.certificate.harm,
-        score=recipe.certificate.score,
-        temperature=temperature,
-        cascade=None if certificate is None else evaluate.cascade(testing, certificate.threshold),
-        curve_certify=_curve(certify.risk_coverage(certifying)),
-        curve_test=_curve(certify.risk_coverage(testing)),
-        certificate=certificate,
-        refusal=refusal,
-    )
-    return evaluation, drafts
-
-
-def _drafts(loaded: Loaded, candidate: Candidate) -> tuple[VariantDraft, ...]:
-    recipe = loaded.recipe
-    edge = pack.draft(
-        recipe,
-        candidate.engine,
-        candidate.path,
-        pack.edge_golden_inputs(loaded.data.ranges),
-        output=loaded.output,
-        role="edge",
-        target=loaded.target.name,
-    )
-    cloud = pack.draft(
-        recipe,
-        loaded.cloud,
-        loaded.cloud_path,
-        pack.cloud_golden_inputs(loaded.cloud.inputs, recipe.model.input_range),
-        output=loaded.output,
-        role="cloud",
-        target=pack.CLOUD_TARGET,
-    )
-    return edge, cloud
-
-
-def _certify(recipe: Recipe, data: CertifyData, require_certificate: bool) -> tuple[Certified | None, str]:
-    """The one look at the certifying split."""
-    promise = recipe.certificate
-    try:
-        return certify.certify(data, max_harm=promise.max_harm, delta=promise.delta), ""
-    except CalibrationError as error:
-        if require_certificate:
-            raise
-        return None, error.message.rstrip(".") + "."
-
-
-def _curve(points: list[RiskCoveragePoint]) -> tuple[CurvePoint, ...]:
-    return tuple(CurvePoint(threshold=p.threshold, coverage=p.coverage, harm=p.harm) for p in points)
-
-
-def _machine() -> Machine:
-    from importlib.metadata import version
-
-    return Machine(
-        target=machine.edge_target(),
-        processor=machine.processor_name(),
-        cores=os.cpu_count() or 1,
-        onnxruntime=version("onnxruntime"),
+        sources={role: source.model.how for role, source in loaded.sources.items()},
+        targets=evaluated,
+        cloud=whole,
     )
 
 
-def _describe_certificate(certificate: Certificate | None, refusal: str) -> str:
-    if certificate is None:
-        return f"REFUSED: {refusal}"
-    return (
-        f"{certificate.score} >= {certificate.threshold:.4f} keeps {certificate.coverage:.1%}; "
-        f"{certificate.harm_count} of {certificate.n} harmful"
+def _target_evaluation(tested: Tested, item: Shipped, found: Cascade | None, digest: str) -> TargetEvaluation:
+    setting, built = item.setting, item.built
+    role, target = setting.rung.role, built.target
+    parent, chosen = built.parent, built.chosen
+    assert parent.model is not None, "the parent was made"
+    not_measured = "" if target.runs_here else f"this machine cannot run {target.name}: certify it on such a device"
+    return TargetEvaluation(
+        role=role,
+        target=target.name,
+        objective=setting.rung.section.objective,
+        metric=tasks.metric_name(setting.recipe.model.task, has_labels=setting.data.test.labels is not None),
+        max_drop=setting.recipe.quality.max_accuracy_drop,
+        parent=parent.trial.name,
+        chosen=chosen.trial.name,
+        candidates=built.candidates,
+        sensitivity=built.sensitivity,
+        parent_test=tested.figures(
+            parent.model,
+            role=role,
+            target=target.name,
+            precision=parent.trial.precision,
+            digest="",
+            size_bytes=parent.model.size_bytes,
+            speed=parent.speed,
+        ),
+        variant=tested.figures(
+            item.graph,
+            role=role,
+            target=target.name,
+            precision=chosen.trial.precision,
+            digest=digest,
+            size_bytes=variants.draft_size(item.draft),
+            speed=chosen.speed,
+        ),
+        cascade=None if found is None else found.evaluation,
+        not_measured=not_measured,
     )
+
+
+def _source_words(rung: Rung) -> str:
+    how = "a student trained by distillation, " if rung.section.distill else ""
+    return f"{how}{rung.section.model}"

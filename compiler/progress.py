@@ -71,4 +71,4 @@ class Steps:
         self._watcher.started(name)
         yield doing
         seconds = "  kept " if doing.was_cached else f"{time.perf_counter() - began:5.1f} s"
-        self._watcher.finished(f"{name:<12} {seconds}  {'; '.join(doing.notes)}".rstrip())
+        self._watcher.finished(f"{name:<34} {seconds}  {'; '.join(doing.notes)}".rstrip())

@@ -1,31 +1,42 @@
-"""The recipe: what to build, from what, for which device, with which promise. A TOML file into typed, checked values.
+"""The recipe: what to build, from what, for which devices, with which promise. A TOML file into typed, checked values.
 
 Decides names and ranges only; whether the files fit each other is found when they are loaded. Paths in a recipe are
-relative to the recipe's own directory.
+relative to the recipe's own directory. Each capability owns its table: ``[data]`` is ``compiler.data.section``,
+``[certificate]`` is ``compiler.promise``, and so on; this module puts them together.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
+from compiler import promise, targets
+from compiler.data.section import DataSection
+from compiler.gate import Objective
+from compiler.passes import table
+from compiler.promise import CertificateSection
+from compiler.sources.section import SourceSection
+from compiler.targets import Precision
+from compiler.tasks import Task
 from penstock import artifact as art
 from penstock import config
-from penstock.certificate import Harm
-from penstock.confidence import SCORES
+from penstock.confidence import Kind
 from penstock.errors import ArtifactError, ConfigError
 
-Precision = Literal["int8", "fp32"]
+MAX_TARGETS = 16
+EDGE, CLOUD = "edge", "cloud"
 
 
 class ModelSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What both variants are.
+    """What all variants are.
 
     Attributes:
         version: the tag that points at the artifact; not part of its digest.
+        task: how answers are compared. A classification is certified; the others are packed without a certificate.
         labels: names of the classes, in order; optional.
         input_range: smallest and largest value an input may have. Data outside is refused, and the cloud's golden
             inputs are drawn from it.
@@ -34,92 +45,109 @@ class ModelSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """
 
     name: str
-    version: str
+    version: str = "v1"
+    task: Task = "classification"
     labels: tuple[str, ...] = ()
     input_range: tuple[float, float] | None = None
     output: str = ""
-    output_kind: Literal["logits", "probabilities"] = "logits"
+    output_kind: Kind = "logits"
     max_batch: int = 64
 
 
-class EdgeSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The variant for the device; ``target`` is a name of ``compiler.targets`` or ``host``."""
+class PruneSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Weights taken out before quantization; the share of them, and how. Accuracy is gated afterwards."""
 
-    onnx: str
-    target: str = "host"
-    precision: Precision = "int8"
+    share: float
+    method: str = "magnitude"
+
+
+class RungSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A rung of the ladder that is not the cloud.
+
+    Attributes:
+        model: an ONNX file, a Hugging Face directory, ``module:factory``, an ExportedProgram, ... (docs/compiler.md).
+        distill: the model is a student to be trained: see ``[distill]``; ``model`` then says what it looks like.
+        targets: devices to build a variant for; one variant each.
+        precisions: candidates; by default what each target lists. The gate ships one of them.
+        objective: the fastest candidate that keeps the quality budget, or the smallest.
+        passes: options by pass, e.g. ``passes.int8.percentile = 99.9``.
+    """
+
+    model: str
+    targets: tuple[str, ...] = (targets.HOST,)
+    precisions: tuple[Precision, ...] = ()
+    objective: Objective = "speed"
+    source: SourceSection = SourceSection()
+    distill: bool = False
+    prune: PruneSection | None = None
+    passes: dict[str, dict[str, Any]] = {}
+
+
+class MiddleSection(RungSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A rung between the device and the cloud, e.g. a gateway on the premises. ``name`` is its role in the artifact."""
+
+    name: str
 
 
 class CloudSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The variant for the cloud, packed as it is."""
 
-    onnx: str
-
-
-class SplitsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Suffixes of the arrays of each split. Without ``temperature``, ``fit`` is divided in two."""
-
-    fit: str = "fit"
-    temperature: str = ""
-    certify: str = "certify"
-    test: str = "test"
-
-
-class DataSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where the examples are: arrays named ``<input>_<split>`` and ``<labels>_<split>`` in one npz file.
-
-    Attributes:
-        inputs: array names for inputs that are called differently: ``{pixels = "x"}`` reads input ``pixels`` from
-            ``x_fit``, ``x_certify`` and ``x_test``.
-        labels: name of the label arrays; "" when there are none.
-        seed: divides ``fit`` into its two parts.
-    """
-
-    npz: str
-    inputs: dict[str, str] = {}
-    labels: str = "y"
-    seed: int = 0
-    splits: SplitsSection = SplitsSection()
+    model: str
+    source: SourceSection = SourceSection()
 
 
 class QualitySection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The gate for quantization: accuracy (agreement, without labels) it may cost on the test split."""
+    """The gate: accuracy (agreement, without labels) that a candidate may cost against its float parent.
+
+    Attributes:
+        restore_operators: over the budget, send sensitive operators of an int8 candidate back to float until it fits.
+        max_perplexity_increase: the budget of a generation, as a share of the float model's perplexity.
+    """
 
     max_accuracy_drop: float = 0.02
-
-
-class CertificateSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The promise to be certified; see ``penstock.certificate.Certificate``."""
-
-    max_harm: float = 0.02
-    delta: float = 0.05
-    harm: Harm = "labels"
-    score: str = "max_prob"
+    restore_operators: bool = True
+    max_perplexity_increase: float = 0.10
 
 
 class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     model: ModelSection
-    edge: EdgeSection
-    cloud: CloudSection
+    edge: RungSection
+    middle: tuple[MiddleSection, ...] = ()
+    cloud: CloudSection | None = None
     data: DataSection
     quality: QualitySection = QualitySection()
     certificate: CertificateSection = CertificateSection()
+    distill: dict[str, Any] | None = None
     preprocessing: dict[str, Any] = {}
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rung:
+    """A rung that is not the cloud, under its role's name."""
+
+    role: str
+    section: RungSection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """A checked recipe with its paths resolved."""
+    """A checked recipe. ``base`` is the directory that its paths are relative to.
 
+    Attributes:
+        rungs: device first. ``cloud`` is None when the float model of the last rung is to be the cloud's.
+    """
+
+    base: Path
     model: ModelSection
-    edge: EdgeSection
+    rungs: tuple[Rung, ...]
+    cloud: CloudSection | None
     data: DataSection
     quality: QualitySection
     certificate: CertificateSection
+    distill: dict[str, Any] | None
     preprocessing: dict[str, Any]
-    edge_onnx: Path
-    cloud_onnx: Path
-    npz: Path
+    seed: int
 
     @property
     def reference(self) -> str:
@@ -133,51 +161,115 @@ def load(file: Path) -> Recipe:
     Raises:
         ConfigError: unreadable, a misspelt key (with the nearest known one), a wrong type or a value out of range.
     """
-    parsed = config.load(_File, file=file)
-    _check(parsed, file)
-    base = file.parent
+    return _checked(config.load(_File, file=file), file.parent, str(file))
+
+
+def of_model(
+    model: str,
+    data: DataSection,
+    *,
+    base: Path,
+    target: str = targets.HOST,
+    precisions: tuple[str, ...] = (),
+    task: str | None = None,
+    max_harm: float | None = None,
+) -> Recipe:
+    """The recipe of a compilation without one: one model, quantized for the device and as it is for the cloud.
+
+    Raises:
+        ConfigError: as :func:`load`.
+    """
+    tree: dict[str, Any] = {
+        "model": {"name": _name_of(model), **({} if task is None else {"task": task})},
+        "edge": {"model": model, "targets": (target,), "precisions": precisions},
+        "data": data,
+        "certificate": {
+            "harm": "labels" if data.labels else "disagreement",
+            **({} if max_harm is None else {"max_harm": max_harm}),
+        },
+    }
+    try:
+        parsed = msgspec.convert(tree, _File)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"command line: {error}") from error
+    return _checked(parsed, base, "command line")
+
+
+def _name_of(model: str) -> str:
+    """A model name from a path or ``module:factory``: what is left of its last part after odd characters."""
+    place, colon, _ = model.partition(":")
+    stem = place.rpartition(".")[2] if colon and not place.endswith(".py") else Path(place).stem
+    return re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-") or "model"
+
+
+def _checked(parsed: _File, base: Path, where: str) -> Recipe:
+    try:
+        art.check_model_name(parsed.model.name)
+        art.check_tag(parsed.model.version)
+    except ArtifactError as error:
+        raise ConfigError(f"{where}: model: {error.message}") from error
+    rungs = (Rung(role=EDGE, section=parsed.edge), *(Rung(role=m.name, section=m) for m in parsed.middle))
+    roles = [rung.role for rung in rungs]
+    if len(set(roles)) != len(roles) or CLOUD in roles:
+        raise ConfigError(f"{where}: middle.name: {', '.join(roles[1:])}: names differ, and are not edge or cloud")
+    for rung in rungs:
+        _check_rung(rung, where)
+    _check_ranges(parsed, where)
+    promise.check(parsed.certificate, where=f"{where}: ")
+    if any(rung.section.distill for rung in rungs) and (parsed.distill is None or parsed.cloud is None):
+        raise ConfigError(f"{where}: edge.distill: a student needs a table [distill] and a teacher in [cloud]")
     return Recipe(
+        base=base,
         model=parsed.model,
-        edge=parsed.edge,
+        rungs=rungs,
+        cloud=parsed.cloud,
         data=parsed.data,
         quality=parsed.quality,
         certificate=parsed.certificate,
+        distill=parsed.distill,
         preprocessing=parsed.preprocessing,
-        edge_onnx=base / parsed.edge.onnx,
-        cloud_onnx=base / parsed.cloud.onnx,
-        npz=base / parsed.data.npz,
+        seed=parsed.seed,
     )
 
 
-def _check(parsed: _File, file: Path) -> None:
-    model, promise = parsed.model, parsed.certificate
+def _check_rung(rung: Rung, where: str) -> None:
+    section, key = rung.section, f"{where}: {rung.role}"
     try:
-        art.check_model_name(model.name)
-        art.check_tag(model.version)
-    except ArtifactError as error:
-        raise ConfigError(f"{file}: model: {error.message}") from error
-    if promise.score not in SCORES:
-        raise ConfigError(
-            f"{file}: certificate.score: unknown score {promise.score!r}; {config.nearest(promise.score, SCORES)}"
-        )
+        art.check_model_name(rung.role)
+        resolved = [targets.resolve(name).name for name in section.targets]
+        for name in section.passes:
+            table.find(name)
+    except (ArtifactError, ConfigError) as error:
+        raise ConfigError(f"{key}: {error.message}") from error
+    if not 1 <= len(resolved) <= MAX_TARGETS or len(set(resolved)) != len(resolved):
+        raise ConfigError(f"{key}.targets: {list(section.targets)}: expected 1 to {MAX_TARGETS} different targets")
+    if section.prune is not None and not 0 < section.prune.share < 1:
+        raise ConfigError(f"{key}.prune.share: {section.prune.share} given, expected a share between 0 and 1")
+
+
+def _check_ranges(parsed: _File, where: str) -> None:
+    model, quality = parsed.model, parsed.quality
     low, high = model.input_range or (0.0, 1.0)
     in_range = {
         "model.input_range": (low < high, f"[{low:g}, {high:g}]", "the smallest value before the largest"),
         "model.max_batch": (1 <= model.max_batch <= 4096, model.max_batch, "1 to 4096"),
-        "certificate.max_harm": (0 < promise.max_harm < 1, promise.max_harm, "a share between 0 and 1 (0.02 is 2%)"),
-        "certificate.delta": (0 < promise.delta <= 0.5, promise.delta, "a share above 0 and at most 0.5"),
         "quality.max_accuracy_drop": (
-            0 <= parsed.quality.max_accuracy_drop <= 1,
-            parsed.quality.max_accuracy_drop,
+            0 <= quality.max_accuracy_drop <= 1,
+            quality.max_accuracy_drop,
             "a share between 0 and 1 (0.02 is two points)",
         ),
-        "data.seed": (parsed.data.seed >= 0, parsed.data.seed, "0 or more"),
+        "quality.max_perplexity_increase": (
+            0 <= quality.max_perplexity_increase <= 10,
+            quality.max_perplexity_increase,
+            "a share from 0 to 10 (0.1 is a tenth more)",
+        ),
+        "seed": (0 <= parsed.seed < 2**32, parsed.seed, "0 to 4294967295"),
         "data.labels": (
-            bool(parsed.data.labels) or promise.harm == "disagreement",
+            bool(parsed.data.labels) or parsed.certificate.harm == "disagreement" or model.task != "classification",
             "none",
             'the name of label arrays, because certificate.harm = "labels" (or set that to "disagreement")',
         ),
     }
     for name, (is_good, value, expected) in in_range.items():
         if not is_good:
-            raise ConfigError(f"{file}: {name}: {value} given, expected {expected}")
+            raise ConfigError(f"{where}: {name}: {value} given, expected {expected}")

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from penstock.artifact import canonical_json
-from penstock.blobs import digest_of, disk_errors, digest_of_file, write_atomically
+from penstock.blobs import digest_of, digest_of_file, disk_errors, write_atomically
 
 ENTRY_FILE = "step.json"
 DEFAULT_MAX_BYTES = 20 * 1024**3

@@ -12,20 +12,23 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 CENTRES = np.array([[3, 0, 0, 1], [0, 3, 0, 1], [0, 0, 3, 1]], dtype=np.float32)
+COPIES = 64  # of every hidden unit: large enough for int8 to be the smaller file
 RECIPE = """
 [model]
 name = "blobs"
 version = "v1"
 
 [edge]
-onnx = "student.onnx"
-target = "host"
+model = "student.onnx"
+targets = ["host"]
+precisions = ["int8"]
+objective = "size"
 
 [cloud]
-onnx = "teacher.onnx"
+model = "teacher.onnx"
 
 [data]
-npz = "data.npz"
+source = "data.npz"
 
 [certificate]
 max_harm = 0.02
@@ -38,9 +41,10 @@ scale = 1
 def linear(weight: NDArray[np.float32], bias: NDArray[np.float32], **names: str) -> onnx.ModelProto:
     """x FP32 [-1, 4] -> logits FP32 [-1, 3] by two Gemms with ReLU between, the second the identity of positives."""
     x, logits = names.get("x", "x"), names.get("logits", "logits")
-    both = np.concatenate([weight, -weight], axis=1)
-    back = np.concatenate([np.eye(3), -np.eye(3)]).astype(np.float32)
-    constants = {"w0": both, "b0": np.concatenate([bias, -bias]), "w1": back, "b1": np.zeros(3, np.float32)}
+    both = np.tile(np.concatenate([weight, -weight], axis=1), COPIES)
+    back = np.tile(np.concatenate([np.eye(3), -np.eye(3)]), (COPIES, 1)).astype(np.float32) / COPIES
+    wide = np.tile(np.concatenate([bias, -bias]), COPIES)
+    constants = {"w0": both, "b0": wide, "w1": back, "b1": np.zeros(3, np.float32)}
     graph = helper.make_graph(
         [
             helper.make_node("Gemm", [x, "w0", "b0"], ["z"], name="first"),
@@ -53,6 +57,14 @@ def linear(weight: NDArray[np.float32], bias: NDArray[np.float32], **names: str)
         [numpy_helper.from_array(value.astype(np.float32), key) for key, value in constants.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The step cache of commands and of compilations here: never the user's own."""
+    root = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("PENSTOCK_CACHE", str(root))
+    return root / "compile"
 
 
 @pytest.fixture

@@ -7,7 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compiler import pack, recipe
+from compiler import ladder, pack, recipe
+from compiler.ladder import Ladder
+from compiler.pack import Packable
+from compiler.progress import Lines, Steps
+from compiler.steps import StepCache
+from compiler.workshop import Workshop
 from penstock import golden
 from penstock.errors import CompileError, Conflict, StorageError
 from penstock.layout import Layout
@@ -39,12 +44,9 @@ def test_golden_inputs_of_other_ranges_differ() -> None:
 
 
 def test_golden_outputs_are_the_variants_own(workspace: Path) -> None:
-    parsed = recipe.load(workspace / "recipe.toml")
-    engine = load_engine("onnx", workspace / "student.onnx", EngineOptions())
-    x = np.ones((3, 4), np.float32)
-    drafted = pack.draft(
-        parsed, engine, workspace / "student.onnx", {"x": x}, output="logits", role="edge", target="any"
-    )
+    packable = student(workspace)
+    engine = packable.onnx
+    drafted = pack.draft(loaded(workspace), packable, {"x": np.ones((3, 4), np.float32)})
     assert drafted.golden is not None
     vectors = golden.decode(drafted.golden)
     golden.check(vectors, engine.run(vectors.inputs), tolerance=0)
@@ -60,11 +62,20 @@ def test_golden_tolerance_grows_with_the_outputs_and_with_coarser_arithmetic() -
 
 
 def test_outputs_that_are_not_finite_are_never_golden(workspace: Path) -> None:
-    parsed = recipe.load(workspace / "recipe.toml")
-    engine = load_engine("onnx", workspace / "student.onnx", EngineOptions())
     x = np.full((1, 4), np.inf, np.float32)
     with pytest.raises(CompileError, match=r"not finite for golden inputs; set model.input_range"):
-        pack.draft(parsed, engine, workspace / "student.onnx", {"x": x}, output="logits", role="cloud", target="cpu")
+        pack.draft(loaded(workspace), student(workspace), {"x": x})
+
+
+def loaded(workspace: Path) -> Ladder:
+    shop = Workshop(StepCache(workspace / "cache"))
+    return ladder.load(shop, Steps(Lines(lambda line: None)), recipe.load(workspace / "recipe.toml"))
+
+
+def student(workspace: Path) -> Packable:
+    path = workspace / "student.onnx"
+    engine = load_engine("onnx", path, EngineOptions())
+    return Packable(role="edge", target="any", precision="fp32", weights=path, onnx=engine)
 
 
 # --- the destination
@@ -117,6 +128,15 @@ def test_publishing_replaces_the_whole_directory(tmp_path: Path) -> None:
         pack.publish(scratch / "built", out, scratch)
     assert [path.name for path in out.iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_finishes_a_copy_sees_it_before_anyone_else(tmp_path: Path) -> None:
+    out, seen = tmp_path / "out", []
+    with pack.workspace(out) as scratch:
+        (scratch / "built").mkdir()
+        (scratch / "built" / "new").write_text("")
+        pack.publish(scratch / "built", out, scratch, finish=lambda copy: seen.append((copy / "new", out.exists())))
+    assert [(path.name, was_there) for path, was_there in seen] == [("new", False)]
 
 
 def test_what_was_there_stays_when_publishing_fails(tmp_path: Path) -> None:

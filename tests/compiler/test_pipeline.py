@@ -11,28 +11,46 @@ import onnx
 import pytest
 
 from compiler import evaluation, pipeline, recipe
-from compiler.candidate import GateRefused
-from compiler.evaluation import Evaluation
+from compiler.candidates import GateRefused
+from compiler.evaluation import CascadeEvaluation, Evaluation
 from compiler.pipeline import Compiled
+from compiler.progress import Lines
+from compiler.steps import StepCache, default_root
 from penstock import artifact as art
 from penstock import confidence, golden, machine
 from penstock.errors import CalibrationError, CompileError, Conflict, InvalidInput
 from penstock.layout import Layout
 from penstock.runtime import EngineOptions, load_engine
 
+CENTRES = np.array([[3, 0, 0, 1], [0, 3, 0, 1], [0, 0, 3, 1]], dtype=np.float32)
 EditRecipe = Callable[[str, str], Path]
 EditData = Callable[..., None]
 
 
-def compile_here(workspace: Path, out: str = "out", **options: bool) -> Compiled:
-    return pipeline.compile_recipe(
-        recipe.load(workspace / "recipe.toml"), workspace / out, say=lambda line: None, **options
-    )
+QUIET = Lines(lambda line: None)
 
 
-def without_latencies(document: Evaluation) -> Evaluation:
-    variants = tuple(msgspec.structs.replace(v, latency_p50_ms={}) for v in document.variants)
-    return msgspec.structs.replace(document, variants=variants)
+def compile_here(workspace: Path, out: str = "out", *, fresh: bool = False, **options: bool) -> Compiled:
+    parsed = recipe.load(workspace / "recipe.toml")
+    cache = StepCache(default_root(), reuse=not fresh)
+    return pipeline.compile_recipe(parsed, workspace / out, cache=cache, watcher=QUIET, **options)
+
+
+def without_speed(document: Evaluation) -> object:
+    """Everything but what a clock says."""
+
+    def strip(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: None if key == "speed" else strip(item) for key, item in value.items()}
+        return [strip(item) for item in value] if isinstance(value, list | tuple) else value
+
+    return strip(msgspec.to_builtins(document))
+
+
+def cascade_of(document: Evaluation) -> CascadeEvaluation:
+    found = document.targets[0].cascade
+    assert found is not None
+    return found
 
 
 def files_of(workspace: Path) -> set[str]:
@@ -47,35 +65,38 @@ def test_the_artifact_is_whole_and_verifies(workspace: Path) -> None:
     parsed = layout.artifact()
     roles = {(v.spec.role, v.spec.target, v.spec.precision) for v in parsed.variants}
     assert roles == {("edge", machine.edge_target(), "int8"), ("cloud", "cpu", "fp32")}
-    assert {r.kind for r in layout.referrers()} == {art.CERTIFICATE, art.EVALUATION, art.REPORT}
+    kinds = {art.CERTIFICATE, art.EVALUATION, art.REPORT, art.LOCK, art.EVIDENCE}
+    assert {r.kind for r in layout.referrers()} == kinds
 
 
 def test_copies_for_people_are_the_referrers_bytes(workspace: Path) -> None:
     compile_here(workspace)
     layout = Layout(workspace / "out")
-    for kind, name in ((art.EVALUATION, "evaluation.json"), (art.REPORT, "report.html")):
+    for kind, name in ((art.EVALUATION, "evaluation.json"), (art.REPORT, "report.html"), (art.LOCK, "lock.json")):
         (referrer,) = layout.referrers(kind)
         assert layout.blobs.read(referrer.content.digest) == (workspace / "out" / name).read_bytes()
     document = evaluation.decode((workspace / "out" / "evaluation.json").read_bytes())
-    assert document.certificate == layout.certificate()[1]  # type: ignore[index]
+    assert cascade_of(document).certificate == layout.certificate()[1]  # type: ignore[index]
 
 
 def test_the_certificate_is_bound_to_these_variants_and_holds_for_them(workspace: Path) -> None:
-    done = compile_here(workspace)
+    compile_here(workspace)
     layout = Layout(workspace / "out")
     found = layout.certificate()
     assert found is not None
-    digest, certificate = found
+    _, certificate = found
     parsed = layout.artifact()
     art.check_certificate(certificate, parsed)
-    assert digest == done.certificate_digest
     assert certificate.edge_digest == parsed.variant("edge").digest
     assert (certificate.n, certificate.max_harm, certificate.delta) == (600, 0.02, 0.05)
     # the counts in it are what the packed variants really do to the certifying split
     with np.load(workspace / "data.npz") as data:
         x, y = data["x_certify"], data["y_certify"]
     edge, cloud = (packed_logits(layout, role, x) for role in ("edge", "cloud"))
-    kept = confidence.score(edge, kind="logits", temperature=certificate.temperature) >= certificate.threshold
+    kept = (
+        confidence.score(edge, kind="logits", name=certificate.score, temperature=certificate.temperature)
+        >= certificate.threshold
+    )
     harmful = kept & (edge.argmax(1) != y) & (cloud.argmax(1) == y)
     assert (int(kept.sum()), int(harmful.sum())) == (certificate.kept_count, certificate.harm_count)
 
@@ -109,10 +130,42 @@ def test_golden_vectors_catch_another_model(workspace: Path) -> None:
 
 
 def test_same_inputs_same_digests(workspace: Path) -> None:
-    first, second = compile_here(workspace, "a"), compile_here(workspace, "b")
+    first, second = compile_here(workspace, "a"), compile_here(workspace, "b", fresh=True)
+    assert not second.was_kept
     assert first.digest == second.digest
-    assert first.certificate_digest == second.certificate_digest != ""
-    assert without_latencies(first.evaluation) == without_latencies(second.evaluation)
+    assert Layout(workspace / "a").certificate() == Layout(workspace / "b").certificate()
+    assert (workspace / "a" / "lock.json").read_bytes() == (workspace / "b" / "lock.json").read_bytes()
+    assert without_speed(first.evaluation) == without_speed(second.evaluation)
+
+
+def test_an_unchanged_recipe_is_only_copied(workspace: Path) -> None:
+    compile_here(workspace, "a")
+    again = compile_here(workspace, "b")
+    assert again.was_kept
+    assert Layout(workspace / "b").verify() == []
+    assert (workspace / "a" / "report.html").read_bytes() == (workspace / "b" / "report.html").read_bytes()
+
+
+def test_changing_the_promise_keeps_every_candidate(workspace: Path, edit_recipe: EditRecipe) -> None:
+    """Only what depends on a change is done again."""
+    compile_here(workspace)
+    edit_recipe("max_harm = 0.02", "max_harm = 0.03")
+    lines: list[str] = []
+    parsed = recipe.load(workspace / "recipe.toml")
+    pipeline.compile_recipe(parsed, workspace / "out", cache=StepCache(default_root()), watcher=Lines(lines.append))
+    passes = [line for line in lines if "int8" in line or "fp32" in line or " time" in line]
+    assert len(passes) >= 5
+    assert all("kept" in line for line in passes)
+
+
+def test_a_damaged_result_in_the_cache_is_made_again(workspace: Path, cache: Path, edit_recipe: EditRecipe) -> None:
+    first = compile_here(workspace, "a")
+    for path in cache.rglob("*"):
+        if path.is_file() and path.name != "step.json":
+            path.write_bytes(path.read_bytes()[:-1] + b"?")
+    second = compile_here(workspace, "b")
+    assert not second.was_kept
+    assert (second.digest, Layout(workspace / "b").verify()) == (first.digest, [])
 
 
 def test_the_tag_moves_no_digest(workspace: Path, edit_recipe: EditRecipe) -> None:
@@ -151,29 +204,81 @@ def test_recompiling_replaces_the_artifact(workspace: Path, edit_recipe: EditRec
 
 def test_the_figures_are_consistent(workspace: Path) -> None:
     document = compile_here(workspace).evaluation
-    fp32, int8, cloud = document.variants
-    assert (fp32.name, int8.name, cloud.name) == ("student fp32", "student int8", "teacher fp32")
-    assert fp32.agreement_fp32.value == cloud.agreement_cloud.value == 1.0
-    assert fp32.accuracy is not None
-    assert cloud.accuracy is not None
-    assert fp32.accuracy.value < cloud.accuracy.value
-    assert document.quantization is not None
-    assert document.quantization.rows == document.splits["ranges"].rows == 100
-    assert document.cascade is not None
-    assert document.certificate is not None
-    at = [p for p in document.curve_certify if p.threshold == document.certificate.threshold]
-    assert [round(600 * p.coverage) for p in at] == [document.certificate.kept_count]
-    assert [round(600 * p.harm) for p in at] == [document.certificate.harm_count]
+    (target,) = document.targets
+    assert [line.name for line in target.candidates] == ["fp32", "int8 minmax", "int8 percentile", "int8 entropy"]
+    (shipped,) = [line for line in target.candidates if line.ships]
+    assert shipped.name == target.chosen
+    assert shipped.coverage is not None
+    assert shipped.coverage.integer_weight_bytes > 0
+    assert target.parent_test.quality.value < document.cloud.quality.value
+    assert document.cloud.agreement_cloud.value == 1.0
+    assert document.splits["ranges"].rows == document.splits["tune"].rows == 100
+    cascade = cascade_of(document)
+    assert cascade.certificate is not None
+    at = [p for p in cascade.curve_certify if p.threshold == cascade.certificate.threshold]
+    assert [round(600 * p.coverage) for p in at] == [cascade.certificate.kept_count]
+    assert [round(600 * p.harm) for p in at] == [cascade.certificate.harm_count]
+    assert sum(bin.rows for bin in cascade.reliability) == document.splits["test"].rows
 
 
-def test_fp32_ships_the_students_own_bytes(workspace: Path, edit_recipe: EditRecipe) -> None:
-    edit_recipe('target = "host"', 'target = "any"\nprecision = "fp32"')
+def test_every_candidate_is_measured_or_says_why_not(workspace: Path, edit_recipe: EditRecipe) -> None:
+    edit_recipe('precisions = ["int8"]', 'precisions = ["fp32", "int8", "int8-dynamic", "fp16"]')
+    (target,) = compile_here(workspace).evaluation.targets
+    for line in target.candidates:
+        if line.quality is None:
+            assert "fp16" in line.name
+            assert line.verdict
+        else:
+            assert line.speed is not None
+            assert line.speed.memory_bytes >= 0
+            assert set(line.speed.p50_ms) == {"1", "32"}
+
+
+def test_a_target_that_cannot_run_here_is_packed_unmeasured_and_uncertified(
+    workspace: Path, edit_recipe: EditRecipe
+) -> None:
+    elsewhere = "arm64" if machine.edge_target() != "arm64" else "x86-64"
+    edit_recipe('targets = ["host"]', f'targets = ["host", "{elsewhere}"]')
     done = compile_here(workspace)
-    layout = Layout(workspace / "out")
-    edge = layout.artifact().variant("edge", target="any")
-    assert layout.blobs.path(edge.weights.digest).read_bytes() == (workspace / "student.onnx").read_bytes()
-    assert done.evaluation.quantization is None
-    assert len(done.evaluation.variants) == 2
+    here, there = done.evaluation.targets
+    assert (here.not_measured, there.target) == ("", elsewhere)
+    assert "certify it on such a device" in there.not_measured
+    assert there.cascade is None
+    assert all(line.speed is None for line in there.candidates)
+    assert {v.spec.target for v in Layout(workspace / "out").artifact().variants} == {here.target, elsewhere, "cpu"}
+
+
+def test_a_ladder_of_three_rungs_divides_the_promise(workspace: Path, edit_recipe: EditRecipe) -> None:
+    edit_recipe("[cloud]", '[[middle]]\nname = "gateway"\nmodel = "teacher.onnx"\nprecisions = ["fp32"]\n[cloud]')
+    edit_recipe("max_harm = 0.02", "max_harm = 0.06")
+    done = compile_here(workspace)
+    promised = [target.cascade.certificate for target in done.evaluation.targets if target.cascade]
+    assert [c.max_harm if c else None for c in promised] == [0.03, 0.03]
+    assert [c.delta if c else None for c in promised] == [0.025, 0.025]
+    roles = [variant.spec.role for variant in Layout(workspace / "out").artifact().variants]
+    assert roles == ["edge", "gateway", "cloud"]
+
+
+def test_smoke_runs_everything_on_few_rows_and_writes_nothing(workspace: Path, tmp_path_factory: object) -> None:
+    before = files_of(workspace)
+    scratch = workspace / "scratch"
+    scratch.mkdir()
+    parsed = recipe.load(workspace / "recipe.toml")
+    document = pipeline.smoke(parsed, scratch, cache=StepCache(default_root()), watcher=QUIET)
+    assert {figures.rows for figures in document.splits.values()} == {pipeline.SMOKE_ROWS}
+    assert [line.name for line in document.targets[0].candidates] == ["fp32", "int8 minmax"]
+    assert "too few" in cascade_of(document).refusal
+    assert files_of(workspace) == before | {"scratch"}
+
+
+def test_any_target_ships_the_float_model(workspace: Path, edit_recipe: EditRecipe) -> None:
+    edit_recipe('targets = ["host"]\nprecisions = ["int8"]', 'targets = ["any"]')
+    (target,) = compile_here(workspace).evaluation.targets
+    assert target.variant.precision == "fp32"
+    assert [line.verdict for line in target.candidates] == ["ships"]
+    x = np.load(workspace / "data.npz")["x_test"]
+    own = load_engine("onnx", workspace / "student.onnx", EngineOptions()).run({"x": x})["logits"]
+    np.testing.assert_allclose(packed_logits(Layout(workspace / "out"), "edge", x), own, atol=1e-5)
 
 
 def test_without_labels_harm_is_disagreement_and_nothing_claims_accuracy(
@@ -181,12 +286,15 @@ def test_without_labels_harm_is_disagreement_and_nothing_claims_accuracy(
 ) -> None:
     edit_data(y_fit=None, y_certify=None, y_test=None)
     edit_recipe("max_harm = 0.02", 'harm = "disagreement"\nmax_harm = 0.05')
-    edit_recipe('npz = "data.npz"', 'npz = "data.npz"\nlabels = ""')
+    edit_recipe('source = "data.npz"', 'source = "data.npz"\nlabels = ""')
     document = compile_here(workspace).evaluation
-    assert document.certificate is not None
-    assert document.certificate.harm == "disagreement"
-    assert document.certificate.audit_max_harm == 0.05
-    assert all(v.accuracy is None for v in document.variants)
+    certificate = cascade_of(document).certificate
+    assert certificate is not None
+    assert certificate.harm == "disagreement"
+    assert certificate.audit_max_harm == 0.05
+    assert document.targets[0].metric == "agreement"
+    assert cascade_of(document).reliability == ()
+    assert document.targets[0].variant.quality == document.targets[0].variant.agreement_cloud
 
 
 # --- refusals: the reason, and not a trace at the destination
@@ -206,9 +314,14 @@ def test_too_few_samples(workspace: Path, edit_data: EditData) -> None:
 
 
 def test_too_much_harm(workspace: Path, edit_data: EditData) -> None:
-    source = np.random.default_rng(3)
-    x = np.repeat(source.normal(0, 9, (300, 4)).astype(np.float32), 2, axis=0)  # confident, and not at all blobs
-    edit_data(x_certify=x, y_certify=source.integers(0, 3, 600))
+    """Every certifying example is one on which the student is wrong and the teacher right, all equally sure."""
+    x = np.random.default_rng(3).normal(0, 2, (4000, 4)).astype(np.float32)
+    student, teacher = (
+        load_engine("onnx", workspace / f"{name}.onnx", EngineOptions()).run({"x": x})["logits"].argmax(axis=1)
+        for name in ("student", "teacher")
+    )
+    harmful = np.repeat(np.flatnonzero(student != teacher)[:1], 600)
+    edit_data(x_certify=x[harmful], y_certify=teacher[harmful])
     refused(workspace, CalibrationError, "does not show a harm of at most 2 points")
 
 
@@ -225,25 +338,45 @@ def test_without_certificate_packs_the_refusal_instead(workspace: Path, edit_rec
     layout = Layout(workspace / "out")
     assert layout.verify() == []
     assert layout.certificate() is None
-    assert done.certificate_digest == ""
-    assert "2995 are needed" in done.evaluation.refusal
-    assert done.evaluation.cascade is None
+    assert "2995 are needed" in cascade_of(done.evaluation).refusal
+    assert cascade_of(done.evaluation).figures is None
 
 
-def test_quantization_that_costs_too_much(workspace: Path, edit_recipe: EditRecipe, edit_data: EditData) -> None:
-    """One absurd calibration example stretches the input's range until everything else rounds to a few steps."""
+@pytest.fixture
+def absurd_ranges(workspace: Path, edit_recipe: EditRecipe, edit_data: EditData) -> None:
+    """Absurd examples stretch the input's range until everything else rounds to a few steps."""
     with np.load(workspace / "data.npz") as data:
-        x = data["x_fit"]
-    x[:, 3] = np.where(np.arange(200) % 2, 2000, -2000)
-    edit_data(x_fit=x)
-    refused(workspace, GateRefused, r"int8 costs .* points of accuracy, 2 allowed")
-    refused(workspace, GateRefused, "int8 costs", require_certificate=False)
+        x, y = data["x_fit"], data["y_fit"]
+    edit_data(x_tune=x, y_tune=y, x_fit=np.where(np.arange(4) == 3, [[2000.0], [-2000.0]] * 100, x).astype(np.float32))
+    edit_recipe("[certificate]", '[data.splits]\ntune = "tune"\n\n[certificate]')
+
+
+@pytest.mark.usefixtures("absurd_ranges")
+def test_quantization_that_costs_too_much(workspace: Path, edit_recipe: EditRecipe) -> None:
+    edit_recipe("[certificate]", "[quality]\nrestore_operators = false\n\n[certificate]")
+    refused(workspace, GateRefused, r"int8 minmax: costs .* points, 2.00 points allowed")
+    refused(workspace, GateRefused, "int8 minmax: costs", require_certificate=False)
+
+
+@pytest.mark.usefixtures("absurd_ranges")
+def test_operators_go_back_to_float_until_the_budget_is_kept(
+    workspace: Path, edit_recipe: EditRecipe, make_model: Callable[..., onnx.ModelProto]
+) -> None:
+    edit_recipe('precisions = ["int8"]', 'precisions = ["int8"]\npasses.int8.calibrator = "minmax"')
+    deaf = 2 * CENTRES.T * [[1], [1], [1], [0]]  # to the absurd input, so that only the first product suffers from it
+    onnx.save(make_model(deaf.astype(np.float32), np.zeros(3, np.float32)), workspace / "student.onnx")
+    (target,) = compile_here(workspace).evaluation.targets
+    (shipped,) = [line for line in target.candidates if line.ships]
+    assert shipped.name == "int8, 1 of 2 in float"
+    assert shipped.kept_float == (target.sensitivity[0].node,)
+    assert shipped.drop is not None
+    assert shipped.drop.value <= target.max_drop
 
 
 def test_models_that_disagree_on_a_name(workspace: Path, make_model: Callable[..., onnx.ModelProto]) -> None:
     other = make_model(np.eye(4, 3, dtype=np.float32), np.zeros(3, np.float32), x="pixels")
     onnx.save(other, workspace / "teacher.onnx")
-    refused(workspace, CompileError, r"disagree on inputs: x FP32\[-1, 4\] and pixels FP32\[-1, 4\]")
+    refused(workspace, CompileError, r"edge.model and cloud.model disagree on inputs: x FP32\[-1, 4\] and pixels")
 
 
 def test_models_that_disagree_on_a_shape(workspace: Path, make_model: Callable[..., onnx.ModelProto]) -> None:
@@ -272,7 +405,7 @@ def test_label_names_that_do_not_fit(workspace: Path, edit_recipe: EditRecipe) -
 
 def test_a_missing_model(workspace: Path, edit_recipe: EditRecipe) -> None:
     edit_recipe("teacher.onnx", "techer.onnx")
-    refused(workspace, InvalidInput, r"cloud.onnx: .*techer.onnx: no such file")
+    refused(workspace, InvalidInput, r"cloud.model: .*techer.onnx")
 
 
 def test_a_destination_with_other_things(workspace: Path) -> None:
@@ -287,12 +420,8 @@ def test_a_destination_with_other_things(workspace: Path) -> None:
 def test_a_plan_names_every_step_and_writes_nothing(workspace: Path) -> None:
     before = files_of(workspace)
     steps = dict(pipeline.plan(recipe.load(workspace / "recipe.toml"), workspace / "deep" / "out"))
-    assert list(steps) == ["load", "quantize", "calibrate", "gate", "certify", "pack"]
-    assert "600 rows (149 needed at least)" in steps["certify"]
+    target = f"edge/{machine.edge_target()}"
+    assert list(steps) == ["edge model", "cloud model", target, "gate", "certify", "pack"]
+    assert steps[target] == "candidates int8"
+    assert "at least 149 rows" in steps["certify"]
     assert files_of(workspace) == before
-
-
-def test_a_plan_says_when_samples_will_be_too_few(workspace: Path, edit_recipe: EditRecipe) -> None:
-    edit_recipe("max_harm = 0.02", "max_harm = 0.001")
-    steps = dict(pipeline.plan(recipe.load(workspace / "recipe.toml"), workspace / "out"))
-    assert "2995 needed at least: TOO FEW" in steps["certify"]

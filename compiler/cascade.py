@@ -1,0 +1,190 @@
+"""A variant's cascade: tuned on a split of its own, certified by one look, described on the test split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from compiler import certify, choose, evaluate, evidence, promise
+from compiler.certify import CertifyData, Promised
+from compiler.choose import Choice
+from compiler.data import Split
+from compiler.evaluation import CascadeEvaluation, CurvePoint
+from compiler.evidence import Subject
+from compiler.ladder import Ladder
+from compiler.progress import Doing, Steps
+from compiler.promise import CertificateSection
+from compiler.recipe import CLOUD
+from compiler.variants import Shipped
+from compiler.workshop import Workshop
+from penstock import artifact as art
+from penstock import confidence
+from penstock.certificate import Certificate
+from penstock.errors import CalibrationError
+from penstock.layout import VariantDraft, variant_digest
+from penstock.tensors import Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cascade:
+    """A variant's cascade. ``evidence`` is what the certificate can be recomputed from; b"" without one."""
+
+    evaluation: CascadeEvaluation
+    certificate: Certificate | None
+    evidence: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """What a variant and the cloud say to one split."""
+
+    split: Split
+    outputs: Array
+    data: CertifyData
+
+
+def build(
+    shop: Workshop,
+    steps: Steps,
+    ladder: Ladder,
+    shipped: Shipped,
+    cloud: VariantDraft,
+    directory: Path,
+    *,
+    require_certificate: bool,
+) -> Cascade:
+    """Tune, certify and describe one variant's cascade.
+
+    Args:
+        directory: where the artifact is being packed.
+
+    Raises:
+        CalibrationError: the promise is refused, with the samples needed (unless it is not required).
+    """
+    what, section = shipped.setting.what, _section(ladder)
+    with steps(f"{what} tune") as doing:
+        asking = _Asking(shop, ladder, shipped, doing)
+        choice = asking.choice(section)
+        tested = asking.ask(ladder.data.test, choice)
+        doing.note(f"{choice.score}, temperature {choice.temperature:.3f}; {choice.reason}")
+    with steps(f"{what} certify") as doing:
+        certifying = _Asking(shop, ladder, shipped, doing).ask(ladder.data.certify, choice)
+        promised, refusal = _promised(certifying.data, section, choice, require_certificate)
+        certificate, document = None, b""
+        if promised is not None:
+            document = evidence.encode(certifying.data, promised.thresholds)
+            certificate = evidence.bind(
+                promised,
+                Subject(
+                    model=ladder.recipe.model.name,
+                    edge_digest=variant_digest(shipped.draft, directory),
+                    cloud_digest=variant_digest(cloud, directory),
+                    preprocessing_digest=art.preprocessing_digest(ladder.preprocessing),
+                ),
+                score=choice.score,
+                temperature=choice.temperature,
+                data_digest=ladder.data.certify.digest,
+                evidence=document,
+                group_by=ladder.recipe.data.group_by,
+            )
+        doing.note(_words(certificate, refusal))
+    threshold = None if certificate is None else certificate.threshold
+    return Cascade(
+        evaluation=CascadeEvaluation(
+            harm=section.harm,
+            score=choice.score,
+            score_coverage=dict(choice.coverage),
+            temperature=choice.temperature,
+            certificate=certificate,
+            refusal=refusal,
+            figures=None if threshold is None else evaluate.cascade(tested.data, threshold),
+            curve_certify=_curve(certifying.data, choice),
+            curve_test=_curve(tested.data, choice),
+            reliability=evaluate.reliability(
+                tested.outputs,
+                ladder.data.test.labels,
+                kind=ladder.recipe.model.output_kind,
+                temperature=choice.temperature,
+            ),
+        ),
+        certificate=certificate,
+        evidence=document,
+    )
+
+
+class _Asking:
+    """Asks one variant and the cloud."""
+
+    def __init__(self, shop: Workshop, ladder: Ladder, shipped: Shipped, doing: Doing) -> None:
+        self._shop = shop
+        self._ladder = ladder
+        self._shipped = shipped
+        self._doing = doing
+
+    def choice(self, section: CertificateSection) -> Choice:
+        """Score, temperature and thresholds, from the tuning split."""
+        split, model = self._ladder.data.tune, self._ladder.recipe.model
+        edge, cloud = self._outputs(split)
+        return choose.choose(
+            edge,
+            confidence.predicted(edge),
+            confidence.predicted(cloud),
+            split.labels,
+            model.output_kind,
+            section,
+            groups=split.groups,
+            rows_to_certify=self._ladder.data.certify.rows,
+        )
+
+    def ask(self, split: Split, choice: Choice) -> _Asked:
+        """Scores and classes on another split."""
+        edge, cloud = self._outputs(split)
+        scores = confidence.score(
+            edge, kind=self._ladder.recipe.model.output_kind, name=choice.score, temperature=choice.temperature
+        )
+        data = CertifyData(
+            scores=scores,
+            edge_predictions=confidence.predicted(edge),
+            cloud_predictions=confidence.predicted(cloud),
+            labels=split.labels if self._ladder.recipe.certificate.harm == "labels" else None,
+            groups=split.groups,
+        )
+        return _Asked(split=split, outputs=edge, data=data)
+
+    def _outputs(self, split: Split) -> tuple[Array, Array]:
+        model, output = self._ladder.recipe.model, self._ladder.output
+        return tuple(  # type: ignore[return-value]
+            self._shop.answers(source, split, self._doing, output=output, max_batch=model.max_batch, what=what)
+            for source, what in ((self._shipped.graph, self._shipped.setting.what), (self._ladder.cloud, CLOUD))
+        )
+
+
+def _section(ladder: Ladder) -> CertificateSection:
+    """The promise of one rung."""
+    return promise.for_rung(ladder.recipe.certificate, len(ladder.recipe.rungs))
+
+
+def _promised(
+    data: CertifyData, section: CertificateSection, choice: Choice, require_certificate: bool
+) -> tuple[Promised | None, str]:
+    """The one look at the certifying split."""
+    try:
+        return certify.promise(data, section, thresholds=choice.thresholds), ""
+    except CalibrationError as error:
+        if require_certificate:
+            raise
+        return None, error.message.rstrip(".") + "."
+
+
+def _curve(data: CertifyData, choice: Choice) -> tuple[CurvePoint, ...]:
+    points = certify.risk_coverage(data, choice.thresholds)
+    return tuple(CurvePoint(threshold=p.threshold, coverage=p.coverage, harm=p.harm) for p in points)
+
+
+def _words(certificate: Certificate | None, refusal: str) -> str:
+    if certificate is None:
+        return f"REFUSED: {refusal}"
+    return (
+        f"{certificate.score} >= {certificate.threshold:.4f} keeps {certificate.coverage:.1%}; "
+        f"{certificate.harm_count} of {certificate.n} harmful"
+    )
