@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
-from compiler.data import iterator, text
-from compiler.data.part import silent
+from compiler.data import iterator, table, text
+from compiler.data.part import Request, silent
 from compiler.data.section import DataSection, ImagesSection, kind_of
 from penstock import tensors
 from penstock.artifact import canonical_json
@@ -44,14 +44,13 @@ def preprocessing(section: DataSection, base: Path, inputs: Sequence[TensorSpec]
     the recipe's own table [preprocessing] can say.
 
     Raises:
-        InvalidInput: no such tokenizer. ConfigError: its length is not the model's.
+        InvalidInput: no such table, column or tokenizer. ConfigError: its length is not the model's.
     """
     done: dict[str, Any] = {}
     kind = kind_of(section.source)
     if kind in ("csv", "parquet"):
-        columns = {name: [given] if isinstance(given, str) else list(given) for name, given in section.columns.items()}
-        made = text.MADE if section.text else ()
-        done["columns"] = {spec.name: columns.get(spec.name, [spec.name]) for spec in inputs if spec.name not in made}
+        request = Request(section=section, base=base, inputs=inputs, wants_labels=False, progress=silent)
+        done["columns"] = table.columns_by_input(request, table.open_table(request).names())
     if kind == "images":
         done["images"] = _of_images(section.images, inputs)
     if section.text:

@@ -52,7 +52,7 @@ def read(request: Request) -> list[Part]:
     """
     table = open_table(request)
     names = table.names()
-    plan = {spec.name: columns_of(spec, request, names) for spec in _from_columns(request)}
+    plan = columns_by_input(request, names)
     uses = _uses(request, plan)
     for name, what in _single(request).items():
         _check_name(name, names, request, what)
@@ -68,12 +68,16 @@ def read(request: Request) -> list[Part]:
     return [_rows_of(whole, split, rows) for split, rows in splits.items()]
 
 
-def columns_of(spec: TensorSpec, request: Request, names: Sequence[str]) -> list[str]:
-    """The columns that make an input, in order, patterns resolved.
+def columns_by_input(request: Request, names: Sequence[str]) -> dict[str, list[str]]:
+    """The columns that make each input which is not made of text, in order, patterns resolved.
 
     Raises:
         InvalidInput: one is not there.
     """
+    return {spec.name: _columns_of(spec, request, names) for spec in _from_columns(request)}
+
+
+def _columns_of(spec: TensorSpec, request: Request, names: Sequence[str]) -> list[str]:
     given = request.section.columns.get(spec.name, spec.name)
     columns: list[str] = []
     for pattern in (given,) if isinstance(given, str) else given:

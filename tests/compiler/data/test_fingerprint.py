@@ -77,12 +77,13 @@ def bound(section: DataSection, base: Path, *inputs: TensorSpec) -> dict[str, An
     return done
 
 
-def test_preprocessing_says_what_was_done_to_raw_data(tmp_path: Path, write_csv: Callable[..., Path]) -> None:
+def test_preprocessing_says_what_was_done_to_raw_data(tmp_path: Path) -> None:
     assert bound(DataSection(source="d.npz"), tmp_path, PIXELS) == {}
     assert bound(DataSection(source="m:f"), tmp_path, PIXELS) == {}
+    (tmp_path / "d.csv").write_text("size,b2,b1,a,title,y\n1,2,3,4,word,0\n")
     table = DataSection(source="d.csv", columns={"x": ("a", "b*")})
     size = TensorSpec(name="size", datatype="FP32", shape=(-1,))
-    assert bound(table, tmp_path, PIXELS, size) == {"columns": {"x": ["a", "b*"], "size": ["size"]}}
+    assert bound(table, tmp_path, PIXELS, size) == {"columns": {"x": ["a", "b2", "b1"], "size": ["size"]}}
     normal = NormalizeSection(mean=(0.5,) * 3, std=(0.25,) * 3)
     photos = DataSection(source="photos", images=ImagesSection(resize=8, center_crop=4, normalize=normal))
     assert bound(photos, tmp_path, PIXELS) == {
@@ -100,6 +101,7 @@ def test_preprocessing_says_what_was_done_to_raw_data(tmp_path: Path, write_csv:
 
 def test_preprocessing_binds_the_tokenizer_and_the_length_that_was_used(tmp_path: Path) -> None:
     Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "d.csv").write_text("title,y\nword,0\n")
     section = DataSection(source="d.csv", text="title", tokenizer=TokenizerSection(file="tokenizer.json"))
     ids = TensorSpec(name="input_ids", datatype="INT64", shape=(-1, 32))
     done = bound(section, tmp_path, ids)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -211,6 +212,28 @@ def test_values_are_rescaled_and_normalized_by_channel(folder: Path) -> None:
     expected = (plain / 255 - np.reshape(mean, (1, 3, 1, 1))) / np.reshape(std, (1, 3, 1, 1))
     np.testing.assert_allclose(got, expected, atol=1e-5)
     assert plain.max() > 200
+
+
+def test_an_image_becomes_what_torchvision_makes_of_it(tmp_path: Path) -> None:
+    """torchvision.npz is what Resize, CenterCrop, ToTensor and Normalize of torchvision 0.29.2 make of these images."""
+    normal = NormalizeSection(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    settings = {
+        "bilinear": ImagesSection(resize=12, center_crop=9, normalize=normal),
+        "bicubic": ImagesSection(resize=(8, 11), resample="bicubic", normalize=normal),
+        "crop": ImagesSection(center_crop=(16, 7), normalize=normal),
+    }
+    with np.load(Path(__file__).with_name("torchvision.npz")) as recorded:
+        expected = dict(recorded)
+    for name, values in expected.items():
+        size, _, how = name.partition(" ")
+        height, width = map(int, size.split("x"))
+        root = tmp_path / name
+        root.mkdir()
+        Image.fromarray(noise(height, width, seed=height * 100 + width)).save(root / "a.png")
+        spec = TensorSpec(name="pixels", datatype="FP32", shape=(-1, 3, -1, -1))
+        got = one(root, spec, **msgspec.structs.asdict(settings[how]))
+        np.testing.assert_allclose(got[0], values, atol=2e-6)
+    assert len(expected) == 12
 
 
 def test_layouts_and_datatypes_are_the_models(folder: Path) -> None:
