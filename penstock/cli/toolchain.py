@@ -104,7 +104,7 @@ def install(names: tuple[str, ...], everything: bool, force: bool, output: str) 
         locked = lock.lock_of(toolchain)
         sizes = f": {places.size_words(locked.download_bytes)} to fetch, {places.size_words(locked.disk_bytes)} on disk"
         progress(
-            f"toolchain {name} ({toolchain.purpose}): {len(locked.packages)} packages"
+            f"toolchain {name} ({toolchain.purpose}): {_packages(len(locked.packages))}"
             + (sizes if locked.download_bytes else "")
             + f", into {places.root() / name}"
         )
@@ -115,7 +115,7 @@ def install(names: tuple[str, ...], everything: bool, force: bool, output: str) 
         return
     for done in results:
         verb = "is there and current" if done.was_there else "installed"
-        click.echo(f"{done.name}: {verb}: {done.packages} packages, {places.size_words(done.size_bytes)}")
+        click.echo(f"{done.name}: {verb}: {_packages(done.packages)}, {places.size_words(done.size_bytes)}")
 
 
 @command.command()
@@ -180,6 +180,10 @@ def remove(names: tuple[str, ...], everything: bool, yes: bool, output: str) -> 
             click.echo(f"{name}: removed, {places.size_words(freed) or '0 MB'} freed")
     else:
         click.echo("nothing to remove")
+
+
+def _packages(count: int) -> str:
+    return f"{count} package{'s' * (count != 1)}"
 
 
 def _wanted(names: tuple[str, ...], everything: bool) -> list[str]:

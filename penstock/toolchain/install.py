@@ -29,10 +29,9 @@ from penstock.errors import MissingToolchain, StorageError, Unavailable
 from penstock.toolchain import gpu, lock, places, process
 from penstock.toolchain.call import Progress, ignore_progress
 from penstock.toolchain.lock import Lock
-from penstock.toolchain.pip import PipRun, failure
+from penstock.toolchain.pip import TORCH_CPU_INDEX, PipRun, failure
 from penstock.toolchain.table import Toolchain, find
 
-TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 MAX_WAIT_S = 1800.0  # for another process that installs the same toolchain
 _INSTALL_TIMEOUT_S = 3600.0
 _VENV_TIMEOUT_S = 300.0
@@ -274,7 +273,7 @@ def _pip(locked: Lock, fresh: Path, report: Progress, lock_file: int, *options: 
          *strict, *options, "--requirement", str(locked.path)],
         environment=_pip_environment(),
         on_output=run.on_output,
-        on_log=run.log.add,
+        on_log=run.on_log,
         on_tick=run.on_tick,
         timeout_s=_INSTALL_TIMEOUT_S,
         inherited_files=(lock_file,),

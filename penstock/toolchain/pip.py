@@ -13,6 +13,7 @@ from penstock.toolchain.lock import Lock, normalized
 from penstock.toolchain.process import Log
 from penstock.toolchain.table import Toolchain
 
+TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 _FETCHED_SHARE = 0.6  # of the time, fetching; the rest is unpacking
 _UNPACKED_SHARE = 0.95
 _NAMES_SHOWN = 8
@@ -64,6 +65,12 @@ class PipRun:
             self._on_line(line)
         return False
 
+    def on_log(self, chunk: bytes) -> None:
+        """Take pip's stderr in. It tries an index that does not answer again and again, for half a minute."""
+        self.log.add(chunk)
+        if b"Retrying" in chunk:
+            self._fetched("an index does not answer; trying again")
+
     def on_tick(self) -> None:
         """While pip unpacks it is silent, for half a minute where torch is among the packages."""
         if not self._is_unpacking:
@@ -105,11 +112,12 @@ def failure(toolchain: Toolchain, locked: Lock, run: PipRun) -> PenstockError:
         # pip asks for one package after another, and stops at the first that it cannot find, or cannot fetch
         found = run.collected if _NOT_FOUND in said else run.collected[:-1]
         missing = [package for package in locked.packages if package not in found]
+        extra = f" --extra-index-url {TORCH_CPU_INDEX}" if "torch" in missing else ""
         return Unavailable(
             f"toolchain {name}: pip found {len(locked.packages) - len(missing)} of {len(locked.packages)} packages, "
             f"and not {_some(missing)}. Check the network and the configured indexes (pip config list). For a machine "
             f"without network, fetch them on one like it that has it: pip download --no-deps --require-hashes "
-            f"--dest wheels --requirement {locked.path}; then here: PIP_NO_INDEX=1 PIP_FIND_LINKS=wheels "
+            f"--dest wheels{extra} --requirement {locked.path}; then here: PIP_NO_INDEX=1 PIP_FIND_LINKS=wheels "
             f"penstock toolchain install {name}"
         )
     return MissingToolchain(f"toolchain {name}: pip could not install it{run.log.tail()}")

@@ -18,6 +18,7 @@ import pytest
 from penstock import toolchain
 from penstock.errors import InvalidInput, MissingToolchain, PenstockError, StorageError, Unavailable
 from penstock.toolchain import gpu, install, places, table
+from penstock.toolchain.pip import PipRun
 from tests.penstock.toolchain.tiny import Tiny, make_wheel
 
 RUNNER = Path(__file__).with_name("echo_runner.py")
@@ -157,6 +158,21 @@ def test_packages_out_of_reach_are_named_with_what_to_do(tiny: Tiny) -> None:
     assert f"pip download --no-deps --require-hashes --dest wheels --requirement {tiny.lock_file}" in message
     assert "PIP_NO_INDEX=1 PIP_FIND_LINKS=wheels penstock toolchain install tiny" in message
     assert entries(tiny) == []
+
+
+def test_an_index_that_does_not_answer_is_said_while_pip_tries_again(tmp_path: Path) -> None:
+    seen: list[tuple[float, str]] = []
+    run = PipRun(total=2, report=lambda share, note: seen.append((share, note)), site=tmp_path)
+    run.on_output(b"Collecting a==1\nColle")
+    run.on_output(b"cting b==2 (from -r lock)\n")
+    run.on_log(b"WARNING: Retrying (Retry(total=4, connect=None)) after connection broken by 'NewConnectionError'\n")
+    assert seen == [(0.3, "a 1"), (0.6, "b 2"), (0.6, "an index does not answer; trying again")]
+
+
+def test_advice_for_a_machine_without_network_names_the_index_of_torch(tiny: Tiny) -> None:
+    tiny.rewrite(lambda text: text + f"torch==1.0+cpu \\\n    --hash=sha256:{'0' * 64}\n")
+    with pytest.raises(Unavailable, match="--dest wheels --extra-index-url https://download.pytorch.org/whl/cpu --req"):
+        install.install("tiny")
 
 
 def test_torch_comes_from_its_own_index_only_when_the_configured_ones_lack_it(
