@@ -32,6 +32,9 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.integer]
 
 _QUANTILES = 256
+_WORTH = 0.005
+"""Coverage that makes up for a score that is less simple; differences below it are the grid's."""
+
 _TEMPERATURES = (0.051, 19.8)  # beyond, the fit ran to the end of what ``fit_temperature`` looks at
 
 
@@ -175,7 +178,8 @@ def _best(
         name: _predicted_coverage(values, np.array(grids[name]), data, promise, rows_to_certify)
         for name, values in scores.items()
     }
-    chosen = max(coverage, key=lambda name: coverage[name])  # the first of equals: the table's order is simplest first
+    best = max(coverage.values())
+    chosen = next(name for name, share in coverage.items() if share >= best - _WORTH)  # they come simplest first
     return Choice(
         score=chosen,
         temperature=temperature,
@@ -209,4 +213,6 @@ def _reason(chosen: str, coverage: Mapping[str, float], promise: CertificateSect
     if not any(coverage.values()):
         return f"no score is expected to keep anything within {harm} on {n} tuning examples; {chosen} is the simplest"
     others = ", ".join(f"{name} {share:.1%}" for name, share in coverage.items() if name != chosen)
-    return f"{chosen} is expected to keep most, {coverage[chosen]:.1%} within {harm} on {n} tuning examples ({others})"
+    is_best = coverage[chosen] == max(coverage.values())
+    why = "is expected to keep most" if is_best else "is the simplest of those expected to keep most"
+    return f"{chosen} {why}, {coverage[chosen]:.1%} within {harm} on {n} tuning examples ({others})"

@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from penstock.confidence import DISTRIBUTION_TOLERANCE, SCORES, fit_temperature, predicted, score, softmax
+from penstock.confidence import (
+    DISTRIBUTION_TOLERANCE,
+    SCORES,
+    TOKEN_SCORES,
+    fit_temperature,
+    predicted,
+    score,
+    softmax,
+    token_score,
+)
 from penstock.errors import CalibrationError, InvalidInput
 
 OF_PROBABILITIES = [name for name in SCORES if name != "energy"]
@@ -255,3 +264,61 @@ def test_a_temperature_is_not_fitted_on_malformed_data(
 ) -> None:
     with pytest.raises(CalibrationError):
         fit_temperature(logits, labels)
+
+
+# --- tokens
+
+
+def test_token_quantiles_are_values_of_the_sequence() -> None:
+    tokens = np.array([0.9, 0.2, 0.8, 0.7, 0.95, 0.6, 0.99, 0.3, 0.85, 0.5])
+    scores = {name: float(token_score([tokens], name=name)[0]) for name in TOKEN_SCORES}
+    assert scores["token_min"] == 0.2
+    assert scores["token_q10"] == 0.2  # one of ten is at or below it
+    assert scores["token_q50"] == 0.7
+    assert scores["token_mean"] == pytest.approx(math.exp(np.log(tokens).mean()))
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=60))
+def test_token_scores_are_ordered_and_between_0_and_1(tokens: list[float]) -> None:
+    low, q10, q50, mean = (
+        float(token_score([tokens], name=name)[0]) for name in ("token_min", "token_q10", "token_q50", "token_mean")
+    )
+    assert 0 <= low <= q10 <= q50 <= 1
+    assert low - 1e-12 <= mean <= max(tokens) + 1e-12
+
+
+def test_token_scores_do_not_depend_on_the_order_or_on_the_neighbours() -> None:
+    rows = [np.array([0.9, 0.1, 0.5]), np.array([0.5, 0.9, 0.1]), np.array([1.0])]
+    for name in TOKEN_SCORES:
+        together = token_score(rows, name=name)
+        assert together[0] == pytest.approx(together[1])
+        assert together[2] == token_score(rows[2:], name=name)[0] == 1.0
+
+
+@pytest.mark.parametrize("row", [[], [0.5, math.nan], [0.5, math.inf], [0.5, 1.5], [0.5, -0.5]])
+def test_a_sequence_that_says_nothing_usable_scores_nan(row: list[float]) -> None:
+    for name in TOKEN_SCORES:
+        scores = token_score([row, [0.5]], name=name)
+        assert math.isnan(scores[0])
+        assert scores[1] == 0.5
+
+
+def test_an_impossible_token_makes_the_mean_0() -> None:
+    assert token_score([[0.0, 0.9]], name="token_mean")[0] == 0.0
+
+
+def test_coarse_probabilities_just_above_1_are_1() -> None:
+    assert token_score([np.float16([1.001, 1.0])], name="token_min")[0] == 1.0
+
+
+def test_no_sequences_are_no_scores() -> None:
+    assert token_score([]).shape == (0,)
+
+
+def test_token_scores_that_do_not_exist_and_rows_that_are_none_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="unknown token score 'max_prob'; known: token_min"):
+        token_score([[0.5]], name="max_prob")
+    with pytest.raises(InvalidInput, match=r"expected real numbers \[tokens\]"):
+        token_score([np.zeros((2, 2))])
+    with pytest.raises(InvalidInput, match=r"expected real numbers \[tokens\]"):
+        token_score([np.array(["a"])])
