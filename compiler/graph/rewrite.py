@@ -5,6 +5,7 @@ Every function changes the model it is given, in place, and leaves what it compu
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -88,7 +89,10 @@ def put_constant(graph: onnx.GraphProto, name: str, value: Array) -> str:
 
 def free_name(graph: onnx.GraphProto, wanted: str) -> str:
     """``wanted``, or the first of ``wanted_2``, ``wanted_3``... that no tensor has."""
-    taken = names(graph)
+    return _first_free(wanted, names(graph))
+
+
+def _first_free(wanted: str, taken: set[str]) -> str:
     name, count = wanted, 1
     while name in taken:
         count += 1
@@ -139,6 +143,37 @@ def _constant_value(node: onnx.NodeProto) -> TensorProto | None:
         if entry.name in ("value_int", "value_ints"):
             return numpy_helper.from_array(np.array(helper.get_attribute_value(entry), np.int64))
     return None  # strings and sparse tensors stay nodes
+
+
+def split_constants(graph: onnx.GraphProto) -> None:
+    """Give every input of every node a constant of its own, so that one can be changed without the others."""
+    known = constants(graph)
+    seen: set[str] = {name for node in graph.node for inner in subgraphs(node) for name in _captured(inner)}
+    seen.update(value.name for value in graph.output)
+    taken = names(graph)
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            if name in known and name in seen:
+                own = _first_free(f"{name}_own", taken)
+                taken.add(own)
+                graph.initializer.add().CopyFrom(known[name])
+                graph.initializer[-1].name = node.input[index] = own
+            seen.add(name)
+
+
+def merge_constants(graph: onnx.GraphProto) -> None:
+    """Store equal constants once."""
+    first: dict[tuple[int, tuple[int, ...], bytes], str] = {}
+    same: dict[str, str] = {}
+    for tensor in graph.initializer:
+        if tensor.data_type != TensorProto.STRING:
+            content = numpy_helper.to_array(tensor).tobytes()
+            key = (tensor.data_type, tuple(tensor.dims), hashlib.sha256(content).digest())
+            same[tensor.name] = first.setdefault(key, tensor.name)
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = same.get(name, name)
+    drop_dead(graph)
 
 
 def drop_dead(graph: onnx.GraphProto) -> None:

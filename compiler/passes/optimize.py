@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from compiler.graph import check, files, names, rewrite
+from compiler.graph import check, files, names, probe, rewrite, shapes
 from compiler.graph.check import Feeds
 from compiler.passes.job import PassJob, PassResult
 from compiler.passes.options import decode
@@ -69,7 +69,7 @@ def run(job: PassJob) -> PassResult:
     if options.slim:
         model, slimming = _slimmed(model, reference, asked)
     if options.gemm_to_matmul:
-        rewrite.gemm_to_matmul(names.named(model).graph, types(model))
+        rewrite.gemm_to_matmul(names.named(model).graph, probe.typed(model))
     _finish(model)
     job.progress(0.8, "comparing")
     apart = check.same(reference, check.Session(model), asked, tolerance=_TOLERANCE, what="optimize")
@@ -86,13 +86,6 @@ def run(job: PassJob) -> PassResult:
             "largest_difference": float(f"{apart.relative:.1e}"),
         },
     )
-
-
-def types(model: onnx.ModelProto) -> dict[str, int]:
-    """Element types of the tensors of a graph, as far as ONNX's inference knows them."""
-    graph = _inferred(model).graph
-    found = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info, *graph.output)}
-    return found | {tensor.name: tensor.data_type for tensor in graph.initializer}
 
 
 def _prepared(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -170,21 +163,10 @@ def _finish(model: onnx.ModelProto) -> None:
     rewrite.drop_dead(model.graph)
     rewrite.drop_unused_domains(model)
     names.named(model)
-    described = _inferred(model)
+    described = shapes.inferred(model)
     del model.graph.value_info[:]
     model.graph.value_info.extend(sorted(described.graph.value_info, key=lambda value: value.name))
     try:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError) as error:
         raise CompileError(f"optimize: what came out is no valid ONNX model: {str(error)[:300]}") from error
-
-
-def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Shapes by onnx's own inference. onnxruntime's symbolic one fails on transformers that torch.export made."""
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
-    del bare.graph.value_info[:]
-    try:
-        return onnx.shape_inference.infer_shapes(bare, data_prop=True)
-    except Exception:  # too large for one message, or an operator it does not know: shapes are a help, not a need
-        return bare
