@@ -8,7 +8,7 @@
 from compiler.data.dataset import Dataset, Split, batches, smoke
 from compiler.data.fingerprint import fingerprint, preprocessing
 from compiler.data.guess import guess
-from compiler.data.loading import Task, load
+from compiler.data.loading import Task, has_splits, load
 from compiler.data.section import DataSection
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "batches",
     "fingerprint",
     "guess",
+    "has_splits",
     "load",
     "preprocessing",
     "smoke",

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from compiler.data import checks
 from compiler.data.part import ALL, LABELS, Part, Request
-from compiler.data.section import ImagesSection
+from compiler.data.section import DataSection, ImagesSection
 from penstock.config import nearest
 from penstock.errors import InvalidInput, missing_extra
 from penstock.tensors import Array, TensorSpec, numpy_dtype
@@ -42,7 +42,7 @@ def read(request: Request) -> list[Part]:
     Raises:
         InvalidInput: no such folder, no images, a broken or huge image, or images of differing sizes.
     """
-    root, splits = request.path, request.section.splits.names()
+    root = request.path
     if not root.is_dir():
         what = "not a folder" if root.exists() else "no such file or folder"
         raise InvalidInput(
@@ -52,16 +52,24 @@ def read(request: Request) -> list[Part]:
     if len(request.inputs) != 1:
         takes = ", ".join(spec.name for spec in request.inputs)
         raise InvalidInput(f"{root}: images are one input, but the model takes {takes}; use an iterator", field=_FIELD)
-    found = [name for name in splits.values() if (root / name).is_dir()]
-    if not found:
-        return [_part(root, ALL, request)]
-    missing = [name for name in splits.values() if name not in found]
-    if missing:
+    return [_part(root / split, split, request) for split in splits_of(request.section, request.base)]
+
+
+def splits_of(section: DataSection, base: Path) -> tuple[str, ...]:
+    """Splits with a folder of their own; ``(ALL,)`` when there are none.
+
+    Raises:
+        InvalidInput: folders for some of the splits.
+    """
+    root, names = base / section.source, tuple(section.splits.names().values())
+    found = [name for name in names if (root / name).is_dir()]
+    missing = [name for name in names if name not in found]
+    if found and missing:
         raise InvalidInput(
             f"{root}: has a folder {found[0]!r} but none {missing[0]!r} (data.splits); either all splits or none",
             field="data.splits",
         )
-    return [_part(root / name, name, request) for name in splits.values()]
+    return names if found else (ALL,)
 
 
 def pixels(path: Path, settings: ImagesSection, *, max_pixels: int) -> NDArray[np.uint8]:

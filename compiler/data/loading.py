@@ -61,6 +61,25 @@ def load(
     return replace(divided, class_names=names)
 
 
+def has_splits(section: DataSection, base: Path, inputs: Sequence[TensorSpec]) -> bool:
+    """Whether the source says itself which rows are for what; otherwise :func:`load` divides all of it by the shares.
+
+    Raises:
+        ConfigError, InvalidInput, MissingExtra: as :func:`load`, as far as it has to look.
+    """
+    match kind_of(section.source):
+        case "npz":
+            return npz.splits_of(section, base, inputs) != (ALL,)
+        case "csv" | "parquet":
+            return bool(section.splits.column)
+        case "iterator":
+            return iterator.splits_of(section, base) != (ALL,)
+        case "images":
+            from compiler.data import images  # needs Pillow
+
+            return images.splits_of(section, base) != (ALL,)
+
+
 def _reader(kind: Kind) -> Callable[[Request], list[Part]]:
     match kind:
         case "npz":

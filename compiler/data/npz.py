@@ -7,15 +7,16 @@ model's own datatypes: whoever saved them chose one, and a cast would hide a mis
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from compiler.data.part import ALL, GROUPS, LABELS, Part, Request
+from compiler.data.section import DataSection
 from penstock.config import nearest
 from penstock.errors import InvalidInput
-from penstock.tensors import Array
+from penstock.tensors import Array, TensorSpec
 
 _FIELD = "data.source"
 
@@ -26,15 +27,25 @@ def read(request: Request) -> list[Part]:
     Raises:
         InvalidInput: no such file, not an npz file of plain arrays, too large, or an array that is not there.
     """
-    path, section = request.path, request.section
-    arrays = arrays_of(path, section.limits.max_bytes)
-    stems = [section.inputs.get(spec.name, spec.name) for spec in request.inputs]
-    has_splits = not all(stem in arrays for stem in stems) or any(
-        f"{stem}_{name}" in arrays for stem in stems for name in section.splits.names().values()
-    )
-    if not has_splits:
-        return [_part(arrays, ALL, request)]
-    return [_part(arrays, name, request) for name in section.splits.names().values()]
+    arrays = arrays_of(request.path, request.section.limits.max_bytes)
+    return [_part(arrays, split, request) for split in _splits(arrays, request.section, request.inputs)]
+
+
+def splits_of(section: DataSection, base: Path, inputs: Sequence[TensorSpec]) -> tuple[str, ...]:
+    """The file's own splits that are read; ``(ALL,)`` when it has none.
+
+    Raises:
+        InvalidInput: as :func:`read`.
+    """
+    return _splits(arrays_of(base / section.source, section.limits.max_bytes), section, inputs)
+
+
+def _splits(names: Container[str], section: DataSection, inputs: Sequence[TensorSpec]) -> tuple[str, ...]:
+    """Arrays without a suffix hold everything, unless there are some with one too."""
+    stems = [section.inputs.get(spec.name, spec.name) for spec in inputs]
+    own = tuple(section.splits.names().values())
+    is_whole = all(stem in names for stem in stems)
+    return own if not is_whole or any(f"{stem}_{name}" in names for stem in stems for name in own) else (ALL,)
 
 
 def arrays_of(path: Path, limit_bytes: int) -> dict[str, Array]:

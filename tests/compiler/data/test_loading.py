@@ -255,6 +255,29 @@ def test_more_data_than_the_limit_is_refused(edit: Edit, load: Load, limits: dic
 CERTIFY_FIRST = data.section.SplitsSection(fit="certify", certify="fit")
 
 
+def test_whether_a_source_has_splits_of_its_own(tmp_path: Path, edit: Edit) -> None:
+    named = data.section.SplitsSection(column="part")
+    np.savez(tmp_path / "whole.npz", x=np.zeros((3, 4), np.float32))
+    np.savez(tmp_path / "both.npz", x=np.zeros((3, 4), np.float32), x_certify=np.zeros((3, 4), np.float32))
+    (tmp_path / "rows.py").write_text("def every(): ...\ndef each(split): ...\n")
+    (tmp_path / "flat" / "cat").mkdir(parents=True)
+    for split in ("fit", "certify", "test"):
+        (tmp_path / "deep" / split).mkdir(parents=True)
+    sources = [
+        (DataSection(source="data.npz"), True),
+        (DataSection(source="both.npz"), True),
+        (DataSection(source="whole.npz"), False),
+        (DataSection(source="whole.npz", inputs={"x": "z"}), True),  # and loading says what is missing
+        (DataSection(source="d.csv"), False),
+        (DataSection(source="d.csv", splits=named), True),
+        (DataSection(source="rows.py:every"), False),
+        (DataSection(source="rows.py:each"), True),
+        (DataSection(source="flat"), False),
+        (DataSection(source="deep"), True),
+    ]
+    assert [data.has_splits(section, tmp_path, [X]) for section, _ in sources] == [own for _, own in sources]
+
+
 # --- what the compiler does with a dataset -----------------------------------------------------------------------
 
 
