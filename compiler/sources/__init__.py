@@ -9,8 +9,8 @@ import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from compiler.sources.content import fingerprint
 from compiler.sources.exported import Exported
-from compiler.sources.fingerprint import fingerprint
 from compiler.sources.kinds import Kind, Source, detect
 from compiler.sources.section import SourceSection
 from penstock.errors import CompileError
