@@ -129,7 +129,7 @@ def class_labels(
     if array.dtype.kind in "OUS" and array.shape == (rows,):
         return _by_name(text(array, field=field), classes, names, field)
     if array.dtype.kind not in "iub" or array.shape != (rows,):
-        hint = "; classes are whole numbers from 0 on" if array.dtype.kind == "f" else ""
+        hint = _fraction(array) if array.dtype.kind == "f" and array.shape == (rows,) else ""
         raise InvalidInput(
             f"{field}: {array.dtype} {list(array.shape)}, expected one integer class for each of {rows} rows{hint}",
             field=field,
@@ -189,6 +189,15 @@ def _by_name(words: NDArray[np.str_], classes: int | None, names: Sequence[str],
                 field=field,
             )
     return np.array([number[str(word)] for word in words], dtype=np.int64)
+
+
+def _fraction(labels: NDArray[Any]) -> str:
+    """The first label that is no whole number, or that all are."""
+    with np.errstate(invalid="ignore"):
+        rows = np.flatnonzero(np.mod(labels, 1) != 0)  # NaN and infinities too
+    if len(rows):
+        return f"; row {rows[0]} is {labels[rows[0]]:g}"
+    return "; they are whole, so save them as integers"
 
 
 def _shaped(array: Array, spec: TensorSpec, field: str) -> Array:

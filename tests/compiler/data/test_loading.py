@@ -76,7 +76,10 @@ def test_inputs_may_have_other_names_in_the_file(edit: Edit, load: Load) -> None
         ({"x_test": np.full((300, 4), np.nan, np.float32)}, "NaN or infinite values in 300 rows, first row 0"),
         ({"x_test": np.full((300, 4), np.inf, np.float32)}, "NaN or infinite"),
         ({"y_test": np.zeros(299, np.int64)}, r"int64 \[299\], expected one integer class for each of 300 rows"),
-        ({"y_test": np.zeros(300)}, "expected one integer class for each of 300 rows; classes are whole numbers"),
+        (
+            {"y_test": np.zeros(300)},
+            "expected one integer class for each of 300 rows; they are whole, so save them as integers",
+        ),
         ({"y_test": np.full(300, 3)}, "labels from 3 to 3, but the model has classes 0 to 2"),
         ({"y_test": np.arange(300) % 3 + 1}, "labels from 1 to 3, .* classes 0 to 2; count them from 0"),
         ({"y_test": np.full(300, -1)}, "labels from -1"),
