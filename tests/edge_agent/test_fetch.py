@@ -28,7 +28,7 @@ from penstock.errors import (
     Unavailable,
 )
 from penstock.layout import Layout
-from tests.edge_agent.cloud import MODEL, FakeRegistry, build, release_of
+from tests.edge_agent.cloud import MODEL, FakeRegistry, build, certificate_for, release_of
 
 SETTINGS = FetchSettings(reserve_bytes=0, chunk_bytes=4096, read_timeout_s=5.0)
 BIG = 200_000
@@ -300,3 +300,39 @@ async def test_a_certificate_for_other_digests_is_not_used_and_says_so(rig: Rig,
     assert slot.certificate_digest == ""
     assert "issued for other digests" in slot.note
     assert rig.store.load_plan(MODEL, slot).certificate is None
+
+
+def _certified_again(layout: Layout, target: str, serial: int) -> str:
+    artifact = layout.artifact()
+    edge, cloud = artifact.variant("edge", target=target).digest, artifact.variant("cloud").digest
+    return layout.attach_certificate(msgspec.structs.replace(certificate_for(edge, cloud), serial=serial)).digest
+
+
+async def test_of_several_certificates_the_newest_for_the_devices_own_variant_is_used(rig: Rig, tmp_path: Path) -> None:
+    """The fleet service names one of another variant; the registry lists them in no order that means anything."""
+    layout = build(tmp_path / "many", "v2", seed=3, targets=("x86-64", "any"))
+    newest = _certified_again(layout, "any", 3)
+    _certified_again(layout, "any", 2)
+    _certified_again(layout, "x86-64", 4)
+    rig.registry.layouts.append(layout)
+    slot = await rig.pull(release_of(layout), targets=("any",))
+    assert slot.certificate_digest == newest
+    plan = rig.store.load_plan(MODEL, slot)
+    assert plan.certificate is not None
+    assert plan.certificate.serial == 3
+
+
+async def test_the_certificate_that_is_named_is_used_where_it_fits(rig: Rig) -> None:
+    """A frozen rollout ships what it was planned with, whatever was certified since."""
+    named = release_of(rig.layout)
+    _certified_again(rig.layout, "any", 2)
+    assert (await rig.pull(named)).certificate_digest == named.certificate_digest
+
+
+async def test_of_more_certificates_than_are_looked_at_the_last_are(rig: Rig, tmp_path: Path) -> None:
+    layout = build(tmp_path / "many", "v2", seed=3, targets=("x86-64", "any"))
+    for serial in range(2, 8):
+        last = _certified_again(layout, "any", serial)
+    rig.registry.layouts.append(layout)
+    slot = await rig.pull(release_of(layout), targets=("any",), max_certificates=2)
+    assert slot.certificate_digest == last
