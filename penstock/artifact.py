@@ -29,6 +29,7 @@ MODEL_FILE = "application/vnd.cncf.model.weight.config.v1.raw"
 VARIANT_SPEC = "application/vnd.penstock.variant.v1+json"
 GOLDEN = "application/vnd.penstock.golden.v1+msgpack"
 CERTIFICATE = certificates.MEDIA_TYPE
+EVIDENCE = "application/vnd.penstock.evidence.v1+msgpack"
 EVALUATION = "application/vnd.penstock.evaluation.v1+json"
 REPORT = "application/vnd.penstock.report.v1+html"
 LOCK = "application/vnd.penstock.lock.v1+json"
