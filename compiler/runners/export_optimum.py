@@ -17,6 +17,7 @@ from optimum.exporters.tasks import TasksManager
 from protocol import InputError, progress, serve
 from transformers import AutoConfig
 
+FEATURES = "feature-extraction"
 SIZES = ({"batch_size": 2, "sequence_length": 16}, {"batch_size": 3, "sequence_length": 11})
 
 
@@ -52,30 +53,41 @@ def export(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _load(job: dict[str, Any]) -> Any:
-    directory = job["directory"]
+    directory, task = job["directory"], job["task"]
     try:
-        AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        model = TasksManager.get_model_from_task(
-            job["task"],
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        _check_task(config.model_type, task)
+        kind = TasksManager.get_model_class_for_task(task, framework="pt", model_type=config.model_type)
+        model, info = kind.from_pretrained(
             directory,
-            framework="pt",
-            library_name="transformers",
             torch_dtype=torch.float32,
             local_files_only=True,
             trust_remote_code=False,
+            output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise InputError(f"{directory}: transformers cannot load it for {job['task']}: {_short(error)}") from error
+        raise InputError(f"{directory}: transformers cannot load it for {task}: {_short(error)}") from error
+    # a pooler that feature-extraction does not export may be missing; a head with random weights would be a wrong model
+    missing = [name for name in info["missing_keys"] if not name.startswith("pooler.") or task != FEATURES]
+    if missing:
+        raise InputError(
+            f"{directory} has no weights for {', '.join(sorted(missing)[:4])}, which task {task} needs; its class "
+            f"{job['architecture']} is for another task, or the files are incomplete"
+        )
+    TasksManager.standardize_model_attributes(model, library_name="transformers")
     return model.eval()
 
 
+def _check_task(model_type: str, task: str) -> None:
+    known = TasksManager.get_supported_tasks_for_model_type(model_type, "onnx", library_name="transformers")
+    if task not in known:
+        raise InputError(f"Optimum exports {model_type} for {', '.join(sorted(known))}; not for {task!r}")
+
+
 def _onnx_config(model: Any, task: str) -> Any:
-    try:
-        constructor = TasksManager.get_exporter_config_constructor(
-            model=model, exporter="onnx", task=task, library_name="transformers"
-        )
-    except (ValueError, KeyError) as error:
-        raise InputError(f"Optimum cannot export {model.config.model_type} for {task}: {_short(error)}") from error
+    constructor = TasksManager.get_exporter_config_constructor(
+        model=model, exporter="onnx", task=task, library_name="transformers"
+    )
     return constructor(model.config)
 
 

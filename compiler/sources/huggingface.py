@@ -69,6 +69,17 @@ def labels_of(config: Mapping[str, Any]) -> tuple[str, ...]:
     return () if is_made_up else labels
 
 
+def _task(config: Mapping[str, Any], section: SourceSection) -> str:
+    if not section.task:
+        return task_of(config)
+    if section.toolchain == "transformers5" and section.task != task_of(config):
+        raise ConfigError(
+            f"source.task: {section.task!r} given, but transformers' own exporter takes the class as it is, which is "
+            f'for {task_of(config)}; leave the task out, or set toolchain = "optimum"'
+        )
+    return section.task
+
+
 def export(
     source: Source, section: SourceSection, out: Path, *, progress: Callable[[float, str], None], seed: int
 ) -> Exported:
@@ -80,7 +91,7 @@ def export(
     from compiler.sources import pooling, raw  # import onnx
 
     config = kinds.read_json(source.location / kinds.CONFIG_FILE)
-    task = section.task or task_of(config)
+    task = _task(config, section)
     pooled = pooling.read(source.location) if task == FEATURES else None
     settings = {
         "directory": str(source.location.absolute()),
@@ -90,7 +101,7 @@ def export(
         "opset": section.opset,
     }
     facts: dict[str, Any] = {"framework": "huggingface", "task": task, "class": kinds.architecture(config)}
-    if labels := labels_of(config):
+    if task.endswith("classification") and (labels := labels_of(config)):
         facts["labels"] = list(labels)
     if pooled is not None:
         facts["pooling"] = str(pooled)

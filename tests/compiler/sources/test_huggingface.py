@@ -11,7 +11,7 @@ import pytest
 
 from compiler import sources
 from compiler.sources import Exported, huggingface
-from penstock.errors import ConfigError
+from penstock.errors import CompileError, ConfigError
 from penstock.runtime import EngineOptions, load_engine
 
 Export = Callable[..., Exported]
@@ -56,6 +56,18 @@ def test_an_image_classifier_through_transformers_5(
     assert shapes(made) == {"pixel_values": (-1, 3, 16, 16), "logits": (-1, 5)}
     assert made.facts["versions"]["transformers"].startswith("5.")
     assert "labels" not in made.facts, "LABEL_0 is no name"
+
+
+def test_a_head_that_would_get_random_weights_is_refused(tiny_models: Path, exported: Export) -> None:
+    with pytest.raises(
+        CompileError, match=r"has no weights for cls\.predictions.*BertForSequenceClassification is for"
+    ):
+        exported("classifier", tiny_models, task="fill-mask")
+
+
+def test_transformers_5_exports_the_class_and_no_other_task(tiny_models: Path, exported: Export) -> None:
+    with pytest.raises(ConfigError, match="takes the class as it is, which is for text-classification"):
+        exported("classifier", tiny_models, task="fill-mask", toolchain="transformers5")
 
 
 def test_a_language_model_is_recognised(tiny_models: Path) -> None:
