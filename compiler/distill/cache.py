@@ -144,7 +144,7 @@ class _Chunks:
             return None
         start, stop = self.span(index)
         try:
-            if hashlib.sha256(data[_DIGEST_BYTES:]).digest() != data[:_DIGEST_BYTES]:
+            if _digest(index, data[_DIGEST_BYTES:]) != data[:_DIGEST_BYTES]:
                 raise CompileError("another digest")
             return _checked(tensors.unpack(data[_DIGEST_BYTES:])["answers"], stop - start)
         except (PenstockError, KeyError):
@@ -157,7 +157,7 @@ class _Chunks:
         asked = {name: array[start:stop] for name, array in self.inputs.items()}
         answers = _checked(self._teacher.answer(asked, report), stop - start)
         data = tensors.pack({"answers": answers})
-        write_atomically(self._path(index), hashlib.sha256(data).digest() + data)
+        write_atomically(self._path(index), _digest(index, data) + data)
         self.asked += stop - start
 
     def all_there(self) -> bool:
@@ -206,6 +206,11 @@ def inputs_digest(inputs: Mapping[str, Array]) -> str:
         for start in range(0, len(flat), _HASHED_BYTES):
             hasher.update(flat[start : start + _HASHED_BYTES].data)
     return "sha256:" + hasher.hexdigest()
+
+
+def _digest(index: int, data: bytes) -> bytes:
+    """Of a chunk and its place: whole chunks in each other's places are damage too."""
+    return hashlib.sha256(index.to_bytes(8, "little") + data).digest()
 
 
 def _name(teacher: Teacher, inputs: Mapping[str, Array]) -> str:

@@ -66,8 +66,8 @@ Exit codes: 0 done, 1 failed, 2 wrong settings or data, 3 too little data, 4 cor
 @click.option("--data", type=click.Path(path_type=Path), metavar="FILE.npz", help="Examples, when there is no recipe.")
 @click.option("--labels", metavar="NAME", help="Array of labels, when there is no recipe; '' for none.  [default: y]")
 @click.option("--split", metavar="NAME", help="Split that trains.  [default: train, else fit]")
-@click.option("--output-name", default="", metavar="NAME", help="The teacher's output, where it has several.")
-@click.option("--output-kind", type=click.Choice(["logits", "probabilities"]), default="logits", show_default=True)
+@click.option("--output-name", metavar="NAME", help="The teacher's output, where it has several.")
+@click.option("--output-kind", help="logits or probabilities, when there is no recipe.  [default: logits]")
 @click.option("--epochs", type=int, help="Passes over the rows, at most.  [default: 60]")
 @click.option("--batch-size", type=int, help="Rows in a step.  [default: 64]")
 @click.option(
@@ -119,14 +119,15 @@ def _outputs(values: tuple[str, ...]) -> tuple[Path, str]:
 
 def _check_flags(recipe: Path | None, flags: dict[str, Any]) -> None:
     if recipe is not None:
-        given = [name for name in ("data", "labels") if flags[name] is not None]
-        given += [name for name in ("output_name",) if flags[name]]
+        given = [name for name in ("data", "labels", "output_name", "output_kind") if flags[name] is not None]
         if given:
             raise click.UsageError(f"--{given[0].replace('_', '-')} is for use without a recipe, which says it itself")
         return
     missing = [f"--{name}" for name in ("teacher", "student", "data") if flags[name] is None]
     if missing:
         raise click.UsageError(f"give a recipe, or {', '.join(missing)}")
+    if flags["output_kind"] not in (None, "logits", "probabilities"):
+        raise click.UsageError(f"--output-kind: {flags['output_kind']!r} is neither logits nor probabilities")
 
 
 def _work(recipe: Path | None, out: Path, flags: dict[str, Any]) -> Path:
@@ -163,8 +164,8 @@ def _prepared(recipe: Path | None, flags: dict[str, Any], work: Path, bar: _Bar)
         teacher=flags["teacher"],
         data=flags["data"],
         labels=flags["labels"],
-        output=flags["output_name"],
-        output_kind=flags["output_kind"],
+        output=flags["output_name"] or "",
+        output_kind=flags["output_kind"] or "logits",
         section=settled(None, flags=own),
     )
     with prepare.from_flags(plain, work=work, token=flags["token"]) as prepared:
@@ -198,18 +199,20 @@ def _made(prepared: Prepared, work: Path, out: Path, bar: _Bar) -> Student:
 
 
 class _Bar:
-    """Live progress with the time left on a terminal; a line now and then elsewhere."""
+    """Live progress with the time left on a terminal; elsewhere a line now and then, and when something else begins."""
 
     def __init__(self) -> None:
         self._began = self._said_at = time.monotonic()
         self._is_live = is_interactive()
         self._width = 0
+        self._doing = ""
 
     def update(self, share: float, note: str) -> None:
         now = time.monotonic()
-        if not self._is_live and now - self._said_at < _LINE_EVERY_S and share < 1.0:
+        doing = note.partition(":")[0]
+        if not self._is_live and now - self._said_at < _LINE_EVERY_S and doing == self._doing:
             return
-        self._said_at = now
+        self._said_at, self._doing = now, doing
         line = f"{share:4.0%}  {note}{self._left(share, now)}"
         if self._is_live:
             click.echo(f"\r{line.ljust(self._width)}", nl=False, err=True)
@@ -224,9 +227,9 @@ class _Bar:
             self._width = 0
 
     def _left(self, share: float, now: float) -> str:
-        if not 0.05 < share < 1.0:
+        seconds = (now - self._began) * (1 - share) / max(share, 0.05)
+        if share < 0.05 or seconds < 1:
             return ""
-        seconds = (now - self._began) * (1 - share) / share
         return f", about {seconds:.0f} s left" if seconds < 120 else f", about {seconds / 60:.0f} min left"
 
 

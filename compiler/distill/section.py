@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -181,6 +181,8 @@ def settled(table: object, *, student: str = "", flags: Mapping[str, Any] | None
             raise ConfigError(f"distill: unknown setting {name!r}; {nearest(name, known)}")
     tree["student"] = tree.get("student") or student
     tree |= {name: value for name, value in (flags or {}).items() if value is not None}
+    if "defer" in tree and tree["defer"] not in (words := get_args(Defer)):
+        raise ConfigError(f"distill.defer: {tree['defer']!r}: expected one of {', '.join(words)}")
     try:
         section = msgspec.convert(tree, DistillSection)
     except msgspec.ValidationError as error:

@@ -201,7 +201,7 @@ def _job(request: Request, chosen: Rows, answered: Answered, settled: Mapping[st
         "answers": answered.digest,
         "inputs": inputs_digest(chosen.split.inputs),
         "labels": None if chosen.split.labels is None else inputs_digest({"labels": chosen.split.labels}),
-        "output": [teacher.output.name, request.output_kind],
+        "output": [teacher.output.name, teacher.output.datatype, request.output_kind],
         "code": [digest_of_file(_RUNNERS / name) for name in _CODE],
     }
     return {
@@ -217,6 +217,7 @@ def _job(request: Request, chosen: Rows, answered: Answered, settled: Mapping[st
         "classes": answered.classes,
         "output": teacher.output.name,
         "output_kind": request.output_kind,
+        "output_datatype": teacher.output.datatype,
         "settings": settings,
         "processors": _processors(),
         "checkpoint": request.work / "checkpoint",
@@ -292,7 +293,19 @@ def _judge(
         curve=measures.decoded(found["curve"]),
         settings={**job["settings"], "threads": found["threads"]},
         versions=dict(versions),
-        notes=(*_left_out(chosen), *answered.notes, *found["notes"]),
+        notes=(*_left_out(chosen), *answered.notes, *found["notes"], *_no_better(said, teacher, labels)),
+    )
+
+
+def _no_better(said: Array, teacher: Array, labels: Array | None) -> tuple[str, ...]:
+    """A student that gives nearly one answer only has learned nothing, whatever its figures."""
+    right = teacher.argmax(axis=1) if labels is None else labels
+    most = np.bincount(right).max() / len(right)
+    if float(np.mean(said.argmax(axis=1) == right)) > most:
+        return ()
+    return (
+        f"the student is no better than always giving the commonest class ({most:.1%}): try another learning rate (a "
+        "tenth of it, if the loss jumps), more epochs, or a larger student",
     )
 
 

@@ -15,8 +15,8 @@ import distill_losses as losses
 import numpy as np
 import torch
 from distill_models import (
-    Probabilities,
     Scorer,
+    Served,
     from_config,
     from_factory,
     load,
@@ -150,7 +150,7 @@ def _answers(scorer: nn.Module, examples: Examples) -> np.ndarray:
 
 
 def _export(scorer: nn.Module, examples: Examples, job: dict[str, Any]) -> None:
-    model = Probabilities(scorer) if job["output_kind"] == "probabilities" else scorer
+    model = Served(scorer, job["output_kind"], job["output_datatype"])
     inputs, _, _ = examples.batch(np.resize(examples.validation, 2))
     free = {given["name"]: {axis: _axis(given["name"], axis) for axis in given["free"]} for given in job["inputs"]}
     try:

@@ -38,15 +38,18 @@ class Scorer(nn.Module):
         return logits_of(self.model(*inputs))
 
 
-class Probabilities(nn.Module):
-    """A scorer whose teacher gives probabilities: the student's output must hold the same."""
+class Served(nn.Module):
+    """A scorer whose output is like its teacher's: logits or probabilities, in the same type."""
 
-    def __init__(self, scorer: nn.Module) -> None:
+    def __init__(self, scorer: nn.Module, kind: str, datatype: str) -> None:
         super().__init__()
         self.scorer = scorer
+        self._is_softmax = kind == "probabilities"
+        self._type = {"FP16": torch.float16, "FP64": torch.float64}.get(datatype, torch.float32)
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        return torch.softmax(self.scorer(*inputs), dim=1)
+        logits = self.scorer(*inputs)
+        return (torch.softmax(logits, dim=1) if self._is_softmax else logits).to(self._type)
 
 
 def takes_names(model: nn.Module, names: Sequence[str]) -> bool:
@@ -189,7 +192,7 @@ def with_fewer_layers(teacher: nn.Module, keep_every: int) -> tuple[nn.Module, s
     config = getattr(teacher, "config", None)
     if config is not None and getattr(config, "num_hidden_layers", None) == count:
         config.num_hidden_layers = len(kept)
-    return holder.teacher, f"kept layers {', '.join(map(str, kept))} of the {count} in {name}"
+    return holder.teacher, f"kept layers {', '.join(map(str, kept))} of the {count} in {name.removeprefix('teacher.')}"
 
 
 def _longest_stretch(teacher: nn.Module) -> tuple[str, nn.Module, int, int, int]:

@@ -27,7 +27,7 @@ LOWEST_RATE = 0.01  # of the highest, at the end of a phase
 WEIGHT_DECAY = 0.01
 MAX_GRADIENT_NORM = 5.0
 VALIDATION_BATCH = 256
-SAY_EVERY_S = 0.5
+SAY_EVERY_S = 0.2
 _STRIDE = 1_000_003  # steps of one seed never meet those of the next
 
 
@@ -223,9 +223,10 @@ class Training:
         now, state = time.monotonic(), self._state
         state["seconds"] += now - self._ticked_at
         self._ticked_at = now
-        if now - self._saved_at >= self._limits.checkpoint_s:
+        is_due = now - self._saved_at >= self._limits.checkpoint_s
+        if is_due:
             self._save()
-        if now - self._said_at >= SAY_EVERY_S or state["step"] == self._steps:
+        if is_due or now - self._said_at >= SAY_EVERY_S:
             self._said_at = now
             progress(self._share(), self._words(phase))
 
