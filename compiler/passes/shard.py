@@ -162,8 +162,10 @@ def _why_not(found: DoesNotFit, count: int, limits: Sequence[int], apart: str) -
     if found.largest_bytes is None:
         return f"the graph has no {count - 1} places at which it can be cut" + (f" ({apart})" if apart else "")
     allowed = ", ".join(f"{limit / _MEBIBYTE:.3g}" for limit in limits)
-    return f"no division into {count} stages fits {allowed} MiB; the most even one needs "
+    return (
+        f"no division into {count} stages fits {allowed} MiB; the most even one needs "
         f"{found.largest_bytes / _MEBIBYTE:.3g} MiB in its largest stage. Allow more, or more stages"
+    )
 
 
 def _harmful(
