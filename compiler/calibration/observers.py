@@ -79,10 +79,14 @@ class Magnitudes:
         index = int(np.searchsorted(np.cumsum(counts), rank, side="right"))
         return _edge(index, outward)
 
-    def absolute_quantile(self, share: float) -> float:
-        """The upper edge of the bin of the magnitude below which ``share`` of all magnitudes lie."""
+    def nonzero_quantile(self, share: float) -> float:
+        """The upper edge of the bin of the magnitude below which ``share`` of all non-zero ones lie; 0 for none."""
         counts = self._counts[:0x8000] + self._counts[0x8000:]
-        rank = math.ceil(share * (int(counts.sum()) - 1))
+        counts[0] = 0  # zero, and what no scale could tell from it
+        total = int(counts.sum())
+        if not total:
+            return 0.0
+        rank = math.ceil(share * (total - 1))
         index = int(np.searchsorted(np.cumsum(counts), rank, side="right"))
         return _edge(index + 0x8000, 1)
 

@@ -19,9 +19,10 @@ Calibrator = Literal["minmax", "percentile", "entropy"]
 ENTROPY_BINS = 2048
 """Bins of the histogram that entropy searches; what the method's paper uses."""
 
-ENTROPY_REACH = 0.99999
-"""Share of magnitudes below the largest threshold that entropy looks at. Its bins are equal, so that a lone value a
-thousand times the others would leave them all in two bins, where every threshold looks alike."""
+ENTROPY_REACH = 16.0
+"""The largest threshold that entropy looks at, in multiples of the magnitude below which 99% of the non-zero values
+lie. Its bins are equal, so that a value a thousand times the others would leave those in two bins, where every
+threshold looks alike; distributions without such values end well before."""
 
 _STRIDE = 4
 """Thresholds are tried at every fourth bin: a fifth of a percent of the range, at a quarter of the time."""
@@ -53,7 +54,7 @@ def percentile(extremes: Extremes, magnitudes: Magnitudes, percent: float) -> Ra
 
 def entropy_limit(extremes: Extremes, magnitudes: Magnitudes) -> float:
     """The largest threshold that :func:`entropy` looks at, and the limit of the histogram that it needs."""
-    return min(max(abs(extremes.low), abs(extremes.high)), magnitudes.absolute_quantile(ENTROPY_REACH))
+    return min(max(abs(extremes.low), abs(extremes.high)), ENTROPY_REACH * magnitudes.nonzero_quantile(0.99))
 
 
 def entropy(extremes: Extremes, histogram: Histogram, *, symmetric: bool) -> Range:

@@ -103,7 +103,7 @@ def executed(path: Path) -> Coverage:
         # the last level only changes memory layouts, and cannot be written for another machine
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.log_severity_level = 4
-        files.check_runnable(path, field=path.name)
+        files.check_runnable(path, field="model")
         ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         graph = onnx.load(options.optimized_model_filepath).graph
     nodes = tuple(

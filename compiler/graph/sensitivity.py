@@ -33,7 +33,9 @@ MAX_SQNR_DB = 200.0
 """What an output without any difference gets: float32 itself has about 150 dB."""
 
 _SHADOW = "penstock_shadow/"
+_STORED_INTEGERS = frozenset({onnx.TensorProto.INT8, onnx.TensorProto.UINT8})
 _ROUNDING = frozenset({"QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QAttention"})
+_WEIGHTED = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
 _FLOAT_RESULTS = frozenset({"MatMul", "Gemm", "Attention"})
 """Their integer kernels give floats: where the result is rounded, it is for the next operator, and counted there."""
 
@@ -130,7 +132,7 @@ def _shadowed(model: onnx.ModelProto, quantized: onnx.ModelProto) -> list[_Pair]
             if not any(shadows.rounds(part) for part in inner):
                 continue
             owner = _owner(inner, names) or node
-            if owner.op_type in _MOVERS:
+            if owner.op_type in _MOVERS or (owner.op_type in _WEIGHTED and not shadows.rounds_weights(inner)):
                 continue
             rounded = shadows.copy(output)
             for part in _rounding(output, readers) if owner.op_type not in _FLOAT_RESULTS else ():
@@ -168,10 +170,20 @@ class _Shadows:
         return nodes
 
     def rounds(self, node: onnx.NodeProto) -> bool:
-        """Rounds an activation, or looks one up that is: not a constant, which others may share with a quantized one."""
+        """Rounds an activation, or reads a rounded one. Not a constant: it may be shared with a quantized node."""
         if node.op_type == "DequantizeLinear":
             return node.input[0] not in self._constants
         return node.op_type in _ROUNDING
+
+    def rounds_weights(self, nodes: list[onnx.NodeProto]) -> bool:
+        """A product kept in float may still read rounded activations, which are its neighbours' doing."""
+        return any(self._is_rounded(name, node) for node in nodes for name in node.input)
+
+    def _is_rounded(self, name: str, reader: onnx.NodeProto) -> bool:
+        tensor = self._constants.get(name)
+        if tensor is None or len(tensor.dims) < 2:  # a scale, a zero point or a bias
+            return False
+        return tensor.data_type in _STORED_INTEGERS or reader.op_type == "QuantizeLinear"
 
     def copy(self, name: str) -> str:
         """Name, in the float graph, of a copy of a quantized graph's tensor."""

@@ -53,6 +53,9 @@ _TAILS = frozenset(
     }
 )  # fmt: skip
 
+POOLING = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean"})
+"""Averages of many values."""
+
 _SMALL_CHANNELS = 16
 """TensorRT runs convolutions with fewer input or output channels faster in half precision than in integers."""
 

@@ -202,7 +202,8 @@ def _read_exact(graph: onnx.GraphProto, planned: set[str]) -> None:
 def _keep_outputs_float(graph: onnx.GraphProto) -> None:
     """Take the rounding off the last tensors before a graph output (see ``int8_plan``: eight-bit scores tie).
 
-    What is left in between is the tail of the plan: operators on one tensor that run in float.
+    What is left in between is the tail of the plan: operators on one tensor that run in float. Not before a pooling
+    one: an average of many roundings is fine already, and a convolution without it would run in float.
     """
     producers = {name: node for node in graph.node for name in node.output if name}
     uses: dict[str, int] = {}
@@ -212,7 +213,7 @@ def _keep_outputs_float(graph: onnx.GraphProto) -> None:
     outputs = {output.name for output in graph.output}
     for output in graph.output:
         dequantize = producers.get(output.name)
-        while dequantize is not None and int8_plan.is_tail(dequantize) and uses.get(dequantize.output[0], 0) <= 1:
+        while dequantize is not None and _passes_on(dequantize) and uses.get(dequantize.output[0], 0) <= 1:
             dequantize = producers.get(dequantize.input[0])
         quantize = producers.get(dequantize.input[0]) if dequantize is not None else None
         if dequantize is None or dequantize.op_type != "DequantizeLinear" or quantize is None:
@@ -224,6 +225,10 @@ def _keep_outputs_float(graph: onnx.GraphProto) -> None:
         graph.node.remove(dequantize)
         graph.node.remove(quantize)
         _rename(graph, before, result)
+
+
+def _passes_on(node: onnx.NodeProto) -> bool:
+    return int8_plan.is_tail(node) and node.op_type not in int8_plan.POOLING
 
 
 def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
