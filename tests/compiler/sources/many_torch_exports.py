@@ -5,7 +5,9 @@ Importing torch takes seconds, and most mistakes are found before anything is ex
 
 from __future__ import annotations
 
+import io
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,22 @@ def _programs(directory: Path) -> None:
     torch.export.save(torch.export.export(module, (x,), dynamic_shapes=free), directory / "free.pt2")
     torch.export.save(torch.export.export(module, (x,)), directory / "fixed.pt2")
     (directory / "junk.pt2").write_bytes(b"junk")
+    _with_pickle(directory / "free.pt2", directory / "evil.pt2", marker=directory / "evil-was-here")
+
+
+def _with_pickle(program: Path, target: Path, *, marker: Path) -> None:
+    """The same program, whose example inputs are a pickle that makes a file when it is loaded."""
+
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (marker,)
+
+    evil = io.BytesIO()
+    torch.save({"x": Evil()}, evil)
+    with zipfile.ZipFile(program) as source, zipfile.ZipFile(target, "w") as archive:
+        for name in source.namelist():
+            is_examples = "sample_inputs" in name and name.endswith(".pt")
+            archive.writestr(name, evil.getvalue() if is_examples else source.read(name))
 
 
 if __name__ == "__main__":

@@ -98,6 +98,7 @@ def test_what_goes_wrong_says_why_and_an_exported_program_is_exported(
         "traced": ({"factory": "traced"}, ""),
         "free program": ({"file": "free.pt2"}, ""),
         "fixed program": ({"file": "fixed.pt2"}, "the ExportedProgram has fixed the batch of input"),
+        "evil program": ({"file": "evil.pt2"}, "loading those runs whatever code their author put in"),
         "no program": ({"file": "junk.pt2"}, "is no ExportedProgram that this torch can load"),
     }
     (base / "broken.py").write_text("import not_there")
@@ -109,6 +110,7 @@ def test_what_goes_wrong_says_why_and_an_exported_program_is_exported(
         assert bool(messages[name]) == bool(expected), name
         assert "Traceback" not in messages[name]
 
+    assert not (base / "evil-was-here").exists()
     traced = [parity.read_case(tmp_path / "out" / "traced" / f"case{index}.npz") for index in (0, 1)]
     with pytest.raises(CompileError, match=r"does not answer as the original, for 2 rows.*is off by up to 0\.\d"):
         parity.check(tmp_path / "out" / "traced" / "model.onnx", traced, tolerance=1e-4)
