@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from compiler import certify, choose, evaluate, evidence, promise
 from compiler.certify import CertifyData, Promised
 from compiler.choose import Choice
 from compiler.data import Split
-from compiler.evaluation import CascadeEvaluation, CurvePoint
+from compiler.evaluation import CascadeEvaluation, CurvePoint, ReliabilityBin
 from compiler.evidence import Subject
 from compiler.ladder import Ladder
 from compiler.progress import Doing, Steps
@@ -69,46 +71,106 @@ def build(
         doing.note(f"{choice.score}, temperature {choice.temperature:.3f}; {choice.reason}")
     with steps(f"{what} certify") as doing:
         certifying = _Asking(shop, ladder, shipped, doing).ask(ladder.data.certify, choice)
-        promised, refusal = _promised(certifying.data, section, choice, require_certificate)
-        certificate, document = None, b""
-        if promised is not None:
-            document = evidence.encode(certifying.data, promised.thresholds)
-            certificate = evidence.bind(
-                promised,
-                Subject(
-                    model=ladder.recipe.model.name,
-                    edge_digest=variant_digest(shipped.draft, directory),
-                    cloud_digest=variant_digest(cloud, directory),
-                    preprocessing_digest=art.preprocessing_digest(ladder.preprocessing),
-                ),
-                score=choice.score,
-                temperature=choice.temperature,
-                data_digest=ladder.data.certify.digest,
-                evidence=document,
-                group_by=ladder.recipe.data.group_by,
-            )
-        doing.note(_words(certificate, refusal))
-    threshold = None if certificate is None else certificate.threshold
-    return Cascade(
-        evaluation=CascadeEvaluation(
-            harm=section.harm,
-            score=choice.score,
-            score_coverage=dict(choice.coverage),
+        parties = Parties(
+            model=ladder.recipe.model.name,
+            edge=shipped.draft,
+            cloud=cloud,
+            preprocessing=ladder.preprocessing,
+            data_digest=ladder.data.certify.digest,
+            group_by=ladder.recipe.data.group_by,
+        )
+        reliable = evaluate.reliability(
+            tested.outputs,
+            ladder.data.test.labels,
+            kind=ladder.recipe.model.output_kind,
             temperature=choice.temperature,
-            certificate=certificate,
-            refusal=refusal,
-            figures=None if threshold is None else evaluate.cascade(tested.data, threshold),
-            curve_certify=_curve(certifying.data, choice),
-            curve_test=_curve(tested.data, choice),
-            reliability=evaluate.reliability(
-                tested.outputs,
-                ladder.data.test.labels,
-                kind=ladder.recipe.model.output_kind,
-                temperature=choice.temperature,
+        )
+        found = of_data(
+            certifying.data,
+            tested.data,
+            section,
+            choice,
+            parties,
+            directory,
+            reliability=reliable,
+            require_certificate=require_certificate,
+        )
+        doing.note(words(found))
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parties:
+    """Whom a certificate is about: two variants, as they will be packed, what they expect, and the data."""
+
+    model: str
+    edge: VariantDraft
+    cloud: VariantDraft
+    preprocessing: Mapping[str, Any]
+    data_digest: str
+    group_by: str = ""
+
+
+def of_data(
+    certifying: CertifyData,
+    tested: CertifyData,
+    section: CertificateSection,
+    choice: Choice,
+    parties: Parties,
+    directory: Path,
+    *,
+    require_certificate: bool,
+    reliability: tuple[ReliabilityBin, ...] = (),
+) -> Cascade:
+    """The one look at the certifying examples, the certificate of what was found, and the figures of both splits.
+
+    Args:
+        directory: where the artifact is being packed.
+
+    Raises:
+        CalibrationError: refused (unless no certificate is required).
+    """
+    promised, refusal = _promised(certifying, section, choice, require_certificate)
+    certificate, document = None, b""
+    if promised is not None:
+        document = evidence.encode(certifying, promised.thresholds)
+        certificate = evidence.bind(
+            promised,
+            Subject(
+                model=parties.model,
+                edge_digest=variant_digest(parties.edge, directory),
+                cloud_digest=variant_digest(parties.cloud, directory),
+                preprocessing_digest=art.preprocessing_digest(parties.preprocessing),
             ),
-        ),
+            score=choice.score,
+            temperature=choice.temperature,
+            data_digest=parties.data_digest,
+            evidence=document,
+            group_by=parties.group_by,
+        )
+    evaluation = CascadeEvaluation(
+        harm=section.harm,
+        score=choice.score,
+        score_coverage=dict(choice.coverage),
+        temperature=choice.temperature,
         certificate=certificate,
-        evidence=document,
+        refusal=refusal,
+        figures=None if certificate is None else evaluate.cascade(tested, certificate.threshold),
+        curve_certify=_curve(certifying, choice),
+        curve_test=_curve(tested, choice),
+        reliability=reliability,
+    )
+    return Cascade(evaluation=evaluation, certificate=certificate, evidence=document)
+
+
+def words(found: Cascade) -> str:
+    """What came of it, in a line."""
+    certificate = found.certificate
+    if certificate is None:
+        return f"REFUSED: {found.evaluation.refusal}"
+    return (
+        f"{certificate.score} >= {certificate.threshold:.4f} keeps {certificate.coverage:.1%}; "
+        f"{certificate.harm_count} of {certificate.n} harmful"
     )
 
 
@@ -179,12 +241,3 @@ def _promised(
 def _curve(data: CertifyData, choice: Choice) -> tuple[CurvePoint, ...]:
     points = certify.risk_coverage(data, choice.thresholds)
     return tuple(CurvePoint(threshold=p.threshold, coverage=p.coverage, harm=p.harm) for p in points)
-
-
-def _words(certificate: Certificate | None, refusal: str) -> str:
-    if certificate is None:
-        return f"REFUSED: {refusal}"
-    return (
-        f"{certificate.score} >= {certificate.threshold:.4f} keeps {certificate.coverage:.1%}; "
-        f"{certificate.harm_count} of {certificate.n} harmful"
-    )

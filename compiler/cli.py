@@ -212,6 +212,12 @@ def _print_result(compiled: Compiled, output: str) -> None:
         return
     evaluation = compiled.evaluation
     _print_candidates(evaluation)
+    for name, change in evaluation.generation.get("perplexity", {}).items():
+        if change is not None:
+            click.echo(
+                f"\n{name}: perplexity {change['before']:.2f} -> {change['after']:.2f} "
+                f"({change['increase']['value']:+.1%}); the cloud's is {evaluation.generation['cloud_perplexity']:.2f}"
+            )
     click.echo()
     _print_variants(evaluation)
     click.echo()
@@ -255,7 +261,9 @@ def _print_candidates(evaluation: Evaluation) -> None:
 
 
 def _latency(speed: Speed | None, batch: str, words: Any) -> str:
-    return "not here" if speed is None else words(speed.p50_ms[batch])
+    if speed is None:
+        return "not here"
+    return words(speed.p50_ms[batch]) if batch in speed.p50_ms else "-"
 
 
 def _print_variants(evaluation: Evaluation) -> None:

@@ -20,6 +20,9 @@ Objective = Literal["speed", "size"]
 _AS_FAST = 1.05
 """Candidates within this factor of the fastest are equally fast: which of them a clock favours changes between runs."""
 
+_NOISE = 1.02
+"""Medians of the same model measured twice in turns differ by up to this factor: less is no difference."""
+
 _Z95 = 1.959963984540054
 
 
@@ -94,7 +97,7 @@ def refusal(candidate: Measured, parent: Measured, budget: Budget) -> str:
         return ""
     if candidate.latency_ms is None or parent.latency_ms is None or candidate.name == parent.name:
         return ""
-    if candidate.latency_ms > parent.latency_ms:
+    if candidate.latency_ms > _NOISE * parent.latency_ms:
         return f"slower than its parent ({_ratio(parent.latency_ms, candidate.latency_ms)} of its speed)"
     return ""
 

@@ -165,6 +165,8 @@ def _data(
             classes=classes,
             input_range=recipe.model.input_range,
             task=recipe.model.task,
+            labels=recipe.model.labels,
+            progress=lambda note: doing.advance(0.0, note),
         )
         if smoke_rows is not None:
             data = datasets.smoke(data, smoke_rows)

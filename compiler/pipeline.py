@@ -14,7 +14,19 @@ from typing import Any
 
 import msgspec
 
-from compiler import candidates, cascade, certify, ladder, lock, pack, report, targets, tasks, variants
+from compiler import (
+    candidates,
+    cascade,
+    certify,
+    generation_pipeline,
+    ladder,
+    lock,
+    pack,
+    report,
+    targets,
+    tasks,
+    variants,
+)
 from compiler import data as datasets
 from compiler import evaluation as evaluations
 from compiler import recipe as recipes
@@ -173,15 +185,22 @@ def _key(recipe: Recipe) -> dict[str, Any]:
         "quality": recipe.quality,
         "certificate": recipe.certificate,
         "distill": recipe.distill,
+        "generation": recipe.generation,
         "preprocessing": recipe.preprocessing,
         "seed": recipe.seed,
     }
     return {
         "recipe": msgspec.to_builtins(plain),
         "sources": ladder.source_fingerprints(recipe),
-        "examples": datasets.fingerprint(recipe.data, recipe.base),
+        "examples": _examples_fingerprint(recipe),
         "machine": fingerprint(),
     }
+
+
+def _examples_fingerprint(recipe: Recipe) -> str:
+    if recipe.model.task == "generation":
+        return generation_pipeline.examples_fingerprint(recipe)
+    return datasets.fingerprint(recipe.data, recipe.base)
 
 
 def _write(
@@ -194,6 +213,31 @@ def _write(
     smoke_rows: int | None = None,
 ) -> Layout:
     """Everything, from models to an artifact in ``directory``."""
+    how = _generated if recipe.model.task == "generation" else _classified
+    drafts, cascades, evaluation = how(recipe, directory, shop, steps, require_certificate, smoke_rows)
+    with steps("pack") as doing:
+        layout = pack.write(
+            directory,
+            drafts,
+            [item.certificate for item in cascades if item.certificate is not None],
+            [
+                *(pack.evidence(item.evidence) for item in cascades if item.evidence),
+                *pack.documents(
+                    lock=lock.encode(recipe, shop.taken),
+                    evaluation=evaluations.encode(evaluation),
+                    report=report.render(evaluation),
+                ),
+            ],
+            tag=recipe.model.version,
+        )
+        doing.note(f"{recipe.reference} {layout.digest}")
+    return layout
+
+
+def _classified(
+    recipe: Recipe, directory: Path, shop: Workshop, steps: Steps, require_certificate: bool, smoke_rows: int | None
+) -> tuple[list[VariantDraft], list[Cascade], Evaluation]:
+    """Models that answer with numbers: classifiers with a cascade, regressions and embeddings without."""
     loaded = ladder.load(shop, steps, recipe, smoke_rows=smoke_rows)
     cloud = variants.cloud_draft(loaded)
     shipped = [
@@ -207,23 +251,32 @@ def _write(
         for item in shipped
     ]
     evaluation = _evaluation(shop, steps, loaded, shipped, cloud, cascades, directory)
-    with steps("pack") as doing:
-        layout = pack.write(
-            directory,
-            [*(item.draft for item in shipped), cloud],
-            [item.certificate for item in cascades if item is not None and item.certificate is not None],
-            [
-                *(pack.evidence(item.evidence) for item in cascades if item is not None and item.evidence),
-                *pack.documents(
-                    lock=lock.encode(recipe, shop.taken),
-                    evaluation=evaluations.encode(evaluation),
-                    report=report.render(evaluation),
-                ),
-            ],
-            tag=recipe.model.version,
-        )
-        doing.note(f"{recipe.reference} {layout.digest}")
-    return layout
+    drafts = [*(item.draft for item in shipped), cloud]
+    return drafts, [item for item in cascades if item is not None], evaluation
+
+
+def _generated(
+    recipe: Recipe, directory: Path, shop: Workshop, steps: Steps, require_certificate: bool, smoke_rows: int | None
+) -> tuple[list[VariantDraft], list[Cascade], Evaluation]:
+    """Language models."""
+    built = generation_pipeline.build(shop, steps, recipe, smoke=smoke_rows is not None)
+    found = [
+        generation_pipeline.certify(shop, steps, built, item, directory, require_certificate=require_certificate)
+        for item in built.chosen
+    ]
+    evaluation = Evaluation(
+        model=recipe.model.name,
+        version=recipe.model.version,
+        task=recipe.model.task,
+        machine=this_machine(),
+        splits={use: SplitFigures(rows=len(s.rows), digest=s.digest) for use, s in built.sets.items()},
+        sources={rung.role: rung.section.model for rung in recipe.rungs},
+        targets=tuple(target for _, target in found),
+        cloud=generation_pipeline.cloud_figures(built, variant_digest(built.cloud_draft, directory)),
+        generation=generation_pipeline.figures(built),
+    )
+    drafts = [*(item.draft for item in built.chosen), built.cloud_draft]
+    return drafts, [item for item, _ in found], evaluation
 
 
 def _settings(loaded: Ladder, *, smoke: bool) -> Iterator[Setting]:

@@ -15,8 +15,10 @@ from typing import Any
 import msgspec
 
 from compiler import promise, targets
+from compiler.data import section as data_section
 from compiler.data.section import DataSection
 from compiler.gate import Objective
+from compiler.generation.section import GenerationSection
 from compiler.passes import table
 from compiler.promise import CertificateSection
 from compiler.sources.section import SourceSection
@@ -118,6 +120,7 @@ class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     quality: QualitySection = QualitySection()
     certificate: CertificateSection = CertificateSection()
     distill: dict[str, Any] | None = None
+    generation: GenerationSection = GenerationSection()
     preprocessing: dict[str, Any] = {}
     seed: int = 0
 
@@ -146,6 +149,7 @@ class Recipe:
     quality: QualitySection
     certificate: CertificateSection
     distill: dict[str, Any] | None
+    generation: GenerationSection
     preprocessing: dict[str, Any]
     seed: int
 
@@ -216,6 +220,11 @@ def _checked(parsed: _File, base: Path, where: str) -> Recipe:
         _check_rung(rung, where)
     _check_ranges(parsed, where)
     promise.check(parsed.certificate, where=f"{where}: ")
+    if parsed.model.task != "generation":  # whose examples are prompts
+        try:
+            data_section.check(parsed.data)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error.message}") from error
     if any(rung.section.distill for rung in rungs) and (parsed.distill is None or parsed.cloud is None):
         raise ConfigError(f"{where}: edge.distill: a student needs a table [distill] and a teacher in [cloud]")
     return Recipe(
@@ -227,6 +236,7 @@ def _checked(parsed: _File, base: Path, where: str) -> Recipe:
         quality=parsed.quality,
         certificate=parsed.certificate,
         distill=parsed.distill,
+        generation=parsed.generation,
         preprocessing=parsed.preprocessing,
         seed=parsed.seed,
     )

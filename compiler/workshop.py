@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from compiler import data as datasets
-from compiler import evaluate
+from compiler import evaluate, sources
 from compiler.data import Split
 from compiler.evaluation import Machine, Speed
 from compiler.passes import table
@@ -27,7 +27,7 @@ from compiler.progress import Doing
 from compiler.steps import ENTRY_FILE, Step, StepCache
 from compiler.targets import Target
 from penstock import machine, toolchain
-from penstock.blobs import digest_of, digest_of_file
+from penstock.blobs import digest_of
 from penstock.errors import ArtifactError, CompileError
 from penstock.runtime import Engine, EngineOptions, load_engine
 from penstock.tensors import Array
@@ -188,10 +188,9 @@ def engine(path: Path) -> Engine:
         raise CompileError(error.message) from error
 
 
-def model_of(path: Path, *, how: str, files: tuple[Path, ...] = ()) -> Model:
-    """A model that no step made."""
-    digests = [digest_of_file(file) for file in (path, *files)]
-    return Model(path=path, content=digest_of("".join(digests).encode()), how=how, files=files)
+def model_of_source(source: sources.Source, *, how: str) -> Model:
+    """A model that a pass reads where it lies, known by its content."""
+    return Model(path=source.location, content=sources.fingerprint(source), how=how)
 
 
 @cache

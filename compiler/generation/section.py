@@ -1,0 +1,29 @@
+"""The recipe's table [generation]: how a language model is asked, and what it is compared on."""
+
+from __future__ import annotations
+
+import msgspec
+
+from compiler.generation.answers import Normalisation
+from compiler.generation.measure import Generate
+
+
+class GenerationSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """For ``model.task = "generation"``; ``[data] source`` then names prompts (``compiler.generation.prompts``).
+
+    Attributes:
+        texts: what perplexity is measured on, a ``.txt`` or ``.jsonl`` file or an iterator; "" for the prompts of the
+            tuning split with their answers.
+        max_new_tokens: of an answer. ``stop``: an answer ends before the first of these strings.
+        normalisation: when two answers count as the same: up to "whitespace", or by their "words".
+    """
+
+    texts: str = ""
+    max_new_tokens: int = 32
+    stop: tuple[str, ...] = ()
+    normalisation: Normalisation = "whitespace"
+
+    @property
+    def generate(self) -> Generate:
+        """Greedy, so that an answer is the same every time."""
+        return Generate(max_new_tokens=self.max_new_tokens, stop=self.stop)
