@@ -5,6 +5,7 @@ Reads and explains; mends nothing. The probe itself is ``probe.py``, run by the 
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from dataclasses import dataclass
@@ -63,12 +64,11 @@ def diagnose(name: str, *, timeout_s: float = _PROBE_TIMEOUT_S) -> Diagnosis:
     except PenstockError as error:
         return Diagnosis(name=name, verdict="broken", state="explicit", python="", problems=(error.message,))
     if found.python is None:
-        return _not_usable(toolchain, found)
+        absent = _not_usable(toolchain, found)
+        return dataclasses.replace(absent, problems=(*absent.problems, *_pair_problems(toolchain, timeout_s)))
     findings, problems = _probe(found.python, name, toolchain.imports, timeout_s)
-    if toolchain.needs_gpu and found.python != Path(sys.executable):
-        # the pair matters where onnxruntime-gpu is: with us
-        _, more = _probe(Path(sys.executable), "pair", (), timeout_s)
-        problems = [*problems, *more]
+    if found.python != Path(sys.executable):
+        problems = [*problems, *_pair_problems(toolchain, timeout_s)]
     if found.state == "explicit":
         findings, problems = _compare(toolchain, found.python, findings, problems)
     if problems and found.state == "installed":
@@ -98,6 +98,11 @@ def _not_usable(toolchain: Toolchain, found: places.Found) -> Diagnosis:
     size = places.size_words(lock.lock_of(toolchain).download_bytes)
     problem = f"not installed: {advice}" + (f" (downloads {size})" if size else "")
     return Diagnosis(name=toolchain.name, verdict="absent", state=found.state, python="", problems=(problem,))
+
+
+def _pair_problems(toolchain: Toolchain, timeout_s: float) -> list[str]:
+    """onnxruntime-gpu and TensorRT must fit together where onnxruntime-gpu is: in our own environment."""
+    return _probe(Path(sys.executable), "pair", (), timeout_s)[1] if toolchain.name == "tensorrt" else []
 
 
 def _probe(python: Path, name: str, modules: tuple[str, ...], timeout_s: float) -> tuple[list[str], list[str]]:

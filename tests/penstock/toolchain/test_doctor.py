@@ -174,6 +174,27 @@ def test_onnxruntime_and_tensorrt_must_be_of_one_major_version(
             probe._pair()
 
 
+def test_a_mismatched_pair_in_our_own_environment_is_found_though_the_toolchain_is_absent(
+    own_environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (site,) = own_environment.glob("lib/python*/site-packages")
+    library = "onnxruntime/capi/libonnxruntime_providers_tensorrt.so"
+    for name, version, files in (("onnxruntime_gpu", "1.31.1", [library]), ("tensorrt", "11.4.0.106", [])):
+        info = site / f"{name}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8")
+        (info / "RECORD").write_text("".join(f"{file},,\n" for file in files), encoding="utf-8")
+    (site / library).parent.mkdir(parents=True)
+    (site / library).write_bytes(b"\x7fELF\0libnvinfer.so.10\0")
+    monkeypatch.setenv("PENSTOCK_TOOLCHAINS", str(tmp_path))
+    monkeypatch.setattr(gpu, "driver_problem", lambda: "no NVIDIA driver")
+    monkeypatch.setattr(sys, "executable", str(own_environment / "bin" / "python"))
+    found = diagnose("tensorrt")
+    assert found.verdict == "impossible"
+    assert "needs libnvinfer.so.10, and TensorRT 11.4.0.106 is installed" in found.problems[-1]
+    assert "install 'tensorrt==10.*'" in found.problems[-1]
+
+
 def test_without_onnxruntime_gpu_there_is_no_pair_to_check() -> None:
     assert probe._pair() == "onnxruntime-gpu is not installed, not needed"
     assert probe.needed_major(b"no library") is None
