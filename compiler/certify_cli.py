@@ -49,7 +49,9 @@ Exit codes: 0 done, 1 failed, 2 wrong data or settings, 3 refused (the message s
 @click.option("--delta", type=float, help="Chance that the promise, all levels together, does not hold.")
 @click.option("--harm", type=click.Choice(["labels", "disagreement"]), help="What counts as harm.")
 @click.option("--labels", metavar="NAME", help="Array or column of the labels.  [default: guessed]")
-@click.option("--group-by", metavar="NAME", help="Array or column whose groups shall each keep the promise.")
+@click.option(
+    "--group-by", metavar="NAME", help="Array or column whose groups shall each keep the promise; '' for one over all."
+)
 @click.option("--choose-again", is_flag=True, help="Choose score and temperature anew, on a third of the examples.")
 @output_option
 def certify(

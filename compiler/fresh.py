@@ -13,11 +13,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from compiler.data import DataSection, Dataset, Split
+from compiler.data import DataSection, Dataset, Split, guess, has_splits
 from compiler.data import load as load_data
-from compiler.data import npz as npz_data
-from compiler.data.guess import guess
-from compiler.data.section import SharesSection, kind_of
+from compiler.data.section import SharesSection
 from penstock.artifact import VariantSpec
 from penstock.errors import ConfigError, InvalidInput
 
@@ -67,7 +65,7 @@ def read(source: Source, spec: VariantSpec, *, needs_labels: bool, tunes: bool) 
             "disagreement",
             field="labels",
         )
-    is_whole = _is_whole(section, base, spec)
+    is_whole = not has_splits(section, base, spec.inputs)
     if is_whole:
         # which row goes where is the data's business (equal rows together); the parts are put together again below
         shares = SharesSection(fit=_FEW, tune=_TUNE_SHARE - _FEW, certify=1 - _TUNE_SHARE - _FEW, test=_FEW)
@@ -121,15 +119,3 @@ def _from_toml(path: Path) -> DataSection:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except msgspec.MsgspecError as error:
         raise ConfigError(f"{path}: [data]: {error}") from error
-
-
-def _is_whole(section: DataSection, base: Path, spec: VariantSpec) -> bool:
-    """Whether the source has no splits of its own, so that all of it is new."""
-    match kind_of(section.source):
-        case "npz":
-            names = npz_data.arrays_of(base / section.source, section.limits.max_bytes)
-            return all(section.inputs.get(item.name, item.name) in names for item in spec.inputs)
-        case "csv" | "parquet":
-            return not section.splits.column
-        case _:
-            return False

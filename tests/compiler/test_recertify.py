@@ -107,6 +107,11 @@ def data(path: Path, seed: int, rows: int, *, splits: bool = False, groups: bool
     return path
 
 
+def arrays_of(path: Path) -> dict[str, Any]:
+    with np.load(path) as file:
+        return {name: file[name] for name in file.files}
+
+
 def run(*arguments: object) -> Result:
     """The command as ``penstock`` runs it, with its exit codes."""
     runner = CliRunner()
@@ -155,7 +160,7 @@ def test_an_artifact_without_certificate_gets_one_with_its_evidence(packed_layou
 def test_figures_are_those_of_the_variants_run_by_hand(packed_layout: Layout, tmp_path: Path) -> None:
     certify(packed_layout, data(tmp_path / "first.npz", 1, 900))
     certificate = certify(packed_layout, data(tmp_path / "new.npz", 2, 700))
-    arrays = np.load(tmp_path / "new.npz")
+    arrays = arrays_of(tmp_path / "new.npz")
     student, teacher = (
         arrays["x"] @ onnx.numpy_helper.to_array(onnx.load(tmp_path / f"{name}.onnx").graph.initializer[0])
         for name in ("student", "teacher")
@@ -354,8 +359,7 @@ def test_toml_files_that_are_none_are_refused(packed_layout: Layout, tmp_path: P
 
 def test_harm_by_labels_needs_labels(packed_layout: Layout, tmp_path: Path) -> None:
     path = data(tmp_path / "new.npz", 1, 900)
-    arrays = np.load(path)
-    np.savez(tmp_path / "bare.npz", x=arrays["x"])
+    np.savez(tmp_path / "bare.npz", x=arrays_of(path)["x"])
     code, message = refusal("certify", packed_layout.root, "--data", tmp_path / "bare.npz")
     assert code == 2
     assert "name them with --labels, or use --harm disagreement" in message
