@@ -19,7 +19,7 @@ from typing import Literal
 import msgspec
 
 from penstock.errors import ConfigError, MissingToolchain
-from penstock.toolchain import lock
+from penstock.toolchain import gpu, lock
 from penstock.toolchain.table import Toolchain, find
 
 ROOT_VARIABLE = "PENSTOCK_TOOLCHAINS"
@@ -129,6 +129,8 @@ def require(name: str) -> Path:
     found = look(toolchain)
     if found.python is not None:
         return found.python
+    if toolchain.needs_gpu and (reason := gpu.driver_problem()) is not None:
+        raise MissingToolchain(f"toolchain {name} cannot be used here: {reason}")
     size = size_words(lock.lock_of(toolchain).download_bytes)
     is_old = found.state == "outdated"
     raise MissingToolchain(

@@ -15,7 +15,7 @@ import pytest
 
 from penstock import toolchain
 from penstock.errors import CompileError, ConfigError, Internal, InvalidInput, MissingToolchain, StorageError
-from penstock.toolchain import process
+from penstock.toolchain import gpu, process
 from penstock.toolchain.call import environment
 
 RUNNER = Path(__file__).with_name("echo_runner.py")
@@ -206,6 +206,16 @@ def test_a_missing_toolchain_says_what_to_run(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("PENSTOCK_TOOLCHAINS", str(tmp_path))
     with pytest.raises(MissingToolchain, match=r"not installed: penstock toolchain install torch \(downloads \d+ MB\)"):
         toolchain.call("torch", RUNNER, {})
+
+
+def test_what_needs_a_gpu_says_so_instead_of_how_to_install_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PENSTOCK_TOOLCHAINS", str(tmp_path))
+    monkeypatch.setattr(gpu, "driver_problem", lambda: "no NVIDIA driver")
+    with pytest.raises(MissingToolchain, match="^toolchain tensorrt cannot be used here: no NVIDIA driver$"):
+        toolchain.require("tensorrt")
+    monkeypatch.setattr(gpu, "driver_problem", lambda: None)
+    with pytest.raises(MissingToolchain, match="penstock toolchain install tensorrt$"):
+        toolchain.describe("tensorrt")
 
 
 def test_an_interpreter_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
