@@ -4,16 +4,17 @@ nothing."""
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from compiler.distill.cli import command as distill
 from penstock.cli.default_group import DefaultGroup
 from penstock.cli.output import is_interactive, print_fields, print_json, print_table, progress
-from penstock.errors import CalibrationError
+from penstock.errors import CalibrationError, MissingToolchain
 
 if TYPE_CHECKING:
     from compiler.evaluation import Evaluation, Speed
@@ -70,6 +71,7 @@ Exit codes: 0 done, 1 failed, 2 wrong recipe or data, 3 refused (certificate, ac
     is_flag=True,
     help="Pack even if certification is refused; agents then escalate everything.",
 )
+@click.option("--install-toolchains", is_flag=True, help="Install what is missing without asking.")
 @click.option("--no-cache", is_flag=True, help="Do every step again, and keep the new results.")
 def build(
     model: str,
@@ -78,6 +80,7 @@ def build(
     smoke: bool,
     without_certificate: bool,
     no_cache: bool,
+    install_toolchains: bool,
     **flags: Any,
 ) -> None:
     """Turn models and examples into one certified artifact.
@@ -93,23 +96,47 @@ def build(
     from compiler.steps import StepCache, default_root
 
     cache = StepCache(default_root(), reuse=not no_cache)
-    with _watched() as watcher:
+
+    done: list[Compiled] = []
+
+    def attempt(watcher: Watcher) -> None:
         recipe = _recipe(model, flags, cache, watcher)
         if dry_run:
             _print_plan(pipeline.plan(recipe, directory), output)
-            return
-        if smoke:
+        elif smoke:
             with tempfile.TemporaryDirectory(prefix="penstock-smoke-") as scratch:
                 evaluation = pipeline.smoke(recipe, Path(scratch), cache=cache, watcher=watcher)
             _print_smoke(evaluation, output)
-            return
-        try:
+        else:
             compiled = pipeline.compile_recipe(
                 recipe, directory, cache=cache, watcher=watcher, require_certificate=not without_certificate
             )
-        except CalibrationError as error:
-            raise _with_advice(error) from error
-    _print_result(compiled, output)
+            done.append(compiled)
+
+    try:
+        _with_toolchains(attempt, without_asking=install_toolchains)
+    except CalibrationError as error:
+        raise _with_advice(error) from error
+    for compiled in done:  # after the live bar is off the screen
+        _print_result(compiled, output)
+
+
+def _with_toolchains(attempt: Callable[[Watcher], None], *, without_asking: bool) -> None:
+    """Try; install a toolchain that is found missing, if the user wants it; try again. Finished steps are kept."""
+    while True:
+        try:
+            with _watched() as watcher:
+                attempt(watcher)
+            return
+        except MissingToolchain as error:
+            if not error.toolchain or not (without_asking or is_interactive()):
+                raise
+            click.echo(error.message, err=True)
+            if not without_asking and not click.confirm("Install it now?", default=True, err=True):
+                raise
+            from penstock.cli.toolchain import install_visibly
+
+            install_visibly(error.toolchain)
 
 
 @contextmanager
@@ -172,6 +199,9 @@ def init(model: str, output: Path | None, force: bool) -> None:
         raise click.UsageError(f"{output} is there already; choose another name, or --force")
     write_atomically(output, text.encode())
     progress(f"wrote {output}; next: penstock compile {output} -o build")
+
+
+command.add_command(distill)
 
 
 def _outputs(values: tuple[str, ...], *, needs_directory: bool) -> tuple[Path, str]:

@@ -35,6 +35,7 @@ class Ladder:
 
     Attributes:
         sources: by role, the cloud's included. ``output``: name of the scored output.
+        labels: names of the classes: the recipe's, else the model's own, else the data's; () for none.
         preprocessing: what becomes of raw data before it is an input; a certificate binds it.
     """
 
@@ -42,6 +43,7 @@ class Ladder:
     sources: Mapping[str, Source]
     inputs: tuple[TensorSpec, ...]
     output: str
+    labels: tuple[str, ...]
     data: Dataset
     preprocessing: dict[str, Any]
 
@@ -65,23 +67,24 @@ def load(shop: Workshop, steps: Steps, recipe: Recipe, *, smoke_rows: int | None
     for rung in recipe.rungs:
         if not rung.section.distill:
             found[rung.role] = _source(shop, steps, recipe, rung.role, rung.section)
-    found.setdefault(CLOUD, found[recipe.rungs[-1].role])
+    if CLOUD not in found:  # the float model of the last rung answers for the cloud
+        found[CLOUD] = found[recipe.rungs[-1].role]
     teacher = engine(found[CLOUD].model.path)
     output = _scored_output(recipe, teacher)
     classes = _classes(recipe, teacher, output)
     _check_pairs(recipe, found)
-    data = _data(steps, recipe, teacher.inputs, classes, smoke_rows)
+    labels = recipe.model.labels or tuple(found[CLOUD].facts.get("labels") or ())
+    data = _data(steps, recipe, teacher.inputs, classes, labels, smoke_rows)
     for rung in recipe.rungs:
         if rung.section.distill:
-            found[rung.role] = _student(
-                shop, steps, recipe, rung, found[CLOUD].model, data, smoke=smoke_rows is not None
-            )
+            found[rung.role] = _student(shop, steps, recipe, rung, found[CLOUD].model, data, smoke_rows)
     _check_pairs(recipe, found)
     return Ladder(
         recipe=recipe,
         sources=found,
         inputs=teacher.inputs,
         output=output,
+        labels=labels or data.class_names,
         data=data,
         preprocessing={**datasets.preprocessing(recipe.data, recipe.base, teacher.inputs), **recipe.preprocessing},
     )
@@ -96,10 +99,15 @@ def source_fingerprints(recipe: Recipe) -> dict[str, str]:
     named: dict[str, RungSection | CloudSection] = {rung.role: rung.section for rung in recipe.rungs}
     if recipe.cloud is not None:
         named[CLOUD] = recipe.cloud
-    return {
-        role: sources.fingerprint(_detect(role, section.model, recipe.base, section.source))
-        for role, section in named.items()
-    }
+    return {role: _fingerprint(role, section, recipe) for role, section in named.items()}
+
+
+def _fingerprint(role: str, section: RungSection | CloudSection, recipe: Recipe) -> str:
+    if isinstance(section, RungSection) and section.distill:
+        from compiler.passes import distill
+
+        return distill.student_content(recipe, section.model)
+    return sources.fingerprint(_detect(role, section.model, recipe.base, section.source), section.source)
 
 
 def export(
@@ -127,7 +135,7 @@ def export(
     with steps(f"{role} model") as doing:
         needed = sources.toolchain_of(source, section)
         key = {
-            "source": sources.fingerprint(source),
+            "source": sources.fingerprint(source, section),
             "section": section,
             "seed": seed,
             "toolchain": toolchain.describe(needed) if needed else {},
@@ -155,7 +163,12 @@ def _source(shop: Workshop, steps: Steps, recipe: Recipe, role: str, section: Ru
 
 
 def _data(
-    steps: Steps, recipe: Recipe, inputs: tuple[TensorSpec, ...], classes: int | None, smoke_rows: int | None
+    steps: Steps,
+    recipe: Recipe,
+    inputs: tuple[TensorSpec, ...],
+    classes: int | None,
+    labels: tuple[str, ...],
+    smoke_rows: int | None,
 ) -> Dataset:
     with steps("data") as doing:
         data = datasets.load(
@@ -165,7 +178,7 @@ def _data(
             classes=classes,
             input_range=recipe.model.input_range,
             task=recipe.model.task,
-            labels=recipe.model.labels,
+            labels=labels,
             progress=lambda note: doing.advance(0.0, note),
         )
         if smoke_rows is not None:
@@ -175,9 +188,29 @@ def _data(
 
 
 def _student(
-    shop: Workshop, steps: Steps, recipe: Recipe, rung: Rung, teacher: Model, data: Dataset, *, smoke: bool
+    shop: Workshop, steps: Steps, recipe: Recipe, rung: Rung, teacher: Model, data: Dataset, smoke_rows: int | None
 ) -> Source:
-    raise NotImplementedError
+    """A student trained by distillation, as the rung's model."""
+    from compiler.passes import distill  # imports what training needs: only when a recipe asks for it
+
+    job = distill.DistillJob(
+        recipe=recipe,
+        student=rung.section.model,
+        teacher=teacher.path,
+        content=teacher.content,
+        data=data,
+        smoke_rows=smoke_rows,
+    )
+
+    def produce(out: Path, work: Path) -> dict[str, Any]:
+        student = distill.run(job, out, work, doing.advance)
+        return {"how": f"distilled: {student.summary}"}
+
+    with steps(f"{rung.role} student") as doing:
+        step = shop.step("distill", distill.key(job), produce, doing)
+        doing.note(step.facts["how"])
+    model = Model(path=step.directory / distill.STUDENT_FILE, content=step.content, how=step.facts["how"])
+    return Source(model=model, is_neural=True, facts=step.facts)
 
 
 def _scored_output(recipe: Recipe, model: Engine) -> str:

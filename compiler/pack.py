@@ -86,7 +86,7 @@ def draft(ladder: Ladder, what: Packable, inputs: Mapping[str, Array]) -> Varian
         outputs=what.onnx.outputs,
         score_output=ladder.output,
         score_kind=model.output_kind,
-        labels=model.labels or ladder.data.class_names,
+        labels=ladder.labels,
         max_batch=model.max_batch,
         preprocessing=ladder.preprocessing,
         golden_tolerance=_tolerance(outputs, what.precision),

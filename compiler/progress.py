@@ -45,7 +45,16 @@ class Doing:
     def __init__(self, watcher: Watcher) -> None:
         self._watcher = watcher
         self.notes: list[str] = []
-        self.was_cached = False
+        self._took: list[bool] = []
+
+    @property
+    def was_cached(self) -> bool:
+        """Everything that the step took was found, and nothing made."""
+        return bool(self._took) and all(self._took)
+
+    def took(self, *, was_cached: bool) -> None:
+        """A part of the step was found, or made."""
+        self._took.append(was_cached)
 
     def note(self, text: str) -> None:
         """Shown behind the step's name when it is done."""

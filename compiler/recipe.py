@@ -21,6 +21,7 @@ from compiler.gate import Objective
 from compiler.generation.section import GenerationSection
 from compiler.passes import table
 from compiler.promise import CertificateSection
+from compiler.sources import section as source_section
 from compiler.sources.section import SourceSection
 from compiler.targets import Precision
 from compiler.tasks import Task
@@ -219,6 +220,8 @@ def _checked(parsed: _File, base: Path, where: str) -> Recipe:
     for rung in rungs:
         _check_rung(rung, where)
     _check_ranges(parsed, where)
+    if parsed.cloud is not None:
+        source_section.check(parsed.cloud.source, field=f"{where}: cloud.source")
     promise.check(parsed.certificate, where=f"{where}: ")
     if parsed.model.task != "generation":  # whose examples are prompts
         try:
@@ -253,6 +256,7 @@ def _check_rung(rung: Rung, where: str) -> None:
         raise ConfigError(f"{key}: {error.message}") from error
     if not 1 <= len(resolved) <= MAX_TARGETS or len(set(resolved)) != len(resolved):
         raise ConfigError(f"{key}.targets: {list(section.targets)}: expected 1 to {MAX_TARGETS} different targets")
+    source_section.check(section.source, field=f"{key}.source")
     if section.prune is not None and not 0 < section.prune.share < 1:
         raise ConfigError(f"{key}.prune.share: {section.prune.share} given, expected a share between 0 and 1")
 

@@ -1,7 +1,7 @@
 """What makes an answer good, by task: the one place that knows how outputs are compared.
 
-Pure. With labels a row is good when it is right; without, when it is what the reference (the float parent, or the cloud)
-says. Everything that is measured of a candidate comes from these rows.
+Pure. With labels a row is good when it is right; without, when it is what the reference (the float parent, or the
+cloud) says. Everything that is measured of a candidate comes from these rows.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def good_rows(
 
 
 def pooled(outputs: Array, mask: Array | None) -> NDArray[np.float64]:
-    """Unit vectors [N, H] of embeddings [N, H], or of token embeddings [N, T, H] averaged where ``mask`` [N, T] is 1."""
+    """Unit vectors [N, H] of embeddings [N, H], or of those of tokens [N, T, H] averaged where ``mask`` [N, T] is 1."""
     values = outputs.astype(np.float64)
     if values.ndim == 3:
         weights = np.ones(values.shape[:2]) if mask is None else mask.astype(np.float64)

@@ -43,7 +43,9 @@ def ship(shop: Workshop, steps: Steps, ladder: Ladder, setting: Setting, built: 
     if target.engine in ("tensorrt", "tensorrt-rtx"):
         with steps(f"{setting.what} engine") as doing:
             options = setting.rung.section.passes.get(target.engine, {})
-            packed = shop.apply(target.engine, graph, doing, target=target, options=options).model
+            packed = shop.apply(
+                target.engine, graph, doing, target=target, options=options, calibration=ladder.data.ranges
+            ).model
             doing.note(packed.how)
     packable = Packable(
         role=setting.rung.role,

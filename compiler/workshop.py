@@ -74,7 +74,7 @@ class Workshop:
         """Any step, kept by content; ``key`` is completed with code and libraries."""
         step = self._cache.run(name, {**key, "made_by": made_by()}, produce)
         doing.note(step.note)
-        doing.was_cached = step.was_cached
+        doing.took(was_cached=step.was_cached)
         self.taken.append({"step": name, "id": step.id, "key": key})
         return step
 

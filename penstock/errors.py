@@ -130,7 +130,15 @@ class MissingExtra(PenstockError):
 
 
 class MissingToolchain(MissingExtra):
-    """A heavy backend's environment is not installed; the message names the command that installs it."""
+    """A heavy backend's environment is not installed; the message names the command that installs it.
+
+    Attributes:
+        toolchain: its name where installing it would help, else "".
+    """
+
+    def __init__(self, message: str, *, toolchain: str = "") -> None:
+        super().__init__(message)
+        self.toolchain = toolchain
 
 
 class StorageError(PenstockError):
@@ -157,6 +165,12 @@ class CertificateMismatch(ArtifactError):
     code = "certificate-mismatch"
 
 
+class SignatureError(ArtifactError):
+    """An artifact is not signed by a key that is trusted here, or what was signed is not what is here."""
+
+    code = "signature"
+
+
 class CalibrationError(PenstockError):
     """Calibration or certification data do not allow what was asked; ``needed`` is the sample count that would."""
 
@@ -178,7 +192,7 @@ ALL: Mapping[str, type[PenstockError]] = {
     for cls in (
         Internal, InvalidInput, NotFound, Unavailable, QueueFull, QuotaExceeded, DeadlineExceeded, Cancelled, TooLarge,
         Unauthenticated, PermissionDenied, Conflict, ConfigError, MissingExtra, StorageError, ArtifactError,
-        DigestMismatch, CertificateMismatch, CalibrationError, CompileError,
+        DigestMismatch, CertificateMismatch, SignatureError, CalibrationError, CompileError,
     )
 }  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,6 +18,9 @@ _STATE_WORDS = {
     "outdated": "outdated: install again",
     "missing": "not installed",
 }
+
+if TYPE_CHECKING:
+    from penstock.toolchain.install import Installed
 
 
 @click.group(
@@ -94,28 +98,37 @@ def install(names: tuple[str, ...], everything: bool, force: bool, output: str) 
     Says what will be fetched and how large it is, and shows progress. An interrupted installation leaves nothing
     behind; run it again.
     """
-    from penstock.toolchain import lock, places
-    from penstock.toolchain.install import install as install_one
-    from penstock.toolchain.table import find
+    from penstock.toolchain import places
 
-    results = []
-    for name in _wanted(names, everything):
-        toolchain = find(name)
-        locked = lock.lock_of(toolchain)
-        sizes = f": {places.size_words(locked.download_bytes)} to fetch, {places.size_words(locked.disk_bytes)} on disk"
-        progress(
-            f"toolchain {name} ({toolchain.purpose}): {_packages(len(locked.packages))}"
-            + (sizes if locked.download_bytes else "")
-            + f", into {places.root() / name}"
-        )
-        with _shown(name) as report:
-            results.append(install_one(name, report=report, force=force))
+    results = [install_visibly(name, force=force) for name in _wanted(names, everything)]
     if output == "json":
         print_json(results)
         return
     for done in results:
         verb = "is there and current" if done.was_there else "installed"
         click.echo(f"{done.name}: {verb}: {_packages(done.packages)}, {places.size_words(done.size_bytes)}")
+
+
+def install_visibly(name: str, *, force: bool = False) -> Installed:
+    """Install one toolchain, saying what is fetched, how large it is, and how far it is.
+
+    Raises:
+        As :func:`penstock.toolchain.install.install`.
+    """
+    from penstock.toolchain import lock, places
+    from penstock.toolchain.install import install as install_one
+    from penstock.toolchain.table import find
+
+    toolchain = find(name)
+    locked = lock.lock_of(toolchain)
+    sizes = f": {places.size_words(locked.download_bytes)} to fetch, {places.size_words(locked.disk_bytes)} on disk"
+    progress(
+        f"toolchain {name} ({toolchain.purpose}): {_packages(len(locked.packages))}"
+        + (sizes if locked.download_bytes else "")
+        + f", into {places.root() / name}"
+    )
+    with _shown(name) as report:
+        return install_one(name, report=report, force=force)
 
 
 @command.command()

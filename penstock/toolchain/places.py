@@ -137,7 +137,8 @@ def require(name: str) -> Path:
         f"toolchain {name} ({toolchain.purpose}) is "
         + ("installed, but not as this version of Penstock needs it" if is_old else "not installed")
         + f": penstock toolchain install {name}"
-        + (f" (downloads {size})" if size else "")
+        + (f" (downloads {size})" if size else ""),
+        toolchain=name,
     )
 
 

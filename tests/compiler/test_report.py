@@ -11,13 +11,32 @@ import msgspec
 import pytest
 
 from compiler import pipeline, recipe, report
-from compiler.evaluation import Evaluation
+from compiler.evaluation import CandidateFigures, Evaluation, TargetEvaluation
+from compiler.progress import Lines
+from compiler.steps import StepCache, default_root
+from penstock.certificate import Certificate
+
+
+QUIET = Lines(lambda line: None)
 
 
 @pytest.fixture
 def document(workspace: Path) -> Evaluation:
     parsed = recipe.load(workspace / "recipe.toml")
-    return pipeline.compile_recipe(parsed, workspace / "out", say=lambda line: None).evaluation
+    return pipeline.compile_recipe(parsed, workspace / "out", cache=StepCache(default_root()), watcher=QUIET).evaluation
+
+
+def with_first(document: Evaluation, **changes: object) -> Evaluation:
+    """The document with its first target changed."""
+    first = msgspec.structs.replace(document.targets[0], **changes)
+    return msgspec.structs.replace(document, targets=(first, *document.targets[1:]))
+
+
+def certificate_of(document: Evaluation) -> Certificate:
+    cascade = document.targets[0].cascade
+    assert cascade is not None
+    assert cascade.certificate is not None
+    return cascade.certificate
 
 
 def text_of(page: str) -> str:
@@ -41,21 +60,59 @@ def text_of(page: str) -> str:
     return re.sub(r"\s+", " ", " ".join(visible))
 
 
-def test_the_page_says_what_was_promised_and_measured(document: Evaluation) -> None:
+def test_the_page_says_what_ships_what_was_promised_and_measured(document: Evaluation) -> None:
     text = text_of(report.render(document))
-    certificate, cascade = document.certificate, document.cascade
-    assert certificate is not None
-    assert cascade is not None
+    (target,) = document.targets
+    assert target.cascade is not None
+    assert target.cascade.figures is not None
+    certificate = certificate_of(document)
+    assert f"edge on {target.target}: ship {target.chosen}" in text
     assert "With 95% confidence" in text
-    assert f"max_prob ≥ {certificate.threshold:.4f}" in text
+    assert f"{certificate.score} ≥ {certificate.threshold:.4f}" in text
     assert "at most 2 points of accuracy" in text
-    for figures in document.variants:
-        assert figures.name in text
-        assert figures.accuracy is not None
-        assert f"{100 * figures.accuracy.value:.1f}%" in text
-    assert f"{100 * cascade.coverage.value:.1f}%" in text
+    for line in target.candidates:
+        assert line.name in text
+        assert line.verdict in text
+        assert line.quality is not None
+        assert f"{100 * line.quality.value:.1f}%" in text
+    assert f"{100 * target.cascade.figures.coverage.value:.1f}%" in text
     assert certificate.edge_digest in text
-    assert "What was refused, and why" in text
+    assert "What really runs in integers" in text
+
+
+def test_every_picture_is_there(document: Evaluation) -> None:
+    page = report.render(document)
+    assert page.count("<svg") == 4
+    text = text_of(page)
+    for words in ("quality budget", "signal to quantization noise", "promised: at most 2", "how often it is right"):
+        assert words in text
+
+
+def test_operators_sent_back_to_float_are_told(document: Evaluation) -> None:
+    (target,) = document.targets
+    kept = (target.sensitivity[0].node,)
+    lines = tuple(msgspec.structs.replace(c, kept_float=kept) if c.ships else c for c in target.candidates)
+    page = report.render(with_first(document, candidates=lines))
+    assert "Red: sent back to float so that the budget is kept (1 of 2)" in text_of(page)
+
+
+def test_a_target_that_was_not_measured_says_so_and_shows_no_time(document: Evaluation) -> None:
+    lines = tuple(msgspec.structs.replace(c, speed=None) for c in document.targets[0].candidates)
+    changed = with_first(document, candidates=lines, cascade=None, not_measured="this machine cannot run arm64")
+    text = text_of(report.render(changed))
+    assert "Nothing was timed or certified: this machine cannot run arm64" in text
+    assert text.count("not measured here") == len(lines)
+    assert "not timed on this machine" in text
+    assert "With 95% confidence" not in text
+
+
+def test_every_target_has_a_part_of_its_own(document: Evaluation) -> None:
+    twice = msgspec.structs.replace(
+        document, targets=(*document.targets, msgspec.structs.replace(document.targets[0], role="gateway"))
+    )
+    page = report.render(twice)
+    assert f'href="#gateway-{document.targets[0].target}"' in page
+    assert page.count("<section") == 2
 
 
 def test_the_page_stands_alone(document: Evaluation) -> None:
@@ -67,7 +124,7 @@ def test_the_page_stands_alone(document: Evaluation) -> None:
 
 def test_the_curve_follows_light_and_dark(document: Evaluation) -> None:
     page = report.render(document)
-    svg = page[page.index("<svg") : page.index("</svg>")]
+    svg = page[page.index("<svg") : page.rindex("</svg>")]
     assert "prefers-color-scheme: dark" in page
     assert {"var(--ink)", "var(--accent)", "var(--bad)", "var(--second)"} <= set(re.findall(r"var\(--\w+\)", svg))
     assert "promised: at most 2" in svg
@@ -88,7 +145,8 @@ def test_text_from_outside_is_escaped(document: Evaluation) -> None:
 
 def test_a_refused_certificate_is_the_headline(workspace: Path, edit_recipe: Callable[[str, str], Path]) -> None:
     parsed = recipe.load(edit_recipe("max_harm = 0.02", "max_harm = 0.001"))
-    done = pipeline.compile_recipe(parsed, workspace / "out", require_certificate=False, say=lambda line: None)
+    cache = StepCache(default_root())
+    done = pipeline.compile_recipe(parsed, workspace / "out", cache=cache, watcher=QUIET, require_certificate=False)
     text = text_of(report.render(done.evaluation))
     assert "No certificate. Agents escalate every answer" in text
     assert "2995 are needed" in text
@@ -96,24 +154,31 @@ def test_a_refused_certificate_is_the_headline(workspace: Path, edit_recipe: Cal
 
 
 def test_products_left_in_float_are_named(document: Evaluation) -> None:
-    assert document.quantization is not None
-    partly = msgspec.structs.replace(
-        document, quantization=msgspec.structs.replace(document.quantization, float_nodes={"Conv": 3})
-    )
-    assert "3 Conv stay in float" in text_of(report.render(partly))
+    def partly(line: CandidateFigures) -> CandidateFigures:
+        if line.coverage is None:
+            return line
+        return msgspec.structs.replace(line, coverage=msgspec.structs.replace(line.coverage, float_nodes={"Conv": 3}))
+
+    lines = tuple(partly(line) for line in document.targets[0].candidates)
+    assert "left in float: 3 Conv" in text_of(report.render(with_first(document, candidates=lines)))
+
+
+def with_threshold(document: Evaluation, threshold: float) -> TargetEvaluation:
+    (target,) = document.targets
+    assert target.cascade is not None
+    certificate = msgspec.structs.replace(certificate_of(document), threshold=threshold)
+    return msgspec.structs.replace(target, cascade=msgspec.structs.replace(target.cascade, certificate=certificate))
 
 
 def test_the_first_threshold_that_failed_is_named(document: Evaluation) -> None:
-    stricter = msgspec.structs.replace(document.certificate, threshold=0.9) if document.certificate else None
-    (what, why), *_ = report.refusals(msgspec.structs.replace(document, certificate=stricter))
+    (what, why), *_ = report.refusals(with_threshold(document, 0.9))
     assert what == "Any threshold below 0.9000"
-    assert why.startswith("At 0.8900, ")
+    assert why.startswith("At 0.")
     assert "of 600 certifying examples were harmful" in why
 
 
 def test_nothing_was_refused_when_the_loosest_threshold_passed(document: Evaluation) -> None:
-    loosest = msgspec.structs.replace(document.certificate, threshold=0.0) if document.certificate else None
-    assert report.refusals(msgspec.structs.replace(document, certificate=loosest)) == []
+    assert report.refusals(with_threshold(document, 0.0)) == []
 
 
 @pytest.mark.parametrize(
