@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -61,7 +61,7 @@ class PruneSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Weights taken out before quantization; the share of them, and how. Accuracy is gated afterwards."""
 
     share: float
-    method: str = "magnitude"
+    method: Literal["magnitude", "channels"] = "magnitude"
 
 
 class RungSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
