@@ -68,8 +68,9 @@ def run(job: PassJob) -> PassResult:
         raise CalibrationError(f"{_NAME}: ranges of activations need examples; give data, or use int8-dynamic")
     model, elements = integers.source(job, name=_NAME)
     integers.check_kept(job, model, name=_NAME)
+    _write_sums_as_add(model.graph)
     plan = _plan(model, types, job.keep_float)
-    tensors = _tensors(model.graph, plan, elements)
+    tensors = _tensors(model.graph, plan, types, elements)
     settings = Settings(
         calibrator=options.calibrator,
         percent=options.percentile,
@@ -94,6 +95,13 @@ _WHY_NOTHING = (
 )
 
 
+def _write_sums_as_add(graph: onnx.GraphProto) -> None:
+    """A Sum of two is an Add, which has an integer kernel; older exporters close their residual blocks with it."""
+    for node in graph.node:
+        if node.op_type == "Sum" and len(node.input) == 2:
+            node.op_type = "Add"
+
+
 def _plan(model: onnx.ModelProto, types: IntegerTypes, keep_float: frozenset[str]) -> Plan:
     if types.symmetric:
         plan = int8_plan.tensorrt(model.graph, keep_float=keep_float, shapes=_shapes(model))
@@ -114,16 +122,22 @@ def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _tensors(graph: onnx.GraphProto, plan: Plan, elements: Mapping[str, int]) -> list[str]:
-    """Float tensors that a quantized node reads or writes, in the graph's order."""
+def _tensors(graph: onnx.GraphProto, plan: Plan, types: IntegerTypes, elements: Mapping[str, int]) -> list[str]:
+    """Float tensors that a quantized node reads, or gives as integers, in the graph's order."""
     nodes, constants = set(plan.nodes), {tensor.name for tensor in graph.initializer}
     found: dict[str, None] = {}
     for node in graph.node:
         if node.name in nodes:
-            for name in (*node.input, *node.output):
+            given = () if node.op_type in _float_results(types) else node.output
+            for name in (*node.input, *given):
                 if name not in constants and elements.get(name) in probe.FLOATS:
                     found[name] = None
     return list(found)
+
+
+def _float_results(types: IntegerTypes) -> list[str]:
+    """Operators whose results are not rounded. TensorRT decides by itself where its kernels round."""
+    return sorted(int8_plan.PRODUCTS) if types.symmetric else list(int8_plan.DENSE)
 
 
 def _tensor_data(found: Calibration, elements: Mapping[str, int]) -> dict[str, TensorData]:
@@ -161,16 +175,16 @@ def _quantized(
 
 def _extra_options(types: IntegerTypes) -> dict[str, Any]:
     if not types.symmetric:
-        return {"OpTypesToExcludeOutputQuantization": list(int8_plan.DENSE)}
+        return {"OpTypesToExcludeOutputQuantization": _float_results(types)}
     return {
-        # TensorRT's parser takes no int32 bias between Q and DQ, wants weights in float behind a pair of their own,
-        # zero points of zero, and decides by itself where results are rounded
+        # TensorRT's parser takes no int32 bias between Q and DQ, and wants weights in float behind a pair of their own
+        # and zero points of zero
         "QuantizeBias": False,
         "ActivationSymmetric": True,
         "AddQDQPairToWeight": True,
         "DedicatedQDQPair": False,
         "ForceQuantizeNoInputCheck": True,
-        "OpTypesToExcludeOutputQuantization": sorted(int8_plan.PRODUCTS),
+        "OpTypesToExcludeOutputQuantization": _float_results(types),
         "QDQOpTypePerChannelSupportToAxis": {"Conv": 0, "ConvTranspose": 1},
     }
 

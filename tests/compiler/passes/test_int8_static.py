@@ -141,6 +141,33 @@ def test_the_quantizers_default_types_leave_convolutions_in_float_and_ours_do_no
     assert left.conversions > result.facts["conversions"]
 
 
+def test_a_sum_of_two_is_an_addition_in_integers(tmp_path: Path) -> None:
+    trained = residual()
+    next(node for node in trained.model.graph.node if node.name == "add").op_type = "Sum"
+    result, _ = quantized(tmp_path, trained)
+    assert "add" in result.facts["quantized"]
+    assert result.facts["integer_other_nodes"] == {"QLinearAdd": 1}
+
+
+def test_float_readers_of_a_float_tensor_do_not_read_its_rounding(tmp_path: Path) -> None:
+    """The quantizer would put a residual sum behind the rounding that only the product beside it needs."""
+    source = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("LayerNormalization", ["x", "gain"], ["n"], name="norm"),
+        helper.make_node("MatMul", ["n", "w"], ["m"], name="fc"),
+        helper.make_node("Add", ["m", "n"], ["logits"], name="around"),
+    ]
+    tensors = {"gain": np.ones(16, np.float32), "w": source.normal(size=(16, 16)).astype(np.float32)}
+    x = source.normal(size=(50, 16)).astype(np.float32)
+    trained = small.Trained(
+        model=small.graph(nodes, tensors, x=["n", 16], y=["n", 16]), fit=x, test=x, labels=np.zeros(50, np.int64)
+    )
+    result, path = quantized(tmp_path, trained)
+    assert result.facts["quantized"] == ["fc"]
+    around = next(node for node in onnx.load(str(path)).graph.node if node.name == "around")
+    assert list(around.input) == ["m", "n"]
+
+
 # --- what is said
 
 
