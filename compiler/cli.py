@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compiler.distill.cli import command as distill
+from compiler.shard_cli import command as shard
 from penstock.cli.default_group import DefaultGroup
+from penstock.cli.keys import key_option, signing
 from penstock.cli.output import is_interactive, print_fields, print_json, print_table, progress
 from penstock.errors import CalibrationError, MissingToolchain
 
@@ -72,6 +74,7 @@ Exit codes: 0 done, 1 failed, 2 wrong recipe or data, 3 refused (certificate, ac
     help="Pack even if certification is refused; agents then escalate everything.",
 )
 @click.option("--install-toolchains", is_flag=True, help="Install what is missing without asking.")
+@key_option
 @click.option("--no-cache", is_flag=True, help="Do every step again, and keep the new results.")
 def build(
     model: str,
@@ -81,6 +84,7 @@ def build(
     without_certificate: bool,
     no_cache: bool,
     install_toolchains: bool,
+    key: str,
     **flags: Any,
 ) -> None:
     """Turn models and examples into one certified artifact.
@@ -95,8 +99,8 @@ def build(
     from compiler import pipeline
     from compiler.steps import StepCache, default_root
 
+    finish = None if dry_run or smoke else signing(key)  # a wrong key is found out before hours of work
     cache = StepCache(default_root(), reuse=not no_cache)
-
     done: list[Compiled] = []
 
     def attempt(watcher: Watcher) -> None:
@@ -109,7 +113,12 @@ def build(
             _print_smoke(evaluation, output)
         else:
             compiled = pipeline.compile_recipe(
-                recipe, directory, cache=cache, watcher=watcher, require_certificate=not without_certificate
+                recipe,
+                directory,
+                cache=cache,
+                watcher=watcher,
+                require_certificate=not without_certificate,
+                finish=finish,
             )
             done.append(compiled)
 
@@ -202,6 +211,7 @@ def init(model: str, output: Path | None, force: bool) -> None:
 
 
 command.add_command(distill)
+command.add_command(shard)
 
 
 def _outputs(values: tuple[str, ...], *, needs_directory: bool) -> tuple[Path, str]:
