@@ -10,6 +10,7 @@ import contextlib
 import gc
 import importlib.metadata
 import logging
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from cloud_core.serving.dataplane import DataPlane
 from cloud_core.serving.measures import Measures
 from cloud_core.settings import CoreSettings, check
 from cloud_core.state import Database
+from penstock import trust
 from penstock.blobs import write_atomically
 from penstock.tasks import supervise
 from penstock.telemetry import log
@@ -123,7 +125,10 @@ class Core:
         self._exit.callback(database.close)
         endpoints = self._data_dir / ENDPOINTS_FILE
         endpoints.unlink(missing_ok=True)  # of a core that was killed: nobody listens there any more
-        registry = Registry.open(self._data_dir, database, settings.registry, now=_utc_now)
+        trusted = trust.configured(settings.trust_root, os.environ)
+        if trusted is not None:
+            trusted.keys()  # a root that cannot be read is found out now, not when a version is asked for
+        registry = Registry.open(self._data_dir, database, settings.registry, now=_utc_now, trust=trusted)
         fleet = FleetService.open(database, registry, settings.fleet, _utc_now)
         self._exit.push_async_callback(fleet.close)
         measures = Measures()

@@ -124,6 +124,9 @@ class CoreSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         data_dir: state and artifacts; one core process at a time.
         tenants: who may call; empty lets everybody in.
         allow_anonymous: without tenants, listen on addresses other than loopback all the same.
+        trust_root: directory of public keys (``penstock keys trust``); only what one of them signed is then served. ""
+            is PENSTOCK_TRUST_ROOT, or else ~/.config/penstock/trust if it is there; without any, nothing need be
+            signed.
     """
 
     data_dir: Annotated[str, msgspec.Meta(min_length=1)] = "penstock-core"
@@ -134,6 +137,7 @@ class CoreSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     fleet: FleetSettings = FleetSettings()
     tenants: tuple[TenantSettings, ...] = ()
     allow_anonymous: bool = False
+    trust_root: str = ""
     log: LogSettings = LogSettings()
 
 

@@ -10,6 +10,7 @@ import click
 
 from penstock.certificate import Level
 from penstock.cli.default_group import DefaultGroup
+from penstock.cli.keys import is_signed, key_option, signing
 from penstock.cli.output import output_option, print_json, print_table, progress
 from penstock.errors import CalibrationError
 
@@ -53,6 +54,7 @@ Exit codes: 0 done, 1 failed, 2 wrong data or settings, 3 refused (the message s
     "--group-by", metavar="NAME", help="Array or column whose groups shall each keep the promise; '' for one over all."
 )
 @click.option("--choose-again", is_flag=True, help="Choose score and temperature anew, on a third of the examples.")
+@key_option
 @output_option
 def certify(
     artifact: Path,
@@ -64,6 +66,7 @@ def certify(
     labels: str | None,
     group_by: str | None,
     choose_again: bool,
+    key: str,
     output: str,
 ) -> None:
     """Certify the edge variants of a packed artifact on new examples, without compiling it again.
@@ -84,7 +87,12 @@ def certify(
         harm=harm,
         choose_again=choose_again,
     )
+    sign = signing(key)  # a wrong key is found out before the examples are looked at
     outcomes = recertify.recertify(artifact, request, say=progress)
+    if sign is not None:
+        sign(artifact)
+    elif any(outcome.certificate is not None for outcome in outcomes) and is_signed(artifact):
+        progress(f"no signature covers what was certified now; next: penstock artifact sign {artifact} --key NAME")
     if output == "json":
         print_json({"artifact": artifact, "variants": outcomes})
     else:

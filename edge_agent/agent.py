@@ -34,7 +34,7 @@ from edge_agent.status import Parts, status_document
 from edge_agent.store import DataDirLock, Store
 from edge_agent.updater import Updater
 from edge_agent.uplink import Delivery, Device, FleetLink, Heartbeats, Local
-from penstock import machine
+from penstock import machine, trust
 from penstock.blobs import write_atomically
 from penstock.errors import StorageError
 from penstock.tasks import stop_on_signals, supervise
@@ -91,7 +91,13 @@ class Agent:
     async def _build(self, stack: contextlib.AsyncExitStack) -> None:
         settings = self.settings
         stack.enter_context(DataDirLock(self._data_dir))
-        store = Store(self._data_dir, max_document_bytes=settings.fetch.max_document_bytes)
+        trusted = trust.configured(settings.trust_root, os.environ)
+        if trusted is not None:
+            trusted.keys()  # a root that cannot be read is found out now, not as a pull that fails
+        self._trusts = str(trusted.directory) if trusted else "anybody"
+        store = Store(
+            self._data_dir, max_document_bytes=settings.fetch.max_document_bytes, rung=settings.rung, trust=trusted
+        )
         target = settings.target or machine.edge_target()
         self.device = Device(
             device_id=identity.device_id(self._data_dir, settings.device_id),
@@ -111,7 +117,10 @@ class Agent:
         self.delivery = self._delivery(outcomes, link)
         stack.push_async_callback(self.delivery.close)
         registry = Registry(session, settings.registry, settings.fetch)
-        fetcher = Fetcher(registry, store, settings.fetch, machine.runnable_targets(target))
+        targets = machine.runnable_targets(target)
+        fetcher = Fetcher(
+            registry, store, settings.fetch, targets, rung=settings.rung, needs_signatures=trusted is not None
+        )
         self.updater = self._updater(store, fetcher, hosting)
         stack.callback(self.updater.stop)
         stack.push_async_callback(hosting.close)
@@ -187,7 +196,8 @@ class Agent:
         except StorageError as error:  # a full disk must not keep the agent from serving
             log(_log, logging.WARNING, "endpoints not written", error=error.message)
         log(_log, logging.INFO, "ready", socket=self.settings.socket, tcp=self.api.tcp_address or "off",
-            device=self.device.device_id, target=self.device.target, core=self.settings.core)  # fmt: skip
+            device=self.device.device_id, target=self.device.target, core=self.settings.core,
+            trusts=self._trusts)  # fmt: skip
 
 
 def serve(settings: AgentSettings) -> None:

@@ -1,12 +1,14 @@
 """Pulls one release from an OCI registry into the blob store: what this device needs of it, and nothing else.
 
 Needed are the artifact's documents (index, variant manifests and specs, certificate), and weights and golden vectors
-of the one edge variant that suits this machine best. Nothing is visible before its digest was checked; transfers
+of the one variant of this device's rung that suits the machine best; with a trust root, signatures too, which decide
+before anything heavy is fetched. Nothing is visible before its digest was checked; transfers
 resume. When to try again is decided by ``edge_agent.policy.update``.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -30,7 +32,9 @@ from penstock.errors import (
     Unavailable,
 )
 from penstock.rest.status import error_from_http
+from penstock.telemetry import log
 
+_log = logging.getLogger(__name__)
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 _ACCEPT = f"{art.INDEX}, {art.MANIFEST}"
 _MAX_ERROR_BYTES = 64 * 1024
@@ -69,17 +73,18 @@ class Registry:
         """A small blob. Raises as :meth:`manifest` does."""
         return _checked(described.digest, await self._document(f"{model}/blobs/{described.digest}"))
 
-    async def certificates(self, model: str, artifact_digest: str) -> tuple[str, ...]:
-        """Manifest digests of the certificates attached to an artifact, in the registry's order. Raises likewise.
+    async def referrers(self, model: str, artifact_digest: str, kind: str) -> tuple[str, ...]:
+        """Manifest digests of what is attached to an artifact (certificates, signatures), in the registry's order.
 
-        Of more than ``max_certificates`` the last are taken: registries that keep an order list the oldest first.
+        Raises likewise. Of more than ``max_certificates`` the last are taken: registries that keep an order list the
+        oldest first.
         """
         path = f"{model}/referrers/{artifact_digest}"
         try:
-            index = art.decode_index(await self._document(path, params={"artifactType": art.CERTIFICATE}))
+            index = art.decode_index(await self._document(path, params={"artifactType": kind}))
         except NotFound:  # a registry older than OCI 1.1 has no referrers
             return ()
-        found = [entry.digest for entry in index.manifests if entry.artifact_type == art.CERTIFICATE]
+        found = [entry.digest for entry in index.manifests if entry.artifact_type == kind]
         return tuple(found[-self._settings.max_certificates :])
 
     async def copy(self, model: str, described: Descriptor, writer: BlobWriter, moved: Callable[[int], None]) -> None:
@@ -131,8 +136,23 @@ class Registry:
 class Fetcher:
     """Makes releases complete in the store. One pull per model at a time; several models may pull side by side."""
 
-    def __init__(self, registry: Registry, store: Store, settings: FetchSettings, targets: Sequence[str]) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        store: Store,
+        settings: FetchSettings,
+        targets: Sequence[str],
+        *,
+        rung: art.Role = "edge",
+        needs_signatures: bool = False,
+    ) -> None:
+        """
+        Args:
+            targets: what this machine runs, best first. ``rung``: the role whose variants it runs.
+            needs_signatures: the store's trust root asks for them.
+        """
         self._registry, self._store, self._settings, self._targets = registry, store, settings, tuple(targets)
+        self._rung, self._needs_signatures = rung, needs_signatures
 
     async def pull(self, model: str, release: Release, on_progress: OnProgress) -> Slot:
         """Bring everything of ``release`` that this device needs; what is already here is not asked for again.
@@ -140,13 +160,22 @@ class Fetcher:
         Raises:
             NotFound: the registry has no such artifact or blob. Unavailable: out of reach, or it says to come back.
             ArtifactError: malformed, or no variant for this machine. DigestMismatch: corrupt or tampered with.
+            SignatureError: nobody whom this device trusts signed it; nothing heavy was fetched.
             StorageError: the disk is, or would be, full. TooLarge: over a limit.
         """
         artifact = await self._documents(model, release)
-        variant = choose_variant(artifact, self._targets)
-        certificate_digest, note = await self._certificate(model, release, artifact, variant)
+        signatures = await self._signatures(model, artifact)
+        covered = self._store.check_signed(artifact, signatures)
+        variant = choose_variant(artifact, self._targets, self._rung)
+        certificate_digest, note = await self._certificate(model, release, artifact, variant, covered)
         await self._layers(model, variant, on_progress)
-        return Slot(release=release, variant_digest=variant.digest, certificate_digest=certificate_digest, note=note)
+        return Slot(
+            release=release,
+            variant_digest=variant.digest,
+            certificate_digest=certificate_digest,
+            note=note,
+            signature_digests=signatures,
+        )
 
     async def _documents(self, model: str, release: Release) -> Artifact:
         index = art.decode_index(await self._manifest(model, release.artifact_digest))
@@ -179,7 +208,31 @@ class Fetcher:
         if not self._store.blobs.has(layer.digest):
             await in_thread(self._store.blobs.put, await self._registry.document(model, layer))
 
-    async def _certificate(self, model: str, release: Release, artifact: Artifact, variant: Variant) -> tuple[str, str]:
+    async def _signatures(self, model: str, artifact: Artifact) -> tuple[str, ...]:
+        """Manifest digests of the artifact's signatures, all of them here now; () where nobody asks for them.
+
+        Asked for at every pull: what was not signed yesterday may be today.
+        """
+        if not self._needs_signatures:
+            return ()
+        found = []
+        for digest in await self._registry.referrers(model, artifact.digest, art.SIGNATURE):
+            try:
+                for layer in art.decode_manifest(await self._manifest(model, digest)).layers[:1]:
+                    if layer.media_type == art.SIGNATURE:
+                        await self._small_layer(model, layer)
+            except DigestMismatch:
+                raise
+            except (ArtifactError, NotFound, TooLarge) as error:
+                # anybody may push rubbish; it must not keep a good signature from counting
+                log(_log, logging.WARNING, "not a signature", model=model, referrer=digest, error=error.message)
+                continue
+            found.append(digest)
+        return tuple(found)
+
+    async def _certificate(
+        self, model: str, release: Release, artifact: Artifact, variant: Variant, covered: frozenset[str] | None
+    ) -> tuple[str, str]:
         """(digest of a certificate issued for exactly this variant or "", why there is none).
 
         An artifact with several edge variants has a certificate for each, and the fleet service names only one. The one
@@ -187,19 +240,24 @@ class Fetcher:
         """
         if not release.certificate_digest:
             return "", "no certificate: every answer is escalated"
-        problem = await self._why_unfit(model, release.certificate_digest, artifact, variant)
+        problem = await self._why_unfit(model, release.certificate_digest, artifact, variant, covered)
         if not problem:
             return release.certificate_digest, ""
         newest, serial = "", 0
-        for digest in await self._registry.certificates(model, artifact.digest):
-            if digest != release.certificate_digest and not await self._why_unfit(model, digest, artifact, variant):
+        for digest in await self._registry.referrers(model, artifact.digest, art.CERTIFICATE):
+            is_other = digest != release.certificate_digest
+            if is_other and not await self._why_unfit(model, digest, artifact, variant, covered):
                 found = art.load_certificate(digest, self._store.document).serial
                 if found >= serial:
                     newest, serial = digest, found
         return newest, "" if newest else problem
 
-    async def _why_unfit(self, model: str, digest: str, artifact: Artifact, variant: Variant) -> str:
+    async def _why_unfit(
+        self, model: str, digest: str, artifact: Artifact, variant: Variant, covered: frozenset[str] | None
+    ) -> str:
         """ "" when the certificate fits. A malformed one is one that does not fit; an unreachable one is an error."""
+        if covered is not None and digest not in covered:
+            return f"certificate {digest} was added after the artifact was signed, so it is not used; sign it again"
         try:
             manifest = art.decode_manifest(await self._manifest(model, digest))
             for layer in manifest.layers[:1]:
@@ -213,7 +271,7 @@ class Fetcher:
         return ""
 
     async def _layers(self, model: str, variant: Variant, on_progress: OnProgress) -> None:
-        layers = [layer for layer in (variant.golden, variant.weights) if layer is not None]
+        layers = [layer for layer in (variant.golden, variant.weights, *variant.files) if layer is not None]
         for layer in layers:
             if layer.size > self._settings.max_blob_bytes:
                 limit = self._settings.max_blob_bytes
@@ -264,19 +322,19 @@ def open_session(settings: FetchSettings, *, token: str = "") -> aiohttp.ClientS
     return aiohttp.ClientSession(headers=headers, timeout=timeout, connector=aiohttp.TCPConnector(limit=8))
 
 
-def choose_variant(artifact: Artifact, targets: Sequence[str]) -> Variant:
-    """The edge variant for the first of ``targets`` (best first) that there is one for.
+def choose_variant(artifact: Artifact, targets: Sequence[str], rung: art.Role = "edge") -> Variant:
+    """The variant of a rung for the first of ``targets`` (best first) that there is one for.
 
     Raises:
         ArtifactError: there is none; the message lists what there is.
     """
     for target in targets:
         for variant in artifact.variants:
-            if variant.spec.role == "edge" and variant.spec.target == target:
+            if variant.spec.role == rung and variant.spec.target == target:
                 return variant
-    have = ", ".join(v.spec.target for v in artifact.variants if v.spec.role == "edge") or "none"
+    have = ", ".join(v.spec.target for v in artifact.variants if v.spec.role == rung) or "none"
     raise ArtifactError(
-        f"artifact {artifact.digest} of {artifact.model!r} has no edge variant that this machine can run: "
+        f"artifact {artifact.digest} of {artifact.model!r} has no {rung} variant that this machine can run: "
         f"it has {have}; this machine runs {', '.join(targets)}"
     )
 

@@ -23,7 +23,7 @@ from edge_agent.policy.update import LoadFailure, Progress, UpdateLimits
 from edge_agent.report import Report
 from edge_agent.settings import UpdateSettings
 from edge_agent.store import Store, in_thread
-from penstock.errors import DigestMismatch, Internal, NotFound, PenstockError, StorageError
+from penstock.errors import DigestMismatch, Internal, NotFound, PenstockError, SignatureError, StorageError
 from penstock.retry import Backoff
 from penstock.telemetry import log
 
@@ -199,7 +199,7 @@ class ModelUpdater:
         try:
             hosted = await self._prepare(slot)
         except PenstockError as error:
-            is_damaged = isinstance(error, DigestMismatch | NotFound)
+            is_damaged = isinstance(error, DigestMismatch | NotFound | SignatureError)  # another fetch may mend it
             if is_damaged:
                 await in_thread(self._tools.store.discard_damaged, slot)
             log(_log, logging.ERROR, "cannot load", model=self.state.model, version=slot.release.version,

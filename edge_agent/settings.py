@@ -27,6 +27,7 @@ Positive = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Harm = Annotated[float, Meta(gt=0, lt=1)]
+Rung = Annotated[str, Meta(min_length=1, max_length=64)]
 OnUnreachable = Literal["local_flagged", "fail"]
 
 
@@ -99,7 +100,8 @@ class FetchSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     Attributes:
         max_blob_bytes: of one layer. ``max_document_bytes``: of a manifest, spec or certificate.
-        max_variants: manifests in one artifact. ``max_certificates``: referrers looked at to find one that fits.
+        max_variants: manifests in one artifact. ``max_certificates``: referrers looked at to find one that fits;
+            as many signatures are looked at.
         reserve_bytes: disk space that a pull leaves free.
         chunk_bytes: what is read, hashed and written at a time.
         connect_timeout_s, read_timeout_s: of one connection; the second is silence, not the whole transfer.
@@ -196,6 +198,9 @@ class AgentSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         subscriptions: models to run; ``*`` for whatever the fleet service assigns.
         labels: what operators select devices by.
         target: compile target, e.g. ``x86-64-vnni``; "" detects it.
+        rung: which rung of an artifact's ladder this device runs: ``edge``, or the name of one between edge and cloud.
+        trust_root: directory of public keys (``penstock keys trust``); only what one of them signed is then used. "" is
+            PENSTOCK_TRUST_ROOT, or else ~/.config/penstock/trust if it is there; without any, nothing need be signed.
     """
 
     device_id: str = ""
@@ -208,6 +213,8 @@ class AgentSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     subscriptions: tuple[str, ...] = ("*",)
     labels: dict[str, str] = {}
     target: str = ""
+    rung: Rung = "edge"
+    trust_root: str = ""
     cascade: CascadeSettings = field(default_factory=CascadeSettings)
     escalation: EscalationSettings = field(default_factory=EscalationSettings)
     limits: LimitsSettings = field(default_factory=LimitsSettings)
@@ -240,6 +247,8 @@ def with_paths(settings: AgentSettings, env: Mapping[str, str]) -> AgentSettings
     # found out here, not as the reason of a pull that fails again and again on a device far away
     if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", settings.registry):
         raise ConfigError(f"registry: {settings.registry!r} is not a URL such as http://core:8000")
+    if settings.rung == "cloud":
+        raise ConfigError("rung: 'cloud' is what a core serves; an agent runs 'edge', or a rung between the two")
     data_dir = Path(settings.data_dir or _default_data_dir(env)).expanduser().absolute()
     socket = Path(settings.socket or _default_socket(settings, data_dir, env)).expanduser().absolute()
     if len(os.fsencode(socket)) > _MAX_SOCKET_PATH_BYTES:

@@ -20,15 +20,17 @@ from edge_agent.hosting import LoadPlan
 from edge_agent.policy.slots import ModelState, Slot
 from penstock import artifact as art
 from penstock import certificate as certificates
+from penstock import unpacked
 from penstock.blobs import MAX_DOCUMENT_BYTES, BlobStore, digest_of, disk_errors, write_atomically
-from penstock.errors import ArtifactError, DigestMismatch, NotFound, PenstockError, StorageError
+from penstock.errors import ArtifactError, DigestMismatch, NotFound, PenstockError, SignatureError, StorageError
+from penstock.trust import TrustRoot
 
 P = ParamSpec("P")
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _MAX_STATE_BYTES = 1024 * 1024
 _MAX_GOLDEN_BYTES = 64 * 1024 * 1024
-_HEAVY = (art.MODEL_WEIGHT, art.GOLDEN)  # what a device has only of the variant that it runs
+_HEAVY = (art.MODEL_WEIGHT, art.MODEL_FILE, art.GOLDEN)  # what a device has only of the variant that it runs
 
 
 class DataDirLock:
@@ -68,20 +70,33 @@ class Store:
     Hold the :class:`DataDirLock` first: opening deletes what unfinished writes left behind.
     """
 
-    def __init__(self, data_dir: Path, *, max_document_bytes: int = MAX_DOCUMENT_BYTES) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        max_document_bytes: int = MAX_DOCUMENT_BYTES,
+        rung: art.Role = "edge",
+        trust: TrustRoot | None = None,
+    ) -> None:
         """
+        Args:
+            rung: the role whose variants this device runs. ``trust``: who has to have signed what is loaded.
+
         Raises:
             StorageError: the directory is not writable.
         """
         self.data_dir = data_dir
         self.blobs = BlobStore(data_dir)
         self._models = data_dir / "models"
+        self._unpacked = data_dir / "unpacked"
         self._max_document_bytes = max_document_bytes
+        self._rung, self._trust = rung, trust
         with disk_errors(f"creating {self._models}"):
             self._models.mkdir(parents=True, exist_ok=True)
             for directory in (data_dir, self._models, self.blobs.path(digest_of(b"")).parent):
                 for leftover in directory.glob(".tmp-*"):  # of writes that a kill -9 cut short
                     leftover.unlink(missing_ok=True)
+        unpacked.discard(self._unpacked)  # made anew by whatever is loaded
 
     def __repr__(self) -> str:
         return f"Store({str(self.data_dir)!r})"
@@ -116,14 +131,20 @@ class Store:
         """Everything that hosting needs to run a slot; every byte verified against its digest (invariant 3).
 
         Raises:
-            NotFound, DigestMismatch: a blob is gone or was changed. ArtifactError: malformed, or no such variant.
+            NotFound, DigestMismatch: a blob is gone or was changed, or the slot is of another rung.
+            ArtifactError: malformed, or no such variant. SignatureError: nobody whom this device trusts signed it.
         """
         artifact = art.load(slot.release.artifact_digest, self.document)
         variant = next((v for v in artifact.variants if v.digest == slot.variant_digest), None)
         if artifact.model != model or variant is None:
             raise ArtifactError(f"artifact {artifact.digest} of {artifact.model!r} is not what slot {slot} describes")
+        if variant.spec.role != self._rung:  # the setting changed: what is here is of no use, and is fetched anew
+            raise NotFound(f"rung {self._rung!r} of {model!r} is not here yet; rung {variant.spec.role!r} is")
+        covered = self.check_signed(artifact, slot.signature_digests)
         certificate = None
         if slot.certificate_digest:
+            if covered is not None and slot.certificate_digest not in covered:
+                raise SignatureError(f"certificate {slot.certificate_digest} is not among what was signed")
             certificate = art.load_certificate(slot.certificate_digest, self.document)
             check_fits(certificate, artifact, variant)
         return LoadPlan(
@@ -131,12 +152,29 @@ class Store:
             version=slot.release.version,
             artifact_digest=artifact.digest,
             variant=variant,
-            weights=self.blobs.verify(variant.weights.digest),
+            weights=unpacked.weights_path(variant, self.blobs, self._unpacked),
             golden=self.blobs.read(variant.golden.digest, limit_bytes=_MAX_GOLDEN_BYTES) if variant.golden else None,
             certificate_digest=slot.certificate_digest,
             certificate=certificate,
             cloud_digest=cloud_digest(artifact),
         )
+
+    def check_signed(self, artifact: art.Artifact, signature_digests: Iterable[str]) -> frozenset[str] | None:
+        """Manifest digests of the referrers that are vouched for; None where this device has no trust root.
+
+        Raises:
+            SignatureError: nobody whom this device trusts signed the artifact.
+            NotFound, DigestMismatch: a signature is gone or was changed.
+        """
+        if self._trust is None:
+            return None
+        documents = [
+            self.document(layer.digest)
+            for digest in signature_digests
+            for layer in art.decode_manifest(self.document(digest)).layers
+            if layer.media_type == art.SIGNATURE
+        ]
+        return self._trust.check(artifact, documents)
 
     def discard_damaged(self, slot: Slot) -> None:
         """Delete the blobs of a slot that do not hash to their digests, so that the next fetch brings them anew."""
@@ -160,6 +198,7 @@ class Store:
         needed = {digest for state in states for digest in self._needed(state)}
         needed |= {digest for slot in also for digest in self._of_slot(slot)}
         freed = 0
+        unpacked.discard(self._unpacked, frozenset(needed))
         for digest in list(self.blobs.digests()):
             if digest not in needed:
                 freed += self.blobs.size_bytes(digest)
@@ -174,13 +213,14 @@ class Store:
         needed = {digest for slot in slots for digest in self._of_slot(slot)}
         if state.desired is not None:
             needed |= self._of_artifact(state.desired.artifact_digest, only=None)
-            needed |= self._of_certificate(state.desired.certificate_digest)
+            needed |= self._of_referrer(state.desired.certificate_digest)
         return needed
 
     def _of_slot(self, slot: Slot) -> set[str]:
-        return self._of_artifact(slot.release.artifact_digest, only=slot.variant_digest) | self._of_certificate(
-            slot.certificate_digest
-        )
+        found = self._of_artifact(slot.release.artifact_digest, only=slot.variant_digest)
+        for referrer in (slot.certificate_digest, *slot.signature_digests):
+            found |= self._of_referrer(referrer)
+        return found
 
     def _of_artifact(self, digest: str, *, only: str | None) -> set[str]:
         """Digests of an artifact as far as its documents are here; weights of one variant where ``only`` names it."""
@@ -196,7 +236,7 @@ class Store:
             found |= {layer.digest for layer in layers if is_wanted or layer.media_type not in _HEAVY}
         return found
 
-    def _of_certificate(self, digest: str) -> set[str]:
+    def _of_referrer(self, digest: str) -> set[str]:
         return {digest, *(layer.digest for layer in self._layers(digest))} if digest else set()
 
     def _layers(self, manifest_digest: str) -> list[art.Descriptor]:

@@ -33,6 +33,7 @@ EVIDENCE = "application/vnd.penstock.evidence.v1+msgpack"
 EVALUATION = "application/vnd.penstock.evaluation.v1+json"
 REPORT = "application/vnd.penstock.report.v1+html"
 LOCK = "application/vnd.penstock.lock.v1+json"
+SIGNATURE = "application/vnd.penstock.signature.v1+json"
 EMPTY_CONFIG = "application/vnd.oci.empty.v1+json"
 
 REF_NAME = "org.opencontainers.image.ref.name"
@@ -53,6 +54,7 @@ Read = Callable[[str], bytes]
 # one path component of the OCI distribution specification's <name>, and its <reference>
 _NAME = re.compile(r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*")
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,127}")
 _RESERVED = frozenset({"models", "health", "repository"})  # first segments that the OIP owns under /v2
 
 
@@ -151,6 +153,19 @@ class Artifact:
         have = ", ".join(f"{v.spec.role}/{v.spec.target}" for v in self.variants) or "none"
         wanted = role if target is None else f"{role}/{target}"
         raise ArtifactError(f"artifact {self.digest} of {self.model!r} has no variant {wanted}; it has {have}")
+
+
+def check_file_name(name: str) -> str:
+    """A title under which a file of a variant may be put beside the others.
+
+    Raises:
+        ArtifactError: empty, a path, or a name with characters that some file system or terminal treats specially.
+    """
+    if not _FILE_NAME.fullmatch(name) or ".." in name:
+        raise ArtifactError(
+            f"{name[:140]!r} is no name for a file of a model: up to 128 letters, digits and . _ - + and no path"
+        )
+    return name
 
 
 def canonical_json(value: object) -> bytes:
@@ -278,13 +293,21 @@ def _load_variant(entry: Descriptor, read: Read) -> Variant:
     manifest = decode_manifest(read_described(entry, read))
     spec = _decode(read_described(_layer(manifest, VARIANT_SPEC, entry.digest), read), VariantSpec, "variant spec")
     golden = next((layer for layer in manifest.layers if layer.media_type == GOLDEN), None)
-    return Variant(
-        digest=entry.digest,
-        spec=spec,
-        weights=_layer(manifest, MODEL_WEIGHT, entry.digest),
-        golden=golden,
-        files=tuple(layer for layer in manifest.layers if layer.media_type == MODEL_FILE),
-    )
+    weights = _layer(manifest, MODEL_WEIGHT, entry.digest)
+    files = tuple(layer for layer in manifest.layers if layer.media_type == MODEL_FILE)
+    _check_files(entry.digest, weights, files)
+    return Variant(digest=entry.digest, spec=spec, weights=weights, golden=golden, files=files)
+
+
+def _check_files(digest: str, weights: Descriptor, files: tuple[Descriptor, ...]) -> None:
+    """Names of files become paths on devices: nothing that leaves the directory, and no two files in one place."""
+    if not files:
+        return
+    names = [check_file_name(layer.annotations.get(TITLE, "")) for layer in (weights, *files)]
+    folded = [name.lower() for name in names]  # some file systems know no case
+    twice = sorted({name for name, same in zip(names, folded, strict=True) if folded.count(same) > 1})
+    if twice:
+        raise ArtifactError(f"variant {digest} has several files called {twice[0]!r}; every name may occur once")
 
 
 def _layer(manifest: Manifest, media_type: str, digest: str) -> Descriptor:

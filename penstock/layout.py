@@ -242,13 +242,17 @@ class Layout:
         raise NotFound(f"{self.root} holds no artifact yet; 'penstock compile' writes one")
 
     def _pack_variant(self, draft: VariantDraft) -> Descriptor:
+        weights_name = f"model{draft.weights.suffix}"
+        for name in draft.files:
+            if art.check_file_name(name).lower() == weights_name:
+                raise ArtifactError(f"{name!r} is the name of the weights; a further file needs another one")
         weights_digest = self.blobs.put_file(draft.weights)
         layers = [
             Descriptor(
                 media_type=art.MODEL_WEIGHT,
                 digest=weights_digest,
                 size=self.blobs.size_bytes(weights_digest),
-                annotations={art.TITLE: f"model{draft.weights.suffix}"},
+                annotations={art.TITLE: weights_name},
             ),
             self._document(art.VARIANT_SPEC, art.canonical_json(draft.spec), "variant.json"),
         ]

@@ -6,15 +6,16 @@ Decides the order (children before what names them) and what is left out because
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from penstock import artifact as art
 from penstock.artifact import Artifact, Descriptor
+from penstock.blobs import MAX_DOCUMENT_BYTES
 from penstock.certificate import Certificate
 from penstock.errors import ArtifactError, DigestMismatch, InvalidInput
-from penstock.layout import Layout
+from penstock.layout import Layout, Referrer
 from penstock.oci_client import Document, RegistryClient
 
 __all__ = ["Found", "Moved", "RegistryClient", "look", "look_at_layout", "pull", "push"]
@@ -104,12 +105,25 @@ def pull(client: RegistryClient, reference: str, root: Path, *, report: Report |
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """An artifact as its documents describe it, wherever it is. ``certificate``: the newest one, not checked."""
+    """An artifact as its documents describe it, wherever it is.
+
+    Attributes:
+        referrers: oldest first. ``certificates``: with their manifests' digests, the newest (highest serial) last, not
+            checked. ``signatures``: documents with their manifests' digests, not verified.
+        documents: content of the newest lock and evaluation by artifactType, where there are any.
+    """
 
     artifact: Artifact
     tag: str
-    certificate: Certificate | None
-    referrers: tuple[Descriptor, ...]
+    referrers: tuple[Referrer, ...]
+    certificates: tuple[tuple[str, Certificate], ...]
+    signatures: tuple[tuple[str, bytes], ...]
+    documents: Mapping[str, bytes]
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """The newest one."""
+        return self.certificates[-1][1] if self.certificates else None
 
 
 def look(client: RegistryClient, reference: str) -> Found:
@@ -120,21 +134,21 @@ def look(client: RegistryClient, reference: str) -> Found:
     """
     model, version, document = _named(client, reference)
     manifests = {document.digest, *(entry.digest for entry in _bounded(art.decode_index(document.data).manifests))}
-    referrers = [entry for entry in client.referrers(model, document.digest) if entry.media_type == art.MANIFEST]
-    manifests.update(entry.digest for entry in _bounded(referrers))
+    entries = [entry for entry in client.referrers(model, document.digest) if entry.media_type == art.MANIFEST]
+    manifests.update(entry.digest for entry in _bounded(entries))
 
     def read(digest: str) -> bytes:
         if digest == document.digest:
             return document.data
         return client.manifest(model, digest).data if digest in manifests else client.small_blob(model, digest)
 
-    certificates = [entry.digest for entry in referrers if entry.artifact_type == art.CERTIFICATE]
-    return Found(
-        artifact=art.load(document.digest, read),
-        tag="" if ":" in version else version,
-        certificate=art.load_certificate(certificates[-1], read) if certificates else None,
-        referrers=tuple(referrers),
-    )
+    referrers = []
+    for entry in entries:
+        manifest = art.decode_manifest(read(entry.digest))
+        if len(manifest.layers) == 1:
+            kind = manifest.artifact_type or ""
+            referrers.append(Referrer(kind=kind, digest=entry.digest, content=manifest.layers[0]))
+    return _found(art.load(document.digest, read), "" if ":" in version else version, tuple(referrers), read)
 
 
 def look_at_layout(layout: Layout) -> Found:
@@ -143,15 +157,25 @@ def look_at_layout(layout: Layout) -> Found:
     Raises:
         ArtifactError, NotFound: it holds no artifact that can be read.
     """
-    certificate = layout.certificate()
+    return _found(layout.artifact(), layout.tag, layout.referrers(), layout.blobs.read)
+
+
+def _found(artifact: Artifact, tag: str, referrers: tuple[Referrer, ...], read: art.Read) -> Found:
+    certificates, signatures, documents = [], [], {}
+    for referrer in referrers:
+        if referrer.kind == art.CERTIFICATE:
+            certificates.append((referrer.digest, art.load_certificate(referrer.digest, read)))
+        elif referrer.kind == art.SIGNATURE:
+            signatures.append((referrer.digest, art.read_described(referrer.content, read)))
+        elif referrer.kind in (art.LOCK, art.EVALUATION) and referrer.content.size <= MAX_DOCUMENT_BYTES:
+            documents[referrer.kind] = art.read_described(referrer.content, read)
     return Found(
-        artifact=layout.artifact(),
-        tag=layout.tag,
-        certificate=certificate[1] if certificate else None,
-        referrers=tuple(
-            Descriptor(media_type=art.MANIFEST, digest=r.digest, size=r.content.size, artifact_type=r.kind)
-            for r in layout.referrers()
-        ),
+        artifact=artifact,
+        tag=tag,
+        referrers=referrers,
+        certificates=tuple(sorted(certificates, key=lambda item: item[1].serial)),
+        signatures=tuple(signatures),
+        documents=documents,
     )
 
 

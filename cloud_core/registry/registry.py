@@ -22,10 +22,12 @@ from cloud_core.registry.uploads import Uploads
 from cloud_core.state import Database, Transaction, catalog, to_its_end, uncancelled
 from cloud_core.state.catalog import ManifestRow, Snapshot
 from penstock import artifact as art
-from penstock.artifact import Artifact, Descriptor
+from penstock import unpacked
+from penstock.artifact import Artifact, Descriptor, Variant
 from penstock.blobs import BlobStore, digest_of
 from penstock.certificate import Certificate
 from penstock.errors import NotFound, PenstockError
+from penstock.trust import MAX_SIGNATURES, TrustRoot
 
 _PREFIX = re.compile(r"(?:sha256:)?([0-9a-f]{12,64})")
 _MAX_CACHED = 256
@@ -46,8 +48,16 @@ class ModelVersion:
 class Registry:
     """Owns ``data_dir/registry`` and the catalog tables. One instance per data directory."""
 
-    def __init__(self, root: Path, database: Database, settings: RegistrySettings, now: Callable[[], datetime]) -> None:
-        self.settings, self._database, self._now = settings, database, now
+    def __init__(
+        self,
+        root: Path,
+        database: Database,
+        settings: RegistrySettings,
+        now: Callable[[], datetime],
+        trust: TrustRoot | None = None,
+    ) -> None:
+        self.settings, self._database, self._now, self._trust = settings, database, now, trust
+        self._unpacked = root / "unpacked"
         self.store = BlobStore(root)
         self.uploads = Uploads(root / "uploads", self.store, settings)
         self._listeners: list[Callable[[], None]] = []
@@ -62,13 +72,18 @@ class Registry:
         settings: RegistrySettings | None = None,
         *,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        trust: TrustRoot | None = None,
     ) -> Registry:
         """Open or create the registry; drops expired uploads and old blobs that nothing names.
+
+        Args:
+            trust: who has to have signed what is served; None asks for no signatures.
 
         Raises:
             StorageError: not writable.
         """
-        registry = cls(data_dir / "registry", database, settings or RegistrySettings(), now)
+        registry = cls(data_dir / "registry", database, settings or RegistrySettings(), now, trust)
+        unpacked.discard(registry._unpacked)  # of the process before this one; made anew by whatever is loaded
         registry.uploads.expire(now())
         registry.collect_orphans()
         return registry
@@ -121,6 +136,22 @@ class Registry:
                 self._artifacts.clear()
             self._artifacts[digest] = found
         return found
+
+    def check_signed(self, artifact: Artifact) -> frozenset[str] | None:
+        """Manifest digests of the referrers that are vouched for; None where the core has no trust root.
+
+        Raises:
+            SignatureError: nobody whom this core trusts signed the artifact: it may be kept here, and is not served.
+        """
+        return None if self._trust is None else self._trust.check(artifact, self._signatures(artifact.digest))
+
+    def weights_path(self, variant: Variant) -> Path:
+        """The verified file to load a variant from, with its other files beside it. Blocks.
+
+        Raises:
+            NotFound, DigestMismatch: a blob is gone or was changed. StorageError: the disk said no.
+        """
+        return unpacked.weights_path(variant, self.store, self._unpacked)
 
     def blob_path(self, digest: str) -> Path:
         """The file of a blob, for an engine that maps it.
@@ -308,11 +339,15 @@ class Registry:
 
     def _find_certificates(self, digest: str) -> tuple[tuple[str, Certificate], ...]:
         newest: dict[str, tuple[str, Certificate]] = {}
+        try:
+            covered = self.check_signed(self.artifact(digest))
+        except PenstockError:
+            return ()
         for (_, subject), rows in self._referrers.items():
             if subject != digest:
                 continue
             for row in reversed(rows):
-                if row.artifact_type == art.CERTIFICATE:
+                if row.artifact_type == art.CERTIFICATE and (covered is None or row.digest in covered):
                     try:
                         certificate = art.load_certificate(row.digest, self.store.read)
                         art.check_certificate(certificate, self.artifact(digest))
@@ -322,6 +357,23 @@ class Registry:
                     if known is None or certificate.serial > known[1].serial:
                         newest[certificate.edge_digest] = row.digest, certificate
         return tuple(newest.values())
+
+    def _signatures(self, digest: str) -> list[bytes]:
+        """Signature documents of an artifact, oldest first; damaged ones are left out: they vouch for nothing."""
+        rows = [
+            row
+            for (_, subject), found in self._referrers.items()
+            for row in found
+            if subject == digest and row.artifact_type == art.SIGNATURE
+        ]
+        documents = []
+        for row in rows[-MAX_SIGNATURES:]:
+            try:
+                layers = art.decode_manifest(self.store.read(row.digest)).layers[:1]
+                documents += [art.read_described(layer, self.store.read) for layer in layers]
+            except PenstockError:
+                continue
+        return documents
 
     def _digest_of(self, model: str, version: str) -> str:
         tagged = self._tags.get(model, {}).get(version)

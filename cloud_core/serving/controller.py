@@ -122,6 +122,7 @@ class Controller:
 
         Raises:
             NotFound: it has none. Internal: its files were damaged since they were pushed.
+            SignatureError: nobody whom this core trusts signed it.
         """
         variant = self._variants.get(digest)
         if variant is None:
@@ -142,6 +143,7 @@ class Controller:
             artifact = self._registry.artifact(digest)
         except ArtifactError as error:
             raise Internal(f"the artifact is damaged here: {error.message}") from error
+        self._registry.check_signed(artifact)
         try:
             return artifact.variant("cloud")
         except ArtifactError as error:
@@ -246,7 +248,7 @@ class Controller:
 
     def _load_replicas(self, variant: Variant) -> list[Replica]:
         settings = self._settings
-        path = self._registry.blob_path(variant.weights.digest)
+        path = self._registry.weights_path(variant)
         replicas: list[Replica] = []
         while not replicas or (len(replicas) < settings.replicas and not replicas[0].inline_rows):
             replicas.append(

@@ -36,12 +36,14 @@ class Slot:
         variant_digest: manifest digest of the edge variant that this device runs.
         certificate_digest: manifest digest of a certificate issued for exactly that variant; "" when none is.
         note: why there is none, for people.
+        signature_digests: manifest digests of the artifact's signatures, where this device has a trust root.
     """
 
     release: Release
     variant_digest: str
     certificate_digest: str = ""
     note: str = ""
+    signature_digests: tuple[str, ...] = ()
 
     @property
     def key(self) -> ReleaseKey:

@@ -131,7 +131,7 @@ Phase = Literal["idle", "fetching", "proving", "probation", "committed", "revert
 Severity = Literal["wait", "failed", "final"]
 
 _WAIT = frozenset({"unavailable", "deadline-exceeded", "queue-full", "quota-exceeded"})
-_RETRIED = frozenset({"internal", "storage", "digest-mismatch", "unauthenticated", "permission-denied"})
+_RETRIED = frozenset({"internal", "storage", "digest-mismatch", "unauthenticated", "permission-denied", "signature"})
 
 
 def plan(state: ModelState, progress: Progress, limits: UpdateLimits, now: float) -> Action:

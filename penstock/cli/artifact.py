@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from penstock.cli.artifact_view import size
+from penstock.cli.keys import key_option
 from penstock.cli.output import is_interactive, output_option, print_fields, print_json, print_table, progress
-from penstock.errors import ArtifactError, NotFound
+from penstock.errors import NotFound, SignatureError
 
 if TYPE_CHECKING:
+    from penstock.artifact import Variant
+    from penstock.layout import Layout
     from penstock.oci import Found, Moved, RegistryClient
+    from penstock.trust import TrustRoot
 
-_ONE_MIB = 1024 * 1024
+_MAX_GOLDEN_BYTES = 256 * 1024**2
 
 
 def _registry_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -48,11 +55,14 @@ Examples:
   penstock artifact push build/digits digits:canary --registry http://registry:5000
   penstock artifact list
   penstock artifact pull digits:v1 copy/
+  penstock artifact sign build/digits --key release
+  penstock artifact diff digits:v1 build/digits
+  penstock artifact export build/digits --format ortpackage -o package/ --variant edge/x86-64-vnni
 
 A REFERENCE is model:tag or model@sha256:digest."""
 )
 def command() -> None:
-    """Inspect, verify, push, pull and list artifacts."""
+    """Inspect, verify, sign, compare, export, push, pull and list artifacts."""
 
 
 @command.command()
@@ -60,48 +70,130 @@ def command() -> None:
 @_registry_options
 @output_option
 def inspect(source: str, registry: str, token: str, output: str) -> None:
-    """Show variants, certificate and referrers of a layout on disk or of an artifact in a registry."""
-    from penstock import oci
-    from penstock.layout import Layout
+    """Show everything in a layout on disk or in an artifact in a registry: variants with their files, certificates
+    with their levels and groups, documents and signatures."""
+    from penstock.cli import artifact_view as view
 
-    if _is_layout(source):
-        found = oci.look_at_layout(Layout(Path(source)))
-    else:
-        with _client(registry, token) as client:
-            found = oci.look(client, source)
+    found = _look(source, registry, token)
+    signers = view.signers(found, _trust_root(None))
     if output == "json":
-        print_json(_document(found))
+        print_json(view.document(found, signers))
     else:
-        _print_found(found)
+        view.show(found, signers)
 
 
 @command.command()
 @click.argument("source", metavar="LAYOUT|REFERENCE")
+@click.option(
+    "--trust-root",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Directory of trusted keys.  [default: PENSTOCK_TRUST_ROOT, or ~/.config/penstock/trust if it is there]",
+)
 @_registry_options
 @output_option
-def verify(source: str, registry: str, token: str, output: str) -> None:
-    """Hash every byte and check the structure and the certificate. Exit code 1 when something is wrong.
+def verify(source: str, trust_root: Path | None, registry: str, token: str, output: str) -> None:
+    """Hash every byte, and check structure, certificates and signatures. Exit code 1 when something is wrong.
 
-    An artifact in a registry is fetched for it, into a temporary directory.
+    With a trust root, an artifact that none of its keys has signed is wrong, and so is a certificate that no signature
+    covers. An artifact in a registry is fetched for it, into a temporary directory.
     """
     from penstock import oci
     from penstock.layout import Layout
 
+    root = _trust_root(trust_root)
     if _is_layout(source):
-        problems = Layout(Path(source)).verify()
+        checked = _checked(Layout(Path(source)), root)
     else:
         with tempfile.TemporaryDirectory() as scratch, _client(registry, token) as client:
             with _progress(f"fetching {source}") as report:
                 oci.pull(client, source, Path(scratch), report=report)
-            problems = Layout(Path(scratch)).verify()
+            checked = _checked(Layout(Path(scratch)), root)
     if output == "json":
-        print_json({"source": source, "is_good": not problems, "problems": problems})
+        print_json({"source": source, "is_good": not checked.problems, **checked.document()})
     else:
-        for problem in problems:
-            click.echo(problem)
-        click.echo(f"{source}: {len(problems)} problem{'s' * (len(problems) > 1)}" if problems else f"{source}: good")
-    if problems:
+        _print_checked(source, checked)
+    if checked.problems:
         sys.exit(1)
+
+
+@command.command()
+@click.argument("layout", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@key_option
+@output_option
+def sign(layout: Path, key: str, output: str) -> None:
+    """Sign LAYOUT's artifact with everything that belongs to it now: variants, certificates, evidence, documents.
+
+    What is attached later is not covered until it is signed again; older signatures stay. Push it after that.
+    """
+    from penstock import trust
+    from penstock.cli.keys import load_signing_key
+
+    if not key:
+        raise click.UsageError("--key: which key signs? 'penstock keys generate NAME' makes one")
+    private = load_signing_key(key)
+    referrer = trust.sign(layout, private)
+    if output == "json":
+        print_json({"layout": layout, "signature": referrer.digest, "keyid": private.public.keyid})
+    else:
+        print_fields({"signed": layout, "signature": referrer.digest, "keyid": private.public.keyid})
+
+
+@command.command()
+@click.argument("before", metavar="LAYOUT|REFERENCE")
+@click.argument("after", metavar="LAYOUT|REFERENCE")
+@click.option("--all", "shows_all", is_flag=True, help="Show what is the same, too.")
+@_registry_options
+@output_option
+def diff(before: str, after: str, shows_all: bool, registry: str, token: str, output: str) -> None:
+    """Show what changed between two artifacts: variants, certificates, evaluation, lock, labels, preprocessing.
+
+    Exit code 0 when nothing did, 1 when something did.
+    """
+    from penstock import artifact_diff
+
+    one, other = _look(before, registry, token), _look(after, registry, token)
+    lines = artifact_diff.compare(one, other)
+    is_same = not artifact_diff.differs(lines)
+    shown = [line for line in lines if shows_all or line.change != "same"]
+    if output == "json":
+        digests = {"before": one.artifact.digest, "after": other.artifact.digest}
+        print_json({**digests, "is_same": is_same, "lines": shown})
+    else:
+        cut = artifact_diff.shortened
+        rows = [(line.section, line.what, line.change, cut(line.before), cut(line.after)) for line in shown]
+        if rows:
+            print_table(["section", "what", "change", "before", "after"], rows)
+        if is_same:
+            click.echo(f"{before} and {after}: the same")
+    if not is_same:
+        sys.exit(1)
+
+
+@command.command()
+@click.argument("layout", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--format", "kind", type=click.Choice(["ortpackage"]), required=True, help="onnxruntime's model package.")
+@click.option("-o", "--output", "out", type=click.Path(path_type=Path), required=True, help="Directory to write.")
+@click.option("--variant", "wanted", multiple=True, metavar="ROLE/TARGET", help="Only this variant; repeatable.")
+def export(layout: Path, kind: str, out: Path, wanted: tuple[str, ...]) -> None:
+    """Write LAYOUT's variants in another runtime's form. Golden vectors, certificate and signatures stay behind.
+
+    What was written is opened by the onnxruntime that is installed here, and has to give the golden outputs.
+    """
+    from penstock import ortpackage
+    from penstock.layout import Layout
+
+    opened = Layout(layout)
+    variants = ortpackage.export(opened, out, wanted)
+    for variant in variants:
+        spec = variant.spec
+        told = (
+            _try_package(opened, variant, out) if spec.provider == "cpu" else f"not tried: it runs on {spec.provider}"
+        )
+        click.echo(f"{spec.role}/{spec.target}: {told}")
+    left = len(opened.artifact().variants) - len(variants)
+    if left and not wanted:
+        progress(f"{left} variant{'s' * (left != 1)} of other engines left out: a package holds ONNX graphs")
+    click.echo(f"wrote {out}")
 
 
 @command.command()
@@ -154,6 +246,100 @@ def list_artifacts(model: str, registry: str, token: str, output: str) -> None:
         print_table(["model", "tag", "digest"], rows)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Checked:
+    """What ``verify`` found. ``notes`` are for people: what was signed, and what was not looked at."""
+
+    problems: list[str]
+    notes: list[str]
+    signers: list[dict[str, str]]
+    uncovered: list[str]
+
+    def document(self) -> dict[str, Any]:
+        return {"problems": self.problems, "signed_by": self.signers, "not_covered": self.uncovered}
+
+
+def _checked(layout: Layout, root: TrustRoot | None) -> _Checked:
+    from penstock import artifact as art
+    from penstock import trust
+
+    problems = layout.verify()
+    signatures = [] if problems else list(trust.signatures_of(layout))
+    if problems or root is None:
+        said = f"{len(signatures)} signature{'s' * (len(signatures) != 1)}, not checked: there is no trust root"
+        return _Checked(problems=problems, notes=[] if problems else [said], signers=[], uncovered=[])
+    artifact = layout.artifact()
+    verdict = root.examine(artifact, signatures)
+    problems += verdict.problems
+    try:
+        root.check(artifact, signatures)
+    except SignatureError as error:
+        problems = [error.message]
+    others = [r for r in layout.referrers() if r.kind != art.SIGNATURE]
+    uncovered = [r for r in others if verdict.vouched and r.digest not in verdict.covered]
+    problems += [f"certificate {r.digest} is covered by no signature" for r in uncovered if r.kind == art.CERTIFICATE]
+    notes = [
+        f"signed by {one.name} ({one.keyid[:16]}), with {len(one.referrers)} documents beside the variants"
+        for one in verdict.vouched
+    ]
+    notes += [f"signed by {keyid[:16]}, who is not trusted here" for keyid in verdict.unknown]
+    notes += [f"not covered by a signature: {r.kind} {r.digest}" for r in uncovered]
+    return _Checked(
+        problems=problems,
+        notes=notes,
+        signers=[{"name": one.name, "keyid": one.keyid} for one in verdict.vouched],
+        uncovered=[r.digest for r in uncovered],
+    )
+
+
+def _print_checked(source: str, checked: _Checked) -> None:
+    for line in (*checked.notes, *checked.problems):
+        click.echo(line)
+    count = len(checked.problems)
+    click.echo(f"{source}: {f'{count} problem{chr(115) * (count > 1)}' if count else 'good'}")
+
+
+def _try_package(layout: Layout, variant: Variant, package: Path) -> str:
+    """Let onnxruntime open what was written, and compare golden outputs.
+
+    Raises:
+        ArtifactError: it does not open it, or gives other outputs.
+    """
+    from penstock import golden, ortpackage
+    from penstock.errors import MissingExtra
+
+    try:
+        from penstock.runtime import onnx_package
+
+        engine = onnx_package.load(package, ortpackage.component_of(variant))
+    except MissingExtra as error:
+        return f"not tried: {error.message}"
+    try:
+        if variant.golden is None:
+            return "opened by onnxruntime; it has no golden vectors to compare"
+        vectors = golden.decode(layout.blobs.read(variant.golden.digest, limit_bytes=_MAX_GOLDEN_BYTES))
+        golden.check(vectors, engine.run(vectors.inputs), tolerance=variant.spec.golden_tolerance)
+    finally:
+        engine.close()
+    return "opened by onnxruntime; golden outputs agree"
+
+
+def _look(source: str, registry: str, token: str) -> Found:
+    from penstock import oci
+    from penstock.layout import Layout
+
+    if _is_layout(source):
+        return oci.look_at_layout(Layout(Path(source)))
+    with _client(registry, token) as client:
+        return oci.look(client, source)
+
+
+def _trust_root(given: Path | None) -> TrustRoot | None:
+    from penstock import trust
+
+    return trust.configured("" if given is None else str(given), os.environ)
+
+
 def _is_layout(source: str) -> bool:
     """
     Raises:
@@ -182,7 +368,7 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
         if percent == last or (not live and percent // 25 == last // 25):
             return
         last = percent
-        text = f"{what}: {_size(done)} of {_size(total)} ({percent}%)"
+        text = f"{what}: {size(done)} of {size(total)} ({percent}%)"
         if live:
             click.echo(f"\r{text}", err=True, nl=False)
         else:
@@ -199,67 +385,6 @@ def _print_moved(verb: str, moved: Moved) -> None:
     print_fields({
         verb: f"{moved.model}:{moved.tag}",
         "digest": moved.digest,
-        "moved": _size(moved.moved_bytes),
-        "skipped": _size(moved.skipped_bytes),
+        "moved": size(moved.moved_bytes),
+        "skipped": size(moved.skipped_bytes),
     })  # fmt: skip
-
-
-def _print_found(found: Found) -> None:
-    artifact = found.artifact
-    print_fields({"model": artifact.model, "tag": found.tag or "-", "digest": artifact.digest})
-    click.echo()
-    rows = [
-        (
-            v.spec.role,
-            v.spec.target,
-            v.spec.precision,
-            v.spec.engine,
-            _size(v.weights.size),
-            "yes" if v.golden else "no",
-            v.digest,
-        )
-        for v in artifact.variants
-    ]
-    print_table(["role", "target", "precision", "engine", "weights", "golden", "variant"], rows)
-    click.echo()
-    if found.certificate is None:
-        click.echo("certificate  none: agents escalate every answer")
-    else:
-        certificate = found.certificate
-        coverage = f"{certificate.coverage:.1%} ({certificate.coverage_low:.1%} to {certificate.coverage_high:.1%})"
-        try:
-            from penstock.artifact import check_certificate
-
-            check_certificate(certificate, artifact)
-            fits = "yes"
-        except ArtifactError as error:
-            fits = f"no: {error.message}"
-        print_fields({
-            "certificate": certificate.promise(),
-            "evidence": f"{certificate.harm_count} harmful of {certificate.n} examples, {certificate.kept_count} kept",
-            "on device": coverage,
-            "fits": fits,
-        })  # fmt: skip
-    for referrer in found.referrers:
-        click.echo(f"referrer     {referrer.artifact_type} {referrer.digest}")
-
-
-def _document(found: Found) -> dict[str, Any]:
-    artifact = found.artifact
-    return {
-        "model": artifact.model,
-        "tag": found.tag,
-        "digest": artifact.digest,
-        "variants": [
-            {"digest": v.digest, "weights_bytes": v.weights.size, "has_golden": v.golden is not None, "spec": v.spec}
-            for v in artifact.variants
-        ],
-        "certificate": found.certificate,
-        "referrers": [{"kind": r.artifact_type, "digest": r.digest} for r in found.referrers],
-    }
-
-
-def _size(count: int) -> str:
-    if count < 1024:
-        return f"{count} B"
-    return f"{count / 1024:.1f} KiB" if count < _ONE_MIB else f"{count / _ONE_MIB:.1f} MiB"

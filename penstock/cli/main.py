@@ -17,7 +17,7 @@ EXIT_FAILED, EXIT_USAGE, EXIT_REFUSED, EXIT_UNREACHABLE = 1, 2, 3, 4
 
 
 _REFUSED = frozenset(
-    {"conflict", "calibration", "gate", "certificate-mismatch", "permission-denied", "unauthenticated"}
+    {"conflict", "calibration", "gate", "certificate-mismatch", "signature", "permission-denied", "unauthenticated"}
 )
 
 
@@ -31,6 +31,7 @@ _COMMANDS: Mapping[str, _Command] = {
     "compile": _Command("Quantize, calibrate, certify and pack a model into one artifact."),
     "certify": _Command("Certify a packed artifact on new examples, or recompute its certificates."),
     "artifact": _Command("Inspect, verify, push and pull artifacts.", "penstock.cli.artifact:command"),
+    "keys": _Command("Make the keys that sign artifacts, and say which are trusted.", "penstock.cli.keys:command"),
     "toolchain": _Command(
         "Install, check and remove the environments of heavy backends.", "penstock.cli.toolchain:command"
     ),

@@ -29,6 +29,7 @@ STATUS: Mapping[str, int] = {
     "artifact": 400,
     "digest-mismatch": 400,
     "certificate-mismatch": 409,
+    "signature": 409,
     "calibration": 422,
     "compile": 422,
 }

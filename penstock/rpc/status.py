@@ -33,6 +33,7 @@ STATUS: Mapping[str, grpc.StatusCode] = {
     "artifact": _S.INVALID_ARGUMENT,
     "digest-mismatch": _S.INVALID_ARGUMENT,
     "certificate-mismatch": _S.FAILED_PRECONDITION,
+    "signature": _S.FAILED_PRECONDITION,
     "calibration": _S.FAILED_PRECONDITION,
     "compile": _S.FAILED_PRECONDITION,
 }

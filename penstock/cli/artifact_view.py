@@ -1,0 +1,150 @@
+"""How ``penstock artifact inspect`` shows an artifact: tables for people, one document for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from penstock.cli.output import print_fields, print_table
+
+if TYPE_CHECKING:
+    from penstock.certificate import Certificate
+    from penstock.oci import Found
+    from penstock.trust import TrustRoot
+
+_ONE_MIB = 1024 * 1024
+
+
+def size(count: int) -> str:
+    """Bytes in words."""
+    if count < 1024:
+        return f"{count} B"
+    return f"{count / 1024:.1f} KiB" if count < _ONE_MIB else f"{count / _ONE_MIB:.1f} MiB"
+
+
+def signers(found: Found, root: TrustRoot | None) -> list[str]:
+    """A line for each signature: whose it is, and whether that says anything here."""
+    from penstock import statement
+    from penstock.errors import SignatureError
+
+    if root is not None:
+        verdict = root.examine(found.artifact, [document for _, document in found.signatures])
+        return [
+            *(f"{one.name} ({one.keyid[:16]}), trusted" for one in verdict.vouched),
+            *(f"{keyid[:16]}, not trusted here" for keyid in verdict.unknown),
+            *(f"not valid: {problem}" for problem in verdict.problems),
+        ]
+    lines = []
+    for digest, document in found.signatures:
+        try:
+            lines += [f"{keyid[:16]}, not checked: no trust root" for keyid, _ in statement.decode(document)[1]]
+        except SignatureError as error:
+            lines.append(f"{digest}: {error.message}")
+    return lines
+
+
+def document(found: Found, signed_by: Sequence[str]) -> dict[str, Any]:
+    """What ``-o json`` prints."""
+    artifact = found.artifact
+    return {
+        "model": artifact.model,
+        "tag": found.tag,
+        "digest": artifact.digest,
+        "variants": [
+            {
+                "digest": variant.digest,
+                "weights_bytes": variant.weights.size,
+                "files": [{"name": _title(one), "bytes": one.size, "digest": one.digest} for one in variant.files],
+                "has_golden": variant.golden is not None,
+                "spec": variant.spec,
+            }
+            for variant in artifact.variants
+        ],
+        "certificate": found.certificate,
+        "certificates": [{"digest": digest, "certificate": one} for digest, one in found.certificates],
+        "signatures": [{"digest": digest} for digest, _ in found.signatures],
+        "signed_by": list(signed_by),
+        "referrers": [
+            {"kind": one.kind, "digest": one.digest, "title": _title(one.content), "bytes": one.content.size}
+            for one in found.referrers
+        ],
+    }
+
+
+def show(found: Found, signed_by: Sequence[str]) -> None:
+    """Print it."""
+    artifact = found.artifact
+    print_fields({"model": artifact.model, "tag": found.tag or "-", "digest": artifact.digest})
+    click.echo()
+    rows = [
+        (
+            v.spec.role,
+            v.spec.target,
+            v.spec.precision,
+            v.spec.engine,
+            size(v.weights.size + sum(one.size for one in v.files)),
+            "yes" if v.golden else "no",
+            v.digest,
+        )
+        for v in artifact.variants
+    ]
+    print_table(["role", "target", "precision", "engine", "size", "golden", "variant"], rows)
+    files = [
+        (f"{v.spec.role}/{v.spec.target}", _title(one), size(one.size), one.digest)
+        for v in artifact.variants
+        if v.files
+        for one in (v.weights, *v.files)
+    ]
+    if files:
+        click.echo()
+        print_table(["variant", "file", "size", "digest"], files)
+    click.echo()
+    if not found.certificates:
+        click.echo("certificate  none: agents escalate every answer")
+    for _, one in found.certificates:
+        _show_certificate(found, one)
+    print_table(
+        ["document", "size", "digest"],
+        [(_title(one.content), size(one.content.size), one.digest) for one in found.referrers],
+    )
+    click.echo()
+    for line in signed_by or ("nobody",):
+        click.echo(f"signed by  {line}")
+
+
+def _show_certificate(found: Found, one: Certificate) -> None:
+    from penstock.artifact import check_certificate
+    from penstock.errors import ArtifactError
+
+    variant = next((v for v in found.artifact.variants if v.digest == one.edge_digest), None)
+    try:
+        check_certificate(one, found.artifact)
+        fits = "yes"
+    except ArtifactError as error:
+        fits = f"no: {error.message}"
+    named = f"{variant.spec.role}/{variant.spec.target}" if variant else "another artifact's variant"
+    coverage = f"{one.coverage:.1%} ({one.coverage_low:.1%} to {one.coverage_high:.1%})"
+    fields: dict[str, object] = {
+        "certificate": f"{one.serial} of {named}: {one.promise()}",
+        "evidence": f"{one.harm_count} harmful of {one.n} examples, {one.kept_count} kept",
+        "on device": coverage,
+        "fits": fits,
+    }
+    for level in one.levels[1:]:
+        fields[f"at {level.max_harm:g}"] = f"threshold {level.threshold:.6g}, {level.coverage:.1%} on device"
+    for refused in one.refused:
+        fields[f"at {refused.max_harm:g}"] = f"refused: {refused.reason}"
+    for group in one.groups:
+        harm = f"{group.harm_count} harmful of {group.n}"
+        fields[f"{one.group_by} {group.name}"] = f"{harm}, {group.coverage:.1%} on device"
+    print_fields(fields)
+    click.echo()
+
+
+def _title(described: Any) -> str:
+    from penstock.artifact import TITLE
+
+    title: str = described.annotations.get(TITLE, described.media_type)
+    return title
