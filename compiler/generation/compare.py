@@ -21,6 +21,7 @@ Floats = NDArray[np.float64]
 BLOCK_TOKENS = 64
 RESAMPLES = 2000
 _DELTA = 0.05
+_LARGEST_LOG = 700.0  # exp of more is no double
 _AT_ONCE = 4_000_000  # numbers drawn at once, so that memory stays small however long the texts are
 
 
@@ -48,9 +49,8 @@ class PerplexityChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 
 def perplexity(found: Likelihoods) -> float:
-    """exp(-mean log-probability); infinite when the mean is beyond the largest double's logarithm."""
-    with np.errstate(over="ignore"):
-        return float(np.exp(-found.log_likelihood.mean()))
+    """exp(-mean log-probability), at most exp(700): a document holds no infinity."""
+    return math.exp(min(-float(found.log_likelihood.mean()), _LARGEST_LOG))
 
 
 def change(reference: Likelihoods, candidate: Likelihoods, *, seed: int = 0) -> PerplexityChange:
@@ -69,7 +69,7 @@ def change(reference: Likelihoods, candidate: Likelihoods, *, seed: int = 0) -> 
     return PerplexityChange(
         before=perplexity(reference),
         after=perplexity(candidate),
-        increase=Interval(value=math.expm1(ratio.value), low=math.expm1(ratio.low), high=math.expm1(ratio.high)),
+        increase=Interval(value=_increase(ratio.value), low=_increase(ratio.low), high=_increase(ratio.high)),
         agreement=same,
         tokens=len(lost),
     )
@@ -88,6 +88,10 @@ def refusal(found: PerplexityChange, *, max_increase: float) -> str:
         f"({found.increase.low:+.1%} to {found.increase.high:+.1%}), {max_increase:.1%} allowed. Use smaller blocks "
         "(block_size), another algorithm (k_quant) or int8, or allow more"
     )
+
+
+def _increase(mean_lost: float) -> float:
+    return math.expm1(min(mean_lost, _LARGEST_LOG))
 
 
 def _bootstrap(values: Floats, text: NDArray[np.int64], seed: int) -> Interval:

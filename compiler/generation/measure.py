@@ -98,7 +98,6 @@ class Answers:
     token_ids: tuple[Integers, ...]
     probabilities: tuple[Floats, ...]
     margins: tuple[Floats, ...]
-    tokens_per_s: float
 
 
 class Speed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -106,8 +105,7 @@ class Speed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     Attributes:
         first_token_ms: median, for a prompt of ``prompt_tokens``. ``tokens_per_s``: median, after the first.
-        load_bytes: by how much the process's peak memory grew when the model was loaded. ``peak_bytes``: of the whole
-            process.
+        load_bytes: by how much the process grew when the model was loaded. ``peak_bytes``: of the whole process.
     """
 
     prompt_tokens: int
@@ -154,7 +152,7 @@ def likelihoods(
             "window": window,
             "stride": stride,
         }
-        _, arrays = _asked(model, task, scratch, progress)
+        arrays = _asked(model, task, scratch, progress)
     if not np.isfinite(arrays["log_likelihood"]).all():
         raise CompileError(f"{model.directory.name}: its logits hold NaN or infinite values for some tokens")
     return Likelihoods(**arrays)
@@ -182,7 +180,7 @@ def answers(
     with _scratch() as scratch:
         lines = prompts if isinstance(prompts[0], str) else [[int(token) for token in row] for row in prompts]
         task = {"kind": "generate", "prompts": _lines(scratch / "prompts.jsonl", lines)} | msgspec.to_builtins(settings)
-        facts, arrays = _asked(model, task, scratch, progress)
+        arrays = _asked(model, task, scratch, progress)
     offsets = arrays["offsets"]
     return Answers(
         texts=tuple(part.tobytes().decode("utf-8") for part in _cut(arrays["texts"], arrays["text_offsets"])),
@@ -190,7 +188,6 @@ def answers(
         token_ids=_cut(arrays["token_ids"], offsets),
         probabilities=_cut(arrays["probabilities"], offsets),
         margins=_cut(arrays["margins"], offsets),
-        tokens_per_s=facts["tokens"] / max(facts["seconds"], 1e-9),
     )
 
 
@@ -227,13 +224,11 @@ def _scratch() -> Iterator[Path]:
         yield Path(name)
 
 
-def _asked(
-    model: Model, task: dict[str, Any], scratch: Path, progress: Progress | None
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def _asked(model: Model, task: dict[str, Any], scratch: Path, progress: Progress | None) -> dict[str, Any]:
     out = scratch / "out.npz"
-    result = _call(model, task | {"out": str(out)}, progress)
+    _call(model, task | {"out": str(out)}, progress)
     with np.load(out, allow_pickle=False) as file:
-        return result["tasks"][0], {name: file[name] for name in file.files}
+        return {name: file[name] for name in file.files}
 
 
 def _call(model: Model, task: dict[str, Any], progress: Progress | None) -> dict[str, Any]:

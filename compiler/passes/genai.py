@@ -42,8 +42,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         block_size: weights that share a scale (int4, int8).
         accuracy_level: 0 as the engine likes, 1 float32, 2 float16, 3 bfloat16, 4 int8 products. None is 4 on a CPU,
             0 elsewhere.
-        symmetric: no zero points.
+        symmetric: no zero points. Where embeddings are tied, the builder needs it.
         algorithm: ``default`` (round to nearest), ``rtn`` (the same by onnxruntime's newer code) or ``k_quant``.
+        toolchain: by default ``optimum``, and ``transformers5`` for GGUF files: transformers 4 reads the byte-level
+            tokenizers in them wrongly.
         timeout_s: for the whole conversion.
     """
 
@@ -52,7 +54,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     accuracy_level: Literal[0, 1, 2, 3, 4] | None = None
     symmetric: bool = True
     algorithm: Literal["default", "rtn", "k_quant"] = "default"
-    toolchain: Toolchain = "optimum"
+    toolchain: Toolchain | None = None
     timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 7200.0
 
 
@@ -68,7 +70,7 @@ def run(job: PassJob) -> PassResult:
     check_source(job.source)
     with tempfile.TemporaryDirectory(prefix="penstock-genai-", dir=job.work) as work:
         facts = toolchain.call(
-            options.toolchain,
+            options.toolchain or ("transformers5" if job.source.is_file() else "optimum"),
             RUNNER,
             {
                 "source": job.source.absolute(),
@@ -144,12 +146,15 @@ def _builder_options(options: Options, target: Target) -> dict[str, str]:
     level = options.accuracy_level
     if level is None:
         level = 4 if target.provider == "cpu" else 0
-    return {
+    chosen = {
         "block_size": str(options.block_size),
         "accuracy_level": str(level),
         "is_symmetric": str(options.symmetric).lower(),
         "algo_config": options.algorithm,
     }
+    if options.precision == "int8":  # 0.15 names shared 8-bit embeddings as if they had 4, and cannot load the result
+        chosen["shared_embeddings"] = "false"
+    return chosen
 
 
 def _config(source: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 _HEAD = 32
+_ONE_THREAD = 96  # products this narrow gain nothing from a second thread, and lose much on a busy machine
 _BEGIN, _END = "<s>", "</s>"
 _PEAK_RATE, _WARMUP = 4e-3, 20
 
@@ -34,6 +35,8 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     data = torch.tensor(
         np.concatenate([tokenizer(text + _END, add_special_tokens=False)["input_ids"] for text in texts])
     )
+    if job["hidden"] <= _ONE_THREAD:
+        torch.set_num_threads(1)
     torch.manual_seed(job["seed"])
     model = LlamaForCausalLM(_config(job, len(tokenizer)))
     loss = _fit(model, data, job)
