@@ -11,6 +11,9 @@ import pytest
 from sklearn.neural_network import MLPClassifier
 
 from compiler import pipeline, recipe
+from compiler.evaluation import CascadeEvaluation
+from compiler.progress import Lines
+from compiler.steps import StepCache
 from examples.digits import data, export, train
 from penstock import confidence
 from penstock.layout import Layout
@@ -26,10 +29,17 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def compiled(models: Path) -> dict[str, pipeline.Compiled]:
+    cache, quiet = StepCache(models / "cache"), Lines(lambda line: None)
     return {
-        name: pipeline.compile_recipe(recipe.load(models / f"{name}.toml"), models / name, say=lambda line: None)
+        name: pipeline.compile_recipe(recipe.load(models / f"{name}.toml"), models / name, cache=cache, watcher=quiet)
         for name in train.VERSIONS
     }
+
+
+def cascade_of(compiled: pipeline.Compiled) -> CascadeEvaluation:
+    found = compiled.evaluation.targets[0].cascade
+    assert found is not None
+    return found
 
 
 def logits_of(path: Path, x: np.ndarray) -> np.ndarray:
@@ -142,13 +152,13 @@ def test_a_request_is_a_few_hundred_bytes(models: Path) -> None:
 
 @pytest.mark.parametrize("name", train.VERSIONS)
 def test_every_version_earns_its_certificate_on_paper(compiled: dict[str, pipeline.Compiled], name: str) -> None:
-    evaluation = compiled[name].evaluation
-    assert evaluation.certificate is not None
-    assert evaluation.certificate.max_harm == 0.02
-    assert evaluation.certificate.coverage >= 0.6
-    assert 0.02 <= evaluation.certificate.audit_max_harm <= 0.04  # tight enough for an audit to notice
-    assert evaluation.cascade is not None
-    assert evaluation.cascade.harm.value <= 0.02
+    cascade = cascade_of(compiled[name])
+    assert cascade.certificate is not None
+    assert cascade.certificate.max_harm == 0.02
+    assert cascade.certificate.coverage >= 0.6
+    assert 0.02 <= cascade.certificate.audit_max_harm <= 0.04  # tight enough for an audit to notice
+    assert cascade.figures is not None
+    assert cascade.figures.harm.value <= 0.02
 
 
 def test_all_versions_share_one_cloud_variant(models: Path, compiled: dict[str, pipeline.Compiled]) -> None:
@@ -163,7 +173,7 @@ def test_in_service_only_v3_breaks_its_promise(
 ) -> None:
     """What the agents will meet: digits light on dark, for every version."""
     x, y = train.test_split(models)
-    layout, certificate = Layout(compiled[name].directory), compiled[name].evaluation.certificate
+    layout, certificate = Layout(compiled[name].directory), cascade_of(compiled[name]).certificate
     assert certificate is not None
     edge = logits_of(layout.blobs.path(layout.artifact().variant("edge").weights.digest), x)
     cloud = logits_of(models / "teacher.onnx", x).argmax(axis=1)
