@@ -1,0 +1,1 @@
+"""What the compiler makes, beside what others make of the same models on the same data (``make bench-compiler``)."""

@@ -1,0 +1,113 @@
+"""``python -m benchmarks.compiler``: every case through every maker, on the same rows and machine, in one run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.compiler import measure, report
+from benchmarks.compiler.case import Case
+from benchmarks.compiler.cases import CASES
+from benchmarks.compiler.quantizers import MAKERS, Made
+from benchmarks.compiler.report import Row
+from penstock.errors import PenstockError
+
+ROOT = Path(__file__).resolve().parents[2] / "out" / "bench" / "compiler"
+REFERENCE = "fp32"
+_QUICK = ("digits-mlp", "cancer-raw")
+
+
+def main() -> int:
+    options = _options()
+    before = os.getloadavg()
+    rows: list[Row] = []
+    for name in options.cases:
+        _progress(f"{name}: model and data")
+        rows += _compared(CASES[name](ROOT), options)
+    report.show(rows)
+    if options.save:
+        chosen = {"cases": options.cases, "makers": options.makers, "seconds": options.seconds}
+        print(f"\n{report.save(rows, chosen, (before, os.getloadavg()))}")
+    return 0
+
+
+class _Options(argparse.Namespace):
+    quick: bool
+    cases: Sequence[str]
+    makers: Sequence[str]
+    seconds: float
+    save: bool
+
+
+def _options() -> _Options:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compiler", description=__doc__)
+    flag = argparse.BooleanOptionalAction
+    parser.add_argument("--quick", action="store_true", help="two small cases, without NNCF, nothing saved: a first look")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=None)
+    parser.add_argument("--makers", nargs="+", choices=MAKERS, default=None, help="fp32 is always among them")
+    parser.add_argument("--seconds", type=float, default=None, help="of interleaved calls for each batch size")
+    parser.add_argument("--save", action=flag, default=None, help="write benchmarks/results")
+    options = parser.parse_args(namespace=_Options())
+    options.cases = options.cases or (_QUICK if options.quick else tuple(CASES))
+    makers = options.makers or [name for name in MAKERS if not (options.quick and name == "nncf")]
+    options.makers = (REFERENCE, *(name for name in makers if name != REFERENCE))
+    options.seconds = options.seconds or (1.0 if options.quick else 15.0)
+    options.save = not options.quick if options.save is None else options.save
+    return options
+
+
+def _compared(case: Case, options: _Options) -> list[Row]:
+    """Everybody's model of one case, and their figures side by side."""
+    made: dict[str, Made] = {}
+    for maker in options.makers:
+        _progress(f"{case.name}: {maker}")
+        made[maker] = _made(case, maker)
+    engines = measure.load({name: item.model for name, item in made.items() if item.model is not None})
+    _progress(f"{case.name}: accuracy")
+    qualities = measure.qualities(case, engines, REFERENCE)
+    _progress(f"{case.name}: latency")
+    latencies = measure.latencies(case, engines, REFERENCE, budget_s=options.seconds)
+    return [
+        Row(
+            case=case.name,
+            kind=case.kind,
+            what=case.what,
+            maker=name,
+            note=item.note,
+            problem=item.problem,
+            seconds=item.seconds,
+            size_bytes=0 if item.model is None else item.model.stat().st_size,
+            quality=qualities.get(name),
+            latency=latencies.get(name, {}),
+            predicted=item.predicted,
+        )
+        for name, item in made.items()
+    ]
+
+
+def _made(case: Case, maker: str) -> Made:
+    """One maker's model, in a fresh directory; what it cannot make is a line of the table and no end of the run."""
+    out = ROOT / "made" / case.name / maker.replace(" ", "-")
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    began = time.monotonic()
+    try:
+        return MAKERS[maker](case, out)
+    except PenstockError as error:
+        return Made(model=None, problem=error.message, seconds=time.monotonic() - began)
+
+
+_BEGAN = time.monotonic()
+
+
+def _progress(message: str) -> None:
+    print(f"[{time.monotonic() - _BEGAN:5.0f} s] {message}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""One case of the benchmark: a float model, real rows for each use, and what a good answer is.
+
+Everybody gets the same file and the same rows: ranges from ``fit``, choices on ``tune``, figures on ``test``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compiler.tasks import Task, nearest, pooled, ranking_kept
+from penstock.tensors import Array
+
+USES = ("fit", "tune", "certify", "test")
+LABELS = "y"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A case on disk.
+
+    Attributes:
+        kind: which goal of speed it has: "cnn", "encoder" or "small".
+        model: the float ONNX file. ``data``: an npz with ``INPUT_USE`` and ``y_USE``.
+        output: the output that is judged.
+        max_drop: what a compilation may cost, in its own metric on the tuning rows (for embeddings: nearest neighbours
+            kept, which is far stricter than the accuracy that is printed).
+    """
+
+    name: str
+    what: str
+    kind: str
+    task: Task
+    model: Path
+    data: Path
+    output: str
+    max_drop: float = 0.01
+
+    def rows(self, use: str) -> dict[str, Array]:
+        """Inputs by name."""
+        with np.load(self.data) as data:
+            return {
+                name.removesuffix(f"_{use}"): data[name]
+                for name in data.files
+                if name.endswith(f"_{use}") and name != f"{LABELS}_{use}"
+            }
+
+    def labels(self, use: str) -> NDArray[np.int64]:
+        with np.load(self.data) as data:
+            found: NDArray[np.int64] = data[f"{LABELS}_{use}"]
+        return found
+
+    def recipe(self) -> str:
+        """The recipe of its compilation: defaults, but for the budget."""
+        labelled = self.task == "classification"
+        return "\n".join(
+            [
+                f"[model]\nname = {json.dumps(self.name)}\ntask = {json.dumps(self.task)}",
+                f"output = {json.dumps(self.output)}\n",
+                f"[edge]\nmodel = {json.dumps(str(self.model))}\n",
+                f'[data]\nsource = {json.dumps(str(self.data))}\nlabels = "{LABELS if labelled else ""}"',
+                'duplicates = "allow"\n[data.splits]\ntune = "tune"\n',
+                f"[quality]\nmax_accuracy_drop = {self.max_drop}\n",
+                f'[certificate]\nharm = "{"labels" if labelled else "disagreement"}"\n',
+            ]
+        )
+
+
+def write_data(path: Path, inputs: Mapping[str, Array], labels: Array, uses: Mapping[str, NDArray[np.int64]]) -> None:
+    """The npz of a case. ``uses``: which rows each use has."""
+    arrays = {f"{name}_{use}": values[rows] for use, rows in uses.items() for name, values in inputs.items()}
+    np.savez_compressed(path, **arrays, **{f"{LABELS}_{use}": labels[rows] for use, rows in uses.items()})
+
+
+def dealt(counts: Mapping[str, int], total: int, *, seed: int) -> dict[str, NDArray[np.int64]]:
+    """Shuffled row numbers for each name, in the order given; -1 takes what is left.
+
+    Raises:
+        ValueError: more are asked for than there are.
+    """
+    order = np.random.default_rng(seed).permutation(total)
+    left = total - sum(count for count in counts.values() if count > 0)
+    if left < 0:
+        raise ValueError(f"{total} rows, but {counts} wanted")
+    found, start = {}, 0
+    for name, count in counts.items():
+        end = start + (left if count < 0 else count)
+        found[name] = order[start:end]
+        start = end
+    return found
+
+
+def good(case: Case, answers: Array, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """bool [N]: the right class; of an embedding, whether the nearest other row is about the same topic."""
+    if case.task == "classification":
+        return np.asarray(answers.argmax(1) == labels)
+    return np.asarray(labels[nearest(pooled(answers, None))] == labels)
+
+
+def kept(case: Case, answers: Array, reference: Array) -> dict[str, float]:
+    """Share of rows answered as the float model does, or, for embeddings, neighbours and rankings kept."""
+    if case.task == "classification":
+        return {"agreement": float(np.mean(answers.argmax(1) == reference.argmax(1)))}
+    same = nearest(pooled(answers, None)) == nearest(pooled(reference, None))
+    return {"neighbour kept": float(np.mean(same)), "spearman": ranking_kept(answers, reference, None)}

@@ -1,0 +1,187 @@
+"""Who makes a quantized model of a case: penstock's whole pipeline, and what others' documentation shows first."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from onnxruntime import quantization as ortq
+
+from benchmarks.compiler.case import Case
+from compiler import pipeline
+from compiler import recipe as recipes
+from compiler.progress import Lines
+from compiler.steps import StepCache
+from penstock.layout import Layout
+from penstock.tensors import Array
+
+NNCF = ("nncf==3.4.0", "onnx==1.23.2", "onnxruntime==1.32.0")
+"""The newest NNCF, and the onnx and onnxruntime that penstock is measured with."""
+
+_CALIBRATION_BATCH = 32
+_NNCF_TIMEOUT_S = 900.0
+_ERROR_CHARS = 160
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """What came out. ``model`` is None where nothing did, and ``problem`` says why.
+
+    Attributes:
+        note: what it is, e.g. which candidate ships. ``seconds``: to make it, with everything that its maker measures.
+        predicted: figures that its maker gives of it, before this benchmark measured any.
+    """
+
+    model: Path | None
+    note: str = ""
+    seconds: float = 0.0
+    problem: str = ""
+    predicted: Mapping[str, Any] = field(default_factory=dict)
+
+
+Maker = Callable[[Case, Path], Made]
+
+
+def float_model(case: Case, out: Path) -> Made:
+    """The model as it is."""
+    del out
+    return Made(model=case.model, note="as it is")
+
+
+def penstock(case: Case, out: Path) -> Made:
+    """``penstock compile`` by a recipe of defaults, nothing kept from before: export, candidates, gate, pack."""
+    file = out / "recipe.toml"
+    file.write_text(case.recipe())
+    began = time.monotonic()
+    compiled = pipeline.compile_recipe(
+        recipes.load(file),
+        out / "artifact",
+        cache=StepCache(out / "cache"),
+        watcher=Lines(lambda line: print(f"  {line}", file=sys.stderr, flush=True)),
+        require_certificate=False,
+    )
+    seconds = time.monotonic() - began
+    target = compiled.evaluation.targets[0]
+    layout = Layout(compiled.directory)
+    weights = layout.blobs.path(layout.artifact().variant("edge").weights.digest)
+    drop = target.parent_test.quality.value - target.variant.quality.value
+    predicted: dict[str, Any] = {"metric": target.metric, "drop": drop}
+    if target.variant.speed is not None and target.parent_test.speed is not None:
+        own, parent = target.variant.speed.p50_ms, target.parent_test.speed.p50_ms
+        predicted["speedup"] = {batch: parent[batch] / own[batch] for batch in own}
+    model = out / "model.onnx"
+    shutil.copy(weights, model)
+    return Made(model=model, note=target.chosen, seconds=seconds, predicted=predicted)
+
+
+def plain_static(case: Case, out: Path) -> Made:
+    """``quantize_static`` without options, on the rows for ranges."""
+
+    class Reader(ortq.CalibrationDataReader):  # type: ignore[misc, unused-ignore]
+        def __init__(self) -> None:
+            self._batches = _batches(case.rows("fit"))
+
+        def get_next(self) -> dict[str, Array] | None:
+            return next(self._batches, None)
+
+    return _timed(out, lambda model: ortq.quantize_static(str(case.model), str(model), Reader()), "defaults")
+
+
+def plain_dynamic(case: Case, out: Path) -> Made:
+    """``quantize_dynamic`` without options."""
+    return _timed(out, lambda model: ortq.quantize_dynamic(str(case.model), str(model)), "defaults")
+
+
+def nncf(case: Case, out: Path) -> Made:
+    """NNCF's quantization with accuracy control, in an environment of its own."""
+    root = case.model.parent.parent
+    job = {
+        "model": str(case.model),
+        "data": str(case.data),
+        "task": case.task,
+        "kind": case.kind,
+        "output": case.output,
+        "max_drop": case.max_drop,
+        "out": str(out / "model.onnx"),
+    }
+    began = time.monotonic()
+    try:
+        python = _nncf_environment(root)
+        began = time.monotonic()  # installing is not compiling
+        command = [str(python), str(Path(__file__).parent / "nncf_quantize.py"), json.dumps(job)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_NNCF_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return Made(model=None, problem=f"not done after {_NNCF_TIMEOUT_S:.0f} s", seconds=time.monotonic() - began)
+    except RuntimeError as error:
+        return Made(model=None, problem=str(error))
+    if done.returncode != 0:
+        return Made(model=None, problem=_last_line(done.stderr), seconds=time.monotonic() - began)
+    return Made(model=out / "model.onnx", note="accuracy control", seconds=time.monotonic() - began)
+
+
+MAKERS: Mapping[str, Maker] = {
+    "fp32": float_model,
+    "penstock": penstock,
+    "ort static": plain_static,
+    "ort dynamic": plain_dynamic,
+    "nncf": nncf,
+}
+
+
+def _timed(out: Path, make: Callable[[Path], object], note: str) -> Made:
+    model = out / "model.onnx"
+    began = time.monotonic()
+    try:
+        with _quietly():
+            make(model)
+    except Exception as error:  # the quantizer raises whatever it meets
+        problem = f"{type(error).__name__}: {error}"[:_ERROR_CHARS]
+        return Made(model=None, problem=problem, seconds=time.monotonic() - began)
+    return Made(model=model, note=note, seconds=time.monotonic() - began)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    with redirect_stdout(StringIO()):
+        yield
+
+
+def _batches(rows: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
+    total = len(next(iter(rows.values())))
+    for start in range(0, total, _CALIBRATION_BATCH):
+        yield {name: values[start : start + _CALIBRATION_BATCH] for name, values in rows.items()}
+
+
+def _nncf_environment(root: Path) -> Path:
+    """The interpreter of a virtual environment with ``NNCF``, made once.
+
+    Raises:
+        RuntimeError: it cannot be installed, with pip's last line.
+    """
+    directory = root / "nncf"
+    python, stamp = directory / "bin" / "python", directory / "installed.json"
+    if stamp.exists() and json.loads(stamp.read_text()) == list(NNCF):
+        return python
+    shutil.rmtree(directory, ignore_errors=True)
+    print("  installing NNCF into an environment of its own", file=sys.stderr, flush=True)
+    pip = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", *NNCF]
+    for command in ([sys.executable, "-m", "venv", str(directory)], pip):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(f"not installed: {_last_line(done.stderr)}")
+    stamp.write_text(json.dumps(list(NNCF)))
+    return python
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return (lines[-1] if lines else "no message")[:_ERROR_CHARS]
