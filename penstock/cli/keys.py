@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -162,7 +163,7 @@ def load_signing_key(key: str) -> SigningKey:
     path = _find(key, _PRIVATE)
     pem = read_key_file(path)
     secret = os.environ.get(PASSPHRASE, "")
-    if library.is_encrypted(pem) and not secret and click.get_text_stream("stdin").isatty():
+    if library.is_encrypted(pem) and not secret and sys.stdin.isatty():
         secret = click.prompt(f"Passphrase of {path.name}", hide_input=True, err=True)
     return library.read_private(pem, str(path), passphrase=secret.encode())
 

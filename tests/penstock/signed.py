@@ -1,0 +1,85 @@
+"""Small artifacts to sign, multi-file ones among them, and trust roots."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from penstock import artifact as art
+from penstock import golden
+from penstock.artifact import VariantSpec
+from penstock.certificate import Certificate
+from penstock.layout import Layout, VariantDraft
+from penstock.signing import SigningKey
+from penstock.tensors import TensorSpec
+from penstock.trust import TrustRoot
+
+X = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))
+LOGITS = TensorSpec(name="logits", datatype="FP32", shape=(-1, 3))
+DATA = "model.onnx.data"
+
+
+def external_model(directory: Path, *, scale: float = 1.0) -> VariantDraft:
+    """x [N, 4] -> logits [N, 3] = scale * x[:, :3], with the weights in a file beside the graph; no spec of its own."""
+    directory.mkdir(parents=True, exist_ok=True)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["logits"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 3])],
+        [numpy_helper.from_array(np.eye(4, 3, dtype=np.float32) * np.float32(scale), "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 9
+    path = directory / "model.onnx"
+    (directory / DATA).unlink(missing_ok=True)
+    onnx.save(model, path, save_as_external_data=True, location=DATA, size_threshold=0)
+    x = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
+    vectors = golden.encode(golden.Golden(inputs={"x": x}, outputs={"logits": x[:, :3] * np.float32(scale)}))
+    return VariantDraft(spec=spec("edge"), weights=path, golden=vectors, files={DATA: directory / DATA})
+
+
+def spec(role: str, target: str = "any", **changes: object) -> VariantSpec:
+    values: dict[str, object] = {
+        "model": "digits", "role": role, "engine": "onnx", "target": target, "provider": "cpu", "precision": "fp32",
+        "inputs": (X,), "outputs": (LOGITS,), "score_output": "logits", "preprocessing": {"scale": 16},
+    }  # fmt: skip
+    return VariantSpec(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def make_layout(
+    directory: Path, *, tag: str = "v1", scale: float = 1.0, roles: tuple[str, ...] = ("edge",), certified: bool = True
+) -> Layout:
+    """An artifact of multi-file variants: one for each of ``roles``, and a cloud variant; each role certified."""
+    layout = Layout.create(directory / f"layout-{tag}")
+    drafts = []
+    for i, (role, target) in enumerate([*((role, "any") for role in roles), ("cloud", "cpu")]):
+        made = external_model(directory / f"{tag}-{role}", scale=scale + i)
+        drafts.append(VariantDraft(spec=spec(role, target), weights=made.weights, golden=made.golden, files=made.files))
+    layout.pack(drafts, tag=tag)
+    for role in roles if certified else ():
+        layout.attach_certificate(new_certificate(layout, role=role))
+    layout.attach(art.LOCK, b'{"schema":1,"seed":0,"steps":[]}', title="lock.json")
+    return layout
+
+
+def new_certificate(layout: Layout, *, role: str = "edge", serial: int = 1, threshold: float = 0.5) -> Certificate:
+    parsed = layout.artifact()
+    return Certificate(
+        model="digits", edge_digest=parsed.variant(role).digest, cloud_digest=parsed.variant("cloud").digest,
+        preprocessing_digest=art.preprocessing_digest({"scale": 16}), harm="labels", score="max_prob", temperature=1.0,
+        threshold=threshold, max_harm=0.02, delta=0.05, n=400, harm_count=1, kept_count=300, coverage=0.75,
+        coverage_low=0.7, coverage_high=0.8, audit_max_harm=0.03, data_digest="sha256:" + "0" * 64, serial=serial,
+    )  # fmt: skip
+
+
+def trusting(directory: Path, *keys: SigningKey) -> TrustRoot:
+    """A trust root with these keys: key0, key1, ..."""
+    root = directory / "trust"
+    root.mkdir(parents=True, exist_ok=True)
+    for i, key in enumerate(keys):
+        (root / f"key{i}.pub").write_bytes(key.public.pem)
+    return TrustRoot(root)
