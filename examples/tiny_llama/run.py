@@ -53,7 +53,7 @@ class Plan:
     edge: Shape
     vocabulary: int = 2048
     context: int = 256
-    batch: int = 16
+    batch: int = 8
     sequence: int = 128
     training_chars: int = 4_000_000
     examined_chars: int = 120_000
@@ -61,7 +61,7 @@ class Plan:
     seed: int = 0
 
 
-EXAMPLE = Plan(cloud=Shape(hidden=192, layers=4, steps=400), edge=Shape(hidden=96, layers=2, steps=400))
+EXAMPLE = Plan(cloud=Shape(hidden=128, layers=4, steps=600), edge=Shape(hidden=64, layers=2, steps=600))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

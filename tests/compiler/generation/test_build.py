@@ -13,7 +13,7 @@ import pytest
 from compiler.generation import compare, gguf, measure
 from compiler.passes import genai
 from compiler.passes.job import PassJob
-from compiler.targets import GENAI_CPU, GENAI_CUDA, resolve
+from compiler.targets import GENAI_CPU, resolve
 from penstock import toolchain as toolchains
 from penstock.blobs import digest_of_file
 from penstock.errors import CompileError
@@ -23,9 +23,9 @@ pytestmark = pytest.mark.timeout(900)  # training, where nothing was kept from a
 HERE = Path(__file__).parent
 
 
-def job(source: Path, out: Path, *, target: str = GENAI_CPU, **options: Any) -> PassJob:
+def job(source: Path, out: Path, **options: Any) -> PassJob:
     out.mkdir(exist_ok=True)
-    return PassJob(source=source, out=out, target=resolve(target), options=options)
+    return PassJob(source=source, out=out, target=resolve(GENAI_CPU), options=options)
 
 
 def test_the_same_model_gives_the_same_bytes_wherever_it_lies(chain: Any, edge_int4: Any) -> None:
@@ -57,14 +57,6 @@ def test_nodes_sent_back_to_float_stay_float(tiny: Any, edge_int4: Any, tmp_path
     assert made.facts["quantized_weight_bytes"] > edge_int4[1].facts["quantized_weight_bytes"]
 
 
-def test_fp16_is_built_for_cuda_without_a_gpu(tiny: Any, tmp_path: Path) -> None:
-    made = genai.run(job(tiny.edge, tmp_path / "half", target=GENAI_CUDA, precision="fp16"))
-    config = json.loads((tmp_path / "half" / "genai_config.json").read_text())
-    assert [list(entry) for entry in config["model"]["decoder"]["session_options"]["provider_options"]] == [["cuda"]]
-    assert made.facts["quantized_weight_bytes"] == 0
-    assert "in fp16" in made.summary
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -84,15 +76,17 @@ def test_options_that_give_a_broken_model_are_refused(
         genai.run(job(tiny.edge, tmp_path / "out", **options))
 
 
-def test_it_never_reaches_for_the_network(tiny: Any, tmp_path: Path) -> None:
-    options = {"block_size": "32", "accuracy_level": "4", "is_symmetric": "true", "algo_config": "default"}
-    (tmp_path / "out").mkdir()
+def test_fp16_is_built_for_cuda_without_a_gpu_or_a_network(tiny: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
     sent = {
-        "source": tiny.edge, "out": tmp_path / "out", "work": tmp_path, "precision": "int4", "provider": "cpu",
-        "options": options, "keep_float": [],
+        "source": tiny.edge, "out": out, "work": tmp_path, "precision": "fp16", "provider": "cuda", "options": {},
+        "keep_float": [],
     }  # fmt: skip
     found = toolchains.call("optimum", HERE / "offline_runner.py", sent)
-    assert found["quantized_weight_bytes"] > 0
+    assert (found["quantized_weight_bytes"], found["nodes"]["GroupQueryAttention"]) == (0, 1)
+    config = json.loads((out / "genai_config.json").read_text())
+    assert [list(entry) for entry in config["model"]["decoder"]["session_options"]["provider_options"]] == [["cuda"]]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,123 @@
+"""``penstock compile`` for language models: one recipe, two models, an artifact that holds what it promised."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from compiler import pipeline, recertify, recipe
+from compiler.candidates import GateRefused
+from compiler.pipeline import Compiled
+from compiler.progress import Lines
+from compiler.steps import StepCache
+from examples.tiny_llama import data
+from penstock import golden
+from penstock.errors import ConfigError
+from penstock.layout import Layout
+
+RECIPE = """
+[model]
+name = "tiny-llama"
+task = "generation"
+
+[edge]
+model = "edge"
+targets = ["genai-cpu"]
+precisions = ["fp32", "int4-weights"]
+objective = "size"
+
+[cloud]
+model = "cloud"
+
+[data]
+source = "prompts.jsonl"
+
+[generation]
+texts = "texts.jsonl"
+max_new_tokens = 8
+stop = ["\\n"]
+
+[quality]
+max_perplexity_increase = 0.5
+
+[certificate]
+max_harm = 0.2
+harm = "disagreement"
+"""
+QUIET = Lines(lambda line: None)
+
+
+def lines(rows: list[object]) -> str:
+    return "".join(json.dumps(msgspec.to_builtins(row)) + "\n" for row in rows)
+
+
+@pytest.fixture(scope="module")
+def directory(tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("compiled")
+    for name, source in (("edge", tiny.edge), ("cloud", tiny.cloud)):
+        (found / name).symlink_to(source)
+    (found / "prompts.jsonl").write_text(lines(data.completions(240, 0)))
+    (found / "texts.jsonl").write_text(lines([{"text": text} for text in data.examination(8000)]))
+    (found / "recipe.toml").write_text(RECIPE)
+    return found
+
+
+def compile_in(directory: Path, text: str = RECIPE, **options: bool) -> Compiled:
+    (directory / "recipe.toml").write_text(text)
+    cache = StepCache(directory / "cache")
+    return pipeline.compile_recipe(
+        recipe.load(directory / "recipe.toml"), directory / "out", cache=cache, watcher=QUIET, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def compiled(directory: Path) -> Compiled:
+    return compile_in(directory, require_certificate=False)
+
+
+def test_the_smaller_form_ships_within_its_perplexity_budget(compiled: Compiled) -> None:
+    (target,) = compiled.evaluation.targets
+    assert target.chosen == "int4"
+    change = compiled.evaluation.generation["perplexity"]["edge/genai-cpu"]
+    assert change["increase"]["value"] <= 0.5
+    assert [line.name for line in target.candidates] == ["fp32", "int4"]
+    assert all("perplexity" in line.summary for line in target.candidates)
+
+
+def test_variants_hold_everything_that_their_engine_needs(compiled: Compiled) -> None:
+    layout = Layout(compiled.directory)
+    assert layout.verify() == []
+    for variant in layout.artifact().variants:
+        assert variant.spec.engine == "genai"
+        names = {layer.annotations["org.opencontainers.image.title"] for layer in variant.files}
+        assert {"genai_config.json", "model.onnx.data", "tokenizer.json"} <= names
+        assert variant.golden is not None
+        vectors = golden.decode(layout.blobs.read(variant.golden.digest))
+        assert vectors.outputs["token_ids"].shape[0] == vectors.inputs["prompt_ids"].shape[0] >= 1
+
+
+def test_the_cascade_is_certified_on_whole_answers_or_says_what_is_missing(compiled: Compiled) -> None:
+    cascade = compiled.evaluation.targets[0].cascade
+    assert cascade is not None
+    assert cascade.score.startswith("token_")
+    assert (cascade.certificate is None) == bool(cascade.refusal)
+    if cascade.certificate is not None:
+        assert [found.problems for found in recertify.verify(compiled.directory)] == [()]
+
+
+def test_an_unchanged_recipe_is_only_copied(directory: Path, compiled: Compiled) -> None:
+    assert compile_in(directory, require_certificate=False).was_kept
+
+
+def test_too_much_perplexity_is_refused(directory: Path, compiled: Compiled) -> None:
+    text = RECIPE.replace("max_perplexity_increase = 0.5", "max_perplexity_increase = 0.0")
+    with pytest.raises(GateRefused, match="perplexity"):
+        compile_in(directory, text.replace('"fp32", ', ""), require_certificate=False)
+
+
+def test_a_host_target_is_refused_with_the_one_to_name(directory: Path) -> None:
+    with pytest.raises(ConfigError, match="genai-cpu"):
+        compile_in(directory, RECIPE.replace('"genai-cpu"', '"host"'))
