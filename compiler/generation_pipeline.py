@@ -26,6 +26,7 @@ from compiler.generation.answers import AnsweredPrompts
 from compiler.generation.compare import PerplexityChange
 from compiler.generation.measure import Answers, Likelihoods
 from compiler.generation.prompts import PromptSet
+from compiler.passes import genai
 from compiler.progress import Doing, Steps
 from compiler.promise import for_rung
 from compiler.recipe import CLOUD, Recipe, Rung
@@ -55,11 +56,8 @@ class Built:
     summary: str
     likelihoods: Likelihoods
     speed: measure.Speed
+    runner: measure.Model
     change: PerplexityChange | None = None
-
-    @property
-    def runner(self) -> measure.Model:
-        return measure.Model(directory=self.model.path.parent)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,12 +206,17 @@ class _Bench:
 
     def build(self, role: str, model: str, precision: str, target: Target, options: Mapping[str, Any] = {}) -> Built:
         """Build, and measure likelihoods and speed."""
-        source = model_of_source(sources.detect(model, self._recipe.base), how=model)
+        found = sources.detect(model, self._recipe.base)
+        source = model_of_source(found, how=model)
+        where = options.get("toolchain") or genai.toolchain_for(found.location)
         with self._steps(f"{role}/{target.name} {precision}") as doing:
-            made = self._shop.apply("genai", source, doing, target=target, options={**options, "precision": precision})
+            made = self._shop.apply(
+                "genai", source, doing, target=target, options={**options, "precision": precision, "toolchain": where}
+            )
             doing.note(made.result.summary)
         with self._steps(f"{role}/{target.name} {precision} measure") as doing:
-            likelihoods, speed = self._measured(made.model, doing)
+            runner = measure.Model(directory=made.model.path.parent, toolchain=where)
+            likelihoods, speed = self._measured(made.model, runner, doing)
             doing.note(f"perplexity {compare.perplexity(likelihoods):.2f}, {speed.tokens_per_s:.0f} tokens/s")
         return Built(
             name=precision,
@@ -222,6 +225,7 @@ class _Bench:
             summary=made.result.summary,
             likelihoods=likelihoods,
             speed=speed,
+            runner=runner,
         )
 
     def candidate(self, rung: Rung, precision: str, target: Target, parent: Built) -> Built:
@@ -262,9 +266,8 @@ class _Bench:
         files = {path.name: path for path in built.model.files}
         return VariantDraft(spec=spec, weights=built.model.path, golden=document, files=files)
 
-    def _measured(self, model: Model, doing: Doing) -> tuple[Likelihoods, measure.Speed]:
+    def _measured(self, model: Model, runner: measure.Model, doing: Doing) -> tuple[Likelihoods, measure.Speed]:
         key = {"model": model.content, "texts": digest_of("\0".join(self._texts).encode()), "machine": fingerprint()}
-        runner = measure.Model(directory=model.path.parent)
 
         def produce(out: Path, work: Path) -> measure.Speed:
             del work

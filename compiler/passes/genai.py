@@ -70,7 +70,7 @@ def run(job: PassJob) -> PassResult:
     check_source(job.source)
     with tempfile.TemporaryDirectory(prefix="penstock-genai-", dir=job.work) as work:
         facts = toolchain.call(
-            options.toolchain or ("transformers5" if job.source.is_file() else "optimum"),
+            options.toolchain or toolchain_for(job.source),
             RUNNER,
             {
                 "source": job.source.absolute(),
@@ -86,6 +86,11 @@ def run(job: PassJob) -> PassResult:
         )
     _check_result(job.out, facts, options)
     return PassResult(model=MODEL_FILE, summary=_summary(options, facts), facts=facts)
+
+
+def toolchain_for(source: Path) -> Toolchain:
+    """Where a recipe names none: transformers 4 reads the byte-level tokenizers of GGUF files wrongly."""
+    return "transformers5" if source.is_file() else "optimum"
 
 
 def check_source(source: Path) -> None:
