@@ -10,13 +10,13 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 ARGS ?=
 
-.PHONY: help demo test lint proto docs bench wheel venv clean
+.PHONY: help demo test lint proto docs bench bench-compiler wheel venv clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "usage: make WORD [ARGS=...]"
 	@echo
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-7s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-14s %s\n", $$1, $$2 }'
 
 demo: $(VENV)/.demo  ## run the whole path on real data and end with a verdict
 	@$(BIN)/penstock demo $(ARGS)
@@ -41,6 +41,9 @@ docs: $(VENV)/.dev  ## regenerate the reference pages of docs/ from settings, co
 
 bench: $(VENV)/.dev  ## measure against raw onnxruntime, a bare gRPC echo and a one-file server (about 5 minutes)
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+bench-compiler: $(VENV)/.dev  ## measure compiled models against onnxruntime defaults and NNCF (about 40 minutes)
+	@$(BIN)/python -m benchmarks.compiler $(ARGS)
 
 wheel: $(VENV)/.dev  ## build the wheel into dist/
 	@$(BIN)/python -m build --wheel --outdir dist .

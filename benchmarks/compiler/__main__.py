@@ -47,7 +47,7 @@ class _Options(argparse.Namespace):
 def _options() -> _Options:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compiler", description=__doc__)
     flag = argparse.BooleanOptionalAction
-    parser.add_argument("--quick", action="store_true", help="two small cases, without NNCF, nothing saved: a first look")
+    parser.add_argument("--quick", action="store_true", help="two small cases, no NNCF, nothing saved: a first look")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=None)
     parser.add_argument("--makers", nargs="+", choices=MAKERS, default=None, help="fp32 is always among them")
     parser.add_argument("--seconds", type=float, default=None, help="of interleaved calls for each batch size")

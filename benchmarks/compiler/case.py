@@ -74,7 +74,8 @@ class Case:
 def write_data(path: Path, inputs: Mapping[str, Array], labels: Array, uses: Mapping[str, NDArray[np.int64]]) -> None:
     """The npz of a case. ``uses``: which rows each use has."""
     arrays = {f"{name}_{use}": values[rows] for use, rows in uses.items() for name, values in inputs.items()}
-    np.savez_compressed(path, **arrays, **{f"{LABELS}_{use}": labels[rows] for use, rows in uses.items()})
+    arrays |= {f"{LABELS}_{use}": labels[rows] for use, rows in uses.items()}
+    np.savez_compressed(path, allow_pickle=False, **arrays)
 
 
 def dealt(counts: Mapping[str, int], total: int, *, seed: int) -> dict[str, NDArray[np.int64]]:

@@ -33,6 +33,7 @@ _TRAINING: Mapping[str, Any] = {
     "max_iter": 100, "random_state": 0, "alpha": 1e-3, "learning_rate_init": 1e-2, "tol": 1e-3, "n_iter_no_change": 5
 }  # fmt: skip
 _MODEL, _DATA = "model.onnx", "data.npz"
+_HEAD_C = 30.0
 _GREY = 16  # the largest value of a pixel of scikit-learn's digits
 _CNN_SIDE = 4  # a pixel becomes a square of so many: 32 x 32
 
@@ -107,7 +108,7 @@ def classifier(root: Path) -> Case:
     base, tokens, labels = _minilm(root)
     counts = {"train": 800, "tune": 300, "certify": 300, "test": 500}
     rows = dealt(counts, len(labels), seed=2)
-    directory = _directory(root, "minilm-head", [Path(__file__), _HERE / "sentences.py"])
+    directory = _directory(root, "minilm-head", [_HERE / "sentences.py", {"seed": 2, "C": _HEAD_C, **counts}])
 
     def make() -> None:
         session = load_engine("onnx", base / _MODEL, EngineOptions(threads=2))
@@ -117,7 +118,7 @@ def classifier(root: Path) -> Case:
             for start in range(0, counts["train"], 32)
         ]
         name = session.outputs[0].name
-        head = LogisticRegression(C=30.0, max_iter=2000).fit(
+        head = LogisticRegression(C=_HEAD_C, max_iter=2000).fit(
             np.concatenate([part[name] for part in parts]), labels[rows["train"]]
         )
         _with_head(base / _MODEL, name, head, directory / _MODEL)
@@ -133,10 +134,10 @@ CASES: Mapping[str, Callable[[Path], Case]] = {
     "digits-mlp": digits,
     "wine-mlp": wine,
     "cancer-mlp": breast_cancer,
-    "minilm": encoder,
-    "minilm-head": classifier,
     "cancer-raw": raw_features,
     "digits-spiky": spiky,
+    "minilm-head": classifier,
+    "minilm": encoder,
 }
 
 
@@ -167,7 +168,7 @@ def _once(model: Path, make: Callable[[], None]) -> None:
 
 
 def _standard(x: NDArray[Any]) -> NDArray[Any]:
-    return (x - x.mean(0)) / (x.std(0) + 1e-6)
+    return np.asarray((x - x.mean(0)) / (x.std(0) + 1e-6))
 
 
 def _mlp(
@@ -203,9 +204,7 @@ def _mlp(
         trained.coefs_[0] = first / np.asarray(std)[:, None]
     if quiet_column is not None:
         trained.coefs_[0][quiet_column] *= 1e-3
-        rows = {
-            use: part if use == "fit" else part[inputs[part, quiet_column] < 2] for use, part in rows.items()
-        }
+        rows = {use: part if use == "fit" else part[inputs[part, quiet_column] < 2] for use, part in rows.items()}
     directory = _directory(root, name, [Path(__file__)])
     onnx.save(_mlp_graph(trained), str(directory / _MODEL))
     write_data(directory / _DATA, {"x": inputs}, y, rows)

@@ -1,4 +1,4 @@
-"""Accuracy on the tested rows, and latencies by calls in turn: who is slowed by something else is slowed with the rest."""
+"""Accuracy on the tested rows, and latencies by calls in turn: what slows one of them slows the rest as well."""
 
 from __future__ import annotations
 
@@ -79,7 +79,9 @@ def latencies(
     return found
 
 
-def _in_turn(engines: Mapping[str, Engine], batch: Mapping[str, Array], budget_s: float) -> dict[str, NDArray[np.float64]]:
+def _in_turn(
+    engines: Mapping[str, Engine], batch: Mapping[str, Array], budget_s: float
+) -> dict[str, NDArray[np.float64]]:
     for engine in engines.values():
         engine.run(batch)  # the first call of a shape allocates
     seconds: dict[str, list[float]] = {name: [] for name in engines}

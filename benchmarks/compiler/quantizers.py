@@ -28,7 +28,7 @@ NNCF = ("nncf==3.4.0", "onnx==1.23.2", "onnxruntime==1.32.0")
 """The newest NNCF, and the onnx and onnxruntime that penstock is measured with."""
 
 _CALIBRATION_BATCH = 32
-_NNCF_TIMEOUT_S = 900.0
+_NNCF_TIMEOUT_S = 600.0
 _ERROR_CHARS = 160
 
 

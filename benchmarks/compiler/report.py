@@ -77,7 +77,9 @@ def goals(rows: Sequence[Row]) -> list[list[object]]:
     return found
 
 
-def save(rows: Sequence[Row], options: Mapping[str, Any], load_average: tuple[Sequence[float], Sequence[float]]) -> Path:
+def save(
+    rows: Sequence[Row], options: Mapping[str, Any], load_average: tuple[Sequence[float], Sequence[float]]
+) -> Path:
     """Write everything as JSON; returns the file."""
     document = {
         "date": date.today().isoformat(),
