@@ -46,10 +46,21 @@ def load(
     for name, value in (flags or {}).items():
         if value is not None:
             _put(tree, name.split("."), value, kind, source=f"--{name.replace('.', '-').replace('_', '-')}")
+    return convert(tree, kind, where=f"{file}: " if file else "")
+
+
+def convert(tree: Mapping[str, Any], kind: type[Settings], *, where: str) -> Settings:
+    """Settings from a plain tree.
+
+    Args:
+        where: begins every message: who set them.
+
+    Raises:
+        ConfigError: wrong type, out of range, or none of the words that it may be.
+    """
     try:
         return msgspec.convert(tree, kind, strict=False)
     except msgspec.ValidationError as error:
-        where = f"{file}: " if file else ""
         raise ConfigError(f"{where}{_readable(str(error))}{_choices(str(error), kind)}") from error
 
 
@@ -138,6 +149,8 @@ def _choices(message: str, kind: type[msgspec.Struct]) -> str:
             for field in msgspec.structs.fields(section)
         }
         annotation = fields.get(name.partition("[")[0])
+        if name.endswith("]"):  # an item of a list: what the list holds
+            annotation = next(iter(typing.get_args(annotation)), None)
     words = typing.get_args(annotation) if typing.get_origin(annotation) is typing.Literal else ()
     return f"; one of {', '.join(repr(word) for word in words)}" if words else ""
 

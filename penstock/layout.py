@@ -17,6 +17,7 @@ from penstock.errors import ArtifactError, NotFound, PenstockError
 
 _LAYOUT_FILE = "oci-layout"
 _INDEX_FILE = "index.json"
+_NAME_CHARS = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,13 +290,21 @@ class Layout:
         )
 
     def _write_index(self, entries: list[Descriptor]) -> None:
-        index = Index(schema_version=2, media_type=art.INDEX, manifests=entries)
+        index = Index(schema_version=2, media_type=art.INDEX, manifests=[_named(entry) for entry in entries])
         write_atomically(self.root / _INDEX_FILE, art.canonical_json(index))
 
 
 def variant_digest(draft: VariantDraft, scratch: Path) -> str:
     """The manifest digest that ``draft`` will have once packed; needed to bind a certificate before packing."""
     return Layout.create(scratch)._pack_variant(draft).digest
+
+
+def _named(entry: Descriptor) -> Descriptor:
+    """Referrers by a name too: tools such as skopeo can only be pointed at what has one in ``index.json``."""
+    if entry.media_type != art.MANIFEST:
+        return entry
+    name = entry.digest.removeprefix("sha256:")[:_NAME_CHARS]
+    return msgspec.structs.replace(entry, annotations={**entry.annotations, art.REF_NAME: name})
 
 
 def _check_drafts(drafts: Sequence[VariantDraft]) -> None:

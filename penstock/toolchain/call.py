@@ -155,7 +155,8 @@ def _result(output: _Output, status: int | None, *, what: str, timeout_s: float)
         raise CompileError(message if is_input else f"{what} failed: {message}{output.log.tail()}")
     if status is None:
         raise CompileError(f"{what} did not finish within {timeout_s:g} s and was stopped{output.log.tail()}")
-    raise Internal(f"{what} ended without a result: {process.status_words(status)}{output.log.tail()}")
+    ending = f"{process.status_words(status)}{output.log.cause()}"
+    raise Internal(f"{what} ended without a result: {ending}{output.log.tail()}")
 
 
 def _message(line: bytes) -> dict[str, Any] | None:

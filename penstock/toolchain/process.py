@@ -42,6 +42,12 @@ class Log:
         """All that is kept."""
         return self.data.decode("utf-8", "replace")
 
+    def cause(self) -> str:
+        """The last line of a traceback that ends the log, ": " before it; "" without one."""
+        _, found, rest = self.text().rpartition("Traceback (most recent call last):")
+        lines = [line.strip() for line in rest.splitlines() if line.strip()]
+        return f": {lines[-1][:_LOG_LINE_CHARS]}" if found and lines else ""
+
     def tail(self) -> str:
         """The last lines, each after a line break and a mark, for the end of a message.
 

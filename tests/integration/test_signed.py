@@ -1,0 +1,58 @@
+"""Signed artifacts of several files through real processes: an ONNX model with external data, a core and devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from examples.digits.processes import penstock, wait_for
+from penstock import Client, oci, signing, trust
+from penstock.layout import Layout
+from penstock.oci_client import RegistryClient
+from tests.penstock.signed import make_layout, trusting
+from tests.processes import AGENT_CONFIG, AgentProcess, CoreProcess
+
+X = np.array([[9, 0, 0, 0]], np.float32)
+
+
+def push(core: CoreProcess, layout: Layout) -> None:
+    with RegistryClient(core.http_url) as registry:
+        oci.push(registry, layout)
+
+
+def test_what_a_trusted_key_signed_runs_on_core_edge_and_middle_rung_and_nothing_else_does(
+    core_factory: Callable[..., CoreProcess], agent_factory: Callable[..., AgentProcess], tmp_path: Path
+) -> None:
+    key = signing.generate()
+    root = trusting(tmp_path, key).directory
+    trusts = f'trust_root = "{root}"\n'
+    core = core_factory(trusts)
+    layout = make_layout(tmp_path, roles=("edge", "site"))
+    push(core, layout)
+    edge = agent_factory(core, "e1", config=f"{trusts}{AGENT_CONFIG}")
+    site = agent_factory(core, "s1", config=f'{trusts}rung = "site"\n{AGENT_CONFIG}')
+    wait_for("the device refuses it", lambda: "is not signed" in edge.log)
+    status = penstock("core", "status", "--target", core.http_url).stdout
+    assert "is not signed" in status
+
+    trust.sign(layout.root, key)
+    core.push(layout.root)  # returns when the core serves it
+    edge.wait_until_runs("digits", "v1")
+    site.wait_until_runs("digits", "v1")
+    for agent, scale in ((edge, 1.0), (site, 2.0)):
+        with Client(agent.target) as client:
+            answer = client.infer("digits", X)
+        assert answer.outputs["logits"].tolist() == [[9 * scale, 0.0, 0.0]]
+        assert answer.served_by == "edge"
+    with Client(core.grpc_target) as client:
+        assert client.infer("digits", X).outputs["logits"].tolist() == [[27.0, 0.0, 0.0]]
+
+    edge.restart()  # verified again, from disk
+    edge.wait_until_runs("digits", "v1")
+    edge.kill()
+    (root / "key0.pub").unlink()
+    edge.start()
+    wait_for("nobody vouches any more", lambda: "trusts none" in edge.log)
+    assert not edge.runs("digits", "v1")
