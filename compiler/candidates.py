@@ -24,11 +24,12 @@ from compiler.progress import Doing, Steps
 from compiler.recipe import Recipe, Rung
 from compiler.targets import Precision, Target
 from compiler.workshop import Model, Workshop, engine
-from penstock.errors import CompileError, MissingExtra
+from penstock.errors import CalibrationError, CompileError, MissingExtra
 from penstock.tensors import Array
 
 CALIBRATORS = ("minmax", "percentile", "entropy")
 MAX_PROBES = 16
+NOT_ASKED_FOR = "the float parent; not among the precisions asked for"
 
 
 class GateRefused(CompileError):
@@ -178,7 +179,8 @@ class _Bench:
             options = {"share": prune.share, "method": prune.method}
             trial = Trial(name=f"fp32 pruned {prune.share:.0%}", precision="fp32", pass_name="prune", options=options)
             self.pruned = self.make(trial, parent)
-            self._base = self.pruned.model or model
+            if self.pruned.model is not None and _cost(self.pruned) <= setting.budget.max_drop:
+                self._base = self.pruned.model  # else nothing made of it could keep the budget either
         return parent
 
     def make(self, trial: Trial, parent: Candidate, *, keep_float: tuple[str, ...] = ()) -> Candidate:
@@ -202,7 +204,7 @@ class _Bench:
                 )
                 _check_same_interface(setting.source, made.model)
                 answered = self._answers(made.model, doing, trial.name)
-            except (CompileError, MissingExtra) as error:
+            except (CalibrationError, CompileError, MissingExtra) as error:
                 doing.note(f"not made: {error.message}")
                 return Candidate(trial=trial, problem=error.message, kept_float=keep_float)
             good = self._good_rows(answered)
@@ -310,7 +312,7 @@ def _judged(
     chosen = made[verdict.chosen]
     figures = tuple(_figures(c, reason, ships=c is chosen) for c, reason in zip(candidates, told, strict=True))
     if all(c.trial.name != parent.trial.name for c in candidates):
-        figures = (_figures(parent, "the float parent; not among the precisions asked for", ships=False), *figures)
+        figures = (_figures(parent, NOT_ASKED_FOR, ships=False), *figures)
     return Built(target=setting.target, parent=parent, chosen=chosen, candidates=figures, sensitivity=sensitivity)
 
 

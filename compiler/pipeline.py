@@ -18,6 +18,7 @@ from compiler import (
     candidates,
     cascade,
     certify,
+    generated,
     generation_pipeline,
     ladder,
     lock,
@@ -34,6 +35,7 @@ from compiler.candidates import Setting
 from compiler.cascade import Cascade
 from compiler.evaluation import Evaluation, SplitFigures, TargetEvaluation
 from compiler.ladder import Ladder
+from compiler.passes import table
 from compiler.progress import Doing, Steps, Watcher
 from compiler.recipe import CLOUD, Recipe, Rung
 from compiler.sources import SourceSection
@@ -120,7 +122,10 @@ def plan(recipe: Recipe, out: Path) -> list[tuple[str, str]]:
         InvalidInput, ConfigError: a model or data that is not there. Conflict: for the destination.
     """
     pack.check_destination(out.resolve())
+    _check_passes(recipe)
     ladder.source_fingerprints(recipe)
+    if ":" not in recipe.data.source:  # a function of the user's is not called for a plan
+        _examples_fingerprint(recipe)
     lines = [(f"{rung.role} model", _source_words(rung)) for rung in recipe.rungs]
     if recipe.cloud is not None:
         lines.append((f"{CLOUD} model", recipe.cloud.model))
@@ -213,6 +218,7 @@ def _write(
     smoke_rows: int | None = None,
 ) -> Layout:
     """Everything, from models to an artifact in ``directory``."""
+    _check_passes(recipe)
     how = _generated if recipe.model.task == "generation" else _classified
     drafts, cascades, evaluation = how(recipe, directory, shop, steps, require_certificate, smoke_rows)
     with steps("pack") as doing:
@@ -232,6 +238,16 @@ def _write(
         )
         doing.note(f"{recipe.reference} {layout.digest}")
     return layout
+
+
+def _check_passes(recipe: Recipe) -> None:
+    """
+    Raises:
+        ConfigError: options that a pass does not have: better said before the first step than at that pass.
+    """
+    for rung in recipe.rungs:
+        for name, options in rung.section.passes.items():
+            table.find(name).check(options)
 
 
 def _classified(
@@ -272,8 +288,8 @@ def _generated(
         splits={use: SplitFigures(rows=len(s.rows), digest=s.digest) for use, s in built.sets.items()},
         sources={rung.role: rung.section.model for rung in recipe.rungs},
         targets=tuple(target for _, target in found),
-        cloud=generation_pipeline.cloud_figures(built, variant_digest(built.cloud_draft, directory)),
-        generation=generation_pipeline.figures(built),
+        cloud=generated.cloud_figures(built, variant_digest(built.cloud_draft, directory)),
+        generation=generated.figures(built),
     )
     drafts = [*(item.draft for item in built.chosen), built.cloud_draft]
     return drafts, [item for item, _ in found], evaluation
