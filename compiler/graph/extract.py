@@ -99,10 +99,10 @@ def crossing_values(
         if types.get(name)
     }
     graph = shapes.inferred(model).graph
-    for value in (*graph.value_info, *graph.input, *graph.output):
+    for value in graph.value_info:
         if value.type.tensor_type.elem_type and value.type.tensor_type.HasField("shape"):
             found[value.name] = value
-    return found
+    return found | {value.name: value for value in (*graph.input, *graph.output)}
 
 
 def _stage(

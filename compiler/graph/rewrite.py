@@ -231,7 +231,7 @@ def lift_opset(model: onnx.ModelProto, least: int, *, target: int) -> onnx.Model
         CompileError: onnx's converter cannot.
     """
     version = max((entry.version for entry in model.opset_import if entry.domain in STANDARD_DOMAINS), default=0)
-    if version >= least:
+    if version >= least or version == 0:  # none: not one operator is ONNX's own
         return model
     try:
         return onnx.version_converter.convert_version(model, target)

@@ -33,6 +33,7 @@ except ImportError as error:  # the libraries are behind an extra
 
 _FILE = "model.onnx"
 _LARGEST = float(np.finfo(np.float16).max)
+_NOTHING = "fp16: nothing was converted: the graph has no float32 operator that can be in float16"
 _HEADROOM = 0.5
 """Of the largest number of half precision: examples never show the largest value that will come."""
 _MASK_BELOW, _MASK = -1e9, -3e4
@@ -81,6 +82,8 @@ def run(job: PassJob) -> PassResult:
     rewrite.lift_constants(source.graph)
     types = probe.typed(source)
     integers.check_kept(job, source, name="fp16")
+    if not any(types.get(name) == TensorProto.FLOAT for node in source.graph.node for name in node.output):
+        raise CompileError(_NOTHING)
     _check_operators(options, source)
     reference = check.Session(source)
     asked = check.examples(source, job.calibration, seed=job.seed)
@@ -171,7 +174,7 @@ def _converted(source: onnx.ModelProto, options: Options, kept: _Kept) -> onnx.M
     rewrite.drop_dead(model.graph)
     del model.graph.value_info[:]
     if not any(_is_half(tensor) for tensor in model.graph.initializer) and not _half_nodes(model):
-        raise CompileError("fp16: nothing was converted: the graph has no float32 operator that can be in float16")
+        raise CompileError(_NOTHING)
     return model
 
 
