@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,9 @@ def _fingerprint(role: str, section: RungSection | CloudSection, recipe: Recipe)
         from compiler.passes import distill
 
         return distill.student_content(recipe, section.model)
-    return sources.fingerprint(_detect(role, section.model, recipe.base, section.source), section.source)
+    source = _detect(role, section.model, recipe.base, section.source)
+    with _naming(role):
+        return sources.fingerprint(source, section.source)
 
 
 def export(
@@ -122,7 +125,8 @@ def export(
 
     def produce(out: Path, work: Path) -> dict[str, Any]:
         del work
-        exported = sources.export(source, section, out, progress=doing.advance, seed=seed)
+        with _naming(role):
+            exported = sources.export(source, section, out, progress=doing.advance, seed=seed)
         return {
             "model": str(exported.model.relative_to(out)),
             "files": [str(path.relative_to(out)) for path in exported.files],
@@ -134,8 +138,10 @@ def export(
 
     with steps(f"{role} model") as doing:
         needed = sources.toolchain_of(source, section)
+        with _naming(role):
+            content = sources.fingerprint(source, section)
         key = {
-            "source": sources.fingerprint(source, section),
+            "source": content,
             "section": section,
             "seed": seed,
             "toolchain": toolchain.describe(needed) if needed else {},
@@ -146,16 +152,27 @@ def export(
         named = {step.directory / name for name in facts["files"]} | set(step.directory.glob(f"{path.name}.data"))
         found = Model(path=path, content=step.content, how=facts["how"], files=tuple(sorted(named)))
         loaded = engine(path)
+        _check_inputs(role, loaded.inputs)
         doing.note(f"{facts['how']}: {_listing(loaded.inputs)} -> {_listing(loaded.outputs)}")
     return Source(model=found, is_neural=not facts["passthrough"], facts=facts["facts"])
 
 
 def _detect(role: str, model: str, base: Path, section: SourceSection) -> sources.Source:
-    try:
+    with _naming(role):
         return sources.detect(model, base, section)
-    except InvalidInput as error:
-        message = error.message.removeprefix("model: ")
-        raise InvalidInput(f"{role}.model: {message}", field=f"{role}.model") from error
+
+
+@contextmanager
+def _naming(role: str) -> Iterator[None]:
+    """Errors about "model" say which rung's it is: a recipe has several."""
+    try:
+        yield
+    except (CompileError, InvalidInput) as error:
+        error.message = f"{role}.model: {error.message.removeprefix('model: ')}"
+        error.args = (error.message,)
+        if isinstance(error, InvalidInput):
+            error.field = f"{role}.model"
+        raise
 
 
 def _source(shop: Workshop, steps: Steps, recipe: Recipe, role: str, section: RungSection | CloudSection) -> Source:
@@ -224,19 +241,29 @@ def _scored_output(recipe: Recipe, model: Engine) -> str:
     raise CompileError(f"model.output: {wanted}; the model has {', '.join(names)}")
 
 
+def _check_inputs(role: str, inputs: tuple[TensorSpec, ...]) -> None:
+    """
+    Raises:
+        CompileError: an input that cannot be served.
+    """
+    for spec in inputs:
+        if not spec.shape or spec.shape[0] != -1:
+            raise CompileError(
+                f"{role}.model: input {spec.name!r} has shape {list(spec.shape)}: export it with a free first "
+                "dimension (the batch)"
+            )
+        if spec.datatype == "BYTES":
+            raise CompileError(
+                f"{role}.model: input {spec.name!r} holds strings; put the tokenizer in front of the model"
+            )
+
+
 def _classes(recipe: Recipe, model: Engine, output: str) -> int | None:
     """The number of classes of a classification; None for other tasks.
 
     Raises:
         CompileError: an output or a shape that cannot be served.
     """
-    for spec in model.inputs:
-        if not spec.shape or spec.shape[0] != -1:
-            raise CompileError(
-                f"input {spec.name!r} has shape {list(spec.shape)}: export it with a free first dimension (the batch)"
-            )
-        if spec.datatype == "BYTES":
-            raise CompileError(f"input {spec.name!r} holds strings; put the tokenizer in front of the model")
     (scored,) = (spec for spec in model.outputs if spec.name == output)
     tasks.check_output(recipe.model.task, scored)
     if recipe.model.task != "classification":

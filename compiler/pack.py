@@ -26,7 +26,7 @@ from penstock import golden
 from penstock.artifact import Role, VariantSpec
 from penstock.blobs import disk_errors, fsync_directory
 from penstock.certificate import Certificate
-from penstock.errors import CompileError, Conflict, PenstockError
+from penstock.errors import CompileError, Conflict, PenstockError, StorageError
 from penstock.golden import Golden
 from penstock.layout import Layout, VariantDraft
 from penstock.runtime import Engine
@@ -175,6 +175,7 @@ def check_destination(out: Path) -> None:
     """
     with disk_errors(f"looking into {out}"):
         if not out.exists() and not out.is_symlink():
+            _check_parent(out)
             return
         names = {path.name for path in out.iterdir()}
     if not names:
@@ -187,6 +188,16 @@ def check_destination(out: Path) -> None:
     if not is_ours:
         what = f"{', '.join(sorted(foreign)[:3])}" if foreign else "no artifact of ours"
         raise Conflict(f"{out} exists and holds {what}; choose another directory, or remove this one")
+
+
+def _check_parent(out: Path) -> None:
+    """
+    Raises:
+        StorageError: no directory can be made there; better said before hours of work than after.
+    """
+    parent = next(path for path in out.parents if path.exists())
+    if not os.access(parent, os.W_OK | os.X_OK) or not parent.is_dir():
+        raise StorageError(f"{out}: nothing can be written in {parent}; choose another directory")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ relative to the recipe's own directory. Each capability owns its table: ``[data]
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +32,10 @@ from penstock.confidence import Kind
 from penstock.errors import ArtifactError, ConfigError
 
 MAX_TARGETS = 16
+_NOT_BY_OPTIONS: Mapping[str, str] = {
+    "prune": "set prune = { share = 0.5 } instead",
+    "shard": "stages are cut by 'penstock compile shard'",
+}
 EDGE, CLOUD = "edge", "cloud"
 
 
@@ -193,11 +198,7 @@ def of_model(
             **({} if max_harm is None else {"max_harm": max_harm}),
         },
     }
-    try:
-        parsed = msgspec.convert(tree, _File)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"command line: {error}") from error
-    return _checked(parsed, base, "command line")
+    return _checked(config.convert(tree, _File, where="command line: "), base, "command line")
 
 
 def _name_of(model: str) -> str:
@@ -251,7 +252,8 @@ def _check_rung(rung: Rung, where: str) -> None:
         art.check_model_name(rung.role)
         resolved = [targets.resolve(name).name for name in section.targets]
         for name in section.passes:
-            table.find(name)
+            if table.find(name).name in _NOT_BY_OPTIONS:
+                raise ConfigError(f"passes: {name} has no options here; {_NOT_BY_OPTIONS[name]}")
     except (ArtifactError, ConfigError) as error:
         raise ConfigError(f"{key}: {error.message}") from error
     if not 1 <= len(resolved) <= MAX_TARGETS or len(set(resolved)) != len(resolved):

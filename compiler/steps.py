@@ -82,6 +82,7 @@ class StepCache:
         self._max_bytes = max_bytes
         self._reuse = reuse
         self._made: set[str] = set()
+        self._used: set[Path] = set()  # never evicted by this process: a later step may still read them
 
     def run(self, step: str, key: Mapping[str, Any], produce: Produce) -> Step:
         """The result of a step: found, or made by ``produce`` and kept.
@@ -97,6 +98,7 @@ class StepCache:
         identity = digest_of(canonical_json({"step": step, "key": plain}))
         directory = self._root / "steps" / _name(identity)
         note = ""
+        self._used.add(directory)
         if self._reuse or identity in self._made:
             found, note = self._look(directory)
             if found is not None:
@@ -134,9 +136,7 @@ class StepCache:
                 }
                 entry = Entry(step=step, key=key, facts=facts, files=files)
                 write_atomically(scratch / ENTRY_FILE, msgspec.json.encode(entry, order="sorted"))
-                if directory.exists():  # another compilation was faster, or this one was told not to reuse
-                    shutil.rmtree(directory)
-                os.rename(scratch, directory)
+                _replace(directory, scratch)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         shutil.rmtree(work, ignore_errors=True)
@@ -153,6 +153,8 @@ class StepCache:
         for used_at, path in entries:
             if total <= self._max_bytes or now - used_at < _RECENT_S:
                 return
+            if path in self._used:
+                continue
             total -= _size_bytes(path)
             shutil.rmtree(path, ignore_errors=True)
 
@@ -185,6 +187,20 @@ def _damage(entry: Entry, directory: Path) -> str:
         if digest_of_file(path) != file.digest:
             return f"{name} has another digest"
     return ""
+
+
+def _replace(directory: Path, made: Path) -> None:
+    """Put ``made`` in place of ``directory``, which another compilation may have made meanwhile, or an earlier one.
+
+    What was there is moved away first and removed afterwards: no reader ever finds half of a directory.
+    """
+    if directory.exists():
+        old = made.with_name(f"{made.name}-old")
+        os.rename(directory, old)
+        os.rename(made, directory)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.rename(made, directory)
 
 
 def _used_at(path: Path) -> float:

@@ -123,7 +123,7 @@ class Workshop:
             "max_batch": max_batch,
             "keep_float": sorted(keep_float),
             "seed": seed,
-            "toolchain": toolchain.describe(info.toolchain) if info.toolchain else {},
+            "toolchain": toolchain.describe(options.get("toolchain") or info.toolchain) if info.toolchain else {},
         }
         step = self.step(name, key, produce, doing)
         result = msgspec.convert(step.facts, PassResult)
@@ -203,7 +203,7 @@ def made_by() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     here = Path(__file__).parent
-    code = sorted(path for path in here.rglob("*.py"))
+    code = sorted(path for path in here.rglob("*") if path.suffix in (".py", ".j2"))  # templates make reports
     versions["code"] = digest_of(b"".join(path.read_bytes() for path in code))
     return versions
 

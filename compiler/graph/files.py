@@ -147,14 +147,21 @@ _REFUSALS: tuple[tuple[str, str], ...] = (
 
 
 def _refusal(text: str, path: Path) -> str:
+    known = _known_refusal(text)
+    if known:
+        model = onnx.load(str(path), load_external_data=False)
+        return known if "opset" in known else f"{known} (the model uses opset {opset(model)})"
+    plain = text.rpartition("failed:")[2].strip() or text
+    return f"onnxruntime {ort.__version__} cannot load it: {plain[:500]}"
+
+
+def _known_refusal(text: str) -> str:
+    """What onnx or onnxruntime means by its message, and what to do; "" for a message that is not in the table."""
     for pattern, message in _REFUSALS:
         found = re.search(pattern, text, flags=re.DOTALL)
         if found:
-            model = onnx.load(str(path), load_external_data=False)
-            used = "" if "opset" in message else f" (the model uses opset {opset(model)})"
-            return message.format(*found.groups(), ort=ort.__version__) + used
-    plain = text.rpartition("failed:")[2].strip() or text
-    return f"onnxruntime {ort.__version__} cannot load it: {plain[:500]}"
+            return message.format(*found.groups(), ort=ort.__version__)
+    return ""
 
 
 def _read(path: Path, field: str) -> tuple[onnx.ModelProto, bool]:
@@ -197,7 +204,12 @@ def _bring_in(tensor: TensorProto, found: guard.ExternalRange) -> None:
 
 
 def _invalid(path: Path, field: str, reason: str) -> CompileError:
-    return CompileError(f"{field}: {path.name} is not a valid ONNX model: {reason.strip()[:500]}")
+    known = _known_refusal(reason)
+    if known:
+        node = re.search(r"Bad node spec for node\. Name: (\S+)", reason)
+        return CompileError(f"{field}: {path.name}: {known}{f' (node {node[1]!r})' if node else ''}")
+    plain = " ".join(reason.split())[:500]
+    return CompileError(f"{field}: {path.name} is not a valid ONNX model: {plain}; export it again")
 
 
 def _inline_bytes(model: onnx.ModelProto) -> int:

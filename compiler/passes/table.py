@@ -8,8 +8,10 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from compiler.passes.job import PassJob, PassResult
+from compiler.passes.options import decode
 from compiler.targets import CUDA, GENAI_CPU, GENAI_CUDA, TENSORRT, TENSORRT_RTX, Precision
 from penstock.config import nearest
 from penstock.errors import ConfigError
@@ -37,6 +39,14 @@ class PassInfo:
         """
         run: Callable[[PassJob], PassResult] = importlib.import_module(self.module).run
         return run
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        """
+        Raises:
+            ConfigError: an option that the pass does not have, or a value that it cannot take.
+            MissingExtra: a library that the pass imports is not installed.
+        """
+        decode(options, importlib.import_module(self.module).Options, name=self.name)
 
 
 PASSES: Mapping[str, PassInfo] = {

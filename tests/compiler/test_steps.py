@@ -124,8 +124,29 @@ def test_the_least_recently_used_results_go_first(tmp_path):
     for number in range(3):
         directory = cache.run("greet", {"n": number}, write("x" * 1000)).directory
         os.utime(directory / steps.ENTRY_FILE, (old + number, old + number))
+    cache = StepCache(tmp_path, max_bytes=2500)
     cache.run("greet", {"n": 9}, write("y" * 1000))
     assert [cache.run("greet", {"n": n}, write("x" * 1000)).was_cached for n in (9, 2, 0)] == [True, True, False]
+
+
+def test_results_that_this_compilation_used_stay_however_long_a_later_step_takes(tmp_path):
+    cache = StepCache(tmp_path, max_bytes=2500)
+    old = time.time() - 7200
+    used = [cache.run("greet", {"n": number}, write("x" * 1000)).directory for number in range(3)]
+    for directory in used:
+        os.utime(directory / steps.ENTRY_FILE, (old, old))
+    cache.run("greet", {"n": 9}, write("y" * 1000))
+    assert all((directory / "result.txt").exists() for directory in used)
+
+
+def test_a_result_that_another_compilation_made_meanwhile_is_replaced_as_a_whole(tmp_path):
+    def produce(out, work):
+        StepCache(tmp_path).run("greet", {}, write("theirs"))
+        return write("ours")(out, work)
+
+    made = StepCache(tmp_path).run("greet", {}, produce)
+    assert (made.directory / "result.txt").read_text() == "ours"
+    assert not list(tmp_path.glob("making-*"))
 
 
 @pytest.mark.parametrize(
