@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler import cascade, choose, gate, sources, targets
-from compiler.candidates import GateRefused
+from compiler.candidates import NOT_ASKED_FOR, GateRefused
 from compiler.cascade import Cascade
 from compiler.evaluation import CandidateFigures, TargetEvaluation
 from compiler.gate import Budget, Measured
@@ -269,9 +269,7 @@ def _choose(
     told = [reason or next(reasons) for reason in refused]
     lines = [candidate_figures(b, text, ships=b is chosen, target=target) for b, text in zip(found, told, strict=True)]
     if all(b is not parent for b in found):
-        lines.insert(
-            0, candidate_figures(parent, "the float parent; not among the precisions asked for", False, target)
-        )
+        lines.insert(0, candidate_figures(parent, NOT_ASKED_FOR, ships=False, target=target))
     return chosen, tuple(lines)
 
 
