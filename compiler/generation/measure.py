@@ -104,7 +104,7 @@ class Speed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """At batch 1, on this machine.
 
     Attributes:
-        first_token_ms: median, for a prompt of ``prompt_tokens``. ``tokens_per_s``: median, after the first.
+        first_token_ms: least, for a prompt of ``prompt_tokens``. ``tokens_per_s``: most, after the first.
         load_bytes: by how much the process grew when the model was loaded. ``peak_bytes``: of the whole process.
     """
 
@@ -192,7 +192,7 @@ def answers(
 
 
 def speed(
-    model: Model, *, prompt_tokens: int = 64, new_tokens: int = 64, rounds: int = 5, progress: Progress | None = None
+    model: Model, *, prompt_tokens: int = 64, new_tokens: int = 64, rounds: int = 50, progress: Progress | None = None
 ) -> Speed:
     """First-token latency, tokens a second and memory; prompt and answer shrink to fit a small context.
 
