@@ -175,7 +175,7 @@ def _prepared(recipe: Path | None, flags: dict[str, Any], work: Path, bar: _Bar)
 def _made(prepared: Prepared, work: Path, out: Path, bar: _Bar) -> Student:
     from compiler.distill import student as students
     from compiler.distill.cache import AnswerCache
-    from compiler.steps import default_root
+    from compiler.distill.prepare import answers_root
 
     if out.is_dir():
         raise ConfigError(f"-o {out}: a directory is there; name a file")
@@ -188,7 +188,7 @@ def _made(prepared: Prepared, work: Path, out: Path, bar: _Bar) -> Student:
         output_kind=prepared.output_kind,
         train=prepared.train,
         held_out=prepared.held_out,
-        cache=AnswerCache(default_root() / "distill" / "answers"),
+        cache=AnswerCache(answers_root()),
         work=work,
         out=out,
         progress=bar.update,

@@ -20,13 +20,14 @@ from compiler import recipe as recipes
 from compiler import sources
 from compiler.data import checks, npz
 from compiler.data.dataset import Split
-from compiler.data.section import DataSection, LimitsSection
+from compiler.data.section import LimitsSection
 from compiler.distill.section import DistillSection, factory_of, settled
 from compiler.distill.student import Progress
 from compiler.distill.teacher import CoreTeacher, LocalTeacher, Teacher, ToolchainTeacher
 from compiler.distill.toolchain_models import Directory, ToolchainModel
 from compiler.recipe import Recipe
 from compiler.sources import SourceSection
+from compiler.steps import default_root
 from penstock import tensors
 from penstock.client import Client
 from penstock.confidence import Kind
@@ -88,21 +89,33 @@ def from_recipe(
     named = section.teacher or (recipe.cloud.model if recipe.cloud else "")
     if not named:
         raise ConfigError(f"{file}: name the teacher: [cloud] model, or distill.teacher")
-    settings = recipe.cloud.source if recipe.cloud and not section.teacher else SourceSection()
-    model = _framework_model(named, file.parent)
-    with _asked(named, recipe.model.output, token) as core:
-        teacher = core or _exported(named, settings, recipe, work, progress)
-        train, held_out = splits(recipe, section.split, teacher)
+    with opened(recipe, section, work=work, token=token, progress=progress) as teacher:
+        classes = teacher.output.shape[1]
+        found = with_split(recipe, section.split, teacher.inputs, classes=None if classes == -1 else classes)
         yield Prepared(
             section=section,
             base=file.parent,
             teacher=teacher,
             teacher_name=named,
-            teacher_model=model,
+            teacher_model=framework_model(named, file.parent),
             output_kind=recipe.model.output_kind,
-            train=train,
-            held_out=held_out,
+            train=found.ranges,
+            held_out=(found.tune, found.certify, found.test),
         )
+
+
+@contextmanager
+def opened(recipe: Recipe, section: DistillSection, *, work: Path, token: str, progress: Progress) -> Iterator[Teacher]:
+    """The teacher that [distill] names, or else the recipe's cloud model, exported where it is no ONNX file.
+
+    Raises:
+        InvalidInput, CompileError, MissingToolchain: it cannot be had. Unavailable: no core there.
+    """
+    cloud = recipe.cloud
+    named = section.teacher or (cloud.model if cloud else "")
+    settings = cloud.source if cloud and not section.teacher else SourceSection()
+    with _asked(named, recipe.model.output, token) as core:
+        yield core or _exported(named, settings, recipe, work, progress)
 
 
 @contextmanager
@@ -113,7 +126,7 @@ def from_flags(plain: Plain, *, work: Path, token: str) -> Iterator[Prepared]:
         As :func:`from_recipe`.
     """
     base = Path.cwd()
-    model = _framework_model(plain.teacher, base)
+    model = framework_model(plain.teacher, base)
     found = arrays(plain.data, plain.section.split, labels=plain.labels)
     with _asked(plain.teacher, plain.output, token) as core:
         if core is not None:
@@ -136,11 +149,15 @@ def from_flags(plain: Plain, *, work: Path, token: str) -> Iterator[Prepared]:
         )
 
 
-def splits(recipe: Recipe, split: str, teacher: Teacher) -> tuple[Split, tuple[Split, ...]]:
-    """What may train, and what is held out.
+def with_split(recipe: Recipe, split: str, inputs: tuple[TensorSpec, ...], *, classes: int | None) -> datasets.Dataset:
+    """The recipe's examples with what may train as ``ranges``; the others are held out. See ``compiler.distill.rows``.
 
     A split of its own is read in the place of ``fit``, and ``fit`` in the place of ``tune``: the checks that keep a
     promise's rows apart then keep those of training apart from them too.
+
+    Args:
+        split: "" for the part of ``fit`` that gives integer ranges.
+        classes: how many the teacher has, where that is known.
 
     Raises:
         ConfigError: a split that is for something else. InvalidInput: from :func:`compiler.data.load`.
@@ -154,25 +171,25 @@ def splits(recipe: Recipe, split: str, teacher: Teacher) -> tuple[Split, tuple[S
             )
         names = msgspec.structs.replace(section.splits, fit=split, tune=section.splits.tune or section.splits.fit)
         section = msgspec.structs.replace(section, splits=names)
-    loaded = _load(recipe, section, teacher)
+    loaded = datasets.load(
+        section,
+        recipe.base,
+        inputs,
+        classes=classes,
+        input_range=recipe.model.input_range,
+        labels=recipe.model.labels,
+    )
     if own and loaded.ranges.name != split:
         raise ConfigError(
             f"distill.split: {section.source} has no splits of its own, and so none called {split!r}; leave "
             "distill.split out to train on the share of fit (data.shares.fit)"
         )
-    return loaded.ranges, (loaded.tune, loaded.certify, loaded.test)
+    return loaded
 
 
-def _load(recipe: Recipe, section: DataSection, teacher: Teacher) -> datasets.Dataset:
-    classes = teacher.output.shape[1]
-    return datasets.load(
-        section,
-        recipe.base,
-        teacher.inputs,
-        classes=None if classes == -1 else classes,
-        input_range=recipe.model.input_range,
-        labels=recipe.model.labels,
-    )
+def answers_root() -> Path:
+    """Where teachers' answers are kept."""
+    return default_root() / "distill" / "answers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,8 +287,8 @@ def _asked(named: str, output: str, token: str) -> Iterator[CoreTeacher | None]:
         yield CoreTeacher(client, name, version=version, output=output)
 
 
-def _framework_model(named: str, base: Path) -> ToolchainModel | None:
-    """A torch factory or a Hugging Face directory, whose modules and answers its own framework has."""
+def framework_model(named: str, base: Path) -> ToolchainModel | None:
+    """A torch factory or a Hugging Face directory: what ``layers:K`` takes from; None for any other name."""
     path = base / named
     if path.is_dir():
         has_weights = any(path.glob("*.safetensors")) or any(path.glob("*.bin"))

@@ -37,7 +37,7 @@ class DistillSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         temperature: softens both models' answers. ``alpha``: weight of the labels, the rest is the teacher's; -1 for
             0.3 where there are labels and 0 where there are none.
         defer: how training ends, so that confidence tells right from wrong: "none", on "labels" alone, or
-            "gatekeeper", which also makes the student unsure where it is wrong.
+            "gatekeeper", which also makes the student unsure where it is wrong. Undone where it does not help.
         defer_weight: for "gatekeeper", the weight of being sure where it is right; the rest is being unsure.
         patience: epochs without a better validation loss before training stops; 0 never stops early.
         validation: share of the rows that judges and does not train.

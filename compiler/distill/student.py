@@ -23,7 +23,15 @@ from compiler.distill import rows as choosing
 from compiler.distill.cache import AnswerCache, Answered, inputs_digest
 from compiler.distill.figures import Metrics
 from compiler.distill.rows import Rows
-from compiler.distill.section import DistillSection, Layers, check, label_weight, learning_rate, student_of
+from compiler.distill.section import (
+    DistillSection,
+    Layers,
+    StudentKind,
+    check,
+    label_weight,
+    learning_rate,
+    student_of,
+)
 from compiler.distill.teacher import Teacher
 from compiler.distill.toolchain_models import ToolchainModel, as_job, toolchain_of
 from compiler.graph import files
@@ -101,7 +109,7 @@ def make_student(request: Request) -> Student:
     section = request.section
     check(section)
     kind = student_of(section, request.base)
-    where = _toolchain(request)
+    where = toolchain_for(kind, request.teacher_model, section.student)
     toolchain.require(where)
     chosen = choosing.choose(request.train, request.held_out, validation=section.validation, seed=section.seed)
     _check_rows(request, chosen)
@@ -125,16 +133,23 @@ def make_student(request: Request) -> Student:
     return Student(path=request.out, metrics=metrics)
 
 
-def _toolchain(request: Request) -> str:
-    kind = student_of(request.section, request.base)
+def toolchain_for(kind: StudentKind, teacher_model: ToolchainModel | None, named: str) -> str:
+    """The toolchain that trains a student.
+
+    Args:
+        named: the student's name, for the message.
+
+    Raises:
+        ConfigError: layers of a teacher that is only known by its answers.
+    """
     if not isinstance(kind, Layers):
         return toolchain_of(kind)
-    if request.teacher_model is None:
+    if teacher_model is None:
         raise ConfigError(
-            f"distill.student: {request.section.student!r} takes layers of the teacher, and {request.teacher_name} is "
-            "only known by its answers; name a Hugging Face directory or a torch factory as the teacher"
+            f"distill.student: {named!r} takes layers of the teacher, which is only known by its answers; name a "
+            "Hugging Face directory or a torch factory as the teacher"
         )
-    return toolchain_of(request.teacher_model)
+    return toolchain_of(teacher_model)
 
 
 def _check_rows(request: Request, chosen: Rows) -> None:

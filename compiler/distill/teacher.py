@@ -12,11 +12,10 @@ from typing import Protocol
 
 import numpy as np
 
-from compiler.distill.section import Factory
-from compiler.distill.toolchain_models import Directory, ToolchainModel, as_job, toolchain_of
+from compiler.distill.toolchain_models import ToolchainModel, as_job, content_of, toolchain_of
 from penstock import toolchain
 from penstock.artifact import canonical_json
-from penstock.blobs import digest_of, digest_of_file
+from penstock.blobs import digest_of
 from penstock.client import Client
 from penstock.config import nearest
 from penstock.errors import CompileError, InvalidInput
@@ -158,7 +157,7 @@ class ToolchainTeacher:
         self.inputs = tuple(inputs)
         self.output = TensorSpec(name="logits", datatype="FP32", shape=(-1, -1))
         name = toolchain_of(model)
-        self.fingerprint = digest_of(canonical_json(["toolchain", name, _content(model), toolchain.describe(name)]))
+        self.fingerprint = digest_of(canonical_json(["toolchain", name, content_of(model), toolchain.describe(name)]))
 
     def answer(self, inputs: Mapping[str, Array], report: Report) -> Array:
         self._work.mkdir(parents=True, exist_ok=True)
@@ -174,24 +173,6 @@ class ToolchainTeacher:
         for path in (*files.values(), out):
             path.unlink()
         return answered
-
-
-def _content(model: ToolchainModel) -> str:
-    """Digest of everything that is known to make a model: a directory's files, a factory's file.
-
-    What a factory reads beside its own file, weights most of all, is its directory's files of up to date and size.
-    """
-    match model:
-        case Directory(path=path):
-            files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-            return digest_of(canonical_json([[str(file.relative_to(path)), digest_of_file(file)] for file in files]))
-        case Factory(file=None, named=named):
-            return named
-        case Factory(file=file, named=named):
-            assert file is not None
-            beside = sorted(other for other in file.parent.iterdir() if other.is_file())
-            marks = [[other.name, other.stat().st_size, other.stat().st_mtime_ns] for other in beside]
-            return digest_of(canonical_json([named, digest_of_file(file), marks]))
 
 
 def _rows(inputs: Mapping[str, Array]) -> int:

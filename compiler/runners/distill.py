@@ -65,7 +65,7 @@ def distill(job: dict[str, Any]) -> dict[str, Any]:
         "curve": training.curve,
         "best_epoch": training.best_epoch,
         "stop": training.stop,
-        "notes": [text for text in (*notes, note) if text],
+        "notes": [text for text in (*notes, note, training.note) if text],
     }
 
 
