@@ -49,6 +49,7 @@ class Packable:
     Attributes:
         onnx: computes the golden outputs; the model itself, or the graph that an engine was built from.
         files: further files of the model, by their names in the artifact.
+        max_batch: rows in a call, if other than the recipe's; 0 for that.
     """
 
     role: Role
@@ -59,6 +60,7 @@ class Packable:
     engine: str = "onnx"
     provider: str = "cpu"
     files: Mapping[str, Path] = field(default_factory=dict)
+    max_batch: int = 0
 
 
 def draft(ladder: Ladder, what: Packable, inputs: Mapping[str, Array]) -> VariantDraft:
@@ -87,7 +89,7 @@ def draft(ladder: Ladder, what: Packable, inputs: Mapping[str, Array]) -> Varian
         score_output=ladder.output,
         score_kind=model.output_kind,
         labels=ladder.labels,
-        max_batch=model.max_batch,
+        max_batch=what.max_batch or model.max_batch,
         preprocessing=ladder.preprocessing,
         golden_tolerance=_tolerance(outputs, what.precision),
     )

@@ -10,6 +10,7 @@ from compiler import evaluate, pack, tasks
 from compiler.candidates import Built, Setting
 from compiler.data import Split
 from compiler.evaluation import Share, Speed, VariantFigures
+from compiler.graph import rows
 from compiler.ladder import Ladder
 from compiler.pack import Packable
 from compiler.progress import Doing, Steps
@@ -38,6 +39,7 @@ def ship(shop: Workshop, steps: Steps, ladder: Ladder, setting: Setting, built: 
         CompileError, MissingToolchain: the engine cannot be built here.
     """
     graph, target = built.chosen.model, built.target
+    is_certified = ladder.recipe.model.task == "classification"  # only then does it matter what a score was
     assert graph is not None, "what was chosen was made"
     packed = graph
     if target.engine in ("tensorrt", "tensorrt-rtx"):
@@ -56,6 +58,7 @@ def ship(shop: Workshop, steps: Steps, ladder: Ladder, setting: Setting, built: 
         engine=target.engine,
         provider=target.provider,
         files={**_beside(packed), **_travelling(ladder, setting.rung.role)},
+        max_batch=1 if is_certified and rows.affect_each_other(graph.path) else 0,
     )
     return Shipped(
         setting=setting,

@@ -21,6 +21,7 @@ from compiler import data as datasets
 from compiler import evaluate, sources
 from compiler.data import Split
 from compiler.evaluation import Machine, Speed
+from compiler.graph import rows
 from compiler.passes import table
 from compiler.passes.job import PassJob, PassResult
 from compiler.progress import Doing
@@ -130,7 +131,7 @@ class Workshop:
         return Made(model=_model_in(step, result.model, how=result.summary), result=result, step=step)
 
     def answers(self, model: Model, split: Split, doing: Doing, *, output: str, max_batch: int, what: str) -> Array:
-        """The scored output of an ONNX model for every row of a split.
+        """The scored output of an ONNX model for every row of a split; one by one where rows affect each other.
 
         Raises:
             CompileError: it cannot be loaded or run, or answers with NaN or infinities.
@@ -138,11 +139,18 @@ class Workshop:
 
         def produce(out: Path, work: Path) -> dict[str, Any]:
             del work
-            values = evaluate.answers(engine(model.path), split.inputs, output=output, max_batch=max_batch, what=what)
+            size = 1 if rows.affect_each_other(model.path) else max_batch
+            values = evaluate.answers(engine(model.path), split.inputs, output=output, max_batch=size, what=what)
             np.save(out / "answers.npy", values)
             return {"rows": len(values)}
 
-        key = {"model": model.content, "split": split.digest, "output": output, "machine": fingerprint()}
+        key = {
+            "model": model.content,
+            "split": split.digest,
+            "output": output,
+            "max_batch": max_batch,
+            "machine": fingerprint(),
+        }
         step = self.step("answers", key, produce, doing)
         loaded: Array = np.load(step.directory / "answers.npy")
         return loaded

@@ -1,0 +1,37 @@
+"""Whether the rows of a batch change each other's answers: then an answer depends on who else asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from penstock.errors import missing_extra
+
+try:
+    import onnx
+except ImportError as error:  # the library is behind an extra
+    raise missing_extra("onnx", "compile", "compiling models") from error
+
+_ONE_SCALE_A_BATCH = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"})
+"""Operators that round all rows by one range, found in these rows."""
+
+
+def affect_each_other(path: Path) -> bool:
+    """Whether a model rounds each batch by its own range, as dynamic INT8 does.
+
+    Confidence scores of such a model are noisy by the batch that a row came in: what was certified in batches of 64
+    would not be what a device computes for one row. It is asked, certified and served one row at a time.
+
+    Args:
+        path: an ONNX file that was checked before; its external data are not read.
+    """
+    model = onnx.load(str(path), load_external_data=False)
+    return _any([*model.graph.node, *(node for function in model.functions for node in function.node)])
+
+
+def _any(nodes: Iterable[onnx.NodeProto]) -> bool:
+    return any(
+        node.op_type in _ONE_SCALE_A_BATCH
+        or any(_any(graph.node) for value in node.attribute for graph in (value.g, *value.graphs))
+        for node in nodes
+    )
