@@ -26,13 +26,16 @@ def main() -> int:
     options = _options()
     before = os.getloadavg()
     rows: list[Row] = []
+    saved: Path | None = None
     for name in options.cases:
         _progress(f"{name}: model and data")
-        rows += _compared(CASES[name](ROOT), options)
+        rows += _compared(CASES[name](options.dir), options)
+        if options.save:  # after each case: an interrupted run keeps what it has
+            chosen = {"cases": options.cases, "makers": options.makers, "seconds": options.seconds}
+            saved = report.save(rows, chosen, (before, os.getloadavg()))
     report.show(rows)
-    if options.save:
-        chosen = {"cases": options.cases, "makers": options.makers, "seconds": options.seconds}
-        print(f"\n{report.save(rows, chosen, (before, os.getloadavg()))}")
+    if saved is not None:
+        print(f"\n{saved}")
     return 0
 
 
@@ -42,6 +45,7 @@ class _Options(argparse.Namespace):
     makers: Sequence[str]
     seconds: float
     save: bool
+    dir: Path
 
 
 def _options() -> _Options:
@@ -52,7 +56,9 @@ def _options() -> _Options:
     parser.add_argument("--makers", nargs="+", choices=MAKERS, default=None, help="fp32 is always among them")
     parser.add_argument("--seconds", type=float, default=None, help="of interleaved calls for each batch size")
     parser.add_argument("--save", action=flag, default=None, help="write benchmarks/results")
+    parser.add_argument("--dir", type=Path, default=ROOT, help="for models and data, which are kept")
     options = parser.parse_args(namespace=_Options())
+    options.dir = options.dir.resolve()
     options.cases = options.cases or (_QUICK if options.quick else tuple(CASES))
     makers = options.makers or [name for name in MAKERS if not (options.quick and name == "nncf")]
     options.makers = (REFERENCE, *(name for name in makers if name != REFERENCE))
@@ -66,7 +72,7 @@ def _compared(case: Case, options: _Options) -> list[Row]:
     made: dict[str, Made] = {}
     for maker in options.makers:
         _progress(f"{case.name}: {maker}")
-        made[maker] = _made(case, maker)
+        made[maker] = _made(case, maker, options.dir)
     engines = measure.load({name: item.model for name, item in made.items() if item.model is not None})
     _progress(f"{case.name}: accuracy")
     qualities = measure.qualities(case, engines, REFERENCE)
@@ -90,9 +96,9 @@ def _compared(case: Case, options: _Options) -> list[Row]:
     ]
 
 
-def _made(case: Case, maker: str) -> Made:
+def _made(case: Case, maker: str, root: Path) -> Made:
     """One maker's model, in a fresh directory; what it cannot make is a line of the table and no end of the run."""
-    out = ROOT / "made" / case.name / maker.replace(" ", "-")
+    out = root / "made" / case.name / maker.replace(" ", "-")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     began = time.monotonic()

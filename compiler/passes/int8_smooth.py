@@ -139,7 +139,9 @@ def _even_out(
     weights = {product.input[1]: numpy_helper.to_array(constants[product.input[1]]) for product in group.products}
     transposed = {product.input[1]: _is_transposed(product) for product in group.products}
     own = np.max([np.abs(w).max(axis=0 if transposed[key] else 1) for key, w in weights.items()], axis=0)
-    factors = np.maximum(sizes, _SMALLEST) ** strength / np.maximum(own, _SMALLEST) ** (1 - strength)
+    # a channel that is quiet on the examples may speak later: taken for what it showed, it would then drown all others
+    usual = np.median(sizes[sizes > _SMALLEST])
+    factors = np.maximum(sizes, usual) ** strength / np.maximum(own, _SMALLEST) ** (1 - strength)
     factors = factors.astype(np.float32)
     for key, weight in weights.items():
         scaled = weight * (factors if transposed[key] else factors[:, None])
