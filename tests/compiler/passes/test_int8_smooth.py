@@ -111,3 +111,14 @@ def test_the_same_examples_give_the_same_bytes(tmp_path: Path) -> None:
     jobs = [small.job(tmp_path, model, calibration=rows) for _ in range(2)]
     first, second = ((job.out / int8_dynamic.run(job).model).read_bytes() for job in jobs)
     assert first == second
+
+
+def test_a_channel_that_was_quiet_on_the_examples_does_not_drown_the_others_when_it_speaks(tmp_path: Path) -> None:
+    model, rows = branching()
+    quiet = rows.copy()
+    quiet[:, 7] = 0
+    int8_smooth.smooth(model, list(model.graph.node)[:3], small.batches(quiet), strength=0.8)
+    (division,) = (node for node in model.graph.node if node.op_type == "Mul")
+    factors = next(t for t in model.graph.initializer if t.name == division.input[1])
+    scale = onnx.numpy_helper.to_array(factors)
+    assert scale[7] <= 3 * np.median(scale)
