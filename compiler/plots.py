@@ -41,6 +41,10 @@ _STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
+_PLOT_POINTS, _CHARACTER_POINTS, _LINE_POINTS = (530.0, 190.0), 6.5, 14.0
+"""About how large the plot and its type are; a browser's own font may be a little wider or narrower."""
+_LABEL_OFFSETS = (6, -14, 21, -29)  # of a label above its point
+
 MOST_OPERATORS = 24
 """Bars of the sensitivity picture; what is less sensitive than these never matters."""
 
@@ -64,15 +68,6 @@ def pareto(target: TargetEvaluation) -> str:
             axes.errorbar(
                 [x], [y], yerr=spread, fmt="o", color=colour, markersize=10 if line.ships else 6, elinewidth=1
             )
-        for line, (x, y), above in _labelled([(line, (cost(line), 100 * _value(line))) for line in shown]):
-            axes.annotate(
-                line.name,
-                (x, y),
-                xytext=(9, 6 if above else -14),
-                textcoords="offset points",
-                color=_FIRST if line.ships else _FAINT,
-                fontweight="bold" if line.ships else "normal",
-            )
         parent = next((line for line in shown if line.name == target.parent), None)
         if parent is not None and parent.quality is not None:
             floor = 100 * (parent.quality.value - target.max_drop)
@@ -82,6 +77,16 @@ def pareto(target: TargetEvaluation) -> str:
                 textcoords="offset points", ha="right", color=_BAD,
             )  # fmt: skip
         axes.set_xlim(0, 1.35 * max(cost(line) for line in shown))
+        axes.set_ylim(axes.get_ylim())  # labels are placed by it
+        for line, point, offset in _labelled([(line, (cost(line), 100 * _value(line))) for line in shown], axes):
+            axes.annotate(
+                _short(line.name),
+                point,
+                xytext=(9, offset),
+                textcoords="offset points",
+                color=_FIRST if line.ships else _FAINT,
+                fontweight="bold" if line.ships else "normal",
+            )
         axes.set_xlabel("p50 latency of one row, ms" if timed else "size, MB (not timed on this machine)")
         axes.set_ylabel(f"{target.metric}, %")
 
@@ -160,15 +165,24 @@ def _picture(draw: Callable[[mpl.axes.Axes], None], *, height: float) -> str:
 
 
 def _labelled(
-    points: Sequence[tuple[CandidateFigures, tuple[float, float]]],
-) -> list[tuple[CandidateFigures, tuple[float, float], bool]]:
-    """Points with labels above and below in turn, the one that ships on top; only the first of those that coincide."""
-    found: list[tuple[CandidateFigures, tuple[float, float], bool]] = []
-    most = max((x for _, (x, _) in points), default=1.0) or 1.0
-    for line, (x, y) in sorted(points, key=lambda item: (not item[0].ships, item[1])):
-        near = [other for _, other, _ in found if abs(other[0] - x) < 0.12 * most and abs(other[1] - y) < 1.5]
-        if len(near) < 2:
-            found.append((line, (x, y), not near))
+    points: Sequence[tuple[CandidateFigures, tuple[float, float]]], axes: mpl.axes.Axes
+) -> list[tuple[CandidateFigures, tuple[float, float], int]]:
+    """Points that get a label and how far above it stands, in points of type; the one that ships comes first.
+
+    A label that would lie on another one everywhere near its point is left out: the table names all candidates.
+    """
+    found: list[tuple[CandidateFigures, tuple[float, float], int]] = []
+    taken: list[tuple[float, float, float]] = []  # left, right, bottom
+    (low, high), most = axes.get_ylim(), axes.get_xlim()[1]
+    for line, (x, y) in sorted(points, key=lambda item: (not item[0].ships, item[1], item[0].name)):
+        left = 9 + _PLOT_POINTS[0] * x / most
+        right = left + _CHARACTER_POINTS * len(_short(line.name))
+        for offset in _LABEL_OFFSETS:
+            bottom = offset + _PLOT_POINTS[1] * (y - low) / (high - low)
+            if all(right < a or b < left or abs(bottom - c) > _LINE_POINTS for a, b, c in taken):
+                taken.append((left, right, bottom))
+                found.append((line, (x, y), offset))
+                break
     return found
 
 

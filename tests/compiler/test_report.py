@@ -10,12 +10,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from compiler import pipeline, recipe, report
+from compiler import pipeline, plots, recipe, report
 from compiler.evaluation import CandidateFigures, Evaluation, TargetEvaluation
 from compiler.progress import Lines
 from compiler.steps import StepCache, default_root
 from penstock.certificate import Certificate
-
 
 QUIET = Lines(lambda line: None)
 
@@ -86,6 +85,17 @@ def test_every_picture_is_there(document: Evaluation) -> None:
     text = text_of(page)
     for words in ("quality budget", "signal to quantization noise", "promised: at most 2", "how often it is right"):
         assert words in text
+
+
+def test_many_candidates_in_one_place_do_not_write_over_each_other(document: Evaluation) -> None:
+    (target,) = document.targets
+    first = target.candidates[0]
+    crowd = tuple(msgspec.structs.replace(first, name=f"crowded {n}", ships=n == 7) for n in range(30))
+    picture = plots.pareto(msgspec.structs.replace(target, candidates=crowd))
+    labels = re.findall(r">(crowded \d+)<", picture)
+    assert labels[0] == "crowded 7"  # what ships is always named
+    assert 1 < len(labels) < 6
+    assert len(set(re.findall(r"<text[^>]*transform=\"([^\"]*)\"[^>]*>crowded", picture))) == len(labels)
 
 
 def test_operators_sent_back_to_float_are_told(document: Evaluation) -> None:
