@@ -81,7 +81,9 @@ def _part(arrays: Mapping[str, Array], split: str, request: Request) -> Part:
     def array(stem: str, field: str) -> Array:
         key = f"{stem}_{split}" if split else stem
         if key not in arrays:
-            raise InvalidInput(f"{request.path}: no array {key!r}; {nearest(key, arrays)}", field=key)
+            is_input = field not in (LABELS, GROUPS)
+            hint = f'; [data] may name it: inputs = {{ {field} = "NAME" }}' if is_input else ""
+            raise InvalidInput(f"{request.path}: no array {key!r}; {nearest(key, arrays)}{hint}", field=key)
         fields[field] = f"{request.path.name}:{key}"
         return arrays[key]
 
