@@ -106,15 +106,13 @@ def test_killed_twice_and_the_same_to_the_last_byte(digits: Digits, uninterrupte
 
 
 def test_a_checkpoint_that_cannot_be_used_is_not(digits: Digits, tmp_path: Path) -> None:
-    whole = make_student(digits.request(tmp_path, epochs=2))
-    checkpoint = tmp_path / "work" / "checkpoint"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
-    again = make_student(digits.request(tmp_path, epochs=2))
-    assert again.metrics.notes == ("the checkpoint was damaged; training began anew",)
-    assert again.metrics.digest == whole.metrics.digest
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "checkpoint").write_bytes(b"half a checkpoint")
+    begun = make_student(digits.request(tmp_path, epochs=2))
+    assert begun.metrics.notes[0] == "the checkpoint was damaged; training began anew"
     other = make_student(digits.request(tmp_path, epochs=2, seed=1))
     assert "of another student, other data or other settings" in other.metrics.notes[0]
-    assert other.metrics.digest != whole.metrics.digest
+    assert other.metrics.digest != begun.metrics.digest
 
 
 def test_early_stopping_takes_the_best_epoch(digits: Digits, tmp_path: Path) -> None:
