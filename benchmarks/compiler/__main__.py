@@ -73,11 +73,15 @@ def _compared(case: Case, options: _Options) -> list[Row]:
     for maker in options.makers:
         _progress(f"{case.name}: {maker}")
         made[maker] = _made(case, maker, options.dir)
-    engines = measure.load({name: item.model for name, item in made.items() if item.model is not None})
+    models = {
+        name: measure.load(item.model, max_batch=item.max_batch)
+        for name, item in made.items()
+        if item.model is not None
+    }
     _progress(f"{case.name}: accuracy")
-    qualities = measure.qualities(case, engines, REFERENCE)
+    qualities = measure.qualities(case, models, REFERENCE)
     _progress(f"{case.name}: latency")
-    latencies = measure.latencies(case, engines, REFERENCE, budget_s=options.seconds)
+    latencies = measure.latencies(case, models, REFERENCE, budget_s=options.seconds)
     return [
         Row(
             case=case.name,
@@ -85,6 +89,7 @@ def _compared(case: Case, options: _Options) -> list[Row]:
             what=case.what,
             maker=name,
             note=item.note,
+            max_batch=item.max_batch,
             problem=item.problem,
             seconds=item.seconds,
             size_bytes=0 if item.model is None else item.model.stat().st_size,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,15 +43,32 @@ class Latency:
     high: float
 
 
-def load(models: Mapping[str, Path]) -> dict[str, Engine]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A loaded model. ``max_batch``: rows that it may answer together, or 0 for any number (``Made.max_batch``)."""
+
+    engine: Engine
+    max_batch: int = 0
+
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> list[dict[str, Array]]:
+        """The answers, in as many calls as it takes."""
+        rows = len(next(iter(inputs.values())))
+        size = min(self.max_batch or rows, rows)
+        return [
+            self.engine.run({name: values[start : start + size] for name, values in inputs.items()}, outputs)
+            for start in range(0, rows, size)
+        ]
+
+
+def load(path: Path, *, max_batch: int = 0) -> Model:
     """Under onnxruntime with one thread: what a device has."""
-    return {name: load_engine("onnx", path, EngineOptions(threads=1)) for name, path in models.items()}
+    return Model(engine=load_engine("onnx", path, EngineOptions(threads=1)), max_batch=max_batch)
 
 
-def qualities(case: Case, engines: Mapping[str, Engine], reference: str) -> dict[str, Quality]:
+def qualities(case: Case, models: Mapping[str, Model], reference: str) -> dict[str, Quality]:
     """Answers of every model to the tested rows, against those of ``reference``."""
     rows, labels = case.rows("test"), case.labels("test")
-    answers = {name: _answers(engine, rows, case.output) for name, engine in engines.items()}
+    answers = {name: _answers(model, rows, case.output) for name, model in models.items()}
     right = {name: good(case, given, labels) for name, given in answers.items()}
     return {
         name: Quality(
@@ -59,18 +76,18 @@ def qualities(case: Case, engines: Mapping[str, Engine], reference: str) -> dict
             drop=paired_drop(right[reference], right[name]),
             kept=kept(case, answers[name], answers[reference]),
         )
-        for name in engines
+        for name in models
     }
 
 
 def latencies(
-    case: Case, engines: Mapping[str, Engine], reference: str, *, budget_s: float
+    case: Case, models: Mapping[str, Model], reference: str, *, budget_s: float
 ) -> dict[str, dict[str, Latency]]:
     """By model and batch size; ``budget_s`` of calls for each size."""
-    found: dict[str, dict[str, Latency]] = {name: {} for name in engines}
+    found: dict[str, dict[str, Latency]] = {name: {} for name in models}
     for size in BATCHES:
         batch = {name: np.resize(values, (size, *values.shape[1:])) for name, values in case.rows("test").items()}
-        seconds = _in_turn(engines, batch, budget_s)
+        seconds = _in_turn(models, batch, budget_s)
         for name, times in seconds.items():
             low, middle, high = np.quantile(seconds[reference] / times, [0.25, 0.5, 0.75])
             found[name][str(size)] = Latency(
@@ -80,27 +97,26 @@ def latencies(
 
 
 def _in_turn(
-    engines: Mapping[str, Engine], batch: Mapping[str, Array], budget_s: float
+    models: Mapping[str, Model], batch: Mapping[str, Array], budget_s: float
 ) -> dict[str, NDArray[np.float64]]:
-    for engine in engines.values():
-        engine.run(batch)  # the first call of a shape allocates
-    seconds: dict[str, list[float]] = {name: [] for name in engines}
+    for model in models.values():
+        model.run(batch)  # the first call of a shape allocates
+    seconds: dict[str, list[float]] = {name: [] for name in models}
     ends_at = time.perf_counter() + budget_s
     for done in range(_MAX_ROUNDS):
         if done >= _MIN_ROUNDS and time.perf_counter() > ends_at:
             break
-        for name, engine in engines.items():
+        for name, model in models.items():
             began = time.perf_counter()
-            engine.run(batch)
+            model.run(batch)
             seconds[name].append(time.perf_counter() - began)
     return {name: np.array(times) for name, times in seconds.items()}
 
 
-def _answers(engine: Engine, rows: Mapping[str, Array], output: str) -> Array:
+def _answers(model: Model, rows: Mapping[str, Array], output: str) -> Array:
     total = len(next(iter(rows.values())))
-    parts = [
-        engine.run({name: values[start : start + _ANSWER_BATCH] for name, values in rows.items()}, [output])[output]
-        for start in range(0, total, _ANSWER_BATCH)
-    ]
-    found: Array = np.concatenate(parts)
-    return found
+    parts: list[Array] = []
+    for start in range(0, total, _ANSWER_BATCH):
+        batch = {name: values[start : start + _ANSWER_BATCH] for name, values in rows.items()}
+        parts += [found[output] for found in model.run(batch, [output])]
+    return np.concatenate(parts)

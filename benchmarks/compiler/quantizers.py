@@ -39,6 +39,7 @@ class Made:
     Attributes:
         note: what it is, e.g. which candidate ships. ``seconds``: to make it, with everything that its maker measures.
         predicted: figures that its maker gives of it, before this benchmark measured any.
+        max_batch: rows of a call that its maker lets it answer together; 0: any number.
     """
 
     model: Path | None
@@ -46,6 +47,7 @@ class Made:
     seconds: float = 0.0
     problem: str = ""
     predicted: Mapping[str, Any] = field(default_factory=dict)
+    max_batch: int = 0
 
 
 Maker = Callable[[Case, Path], Made]
@@ -72,15 +74,15 @@ def penstock(case: Case, out: Path) -> Made:
     seconds = time.monotonic() - began
     target = compiled.evaluation.targets[0]
     layout = Layout(compiled.directory)
-    weights = layout.blobs.path(layout.artifact().variant("edge").weights.digest)
+    variant = layout.artifact().variant("edge")
     drop = target.parent_test.quality.value - target.variant.quality.value
     predicted: dict[str, Any] = {"metric": target.metric, "drop": drop}
     if target.variant.speed is not None and target.parent_test.speed is not None:
         own, parent = target.variant.speed.p50_ms, target.parent_test.speed.p50_ms
         predicted["speedup"] = {batch: parent[batch] / own[batch] for batch in own}
     model = out / "model.onnx"
-    shutil.copy(weights, model)
-    return Made(model=model, note=target.chosen, seconds=seconds, predicted=predicted)
+    shutil.copy(layout.blobs.path(variant.weights.digest), model)
+    return Made(model=model, note=target.chosen, seconds=seconds, predicted=predicted, max_batch=variant.spec.max_batch)
 
 
 def plain_static(case: Case, out: Path) -> Made:

@@ -37,6 +37,7 @@ class Row:
     what: str
     maker: str
     note: str
+    max_batch: int
     problem: str
     seconds: float
     size_bytes: int

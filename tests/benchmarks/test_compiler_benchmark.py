@@ -20,8 +20,8 @@ from penstock.errors import CompileError
 
 def row(**changes: object) -> Row:
     fields: dict[str, object] = {
-        "case": "a", "kind": "cnn", "what": "", "maker": "penstock", "note": "int8", "problem": "", "seconds": 1.0,
-        "size_bytes": 2048, "predicted": {},
+        "case": "a", "kind": "cnn", "what": "", "maker": "penstock", "note": "int8", "max_batch": 0,
+        "problem": "", "seconds": 1.0, "size_bytes": 2048, "predicted": {},
         "quality": Quality(accuracy=0.9, drop=Drop(value=0.005, low=0, high=0.02, n=200), kept={"agreement": 1.0}),
         "latency": {batch: Latency(p50_ms=1.0, speedup=2.5, low=2.4, high=2.6) for batch in ("1", "32")},
     }  # fmt: skip
@@ -50,8 +50,8 @@ def test_one_case_from_end_to_end(
 
 def test_drops_are_paired_on_the_tested_rows(tmp_path: Path) -> None:
     found = wine(tmp_path)
-    engines = measure.load({"fp32": found.model, "again": found.model})
-    qualities = measure.qualities(found, engines, "fp32")
+    models = {"fp32": measure.load(found.model), "again": measure.load(found.model, max_batch=1)}
+    qualities = measure.qualities(found, models, "fp32")
     assert qualities["again"].drop.value == 0
     assert qualities["again"].kept == {"agreement": 1.0}
     assert qualities["fp32"].drop.n == len(found.labels("test"))

@@ -1,0 +1,138 @@
+"""Real accuracy through the whole of ``penstock compile``: what ships is asked again, by onnxruntime alone.
+
+The figures that an artifact carries are not believed here: the variant's bytes are taken out of it and compared with
+the float model on the same rows.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from compiler import evaluation
+from compiler.evaluation import Evaluation
+from examples.sentence_encoder import fetch
+from penstock import artifact as art
+from penstock.layout import Layout
+from tests.compiler import small_models as small
+
+POINT = 0.01
+SENTENCES = [
+    f"{start} {rest}"
+    for start in ("The river", "A train", "My neighbour", "The committee", "An old violin", "This recipe", "The storm")
+    for rest in (
+        "arrived before sunrise.", "was repaired last winter.", "costs more than it did.", "surprised all of us.",
+        "is not what it seems.", "needs a little more salt.", "changed the plan again.", "sounded out of tune.",
+        "will be gone by Friday.", "has its own rules.", "made the front page.", "runs through the valley.",
+    )
+]  # fmt: skip
+
+
+def compiled(directory: Path, recipe: str) -> tuple[Path, Evaluation]:
+    """The edge variant's file, and the figures that the artifact carries."""
+    (directory / "recipe.toml").write_text(recipe)
+    command = [sys.executable, "-m", "penstock", "compile", "recipe.toml", "-o", "out", "--without-certificate"]
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    layout = Layout(directory / "out")
+    assert layout.verify() == []
+    figures = layout.blobs.read(layout.referrers(art.EVALUATION)[-1].content.digest)
+    return layout.blobs.path(layout.artifact().variant("edge").weights.digest), evaluation.decode(figures)
+
+
+def one_by_one(model: Path, rows: np.ndarray) -> np.ndarray:
+    """Classes of single rows, as a device asks: dynamic int8 rounds the rows of a batch by a common range."""
+    session = ort.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    return np.array([session.run(None, {"x": row[None]})[0].argmax() for row in rows])
+
+
+def recipe(precisions: list[str], *, budget: float = POINT) -> str:
+    return f"""
+        [model]
+        name = "real"
+        [edge]
+        model = "model.onnx"
+        objective = "size"
+        precisions = {precisions}
+        [data]
+        source = "data.npz"
+        duplicates = "allow"
+        [data.splits]
+        tune = "tune"
+        [quality]
+        max_accuracy_drop = {budget}
+    """
+
+
+@pytest.mark.parametrize("raw", [False, True], ids=["standardised", "as measured"])
+@pytest.mark.parametrize("name", ["digits", "wine", "breast_cancer"])
+def test_an_int8_artifact_costs_at_most_a_point_of_real_accuracy(tmp_path: Path, name: str, raw: bool) -> None:
+    """Features as measured differ by a factor of a thousand, and break plain int8: operators go back to float."""
+    trained = small.mlp(name, raw=raw)
+    onnx.save(trained.model, str(tmp_path / "model.onnx"))
+    thirds = np.array_split(np.arange(len(trained.test)), 3)
+    arrays = {"x_fit": trained.fit, "y_fit": np.zeros(len(trained.fit), np.int64)}
+    for use, rows in zip(("tune", "certify", "test"), thirds, strict=True):
+        arrays |= {f"x_{use}": trained.test[rows], f"y_{use}": trained.labels[rows]}
+    np.savez(tmp_path / "data.npz", **arrays)
+    model, figures = compiled(tmp_path, recipe(["int8", "int8-dynamic"]))
+    before = float(np.mean(small.run(trained.model, trained.test).argmax(1) == trained.labels))
+    assert before > 0.93
+    right = one_by_one(model, trained.test) == trained.labels
+    assert before - np.mean(right) <= POINT
+    kinds = {node.op_type for node in onnx.load(str(model)).graph.node}
+    assert kinds & {"DequantizeLinear", "MatMulInteger", "DynamicQuantizeLinear"}, "int8 ships, not the float model"
+    test = thirds[-1]
+    carried = figures.targets[0].variant.quality.value
+    assert carried == pytest.approx(np.mean(right[test])), "the artifact carries other figures"
+
+
+@pytest.mark.timeout(900)
+def test_a_real_sentence_encoder_keeps_its_neighbours(tmp_path: Path, toolchain: Callable[[str], str]) -> None:
+    """all-MiniLM-L6-v2 from its Hugging Face directory, text in, dynamic int8 out."""
+    toolchain("optimum")
+    try:
+        fetch.fetch(tmp_path)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    rows = ["split,text"]
+    for number, sentence in enumerate(SENTENCES):
+        rows.append(f"{('fit', 'tune', 'certify', 'test')[number % 4]},{sentence}")
+    (tmp_path / "text.csv").write_text("\n".join(rows) + "\n")
+    model, figures = compiled(
+        tmp_path,
+        """
+        [model]
+        name = "encoder"
+        task = "embedding"
+        [edge]
+        model = "minilm"
+        precisions = ["int8-dynamic"]
+        [data]
+        source = "text.csv"
+        labels = ""
+        text = "text"
+        splits.column = "split"
+        splits.tune = "tune"
+        [data.tokenizer]
+        file = "minilm/tokenizer.json"
+        max_length = 16
+        [quality]
+        max_accuracy_drop = 0.15
+        [certificate]
+        harm = "disagreement"
+        """,
+    )
+    (target,) = figures.targets
+    assert target.variant.precision == "int8-dynamic"
+    assert target.variant.ranking is not None
+    assert target.variant.ranking > 0.98
+    assert target.variant.quality.value >= 0.85
+    assert model.stat().st_size < 0.3 * figures.cloud.size_bytes
