@@ -10,8 +10,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
 from cloud_core.registry import refusal
 from cloud_core.registry.refusal import Refused
+from cloud_core.state.catalog import ManifestRow
 from penstock import artifact as art
 from penstock.artifact import Descriptor, Index, Manifest
 from penstock.blobs import BlobStore, check_digest
@@ -66,6 +69,50 @@ def check_reference_digest(digest: str) -> str:
         return check_digest(digest)
     except ArtifactError as error:
         raise Refused(refusal.DIGEST_INVALID, error.message) from None
+
+
+def tag_of(reference: str, digest: str) -> str | None:
+    """The tag that a manifest of ``digest`` is pushed under, or None where it is pushed by its digest.
+
+    Raises:
+        Refused: MANIFEST_INVALID, not a tag; DIGEST_INVALID, the digest of something else.
+    """
+    if ":" not in reference:
+        try:
+            return art.check_tag(reference)
+        except PenstockError as error:
+            raise Refused(refusal.MANIFEST_INVALID, error.message) from error
+    if check_reference_digest(reference) != digest:
+        raise Refused(refusal.DIGEST_INVALID, f"the manifest sent hashes to {digest}, not to {reference}")
+    return None
+
+
+def row_of(
+    examined: Examined, repository: str, digest: str, media_type: str, *, size_bytes: int, pushed_at: float
+) -> ManifestRow:
+    """What the catalog keeps of a manifest."""
+    return ManifestRow(
+        repository=repository,
+        digest=digest,
+        media_type=media_type,
+        artifact_type=examined.artifact_type[:255],
+        subject=examined.subject,
+        annotations=msgspec.json.encode(examined.annotations, order="sorted").decode(),
+        size_bytes=size_bytes,
+        is_artifact=examined.is_artifact,
+        pushed_at=pushed_at,
+    )
+
+
+def described(row: ManifestRow) -> Descriptor:
+    """A manifest as a listing of referrers names it."""
+    return Descriptor(
+        media_type=row.media_type,
+        digest=row.digest,
+        size=row.size_bytes,
+        artifact_type=row.artifact_type or None,
+        annotations=msgspec.json.decode(row.annotations, type=dict[str, str]),
+    )
 
 
 def examine(

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import msgspec
-
-from cloud_core.registry import documents, refusal
+from cloud_core.registry import documents, refusal, vouching
 from cloud_core.registry.refusal import Refused
 from cloud_core.registry.settings import RegistrySettings
 from cloud_core.registry.uploads import Uploads
@@ -27,7 +25,7 @@ from penstock.artifact import Artifact, Descriptor, Variant
 from penstock.blobs import BlobStore, digest_of
 from penstock.certificate import Certificate
 from penstock.errors import NotFound, PenstockError
-from penstock.trust import MAX_SIGNATURES, TrustRoot
+from penstock.trust import TrustRoot
 
 _PREFIX = re.compile(r"(?:sha256:)?([0-9a-f]{12,64})")
 _MAX_CACHED = 256
@@ -143,7 +141,9 @@ class Registry:
         Raises:
             SignatureError: nobody whom this core trusts signed the artifact: it may be kept here, and is not served.
         """
-        return None if self._trust is None else self._trust.check(artifact, self._signatures(artifact.digest))
+        if self._trust is None:
+            return None
+        return self._trust.check(artifact, vouching.signatures(self._referring(artifact.digest), self.store))
 
     def weights_path(self, variant: Variant) -> Path:
         """The verified file to load a variant from, with its other files beside it. Blocks.
@@ -229,13 +229,7 @@ class Registry:
         """Manifests whose subject is ``subject``, oldest first; an unknown subject has none (OCI 1.1)."""
         documents.check_reference_digest(subject)
         return [
-            Descriptor(
-                media_type=row.media_type,
-                digest=row.digest,
-                size=row.size_bytes,
-                artifact_type=row.artifact_type or None,
-                annotations=msgspec.json.decode(row.annotations, type=dict[str, str]),
-            )
+            documents.described(row)
             for row in self._referrers.get((repository, subject), ())
             if kind in ("", row.artifact_type)
         ]
@@ -249,7 +243,7 @@ class Registry:
         """
         documents.check_repository(repository)
         digest = digest_of(data)
-        tag = _tag_of(reference, digest)
+        tag = documents.tag_of(reference, digest)
         if len(data) > self.settings.max_manifest_bytes:
             limit = self.settings.max_manifest_bytes
             raise Refused(refusal.SIZE_INVALID, f"the manifest has {len(data)} bytes, more than the {limit} allowed")
@@ -325,55 +319,21 @@ class Registry:
             has_manifest=lambda child: (repository, child) in self._manifests,
         )
         self.store.put(data)
-        return ManifestRow(
-            repository=repository,
-            digest=digest,
-            media_type=media_type,
-            artifact_type=examined.artifact_type[:255],
-            subject=examined.subject,
-            annotations=msgspec.json.encode(examined.annotations, order="sorted").decode(),
-            size_bytes=len(data),
-            is_artifact=examined.is_artifact,
-            pushed_at=self._now().timestamp(),
+        return documents.row_of(
+            examined, repository, digest, media_type, size_bytes=len(data), pushed_at=self._now().timestamp()
         )
 
     def _find_certificates(self, digest: str) -> tuple[tuple[str, Certificate], ...]:
-        newest: dict[str, tuple[str, Certificate]] = {}
         try:
-            covered = self.check_signed(self.artifact(digest))
+            artifact = self.artifact(digest)
+            covered = self.check_signed(artifact)
         except PenstockError:
             return ()
-        for (_, subject), rows in self._referrers.items():
-            if subject != digest:
-                continue
-            for row in reversed(rows):
-                if row.artifact_type == art.CERTIFICATE and (covered is None or row.digest in covered):
-                    try:
-                        certificate = art.load_certificate(row.digest, self.store.read)
-                        art.check_certificate(certificate, self.artifact(digest))
-                    except PenstockError:
-                        continue  # issued for other digests, and pushed before its subject was here to say so
-                    known = newest.get(certificate.edge_digest)
-                    if known is None or certificate.serial > known[1].serial:
-                        newest[certificate.edge_digest] = row.digest, certificate
-        return tuple(newest.values())
+        return vouching.certificates(artifact, self._referring(digest), self.store, covered)
 
-    def _signatures(self, digest: str) -> list[bytes]:
-        """Signature documents of an artifact, oldest first; damaged ones are left out: they vouch for nothing."""
-        rows = [
-            row
-            for (_, subject), found in self._referrers.items()
-            for row in found
-            if subject == digest and row.artifact_type == art.SIGNATURE
-        ]
-        documents = []
-        for row in rows[-MAX_SIGNATURES:]:
-            try:
-                layers = art.decode_manifest(self.store.read(row.digest)).layers[:1]
-                documents += [art.read_described(layer, self.store.read) for layer in layers]
-            except PenstockError:
-                continue
-        return documents
+    def _referring(self, digest: str) -> list[ManifestRow]:
+        """Referrers of an artifact in any repository, oldest first in each."""
+        return [row for (_, subject), rows in self._referrers.items() if subject == digest for row in rows]
 
     def _digest_of(self, model: str, version: str) -> str:
         tagged = self._tags.get(model, {}).get(version)
@@ -426,17 +386,6 @@ class Registry:
             is_index = repository == row.repository and other.media_type in documents.INDEX_TYPES
             if is_index and row.digest in self._children(other):
                 raise Refused(refusal.DENIED, f"{row.digest} is part of {digest}; delete that first")
-
-
-def _tag_of(reference: str, digest: str) -> str | None:
-    if ":" not in reference:
-        try:
-            return art.check_tag(reference)
-        except PenstockError as error:
-            raise Refused(refusal.MANIFEST_INVALID, error.message) from error
-    if documents.check_reference_digest(reference) != digest:
-        raise Refused(refusal.DIGEST_INVALID, f"the manifest sent hashes to {digest}, not to {reference}")
-    return None
 
 
 def _delete_unused(transaction: Transaction, row: ManifestRow) -> None:

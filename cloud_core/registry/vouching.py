@@ -1,0 +1,52 @@
+"""What refers to an artifact and may be believed: its signatures, and the certificates that they cover.
+
+Reads what is stored; which keys are trusted is ``penstock.trust``'s, which referrers there are is the registry's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cloud_core.state.catalog import ManifestRow
+from penstock import artifact as art
+from penstock.artifact import Artifact
+from penstock.blobs import BlobStore
+from penstock.certificate import Certificate
+from penstock.errors import PenstockError
+from penstock.trust import MAX_SIGNATURES
+
+
+def signatures(referring: Sequence[ManifestRow], store: BlobStore) -> list[bytes]:
+    """Signature documents among referrers, oldest first; damaged ones are left out: they vouch for nothing."""
+    rows = [row for row in referring if row.artifact_type == art.SIGNATURE]
+    found: list[bytes] = []
+    for row in rows[-MAX_SIGNATURES:]:
+        try:
+            layers = art.decode_manifest(store.read(row.digest)).layers[:1]
+            found += [art.read_described(layer, store.read) for layer in layers]
+        except PenstockError:
+            continue
+    return found
+
+
+def certificates(
+    artifact: Artifact, referring: Sequence[ManifestRow], store: BlobStore, covered: frozenset[str] | None
+) -> tuple[tuple[str, Certificate], ...]:
+    """The newest certificate that fits each variant, with its manifest's digest; the variant pushed for last first.
+
+    Args:
+        covered: the only ones that count; None where nothing need be signed.
+    """
+    newest: dict[str, tuple[str, Certificate]] = {}
+    for row in reversed(referring):
+        if row.artifact_type != art.CERTIFICATE or (covered is not None and row.digest not in covered):
+            continue
+        try:
+            certificate = art.load_certificate(row.digest, store.read)
+            art.check_certificate(certificate, artifact)
+        except PenstockError:
+            continue  # issued for other digests, and pushed before its subject was here to say so
+        known = newest.get(certificate.edge_digest)
+        if known is None or certificate.serial > known[1].serial:
+            newest[certificate.edge_digest] = row.digest, certificate
+    return tuple(newest.values())
