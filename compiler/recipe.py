@@ -18,6 +18,7 @@ import msgspec
 from compiler import promise, targets
 from compiler.data import section as data_section
 from compiler.data.section import DataSection
+from compiler.distill.section import DistillSection
 from compiler.gate import Objective
 from compiler.generation.section import GenerationSection
 from compiler.passes import table
@@ -125,7 +126,7 @@ class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     data: DataSection
     quality: QualitySection = QualitySection()
     certificate: CertificateSection = CertificateSection()
-    distill: dict[str, Any] | None = None
+    distill: DistillSection | None = None
     generation: GenerationSection = GenerationSection()
     preprocessing: dict[str, Any] = {}
     seed: int = 0
@@ -154,7 +155,7 @@ class Recipe:
     data: DataSection
     quality: QualitySection
     certificate: CertificateSection
-    distill: dict[str, Any] | None
+    distill: DistillSection | None
     generation: GenerationSection
     preprocessing: dict[str, Any]
     seed: int
