@@ -78,5 +78,5 @@ def test_a_model_without_a_recipe_is_named_after_its_file(model: str, name: str,
 
 
 def test_flags_are_checked_as_a_recipe_is(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"command line: Invalid enum value 'int3'"):
+    with pytest.raises(ConfigError, match=r"command line: edge.precisions.0.: invalid enum value 'int3'"):
         recipe.of_model("m.onnx", DataSection(source="d.npz"), base=tmp_path, precisions=("int3",))
