@@ -73,16 +73,19 @@ def pareto(target: TargetEvaluation) -> str:
             floor = 100 * (parent.quality.value - target.max_drop)
             axes.axhline(floor, color=_BAD, linewidth=1.2, linestyle=(0, (5, 4)))
             axes.annotate(
-                "quality budget", (0.995, floor), xycoords=("axes fraction", "data"), xytext=(0, -13),
-                textcoords="offset points", ha="right", color=_BAD,
+                "quality budget", (0.005, floor), xycoords=("axes fraction", "data"), xytext=(0, -13),
+                textcoords="offset points", color=_BAD,
             )  # fmt: skip
         axes.set_xlim(0, 1.35 * max(cost(line) for line in shown))
         axes.set_ylim(axes.get_ylim())  # labels are placed by it
-        for line, point, offset in _labelled([(line, (cost(line), 100 * _value(line))) for line in shown], axes):
+        for line, point, offset, to_right in _labelled(
+            [(line, (cost(line), 100 * _value(line))) for line in shown], axes
+        ):
             axes.annotate(
                 _short(line.name),
                 point,
-                xytext=(9, offset),
+                xytext=(9 if to_right else -9, offset),
+                ha="left" if to_right else "right",
                 textcoords="offset points",
                 color=_FIRST if line.ships else _FAINT,
                 fontweight="bold" if line.ships else "normal",
@@ -166,22 +169,25 @@ def _picture(draw: Callable[[mpl.axes.Axes], None], *, height: float) -> str:
 
 def _labelled(
     points: Sequence[tuple[CandidateFigures, tuple[float, float]]], axes: mpl.axes.Axes
-) -> list[tuple[CandidateFigures, tuple[float, float], int]]:
-    """Points that get a label and how far above it stands, in points of type; the one that ships comes first.
+) -> list[tuple[CandidateFigures, tuple[float, float], int, bool]]:
+    """Points that get a label, how far above it stands in points of type, and whether to the right of its point.
+
+    The one that ships comes first.
 
     A label that would lie on another one everywhere near its point is left out: the table names all candidates.
     """
-    found: list[tuple[CandidateFigures, tuple[float, float], int]] = []
+    found: list[tuple[CandidateFigures, tuple[float, float], int, bool]] = []
     taken: list[tuple[float, float, float]] = []  # left, right, bottom
     (low, high), most = axes.get_ylim(), axes.get_xlim()[1]
     for line, (x, y) in sorted(points, key=lambda item: (not item[0].ships, item[1], item[0].name)):
-        left = 9 + _PLOT_POINTS[0] * x / most
-        right = left + _CHARACTER_POINTS * len(_short(line.name))
+        width, middle = _CHARACTER_POINTS * len(_short(line.name)), _PLOT_POINTS[0] * x / most
+        to_right = middle + 9 + width < _PLOT_POINTS[0]
+        left, right = (middle + 9, middle + 9 + width) if to_right else (middle - 9 - width, middle - 9)
         for offset in _LABEL_OFFSETS:
             bottom = offset + _PLOT_POINTS[1] * (y - low) / (high - low)
             if all(right < a or b < left or abs(bottom - c) > _LINE_POINTS for a, b, c in taken):
                 taken.append((left, right, bottom))
-                found.append((line, (x, y), offset))
+                found.append((line, (x, y), offset, to_right))
                 break
     return found
 
