@@ -107,9 +107,9 @@ def examples(model: onnx.ModelProto, given: Examples, *, seed: int) -> list[Feed
         CompileError: without given examples, when no inputs of our making suit the graph.
     """
     if given is not None:
-        found = [_first_rows(model, batch) for batch in itertools.islice(given(), _BATCHES)]
+        found = list(itertools.islice(given(), _BATCHES))
         if found:
-            return found
+            return _few_rows(model, found)
     session = Session(model)
     reason = ""
     for size in _OTHERS:
@@ -125,14 +125,21 @@ def examples(model: onnx.ModelProto, given: Examples, *, seed: int) -> list[Feed
     )
 
 
-def _first_rows(model: onnx.ModelProto, batch: Feeds) -> Feeds:
-    """A few rows of a batch; all of it where the inputs are no rows of one, or their number is fixed."""
+def _few_rows(model: onnx.ModelProto, batches: list[Feeds]) -> list[Feeds]:
+    """The first rows of batches; all where the inputs are no rows of one batch, or the graph wants so many."""
+    cut = [_first_rows(batch) for batch in batches]
+    if any(few is not batch for few, batch in zip(cut, batches, strict=True)):
+        try:
+            Session(model).run(cut[0])
+        except CompileError:
+            return batches
+    return cut
+
+
+def _first_rows(batch: Feeds) -> Feeds:
     lengths = {len(value) if isinstance(value, np.ndarray) and value.ndim else -1 for value in batch.values()}
-    firsts = [value.type.tensor_type.shape.dim[:1] for value in model.graph.input if value.name in batch]
-    is_fixed = any(dim.HasField("dim_value") for dims in firsts for dim in dims)
-    return (
-        {n: v[:_ROWS] for n, v in batch.items()} if len(lengths) == 1 and -1 not in lengths and not is_fixed else batch
-    )
+    is_batch = len(lengths) == 1 and max(lengths) > _ROWS
+    return {name: value[:_ROWS] for name, value in batch.items()} if is_batch else batch
 
 
 _ASK = "give it examples (the data section of the recipe)"

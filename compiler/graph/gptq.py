@@ -79,6 +79,8 @@ def _row(values: Floats, grid: Grid) -> tuple[NDArray[np.uint8], Floats]:
 
 def _inverse_root(hessian: NDArray[np.float64], damping: float, size: int) -> NDArray[np.float64]:
     """Upper triangular U with U^T U the inverse of the damped Hessian, filled up to ``size`` with the identity."""
+    if not np.isfinite(hessian).all():
+        raise np.linalg.LinAlgError("not finite")  # which a decomposition would pass on without a word
     damped = np.eye(size)
     known = len(hessian)
     damped[:known, :known] = hessian

@@ -1,0 +1,180 @@
+"""onnx's own backend node cases (1,884 small models with inputs and outputs) as a suite for graph passes, in bulk.
+
+A pass either transforms a case, and then the outputs stay what they were, or refuses it with an error of ours. Oracles:
+the outputs that onnx ships with each case, which its numpy reference made, and onnxruntime running the case as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import shutil
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from compiler import targets
+from compiler.graph import check, files
+from compiler.passes.job import PassJob, PassResult
+from penstock.errors import CompileError, PenstockError
+
+Run = Callable[[PassJob], PassResult]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A case that onnxruntime can run: what it answers, and whether that is what onnx expects."""
+
+    name: str
+    model: onnx.ModelProto
+    feeds: dict[str, Any]
+    expected: dict[str, Any]
+    is_as_onnx_says: bool
+
+
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    """What a pass did with the suite. ``wrong`` must stay empty."""
+
+    accepted: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    wrong: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {"accepted": len(self.accepted), "refused": len(self.refused), "wrong": len(self.wrong)}
+
+    def reasons(self) -> Counter[str]:
+        """Refusals by the first words of their message."""
+        return Counter(" ".join(message.split()[:7]) for message in self.refused.values())
+
+
+@functools.cache
+def node_cases() -> tuple[list[Case], list[onnx.ModelProto]]:
+    """Cases that onnxruntime runs, and models of those that it does not."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # onnx divides by zero on purpose
+        from onnx.backend.test.case.node import collect_testcases
+
+        collected = collect_testcases(None)
+    runnable, others = [], []
+    for case in collected:
+        inputs, outputs = case.data_sets[0]
+        feeds = dict(zip((value.name for value in case.model.graph.input), inputs, strict=False))
+        # copies everywhere: onnxruntime writes new running means of a BatchNormalization into the caller's arrays
+        try:
+            expected = check.Session(case.model).run(copy.deepcopy(feeds))
+        except CompileError:
+            others.append(case.model)
+            continue
+        names = [value.name for value in case.model.graph.output]
+        plain = [each if isinstance(each, list) else np.asarray(each) for each in outputs]
+        shipped = dict(zip(names, plain, strict=False))
+        runnable.append(
+            Case(
+                name=case.name,
+                model=case.model,
+                feeds=feeds,
+                expected=expected,
+                is_as_onnx_says=_apart(shipped, expected) < 1e-3,
+            )
+        )
+    return runnable, others
+
+
+def with_constants(case: Case) -> Case | None:
+    """The case with all inputs but the first made constants, as in a trained model; None if it has only one."""
+    first, rest = next(iter(case.feeds), ""), list(case.feeds)[1:]
+    if not rest or not all(isinstance(case.feeds[name], np.ndarray) for name in rest):
+        return None
+    model = onnx.ModelProto()
+    model.CopyFrom(case.model)
+    model.ir_version = max(model.ir_version, 4)  # before, constants are inputs too
+    kept = [value for value in model.graph.input if value.name == first]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(case.feeds[name]), name) for name in rest)
+    try:
+        expected = check.Session(model).run({first: copy.deepcopy(case.feeds[first])})
+    except (CompileError, ValueError):  # shape inference looks into constants and refuses some
+        return None
+    return Case(
+        name=case.name,
+        model=model,
+        feeds={first: case.feeds[first]},
+        expected=expected,
+        is_as_onnx_says=case.is_as_onnx_says,
+    )
+
+
+def judge(run: Run, cases: list[Case], *, tolerance: float, options: dict[str, Any] | None = None) -> Outcome:
+    """Send cases through a pass, one after another in this process.
+
+    Args:
+        tolerance: largest relative difference of an accepted case.
+    """
+    outcome = Outcome()
+    with tempfile.TemporaryDirectory(prefix="penstock-cases-", dir=_memory_disk()) as directory:
+        for case in cases:
+            _judge(run, case, Path(directory), tolerance, options or {}, outcome)
+    return outcome
+
+
+def _judge(run: Run, case: Case, directory: Path, tolerance: float, options: dict[str, Any], outcome: Outcome) -> None:
+    source, out = directory / "source.onnx", directory / "out"
+    source.write_bytes(case.model.SerializeToString())
+    out.mkdir()
+
+    def batches() -> Iterator[dict[str, Any]]:
+        yield copy.deepcopy(case.feeds)
+
+    job = PassJob(source=source, out=out, target=targets.resolve("x86-64-vnni"), options=options, calibration=batches)
+    try:
+        result = run(job)
+        found = answers(out / result.model, copy.deepcopy(case.feeds))
+    except PenstockError as error:
+        outcome.refused[case.name] = error.message
+    else:
+        apart = _apart(case.expected, found)
+        if apart > tolerance:
+            outcome.wrong[case.name] = f"{apart:.3g}"
+        else:
+            outcome.accepted.append(case.name)
+    finally:
+        shutil.rmtree(out)
+
+
+def answers(path: Path, feeds: dict[str, Any]) -> dict[str, Any]:
+    """What a pass's result answers: a model, or a chain of stages."""
+    if path.suffix != ".json":
+        return check.Session(files.read(path, field="result")).run(feeds)
+    import msgspec
+
+    from compiler.passes.shard import Chain
+
+    chain = msgspec.json.decode(path.read_bytes(), type=Chain)
+    tensors = dict(feeds)
+    for stage in chain.stages:
+        session = check.Session(files.read(path.with_name(stage.file), field="stage"))
+        tensors |= session.run({port.name: tensors[port.name] for port in stage.inputs})
+    return {name: tensors[name] for name in chain.outputs}
+
+
+def _apart(expected: dict[str, Any], found: dict[str, Any]) -> float:
+    try:
+        return check.difference(expected, found).relative
+    except CompileError:
+        return np.inf
+
+
+def _memory_disk() -> str | None:
+    """Thousands of small files: in memory where there is a place for it."""
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
