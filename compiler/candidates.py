@@ -29,6 +29,7 @@ from penstock.tensors import Array
 
 CALIBRATORS = ("minmax", "percentile", "entropy")
 MAX_PROBES = 16
+MAX_CHANGED_BYTES = 2 * 1024**3 - 1
 NOT_ASKED_FOR = "the float parent; not among the precisions asked for"
 
 
@@ -99,6 +100,16 @@ class Setting:
         return f"{self.rung.role}/{self.target.name}"
 
     @property
+    def is_changed(self) -> bool:
+        """Whether passes may change the model: a neural network that fits into one message of protobuf (2 GiB)."""
+        return self.is_neural and self.source.size_bytes <= MAX_CHANGED_BYTES
+
+    @property
+    def own_precision(self) -> Precision:
+        """Of a model that is packed as it is."""
+        return "fp32" if self.is_neural else "none"
+
+    @property
     def budget(self) -> Budget:
         return Budget(max_drop=self.recipe.quality.max_accuracy_drop, objective=self.rung.section.objective)
 
@@ -122,8 +133,8 @@ def build(shop: Workshop, steps: Steps, setting: Setting) -> Built:
 def trials(setting: Setting) -> tuple[Trial, ...]:
     """What is tried for a target, the careful first."""
     section = setting.rung.section
-    if not setting.is_neural:
-        return (Trial(name="as it is", precision="none", pass_name=""),)
+    if not setting.is_changed:
+        return (Trial(name="as it is", precision=setting.own_precision, pass_name=""),)
     found: list[Trial] = []
     for precision in section.precisions or setting.target.precisions:
         options = dict(section.passes.get("optimize" if precision == "fp32" else precision, {}))
@@ -158,14 +169,14 @@ class _Bench:
         setting = self._setting
         trial = Trial(name="fp32", precision="fp32", pass_name="optimize")
         model, result = setting.source, None
-        if setting.is_neural:
+        if setting.is_changed:
             with self._steps(f"{setting.what} fp32") as doing:
                 options = setting.rung.section.passes.get("optimize", {})
                 made = self._shop.apply("optimize", setting.source, doing, target=setting.target, options=options)
                 model, result = made.model, made.result
                 doing.note(result.summary)
         else:
-            trial = Trial(name="as it is", precision="none", pass_name="")
+            trial = Trial(name="as it is", precision=setting.own_precision, pass_name="")
         with self._steps(f"{setting.what} ask") as doing:
             self._reference = self._answers(model, doing, "the float model")
             self._good = self._good_rows(self._reference)
@@ -175,7 +186,7 @@ class _Bench:
         parent = Candidate(trial=trial, model=model, result=result, quality=quality)
         self._base = model
         prune = setting.rung.section.prune
-        if setting.is_neural and prune is not None:
+        if setting.is_changed and prune is not None:
             options = {"share": prune.share, "method": prune.method}
             trial = Trial(name=f"fp32 pruned {prune.share:.0%}", precision="fp32", pass_name="prune", options=options)
             self.pruned = self.make(trial, parent)

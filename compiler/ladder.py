@@ -103,6 +103,24 @@ def source_fingerprints(recipe: Recipe) -> dict[str, str]:
     return {role: _fingerprint(role, section, recipe) for role, section in named.items()}
 
 
+def toolchains_needed(recipe: Recipe) -> set[str]:
+    """Names of the toolchains that export a recipe's models.
+
+    Raises:
+        InvalidInput: there is no such model.
+    """
+    named: dict[str, RungSection | CloudSection] = {
+        rung.role: rung.section for rung in recipe.rungs if not rung.section.distill
+    }
+    if recipe.cloud is not None:
+        named[CLOUD] = recipe.cloud
+    found = {
+        sources.toolchain_of(_detect(role, section.model, recipe.base, section.source), section.source)
+        for role, section in named.items()
+    }
+    return found - {""}
+
+
 def _fingerprint(role: str, section: RungSection | CloudSection, recipe: Recipe) -> str:
     if isinstance(section, RungSection) and section.distill:
         from compiler.passes import distill

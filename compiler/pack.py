@@ -230,6 +230,8 @@ def publish(built: Path, out: Path, scratch: Path, *, finish: Callable[[Path], N
     with disk_errors(f"publishing {out}"):
         ready, previous = scratch / "ready", scratch / "previous"
         shutil.copytree(built, ready, ignore=shutil.ignore_patterns(ENTRY_FILE))
+        if out.exists():
+            _carry_over(out, ready)
         if finish is not None:
             finish(ready)
         if not out.exists():
@@ -243,6 +245,27 @@ def publish(built: Path, out: Path, scratch: Path, *, finish: Callable[[Path], N
             os.rename(previous, out)
             raise
         fsync_directory(out.parent)
+
+
+def _carry_over(out: Path, ready: Path) -> None:
+    """Keep what joined the very same artifact after it was compiled: certificates made on a device, signatures."""
+    try:
+        old, new = Layout(out), Layout(ready)
+        same = old.digest == new.digest
+    except PenstockError:  # nothing there that could be kept
+        return
+    if not same:
+        return
+    known = {entry.digest for entry in new.index.manifests}
+    joined = [entry for entry in old.index.manifests if entry.digest not in known]
+    kinds = {art.CERTIFICATE, art.EVIDENCE, art.SIGNATURE}
+    kept = [entry for entry in joined if entry.artifact_type in kinds]
+    for entry in kept:
+        manifest = art.decode_manifest(old.blobs.read(entry.digest))
+        for digest in (entry.digest, manifest.config.digest, *(layer.digest for layer in manifest.layers)):
+            new.blobs.put_file(old.blobs.path(digest))
+    artifact, *referrers = new.index.manifests
+    new.adopt(artifact, [*referrers, *kept])
 
 
 def _tolerance(outputs: Mapping[str, Array], precision: str) -> float:

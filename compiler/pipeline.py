@@ -43,6 +43,7 @@ from compiler.steps import StepCache
 from compiler.variants import Shipped, Tested
 from compiler.workshop import Workshop, engine, fingerprint, this_machine
 from penstock import artifact as art
+from penstock import toolchain
 from penstock.layout import Layout, VariantDraft, variant_digest
 
 SMOKE_ROWS = 64
@@ -198,8 +199,20 @@ def _key(recipe: Recipe) -> dict[str, Any]:
         "recipe": msgspec.to_builtins(plain),
         "sources": ladder.source_fingerprints(recipe),
         "examples": _examples_fingerprint(recipe),
+        "toolchains": _toolchains(recipe),
         "machine": fingerprint(),
     }
+
+
+def _toolchains(recipe: Recipe) -> dict[str, dict[str, str]]:
+    """Versions of what exporters and engine builders of this recipe are.
+
+    Raises:
+        MissingToolchain: one that is needed is not installed.
+    """
+    engines = {targets.resolve(name).engine for rung in recipe.rungs for name in rung.section.targets}
+    needed = ladder.toolchains_needed(recipe) | (engines & {"tensorrt", "tensorrt-rtx"})
+    return {name: toolchain.describe(name) for name in sorted(needed)}
 
 
 def _examples_fingerprint(recipe: Recipe) -> str:

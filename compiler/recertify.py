@@ -220,6 +220,7 @@ def _certified(task: _Task, asking: _Asking) -> Outcome:
     spec = task.variant.spec
     shown = Outcome(role=spec.role, target=spec.target, edge_digest=task.variant.digest, certificate=None)
     try:
+        _check_unseen(task)
         scoring = _scoring(task, asking)
         shown = replace(shown, reason=scoring.reason)
         asked = asking(task.examples.certify)
@@ -250,6 +251,21 @@ def _certified(task: _Task, asking: _Asking) -> Outcome:
     task.layout.attach(art.EVIDENCE, document, title="evidence.msgpack")
     digest = task.layout.attach_certificate(certificate).digest
     return replace(shown, certificate=certificate, digest=digest)
+
+
+def _check_unseen(task: _Task) -> None:
+    """
+    Raises:
+        CalibrationError: these very examples have certified this variant before: a second look is one that no promise
+            covers.
+    """
+    digest = task.examples.certify.digest
+    for _, earlier in task.layout.certificates():
+        if earlier.edge_digest == task.variant.digest and earlier.data_digest == digest:
+            raise CalibrationError(
+                f"certificate {earlier.serial} of this variant rests on these very examples; looking at them until "
+                "they say something else would break the promise. Give examples that have certified nothing yet"
+            )
 
 
 def _scoring(task: _Task, asking: _Asking) -> _Scoring:

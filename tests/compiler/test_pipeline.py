@@ -425,3 +425,30 @@ def test_a_plan_names_every_step_and_writes_nothing(workspace: Path) -> None:
     assert steps[target] == "candidates int8"
     assert "at least 149 rows" in steps["certify"]
     assert files_of(workspace) == before
+
+
+def test_what_joined_the_artifact_since_stays_when_it_is_compiled_again(workspace: Path) -> None:
+    compile_here(workspace)
+    layout = Layout(workspace / "out")
+    found = layout.certificate()
+    assert found is not None
+    later = layout.attach_certificate(msgspec.structs.replace(found[1], serial=found[1].serial + 1))
+    signed = layout.attach(art.SIGNATURE, b"{}", title="signature.json")
+    compile_here(workspace)
+    again = Layout(workspace / "out")
+    assert again.certificate() == (later.digest, msgspec.structs.replace(found[1], serial=found[1].serial + 1))
+    assert [referrer.digest for referrer in again.referrers(art.SIGNATURE)] == [signed.digest]
+    assert len(again.referrers(art.REPORT)) == 1
+    assert again.verify() == []
+
+
+def test_a_model_too_large_to_be_changed_ships_as_it_is(
+    workspace: Path, edit_recipe: EditRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compiler.candidates.MAX_CHANGED_BYTES", 100)
+    edit_recipe('precisions = ["int8"]', 'precisions = ["fp32", "int8"]')
+    (target,) = compile_here(workspace, fresh=True).evaluation.targets
+    assert [(line.name, line.precision, line.verdict) for line in target.candidates] == [("as it is", "fp32", "ships")]
+    edge = Layout(workspace / "out").artifact().variant("edge")
+    packed = Layout(workspace / "out").blobs.path(edge.weights.digest).read_bytes()
+    assert packed == (workspace / "student.onnx").read_bytes()

@@ -473,3 +473,14 @@ def test_verify_names_a_certificate_that_is_none(packed_layout: Layout) -> None:
 @pytest.mark.parametrize("kind", [CalibrationError, ConfigError, InvalidInput])
 def test_exit_codes_are_the_tables(kind: type[PenstockError]) -> None:
     assert exit_code(kind("no")) == (3 if kind is CalibrationError else 2)
+
+
+def test_examples_that_certified_a_variant_do_not_certify_it_again(packed_layout: Layout, tmp_path: Path) -> None:
+    """A promise counts for one look: asking for less, or for other levels, of the same examples is another."""
+    certify(packed_layout, data(tmp_path / "first.npz", 1, 900))
+    certify(packed_layout, data(tmp_path / "new.npz", 2, 700))
+    before = packed_layout.index
+    code, message = refusal("certify", packed_layout.root, "--data", tmp_path / "new.npz", "--max-harm", "0.05")
+    assert code == 3
+    assert "certificate 2 of this variant rests on these very examples" in message
+    assert packed_layout.index == before
