@@ -22,7 +22,7 @@ from compiler.graph.names import named
 from compiler.passes import integers
 from compiler.passes.job import PassJob, PassResult
 from compiler.passes.options import decode
-from penstock.errors import CompileError, missing_extra
+from penstock.errors import CompileError, ConfigError, missing_extra
 
 try:
     import onnx
@@ -150,7 +150,7 @@ def _gzip_bytes(model: onnx.ModelProto) -> int:
 
 def _by_channel(job: PassJob, options: Options, model: onnx.ModelProto) -> PassResult:
     if options.scope != "tensor":
-        raise CompileError('prune: scope = "global" is for single weights; norms of channels of layers do not compare')
+        raise ConfigError('prune: scope = "global" is for single weights; norms of channels of layers do not compare')
     rewrite.split_constants(model.graph)
     asked = check.examples(model, job.calibration, seed=job.seed)
     sizes = {**shapes.known(model), **shapes.observed(model, asked[0])}

@@ -22,7 +22,7 @@ from compiler.graph.names import named
 from compiler.graph.stages import DoesNotFit, Plan
 from compiler.passes.job import PassJob, PassResult
 from compiler.passes.options import decode
-from penstock.errors import CompileError, missing_extra
+from penstock.errors import CompileError, ConfigError, missing_extra
 
 try:
     import onnx
@@ -129,7 +129,7 @@ def run(job: PassJob) -> PassResult:
 def _limits(options: Options) -> tuple[int, ...]:
     given = options.memory_mib
     if len(given) not in (0, 1, options.stages):
-        raise CompileError(
+        raise ConfigError(
             f"shard: memory_mib has {len(given)} numbers for {options.stages} stages; give one for all, or one for each"
         )
     each = given * options.stages if len(given) == 1 else given
