@@ -22,9 +22,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 _HEAD = 32
-_ONE_THREAD = 96  # products this narrow gain nothing from a second thread, and lose much on a busy machine
+_ONE_THREAD = 128  # products this narrow gain little from a second thread, and lose much on a busy machine
 _BEGIN, _END = "<s>", "</s>"
-_PEAK_RATE, _WARMUP = 4e-3, 20
+_RATE_BY_WIDTH, _WARMUP = 0.25, 20  # wider models want smaller steps
 
 
 def train(job: dict[str, Any]) -> dict[str, Any]:
@@ -71,13 +71,13 @@ def _config(job: dict[str, Any], vocabulary: int) -> LlamaConfig:
 
 def _fit(model: Any, data: Any, job: dict[str, Any]) -> float:
     """Mean loss of the last tenth of the steps."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=_PEAK_RATE, betas=(0.9, 0.95), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.01)
     source, steps, length = np.random.default_rng(job["seed"]), job["steps"], job["sequence"]
-    losses = []
+    peak, losses = _RATE_BY_WIDTH / job["hidden"], []
     for step in range(steps):
         rate = min(1.0, (step + 1) / _WARMUP) * (0.05 + 0.475 * (1 + math.cos(math.pi * step / steps)))
         for group in optimizer.param_groups:
-            group["lr"] = _PEAK_RATE * rate
+            group["lr"] = peak * rate
         batch = torch.stack([data[at : at + length] for at in source.integers(0, len(data) - length, job["batch"])])
         loss = model(input_ids=batch, labels=batch).loss
         optimizer.zero_grad()
