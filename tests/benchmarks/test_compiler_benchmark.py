@@ -69,6 +69,8 @@ def test_goals_are_judged_by_what_was_measured() -> None:
     assert [line[-1] for line in report.goals([row()])] == ["reached"] * 3
     assert [line[-1] for line in report.goals([row(latency=slow)])] == ["reached", "missed", "missed"]
     assert report.goals([row(quality=costly)])[0][-1] == "missed"
+    moved = Quality(accuracy=0.9, drop=Drop(value=0, low=0, high=0, n=200), kept={"neighbour kept": 0.95})
+    assert report.goals([row(quality=moved)])[1] == ["a", "nearest neighbour kept >= 99%", "95.0%", "missed"]
     assert report.goals([row(kind="small", latency=slow)])[1][1] == "no slower than fp32, batch 1"
     assert report.goals([row(quality=None, problem="it broke")]) == [["a", "a model", "it broke", "missed"]]
     assert report.goals([row(maker="nncf")]) == []
