@@ -28,7 +28,7 @@ class _Command:
 
 
 _COMMANDS: Mapping[str, _Command] = {
-    "compile": _Command("Quantize, calibrate, certify and pack a model into one artifact."),
+    "compile": _Command("Turn models and examples into one certified artifact."),
     "certify": _Command("Certify a packed artifact on new examples, or recompute its certificates."),
     "artifact": _Command("Inspect, verify, push and pull artifacts.", "penstock.cli.artifact:command"),
     "keys": _Command("Make the keys that sign artifacts, and say which are trusted.", "penstock.cli.keys:command"),
