@@ -97,6 +97,7 @@ def build(
     """
     directory, output = _outputs(outputs, needs_directory=not smoke)
     from compiler import pipeline
+    from compiler import plan as planning
     from compiler.steps import StepCache, default_root
 
     finish = None if dry_run or smoke else signing(key)  # a wrong key is found out before hours of work
@@ -106,7 +107,7 @@ def build(
     def attempt(watcher: Watcher) -> None:
         recipe = _recipe(model, flags, cache, watcher)
         if dry_run:
-            _print_plan(pipeline.plan(recipe, directory), output)
+            _print_plan(planning.plan(recipe, directory), output)
         elif smoke:
             with tempfile.TemporaryDirectory(prefix="penstock-smoke-") as scratch:
                 evaluation = pipeline.smoke(recipe, Path(scratch), cache=cache, watcher=watcher)

@@ -17,7 +17,6 @@ import msgspec
 from compiler import (
     candidates,
     cascade,
-    certify,
     generated,
     generation_pipeline,
     ladder,
@@ -37,7 +36,7 @@ from compiler.evaluation import Evaluation, SplitFigures, TargetEvaluation
 from compiler.ladder import Ladder
 from compiler.passes import table
 from compiler.progress import Doing, Steps, Watcher
-from compiler.recipe import CLOUD, Recipe, Rung
+from compiler.recipe import CLOUD, Recipe
 from compiler.sources import SourceSection
 from compiler.steps import StepCache
 from compiler.variants import Shipped, Tested
@@ -116,41 +115,6 @@ def smoke(recipe: Recipe, scratch: Path, *, cache: StepCache, watcher: Watcher) 
     return evaluations.decode(layout.blobs.read(layout.referrers(art.EVALUATION)[-1].content.digest))
 
 
-def plan(recipe: Recipe, out: Path) -> list[tuple[str, str]]:
-    """The steps that :func:`compile_recipe` would take, from the recipe and from what is quickly seen; writes nothing.
-
-    Raises:
-        InvalidInput, ConfigError: a model or data that is not there. Conflict: for the destination.
-    """
-    pack.check_destination(out.resolve())
-    _check_passes(recipe)
-    ladder.source_fingerprints(recipe)
-    if ":" not in recipe.data.source:  # a function of the user's is not called for a plan
-        _examples_fingerprint(recipe)
-    lines = [(f"{rung.role} model", _source_words(rung)) for rung in recipe.rungs]
-    if recipe.cloud is not None:
-        lines.append((f"{CLOUD} model", recipe.cloud.model))
-    promise = recipe.certificate
-    needed = [certify.samples_needed(level, promise.level_delta) for level in promise.levels]
-    for rung in recipe.rungs:
-        for name in rung.section.targets:
-            target = targets.resolve(name)
-            tried = ", ".join(rung.section.precisions or target.precisions)
-            where = "" if target.runs_here else " (not measured here: this machine cannot run it)"
-            lines.append((f"{rung.role}/{target.name}", f"candidates {tried}{where}"))
-    lines.append(("gate", f"drop <= {recipe.quality.max_accuracy_drop:g} against the float model, on the tuning split"))
-    if recipe.model.task == "classification":
-        lines.append(
-            (
-                "certify",
-                f"{promise.harm} harm <= {', '.join(f'{level:g}' for level in promise.levels)} at delta "
-                f"{promise.delta:g} by {promise.score}; at least {max(needed)} rows",
-            )
-        )
-    lines.append(("pack", f"{recipe.reference} -> {out}"))
-    return lines
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flags:
     """What a command line says instead of a recipe."""
@@ -198,7 +162,7 @@ def _key(recipe: Recipe) -> dict[str, Any]:
     return {
         "recipe": msgspec.to_builtins(plain),
         "sources": ladder.source_fingerprints(recipe),
-        "examples": _examples_fingerprint(recipe),
+        "examples": examples_fingerprint(recipe),
         "toolchains": _toolchains(recipe),
         "machine": fingerprint(),
     }
@@ -215,7 +179,7 @@ def _toolchains(recipe: Recipe) -> dict[str, dict[str, str]]:
     return {name: toolchain.describe(name) for name in sorted(needed)}
 
 
-def _examples_fingerprint(recipe: Recipe) -> str:
+def examples_fingerprint(recipe: Recipe) -> str:
     if recipe.model.task == "generation":
         return generation_pipeline.examples_fingerprint(recipe)
     return datasets.fingerprint(recipe.data, recipe.base)
@@ -231,7 +195,7 @@ def _write(
     smoke_rows: int | None = None,
 ) -> Layout:
     """Everything, from models to an artifact in ``directory``."""
-    _check_passes(recipe)
+    check_passes(recipe)
     how = _generated if recipe.model.task == "generation" else _classified
     drafts, cascades, evaluation = how(recipe, directory, shop, steps, require_certificate, smoke_rows)
     with steps("pack") as doing:
@@ -253,7 +217,7 @@ def _write(
     return layout
 
 
-def _check_passes(recipe: Recipe) -> None:
+def check_passes(recipe: Recipe) -> None:
     """
     Raises:
         ConfigError: options that a pass does not have: better said before the first step than at that pass.
@@ -401,8 +365,3 @@ def _target_evaluation(tested: Tested, item: Shipped, found: Cascade | None, dig
         cascade=None if found is None else found.evaluation,
         not_measured=not_measured,
     )
-
-
-def _source_words(rung: Rung) -> str:
-    how = "a student trained by distillation, " if rung.section.distill else ""
-    return f"{how}{rung.section.model}"

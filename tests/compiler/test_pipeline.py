@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from compiler import evaluation, pipeline, recipe
+from compiler import evaluation, pipeline, plan, recipe
 from compiler.candidates import GateRefused
 from compiler.evaluation import CascadeEvaluation, Evaluation
 from compiler.pipeline import Compiled
@@ -419,7 +419,7 @@ def test_a_destination_with_other_things(workspace: Path) -> None:
 
 def test_a_plan_names_every_step_and_writes_nothing(workspace: Path) -> None:
     before = files_of(workspace)
-    steps = dict(pipeline.plan(recipe.load(workspace / "recipe.toml"), workspace / "deep" / "out"))
+    steps = dict(plan.plan(recipe.load(workspace / "recipe.toml"), workspace / "deep" / "out"))
     target = f"edge/{machine.edge_target()}"
     assert list(steps) == ["edge model", "cloud model", target, "gate", "certify", "pack"]
     assert steps[target] == "candidates int8"
