@@ -9,7 +9,7 @@ from compiler.recipe import CLOUD, Recipe, Rung
 
 
 def plan(recipe: Recipe, out: Path) -> list[tuple[str, str]]:
-    """The steps that :func:`compiler.pipeline.compile_recipe` would take, from the recipe and from what is quickly seen.
+    """The steps that :func:`compiler.pipeline.compile_recipe` would take, in words.
 
     Raises:
         InvalidInput, ConfigError: a model or data that is not there. Conflict: for the destination.
