@@ -42,7 +42,7 @@ docs: $(VENV)/.dev  ## regenerate the reference pages of docs/ from settings, co
 bench: $(VENV)/.dev  ## measure against raw onnxruntime, a bare gRPC echo and a one-file server (about 5 minutes)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-bench-compiler: $(VENV)/.dev  ## measure compiled models against onnxruntime defaults and NNCF (about 40 minutes)
+bench-compiler: $(VENV)/.dev  ## measure compiled models against onnxruntime defaults and NNCF (about 20 minutes)
 	@$(BIN)/python -m benchmarks.compiler $(ARGS)
 
 wheel: $(VENV)/.dev  ## build the wheel into dist/
