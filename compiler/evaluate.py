@@ -25,7 +25,8 @@ from penstock.tensors import Array
 
 LATENCY_BATCHES = (1, 32)
 _LATENCY_BUDGET_S = 0.25
-_LATENCY_MIN_ROUNDS, _LATENCY_MAX_ROUNDS = 5, 200
+_LATENCY_MIN_ROUNDS = {1: 20, 32: 5}  # by batch: candidates are told apart by single rows, so those get more
+_LATENCY_MAX_ROUNDS = 200
 _INTERVAL_DELTA = 0.05
 _MEMORY_TIMEOUT_S = 300.0
 _RELIABILITY_BINS = 10
@@ -101,7 +102,7 @@ def latencies_ms(engines: Mapping[str, Engine], inputs: Mapping[str, Array]) -> 
     figures: dict[str, dict[str, float]] = {name: {} for name in engines}
     for size in LATENCY_BATCHES:
         batch = {name: np.resize(array, (size, *array.shape[1:])) for name, array in inputs.items()}
-        for name, seconds in _interleaved(list(engines.items()), batch).items():
+        for name, seconds in _interleaved(list(engines.items()), batch, _LATENCY_MIN_ROUNDS[size]).items():
             figures[name][str(size)] = 1e3 * float(np.median(seconds))
     return figures
 
@@ -131,13 +132,15 @@ def speed(p50_ms: Mapping[str, float], memory: int) -> Speed:
     return Speed(p50_ms={size: float(f"{value:.4g}") for size, value in p50_ms.items()}, memory_bytes=memory)
 
 
-def _interleaved(engines: Sequence[tuple[str, Engine]], batch: Mapping[str, Array]) -> dict[str, list[float]]:
+def _interleaved(
+    engines: Sequence[tuple[str, Engine]], batch: Mapping[str, Array], least: int
+) -> dict[str, list[float]]:
     for _, engine in engines:
         engine.run(batch)  # the first call of a shape allocates
     seconds: dict[str, list[float]] = {name: [] for name, _ in engines}
     ends_at = time.perf_counter() + _LATENCY_BUDGET_S
     for done in range(_LATENCY_MAX_ROUNDS):
-        if done >= _LATENCY_MIN_ROUNDS and time.perf_counter() > ends_at:
+        if done >= least and time.perf_counter() > ends_at:
             break
         for name, engine in engines:
             began = time.perf_counter()
