@@ -50,11 +50,12 @@ def test_what_is_compiled_and_certified_anew_is_signed(
 
     with np.load(workspace / "data.npz") as data:
         np.savez(workspace / "new.npz", x=data["x_test"], y=data["y_test"])
+        np.savez(workspace / "newer.npz", x=data["x_fit"], y=data["y_fit"])
     unsigned = run("certify", out, "--data", workspace / "new.npz")
     assert "penstock artifact sign" in unsigned.output, unsigned.output
     newest = layout.certificates()[-1][0]
     assert newest not in root.check(layout.artifact(), trust.signatures_of(layout))
-    assert run("certify", out, "--data", workspace / "new.npz", "--key", "release").exit_code == 0
+    assert run("certify", out, "--data", workspace / "newer.npz", "--key", "release").exit_code == 0
     covered = root.check(layout.artifact(), trust.signatures_of(layout))
     assert {digest for digest, _ in layout.certificates()} <= covered
 
