@@ -63,7 +63,7 @@ class Session:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.graph_optimization_level = _LEVELS[level]
         try:
-            self._session = _session(model, options)
+            self._session = opened(model, options)
         except Exception as error:  # onnxruntime's exceptions share no base below Exception
             raise CompileError(f"onnxruntime cannot load the graph: {_reason(error)}") from error
         self.outputs: tuple[str, ...] = tuple(value.name for value in self._session.get_outputs())
@@ -80,7 +80,8 @@ class Session:
             raise CompileError(f"onnxruntime cannot run the graph: {_reason(error)}") from error
 
 
-def _session(model: onnx.ModelProto, options: ort.SessionOptions) -> Any:
+def opened(model: onnx.ModelProto, options: ort.SessionOptions) -> Any:
+    """An onnxruntime session on the CPU, for a model of any size; its exceptions are onnxruntime's."""
     if weight_bytes(model) < _MOST_IN_MEMORY_BYTES:
         return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     with tempfile.TemporaryDirectory(prefix="penstock-session-") as directory:

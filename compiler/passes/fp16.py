@@ -171,7 +171,11 @@ def _converted(source: onnx.ModelProto, options: Options, kept: _Kept) -> onnx.M
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of numbers too small for half precision; the error is measured below
             model = float16.convert_float_to_float16(
-                copy, keep_io_types=True, op_block_list=blocked, node_block_list=list(kept.reasons)
+                copy,
+                keep_io_types=True,
+                disable_shape_infer=True,  # types are known from onnxruntime, for operators of all domains
+                op_block_list=blocked,
+                node_block_list=list(kept.reasons),
             )
     except Exception as error:  # the converter asserts, and raises what protobuf and numpy raise
         raise CompileError(f"fp16: the conversion failed: {type(error).__name__}: {str(error)[:300]}") from error

@@ -1,8 +1,8 @@
 """Every graph pass on onnx's own node cases: transformed with the outputs kept, or refused with an error of ours.
 
-Never a crash, never silently wrong. How many are accepted is pinned: a pass that quietly takes fewer loses coverage, and
-one that takes more should say so here. Passes that need constant weights get the cases with all inputs but the first
-made constants. Each test is one loop over all cases, because thousands of items would take longer than the cases.
+Never a crash, never silently wrong. How many are accepted is pinned: a pass that quietly takes fewer loses coverage,
+and one that takes more should say so here. Passes that need constant weights get the cases with all inputs but the
+first made constants. Each test is one loop over all cases: thousands of items would take longer than the cases.
 """
 
 from __future__ import annotations
