@@ -246,11 +246,13 @@ def _chain(model: onnx.ModelProto, plan: Plan, parts: Sequence[Stage], sizes: _S
 
 
 def _result(chain: Chain, with_layouts: float) -> PassResult:
-    memory = ", ".join(f"{entry.memory_bytes / _MEBIBYTE:.1f}" for entry in chain.stages)
-    crossing = ", ".join(f"{size / 1024:.1f}" for size in chain.crossing_bytes)
+    largest = max(entry.memory_bytes for entry in chain.stages) / _MEBIBYTE
     return PassResult(
         model=DOCUMENT,
-        summary=f"{len(chain.stages)} stages of {memory} MiB; {crossing} KiB cross; bit-equal to the whole",
+        summary=(
+            f"{len(chain.stages)} stages, the largest of {largest:.3g} MiB; {sum(chain.crossing_bytes) / 1024:.3g} KiB "
+            "cross; bit-equal to the whole"
+        ),
         facts={
             "stages": [msgspec.to_builtins(entry) for entry in chain.stages],
             "crossing_bytes": list(chain.crossing_bytes),
