@@ -340,7 +340,7 @@ def _result(
         model=_FILE,
         summary=(
             f"{len(half)} operators in half precision, {len(kept.reasons)} kept in float32 by name; weights "
-            f"{before / 2**20:.1f} MiB to {after / 2**20:.1f}; answers within {error:.1g} of the float32 ones"
+            f"{before / 2**20:.3g} MiB to {after / 2**20:.3g}; answers within {error:.1g} of the float32 ones"
         ),
         facts={
             "half_nodes": len(half),

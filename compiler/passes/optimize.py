@@ -77,7 +77,7 @@ def run(job: PassJob) -> PassResult:
     after = len(model.graph.node)
     return PassResult(
         model=_FILE,
-        summary=f"{before} operators to {after}, answers within {apart.relative:.1g} of the model's own",
+        summary=f"{before} operators to {after}, answers {_closeness(apart.relative)}",
         facts={
             "nodes_before": before,
             "nodes_after": after,
@@ -86,6 +86,10 @@ def run(job: PassJob) -> PassResult:
             "largest_difference": float(f"{apart.relative:.1e}"),
         },
     )
+
+
+def _closeness(relative: float) -> str:
+    return f"within {relative:.1g} of the model's own" if relative else "the same"
 
 
 def _prepared(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -100,8 +100,8 @@ def _by_magnitude(job: PassJob, options: Options, model: onnx.ModelProto) -> Pas
     return PassResult(
         model=_FILE,
         summary=(
-            f"{zeros / total:.1%} of {total} weights are zero ({options.scope}); gzip {before / 2**20:.2f} MiB to "
-            f"{after / 2**20:.2f}"
+            f"{zeros / total:.1%} of {total} weights are zero ({options.scope}); gzip {before / 2**20:.3g} MiB to "
+            f"{after / 2**20:.3g}"
         ),
         facts={
             "method": "magnitude",

@@ -301,7 +301,7 @@ def _result(model: onnx.ModelProto, options: Options, done: _Done, left: Mapping
         model=_FILE,
         summary=(
             f"{count} matrices in {options.bits} bits, {options.method}, blocks of {options.block_size}, {form}: "
-            f"{done.float_bytes / 2**20:.1f} MiB to {done.packed_bytes / 2**20:.1f}"
+            f"{done.float_bytes / 2**20:.3g} MiB to {done.packed_bytes / 2**20:.3g}"
             + (f"; {len(left)} products left in float" if left else "")
         ),
         facts={
