@@ -21,9 +21,9 @@ from benchmarks.load import Sample, Spec
 from benchmarks.models import Model
 from benchmarks.plan import CALLERS, SERVERS, Key
 from benchmarks.servers import Pins, Servers, choose_pins, cpu_s, pinned, running
-from penstock.inference import InferRequest, InferResponse
 from penstock.rest import codec as rest
 from penstock.rpc import codec as rpc
+from penstock.wire.inference import InferRequest, InferResponse
 
 CACHE = Path(__file__).resolve().parent.parent / "out" / "bench"
 

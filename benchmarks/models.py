@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from examples.digits import train
-from penstock import golden
-from penstock.artifact import Role, VariantSpec, preprocessing_digest
-from penstock.blobs import digest_of
-from penstock.certificate import Certificate
-from penstock.golden import Golden
-from penstock.layout import Layout, VariantDraft
-from penstock.tensors import TensorSpec
+from penstock.artifact import golden
+from penstock.artifact.blobs import digest_of
+from penstock.artifact.certificates import Certificate
+from penstock.artifact.golden import Golden
+from penstock.artifact.layout import Layout, VariantDraft
+from penstock.artifact.manifests import Role, VariantSpec, preprocessing_digest
+from penstock.wire.tensors import TensorSpec
 
 Rows = NDArray[np.float32]
 

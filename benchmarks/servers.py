@@ -15,10 +15,11 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.models import Model
-from penstock import Client, oci
+from penstock import Client
+from penstock.artifact.layout import Layout
 from penstock.errors import PenstockError
-from penstock.layout import Layout
-from penstock.oci_client import RegistryClient
+from penstock.registry import transfer
+from penstock.registry.client import RegistryClient
 
 START_TIMEOUT_S = 30.0
 PENSTOCK = (sys.executable, "-m", "penstock")
@@ -85,7 +86,7 @@ class Servers:
         core = self._penstock(arguments, data_dir / "endpoints.json")
         with RegistryClient(f"http://{core.endpoints['http']}") as registry:
             for model in models:
-                oci.push(registry, Layout(model.layout))
+                transfer.push(registry, Layout(model.layout))
         return core
 
     def agent(self, core: Server, models: Sequence[Model]) -> Server:

@@ -30,10 +30,10 @@ from cloud_core.serving.dataplane import DataPlane
 from cloud_core.serving.measures import Measures
 from cloud_core.settings import CoreSettings, check
 from cloud_core.state import Database
-from penstock import trust
-from penstock.blobs import write_atomically
-from penstock.tasks import supervise
-from penstock.telemetry import log
+from penstock.artifact.blobs import write_atomically
+from penstock.process.supervision import supervise
+from penstock.process.telemetry import log
+from penstock.signing import trust
 
 _log = logging.getLogger(__name__)
 _HEARTBEAT_S = 1.0

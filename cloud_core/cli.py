@@ -15,12 +15,12 @@ from typing import Any
 import click
 
 from cloud_core.settings import ENV_PREFIX, CoreSettings, check
-from penstock import config
 from penstock.cli.output import output_option, print_fields, print_json, print_table
 from penstock.errors import InvalidInput, Unavailable
+from penstock.process import config
+from penstock.process.supervision import stop_on_signals
+from penstock.process.telemetry import setup_logging
 from penstock.rest.status import error_from_http
-from penstock.tasks import stop_on_signals
-from penstock.telemetry import setup_logging
 
 _STATUS_TIMEOUT_S = 5.0
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock import confidence
-from penstock.tensors import Array
+from penstock.policy import confidence
+from penstock.wire.tensors import Array
 
 
 def temperature(outputs: Array, classes: NDArray[np.int64], *, kind: confidence.Kind) -> float:

@@ -25,7 +25,7 @@ from compiler.recipe import Recipe, Rung
 from compiler.targets import Precision, Target
 from compiler.workshop import Model, Workshop, engine
 from penstock.errors import CalibrationError, CompileError, MissingExtra
-from penstock.tensors import Array
+from penstock.wire.tensors import Array
 
 CALIBRATORS = ("minmax", "percentile", "entropy")
 MAX_PROBES = 16

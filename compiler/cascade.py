@@ -19,12 +19,12 @@ from compiler.promise import CertificateSection
 from compiler.recipe import CLOUD
 from compiler.variants import Shipped
 from compiler.workshop import Workshop
-from penstock import artifact as art
-from penstock import confidence
-from penstock.certificate import Certificate
+from penstock.artifact import manifests
+from penstock.artifact.certificates import Certificate
+from penstock.artifact.layout import VariantDraft, variant_digest
 from penstock.errors import CalibrationError
-from penstock.layout import VariantDraft, variant_digest
-from penstock.tensors import Array
+from penstock.policy import confidence
+from penstock.wire.tensors import Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +140,7 @@ def of_data(
                 model=parties.model,
                 edge_digest=variant_digest(parties.edge, directory),
                 cloud_digest=variant_digest(parties.cloud, directory),
-                preprocessing_digest=art.preprocessing_digest(parties.preprocessing),
+                preprocessing_digest=manifests.preprocessing_digest(parties.preprocessing),
             ),
             score=choice.score,
             temperature=choice.temperature,

@@ -33,7 +33,7 @@ from compiler.binomial import (
 )
 from compiler.certify_data import CertifyData, check, counts_at, harmful
 from compiler.promise import CertificateSection
-from penstock.certificate import Group, Harm
+from penstock.artifact.certificates import Group, Harm
 from penstock.errors import CalibrationError
 
 __all__ = [

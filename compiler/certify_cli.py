@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from penstock.certificate import Level
+from penstock.artifact.certificates import Level
 from penstock.cli.default_group import DefaultGroup
 from penstock.cli.keys import is_signed, key_option, signing
 from penstock.cli.output import output_option, print_json, print_table, progress

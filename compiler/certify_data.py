@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.certificate import MAX_GROUPS
+from penstock.artifact.certificates import MAX_GROUPS
 from penstock.errors import CalibrationError
 
 Floats = NDArray[np.float64]

@@ -24,9 +24,9 @@ from compiler.calibrate import temperature as fit_temperature
 from compiler.certify import THRESHOLDS
 from compiler.certify_data import CertifyData, check, counts_at, harmful
 from compiler.promise import AUTO, CertificateSection
-from penstock.confidence import SCORES, TOKEN_SCORES, Kind, score, token_score
 from penstock.errors import CalibrationError
-from penstock.tensors import Array
+from penstock.policy.confidence import SCORES, TOKEN_SCORES, Kind, score, token_score
+from penstock.wire.tensors import Array
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.integer]

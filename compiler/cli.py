@@ -199,7 +199,7 @@ Examples:
 def init(model: str, output: Path | None, force: bool) -> None:
     """Write a commented recipe from what can be seen in MODEL."""
     from compiler.init import recipe_for
-    from penstock.blobs import write_atomically
+    from penstock.artifact.blobs import write_atomically
 
     text = recipe_for(model, Path.cwd() if output is None else output.resolve().parent)
     if output is None:

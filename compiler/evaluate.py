@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from compiler.certify import CertifyData, clopper_pearson
 from compiler.evaluation import CascadeFigures, ReliabilityBin, Share, Speed
-from penstock import confidence, tensors
-from penstock.confidence import Kind
 from penstock.errors import CompileError, Internal
+from penstock.policy import confidence
+from penstock.policy.confidence import Kind
 from penstock.runtime import Engine
-from penstock.tensors import Array
+from penstock.wire import tensors
+from penstock.wire.tensors import Array
 
 LATENCY_BATCHES = (1, 32)
 _LATENCY_BUDGET_S = 0.25

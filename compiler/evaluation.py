@@ -8,7 +8,7 @@ import msgspec
 
 from compiler.gate import Drop, Objective
 from compiler.tasks import Task
-from penstock.certificate import Certificate, Harm
+from penstock.artifact.certificates import Certificate, Harm
 
 
 class Share(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

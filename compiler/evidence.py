@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from compiler.certify import Certified, Promised, certify
 from compiler.certify_data import CertifyData, Integers, check
-from penstock import tensors
-from penstock.blobs import digest_of
-from penstock.certificate import MAX_GROUPS, Certificate, Level, RefusedLevel
+from penstock.artifact.blobs import digest_of
+from penstock.artifact.certificates import MAX_GROUPS, Certificate, Level, RefusedLevel
 from penstock.errors import ArtifactError, CalibrationError, InvalidInput
-from penstock.tensors import Array
+from penstock.wire import tensors
+from penstock.wire.tensors import Array
 
 MAX_ROWS = 1_000_000
 MAX_BYTES = 64 * 1024**2
@@ -55,7 +55,7 @@ class Evidence:
 
 
 def encode(data: CertifyData, thresholds: Sequence[float]) -> bytes:
-    """The document (``penstock.tensors.pack``); same examples in the same order, same bytes.
+    """The document (``penstock.wire.tensors.pack``); same examples in the same order, same bytes.
 
     Args:
         data: as it was certified: without labels where harm is disagreement, with groups where each got the promise.

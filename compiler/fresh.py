@@ -16,7 +16,7 @@ import numpy as np
 from compiler.data import DataSection, Dataset, Split, guess, has_splits
 from compiler.data import load as load_data
 from compiler.data.section import SharesSection
-from penstock.artifact import VariantSpec
+from penstock.artifact.manifests import VariantSpec
 from penstock.errors import ConfigError, InvalidInput
 
 _MAX_TOML_BYTES = 1024**2

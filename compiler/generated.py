@@ -21,7 +21,7 @@ from compiler.generation.prompts import PromptSet
 from compiler.recipe import CLOUD, Recipe, Rung
 from compiler.targets import Target
 from compiler.workshop import Model
-from penstock.layout import VariantDraft, variant_digest
+from penstock.artifact.layout import VariantDraft, variant_digest
 
 CLOUD_TARGET = "cpu"
 _METRIC = "agreement"

@@ -31,12 +31,12 @@ from compiler.promise import for_rung
 from compiler.recipe import CLOUD, Recipe, Rung
 from compiler.targets import GENAI_CPU, Target
 from compiler.workshop import Model, Workshop, fingerprint, model_of_source
-from penstock import golden as vectors
-from penstock.artifact import VariantSpec
-from penstock.blobs import digest_of
+from penstock.artifact import golden as vectors
+from penstock.artifact.blobs import digest_of
+from penstock.artifact.layout import VariantDraft
+from penstock.artifact.manifests import VariantSpec
 from penstock.errors import ConfigError
-from penstock.layout import VariantDraft
-from penstock.tensors import TensorSpec
+from penstock.wire.tensors import TensorSpec
 
 SMOKE_PROMPTS = 8
 _OF_PRECISION: Mapping[str, str] = {"int4-weights": "int4", "int8-weights": "int8", "fp16": "fp16", "fp32": "fp32"}

@@ -18,7 +18,7 @@ from compiler.workshop import Model, Workshop, engine
 from penstock import toolchain
 from penstock.errors import CompileError, InvalidInput
 from penstock.runtime import Engine
-from penstock.tensors import TensorSpec
+from penstock.wire.tensors import TensorSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,9 +9,9 @@ import resource
 import sys
 from pathlib import Path
 
-from penstock import tensors
 from penstock.runtime import EngineOptions, load_engine
 from penstock.runtime import onnx as _imported_before_the_first_reading
+from penstock.wire import tensors
 
 _KIB = 1024 if sys.platform != "darwin" else 1
 

@@ -21,16 +21,15 @@ import numpy as np
 from compiler.data import Split
 from compiler.ladder import Ladder
 from compiler.steps import ENTRY_FILE
-from penstock import artifact as art
-from penstock import golden
-from penstock.artifact import Role, VariantSpec
-from penstock.blobs import disk_errors, fsync_directory
-from penstock.certificate import Certificate
+from penstock.artifact import golden, manifests
+from penstock.artifact.blobs import disk_errors, fsync_directory
+from penstock.artifact.certificates import Certificate
+from penstock.artifact.golden import Golden
+from penstock.artifact.layout import Layout, VariantDraft
+from penstock.artifact.manifests import Role, VariantSpec
 from penstock.errors import CompileError, Conflict, PenstockError, StorageError
-from penstock.golden import Golden
-from penstock.layout import Layout, VariantDraft
 from penstock.runtime import Engine
-from penstock.tensors import Array, TensorSpec, numpy_dtype
+from penstock.wire.tensors import Array, TensorSpec, numpy_dtype
 
 REPORT_FILE, EVALUATION_FILE, LOCK_FILE = "report.html", "evaluation.json", "lock.json"
 CLOUD_TARGET = "cpu"
@@ -129,15 +128,15 @@ class Referring:
 
 def evidence(document: bytes) -> Referring:
     """What a certificate can be recomputed from."""
-    return Referring(kind=art.EVIDENCE, content=document, title="evidence.msgpack")
+    return Referring(kind=manifests.EVIDENCE, content=document, title="evidence.msgpack")
 
 
 def documents(*, lock: bytes, evaluation: bytes, report: str) -> tuple[Referring, ...]:
     """What every artifact carries besides certificates."""
     return (
-        Referring(kind=art.LOCK, content=lock, title=LOCK_FILE, copy=LOCK_FILE),
-        Referring(kind=art.EVALUATION, content=evaluation, title=EVALUATION_FILE, copy=EVALUATION_FILE),
-        Referring(kind=art.REPORT, content=report.encode(), title=REPORT_FILE, copy=REPORT_FILE),
+        Referring(kind=manifests.LOCK, content=lock, title=LOCK_FILE, copy=LOCK_FILE),
+        Referring(kind=manifests.EVALUATION, content=evaluation, title=EVALUATION_FILE, copy=EVALUATION_FILE),
+        Referring(kind=manifests.REPORT, content=report.encode(), title=REPORT_FILE, copy=REPORT_FILE),
     )
 
 
@@ -184,7 +183,7 @@ def check_destination(out: Path) -> None:
         return
     foreign = names - _OURS
     try:
-        is_ours = not foreign and any(art.MODEL in entry.annotations for entry in Layout(out).index.manifests)
+        is_ours = not foreign and any(manifests.MODEL in entry.annotations for entry in Layout(out).index.manifests)
     except PenstockError:
         is_ours = False
     if not is_ours:
@@ -258,10 +257,10 @@ def _carry_over(out: Path, ready: Path) -> None:
         return
     known = {entry.digest for entry in new.index.manifests}
     joined = [entry for entry in old.index.manifests if entry.digest not in known]
-    kinds = {art.CERTIFICATE, art.EVIDENCE, art.SIGNATURE}
+    kinds = {manifests.CERTIFICATE, manifests.EVIDENCE, manifests.SIGNATURE}
     kept = [entry for entry in joined if entry.artifact_type in kinds]
     for entry in kept:
-        manifest = art.decode_manifest(old.blobs.read(entry.digest))
+        manifest = manifests.decode_manifest(old.blobs.read(entry.digest))
         for digest in (entry.digest, manifest.config.digest, *(layer.digest for layer in manifest.layers)):
             new.blobs.put_file(old.blobs.path(digest))
     artifact, *referrers = new.index.manifests

@@ -13,12 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from compiler import targets
-from penstock import artifact as art
-from penstock import golden
-from penstock.artifact import Variant
-from penstock.blobs import disk_errors
+from penstock.artifact import golden, manifests
+from penstock.artifact.blobs import disk_errors
+from penstock.artifact.layout import Layout
+from penstock.artifact.manifests import Variant
 from penstock.errors import ArtifactError, CompileError, ConfigError
-from penstock.layout import Layout
 from penstock.runtime import Engine, EngineOptions, load_engine
 
 _MAX_GOLDEN_BYTES = 256 * 1024**2
@@ -55,7 +54,7 @@ def opened(layout: Layout, variant: Variant) -> Iterator[Engine]:
 def _together(layout: Layout, variant: Variant, scratch: Path) -> Path:
     """A model of several files, under the names by which they know each other; onnxruntime follows no link out."""
     for described in (variant.weights, *variant.files):
-        name = described.annotations.get(art.TITLE, "")
+        name = described.annotations.get(manifests.TITLE, "")
         if not name or Path(name).is_absolute() or ".." in Path(name).parts:
             raise ArtifactError(f"variant {variant.digest}: {name!r} is no name for a file of a model")
         target = scratch / name
@@ -65,7 +64,7 @@ def _together(layout: Layout, variant: Variant, scratch: Path) -> Path:
             os.link(source, target)
         except OSError:  # another file system
             shutil.copyfile(source, target)
-    return scratch / variant.weights.annotations[art.TITLE]
+    return scratch / variant.weights.annotations[manifests.TITLE]
 
 
 def _prove(layout: Layout, variant: Variant, engine: Engine) -> None:

@@ -41,9 +41,9 @@ from compiler.sources import SourceSection
 from compiler.steps import StepCache
 from compiler.variants import Shipped, Tested
 from compiler.workshop import Workshop, engine, fingerprint, this_machine
-from penstock import artifact as art
 from penstock import toolchain
-from penstock.layout import Layout, VariantDraft, variant_digest
+from penstock.artifact import manifests
+from penstock.artifact.layout import Layout, VariantDraft, variant_digest
 
 SMOKE_ROWS = 64
 
@@ -112,7 +112,7 @@ def smoke(recipe: Recipe, scratch: Path, *, cache: StepCache, watcher: Watcher) 
     """
     shop, steps = Workshop(cache), Steps(watcher)
     layout = _write(recipe, scratch, shop, steps, require_certificate=False, smoke_rows=SMOKE_ROWS)
-    return evaluations.decode(layout.blobs.read(layout.referrers(art.EVALUATION)[-1].content.digest))
+    return evaluations.decode(layout.blobs.read(layout.referrers(manifests.EVALUATION)[-1].content.digest))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

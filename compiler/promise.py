@@ -10,15 +10,15 @@ import math
 
 import msgspec
 
-from penstock.certificate import MAX_LEVELS, Harm
-from penstock.confidence import SCORES, TOKEN_SCORES
+from penstock.artifact.certificates import MAX_LEVELS, Harm
 from penstock.errors import CalibrationError, ConfigError
+from penstock.policy.confidence import SCORES, TOKEN_SCORES
 
 AUTO = "auto"
 
 
 class CertificateSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The promise to be certified; see ``penstock.certificate.Certificate``. Where the data have groups
+    """The promise to be certified; see ``penstock.artifact.certificates.Certificate``. Where the data have groups
     (``data.group_by``), it is made to each of them.
 
     Attributes:

@@ -21,15 +21,15 @@ from compiler.evidence import Subject
 from compiler.fresh import Examples, Source
 from compiler.packed import opened, runs_here
 from compiler.promise import CertificateSection
-from penstock import artifact as art
-from penstock import confidence
-from penstock.artifact import Artifact, Variant
-from penstock.certificate import Certificate, Harm
-from penstock.config import nearest
+from penstock.artifact import manifests
+from penstock.artifact.certificates import Certificate, Harm
+from penstock.artifact.layout import Layout
+from penstock.artifact.manifests import Artifact, Variant
 from penstock.errors import ArtifactError, CalibrationError, InvalidInput, NotFound, PenstockError
-from penstock.layout import Layout
+from penstock.policy import confidence
+from penstock.process.config import nearest
 from penstock.runtime import Engine
-from penstock.tensors import Array
+from penstock.wire.tensors import Array
 
 CLOUD = "cloud"
 
@@ -155,9 +155,9 @@ def verify(directory: Path) -> list[Checked]:
     layout = Layout(directory)
     artifact = layout.artifact()
     checked = []
-    for referrer in layout.referrers(art.CERTIFICATE):
+    for referrer in layout.referrers(manifests.CERTIFICATE):
         try:
-            certificate = art.load_certificate(referrer.digest, layout.blobs.read)
+            certificate = manifests.load_certificate(referrer.digest, layout.blobs.read)
         except PenstockError as error:
             checked.append(Checked(digest=referrer.digest, edge_digest="", serial=0, problems=(error.message,)))
             continue
@@ -238,7 +238,7 @@ def _certified(task: _Task, asking: _Asking) -> Outcome:
             model=task.artifact.model,
             edge_digest=task.variant.digest,
             cloud_digest=task.artifact.variant(CLOUD).digest,
-            preprocessing_digest=art.preprocessing_digest(spec.preprocessing),
+            preprocessing_digest=manifests.preprocessing_digest(spec.preprocessing),
         ),
         score=scoring.score,
         temperature=scoring.temperature,
@@ -248,7 +248,7 @@ def _certified(task: _Task, asking: _Asking) -> Outcome:
         serial=1 if task.newest is None else task.newest.serial + 1,
     )
     # the evidence first: whoever sees the certificate finds what it names, also when this is cut short in between
-    task.layout.attach(art.EVIDENCE, document, title="evidence.msgpack")
+    task.layout.attach(manifests.EVIDENCE, document, title="evidence.msgpack")
     digest = task.layout.attach_certificate(certificate).digest
     return replace(shown, certificate=certificate, digest=digest)
 
@@ -300,7 +300,7 @@ def _scoring(task: _Task, asking: _Asking) -> _Scoring:
 
 def _problems(layout: Layout, artifact: Artifact, certificate: Certificate) -> Iterator[str]:
     try:
-        art.check_certificate(certificate, artifact)
+        manifests.check_certificate(certificate, artifact)
     except PenstockError as error:
         yield error.message
     if not certificate.evidence_digest:

@@ -27,10 +27,10 @@ from compiler.sources import section as source_section
 from compiler.sources.section import SourceSection
 from compiler.targets import Precision
 from compiler.tasks import Task
-from penstock import artifact as art
-from penstock import config
-from penstock.confidence import Kind
+from penstock.artifact import manifests
 from penstock.errors import ArtifactError, ConfigError
+from penstock.policy.confidence import Kind
+from penstock.process import config
 
 MAX_TARGETS = 16
 _NOT_BY_OPTIONS: Mapping[str, str] = {
@@ -211,8 +211,8 @@ def _name_of(model: str) -> str:
 
 def _checked(parsed: _File, base: Path, where: str) -> Recipe:
     try:
-        art.check_model_name(parsed.model.name)
-        art.check_tag(parsed.model.version)
+        manifests.check_model_name(parsed.model.name)
+        manifests.check_tag(parsed.model.version)
     except ArtifactError as error:
         raise ConfigError(f"{where}: model: {error.message}") from error
     rungs = (Rung(role=EDGE, section=parsed.edge), *(Rung(role=m.name, section=m) for m in parsed.middle))
@@ -250,7 +250,7 @@ def _checked(parsed: _File, base: Path, where: str) -> Recipe:
 def _check_rung(rung: Rung, where: str) -> None:
     section, key = rung.section, f"{where}: {rung.role}"
     try:
-        art.check_model_name(rung.role)
+        manifests.check_model_name(rung.role)
         resolved = [targets.resolve(name).name for name in section.targets]
         for name in section.passes:
             if table.find(name).name in _NOT_BY_OPTIONS:

@@ -49,7 +49,7 @@ def command(model: Path, stages: int, memory_mib: tuple[float, ...], outputs: tu
     from compiler import targets
     from compiler.passes import shard
     from compiler.passes.job import PassJob
-    from penstock.blobs import disk_errors
+    from penstock.artifact.blobs import disk_errors
 
     directories = [value for value in outputs if value not in ("json", "table")]
     if len(directories) != 1:

@@ -18,8 +18,8 @@ from typing import Any
 
 import msgspec
 
-from penstock.artifact import canonical_json
-from penstock.blobs import digest_of, digest_of_file, disk_errors, write_atomically
+from penstock.artifact.blobs import digest_of, digest_of_file, disk_errors, write_atomically
+from penstock.artifact.manifests import canonical_json
 
 ENTRY_FILE = "step.json"
 DEFAULT_MAX_BYTES = 20 * 1024**3

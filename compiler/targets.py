@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from penstock import machine
-from penstock.config import nearest
 from penstock.errors import CompileError, ConfigError
+from penstock.process import machine
+from penstock.process.config import nearest
 
 HOST = "host"
 CUDA, TENSORRT, TENSORRT_RTX, GENAI_CPU, GENAI_CUDA = "cuda", "tensorrt", "tensorrt-rtx", "genai-cpu", "genai-cuda"

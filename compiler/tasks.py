@@ -12,9 +12,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock import confidence
 from penstock.errors import CompileError
-from penstock.tensors import Array, TensorSpec
+from penstock.policy import confidence
+from penstock.wire.tensors import Array, TensorSpec
 
 Task = Literal["classification", "regression", "embedding", "generation"]
 Rows = NDArray[np.bool_]

@@ -16,8 +16,8 @@ from compiler.pack import Packable
 from compiler.progress import Doing, Steps
 from compiler.recipe import CLOUD
 from compiler.workshop import Model, Workshop, engine
-from penstock.layout import VariantDraft
-from penstock.tensors import Array
+from penstock.artifact.layout import VariantDraft
+from penstock.wire.tensors import Array
 
 _DATA_SUFFIX = ".data"
 

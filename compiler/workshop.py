@@ -27,11 +27,12 @@ from compiler.passes.job import PassJob, PassResult
 from compiler.progress import Doing
 from compiler.steps import ENTRY_FILE, Step, StepCache
 from compiler.targets import Target
-from penstock import machine, toolchain
-from penstock.blobs import digest_of
+from penstock import toolchain
+from penstock.artifact.blobs import digest_of
 from penstock.errors import ArtifactError, CompileError
+from penstock.process import machine
 from penstock.runtime import Engine, EngineOptions, load_engine
-from penstock.tensors import Array
+from penstock.wire.tensors import Array
 
 _LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxslim", "onnx-ir", "ml-dtypes", "skl2onnx", "penstock")
 

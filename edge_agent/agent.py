@@ -34,11 +34,12 @@ from edge_agent.status import Parts, status_document
 from edge_agent.store import DataDirLock, Store
 from edge_agent.updater import Updater
 from edge_agent.uplink import Delivery, Device, FleetLink, Heartbeats, Local
-from penstock import machine, trust
-from penstock.blobs import write_atomically
+from penstock.artifact.blobs import write_atomically
 from penstock.errors import StorageError
-from penstock.tasks import stop_on_signals, supervise
-from penstock.telemetry import log, setup_logging
+from penstock.process import machine
+from penstock.process.supervision import stop_on_signals, supervise
+from penstock.process.telemetry import log, setup_logging
+from penstock.signing import trust
 
 _log = logging.getLogger(__name__)
 ENDPOINTS_FILE = "endpoints.json"

@@ -23,9 +23,9 @@ from edge_agent.escalation import Escalator
 from edge_agent.hosting import Hosted
 from edge_agent.lane import CloudAnswer
 from edge_agent.policy.cascade import harm_count, usable_rows
-from penstock import telemetry
 from penstock.errors import PenstockError
-from penstock.tensors import Array
+from penstock.process import telemetry
+from penstock.wire.tensors import Array
 
 GATHER_S = 0.1
 """Nobody waits for an audit: a call for each row would cost the device more than the rows themselves."""

@@ -14,11 +14,11 @@ import grpc
 from edge_agent.hosting import Hosted
 from edge_agent.lane import Lane
 from edge_agent.settings import EscalationSettings
-from penstock.inference import InferRequest, InferResponse
-from penstock.limits import TokenBucket
+from penstock.policy.limits import TokenBucket
 from penstock.rpc import channels, codec
 from penstock.rpc.pb import oip_pb2
 from penstock.rpc.status import error_from_rpc
+from penstock.wire.inference import InferRequest, InferResponse
 
 
 class Escalator:

@@ -19,9 +19,9 @@ import aiohttp
 from edge_agent.policy.slots import Release, Slot
 from edge_agent.settings import FetchSettings
 from edge_agent.store import Store, check_fits, in_thread
-from penstock import artifact as art
-from penstock.artifact import Artifact, Descriptor, Variant
-from penstock.blobs import BlobWriter, digest_of
+from penstock.artifact import manifests
+from penstock.artifact.blobs import BlobWriter, digest_of
+from penstock.artifact.manifests import Artifact, Descriptor, Variant
 from penstock.errors import (
     ArtifactError,
     DigestMismatch,
@@ -31,12 +31,12 @@ from penstock.errors import (
     TooLarge,
     Unavailable,
 )
+from penstock.process.telemetry import log
 from penstock.rest.status import error_from_http
-from penstock.telemetry import log
 
 _log = logging.getLogger(__name__)
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
-_ACCEPT = f"{art.INDEX}, {art.MANIFEST}"
+_ACCEPT = f"{manifests.INDEX}, {manifests.MANIFEST}"
 _MAX_ERROR_BYTES = 64 * 1024
 
 
@@ -81,7 +81,7 @@ class Registry:
         """
         path = f"{model}/referrers/{artifact_digest}"
         try:
-            index = art.decode_index(await self._document(path, params={"artifactType": kind}))
+            index = manifests.decode_index(await self._document(path, params={"artifactType": kind}))
         except NotFound:  # a registry older than OCI 1.1 has no referrers
             return ()
         found = [entry.digest for entry in index.manifests if entry.artifact_type == kind]
@@ -143,7 +143,7 @@ class Fetcher:
         settings: FetchSettings,
         targets: Sequence[str],
         *,
-        rung: art.Role = "edge",
+        rung: manifests.Role = "edge",
         needs_signatures: bool = False,
     ) -> None:
         """
@@ -178,18 +178,18 @@ class Fetcher:
         )
 
     async def _documents(self, model: str, release: Release) -> Artifact:
-        index = art.decode_index(await self._manifest(model, release.artifact_digest))
+        index = manifests.decode_index(await self._manifest(model, release.artifact_digest))
         if len(index.manifests) > self._settings.max_variants:
             raise ArtifactError(
                 f"artifact {release.artifact_digest} has {len(index.manifests)} variants, "
                 f"more than the {self._settings.max_variants} allowed"
             )
         for entry in index.manifests:
-            manifest = art.decode_manifest(await self._manifest(model, entry.digest))
+            manifest = manifests.decode_manifest(await self._manifest(model, entry.digest))
             for layer in manifest.layers:
-                if layer.media_type == art.VARIANT_SPEC:
+                if layer.media_type == manifests.VARIANT_SPEC:
                     await self._small_layer(model, layer)
-        artifact = art.load(release.artifact_digest, self._store.document)
+        artifact = manifests.load(release.artifact_digest, self._store.document)
         if artifact.model != model:
             raise ArtifactError(f"artifact {artifact.digest} is of model {artifact.model!r}, asked for as {model!r}")
         return artifact
@@ -216,10 +216,10 @@ class Fetcher:
         if not self._needs_signatures:
             return ()
         found = []
-        for digest in await self._registry.referrers(model, artifact.digest, art.SIGNATURE):
+        for digest in await self._registry.referrers(model, artifact.digest, manifests.SIGNATURE):
             try:
-                for layer in art.decode_manifest(await self._manifest(model, digest)).layers[:1]:
-                    if layer.media_type == art.SIGNATURE:
+                for layer in manifests.decode_manifest(await self._manifest(model, digest)).layers[:1]:
+                    if layer.media_type == manifests.SIGNATURE:
                         await self._small_layer(model, layer)
             except DigestMismatch:
                 raise
@@ -244,10 +244,10 @@ class Fetcher:
         if not problem:
             return release.certificate_digest, ""
         newest, serial = "", 0
-        for digest in await self._registry.referrers(model, artifact.digest, art.CERTIFICATE):
+        for digest in await self._registry.referrers(model, artifact.digest, manifests.CERTIFICATE):
             is_other = digest != release.certificate_digest
             if is_other and not await self._why_unfit(model, digest, artifact, variant, covered):
-                found = art.load_certificate(digest, self._store.document).serial
+                found = manifests.load_certificate(digest, self._store.document).serial
                 if found >= serial:
                     newest, serial = digest, found
         return newest, "" if newest else problem
@@ -259,11 +259,11 @@ class Fetcher:
         if covered is not None and digest not in covered:
             return f"certificate {digest} was added after the artifact was signed, so it is not used; sign it again"
         try:
-            manifest = art.decode_manifest(await self._manifest(model, digest))
+            manifest = manifests.decode_manifest(await self._manifest(model, digest))
             for layer in manifest.layers[:1]:
-                if layer.media_type == art.CERTIFICATE:
+                if layer.media_type == manifests.CERTIFICATE:
                     await self._small_layer(model, layer)
-            check_fits(art.load_certificate(digest, self._store.document), artifact, variant)
+            check_fits(manifests.load_certificate(digest, self._store.document), artifact, variant)
         except DigestMismatch:
             raise
         except ArtifactError as error:
@@ -322,7 +322,7 @@ def open_session(settings: FetchSettings, *, token: str = "") -> aiohttp.ClientS
     return aiohttp.ClientSession(headers=headers, timeout=timeout, connector=aiohttp.TCPConnector(limit=8))
 
 
-def choose_variant(artifact: Artifact, targets: Sequence[str], rung: art.Role = "edge") -> Variant:
+def choose_variant(artifact: Artifact, targets: Sequence[str], rung: manifests.Role = "edge") -> Variant:
     """The variant of a rung for the first of ``targets`` (best first) that there is one for.
 
     Raises:

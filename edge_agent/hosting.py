@@ -22,14 +22,15 @@ from edge_agent.outcomes import NOTHING, OutcomeCounts, Outcomes, Tally
 from edge_agent.policy import cascade
 from edge_agent.policy.cascade import CascadeMode, Decision
 from edge_agent.runner import Runner
-from penstock import certificate as certificates
-from penstock import confidence, evidence, telemetry
-from penstock.artifact import Variant, preprocessing_digest
-from penstock.certificate import Certificate
+from penstock.artifact import certificates
+from penstock.artifact.certificates import Certificate
+from penstock.artifact.manifests import Variant, preprocessing_digest
 from penstock.errors import ArtifactError, CertificateMismatch, ConfigError, InvalidInput, NotFound, Unavailable
-from penstock.inference import ModelMetadata, Parameter
+from penstock.policy import confidence, sequential
+from penstock.process import telemetry
 from penstock.runtime import Engine, EngineOptions, load_engine
-from penstock.tensors import Array
+from penstock.wire.inference import ModelMetadata, Parameter
+from penstock.wire.tensors import Array
 
 _LOG = logging.getLogger(__name__)
 _MIN_PREFIX = len("sha256:") + 12
@@ -201,7 +202,7 @@ class Hosted:
         certificate = self._certificate
         if certificate is not None and not self._has_crossed:  # crossing is final: the test may stop there
             counts = self.counts
-            self._has_crossed = evidence.crossed(
+            self._has_crossed = sequential.crossed(
                 counts.audit_harm, counts.audited, certificate.audit_max_harm, self._audit_alpha
             )
         decided = cascade.choose_mode(

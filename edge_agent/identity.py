@@ -9,7 +9,7 @@ import re
 import uuid
 from pathlib import Path
 
-from penstock.blobs import disk_errors, write_atomically
+from penstock.artifact.blobs import disk_errors, write_atomically
 from penstock.errors import ConfigError, StorageError
 
 _FILE = "device_id"

@@ -20,8 +20,6 @@ import numpy as np
 from edge_agent.hosting import Hosted
 from edge_agent.policy.egress import RoundTrips
 from edge_agent.settings import EscalationSettings
-from penstock import telemetry
-from penstock.batching import BatchLimits, Queued, plan_batch
 from penstock.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -31,9 +29,11 @@ from penstock.errors import (
     QueueFull,
     Unavailable,
 )
-from penstock.inference import InferRequest, InferResponse, Parameter
-from penstock.retry import CircuitBreaker
-from penstock.tensors import Array, TensorSpec, check_tensor
+from penstock.policy.batching import BatchLimits, Queued, plan_batch
+from penstock.policy.retry import CircuitBreaker
+from penstock.process import telemetry
+from penstock.wire.inference import InferRequest, InferResponse, Parameter
+from penstock.wire.tensors import Array, TensorSpec, check_tensor
 
 CALLS_IN_FLIGHT = 4
 """Per lane. The first rows go at once; while this many calls are under way, rows gather for the next one."""

@@ -24,8 +24,8 @@ from edge_agent.report import Report
 from edge_agent.settings import UpdateSettings
 from edge_agent.store import Store, in_thread
 from penstock.errors import DigestMismatch, Internal, NotFound, PenstockError, SignatureError, StorageError
-from penstock.retry import Backoff
-from penstock.telemetry import log
+from penstock.policy.retry import Backoff
+from penstock.process.telemetry import log
 
 _log = logging.getLogger(__name__)
 _POLL_S = 0.5  # how often failures and rows are looked at during a probation

@@ -22,7 +22,7 @@ from pathlib import Path
 from edge_agent.outcomes import IntervalCounts, OutcomeCounts
 from edge_agent.settings import OutboxSettings
 from penstock.errors import StorageError
-from penstock.telemetry import log
+from penstock.process.telemetry import log
 
 _log = logging.getLogger(__name__)
 _COLUMNS = tuple(field.name for field in fields(IntervalCounts))

@@ -23,8 +23,8 @@ from edge_agent.policy.cascade import CascadeMode, Reason
 from edge_agent.runner import LocalAnswer
 from edge_agent.settings import CascadeSettings, LimitsSettings
 from penstock.errors import DeadlineExceeded, Internal, InvalidInput, PenstockError, Unavailable
-from penstock.inference import InferRequest, InferResponse, Parameter, earliest_timeout_s, priority_of
-from penstock.tensors import Array, check_inputs
+from penstock.wire.inference import InferRequest, InferResponse, Parameter, earliest_timeout_s, priority_of
+from penstock.wire.tensors import Array, check_inputs
 
 EXPLAIN_OUTPUTS = ("penstock_served_by", "penstock_confidence", "penstock_reason")
 

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from penstock import golden, tensors
-from penstock.artifact import VariantSpec
+from penstock.artifact import golden
+from penstock.artifact.manifests import VariantSpec
 from penstock.errors import ArtifactError, InvalidInput
 from penstock.runtime import Engine
-from penstock.tensors import Array, TensorSpec
+from penstock.wire import tensors
+from penstock.wire.tensors import Array, TensorSpec
 
 _FREE_DIM = 1  # size of a free dimension (other than the batch) in a warm-up input
 _WARM_UP_RUNS = 5

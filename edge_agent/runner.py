@@ -16,10 +16,10 @@ import numpy as np
 
 from edge_agent.policy import admission
 from edge_agent.policy.cascade import Decision
-from penstock.batching import BatchLimits, Queued, plan_batch
 from penstock.errors import DeadlineExceeded, Internal, InvalidInput, PenstockError, Unavailable
+from penstock.policy.batching import BatchLimits, Queued, plan_batch
 from penstock.runtime import Engine
-from penstock.tensors import Array
+from penstock.wire.tensors import Array
 
 INLINE_BELOW_S = 0.0003
 """A full batch quicker than this runs on the event loop: handing it to a thread and back costs about as much."""

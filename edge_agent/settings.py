@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct, field
 
-from penstock import config
 from penstock.errors import ConfigError
+from penstock.process import config
 
 ENV_PREFIX = "PENSTOCK_AGENT_"
 _MAX_SOCKET_PATH_BYTES = 107  # sun_path of Linux has 108 bytes, the last of them NUL

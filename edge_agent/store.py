@@ -18,19 +18,21 @@ import msgspec
 
 from edge_agent.hosting import LoadPlan
 from edge_agent.policy.slots import ModelState, Slot
-from penstock import artifact as art
-from penstock import certificate as certificates
-from penstock import unpacked
-from penstock.blobs import MAX_DOCUMENT_BYTES, BlobStore, digest_of, disk_errors, write_atomically
+from penstock.artifact import certificates, manifests, unpacked
+from penstock.artifact.blobs import MAX_DOCUMENT_BYTES, BlobStore, digest_of, disk_errors, write_atomically
 from penstock.errors import ArtifactError, DigestMismatch, NotFound, PenstockError, SignatureError, StorageError
-from penstock.trust import TrustRoot
+from penstock.signing.trust import TrustRoot
 
 P = ParamSpec("P")
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _MAX_STATE_BYTES = 1024 * 1024
 _MAX_GOLDEN_BYTES = 64 * 1024 * 1024
-_HEAVY = (art.MODEL_WEIGHT, art.MODEL_FILE, art.GOLDEN)  # what a device has only of the variant that it runs
+_HEAVY = (
+    manifests.MODEL_WEIGHT,
+    manifests.MODEL_FILE,
+    manifests.GOLDEN,
+)  # what a device has only of the variant that it runs
 
 
 class DataDirLock:
@@ -75,7 +77,7 @@ class Store:
         data_dir: Path,
         *,
         max_document_bytes: int = MAX_DOCUMENT_BYTES,
-        rung: art.Role = "edge",
+        rung: manifests.Role = "edge",
         trust: TrustRoot | None = None,
     ) -> None:
         """
@@ -120,11 +122,11 @@ class Store:
         Raises:
             StorageError: the disk is full or not writable; the old state stands.
         """
-        path = self._models / f"{art.check_model_name(state.model)}.json"
+        path = self._models / f"{manifests.check_model_name(state.model)}.json"
         write_atomically(path, msgspec.json.format(msgspec.json.encode(state), indent=1))
 
     def document(self, digest: str) -> bytes:
-        """A small blob, verified; for ``penstock.artifact.load``."""
+        """A small blob, verified; for ``penstock.artifact.manifests.load``."""
         return self.blobs.read(digest, limit_bytes=self._max_document_bytes)
 
     def load_plan(self, model: str, slot: Slot) -> LoadPlan:
@@ -134,7 +136,7 @@ class Store:
             NotFound, DigestMismatch: a blob is gone or was changed, or the slot is of another rung.
             ArtifactError: malformed, or no such variant. SignatureError: nobody whom this device trusts signed it.
         """
-        artifact = art.load(slot.release.artifact_digest, self.document)
+        artifact = manifests.load(slot.release.artifact_digest, self.document)
         variant = next((v for v in artifact.variants if v.digest == slot.variant_digest), None)
         if artifact.model != model or variant is None:
             raise ArtifactError(f"artifact {artifact.digest} of {artifact.model!r} is not what slot {slot} describes")
@@ -145,7 +147,7 @@ class Store:
         if slot.certificate_digest:
             if covered is not None and slot.certificate_digest not in covered:
                 raise SignatureError(f"certificate {slot.certificate_digest} is not among what was signed")
-            certificate = art.load_certificate(slot.certificate_digest, self.document)
+            certificate = manifests.load_certificate(slot.certificate_digest, self.document)
             check_fits(certificate, artifact, variant)
         return LoadPlan(
             model=model,
@@ -159,7 +161,7 @@ class Store:
             cloud_digest=cloud_digest(artifact),
         )
 
-    def check_signed(self, artifact: art.Artifact, signature_digests: Iterable[str]) -> frozenset[str] | None:
+    def check_signed(self, artifact: manifests.Artifact, signature_digests: Iterable[str]) -> frozenset[str] | None:
         """Manifest digests of the referrers that are vouched for; None where this device has no trust root.
 
         Raises:
@@ -171,8 +173,8 @@ class Store:
         documents = [
             self.document(layer.digest)
             for digest in signature_digests
-            for layer in art.decode_manifest(self.document(digest)).layers
-            if layer.media_type == art.SIGNATURE
+            for layer in manifests.decode_manifest(self.document(digest)).layers
+            if layer.media_type == manifests.SIGNATURE
         ]
         return self._trust.check(artifact, documents)
 
@@ -226,7 +228,7 @@ class Store:
         """Digests of an artifact as far as its documents are here; weights of one variant where ``only`` names it."""
         found = {digest}
         try:
-            entries = art.decode_index(self.document(digest)).manifests
+            entries = manifests.decode_index(self.document(digest)).manifests
         except PenstockError:
             return found
         for entry in entries:
@@ -239,9 +241,9 @@ class Store:
     def _of_referrer(self, digest: str) -> set[str]:
         return {digest, *(layer.digest for layer in self._layers(digest))} if digest else set()
 
-    def _layers(self, manifest_digest: str) -> list[art.Descriptor]:
+    def _layers(self, manifest_digest: str) -> list[manifests.Descriptor]:
         try:
-            return art.decode_manifest(self.document(manifest_digest)).layers
+            return manifests.decode_manifest(self.document(manifest_digest)).layers
         except PenstockError:
             return []
 
@@ -258,12 +260,12 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
         raise
 
 
-def cloud_digest(artifact: art.Artifact) -> str:
+def cloud_digest(artifact: manifests.Artifact) -> str:
     """Manifest digest of the cloud variant, "" when the artifact has none."""
     return next((variant.digest for variant in artifact.variants if variant.spec.role == "cloud"), "")
 
 
-def check_fits(certificate: certificates.Certificate, artifact: art.Artifact, variant: art.Variant) -> None:
+def check_fits(certificate: certificates.Certificate, artifact: manifests.Artifact, variant: manifests.Variant) -> None:
     """Invariant 5, for exactly the variant that this device runs.
 
     Raises:
@@ -273,7 +275,7 @@ def check_fits(certificate: certificates.Certificate, artifact: art.Artifact, va
         certificate,
         edge_digest=variant.digest,
         cloud_digest=cloud_digest(artifact),
-        preprocessing_digest=art.preprocessing_digest(variant.spec.preprocessing),
+        preprocessing_digest=manifests.preprocessing_digest(variant.spec.preprocessing),
     )
 
 

@@ -13,7 +13,7 @@ from edge_agent.model_updater import ModelUpdater, Tools
 from edge_agent.policy.slots import ModelState, Release
 from edge_agent.report import Report
 from penstock.errors import ArtifactError
-from penstock.telemetry import log
+from penstock.process.telemetry import log
 
 _log = logging.getLogger(__name__)
 

@@ -21,14 +21,14 @@ from edge_agent.policy.slots import Release
 from edge_agent.report import Report
 from edge_agent.settings import HeartbeatSettings, OutboxSettings
 from edge_agent.store import in_thread
-from penstock.artifact import check_model_name
-from penstock.blobs import check_digest
+from penstock.artifact.blobs import check_digest
+from penstock.artifact.manifests import check_model_name
 from penstock.errors import ArtifactError, PenstockError, StorageError, Unavailable
-from penstock.retry import Backoff
+from penstock.policy.retry import Backoff
+from penstock.process.telemetry import log
 from penstock.rpc import channels
 from penstock.rpc.pb import fleet_pb2, fleet_pb2_grpc
 from penstock.rpc.status import error_from_rpc
-from penstock.telemetry import log
 
 _log = logging.getLogger(__name__)
 _JITTER = 0.1  # heartbeats of a fleet that was switched on at once drift apart

@@ -22,7 +22,7 @@ from compiler.passes.job import PassJob
 from penstock import toolchain
 from penstock.errors import CompileError
 from penstock.runtime import EngineOptions, load_engine
-from penstock.toolchain import gpu, places
+from penstock.toolchain import gpu, locations
 from penstock.toolchain.doctor import diagnose
 from penstock.toolchain.table import find
 from tests.compiler.passes.engine_models import WORDS, cnn, encoder
@@ -40,7 +40,7 @@ TOLERANCE = {"fp32": 0.01, "fp16": 0.02, "int8": 0.05}
 def needs(name: str) -> None:
     if (reason := gpu.driver_problem()) is not None:
         pytest.skip(reason)
-    if places.look(find(name)).python is None:
+    if locations.look(find(name)).python is None:
         pytest.skip(f"toolchain {name} is not installed: penstock toolchain install {name}")
 
 

@@ -8,19 +8,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from penstock.aio import AsyncClient
-    from penstock.call import InferResult
-    from penstock.client import Client
     from penstock.errors import PenstockError
+    from penstock.sdk.aio import AsyncClient
+    from penstock.sdk.call import InferResult
+    from penstock.sdk.client import Client
 
     __version__: str
 
 __all__ = ["AsyncClient", "Client", "InferResult", "PenstockError", "__version__"]
 
 _HOMES = {
-    "AsyncClient": "penstock.aio",
-    "Client": "penstock.client",
-    "InferResult": "penstock.call",
+    "AsyncClient": "penstock.sdk.aio",
+    "Client": "penstock.sdk.client",
+    "InferResult": "penstock.sdk.call",
     "PenstockError": "penstock.errors",
 }
 

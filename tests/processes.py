@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from examples.digits.processes import Daemon, penstock, wait_for
-from penstock import oci
-from penstock.layout import Layout
-from penstock.oci_client import RegistryClient
+from penstock.artifact.layout import Layout
+from penstock.registry import transfer
+from penstock.registry.client import RegistryClient
 
 AGENT_CONFIG = """
 [heartbeat]
@@ -117,7 +117,7 @@ class CoreProcess:
     def push(self, layout: Path) -> None:
         """What ``penstock artifact push`` does; returns when the core serves it."""
         with RegistryClient(self.http_url) as registry:
-            moved = oci.push(registry, Layout(layout))
+            moved = transfer.push(registry, Layout(layout))
         path = f"{self.http_url}/v2/models/{moved.model}/versions/{moved.tag}/ready"
         wait_for(f"{moved.model}:{moved.tag} ready in the core", lambda: _answers_200(path))
 

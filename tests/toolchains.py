@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from penstock.errors import MissingToolchain
-from penstock.toolchain import places
+from penstock.toolchain import locations
 from penstock.toolchain.install import install
 from penstock.toolchain.table import find
 
@@ -22,7 +22,7 @@ def toolchain() -> Callable[[str], str]:
     """
 
     def installed(name: str) -> str:
-        if places.look(find(name)).python is None:
+        if locations.look(find(name)).python is None:
             try:
                 install(name)
             except MissingToolchain as error:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.tasks import Task, nearest, pooled, ranking_kept
-from penstock.tensors import Array
+from penstock.wire.tensors import Array
 
 USES = ("fit", "tune", "certify", "test")
 LABELS = "y"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from benchmarks.compiler.case import Case, good, kept
 from compiler.gate import Drop, paired_drop
 from penstock.runtime import Engine, EngineOptions, load_engine
-from penstock.tensors import Array
+from penstock.wire.tensors import Array
 
 BATCHES = (1, 32)
 _ANSWER_BATCH = 32

@@ -21,8 +21,8 @@ from compiler import pipeline
 from compiler import recipe as recipes
 from compiler.progress import Lines
 from compiler.steps import StepCache
-from penstock.layout import Layout
-from penstock.tensors import Array
+from penstock.artifact.layout import Layout
+from penstock.wire.tensors import Array
 
 NNCF = ("nncf==3.4.0", "onnx==1.23.2", "onnxruntime==1.32.0")
 """The newest NNCF, and the onnx and onnxruntime that penstock is measured with."""

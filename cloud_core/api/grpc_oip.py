@@ -17,10 +17,10 @@ from google.protobuf.message import DecodeError, Message
 
 from cloud_core.serving.dataplane import EXTENSIONS, SERVER_NAME, DataPlane
 from penstock.errors import Internal, InvalidInput, PenstockError
+from penstock.process.telemetry import log, parse_traceparent, request_id
 from penstock.rpc import codec
 from penstock.rpc.pb import oip_pb2 as pb
 from penstock.rpc.status import grpc_status, trailing_metadata
-from penstock.telemetry import log, parse_traceparent, request_id
 
 _log = logging.getLogger(__name__)
 SERVICE = "inference.GRPCInferenceService"

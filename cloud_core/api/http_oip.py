@@ -24,9 +24,10 @@ from cloud_core.policy.admission import Action
 from cloud_core.serving.dataplane import EXTENSIONS, SERVER_NAME, DataPlane, Ticket
 from cloud_core.settings import HttpSettings
 from penstock.errors import DeadlineExceeded, Internal, InvalidInput, NotFound, PenstockError, TooLarge, Unavailable
-from penstock.rest import codec, express
+from penstock.http import express
+from penstock.process.telemetry import log, parse_traceparent, request_id
+from penstock.rest import codec
 from penstock.rest.status import headers_of, http_status
-from penstock.telemetry import log, parse_traceparent, request_id
 
 _log = logging.getLogger(__name__)
 

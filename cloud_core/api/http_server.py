@@ -15,7 +15,7 @@ from aiohttp import web
 from cloud_core.api.http_oip import HttpApi, InferHead
 from cloud_core.settings import HttpSettings
 from penstock.errors import ConfigError
-from penstock.rest.express import Express
+from penstock.http.express import Express
 
 _BACKLOG = 1024
 _EXPRESS_BODY_BYTES = 256 * 1024  # larger bodies are read by aiohttp, after admission and with back-pressure

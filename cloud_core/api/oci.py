@@ -24,7 +24,7 @@ from cloud_core.registry.refusal import Refused
 from cloud_core.registry.registry import Registry
 from cloud_core.registry.uploads import Upload
 from cloud_core.state import to_its_end
-from penstock import artifact as art
+from penstock.artifact import manifests
 from penstock.errors import DigestMismatch, NotFound, StorageError
 
 _CHUNK_BYTES = 1024 * 1024
@@ -123,9 +123,9 @@ class OciApi:
     async def _referrers(self, request: web.BaseRequest, name: str, digest: str) -> web.Response:
         kind = request.query.get("artifactType", "")
         found = self._registry.referrers(name, digest, kind)
-        index = art.Index(schema_version=2, media_type=art.INDEX, manifests=found)
+        index = manifests.Index(schema_version=2, media_type=manifests.INDEX, manifests=found)
         headers = {"OCI-Filters-Applied": "artifactType"} if kind else {}
-        return web.Response(body=msgspec.json.encode(index), content_type=art.INDEX, headers=headers)
+        return web.Response(body=msgspec.json.encode(index), content_type=manifests.INDEX, headers=headers)
 
     async def _get_blob(self, request: web.BaseRequest, name: str, digest: str) -> web.StreamResponse:
         check_reference_digest(digest)

@@ -19,8 +19,8 @@ from cloud_core.policy.rollout import Rollout
 from cloud_core.registry.registry import Registry
 from cloud_core.state import Database, Transaction, catalog, uncancelled
 from cloud_core.state import fleet as rows
-from penstock.artifact import canonical_json
-from penstock.blobs import digest_of
+from penstock.artifact.blobs import digest_of
+from penstock.artifact.manifests import canonical_json
 from penstock.errors import NotFound
 
 

@@ -17,7 +17,7 @@ import msgspec
 from cloud_core.policy.gates import Phase
 from cloud_core.state import fleet as rows
 from penstock.errors import InvalidInput, QueueFull
-from penstock.machine import runnable_targets
+from penstock.process.machine import runnable_targets
 
 Mode = Literal["unknown", "cascade", "escalate_all", "cloud_only"]
 

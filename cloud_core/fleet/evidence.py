@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from penstock.blobs import check_digest
+from penstock.artifact.blobs import check_digest
 from penstock.errors import ArtifactError
 
 MAX_COUNT = 2**40

@@ -13,7 +13,7 @@ from enum import Enum, auto
 from typing import Literal
 
 from penstock.errors import DeadlineExceeded, InvalidInput, PermissionDenied, QuotaExceeded, Unauthenticated
-from penstock.limits import BucketState, TokenBucket
+from penstock.policy.limits import BucketState, TokenBucket
 
 ANONYMOUS = ""
 _SMOOTHING = 0.1  # weight of the newest measurement

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from penstock.errors import InvalidInput
-from penstock.evidence import e_value_above
+from penstock.policy.sequential import e_value_above
 
 Phase = Literal["idle", "fetching", "proving", "probation", "committed", "reverted", "failed"]
 Verdict = Literal["pass", "fail", "hold"]

@@ -15,14 +15,14 @@ import msgspec
 from cloud_core.registry import refusal
 from cloud_core.registry.refusal import Refused
 from cloud_core.state.catalog import ManifestRow
-from penstock import artifact as art
-from penstock.artifact import Descriptor, Index, Manifest
-from penstock.blobs import BlobStore, check_digest
+from penstock.artifact import manifests
+from penstock.artifact.blobs import BlobStore, check_digest
+from penstock.artifact.manifests import Descriptor, Index, Manifest
 from penstock.errors import ArtifactError, InvalidInput, PenstockError, TooLarge
-from penstock.tensors import unpack
+from penstock.wire.tensors import unpack
 
-INDEX_TYPES = frozenset({art.INDEX, "application/vnd.docker.distribution.manifest.list.v2+json"})
-MANIFEST_TYPES = frozenset({art.MANIFEST, "application/vnd.docker.distribution.manifest.v2+json"})
+INDEX_TYPES = frozenset({manifests.INDEX, "application/vnd.docker.distribution.manifest.list.v2+json"})
+MANIFEST_TYPES = frozenset({manifests.MANIFEST, "application/vnd.docker.distribution.manifest.v2+json"})
 RESERVED = frozenset({"models", "health", "repository"})
 """First path segments that the Open Inference Protocol owns under ``/v2``."""
 
@@ -79,7 +79,7 @@ def tag_of(reference: str, digest: str) -> str | None:
     """
     if ":" not in reference:
         try:
-            return art.check_tag(reference)
+            return manifests.check_tag(reference)
         except PenstockError as error:
             raise Refused(refusal.MANIFEST_INVALID, error.message) from error
     if check_reference_digest(reference) != digest:
@@ -129,7 +129,7 @@ def examine(
         is_ours = isinstance(document, Index) and is_artifact_index(document)
         if is_ours:
             _check_artifact(data, digest, repository, store)
-        if isinstance(document, Manifest) and document.artifact_type == art.CERTIFICATE and document.subject:
+        if isinstance(document, Manifest) and document.artifact_type == manifests.CERTIFICATE and document.subject:
             _check_certificate(data, digest, document.subject.digest, store)
     except (ArtifactError, InvalidInput, TooLarge) as error:
         raise Refused(refusal.MANIFEST_INVALID, error.message, detail=digest) from error
@@ -161,15 +161,15 @@ def children_in(data: bytes, media_type: str) -> list[str]:
 
 def is_artifact_index(index: Index) -> bool:
     """Whether an index claims to hold variants of a model of ours."""
-    return art.MODEL in index.annotations or any(art.ROLE in entry.annotations for entry in index.manifests)
+    return manifests.MODEL in index.annotations or any(manifests.ROLE in entry.annotations for entry in index.manifests)
 
 
 def _decoded(data: bytes, media_type: str) -> Index | Manifest:
     document: Index | Manifest
     if media_type in INDEX_TYPES:
-        document = art.decode_index(data)
+        document = manifests.decode_index(data)
     elif media_type in MANIFEST_TYPES:
-        document = art.decode_manifest(data)
+        document = manifests.decode_manifest(data)
     else:
         known = ", ".join(sorted(INDEX_TYPES | MANIFEST_TYPES))
         raise ArtifactError(f"Content-Type {media_type[:100]!r} is not a manifest; expected one of {known}")
@@ -197,22 +197,22 @@ def _check_complete(document: Index | Manifest, store: BlobStore, has_manifest: 
 
 
 def _check_artifact(data: bytes, digest: str, repository: str, store: BlobStore) -> None:
-    parsed = art.load(digest, lambda wanted: data if wanted == digest else store.read(wanted))
+    parsed = manifests.load(digest, lambda wanted: data if wanted == digest else store.read(wanted))
     if parsed.model != repository:
         raise ArtifactError(
             f"this is an artifact of model {parsed.model!r}; push it to repository {parsed.model!r}, not {repository!r}"
         )
     for variant in parsed.variants:
         if variant.golden is not None:
-            unpack(art.read_described(variant.golden, store.read))
+            unpack(manifests.read_described(variant.golden, store.read))
 
 
 def _check_certificate(data: bytes, digest: str, subject: str, store: BlobStore) -> None:
-    certificate = art.load_certificate(digest, lambda wanted: data if wanted == digest else store.read(wanted))
+    certificate = manifests.load_certificate(digest, lambda wanted: data if wanted == digest else store.read(wanted))
     if not store.has(subject):
         return  # OCI lets a referrer arrive before its subject; whoever uses it checks again
     try:
-        parsed = art.load(subject, store.read)
+        parsed = manifests.load(subject, store.read)
     except PenstockError as error:
         raise ArtifactError(f"the certificate's subject is not an artifact: {error.message}") from error
-    art.check_certificate(certificate, parsed)
+    manifests.check_certificate(certificate, parsed)

@@ -19,13 +19,12 @@ from cloud_core.registry.settings import RegistrySettings
 from cloud_core.registry.uploads import Uploads
 from cloud_core.state import Database, Transaction, catalog, to_its_end, uncancelled
 from cloud_core.state.catalog import ManifestRow, Snapshot
-from penstock import artifact as art
-from penstock import unpacked
-from penstock.artifact import Artifact, Descriptor, Variant
-from penstock.blobs import BlobStore, digest_of
-from penstock.certificate import Certificate
+from penstock.artifact import manifests, unpacked
+from penstock.artifact.blobs import BlobStore, digest_of
+from penstock.artifact.certificates import Certificate
+from penstock.artifact.manifests import Artifact, Descriptor, Variant
 from penstock.errors import NotFound, PenstockError
-from penstock.trust import TrustRoot
+from penstock.signing.trust import TrustRoot
 
 _PREFIX = re.compile(r"(?:sha256:)?([0-9a-f]{12,64})")
 _MAX_CACHED = 256
@@ -129,7 +128,7 @@ class Registry:
         """
         found = self._artifacts.get(digest)
         if found is None:
-            found = art.load(digest, self.store.read)
+            found = manifests.load(digest, self.store.read)
             if len(self._artifacts) >= _MAX_CACHED:
                 self._artifacts.clear()
             self._artifacts[digest] = found

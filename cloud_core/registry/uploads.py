@@ -17,7 +17,7 @@ from pathlib import Path
 from cloud_core.registry import refusal
 from cloud_core.registry.refusal import Refused
 from cloud_core.registry.settings import RegistrySettings
-from penstock.blobs import BlobStore, disk_errors, fsync_directory
+from penstock.artifact.blobs import BlobStore, disk_errors, fsync_directory
 
 _ID = re.compile(r"[0-9a-f]{32}")
 _CHUNK_BYTES = 1024 * 1024

@@ -1,6 +1,7 @@
 """What refers to an artifact and may be believed: its signatures, and the certificates that they cover.
 
-Reads what is stored; which keys are trusted is ``penstock.trust``'s, which referrers there are is the registry's.
+Reads what is stored; which keys are trusted is ``penstock.signing.trust``'s, which referrers there are is the
+registry's.
 """
 
 from __future__ import annotations
@@ -8,22 +9,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cloud_core.state.catalog import ManifestRow
-from penstock import artifact as art
-from penstock.artifact import Artifact
-from penstock.blobs import BlobStore
-from penstock.certificate import Certificate
+from penstock.artifact import manifests
+from penstock.artifact.blobs import BlobStore
+from penstock.artifact.certificates import Certificate
+from penstock.artifact.manifests import Artifact
 from penstock.errors import PenstockError
-from penstock.trust import MAX_SIGNATURES
+from penstock.signing.trust import MAX_SIGNATURES
 
 
 def signatures(referring: Sequence[ManifestRow], store: BlobStore) -> list[bytes]:
     """Signature documents among referrers, oldest first; damaged ones are left out: they vouch for nothing."""
-    rows = [row for row in referring if row.artifact_type == art.SIGNATURE]
+    rows = [row for row in referring if row.artifact_type == manifests.SIGNATURE]
     found: list[bytes] = []
     for row in rows[-MAX_SIGNATURES:]:
         try:
-            layers = art.decode_manifest(store.read(row.digest)).layers[:1]
-            found += [art.read_described(layer, store.read) for layer in layers]
+            layers = manifests.decode_manifest(store.read(row.digest)).layers[:1]
+            found += [manifests.read_described(layer, store.read) for layer in layers]
         except PenstockError:
             continue
     return found
@@ -39,11 +40,11 @@ def certificates(
     """
     newest: dict[str, tuple[str, Certificate]] = {}
     for row in reversed(referring):
-        if row.artifact_type != art.CERTIFICATE or (covered is not None and row.digest not in covered):
+        if row.artifact_type != manifests.CERTIFICATE or (covered is not None and row.digest not in covered):
             continue
         try:
-            certificate = art.load_certificate(row.digest, store.read)
-            art.check_certificate(certificate, artifact)
+            certificate = manifests.load_certificate(row.digest, store.read)
+            manifests.check_certificate(certificate, artifact)
         except PenstockError:
             continue  # issued for other digests, and pushed before its subject was here to say so
         known = newest.get(certificate.edge_digest)

@@ -1,7 +1,7 @@
 """The queue before one replica, and the one task that owns it.
 
 Bounded; batches form while the replica is busy; what is too late is refused and never run; what its caller gave up is
-taken out. Which chunks run together is ``penstock.batching``'s decision, whether a deadline can be met
+taken out. Which chunks run together is ``penstock.policy.batching``'s decision, whether a deadline can be met
 ``policy.admission``'s.
 """
 
@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from cloud_core.policy.admission import Backlog, check_deadline, expected_answer_at
 from cloud_core.serving.measures import BatchMeasures
 from cloud_core.serving.replica import Chunk, Outcome, Replica
-from penstock.batching import BatchLimits, Queued, overdue, plan_batch
 from penstock.errors import DeadlineExceeded, Internal, PenstockError, QueueFull, Unavailable
-from penstock.telemetry import log
-from penstock.tensors import Array
+from penstock.policy.batching import BatchLimits, Queued, overdue, plan_batch
+from penstock.process.telemetry import log
+from penstock.wire.tensors import Array
 
 _log = logging.getLogger(__name__)
 

@@ -21,11 +21,11 @@ from cloud_core.serving.measures import Measures
 from cloud_core.serving.replica import Replica, load_replica
 from cloud_core.serving.router import Router, Served
 from cloud_core.settings import ServingSettings
-from penstock.artifact import Variant
-from penstock.batching import BatchLimits
+from penstock.artifact.manifests import Variant
 from penstock.errors import ArtifactError, Internal, NotFound, PenstockError, Unavailable
-from penstock.retry import Backoff
-from penstock.telemetry import log
+from penstock.policy.batching import BatchLimits
+from penstock.policy.retry import Backoff
+from penstock.process.telemetry import log
 
 _log = logging.getLogger(__name__)
 _BACKOFF = Backoff(base_s=2.0, factor=4.0, max_s=300.0)

@@ -19,8 +19,8 @@ from cloud_core.serving.replica import Chunk
 from cloud_core.serving.router import Route, Served
 from cloud_core.settings import ServingSettings, TenantSettings
 from penstock.errors import InvalidInput, PenstockError, QueueFull, Unavailable
-from penstock.inference import InferRequest, InferResponse, ModelMetadata, earliest_timeout_s, priority_of
-from penstock.limits import TokenBucket
+from penstock.policy.limits import TokenBucket
+from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata, earliest_timeout_s, priority_of
 
 SERVER_NAME = "penstock"
 EXTENSIONS = ("binary_tensor_data", "parameters", "schedule_policy")

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from cloud_core.policy.admission import ServiceTime, fitted
-from penstock.artifact import VariantSpec
-from penstock.blobs import digest_of_file
+from penstock.artifact.blobs import digest_of_file
+from penstock.artifact.manifests import VariantSpec
 from penstock.errors import ArtifactError, DigestMismatch, Internal, PenstockError
+from penstock.process.telemetry import log
 from penstock.runtime import Engine, EngineOptions, load_engine
-from penstock.telemetry import log
-from penstock.tensors import Array, TensorSpec, numpy_dtype
+from penstock.wire.tensors import Array, TensorSpec, numpy_dtype
 
 _log = logging.getLogger(__name__)
 _WARM_UP_RUNS = 5

@@ -17,10 +17,10 @@ from cloud_core.policy.routing import least_loaded
 from cloud_core.registry.registry import ModelVersion, Registry
 from cloud_core.serving.batcher import Batcher
 from cloud_core.serving.measures import Measures, RouteMeasures
-from penstock.artifact import Variant
+from penstock.artifact.manifests import Variant
 from penstock.errors import InvalidInput, Unavailable
-from penstock.inference import Parameter
-from penstock.tensors import Array, TensorSpec, check_inputs, numpy_dtype
+from penstock.wire.inference import Parameter
+from penstock.wire.tensors import Array, TensorSpec, check_inputs, numpy_dtype
 
 _MAX_ROUTES = 4096
 
@@ -52,7 +52,7 @@ class Served:
         return batchers[least_loaded([batcher.outstanding_rows for batcher in batchers])]
 
     def check_inputs(self, inputs: Mapping[str, Array]) -> int:
-        """The rows of a request whose inputs fit; see :func:`penstock.tensors.check_inputs`.
+        """The rows of a request whose inputs fit; see :func:`penstock.wire.tensors.check_inputs`.
 
         Raises:
             InvalidInput: which input is wrong, and what was expected.

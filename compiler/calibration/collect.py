@@ -18,7 +18,7 @@ from compiler.calibration.observers import Extremes, Histogram, Magnitudes
 from compiler.calibration.ranges import Calibrator, Range
 from compiler.graph import probe
 from penstock.errors import CalibrationError
-from penstock.tensors import Array
+from penstock.wire.tensors import Array
 
 Batches = Callable[[], Iterator[dict[str, Array]]]
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.errors import CalibrationError
-from penstock.tensors import Array
+from penstock.wire.tensors import Array
 
 _BLOCK = 1 << 20
 """Values looked at together, which bounds the memory of temporary arrays."""

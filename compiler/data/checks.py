@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock import tensors
-from penstock.config import nearest
 from penstock.errors import InvalidInput
-from penstock.tensors import Array, TensorSpec
+from penstock.process.config import nearest
+from penstock.wire import tensors
+from penstock.wire.tensors import Array, TensorSpec
 
 _SHOWN = 60  # characters of a value in a message
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from compiler.data.section import LimitsSection
 from penstock.errors import InvalidInput
-from penstock.tensors import Array
+from penstock.wire.tensors import Array
 
 Use = Literal["float", "integer", "flag", "text", "label"]
 """What a column is read as; a label is a whole number, a number, or a word, whichever fits all of its cells."""

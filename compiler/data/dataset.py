@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock import tensors
-from penstock.blobs import digest_of
-from penstock.tensors import Array
+from penstock.artifact.blobs import digest_of
+from penstock.wire import tensors
+from penstock.wire.tensors import Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,11 +12,11 @@ import msgspec
 from compiler.data import iterator, table, text
 from compiler.data.part import Request, silent
 from compiler.data.section import DataSection, ImagesSection, kind_of
-from penstock import tensors
-from penstock.artifact import canonical_json
-from penstock.blobs import digest_of, digest_of_file
+from penstock.artifact.blobs import digest_of, digest_of_file
+from penstock.artifact.manifests import canonical_json
 from penstock.errors import InvalidInput
-from penstock.tensors import Array, TensorSpec
+from penstock.wire import tensors
+from penstock.wire.tensors import Array, TensorSpec
 
 
 def fingerprint(section: DataSection, base: Path) -> str:

@@ -17,7 +17,7 @@ from compiler.data import iterator, npz, table, text
 from compiler.data.part import Request, silent
 from compiler.data.section import DataSection, ImagesSection, SplitsSection, TokenizerSection, kind_of
 from penstock.errors import InvalidInput
-from penstock.tensors import TensorSpec, datatype_of
+from penstock.wire.tensors import TensorSpec, datatype_of
 
 LABELS = ("y", "label", "labels", "target", "targets", "class", "classes")
 """Names that mean labels, whatever their case."""

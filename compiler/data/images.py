@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from compiler.data import checks
 from compiler.data.part import ALL, LABELS, Part, Request
 from compiler.data.section import DataSection, ImagesSection
-from penstock.config import nearest
 from penstock.errors import InvalidInput, missing_extra
-from penstock.tensors import Array, TensorSpec, numpy_dtype
+from penstock.process.config import nearest
+from penstock.wire.tensors import Array, TensorSpec, numpy_dtype
 
 try:
     from PIL import Image, ImageOps

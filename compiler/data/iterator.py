@@ -25,9 +25,9 @@ import numpy as np
 from compiler.data import checks, text
 from compiler.data.part import ALL, GROUPS, LABELS, Part, Progress, Request
 from compiler.data.section import DataSection
-from penstock.config import nearest
 from penstock.errors import InvalidInput, PenstockError
-from penstock.tensors import Array
+from penstock.process.config import nearest
+from penstock.wire.tensors import Array
 
 _FIELD = "data.source"
 _SAY_EVERY = 500

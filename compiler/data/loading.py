@@ -18,9 +18,9 @@ from compiler.data import checks, iterator, npz, splitting, table
 from compiler.data.dataset import Dataset, Split
 from compiler.data.part import ALL, GROUPS, LABELS, Part, Progress, Request, silent
 from compiler.data.section import DataSection, Kind, check, kind_of
-from penstock.config import nearest
 from penstock.errors import InvalidInput
-from penstock.tensors import TensorSpec
+from penstock.process.config import nearest
+from penstock.wire.tensors import TensorSpec
 
 Task = Literal["classification", "regression", "embedding", "generation"]
 

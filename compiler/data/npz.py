@@ -14,9 +14,9 @@ import numpy as np
 
 from compiler.data.part import ALL, GROUPS, LABELS, Part, Request
 from compiler.data.section import DataSection
-from penstock.config import nearest
 from penstock.errors import InvalidInput
-from penstock.tensors import Array, TensorSpec
+from penstock.process.config import nearest
+from penstock.wire.tensors import Array, TensorSpec
 
 _FIELD = "data.source"
 

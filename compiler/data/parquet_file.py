@@ -13,7 +13,7 @@ import numpy as np
 from compiler.data.csv_file import Use
 from compiler.data.section import LimitsSection
 from penstock.errors import InvalidInput, missing_extra
-from penstock.tensors import Array
+from penstock.wire.tensors import Array
 
 try:
     import pyarrow as pa

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock import tensors
-from penstock.tensors import Array
+from penstock.wire import tensors
+from penstock.wire.tensors import Array
 
 
 def row_keys(inputs: Mapping[str, Array]) -> list[bytes]:

@@ -17,9 +17,9 @@ from compiler.data import checks, text
 from compiler.data.csv_file import CsvFile, Use
 from compiler.data.part import ALL, GROUPS, LABELS, Part, Progress, Request
 from compiler.data.section import kind_of
-from penstock.config import nearest
 from penstock.errors import InvalidInput
-from penstock.tensors import Array, TensorSpec
+from penstock.process.config import nearest
+from penstock.wire.tensors import Array, TensorSpec
 
 
 class TableFile(Protocol):

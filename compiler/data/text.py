@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from compiler.data.part import Request
 from compiler.data.section import DataSection, TokenizerSection
-from penstock import tensors
 from penstock.errors import ConfigError, InvalidInput, missing_extra
-from penstock.tensors import Array, TensorSpec
+from penstock.wire import tensors
+from penstock.wire.tensors import Array, TensorSpec
 
 MADE = ("input_ids", "attention_mask", "token_type_ids")
 """Inputs that a tokenizer makes, by the names that exported models give them."""

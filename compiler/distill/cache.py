@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.distill.teacher import Report, Teacher
-from penstock import tensors
-from penstock.artifact import canonical_json
-from penstock.blobs import digest_of, disk_errors, write_atomically
+from penstock.artifact.blobs import digest_of, disk_errors, write_atomically
+from penstock.artifact.manifests import canonical_json
 from penstock.errors import CompileError, DeadlineExceeded, InvalidInput, PenstockError, Unavailable
-from penstock.tensors import Array
+from penstock.wire import tensors
+from penstock.wire.tensors import Array
 
 DEFAULT_MAX_BYTES = 4 * 1024**3
 PROBED_ROWS = 8

@@ -133,7 +133,7 @@ def _check_flags(recipe: Path | None, flags: dict[str, Any]) -> None:
 def _work(recipe: Path | None, out: Path, flags: dict[str, Any]) -> Path:
     """A directory that the same command finds again; those of long forgotten runs go."""
     from compiler.steps import default_root
-    from penstock.blobs import disk_errors
+    from penstock.artifact.blobs import disk_errors
 
     named = [
         str(recipe.absolute()) if recipe else "",

@@ -13,9 +13,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock import confidence
-from penstock.confidence import Kind
-from penstock.tensors import Array
+from penstock.policy import confidence
+from penstock.policy.confidence import Kind
+from penstock.wire.tensors import Array
 
 HARMS = (0.005, 0.01, 0.02, 0.05)
 _BINS = 15

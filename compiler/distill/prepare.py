@@ -28,14 +28,14 @@ from compiler.distill.toolchain_models import Directory, ToolchainModel
 from compiler.recipe import Recipe
 from compiler.sources import SourceSection
 from compiler.steps import default_root
-from penstock import tensors
-from penstock.client import Client
-from penstock.confidence import Kind
-from penstock.config import nearest
 from penstock.errors import ConfigError, InvalidInput
+from penstock.policy.confidence import Kind
+from penstock.process.config import nearest
 from penstock.runtime import EngineOptions, load_engine
-from penstock.target import parse_target
-from penstock.tensors import Array, TensorSpec
+from penstock.sdk.client import Client
+from penstock.wire import tensors
+from penstock.wire.addresses import parse_target
+from penstock.wire.tensors import Array, TensorSpec
 
 HELD_OUT = ("tune", "certify", "test")
 TRAINING = ("train", "fit")

@@ -13,8 +13,8 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
-from penstock.config import nearest
 from penstock.errors import ConfigError
+from penstock.process.config import nearest
 
 Defer = Literal["none", "labels", "gatekeeper"]
 LAYERS = "layers:"

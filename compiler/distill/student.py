@@ -36,12 +36,12 @@ from compiler.distill.teacher import Teacher
 from compiler.distill.toolchain_models import ToolchainModel, as_job, toolchain_of
 from compiler.graph import files
 from penstock import toolchain
-from penstock.artifact import canonical_json
-from penstock.blobs import digest_of, digest_of_file, disk_errors, write_atomically
-from penstock.confidence import Kind
+from penstock.artifact.blobs import digest_of, digest_of_file, disk_errors, write_atomically
+from penstock.artifact.manifests import canonical_json
 from penstock.errors import CompileError, ConfigError, InvalidInput
+from penstock.policy.confidence import Kind
 from penstock.runtime import EngineOptions, load_engine
-from penstock.tensors import Array, check_inputs
+from penstock.wire.tensors import Array, check_inputs
 
 Progress = Callable[[float, str], None]
 _ASKED, _TRAINED = 0.2, 0.97  # shares of the whole at which the teacher has answered and the student is trained
@@ -176,7 +176,7 @@ def _ask(request: Request, chosen: Rows) -> Answered:
 
 
 def _to_logits(file: Path) -> None:
-    """Probabilities into their logarithms, which a softmax turns back, as ``penstock.confidence`` does."""
+    """Probabilities into their logarithms, which a softmax turns back, as ``penstock.policy.confidence`` does."""
     values = np.load(file, mmap_mode="r+", allow_pickle=False)
     if values.min() < 0 or abs(float(values[0].sum()) - 1) > 0.05:
         raise CompileError(

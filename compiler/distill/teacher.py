@@ -14,13 +14,13 @@ import numpy as np
 
 from compiler.distill.toolchain_models import ToolchainModel, as_job, content_of, toolchain_of
 from penstock import toolchain
-from penstock.artifact import canonical_json
-from penstock.blobs import digest_of
-from penstock.client import Client
-from penstock.config import nearest
+from penstock.artifact.blobs import digest_of
+from penstock.artifact.manifests import canonical_json
 from penstock.errors import CompileError, InvalidInput
+from penstock.process.config import nearest
 from penstock.runtime import Engine
-from penstock.tensors import Array, TensorSpec
+from penstock.sdk.client import Client
+from penstock.wire.tensors import Array, TensorSpec
 
 Report = Callable[[float, str], None]
 """Called with the share of the rows asked for that are answered, and a short note."""

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from compiler.distill.section import Config, Factory, Layers, StudentKind
-from penstock.artifact import canonical_json
-from penstock.blobs import digest_of, digest_of_file, disk_errors
+from penstock.artifact.blobs import digest_of, digest_of_file, disk_errors
+from penstock.artifact.manifests import canonical_json
 
 TORCH, HUGGING_FACE = "torch", "optimum"
 _WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")

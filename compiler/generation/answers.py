@@ -1,8 +1,8 @@
 """What an edge and a cloud model answer to the same prompts, as the columns that a certificate looks at.
 
 An answer is the text of a generation, normalised; two answers are the same when their normalised texts are. The score
-of an answer comes from the edge's own token probabilities (``penstock.confidence.token_score``). What is promised of
-them is ``compiler.choose`` and ``compiler.certify``, which need to know nothing of text.
+of an answer comes from the edge's own token probabilities (``penstock.policy.confidence.token_score``). What is
+promised of them is ``compiler.choose`` and ``compiler.certify``, which need to know nothing of text.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from compiler.certify_data import CertifyData
 from compiler.generation import measure
 from compiler.generation.measure import Answers, Floats, Generate, Integers, Model, Progress
 from compiler.generation.prompts import PromptSet
-from penstock.certificate import Harm
-from penstock.confidence import TOKEN_SCORES, token_score
+from penstock.artifact.certificates import Harm
 from penstock.errors import CalibrationError
+from penstock.policy.confidence import TOKEN_SCORES, token_score
 
 Normalisation = Literal["whitespace", "words"]
 
@@ -35,7 +35,7 @@ class AnsweredPrompts:
     """One entry a prompt [N]; ids are equal where normalised texts are, within this set of prompts only.
 
     Attributes:
-        scores: float [N] by name (``penstock.confidence.TOKEN_SCORES``).
+        scores: float [N] by name (``penstock.policy.confidence.TOKEN_SCORES``).
         probabilities: of the edge's tokens, for ``compiler.choose.choose_sequences``.
         labels: ids of the right answers, or None.
     """

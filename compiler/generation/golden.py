@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from compiler.generation import measure
 from compiler.generation.measure import Answers, Generate, Model
+from penstock.artifact.golden import Golden
 from penstock.errors import CompileError
-from penstock.golden import Golden
 
 PROMPT_IDS, TOKEN_IDS = "prompt_ids", "token_ids"
 MAX_ROWS, MAX_PROMPT_TOKENS, MAX_NEW_TOKENS = 4, 16, 8

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock import toolchain
-from penstock.blobs import disk_errors
+from penstock.artifact.blobs import disk_errors
 from penstock.errors import CompileError, ConfigError, InvalidInput
 
 RUNNER = Path(__file__).parents[1] / "runners" / "genai_score.py"

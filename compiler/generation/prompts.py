@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from compiler.data import iterator, splitting
 from compiler.data.part import ALL
 from compiler.data.section import DataSection
-from penstock.artifact import canonical_json
-from penstock.blobs import digest_of
-from penstock.config import nearest
+from penstock.artifact.blobs import digest_of
+from penstock.artifact.manifests import canonical_json
 from penstock.errors import InvalidInput
+from penstock.process.config import nearest
 
 MAX_FILE_BYTES = 256 * 1024**2
 MAX_ROWS = 200_000

@@ -17,7 +17,7 @@ import numpy as np
 
 from compiler.graph import files
 from penstock.errors import CompileError, missing_extra
-from penstock.tensors import Array
+from penstock.wire.tensors import Array
 
 try:
     import onnx

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from compiler.graph import guard
-from penstock.blobs import disk_errors
+from penstock.artifact.blobs import disk_errors
 from penstock.errors import CompileError, InvalidInput, missing_extra
 
 try:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from penstock.errors import CalibrationError, CompileError, missing_extra
-from penstock.tensors import Array
+from penstock.wire.tensors import Array
 
 try:
     import onnx

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from penstock.errors import CompileError, missing_extra
-from penstock.tensors import Array
+from penstock.wire.tensors import Array
 
 try:
     import onnx

@@ -19,7 +19,7 @@ import numpy as np
 from compiler.graph import files, probe
 from compiler.graph.names import named
 from penstock.errors import CalibrationError, missing_extra
-from penstock.tensors import Array
+from penstock.wire.tensors import Array
 
 try:
     import onnx

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from compiler.graph import probe
 from penstock.errors import missing_extra
-from penstock.tensors import Array
+from penstock.wire.tensors import Array
 
 try:
     import onnx

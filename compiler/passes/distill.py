@@ -27,7 +27,7 @@ from compiler.distill.toolchain_models import content_of
 from compiler.recipe import Recipe
 from penstock import toolchain
 from penstock.runtime import EngineOptions, load_engine
-from penstock.tensors import TensorSpec
+from penstock.wire.tensors import TensorSpec
 
 STUDENT_FILE, METRICS_FILE = "student.onnx", "student.json"
 _SMOKE_EPOCHS = 1

@@ -18,7 +18,7 @@ import msgspec
 from compiler.graph import files
 from compiler.passes.job import Batches, PassJob, PassResult
 from penstock import toolchain
-from penstock.blobs import digest_of, digest_of_file, disk_errors
+from penstock.artifact.blobs import digest_of, digest_of_file, disk_errors
 from penstock.errors import CompileError, ConfigError, missing_extra
 from penstock.runtime import engine_header
 from penstock.runtime.engine_header import EngineHeader, Format, Range

@@ -20,7 +20,7 @@ from compiler.generation import gguf
 from compiler.passes.job import PassJob, PassResult
 from compiler.targets import Target
 from penstock import toolchain
-from penstock.blobs import disk_errors
+from penstock.artifact.blobs import disk_errors
 from penstock.errors import CompileError, ConfigError, InvalidInput
 
 RUNNER = Path(__file__).parents[1] / "runners" / "genai_build.py"

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from compiler.targets import Target
-from penstock.tensors import Array
+from penstock.wire.tensors import Array
 
 Batches = Callable[[], Iterator[dict[str, Array]]]
 """Calibration examples, afresh at each call: batches by input name, never all in memory."""

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from penstock.config import nearest
 from penstock.errors import ConfigError
+from penstock.process.config import nearest
 
 _Options = TypeVar("_Options", bound=msgspec.Struct)
 

@@ -13,9 +13,9 @@ from typing import Any
 from compiler.passes.job import PassJob, PassResult
 from compiler.passes.options import decode
 from compiler.targets import CUDA, GENAI_CPU, GENAI_CUDA, TENSORRT, TENSORRT_RTX, Precision
-from penstock.config import nearest
 from penstock.errors import ConfigError
-from penstock.machine import ANY, ARM64, X86, X86_VNNI
+from penstock.process.config import nearest
+from penstock.process.machine import ANY, ARM64, X86, X86_VNNI
 
 _CPU = (X86_VNNI, X86, ARM64)
 _RUNTIME = (*_CPU, ANY, CUDA, TENSORRT, TENSORRT_RTX)

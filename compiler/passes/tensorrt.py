@@ -14,7 +14,7 @@ import msgspec
 from compiler.passes import engines
 from compiler.passes.job import PassJob, PassResult
 from compiler.passes.options import decode
-from penstock.blobs import disk_errors
+from penstock.artifact.blobs import disk_errors
 from penstock.errors import MissingToolchain
 from penstock.toolchain import gpu
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from compiler.sources.kinds import Source
 from compiler.sources.section import SourceSection
-from penstock.artifact import canonical_json
-from penstock.blobs import digest_of, digest_of_file, disk_errors
+from penstock.artifact.blobs import digest_of, digest_of_file, disk_errors
+from penstock.artifact.manifests import canonical_json
 from penstock.errors import InvalidInput
 
 MAX_FILES = 10_000

@@ -24,7 +24,7 @@ from compiler.sources.exported import Exported
 from compiler.sources.kinds import Source
 from compiler.sources.section import SourceSection
 from penstock.errors import CompileError, ConfigError, missing_extra
-from penstock.tensors import Array
+from penstock.wire.tensors import Array
 
 try:
     import joblib

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from compiler.sources import huggingface, kinds
 from compiler.sources.kinds import Source
-from penstock.confidence import Kind
 from penstock.errors import ConfigError, InvalidInput
-from penstock.tensors import TensorSpec
+from penstock.policy.confidence import Kind
+from penstock.wire.tensors import TensorSpec
 
 Task = Literal["classification", "regression", "embedding", "generation"]
 Feeds = Literal["arrays", "text", "images"]

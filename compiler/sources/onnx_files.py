@@ -11,7 +11,7 @@ from compiler.sources import companions
 from compiler.sources.exported import Exported
 from compiler.sources.kinds import Source
 from compiler.sources.section import SourceSection
-from penstock.blobs import disk_errors
+from penstock.artifact.blobs import disk_errors
 from penstock.errors import ConfigError
 
 MODEL_FILE = "model.onnx"

@@ -16,7 +16,7 @@ import numpy as np
 
 from penstock.errors import CompileError, InvalidInput, PenstockError
 from penstock.runtime import Engine, EngineOptions, load_engine
-from penstock.tensors import Array
+from penstock.wire.tensors import Array
 
 _INPUT, _OUTPUT = "inputs/", "outputs/"
 MAX_SHOWN = 8

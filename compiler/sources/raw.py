@@ -16,7 +16,7 @@ from compiler.graph import files
 from compiler.sources import parity
 from compiler.sources.exported import Exported
 from penstock import toolchain
-from penstock.blobs import disk_errors
+from penstock.artifact.blobs import disk_errors
 from penstock.errors import missing_extra
 
 try:

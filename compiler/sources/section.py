@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from penstock.errors import ConfigError, InvalidInput
-from penstock.tensors import numpy_dtype
+from penstock.wire.tensors import numpy_dtype
 
 Framework = Literal["auto", "onnx", "huggingface", "torch", "sklearn", "llm"]
 HuggingFaceToolchain = Literal["optimum", "transformers5"]

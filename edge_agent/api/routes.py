@@ -20,9 +20,10 @@ from aiohttp import hdrs, web
 from edge_agent.api.metrics import CONTENT_TYPE, Metrics
 from edge_agent.pipeline import Pipeline
 from edge_agent.policy import admission
-from penstock import telemetry
 from penstock.errors import Internal, InvalidInput, NotFound, PenstockError, TooLarge
-from penstock.rest import codec, express
+from penstock.http import express
+from penstock.process import telemetry
+from penstock.rest import codec
 from penstock.rest.status import headers_of, http_status
 
 REQUEST_ID = "x-request-id"

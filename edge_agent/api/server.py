@@ -22,7 +22,7 @@ from aiohttp.http import RawRequestMessage
 from edge_agent.api.routes import InferHead, Routes
 from edge_agent.pipeline import Pipeline
 from penstock.errors import ConfigError, StorageError
-from penstock.rest.express import Express
+from penstock.http.express import Express
 
 SOCKET_MODE = 0o660
 _BACKLOG = 1024

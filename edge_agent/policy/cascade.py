@@ -12,7 +12,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.tensors import Array
+from penstock.wire.tensors import Array
 
 
 class CascadeMode(StrEnum):

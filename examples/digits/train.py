@@ -24,7 +24,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.blobs import digest_of, digest_of_file, write_atomically
+from penstock.artifact.blobs import digest_of, digest_of_file, write_atomically
 
 from . import data
 
@@ -91,8 +91,8 @@ def test_split(out_dir: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 
 def request_bytes(x: NDArray[np.float32]) -> int:
     """How many bytes one request with these rows is on its way to the core, headers aside."""
-    from penstock.inference import InferRequest
     from penstock.rpc.codec import encode_request
+    from penstock.wire.inference import InferRequest
 
     return int(encode_request(InferRequest(model="digits", inputs={"x": x})).ByteSize())
 

@@ -26,7 +26,7 @@ from compiler.passes.job import PassJob
 from compiler.promise import CertificateSection
 from compiler.targets import GENAI_CPU, resolve
 from penstock import toolchain
-from penstock.golden import Golden
+from penstock.artifact.golden import Golden
 
 from . import data
 

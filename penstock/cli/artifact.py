@@ -19,10 +19,11 @@ from penstock.cli.output import is_interactive, output_option, print_fields, pri
 from penstock.errors import NotFound, SignatureError
 
 if TYPE_CHECKING:
-    from penstock.artifact import Variant
-    from penstock.layout import Layout
-    from penstock.oci import Found, Moved, RegistryClient
-    from penstock.trust import TrustRoot
+    from penstock.artifact.found import Found
+    from penstock.artifact.layout import Layout
+    from penstock.artifact.manifests import Variant
+    from penstock.registry.transfer import Moved, RegistryClient
+    from penstock.signing.trust import TrustRoot
 
 _MAX_GOLDEN_BYTES = 256 * 1024**2
 
@@ -97,8 +98,8 @@ def verify(source: str, trust_root: Path | None, registry: str, token: str, outp
     With a trust root, an artifact that none of its keys has signed is wrong, and so is a certificate that no signature
     covers. An artifact in a registry is fetched for it, into a temporary directory.
     """
-    from penstock import oci
-    from penstock.layout import Layout
+    from penstock.artifact.layout import Layout
+    from penstock.registry import transfer
 
     root = _trust_root(trust_root)
     if _is_layout(source):
@@ -106,7 +107,7 @@ def verify(source: str, trust_root: Path | None, registry: str, token: str, outp
     else:
         with tempfile.TemporaryDirectory() as scratch, _client(registry, token) as client:
             with _progress(f"fetching {source}") as report:
-                oci.pull(client, source, Path(scratch), report=report)
+                transfer.pull(client, source, Path(scratch), report=report)
             checked = _checked(Layout(Path(scratch)), root)
     if output == "json":
         print_json({"source": source, "is_good": not checked.problems, **checked.document()})
@@ -125,8 +126,8 @@ def sign(layout: Path, key: str, output: str) -> None:
 
     What is attached later is not covered until it is signed again; older signatures stay. Push it after that.
     """
-    from penstock import trust
     from penstock.cli.keys import load_signing_key
+    from penstock.signing import trust
 
     if not key:
         raise click.UsageError("--key: which key signs? 'penstock keys generate NAME' makes one")
@@ -149,17 +150,17 @@ def diff(before: str, after: str, shows_all: bool, registry: str, token: str, ou
 
     Exit code 0 when nothing did, 1 when something did.
     """
-    from penstock import artifact_diff
+    from penstock.artifact import differences
 
     one, other = _look(before, registry, token), _look(after, registry, token)
-    lines = artifact_diff.compare(one, other)
-    is_same = not artifact_diff.differs(lines)
+    lines = differences.compare(one, other)
+    is_same = not differences.differs(lines)
     shown = [line for line in lines if shows_all or line.change != "same"]
     if output == "json":
         digests = {"before": one.artifact.digest, "after": other.artifact.digest}
         print_json({**digests, "is_same": is_same, "lines": shown})
     else:
-        cut = artifact_diff.shortened
+        cut = differences.shortened
         rows = [(line.section, line.what, line.change, cut(line.before), cut(line.after)) for line in shown]
         if rows:
             print_table(["section", "what", "change", "before", "after"], rows)
@@ -179,8 +180,8 @@ def export(layout: Path, kind: str, out: Path, wanted: tuple[str, ...]) -> None:
 
     What was written is opened by the onnxruntime that is installed here, and has to give the golden outputs.
     """
-    from penstock import ortpackage
-    from penstock.layout import Layout
+    from penstock.artifact import ortpackage
+    from penstock.artifact.layout import Layout
 
     opened = Layout(layout)
     variants = ortpackage.export(opened, out, wanted)
@@ -203,11 +204,11 @@ def export(layout: Path, kind: str, out: Path, wanted: tuple[str, ...]) -> None:
 @output_option
 def push(layout: Path, reference: str, registry: str, token: str, output: str) -> None:
     """Push LAYOUT's artifact with its certificate and report, as REFERENCE (its own model:tag by default)."""
-    from penstock import oci
-    from penstock.layout import Layout
+    from penstock.artifact.layout import Layout
+    from penstock.registry import transfer
 
     with _client(registry, token) as client, _progress(f"pushing to {registry}") as report:
-        moved = oci.push(client, Layout(layout), reference, report=report)
+        moved = transfer.push(client, Layout(layout), reference, report=report)
     if output == "json":
         print_json(moved)
     else:
@@ -221,10 +222,10 @@ def push(layout: Path, reference: str, registry: str, token: str, output: str) -
 @output_option
 def pull(reference: str, directory: Path, registry: str, token: str, output: str) -> None:
     """Pull REFERENCE into the layout DIRECTORY; continues where an interrupted pull ended."""
-    from penstock import oci
+    from penstock.registry import transfer
 
     with _client(registry, token) as client, _progress(f"pulling from {registry}") as report:
-        moved = oci.pull(client, reference, directory, report=report)
+        moved = transfer.pull(client, reference, directory, report=report)
     if output == "json":
         print_json(moved)
     else:
@@ -260,8 +261,8 @@ class _Checked:
 
 
 def _checked(layout: Layout, root: TrustRoot | None) -> _Checked:
-    from penstock import artifact as art
-    from penstock import trust
+    from penstock.artifact import manifests
+    from penstock.signing import trust
 
     problems = layout.verify()
     signatures = [] if problems else list(trust.signatures_of(layout))
@@ -275,9 +276,11 @@ def _checked(layout: Layout, root: TrustRoot | None) -> _Checked:
         root.check(artifact, signatures)
     except SignatureError as error:
         problems = [error.message]
-    others = [r for r in layout.referrers() if r.kind != art.SIGNATURE]
+    others = [r for r in layout.referrers() if r.kind != manifests.SIGNATURE]
     uncovered = [r for r in others if verdict.vouched and r.digest not in verdict.covered]
-    problems += [f"certificate {r.digest} is covered by no signature" for r in uncovered if r.kind == art.CERTIFICATE]
+    problems += [
+        f"certificate {r.digest} is covered by no signature" for r in uncovered if r.kind == manifests.CERTIFICATE
+    ]
     notes = [
         f"signed by {one.name} ({one.keyid[:16]}), with {len(one.referrers)} documents beside the variants"
         for one in verdict.vouched
@@ -305,7 +308,7 @@ def _try_package(layout: Layout, variant: Variant, package: Path) -> str:
     Raises:
         ArtifactError: it does not open it, or gives other outputs.
     """
-    from penstock import golden, ortpackage
+    from penstock.artifact import golden, ortpackage
     from penstock.errors import MissingExtra
 
     try:
@@ -325,17 +328,18 @@ def _try_package(layout: Layout, variant: Variant, package: Path) -> str:
 
 
 def _look(source: str, registry: str, token: str) -> Found:
-    from penstock import oci
-    from penstock.layout import Layout
+    from penstock.artifact.found import look_at_layout
+    from penstock.artifact.layout import Layout
+    from penstock.registry import transfer
 
     if _is_layout(source):
-        return oci.look_at_layout(Layout(Path(source)))
+        return look_at_layout(Layout(Path(source)))
     with _client(registry, token) as client:
-        return oci.look(client, source)
+        return transfer.look(client, source)
 
 
 def _trust_root(given: Path | None) -> TrustRoot | None:
-    from penstock import trust
+    from penstock.signing import trust
 
     return trust.configured("" if given is None else str(given), os.environ)
 
@@ -351,7 +355,7 @@ def _is_layout(source: str) -> bool:
 
 
 def _client(registry: str, token: str) -> RegistryClient:
-    from penstock.oci import RegistryClient
+    from penstock.registry.transfer import RegistryClient
 
     return RegistryClient(registry, token=token)
 

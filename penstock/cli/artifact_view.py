@@ -10,9 +10,9 @@ import click
 from penstock.cli.output import print_fields, print_table
 
 if TYPE_CHECKING:
-    from penstock.certificate import Certificate
-    from penstock.oci import Found
-    from penstock.trust import TrustRoot
+    from penstock.artifact.certificates import Certificate
+    from penstock.artifact.found import Found
+    from penstock.signing.trust import TrustRoot
 
 _ONE_MIB = 1024 * 1024
 
@@ -26,8 +26,8 @@ def size(count: int) -> str:
 
 def signers(found: Found, root: TrustRoot | None) -> list[str]:
     """A line for each signature: whose it is, and whether that says anything here."""
-    from penstock import statement
     from penstock.errors import SignatureError
+    from penstock.signing import statements
 
     if root is not None:
         verdict = root.examine(found.artifact, [document for _, document in found.signatures])
@@ -39,7 +39,7 @@ def signers(found: Found, root: TrustRoot | None) -> list[str]:
     lines = []
     for digest, document in found.signatures:
         try:
-            lines += [f"{keyid[:16]}, not checked: no trust root" for keyid, _ in statement.decode(document)[1]]
+            lines += [f"{keyid[:16]}, not checked: no trust root" for keyid, _ in statements.decode(document)[1]]
         except SignatureError as error:
             lines.append(f"{digest}: {error.message}")
     return lines
@@ -115,7 +115,7 @@ def show(found: Found, signed_by: Sequence[str]) -> None:
 
 
 def _show_certificate(found: Found, one: Certificate) -> None:
-    from penstock.artifact import check_certificate
+    from penstock.artifact.manifests import check_certificate
     from penstock.errors import ArtifactError
 
     variant = next((v for v in found.artifact.variants if v.digest == one.edge_digest), None)
@@ -144,7 +144,7 @@ def _show_certificate(found: Found, one: Certificate) -> None:
 
 
 def _title(described: Any) -> str:
-    from penstock.artifact import TITLE
+    from penstock.artifact.manifests import TITLE
 
     title: str = described.annotations.get(TITLE, described.media_type)
     return title

@@ -210,7 +210,7 @@ def _client(core: _Core) -> FleetClient:
 
 
 def _plan_request(reference: str, options: dict[str, Any]) -> fleet_pb2.PlanRolloutRequest:
-    from penstock.artifact import split_reference
+    from penstock.artifact.manifests import split_reference
     from penstock.rpc.pb import fleet_pb2
 
     model, version = split_reference(reference)

@@ -12,8 +12,8 @@ from penstock.cli.output import output_option, print_fields, print_table
 from penstock.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from penstock.call import InferResult
-    from penstock.tensors import Array
+    from penstock.sdk.call import InferResult
+    from penstock.wire.tensors import Array
 
 _MAX_JSON_BYTES = 64 * 1024 * 1024
 _SHOWN_CHARS = 400
@@ -62,7 +62,7 @@ def command(
     if bool(files) == (text is not None):
         raise click.UsageError("give inputs either by --input or by --json")
     inputs = _from_files(files) if files else _from_json(text or "")
-    from penstock.client import Client  # here, so that --help does not pay for numpy
+    from penstock.sdk.client import Client  # here, so that --help does not pay for numpy
 
     with Client(target, timeout=timeout, token=token) as client:
         result = client.infer(model, inputs, version=version, parameters={"explain": True} if explain else None)
@@ -119,7 +119,7 @@ def _from_json(text: str) -> Any:
 
 
 def _document(result: InferResult) -> dict[str, object]:
-    from penstock.tensors import datatype_of
+    from penstock.wire.tensors import datatype_of
 
     return {
         "model": result.model,
@@ -133,7 +133,7 @@ def _document(result: InferResult) -> dict[str, object]:
 
 
 def _print(result: InferResult) -> None:
-    from penstock.tensors import datatype_of
+    from penstock.wire.tensors import datatype_of
 
     print_fields({"model": result.model, "version": result.version, **result.parameters})
     click.echo()

@@ -14,7 +14,7 @@ from penstock.cli.output import output_option, print_fields, print_json, print_t
 from penstock.errors import Conflict, InvalidInput, NotFound
 
 if TYPE_CHECKING:
-    from penstock.signing import PublicKey, SigningKey
+    from penstock.signing.ed25519 import PublicKey, SigningKey
 
 F = TypeVar("F", bound=Callable[..., Any])
 PASSPHRASE = "PENSTOCK_KEY_PASSPHRASE"
@@ -48,8 +48,8 @@ def generate(name: str, directory: Path | None, passphrase: bool) -> None:
 
     The private key is encrypted where PENSTOCK_KEY_PASSPHRASE is set, or with --passphrase.
     """
-    from penstock import signing
-    from penstock.blobs import disk_errors
+    from penstock.artifact.blobs import disk_errors
+    from penstock.signing import ed25519
 
     _check_name(name)
     directory = directory or _keys_directory()
@@ -60,7 +60,7 @@ def generate(name: str, directory: Path | None, passphrase: bool) -> None:
     secret = os.environ.get(PASSPHRASE, "")
     if passphrase and not secret:
         secret = click.prompt("Passphrase", hide_input=True, confirmation_prompt=True, err=True)
-    key = signing.generate()
+    key = ed25519.generate()
     with disk_errors(f"writing {private}"):
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         # created for nobody else to read, never widened: not written and narrowed afterwards
@@ -79,7 +79,7 @@ def generate(name: str, directory: Path | None, passphrase: bool) -> None:
 @output_option
 def list_keys(output: str) -> None:
     """List the keys that can sign and the ones that are trusted."""
-    from penstock import trust
+    from penstock.signing import trust
 
     own, root = _keys_directory(), trust.configured("", os.environ)
     files = sorted(own.glob(f"*{_PUBLIC}")) if own.is_dir() else []
@@ -114,7 +114,7 @@ def show(key: str, output: str) -> None:
 @click.option("--trust-root", type=click.Path(file_okay=False, path_type=Path), help="Directory of trusted keys.")
 def trust(key: Path, name: str | None, trust_root: Path | None) -> None:
     """Trust what KEY.pub has signed. With the first key, everything else stops being used."""
-    from penstock.blobs import disk_errors, write_atomically
+    from penstock.artifact.blobs import disk_errors, write_atomically
 
     public = _read_public(key)
     root = trust_root or _trust_directory()
@@ -134,8 +134,8 @@ def trust(key: Path, name: str | None, trust_root: Path | None) -> None:
 @click.option("--trust-root", type=click.Path(file_okay=False, path_type=Path), help="Directory of trusted keys.")
 def untrust(key: str, trust_root: Path | None) -> None:
     """Trust a key no longer. An agent or core believes it until it loads a model the next time, or is restarted."""
-    from penstock.blobs import disk_errors
-    from penstock.trust import TrustRoot
+    from penstock.artifact.blobs import disk_errors
+    from penstock.signing.trust import TrustRoot
 
     root = TrustRoot(trust_root or _trust_directory())
     trusted = root.keys()
@@ -157,15 +157,15 @@ def load_signing_key(key: str) -> SigningKey:
     Raises:
         InvalidInput: no such key, another kind, or a wrong passphrase.
     """
-    from penstock import signing as library
-    from penstock.trust import read_key_file
+    from penstock.signing import ed25519
+    from penstock.signing.trust import read_key_file
 
     path = _find(key, _PRIVATE)
     pem = read_key_file(path)
     secret = os.environ.get(PASSPHRASE, "")
-    if library.is_encrypted(pem) and not secret and sys.stdin.isatty():
+    if ed25519.is_encrypted(pem) and not secret and sys.stdin.isatty():
         secret = click.prompt(f"Passphrase of {path.name}", hide_input=True, err=True)
-    return library.read_private(pem, str(path), passphrase=secret.encode())
+    return ed25519.read_private(pem, str(path), passphrase=secret.encode())
 
 
 def signing(key: str) -> Callable[[Path], None] | None:
@@ -176,7 +176,7 @@ def signing(key: str) -> Callable[[Path], None] | None:
     """
     if not key:
         return None
-    from penstock import trust
+    from penstock.signing import trust
 
     private = load_signing_key(key)
 
@@ -188,8 +188,8 @@ def signing(key: str) -> Callable[[Path], None] | None:
 
 def is_signed(directory: Path) -> bool:
     """Whether anybody has signed the artifact in a layout."""
-    from penstock import trust
-    from penstock.layout import Layout
+    from penstock.artifact.layout import Layout
+    from penstock.signing import trust
 
     return bool(trust.signatures_of(Layout(directory)))
 
@@ -217,10 +217,10 @@ def _find_public(key: str) -> tuple[Path, PublicKey]:
 
 
 def _read_public(path: Path) -> PublicKey:
-    from penstock import signing
-    from penstock.trust import read_key_file
+    from penstock.signing import ed25519
+    from penstock.signing.trust import read_key_file
 
-    return signing.read_public(read_key_file(path), str(path))
+    return ed25519.read_public(read_key_file(path), str(path))
 
 
 def _find(key: str, suffix: str) -> Path:
@@ -241,20 +241,20 @@ def _find(key: str, suffix: str) -> Path:
 
 
 def _keys_directory() -> Path:
-    from penstock.trust import config_directory
+    from penstock.signing.trust import config_directory
 
     return config_directory(os.environ) / "keys"
 
 
 def _trust_directory() -> Path:
-    from penstock import trust as trusts
+    from penstock.signing import trust
 
-    named = os.environ.get(trusts.ENVIRONMENT, "")
-    return Path(named).expanduser() if named else trusts.default_directory(os.environ)
+    named = os.environ.get(trust.ENVIRONMENT, "")
+    return Path(named).expanduser() if named else trust.default_directory(os.environ)
 
 
 def _check_name(name: str) -> str:
-    from penstock.artifact import check_file_name
+    from penstock.artifact.manifests import check_file_name
     from penstock.errors import ArtifactError
 
     try:

@@ -49,12 +49,12 @@ def command() -> None:
 @output_option
 def list_toolchains(output: str) -> None:
     """List the toolchains: what each is for, whether it is here, and how large it is."""
-    from penstock.toolchain import lock, places
+    from penstock.toolchain import locations, lock
     from penstock.toolchain.table import TOOLCHAINS
 
     rows = []
     for toolchain in TOOLCHAINS.values():
-        locked, found = lock.lock_of(toolchain), places.look(toolchain)
+        locked, found = lock.lock_of(toolchain), locations.look(toolchain)
         rows.append({
             "name": toolchain.name,
             "purpose": toolchain.purpose,
@@ -75,8 +75,8 @@ def list_toolchains(output: str) -> None:
         (
             row["name"],
             _STATE_WORDS[str(row["state"])].format(**row),
-            places.size_words(int(str(row["download_bytes"]))) or "-",
-            places.size_words(int(str(row["disk_bytes"]))) or "-",
+            locations.size_words(int(str(row["download_bytes"]))) or "-",
+            locations.size_words(int(str(row["disk_bytes"]))) or "-",
             row["purpose"],
         )
         for row in rows
@@ -98,7 +98,7 @@ def install(names: tuple[str, ...], everything: bool, force: bool, output: str) 
     Says what will be fetched and how large it is, and shows progress. An interrupted installation leaves nothing
     behind; run it again.
     """
-    from penstock.toolchain import places
+    from penstock.toolchain import locations
 
     results = [install_visibly(name, force=force) for name in _wanted(names, everything)]
     if output == "json":
@@ -106,7 +106,7 @@ def install(names: tuple[str, ...], everything: bool, force: bool, output: str) 
         return
     for done in results:
         verb = "is there and current" if done.was_there else "installed"
-        click.echo(f"{done.name}: {verb}: {_packages(done.packages)}, {places.size_words(done.size_bytes)}")
+        click.echo(f"{done.name}: {verb}: {_packages(done.packages)}, {locations.size_words(done.size_bytes)}")
 
 
 def install_visibly(name: str, *, force: bool = False) -> Installed:
@@ -115,17 +115,19 @@ def install_visibly(name: str, *, force: bool = False) -> Installed:
     Raises:
         As :func:`penstock.toolchain.install.install`.
     """
-    from penstock.toolchain import lock, places
+    from penstock.toolchain import locations, lock
     from penstock.toolchain.install import install as install_one
     from penstock.toolchain.table import find
 
     toolchain = find(name)
     locked = lock.lock_of(toolchain)
-    sizes = f": {places.size_words(locked.download_bytes)} to fetch, {places.size_words(locked.disk_bytes)} on disk"
+    sizes = (
+        f": {locations.size_words(locked.download_bytes)} to fetch, {locations.size_words(locked.disk_bytes)} on disk"
+    )
     progress(
         f"toolchain {name} ({toolchain.purpose}): {_packages(len(locked.packages))}"
         + (sizes if locked.download_bytes else "")
-        + f", into {places.root() / name}"
+        + f", into {locations.root() / name}"
     )
     with _shown(name) as report:
         return install_one(name, report=report, force=force)
@@ -177,20 +179,20 @@ _VERDICT_WORDS = {
 @output_option
 def remove(names: tuple[str, ...], everything: bool, yes: bool, output: str) -> None:
     """Remove installed toolchains NAME... from the disk."""
-    from penstock.toolchain import places
+    from penstock.toolchain import locations
     from penstock.toolchain.install import remove as remove_one
     from penstock.toolchain.install import size_of
 
-    wanted = [name for name in _wanted(names, everything) if (places.root() / name).exists()]
-    size = sum(size_of(places.root() / name) for name in wanted)
+    wanted = [name for name in _wanted(names, everything) if (locations.root() / name).exists()]
+    size = sum(size_of(locations.root() / name) for name in wanted)
     if wanted and not yes:
-        click.confirm(f"remove {', '.join(wanted)} ({places.size_words(size)}) from {places.root()}?", abort=True)
+        click.confirm(f"remove {', '.join(wanted)} ({locations.size_words(size)}) from {locations.root()}?", abort=True)
     removed = {name: remove_one(name) for name in wanted}
     if output == "json":
         print_json([{"name": name, "freed_bytes": freed} for name, freed in removed.items()])
     elif removed:
         for name, freed in removed.items():
-            click.echo(f"{name}: removed, {places.size_words(freed) or '0 MB'} freed")
+            click.echo(f"{name}: removed, {locations.size_words(freed) or '0 MB'} freed")
     else:
         click.echo("nothing to remove")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from penstock.errors import DeadlineExceeded, TooLarge, Unavailable, missing_extra
-from penstock.inference import InferRequest, InferResponse, ModelMetadata
 from penstock.rest.exchange import (
     MAX_BODY_BYTES,
     Answer,
@@ -15,7 +14,8 @@ from penstock.rest.exchange import (
     read_metadata,
     read_probe,
 )
-from penstock.target import Target
+from penstock.wire.addresses import Target
+from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata
 
 try:
     import aiohttp

@@ -14,9 +14,9 @@ from typing import Annotated, Any
 import msgspec
 
 from penstock.errors import Internal, InvalidInput, PenstockError
-from penstock.inference import InferRequest, InferResponse, ModelMetadata, Parameter
 from penstock.rest import jsondata
-from penstock.tensors import Array, TensorSpec, datatype_of, from_bytes, to_bytes
+from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata, Parameter
+from penstock.wire.tensors import Array, TensorSpec, datatype_of, from_bytes, to_bytes
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 JSON = "application/json"

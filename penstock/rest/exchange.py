@@ -11,9 +11,9 @@ from typing import Literal
 from urllib.parse import quote
 
 from penstock.errors import Internal
-from penstock.inference import InferRequest, InferResponse, ModelMetadata
 from penstock.rest import codec
 from penstock.rest.status import error_from_http
+from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 TIMEOUT_HEADER = "x-request-timeout-ms"

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from penstock.errors import InvalidInput
-from penstock.tensors import Array, numpy_dtype, reshape
+from penstock.wire.tensors import Array, numpy_dtype, reshape
 
 _MAX_DEPTH = 32  # of nested lists; numpy allows 64 dimensions, no model has 32
 

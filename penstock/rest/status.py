@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import msgspec
 
 from penstock.errors import PenstockError
-from penstock.hints import CODE, error_of, hints_of
+from penstock.wire.hints import CODE, error_of, hints_of
 
 STATUS: Mapping[str, int] = {
     "internal": 500,

@@ -12,7 +12,6 @@ import threading
 import time
 
 from penstock.errors import DeadlineExceeded, Internal, TooLarge, Unavailable
-from penstock.inference import InferRequest, InferResponse, ModelMetadata
 from penstock.rest.exchange import (
     MAX_BODY_BYTES,
     Answer,
@@ -24,7 +23,8 @@ from penstock.rest.exchange import (
     read_metadata,
     read_probe,
 )
-from penstock.target import Target
+from penstock.wire.addresses import Target
+from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata
 
 _CHUNK_BYTES = 256 * 1024
 

@@ -8,7 +8,7 @@ import grpc
 
 from penstock.errors import InvalidInput
 from penstock.rpc.pb import oip_pb2_grpc
-from penstock.target import Target, parse_target
+from penstock.wire.addresses import Target, parse_target
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _Options = list[tuple[str, Any]]

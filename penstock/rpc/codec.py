@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from penstock.errors import Internal, InvalidInput
-from penstock.inference import InferRequest, InferResponse, ModelMetadata, Parameter
 from penstock.rpc.pb import oip_pb2
-from penstock.tensors import Array, TensorSpec, datatype_of, from_bytes, numpy_dtype, reshape, to_bytes
+from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata, Parameter
+from penstock.wire.tensors import Array, TensorSpec, datatype_of, from_bytes, numpy_dtype, reshape, to_bytes
 
 # the field of InferTensorContents that carries a datatype; FP16 has none and travels raw only
 _CONTENTS: Mapping[str, str] = {

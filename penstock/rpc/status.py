@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import grpc
 
 from penstock.errors import PenstockError
-from penstock.hints import CODE, LIMIT_BYTES, error_of, hints_of
+from penstock.wire.hints import CODE, LIMIT_BYTES, error_of, hints_of
 
 PUSHBACK = "grpc-retry-pushback-ms"
 

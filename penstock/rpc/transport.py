@@ -7,12 +7,12 @@ from typing import Any
 import grpc
 
 from penstock.errors import NotFound
-from penstock.inference import InferRequest, InferResponse, ModelMetadata
 from penstock.rpc import codec
 from penstock.rpc.channels import bearer, oip_stub, open_channel
 from penstock.rpc.pb import oip_pb2
 from penstock.rpc.status import error_from_rpc
-from penstock.target import Target
+from penstock.wire.addresses import Target
+from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata
 
 _Metadata = tuple[tuple[str, str], ...]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from penstock.errors import InvalidInput
-from penstock.tensors import Array, TensorSpec
+from penstock.wire.tensors import Array, TensorSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ import msgspec
 
 from penstock.errors import ArtifactError
 from penstock.runtime import EngineOptions
-from penstock.tensors import Array, TensorSpec
+from penstock.wire.tensors import Array, TensorSpec
 
 
 class EchoEngine:

@@ -14,7 +14,7 @@ from typing import Literal
 
 import msgspec
 
-from penstock.blobs import digest_of
+from penstock.artifact.blobs import digest_of
 from penstock.errors import ArtifactError
 
 FILE = "engine.json"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from penstock.errors import ArtifactError, Internal, InvalidInput, missing_extra
 from penstock.runtime import EngineOptions
-from penstock.tensors import Array, TensorSpec
+from penstock.wire.tensors import Array, TensorSpec
 
 try:
     import onnxruntime as ort

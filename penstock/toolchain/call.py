@@ -16,10 +16,10 @@ from typing import Any
 
 import msgspec
 
-from penstock.blobs import disk_errors
+from penstock.artifact.blobs import disk_errors
 from penstock.errors import CompileError, Internal
 from penstock.toolchain import process
-from penstock.toolchain.places import require
+from penstock.toolchain.locations import require
 
 MAX_LINE_BYTES = 16 * 1024 * 1024  # one line holds a whole result; figures per layer of a large model fit many times
 _MAX_NOTE_CHARS = 200

@@ -15,7 +15,7 @@ from typing import Literal
 import msgspec
 
 from penstock.errors import PenstockError
-from penstock.toolchain import gpu, lock, places, process
+from penstock.toolchain import gpu, locations, lock, process
 from penstock.toolchain.call import environment
 from penstock.toolchain.install import refuse_if_impossible
 from penstock.toolchain.table import Toolchain, find
@@ -60,7 +60,7 @@ def diagnose(name: str, *, timeout_s: float = _PROBE_TIMEOUT_S) -> Diagnosis:
     """
     toolchain = find(name)
     try:
-        found = places.look(toolchain)
+        found = locations.look(toolchain)
     except PenstockError as error:
         return Diagnosis(name=name, verdict="broken", state="explicit", python="", problems=(error.message,))
     if found.python is None:
@@ -83,7 +83,7 @@ def diagnose(name: str, *, timeout_s: float = _PROBE_TIMEOUT_S) -> Diagnosis:
     )
 
 
-def _not_usable(toolchain: Toolchain, found: places.Found) -> Diagnosis:
+def _not_usable(toolchain: Toolchain, found: locations.Found) -> Diagnosis:
     advice = f"penstock toolchain install {toolchain.name}"
     if found.state == "outdated":
         words = "was installed for another version of Penstock" if found.stamp else "is incomplete"
@@ -95,7 +95,7 @@ def _not_usable(toolchain: Toolchain, found: places.Found) -> Diagnosis:
         return Diagnosis(
             name=toolchain.name, verdict="impossible", state=found.state, python="", problems=(error.message,)
         )
-    size = places.size_words(lock.lock_of(toolchain).download_bytes)
+    size = locations.size_words(lock.lock_of(toolchain).download_bytes)
     problem = f"not installed: {advice}" + (f" (downloads {size})" if size else "")
     return Diagnosis(name=toolchain.name, verdict="absent", state=found.state, python="", problems=(problem,))
 
@@ -165,7 +165,7 @@ def _compare(
 ) -> tuple[list[str], list[str]]:
     """An interpreter of the user's own may have other versions than those tested: said, but no failure."""
     try:
-        versions = places.versions_in(python, tuple(toolchain.pins))
+        versions = locations.versions_in(python, tuple(toolchain.pins))
     except PenstockError as error:
         return findings, [*problems, error.message]
     other = [

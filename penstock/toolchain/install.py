@@ -24,9 +24,9 @@ from pathlib import Path
 
 import msgspec
 
-from penstock.blobs import disk_errors
+from penstock.artifact.blobs import disk_errors
 from penstock.errors import MissingToolchain, StorageError, Unavailable
-from penstock.toolchain import gpu, lock, places, process
+from penstock.toolchain import gpu, locations, lock, process
 from penstock.toolchain.call import Progress, ignore_progress
 from penstock.toolchain.lock import Lock
 from penstock.toolchain.pip import TORCH_CPU_INDEX, PipRun, failure
@@ -74,7 +74,7 @@ def install(
     toolchain = find(name)
     locked = lock.lock_of(toolchain)
     refuse_if_impossible(toolchain, locked)
-    root = places.root()
+    root = locations.root()
     with disk_errors(f"creating {root}"):
         root.mkdir(parents=True, exist_ok=True)
     with _exclusive(root, name, report, max_wait_s) as lock_file:
@@ -93,7 +93,7 @@ def remove(name: str, *, max_wait_s: float = MAX_WAIT_S) -> int:
         InvalidInput: no such toolchain. Unavailable: another process works on it. StorageError: the disk said no.
     """
     find(name)
-    root = places.root()
+    root = locations.root()
     if not root.is_dir():
         return 0
     with _exclusive(root, name, ignore_progress, max_wait_s):
@@ -187,13 +187,13 @@ def _sweep(root: Path, name: str) -> None:
 # --- one installation --------------------------------------------------------------------------------------------
 
 
-def _current(toolchain: Toolchain, locked: Lock, directory: Path) -> places.Stamp | None:
-    stamp = places.read_stamp(directory)
-    is_current = stamp is not None and stamp.lock == locked.digest and places.python_in(directory).is_file()
+def _current(toolchain: Toolchain, locked: Lock, directory: Path) -> locations.Stamp | None:
+    stamp = locations.read_stamp(directory)
+    is_current = stamp is not None and stamp.lock == locked.digest and locations.python_in(directory).is_file()
     return stamp if is_current else None
 
 
-def _installed(name: str, directory: Path, stamp: places.Stamp, *, was_there: bool) -> Installed:
+def _installed(name: str, directory: Path, stamp: locations.Stamp, *, was_there: bool) -> Installed:
     return Installed(
         name=name,
         directory=directory,
@@ -203,7 +203,7 @@ def _installed(name: str, directory: Path, stamp: places.Stamp, *, was_there: bo
     )
 
 
-def _replace(toolchain: Toolchain, locked: Lock, directory: Path, report: Progress, lock_file: int) -> places.Stamp:
+def _replace(toolchain: Toolchain, locked: Lock, directory: Path, report: Progress, lock_file: int) -> locations.Stamp:
     """Make it in a temporary directory, then put it in its place; the directory vanishes on any error."""
     root = directory.parent
     with disk_errors(f"creating a directory in {root}"):
@@ -217,7 +217,7 @@ def _replace(toolchain: Toolchain, locked: Lock, directory: Path, report: Progre
         stamp = _stamp(toolchain, locked, fresh)
         with disk_errors(f"installing to {directory}"):
             _point_scripts_to(directory, fresh)
-            (fresh / places.STAMP).write_bytes(msgspec.json.encode(stamp))
+            (fresh / locations.STAMP).write_bytes(msgspec.json.encode(stamp))
             if directory.exists():
                 directory.rename(scratch / "old")
             fresh.rename(directory)
@@ -263,7 +263,7 @@ def _fill(toolchain: Toolchain, locked: Lock, fresh: Path, report: Progress, loc
 
 
 def _pip(locked: Lock, fresh: Path, report: Progress, lock_file: int, *options: str) -> PipRun:
-    python = places.python_in(fresh)
+    python = locations.python_in(fresh)
     pip = [sys.executable, "-s", "-m", "pip", "--python", str(python)] if _has_pip() else [str(python), "-m", "pip"]
     # wheels only: building a source package would run its code with packages that no lock names
     strict = ["--require-hashes", "--no-deps", "--only-binary", ":all:"] if locked.environments else []
@@ -288,16 +288,16 @@ def _pip_environment() -> dict[str, str]:
     return {**kept, "PIP_USER": "0"}
 
 
-def _stamp(toolchain: Toolchain, locked: Lock, fresh: Path) -> places.Stamp:
+def _stamp(toolchain: Toolchain, locked: Lock, fresh: Path) -> locations.Stamp:
     """
     Raises:
         MissingToolchain: the new environment does not run, or lacks a package that the lock names.
     """
-    packages = places.versions_in(places.python_in(fresh), tuple(locked.packages))
+    packages = locations.versions_in(locations.python_in(fresh), tuple(locked.packages))
     absent = sorted(set(locked.packages) - set(packages))
     if absent:
         raise MissingToolchain(f"toolchain {toolchain.name}: pip reported success, but {', '.join(absent)} is missing")
-    return places.Stamp(
+    return locations.Stamp(
         lock=locked.digest, python=platform.python_version(), packages=packages, size_bytes=size_of(fresh)
     )
 
@@ -317,7 +317,8 @@ def _refuse_if_full(root: Path, locked: Lock) -> None:
     needed = locked.disk_bytes + locked.download_bytes
     free = shutil.disk_usage(root).free
     if free < needed:
+        there = locations.size_words(free) or "0 MB"
         raise StorageError(
-            f"{root}: {places.size_words(free) or '0 MB'} are free and about {places.size_words(needed)} are needed; "
-            f"free some space, or set {places.ROOT_VARIABLE} to a directory on another disk"
+            f"{root}: {there} are free and about {locations.size_words(needed)} are needed; "
+            f"free some space, or set {locations.ROOT_VARIABLE} to a directory on another disk"
         )

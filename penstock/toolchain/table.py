@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from penstock.config import nearest
 from penstock.errors import InvalidInput
+from penstock.process.config import nearest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

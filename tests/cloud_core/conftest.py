@@ -15,12 +15,12 @@ from cloud_core.api.oci import OciApi
 from cloud_core.registry.registry import Registry
 from cloud_core.registry.settings import RegistrySettings
 from cloud_core.state import Database
-from penstock import artifact as art
-from penstock import tensors
-from penstock.artifact import VariantSpec
-from penstock.certificate import Certificate
-from penstock.layout import Layout, VariantDraft
-from penstock.tensors import TensorSpec
+from penstock.artifact import manifests
+from penstock.artifact.certificates import Certificate
+from penstock.artifact.layout import Layout, VariantDraft
+from penstock.artifact.manifests import VariantSpec
+from penstock.wire import tensors
+from penstock.wire.tensors import TensorSpec
 
 X = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))
 MakeLayout = Callable[..., Layout]
@@ -48,7 +48,7 @@ class Served:
     port: int
 
 
-def make_spec(model: str, role: art.Role, target: str) -> VariantSpec:
+def make_spec(model: str, role: manifests.Role, target: str) -> VariantSpec:
     return VariantSpec(
         model=model,
         role=role,
@@ -69,7 +69,7 @@ def make_certificate(layout: Layout, **changes: object) -> Certificate:
         "model": parsed.model,
         "edge_digest": parsed.variant("edge").digest,
         "cloud_digest": parsed.variant("cloud").digest,
-        "preprocessing_digest": art.preprocessing_digest({"scale": 16}),
+        "preprocessing_digest": manifests.preprocessing_digest({"scale": 16}),
         "harm": "labels",
         "score": "max_prob",
         "temperature": 1.0,
@@ -129,10 +129,10 @@ async def put_layout(registry: Registry, layout: Layout, tag: str | None = None)
     for descriptor in layout.reachable():
         data = layout.blobs.read(descriptor.digest)
         registry.store.put(data)
-        if descriptor.media_type in (art.INDEX, art.MANIFEST):
+        if descriptor.media_type in (manifests.INDEX, manifests.MANIFEST):
             await registry.put_manifest(model, descriptor.digest, descriptor.media_type, data)
     data = layout.blobs.read(layout.digest)
-    await registry.put_manifest(model, tag or layout.tag, art.INDEX, data)
+    await registry.put_manifest(model, tag or layout.tag, manifests.INDEX, data)
     return layout.digest
 
 

@@ -23,12 +23,12 @@ from cloud_core.serving.dataplane import DataPlane
 from cloud_core.serving.measures import Measures
 from cloud_core.serving.replica import Replica, Timing
 from cloud_core.settings import CoreSettings, ServingSettings, TenantSettings
-from penstock.artifact import VariantSpec
+from penstock.artifact.layout import Layout, VariantDraft
+from penstock.artifact.manifests import VariantSpec
 from penstock.errors import Internal
-from penstock.inference import InferRequest
-from penstock.layout import Layout, VariantDraft
-from penstock.oci import RegistryClient, push
-from penstock.tensors import Array, TensorSpec
+from penstock.registry.transfer import RegistryClient, push
+from penstock.wire.inference import InferRequest
+from penstock.wire.tensors import Array, TensorSpec
 
 T = TypeVar("T")
 X = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))

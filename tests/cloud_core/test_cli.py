@@ -18,9 +18,9 @@ from click.testing import CliRunner
 
 from cloud_core.cli import command
 from cloud_core.settings import CoreSettings, check
-from penstock import config
 from penstock.errors import ConfigError, Unavailable
-from penstock.oci import RegistryClient, push
+from penstock.process import config
+from penstock.registry.transfer import RegistryClient, push
 from tests.cloud_core.rig import onnx_layout
 
 

@@ -21,8 +21,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compiler import steps
 from compiler.graph import files
+from penstock.artifact.layout import Layout
 from penstock.errors import CompileError
-from penstock.layout import Layout
 
 PENSTOCK = (sys.executable, "-m", "penstock")
 WEIGHT: NDArray[np.float32] = np.ones((4, 3), np.float32)

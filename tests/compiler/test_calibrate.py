@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from compiler import calibrate
-from penstock import confidence
+from penstock.policy import confidence
 
 
 def test_temperature_of_probabilities_is_the_one_the_score_applies() -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from compiler.binomial import samples_needed
 from compiler.certify import THRESHOLDS, CertifyData, certify, promise
 from compiler.promise import CertificateSection
-from penstock.certificate import MAX_GROUPS
+from penstock.artifact.certificates import MAX_GROUPS
 from penstock.errors import CalibrationError
 
 

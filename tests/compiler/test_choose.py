@@ -11,8 +11,8 @@ from compiler.calibrate import temperature as fit_temperature
 from compiler.certify import THRESHOLDS
 from compiler.choose import Choice, choose, choose_token_score, grid_for
 from compiler.promise import CertificateSection
-from penstock import confidence
 from penstock.errors import CalibrationError
+from penstock.policy import confidence
 
 PROMISE = CertificateSection(max_harm=0.02)
 

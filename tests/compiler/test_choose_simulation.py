@@ -12,8 +12,8 @@ from compiler.certify import promise
 from compiler.certify_data import CertifyData, counts_at
 from compiler.choose import choose
 from compiler.promise import CertificateSection
-from penstock import confidence
 from penstock.errors import CalibrationError
+from penstock.policy import confidence
 
 DELTA, DRAWS = 0.1, 400
 SAMPLING_ERROR = 3 * math.sqrt(DELTA * (1 - DELTA) / DRAWS)

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from penstock import machine
+from penstock.artifact.layout import Layout
 from penstock.cli import main
-from penstock.layout import Layout
+from penstock.process import machine
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from compiler import evaluate
 from compiler.certify import CertifyData
 from penstock.errors import CompileError
-from penstock.tensors import Array, TensorSpec
+from penstock.wire.tensors import Array, TensorSpec
 
 
 class Doubling:

@@ -14,11 +14,11 @@ from compiler import evidence
 from compiler.certify import CertifyData, Promised, promise
 from compiler.evidence import Subject
 from compiler.promise import CertificateSection
-from penstock import certificate as certificates
-from penstock import tensors
-from penstock.blobs import digest_of
-from penstock.certificate import Certificate
+from penstock.artifact import certificates
+from penstock.artifact.blobs import digest_of
+from penstock.artifact.certificates import Certificate
 from penstock.errors import ArtifactError, CalibrationError
+from penstock.wire import tensors
 
 SUBJECT = Subject(
     model="digits",

@@ -13,11 +13,11 @@ from compiler.pack import Packable
 from compiler.progress import Lines, Steps
 from compiler.steps import StepCache
 from compiler.workshop import Workshop
-from penstock import golden
+from penstock.artifact import golden
+from penstock.artifact.layout import Layout
 from penstock.errors import CompileError, Conflict, StorageError
-from penstock.layout import Layout
 from penstock.runtime import EngineOptions, load_engine
-from penstock.tensors import TensorSpec
+from penstock.wire.tensors import TensorSpec
 
 
 def fp32(name: str, *shape: int, datatype: str = "FP32") -> TensorSpec:

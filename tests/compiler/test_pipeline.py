@@ -16,10 +16,11 @@ from compiler.evaluation import CascadeEvaluation, Evaluation
 from compiler.pipeline import Compiled
 from compiler.progress import Lines
 from compiler.steps import StepCache, default_root
-from penstock import artifact as art
-from penstock import confidence, golden, machine
+from penstock.artifact import golden, manifests
+from penstock.artifact.layout import Layout
 from penstock.errors import CalibrationError, CompileError, Conflict, InvalidInput
-from penstock.layout import Layout
+from penstock.policy import confidence
+from penstock.process import machine
 from penstock.runtime import EngineOptions, load_engine
 
 CENTRES = np.array([[3, 0, 0, 1], [0, 3, 0, 1], [0, 0, 3, 1]], dtype=np.float32)
@@ -65,14 +66,18 @@ def test_the_artifact_is_whole_and_verifies(workspace: Path) -> None:
     parsed = layout.artifact()
     roles = {(v.spec.role, v.spec.target, v.spec.precision) for v in parsed.variants}
     assert roles == {("edge", machine.edge_target(), "int8"), ("cloud", "cpu", "fp32")}
-    kinds = {art.CERTIFICATE, art.EVALUATION, art.REPORT, art.LOCK, art.EVIDENCE}
+    kinds = {manifests.CERTIFICATE, manifests.EVALUATION, manifests.REPORT, manifests.LOCK, manifests.EVIDENCE}
     assert {r.kind for r in layout.referrers()} == kinds
 
 
 def test_copies_for_people_are_the_referrers_bytes(workspace: Path) -> None:
     compile_here(workspace)
     layout = Layout(workspace / "out")
-    for kind, name in ((art.EVALUATION, "evaluation.json"), (art.REPORT, "report.html"), (art.LOCK, "lock.json")):
+    for kind, name in (
+        (manifests.EVALUATION, "evaluation.json"),
+        (manifests.REPORT, "report.html"),
+        (manifests.LOCK, "lock.json"),
+    ):
         (referrer,) = layout.referrers(kind)
         assert layout.blobs.read(referrer.content.digest) == (workspace / "out" / name).read_bytes()
     document = evaluation.decode((workspace / "out" / "evaluation.json").read_bytes())
@@ -86,7 +91,7 @@ def test_the_certificate_is_bound_to_these_variants_and_holds_for_them(workspace
     assert found is not None
     _, certificate = found
     parsed = layout.artifact()
-    art.check_certificate(certificate, parsed)
+    manifests.check_certificate(certificate, parsed)
     assert certificate.edge_digest == parsed.variant("edge").digest
     assert (certificate.n, certificate.max_harm, certificate.delta) == (600, 0.02, 0.05)
     # the counts in it are what the packed variants really do to the certifying split
@@ -101,7 +106,7 @@ def test_the_certificate_is_bound_to_these_variants_and_holds_for_them(workspace
     assert (int(kept.sum()), int(harmful.sum())) == (certificate.kept_count, certificate.harm_count)
 
 
-def packed_logits(layout: Layout, role: art.Role, x: np.ndarray) -> np.ndarray:
+def packed_logits(layout: Layout, role: manifests.Role, x: np.ndarray) -> np.ndarray:
     weights = layout.blobs.path(layout.artifact().variant(role).weights.digest)
     logits: np.ndarray = load_engine("onnx", weights, EngineOptions()).run({"x": x})["logits"]
     return logits
@@ -125,7 +130,7 @@ def test_golden_vectors_catch_another_model(workspace: Path) -> None:
     assert edge.golden is not None
     vectors = golden.decode(layout.blobs.read(edge.golden.digest))
     other = load_engine("onnx", workspace / "teacher.onnx", EngineOptions())
-    with pytest.raises(art.ArtifactError, match="is off by"):
+    with pytest.raises(manifests.ArtifactError, match="is off by"):
         golden.check(vectors, other.run(vectors.inputs), tolerance=edge.spec.golden_tolerance)
 
 
@@ -433,12 +438,12 @@ def test_what_joined_the_artifact_since_stays_when_it_is_compiled_again(workspac
     found = layout.certificate()
     assert found is not None
     later = layout.attach_certificate(msgspec.structs.replace(found[1], serial=found[1].serial + 1))
-    signed = layout.attach(art.SIGNATURE, b"{}", title="signature.json")
+    signed = layout.attach(manifests.SIGNATURE, b"{}", title="signature.json")
     compile_here(workspace)
     again = Layout(workspace / "out")
     assert again.certificate() == (later.digest, msgspec.structs.replace(found[1], serial=found[1].serial + 1))
-    assert [referrer.digest for referrer in again.referrers(art.SIGNATURE)] == [signed.digest]
-    assert len(again.referrers(art.REPORT)) == 1
+    assert [referrer.digest for referrer in again.referrers(manifests.SIGNATURE)] == [signed.digest]
+    assert len(again.referrers(manifests.REPORT)) == 1
     assert again.verify() == []
 
 

@@ -16,14 +16,13 @@ from click.testing import CliRunner, Result
 from compiler import evidence, packed, recertify
 from compiler.fresh import Source
 from compiler.recertify import Request
-from penstock import artifact as art
-from penstock import certificate as certificates
-from penstock import golden, machine
-from penstock.artifact import VariantSpec
+from penstock.artifact import certificates, golden, manifests
+from penstock.artifact.golden import Golden
+from penstock.artifact.layout import Layout, VariantDraft
+from penstock.artifact.manifests import VariantSpec
 from penstock.cli.main import command, exit_code
 from penstock.errors import CalibrationError, ConfigError, InvalidInput, PenstockError
-from penstock.golden import Golden
-from penstock.layout import Layout, VariantDraft
+from penstock.process import machine
 from penstock.runtime import EngineOptions, load_engine
 
 CENTRES = np.array([[3, 0, 0, 1], [0, 3, 0, 1], [0, 0, 3, 1]], dtype=np.float32)
@@ -148,8 +147,8 @@ def test_an_artifact_without_certificate_gets_one_with_its_evidence(packed_layou
     certificate = found[1]
     assert (certificate.serial, certificate.max_harm, certificate.delta) == (1, 0.02, 0.05)
     assert certificate.n == 600  # a third of the rows chose the score
-    assert certificate.preprocessing_digest == art.preprocessing_digest({"scale": 1})
-    (kept,) = packed_layout.referrers(art.EVIDENCE)
+    assert certificate.preprocessing_digest == manifests.preprocessing_digest({"scale": 1})
+    (kept,) = packed_layout.referrers(manifests.EVIDENCE)
     assert kept.content.digest == certificate.evidence_digest
     assert certificate.promise() in result.output
     assert found[0] in result.output
@@ -165,7 +164,7 @@ def test_figures_are_those_of_the_variants_run_by_hand(packed_layout: Layout, tm
         arrays["x"] @ onnx.numpy_helper.to_array(onnx.load(tmp_path / f"{name}.onnx").graph.initializer[0])
         for name in ("student", "teacher")
     )
-    from penstock import confidence
+    from penstock.policy import confidence
 
     scores = confidence.score(student, kind="logits", name=certificate.score, temperature=certificate.temperature)
     kept = scores >= certificate.threshold
@@ -300,7 +299,7 @@ def test_a_model_of_several_files_runs_as_it_is_packed(packed_layout: Layout, tm
 
 def test_a_file_of_a_model_cannot_be_put_elsewhere(packed_layout: Layout, tmp_path: Path) -> None:
     variant = packed_layout.artifact().variant("edge")
-    hostile = msgspec.structs.replace(variant.weights, annotations={art.TITLE: "../../escaped"})
+    hostile = msgspec.structs.replace(variant.weights, annotations={manifests.TITLE: "../../escaped"})
     from dataclasses import replace
 
     with pytest.raises(PenstockError, match="is no name for a file of a model"):
@@ -450,7 +449,7 @@ def test_verify_names_a_certificate_without_evidence(packed_layout: Layout, tmp_
 
 def test_verify_names_a_document_that_is_no_evidence(packed_layout: Layout, tmp_path: Path) -> None:
     certificate = certify(packed_layout, data(tmp_path / "new.npz", 1, 900))
-    wrong = packed_layout.attach(art.EVIDENCE, b"\x90", title="evidence.msgpack").content.digest
+    wrong = packed_layout.attach(manifests.EVIDENCE, b"\x90", title="evidence.msgpack").content.digest
     packed_layout.attach_certificate(msgspec.structs.replace(certificate, evidence_digest=wrong, serial=2))
     (problem,) = problems_of(packed_layout)
     assert "its evidence cannot be used: evidence: missing columns" in problem
@@ -459,13 +458,13 @@ def test_verify_names_a_document_that_is_no_evidence(packed_layout: Layout, tmp_
 def test_verify_names_digests_that_are_not_this_artifacts(packed_layout: Layout, tmp_path: Path) -> None:
     certificate = certify(packed_layout, data(tmp_path / "new.npz", 1, 900))
     foreign = msgspec.structs.replace(certificate, cloud_digest="sha256:" + "1" * 64)
-    packed_layout.attach(art.CERTIFICATE, certificates.encode(foreign), title="certificate.json")
+    packed_layout.attach(manifests.CERTIFICATE, certificates.encode(foreign), title="certificate.json")
     (problem,) = problems_of(packed_layout)
     assert "was issued for other digests (cloud variant: certified sha256:111" in problem
 
 
 def test_verify_names_a_certificate_that_is_none(packed_layout: Layout) -> None:
-    packed_layout.attach(art.CERTIFICATE, b'{"schema": 1}', title="certificate.json")
+    packed_layout.attach(manifests.CERTIFICATE, b'{"schema": 1}', title="certificate.json")
     (problem,) = problems_of(packed_layout)
     assert "certificate: " in problem
 

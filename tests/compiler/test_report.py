@@ -14,7 +14,7 @@ from compiler import pipeline, plots, recipe, report
 from compiler.evaluation import CandidateFigures, Evaluation, TargetEvaluation
 from compiler.progress import Lines
 from compiler.steps import StepCache, default_root
-from penstock.certificate import Certificate
+from penstock.artifact.certificates import Certificate
 
 QUIET = Lines(lambda line: None)
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from penstock import artifact as art
-from penstock import trust
+from penstock.artifact import manifests
+from penstock.artifact.layout import Layout
 from penstock.cli.main import command
 from penstock.errors import InvalidInput
-from penstock.layout import Layout
-from penstock.trust import TrustRoot
+from penstock.signing import trust
+from penstock.signing.trust import TrustRoot
 
 
 @pytest.fixture
@@ -40,9 +40,9 @@ def test_what_is_compiled_and_certified_anew_is_signed(
     layout, root = Layout(out), TrustRoot(tmp_path / "config" / "penstock" / "trust")
     covered = root.check(layout.artifact(), trust.signatures_of(layout))
     assert {one.kind for one in layout.referrers() if one.digest in covered} >= {
-        art.CERTIFICATE,
-        art.EVIDENCE,
-        art.LOCK,
+        manifests.CERTIFICATE,
+        manifests.EVIDENCE,
+        manifests.LOCK,
     }
     first = trust.signatures_of(layout)
     assert run("compile", workspace / "recipe.toml", "-o", out, "--key", "release").exit_code == 0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from compiler import targets
-from penstock import machine
 from penstock.errors import CompileError, ConfigError
+from penstock.process import machine
 
 
 def test_every_target_that_a_device_can_report_has_types_or_is_fp32_only() -> None:

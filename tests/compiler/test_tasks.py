@@ -8,7 +8,7 @@ from scipy import stats
 
 from compiler import tasks
 from penstock.errors import CompileError
-from penstock.tensors import TensorSpec
+from penstock.wire.tensors import TensorSpec
 
 
 def output(*shape: int, datatype: str = "FP32") -> TensorSpec:

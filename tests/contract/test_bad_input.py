@@ -23,10 +23,11 @@ import numpy as np
 import pytest
 
 from examples.digits.processes import penstock, wait_for
-from penstock import Client, oci
-from penstock.artifact import CERTIFICATE
-from penstock.layout import Layout
-from penstock.oci_client import RegistryClient
+from penstock import Client
+from penstock.artifact.layout import Layout
+from penstock.artifact.manifests import CERTIFICATE
+from penstock.registry import transfer
+from penstock.registry.client import RegistryClient
 from penstock.rpc.fleet import FleetClient
 from penstock.rpc.pb import fleet_pb2, oip_pb2_grpc
 from tests.contract.wire import ROW_BYTES, Answer, Ask, connection, grpc_message, http_message, send
@@ -331,7 +332,7 @@ def test_tenants_need_their_token_and_keep_to_their_rate(
 ) -> None:
     core = core_factory(TENANT_CORE)
     with RegistryClient(core.http_url, token="a long random secret") as registry:
-        oci.push(registry, Layout(digits_build.layout("v1")))
+        transfer.push(registry, Layout(digits_build.layout("v1")))
     with pytest.raises(Exception, match="401|credential|token"), RegistryClient(core.http_url) as registry:
         registry.tags("digits")
     known = {"authorization": "Bearer a long random secret"}

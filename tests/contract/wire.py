@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 
 from penstock.rpc.pb import oip_pb2, oip_pb2_grpc
-from penstock.target import parse_target
+from penstock.wire.addresses import parse_target
 
 ROW_BYTES = 64 * 4
 

@@ -20,13 +20,12 @@ from aiohttp import web
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_agent.policy.slots import Release
-from penstock import artifact as art
-from penstock import golden
-from penstock.artifact import Descriptor, VariantSpec, preprocessing_digest
-from penstock.certificate import Certificate
-from penstock.layout import Layout, VariantDraft
+from penstock.artifact import golden, manifests
+from penstock.artifact.certificates import Certificate
+from penstock.artifact.layout import Layout, VariantDraft
+from penstock.artifact.manifests import Descriptor, VariantSpec, preprocessing_digest
 from penstock.rpc.pb import fleet_pb2, fleet_pb2_grpc
-from penstock.tensors import TensorSpec
+from penstock.wire.tensors import TensorSpec
 
 MODEL = "toy"
 INPUTS = (TensorSpec(name="x", datatype="FP32", shape=(-1, 4)),)
@@ -110,13 +109,13 @@ def build(
             layout.attach_certificate(certificate_for(artifact.variant("edge", target=target).digest, cloud))
     elif certified == "other":
         wrong = certificate_for("sha256:" + "1" * 64, cloud)
-        layout.attach(art.CERTIFICATE, msgspec.json.encode(wrong), title="certificate.json")
+        layout.attach(manifests.CERTIFICATE, msgspec.json.encode(wrong), title="certificate.json")
     return layout
 
 
 def release_of(layout: Layout) -> Release:
     """The release that a fleet service names for an artifact: its first certificate, if there is one."""
-    found = layout.referrers(art.CERTIFICATE)
+    found = layout.referrers(manifests.CERTIFICATE)
     return Release(
         version=layout.tag, artifact_digest=layout.digest, certificate_digest=found[0].digest if found else ""
     )
@@ -170,13 +169,13 @@ class FakeRegistry:
     async def _referrers(self, request: web.Request) -> web.Response:
         self.requests.append((request.path, ""))
         entries = [
-            Descriptor(media_type=art.MANIFEST, digest=found.digest, size=layout.blobs.size_bytes(found.digest),
+            Descriptor(media_type=manifests.MANIFEST, digest=found.digest, size=layout.blobs.size_bytes(found.digest),
                        artifact_type=found.kind)
             for layout in self.layouts if layout.digest == request.match_info["digest"]
             for found in layout.referrers(request.query.get("artifactType"))
         ]  # fmt: skip
-        index = art.Index(schema_version=2, media_type=art.INDEX, manifests=entries)
-        return web.Response(body=art.canonical_json(index), content_type=art.INDEX)
+        index = manifests.Index(schema_version=2, media_type=manifests.INDEX, manifests=entries)
+        return web.Response(body=manifests.canonical_json(index), content_type=manifests.INDEX)
 
     async def _get(self, request: web.Request) -> web.StreamResponse:
         digest = request.match_info["digest"]

@@ -24,12 +24,12 @@ from edge_agent.hosting import Hosted, Hosting, LoadPlan
 from edge_agent.outcomes import Outcomes
 from edge_agent.pipeline import Pipeline
 from edge_agent.settings import CascadeSettings, EscalationSettings, LimitsSettings
-from penstock.artifact import Descriptor, Variant, VariantSpec, preprocessing_digest
-from penstock.certificate import Certificate
-from penstock.inference import InferRequest, InferResponse, Parameter
+from penstock.artifact.certificates import Certificate
+from penstock.artifact.manifests import Descriptor, Variant, VariantSpec, preprocessing_digest
 from penstock.rpc import codec
 from penstock.rpc.pb import oip_pb2, oip_pb2_grpc
-from penstock.tensors import TensorSpec
+from penstock.wire.inference import InferRequest, InferResponse, Parameter
+from penstock.wire.tensors import TensorSpec
 
 MODEL = "toy"
 DIGEST = "sha256:" + "a" * 64

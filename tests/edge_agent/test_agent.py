@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from edge_agent import cli
+from penstock.artifact.layout import Layout
 from penstock.errors import Unavailable
-from penstock.layout import Layout
 from penstock.rpc.pb import fleet_pb2
 from tests.edge_agent.cloud import MODEL, FakeFleet, FakeRegistry, build, release_of, until
 

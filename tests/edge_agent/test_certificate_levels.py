@@ -15,7 +15,7 @@ from edge_agent import settings
 from edge_agent.hosting import Hosted, Hosting
 from edge_agent.outcomes import Outcomes
 from edge_agent.policy.cascade import CascadeMode
-from penstock.certificate import Certificate, Level, RefusedLevel
+from penstock.artifact.certificates import Certificate, Level, RefusedLevel
 from penstock.errors import ConfigError
 from tests.edge_agent.datapath import certificate, load_plan
 

@@ -16,8 +16,9 @@ from edge_agent.fetch import Fetcher, Registry, Transferred
 from edge_agent.policy.slots import Release
 from edge_agent.settings import FetchSettings
 from edge_agent.store import Store
-from penstock import artifact as art
-from penstock.blobs import digest_of
+from penstock.artifact import manifests
+from penstock.artifact.blobs import digest_of
+from penstock.artifact.layout import Layout
 from penstock.errors import (
     ArtifactError,
     DigestMismatch,
@@ -27,7 +28,6 @@ from penstock.errors import (
     TooLarge,
     Unavailable,
 )
-from penstock.layout import Layout
 from tests.edge_agent.cloud import MODEL, FakeRegistry, build, certificate_for, release_of
 
 SETTINGS = FetchSettings(reserve_bytes=0, chunk_bytes=4096, read_timeout_s=5.0)
@@ -160,12 +160,12 @@ async def test_a_blob_that_goes_on_for_ever_is_cut_off(rig: Rig) -> None:
 @pytest.mark.parametrize("which", ["index", "manifest", "spec", "certificate"])
 async def test_a_tampered_document_is_refused(rig: Rig, which: str) -> None:
     variant = rig.layout.artifact().variant("edge")
-    manifest = art.decode_manifest(rig.layout.blobs.read(variant.digest))
+    manifest = manifests.decode_manifest(rig.layout.blobs.read(variant.digest))
     digest = {
         "index": rig.layout.digest,
         "manifest": variant.digest,
-        "spec": next(layer.digest for layer in manifest.layers if layer.media_type == art.VARIANT_SPEC),
-        "certificate": rig.layout.referrers(art.CERTIFICATE)[0].content.digest,
+        "spec": next(layer.digest for layer in manifest.layers if layer.media_type == manifests.VARIANT_SPEC),
+        "certificate": rig.layout.referrers(manifests.CERTIFICATE)[0].content.digest,
     }[which]
     rig.registry.replaced[digest] = rig.layout.blobs.read(digest).replace(b"toy", b"tox") + b" "
     with pytest.raises(DigestMismatch):
@@ -241,7 +241,7 @@ async def test_a_disk_without_room_is_found_out_before_the_first_byte(
 async def test_a_disk_that_fills_up_during_the_pull_keeps_what_was_written(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from penstock.blobs import BlobWriter
+    from penstock.artifact.blobs import BlobWriter
 
     write, written = BlobWriter.write, 0
 

@@ -11,10 +11,10 @@ import pytest
 from edge_agent.hosting import Hosting, LoadPlan
 from edge_agent.outcomes import OutcomeCounts, Outcomes
 from edge_agent.policy.cascade import CascadeMode
-from penstock import golden
+from penstock.artifact import golden
+from penstock.artifact.golden import Golden
 from penstock.errors import ArtifactError, NotFound, Unavailable
-from penstock.golden import Golden
-from penstock.tensors import TensorSpec
+from penstock.wire.tensors import TensorSpec
 from tests.edge_agent.datapath import (
     DIGEST,
     MODEL,

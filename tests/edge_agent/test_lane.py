@@ -14,7 +14,7 @@ from edge_agent.hosting import Hosted
 from edge_agent.lane import CALLS_IN_FLIGHT, Lane
 from edge_agent.settings import EscalationSettings
 from penstock.errors import DeadlineExceeded, Internal, InvalidInput, PenstockError, QueueFull, Unavailable
-from penstock.inference import InferRequest, InferResponse
+from penstock.wire.inference import InferRequest, InferResponse
 from tests.edge_agent.datapath import Rows, data_path, until
 
 

@@ -16,8 +16,8 @@ from edge_agent.outcomes import OutcomeCounts
 from edge_agent.policy.cascade import CascadeMode
 from edge_agent.settings import CascadeSettings, EscalationSettings, LimitsSettings
 from penstock.errors import DeadlineExceeded, InvalidInput, NotFound, PenstockError, QueueFull, Unavailable
-from penstock.inference import InferRequest
-from penstock.tensors import TensorSpec
+from penstock.wire.inference import InferRequest
+from penstock.wire.tensors import TensorSpec
 from tests.edge_agent.datapath import (
     CERTIFICATE,
     CLOUD,

@@ -12,7 +12,7 @@ import pytest
 from edge_agent.policy.cascade import Decision, Reason
 from edge_agent.runner import INLINE_BELOW_S, Runner
 from penstock.errors import DeadlineExceeded, Internal, InvalidInput, Unavailable
-from penstock.tensors import Array, TensorSpec
+from penstock.wire.tensors import Array, TensorSpec
 
 X = TensorSpec(name="x", datatype="FP32", shape=(-1, 2))
 THREAD_S = 1.0

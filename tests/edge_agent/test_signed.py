@@ -16,12 +16,12 @@ from edge_agent.fetch import Fetcher, Registry
 from edge_agent.policy.slots import ModelState, Release, Slot
 from edge_agent.settings import FetchSettings
 from edge_agent.store import Store
-from penstock import artifact as art
-from penstock import signing, trust
+from penstock.artifact import manifests
+from penstock.artifact.layout import Layout
 from penstock.errors import ArtifactError, ConfigError, NotFound, SignatureError
-from penstock.layout import Layout
-from penstock.signing import SigningKey
-from penstock.trust import TrustRoot
+from penstock.signing import ed25519, trust
+from penstock.signing.ed25519 import SigningKey
+from penstock.signing.trust import TrustRoot
 from tests.edge_agent.cloud import FakeRegistry
 from tests.penstock.signed import DATA, make_layout, new_certificate, trusting
 
@@ -60,7 +60,7 @@ def release_of(layout: Layout) -> Release:
 async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     registry = FakeRegistry(layouts=[make_layout(tmp_path / "src", roles=("edge", "site"))])
     async with registry.serve(), fetch.open_session(SETTINGS) as session:
-        yield Rig(tmp_path, session, registry, signing.generate())
+        yield Rig(tmp_path, session, registry, ed25519.generate())
 
 
 async def test_what_is_unsigned_is_refused_before_anything_heavy_is_fetched(rig: Rig) -> None:
@@ -72,7 +72,7 @@ async def test_what_is_unsigned_is_refused_before_anything_heavy_is_fetched(rig:
 
 
 async def test_a_stranger_s_signature_is_refused(rig: Rig) -> None:
-    trust.sign(rig.layout.root, signing.generate())
+    trust.sign(rig.layout.root, ed25519.generate())
     with pytest.raises(SignatureError, match="does not trust"):
         await rig.pull()
 
@@ -82,7 +82,7 @@ async def test_without_a_trust_root_nobody_asks(rig: Rig) -> None:
     rig.trust, rig.store = None, Store(rig.directory / "other")
     slot = await rig.pull()
     assert slot.signature_digests == ()
-    assert not any(rig.store.blobs.has(one.digest) for one in rig.layout.referrers(art.SIGNATURE))
+    assert not any(rig.store.blobs.has(one.digest) for one in rig.layout.referrers(manifests.SIGNATURE))
 
 
 async def test_a_certificate_that_was_not_signed_is_not_used(rig: Rig) -> None:
@@ -128,7 +128,7 @@ async def test_a_slot_from_before_there_was_a_trust_root_is_not_loaded(rig: Rig)
 
 async def test_rubbish_among_the_signatures_keeps_no_good_one_from_counting(rig: Rig) -> None:
     trust.sign(rig.layout.root, rig.key)
-    rig.layout.attach(art.SIGNATURE, b"rubbish", title="signature.json")
+    rig.layout.attach(manifests.SIGNATURE, b"rubbish", title="signature.json")
     assert rig.store.load_plan("digits", await rig.pull())
 
 

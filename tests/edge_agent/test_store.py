@@ -13,9 +13,9 @@ import pytest
 from edge_agent.policy import slots
 from edge_agent.policy.slots import ModelState, Slot
 from edge_agent.store import DataDirLock, Store
-from penstock import artifact as art
+from penstock.artifact import manifests
+from penstock.artifact.layout import Layout
 from penstock.errors import ArtifactError, CertificateMismatch, DigestMismatch, NotFound, StorageError
-from penstock.layout import Layout
 from tests.edge_agent.cloud import MODEL, build, release_of
 
 
@@ -26,7 +26,7 @@ def stored(store: Store, layout: Layout, *, target: str = "any") -> Slot:
     assert cloud.golden is not None
     for descriptor in layout.reachable():
         is_needed = descriptor.digest not in (cloud.weights.digest, cloud.golden.digest)
-        if is_needed and descriptor.media_type not in (art.MODEL_CONFIG, art.EMPTY_CONFIG):
+        if is_needed and descriptor.media_type not in (manifests.MODEL_CONFIG, manifests.EMPTY_CONFIG):
             store.blobs.put_file(layout.blobs.path(descriptor.digest))
     release = release_of(layout)
     return Slot(release=release, variant_digest=variant.digest, certificate_digest=release.certificate_digest)
@@ -139,7 +139,7 @@ def test_collecting_keeps_both_slots_and_the_wish_and_nothing_else(tmp_path: Pat
 def test_collecting_keeps_a_complete_candidate_and_its_own_certificate(tmp_path: Path) -> None:
     store = Store(tmp_path)
     layout = build(tmp_path / "src", "v1", seed=1, targets=("x86-64", "any"))
-    second = layout.referrers(art.CERTIFICATE)[1].digest
+    second = layout.referrers(manifests.CERTIFICATE)[1].digest
     slot = replace(stored(store, layout), certificate_digest=second)
     store.collect([ModelState(model=MODEL, desired=slot.release)], [slot])
     assert store.blobs.has(second)

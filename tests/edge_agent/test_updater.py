@@ -24,8 +24,8 @@ from edge_agent.report import Report
 from edge_agent.settings import FetchSettings, UpdateSettings
 from edge_agent.store import Store
 from edge_agent.updater import Updater
+from penstock.artifact.layout import Layout
 from penstock.errors import Internal, StorageError
-from penstock.layout import Layout
 from tests.edge_agent.cloud import MODEL, SURE, FakeRegistry, build, release_of, until
 
 FETCH = FetchSettings(reserve_bytes=0, chunk_bytes=4096)

@@ -15,8 +15,8 @@ from compiler.evaluation import CascadeEvaluation
 from compiler.progress import Lines
 from compiler.steps import StepCache
 from examples.digits import data, export, train
-from penstock import confidence
-from penstock.layout import Layout
+from penstock.artifact.layout import Layout
+from penstock.policy import confidence
 from penstock.runtime import EngineOptions, load_engine
 
 

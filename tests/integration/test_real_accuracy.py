@@ -19,8 +19,8 @@ import pytest
 from compiler import evaluation
 from compiler.evaluation import Evaluation
 from examples.sentence_encoder import fetch
-from penstock import artifact as art
-from penstock.layout import Layout
+from penstock.artifact import manifests
+from penstock.artifact.layout import Layout
 from tests.compiler import small_models as small
 
 POINT = 0.01
@@ -43,7 +43,7 @@ def compiled(directory: Path, recipe: str) -> tuple[Path, Evaluation]:
     assert done.returncode == 0, done.stderr
     layout = Layout(directory / "out")
     assert layout.verify() == []
-    figures = layout.blobs.read(layout.referrers(art.EVALUATION)[-1].content.digest)
+    figures = layout.blobs.read(layout.referrers(manifests.EVALUATION)[-1].content.digest)
     return layout.blobs.path(layout.artifact().variant("edge").weights.digest), evaluation.decode(figures)
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from examples.digits.processes import penstock, wait_for
-from penstock import Client, oci, signing, trust
-from penstock.layout import Layout
-from penstock.oci_client import RegistryClient
+from penstock import Client
+from penstock.artifact.layout import Layout
+from penstock.registry import transfer
+from penstock.registry.client import RegistryClient
+from penstock.signing import ed25519, trust
 from tests.penstock.signed import make_layout, trusting
 from tests.processes import AGENT_CONFIG, AgentProcess, CoreProcess
 
@@ -19,13 +21,13 @@ X = np.array([[9, 0, 0, 0]], np.float32)
 
 def push(core: CoreProcess, layout: Layout) -> None:
     with RegistryClient(core.http_url) as registry:
-        oci.push(registry, layout)
+        transfer.push(registry, layout)
 
 
 def test_what_a_trusted_key_signed_runs_on_core_edge_and_middle_rung_and_nothing_else_does(
     core_factory: Callable[..., CoreProcess], agent_factory: Callable[..., AgentProcess], tmp_path: Path
 ) -> None:
-    key = signing.generate()
+    key = ed25519.generate()
     root = trusting(tmp_path, key).directory
     trusts = f'trust_root = "{root}"\n'
     core = core_factory(trusts)

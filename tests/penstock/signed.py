@@ -8,14 +8,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from penstock import artifact as art
-from penstock import golden
-from penstock.artifact import VariantSpec
-from penstock.certificate import Certificate
-from penstock.layout import Layout, VariantDraft
-from penstock.signing import SigningKey
-from penstock.tensors import TensorSpec
-from penstock.trust import TrustRoot
+from penstock.artifact import golden, manifests
+from penstock.artifact.certificates import Certificate
+from penstock.artifact.layout import Layout, VariantDraft
+from penstock.artifact.manifests import VariantSpec
+from penstock.signing.ed25519 import SigningKey
+from penstock.signing.trust import TrustRoot
+from penstock.wire.tensors import TensorSpec
 
 X = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))
 LOGITS = TensorSpec(name="logits", datatype="FP32", shape=(-1, 3))
@@ -62,7 +61,7 @@ def make_layout(
     layout.pack(drafts, tag=tag)
     for role in roles if certified else ():
         layout.attach_certificate(new_certificate(layout, role=role))
-    layout.attach(art.LOCK, b'{"schema":1,"seed":0,"steps":[]}', title="lock.json")
+    layout.attach(manifests.LOCK, b'{"schema":1,"seed":0,"steps":[]}', title="lock.json")
     return layout
 
 
@@ -70,9 +69,10 @@ def new_certificate(layout: Layout, *, role: str = "edge", serial: int = 1, thre
     parsed = layout.artifact()
     return Certificate(
         model="digits", edge_digest=parsed.variant(role).digest, cloud_digest=parsed.variant("cloud").digest,
-        preprocessing_digest=art.preprocessing_digest({"scale": 16}), harm="labels", score="max_prob", temperature=1.0,
-        threshold=threshold, max_harm=0.02, delta=0.05, n=400, harm_count=1, kept_count=300, coverage=0.75,
-        coverage_low=0.7, coverage_high=0.8, audit_max_harm=0.03, data_digest="sha256:" + "0" * 64, serial=serial,
+        preprocessing_digest=manifests.preprocessing_digest({"scale": 16}), harm="labels", score="max_prob",
+        temperature=1.0, threshold=threshold, max_harm=0.02, delta=0.05, n=400, harm_count=1, kept_count=300,
+        coverage=0.75, coverage_low=0.7, coverage_high=0.8, audit_max_harm=0.03, data_digest="sha256:" + "0" * 64,
+        serial=serial,
     )  # fmt: skip
 
 

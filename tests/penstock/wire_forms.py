@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from penstock.errors import InvalidInput
-from penstock.inference import InferRequest, InferResponse, ModelMetadata
 from penstock.rest import codec as rest
 from penstock.rpc import codec as rpc
-from penstock.tensors import TensorSpec
+from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata
+from penstock.wire.tensors import TensorSpec
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from penstock.tensors import DATATYPES, Array, numpy_dtype
+from penstock.wire.tensors import DATATYPES, Array, numpy_dtype
 
 
 def arrays(*, text: bool) -> st.SearchStrategy[Array]:

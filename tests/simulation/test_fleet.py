@@ -25,12 +25,12 @@ from cloud_core.policy.gates import Gate, Phase
 from cloud_core.policy.planning import Selection
 from cloud_core.registry.registry import Registry
 from cloud_core.state import Database
-from penstock import artifact as art
-from penstock import tensors
-from penstock.artifact import VariantSpec
-from penstock.certificate import Certificate
-from penstock.layout import Layout, VariantDraft
-from penstock.tensors import TensorSpec
+from penstock.artifact import manifests
+from penstock.artifact.certificates import Certificate
+from penstock.artifact.layout import Layout, VariantDraft
+from penstock.artifact.manifests import VariantSpec
+from penstock.wire import tensors
+from penstock.wire.tensors import TensorSpec
 
 AGENTS = 200
 PROMISED = 0.03
@@ -155,7 +155,7 @@ class World:
 
 
 def write_artifact(root: Path, tag: str) -> Layout:
-    def draft(role: art.Role, target: str) -> VariantDraft:
+    def draft(role: manifests.Role, target: str) -> VariantDraft:
         spec = VariantSpec(
             model="digits", role=role, engine="echo", target=target, provider="cpu", precision="fp32", inputs=(X,),
             outputs=(X,), score_output="x",
@@ -169,7 +169,7 @@ def write_artifact(root: Path, tag: str) -> Layout:
     layout.attach_certificate(
         Certificate(
             model="digits", edge_digest=parsed.variant("edge").digest, cloud_digest=parsed.variant("cloud").digest,
-            preprocessing_digest=art.preprocessing_digest({}), harm="labels", score="max_prob", temperature=1.0,
+            preprocessing_digest=manifests.preprocessing_digest({}), harm="labels", score="max_prob", temperature=1.0,
             threshold=0.9, max_harm=0.02, delta=0.05, n=400, harm_count=1, kept_count=300, coverage=0.75,
             coverage_low=0.7, coverage_high=0.8, audit_max_harm=PROMISED, data_digest="sha256:" + "0" * 64,
         )
@@ -195,9 +195,9 @@ async def world(tmp_path: Path, seed: int) -> AsyncIterator[World]:
         for descriptor in layout.reachable():
             data = layout.blobs.read(descriptor.digest)
             registry.store.put(data)
-            if descriptor.media_type in (art.INDEX, art.MANIFEST):
+            if descriptor.media_type in (manifests.INDEX, manifests.MANIFEST):
                 await registry.put_manifest("digits", descriptor.digest, descriptor.media_type, data)
-        await registry.put_manifest("digits", tag, art.INDEX, layout.blobs.read(layout.digest))
+        await registry.put_manifest("digits", tag, manifests.INDEX, layout.blobs.read(layout.digest))
         digests[tag] = layout.digest
     yield World(tmp_path, seed, digests, database)
     database.close()

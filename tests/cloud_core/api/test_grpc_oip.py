@@ -15,9 +15,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from cloud_core.app import Core
-from penstock.inference import InferRequest
 from penstock.rpc import codec
 from penstock.rpc.pb import fleet_pb2, fleet_pb2_grpc, oip_pb2, oip_pb2_grpc
+from penstock.wire.inference import InferRequest
 from tests.cloud_core.rig import rows, soon, start_core
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -17,8 +17,8 @@ import pytest_asyncio
 
 from cloud_core.app import Core
 from penstock.errors import ConfigError, StorageError
-from penstock.inference import InferRequest
 from penstock.rest import codec
+from penstock.wire.inference import InferRequest
 from tests.cloud_core.rig import core_settings, rows, soon, start_core, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

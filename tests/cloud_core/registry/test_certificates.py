@@ -10,10 +10,10 @@ import pytest
 
 from cloud_core.fleet.facts import Facts
 from cloud_core.registry.registry import Registry
-from penstock import artifact as art
-from penstock.artifact import Artifact
-from penstock.certificate import Certificate, Level
-from penstock.layout import Layout, VariantDraft
+from penstock.artifact import manifests
+from penstock.artifact.certificates import Certificate, Level
+from penstock.artifact.layout import Layout, VariantDraft
+from penstock.artifact.manifests import Artifact
 
 
 class Shelf:
@@ -99,4 +99,4 @@ async def test_a_fleet_without_a_certificate_promises_nothing(shelf: Shelf, regi
     await put(registry, shelf.layout)
     facts = Facts(None, None, registry, None, max_silence_s=1.0)  # type: ignore[arg-type]
     assert facts._promised_harm(shelf.layout.digest) is None
-    assert shelf.layout.referrers(art.CERTIFICATE) == ()
+    assert shelf.layout.referrers(manifests.CERTIFICATE) == ()

@@ -15,11 +15,11 @@ import msgspec
 import pytest
 import yarl
 
-from penstock import artifact as art
-from penstock import oci
-from penstock.blobs import digest_of
+from penstock.artifact import manifests
+from penstock.artifact.blobs import digest_of
+from penstock.artifact.layout import Layout
 from penstock.errors import ArtifactError, DigestMismatch, InvalidInput, NotFound
-from penstock.layout import Layout
+from penstock.registry import transfer
 
 DATA = b"weights" * 1000
 DIGEST = digest_of(DATA)
@@ -65,11 +65,11 @@ async def test_push_and_pull_give_back_the_same_artifact_with_its_certificate(
 ) -> None:
     layout = make_layout("v1")
     seen: list[tuple[int, ...]] = []
-    with oci.RegistryClient(served.url) as client:
-        pushed = await asyncio.to_thread(oci.push, client, layout, report=lambda *at: seen.append(at))
-        again = await asyncio.to_thread(oci.push, client, layout)
-        pulled = await asyncio.to_thread(oci.pull, client, "digits:v1", tmp_path / "pulled")
-        by_digest = await asyncio.to_thread(oci.pull, client, f"digits@{layout.digest}", tmp_path / "by-digest")
+    with transfer.RegistryClient(served.url) as client:
+        pushed = await asyncio.to_thread(transfer.push, client, layout, report=lambda *at: seen.append(at))
+        again = await asyncio.to_thread(transfer.push, client, layout)
+        pulled = await asyncio.to_thread(transfer.pull, client, "digits:v1", tmp_path / "pulled")
+        by_digest = await asyncio.to_thread(transfer.pull, client, f"digits@{layout.digest}", tmp_path / "by-digest")
     assert pushed.digest == pulled.digest == by_digest.digest == layout.digest
     assert seen[-1][0] == seen[-1][1] > 0
     assert again.skipped_bytes > 0
@@ -84,38 +84,41 @@ async def test_push_of_a_damaged_layout_sends_nothing(served: Any, make_layout: 
     layout = make_layout("v1")
     weights = layout.artifact().variants[0].weights.digest
     layout.blobs.path(weights).write_bytes(b"other")
-    with oci.RegistryClient(served.url) as client, pytest.raises(ArtifactError, match=weights):
-        await asyncio.to_thread(oci.push, client, layout)
+    with transfer.RegistryClient(served.url) as client, pytest.raises(ArtifactError, match=weights):
+        await asyncio.to_thread(transfer.push, client, layout)
     assert served.registry.models() == ()
 
 
 async def test_push_under_another_models_name_is_refused(served: Any, make_layout: Any) -> None:
-    with oci.RegistryClient(served.url) as client, pytest.raises(ArtifactError, match="artifact of model 'digits'"):
-        await asyncio.to_thread(oci.push, client, make_layout("v1"), "letters:v1")
+    with (
+        transfer.RegistryClient(served.url) as client,
+        pytest.raises(ArtifactError, match="artifact of model 'digits'"),
+    ):
+        await asyncio.to_thread(transfer.push, client, make_layout("v1"), "letters:v1")
     assert served.registry.models() == ()
 
 
 async def test_pull_says_what_exists(served: Any, make_layout: Any, tmp_path: Path) -> None:
-    with oci.RegistryClient(served.url) as client:
-        await asyncio.to_thread(oci.push, client, make_layout("v1"))
+    with transfer.RegistryClient(served.url) as client:
+        await asyncio.to_thread(transfer.push, client, make_layout("v1"))
         with pytest.raises(InvalidInput, match="digits has v1"):
-            await asyncio.to_thread(oci.pull, client, "digits", tmp_path / "a")
+            await asyncio.to_thread(transfer.pull, client, "digits", tmp_path / "a")
         with pytest.raises(NotFound, match="no manifest 'v9'"):
-            await asyncio.to_thread(oci.pull, client, "digits:v9", tmp_path / "a")
+            await asyncio.to_thread(transfer.pull, client, "digits:v9", tmp_path / "a")
         with pytest.raises(NotFound, match="no repository named 'letters'"):
-            await asyncio.to_thread(oci.pull, client, "letters:v1", tmp_path / "a")
+            await asyncio.to_thread(transfer.pull, client, "letters:v1", tmp_path / "a")
 
 
 async def test_pull_of_a_blob_that_was_damaged_in_the_registry_keeps_nothing(
     served: Any, make_layout: Any, tmp_path: Path
 ) -> None:
     layout = make_layout("v1")
-    with oci.RegistryClient(served.url) as client:
-        await asyncio.to_thread(oci.push, client, layout)
+    with transfer.RegistryClient(served.url) as client:
+        await asyncio.to_thread(transfer.push, client, layout)
         weights = layout.artifact().variants[0].weights
         served.registry.store.path(weights.digest).write_bytes(b"x" * weights.size)
         with pytest.raises(DigestMismatch, match="hash to"):
-            await asyncio.to_thread(oci.pull, client, "digits:v1", tmp_path / "pulled")
+            await asyncio.to_thread(transfer.pull, client, "digits:v1", tmp_path / "pulled")
     pulled = Layout(tmp_path / "pulled")
     assert not pulled.blobs.has(weights.digest)
     with pytest.raises(NotFound):
@@ -142,8 +145,8 @@ async def test_curl_reads_a_manifest_and_a_range(served: Any, make_layout: Any) 
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     layout = make_layout("v1")
-    with oci.RegistryClient(served.url) as client:
-        await asyncio.to_thread(oci.push, client, layout)
+    with transfer.RegistryClient(served.url) as client:
+        await asyncio.to_thread(transfer.push, client, layout)
     manifest = await run("curl", "-fsS", f"{served.url}/v2/digits/manifests/v1")
     assert digest_of(manifest.encode()) == layout.digest
     weights = layout.artifact().variants[0].weights
@@ -231,17 +234,17 @@ async def test_blobs_answer_ranges(http: aiohttp.ClientSession) -> None:
 
 async def test_referrers_are_listed_and_filtered(http: aiohttp.ClientSession, served: Any, make_layout: Any) -> None:
     layout = make_layout("v1")
-    layout.attach(art.REPORT, b"<html></html>", title="report.html")
-    with oci.RegistryClient(served.url) as client:
-        await asyncio.to_thread(oci.push, client, layout)
+    layout.attach(manifests.REPORT, b"<html></html>", title="report.html")
+    with transfer.RegistryClient(served.url) as client:
+        await asyncio.to_thread(transfer.push, client, layout)
     path = f"/v2/digits/referrers/{layout.digest}"
     listed = await http.get(path)
-    assert listed.content_type == art.INDEX
+    assert listed.content_type == manifests.INDEX
     kinds = [entry["artifactType"] for entry in json.loads(await listed.read())["manifests"]]
-    assert kinds == [art.CERTIFICATE, art.REPORT]
-    filtered = await http.get(path, params={"artifactType": art.REPORT})
+    assert kinds == [manifests.CERTIFICATE, manifests.REPORT]
+    filtered = await http.get(path, params={"artifactType": manifests.REPORT})
     assert filtered.headers["OCI-Filters-Applied"] == "artifactType"
-    assert [e["artifactType"] for e in json.loads(await filtered.read())["manifests"]] == [art.REPORT]
+    assert [e["artifactType"] for e in json.loads(await filtered.read())["manifests"]] == [manifests.REPORT]
     nobody = await http.get(f"/v2/digits/referrers/{digest_of(b'nobody')}")
     assert json.loads(await nobody.read())["manifests"] == []
 
@@ -268,25 +271,25 @@ async def test_a_generic_oci_artifact_is_stored_as_it_is(http: aiohttp.ClientSes
     await push_blob(http, DATA)
     manifest = {
         "schemaVersion": 2,
-        "mediaType": art.MANIFEST,
+        "mediaType": manifests.MANIFEST,
         "artifactType": "application/vnd.example",
-        "config": {"mediaType": art.EMPTY_CONFIG, "digest": digest_of(b"{}"), "size": 2},
+        "config": {"mediaType": manifests.EMPTY_CONFIG, "digest": digest_of(b"{}"), "size": 2},
         "layers": [{"mediaType": "text/plain", "digest": DIGEST, "size": len(DATA)}],
         "extra": {"kept": True},
     }
     data = json.dumps(manifest, indent=3).encode()
-    done = await http.put("/v2/some/thing/manifests/v1", data=data, headers={"Content-Type": art.MANIFEST})
+    done = await http.put("/v2/some/thing/manifests/v1", data=data, headers={"Content-Type": manifests.MANIFEST})
     assert (done.status, done.headers["Docker-Content-Digest"]) == (201, digest_of(data))
     back = await http.get("/v2/some/thing/manifests/v1")
     assert await back.read() == data
-    assert back.content_type == art.MANIFEST
+    assert back.content_type == manifests.MANIFEST
     assert served.registry.models() == ()
 
 
 async def test_a_manifest_needs_its_blobs_first_and_true_sizes(http: aiohttp.ClientSession) -> None:
-    config = {"mediaType": art.EMPTY_CONFIG, "digest": digest_of(b"{}"), "size": 3}
+    config = {"mediaType": manifests.EMPTY_CONFIG, "digest": digest_of(b"{}"), "size": 3}
     data = json.dumps({"schemaVersion": 2, "config": config, "layers": []}).encode()
-    headers = {"Content-Type": art.MANIFEST}
+    headers = {"Content-Type": manifests.MANIFEST}
     early = await http.put("/v2/a/manifests/v1", data=data, headers=headers)
     assert "push that first" in await error_of(early, 404, "MANIFEST_BLOB_UNKNOWN")
     await push_blob(http, b"{}")
@@ -298,20 +301,20 @@ async def test_a_certificate_for_other_digests_is_refused(http: aiohttp.ClientSe
                                                           put: Any) -> None:  # fmt: skip
     layout, other = make_layout("v1", certified=False), make_layout("v2")
     await put(served.registry, layout)
-    content = other.referrers(art.CERTIFICATE)[0].content
+    content = other.referrers(manifests.CERTIFICATE)[0].content
     await push_blob(http, other.blobs.read(content.digest))
     await push_blob(http, b"{}")
-    subject = {"mediaType": art.INDEX, "digest": layout.digest, "size": layout.blobs.size_bytes(layout.digest)}
+    subject = {"mediaType": manifests.INDEX, "digest": layout.digest, "size": layout.blobs.size_bytes(layout.digest)}
     stolen = {
         "schemaVersion": 2,
-        "artifactType": art.CERTIFICATE,
-        "config": {"mediaType": art.EMPTY_CONFIG, "digest": digest_of(b"{}"), "size": 2},
+        "artifactType": manifests.CERTIFICATE,
+        "config": {"mediaType": manifests.EMPTY_CONFIG, "digest": digest_of(b"{}"), "size": 2},
         "layers": [msgspec.json.decode(msgspec.json.encode(content))],
         "subject": subject,
     }
     data = json.dumps(stolen).encode()
     refused = await http.put(
-        f"/v2/digits/manifests/{digest_of(data)}", data=data, headers={"Content-Type": art.MANIFEST}
+        f"/v2/digits/manifests/{digest_of(data)}", data=data, headers={"Content-Type": manifests.MANIFEST}
     )
     assert "issued for other digests" in await error_of(refused, 400, "MANIFEST_INVALID")
     assert served.registry.certificate_of(layout.digest) is None
@@ -320,18 +323,19 @@ async def test_a_certificate_for_other_digests_is_refused(http: aiohttp.ClientSe
 @pytest.mark.parametrize(
     ("data", "media_type", "reference", "code"),
     [
-        (b"not json", art.MANIFEST, "v1", "MANIFEST_INVALID"),
-        (b"[]", art.INDEX, "v1", "MANIFEST_INVALID"),
+        (b"not json", manifests.MANIFEST, "v1", "MANIFEST_INVALID"),
+        (b"[]", manifests.INDEX, "v1", "MANIFEST_INVALID"),
         (b'{"schemaVersion":2,"manifests":[]}', "text/html", "v1", "MANIFEST_INVALID"),
-        (b'{"schemaVersion":1,"manifests":[]}', art.INDEX, "v1", "MANIFEST_INVALID"),
-        (b'{"schemaVersion":2,"manifests":[]}', art.INDEX, "sha256:" + "0" * 64, "DIGEST_INVALID"),
-        (b'{"schemaVersion":2,"manifests":[]}', art.INDEX, "bad tag!", "MANIFEST_INVALID"),
-        (b'{"schemaVersion":2,"mediaType":"text/plain","manifests":[]}', art.INDEX, "v1", "MANIFEST_INVALID"),
-        (b'{"schemaVersion":2,"manifests":[{"mediaType":"m","digest":"../x","size":1}]}', art.INDEX, "v1",
+        (b'{"schemaVersion":1,"manifests":[]}', manifests.INDEX, "v1", "MANIFEST_INVALID"),
+        (b'{"schemaVersion":2,"manifests":[]}', manifests.INDEX, "sha256:" + "0" * 64, "DIGEST_INVALID"),
+        (b'{"schemaVersion":2,"manifests":[]}', manifests.INDEX, "bad tag!", "MANIFEST_INVALID"),
+        (b'{"schemaVersion":2,"mediaType":"text/plain","manifests":[]}', manifests.INDEX, "v1", "MANIFEST_INVALID"),
+        (b'{"schemaVersion":2,"manifests":[{"mediaType":"m","digest":"../x","size":1}]}', manifests.INDEX, "v1",
          "MANIFEST_INVALID"),
-        (b'{"schemaVersion":2,"manifests":[],"annotations":{"org.penstock.model":"a"}}', art.INDEX, "v1",
+        (b'{"schemaVersion":2,"manifests":[],"annotations":{"org.penstock.model":"a"}}', manifests.INDEX, "v1",
          "MANIFEST_INVALID"),
-        (b'{"schemaVersion":2,"manifests":[],"padding":"' + b"x" * 5_000_000 + b'"}', art.INDEX, "v1", "SIZE_INVALID"),
+        (b'{"schemaVersion":2,"manifests":[],"padding":"' + b"x" * 5_000_000 + b'"}', manifests.INDEX, "v1",
+         "SIZE_INVALID"),
     ],
 )  # fmt: skip
 async def test_bad_manifests_are_refused(

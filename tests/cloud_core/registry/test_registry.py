@@ -13,9 +13,9 @@ from cloud_core.registry.refusal import Refused
 from cloud_core.registry.registry import Registry
 from cloud_core.registry.settings import RegistrySettings
 from cloud_core.state import Database
-from penstock import artifact as art
-from penstock.artifact import Descriptor, Manifest
-from penstock.blobs import digest_of
+from penstock.artifact import manifests
+from penstock.artifact.blobs import digest_of
+from penstock.artifact.manifests import Descriptor, Manifest
 from penstock.errors import DigestMismatch, NotFound
 
 
@@ -93,21 +93,21 @@ async def test_a_certificate_that_came_before_its_subject_and_does_not_fit_is_no
     registry: Registry, make_layout: Any, put: Any
 ) -> None:
     mine, other = make_layout("v1"), make_layout("v2")
-    stolen = other.referrers(art.CERTIFICATE)[0].content
+    stolen = other.referrers(manifests.CERTIFICATE)[0].content
     registry.store.put(other.blobs.read(stolen.digest))
     registry.store.put(b"{}")
     manifest = Manifest(
         schema_version=2,
-        media_type=art.MANIFEST,
-        artifact_type=art.CERTIFICATE,
-        config=Descriptor(media_type=art.EMPTY_CONFIG, digest=digest_of(b"{}"), size=2),
+        media_type=manifests.MANIFEST,
+        artifact_type=manifests.CERTIFICATE,
+        config=Descriptor(media_type=manifests.EMPTY_CONFIG, digest=digest_of(b"{}"), size=2),
         layers=[stolen],
-        subject=Descriptor(media_type=art.INDEX, digest=mine.digest, size=mine.blobs.size_bytes(mine.digest)),
+        subject=Descriptor(media_type=manifests.INDEX, digest=mine.digest, size=mine.blobs.size_bytes(mine.digest)),
     )
     data = msgspec.json.encode(manifest)
-    await registry.put_manifest("digits", digest_of(data), art.MANIFEST, data)
+    await registry.put_manifest("digits", digest_of(data), manifests.MANIFEST, data)
     await put(registry, mine)
-    assert len(registry.referrers("digits", mine.digest, art.CERTIFICATE)) == 2
+    assert len(registry.referrers("digits", mine.digest, manifests.CERTIFICATE)) == 2
     assert registry.certificate_of(mine.digest) == mine.certificate()
 
 

@@ -15,11 +15,13 @@ import pytest
 from cloud_core.registry.registry import Registry
 from cloud_core.settings import ServingSettings
 from cloud_core.state import Database
-from penstock import artifact as art
-from penstock import oci, signing, trust
+from penstock.artifact import manifests
+from penstock.artifact.found import look_at_layout
+from penstock.artifact.layout import Layout
 from penstock.errors import SignatureError
-from penstock.layout import Layout
-from penstock.signing import SigningKey
+from penstock.registry import transfer
+from penstock.signing import ed25519, trust
+from penstock.signing.ed25519 import SigningKey
 from tests.cloud_core.rig import Rig, outcome, rig_of, rows
 from tests.penstock.signed import make_layout, new_certificate, trusting
 
@@ -28,7 +30,7 @@ Put = Callable[..., Any]
 
 @pytest.fixture
 def key() -> SigningKey:
-    return signing.generate()
+    return ed25519.generate()
 
 
 @pytest.fixture
@@ -89,16 +91,19 @@ async def test_a_name_that_leads_elsewhere_is_refused_at_the_push(rig: Rig, put:
     index = json.loads(layout.blobs.read(layout.digest))
     manifest = json.loads(layout.blobs.read(index["manifests"][0]["digest"]))
     for layer in manifest["layers"]:
-        if layer["mediaType"] == art.MODEL_FILE:
-            layer["annotations"][art.TITLE] = "../../evil"
+        if layer["mediaType"] == manifests.MODEL_FILE:
+            layer["annotations"][manifests.TITLE] = "../../evil"
     data = json.dumps(manifest).encode()
     index["manifests"][0] |= {"digest": layout.blobs.put(data), "size": len(data)}
     written = json.dumps(index).encode()
     for descriptor in layout.reachable():
         rig.registry.store.put(layout.blobs.read(descriptor.digest))
-    for body, kind in ((data, art.MANIFEST), (layout.blobs.read(index["manifests"][1]["digest"]), art.MANIFEST)):
-        await rig.registry.put_manifest("digits", art.digest_of(body), kind, body)
-    refused = await outcome(rig.registry.put_manifest("digits", "v1", art.INDEX, written))
+    for body, kind in (
+        (data, manifests.MANIFEST),
+        (layout.blobs.read(index["manifests"][1]["digest"]), manifests.MANIFEST),
+    ):
+        await rig.registry.put_manifest("digits", manifests.digest_of(body), kind, body)
+    refused = await outcome(rig.registry.put_manifest("digits", "v1", manifests.INDEX, written))
     assert "no name for a file" in str(refused)
 
 
@@ -114,24 +119,24 @@ async def run(*command: str) -> str:
 def complete(directory: Path) -> Layout:
     """An artifact with everything an artifact can have: several files, two certificates, documents, signatures."""
     layout = make_layout(directory, roles=("edge", "site"))
-    for kind in (art.EVIDENCE, art.EVALUATION, art.REPORT):
+    for kind in (manifests.EVIDENCE, manifests.EVALUATION, manifests.REPORT):
         layout.attach(kind, b"{}" + kind.encode(), title="document")
     for _ in range(2):
-        trust.sign(layout.root, signing.generate())
+        trust.sign(layout.root, ed25519.generate())
     return layout
 
 
 async def test_our_own_client_moves_all_of_it(served: Any, tmp_path: Path) -> None:
     layout = complete(tmp_path)
-    with oci.RegistryClient(served.url) as client:
-        await asyncio.to_thread(oci.push, client, layout)
-        await asyncio.to_thread(oci.pull, client, "digits:v1", tmp_path / "back")
-        found = await asyncio.to_thread(oci.look, client, "digits:v1")
+    with transfer.RegistryClient(served.url) as client:
+        await asyncio.to_thread(transfer.push, client, layout)
+        await asyncio.to_thread(transfer.pull, client, "digits:v1", tmp_path / "back")
+        found = await asyncio.to_thread(transfer.look, client, "digits:v1")
     back = Layout(tmp_path / "back")
     assert back.artifact() == layout.artifact()
     assert back.referrers() == layout.referrers()
     assert back.verify() == []
-    assert found == oci.look_at_layout(layout)
+    assert found == look_at_layout(layout)
 
 
 async def test_skopeo_moves_all_of_it(served: Any, tmp_path: Path) -> None:
@@ -143,7 +148,11 @@ async def test_skopeo_moves_all_of_it(served: Any, tmp_path: Path) -> None:
     await run("skopeo", "copy", "--all", *plain, f"oci:{layout.root}:v1", f"{image}:v1")
     for entry in layout.index.manifests[1:]:
         await run(
-            "skopeo", "copy", *plain, f"oci:{layout.root}:{entry.annotations[art.REF_NAME]}", f"{image}@{entry.digest}"
+            "skopeo",
+            "copy",
+            *plain,
+            f"oci:{layout.root}:{entry.annotations[manifests.REF_NAME]}",
+            f"{image}@{entry.digest}",
         )
     assert served.registry.resolve("digits").digest == layout.digest
     listed = served.registry.referrers("digits", layout.digest)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from cloud_core.serving.batcher import Batcher
 from cloud_core.serving.measures import BatchMeasures
 from cloud_core.serving.replica import Chunk
-from penstock.batching import BatchLimits
 from penstock.errors import DeadlineExceeded, Internal, QueueFull, Unavailable
-from penstock.tensors import Array
+from penstock.policy.batching import BatchLimits
+from penstock.wire.tensors import Array
 from tests.cloud_core.rig import FakeEngine, LoopExecutor, outcome, replica_of, rows, run_virtual, until
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from cloud_core.registry.registry import Registry
 from cloud_core.settings import ServingSettings
+from penstock.artifact.layout import Layout, VariantDraft
 from penstock.errors import NotFound, Unavailable
-from penstock.layout import Layout, VariantDraft
 from tests.cloud_core.rig import Rig, onnx_layout, onnx_spec, outcome, rig_of, rows, soon, write_mlp
 
 MakeRig = Callable[..., Rig]

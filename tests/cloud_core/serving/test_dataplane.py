@@ -73,7 +73,7 @@ async def test_bad_input_says_which_field(make_rig: MakeRig, request_: dict[str,
     values = {"x": rows(1), **request_}
     if "inputs" in values:
         values.pop("x")
-        from penstock.inference import InferRequest
+        from penstock.wire.inference import InferRequest
 
         tenant = rig.plane.authenticate("")
         with pytest.raises(InvalidInput) as caught, rig.plane.admit(tenant, "mlp", "") as ticket:
@@ -141,7 +141,7 @@ async def test_drain_fails_readiness_at_once_keeps_liveness_and_finishes_what_wa
         assert isinstance(refused, Unavailable)
         assert refused.retry_after_s is not None
         assert not await plane.drained(0.0)
-        from penstock.inference import InferRequest
+        from penstock.wire.inference import InferRequest
 
         answer = await plane.infer(ticket, InferRequest(model="mlp", inputs={"x": rows(1)}))
         assert answer.version == "v1"

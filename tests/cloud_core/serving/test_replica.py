@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from cloud_core.serving.replica import Chunk, load_replica, run_batch, warm_up
-from penstock.artifact import VariantSpec
-from penstock.blobs import digest_of_file
+from penstock.artifact.blobs import digest_of_file
+from penstock.artifact.manifests import VariantSpec
 from penstock.errors import ArtifactError, DigestMismatch, InvalidInput
-from penstock.tensors import Array, TensorSpec
+from penstock.wire.tensors import Array, TensorSpec
 from tests.cloud_core.rig import FakeEngine, onnx_spec, rows, write_mlp
 
 

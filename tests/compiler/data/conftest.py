@@ -13,7 +13,7 @@ from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 
 from compiler import data
 from compiler.data import DataSection, Dataset
-from penstock.tensors import TensorSpec
+from penstock.wire.tensors import TensorSpec
 
 DIGITS = TensorSpec(name="x", datatype="FP32", shape=(-1, 64))
 GREY = 8  # a pixel of the digits is 0..16; times 8 it is a byte, and back again it is exact

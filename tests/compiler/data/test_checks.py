@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hn
 
 from compiler.data import checks
 from penstock.errors import InvalidInput
-from penstock.tensors import TensorSpec, numpy_dtype
+from penstock.wire.tensors import TensorSpec, numpy_dtype
 
 NUMBERS = ("UINT8", "INT8", "INT32", "INT64", "UINT64", "FP16", "FP32", "FP64", "BOOL")
 

@@ -13,7 +13,7 @@ from compiler.data import Dataset, csv_file
 from compiler.data.csv_file import CsvFile
 from compiler.data.section import LimitsSection, SplitsSection
 from penstock.errors import InvalidInput
-from penstock.tensors import TensorSpec
+from penstock.wire.tensors import TensorSpec
 
 Load = Callable[..., Dataset]
 Write = Callable[..., Path]

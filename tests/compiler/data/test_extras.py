@@ -18,7 +18,7 @@ from pathlib import Path
 from compiler import data
 from compiler.data.section import TokenizerSection
 from penstock.errors import MissingExtra
-from penstock.tensors import TensorSpec
+from penstock.wire.tensors import TensorSpec
 Path("t.csv").write_text("text\\nhello\\n")
 spec = TensorSpec(name="input_ids", datatype="INT64", shape=(-1, 8))
 section = data.DataSection(source={source!r}, labels="", {settings})

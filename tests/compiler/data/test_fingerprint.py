@@ -15,9 +15,9 @@ from tokenizers import Tokenizer, models
 from compiler import data
 from compiler.data import DataSection
 from compiler.data.section import ImagesSection, NormalizeSection, TokenizerSection
-from penstock.artifact import preprocessing_digest
+from penstock.artifact.manifests import preprocessing_digest
 from penstock.errors import InvalidInput
-from penstock.tensors import TensorSpec
+from penstock.wire.tensors import TensorSpec
 
 PIXELS = TensorSpec(name="x", datatype="FP32", shape=(-1, 3, 4, 4))
 

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models
 from compiler import data
 from compiler.data import DataSection
 from penstock.errors import ConfigError, InvalidInput
-from penstock.tensors import TensorSpec
+from penstock.wire.tensors import TensorSpec
 
 X = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))
 IMAGE = TensorSpec(name="image", datatype="FP32", shape=(-1, 3, 8, 8))

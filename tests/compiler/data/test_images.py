@@ -17,7 +17,7 @@ from compiler.data import DataSection, Dataset, images
 from compiler.data.part import Request, silent
 from compiler.data.section import ImagesSection, LimitsSection, NormalizeSection, SplitsSection
 from penstock.errors import InvalidInput
-from penstock.tensors import TensorSpec
+from penstock.wire.tensors import TensorSpec
 
 Load = Callable[..., Dataset]
 RGB = TensorSpec(name="pixels", datatype="FP32", shape=(-1, 3, 4, 6))

@@ -13,7 +13,7 @@ import pytest
 from compiler.data import Dataset, iterator
 from compiler.data.section import LimitsSection, SplitsSection
 from penstock.errors import InvalidInput
-from penstock.tensors import TensorSpec
+from penstock.wire.tensors import TensorSpec
 
 Load = Callable[..., Dataset]
 X = TensorSpec(name="x", datatype="FP32", shape=(-1, 2))

@@ -12,7 +12,7 @@ import pytest
 from compiler import data
 from compiler.data import DataSection, Dataset
 from penstock.errors import InvalidInput
-from penstock.tensors import TensorSpec
+from penstock.wire.tensors import TensorSpec
 
 X = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))
 Load = Callable[..., Dataset]

@@ -15,7 +15,7 @@ from pyarrow import parquet
 from compiler.data import Dataset, parquet_file
 from compiler.data.section import LimitsSection
 from penstock.errors import InvalidInput
-from penstock.tensors import TensorSpec
+from penstock.wire.tensors import TensorSpec
 
 Load = Callable[..., Dataset]
 A = TensorSpec(name="a", datatype="FP32", shape=(-1,))

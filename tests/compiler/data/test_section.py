@@ -10,8 +10,8 @@ import pytest
 
 from compiler.data import section
 from compiler.data.section import DataSection, TokenizerSection
-from penstock import config
 from penstock.errors import ConfigError
+from penstock.process import config
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

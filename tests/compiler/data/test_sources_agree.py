@@ -14,7 +14,7 @@ from pyarrow import parquet
 from compiler import data
 from compiler.data import DataSection, Dataset
 from compiler.data.section import ImagesSection
-from penstock.tensors import TensorSpec
+from penstock.wire.tensors import TensorSpec
 
 DIGITS = TensorSpec(name="x", datatype="FP32", shape=(-1, 64))
 PROGRAM = """

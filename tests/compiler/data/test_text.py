@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from compiler.data import Dataset
 from compiler.data.section import TokenizerSection
 from penstock.errors import ConfigError, InvalidInput
-from penstock.tensors import TensorSpec
+from penstock.wire.tensors import TensorSpec
 
 Load = Callable[..., Dataset]
 WORDS = [

@@ -18,9 +18,9 @@ from compiler.distill.student import Request
 from compiler.distill.teacher import LocalTeacher, Report
 from examples.digits import data as digits_data
 from examples.digits import train as digits_train
-from penstock.blobs import digest_of_file
+from penstock.artifact.blobs import digest_of_file
 from penstock.runtime import EngineOptions, load_engine
-from penstock.tensors import Array, TensorSpec
+from penstock.wire.tensors import Array, TensorSpec
 
 SETTINGS = set(DistillSection.__struct_fields__) - {"teacher"}
 NETS = """

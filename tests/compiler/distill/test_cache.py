@@ -10,7 +10,7 @@ import pytest
 
 from compiler.distill.cache import AnswerCache, Answered, inputs_digest
 from penstock.errors import CompileError, InvalidInput, StorageError, Unavailable
-from penstock.tensors import Array
+from penstock.wire.tensors import Array
 from tests.compiler.distill.conftest import FakeTeacher
 
 X: Array = np.random.default_rng(1).normal(size=(35, 4)).astype(np.float32)

@@ -9,11 +9,11 @@ import pytest
 
 from compiler.distill.cache import AnswerCache, Answered
 from compiler.distill.teacher import CORE_ROWS, CoreTeacher
-from penstock.artifact import VariantSpec
-from penstock.client import Client
+from penstock.artifact.layout import Layout, VariantDraft
+from penstock.artifact.manifests import VariantSpec
 from penstock.errors import NotFound, Unavailable
-from penstock.layout import Layout, VariantDraft
 from penstock.runtime import EngineOptions, load_engine
+from penstock.sdk.client import Client
 from tests.compiler.distill.conftest import Digits
 from tests.processes import CoreProcess
 

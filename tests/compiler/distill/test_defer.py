@@ -16,7 +16,8 @@ from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
 from compiler.distill.figures import coverage_at_harm
-from penstock import confidence, toolchain
+from penstock import toolchain
+from penstock.policy import confidence
 from penstock.runtime import EngineOptions, load_engine
 
 RUNNERS = Path(__file__).parents[3] / "compiler" / "runners"

@@ -21,7 +21,7 @@ from compiler.distill.toolchain_models import Directory
 from penstock import toolchain as toolchains
 from penstock.errors import CompileError
 from penstock.runtime import EngineOptions, load_engine
-from penstock.tensors import TensorSpec
+from penstock.wire.tensors import TensorSpec
 
 RUNNERS = Path(__file__).parents[3] / "compiler" / "runners"
 PROGRAM = f"""

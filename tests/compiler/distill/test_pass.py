@@ -13,8 +13,8 @@ from compiler import data as datasets
 from compiler import recipe as recipes
 from compiler.passes import distill
 from compiler.passes.distill import DistillJob
-from penstock.artifact import canonical_json
-from penstock.blobs import digest_of_file
+from penstock.artifact.blobs import digest_of_file
+from penstock.artifact.manifests import canonical_json
 from penstock.runtime import EngineOptions, load_engine
 from tests.compiler.distill.conftest import NETS, Digits
 

@@ -16,12 +16,12 @@ from onnx.reference import ReferenceEvaluator
 from compiler.distill.section import Factory
 from compiler.distill.teacher import CoreTeacher, LocalTeacher, ToolchainTeacher
 from compiler.distill.toolchain_models import Directory
-from penstock.call import InferResult
-from penstock.client import Client
 from penstock.errors import CompileError, InvalidInput
-from penstock.inference import ModelMetadata
 from penstock.runtime import EngineOptions, load_engine
-from penstock.tensors import Array, TensorSpec
+from penstock.sdk.call import InferResult
+from penstock.sdk.client import Client
+from penstock.wire.inference import ModelMetadata
+from penstock.wire.tensors import Array, TensorSpec
 from tests.compiler.distill.conftest import Digits
 
 X = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))

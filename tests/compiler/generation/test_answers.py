@@ -13,8 +13,8 @@ from compiler.generation.answers import AnsweredPrompts
 from compiler.generation.measure import Answers
 from compiler.generation.prompts import Prompt, PromptSet
 from compiler.promise import CertificateSection
-from penstock.confidence import TOKEN_SCORES, token_score
 from penstock.errors import CalibrationError
+from penstock.policy.confidence import TOKEN_SCORES, token_score
 
 
 def said(*texts: str, probabilities: list[list[float]] | None = None) -> Answers:

@@ -15,7 +15,7 @@ from compiler.passes import genai
 from compiler.passes.job import PassJob
 from compiler.targets import GENAI_CPU, resolve
 from penstock import toolchain as toolchains
-from penstock.blobs import digest_of_file
+from penstock.artifact.blobs import digest_of_file
 from penstock.errors import CompileError
 
 pytestmark = pytest.mark.timeout(900)  # training, where nothing was kept from another session

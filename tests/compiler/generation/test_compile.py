@@ -14,9 +14,9 @@ from compiler.pipeline import Compiled
 from compiler.progress import Lines
 from compiler.steps import StepCache
 from examples.tiny_llama import data
-from penstock import golden
+from penstock.artifact import golden
+from penstock.artifact.layout import Layout
 from penstock.errors import ConfigError
-from penstock.layout import Layout
 
 RECIPE = """
 [model]

@@ -7,7 +7,7 @@ import pytest
 
 from compiler.generation import golden
 from compiler.generation.measure import Answers
-from penstock import golden as vectors
+from penstock.artifact import golden as vectors
 from penstock.errors import CompileError
 
 

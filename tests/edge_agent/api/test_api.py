@@ -22,8 +22,8 @@ from tritonclient.utils import InferenceServerException
 from edge_agent.api.server import ApiServer
 from edge_agent.settings import LimitsSettings
 from penstock.errors import ConfigError, StorageError
-from penstock.inference import InferRequest
 from penstock.rest import codec
+from penstock.wire.inference import InferRequest
 from tests.edge_agent.datapath import (
     DIGEST,
     FROM_CLOUD,

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tritonclient.http._utils import _get_inference_request
 
 from penstock.errors import Internal, InvalidInput
-from penstock.inference import InferRequest, InferResponse
 from penstock.rest import codec
-from penstock.tensors import Array, datatype_of
+from penstock.wire.inference import InferRequest, InferResponse
+from penstock.wire.tensors import Array, datatype_of
 from tests.penstock.wire_forms import METADATA
 from tests.penstock.wires import all_same, arrays, parameters, same
 

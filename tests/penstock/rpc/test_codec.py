@@ -12,10 +12,10 @@ from tritonclient.grpc import service_pb2
 from tritonclient.grpc._utils import _get_inference_request
 
 from penstock.errors import Internal, InvalidInput
-from penstock.inference import InferRequest, InferResponse
 from penstock.rpc import codec
 from penstock.rpc.pb import oip_pb2
-from penstock.tensors import Array, datatype_of
+from penstock.wire.inference import InferRequest, InferResponse
+from penstock.wire.tensors import Array, datatype_of
 from tests.penstock.wire_forms import METADATA
 from tests.penstock.wires import all_same, arrays, parameters, same
 

@@ -10,7 +10,7 @@ import pytest
 
 from penstock.errors import ArtifactError, Internal, InvalidInput
 from penstock.runtime import Engine, EngineOptions, load_engine
-from penstock.tensors import TensorSpec
+from penstock.wire.tensors import TensorSpec
 
 X = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))
 

@@ -17,14 +17,14 @@ import numpy as np
 from aiohttp import web
 
 from penstock.errors import InvalidInput, NotFound, PenstockError, Unauthenticated, Unavailable
-from penstock.inference import InferRequest, InferResponse, ModelMetadata, Parameter
 from penstock.rest import codec as rest
 from penstock.rest.status import headers_of, http_status
 from penstock.rpc import codec as rpc
 from penstock.rpc import status
 from penstock.rpc.channels import server_options
 from penstock.rpc.pb import oip_pb2, oip_pb2_grpc
-from penstock.tensors import TensorSpec, check_inputs
+from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata, Parameter
+from penstock.wire.tensors import TensorSpec, check_inputs
 
 WEIGHTS = np.arange(12, dtype=np.float32).reshape(4, 3)
 TOKEN = "secret"

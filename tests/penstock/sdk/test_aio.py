@@ -16,8 +16,8 @@ from penstock.errors import (
     Unauthenticated,
     Unavailable,
 )
-from penstock.inference import ModelMetadata
-from penstock.tensors import TensorSpec
+from penstock.wire.inference import ModelMetadata
+from penstock.wire.tensors import TensorSpec
 from tests.penstock.sdk.server import AGENT_PARAMETERS, TOKEN, WEIGHTS, Servers, until
 
 ROWS = np.arange(8, dtype=np.float32).reshape(2, 4)
@@ -293,7 +293,7 @@ async def test_closing_answers_those_who_wait(servers: Servers) -> None:
 async def test_a_model_that_changed_its_shape_is_asked_about_again(
     servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("penstock.aio._STALE_S", 0.0)
+    monkeypatch.setattr("penstock.sdk.aio._STALE_S", 0.0)
     async with AsyncClient(servers.grpc) as client:
         await client.infer("pair", {"a": ROWS[:, :2], "s": np.array([[b"a"], [b"b"]], dtype=object)})
         servers.backend.models["pair"] = ModelMetadata(

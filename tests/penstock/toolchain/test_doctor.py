@@ -14,7 +14,7 @@ from types import ModuleType
 import pytest
 
 from penstock.errors import InvalidInput
-from penstock.toolchain import gpu, places, table
+from penstock.toolchain import gpu, locations, table
 from penstock.toolchain.doctor import diagnose
 from tests.penstock.toolchain.tiny import Tiny
 
@@ -45,7 +45,7 @@ def with_module(tiny: Tiny, own_environment: Path, monkeypatch: pytest.MonkeyPat
 
 def load_probe() -> ModuleType:
     """The probe is a program; its functions are tried here as well."""
-    path = Path(places.__file__).with_name("probe.py")
+    path = Path(locations.__file__).with_name("probe.py")
     spec = importlib.util.spec_from_file_location("probe", path)
     assert spec is not None
     assert spec.loader is not None

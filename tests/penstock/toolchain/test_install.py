@@ -17,7 +17,7 @@ import pytest
 
 from penstock import toolchain
 from penstock.errors import InvalidInput, MissingToolchain, PenstockError, StorageError, Unavailable
-from penstock.toolchain import gpu, install, places, table
+from penstock.toolchain import gpu, install, locations, table
 from penstock.toolchain.pip import PipRun
 from tests.penstock.toolchain.tiny import Tiny, make_wheel
 
@@ -71,14 +71,14 @@ def test_another_lock_makes_it_outdated_and_is_installed_in_its_place(tiny: Tiny
     with pytest.raises(MissingToolchain, match="installed, but not as this version of Penstock needs it"):
         toolchain.require("tiny")
     install.install("tiny")
-    assert places.versions_in(toolchain.require("tiny"), ("tinypkg",)) == {"tinypkg": "2.0"}
+    assert locations.versions_in(toolchain.require("tiny"), ("tinypkg",)) == {"tinypkg": "2.0"}
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"lock": 1}', b"\xff\xfe", b'{"unknown": "key"}'])
 def test_a_corrupt_stamp_means_outdated_and_is_repaired(tiny: Tiny, content: bytes) -> None:
     tiny.directory.mkdir(parents=True)
-    (tiny.directory / places.STAMP).write_bytes(content)
-    assert places.look(table.find("tiny")).state == "outdated"
+    (tiny.directory / locations.STAMP).write_bytes(content)
+    assert locations.look(table.find("tiny")).state == "outdated"
     with pytest.raises(MissingToolchain, match="penstock toolchain install tiny"):
         toolchain.require("tiny")
 
@@ -86,9 +86,9 @@ def test_a_corrupt_stamp_means_outdated_and_is_repaired(tiny: Tiny, content: byt
 def test_an_environment_without_its_interpreter_is_installed_again(tiny: Tiny) -> None:
     install.install("tiny")
     (tiny.directory / "bin" / "python").unlink()
-    assert places.look(table.find("tiny")).state == "outdated"
+    assert locations.look(table.find("tiny")).state == "outdated"
     assert not install.install("tiny").was_there
-    assert places.look(table.find("tiny")).state == "installed"
+    assert locations.look(table.find("tiny")).state == "installed"
 
 
 def test_an_interruption_leaves_what_was_there(tiny: Tiny) -> None:
@@ -122,7 +122,7 @@ install.install("tiny", report=die)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert all(name.startswith(".tiny.") for name in entries(tiny))
-    assert places.look(table.find("tiny")).state == "missing"
+    assert locations.look(table.find("tiny")).state == "missing"
     # an orphaned pip holds the lock until it notices, so this one waits for it
     assert not install.install("tiny", max_wait_s=60).was_there
     assert entries(tiny) == ["tiny"]
@@ -189,7 +189,7 @@ def test_torch_comes_from_its_own_index_only_when_the_configured_ones_lack_it(
     monkeypatch.setattr(install, "TORCH_CPU_INDEX", index.as_uri())
     tiny.rewrite(lambda text: text + f"torch==1.0+cpu \\\n    --hash=sha256:{digest}\n")
     install.install("tiny")
-    stamp = places.read_stamp(tiny.directory)
+    stamp = locations.read_stamp(tiny.directory)
     assert stamp is not None
     assert stamp.packages == {"tinypkg": "1.0", "torch": "1.0+cpu"}
 
@@ -275,7 +275,7 @@ def test_removing_frees_the_disk_and_leftovers(tiny: Tiny) -> None:
 
 def test_the_stamp_says_what_was_installed(tiny: Tiny) -> None:
     install.install("tiny")
-    stamp = json.loads((tiny.directory / places.STAMP).read_text(encoding="utf-8"))
+    stamp = json.loads((tiny.directory / locations.STAMP).read_text(encoding="utf-8"))
     assert stamp.keys() == {"lock", "python", "packages", "size_bytes"}
     assert stamp["packages"] == {"tinypkg": "1.0"}
 
@@ -283,11 +283,11 @@ def test_the_stamp_says_what_was_installed(tiny: Tiny) -> None:
 def test_our_own_interpreter_stands_in_when_it_has_the_versions(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     versions = {"tinypkg": "1.0+local"}
     monkeypatch.setattr("importlib.metadata.version", versions.__getitem__)
-    assert places.look(table.find("tiny")).state == "own"
+    assert locations.look(table.find("tiny")).state == "own"
     assert toolchain.require("tiny") == Path(sys.executable)
     assert toolchain.describe("tiny") == {"tinypkg": "1.0+local"}
     versions["tinypkg"] = "1.1"
-    assert places.look(table.find("tiny")).state == "missing"
+    assert locations.look(table.find("tiny")).state == "missing"
 
 
 def test_users_settings_of_pip_are_kept_but_for_where_packages_go(monkeypatch: pytest.MonkeyPatch) -> None:

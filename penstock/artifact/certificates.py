@@ -1,0 +1,198 @@
+"""The certificate as data: what was promised, for which digests, with what evidence.
+
+Decides only whether a certificate fits the variants at hand. How one is earned is ``compiler.certify``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from penstock.errors import ArtifactError, CertificateMismatch, ConfigError
+
+MEDIA_TYPE = "application/vnd.penstock.certificate.v1+json"
+
+MAX_LEVELS = 8
+MAX_GROUPS = 64
+
+Harm = Literal["labels", "disagreement"]
+"""What counts as harm for a kept answer: edge wrong and cloud right (labels), or edge != cloud (disagreement)."""
+
+
+class Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Evidence within one group: counts and coverage among its ``n`` examples at the level's threshold.
+
+    Attributes:
+        threshold: what this group alone would have allowed; the level's is the strictest of the groups'.
+    """
+
+    name: str
+    n: int
+    harm_count: int
+    kept_count: int
+    coverage: float
+    threshold: float
+
+
+class Level(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One promised ``max_harm`` with the threshold that keeps it; fields as in :class:`Certificate`."""
+
+    max_harm: float
+    delta: float
+    threshold: float
+    n: int
+    harm_count: int
+    kept_count: int
+    coverage: float
+    coverage_low: float
+    coverage_high: float
+    audit_max_harm: float
+    groups: Annotated[tuple[Group, ...], msgspec.Meta(max_length=MAX_GROUPS)] = ()
+
+
+class RefusedLevel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A level that was asked for and that the examples do not support; ``needed`` of them would, None if none would."""
+
+    max_harm: float
+    delta: float
+    reason: str
+    needed: int | None
+
+
+class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """With probability at least ``1 - delta`` over the certifying sample, keeping every answer whose score is at
+    least ``threshold`` costs at most ``max_harm`` accuracy against always asking the cloud.
+
+    Attributes:
+        edge_digest, cloud_digest: variant manifest digests. ``preprocessing_digest``: of the canonical JSON of the
+            preprocessing that both variants expect.
+        score: name of the confidence score (``penstock.policy.confidence.SCORES``); ``temperature`` divides the logits
+            first.
+        n: certifying examples; ``harm_count`` of them harmful and ``kept_count`` kept at the threshold.
+        coverage: expected share answered on the device; ``coverage_low``/``coverage_high`` its 1 - delta interval.
+        audit_max_harm: bound on P(kept and edge != cloud), the rate an audit without labels can watch in service.
+            Equals ``max_harm`` when harm is disagreement; with labels it is the larger of ``max_harm`` and a
+            Clopper-Pearson upper bound, Bonferroni-corrected over the thresholds looked at.
+        groups: evidence by group of ``group_by``; the promise then holds within each of them. Empty for one over all.
+        levels: every level of the promise, the default first; it is the one that ``threshold``, ``max_harm`` and their
+            neighbours repeat. All levels hold at once with probability 1 - (the sum of their deltas). Empty in a
+            certificate of one level written before there were several.
+        refused: levels that were asked for and not certified.
+        evidence_digest: of the document that every figure can be recomputed from; "" where none was kept.
+        serial: 1 for the first certificate of an edge variant, the next number for each later one. The highest is used.
+        method: how the threshold was found.
+    """
+
+    schema: Literal[1] = 1
+    model: str
+    edge_digest: str
+    cloud_digest: str
+    preprocessing_digest: str
+    harm: Harm
+    score: str
+    temperature: float
+    threshold: float
+    max_harm: float
+    delta: float
+    n: int
+    harm_count: int
+    kept_count: int
+    coverage: float
+    coverage_low: float
+    coverage_high: float
+    audit_max_harm: float
+    data_digest: str
+    groups: Annotated[tuple[Group, ...], msgspec.Meta(max_length=MAX_GROUPS)] = ()
+    group_by: str = ""
+    levels: Annotated[tuple[Level, ...], msgspec.Meta(max_length=MAX_LEVELS)] = ()
+    refused: Annotated[tuple[RefusedLevel, ...], msgspec.Meta(max_length=MAX_LEVELS)] = ()
+    evidence_digest: str = ""
+    serial: Annotated[int, msgspec.Meta(ge=1)] = 1
+    method: str = "fixed-sequence testing, exact binomial p-values (Learn then Test, arXiv 2110.01052)"
+
+    @property
+    def max_harms(self) -> tuple[float, ...]:
+        """Every certified ``max_harm``, the default first."""
+        return tuple(level.max_harm for level in self.levels) or (self.max_harm,)
+
+    @property
+    def largest_audit_max_harm(self) -> float:
+        """The audit bound of the level that allows most: what a fleet may show whose devices use several levels."""
+        return max((level.audit_max_harm for level in self.levels), default=self.audit_max_harm)
+
+    def at(self, max_harm: float | None) -> Certificate:
+        """This certificate with another of its levels as the one in use; None for the default.
+
+        Raises:
+            ConfigError: there is no such level; the message lists those there are, and why it was refused.
+        """
+        if max_harm is None or _same(max_harm, self.max_harm):
+            return self
+        for level in self.levels:
+            if _same(max_harm, level.max_harm):
+                return msgspec.structs.replace(self, **fields_of(level))
+        why = next((f" ({r.reason})" for r in self.refused if _same(max_harm, r.max_harm)), "")
+        have = ", ".join(f"{value:g}" for value in self.max_harms)
+        raise ConfigError(f"max_harm {max_harm:g} is not certified for {self.model!r}{why}; certified: {have}")
+
+    def promise(self) -> str:
+        """The promise as one English sentence."""
+        within = f" within each {self.group_by}" if self.groups else ""
+        return (
+            f"with {100 * (1 - self.delta):.4g}% confidence, answering locally at {self.score} >= {self.threshold:.4f} "
+            f"costs at most {100 * self.max_harm:g} points of accuracy against always asking the cloud{within}"
+        )
+
+
+def fields_of(level: Level) -> dict[str, Any]:
+    """A level's fields by name, which are a certificate's too."""
+    return msgspec.structs.asdict(level)
+
+
+def encode(certificate: Certificate) -> bytes:
+    """Canonical JSON; same certificate, same bytes."""
+    return msgspec.json.encode(certificate, order="sorted")
+
+
+def decode(data: bytes) -> Certificate:
+    """
+    Raises:
+        ArtifactError: not a certificate, or one of another schema.
+    """
+    try:
+        certificate = msgspec.json.decode(data, type=Certificate)
+    except msgspec.MsgspecError as error:
+        raise ArtifactError(f"certificate: {error}") from error
+    if certificate.levels:  # an agent that is told no level reads the fields, one that is told one reads the levels
+        differ = [
+            name for name, value in fields_of(certificate.levels[0]).items() if getattr(certificate, name) != value
+        ]
+        if differ:
+            raise ArtifactError(f"certificate: {', '.join(differ)} are not those of its first level")
+    return certificate
+
+
+def check(certificate: Certificate, *, edge_digest: str, cloud_digest: str, preprocessing_digest: str) -> None:
+    """Invariant 5: a threshold is only used with the exact variants it was certified for.
+
+    Raises:
+        CertificateMismatch: names every digest that differs.
+    """
+    pairs = {
+        "edge variant": (certificate.edge_digest, edge_digest),
+        "cloud variant": (certificate.cloud_digest, cloud_digest),
+        "preprocessing": (certificate.preprocessing_digest, preprocessing_digest),
+    }
+    wrong = [f"{what}: certified {want}, have {have}" for what, (want, have) in pairs.items() if want != have]
+    if wrong:
+        raise CertificateMismatch(
+            f"the certificate of {certificate.model!r} was issued for other digests ({'; '.join(wrong)}); "
+            "it is not used and every answer is escalated. Certify this pair with 'penstock compile'."
+        )
+
+
+def _same(one: float, other: float) -> bool:
+    """Whether two shares are the same promise: 0.02 from a file and 2 / 100 from a sum."""
+    return math.isclose(one, other, rel_tol=1e-9)

@@ -1,0 +1,77 @@
+"""Golden vectors: inputs with the outputs one variant gave for them when it was compiled, replayed before it may serve.
+
+Decides the document's form and whether outputs agree. Who runs the variant, and what happens when they do not, is the
+business of the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from penstock.errors import ArtifactError, InvalidInput
+from penstock.wire import tensors
+from penstock.wire.tensors import Array
+
+_INPUT, _OUTPUT = "inputs/", "outputs/"  # an input and an output may have the same name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Golden:
+    """Arrays by tensor name; dimension 0 is the batch and equal everywhere."""
+
+    inputs: Mapping[str, Array]
+    outputs: Mapping[str, Array]
+
+
+def encode(golden: Golden) -> bytes:
+    """One document (``penstock.wire.tensors.pack``); same vectors, same bytes."""
+    named = {_INPUT + name: array for name, array in golden.inputs.items()}
+    return tensors.pack(named | {_OUTPUT + name: array for name, array in golden.outputs.items()})
+
+
+def decode(data: bytes | memoryview) -> Golden:
+    """
+    Raises:
+        ArtifactError: not such a document, or one without inputs or outputs: it would prove nothing.
+    """
+    try:
+        named = tensors.unpack(data)
+    except InvalidInput as error:
+        raise ArtifactError(f"golden vectors: {error.message}") from error
+    golden = Golden(inputs=_with_prefix(named, _INPUT), outputs=_with_prefix(named, _OUTPUT))
+    if not golden.inputs or not golden.outputs:
+        raise ArtifactError(f"golden vectors: expected {_INPUT}* and {_OUTPUT}*, found {', '.join(named) or 'nothing'}")
+    return golden
+
+
+def check(golden: Golden, produced: Mapping[str, Array], *, tolerance: float) -> None:
+    """Compare outputs with the golden ones.
+
+    Args:
+        tolerance: largest absolute difference of a number; other datatypes must be equal.
+
+    Raises:
+        ArtifactError: which output differs, and by how much. NaN never agrees with anything.
+    """
+    for name, expected in golden.outputs.items():
+        found = produced.get(name)
+        if found is None or found.shape != expected.shape or found.dtype != expected.dtype:
+            have = "nothing" if found is None else f"{found.dtype}{list(found.shape)}"
+            raise ArtifactError(f"golden output {name!r}: {have}, expected {expected.dtype}{list(expected.shape)}")
+        if expected.dtype.kind != "f":
+            if not np.array_equal(found, expected):
+                raise ArtifactError(f"golden output {name!r} differs from the one recorded when it was compiled")
+            continue
+        difference = np.abs(found.astype(np.float64) - expected.astype(np.float64))
+        if not np.all(difference <= tolerance):
+            raise ArtifactError(
+                f"golden output {name!r} is off by {np.max(difference):.4g}, more than the {tolerance:.4g} allowed: "
+                "this machine does not compute what was certified"
+            )
+
+
+def _with_prefix(named: Mapping[str, Array], prefix: str) -> dict[str, Array]:
+    return {name.removeprefix(prefix): array for name, array in named.items() if name.startswith(prefix)}

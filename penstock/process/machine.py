@@ -1,0 +1,77 @@
+"""What this machine is, in the compiler's words: the name of its edge target, and which targets' variants it can run.
+
+Reads ``/proc/cpuinfo`` once per call; imports nothing heavy, because an agent asks at every start. Decides names only:
+which integer types a target gets is ``compiler.targets``.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+
+from penstock.errors import InvalidInput
+from penstock.process.config import nearest
+
+X86_VNNI, X86, ARM64, ANY = "x86-64-vnni", "x86-64", "arm64", "any"
+
+_RUNNABLE: Mapping[str, tuple[str, ...]] = {
+    # a model for x86 without VNNI has weights of reduced range: right on every x86, only less precise
+    X86_VNNI: (X86_VNNI, X86, ANY),
+    # never the other way round: u8s8 products saturate without VNNI, and answers go wrong silently
+    X86: (X86, ANY),
+    ARM64: (ARM64, ANY),
+    ANY: (ANY,),
+}
+EDGE_TARGETS: tuple[str, ...] = tuple(_RUNNABLE)
+
+_VNNI_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+_X86_NAMES = frozenset({"x86_64", "amd64"})
+_ARM_NAMES = frozenset({"aarch64", "arm64"})
+
+
+def edge_target() -> str:
+    """The target of this machine: the first word of :func:`runnable_targets` for it."""
+    return target_of(platform.machine(), _cpu_flags(Path("/proc/cpuinfo")))
+
+
+def target_of(architecture: str, flags: frozenset[str]) -> str:
+    """The target of a machine from ``platform.machine()`` and the flags in its ``/proc/cpuinfo``."""
+    if architecture.lower() in _X86_NAMES:
+        return X86_VNNI if flags & _VNNI_FLAGS else X86
+    return ARM64 if architecture.lower() in _ARM_NAMES else ANY
+
+
+def runnable_targets(target: str) -> tuple[str, ...]:
+    """Targets whose variants run correctly on a machine of ``target``, the best first.
+
+    Raises:
+        InvalidInput: no such target.
+    """
+    try:
+        return _RUNNABLE[target]
+    except KeyError:
+        raise InvalidInput(f"target: unknown target {target!r}; {nearest(target, _RUNNABLE)}", field="target") from None
+
+
+def processor_name() -> str:
+    """What the processor calls itself, for people; the architecture where it says nothing."""
+    return _cpuinfo(Path("/proc/cpuinfo"), "model name") or platform.machine() or "unknown"
+
+
+def _cpu_flags(path: Path) -> frozenset[str]:
+    """Flags of the first processor; empty where the system has no such file, which then means the careful choice."""
+    return frozenset(_cpuinfo(path, "flags").split())
+
+
+def _cpuinfo(path: Path, wanted: str) -> str:
+    """The first processor's value of that name, or ""."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                name, _, value = line.partition(":")
+                if name.strip() == wanted:
+                    return value.strip()
+    except OSError:
+        pass
+    return ""

@@ -1,0 +1,223 @@
+"""What both clients share, as plain functions and values: inputs to arrays, the result, when another try is worth it.
+
+No transport, no clock, no randomness: those belong to ``penstock.sdk.client`` and ``penstock.sdk.aio``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from penstock.errors import DeadlineExceeded, InvalidInput, PenstockError, QueueFull, Unavailable
+from penstock.policy.retry import Backoff
+from penstock.wire.addresses import Target
+from penstock.wire.inference import InferRequest, InferResponse, Parameter
+from penstock.wire.tensors import Array, TensorSpec, numpy_dtype
+
+DEFAULT_TIMEOUT_S = 30.0
+MAX_KNOWN_MODELS = 256  # metadata kept per client
+Inputs = Array | Sequence[Any] | Mapping[str, Array | Sequence[Any]]
+
+_BACKOFF = Backoff(base_s=0.05, factor=2.0, max_s=30.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferResult:
+    """An answer. The arrays may be read-only views, and rows of a merged request share one buffer: copy to keep one.
+
+    Attributes:
+        outputs: arrays by output name; dimension 0 is the batch.
+        version: what answered: the artifact's tag, or whatever the server calls its version.
+        parameters: everything that the server said beside the outputs; the properties below read from it.
+    """
+
+    outputs: Mapping[str, Array]
+    model: str
+    version: str = ""
+    id: str = ""
+    parameters: Mapping[str, Parameter]
+
+    @property
+    def served_by(self) -> str:
+        """``edge``, ``cloud`` or ``mixed``; "" when the server does not say (it is not an agent)."""
+        return str(self.parameters.get("served_by", ""))
+
+    @property
+    def confidence(self) -> float | None:
+        """The lowest confidence of the rows, in [0, 1]; None when the server does not say."""
+        return _number(self.parameters.get("confidence"))
+
+    @property
+    def threshold(self) -> float | None:
+        """The certified threshold that confidence was held against; None when there is none."""
+        return _number(self.parameters.get("threshold"))
+
+    @property
+    def certificate(self) -> str:
+        """Digest of the certificate in force, or ""."""
+        return str(self.parameters.get("certificate", ""))
+
+    @property
+    def reason(self) -> str:
+        """Why this one answered (``confident``, ``escalated``, ...); "" from anything but an agent."""
+        return str(self.parameters.get("reason", ""))
+
+    @property
+    def rows(self) -> int:
+        """The number of rows of the first output."""
+        return next((a.shape[0] for a in self.outputs.values() if a.ndim), 1)
+
+
+def result_of(response: InferResponse) -> InferResult:
+    """The result that a response stands for."""
+    return InferResult(
+        outputs=response.outputs,
+        model=response.model,
+        version=response.version,
+        id=response.id,
+        parameters=response.parameters,
+    )
+
+
+def needs_metadata(inputs: Inputs) -> bool:
+    """Whether inputs can only be sent once the model's input names and datatypes are known."""
+    if not isinstance(inputs, Mapping):
+        return True
+    return not all(isinstance(value, np.ndarray) for value in inputs.values())
+
+
+def arrays_of(inputs: Inputs, specs: Sequence[TensorSpec]) -> dict[str, Array]:
+    """Inputs as arrays by name. Arrays are taken as they are; lists get the datatype that the model asks for.
+
+    Args:
+        specs: the model's inputs; may be empty when :func:`needs_metadata` says so.
+
+    Raises:
+        InvalidInput: a bare array for a model with several inputs, or a list that does not convert.
+    """
+    if not isinstance(inputs, Mapping):
+        if len(specs) != 1:
+            names = ", ".join(spec.name for spec in specs)
+            raise InvalidInput(f"inputs: the model has {len(specs)} ({names}); give a dict by name", field="inputs")
+        return {specs[0].name: _array(inputs, specs[0])}
+    by_name = {spec.name: spec for spec in specs}
+    return {
+        name: value if isinstance(value, np.ndarray) else _array(value, by_name.get(name))
+        for name, value in inputs.items()
+    }
+
+
+def seconds_left(deadline: float, now: float, timeout_s: float) -> float:
+    """What is left until ``deadline``.
+
+    Raises:
+        DeadlineExceeded: nothing. It is never clamped to 0, which servers read as "no limit".
+    """
+    left = deadline - now
+    if left <= 0:
+        raise DeadlineExceeded(f"no answer within {timeout_s:g} s")
+    return left
+
+
+def check_timeout(timeout_s: float) -> float:
+    """
+    Raises:
+        InvalidInput: not a positive number of seconds.
+    """
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not 0 < timeout_s < float("inf"):
+        raise InvalidInput(f"timeout: {timeout_s!r} is not a positive number of seconds", field="timeout")
+    return float(timeout_s)
+
+
+def make_request(
+    model: str,
+    arrays: Mapping[str, Array],
+    *,
+    version: str = "",
+    outputs: Sequence[str] = (),
+    priority: int = 0,
+    parameters: Mapping[str, Parameter] | None = None,
+    request_id: str = "",
+) -> InferRequest:
+    """A request without its timeout, which is added anew for each try (:func:`with_timeout`).
+
+    Raises:
+        InvalidInput: ``timeout`` among the parameters, or a priority that is not a non-negative integer.
+    """
+    all_parameters: dict[str, Parameter] = dict(parameters or {})
+    if "timeout" in all_parameters:
+        raise InvalidInput("parameters.timeout: pass timeout= in seconds instead", field="parameters.timeout")
+    if isinstance(priority, bool) or not isinstance(priority, int) or priority < 0:
+        raise InvalidInput(f"priority: {priority!r} is not a non-negative integer", field="priority")
+    if priority:
+        all_parameters["priority"] = priority
+    return InferRequest(
+        model=model,
+        version=version,
+        id=request_id,
+        inputs=arrays,
+        outputs=tuple(outputs),
+        parameters=all_parameters,
+    )
+
+
+def with_timeout(request: InferRequest, timeout_s: float) -> InferRequest:
+    """The request with the *remaining* time as its ``timeout`` parameter (microseconds, reserved by the protocol)."""
+    return InferRequest(
+        model=request.model,
+        version=request.version,
+        id=request.id,
+        inputs=request.inputs,
+        outputs=request.outputs,
+        parameters={**request.parameters, "timeout": max(1, int(timeout_s * 1e6))},
+    )
+
+
+def next_try_after_s(error: PenstockError, *, attempt: int, retries: int, left_s: float, random: float) -> float | None:
+    """How long to wait before another try; None to give up.
+
+    Only what was refused before any work is tried again, and only when the server said when: a target without a
+    server fails at once instead. The server's hint is kept, and jitter spreads the callers that got the same hint.
+
+    Args:
+        attempt: tries so far, from 1.
+        random: uniform in [0, 1).
+    """
+    if attempt > retries or error.retry_after_s is None or not isinstance(error, Unavailable | QueueFull):
+        return None
+    wait_s = _BACKOFF.delay_s(attempt - 1, random, retry_after_s=error.retry_after_s)
+    return wait_s if wait_s < left_s else None
+
+
+def located(error: PenstockError, target: Target) -> PenstockError:
+    """The error with the target in its message, where the message alone would not say who was not reached."""
+    where = str(target)
+    if isinstance(error, Unavailable | DeadlineExceeded) and where not in error.message:
+        error.message = f"{where}: {error.message}"
+        error.args = (error.message,)
+    return error
+
+
+def copy_of(error: PenstockError) -> PenstockError:
+    """A second instance of the same error: one raised in several tasks would gather all of their tracebacks."""
+    copied = type(error).__new__(type(error))
+    copied.__dict__.update(error.__dict__)
+    copied.args = error.args
+    return copied
+
+
+def _array(value: Any, spec: TensorSpec | None) -> Array:
+    if isinstance(value, np.ndarray):
+        return value
+    field = f"inputs.{spec.name}" if spec else "inputs"
+    try:
+        return np.asarray(value, dtype=numpy_dtype(spec.datatype, field=field) if spec else None)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InvalidInput(f"{field}: does not convert to an array: {error}", field=field) from None
+
+
+def _number(value: Parameter | None) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

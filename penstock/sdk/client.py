@@ -1,0 +1,190 @@
+"""The synchronous client: one object for an agent, a core, or any other Open Inference Protocol server.
+
+Thread-safe. What a target needs is imported when it is opened: grpcio for ``grpc://``, nothing beyond the standard
+library for ``http://`` and ``unix://``. Sends each call as its own request; many concurrent rows are ``AsyncClient``'s.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Protocol, TypeVar
+
+from penstock.errors import DeadlineExceeded, InvalidInput, PenstockError, Unavailable
+from penstock.sdk import call
+from penstock.sdk.call import DEFAULT_TIMEOUT_S, InferResult, Inputs
+from penstock.wire.addresses import Target, parse_target
+from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata, Parameter
+
+_T = TypeVar("_T")
+
+
+class Transport(Protocol):
+    """OIP over one wire. Raises our errors only."""
+
+    def infer(self, request: InferRequest, timeout_s: float) -> InferResponse: ...
+    def metadata(self, model: str, version: str, timeout_s: float) -> ModelMetadata: ...
+    def is_live(self, timeout_s: float) -> bool: ...
+    def is_ready(self, timeout_s: float) -> bool: ...
+    def model_ready(self, model: str, version: str, timeout_s: float) -> bool: ...
+    def close(self) -> None: ...
+
+
+class Client:
+    """Calls one server.
+
+    Args:
+        target: ``grpc://host:port``, ``http://host:port`` or ``unix:///path/to/socket``.
+        timeout: seconds that a call may take by default, all tries together.
+        token: sent as a bearer token.
+        retries: further tries of what the server refused with a hint when to come back.
+
+    Raises:
+        InvalidInput: the target is none of the three forms.
+    """
+
+    def __init__(
+        self, target: str, *, timeout: float = DEFAULT_TIMEOUT_S, token: str | None = None, retries: int = 2
+    ) -> None:
+        self._target = parse_target(target)
+        self._timeout_s = call.check_timeout(timeout)
+        self._retries = retries
+        self._transport = _open(self._target, token)
+        self._known: dict[tuple[str, str], ModelMetadata] = {}
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Client({str(self._target)!r})"
+
+    def infer(
+        self,
+        model: str,
+        inputs: Inputs,
+        *,
+        version: str = "",
+        outputs: Sequence[str] = (),
+        timeout: float | None = None,
+        priority: int = 0,
+        parameters: Mapping[str, Parameter] | None = None,
+        request_id: str = "",
+    ) -> InferResult:
+        """Run a model on a batch.
+
+        Args:
+            inputs: an array [N, ...] for a model with one input, else a dict by input name. Arrays are sent with the
+                dtype they have; lists get the one the model asks for.
+            version: a tag, a digest, or "" for the default version.
+            outputs: names wanted; all by default.
+            timeout: seconds, all tries together; the server is told what remains.
+            priority: 0 is the default, 1 the highest.
+            parameters: further request parameters (``explain=True`` asks an agent for an account of each row).
+
+        Raises:
+            InvalidInput: inputs, names or options are wrong. NotFound: no such model or version.
+            Unavailable: nobody answers there, or it is loading or draining. DeadlineExceeded: no answer in time.
+            QueueFull, QuotaExceeded, TooLarge, Unauthenticated, PermissionDenied: as their names say.
+        """
+        deadline, timeout_s = self._deadline(timeout)
+        specs = self._metadata(model, version, deadline, timeout_s).inputs if call.needs_metadata(inputs) else ()
+        arrays = call.arrays_of(inputs, specs)
+        request = call.make_request(
+            model,
+            arrays,
+            version=version,
+            outputs=outputs,
+            priority=priority,
+            parameters=parameters,
+            request_id=request_id,
+        )
+        try:
+            response = self._try(
+                lambda left_s: self._transport.infer(call.with_timeout(request, left_s), left_s), deadline, timeout_s
+            )
+        except InvalidInput:
+            self._known.pop((model, version), None)  # perhaps the model is not what it was
+            raise
+        return call.result_of(response)
+
+    def metadata(self, model: str, *, version: str = "", timeout: float | None = None) -> ModelMetadata:
+        """Inputs, outputs and versions of a model.
+
+        Raises:
+            NotFound: no such model or version. Unavailable, DeadlineExceeded: as for :meth:`infer`.
+        """
+        deadline, timeout_s = self._deadline(timeout)
+        self._known.pop((model, version), None)
+        return self._metadata(model, version, deadline, timeout_s)
+
+    def is_live(self, *, timeout: float | None = None) -> bool:
+        """Whether the server's process is well; False when nobody answers in time."""
+        return self._probe(self._transport.is_live, timeout)
+
+    def is_ready(self, *, timeout: float | None = None) -> bool:
+        """Whether the server admits requests; False when nobody answers in time."""
+        return self._probe(self._transport.is_ready, timeout)
+
+    def model_ready(self, model: str, *, version: str = "", timeout: float | None = None) -> bool:
+        """Whether a model can answer now; False for an unknown one, and when nobody answers in time."""
+        return self._probe(lambda left_s: self._transport.model_ready(model, version, left_s), timeout)
+
+    def close(self) -> None:
+        """Close the connections; idempotent."""
+        self._transport.close()
+
+    def _deadline(self, timeout: float | None) -> tuple[float, float]:
+        timeout_s = self._timeout_s if timeout is None else call.check_timeout(timeout)
+        return time.monotonic() + timeout_s, timeout_s
+
+    def _metadata(self, model: str, version: str, deadline: float, timeout_s: float) -> ModelMetadata:
+        known = self._known.get((model, version))
+        if known is None:
+            known = self._try(lambda left_s: self._transport.metadata(model, version, left_s), deadline, timeout_s)
+            if len(self._known) >= call.MAX_KNOWN_MODELS:
+                self._known.clear()
+            self._known[model, version] = known
+        return known
+
+    def _probe(self, ask: Callable[[float], bool], timeout: float | None) -> bool:
+        _, timeout_s = self._deadline(timeout)
+        try:
+            return ask(timeout_s)
+        except (Unavailable, DeadlineExceeded):
+            return False
+
+    def _try(self, send: Callable[[float], _T], deadline: float, timeout_s: float) -> _T:
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                return send(call.seconds_left(deadline, time.monotonic(), timeout_s))
+            except PenstockError as error:
+                wait_s = call.next_try_after_s(
+                    error,
+                    attempt=attempt,
+                    retries=self._retries,
+                    left_s=deadline - time.monotonic(),
+                    random=random.random(),
+                )
+                if wait_s is None:
+                    raise call.located(error, self._target) from error.__cause__
+            time.sleep(wait_s)
+
+
+def _open(target: Target, token: str | None) -> Transport:
+    # imported here, so that a client for one kind of target does not pay for the others
+    if target.scheme == "grpc":
+        from penstock.rpc.transport import RpcTransport
+
+        return RpcTransport(target, token=token)
+    from penstock.rest.transport import RestTransport
+
+    return RestTransport(target, token=token)

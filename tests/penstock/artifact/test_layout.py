@@ -1,0 +1,182 @@
+"""Packing, parsing and verifying artifacts; every kind of damage is found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from penstock.artifact import manifests
+from penstock.artifact.certificates import Certificate
+from penstock.artifact.layout import Layout, VariantDraft, variant_digest
+from penstock.artifact.manifests import VariantSpec
+from penstock.errors import ArtifactError, CertificateMismatch, NotFound
+from penstock.wire import tensors
+from penstock.wire.tensors import TensorSpec
+
+X = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))
+
+
+def spec(role: manifests.Role, **changes: object) -> VariantSpec:
+    values: dict[str, object] = {
+        "model": "digits",
+        "role": role,
+        "engine": "echo",
+        "target": "any" if role == "edge" else "cpu",
+        "provider": "cpu",
+        "precision": "fp32",
+        "inputs": (X,),
+        "outputs": (X,),
+        "score_output": "x",
+        "preprocessing": {"scale": 16},
+    }
+    return VariantSpec(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def drafts(tmp_path: Path) -> list[VariantDraft]:
+    weights = tmp_path / "model.json"
+    weights.write_bytes(msgspec.json.encode([X]))
+    return [
+        VariantDraft(spec=spec("edge"), weights=weights, golden=tensors.pack({})),
+        VariantDraft(spec=spec("cloud"), weights=weights),
+    ]
+
+
+def certificate(layout: Layout, **changes: object) -> Certificate:
+    parsed = layout.artifact()
+    values: dict[str, object] = {
+        "model": "digits",
+        "edge_digest": parsed.variant("edge").digest,
+        "cloud_digest": parsed.variant("cloud").digest,
+        "preprocessing_digest": manifests.preprocessing_digest({"scale": 16}),
+        "harm": "labels",
+        "score": "max_prob",
+        "temperature": 1.0,
+        "threshold": 0.9,
+        "max_harm": 0.02,
+        "delta": 0.05,
+        "n": 400,
+        "harm_count": 1,
+        "kept_count": 300,
+        "coverage": 0.75,
+        "coverage_low": 0.7,
+        "coverage_high": 0.8,
+        "audit_max_harm": 0.03,
+        "data_digest": "sha256:" + "0" * 64,
+    }
+    return Certificate(**{**values, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    made = Layout.create(tmp_path / "layout")
+    made.pack(drafts(tmp_path), tag="v1")
+    return made
+
+
+def test_a_packed_artifact_parses_back(layout: Layout) -> None:
+    parsed = layout.artifact()
+    assert (parsed.model, layout.tag) == ("digits", "v1")
+    assert parsed.variant("edge").golden is not None
+    assert parsed.variant("cloud").spec.target == "cpu"
+    assert layout.verify() == []
+
+
+def test_same_input_same_digest(layout: Layout, tmp_path: Path) -> None:
+    again = Layout.create(tmp_path / "again")
+    assert again.pack(drafts(tmp_path), tag="other").digest == layout.digest
+
+
+def test_the_tag_is_a_pointer_and_not_part_of_the_artifact(layout: Layout, tmp_path: Path) -> None:
+    before = layout.digest
+    layout.pack(drafts(tmp_path), tag="v9")
+    assert (layout.digest, layout.tag) == (before, "v9")
+
+
+def test_variant_digest_is_known_before_packing(layout: Layout, tmp_path: Path) -> None:
+    edge = drafts(tmp_path)[0]
+    assert variant_digest(edge, tmp_path / "scratch") == layout.artifact().variant("edge").digest
+
+
+def test_a_certificate_is_attached_and_found(layout: Layout) -> None:
+    issued = certificate(layout)
+    layout.attach_certificate(issued)
+    found = layout.certificate()
+    assert found is not None
+    assert found[1] == issued
+    assert layout.verify() == []
+
+
+@pytest.mark.parametrize("field", ["edge_digest", "cloud_digest", "preprocessing_digest"])
+def test_a_certificate_for_other_digests_is_refused(layout: Layout, field: str) -> None:
+    with pytest.raises(CertificateMismatch, match="issued for other digests"):
+        layout.attach_certificate(certificate(layout, **{field: "sha256:" + "1" * 64}))
+
+
+def test_a_certificate_of_another_pair_is_found_by_verify(layout: Layout) -> None:
+    from penstock.artifact import certificates
+
+    wrong = certificate(layout, cloud_digest="sha256:" + "1" * 64)
+    layout.attach(manifests.CERTIFICATE, certificates.encode(wrong), title="certificate.json")
+    assert any("issued for other digests" in problem for problem in layout.verify())
+
+
+def test_every_blob_is_checked(layout: Layout) -> None:
+    for digest in list(layout.blobs.digests()):
+        path = layout.blobs.path(digest)
+        original = path.read_bytes()
+        path.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
+        assert layout.verify(), f"damage to {digest} went unnoticed"
+        path.write_bytes(original)
+    assert layout.verify() == []
+
+
+def test_a_missing_blob_is_reported(layout: Layout) -> None:
+    layout.blobs.delete(layout.artifact().variant("edge").weights.digest)
+    assert any("no blob" in problem for problem in layout.verify())
+
+
+def test_a_tampered_index_is_refused(layout: Layout) -> None:
+    index = json.loads((layout.root / "index.json").read_text())
+    index["manifests"][0]["digest"] = "sha256:" + "2" * 64
+    (layout.root / "index.json").write_text(json.dumps(index))
+    with pytest.raises(NotFound):
+        layout.artifact()
+
+
+def test_variants_must_be_interchangeable(tmp_path: Path) -> None:
+    edge, cloud = drafts(tmp_path)
+    other = VariantDraft(spec=spec("cloud", score_output="y"), weights=cloud.weights)
+    with pytest.raises(ArtifactError, match="disagree on score_output"):
+        Layout.create(tmp_path / "l").pack([edge, other], tag="v1")
+
+
+def test_a_directory_that_is_no_layout_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="not an OCI image layout"):
+        Layout(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["Digits", "models", "a/b", "", "../x", "a" * 200])
+def test_bad_model_names_are_refused(name: str) -> None:
+    with pytest.raises(ArtifactError, match="not a model name"):
+        manifests.check_model_name(name)
+
+
+@pytest.mark.parametrize(
+    ("reference", "parts"),
+    [
+        ("digits:v2", ("digits", "v2")),
+        ("digits", ("digits", "")),
+        ("digits@sha256:" + "a" * 64, ("digits", "sha256:" + "a" * 64)),
+    ],
+)
+def test_references(reference: str, parts: tuple[str, str]) -> None:
+    assert manifests.split_reference(reference) == parts
+
+
+def test_reachable_names_children_before_parents(layout: Layout) -> None:
+    order = [d.digest for d in layout.reachable()]
+    assert order.index(layout.artifact().variant("edge").weights.digest) < order.index(layout.digest)
+    assert len(order) == len(set(order))

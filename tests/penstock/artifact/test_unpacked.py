@@ -1,0 +1,98 @@
+"""Variants of several files: names that are refused, and a directory from which external data loads."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from penstock.artifact import manifests, unpacked
+from penstock.artifact.blobs import digest_of
+from penstock.artifact.layout import Layout, VariantDraft
+from penstock.errors import ArtifactError, DigestMismatch
+from penstock.runtime import EngineOptions, load_engine
+from tests.penstock.signed import DATA, external_model, make_layout
+
+
+def test_external_data_loads_from_the_directory(tmp_path: Path) -> None:
+    layout = make_layout(tmp_path, scale=2.0)
+    variant = layout.artifact().variant("edge")
+    path = unpacked.weights_path(variant, layout.blobs, tmp_path / "unpacked")
+    assert sorted(file.name for file in path.parent.iterdir()) == ["model.onnx", DATA]
+    assert path.stat().st_ino == layout.blobs.path(variant.weights.digest).stat().st_ino  # no second copy
+    engine = load_engine("onnx", path, EngineOptions())
+    assert engine.run({"x": np.ones((1, 4), np.float32)})["logits"].tolist() == [[2.0, 2.0, 2.0]]
+    engine.close()
+
+
+def test_a_variant_of_one_file_is_loaded_from_its_blob(tmp_path: Path) -> None:
+    layout = make_layout(tmp_path)
+    variant = dataclasses.replace(layout.artifact().variant("edge"), files=())
+    assert unpacked.weights_path(variant, layout.blobs, tmp_path / "u") == layout.blobs.path(variant.weights.digest)
+    assert not (tmp_path / "u").exists()
+
+
+def test_every_file_is_verified_and_what_was_unpacked_before_is_made_anew(tmp_path: Path) -> None:
+    layout = make_layout(tmp_path)
+    variant, root = layout.artifact().variant("edge"), tmp_path / "unpacked"
+    path = unpacked.weights_path(variant, layout.blobs, root)
+    (path.parent / "stray").write_bytes(b"!")
+    assert unpacked.weights_path(variant, layout.blobs, root) == path
+    assert not (path.parent / "stray").exists()
+    blob = layout.blobs.path(variant.files[0].digest)
+    data = bytearray(blob.read_bytes())
+    data[0] ^= 1
+    blob.write_bytes(data)
+    with pytest.raises(DigestMismatch):
+        unpacked.weights_path(variant, layout.blobs, root)
+
+
+def test_what_is_not_kept_is_discarded(tmp_path: Path) -> None:
+    layout = make_layout(tmp_path)
+    root = tmp_path / "unpacked"
+    edge, cloud = layout.artifact().variants
+    kept = unpacked.weights_path(edge, layout.blobs, root)
+    gone = unpacked.weights_path(cloud, layout.blobs, root)
+    unpacked.discard(root, frozenset({edge.digest}))
+    assert kept.exists()
+    assert not gone.parent.exists()
+    unpacked.discard(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    "name", ["", "..", "../evil", "a/b", "/etc/passwd", ".hidden", "a\\b", "C:evil", "a..b", "x" * 129, "new\nline"]
+)
+def test_names_that_lead_elsewhere_are_refused_when_packing_and_when_reading(tmp_path: Path, name: str) -> None:
+    made = external_model(tmp_path / "m")
+    bad = VariantDraft(spec=made.spec, weights=made.weights, files={name: made.files[DATA]})
+    with pytest.raises(ArtifactError, match="no name for a file"):
+        Layout.create(tmp_path / "l").pack([bad], tag="v1")
+    with pytest.raises(ArtifactError, match="no name for a file"):
+        retitled(make_layout(tmp_path), name)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "Model.ONNX"])
+def test_two_files_of_one_name_are_refused(tmp_path: Path, name: str) -> None:
+    made = external_model(tmp_path / "m")
+    bad = VariantDraft(spec=made.spec, weights=made.weights, files={name: made.files[DATA]})
+    with pytest.raises(ArtifactError, match="is the name of the weights"):
+        Layout.create(tmp_path / "l").pack([bad], tag="v1")
+    with pytest.raises(ArtifactError, match="several files called"):
+        retitled(make_layout(tmp_path), name)
+
+
+def retitled(layout: Layout, name: str) -> manifests.Artifact:
+    """The artifact as somebody else may have written it: the edge variant's second file under another name."""
+    index = json.loads(layout.blobs.read(layout.digest))
+    manifest = json.loads(layout.blobs.read(index["manifests"][0]["digest"]))
+    for layer in manifest["layers"]:
+        if layer["mediaType"] == manifests.MODEL_FILE:
+            layer["annotations"][manifests.TITLE] = name
+    data = json.dumps(manifest).encode()
+    index["manifests"][0] |= {"digest": layout.blobs.put(data), "size": len(data)}
+    written = json.dumps(index).encode()
+    layout.blobs.put(written)
+    return manifests.load(digest_of(written), layout.blobs.read)

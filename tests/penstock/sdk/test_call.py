@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock import errors
+from penstock.errors import DeadlineExceeded, InvalidInput, PenstockError, Unavailable
+from penstock.sdk import call
+from penstock.wire.addresses import parse_target
+from penstock.wire.inference import InferResponse
+from penstock.wire.tensors import TensorSpec
+
+X = TensorSpec(name="x", datatype="FP32", shape=(-1, 2))
+
+
+def wait_s(error: PenstockError, *, attempt: int = 1, left_s: float = 10.0, random: float = 0.5) -> float | None:
+    return call.next_try_after_s(error, attempt=attempt, retries=2, left_s=left_s, random=random)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.Unavailable("nobody there"),
+        errors.InvalidInput("wrong"),
+        errors.Internal("broke", retry_after_s=0.1),
+        errors.DeadlineExceeded("late", retry_after_s=0.1),
+        errors.QuotaExceeded("over", limit=1, reset_s=0.1),
+    ],
+    ids=lambda error: error.code,
+)
+def test_what_may_have_run_or_will_not_help_is_not_tried_again(error: PenstockError) -> None:
+    assert wait_s(error) is None
+
+
+@pytest.mark.parametrize("kind", [errors.Unavailable, errors.QueueFull])
+def test_a_refusal_with_a_hint_is_tried_again_until_tries_or_time_are_up(kind: type[PenstockError]) -> None:
+    error = kind("busy", retry_after_s=1.0)
+    assert wait_s(error, random=0.0) == 1.0
+    assert wait_s(error, attempt=3) is None
+    assert wait_s(error, left_s=0.9) is None
+
+
+@given(hint_s=st.floats(0, 20), attempt=st.integers(1, 2), random=st.floats(0, 1, exclude_max=True))
+def test_jitter_only_ever_lengthens_the_hint(hint_s: float, attempt: int, random: float) -> None:
+    waited = wait_s(Unavailable("busy", retry_after_s=hint_s), attempt=attempt, left_s=1e9, random=random)
+    assert waited is not None
+    assert hint_s <= waited <= hint_s + 0.1
+
+
+def test_an_expired_deadline_is_never_clamped_to_none() -> None:
+    assert call.seconds_left(2.0, 1.5, 1.0) == 0.5
+    for now in (2.0, 3.0):
+        with pytest.raises(DeadlineExceeded, match="within 1 s"):
+            call.seconds_left(2.0, now, 1.0)
+
+
+@given(timeout_s=st.floats(1e-9, 1e6))
+def test_the_timeout_on_the_wire_is_never_zero_and_never_longer(timeout_s: float) -> None:
+    request = call.with_timeout(call.make_request("m", {}, priority=3), timeout_s)
+    micros = request.parameters["timeout"]
+    assert isinstance(micros, int)
+    assert 1 <= micros <= max(1, timeout_s * 1e6)
+    assert request.parameters["priority"] == 3
+
+
+def test_arrays_keep_their_dtype_and_lists_get_the_models() -> None:
+    array = np.ones((1, 2))
+    assert call.arrays_of(array, (X,))["x"] is array
+    assert call.arrays_of([[1, 2]], (X,))["x"].dtype == np.float32
+    assert call.arrays_of({"x": [[1, 2]], "other": array}, (X,))["other"] is array
+    assert not call.needs_metadata({"x": array})
+    assert call.needs_metadata({"x": [[1, 2]]})
+    assert call.needs_metadata(array)
+
+
+def test_a_bare_array_for_several_inputs_is_refused_with_their_names() -> None:
+    with pytest.raises(InvalidInput, match=r"2 \(x, x\); give a dict"):
+        call.arrays_of(np.ones(1), (X, X))
+
+
+def test_a_result_without_an_account_has_none() -> None:
+    result = call.result_of(InferResponse(model="m", outputs={"y": np.ones((3, 1))}))
+    assert (result.served_by, result.reason, result.certificate) == ("", "", "")
+    assert result.confidence is None
+    assert result.threshold is None
+    assert result.rows == 3
+
+
+def test_a_confidence_that_is_no_number_is_none() -> None:
+    assert call.result_of(InferResponse(model="m", outputs={}, parameters={"confidence": "high"})).confidence is None
+    assert call.result_of(InferResponse(model="m", outputs={}, parameters={"confidence": True})).confidence is None
+
+
+def test_only_errors_of_reaching_somebody_are_given_the_target() -> None:
+    target = parse_target("grpc://core:8001")
+    assert call.located(Unavailable("refused"), target).message == "grpc://core:8001: refused"
+    assert str(call.located(call.located(Unavailable("refused"), target), target)) == "grpc://core:8001: refused"
+    assert call.located(InvalidInput("wrong"), target).message == "wrong"
+
+
+def test_a_copy_of_an_error_is_the_same_error() -> None:
+    error = errors.QuotaExceeded("over", limit=3, reset_s=1.0)
+    copied = call.copy_of(error)
+    assert copied is not error
+    assert (type(copied), str(copied), vars(copied)) == (type(error), str(error), vars(error))

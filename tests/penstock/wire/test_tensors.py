@@ -1,0 +1,111 @@
+"""Tensors: round trips for every datatype, and a clear refusal for bytes that do not fit."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from penstock.errors import InvalidInput
+from penstock.wire import tensors
+from penstock.wire.tensors import TensorSpec
+
+X = TensorSpec(name="x", datatype="FP32", shape=(-1, 3))
+
+
+@given(
+    st.sampled_from([d for d in tensors.DATATYPES if d != "BYTES"]).flatmap(
+        lambda d: hnp.arrays(tensors.numpy_dtype(d), hnp.array_shapes(min_dims=0, max_dims=3, max_side=4))
+    )
+)
+def test_raw_bytes_round_trip(array: np.ndarray) -> None:
+    back = tensors.from_bytes(tensors.to_bytes(array), tensors.datatype_of(array), array.shape)
+    assert back.dtype == array.dtype
+    assert back.tobytes() == array.tobytes()
+
+
+@given(st.lists(st.binary(max_size=20), max_size=8))
+def test_bytes_elements_round_trip(items: list[bytes]) -> None:
+    array = np.empty(len(items), dtype=object)
+    array[:] = items
+    assert list(tensors.from_bytes(tensors.to_bytes(array), "BYTES", (len(items),))) == items
+
+
+@given(st.binary(max_size=64), st.integers(0, 8))
+def test_arbitrary_bytes_elements_are_refused_or_parsed_never_crash(data: bytes, count: int) -> None:
+    try:
+        parsed = tensors.from_bytes(data, "BYTES", (count,))
+    except InvalidInput:
+        return
+    assert tensors.to_bytes(parsed) == data
+
+
+def test_big_endian_arrays_travel_little_endian() -> None:
+    array = np.array([1, 2], dtype=">i4")
+    assert tensors.datatype_of(array) == "INT32"
+    assert tensors.to_bytes(array) == np.array([1, 2], dtype="<i4").tobytes()
+
+
+def test_truncated_raw_bytes_say_how_many_are_needed() -> None:
+    with pytest.raises(InvalidInput, match="11 raw bytes.*needs 12"):
+        tensors.from_bytes(b"\0" * 11, "FP32", (1, 3), field="x")
+
+
+def test_a_huge_declared_shape_costs_no_memory() -> None:
+    with pytest.raises(InvalidInput, match="cannot hold"):
+        tensors.from_bytes(b"\0" * 4, "BYTES", (2**40,))
+
+
+def test_negative_dimension_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="negative dimension"):
+        tensors.from_bytes(b"", "FP32", (-1, 3))
+
+
+def test_unknown_datatype_lists_the_known_ones() -> None:
+    with pytest.raises(InvalidInput, match="'FLOAT'.*FP32"):
+        tensors.from_bytes(b"", "FLOAT", (1,))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"y": np.zeros((1, 3), "f4")}, "no input named 'y'.*x FP32"),
+        ({}, "'x' is missing"),
+        ({"x": np.zeros((1, 3), "f8")}, "datatype is FP64, expected FP32"),
+        ({"x": np.zeros((1, 4), "f4")}, r"shape is \[1, 4\], expected \[-1, 3\]"),
+        ({"x": np.zeros((3,), "f4")}, r"shape is \[3\]"),
+        ({"x": np.zeros((0, 3), "f4")}, "no rows"),
+    ],
+)
+def test_wrong_inputs_say_what_was_expected(inputs: dict[str, np.ndarray], message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        tensors.check_inputs(inputs, [X])
+
+
+def test_inputs_must_agree_on_the_number_of_rows() -> None:
+    specs = [X, TensorSpec(name="y", datatype="FP32", shape=(-1,))]
+    with pytest.raises(InvalidInput, match="2 rows, but another input has 1"):
+        tensors.check_inputs({"x": np.zeros((1, 3), "f4"), "y": np.zeros(2, "f4")}, specs)
+
+
+def test_check_inputs_counts_rows() -> None:
+    assert tensors.check_inputs({"x": np.zeros((5, 3), "f4")}, [X]) == 5
+
+
+def test_pack_is_deterministic_and_round_trips() -> None:
+    named = {"x": np.arange(6, dtype="f4").reshape(2, 3), "y": np.array([b"a", b""], dtype=object)}
+    data = tensors.pack(named)
+    assert data == tensors.pack(named)
+    back = tensors.unpack(data)
+    np.testing.assert_array_equal(back["x"], named["x"])
+    assert list(back["y"]) == [b"a", b""]
+
+
+@given(st.binary(max_size=64))
+def test_unpack_refuses_anything_else(data: bytes) -> None:
+    with contextlib.suppress(InvalidInput):
+        assert isinstance(tensors.unpack(data), dict)
