@@ -26,8 +26,8 @@ from cloud_core.api.oci import OciApi
 from cloud_core.fleet.service import FleetService
 from cloud_core.registry.registry import Registry
 from cloud_core.serving.controller import Controller
+from cloud_core.serving.counters import Measures
 from cloud_core.serving.dataplane import DataPlane
-from cloud_core.serving.measures import Measures
 from cloud_core.settings import CoreSettings, check
 from cloud_core.state import Database
 from penstock.artifact.blobs import write_atomically

@@ -20,20 +20,21 @@ from typing import Any
 import msgspec
 
 import penstock
-from edge_agent import fetch, identity
+from edge_agent import identity
 from edge_agent.api.server import ApiServer
-from edge_agent.escalation import Escalator
-from edge_agent.fetch import Fetcher, Registry
-from edge_agent.hosting import Hosting
-from edge_agent.model_updater import Tools
-from edge_agent.outbox import Outbox
-from edge_agent.outcomes import Outcomes
-from edge_agent.pipeline import Pipeline
+from edge_agent.api.status import Parts, status_document
+from edge_agent.reporting.heartbeat import Delivery, Device, FleetLink, Heartbeats, Local
+from edge_agent.reporting.outbox import Outbox
+from edge_agent.serving.counts import Outcomes
+from edge_agent.serving.dataplane import Pipeline
+from edge_agent.serving.escalation import Escalator
+from edge_agent.serving.hosting import Hosting
 from edge_agent.settings import AgentSettings
-from edge_agent.status import Parts, status_document
-from edge_agent.store import DataDirLock, Store
-from edge_agent.updater import Updater
-from edge_agent.uplink import Delivery, Device, FleetLink, Heartbeats, Local
+from edge_agent.updates import fetch
+from edge_agent.updates.fetch import Fetcher, Registry
+from edge_agent.updates.model_updater import Tools
+from edge_agent.updates.store import DataDirLock, Store
+from edge_agent.updates.updater import Updater
 from penstock.artifact.blobs import write_atomically
 from penstock.errors import StorageError
 from penstock.process import machine

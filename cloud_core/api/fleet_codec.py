@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from cloud_core.fleet.devices import Mode, Report, ReportedModel
-from cloud_core.fleet.evidence import Counts, Record
+from cloud_core.fleet.messages import DesiredModel, DeviceView, PlanRequest, RolloutView, WaveDeviceView, WaveView
+from cloud_core.fleet.outcome_totals import Counts, Record
 from cloud_core.fleet.settings import GateDefaults
-from cloud_core.fleet.views import DesiredModel, DeviceView, PlanRequest, RolloutView, WaveDeviceView, WaveView
 from cloud_core.policy.gates import Gate, GateVerdict, Phase, Verdict
 from cloud_core.policy.planning import Selection
 from cloud_core.policy.rollout import State

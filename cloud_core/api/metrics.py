@@ -20,8 +20,8 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from cloud_core.serving.counters import Histogram
 from cloud_core.serving.dataplane import DataPlane
-from cloud_core.serving.measures import Histogram
 
 
 class Metrics(Collector):

@@ -18,9 +18,9 @@ from urllib.parse import urlencode
 import msgspec
 from aiohttp import web
 
-from cloud_core.registry import refusal
-from cloud_core.registry.documents import check_reference_digest, check_repository
-from cloud_core.registry.refusal import Refused
+from cloud_core.registry import oci_errors
+from cloud_core.registry.manifest_rules import check_reference_digest, check_repository
+from cloud_core.registry.oci_errors import Refused
 from cloud_core.registry.registry import Registry
 from cloud_core.registry.uploads import Upload
 from cloud_core.state import to_its_end
@@ -31,20 +31,20 @@ _CHUNK_BYTES = 1024 * 1024
 _MAX_PAGE = 1000
 
 _STATUS: Mapping[str, int] = {
-    refusal.BLOB_UNKNOWN: 404,
-    refusal.BLOB_UPLOAD_INVALID: 400,
-    refusal.BLOB_UPLOAD_UNKNOWN: 404,
-    refusal.DENIED: 403,
-    refusal.DIGEST_INVALID: 400,
-    refusal.MANIFEST_BLOB_UNKNOWN: 404,
-    refusal.MANIFEST_INVALID: 400,
-    refusal.MANIFEST_UNKNOWN: 404,
-    refusal.NAME_INVALID: 400,
-    refusal.NAME_UNKNOWN: 404,
-    refusal.RANGE_INVALID: 416,
-    refusal.SIZE_INVALID: 413,
-    refusal.TOOMANYREQUESTS: 429,
-    refusal.UNSUPPORTED: 405,
+    oci_errors.BLOB_UNKNOWN: 404,
+    oci_errors.BLOB_UPLOAD_INVALID: 400,
+    oci_errors.BLOB_UPLOAD_UNKNOWN: 404,
+    oci_errors.DENIED: 403,
+    oci_errors.DIGEST_INVALID: 400,
+    oci_errors.MANIFEST_BLOB_UNKNOWN: 404,
+    oci_errors.MANIFEST_INVALID: 400,
+    oci_errors.MANIFEST_UNKNOWN: 404,
+    oci_errors.NAME_INVALID: 400,
+    oci_errors.NAME_UNKNOWN: 404,
+    oci_errors.RANGE_INVALID: 416,
+    oci_errors.SIZE_INVALID: 413,
+    oci_errors.TOOMANYREQUESTS: 429,
+    oci_errors.UNSUPPORTED: 405,
 }
 _CONTENT_RANGE = re.compile(r"(?:bytes )?(\d{1,18})-(\d{1,18})(?:/\S+)?")
 _FORMS = [
@@ -94,7 +94,7 @@ class OciApi:
                 check_repository(parts["name"])
             handler = self._handlers.get((form, request.method))
             if handler is None:
-                raise Refused(refusal.UNSUPPORTED, f"{request.method} is not supported on this path")
+                raise Refused(oci_errors.UNSUPPORTED, f"{request.method} is not supported on this path")
             return await handler(request, **parts)
         except Refused as error:
             return _refused(error)
@@ -132,7 +132,7 @@ class OciApi:
         try:
             path = self._registry.blob_path(digest)
         except NotFound:
-            raise Refused(refusal.BLOB_UNKNOWN, f"no blob {digest} in {name}", detail=digest) from None
+            raise Refused(oci_errors.BLOB_UNKNOWN, f"no blob {digest} in {name}", detail=digest) from None
         headers = {"Docker-Content-Digest": digest, "Content-Type": "application/octet-stream"}
         # answers Range with 206 or 416 and sends the file without copying it through Python
         return web.FileResponse(path, chunk_size=_CHUNK_BYTES, headers=headers)
@@ -190,7 +190,7 @@ class OciApi:
     def _writing(self, upload: str) -> Iterator[Upload]:
         session = self._registry.uploads.get(upload)
         if session.is_busy:
-            raise Refused(refusal.BLOB_UPLOAD_INVALID, "another request is writing to this upload")
+            raise Refused(oci_errors.BLOB_UPLOAD_INVALID, "another request is writing to this upload")
         session.is_busy = True
         try:
             yield session
@@ -203,7 +203,7 @@ class OciApi:
         async for chunk in request.content.iter_chunked(_CHUNK_BYTES):
             data += chunk
             if len(data) > limit:
-                raise Refused(refusal.SIZE_INVALID, f"the manifest has more than the {limit} bytes allowed")
+                raise Refused(oci_errors.SIZE_INVALID, f"the manifest has more than the {limit} bytes allowed")
         return bytes(data)
 
 
@@ -223,7 +223,7 @@ def _check_continues(request: web.BaseRequest, session: Upload) -> None:
     match = _CONTENT_RANGE.fullmatch(given)
     if match is None or int(match[1]) != session.offset:
         raise Refused(
-            refusal.RANGE_INVALID,
+            oci_errors.RANGE_INVALID,
             f"Content-Range {given[:60]!r} does not continue this upload; {session.offset} bytes are here",
             detail=_range(session),
         )
@@ -252,7 +252,7 @@ def _page(request: web.BaseRequest, names: Sequence[str]) -> tuple[list[str], di
     """One page of a sorted listing by the ``n`` and ``last`` parameters, and the Link to the next."""
     text = request.query.get("n", str(_MAX_PAGE))
     if not text.isascii() or not text.isdigit() or len(text) > 9:
-        raise Refused(refusal.UNSUPPORTED, f"n={text[:20]!r} is not a number of entries")
+        raise Refused(oci_errors.UNSUPPORTED, f"n={text[:20]!r} is not a number of entries")
     count, last = min(int(text), _MAX_PAGE), request.query.get("last", "")
     rest = [name for name in names if name > last]
     page = rest[:count]
@@ -263,8 +263,8 @@ def _page(request: web.BaseRequest, names: Sequence[str]) -> tuple[list[str], di
 
 
 def _refused(error: Refused) -> web.Response:
-    headers = {"Range": error.detail} if error.oci_code == refusal.RANGE_INVALID else {}
-    if error.oci_code == refusal.TOOMANYREQUESTS:
+    headers = {"Range": error.detail} if error.oci_code == oci_errors.RANGE_INVALID else {}
+    if error.oci_code == oci_errors.TOOMANYREQUESTS:
         headers["Retry-After"] = "5"
     return _error(_STATUS[error.oci_code], error.oci_code, error.message, detail=error.detail, headers=headers)
 

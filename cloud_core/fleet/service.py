@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from cloud_core.fleet import evidence
-from cloud_core.fleet.book import Book, Entry, new_entry
+from cloud_core.fleet import outcome_totals
 from cloud_core.fleet.devices import Device, Devices, Report, check_device_id
-from cloud_core.fleet.evidence import Record
-from cloud_core.fleet.facts import Facts
+from cloud_core.fleet.fleet_queries import Facts
+from cloud_core.fleet.fleet_store import Book, Entry, new_entry
+from cloud_core.fleet.messages import DesiredModel, DeviceView, PlanRequest, RolloutView
+from cloud_core.fleet.outcome_totals import Record
 from cloud_core.fleet.settings import FleetSettings
-from cloud_core.fleet.views import DesiredModel, DeviceView, PlanRequest, RolloutView
 from cloud_core.policy import gates, planning
 from cloud_core.policy import rollout as policy
 from cloud_core.policy.rollout import Action, Hold, Plan, Rollout
@@ -114,7 +114,7 @@ class FleetService:
             device = self._devices.get(checked)
             assert device is not None
             totals = self._book.totals.get(checked, {})
-            folded = evidence.fold(records, durable_sequence=device.durable_sequence, totals=totals)
+            folded = outcome_totals.fold(records, durable_sequence=device.durable_sequence, totals=totals)
             if folded.refused:
                 _log.warning("device %s: %d records refused: %s", checked, len(folded.refused), folded.refused[0])
             if folded.sequence > device.durable_sequence:

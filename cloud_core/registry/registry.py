@@ -1,7 +1,7 @@
 """The registry: content-addressed artifacts, the names that point at them, and each model's default version.
 
 Reads are answered from memory and never wait; a write returns when it is durable. What makes a push acceptable is
-decided in ``documents``; the protocol on the wire is ``cloud_core.api.oci``.
+decided in ``manifest_rules``; the protocol on the wire is ``cloud_core.api.oci``.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cloud_core.registry import documents, refusal, vouching
-from cloud_core.registry.refusal import Refused
+from cloud_core.registry import manifest_rules, oci_errors, referrers
+from cloud_core.registry.oci_errors import Refused
 from cloud_core.registry.settings import RegistrySettings
 from cloud_core.registry.uploads import Uploads
 from cloud_core.state import Database, Transaction, catalog, to_its_end, uncancelled
@@ -142,7 +142,7 @@ class Registry:
         """
         if self._trust is None:
             return None
-        return self._trust.check(artifact, vouching.signatures(self._referring(artifact.digest), self.store))
+        return self._trust.check(artifact, referrers.signatures(self._referring(artifact.digest), self.store))
 
     def weights_path(self, variant: Variant) -> Path:
         """The verified file to load a variant from, with its other files beside it. Blocks.
@@ -165,7 +165,8 @@ class Registry:
         """The certificate to name for an artifact, with its manifest's digest; None when there is none.
 
         The newest of the edge variant whose certificate was pushed last, so that whatever is certified anew, what is
-        desired of devices changes and they look again; those of other variants find their own (``edge_agent.fetch``).
+        desired of devices changes and they look again; those of other variants find their own
+        (``edge_agent.updates.fetch``).
         """
         return next(iter(self.certificates_of(digest)), None)
 
@@ -217,18 +218,18 @@ class Registry:
         """
         self._check_known(repository)
         if ":" in reference:
-            row = self._manifests.get((repository, documents.check_reference_digest(reference)))
+            row = self._manifests.get((repository, manifest_rules.check_reference_digest(reference)))
         else:
             row = self._tags.get(repository, {}).get(reference)
         if row is None:
-            raise Refused(refusal.MANIFEST_UNKNOWN, f"{repository} has no manifest {reference[:140]!r}")
+            raise Refused(oci_errors.MANIFEST_UNKNOWN, f"{repository} has no manifest {reference[:140]!r}")
         return row
 
     def referrers(self, repository: str, subject: str, kind: str = "") -> list[Descriptor]:
         """Manifests whose subject is ``subject``, oldest first; an unknown subject has none (OCI 1.1)."""
-        documents.check_reference_digest(subject)
+        manifest_rules.check_reference_digest(subject)
         return [
-            documents.described(row)
+            manifest_rules.described(row)
             for row in self._referrers.get((repository, subject), ())
             if kind in ("", row.artifact_type)
         ]
@@ -240,16 +241,18 @@ class Registry:
             Refused: NAME_INVALID, DIGEST_INVALID, MANIFEST_INVALID, MANIFEST_BLOB_UNKNOWN, SIZE_INVALID, DENIED.
             StorageError: the disk said no.
         """
-        documents.check_repository(repository)
+        manifest_rules.check_repository(repository)
         digest = digest_of(data)
-        tag = documents.tag_of(reference, digest)
+        tag = manifest_rules.tag_of(reference, digest)
         if len(data) > self.settings.max_manifest_bytes:
             limit = self.settings.max_manifest_bytes
-            raise Refused(refusal.SIZE_INVALID, f"the manifest has {len(data)} bytes, more than the {limit} allowed")
+            raise Refused(oci_errors.SIZE_INVALID, f"the manifest has {len(data)} bytes, more than the {limit} allowed")
         async with self._writing:
             is_new = (repository, digest) not in self._manifests
             if is_new and len(self._manifests) >= self.settings.max_manifests:
-                raise Refused(refusal.DENIED, f"the registry holds {self.settings.max_manifests} manifests, its limit")
+                raise Refused(
+                    oci_errors.DENIED, f"the registry holds {self.settings.max_manifests} manifests, its limit"
+                )
             row = await to_its_end(asyncio.to_thread(self._store_manifest, repository, digest, media_type, data))
             await self._change(lambda tx: catalog.put_manifest(tx, row, tag))
         return row
@@ -309,7 +312,7 @@ class Registry:
         self._certificates: dict[str, tuple[tuple[str, Certificate], ...]] = {}
 
     def _store_manifest(self, repository: str, digest: str, media_type: str, data: bytes) -> ManifestRow:
-        examined = documents.examine(
+        examined = manifest_rules.examine(
             data,
             media_type,
             digest=digest,
@@ -318,7 +321,7 @@ class Registry:
             has_manifest=lambda child: (repository, child) in self._manifests,
         )
         self.store.put(data)
-        return documents.row_of(
+        return manifest_rules.row_of(
             examined, repository, digest, media_type, size_bytes=len(data), pushed_at=self._now().timestamp()
         )
 
@@ -328,7 +331,7 @@ class Registry:
             covered = self.check_signed(artifact)
         except PenstockError:
             return ()
-        return vouching.certificates(artifact, self._referring(digest), self.store, covered)
+        return referrers.certificates(artifact, self._referring(digest), self.store, covered)
 
     def _referring(self, digest: str) -> list[ManifestRow]:
         """Referrers of an artifact in any repository, oldest first in each."""
@@ -373,22 +376,24 @@ class Registry:
             raise NotFound(f"no model named {model[:140]!r}; models here: {listed}")
 
     def _check_known(self, repository: str) -> None:
-        documents.check_repository(repository)
+        manifest_rules.check_repository(repository)
         if not any(name == repository for name, _ in self._manifests):
-            raise Refused(refusal.NAME_UNKNOWN, f"no repository named {repository!r}")
+            raise Refused(oci_errors.NAME_UNKNOWN, f"no repository named {repository!r}")
 
     def _children(self, row: ManifestRow) -> list[str]:
-        return documents.children_in(self.store.read(row.digest), row.media_type)
+        return manifest_rules.children_in(self.store.read(row.digest), row.media_type)
 
     def _check_no_parent(self, row: ManifestRow) -> None:
         for (repository, digest), other in self._manifests.items():
-            is_index = repository == row.repository and other.media_type in documents.INDEX_TYPES
+            is_index = repository == row.repository and other.media_type in manifest_rules.INDEX_TYPES
             if is_index and row.digest in self._children(other):
-                raise Refused(refusal.DENIED, f"{row.digest} is part of {digest}; delete that first")
+                raise Refused(oci_errors.DENIED, f"{row.digest} is part of {digest}; delete that first")
 
 
 def _delete_unused(transaction: Transaction, row: ManifestRow) -> None:
     users = catalog.users_of(transaction, row.repository, row.digest)
     if users:
-        raise Refused(refusal.DENIED, f"{row.digest} is in use by {', '.join(users)}; roll out another version first")
+        raise Refused(
+            oci_errors.DENIED, f"{row.digest} is in use by {', '.join(users)}; roll out another version first"
+        )
     catalog.delete_manifest(transaction, row.repository, row.digest)

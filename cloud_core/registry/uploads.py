@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from cloud_core.registry import refusal
-from cloud_core.registry.refusal import Refused
+from cloud_core.registry import oci_errors
+from cloud_core.registry.oci_errors import Refused
 from cloud_core.registry.settings import RegistrySettings
 from penstock.artifact.blobs import BlobStore, disk_errors, fsync_directory
 
@@ -60,7 +60,7 @@ class Uploads:
         self.expire(now)
         if len(self._open) >= self._settings.max_uploads:
             raise Refused(
-                refusal.TOOMANYREQUESTS,
+                oci_errors.TOOMANYREQUESTS,
                 f"{len(self._open)} uploads are unfinished, which is the limit; finish or cancel one, or try later",
             )
         name = uuid.uuid4().hex
@@ -77,7 +77,7 @@ class Uploads:
         """
         upload = self._open.get(name)
         if upload is None:
-            raise Refused(refusal.BLOB_UPLOAD_UNKNOWN, "no such upload; it was finished, cancelled or has expired")
+            raise Refused(oci_errors.BLOB_UPLOAD_UNKNOWN, "no such upload; it was finished, cancelled or has expired")
         return upload
 
     def append(self, upload: Upload, chunk: bytes, now: datetime) -> None:
@@ -90,7 +90,7 @@ class Uploads:
         if upload.offset + len(chunk) > self._settings.max_blob_bytes:
             self.cancel(upload)
             raise Refused(
-                refusal.SIZE_INVALID, f"the blob has more than the {self._settings.max_blob_bytes} bytes allowed"
+                oci_errors.SIZE_INVALID, f"the blob has more than the {self._settings.max_blob_bytes} bytes allowed"
             )
         with disk_errors(f"writing {upload.path}"), upload.path.open("r+b") as file:
             file.seek(upload.offset)  # not append mode: after a full disk the file may hold half a chunk more
@@ -110,7 +110,8 @@ class Uploads:
         if found != digest:
             self.cancel(upload)
             raise Refused(
-                refusal.DIGEST_INVALID, f"the {upload.offset} bytes sent hash to {found}, not to {digest}; send again"
+                oci_errors.DIGEST_INVALID,
+                f"the {upload.offset} bytes sent hash to {found}, not to {digest}; send again",
             )
         target = self._store.path(digest)
         with disk_errors(f"publishing {digest}"):

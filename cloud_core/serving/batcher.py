@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 from cloud_core.policy.admission import Backlog, check_deadline, expected_answer_at
-from cloud_core.serving.measures import BatchMeasures
+from cloud_core.serving.counters import BatchMeasures
 from cloud_core.serving.replica import Chunk, Outcome, Replica
 from penstock.errors import DeadlineExceeded, Internal, PenstockError, QueueFull, Unavailable
 from penstock.policy.batching import BatchLimits, Queued, overdue, plan_batch

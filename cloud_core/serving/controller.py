@@ -17,7 +17,7 @@ from typing import Literal
 from cloud_core.policy.placement import Candidate, plan_loading
 from cloud_core.registry.registry import ModelVersion, Registry
 from cloud_core.serving.batcher import Batcher
-from cloud_core.serving.measures import Measures
+from cloud_core.serving.counters import Measures
 from cloud_core.serving.replica import Replica, load_replica
 from cloud_core.serving.router import Router, Served
 from cloud_core.settings import ServingSettings

@@ -14,7 +14,7 @@ from cloud_core.policy import admission
 from cloud_core.policy.admission import Action, Tenant
 from cloud_core.registry.registry import Registry
 from cloud_core.serving.controller import Controller, VersionState
-from cloud_core.serving.measures import Measures
+from cloud_core.serving.counters import Measures
 from cloud_core.serving.replica import Chunk
 from cloud_core.serving.router import Route, Served
 from cloud_core.settings import ServingSettings, TenantSettings

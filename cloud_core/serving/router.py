@@ -16,7 +16,7 @@ import numpy as np
 from cloud_core.policy.routing import least_loaded
 from cloud_core.registry.registry import ModelVersion, Registry
 from cloud_core.serving.batcher import Batcher
-from cloud_core.serving.measures import Measures, RouteMeasures
+from cloud_core.serving.counters import Measures, RouteMeasures
 from penstock.artifact.manifests import Variant
 from penstock.errors import InvalidInput, Unavailable
 from penstock.wire.inference import Parameter

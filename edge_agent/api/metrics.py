@@ -13,8 +13,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-from edge_agent.pipeline import Pipeline
 from edge_agent.policy.cascade import CascadeMode
+from edge_agent.serving.dataplane import Pipeline
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)

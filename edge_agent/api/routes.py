@@ -18,8 +18,8 @@ import msgspec
 from aiohttp import hdrs, web
 
 from edge_agent.api.metrics import CONTENT_TYPE, Metrics
-from edge_agent.pipeline import Pipeline
 from edge_agent.policy import admission
+from edge_agent.serving.dataplane import Pipeline
 from penstock.errors import Internal, InvalidInput, NotFound, PenstockError, TooLarge
 from penstock.http import express
 from penstock.process import telemetry

@@ -20,7 +20,7 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import RawRequestMessage
 
 from edge_agent.api.routes import InferHead, Routes
-from edge_agent.pipeline import Pipeline
+from edge_agent.serving.dataplane import Pipeline
 from penstock.errors import ConfigError, StorageError
 from penstock.http.express import Express
 

@@ -1,7 +1,8 @@
 """Decides the one next step that brings a model from what runs to what is wanted: ``plan(state, progress, now)``.
 
 A short-circuit priority list over values; level-triggered, so that planning again after a crash continues where the
-state on disk stands. Does nothing itself and reads no clock: ``edge_agent.updater`` acts, and says what came of it.
+state on disk stands. Does nothing itself and reads no clock: ``edge_agent.updates.updater`` acts, and says what came of
+it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from edge_agent.policy.slots import ModelState, Release, ReleaseKey, Slot
+from edge_agent.policy.model_state import ModelState, Release, ReleaseKey, Slot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,8 +19,8 @@ from cloud_core.app import Core
 from cloud_core.policy.admission import ServiceTime
 from cloud_core.registry.registry import Registry
 from cloud_core.serving.controller import Controller
+from cloud_core.serving.counters import Measures
 from cloud_core.serving.dataplane import DataPlane
-from cloud_core.serving.measures import Measures
 from cloud_core.serving.replica import Replica, Timing
 from cloud_core.settings import CoreSettings, ServingSettings, TenantSettings
 from penstock.artifact.layout import Layout, VariantDraft

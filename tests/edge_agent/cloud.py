@@ -19,7 +19,7 @@ import onnx
 from aiohttp import web
 from onnx import TensorProto, helper, numpy_helper
 
-from edge_agent.policy.slots import Release
+from edge_agent.policy.model_state import Release
 from penstock.artifact import golden, manifests
 from penstock.artifact.certificates import Certificate
 from penstock.artifact.layout import Layout, VariantDraft

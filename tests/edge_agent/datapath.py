@@ -19,10 +19,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from edge_agent.escalation import Escalator
-from edge_agent.hosting import Hosted, Hosting, LoadPlan
-from edge_agent.outcomes import Outcomes
-from edge_agent.pipeline import Pipeline
+from edge_agent.serving.counts import Outcomes
+from edge_agent.serving.dataplane import Pipeline
+from edge_agent.serving.escalation import Escalator
+from edge_agent.serving.hosting import Hosted, Hosting, LoadPlan
 from edge_agent.settings import CascadeSettings, EscalationSettings, LimitsSettings
 from penstock.artifact.certificates import Certificate
 from penstock.artifact.manifests import Descriptor, Variant, VariantSpec, preprocessing_digest

@@ -17,10 +17,10 @@ import msgspec
 import pytest
 
 from cloud_core.fleet.devices import Report, ReportedModel
-from cloud_core.fleet.evidence import Counts, Record
+from cloud_core.fleet.messages import PlanRequest, RolloutView
+from cloud_core.fleet.outcome_totals import Counts, Record
 from cloud_core.fleet.service import FleetService
 from cloud_core.fleet.settings import FleetSettings
-from cloud_core.fleet.views import PlanRequest, RolloutView
 from cloud_core.policy.gates import Gate, Phase
 from cloud_core.policy.planning import Selection
 from cloud_core.registry.registry import Registry

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from cloud_core.fleet.devices import Report, ReportedModel
-from cloud_core.fleet.evidence import Counts, Record
+from cloud_core.fleet.messages import PlanRequest, RolloutView
+from cloud_core.fleet.outcome_totals import Counts, Record
 from cloud_core.fleet.service import FleetService
 from cloud_core.fleet.settings import FleetSettings
-from cloud_core.fleet.views import PlanRequest, RolloutView
 from cloud_core.policy.gates import Gate
 from cloud_core.policy.planning import Selection
 from cloud_core.registry.registry import Registry
@@ -287,7 +287,7 @@ async def test_a_rollout_to_a_selection_does_not_move_the_default(rig: Rig) -> N
 
 
 async def test_an_artifact_that_devices_are_assigned_to_cannot_be_deleted(rig: Rig) -> None:
-    from cloud_core.registry.refusal import Refused
+    from cloud_core.registry.oci_errors import Refused
 
     await rig.beat("a", "v1")
     await rig.start("v2", waves=(1.0,))

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from cloud_core.fleet.facts import Facts
+from cloud_core.fleet.fleet_queries import Facts
 from cloud_core.registry.registry import Registry
 from penstock.artifact import manifests
 from penstock.artifact.certificates import Certificate, Level

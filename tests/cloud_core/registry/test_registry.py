@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from cloud_core.registry.refusal import Refused
+from cloud_core.registry.oci_errors import Refused
 from cloud_core.registry.registry import Registry
 from cloud_core.registry.settings import RegistrySettings
 from cloud_core.state import Database

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloud_core.serving.batcher import Batcher
-from cloud_core.serving.measures import BatchMeasures
+from cloud_core.serving.counters import BatchMeasures
 from cloud_core.serving.replica import Chunk
 from penstock.errors import DeadlineExceeded, Internal, QueueFull, Unavailable
 from penstock.policy.batching import BatchLimits

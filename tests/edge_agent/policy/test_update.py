@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.policy import slots, update
-from edge_agent.policy.slots import ModelState, Release, Slot
+from edge_agent.policy import model_state, update
+from edge_agent.policy.model_state import ModelState, Release, Slot
 from edge_agent.policy.update import LoadFailure, Progress, UpdateLimits
 
 LIMITS = UpdateLimits(probation_s=30.0, probation_requests=100, max_crashes=3, patience=3)
@@ -38,30 +38,30 @@ def test_at_start_the_active_slot_is_loaded_before_anything_else() -> None:
 
 
 def test_steps_towards_a_new_release_in_order() -> None:
-    state = slots.desire(COMMITTED, V2)
+    state = model_state.desire(COMMITTED, V2)
     assert plan(state) == update.Fetch(release=V2)
     assert plan(state, replace(SERVING, fetching=V2.key)) == update.Nothing(reason="fetching")
     assert plan(state, replace(SERVING, fetched=slot(V2))) == update.Prove(slot=slot(V2))
     assert plan(state, replace(SERVING, fetched=slot(V2), prepared=V2.key)) == update.Activate(slot=slot(V2))
-    on_probation = slots.activate(state, slot(V2))
+    on_probation = model_state.activate(state, slot(V2))
     serving_v2 = replace(SERVING, loaded=V2.key, clean_since=10.0)
     assert plan(on_probation, serving_v2, now=39.9) == update.Nothing(reason="on probation", wake_at=40.0)
     assert isinstance(plan(on_probation, serving_v2, now=40.0), update.Commit)
 
 
 def test_enough_rows_end_a_probation_early() -> None:
-    state = slots.activate(slots.desire(COMMITTED, V2), slot(V2))
+    state = model_state.activate(model_state.desire(COMMITTED, V2), slot(V2))
     assert isinstance(plan(state, replace(SERVING, loaded=V2.key, clean_requests=100)), update.Commit)
 
 
 def test_failures_on_probation_revert() -> None:
-    state = slots.activate(slots.desire(COMMITTED, V2), slot(V2))
+    state = model_state.activate(model_state.desire(COMMITTED, V2), slot(V2))
     action = plan(state, replace(SERVING, loaded=V2.key, failures=3))
     assert action == update.Revert(reason="3 failures on probation", should_block=True)
 
 
 def test_a_failing_first_version_stays_because_there_is_nothing_better_and_says_so() -> None:
-    state = slots.activate(slots.desire(ModelState(model="m"), V1), slot(V1))
+    state = model_state.activate(model_state.desire(ModelState(model="m"), V1), slot(V1))
     failing = replace(SERVING, failures=3)
     assert isinstance(plan(state, failing), update.Nothing)
     phase, error = update.phase(state, failing, LIMITS)
@@ -74,33 +74,33 @@ def test_failures_after_the_commit_do_not_revert() -> None:
 
 
 def test_starts_that_did_not_survive_revert_before_loading_again() -> None:
-    state = slots.activate(slots.desire(COMMITTED, V2), slot(V2))
+    state = model_state.activate(model_state.desire(COMMITTED, V2), slot(V2))
     for _ in range(3):
         assert isinstance(plan(state, Progress()), update.Load)
-        state = slots.begin_trial(state, V2.key)
+        state = model_state.begin_trial(state, V2.key)
     action = plan(state, Progress())
     assert isinstance(action, update.Revert)
     assert action.should_block
 
 
 def test_a_candidate_that_kills_the_process_while_it_is_proven_is_refused() -> None:
-    state = slots.desire(COMMITTED, V2)
+    state = model_state.desire(COMMITTED, V2)
     for _ in range(3):
-        state = slots.begin_trial(state, V2.key)
-        state = slots.begin_trial(state, V1.key)  # the next start loads what runs, which must not reset the count
+        state = model_state.begin_trial(state, V2.key)
+        state = model_state.begin_trial(state, V1.key)  # the next start loads what runs, which must not reset the count
     action = plan(state, replace(SERVING, fetched=slot(V2)))
     assert isinstance(action, update.Refuse)
     assert action.release == V2
 
 
 def test_a_blocked_release_is_left_alone() -> None:
-    state = slots.fail(slots.desire(COMMITTED, V2), V2, "reverted", "golden output is off", limit=4)
+    state = model_state.fail(model_state.desire(COMMITTED, V2), V2, "reverted", "golden output is off", limit=4)
     assert isinstance(plan(state), update.Nothing)
     assert update.phase(state, SERVING, LIMITS) == ("reverted", "golden output is off")
 
 
 def test_back_off_says_when_to_look_again() -> None:
-    state = slots.desire(COMMITTED, V2)
+    state = model_state.desire(COMMITTED, V2)
     waiting = replace(SERVING, retry_at=5.0, error="out of reach", failed_attempts=1)
     assert plan(state, waiting, now=4.0) == update.Nothing(reason="trying again: out of reach", wake_at=5.0)
     assert plan(state, waiting, now=5.0) == update.Fetch(release=V2)
@@ -119,13 +119,13 @@ def test_a_broken_only_slot_is_tried_again_and_does_not_stand_in_the_way_of_its_
     waiting = plan(COMMITTED, replace(broken, should_collect=False), now=1.0)
     assert waiting == update.Nothing(reason="engine", wake_at=9.0)
     assert plan(COMMITTED, broken, now=9.0) == update.Load(slot=slot(V1))
-    assert plan(slots.desire(COMMITTED, V2), broken, now=1.0) == update.Fetch(release=V2)
+    assert plan(model_state.desire(COMMITTED, V2), broken, now=1.0) == update.Fetch(release=V2)
 
 
 def test_garbage_is_collected_only_when_nothing_is_on_its_way() -> None:
     dirty = replace(SERVING, should_collect=True)
     assert plan(COMMITTED, dirty) == update.Collect()
-    state = slots.desire(COMMITTED, V2)
+    state = model_state.desire(COMMITTED, V2)
     assert isinstance(plan(state, replace(dirty, fetching=V2.key)), update.Nothing)
 
 
@@ -158,7 +158,7 @@ def test_severity_of_errors(code: str, severity: str) -> None:
     ],
 )
 def test_phases_on_the_way(progress: Progress, phase: str) -> None:
-    assert update.phase(slots.desire(COMMITTED, V2), progress, LIMITS)[0] == phase
+    assert update.phase(model_state.desire(COMMITTED, V2), progress, LIMITS)[0] == phase
 
 
 def test_phases_at_rest() -> None:
@@ -193,21 +193,21 @@ class Life:
                 self._load(found, answers=isinstance(action, update.Load))
             case update.Fetch(release=release):
                 if self.nature[release.version] == "missing":
-                    self.state = slots.fail(self.state, release, "failed", "404", limit=8)
+                    self.state = model_state.fail(self.state, release, "failed", "404", limit=8)
                 else:
                     self.progress = replace(self.progress, fetched=slot(release))
             case update.Activate(slot=found):
                 assert found.release.version in self.proven, "only what proved itself may answer"
-                self.state = slots.activate(self.state, found)
+                self.state = model_state.activate(self.state, found)
                 self.progress = Progress(loaded=found.key, clean_since=self.now)
                 self._serve()
             case update.Commit():
-                self.state = slots.commit(self.state)
+                self.state = model_state.commit(self.state)
             case update.Revert(reason=reason, should_block=should_block):
-                self.state = slots.revert(self.state, reason, limit=8, should_block=should_block)
+                self.state = model_state.revert(self.state, reason, limit=8, should_block=should_block)
                 self.progress = replace(self.progress, load_failure=None)
             case update.Refuse(release=release, reason=reason):
-                self.state = slots.fail(self.state, release, "reverted", reason, limit=8)
+                self.state = model_state.fail(self.state, release, "reverted", reason, limit=8)
             case update.Collect():
                 self.progress = replace(self.progress, should_collect=False)
             case update.Nothing():
@@ -216,14 +216,14 @@ class Life:
 
     def _load(self, found: Slot, *, answers: bool) -> None:
         version = found.release.version
-        self.state = slots.begin_trial(self.state, found.key)
+        self.state = model_state.begin_trial(self.state, found.key)
         self.loads[version] = self.loads.get(version, 0) + 1
         match self.nature[version]:
             case "kills_on_load":
                 self.restart()
             case "lies":
-                self.state = slots.end_trial(self.state, found.key)
-                self.state = slots.fail(self.state, found.release, "reverted", "golden", limit=8)
+                self.state = model_state.end_trial(self.state, found.key)
+                self.state = model_state.fail(self.state, found.release, "reverted", "golden", limit=8)
             case _ if answers:
                 self.progress = replace(self.progress, loaded=found.key, clean_since=self.now)
                 self._serve()
@@ -237,7 +237,7 @@ class Life:
             self.restart()
 
     def desire(self, release: Release) -> None:
-        self.state = slots.desire(self.state, release)
+        self.state = model_state.desire(self.state, release)
         self.progress = replace(self.progress, fetched=None, prepared=None)
 
     def settle(self) -> None:

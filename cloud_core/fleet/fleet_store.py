@@ -1,0 +1,217 @@
+"""The fleet's books: rollouts, assignments and outcome totals, in memory as they are on disk.
+
+Owns writing: every change is one transaction, and memory changes only after it is durable, so that ``kill -9`` at any
+point leaves a state that the next start continues from. Decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+import msgspec
+
+from cloud_core.fleet.devices import Devices
+from cloud_core.fleet.outcome_totals import Counts, Folded
+from cloud_core.policy import rollout as policy
+from cloud_core.policy.rollout import Rollout
+from cloud_core.registry.registry import Registry
+from cloud_core.state import Database, Transaction, catalog, uncancelled
+from cloud_core.state import fleet as rows
+from penstock.artifact.blobs import digest_of
+from penstock.artifact.manifests import canonical_json
+from penstock.errors import NotFound
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A rollout in the books.
+
+    Attributes:
+        plan_digest: of the plan's canonical JSON; what ``apply`` may insist on.
+        baselines: totals of the artifact per device when the device's wave was released.
+    """
+
+    number: int
+    rollout: Rollout
+    plan_digest: str
+    baselines: Mapping[str, Counts]
+
+
+def new_entry(number: int, rollout: Rollout, baselines: Mapping[str, Counts] | None = None) -> Entry:
+    """A rollout to put into the books."""
+    digest = digest_of(canonical_json(rollout.plan))
+    return Entry(number=number, rollout=rollout, plan_digest=digest, baselines=baselines or {})
+
+
+class _Document(msgspec.Struct, frozen=True, kw_only=True):
+    rollout: Rollout
+    baselines: dict[str, Counts]
+
+
+class Book:
+    """All rollouts, assignments and totals. Its caller makes sure that one change is under way at a time.
+
+    ``busy``: ids of the devices that an active rollout is about.
+    """
+
+    def __init__(self, database: Database, registry: Registry, stored: rows.FleetRows) -> None:
+        self._database, self._registry = database, registry
+        self.entries = {row.rollout_id: _decoded(row) for row in stored.rollouts}
+        self.assignments = {(row.device_id, row.model): row.digest for row in stored.assignments}
+        self.totals: dict[str, dict[str, Counts]] = {}
+        for row in stored.counts:
+            self.totals.setdefault(row.device_id, {})[row.artifact_digest] = _counts(row)
+        self.busy = self._busy()
+
+    def get(self, rollout_id: str) -> Entry:
+        """
+        Raises:
+            NotFound: no such rollout; names the newest ones.
+        """
+        entry = self.entries.get(rollout_id)
+        if entry is None:
+            known = ", ".join(list(self.entries)[-5:]) or "none yet; make one with 'penstock fleet plan'"
+            raise NotFound(f"no rollout {rollout_id[:100]!r}; the newest are: {known}")
+        return entry
+
+    def active(self, model: str | None = None) -> list[Entry]:
+        """Rollouts that are running or paused, oldest first."""
+        return [
+            entry
+            for entry in self.entries.values()
+            if entry.rollout.state in policy.ACTIVE and model in (None, entry.rollout.plan.model)
+        ]
+
+    def counts(self, device_id: str, artifact_digest: str) -> Counts:
+        """Totals of an artifact on a device."""
+        return self.totals.get(device_id, {}).get(artifact_digest, Counts())
+
+    @uncancelled
+    async def add(self, entry: Entry, *, keep: int) -> None:
+        """Record a new plan; the oldest finished rollouts beyond ``keep`` are forgotten."""
+        finished = [e for e in self.entries.values() if e.rollout.state not in policy.ACTIVE]
+        dropped = finished[: max(0, len(self.entries) + 1 - keep)]
+
+        def work(transaction: Transaction) -> None:
+            rows.save_rollout(transaction, _row(entry))
+            rows.drop_rollouts(transaction, [old.number for old in dropped])
+
+        await self._database.run(work)
+        for old in dropped:
+            del self.entries[old.rollout.plan.rollout_id]
+        self.entries[entry.rollout.plan.rollout_id] = entry
+
+    @uncancelled
+    async def move(self, entry: Entry, after: Rollout, *, default: str, at: datetime) -> None:
+        """Record what a rollout has become, with everything that follows from it, in one transaction.
+
+        Args:
+            default: the model's default version from now on; "" leaves it.
+        """
+        plan = after.plan
+        targets = policy.desired_all(after)
+        baselines = {
+            device.device_id: self.counts(device.device_id, plan.artifact_digest)
+            for device in plan.devices
+            if device.wave < len(after.waves) and device.device_id not in entry.baselines
+        }
+        changed = replace(entry, rollout=after, baselines={**entry.baselines, **baselines})
+        # a fleet that went over as a whole follows the default from here on, latecomers included
+        is_settled = after.state == "succeeded" and plan.covers_fleet
+
+        def work(transaction: Transaction) -> None:
+            rows.save_rollout(transaction, _row(changed))
+            if is_settled:
+                rows.clear_assignments(transaction, plan.model)
+            else:
+                rows.assign(transaction, plan.model, targets, plan.rollout_id)
+            if default:
+                catalog.set_default(transaction, plan.model, default, at.timestamp())
+
+        await self._database.run(work)
+        self.entries[plan.rollout_id] = changed
+        self.busy = self._busy()
+        if is_settled:
+            self.assignments = {key: value for key, value in self.assignments.items() if key[1] != plan.model}
+        else:
+            self.assignments.update({(device_id, plan.model): digest for device_id, digest in targets.items()})
+        if default:
+            await self._registry.reload()
+
+    def show(self, entry: Entry, after: Rollout) -> None:
+        """Keep a changed status or verdict in memory only: both are worked out again after a restart."""
+        self.entries[after.plan.rollout_id] = replace(entry, rollout=after)
+
+    @uncancelled
+    async def deliver(self, device_id: str, folded: Folded, devices: Devices, *, at: datetime, keep: int) -> None:
+        """Record new totals and the sequence they include; totals of the oldest artifacts beyond ``keep`` go."""
+        before = self.totals.get(device_id, {})
+        after = {**{d: c for d, c in before.items() if d not in folded.totals}, **folded.totals}
+        dropped = list(after)[: max(0, len(after) - keep)]
+        changed = [
+            _counts_row(device_id, digest, folded.models[digest], counts, at)
+            for digest, counts in folded.totals.items()
+            if digest not in dropped
+        ]
+        device = devices.row(device_id)
+
+        def work(transaction: Transaction) -> None:
+            rows.record_outcomes(transaction, device, folded.sequence, changed)
+            if dropped:
+                rows.drop_counts(transaction, device_id, dropped)
+
+        await self._database.run(work)
+        self.totals[device_id] = {digest: counts for digest, counts in after.items() if digest not in dropped}
+        devices.delivered(device_id, folded.sequence)
+
+    @uncancelled
+    async def save_devices(self, devices: Devices, device_ids: list[str], *, forgotten: list[str]) -> None:
+        """Write devices down as they are now, and forget others with all that is known of them."""
+        changed = [devices.row(device_id) for device_id in device_ids]
+
+        def work(transaction: Transaction) -> None:
+            if forgotten:
+                rows.forget_devices(transaction, forgotten)
+            rows.save_devices(transaction, changed)
+
+        await self._database.run(work)
+        gone = set(forgotten)
+        for device_id in gone:
+            self.totals.pop(device_id, None)
+        self.assignments = {key: value for key, value in self.assignments.items() if key[0] not in gone}
+
+    def _busy(self) -> frozenset[str]:
+        """Devices of active rollouts."""
+        return frozenset(device.device_id for entry in self.active() for device in entry.rollout.plan.devices)
+
+    def next_number(self) -> int:
+        """The number of the next rollout."""
+        return max((entry.number for entry in self.entries.values()), default=0) + 1
+
+
+def _row(entry: Entry) -> rows.RolloutRow:
+    plan = entry.rollout.plan
+    document = _Document(rollout=entry.rollout, baselines=dict(entry.baselines))
+    return rows.RolloutRow(
+        number=entry.number,
+        rollout_id=plan.rollout_id,
+        model=plan.model,
+        state=entry.rollout.state,
+        document=msgspec.json.encode(document).decode(),
+    )
+
+
+def _decoded(row: rows.RolloutRow) -> Entry:
+    document = msgspec.json.decode(row.document, type=_Document)
+    return new_entry(row.number, document.rollout, document.baselines)
+
+
+def _counts(row: rows.CountsRow) -> Counts:
+    return Counts(**{name: getattr(row, name) for name in Counts.__slots__})
+
+
+def _counts_row(device_id: str, digest: str, model: str, counts: Counts, at: datetime) -> rows.CountsRow:
+    values = {name: getattr(counts, name) for name in Counts.__slots__}
+    return rows.CountsRow(device_id=device_id, artifact_digest=digest, model=model, updated_at=at.timestamp(), **values)

@@ -1,0 +1,83 @@
+"""The document of ``GET /status``: what is true of this agent now, for people and scripts. Reads, changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from edge_agent.reporting.heartbeat import Delivery, Device, Heartbeats
+from edge_agent.serving.dataplane import Pipeline
+from edge_agent.settings import AgentSettings
+from edge_agent.updates.reported import Report
+from edge_agent.updates.updater import Updater
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What a status is read from."""
+
+    settings: AgentSettings
+    device: Device
+    updater: Updater
+    heartbeats: Heartbeats
+    delivery: Delivery
+    pipeline: Pipeline
+
+
+def status_document(parts: Parts, *, tcp_address: str) -> dict[str, Any]:
+    """Plain values only: it becomes JSON. Enum names are those of ``fleet.proto``."""
+    device, settings, heartbeats, delivery = parts.device, parts.settings, parts.heartbeats, parts.delivery
+    escalator = parts.pipeline.escalator
+    return {
+        "device_id": device.device_id,
+        "agent_version": device.agent_version,
+        "target": device.target,
+        "labels": device.labels,
+        "data_dir": settings.data_dir,
+        "socket": settings.socket,
+        "tcp": tcp_address,
+        "cloud": {
+            "core": settings.core,
+            "registry": settings.registry,
+            "is_reachable": heartbeats.is_reachable,
+            "error": heartbeats.error,
+        },
+        "models": [_model(report) for report in parts.updater.reports()],
+        "outbox": {"records": delivery.queued, "dropped": delivery.dropped, "error": delivery.error},
+        "escalation": {
+            "is_reachable": escalator.is_reachable,
+            "calls": escalator.calls,
+            "failed_calls": escalator.failed_calls,
+            "sent_rows": escalator.sent_rows,
+            "sent_bytes": escalator.sent_bytes,
+        },
+    }
+
+
+def _model(report: Report) -> dict[str, Any]:
+    active, previous, desired, hosted = report.active, report.previous, report.desired, report.hosted
+    certificate = hosted.certificate if hosted else None
+    counts = hosted.counts if hosted else None
+    return {
+        "model": report.model,
+        "version": active.release.version if active else "",
+        "artifact": active.release.artifact_digest if active else "",
+        "variant": active.variant_digest if active else "",
+        "previous": previous.release.version if previous else "",
+        "desired": desired.version if desired else "",
+        "desired_artifact": desired.artifact_digest if desired else "",
+        "phase": report.phase.upper(),
+        "error": report.error,
+        "failed_artifact": report.failed_digest,
+        "fetched_bytes": report.transferred.done_bytes,
+        "total_bytes": report.transferred.total_bytes,
+        "is_serving": hosted is not None,
+        "mode": hosted.mode.name if hosted else "",
+        "mode_why": hosted.mode_why if hosted else "",
+        "certificate": active.certificate_digest if active else "",
+        "threshold": certificate.threshold if certificate else None,
+        "promise": certificate.promise() if certificate else "",
+        "failures": hosted.failures if hosted else 0,
+        "counts": {"requests": counts.requests, **dataclasses.asdict(counts)} if counts else {},
+    }

@@ -1,0 +1,271 @@
+"""Outcome records on their way to the fleet service: a bounded, durable queue in SQLite. Its only importer.
+
+Owns the sequence: it increases per device for ever, across restarts, and also after the queue was emptied. A record is
+deleted only when the service said that it is durable there. Beside it, the totals of each artifact, so that evidence
+against a certificate outlives a restart. Sends nothing itself (``edge_agent.reporting.heartbeat``).
+
+When the queue is full and ``when_full`` is ``merge``, the two oldest records of one artifact that were never sent are
+folded into one: counts are kept, their resolution in time is not. Only when there is no such pair is the oldest record
+dropped, and counted. A record that was sent keeps its counts: the service may have it already under that sequence.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from edge_agent.serving.counts import IntervalCounts, OutcomeCounts
+from edge_agent.settings import OutboxSettings
+from penstock.errors import StorageError
+from penstock.process.telemetry import log
+
+_log = logging.getLogger(__name__)
+_COLUMNS = tuple(field.name for field in fields(IntervalCounts))
+_SUMMED = ("requests", "kept", "escalated", "unreachable", "failed", "audited", "audit_harm")
+_SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS records (
+    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+    stored_at REAL NOT NULL,
+    model TEXT NOT NULL, artifact_digest TEXT NOT NULL,
+    {", ".join(f"{name} INTEGER NOT NULL" for name in _SUMMED)},
+    started_at REAL NOT NULL, ended_at REAL NOT NULL
+);
+CREATE TABLE IF NOT EXISTS totals (
+    model TEXT NOT NULL, artifact_digest TEXT NOT NULL, touched_at REAL NOT NULL,
+    {", ".join(f"{name} INTEGER NOT NULL" for name in _SUMMED)},
+    PRIMARY KEY (model, artifact_digest)
+);
+CREATE TABLE IF NOT EXISTS sent (one INTEGER PRIMARY KEY CHECK (one = 1), sequence INTEGER NOT NULL);
+INSERT OR IGNORE INTO sent VALUES (1, 0);
+"""
+_MAX_TOTALS = 256
+_PLAUSIBLE_CLOCK = 1_700_000_000.0  # before this (November 2023) a device's clock was never set
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One queued interval."""
+
+    sequence: int
+    counts: IntervalCounts
+
+
+class Outbox:
+    """The queue. Not thread-safe: its owner makes one call at a time, from any thread."""
+
+    def __init__(self, path: Path, settings: OutboxSettings, *, now: Callable[[], float]) -> None:
+        """Open or create. A file that is no database (the disk lost it) is set aside.
+
+        Args:
+            now: wall clock, UNIX seconds; used for ``ttl_s`` only.
+
+        Raises:
+            StorageError: the disk is full or not writable.
+        """
+        self._path, self._settings, self._now = path, settings, now
+        with _storage_errors(path):
+            try:
+                self._db = _connect(path)
+            except sqlite3.DatabaseError as error:
+                if isinstance(error, sqlite3.OperationalError):
+                    raise
+                log(_log, logging.ERROR, "outbox unreadable, set aside", file=path, error=error)
+                os.replace(path, path.with_suffix(".bad"))
+                self._db = _connect(path)
+            self.dropped = 0
+            self.depth = self._count()
+
+    def __repr__(self) -> str:
+        return f"Outbox(depth={self.depth}, last_sequence={self.last_sequence()}, dropped={self.dropped})"
+
+    def close(self) -> None:
+        self._db.close()
+
+    def append(self, intervals: Sequence[IntervalCounts]) -> None:
+        """Make intervals durable: all of them or, when the disk is full, none.
+
+        Raises:
+            StorageError: the disk is full or not writable; nothing was added.
+        """
+        with self._transaction():
+            self._expire()
+            for interval in intervals:
+                self._make_room()
+                marks = ", ".join("?" * (len(_COLUMNS) + 1))
+                values = [getattr(interval, name) for name in _COLUMNS]
+                columns = ", ".join(("stored_at", *_COLUMNS))
+                self._db.execute(f"INSERT INTO records ({columns}) VALUES ({marks})", [self._now(), *values])
+                self._add_to_totals(interval)
+
+    def totals(self, model: str, artifact_digest: str) -> OutcomeCounts:
+        """Everything ever appended for an artifact, as far as it is among the last artifacts that this device ran.
+
+        Raises:
+            StorageError: the file cannot be read.
+        """
+        names = [field.name for field in fields(OutcomeCounts)]
+        query = f"SELECT {', '.join(names)} FROM totals WHERE model = ? AND artifact_digest = ?"
+        with _storage_errors(self._path):
+            row = self._db.execute(query, [model, artifact_digest]).fetchone()
+        return OutcomeCounts(**dict(zip(names, row, strict=True))) if row else OutcomeCounts()
+
+    def batch(self) -> tuple[Record, ...]:
+        """The oldest records, at most ``max_batch``; from now on they count as sent.
+
+        Raises:
+            StorageError: that they were sent could not be made durable; do not send them.
+        """
+        query = f"SELECT sequence, {', '.join(_COLUMNS)} FROM records ORDER BY sequence LIMIT ?"
+        with _storage_errors(self._path):
+            rows = self._db.execute(query, [self._settings.max_batch]).fetchall()
+        if not rows:
+            return ()
+        if rows[-1][0] > self._sent():
+            with self._transaction():
+                self._db.execute("UPDATE sent SET sequence = ?", [rows[-1][0]])
+        return tuple(
+            Record(sequence=row[0], counts=IntervalCounts(**dict(zip(_COLUMNS, row[1:], strict=True)))) for row in rows
+        )
+
+    def acknowledge(self, durable_sequence: int) -> None:
+        """Drop records up to ``durable_sequence``.
+
+        A sequence beyond any that was ever given out means that this queue was lost and began anew, under a device id
+        that the service knows: it would take our records for old ones. They are renumbered to follow on.
+
+        Raises:
+            StorageError: the disk is not writable; the records stay and will be sent again, which is harmless.
+        """
+        last = self.last_sequence()
+        with self._transaction():
+            if durable_sequence > last:
+                log(_log, logging.WARNING, "outbox renumbered", last_sequence=last, durable_sequence=durable_sequence)
+                self._renumber(durable_sequence)
+            else:
+                self._db.execute("DELETE FROM records WHERE sequence <= ?", [durable_sequence])
+
+    def last_sequence(self) -> int:
+        """The highest sequence ever given out."""
+        row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'records'").fetchone()
+        return int(row[0]) if row else 0
+
+    def _add_to_totals(self, interval: IntervalCounts) -> None:
+        columns = ", ".join(("model", "artifact_digest", "touched_at", *_SUMMED))
+        marks = ", ".join("?" * (3 + len(_SUMMED)))
+        sums = ", ".join(f"{name} = {name} + excluded.{name}" for name in _SUMMED)
+        self._db.execute(
+            f"INSERT INTO totals ({columns}) VALUES ({marks}) ON CONFLICT (model, artifact_digest) "
+            f"DO UPDATE SET touched_at = excluded.touched_at, {sums}",
+            [interval.model, interval.artifact_digest, self._now(), *(getattr(interval, name) for name in _SUMMED)],
+        )
+        self._db.execute(
+            "DELETE FROM totals WHERE rowid NOT IN (SELECT rowid FROM totals ORDER BY touched_at DESC LIMIT ?)",
+            [_MAX_TOTALS],
+        )
+
+    def _renumber(self, above: int) -> None:
+        # from the newest down, so that no two rows ever share a number
+        rows = self._db.execute("SELECT sequence FROM records ORDER BY sequence DESC").fetchall()
+        for index, (sequence,) in enumerate(rows):
+            new = above + len(rows) - index
+            self._db.execute("UPDATE records SET sequence = ? WHERE sequence = ?", [new, sequence])
+        self._db.execute("DELETE FROM sqlite_sequence WHERE name = 'records'")
+        self._db.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('records', ?)", [above + len(rows)])
+        self._db.execute("UPDATE sent SET sequence = ?", [above])
+
+    def _make_room(self) -> None:
+        while self._is_full():
+            if self._settings.when_full != "merge" or not self._fold():
+                self._db.execute("DELETE FROM records WHERE sequence = (SELECT min(sequence) FROM records)")
+                self.dropped += 1
+
+    def _is_full(self) -> bool:
+        count = self._count()
+        if count == 0:
+            return False
+        pages, free, page_bytes = (
+            self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+        )
+        return count >= self._settings.max_records or (pages - free) * page_bytes >= self._settings.max_bytes
+
+    def _fold(self) -> bool:
+        """Fold the two oldest unsent records of the artifact that has most of them; False when none has two."""
+        row = self._db.execute(
+            "SELECT model, artifact_digest FROM records WHERE sequence > ? GROUP BY model, artifact_digest "
+            "HAVING count(*) > 1 ORDER BY count(*) DESC LIMIT 1",
+            [self._sent()],
+        ).fetchone()
+        if row is None:
+            return False
+        (first,), (second,) = self._db.execute(
+            "SELECT sequence FROM records WHERE sequence > ? AND model = ? AND artifact_digest = ? "
+            "ORDER BY sequence LIMIT 2",
+            [self._sent(), *row],
+        ).fetchall()
+        sums = ", ".join(f"{name} = {name} + (SELECT {name} FROM records WHERE sequence = :first)" for name in _SUMMED)
+        self._db.execute(
+            f"UPDATE records SET {sums}, "
+            "started_at = min(started_at, (SELECT started_at FROM records WHERE sequence = :first)), "
+            "ended_at = max(ended_at, (SELECT ended_at FROM records WHERE sequence = :first)) WHERE sequence = :second",
+            {"first": first, "second": second},
+        )
+        self._db.execute("DELETE FROM records WHERE sequence = ?", [first])
+        return True
+
+    def _expire(self) -> None:
+        now = self._now()
+        # records stored by a clock that was not set yet, or was set back since, begin to age now
+        self._db.execute(
+            "UPDATE records SET stored_at = :now "
+            "WHERE stored_at > :now OR (stored_at < :plausible AND :now >= :plausible)",
+            {"now": now, "plausible": _PLAUSIBLE_CLOCK},
+        )
+        gone = self._db.execute("DELETE FROM records WHERE stored_at < ?", [now - self._settings.ttl_s]).rowcount
+        self.dropped += gone
+
+    def _sent(self) -> int:
+        return int(self._db.execute("SELECT sequence FROM sent").fetchone()[0])
+
+    def _count(self) -> int:
+        return int(self._db.execute("SELECT count(*) FROM records").fetchone()[0])
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        dropped = self.dropped
+        with _storage_errors(self._path):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                self.dropped = dropped
+                if self._db.in_transaction:  # a full disk has SQLite roll back by itself
+                    self._db.execute("ROLLBACK")
+                raise
+            self.depth = self._count()
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, timeout=5.0, isolation_level=None, check_same_thread=False)
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")  # an append that returned survives a power cut
+        db.execute("PRAGMA journal_size_limit = 1048576")
+        db.executescript(_SCHEMA)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+@contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StorageError(f"{path}: {error}") from error

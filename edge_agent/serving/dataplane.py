@@ -1,0 +1,337 @@
+"""One request, top to bottom: admit, run locally, decide, answer or escalate, account for every row.
+
+Owns the order of these steps and the numbers in flight. Each decision is a plain function in ``edge_agent.policy``;
+each resource is another module's (engine and certificate: ``hosting``; the cloud: ``escalation``; draws: ``audit``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random as random_module
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge_agent.policy import admission, cascade, egress
+from edge_agent.policy.cascade import CascadeMode, Reason
+from edge_agent.serving.audit import Auditor, Draw
+from edge_agent.serving.escalation import Escalator
+from edge_agent.serving.escalation_queue import CloudAnswer
+from edge_agent.serving.hosting import Hosted, Hosting
+from edge_agent.serving.runner import LocalAnswer
+from edge_agent.settings import CascadeSettings, LimitsSettings
+from penstock.errors import DeadlineExceeded, Internal, InvalidInput, PenstockError, Unavailable
+from penstock.wire.inference import InferRequest, InferResponse, Parameter, earliest_timeout_s, priority_of
+from penstock.wire.tensors import Array, check_inputs
+
+EXPLAIN_OUTPUTS = ("penstock_served_by", "penstock_confidence", "penstock_reason")
+
+
+@dataclass(slots=True)  # not frozen: freezing costs a microsecond on each request
+class _Work:
+    """One admitted request."""
+
+    hosted: Hosted
+    request: InferRequest
+    rows: int
+    deadline: float
+    priority: int
+    is_private: bool
+    is_explained: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Escalated:
+    """What became of the uncertain rows.
+
+    Attributes:
+        rows: those that were sent up, as indices into the request. ``answer`` has a row for each of them, and
+            ``usable`` says which of these are answers; ``failure`` is the reason of those that are not.
+        refused: the reason of those that were not sent.
+    """
+
+    rows: list[int]
+    answer: CloudAnswer | None
+    usable: list[bool]
+    failure: Reason
+    refused: Reason
+
+
+class Pipeline:
+    """Answers requests. All methods are called from the event loop."""
+
+    def __init__(
+        self,
+        hosting: Hosting,
+        escalator: Escalator,
+        cascade_settings: CascadeSettings,
+        limits: LimitsSettings,
+        *,
+        random: Callable[[], float] = random_module.random,
+    ) -> None:
+        """``random`` gives uniform numbers in [0, 1); the audit's draws come from it."""
+        self.hosting = hosting
+        self.escalator = escalator
+        self.load = admission.Load()
+        self.limits = admission.Limits(
+            max_body_bytes=limits.max_body_bytes,
+            max_queue_rows=limits.max_queue_rows,
+            max_rows_per_request=limits.max_rows_per_request,
+        )
+        settings = escalator.settings
+        self.auditor = Auditor(
+            escalator,
+            max_rows=settings.max_rows,
+            max_queue_rows=settings.max_queue_rows,
+            timeout_s=settings.timeout_s,
+        )
+        self._cascade = cascade_settings
+        self._default_timeout_s = limits.default_timeout_s
+        self._random = random
+        self._loop = asyncio.get_running_loop()
+
+    def refuse_on_arrival(self, content_length: int | None) -> PenstockError | None:
+        """Look at a request before its body is read; None lets it in. See ``policy.admission``."""
+        return admission.on_arrival(self.load, self.limits, content_length=content_length)
+
+    async def infer(self, request: InferRequest, *, arrived_at: float, timeout_s: float | None = None) -> InferResponse:
+        """Answer one request.
+
+        Args:
+            arrived_at: on the event loop's clock. ``timeout_s``: what the transport knows of the caller's patience.
+
+        Raises:
+            InvalidInput, NotFound, Unavailable, QueueFull: refused; nothing was executed.
+            DeadlineExceeded: not in time. Unavailable: also when ``on_unreachable`` is ``fail`` and the cloud was
+            needed. Internal: the engine failed.
+        """
+        work = self._admit(request, arrived_at, timeout_s)
+        hosted, load = work.hosted, self.load
+        load.rows += work.rows
+        hosted.in_flight += 1
+        hosted.idle.clear()
+        try:
+            local = await hosted.runner.run(request.inputs, work.rows, work.deadline, work.priority)
+            return self._keep(work, local) or await self._escalate(work, local)
+        except BaseException as error:  # whatever it was, also a client that went away: these rows got no answer
+            hosted.tally.record(failed=work.rows)
+            hosted.failures += isinstance(error, Internal)
+            raise
+        finally:
+            load.rows -= work.rows
+            hosted.in_flight -= 1
+            if not hosted.in_flight:
+                hosted.idle.set()
+
+    def _admit(self, request: InferRequest, arrived_at: float, timeout_s: float | None) -> _Work:
+        hosted = self.hosting.get(request.model, request.version)
+        rows = check_inputs(request.inputs, hosted.metadata.inputs)
+        priority = 0
+        is_private = is_explained = False
+        if request.outputs:
+            _check_outputs(request.outputs, hosted)
+            is_explained = any(name in EXPLAIN_OUTPUTS for name in request.outputs)
+        if request.parameters:
+            timeout_s = earliest_timeout_s(request, timeout_s)
+            priority = priority_of(request)
+            is_private = _flag(request, "local_only")
+            is_explained = is_explained or _flag(request, "explain")
+        deadline = arrived_at + (self._default_timeout_s if timeout_s is None else timeout_s)
+        refusal = admission.on_rows(self.load, self.limits, rows=rows) or admission.on_deadline(
+            deadline, self._loop.time()
+        )
+        if refusal is not None:
+            raise refusal
+        return _Work(hosted, request, rows, deadline, priority, is_private, is_explained)
+
+    def _keep(self, work: _Work, local: LocalAnswer) -> InferResponse | None:
+        """The response when every row is kept, which is what happens to most requests; None when one is not."""
+        if False in local.decision.is_kept:
+            return None
+        drawn = self._draw(work)
+        parameters = {**work.hosted.kept_account, "confidence": cascade.least(local.scores)}
+        response = _respond(work, local.outputs, parameters, local.scores, (Reason.CONFIDENT,) * work.rows)
+        work.hosted.tally.record(kept=work.rows)
+        if drawn:
+            self._submit(work, local, drawn)
+        return response
+
+    async def _escalate(self, work: _Work, local: LocalAnswer) -> InferResponse:
+        hosted, is_kept = work.hosted, local.decision.is_kept
+        drawn = self._draw(work)
+        uncertain = [row for row in range(work.rows) if not (hosted.can_split and is_kept[row])]
+        sent = await self._ask(work, local, uncertain)
+        reasons = _reasons(local, uncertain, sent)
+        by_device = [row for row in uncertain if not cascade.is_by_cloud(reasons[row])]
+        if by_device:
+            self._check_fallback(work, local, reasons[by_device[0]], len(by_device))
+        outputs = _merged(local.outputs, sent, work.rows)
+        response = _respond(work, outputs, _account(hosted, local.scores, reasons), local.scores, reasons)
+        by_cloud = len(uncertain) - len(by_device)
+        hosted.tally.record(kept=work.rows - len(uncertain), escalated=by_cloud, unreachable=len(by_device))
+        if drawn:
+            self._account_draws(work, local, drawn, reasons, sent)
+        return response
+
+    def _check_fallback(self, work: _Work, local: LocalAnswer, reason: Reason, rows: int) -> None:
+        """May ``rows`` uncertain rows be answered by the device after all?
+
+        Raises:
+            Unavailable: not allowed, or the device has no answer either.
+        """
+        if self._cascade.on_unreachable == "fail":
+            problem = "and cascade.on_unreachable is 'fail'"
+        elif any(not array.ndim or len(array) != work.rows for array in local.outputs.values()):
+            problem = "and the device's own output is malformed"
+        else:
+            return
+        raise Unavailable(
+            f"{rows} of {work.rows} rows need the cloud, which did not answer them ({reason}), {problem}",
+            retry_after_s=self.escalator.settings.breaker_open_s,
+        )
+
+    async def _ask(self, work: _Work, local: LocalAnswer, uncertain: Sequence[int]) -> _Escalated:
+        """Send up what may go; never raises for a cloud that does not answer."""
+        lane = self.escalator.lane_of(work.hosted)
+        remaining_s = work.deadline - self._loop.time()
+        permit = egress.permit(
+            rows=len(uncertain),
+            is_private=work.is_private,
+            is_reachable=lane.is_reachable,
+            p95_s=lane.p95_s(),
+            remaining_s=remaining_s,
+            free_rows=int(min(self.escalator.free_tokens(), lane.free_rows)),
+        )
+        rows = egress.least_confident(local.scores, uncertain, permit.rows)
+        if len(rows) < len(uncertain) and not work.hosted.can_split:
+            rows = []  # a fixed batch goes up whole or not at all
+        if not rows:
+            return _Escalated([], None, [], permit.reason, permit.reason)
+        self.escalator.take_tokens(len(rows))
+        inputs = work.request.inputs
+        if len(rows) < work.rows:
+            inputs = {name: array[rows] for name, array in inputs.items()}
+        timeout_s = egress.call_timeout_s(remaining_s, self.escalator.settings.timeout_s)
+        try:
+            answer = await lane.ask(inputs, len(rows), timeout_s=timeout_s, priority=work.priority)
+        except PenstockError as error:
+            return _Escalated(rows, None, [], self._failure(error, remaining_s), permit.reason)
+        work.hosted.note_cloud(answer.variant)
+        usable = cascade.usable_rows(answer.outputs[work.hosted.plan.variant.spec.score_output])
+        return _Escalated(rows, answer, usable.tolist(), Reason.CLOUD_UNREACHABLE, permit.reason)
+
+    def _failure(self, error: PenstockError, remaining_s: float) -> Reason:
+        was_hurried = remaining_s < self.escalator.settings.timeout_s
+        return Reason.DEADLINE if isinstance(error, DeadlineExceeded) and was_hurried else Reason.CLOUD_UNREACHABLE
+
+    def _draw(self, work: _Work) -> Sequence[int]:
+        share = self._cascade.audit_share
+        hosted = work.hosted
+        if not share or work.is_private or hosted.mode is not CascadeMode.CASCADE:
+            return ()
+        # a fixed batch goes up whole, so it is drawn whole: by one number for all of its rows
+        numbers = [self._random() for _ in range(work.rows)] if hosted.can_split else [self._random()] * work.rows
+        drawn = cascade.drawn(numbers, share)
+        return drawn if drawn and self.auditor.can_draw(hosted) else ()
+
+    def _account_draws(
+        self, work: _Work, local: LocalAnswer, drawn: Sequence[int], reasons: Sequence[Reason], sent: _Escalated
+    ) -> None:
+        """Draws that the cloud answered anyway are harmless and known; the others go up now."""
+        known = [row for row in drawn if cascade.is_by_cloud(reasons[row])]
+        if known and sent.answer is not None and work.hosted.is_certified_cloud(sent.answer.variant):
+            work.hosted.note_audit(audited=len(known), harm=0)
+        unknown = [row for row in drawn if not cascade.is_by_cloud(reasons[row])]
+        if unknown:
+            self._submit(work, local, unknown)
+
+    def _submit(self, work: _Work, local: LocalAnswer, rows: Sequence[int]) -> None:
+        index = list(rows)
+        kept = tuple(local.decision.is_kept[row] for row in index)
+        # indexing by a list copies: the draw must not keep the whole batch alive
+        predictions = work.hosted.predictions(local.outputs)[index] if any(kept) else np.zeros(len(index), np.int64)
+        inputs = {name: array[index] for name, array in work.request.inputs.items()}
+        self.auditor.submit(Draw(work.hosted, inputs, predictions, kept))
+
+
+def _check_outputs(wanted: Sequence[str], hosted: Hosted) -> None:
+    known = [spec.name for spec in hosted.metadata.outputs]
+    for name in wanted:
+        if name not in known and name not in EXPLAIN_OUTPUTS:
+            raise InvalidInput(
+                f"outputs: no output named {name!r}; the model gives {', '.join(known)}", field=f"outputs.{name}"
+            )
+
+
+def _flag(request: InferRequest, name: str) -> bool:
+    value = request.parameters.get(name, False)
+    if not isinstance(value, bool):
+        raise InvalidInput(f"parameters.{name}: {value!r} is not true or false", field=f"parameters.{name}")
+    return value
+
+
+def _reasons(local: LocalAnswer, uncertain: Sequence[int], sent: _Escalated) -> list[Reason]:
+    """The reason of every row of the request."""
+    reasons = [Reason.CONFIDENT] * len(local.scores)
+    for row in uncertain:
+        reasons[row] = sent.refused
+    for position, row in enumerate(sent.rows):
+        is_answered = sent.answer is not None and sent.usable[position]
+        reasons[row] = local.decision.escalate_reason if is_answered else sent.failure
+    return reasons
+
+
+def _merged(outputs: Mapping[str, Array], sent: _Escalated, rows: int) -> Mapping[str, Array]:
+    """The device's rows with the cloud's in their places."""
+    if sent.answer is None:
+        return outputs
+    cloud = sent.answer.outputs
+    if len(sent.rows) == rows and all(sent.usable):
+        return {name: cloud[name] for name in outputs}
+    positions = [position for position, is_usable in enumerate(sent.usable) if is_usable]
+    target = [sent.rows[position] for position in positions]
+    merged = {}
+    for name, array in outputs.items():
+        merged[name] = array.copy()
+        merged[name][target] = cloud[name][positions]
+    return merged
+
+
+def _account(hosted: Hosted, scores: Sequence[float], reasons: Sequence[Reason]) -> dict[str, Parameter]:
+    verdict = cascade.verdict(reasons)
+    return {
+        **hosted.account,
+        "served_by": verdict.served_by,
+        "confidence": cascade.least(scores),
+        "reason": verdict.reason.value,
+        "rows_escalated": sum(1 for reason in reasons if cascade.is_by_cloud(reason)),
+    }
+
+
+def _respond(
+    work: _Work,
+    outputs: Mapping[str, Array],
+    parameters: dict[str, Parameter],
+    scores: Sequence[float],
+    reasons: Sequence[Reason],
+) -> InferResponse:
+    request, plan = work.request, work.hosted.plan
+    if work.is_explained:
+        outputs = {**outputs, **_explanation(scores, reasons)}
+    if request.outputs:
+        wanted = dict.fromkeys((*request.outputs, *(EXPLAIN_OUTPUTS if work.is_explained else ())))
+        outputs = {name: outputs[name] for name in wanted}
+    return InferResponse(model=plan.model, version=plan.version, id=request.id, outputs=outputs, parameters=parameters)
+
+
+def _explanation(scores: Sequence[float], reasons: Sequence[Reason]) -> dict[str, Array]:
+    """Three outputs [N]: who answered (BYTES), confidence (FP32, 0 for no usable score), reason (BYTES)."""
+    served_by = [b"cloud" if cascade.is_by_cloud(reason) else b"edge" for reason in reasons]
+    arrays: tuple[Array, ...] = (
+        np.array(served_by, dtype=object),
+        np.array([0.0 if math.isnan(score) else score for score in scores], dtype=np.float32),
+        np.array([reason.value.encode() for reason in reasons], dtype=object),
+    )
+    return dict(zip(EXPLAIN_OUTPUTS, arrays, strict=True))

@@ -1,0 +1,108 @@
+"""The cloud as the data path sees it: one channel, a lane for each model version, and the row budget they share.
+
+Any server that speaks the Open Inference Protocol over gRPC will do. What happens to rows inside a lane is
+``edge_agent.serving.escalation_queue``; whether rows may go up is decided by ``policy.egress`` from the numbers that
+this module keeps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import grpc
+
+from edge_agent.serving.escalation_queue import Lane
+from edge_agent.serving.hosting import Hosted
+from edge_agent.settings import EscalationSettings
+from penstock.policy.limits import TokenBucket
+from penstock.rpc import channels, codec
+from penstock.rpc.pb import oip_pb2
+from penstock.rpc.status import error_from_rpc
+from penstock.wire.inference import InferRequest, InferResponse
+
+
+class Escalator:
+    """The channel to the cloud, its lanes, and the row budget that they share."""
+
+    def __init__(self, target: str, settings: EscalationSettings, *, token: str = "") -> None:
+        """
+        Args:
+            token: where the cloud has tenants.
+
+        Raises:
+            InvalidInput: ``target`` is not ``grpc://host:port``.
+        """
+        self.settings = settings
+        self.sent_bytes = 0
+        self.sent_rows = 0
+        self.calls = 0
+        self.failed_calls = 0
+        self._loop = asyncio.get_running_loop()
+        self._channel = channels.open_channel(target, aio=True)
+        self._stub = channels.oip_stub(self._channel)
+        self._credential = channels.bearer(token)
+        self._lanes: dict[Hosted, Lane] = {}
+        self._bucket = (
+            TokenBucket(rate=settings.rate_rows_per_s, burst=settings.burst_rows) if settings.rate_rows_per_s else None
+        )
+        self._tokens = self._bucket.full(self._loop.time()) if self._bucket else None
+
+    def lane_of(self, hosted: Hosted) -> Lane:
+        """The way up for what this model escalates."""
+        lane = self._lanes.get(hosted)
+        if lane is None:
+            self._lanes = {key: old for key, old in self._lanes.items() if not (key.is_retired and old.is_idle)}
+            lane = self._lanes[hosted] = Lane(self, hosted, self.settings)
+        return lane
+
+    @property
+    def is_reachable(self) -> bool:
+        """False when the lane of a model that answers is shut; True before anything was tried."""
+        return all(lane.is_reachable for hosted, lane in self._lanes.items() if not hosted.is_retired)
+
+    def free_tokens(self) -> float:
+        """Rows that the budget allows now; infinite without one."""
+        if self._bucket is None or self._tokens is None:
+            return math.inf
+        self._tokens, _ = self._bucket.take(self._tokens, 0, self._loop.time())
+        return self._tokens.tokens
+
+    def take_tokens(self, rows: int) -> None:
+        """Spend the budget for rows that were permitted."""
+        if self._bucket is not None and self._tokens is not None:
+            self._tokens, _ = self._bucket.take(self._tokens, rows, self._loop.time())
+
+    async def infer(self, request: InferRequest, timeout_s: float) -> InferResponse:
+        """One call.
+
+        Raises:
+            PenstockError: the call failed (see the status table of ``penstock.rpc``), or the answer is none.
+        """
+        message = codec.encode_request(request)
+        self.calls += 1
+        self.sent_bytes += message.ByteSize()
+        self.sent_rows += len(next(iter(request.inputs.values())))
+        try:
+            reply: oip_pb2.ModelInferResponse = await self._stub.ModelInfer(
+                message, timeout=timeout_s, metadata=self._credential
+            )
+        except grpc.RpcError as error:
+            self.failed_calls += 1
+            raise error_from_rpc(error) from error
+        return codec.decode_response(reply)
+
+    async def is_model_ready(self, model: str, version: str) -> bool:
+        """Can the cloud serve this model now? False also when it cannot be asked."""
+        try:
+            request = oip_pb2.ModelReadyRequest(name=model, version=version)
+            reply = await self._stub.ModelReady(request, timeout=self.settings.timeout_s, metadata=self._credential)
+        except grpc.RpcError:
+            return False
+        return bool(reply.ready)
+
+    async def close(self) -> None:
+        """Give up what is under way and close the channel."""
+        for lane in self._lanes.values():
+            await lane.close()
+        await self._channel.close(grace=None)

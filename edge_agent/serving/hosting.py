@@ -1,0 +1,393 @@
+"""The models on this device: loads, proves and switches them, and keeps what is known of each one in service.
+
+Owns which variant answers for a model, and the state that decides its cascade mode (certificate, audit evidence, the
+cloud's version). Does not fetch, and does not decide when to switch: that is the updater's. Models run in this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent.policy import cascade
+from edge_agent.policy.cascade import CascadeMode, Decision
+from edge_agent.serving import load_check
+from edge_agent.serving.counts import NOTHING, OutcomeCounts, Outcomes, Tally
+from edge_agent.serving.runner import Runner
+from penstock.artifact import certificates
+from penstock.artifact.certificates import Certificate
+from penstock.artifact.manifests import Variant, preprocessing_digest
+from penstock.errors import ArtifactError, CertificateMismatch, ConfigError, InvalidInput, NotFound, Unavailable
+from penstock.policy import confidence, sequential
+from penstock.process import telemetry
+from penstock.runtime import Engine, EngineOptions, load_engine
+from penstock.wire.inference import ModelMetadata, Parameter
+from penstock.wire.tensors import Array
+
+_LOG = logging.getLogger(__name__)
+_MIN_PREFIX = len("sha256:") + 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadPlan:
+    """What to load. ``version`` is the tag; ``golden`` the golden vectors' bytes; ``cloud_digest`` the cloud variant's
+    manifest in the same artifact. ``certificate`` is None where the artifact has none."""
+
+    model: str
+    version: str
+    artifact_digest: str
+    variant: Variant
+    weights: Path
+    golden: bytes | None
+    certificate_digest: str
+    certificate: Certificate | None
+    cloud_digest: str
+
+
+class Hosted:
+    """One variant, ready to answer.
+
+    Attributes:
+        failures: requests that the engine failed since activation. ``in_flight``: requests in it now.
+        can_split: rows are independent (dimension 0 is free everywhere), so a request may be answered row by row.
+        account: response parameters that say what answers here: artifact, certificate, threshold. ``kept_account``:
+            with those of an answer that is kept, the confidence aside.
+    """
+
+    def __init__(
+        self,
+        plan: LoadPlan,
+        engine: Engine,
+        tally: Tally,
+        *,
+        audit_alpha: float,
+        max_queue_rows: int,
+        service_time_s: float,
+        max_harm: float | None = None,
+    ) -> None:
+        """``service_time_s``: measured time of a full batch. ``max_harm``: level of the certificate, None its own."""
+        self.plan = plan
+        self.engine = engine
+        self.tally = tally
+        self.failures = 0
+        self.is_retired = False
+        self.in_flight = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self.metadata = ModelMetadata(
+            name=plan.model,
+            versions=(plan.version,),
+            platform=f"{plan.variant.spec.engine}_{plan.variant.spec.precision}",
+            inputs=engine.inputs,
+            outputs=engine.outputs,
+        )
+        self.can_split = all(spec.shape[:1] == (-1,) for spec in (*engine.inputs, *engine.outputs))
+        self._audit_alpha = audit_alpha
+        self._certificate, self._problem = _usable_certificate(plan, max_harm)
+        self.account: dict[str, Parameter] = {"artifact": plan.artifact_digest, "certificate": ""}
+        if self._certificate is not None:
+            self.account |= {"certificate": plan.certificate_digest, "threshold": self._certificate.threshold}
+        self.kept_account: dict[str, Parameter] = {
+            **self.account,
+            "served_by": "edge",
+            "reason": cascade.Reason.CONFIDENT.value,
+            "rows_escalated": 0,
+        }
+        self._seen_cloud_digest = ""
+        self._has_crossed = False
+        self._decided = cascade.ModeDecision(mode=CascadeMode.CASCADE)
+        self._update_mode()
+        self.runner = Runner(
+            engine,
+            self.judge,
+            can_join=self.can_split,
+            max_rows=plan.variant.spec.max_batch,
+            max_queue_rows=max_queue_rows,
+            service_time_s=service_time_s,
+        )
+
+    def __repr__(self) -> str:
+        return f"Hosted({self.plan.model}:{self.plan.version}, {self.mode}, in_flight={self.in_flight})"
+
+    @property
+    def mode(self) -> CascadeMode:
+        """What the device may do with this model's answers now."""
+        return self._decided.mode
+
+    @property
+    def mode_why(self) -> str:
+        """Why the mode is not ``cascade``; "" when it is."""
+        return self._decided.why
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """The certificate in use, at the level in use: None where there is none, or none that fits."""
+        return self._certificate
+
+    @property
+    def counts(self) -> OutcomeCounts:
+        """Rows by outcome since the artifact was activated."""
+        return self.tally.total
+
+    def answers_to(self, version: str) -> bool:
+        """Is this the version that a request names: "" (any), the tag, the artifact's digest or a prefix of it?"""
+        digest = self.plan.artifact_digest
+        return version in ("", self.plan.version, digest) or (
+            len(version) >= _MIN_PREFIX and digest.startswith(version)
+        )
+
+    def judge(
+        self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], rows: int
+    ) -> tuple[list[float], Decision]:
+        """Score and decide about the rows of one batch.
+
+        An output that is missing, empty or of another row count scores NaN for every row, which is never kept. So does
+        an input row with NaN or infinity: an integer model turns it into finite numbers, and may sound sure of them.
+        """
+        scores = self._scores(outputs, rows)
+        for array in inputs.values():
+            if array.dtype.kind != "f":
+                continue
+            floats = cast(NDArray[np.float64], array)
+            # the product is finite exactly when every number is, but for overflow; then the rows are looked at
+            if not math.isfinite(np.vdot(floats, floats)):
+                scores = np.where(_finite_rows(array, rows), scores, np.nan)
+        certificate = self._certificate
+        threshold = certificate.threshold if certificate else float("nan")
+        return scores.tolist(), cascade.decide(scores, mode=self.mode, threshold=threshold)
+
+    def predictions(self, outputs: Mapping[str, Array]) -> NDArray[np.int64]:
+        """The class [N] that each row of the scored output names."""
+        return confidence.predicted(outputs[self.plan.variant.spec.score_output])
+
+    def note_cloud(self, variant: str) -> None:
+        """The cloud answered with this variant ("" when it does not say, which proves nothing)."""
+        if variant and variant != self._seen_cloud_digest:
+            self._seen_cloud_digest = variant
+            self._update_mode()
+
+    def is_certified_cloud(self, variant: str) -> bool:
+        """May an answer of this cloud variant be compared with what the certificate promised?"""
+        return self._certificate is not None and variant in ("", self.plan.cloud_digest)
+
+    def note_audit(self, *, audited: int, harm: int) -> None:
+        """Drawn rows whose harm is now known."""
+        self.tally.record_audit(audited=audited, harm=harm)
+        if harm:  # without harm the evidence only falls
+            self._update_mode()
+
+    def _scores(self, outputs: Mapping[str, Array], rows: int) -> NDArray[np.float64]:
+        spec = self.plan.variant.spec
+        certificate = self._certificate
+        try:
+            scores = confidence.score(
+                outputs[spec.score_output],
+                kind=spec.score_kind,
+                name=certificate.score if certificate else "max_prob",
+                temperature=certificate.temperature if certificate else 1.0,
+            )
+        except (KeyError, InvalidInput):
+            return np.full(rows, np.nan)
+        return scores if len(scores) == rows else np.full(rows, np.nan)
+
+    def _update_mode(self) -> None:
+        certificate = self._certificate
+        if certificate is not None and not self._has_crossed:  # crossing is final: the test may stop there
+            counts = self.counts
+            self._has_crossed = sequential.crossed(
+                counts.audit_harm, counts.audited, certificate.audit_max_harm, self._audit_alpha
+            )
+        decided = cascade.choose_mode(
+            certificate_problem=self._problem,
+            cloud_digest=self.plan.cloud_digest,
+            seen_cloud_digest=self._seen_cloud_digest,
+            has_crossed=self._has_crossed,
+        )
+        if decided != self._decided:
+            counts = self.counts
+            telemetry.log(
+                _LOG,
+                logging.WARNING if decided.why else logging.INFO,
+                "cascade mode changed",
+                model=self.plan.model,
+                version=self.plan.version,
+                mode=decided.mode,
+                why=decided.why,
+                audited=counts.audited,
+                audit_harm=counts.audit_harm,
+            )
+        self._decided = decided
+
+
+class Hosting:
+    """All models of this device by name."""
+
+    def __init__(
+        self,
+        outcomes: Outcomes,
+        *,
+        audit_alpha: float = 0.05,
+        threads: int = 1,
+        max_queue_rows: int = 1024,
+        drain_s: float = 5.0,
+        max_harm_of: Callable[[str], float | None] = lambda model: None,
+    ) -> None:
+        """``max_harm_of``: the level that a model's certificate is used at, None for its default one."""
+        self._max_harm_of = max_harm_of
+        self._outcomes = outcomes
+        self._audit_alpha = audit_alpha
+        self._threads = threads
+        self._max_queue_rows = max_queue_rows
+        self._drain_s = drain_s
+        self._active: dict[str, Hosted] = {}
+        self._loading: dict[str, int] = {}
+        self._expected: set[str] = set()
+
+    def expect(self, models: Iterable[str]) -> None:
+        """Models that ran before a restart and are about to be prepared: until then they are loading, not unknown."""
+        self._expected.update(models)
+
+    def models(self) -> tuple[str, ...]:
+        """Names of the models that can answer."""
+        return tuple(sorted(self._active))
+
+    def hosted(self) -> tuple[Hosted, ...]:
+        """The models that can answer, by name."""
+        return tuple(self._active[name] for name in self.models())
+
+    def get(self, model: str, version: str = "") -> Hosted:
+        """The active variant of a model.
+
+        Raises:
+            NotFound: no such model or version; the message names what there is. Unavailable: it is loading.
+        """
+        hosted = self._active.get(model)
+        if hosted is not None and (not version or hosted.answers_to(version)):
+            return hosted
+        if hosted is not None:
+            raise NotFound(
+                f"model {model!r} has no version {version!r} here; "
+                f"this device runs {hosted.plan.version} ({hosted.plan.artifact_digest})"
+            )
+        if model in self._loading or model in self._expected:
+            raise Unavailable(f"model {model!r} is loading", retry_after_s=0.5)
+        raise NotFound(f"no model named {model!r}; this device runs {', '.join(self.models()) or 'no model yet'}")
+
+    async def prepare(self, plan: LoadPlan, *, counts: OutcomeCounts = NOTHING) -> Hosted:
+        """Load a variant, warm it up and let it prove itself on its golden vectors. It does not answer yet.
+
+        Args:
+            counts: what was counted for this artifact before (after a restart), so that a crossed audit stays crossed.
+
+        Raises:
+            ArtifactError: not loadable, or it does not reproduce its golden vectors. Internal: the engine failed.
+        """
+        self._loading[plan.model] = self._loading.get(plan.model, 0) + 1
+        spec = plan.variant.spec
+        try:
+            engine = await asyncio.to_thread(self._load, plan)
+            try:
+                service_time_s = await asyncio.to_thread(load_check.prove, spec, plan.golden, engine)
+            except BaseException:
+                engine.close()
+                raise
+        finally:
+            self._expected.discard(plan.model)  # loaded or not, nothing more is known to come
+            self._loading[plan.model] -= 1
+            if not self._loading[plan.model]:
+                del self._loading[plan.model]
+        tally = self._outcomes.open(plan.model, plan.artifact_digest, counts)
+        hosted = Hosted(
+            plan,
+            engine,
+            tally,
+            audit_alpha=self._audit_alpha,
+            max_queue_rows=self._max_queue_rows,
+            service_time_s=service_time_s,
+            max_harm=self._max_harm_of(plan.model),
+        )
+        telemetry.log(
+            _LOG,
+            logging.INFO,
+            "model proved itself",
+            model=plan.model,
+            version=plan.version,
+            target=spec.target,
+            batch_s=service_time_s,
+            mode=hosted.mode,
+        )
+        return hosted
+
+    def activate(self, hosted: Hosted) -> Hosted | None:
+        """Let it answer from now on; returns what answered before, for the caller to ``retire``."""
+        previous = self._active.get(hosted.plan.model)
+        self._active[hosted.plan.model] = hosted
+        return previous if previous is not hosted else None
+
+    async def retire(self, hosted: Hosted) -> None:
+        """Wait (at most ``drain_s``) for the requests in it, then release it. It must not come back."""
+        hosted.is_retired = True
+        if self._active.get(hosted.plan.model) is hosted:
+            del self._active[hosted.plan.model]
+        try:
+            async with asyncio.timeout(self._drain_s):
+                await hosted.idle.wait()
+        except TimeoutError:
+            telemetry.log(
+                _LOG, logging.WARNING, "retired with requests in it", model=hosted.plan.model, requests=hosted.in_flight
+            )
+        if not any(other.tally is hosted.tally for other in self._active.values()):
+            self._outcomes.retire(hosted.plan.model, hosted.plan.artifact_digest)
+        await hosted.runner.close()
+
+    async def close(self) -> None:
+        """Retire every model."""
+        for hosted in self.hosted():
+            await self.retire(hosted)
+
+    def _load(self, plan: LoadPlan) -> Engine:
+        spec = plan.variant.spec
+        engine = load_engine(spec.engine, plan.weights, EngineOptions(provider=spec.provider, threads=self._threads))
+        try:
+            load_check.check_signature(spec, engine)
+        except ArtifactError:
+            engine.close()
+            raise
+        return engine
+
+
+def _usable_certificate(plan: LoadPlan, max_harm: float | None) -> tuple[Certificate | None, str]:
+    """(the plan's certificate at the level asked for, why it must not be used); one of them is empty (invariant 5)."""
+    certificate = plan.certificate
+    if certificate is None:
+        return None, "the artifact has no certificate"
+    spec = plan.variant.spec
+    try:
+        certificates.check(
+            certificate,
+            edge_digest=plan.variant.digest,
+            cloud_digest=plan.cloud_digest,
+            preprocessing_digest=preprocessing_digest(spec.preprocessing),
+        )
+        certificate = certificate.at(max_harm)
+    except (CertificateMismatch, ConfigError) as error:
+        return None, error.message
+    if certificate.score not in confidence.SCORES:
+        known = ", ".join(confidence.SCORES)
+        return None, f"the certificate's score {certificate.score!r} is not known here; known: {known}"
+    return certificate, ""
+
+
+def _finite_rows(array: Array, rows: int) -> NDArray[np.bool_]:
+    """Which of ``rows`` hold finite numbers only; none of them, where dimension 0 is not the batch."""
+    if not array.ndim or len(array) != rows:
+        return np.zeros(rows, dtype=bool)
+    return np.asarray(np.isfinite(array.reshape(rows, -1)).all(axis=1), dtype=np.bool_)

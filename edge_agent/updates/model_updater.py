@@ -1,0 +1,398 @@
+"""Brings one model from what runs to what is wanted: observe, plan, one action, report.
+
+The task of ``run`` owns the model's state; nobody else writes it. What the next action is, is decided by
+``edge_agent.policy.update``; this module does it, makes the new state durable before it counts, and says what came of
+it. Killed at any point, it continues from the state on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import assert_never
+
+from edge_agent.policy import model_state, update
+from edge_agent.policy.model_state import ModelState, Release, Slot
+from edge_agent.policy.update import LoadFailure, Progress, UpdateLimits
+from edge_agent.serving.counts import OutcomeCounts
+from edge_agent.serving.hosting import Hosted, Hosting
+from edge_agent.settings import UpdateSettings
+from edge_agent.updates.fetch import Fetcher, Transferred
+from edge_agent.updates.reported import Report
+from edge_agent.updates.store import Store, in_thread
+from penstock.errors import DigestMismatch, Internal, NotFound, PenstockError, SignatureError, StorageError
+from penstock.policy.retry import Backoff
+from penstock.process.telemetry import log
+
+_log = logging.getLogger(__name__)
+_POLL_S = 0.5  # how often failures and rows are looked at during a probation
+_MAX_ERROR_CHARS = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tools:
+    """What the tasks of all models share.
+
+    Attributes:
+        now: the event loop's clock. ``random``: uniform in [0, 1).
+        counted: rows counted before for (model, artifact digest), from before a restart.
+        changed: called after every change that the fleet service should hear of.
+    """
+
+    store: Store
+    fetcher: Fetcher
+    hosting: Hosting
+    settings: UpdateSettings
+    now: Callable[[], float]
+    random: Callable[[], float]
+    counted: Callable[[str, str], Awaitable[OutcomeCounts]]
+    changed: Callable[[], None]
+
+
+class ModelUpdater:
+    """The state of one model, and the task that moves it."""
+
+    def __init__(self, state: ModelState, tools: Tools, collect: Callable[[], None]) -> None:
+        self.state = state
+        self.progress = Progress()
+        self._tools, self._collect = tools, collect
+        self._limits = UpdateLimits(
+            probation_s=tools.settings.probation_s,
+            probation_requests=tools.settings.probation_requests,
+            max_crashes=tools.settings.max_crashes,
+            patience=tools.settings.patience,
+        )
+        self._backoff = Backoff(base_s=tools.settings.retry_base_s, max_s=tools.settings.retry_max_s)
+        self._wake = asyncio.Event()
+        self._pull: asyncio.Task[Slot] | None = None
+        self._wish: Release | None = None
+        self._prepared: Hosted | None = None
+        self._hosted: Hosted | None = None
+        self._rows_at_clean = 0
+        self._transferred = Transferred()
+
+    def __repr__(self) -> str:
+        return f"ModelUpdater({self.state.model}, {self.report().phase}, {self.state})"
+
+    def desire(self, release: Release) -> None:
+        """The fleet service wants this release here; the newest wish wins, also over one that is half done."""
+        if release != (self._wish or self.state.desired):
+            self._wish = release
+            self._wake.set()
+
+    def report(self) -> Report:
+        """What is true now."""
+        phase, error = update.phase(self.state, self.progress, self._limits)
+        desired = self.state.desired
+        failure = self.state.failure_of(desired) if desired else None
+        return Report(
+            model=self.state.model,
+            active=self.state.active,
+            previous=self.state.previous,
+            desired=desired,
+            phase=phase,
+            error=error[:_MAX_ERROR_CHARS],
+            failed_digest=failure.release.artifact_digest if failure and failure.is_blocked else "",
+            transferred=self._transferred,
+            hosted=self._hosted,
+        )
+
+    @property
+    def is_fetching(self) -> bool:
+        return self._pull is not None
+
+    async def run(self) -> None:
+        """Plan and act until cancelled."""
+        try:
+            while True:
+                self._wake.clear()
+                await self._take_wish()
+                await self._observe()
+                action = update.plan(self.state, self.progress, self._limits, self._tools.now())
+                if isinstance(action, update.Nothing):
+                    await self._rest(action.wake_at)
+                    continue
+                log(_log, logging.INFO, "update step", model=self.state.model, action=_named(action))
+                await self._act(action)
+                self._tools.changed()
+        finally:
+            await self._cancel_pull()
+
+    def stop(self) -> None:
+        """An orderly stop of the process; what is on trial did not crash."""
+        for key in {self.progress.loaded, self.progress.prepared}:
+            if key is not None:
+                self.state = model_state.end_trial(self.state, key)
+        try:
+            self._tools.store.save(self.state)
+        except StorageError as error:
+            self._warn_unsaved(error)
+
+    async def _act(self, action: update.Action) -> None:
+        match action:
+            case update.Load(slot=slot):
+                await self._load(slot)
+            case update.Fetch(release=release):
+                await self._fetch(release)
+            case update.Prove(slot=slot):
+                await self._prove(slot)
+            case update.Activate(slot=slot):
+                await self._activate(slot)
+            case update.Commit(reason=reason):
+                await self._try_save(model_state.commit(self.state), "committed", reason)
+            case update.Revert(reason=reason, should_block=should_block):
+                await self._revert(reason, should_block)
+            case update.Refuse(release=release, reason=reason):
+                await self._refuse(release, "reverted", reason)
+            case update.Collect():
+                self._set(should_collect=False)
+                self._collect()
+            case update.Nothing():
+                raise AssertionError("there is nothing to do")
+            case _:
+                assert_never(action)
+
+    async def _take_wish(self) -> None:
+        wish, self._wish = self._wish, None
+        if wish is None:
+            return
+        is_new = self.state.desired is None or self.state.desired.key != wish.key
+        self.state = model_state.desire(self.state, wish)
+        await self._save_or_warn()
+        log(_log, logging.INFO, "desired changed", model=self.state.model, version=wish.version,
+            artifact=wish.artifact_digest, certificate=wish.certificate_digest)  # fmt: skip
+        if is_new:
+            await self._forget_candidate()
+            known = self.state.failure_of(wish)
+            attempts = known.count - 1 if known else 0  # flapping between releases must not wear out the flash
+            self._set(failed_attempts=0, error="", is_hard=False, retry_at=self._retry_at(attempts, None))
+        self._tools.changed()
+
+    async def _observe(self) -> None:
+        """Take in what happened elsewhere: a pull that ended, rows and failures of the active slot."""
+        if self._pull is not None and self._pull.done():
+            pull, self._pull = self._pull, None
+            self._set(fetching=None)
+            await self._end_fetch(pull)
+        hosted = self._hosted
+        if hosted is None:
+            return
+        rows = hosted.counts.requests
+        if hosted.failures > self.progress.failures:
+            self._rows_at_clean = rows
+            self._set(failures=hosted.failures, clean_since=self._tools.now())
+        self._set(clean_requests=rows - self._rows_at_clean)
+
+    async def _rest(self, wake_at: float | None) -> None:
+        limits = [wake_at - self._tools.now()] if wake_at is not None else []
+        if update.is_watched(self.state, self.progress):
+            limits.append(_POLL_S)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), max(0.0, min(limits)) if limits else None)
+
+    async def _load(self, slot: Slot) -> None:
+        self.state = model_state.begin_trial(self.state, slot.key)
+        await self._save_or_warn()  # a full disk must not keep a proven model from answering
+        try:
+            hosted = await self._prepare(slot)
+        except PenstockError as error:
+            is_damaged = isinstance(error, DigestMismatch | NotFound | SignatureError)  # another fetch may mend it
+            if is_damaged:
+                await in_thread(self._tools.store.discard_damaged, slot)
+            log(_log, logging.ERROR, "cannot load", model=self.state.model, version=slot.release.version,
+                error=error.message)  # fmt: skip
+            attempts = self.progress.load_attempts + 1
+            self.state = model_state.end_trial(self.state, slot.key)  # it failed with an error, not with a crash
+            self._set(
+                load_failure=LoadFailure(reason=error.message[:_MAX_ERROR_CHARS], is_damaged=is_damaged),
+                load_attempts=attempts,
+                load_retry_at=self._retry_at(attempts, error.retry_after_s),
+            )
+            return
+        await self._answer_with(hosted, slot)
+
+    async def _fetch(self, release: Release) -> None:
+        await self._forget_candidate()
+        self._collect()  # what an earlier wish left behind may be the space that this one needs
+        self._transferred = Transferred()
+        pull = self._tools.fetcher.pull(self.state.model, release, self._on_transferred)
+        self._pull = asyncio.create_task(pull, name=f"pull {self.state.model}")
+        self._pull.add_done_callback(lambda _: self._wake.set())
+        self._set(fetching=release.key)
+
+    async def _end_fetch(self, pull: asyncio.Task[Slot]) -> None:
+        error = pull.exception()
+        if error is None:
+            self._set(fetched=pull.result(), failed_attempts=0, error="", is_hard=False)
+        elif isinstance(error, PenstockError):
+            await self._not_fetched(error)
+        else:  # a defect of ours in reading foreign bytes must not stop what runs
+            log(_log, logging.ERROR, "fetch died", model=self.state.model, exc_info=error)
+            await self._not_fetched(_as_internal(error))
+
+    async def _not_fetched(self, error: PenstockError) -> None:
+        desired = self.state.desired
+        weight = update.severity(error.code)
+        log(_log, logging.WARNING, "fetch failed", model=self.state.model, code=error.code, error=error.message)
+        if weight == "final" and desired is not None:
+            await self._refuse(desired, "failed", error.message)
+        else:
+            self._back_off(error, is_hard=weight == "failed")
+        self._tools.changed()
+
+    async def _prove(self, slot: Slot) -> None:
+        """A release that kills the process here is counted, and in the end refused, by the trial on disk."""
+        if not await self._try_save(model_state.begin_trial(self.state, slot.key), "proving", slot.release.version):
+            return
+        try:
+            self._prepared = await self._prepare(slot)
+        except PenstockError as error:
+            self.state = model_state.end_trial(self.state, slot.key)  # it failed with an error, not with a crash
+            await self._not_proven(slot, error)
+        else:
+            self._set(prepared=slot.key)
+
+    async def _not_proven(self, slot: Slot, error: PenstockError) -> None:
+        match error:
+            case StorageError():
+                self._back_off(error, is_hard=True)
+            case DigestMismatch() | NotFound():  # the disk lost it since it was fetched
+                await in_thread(self._tools.store.discard_damaged, slot)
+                self._set(fetched=None)
+                self._back_off(error, is_hard=True)
+            case _:
+                await self._refuse(slot.release, "reverted", error.message)
+
+    async def _activate(self, slot: Slot) -> None:
+        """On disk first: killed in between, the next start serves the new one, still on its trial."""
+        prepared, activated = self._prepared, model_state.activate(self.state, slot)
+        if prepared is None or not await self._try_save(activated, "activated", slot.release.version):
+            await self._discard_prepared()
+            return
+        self._prepared = None
+        self._set(prepared=None, fetched=None)
+        await self._answer_with(prepared, slot)
+
+    async def _answer_with(self, hosted: Hosted, slot: Slot) -> None:
+        before = self._tools.hosting.activate(hosted)
+        self._hosted = hosted
+        self._rows_at_clean = hosted.counts.requests
+        self._set(
+            loaded=slot.key,
+            load_failure=None,
+            load_attempts=0,
+            failures=hosted.failures,
+            clean_since=self._tools.now(),
+            clean_requests=0,
+            should_collect=True,
+        )
+        if before is not None:
+            await self._tools.hosting.retire(before)
+
+    async def _prepare(self, slot: Slot) -> Hosted:
+        """
+        Raises:
+            PenstockError: whatever went wrong, as ours.
+        """
+        plan = await in_thread(self._tools.store.load_plan, self.state.model, slot)
+        counts = await self._tools.counted(self.state.model, slot.release.artifact_digest)
+        try:
+            return await self._tools.hosting.prepare(plan, counts=counts)
+        except PenstockError:
+            raise
+        except Exception as error:  # a foreign runtime with a foreign model may raise anything; it must not end us
+            raise _as_internal(error) from error
+
+    async def _revert(self, reason: str, should_block: bool) -> None:
+        limit = self._tools.settings.max_failures
+        back = model_state.revert(self.state, reason, limit=limit, should_block=should_block)
+        await self._forget_candidate()
+        self.state = back  # also when the disk is full: what is broken must not go on answering
+        await self._save_or_warn()
+        log(_log, logging.WARNING, "reverted", model=self.state.model, reason=reason,
+            to=back.active.release.version if back.active else "nothing")  # fmt: skip
+        self._set(load_failure=None, load_attempts=0, should_collect=True)
+
+    async def _refuse(self, release: Release, kind: model_state.FailureKind, reason: str) -> None:
+        log(_log, logging.WARNING, "refused", model=self.state.model, version=release.version, reason=reason)
+        reason = reason[:_MAX_ERROR_CHARS]
+        self.state = model_state.fail(self.state, release, kind, reason, limit=self._tools.settings.max_failures)
+        await self._save_or_warn()
+        await self._forget_candidate()
+        self._set(should_collect=True)
+
+    def _back_off(self, error: PenstockError, *, is_hard: bool) -> None:
+        attempts = self.progress.failed_attempts + 1
+        self._set(
+            failed_attempts=attempts,
+            retry_at=self._retry_at(attempts, error.retry_after_s),
+            error=error.message[:_MAX_ERROR_CHARS],
+            is_hard=is_hard,
+        )
+
+    def _retry_at(self, attempts: int, retry_after_s: float | None) -> float:
+        """When to try again after ``attempts`` failures in a row; 0 is at once."""
+        if attempts <= 0:
+            return 0.0
+        delay_s = self._backoff.delay_s(attempts - 1, self._tools.random(), retry_after_s=retry_after_s)
+        return self._tools.now() + delay_s
+
+    async def _forget_candidate(self) -> None:
+        """Drop a pull that is under way, and a model that was proven and not switched to."""
+        await self._cancel_pull()
+        await self._discard_prepared()
+        self._set(fetched=None)
+
+    async def _cancel_pull(self) -> None:
+        """Returns when it is over: two pulls must never write one partial file."""
+        pull, self._pull = self._pull, None
+        if pull is not None:
+            pull.cancel()
+            await asyncio.wait([pull])
+            if not pull.cancelled():
+                pull.exception()  # seen; nobody waits for what it brought
+        self._set(fetching=None)
+
+    async def _discard_prepared(self) -> None:
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None:
+            await self._tools.hosting.retire(prepared)
+        self._set(prepared=None)
+
+    def _on_transferred(self, transferred: Transferred) -> None:
+        self._transferred = transferred
+
+    async def _try_save(self, state: ModelState, event: str, reason: str) -> bool:
+        """Take on a state if it can be made durable; else back off and stay where we are."""
+        try:
+            await in_thread(self._tools.store.save, state)
+        except StorageError as error:
+            self._warn_unsaved(error)
+            self._back_off(error, is_hard=True)
+            return False
+        log(_log, logging.INFO, event, model=state.model, reason=reason)
+        self.state = state
+        return True
+
+    async def _save_or_warn(self) -> None:
+        try:
+            await in_thread(self._tools.store.save, self.state)
+        except StorageError as error:
+            self._warn_unsaved(error)
+
+    def _warn_unsaved(self, error: StorageError) -> None:
+        log(_log, logging.WARNING, "state not saved", model=self.state.model, error=error.message)
+
+    def _set(self, **changes: object) -> None:
+        self.progress = replace(self.progress, **changes)  # type: ignore[arg-type]  # names checked by replace
+
+
+def _named(action: update.Action) -> str:
+    return type(action).__name__.lower()
+
+
+def _as_internal(error: BaseException) -> Internal:
+    return Internal(f"{type(error).__name__}: {error}")

@@ -1,0 +1,293 @@
+"""What an agent keeps on disk: blobs by digest, one state file per model, and the lock on all of it.
+
+Owns durability and garbage collection. Which slot is active, and when that changes, is ``edge_agent.policy``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import ParamSpec, TypeVar
+
+import msgspec
+
+from edge_agent.policy.model_state import ModelState, Slot
+from edge_agent.serving.hosting import LoadPlan
+from penstock.artifact import certificates, manifests, unpacked
+from penstock.artifact.blobs import MAX_DOCUMENT_BYTES, BlobStore, digest_of, disk_errors, write_atomically
+from penstock.errors import ArtifactError, DigestMismatch, NotFound, PenstockError, SignatureError, StorageError
+from penstock.signing.trust import TrustRoot
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+_MAX_STATE_BYTES = 1024 * 1024
+_MAX_GOLDEN_BYTES = 64 * 1024 * 1024
+_HEAVY = (
+    manifests.MODEL_WEIGHT,
+    manifests.MODEL_FILE,
+    manifests.GOLDEN,
+)  # what a device has only of the variant that it runs
+
+
+class DataDirLock:
+    """Holds a data directory for one agent; the operating system lets go when the process dies, however it dies."""
+
+    def __init__(self, data_dir: Path) -> None:
+        """
+        Raises:
+            StorageError: another agent holds it, or the directory is not writable.
+        """
+        with disk_errors(f"using data directory {data_dir}"):
+            data_dir.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._file)
+            raise StorageError(
+                f"another agent uses {data_dir}; stop it, or give this one a directory of its own with --data-dir"
+            ) from None
+
+    def __enter__(self) -> DataDirLock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def release(self) -> None:
+        os.close(self._file)
+
+
+class Store:
+    """Blobs and model states under ``data_dir``. State files are replaced whole: old or new, never a mixture.
+
+    Hold the :class:`DataDirLock` first: opening deletes what unfinished writes left behind.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        max_document_bytes: int = MAX_DOCUMENT_BYTES,
+        rung: manifests.Role = "edge",
+        trust: TrustRoot | None = None,
+    ) -> None:
+        """
+        Args:
+            rung: the role whose variants this device runs. ``trust``: who has to have signed what is loaded.
+
+        Raises:
+            StorageError: the directory is not writable.
+        """
+        self.data_dir = data_dir
+        self.blobs = BlobStore(data_dir)
+        self._models = data_dir / "models"
+        self._unpacked = data_dir / "unpacked"
+        self._max_document_bytes = max_document_bytes
+        self._rung, self._trust = rung, trust
+        with disk_errors(f"creating {self._models}"):
+            self._models.mkdir(parents=True, exist_ok=True)
+            for directory in (data_dir, self._models, self.blobs.path(digest_of(b"")).parent):
+                for leftover in directory.glob(".tmp-*"):  # of writes that a kill -9 cut short
+                    leftover.unlink(missing_ok=True)
+        unpacked.discard(self._unpacked)  # made anew by whatever is loaded
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.data_dir)!r})"
+
+    def states(self) -> dict[str, ModelState]:
+        """All models' states. A file that cannot be read is set aside: the fleet service will ask again."""
+        found: dict[str, ModelState] = {}
+        for path in sorted(self._models.glob("*.json")):
+            try:
+                state = _decode_state(path)
+            except (ArtifactError, OSError) as error:
+                _log.error("state file unreadable, set aside as .bad file=%s error=%s", path, error)
+                os.replace(path, path.with_suffix(".bad"))
+                continue
+            found[state.model] = state
+        return found
+
+    def save(self, state: ModelState) -> None:
+        """Make a state durable.
+
+        Raises:
+            StorageError: the disk is full or not writable; the old state stands.
+        """
+        path = self._models / f"{manifests.check_model_name(state.model)}.json"
+        write_atomically(path, msgspec.json.format(msgspec.json.encode(state), indent=1))
+
+    def document(self, digest: str) -> bytes:
+        """A small blob, verified; for ``penstock.artifact.manifests.load``."""
+        return self.blobs.read(digest, limit_bytes=self._max_document_bytes)
+
+    def load_plan(self, model: str, slot: Slot) -> LoadPlan:
+        """Everything that hosting needs to run a slot; every byte verified against its digest (invariant 3).
+
+        Raises:
+            NotFound, DigestMismatch: a blob is gone or was changed, or the slot is of another rung.
+            ArtifactError: malformed, or no such variant. SignatureError: nobody whom this device trusts signed it.
+        """
+        artifact = manifests.load(slot.release.artifact_digest, self.document)
+        variant = next((v for v in artifact.variants if v.digest == slot.variant_digest), None)
+        if artifact.model != model or variant is None:
+            raise ArtifactError(f"artifact {artifact.digest} of {artifact.model!r} is not what slot {slot} describes")
+        if variant.spec.role != self._rung:  # the setting changed: what is here is of no use, and is fetched anew
+            raise NotFound(f"rung {self._rung!r} of {model!r} is not here yet; rung {variant.spec.role!r} is")
+        covered = self.check_signed(artifact, slot.signature_digests)
+        certificate = None
+        if slot.certificate_digest:
+            if covered is not None and slot.certificate_digest not in covered:
+                raise SignatureError(f"certificate {slot.certificate_digest} is not among what was signed")
+            certificate = manifests.load_certificate(slot.certificate_digest, self.document)
+            check_fits(certificate, artifact, variant)
+        return LoadPlan(
+            model=model,
+            version=slot.release.version,
+            artifact_digest=artifact.digest,
+            variant=variant,
+            weights=unpacked.weights_path(variant, self.blobs, self._unpacked),
+            golden=self.blobs.read(variant.golden.digest, limit_bytes=_MAX_GOLDEN_BYTES) if variant.golden else None,
+            certificate_digest=slot.certificate_digest,
+            certificate=certificate,
+            cloud_digest=cloud_digest(artifact),
+        )
+
+    def check_signed(self, artifact: manifests.Artifact, signature_digests: Iterable[str]) -> frozenset[str] | None:
+        """Manifest digests of the referrers that are vouched for; None where this device has no trust root.
+
+        Raises:
+            SignatureError: nobody whom this device trusts signed the artifact.
+            NotFound, DigestMismatch: a signature is gone or was changed.
+        """
+        if self._trust is None:
+            return None
+        documents = [
+            self.document(layer.digest)
+            for digest in signature_digests
+            for layer in manifests.decode_manifest(self.document(digest)).layers
+            if layer.media_type == manifests.SIGNATURE
+        ]
+        return self._trust.check(artifact, documents)
+
+    def discard_damaged(self, slot: Slot) -> None:
+        """Delete the blobs of a slot that do not hash to their digests, so that the next fetch brings them anew."""
+        for digest in self._of_slot(slot):
+            try:
+                self.blobs.verify(digest)
+            except NotFound:
+                continue
+            except DigestMismatch as error:
+                _log.warning("damaged blob deleted digest=%s error=%s", digest, error.message)
+                self.blobs.delete(digest)
+
+    def collect(self, states: Iterable[ModelState], also: Iterable[Slot] = ()) -> int:
+        """Delete every blob and partial download that no slot and no wish of ``states`` needs; return bytes freed.
+
+        Args:
+            also: slots that are complete and not in a state yet.
+
+        Must not run while something is being fetched: a manifest that is not there yet cannot protect its layers.
+        """
+        needed = {digest for state in states for digest in self._needed(state)}
+        needed |= {digest for slot in also for digest in self._of_slot(slot)}
+        freed = 0
+        unpacked.discard(self._unpacked, frozenset(needed))
+        for digest in list(self.blobs.digests()):
+            if digest not in needed:
+                freed += self.blobs.size_bytes(digest)
+                self.blobs.delete(digest)
+        for digest in self.blobs.partials():
+            if digest not in needed:
+                self.blobs.discard_partial(digest)
+        return freed
+
+    def _needed(self, state: ModelState) -> set[str]:
+        slots = [slot for slot in (state.active, state.previous) if slot is not None]
+        needed = {digest for slot in slots for digest in self._of_slot(slot)}
+        if state.desired is not None:
+            needed |= self._of_artifact(state.desired.artifact_digest, only=None)
+            needed |= self._of_referrer(state.desired.certificate_digest)
+        return needed
+
+    def _of_slot(self, slot: Slot) -> set[str]:
+        found = self._of_artifact(slot.release.artifact_digest, only=slot.variant_digest)
+        for referrer in (slot.certificate_digest, *slot.signature_digests):
+            found |= self._of_referrer(referrer)
+        return found
+
+    def _of_artifact(self, digest: str, *, only: str | None) -> set[str]:
+        """Digests of an artifact as far as its documents are here; weights of one variant where ``only`` names it."""
+        found = {digest}
+        try:
+            entries = manifests.decode_index(self.document(digest)).manifests
+        except PenstockError:
+            return found
+        for entry in entries:
+            found.add(entry.digest)
+            is_wanted = only in (None, entry.digest)
+            layers = self._layers(entry.digest)
+            found |= {layer.digest for layer in layers if is_wanted or layer.media_type not in _HEAVY}
+        return found
+
+    def _of_referrer(self, digest: str) -> set[str]:
+        return {digest, *(layer.digest for layer in self._layers(digest))} if digest else set()
+
+    def _layers(self, manifest_digest: str) -> list[manifests.Descriptor]:
+        try:
+            return manifests.decode_manifest(self.document(manifest_digest)).layers
+        except PenstockError:
+            return []
+
+
+async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Disk work off the event loop. When cancelled, waits until the thread is done with the files that it holds."""
+    work = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait([work])
+        if not work.cancelled():
+            work.exception()  # seen; what it was does not matter any more
+        raise
+
+
+def cloud_digest(artifact: manifests.Artifact) -> str:
+    """Manifest digest of the cloud variant, "" when the artifact has none."""
+    return next((variant.digest for variant in artifact.variants if variant.spec.role == "cloud"), "")
+
+
+def check_fits(certificate: certificates.Certificate, artifact: manifests.Artifact, variant: manifests.Variant) -> None:
+    """Invariant 5, for exactly the variant that this device runs.
+
+    Raises:
+        CertificateMismatch: issued for other digests.
+    """
+    certificates.check(
+        certificate,
+        edge_digest=variant.digest,
+        cloud_digest=cloud_digest(artifact),
+        preprocessing_digest=manifests.preprocessing_digest(variant.spec.preprocessing),
+    )
+
+
+def _decode_state(path: Path) -> ModelState:
+    with path.open("rb") as file:
+        data = file.read(_MAX_STATE_BYTES + 1)
+    if len(data) > _MAX_STATE_BYTES:
+        raise ArtifactError(f"{path.name}: larger than {_MAX_STATE_BYTES} bytes")
+    try:
+        state = msgspec.json.decode(data, type=ModelState)
+    except msgspec.MsgspecError as error:
+        raise ArtifactError(f"{path.name}: {error}") from error
+    if path.stem != state.model:
+        raise ArtifactError(f"{path.name}: describes {state.model!r}")
+    return state

@@ -1,0 +1,77 @@
+"""All models of this device: which there are, one task for each, and collecting garbage across them.
+
+What happens to one model is ``edge_agent.updates.model_updater``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+
+from edge_agent.policy.model_state import ModelState, Release
+from edge_agent.updates.model_updater import ModelUpdater, Tools
+from edge_agent.updates.reported import Report
+from penstock.errors import ArtifactError
+from penstock.process.telemetry import log
+
+_log = logging.getLogger(__name__)
+
+
+class Updater:
+    """All models of this device. Owns which models there are, and collecting garbage across them."""
+
+    def __init__(self, tools: Tools, *, subscriptions: Iterable[str], max_models: int) -> None:
+        self._tools, self._max_models = tools, max_models
+        self._subscriptions = frozenset(subscriptions)
+        self._models: dict[str, ModelUpdater] = {}
+        self._tasks: asyncio.TaskGroup | None = None
+        for model, state in tools.store.states().items():
+            self._models[model] = ModelUpdater(state, tools, self._collect)
+
+    async def run(self) -> None:
+        """Run every model's task until cancelled. The models of the last time come up first, without the cloud."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                for model in self._models.values():
+                    tasks.create_task(model.run(), name=f"update {model.state.model}")
+                tasks.create_task(asyncio.Event().wait(), name="forever")
+        finally:
+            self._tasks = None
+
+    def stop(self) -> None:
+        """Call when the process ends in good order, after ``run`` was cancelled."""
+        for model in self._models.values():
+            model.stop()
+
+    def desire(self, model: str, release: Release) -> None:
+        """The fleet service wants ``release`` of ``model`` here."""
+        if not self._subscriptions & {"*", model}:
+            log(_log, logging.DEBUG, "not subscribed", model=model)
+            return
+        if model not in self._models:
+            if len(self._models) >= self._max_models:
+                log(_log, logging.WARNING, "too many models", model=model, max_models=self._max_models)
+                return
+            self._models[model] = ModelUpdater(ModelState(model=model), self._tools, self._collect)
+            if self._tasks is not None:
+                self._tasks.create_task(self._models[model].run(), name=f"update {model}")
+        self._models[model].desire(release)
+
+    def reports(self) -> tuple[Report, ...]:
+        """All models, by name."""
+        return tuple(self._models[model].report() for model in sorted(self._models))
+
+    def _collect(self) -> None:
+        """Delete what no model needs; later, if something is being fetched (its layers are not yet protected)."""
+        if any(model.is_fetching for model in self._models.values()):
+            return
+        try:
+            fetched = [model.progress.fetched for model in self._models.values() if model.progress.fetched]
+            freed = self._tools.store.collect([model.state for model in self._models.values()], fetched)
+        except (OSError, ArtifactError) as error:
+            log(_log, logging.WARNING, "collecting failed", error=error)
+            return
+        if freed:
+            log(_log, logging.INFO, "collected", freed_bytes=freed)

@@ -1,0 +1,341 @@
+"""The durable queue: order, bounds, and that no count is lost or counted twice."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge_agent.reporting.outbox import Outbox
+from edge_agent.serving.counts import IntervalCounts, OutcomeCounts
+from edge_agent.settings import OutboxSettings
+from penstock.errors import StorageError
+
+SETTINGS = OutboxSettings(max_records=8, max_batch=3, ttl_s=1000.0)
+NOW = 1_800_000_000.0
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def interval(requests: int = 1, *, artifact: str = "a", at: float = NOW) -> IntervalCounts:
+    return IntervalCounts(
+        model="m", artifact_digest=artifact, requests=requests, kept=requests, escalated=0, unreachable=0, failed=0,
+        audited=0, audit_harm=0, started_at=at, ended_at=at + 1,
+    )  # fmt: skip
+
+
+Open = Callable[..., Outbox]
+
+
+@pytest.fixture
+def open_outbox(tmp_path: Path) -> Iterator[Open]:
+    opened: list[Outbox] = []
+
+    def open_one(clock: Callable[[], float] = lambda: NOW, **changes: Any) -> Outbox:
+        outbox = Outbox(tmp_path / "outbox.sqlite", msgspec.structs.replace(SETTINGS, **changes), now=clock)
+        opened.append(outbox)
+        return outbox
+
+    yield open_one
+    for outbox in opened:
+        outbox.close()
+
+
+def sequences(outbox: Outbox) -> list[int]:
+    return [record.sequence for record in outbox.batch()]
+
+
+def rows(outbox: Outbox) -> int:
+    return int(outbox._db.execute("SELECT coalesce(sum(requests), 0) FROM records").fetchone()[0])
+
+
+def test_records_come_out_in_order_and_leave_when_acknowledged(open_outbox: Open) -> None:
+    outbox = open_outbox()
+    outbox.append([interval(i) for i in range(1, 6)])
+    assert [(record.sequence, record.counts.requests) for record in outbox.batch()] == [(1, 1), (2, 2), (3, 3)]
+    outbox.acknowledge(2)
+    assert sequences(outbox) == [3, 4, 5]
+    assert outbox.depth == 3
+    outbox.acknowledge(5)
+    assert outbox.batch() == ()
+    assert outbox.depth == 0
+
+
+def test_nothing_in_a_record_is_changed_on_its_way(open_outbox: Open) -> None:
+    outbox = open_outbox()
+    found = IntervalCounts(model="m", artifact_digest="sha256:x", requests=21, kept=1, escalated=2, unreachable=3,
+                           failed=15, audited=4, audit_harm=5, started_at=1.25, ended_at=2.5)  # fmt: skip
+    outbox.append([found])
+    assert outbox.batch()[0].counts == found
+
+
+def test_the_sequence_survives_restarts_and_emptying(open_outbox: Open) -> None:
+    outbox = open_outbox()
+    outbox.append([interval(), interval()])
+    outbox.acknowledge(2)
+    outbox.close()
+    again = open_outbox()
+    again.append([interval()])
+    assert sequences(again) == [3]
+
+
+def test_an_acknowledged_record_does_not_come_back(open_outbox: Open) -> None:
+    outbox = open_outbox()
+    outbox.append([interval()])
+    outbox.acknowledge(1)
+    outbox.acknowledge(1)
+    outbox.acknowledge(0)
+    outbox.close()
+    assert open_outbox().batch() == ()
+
+
+def test_full_merges_the_oldest_unsent_records_and_loses_no_count(open_outbox: Open) -> None:
+    outbox = open_outbox()
+    for i in range(40):
+        outbox.append([interval(1, at=NOW + i)])
+    assert outbox.depth == 8
+    assert rows(outbox) == 40
+    assert outbox.dropped == 0
+    first = outbox.batch()[0].counts
+    assert first.started_at == NOW
+    assert first.requests == 33
+
+
+def test_a_record_that_was_sent_keeps_its_counts(open_outbox: Open) -> None:
+    """The service may have it already: counts merged into it would be taken for a duplicate."""
+    outbox = open_outbox()
+    outbox.append([interval(1) for _ in range(8)])
+    sent = outbox.batch()
+    for _ in range(20):
+        outbox.append([interval(1)])
+    assert outbox.batch() == sent
+    assert rows(outbox) == 28
+
+
+def test_that_a_record_was_sent_is_remembered_across_a_restart(open_outbox: Open) -> None:
+    outbox = open_outbox()
+    outbox.append([interval(1) for _ in range(8)])
+    sent = outbox.batch()
+    outbox.close()
+    again = open_outbox()
+    again.append([interval(1) for _ in range(20)])
+    assert again.batch() == sent
+
+
+def test_records_of_different_artifacts_are_never_merged(open_outbox: Open) -> None:
+    outbox = open_outbox()
+    for i in range(30):
+        outbox.append([interval(1, artifact="ab"[i % 2])])
+    query = "SELECT artifact_digest, sum(requests) FROM records GROUP BY artifact_digest"
+    found = dict(outbox._db.execute(query).fetchall())
+    assert found == {"a": 15, "b": 15}
+
+
+def test_the_oldest_is_dropped_and_counted_when_nothing_can_be_merged(open_outbox: Open) -> None:
+    outbox = open_outbox()
+    outbox.append([interval(1, artifact=f"a{i}") for i in range(10)])
+    assert outbox.depth == 8
+    assert outbox.dropped == 2
+    assert sequences(outbox) == [3, 4, 5]
+
+
+def test_overwrite_drops_the_oldest(open_outbox: Open) -> None:
+    outbox = open_outbox(when_full="overwrite")
+    outbox.append([interval(i) for i in range(10)])
+    assert outbox.dropped == 2
+    assert sequences(outbox) == [3, 4, 5]
+
+
+def test_bytes_are_bounded_too(open_outbox: Open, tmp_path: Path) -> None:
+    outbox = open_outbox(max_records=10**6, max_bytes=128 * 1024)
+    for _ in range(20):
+        outbox.append([interval(1, artifact="sha256:" + "a" * 64) for _ in range(100)])
+    assert rows(outbox) == 2000
+    outbox.close()
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 3 * 128 * 1024
+
+
+def test_old_records_are_given_up_and_counted(open_outbox: Open) -> None:
+    clock = Clock()
+    outbox = open_outbox(clock)
+    outbox.append([interval(1)])
+    clock.now += 999
+    outbox.append([interval(2)])
+    assert outbox.depth == 2
+    clock.now += 2
+    outbox.append([interval(3)])
+    assert [record.counts.requests for record in outbox.batch()] == [2, 3]
+    assert outbox.dropped == 1
+
+
+def test_a_clock_that_is_set_for_the_first_time_does_not_age_records_by_decades(open_outbox: Open) -> None:
+    clock = Clock()
+    clock.now = 12.0
+    outbox = open_outbox(clock)
+    outbox.append([interval(1)])
+    clock.now = NOW
+    outbox.append([interval(2)])
+    assert outbox.depth == 2
+
+
+def test_a_clock_that_is_set_back_does_not_keep_records_for_ever(open_outbox: Open) -> None:
+    clock = Clock()
+    clock.now = NOW + 10**8
+    outbox = open_outbox(clock)
+    outbox.append([interval(1)])
+    clock.now = NOW
+    outbox.append([interval(2)])
+    clock.now = NOW + 1001
+    outbox.append([interval(3)])
+    assert [record.counts.requests for record in outbox.batch()] == [3]
+
+
+def test_a_lost_queue_continues_above_what_the_service_has_seen(open_outbox: Open) -> None:
+    outbox = open_outbox()
+    outbox.append([interval(i) for i in range(1, 5)])
+    outbox.acknowledge(1000)
+    assert outbox.depth == 4, "these were not counted: the service took them for old ones"
+    assert [(record.sequence, record.counts.requests) for record in outbox.batch()] == [(1001, 1), (1002, 2), (1003, 3)]
+    outbox.acknowledge(1004)
+    outbox.append([interval(9)])
+    assert sequences(outbox) == [1005]
+
+
+def test_totals_survive_emptying_and_restart(open_outbox: Open) -> None:
+    outbox = open_outbox()
+    outbox.append([interval(3), interval(4), interval(5, artifact="b")])
+    outbox.acknowledge(3)
+    outbox.close()
+    again = open_outbox()
+    assert again.totals("m", "a") == OutcomeCounts(kept=7)
+    assert again.totals("m", "never") == OutcomeCounts()
+
+
+def test_an_append_is_all_or_nothing(open_outbox: Open) -> None:
+    outbox = open_outbox()
+    bad = interval(2**70)
+    with pytest.raises((StorageError, OverflowError)):
+        outbox.append([interval(1), bad])
+    assert outbox.depth == 0
+    assert rows(outbox) == 0
+    outbox.append([interval(1)])
+    assert outbox.depth == 1
+
+
+def test_a_full_disk_refuses_and_keeps_what_was_there(open_outbox: Open) -> None:
+    outbox = open_outbox(max_records=10**6)
+    outbox.append([interval(1)])
+    pages = outbox._db.execute("PRAGMA page_count").fetchone()[0]
+    outbox._db.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(StorageError, match="full"):
+        outbox.append([interval(1, artifact="x" * 1000) for _ in range(100)])
+    assert outbox.depth == rows(outbox) == 1
+    outbox._db.execute("PRAGMA max_page_count = 100000")
+    outbox.append([interval(1)])
+    assert rows(outbox) == 2
+
+
+def test_a_file_that_is_no_database_is_set_aside(open_outbox: Open, tmp_path: Path) -> None:
+    (tmp_path / "outbox.sqlite").write_bytes(b"not a database, but long enough to look like one" * 100)
+    outbox = open_outbox()
+    outbox.append([interval(1)])
+    assert outbox.depth == 1
+    assert (tmp_path / "outbox.bad").exists()
+
+
+def test_a_directory_that_is_not_there_is_a_storage_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError):
+        Outbox(tmp_path / "no" / "outbox.sqlite", SETTINGS, now=lambda: NOW)
+
+
+def test_an_append_that_returned_survives_kill_9(tmp_path: Path) -> None:
+    code = """
+import os, sys
+from pathlib import Path
+from edge_agent.reporting.outbox import Outbox
+from edge_agent.settings import OutboxSettings
+from tests.edge_agent.reporting.test_outbox import interval
+outbox = Outbox(Path(sys.argv[1]), OutboxSettings(), now=lambda: 1.8e9)
+for i in range(5):
+    outbox.append([interval(1)])
+outbox._db.execute("BEGIN IMMEDIATE")
+outbox._db.execute("DELETE FROM records")
+os.kill(os.getpid(), 9)
+"""
+    path = tmp_path / "outbox.sqlite"
+    assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == -9
+    outbox = Outbox(path, SETTINGS, now=lambda: NOW)
+    assert outbox.depth == rows(outbox) == 5
+    outbox.close()
+
+
+def test_writes_are_synchronous(open_outbox: Open) -> None:
+    db: sqlite3.Connection = open_outbox()._db
+    assert db.execute("PRAGMA synchronous").fetchone()[0] == 2
+    assert db.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("append"), st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 9)), max_size=4)),
+        st.tuples(st.just("deliver"), st.booleans()),
+        st.tuples(st.just("restart"), st.none()),
+    ),
+    max_size=30,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps=STEPS)
+def test_the_service_counts_exactly_what_was_appended(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[Any]
+) -> None:
+    """Whatever is delivered, lost on the way back, merged or restarted: each count arrives once."""
+    path = tmp_path_factory.mktemp("outbox") / "outbox.sqlite"
+    outbox = Outbox(path, SETTINGS, now=lambda: NOW)
+    appended: Counter[str] = Counter()
+    counted: Counter[str] = Counter()
+    durable = 0
+
+    def deliver(is_reply_lost: bool) -> None:
+        nonlocal durable
+        batch = outbox.batch()
+        assert [record.sequence for record in batch] == sorted(record.sequence for record in batch)
+        for record in batch:
+            if record.sequence > durable:
+                durable = record.sequence
+                counted[record.counts.artifact_digest] += record.counts.requests
+        if not is_reply_lost:
+            outbox.acknowledge(durable)
+
+    for what, value in steps:
+        if what == "append":
+            outbox.append([interval(requests, artifact=artifact) for artifact, requests in value])
+            for artifact, requests in value:
+                appended[artifact] += requests
+        elif what == "deliver":
+            deliver(is_reply_lost=value)
+        else:
+            outbox.close()
+            outbox = Outbox(path, SETTINGS, now=lambda: NOW)
+        assert outbox.depth <= SETTINGS.max_records
+    while outbox.depth:
+        deliver(is_reply_lost=False)
+    assert outbox.dropped == 0
+    assert counted == appended
+    outbox.close()
