@@ -16,9 +16,9 @@ import numpy as np
 import onnx
 import pytest
 
-from compiler import targets
 from compiler.passes import fp16, int8_static, tensorrt, tensorrt_rtx
 from compiler.passes.job import PassJob
+from compiler.recipe import targets
 from penstock import toolchain
 from penstock.errors import CompileError
 from penstock.runtime import EngineOptions, load_engine

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.tasks import Task, nearest, pooled, ranking_kept
+from compiler.measure.quality import nearest, pooled, ranking_kept
+from compiler.recipe.choices import Task
 from penstock.wire.tensors import Array
 
 USES = ("fit", "tune", "certify", "test")

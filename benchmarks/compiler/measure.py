@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.compiler.case import Case, good, kept
-from compiler.gate import Drop, paired_drop
+from compiler.artifact.evaluation import Drop
+from compiler.measure.gate import paired_drop
 from penstock.runtime import Engine, EngineOptions, load_engine
 from penstock.wire.tensors import Array
 

@@ -17,10 +17,10 @@ from typing import Any
 from onnxruntime import quantization as ortq
 
 from benchmarks.compiler.case import Case
-from compiler import pipeline
-from compiler import recipe as recipes
+from compiler.cache.steps import StepCache
+from compiler.pipeline import compilation
 from compiler.progress import Lines
-from compiler.steps import StepCache
+from compiler.recipe import recipes
 from penstock.artifact.layout import Layout
 from penstock.wire.tensors import Array
 
@@ -64,7 +64,7 @@ def penstock(case: Case, out: Path) -> Made:
     file = out / "recipe.toml"
     file.write_text(case.recipe())
     began = time.monotonic()
-    compiled = pipeline.compile_recipe(
+    compiled = compilation.compile_recipe(
         recipes.load(file),
         out / "artifact",
         cache=StepCache(out / "cache"),

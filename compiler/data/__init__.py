@@ -7,9 +7,9 @@
 
 from compiler.data.dataset import Dataset, Split, batches, smoke
 from compiler.data.fingerprint import fingerprint, preprocessing
-from compiler.data.guess import guess
+from compiler.data.infer_section import infer
 from compiler.data.loading import Task, has_splits, load
-from compiler.data.section import DataSection
+from compiler.recipe.data_section import DataSection
 
 __all__ = [
     "DataSection",
@@ -18,8 +18,8 @@ __all__ = [
     "Task",
     "batches",
     "fingerprint",
-    "guess",
     "has_splits",
+    "infer",
     "load",
     "preprocessing",
     "smoke",

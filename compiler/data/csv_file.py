@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from compiler.data.section import LimitsSection
+from compiler.recipe.data_section import LimitsSection
 from penstock.errors import InvalidInput
 from penstock.wire.tensors import Array
 

@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 
 from compiler.data import iterator, table, text
-from compiler.data.part import Request, silent
-from compiler.data.section import DataSection, ImagesSection, kind_of
+from compiler.data.parts import Request, silent
+from compiler.recipe.data_section import DataSection, ImagesSection, kind_of
 from penstock.artifact.blobs import digest_of, digest_of_file
 from penstock.artifact.manifests import canonical_json
 from penstock.errors import InvalidInput

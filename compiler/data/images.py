@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.data import checks
-from compiler.data.part import ALL, LABELS, Part, Request
-from compiler.data.section import DataSection, ImagesSection
+from compiler.data import untrusted
+from compiler.data.parts import ALL, LABELS, Part, Request
+from compiler.recipe.data_section import DataSection, ImagesSection
 from penstock.errors import InvalidInput, missing_extra
 from penstock.process.config import nearest
 from penstock.wire.tensors import Array, TensorSpec, numpy_dtype
@@ -222,7 +222,7 @@ def _row(values: NDArray[np.uint8], settings: ImagesSection, spec: TensorSpec, f
         row = (row - np.array(settings.normalize.mean, np.float32)) / np.array(settings.normalize.std, np.float32)
     if settings.layout == "NCHW":
         row = row.transpose(2, 0, 1)
-    shaped: Array = _shaped(checks.cast(row[np.newaxis], spec.datatype, field=field), spec, field)[0]
+    shaped: Array = _shaped(untrusted.cast(row[np.newaxis], spec.datatype, field=field), spec, field)[0]
     return shaped
 
 

@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from compiler.data import checks, text
-from compiler.data.part import ALL, GROUPS, LABELS, Part, Progress, Request
-from compiler.data.section import DataSection
+from compiler.data import text, untrusted
+from compiler.data.parts import ALL, GROUPS, LABELS, Part, Progress, Request
+from compiler.recipe.data_section import DataSection
 from penstock.errors import InvalidInput, PenstockError
 from penstock.process.config import nearest
 from penstock.wire.tensors import Array
@@ -118,9 +118,9 @@ def _part(split: str, request: Request) -> Part:
     for spec in request.inputs:
         if not (section.text and spec.name in text.MADE):
             stem = section.inputs.get(spec.name, spec.name)
-            inputs[spec.name] = checks.fitted(stacked(stem), spec, field=f"{where}: {stem!r}")
+            inputs[spec.name] = untrusted.fitted(stacked(stem), spec, field=f"{where}: {stem!r}")
     if section.text:
-        words = [checks.text(stacked(name), field=f"{where}: {name!r}") for name in section.text_columns]
+        words = [untrusted.text(stacked(name), field=f"{where}: {name!r}") for name in section.text_columns]
         inputs |= text.encode(words, request)
     return Part(
         split=split,

@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from compiler.data import checks, iterator, npz, splitting, table
+from compiler.data import iterator, npz, splitting, table, untrusted
 from compiler.data.dataset import Dataset, Split
-from compiler.data.part import ALL, GROUPS, LABELS, Part, Progress, Request, silent
-from compiler.data.section import DataSection, Kind, check, kind_of
+from compiler.data.parts import ALL, GROUPS, LABELS, Part, Progress, Request, silent
+from compiler.recipe.data_section import DataSection, Kind, check, kind_of
 from penstock.errors import InvalidInput
 from penstock.process.config import nearest
 from penstock.wire.tensors import TensorSpec
@@ -124,7 +124,7 @@ def _checked(
     rows = -1
     for spec in request.inputs:
         array, field = part.inputs[spec.name], part.fields[spec.name]
-        checks.check_input(array, spec, allowed, field=field)
+        untrusted.check_input(array, spec, allowed, field=field)
         if rows not in (-1, len(array)):
             raise InvalidInput(f"{field}: {len(array)} rows, but another input has {rows}", field=field)
         rows = len(array)
@@ -137,10 +137,10 @@ def _checked(
         )
     labels: NDArray[Any] | None = None
     if part.labels is not None and task == "regression":
-        labels = checks.numeric_labels(part.labels, rows, field=part.fields[LABELS])
+        labels = untrusted.numeric_labels(part.labels, rows, field=part.fields[LABELS])
     elif part.labels is not None:
-        labels = checks.class_labels(part.labels, rows, classes=classes, names=names, field=part.fields[LABELS])
-    groups = None if part.groups is None else checks.group_names(part.groups, rows, field=part.fields[GROUPS])
+        labels = untrusted.class_labels(part.labels, rows, classes=classes, names=names, field=part.fields[LABELS])
+    groups = None if part.groups is None else untrusted.group_names(part.groups, rows, field=part.fields[GROUPS])
     return Split(name=part.split, inputs=dict(part.inputs), labels=labels, groups=groups)
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from compiler.data.part import ALL, GROUPS, LABELS, Part, Request
-from compiler.data.section import DataSection
+from compiler.data.parts import ALL, GROUPS, LABELS, Part, Request
+from compiler.recipe.data_section import DataSection
 from penstock.errors import InvalidInput
 from penstock.process.config import nearest
 from penstock.wire.tensors import Array, TensorSpec

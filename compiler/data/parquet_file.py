@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from compiler.data.csv_file import Use
-from compiler.data.section import LimitsSection
+from compiler.recipe.data_section import LimitsSection
 from penstock.errors import InvalidInput, missing_extra
 from penstock.wire.tensors import Array
 

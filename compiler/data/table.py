@@ -13,10 +13,10 @@ from typing import Protocol
 
 import numpy as np
 
-from compiler.data import checks, text
+from compiler.data import text, untrusted
 from compiler.data.csv_file import CsvFile, Use
-from compiler.data.part import ALL, GROUPS, LABELS, Part, Progress, Request
-from compiler.data.section import kind_of
+from compiler.data.parts import ALL, GROUPS, LABELS, Part, Progress, Request
+from compiler.recipe.data_section import kind_of
 from penstock.errors import InvalidInput
 from penstock.process.config import nearest
 from penstock.wire.tensors import Array, TensorSpec
@@ -139,14 +139,14 @@ def _whole(request: Request, plan: Mapping[str, Sequence[str]], columns: Mapping
     for spec in request.inputs:
         if spec.name not in plan:
             continue
-        parts = [checks.cast(columns[name], spec.datatype, field=f"{file}:{name}") for name in plan[spec.name]]
+        parts = [untrusted.cast(columns[name], spec.datatype, field=f"{file}:{name}") for name in plan[spec.name]]
         for name, part in zip(plan[spec.name], parts, strict=True):
-            checks.check_finite(part, field=f"{file}:{name}")
+            untrusted.check_finite(part, field=f"{file}:{name}")
         fields[spec.name] = f"{file}:{plan[spec.name][0]}" + (f" and {len(parts) - 1} more" if parts[1:] else "")
         joined = parts[0] if len(parts) == 1 else np.column_stack(parts)
-        inputs[spec.name] = checks.fitted(joined, spec, field=fields[spec.name])
+        inputs[spec.name] = untrusted.fitted(joined, spec, field=fields[spec.name])
     if section.text:
-        texts = [checks.text(columns[name], field=f"{file}:{name}") for name in section.text_columns]
+        texts = [untrusted.text(columns[name], field=f"{file}:{name}") for name in section.text_columns]
         made = text.encode(texts, request)
         inputs |= made
         fields |= dict.fromkeys(made, f"{file}:{' and '.join(section.text_columns)}")
@@ -164,7 +164,7 @@ def _split_rows(request: Request, columns: Mapping[str, Array]) -> dict[str, Arr
     splits = request.section.splits
     if not splits.column:
         return None
-    words = checks.text(columns[splits.column], field=f"{request.path.name}:{splits.column}")
+    words = untrusted.text(columns[splits.column], field=f"{request.path.name}:{splits.column}")
     rows: dict[str, Array] = {name: np.flatnonzero(words == name) for name in splits.names().values()}
     for name, found in rows.items():
         if not len(found):

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.data.part import Request
-from compiler.data.section import DataSection, TokenizerSection
+from compiler.data.parts import Request
+from compiler.recipe.data_section import DataSection, TokenizerSection
 from penstock.errors import ConfigError, InvalidInput, missing_extra
 from penstock.wire import tensors
 from penstock.wire.tensors import Array, TensorSpec

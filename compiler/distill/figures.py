@@ -123,7 +123,8 @@ def judge(student: Array, teacher: Array, labels: NDArray[np.int64] | None) -> F
 def coverage_at_harm(scores: NDArray[np.floating[Any]], harmful: NDArray[np.bool_], max_harm: float) -> float:
     """The largest share of rows that a threshold keeps while those that are kept and harmful are at most ``max_harm``.
 
-    An observed share, no promise: promising takes ``compiler.certify``. Rows with equal scores are kept together.
+    An observed share, no promise: promising takes ``compiler.certificate.certify``. Rows with equal scores are kept
+        together.
     """
     order = np.argsort(-scores, kind="stable")
     harm = np.cumsum(harmful[order]) / len(scores)

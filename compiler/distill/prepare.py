@@ -16,18 +16,18 @@ import msgspec
 import numpy as np
 
 from compiler import data as datasets
-from compiler import recipe as recipes
 from compiler import sources
-from compiler.data import checks, npz
+from compiler.cache.steps import default_root
+from compiler.data import npz, untrusted
 from compiler.data.dataset import Split
-from compiler.data.section import LimitsSection
-from compiler.distill.section import DistillSection, factory_of, settled
 from compiler.distill.student import Progress
 from compiler.distill.teacher import CoreTeacher, LocalTeacher, Teacher, ToolchainTeacher
 from compiler.distill.toolchain_models import Directory, ToolchainModel
-from compiler.recipe import Recipe
+from compiler.recipe import recipes
+from compiler.recipe.data_section import LimitsSection
+from compiler.recipe.distill_section import DistillSection, factory_of, settled
+from compiler.recipe.recipes import Recipe
 from compiler.sources import SourceSection
-from compiler.steps import default_root
 from penstock.errors import ConfigError, InvalidInput
 from penstock.policy.confidence import Kind
 from penstock.process.config import nearest
@@ -253,13 +253,13 @@ def _checked(found: Found, teacher: Teacher, file: str) -> Split:
         key = f"{file}:{_key(spec.name, found.split)}"
         if spec.name not in found.inputs:
             raise InvalidInput(f"{key}: not there; {nearest(spec.name, found.inputs)}", field=spec.name)
-        checks.check_input(found.inputs[spec.name], spec, None, field=key)
+        untrusted.check_input(found.inputs[spec.name], spec, None, field=key)
         inputs[spec.name] = found.inputs[spec.name]
         rows = len(inputs[spec.name])
     labels = None
     if found.labels is not None:
         classes = teacher.output.shape[1]
-        labels = checks.class_labels(
+        labels = untrusted.class_labels(
             found.labels,
             rows,
             classes=None if classes == -1 else classes,

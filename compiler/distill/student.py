@@ -23,7 +23,10 @@ from compiler.distill import rows as choosing
 from compiler.distill.cache import AnswerCache, Answered, inputs_digest
 from compiler.distill.figures import Metrics
 from compiler.distill.rows import Rows
-from compiler.distill.section import (
+from compiler.distill.teacher import Teacher
+from compiler.distill.toolchain_models import ToolchainModel, as_job, toolchain_of
+from compiler.graph import files
+from compiler.recipe.distill_section import (
     DistillSection,
     Layers,
     StudentKind,
@@ -32,9 +35,6 @@ from compiler.distill.section import (
     learning_rate,
     student_of,
 )
-from compiler.distill.teacher import Teacher
-from compiler.distill.toolchain_models import ToolchainModel, as_job, toolchain_of
-from compiler.graph import files
 from penstock import toolchain
 from penstock.artifact.blobs import digest_of, digest_of_file, disk_errors, write_atomically
 from penstock.artifact.manifests import canonical_json

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compiler.distill.section import Config, Factory, Layers, StudentKind
+from compiler.recipe.distill_section import Config, Factory, Layers, StudentKind
 from penstock.artifact.blobs import digest_of, digest_of_file, disk_errors
 from penstock.artifact.manifests import canonical_json
 

@@ -2,7 +2,8 @@
 
 An answer is the text of a generation, normalised; two answers are the same when their normalised texts are. The score
 of an answer comes from the edge's own token probabilities (``penstock.policy.confidence.token_score``). What is
-promised of them is ``compiler.choose`` and ``compiler.certify``, which need to know nothing of text.
+promised of them is ``compiler.certificate.score_choice`` and ``compiler.certificate.certify``, which need to know
+nothing of text.
 """
 
 from __future__ import annotations
@@ -11,20 +12,19 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.certify_data import CertifyData
+from compiler.certificate.columns import CertifyData
 from compiler.generation import measure
-from compiler.generation.measure import Answers, Floats, Generate, Integers, Model, Progress
+from compiler.generation.measure import Answers, Floats, Integers, Model, Progress
 from compiler.generation.prompts import PromptSet
+from compiler.recipe.choices import Normalisation
+from compiler.recipe.generation_section import Generate
 from penstock.artifact.certificates import Harm
 from penstock.errors import CalibrationError
 from penstock.policy.confidence import TOKEN_SCORES, token_score
-
-Normalisation = Literal["whitespace", "words"]
 
 _NOT_WORDS = re.compile(r"[^\w\s]|_")
 _ARTICLES = frozenset({"a", "an", "the"})
@@ -36,7 +36,7 @@ class AnsweredPrompts:
 
     Attributes:
         scores: float [N] by name (``penstock.policy.confidence.TOKEN_SCORES``).
-        probabilities: of the edge's tokens, for ``compiler.choose.choose_sequences``.
+        probabilities: of the edge's tokens, for ``compiler.certificate.score_choice.choose_sequences``.
         labels: ids of the right answers, or None.
     """
 
@@ -50,7 +50,7 @@ class AnsweredPrompts:
     cloud_texts: tuple[str, ...]
 
     def certify_data(self, name: str, *, harm: Harm) -> CertifyData:
-        """As ``compiler.certify`` takes it, by the score of that name.
+        """As ``compiler.certificate.certify`` takes it, by the score of that name.
 
         Raises:
             CalibrationError: harm by labels, but no answers are known.

@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from compiler.recipe.generation_section import Generate
 from penstock import toolchain
 from penstock.artifact.blobs import disk_errors
 from penstock.errors import CompileError, ConfigError, InvalidInput
@@ -56,27 +57,6 @@ class Model:
             raise CompileError(
                 f"{self.directory} is not a model for onnxruntime-genai: {CONFIG_FILE}: {error}"
             ) from error
-
-
-class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How tokens are drawn; answer n of a set is drawn with ``seed + n``."""
-
-    temperature: float = 1.0
-    top_k: int = 50
-    top_p: float = 1.0
-    seed: int = 0
-
-
-class Generate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How answers are made.
-
-    Attributes:
-        stop: an answer ends before the first of these strings. ``sampling``: None is greedy.
-    """
-
-    max_new_tokens: int = 32
-    stop: tuple[str, ...] = ()
-    sampling: Sampling | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

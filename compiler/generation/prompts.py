@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.data import iterator, splitting
-from compiler.data.part import ALL
-from compiler.data.section import DataSection
+from compiler.data.parts import ALL
+from compiler.recipe.data_section import DataSection
 from penstock.artifact.blobs import digest_of
 from penstock.artifact.manifests import canonical_json
 from penstock.errors import InvalidInput

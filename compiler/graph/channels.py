@@ -1,4 +1,4 @@
-"""Channels of a graph that stand or fall together, as labels: what :mod:`compiler.graph.follow` finds.
+"""Channels of a graph that stand or fall together, as labels: what :mod:`compiler.graph.channel_flow` finds.
 
 Every output channel of a convolution or matrix has a label; labels that were joined have one root. Decides nothing
 about which channels to take out, and changes nothing.

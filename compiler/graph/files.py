@@ -1,7 +1,7 @@
 """Reading and writing ONNX files: checked on the way in, the same bytes for the same model on the way out.
 
 Owns the form on disk: one file, or above protobuf's limit of 2 GiB one file with its large tensors in ``NAME.data``
-beside it. What a file may not do is decided by ``compiler.graph.guard``.
+beside it. What a file may not do is decided by ``compiler.graph.untrusted``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import re
 from pathlib import Path
 
-from compiler.graph import guard
+from compiler.graph import untrusted
 from penstock.artifact.blobs import disk_errors
 from penstock.errors import CompileError, InvalidInput, missing_extra
 
@@ -188,14 +188,14 @@ def _parsed(path: Path, field: str) -> onnx.ModelProto:
         raise _invalid(path, field, f"{str(error).strip()}{_TOO_DEEP}") from error
 
 
-def _guarded(model: onnx.ModelProto, path: Path, field: str) -> list[tuple[TensorProto, guard.ExternalRange]]:
+def _guarded(model: onnx.ModelProto, path: Path, field: str) -> list[tuple[TensorProto, untrusted.ExternalRange]]:
     try:
-        return guard.check(model, path.parent)
+        return untrusted.check(model, path.parent)
     except CompileError as error:
         raise CompileError(f"{field}: {path.name}: {error.message}") from error
 
 
-def _bring_in(tensor: TensorProto, found: guard.ExternalRange) -> None:
+def _bring_in(tensor: TensorProto, found: untrusted.ExternalRange) -> None:
     with found.path.open("rb") as file:
         file.seek(found.offset)
         tensor.raw_data = file.read(found.length)

@@ -16,8 +16,8 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
-from compiler.graph import check, files, probe, rewrite
-from compiler.graph.check import Feeds
+from compiler.graph import equivalence, files, probe, rewrite
+from compiler.graph.equivalence import Feeds
 from compiler.graph.names import named
 from compiler.passes import integers
 from compiler.passes.job import PassJob, PassResult
@@ -86,8 +86,8 @@ def run(job: PassJob) -> PassResult:
     if not any(types.get(name) == TensorProto.FLOAT for node in source.graph.node for name in node.output):
         raise CompileError(_NOTHING)
     _check_operators(options, source)
-    reference = check.Session(source)
-    asked = check.examples(source, job.calibration, seed=job.seed)
+    reference = equivalence.Session(source)
+    asked = equivalence.examples(source, job.calibration, seed=job.seed)
     kept = _Kept(reasons=dict.fromkeys(sorted(job.keep_float), "sent back to float"))
     masks = _soften_masks(source.graph)
     job.progress(0.2, "ranges")
@@ -98,11 +98,11 @@ def run(job: PassJob) -> PassResult:
     if not half:
         raise CompileError(_NOTHING)
     job.progress(0.8, "comparing")
-    check.same(reference, check.Session(model), asked, tolerance=options.max_error, what="fp16")
+    equivalence.same(reference, equivalence.Session(model), asked, tolerance=options.max_error, what="fp16")
     rounded = _rounded(source, types, frozenset(half))
-    session = check.Session(rounded)
+    session = equivalence.Session(rounded)
     _check_finite(reference, session, asked, rounded, types)
-    apart = check.same(reference, session, asked, tolerance=options.max_error, what="fp16")
+    apart = equivalence.same(reference, session, asked, tolerance=options.max_error, what="fp16")
     files.write(model, job.out / _FILE)
     return _result(source, model, half, kept, masks, apart.relative)
 
@@ -292,8 +292,8 @@ def _rounding(source: str, target: str) -> list[onnx.NodeProto]:
 
 
 def _check_finite(
-    reference: check.Session,
-    session: check.Session,
+    reference: equivalence.Session,
+    session: equivalence.Session,
     asked: Sequence[Feeds],
     rounded: onnx.ModelProto,
     types: Mapping[str, int],
@@ -335,7 +335,7 @@ def _first_infinite(rounded: onnx.ModelProto, types: Mapping[str, int], feeds: F
 def _result(
     source: onnx.ModelProto, model: onnx.ModelProto, half: list[str], kept: _Kept, masks: list[str], error: float
 ) -> PassResult:
-    before, after = (check.weight_bytes(each) for each in (source, model))
+    before, after = (equivalence.weight_bytes(each) for each in (source, model))
     return PassResult(
         model=_FILE,
         summary=(

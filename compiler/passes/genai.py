@@ -18,7 +18,7 @@ import msgspec
 
 from compiler.generation import gguf
 from compiler.passes.job import PassJob, PassResult
-from compiler.targets import Target
+from compiler.recipe.targets import Target
 from penstock import toolchain
 from penstock.artifact.blobs import disk_errors
 from penstock.errors import CompileError, ConfigError, InvalidInput

@@ -19,7 +19,7 @@ from compiler.graph import coverage, files
 from compiler.passes import int8_plan, int8_smooth, integers
 from compiler.passes.job import PassJob, PassResult
 from compiler.passes.options import decode
-from compiler.targets import IntegerTypes, integer_types
+from compiler.recipe.targets import IntegerTypes, integer_types
 from penstock.errors import CompileError, missing_extra
 
 try:

@@ -1,8 +1,8 @@
 """Static INT8: a float graph into one with QuantizeLinear/DequantizeLinear pairs, ranges from examples, float scores.
 
 Owns the ranges (``compiler.calibration``) and which operators are quantized (``int8_plan``); onnxruntime's quantizer
-writes the pairs; ``compiler.targets`` decides the integer types. Refuses a result in which nothing was quantized,
-because the quantizer itself passes over what it does not know without a word.
+writes the pairs; ``compiler.recipe.targets`` decides the integer types. Refuses a result in which nothing was
+quantized, because the quantizer itself passes over what it does not know without a word.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from compiler.passes import int8_plan, integers
 from compiler.passes.int8_plan import Plan
 from compiler.passes.job import PassJob, PassResult
 from compiler.passes.options import decode
-from compiler.targets import IntegerTypes, integer_types
+from compiler.recipe.targets import IntegerTypes, integer_types
 from penstock.errors import CalibrationError, CompileError, missing_extra
 
 try:

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from compiler.targets import Target
+from compiler.recipe.targets import Target
 from penstock.wire.tensors import Array
 
 Batches = Callable[[], Iterator[dict[str, Array]]]

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import msgspec
 
-from compiler.graph import check, files, names, probe, rewrite, shapes
-from compiler.graph.check import Feeds
+from compiler.graph import equivalence, files, names, probe, rewrite, shapes
+from compiler.graph.equivalence import Feeds
 from compiler.passes.job import PassJob, PassResult
 from compiler.passes.options import decode
 from penstock.errors import CompileError, missing_extra
@@ -60,8 +60,8 @@ def run(job: PassJob) -> PassResult:
     options = decode(job.options, Options, name="optimize")
     source = files.read(job.source, field="model")
     before = len(source.graph.node)
-    reference = check.Session(source)
-    asked = check.examples(source, job.calibration, seed=job.seed)
+    reference = equivalence.Session(source)
+    asked = equivalence.examples(source, job.calibration, seed=job.seed)
     job.progress(0.2, "onnxruntime")
     model = _by_onnxruntime(_prepared(source), keep_matmul=options.gemm_to_matmul)
     job.progress(0.5, "onnxslim")
@@ -72,7 +72,7 @@ def run(job: PassJob) -> PassResult:
         rewrite.gemm_to_matmul(names.named(model).graph, probe.typed(model))
     _finish(model)
     job.progress(0.8, "comparing")
-    apart = check.same(reference, check.Session(model), asked, tolerance=_TOLERANCE, what="optimize")
+    apart = equivalence.same(reference, equivalence.Session(model), asked, tolerance=_TOLERANCE, what="optimize")
     files.write(model, job.out / _FILE)
     after = len(model.graph.node)
     return PassResult(
@@ -139,7 +139,9 @@ def _check_plain(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
         )
 
 
-def _slimmed(model: onnx.ModelProto, reference: check.Session, asked: Sequence[Feeds]) -> tuple[onnx.ModelProto, str]:
+def _slimmed(
+    model: onnx.ModelProto, reference: equivalence.Session, asked: Sequence[Feeds]
+) -> tuple[onnx.ModelProto, str]:
     """What onnxslim makes of a model if that holds up, else the model as it was, and which of the two it is.
 
     onnxslim breaks on some graphs (28 of the 1,526 node cases of onnx that onnxruntime runs: it raises, or drops an
@@ -152,7 +154,7 @@ def _slimmed(model: onnx.ModelProto, reference: check.Session, asked: Sequence[F
         if slim is None or _signature(slim) != _signature(model):
             return model, "declined: it changed the inputs or outputs"
         rewrite.close(slim)
-        check.same(reference, check.Session(slim), asked, tolerance=_TOLERANCE, what="onnxslim")
+        equivalence.same(reference, equivalence.Session(slim), asked, tolerance=_TOLERANCE, what="onnxslim")
     except Exception as error:  # whatever it raises: AttributeError, IndexError, UnboundLocalError have been seen
         return model, f"declined: {type(error).__name__}: {str(error)[:200]}"
     return slim, "applied"
@@ -170,7 +172,7 @@ def _finish(model: onnx.ModelProto) -> None:
     described = shapes.inferred(model)
     del model.graph.value_info[:]
     model.graph.value_info.extend(sorted(described.graph.value_info, key=lambda value: value.name))
-    if check.weight_bytes(model) > files.MAX_MODEL_BYTES // 2:
+    if equivalence.weight_bytes(model) > files.MAX_MODEL_BYTES // 2:
         return  # the checker holds such a model only as a file, and whoever reads that checks it
     try:
         onnx.checker.check_model(model)

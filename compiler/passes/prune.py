@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.graph import channels, check, files, follow, rewrite, shapes
+from compiler.graph import channel_flow, channels, equivalence, files, rewrite, shapes
 from compiler.graph.channels import Axis, Channels
 from compiler.graph.names import named
 from compiler.passes import integers
@@ -152,10 +152,10 @@ def _by_channel(job: PassJob, options: Options, model: onnx.ModelProto) -> PassR
     if options.scope != "tensor":
         raise ConfigError('prune: scope = "global" is for single weights; norms of channels of layers do not compare')
     rewrite.split_constants(model.graph)
-    asked = check.examples(model, job.calibration, seed=job.seed)
+    asked = equivalence.examples(model, job.calibration, seed=job.seed)
     sizes = {**shapes.known(model), **shapes.observed(model, asked[0])}
-    found = follow.find(model, sizes, fixed=job.keep_float)
-    before, parameters = check.weight_bytes(model), _parameters(model)
+    found = channel_flow.find(model, sizes, fixed=job.keep_float)
+    before, parameters = equivalence.weight_bytes(model), _parameters(model)
     gone = _choose(model, found, options.share)
     if options.share and not gone:
         raise CompileError(f"prune: no channel can be taken out: {_obstacles(found)}")
@@ -163,7 +163,7 @@ def _by_channel(job: PassJob, options: Options, model: onnx.ModelProto) -> PassR
     _take_out(model, found, gone)
     rewrite.merge_constants(model.graph)
     # without its channels the model must answer as it does when nothing reads them
-    check.same(check.Session(masked), check.Session(model), asked, tolerance=_TOLERANCE, what="prune")
+    equivalence.same(equivalence.Session(masked), equivalence.Session(model), asked, tolerance=_TOLERANCE, what="prune")
     files.write(model, job.out / _FILE)
     return _channels_result(found, gone, options, (before, parameters), model)
 
@@ -287,7 +287,7 @@ def _channels_result(
     found: channels.Channels, gone: frozenset[int], options: Options, before: tuple[int, int], model: onnx.ModelProto
 ) -> PassResult:
     layers, stay = dict(_layers(found, gone)), dict(_stay(found))
-    after = (check.weight_bytes(model), _parameters(model))
+    after = (equivalence.weight_bytes(model), _parameters(model))
     return PassResult(
         model=_FILE,
         summary=(

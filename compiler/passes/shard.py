@@ -15,8 +15,8 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
-from compiler.graph import check, extract, files, probe, rewrite, shapes, stages
-from compiler.graph.check import Feeds
+from compiler.graph import equivalence, extract, files, probe, rewrite, shapes, stages
+from compiler.graph.equivalence import Feeds
 from compiler.graph.extract import Stage
 from compiler.graph.names import named
 from compiler.graph.stages import DoesNotFit, Plan
@@ -113,13 +113,13 @@ def run(job: PassJob) -> PassResult:
     rewrite.drop_dead(model.graph)
     if len(model.graph.node) < options.stages:
         raise CompileError(f"shard: {options.stages} stages of a graph with {len(model.graph.node)} operators")
-    asked = check.examples(model, job.calibration, seed=job.seed)
+    asked = equivalence.examples(model, job.calibration, seed=job.seed)
     sizes = _sizes(model, asked[0])
-    whole = check.Session(model, level="fused")
+    whole = equivalence.Session(model, level="fused")
     plan, parts = _equal_division(model, sizes, options.stages, limits, whole, asked)
     chain = _chain(model, plan, parts, sizes)
-    by_default = check.Session(model, level="device")
-    apart = check.same(by_default, _Chained(parts, "device"), asked, tolerance=_LAYOUT_TOLERANCE, what="shard")
+    by_default = equivalence.Session(model, level="device")
+    apart = equivalence.same(by_default, _Chained(parts, "device"), asked, tolerance=_LAYOUT_TOLERANCE, what="shard")
     for entry, part in zip(chain.stages, parts, strict=True):
         files.write(part.model, job.out / entry.file)
     (job.out / DOCUMENT).write_bytes(msgspec.json.format(msgspec.json.encode(chain), indent=2) + b"\n")
@@ -149,7 +149,7 @@ def _equal_division(
     sizes: _Sizes,
     count: int,
     limits: Sequence[int],
-    whole: check.Session,
+    whole: equivalence.Session,
     asked: Sequence[Feeds],
 ) -> tuple[Plan, list[Stage]]:
     forbidden: set[int] = set(extract.uncuttable(model, sizes.shapes))
@@ -183,7 +183,7 @@ def _why_not(found: DoesNotFit, count: int, limits: Sequence[int], apart: str) -
 
 
 def _harmful(
-    model: onnx.ModelProto, plan: Plan, sizes: _Sizes, whole: check.Session, asked: Sequence[Feeds]
+    model: onnx.ModelProto, plan: Plan, sizes: _Sizes, whole: equivalence.Session, asked: Sequence[Feeds]
 ) -> set[int]:
     """Cuts that by themselves change the answers."""
     return {
@@ -193,22 +193,22 @@ def _harmful(
     }
 
 
-def _difference(parts: Sequence[Stage], whole: check.Session, asked: Sequence[Feeds]) -> str:
+def _difference(parts: Sequence[Stage], whole: equivalence.Session, asked: Sequence[Feeds]) -> str:
     """What the chain answers differently from the whole; "" when all bits are the same."""
     chain = _Chained(parts, "fused")
     for feeds in asked:
         expected, found = whole.run(feeds), chain.run(feeds)
         for name, value in expected.items():
             if not _is_equal(value, found[name]):
-                return f"output {name!r}: {check.difference({name: value}, found).text}"
+                return f"output {name!r}: {equivalence.difference({name: value}, found).text}"
     return ""
 
 
 class _Chained:
     """Stages run one after another."""
 
-    def __init__(self, parts: Sequence[Stage], level: check.Level) -> None:
-        self._parts = [(part.inputs, check.Session(part.model, level=level)) for part in parts]
+    def __init__(self, parts: Sequence[Stage], level: equivalence.Level) -> None:
+        self._parts = [(part.inputs, equivalence.Session(part.model, level=level)) for part in parts]
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         tensors = dict(feeds)
@@ -221,7 +221,7 @@ def _is_equal(expected: Any, found: Any) -> bool:
     if isinstance(expected, np.ndarray) and isinstance(found, np.ndarray):
         is_number = expected.dtype.kind in "fc"
         return expected.dtype == found.dtype and np.array_equal(expected, found, equal_nan=is_number)
-    return check.difference({"": expected}, {"": found}).relative == 0
+    return equivalence.difference({"": expected}, {"": found}).relative == 0
 
 
 def _chain(model: onnx.ModelProto, plan: Plan, parts: Sequence[Stage], sizes: _Sizes) -> Chain:
@@ -232,7 +232,7 @@ def _chain(model: onnx.ModelProto, plan: Plan, parts: Sequence[Stage], sizes: _S
             device=index,
             inputs=tuple(Port(name=n, source=maker.get(n, -1), bytes=sizes.bytes(n)) for n in part.inputs),
             outputs=part.outputs,
-            weight_bytes=check.weight_bytes(part.model),
+            weight_bytes=equivalence.weight_bytes(part.model),
             memory_bytes=memory,
         )
         for index, (part, memory) in enumerate(zip(parts, plan.memory_bytes, strict=True))

@@ -12,7 +12,7 @@ from typing import Any
 
 from compiler.passes.job import PassJob, PassResult
 from compiler.passes.options import decode
-from compiler.targets import CUDA, GENAI_CPU, GENAI_CUDA, TENSORRT, TENSORRT_RTX, Precision
+from compiler.recipe.targets import CUDA, GENAI_CPU, GENAI_CUDA, TENSORRT, TENSORRT_RTX, Precision
 from penstock.errors import ConfigError
 from penstock.process.config import nearest
 from penstock.process.machine import ANY, ARM64, X86, X86_VNNI
@@ -23,7 +23,12 @@ _RUNTIME = (*_CPU, ANY, CUDA, TENSORRT, TENSORRT_RTX)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassInfo:
-    """A row. ``module`` has ``run(job) -> PassResult``; ``precision`` is "" where it does not change it."""
+    """A row. ``module`` has ``run(job) -> PassResult``.
+
+    Attributes:
+        precision: "" where the pass does not change it.
+        set_by: what to write instead, where ``passes.NAME`` in a recipe does not set the pass; "" where it does.
+    """
 
     name: str
     what: str
@@ -31,6 +36,7 @@ class PassInfo:
     precision: Precision | str = ""
     targets: tuple[str, ...] = _RUNTIME
     toolchain: str = ""
+    set_by: str = ""
 
     def load(self) -> Callable[[PassJob], PassResult]:
         """
@@ -46,6 +52,8 @@ class PassInfo:
             ConfigError: an option that the pass does not have, or a value that it cannot take.
             MissingExtra: a library that the pass imports is not installed.
         """
+        if self.set_by:
+            raise ConfigError(f"passes: {self.name} has no options here; {self.set_by}")
         decode(options, importlib.import_module(self.module).Options, name=self.name)
 
 
@@ -62,6 +70,7 @@ PASSES: Mapping[str, PassInfo] = {
             name="prune",
             what="remove small weights (magnitude) or whole channels (structured)",
             module="compiler.passes.prune",
+            set_by="set prune = { share = 0.5 } instead",
         ),
         PassInfo(
             name="int8",
@@ -80,14 +89,14 @@ PASSES: Mapping[str, PassInfo] = {
         PassInfo(
             name="int8-weights",
             what="weights in 8 bits by blocks, activations in float",
-            module="compiler.passes.weights_only",
+            module="compiler.passes.weights.weights_only",
             precision="int8-weights",
             targets=(*_CPU, CUDA),
         ),
         PassInfo(
             name="int4-weights",
             what="weights in 4 bits by blocks (RTN, HQQ or GPTQ), activations in float",
-            module="compiler.passes.weights_only",
+            module="compiler.passes.weights.weights_only",
             precision="int4-weights",
             targets=(*_CPU, CUDA),
         ),
@@ -124,6 +133,7 @@ PASSES: Mapping[str, PassInfo] = {
             name="shard",
             what="cut the graph into pipeline stages",
             module="compiler.passes.shard",
+            set_by="stages are cut by 'penstock compile shard'",
         ),
     )
 }

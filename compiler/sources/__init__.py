@@ -9,10 +9,10 @@ import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from compiler.recipe.source_section import SourceSection
 from compiler.sources.content import fingerprint
+from compiler.sources.detection import Kind, Source, detect
 from compiler.sources.exported import Exported
-from compiler.sources.kinds import Kind, Source, detect
-from compiler.sources.section import SourceSection
 from penstock.errors import CompileError
 
 __all__ = ["Exported", "Source", "SourceSection", "detect", "export", "fingerprint", "toolchain_of"]

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from compiler.sources.kinds import Source
-from compiler.sources.section import SourceSection
+from compiler.recipe.source_section import SourceSection
+from compiler.sources.detection import Source
 from penstock.artifact.blobs import digest_of, digest_of_file, disk_errors
 from penstock.artifact.manifests import canonical_json
 from penstock.errors import InvalidInput

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from compiler.graph import files
-from compiler.sources import parity
+from compiler.recipe.source_section import SourceSection
+from compiler.sources import equivalence
+from compiler.sources.detection import Source
 from compiler.sources.exported import Exported
-from compiler.sources.kinds import Source
-from compiler.sources.section import SourceSection
 from penstock.errors import CompileError, ConfigError, missing_extra
 from penstock.wire.tensors import Array
 
@@ -59,7 +59,7 @@ def export(
     files.check_runnable(target, field="model")
     progress(0.8, "comparing with the original")
     cases = [_case(estimator, x) for x in _examples(examples, features, seed)]
-    seen = parity.check(target, cases, tolerance=section.tolerance)
+    seen = equivalence.check(target, cases, tolerance=section.tolerance)
     progress(1.0, "exported")
     facts: dict[str, Any] = {
         "framework": "sklearn",
@@ -186,11 +186,11 @@ def _one_output(model: Any, name: str, is_classes: bool) -> Any:
     return model
 
 
-def _case(estimator: Any, x: Array) -> parity.Case:
+def _case(estimator: Any, x: Array) -> equivalence.Case:
     given = estimator.predict_proba(x) if is_classifier(estimator) else np.asarray(estimator.predict(x))
     name = PROBABILITIES if is_classifier(estimator) else VALUES
     outputs: Mapping[str, Array] = {name: np.asarray(given, dtype=np.float32).reshape(len(x), -1)}
-    return parity.Case(inputs={INPUT: x}, outputs=outputs)
+    return equivalence.Case(inputs={INPUT: x}, outputs=outputs)
 
 
 def _examples(given: Any, features: int, seed: int) -> list[Array]:

@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from compiler.sources import companions, kinds
+from compiler.recipe.source_section import SourceSection
+from compiler.sources import companions, detection
+from compiler.sources.detection import Source
 from compiler.sources.exported import Exported
-from compiler.sources.kinds import Source
-from compiler.sources.section import SourceSection
 from penstock.errors import ConfigError
 
 FEATURES = "feature-extraction"
@@ -47,7 +47,7 @@ def task_of(config: Mapping[str, Any]) -> str:
     Raises:
         ConfigError: it cannot be seen; ``source.task`` has to say it.
     """
-    name = kinds.architecture(config)
+    name = detection.architecture(config)
     if config.get("model_type") in _AUDIO and name.endswith("ForSequenceClassification"):
         return "audio-classification"
     for suffix, task in _TASKS:
@@ -88,24 +88,27 @@ def export(
         MissingToolchain: the exporter is not installed. CompileError: it fails, or the export differs.
         ConfigError: a task that cannot be seen, or pooling that has no ONNX form here.
     """
-    from compiler.sources import pooling, raw  # import onnx
+    from compiler.sources import (
+        pooling,
+        tidy,  # import onnx
+    )
 
-    config = kinds.read_json(source.location / kinds.CONFIG_FILE)
+    config = detection.read_json(source.location / detection.CONFIG_FILE)
     task = _task(config, section)
     pooled = pooling.read(source.location) if task == FEATURES else None
     settings = {
         "directory": str(source.location.absolute()),
-        "architecture": kinds.architecture(config),
+        "architecture": detection.architecture(config),
         "task": task,
         "seed": seed,
         "opset": section.opset,
     }
-    facts: dict[str, Any] = {"framework": "huggingface", "task": task, "class": kinds.architecture(config)}
+    facts: dict[str, Any] = {"framework": "huggingface", "task": task, "class": detection.architecture(config)}
     if task.endswith("classification") and (labels := labels_of(config)):
         facts["labels"] = list(labels)
     if pooled is not None:
         facts["pooling"] = str(pooled)
-    job = raw.Job(
+    job = tidy.Job(
         toolchain=section.toolchain,
         runner=f"export_{section.toolchain}.py",
         settings=settings,
@@ -113,6 +116,6 @@ def export(
         tolerance=section.tolerance,
     )
     after = partial(pooling.append, pooled=pooled) if pooled is not None else None
-    made = raw.export(job, out, progress=progress, after=after)
+    made = tidy.export(job, out, progress=progress, after=after)
     how = f"{made.how}, {pooled} added" if pooled is not None else made.how
     return replace(made, how=how, files=companions.copy(source.location, out))

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from compiler.graph import files
+from compiler.recipe.source_section import SourceSection
 from compiler.sources import companions
+from compiler.sources.detection import Source
 from compiler.sources.exported import Exported
-from compiler.sources.kinds import Source
-from compiler.sources.section import SourceSection
 from penstock.artifact.blobs import disk_errors
 from penstock.errors import ConfigError
 

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from compiler.graph import files
-from compiler.sources.kinds import POOLING_LIST, read_json
+from compiler.sources.detection import POOLING_LIST, read_json
 from penstock.errors import CompileError, ConfigError, InvalidInput, missing_extra
 
 try:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import msgspec
 
-from compiler.sources import raw
+from compiler.recipe.source_section import SourceSection
+from compiler.sources import tidy
+from compiler.sources.detection import Source
 from compiler.sources.exported import Exported
-from compiler.sources.kinds import Source
-from compiler.sources.section import SourceSection
 
 RUNNER = "export_torch.py"
 
@@ -38,5 +38,5 @@ def export(
         "allow_pickle": section.allow_pickle,
     }
     facts = {"framework": "torch", "source": named, "seed": seed}
-    job = raw.Job(toolchain="torch", runner=RUNNER, settings=settings, facts=facts, tolerance=section.tolerance)
-    return raw.export(job, out, progress=progress)
+    job = tidy.Job(toolchain="torch", runner=RUNNER, settings=settings, facts=facts, tolerance=section.tolerance)
+    return tidy.export(job, out, progress=progress)

@@ -14,17 +14,19 @@ from pathlib import Path
 import click
 import msgspec
 
-from compiler import certify, choose
-from compiler.certify import Promised
-from compiler.generation import compare, golden, measure
+from compiler.certificate import certify, score_choice
+from compiler.certificate.certify import Promised
+from compiler.generation import compare, measure
+from compiler.generation import golden_answers as golden
 from compiler.generation.answers import answer_prompts
 from compiler.generation.compare import PerplexityChange
-from compiler.generation.measure import Generate, Model, Speed
+from compiler.generation.measure import Model, Speed
 from compiler.generation.prompts import Prompt, PromptSet, split
 from compiler.passes import genai
 from compiler.passes.job import PassJob
-from compiler.promise import CertificateSection
-from compiler.targets import GENAI_CPU, resolve
+from compiler.recipe.certificate_section import CertificateSection
+from compiler.recipe.generation_section import Generate
+from compiler.recipe.targets import GENAI_CPU, resolve
 from penstock import toolchain
 from penstock.artifact.golden import Golden
 
@@ -125,7 +127,7 @@ def run(out: Path, plan: Plan, say: Callable[[str], None]) -> Outcome:
     edge, cloud = models["edge int4"], models["cloud fp32"]
     tune, certifying, test = (answer_prompts(edge, cloud, sets[use], ANSWERS) for use in ("tune", "certify", "test"))
     say("certificate")
-    choice = choose.choose_token_score(
+    choice = score_choice.choose_token_score(
         tune.probabilities, tune.edge, tune.cloud, None, PROMISE, rows_to_certify=len(certifying.edge)
     )
     promised = certify.promise(

@@ -1,6 +1,6 @@
 """The certificate as data: what was promised, for which digests, with what evidence.
 
-Decides only whether a certificate fits the variants at hand. How one is earned is ``compiler.certify``.
+Decides only whether a certificate fits the variants at hand. How one is earned is ``compiler.certificate.certify``.
 """
 
 from __future__ import annotations

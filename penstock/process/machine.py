@@ -1,7 +1,7 @@
 """What this machine is, in the compiler's words: the name of its edge target, and which targets' variants it can run.
 
 Reads ``/proc/cpuinfo`` once per call; imports nothing heavy, because an agent asks at every start. Decides names only:
-which integer types a target gets is ``compiler.targets``.
+which integer types a target gets is ``compiler.recipe.targets``.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from benchmarks.compiler.cases import wine
 from benchmarks.compiler.measure import Latency, Quality
 from benchmarks.compiler.quantizers import Made
 from benchmarks.compiler.report import Row
-from compiler.gate import Drop
+from compiler.artifact.evaluation import Drop
 from penstock.errors import CompileError
 
 

@@ -17,9 +17,9 @@ from onnx import TensorProto, helper, numpy_helper
 from sklearn import datasets
 from sklearn.neural_network import MLPClassifier
 
-from compiler import targets
 from compiler.passes.job import PassJob
-from compiler.targets import Target
+from compiler.recipe import targets
+from compiler.recipe.targets import Target
 
 Floats = NDArray[np.float32]
 _TRAINING: Mapping[str, Any] = {

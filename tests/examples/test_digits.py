@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from sklearn.neural_network import MLPClassifier
 
-from compiler import pipeline, recipe
-from compiler.evaluation import CascadeEvaluation
+from compiler.artifact.evaluation import CascadeEvaluation
+from compiler.cache.steps import StepCache
+from compiler.pipeline import compilation
 from compiler.progress import Lines
-from compiler.steps import StepCache
+from compiler.recipe import recipes
 from examples.digits import data, export, train
 from penstock.artifact.layout import Layout
 from penstock.policy import confidence
@@ -28,15 +29,17 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def compiled(models: Path) -> dict[str, pipeline.Compiled]:
+def compiled(models: Path) -> dict[str, compilation.Compiled]:
     cache, quiet = StepCache(models / "cache"), Lines(lambda line: None)
     return {
-        name: pipeline.compile_recipe(recipe.load(models / f"{name}.toml"), models / name, cache=cache, watcher=quiet)
+        name: compilation.compile_recipe(
+            recipes.load(models / f"{name}.toml"), models / name, cache=cache, watcher=quiet
+        )
         for name in train.VERSIONS
     }
 
 
-def cascade_of(compiled: pipeline.Compiled) -> CascadeEvaluation:
+def cascade_of(compiled: compilation.Compiled) -> CascadeEvaluation:
     found = compiled.evaluation.targets[0].cascade
     assert found is not None
     return found
@@ -151,7 +154,7 @@ def test_a_request_is_a_few_hundred_bytes(models: Path) -> None:
 
 
 @pytest.mark.parametrize("name", train.VERSIONS)
-def test_every_version_earns_its_certificate_on_paper(compiled: dict[str, pipeline.Compiled], name: str) -> None:
+def test_every_version_earns_its_certificate_on_paper(compiled: dict[str, compilation.Compiled], name: str) -> None:
     cascade = cascade_of(compiled[name])
     assert cascade.certificate is not None
     assert cascade.certificate.max_harm == 0.02
@@ -161,7 +164,7 @@ def test_every_version_earns_its_certificate_on_paper(compiled: dict[str, pipeli
     assert cascade.figures.harm.value <= 0.02
 
 
-def test_all_versions_share_one_cloud_variant(models: Path, compiled: dict[str, pipeline.Compiled]) -> None:
+def test_all_versions_share_one_cloud_variant(models: Path, compiled: dict[str, compilation.Compiled]) -> None:
     artifacts = [Layout(compiled[name].directory).artifact() for name in train.VERSIONS]
     assert len({artifact.variant("cloud").digest for artifact in artifacts}) == 1
     assert len({artifact.digest for artifact in artifacts}) == 3
@@ -169,7 +172,7 @@ def test_all_versions_share_one_cloud_variant(models: Path, compiled: dict[str, 
 
 @pytest.mark.parametrize(("name", "is_good"), [("v1", True), ("v2", True), ("v3", False)])
 def test_in_service_only_v3_breaks_its_promise(
-    models: Path, compiled: dict[str, pipeline.Compiled], name: str, is_good: bool
+    models: Path, compiled: dict[str, compilation.Compiled], name: str, is_good: bool
 ) -> None:
     """What the agents will meet: digits light on dark, for every version."""
     x, y = train.test_split(models)

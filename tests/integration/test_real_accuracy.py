@@ -16,8 +16,8 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from compiler import evaluation
-from compiler.evaluation import Evaluation
+from compiler.artifact import evaluation
+from compiler.artifact.evaluation import Evaluation
 from examples.sentence_encoder import fetch
 from penstock.artifact import manifests
 from penstock.artifact.layout import Layout

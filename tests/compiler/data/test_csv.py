@@ -11,7 +11,7 @@ import pytest
 
 from compiler.data import Dataset, csv_file
 from compiler.data.csv_file import CsvFile
-from compiler.data.section import LimitsSection, SplitsSection
+from compiler.recipe.data_section import LimitsSection, SplitsSection
 from penstock.errors import InvalidInput
 from penstock.wire.tensors import TensorSpec
 

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.modules[{library!r}] = None
 from pathlib import Path
 from compiler import data
-from compiler.data.section import TokenizerSection
+from compiler.recipe.data_section import TokenizerSection
 from penstock.errors import MissingExtra
 from penstock.wire.tensors import TensorSpec
 Path("t.csv").write_text("text\\nhello\\n")

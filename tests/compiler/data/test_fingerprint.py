@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models
 
 from compiler import data
 from compiler.data import DataSection
-from compiler.data.section import ImagesSection, NormalizeSection, TokenizerSection
+from compiler.recipe.data_section import ImagesSection, NormalizeSection, TokenizerSection
 from penstock.artifact.manifests import preprocessing_digest
 from penstock.errors import InvalidInput
 from penstock.wire.tensors import TensorSpec

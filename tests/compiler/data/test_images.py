@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from compiler.data import DataSection, Dataset, images
-from compiler.data.part import Request, silent
-from compiler.data.section import ImagesSection, LimitsSection, NormalizeSection, SplitsSection
+from compiler.data.parts import Request, silent
+from compiler.recipe.data_section import ImagesSection, LimitsSection, NormalizeSection, SplitsSection
 from penstock.errors import InvalidInput
 from penstock.wire.tensors import TensorSpec
 

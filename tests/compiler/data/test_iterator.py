@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from compiler.data import Dataset, iterator
-from compiler.data.section import LimitsSection, SplitsSection
+from compiler.recipe.data_section import LimitsSection, SplitsSection
 from penstock.errors import InvalidInput
 from penstock.wire.tensors import TensorSpec
 

@@ -11,6 +11,7 @@ import pytest
 
 from compiler import data
 from compiler.data import DataSection, Dataset
+from compiler.recipe import data_section
 from penstock.errors import InvalidInput
 from penstock.wire.tensors import TensorSpec
 
@@ -54,7 +55,7 @@ def test_fit_is_divided_without_loss_and_without_overlap(tmp_path: Path, edit: E
 
 def test_a_split_to_tune_on_leaves_fit_whole(edit: Edit, load: Load) -> None:
     edit(x_warm=np.eye(5, 4, dtype=np.float32), y_warm=np.zeros(5, np.int64))
-    loaded = load([X], source="data.npz", splits=data.section.SplitsSection(tune="warm"))
+    loaded = load([X], source="data.npz", splits=data_section.SplitsSection(tune="warm"))
     assert (loaded.ranges.rows, loaded.tune.rows) == (200, 5)
 
 
@@ -202,7 +203,7 @@ def test_a_file_without_splits_is_dealt_by_the_shares(tmp_path: Path, load: Load
     assert set().union(*(rows_of(s.inputs["x"]) for s in loaded.by_use().values())) == rows_of(x)
     other = load([X], source="d.npz", seed=1)
     assert other.certify.digest != loaded.certify.digest
-    shares = data.section.SharesSection(fit=0.1, tune=0.1, certify=0.7, test=0.1)
+    shares = data_section.SharesSection(fit=0.1, tune=0.1, certify=0.7, test=0.1)
     assert load([X], source="d.npz", shares=shares).certify.rows == 350
 
 
@@ -252,14 +253,14 @@ def test_a_missing_file_and_a_bare_array_are_told_apart(tmp_path: Path, load: Lo
 )
 def test_more_data_than_the_limit_is_refused(edit: Edit, load: Load, limits: dict[str, int], message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
-        load([X], source="data.npz", limits=data.section.LimitsSection(**limits), splits=CERTIFY_FIRST)
+        load([X], source="data.npz", limits=data_section.LimitsSection(**limits), splits=CERTIFY_FIRST)
 
 
-CERTIFY_FIRST = data.section.SplitsSection(fit="certify", certify="fit")
+CERTIFY_FIRST = data_section.SplitsSection(fit="certify", certify="fit")
 
 
 def test_whether_a_source_has_splits_of_its_own(tmp_path: Path, edit: Edit) -> None:
-    named = data.section.SplitsSection(column="part")
+    named = data_section.SplitsSection(column="part")
     np.savez(tmp_path / "whole.npz", x=np.zeros((3, 4), np.float32))
     np.savez(tmp_path / "both.npz", x=np.zeros((3, 4), np.float32), x_certify=np.zeros((3, 4), np.float32))
     (tmp_path / "rows.py").write_text("def every(): ...\ndef each(split): ...\n")

@@ -13,7 +13,7 @@ import pytest
 from pyarrow import parquet
 
 from compiler.data import Dataset, parquet_file
-from compiler.data.section import LimitsSection
+from compiler.recipe.data_section import LimitsSection
 from penstock.errors import InvalidInput
 from penstock.wire.tensors import TensorSpec
 

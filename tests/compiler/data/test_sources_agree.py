@@ -13,7 +13,7 @@ from pyarrow import parquet
 
 from compiler import data
 from compiler.data import DataSection, Dataset
-from compiler.data.section import ImagesSection
+from compiler.recipe.data_section import ImagesSection
 from penstock.wire.tensors import TensorSpec
 
 DIGITS = TensorSpec(name="x", datatype="FP32", shape=(-1, 64))

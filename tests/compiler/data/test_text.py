@@ -12,7 +12,7 @@ import tokenizers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from compiler.data import Dataset
-from compiler.data.section import TokenizerSection
+from compiler.recipe.data_section import TokenizerSection
 from penstock.errors import ConfigError, InvalidInput
 from penstock.wire.tensors import TensorSpec
 

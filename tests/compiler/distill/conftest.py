@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from compiler.data.dataset import Split
 from compiler.distill.cache import AnswerCache
-from compiler.distill.section import DistillSection
 from compiler.distill.student import Request
 from compiler.distill.teacher import LocalTeacher, Report
+from compiler.recipe.distill_section import DistillSection
 from examples.digits import data as digits_data
 from examples.digits import train as digits_train
 from penstock.artifact.blobs import digest_of_file

@@ -14,10 +14,10 @@ from onnx import numpy_helper
 
 from compiler.data.dataset import Split
 from compiler.distill.cache import AnswerCache
-from compiler.distill.section import DistillSection
 from compiler.distill.student import Request, make_student
 from compiler.distill.teacher import ToolchainTeacher
 from compiler.distill.toolchain_models import Directory
+from compiler.recipe.distill_section import DistillSection
 from penstock import toolchain as toolchains
 from penstock.errors import CompileError
 from penstock.runtime import EngineOptions, load_engine

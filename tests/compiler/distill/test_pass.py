@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from compiler import data as datasets
-from compiler import recipe as recipes
 from compiler.passes import distill
 from compiler.passes.distill import DistillJob
+from compiler.recipe import recipes
 from penstock.artifact.blobs import digest_of_file
 from penstock.artifact.manifests import canonical_json
 from penstock.runtime import EngineOptions, load_engine

@@ -12,9 +12,9 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from compiler.data.dataset import Split
-from compiler.distill.section import Factory
 from compiler.distill.student import Student, make_student
 from compiler.distill.teacher import LocalTeacher
+from compiler.recipe.distill_section import Factory
 from penstock.errors import CompileError, ConfigError, InvalidInput, MissingToolchain
 from penstock.runtime import EngineOptions, load_engine
 from tests.compiler.distill.conftest import Digits, FakeTeacher

@@ -13,9 +13,9 @@ import pytest
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from compiler.distill.section import Factory
 from compiler.distill.teacher import CoreTeacher, LocalTeacher, ToolchainTeacher
 from compiler.distill.toolchain_models import Directory
+from compiler.recipe.distill_section import Factory
 from penstock.errors import CompileError, InvalidInput
 from penstock.runtime import EngineOptions, load_engine
 from penstock.sdk.call import InferResult

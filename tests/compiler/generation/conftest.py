@@ -14,7 +14,7 @@ import pytest
 from compiler.generation.measure import Model
 from compiler.passes import genai
 from compiler.passes.job import PassJob, PassResult
-from compiler.targets import GENAI_CPU, resolve
+from compiler.recipe.targets import GENAI_CPU, resolve
 from examples.tiny_llama import data, run
 from examples.tiny_llama.run import Outcome, Plan, Shape
 

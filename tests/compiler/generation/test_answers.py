@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compiler import certify, choose
+from compiler.certificate import certify, score_choice
 from compiler.generation import answers
 from compiler.generation.answers import AnsweredPrompts
 from compiler.generation.measure import Answers
 from compiler.generation.prompts import Prompt, PromptSet
-from compiler.promise import CertificateSection
+from compiler.recipe.certificate_section import CertificateSection
 from penstock.errors import CalibrationError
 from penstock.policy.confidence import TOKEN_SCORES, token_score
 
@@ -98,7 +98,7 @@ def simulated(count: int, seed: int) -> AnsweredPrompts:
 def test_the_certificate_takes_them_as_they_are() -> None:
     promise = CertificateSection(max_harm=0.05, delta=0.05, harm="labels", score="auto")
     tune, certifying, test = (simulated(n, seed) for n, seed in ((800, 1), (1500, 2), (20_000, 3)))
-    choice = choose.choose_token_score(tune.probabilities, tune.edge, tune.cloud, tune.labels, promise)
+    choice = score_choice.choose_token_score(tune.probabilities, tune.edge, tune.cloud, tune.labels, promise)
     found = certify.promise(
         certifying.certify_data(choice.score, harm="labels"), promise, thresholds=choice.thresholds
     ).default

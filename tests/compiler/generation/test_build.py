@@ -13,7 +13,7 @@ import pytest
 from compiler.generation import compare, gguf, measure
 from compiler.passes import genai
 from compiler.passes.job import PassJob
-from compiler.targets import GENAI_CPU, resolve
+from compiler.recipe.targets import GENAI_CPU, resolve
 from penstock import toolchain as toolchains
 from penstock.artifact.blobs import digest_of_file
 from penstock.errors import CompileError

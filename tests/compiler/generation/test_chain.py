@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from compiler.generation import golden
+from compiler.generation import golden_answers
 from examples.tiny_llama import data, run
 
 pytestmark = pytest.mark.timeout(900)  # training, where nothing was kept from another session
@@ -29,7 +29,7 @@ def test_figures_before_and_after(chain: Any) -> None:
         assert perplexity < 400  # of 768 tokens: both have learned something
     assert outcome.size_bytes["edge int4"] < outcome.size_bytes["edge fp32"]
     assert set(outcome.speeds) == {"edge fp32", "edge int4", "cloud fp32"}
-    assert len(outcome.golden.outputs[golden.TOKEN_IDS]) >= 1
+    assert len(outcome.golden.outputs[golden_answers.TOKEN_IDS]) >= 1
     table = run.table(outcome)
     assert "edge perplexity" in table
     assert "with 95% confidence at most 5 points of harm" in table

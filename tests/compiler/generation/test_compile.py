@@ -8,11 +8,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from compiler import pipeline, recertify, recipe
-from compiler.candidates import GateRefused
-from compiler.pipeline import Compiled
+from compiler.cache.steps import StepCache
+from compiler.pipeline import compilation, recertify
+from compiler.pipeline.candidates import GateRefused
+from compiler.pipeline.compilation import Compiled
 from compiler.progress import Lines
-from compiler.steps import StepCache
+from compiler.recipe import recipes
 from examples.tiny_llama import data
 from penstock.artifact import golden
 from penstock.artifact.layout import Layout
@@ -68,8 +69,8 @@ def directory(tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def compile_in(directory: Path, text: str = RECIPE, **options: bool) -> Compiled:
     (directory / "recipe.toml").write_text(text)
     cache = StepCache(directory / "cache")
-    return pipeline.compile_recipe(
-        recipe.load(directory / "recipe.toml"), directory / "out", cache=cache, watcher=QUIET, **options
+    return compilation.compile_recipe(
+        recipes.load(directory / "recipe.toml"), directory / "out", cache=cache, watcher=QUIET, **options
     )
 
 

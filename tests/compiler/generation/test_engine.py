@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compiler.generation import compare, golden, measure
-from compiler.generation.measure import Generate, Likelihoods, Model, Sampling
+from compiler.generation import compare, golden_answers, measure
+from compiler.generation.measure import Likelihoods, Model
 from compiler.passes.job import PassResult
+from compiler.recipe.generation_section import Generate, Sampling
 from penstock import toolchain as toolchains
 from penstock.errors import CompileError, ConfigError
 
@@ -117,8 +118,8 @@ def test_golden_vectors_are_what_the_model_continues_with(
     edge_int4: tuple[Model, PassResult], texts: tuple[str, ...]
 ) -> None:
     prompts = [text[at : at + 80] for text in texts for at in (0, 200)]
-    found = golden.vectors(edge_int4[0], prompts)
-    ids, tokens = found.inputs[golden.PROMPT_IDS], found.outputs[golden.TOKEN_IDS]
+    found = golden_answers.vectors(edge_int4[0], prompts)
+    ids, tokens = found.inputs[golden_answers.PROMPT_IDS], found.outputs[golden_answers.TOKEN_IDS]
     assert (ids.dtype, tokens.dtype) == (np.dtype(np.int64), np.dtype(np.int64))
     assert len(ids) == len(tokens) >= 1
     again = measure.answers(edge_int4[0], ids.tolist(), Generate(max_new_tokens=tokens.shape[1]))

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from compiler.graph import files, guard
+from compiler.graph import files, untrusted
 from penstock.errors import CompileError, InvalidInput, StorageError
 from penstock.runtime import EngineOptions, load_engine
 
@@ -186,7 +186,7 @@ def test_dimensions_that_no_file_holds(save: Callable[[onnx.ModelProto], Path]) 
 
 def test_a_small_file_that_is_asked_for_again_and_again(save: Callable[[onnx.ModelProto], Path]) -> None:
     tensors = []
-    for index in range(guard.MAX_SHARING + 1):
+    for index in range(untrusted.MAX_SHARING + 1):
         tensors.append(external(location="weights"))
         tensors[-1].name = f"w{index}"
     with pytest.raises(CompileError, match="at most 4 times their size"):
@@ -235,7 +235,7 @@ def nested(depth: int) -> onnx.NodeProto:
 
 def test_deeply_nested_subgraphs(save: Callable[[onnx.ModelProto], Path]) -> None:
     with pytest.raises(CompileError, match="subgraphs are nested more than 16 deep"):
-        files.read(save(small([nested(guard.MAX_SUBGRAPH_DEPTH + 1)])), field="edge")
+        files.read(save(small([nested(untrusted.MAX_SUBGRAPH_DEPTH + 1)])), field="edge")
 
 
 def test_subgraphs_nested_deeper_than_protobuf_reads(tmp_path: Path) -> None:
@@ -399,7 +399,7 @@ def test_more_than_two_gib_beside_a_small_file_is_read(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(small(initializers=[large, last]).SerializeToString())
     assert files.data_files(path, field="edge") == (tmp_path / "weights",)
-    found = guard.check(onnx.load(str(path), load_external_data=False), tmp_path)
+    found = untrusted.check(onnx.load(str(path), load_external_data=False), tmp_path)
     assert [place.offset + place.length for _, place in found] == [size - WEIGHT.nbytes, size]
 
 

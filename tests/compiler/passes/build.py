@@ -11,9 +11,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from compiler import targets
-from compiler.graph import check, files
+from compiler.graph import equivalence, files
 from compiler.passes.job import PassJob, PassResult
+from compiler.recipe import targets
 
 Run = Callable[[PassJob], PassResult]
 
@@ -75,7 +75,7 @@ def apply(
 
 def answer(made: onnx.ModelProto, feeds: Mapping[str, Any]) -> dict[str, Any]:
     """What onnxruntime computes."""
-    return check.Session(made).run(feeds)
+    return equivalence.Session(made).run(feeds)
 
 
 def constants(made: onnx.ModelProto) -> dict[str, NDArray[Any]]:

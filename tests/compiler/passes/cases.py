@@ -21,9 +21,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from compiler import targets
-from compiler.graph import check, files
+from compiler.graph import equivalence, files
 from compiler.passes.job import PassJob, PassResult
+from compiler.recipe import targets
 from penstock.errors import CompileError, PenstockError
 
 Run = Callable[[PassJob], PassResult]
@@ -71,7 +71,7 @@ def node_cases() -> tuple[list[Case], list[onnx.ModelProto]]:
         feeds = dict(zip((value.name for value in case.model.graph.input), inputs, strict=False))
         # copies everywhere: onnxruntime writes new running means of a BatchNormalization into the caller's arrays
         try:
-            expected = check.Session(case.model).run(copy.deepcopy(feeds))
+            expected = equivalence.Session(case.model).run(copy.deepcopy(feeds))
         except CompileError:
             others.append(case.model)
             continue
@@ -103,7 +103,7 @@ def with_constants(case: Case) -> Case | None:
     model.graph.input.extend(kept)
     model.graph.initializer.extend(numpy_helper.from_array(np.asarray(case.feeds[name]), name) for name in rest)
     try:
-        expected = check.Session(model).run({first: copy.deepcopy(case.feeds[first])})
+        expected = equivalence.Session(model).run({first: copy.deepcopy(case.feeds[first])})
     except (CompileError, ValueError):  # shape inference looks into constants and refuses some
         return None
     return Case(
@@ -155,7 +155,7 @@ def _judge(run: Run, case: Case, directory: Path, tolerance: float, options: dic
 def answers(path: Path, feeds: dict[str, Any]) -> dict[str, Any]:
     """What a pass's result answers: a model, or a chain of stages."""
     if path.suffix != ".json":
-        return check.Session(files.read(path, field="result")).run(feeds)
+        return equivalence.Session(files.read(path, field="result")).run(feeds)
     import msgspec
 
     from compiler.passes.shard import Chain
@@ -163,14 +163,14 @@ def answers(path: Path, feeds: dict[str, Any]) -> dict[str, Any]:
     chain = msgspec.json.decode(path.read_bytes(), type=Chain)
     tensors = dict(feeds)
     for stage in chain.stages:
-        session = check.Session(files.read(path.with_name(stage.file), field="stage"))
+        session = equivalence.Session(files.read(path.with_name(stage.file), field="stage"))
         tensors |= session.run({port.name: tensors[port.name] for port in stage.inputs})
     return {name: tensors[name] for name in chain.outputs}
 
 
 def _apart(expected: dict[str, Any], found: dict[str, Any]) -> float:
     try:
-        return check.difference(expected, found).relative
+        return equivalence.difference(expected, found).relative
     except CompileError:
         return np.inf
 

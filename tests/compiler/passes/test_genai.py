@@ -11,7 +11,7 @@ import pytest
 
 from compiler.passes import genai
 from compiler.passes.job import PassJob
-from compiler.targets import GENAI_CPU, resolve
+from compiler.recipe.targets import GENAI_CPU, resolve
 from penstock.errors import CompileError, ConfigError, InvalidInput, MissingToolchain
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from compiler.graph import rewrite
-from compiler.passes import fp16, int8_dynamic, int8_static, optimize, prune, shard, weights_only
+from compiler.passes import fp16, int8_dynamic, int8_static, optimize, prune, shard
+from compiler.passes.weights import weights_only
 from tests.compiler.passes import cases
 from tests.compiler.passes.cases import Case, Outcome, Run
 

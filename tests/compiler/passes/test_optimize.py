@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnxruntime import quantization as ortq
 
-from compiler.graph import check, names, rewrite
+from compiler.graph import equivalence, names, rewrite
 from compiler.passes import optimize
 from penstock.errors import CompileError, ConfigError
 from tests.compiler.passes import build, graphs
@@ -259,7 +259,7 @@ def test_a_misspelt_option(tmp_path: Path) -> None:
 
 def test_differences_are_relative_to_the_largest_value() -> None:
     left, right = np.array([100.0, 1.0], np.float32), np.array([100.0, 1.5], np.float32)
-    assert check.difference({"y": left}, {"y": right}).relative == pytest.approx(0.005)
+    assert equivalence.difference({"y": left}, {"y": right}).relative == pytest.approx(0.005)
 
 
 @pytest.mark.parametrize(
@@ -273,13 +273,13 @@ def test_differences_are_relative_to_the_largest_value() -> None:
     ],
 )
 def test_other_shapes_types_and_lost_numbers_are_never_close(found: Any) -> None:
-    assert check.difference({"y": np.array([1.0, 2.0], np.float32)}, {"y": found}).relative == np.inf
+    assert equivalence.difference({"y": np.array([1.0, 2.0], np.float32)}, {"y": found}).relative == np.inf
 
 
 def test_the_same_infinities_are_no_difference() -> None:
     value = np.array([np.inf, -np.inf, np.nan, 3.0], np.float32)
-    assert check.difference({"y": value}, {"y": value.copy()}).relative == 0
+    assert equivalence.difference({"y": value}, {"y": value.copy()}).relative == 0
 
 
 def test_whole_numbers_are_compared_one_by_one() -> None:
-    assert check.difference({"y": np.arange(4)}, {"y": np.array([0, 1, 2, 4])}).relative == 0.25
+    assert equivalence.difference({"y": np.arange(4)}, {"y": np.array([0, 1, 2, 4])}).relative == 0.25

@@ -9,10 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from compiler import targets
 from compiler.graph import files
 from compiler.passes.job import PassJob
 from compiler.passes.table import PASSES
+from compiler.recipe import targets
 from tests.compiler.passes import graphs
 
 JOBS = [

@@ -14,9 +14,10 @@ import pytest
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from compiler.graph import check
-from compiler.passes import fp16, int8_static, optimize, prune, shard, weights_only
+from compiler.graph import equivalence
+from compiler.passes import fp16, int8_static, optimize, prune, shard
 from compiler.passes.job import PassResult
+from compiler.passes.weights import weights_only
 from penstock.errors import CompileError
 from tests.compiler.passes import build, cases, graphs
 from tests.compiler.passes.build import Run
@@ -51,7 +52,7 @@ class Subject:
         made, result = build.apply(run, self.optimized, self._directory, options, examples=[self.feeds])
         outs = [path for path in self._directory.glob("out-*") if (path / result.model).exists()]
         path = max(outs, key=lambda each: int(each.name[4:])) / result.model
-        return check.difference(self.scores, cases.answers(path, self.feeds)).relative, made, result
+        return equivalence.difference(self.scores, cases.answers(path, self.feeds)).relative, made, result
 
 
 @pytest.fixture(scope="module", params=graphs.VISION)
@@ -60,7 +61,7 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def test_optimized(subject: Subject) -> None:
-    assert check.difference(subject.scores, build.answer(subject.optimized, subject.feeds)).relative < 1e-5
+    assert equivalence.difference(subject.scores, build.answer(subject.optimized, subject.feeds)).relative < 1e-5
     assert len(subject.optimized.graph.node) == OPTIMIZED_NODES[subject.name]
     assert "onnxslim" in subject.facts.facts
     assert np.ptp(next(iter(subject.scores.values()))) > 0  # scores that say something
@@ -98,7 +99,7 @@ def test_weights_only_is_the_product_with_rounded_weights(
 def test_no_channels_taken_out(subject: Subject) -> None:
     apart, made, _ = subject.after(prune.run, {"method": "channels", "share": 0.0})
     assert apart < 1e-5
-    assert check.weight_bytes(made) <= check.weight_bytes(subject.optimized)
+    assert equivalence.weight_bytes(made) <= equivalence.weight_bytes(subject.optimized)
 
 
 @pytest.mark.parametrize("subject", ["shufflenet", "squeezenet"], indirect=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compiler.sources import Exported, parity
+from compiler.sources import Exported, equivalence
 from penstock import toolchain as toolchains
 from penstock.errors import CompileError
 from penstock.runtime import EngineOptions, load_engine
@@ -111,9 +111,9 @@ def test_what_goes_wrong_says_why_and_an_exported_program_is_exported(
         assert "Traceback" not in messages[name]
 
     assert not (base / "evil-was-here").exists()
-    traced = [parity.read_case(tmp_path / "out" / "traced" / f"case{index}.npz") for index in (0, 1)]
+    traced = [equivalence.read_case(tmp_path / "out" / "traced" / f"case{index}.npz") for index in (0, 1)]
     with pytest.raises(CompileError, match=r"does not answer as the original, for 2 rows.*is off by up to 0\.\d"):
-        parity.check(tmp_path / "out" / "traced" / "model.onnx", traced, tolerance=1e-4)
+        equivalence.check(tmp_path / "out" / "traced" / "model.onnx", traced, tolerance=1e-4)
     made = exported("free.pt2", base)
     engine = load_engine("onnx", made.model, EngineOptions())
     assert [spec.shape for spec in (*engine.inputs, *engine.outputs)] == [(-1, 4), (-1, 3)]

@@ -1,0 +1,230 @@
+"""The evaluation document: every figure of a compilation, as the artifact carries it and the report shows it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from compiler.recipe.choices import Objective, Task
+from penstock.artifact.certificates import Certificate, Harm
+
+
+class Drop(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Quality lost against the parent: share of rows, with its 95% interval; negative is a gain."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+class Share(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A share of ``n`` rows with its exact 95% interval (Clopper-Pearson)."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where latencies were measured and golden outputs computed."""
+
+    target: str
+    processor: str
+    cores: int
+    onnxruntime: str
+
+
+class Speed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one model costs on the machine that compiled: one thread, calls of all models in turn.
+
+    Attributes:
+        p50_ms: median of a call by batch size. ``memory_bytes``: what a fresh process grew by to load and run it.
+    """
+
+    p50_ms: dict[str, float]
+    memory_bytes: int
+
+
+class Coverage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much of a candidate is integer.
+
+    Attributes:
+        integer_weight_bytes, float_weight_bytes: constants that ended in 8 bits or fewer, and those left in float.
+        integer_nodes, float_nodes: matrix products and convolutions by operator, as onnxruntime executes them here.
+    """
+
+    integer_weight_bytes: int
+    float_weight_bytes: int
+    integer_nodes: dict[str, int]
+    float_nodes: dict[str, int]
+
+
+class CandidateFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One candidate of one target, measured on the tuning split.
+
+    Attributes:
+        quality: share of rows answered well; ``metric`` of the target says what that is. None if it could not be made.
+        drop: quality lost against the float parent; None for the parent itself.
+        speed: None where the target cannot be run on this machine: nothing is guessed.
+        coverage: None for a float candidate. ``kept_float``: operators that the gate sent back to float.
+        verdict: "ships", or why it does not, in a sentence.
+    """
+
+    name: str
+    precision: str
+    size_bytes: int
+    quality: Share | None
+    drop: Drop | None
+    speed: Speed | None
+    coverage: Coverage | None
+    kept_float: tuple[str, ...]
+    summary: str
+    ships: bool
+    verdict: str
+
+
+class SensitivityFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much noise int8 puts on one operator's output: signal to quantization noise, decibels; less is worse."""
+
+    node: str
+    operator: str
+    sqnr_db: float
+
+
+class CascadeFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The cascade at its certified threshold, measured on the test split, which neither chose nor certified it.
+
+    Attributes:
+        coverage: share answered on the device. ``accuracy``: None without labels.
+        harm: what the certificate bounds by ``max_harm``. ``disagreement``: what an audit sees of it.
+    """
+
+    coverage: Share
+    accuracy: Share | None
+    harm: Share
+    disagreement: Share
+
+
+class CurvePoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Shares of all examples of a split: ``coverage`` kept, and ``harm`` kept with harm, at ``threshold``."""
+
+    threshold: float
+    coverage: float
+    harm: float
+
+
+class ReliabilityBin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Test rows whose largest probability lies in one of ten bins: how sure they were, and how often right."""
+
+    confidence: float
+    accuracy: float
+    rows: int
+
+
+class CascadeEvaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The cascade of one variant: what was tuned, what was certified, and what it does on the test split.
+
+    Attributes:
+        score: which was chosen; ``score_coverage``: coverage on the tuning split that each score would have had.
+        refusal: why there is no certificate; "" when there is one.
+        curve_certify, curve_test: risk against coverage on the two splits, strictest threshold first.
+        reliability: on the test split, after the temperature; empty without labels.
+    """
+
+    harm: Harm
+    score: str
+    score_coverage: dict[str, float]
+    temperature: float
+    certificate: Certificate | None
+    refusal: str
+    figures: CascadeFigures | None
+    curve_certify: tuple[CurvePoint, ...]
+    curve_test: tuple[CurvePoint, ...]
+    reliability: tuple[ReliabilityBin, ...]
+
+
+class VariantFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What ships, on the test split.
+
+    Attributes:
+        quality: share of rows answered well. ``agreement_cloud``: share answered as the cloud does.
+        ranking: for embeddings, Spearman's correlation of all pairwise similarities with the float model's.
+    """
+
+    role: str
+    target: str
+    precision: str
+    digest: str
+    size_bytes: int
+    quality: Share
+    agreement_cloud: Share
+    ranking: float | None
+    speed: Speed | None
+
+
+class TargetEvaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything about one variant that was built: a rung of the ladder on a target.
+
+    Attributes:
+        parent: name of the float candidate that others are compared with. ``chosen``: name of the one that ships.
+        cascade: None for a task that is not certified.
+        not_measured: why nothing was timed or certified; "" where the target runs here.
+    """
+
+    role: str
+    target: str
+    objective: Objective
+    metric: str
+    max_drop: float
+    parent: str
+    chosen: str
+    candidates: tuple[CandidateFigures, ...]
+    sensitivity: tuple[SensitivityFigures, ...]
+    parent_test: VariantFigures
+    variant: VariantFigures
+    cascade: CascadeEvaluation | None
+    not_measured: str
+
+
+class SplitFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many rows a split has, and the digest of its examples."""
+
+    rows: int
+    digest: str
+
+
+class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything measured.
+
+    Attributes:
+        sources: how each role's model came to be, in words (read, exported, distilled).
+        targets: device first. ``cloud``: the cloud variant on the test split.
+        generation: figures of a language model; empty for other tasks.
+    """
+
+    schema: Literal[2] = 2
+    model: str
+    version: str
+    task: Task
+    machine: Machine
+    splits: dict[str, SplitFigures]
+    sources: dict[str, str]
+    targets: tuple[TargetEvaluation, ...]
+    cloud: VariantFigures
+    generation: dict[str, Any] = {}
+
+
+def encode(evaluation: Evaluation) -> bytes:
+    """Indented JSON, for people too."""
+    return msgspec.json.format(msgspec.json.encode(evaluation, order="sorted"), indent=2) + b"\n"
+
+
+def decode(data: bytes) -> Evaluation:
+    """
+    Raises:
+        msgspec.ValidationError: another schema.
+    """
+    return msgspec.json.decode(data, type=Evaluation)

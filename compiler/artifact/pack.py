@@ -1,0 +1,296 @@
+"""From measured variants to an artifact on disk: specs, golden vectors, certificate, and a directory that is all or
+nothing.
+
+Owns that the same inputs give the same digests, and that the cloud variant's digest depends only on the cloud model and
+what the recipe says of the model: its golden inputs are drawn from a fixed seed, never from the edge's examples. So
+versions that share a cloud model share its variant, and a core loads it once.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compiler.cache.steps import ENTRY_FILE
+from compiler.data import Split
+from compiler.recipe.recipes import ModelSection
+from penstock.artifact import golden, manifests
+from penstock.artifact.blobs import disk_errors, fsync_directory
+from penstock.artifact.certificates import Certificate
+from penstock.artifact.golden import Golden
+from penstock.artifact.layout import Layout, VariantDraft
+from penstock.artifact.manifests import Role, VariantSpec
+from penstock.errors import CompileError, Conflict, PenstockError, StorageError
+from penstock.runtime import Engine
+from penstock.wire.tensors import Array, TensorSpec, numpy_dtype
+
+REPORT_FILE, EVALUATION_FILE, LOCK_FILE = "report.html", "evaluation.json", "lock.json"
+CLOUD_TARGET = "cpu"
+
+_GOLDEN_ROWS = 16
+_GOLDEN_SEED = 0
+_STEPS = {"fp32": 1e-3, "none": 1e-3, "fp16": 1e-2}
+_FREE_DIMENSION = 8  # of a golden input, where the model leaves a dimension other than the batch free
+_OURS = frozenset({"oci-layout", "index.json", "blobs", REPORT_FILE, EVALUATION_FILE, LOCK_FILE})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packable:
+    """A model that is to become a variant.
+
+    Attributes:
+        onnx: computes the golden outputs; the model itself, or the graph that an engine was built from.
+        files: further files of the model, by their names in the artifact.
+        max_batch: rows in a call, if other than the recipe's; 0 for that.
+    """
+
+    role: Role
+    target: str
+    precision: str
+    weights: Path
+    onnx: Engine
+    engine: str = "onnx"
+    provider: str = "cpu"
+    files: Mapping[str, Path] = field(default_factory=dict)
+    max_batch: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Described:
+    """What all variants of an artifact have in common.
+
+    Attributes:
+        output: name of the scored output. ``labels``: names of the classes; () for none.
+        preprocessing: what becomes of raw data before it is an input; a certificate binds it.
+    """
+
+    model: ModelSection
+    output: str
+    labels: tuple[str, ...]
+    preprocessing: dict[str, Any]
+
+
+def draft(described: Described, what: Packable, inputs: Mapping[str, Array]) -> VariantDraft:
+    """A variant ready to pack, with its own outputs for ``inputs`` as golden vectors.
+
+    Raises:
+        CompileError: it answers the golden inputs with NaN or infinities.
+    """
+    model = described.model
+    outputs = what.onnx.run(inputs)
+    for name, array in outputs.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise CompileError(
+                f"{what.role} variant: output {name!r} is not finite for golden inputs; set model.input_range in the "
+                "recipe"
+            )
+    spec = VariantSpec(
+        model=model.name,
+        role=what.role,
+        engine=what.engine,
+        target=what.target,
+        provider=what.provider,
+        precision=what.precision,
+        inputs=what.onnx.inputs,
+        outputs=what.onnx.outputs,
+        score_output=described.output,
+        score_kind=model.output_kind,
+        labels=described.labels,
+        max_batch=what.max_batch or model.max_batch,
+        preprocessing=described.preprocessing,
+        golden_tolerance=_tolerance(outputs, what.precision),
+    )
+    vectors = golden.encode(Golden(inputs=inputs, outputs=outputs))
+    return VariantDraft(spec=spec, weights=what.weights, golden=vectors, files=what.files)
+
+
+def edge_golden_inputs(split: Split) -> dict[str, Array]:
+    """The first rows of a split. They travel to devices: never of the certifying one."""
+    return dict(split.take(slice(0, _GOLDEN_ROWS), name="golden").inputs)
+
+
+def cloud_golden_inputs(specs: tuple[TensorSpec, ...], value_range: tuple[float, float] | None) -> dict[str, Array]:
+    """Noise from a fixed seed over the declared range (0 to 1 where none is): equal for all who share a cloud model."""
+    low, high = value_range or (0.0, 1.0)
+    source = np.random.default_rng(_GOLDEN_SEED)
+    inputs: dict[str, Array] = {}
+    for spec in specs:
+        shape = (_GOLDEN_ROWS, *(_FREE_DIMENSION if size == -1 else size for size in spec.shape[1:]))
+        dtype = numpy_dtype(spec.datatype)
+        if dtype.kind == "f":
+            inputs[spec.name] = source.uniform(low, high, shape).astype(dtype)
+        else:
+            inputs[spec.name] = source.integers(int(low), int(high), shape, endpoint=True).astype(dtype)
+    return inputs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Referring:
+    """A document that refers to the artifact. ``copy`` is its name beside the layout, for people; "" for none."""
+
+    kind: str
+    content: bytes
+    title: str
+    copy: str = ""
+
+
+def evidence(document: bytes) -> Referring:
+    """What a certificate can be recomputed from."""
+    return Referring(kind=manifests.EVIDENCE, content=document, title="evidence.msgpack")
+
+
+def documents(*, lock: bytes, evaluation: bytes, report: str) -> tuple[Referring, ...]:
+    """What every artifact carries besides certificates."""
+    return (
+        Referring(kind=manifests.LOCK, content=lock, title=LOCK_FILE, copy=LOCK_FILE),
+        Referring(kind=manifests.EVALUATION, content=evaluation, title=EVALUATION_FILE, copy=EVALUATION_FILE),
+        Referring(kind=manifests.REPORT, content=report.encode(), title=REPORT_FILE, copy=REPORT_FILE),
+    )
+
+
+def write(
+    directory: Path,
+    drafts: Sequence[VariantDraft],
+    certificates: Sequence[Certificate],
+    referring: Sequence[Referring],
+    *,
+    tag: str,
+) -> Layout:
+    """Write the whole artifact, its referrers and the copies for people into an empty directory, and verify it.
+
+    Raises:
+        CertificateMismatch, ArtifactError, StorageError: nothing that fails here is ever published.
+    """
+    layout = Layout.create(directory)
+    layout.pack(drafts, tag=tag)
+    for certificate in certificates:
+        layout.attach_certificate(certificate)
+    for document in referring:
+        layout.attach(document.kind, document.content, title=document.title)
+        if document.copy:
+            with disk_errors(f"writing {directory}"):
+                (directory / document.copy).write_bytes(document.content)
+    problems = layout.verify()
+    if problems:
+        raise CompileError(f"the artifact just written does not verify: {'; '.join(problems[:3])}")
+    return layout
+
+
+def check_destination(out: Path) -> None:
+    """
+    Raises:
+        Conflict: something is there that an earlier compilation did not write, and that would be lost.
+        StorageError: it cannot be looked into.
+    """
+    with disk_errors(f"looking into {out}"):
+        if not out.exists() and not out.is_symlink():
+            _check_parent(out)
+            return
+        names = {path.name for path in out.iterdir()}
+    if not names:
+        return
+    foreign = names - _OURS
+    try:
+        is_ours = not foreign and any(manifests.MODEL in entry.annotations for entry in Layout(out).index.manifests)
+    except PenstockError:
+        is_ours = False
+    if not is_ours:
+        what = f"{', '.join(sorted(foreign)[:3])}" if foreign else "no artifact of ours"
+        raise Conflict(f"{out} exists and holds {what}; choose another directory, or remove this one")
+
+
+def _check_parent(out: Path) -> None:
+    """
+    Raises:
+        StorageError: no directory can be made there; better said before hours of work than after.
+    """
+    parent = next(path for path in out.parents if path.exists())
+    if not os.access(parent, os.W_OK | os.X_OK) or not parent.is_dir():
+        raise StorageError(f"{out}: nothing can be written in {parent}; choose another directory")
+
+
+@contextmanager
+def workspace(out: Path) -> Iterator[Path]:
+    """A scratch directory beside ``out`` (so that a rename can publish from it), gone afterwards whatever happens.
+
+    Raises:
+        StorageError: the parent directory cannot be written.
+    """
+    with disk_errors(f"creating a directory beside {out}"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def publish(built: Path, out: Path, scratch: Path, *, finish: Callable[[Path], None] | None = None) -> None:
+    """Copy a finished artifact to ``out``; what an earlier compilation wrote there is replaced as a whole.
+
+    Args:
+        finish: called with the copy before it takes its place.
+
+    Raises:
+        StorageError: a copy or a rename failed; ``out`` is as it was.
+    """
+    with disk_errors(f"publishing {out}"):
+        ready, previous = scratch / "ready", scratch / "previous"
+        shutil.copytree(built, ready, ignore=shutil.ignore_patterns(ENTRY_FILE))
+        if out.exists():
+            _carry_over(out, ready)
+        if finish is not None:
+            finish(ready)
+        if not out.exists():
+            os.rename(ready, out)
+            fsync_directory(out.parent)
+            return
+        os.rename(out, previous)
+        try:
+            os.rename(ready, out)
+        except OSError:
+            os.rename(previous, out)
+            raise
+        fsync_directory(out.parent)
+
+
+def _carry_over(out: Path, ready: Path) -> None:
+    """Keep what joined the very same artifact after it was compiled: certificates made on a device, signatures."""
+    try:
+        old, new = Layout(out), Layout(ready)
+        same = old.digest == new.digest
+    except PenstockError:  # nothing there that could be kept
+        return
+    if not same:
+        return
+    known = {entry.digest for entry in new.index.manifests}
+    joined = [entry for entry in old.index.manifests if entry.digest not in known]
+    kinds = {manifests.CERTIFICATE, manifests.EVIDENCE, manifests.SIGNATURE}
+    kept = [entry for entry in joined if entry.artifact_type in kinds]
+    for entry in kept:
+        manifest = manifests.decode_manifest(old.blobs.read(entry.digest))
+        for digest in (entry.digest, manifest.config.digest, *(layer.digest for layer in manifest.layers)):
+            new.blobs.put_file(old.blobs.path(digest))
+    artifact, *referrers = new.index.manifests
+    new.adopt(artifact, [*referrers, *kept])
+
+
+def _tolerance(outputs: Mapping[str, Array], precision: str) -> float:
+    """How far golden outputs may be off elsewhere.
+
+    Float kernels add in another order on another processor: a thousandth of the largest value. Half precision has ten
+    bits: a hundredth. In integers a sum next to a rounding border may land one step off and carry on from there: four
+    of 256 steps of the largest value. Saturated products, which is what the check must catch, are off by far more.
+    """
+    values = [np.abs(array.astype(np.float64)) for array in outputs.values() if array.dtype.kind == "f"]
+    largest = max((float(array.max()) for array in values if array.size), default=0.0)
+    step = _STEPS.get(precision, 4 / 256)
+    return float(f"{max(1e-3, step * largest):.3g}")

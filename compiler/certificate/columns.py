@@ -1,0 +1,88 @@
+"""The examples that a promise is certified on, as columns: scores, what both models said, labels, groups.
+
+Pure. Decides what counts as harm, and which columns are malformed. What they prove is ``compiler.certificate.certify``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock.artifact.certificates import MAX_GROUPS
+from penstock.errors import CalibrationError
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.integer]
+
+_MAX_GROUP_NAME = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CertifyData:
+    """The certifying split, one entry an example.
+
+    Attributes:
+        scores: float [N] in [0, 1]; NaN for an answer that must never be kept.
+        edge_predictions, cloud_predictions: integer classes [N].
+        labels: integer classes [N]; None counts disagreement with the cloud as harm.
+        groups: names [N] (array of str) of the groups that each shall keep the promise; None for the promise over all.
+    """
+
+    scores: NDArray[np.floating]
+    edge_predictions: Integers
+    cloud_predictions: Integers
+    labels: Integers | None = None
+    groups: NDArray[np.str_] | None = None
+
+
+def harmful(data: CertifyData) -> NDArray[np.bool_]:
+    """bool [N]: which examples are harm if they are kept."""
+    if data.labels is None:
+        return np.asarray(data.edge_predictions != data.cloud_predictions)
+    return np.asarray((data.edge_predictions != data.labels) & (data.cloud_predictions == data.labels))
+
+
+def counts_at(grid: Floats, scores: NDArray[np.floating], among: NDArray[np.bool_] | None) -> NDArray[np.int64]:
+    """How many examples (of those in ``among``) are kept at each threshold; a score equal to it is kept, NaN never."""
+    counted = ~np.isnan(scores) if among is None else among & ~np.isnan(scores)
+    ascending = np.sort(scores[counted].astype(np.float64))  # float32 against the grid would round the threshold
+    return np.asarray(len(ascending) - np.searchsorted(ascending, grid, side="left"), dtype=np.int64)
+
+
+def check(data: CertifyData) -> None:
+    """
+    Raises:
+        CalibrationError: which column is malformed, and what was expected.
+    """
+    scores = data.scores
+    if scores.dtype.kind != "f" or scores.ndim != 1 or len(scores) == 0:
+        raise CalibrationError(f"scores: {scores.dtype} {list(scores.shape)}, expected floats [N] with N >= 1")
+    outside = int(np.count_nonzero((scores < 0) | (scores > 1)))
+    if outside:
+        raise CalibrationError(f"scores: {outside} of {len(scores)} are infinite or outside [0, 1]")
+    columns = {"edge_predictions": data.edge_predictions, "cloud_predictions": data.cloud_predictions}
+    if data.labels is not None:
+        columns["labels"] = data.labels
+    for name, column in columns.items():
+        if column.dtype.kind not in "iu" or column.shape != scores.shape:
+            raise CalibrationError(
+                f"{name}: {column.dtype} {list(column.shape)}, expected integer classes [{len(scores)}]"
+            )
+    if data.groups is not None:
+        _check_groups(data.groups, len(scores))
+
+
+def _check_groups(groups: NDArray[np.str_], n: int) -> None:
+    if groups.dtype.kind != "U" or groups.shape != (n,):
+        raise CalibrationError(f"groups: {groups.dtype} {list(groups.shape)}, expected names [{n}]")
+    names = np.unique(groups).tolist()
+    if len(names) > MAX_GROUPS:
+        raise CalibrationError(
+            f"groups: {len(names)} different ones, at most {MAX_GROUPS} can each be given a promise (is it a column of "
+            "numbers?); merge some"
+        )
+    long = next((name for name in names if not 1 <= len(name) <= _MAX_GROUP_NAME), None)
+    if long is not None:
+        raise CalibrationError(f"groups: {long[:60]!r} is no name; expected 1 to {_MAX_GROUP_NAME} characters")

@@ -1,0 +1,251 @@
+"""The evidence document: every figure of a certificate can be recomputed from it, by anybody, at any time.
+
+Decides the document's form, how the certificate that names it is built, and which figures differ when they are
+computed again. It holds one row an example: scores, both models' classes, labels, groups, and the thresholds that were
+tested. It holds no inputs: what the examples were cannot be read from it. Devices never fetch it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from compiler.certificate.certify import Certified, Promised, certify
+from compiler.certificate.columns import CertifyData, Integers, check
+from penstock.artifact.blobs import digest_of
+from penstock.artifact.certificates import MAX_GROUPS, Certificate, Level, RefusedLevel
+from penstock.errors import ArtifactError, CalibrationError, InvalidInput
+from penstock.wire import tensors
+from penstock.wire.tensors import Array
+
+MAX_ROWS = 1_000_000
+MAX_BYTES = 64 * 1024**2
+"""Of a document: a million rows with labels and groups are less than half of it."""
+
+_MAX_NAME_BYTES = 1024  # one long name would be as long for every row
+
+_SCORES, _EDGE, _CLOUD, _LABELS = "scores", "edge", "cloud", "labels"
+_GROUPS, _GROUP_NAMES, _THRESHOLDS = "groups", "group_names", "thresholds"
+_REQUIRED = (_SCORES, _EDGE, _CLOUD, _THRESHOLDS)
+_OPTIONAL = (_LABELS, _GROUPS, _GROUP_NAMES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What a certificate is about, by digest: two variants (their manifests) and the preprocessing they expect."""
+
+    model: str
+    edge_digest: str
+    cloud_digest: str
+    preprocessing_digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Evidence:
+    """A decoded document."""
+
+    data: CertifyData
+    thresholds: tuple[float, ...]
+
+
+def encode(data: CertifyData, thresholds: Sequence[float]) -> bytes:
+    """The document (``penstock.wire.tensors.pack``); same examples in the same order, same bytes.
+
+    Args:
+        data: as it was certified: without labels where harm is disagreement, with groups where each got the promise.
+        thresholds: the grid, strictest first.
+
+    Raises:
+        CalibrationError: more than MAX_ROWS rows, or malformed columns.
+    """
+    check(data)
+    if len(data.scores) > MAX_ROWS:
+        raise CalibrationError(
+            f"{len(data.scores)} certifying examples, more than the {MAX_ROWS} that evidence is kept of; a sample is "
+            "enough",
+            needed=MAX_ROWS,
+        )
+    named: dict[str, Array] = {
+        _SCORES: data.scores.astype(np.float64),
+        _EDGE: _compact(data.edge_predictions),
+        _CLOUD: _compact(data.cloud_predictions),
+    }
+    if data.labels is not None:
+        named[_LABELS] = _compact(data.labels)
+    if data.groups is not None:
+        names, members = np.unique(data.groups, return_inverse=True)
+        named[_GROUPS], named[_GROUP_NAMES] = _compact(members), names.astype(object)
+    named[_THRESHOLDS] = np.asarray(thresholds, dtype=np.float64)
+    return tensors.pack(named)
+
+
+def decode(data: bytes) -> Evidence:
+    """
+    Raises:
+        ArtifactError: not an evidence document, or one with columns that cannot be certified on.
+    """
+    try:
+        named = tensors.unpack(data)
+    except InvalidInput as error:
+        raise ArtifactError(f"evidence: {error.message}") from error
+    missing = [name for name in _REQUIRED if name not in named]
+    unknown = [name for name in named if name not in (*_REQUIRED, *_OPTIONAL)]
+    if missing or unknown:
+        raise ArtifactError(f"evidence: missing columns {missing}, unknown columns {unknown}")
+    columns = CertifyData(
+        scores=_floats(named[_SCORES]),
+        edge_predictions=_integers(named[_EDGE]),
+        cloud_predictions=_integers(named[_CLOUD]),
+        labels=_integers(named[_LABELS]) if _LABELS in named else None,
+        groups=_names(named) if _GROUPS in named or _GROUP_NAMES in named else None,
+    )
+    try:
+        check(columns)
+    except CalibrationError as error:
+        raise ArtifactError(f"evidence: {error.message}") from error
+    return Evidence(data=columns, thresholds=tuple(_floats(named[_THRESHOLDS]).ravel().tolist()))
+
+
+def bind(
+    found: Promised,
+    subject: Subject,
+    *,
+    score: str,
+    temperature: float,
+    data_digest: str,
+    evidence: bytes = b"",
+    group_by: str = "",
+    serial: int = 1,
+) -> Certificate:
+    """The certificate of what was found, for exactly these variants, this preprocessing and this data.
+
+    Args:
+        data_digest: of the certifying split. ``evidence``: the document it names, b"" where none is kept.
+        group_by: what the groups are called. ``serial``: one more than the last certificate's of this edge variant.
+    """
+    levels = tuple(_level(level) for level in found.levels)
+    return Certificate(
+        model=subject.model,
+        edge_digest=subject.edge_digest,
+        cloud_digest=subject.cloud_digest,
+        preprocessing_digest=subject.preprocessing_digest,
+        harm=found.default.harm,
+        score=score,
+        temperature=temperature,
+        **msgspec.structs.asdict(levels[0]),
+        group_by=group_by,
+        levels=levels,
+        refused=tuple(
+            RefusedLevel(max_harm=item.max_harm, delta=item.delta, reason=item.reason, needed=item.needed)
+            for item in found.refused
+        ),
+        data_digest=data_digest,
+        evidence_digest=digest_of(evidence) if evidence else "",
+        serial=serial,
+    )
+
+
+def differences(certificate: Certificate, evidence: Evidence) -> list[str]:
+    """What a certificate says that its evidence does not; [] when every figure is found again.
+
+    Every level is certified anew on the stored examples, at the delta it names. Counts and thresholds must be equal;
+    intervals to nine digits, since another machine's logarithms differ in the last.
+    """
+    harm = "disagreement" if evidence.data.labels is None else "labels"
+    found = [] if harm == certificate.harm else [f"harm: {certificate.harm} certified, the evidence is of {harm}"]
+    levels = certificate.levels or (_own_level(certificate),)
+    found += [f"level {level.max_harm:g}: {text}" for level in levels for text in _level_differences(level, evidence)]
+    for refused in certificate.refused:
+        try:
+            certify(evidence.data, max_harm=refused.max_harm, delta=refused.delta, thresholds=evidence.thresholds)
+            found.append(f"level {refused.max_harm:g}: refused, but the evidence supports it")
+        except CalibrationError as error:
+            if (error.message, error.needed) != (refused.reason, refused.needed):
+                found.append(f"level {refused.max_harm:g}: refused with {refused.reason!r}, now {error.message!r}")
+    return found
+
+
+def _level_differences(level: Level, evidence: Evidence) -> list[str]:
+    try:
+        again = _level(
+            certify(evidence.data, max_harm=level.max_harm, delta=level.delta, thresholds=evidence.thresholds)
+        )
+    except CalibrationError as error:
+        return [f"the evidence does not support it: {error.message}"]
+    return _differences(msgspec.to_builtins(level), msgspec.to_builtins(again))
+
+
+def _differences(said: Mapping[str, Any], found: Mapping[str, Any], prefix: str = "") -> list[str]:
+    listed = []
+    for name, value in said.items():
+        other = found[name]
+        if name == "groups":
+            listed += _group_differences(value, other)
+        elif isinstance(value, float) and isinstance(other, float):
+            if not math.isclose(value, other, rel_tol=1e-9, abs_tol=1e-12):
+                listed.append(f"{prefix}{name}: {value:.9g} certified, {other:.9g} recomputed")
+        elif value != other:
+            listed.append(f"{prefix}{name}: {value} certified, {other} recomputed")
+    return listed
+
+
+def _group_differences(said: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> list[str]:
+    names, others = [group["name"] for group in said], [group["name"] for group in found]
+    if names != others:
+        return [f"groups: {names} certified, {others} in the evidence"]
+    return [
+        text
+        for one, other in zip(said, found, strict=True)
+        for text in _differences(one, other, prefix=f"group {one['name']!r}: ")
+    ]
+
+
+def _level(found: Certified) -> Level:
+    values = {field.name: getattr(found, field.name) for field in fields(found)}
+    return Level(**{name: values[name] for name in Level.__struct_fields__})
+
+
+def _own_level(certificate: Certificate) -> Level:
+    """The only level of a certificate that lists none."""
+    return Level(**{name: getattr(certificate, name) for name in Level.__struct_fields__})
+
+
+def _compact(column: Integers) -> Array:
+    """The same integers in the smallest type that travels: a class is a byte, not eight."""
+    low, high = int(column.min()), int(column.max())
+    for dtype in (np.uint8, np.uint16, np.int32):
+        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
+            return column.astype(dtype)
+    return column.astype(np.int64)
+
+
+def _floats(column: Array) -> NDArray[np.float64]:
+    if column.dtype != np.float64:
+        raise ArtifactError(f"evidence: a column of {column.dtype}, expected float64")
+    return column.astype(np.float64)
+
+
+def _integers(column: Array) -> Integers:
+    if column.dtype.kind not in "iu":
+        raise ArtifactError(f"evidence: a column of {column.dtype}, expected integers")
+    return column.astype(np.int64)
+
+
+def _names(named: Mapping[str, Array]) -> NDArray[np.str_]:
+    members, names = named.get(_GROUPS), named.get(_GROUP_NAMES)
+    if members is None or names is None or names.dtype != object or not 1 <= names.size <= MAX_GROUPS:
+        raise ArtifactError(f"evidence: groups need their members' numbers and a list of 1 to {MAX_GROUPS} names")
+    numbers = _integers(members)
+    if numbers.size and not (numbers.min() >= 0 and numbers.max() < len(names)):
+        raise ArtifactError(f"evidence: group numbers from {numbers.min()} to {numbers.max()} of {len(names)} names")
+    try:
+        words = np.array([name[:_MAX_NAME_BYTES].decode() for name in names.ravel().tolist()])
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"evidence: a group's name is no text: {error}") from error
+    return np.asarray(words[numbers])

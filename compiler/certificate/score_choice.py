@@ -1,0 +1,218 @@
+"""Which confidence score and temperature the promise is made with, and the thresholds worth testing.
+
+Pure. Everything is chosen on the "tune" split alone, so whatever the choice, the certifying split has not been seen and
+its test keeps its error rate: the promise survives the choice. Choosing the score that certifies best on the certifying
+split itself would be one look more for each score tried.
+
+Every score is given the temperature that fits the split, and is judged by the share of answers it would keep on the
+device at the promised harm. The threshold it would get is predicted rather than certified: the lowest at which the
+share of harm on this split is within what the certificate's test will let pass on as many examples as there are to
+certify with. Certifying the tune split itself chooses as well where it is large; where it is small, it keeps nothing
+by any score and cannot tell them apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compiler.certificate.binomial import allowed_harm
+from compiler.certificate.certify import THRESHOLDS
+from compiler.certificate.columns import CertifyData, check, counts_at, harmful
+from compiler.certificate.temperature import temperature as fit_temperature
+from compiler.recipe.certificate_section import AUTO, CertificateSection
+from penstock.errors import CalibrationError
+from penstock.policy.confidence import SCORES, TOKEN_SCORES, Kind, score, token_score
+from penstock.wire.tensors import Array
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.integer]
+
+_QUANTILES = 256
+_WORTH = 0.005
+"""Coverage that makes up for a score that is less simple; differences below it are the grid's."""
+
+_TEMPERATURES = (0.051, 19.8)  # beyond, the fit ran to the end of what ``fit_temperature`` looks at
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What was chosen, and why.
+
+    Attributes:
+        coverage: predicted share kept at the promise's default level, by score; only the scores that were compared.
+        thresholds: the grid to certify on, strictest first: the fixed one, and quantiles of the chosen score on the
+            split that chose it. A score that crowds in a corner of [0, 1] is told apart there too.
+        reason: one sentence for a report.
+    """
+
+    score: str
+    temperature: float
+    coverage: Mapping[str, float]
+    thresholds: tuple[float, ...]
+    reason: str
+
+
+def choose(
+    outputs: Array,
+    edge: Integers,
+    cloud: Integers,
+    labels: Integers | None,
+    kind: Kind,
+    promise: CertificateSection,
+    *,
+    groups: NDArray[np.str_] | None = None,
+    rows_to_certify: int | None = None,
+) -> Choice:
+    """Choose score, temperature and thresholds for a classifier.
+
+    Args:
+        outputs: the edge variant's scored output [N, C] on the tune split, of this ``kind``.
+        edge, cloud: both variants' classes [N]. ``labels``: classes [N], or None.
+        promise: ``promise.score`` other than "auto" fixes the score; temperature and thresholds are fitted anyway.
+        groups: names [N], where the promise is made by group.
+        rows_to_certify: how many examples will certify (their number, never their content); N by default.
+
+    Raises:
+        CalibrationError: no rows, outputs that are not finite, malformed columns, labels missing that harm needs, or a
+            score fixed that these outputs cannot have.
+    """
+    temperature, note = _temperature(outputs, cloud if labels is None else labels, kind)
+    names = _usable(promise.score, SCORES, kind)
+    scores = {name: score(outputs, kind=kind, name=name, temperature=temperature) for name in names}
+    data = _columns(next(iter(scores.values())), edge, cloud, labels, groups, promise)
+    return _best(scores, data, promise, rows_to_certify, temperature=temperature, note=note)
+
+
+def choose_token_score(
+    probabilities: Sequence[Array],
+    edge: Integers,
+    cloud: Integers,
+    labels: Integers | None,
+    promise: CertificateSection,
+    *,
+    groups: NDArray[np.str_] | None = None,
+    rows_to_certify: int | None = None,
+) -> Choice:
+    """The same for generated sequences, among the quantiles of their tokens' probabilities; the temperature is 1.
+
+    Args:
+        probabilities: of the chosen tokens, one array [tokens] a sequence.
+        edge, cloud, labels: answers [N] as integers, equal where the answers count as the same.
+
+    Raises:
+        CalibrationError: as :func:`choose`.
+    """
+    names = _usable(promise.score, TOKEN_SCORES, None)
+    scores = {name: token_score(probabilities, name=name) for name in names}
+    data = _columns(next(iter(scores.values())), edge, cloud, labels, groups, promise)
+    return _best(scores, data, promise, rows_to_certify, temperature=1.0, note="")
+
+
+def grid_for(scores: Floats) -> tuple[float, ...]:
+    """Thresholds to certify on, strictest first: the fixed ones and quantiles of ``scores`` [N], of the tune split."""
+    known = scores[np.isfinite(scores)].astype(np.float64)
+    if not len(known):
+        return THRESHOLDS
+    quantiles = np.quantile(known, np.linspace(0, 1, _QUANTILES + 1), method="lower")
+    # relative to 1, since sure answers crowd there; more digits would be noise of the last bits, and of this machine
+    rounded = {float(1 - float(f"{1 - value:.4g}")) for value in quantiles}
+    return tuple(sorted(rounded | set(THRESHOLDS), reverse=True))
+
+
+def _temperature(outputs: Array, classes: Integers, kind: Kind) -> tuple[float, str]:
+    """The fitted temperature, or 1 with a note where the split holds nothing to fit one on."""
+    fitted = fit_temperature(outputs, classes.astype(np.int64), kind=kind)
+    low, high = _TEMPERATURES
+    if low < fitted < high:
+        return float(f"{fitted:.4g}"), ""  # more digits would be noise of the last bits
+    # without a single mistake the likelihood grows for ever as T falls, and then every score is 1 and none is a ranking
+    return 1.0, f"no temperature fits {len(classes)} examples (too few mistakes, or nothing but mistakes): 1 is used"
+
+
+def _usable(wanted: str, known: Mapping[str, str], kind: Kind | None) -> tuple[str, ...]:
+    usable = tuple(name for name in known if not (name == "energy" and kind == "probabilities"))
+    if wanted == AUTO:
+        return usable
+    if wanted not in usable:
+        hint = "; energy needs logits" if wanted == "energy" else ""
+        raise CalibrationError(f"score: {wanted!r} cannot be had of these outputs{hint}; usable: {', '.join(usable)}")
+    return (wanted,)
+
+
+def _columns(
+    scores: Floats,
+    edge: Integers,
+    cloud: Integers,
+    labels: Integers | None,
+    groups: NDArray[np.str_] | None,
+    promise: CertificateSection,
+) -> CertifyData:
+    if promise.harm == "labels" and labels is None:
+        raise CalibrationError('harm is counted by labels and there are none; set harm = "disagreement", or add labels')
+    data = CertifyData(
+        scores=scores,
+        edge_predictions=edge,
+        cloud_predictions=cloud,
+        labels=labels if promise.harm == "labels" else None,
+        groups=groups,
+    )
+    check(data)
+    return data
+
+
+def _best(
+    scores: Mapping[str, Floats],
+    data: CertifyData,
+    promise: CertificateSection,
+    rows_to_certify: int | None,
+    *,
+    temperature: float,
+    note: str,
+) -> Choice:
+    grids = {name: grid_for(values) for name, values in scores.items()}
+    coverage = {
+        name: _predicted_coverage(values, np.array(grids[name]), data, promise, rows_to_certify)
+        for name, values in scores.items()
+    }
+    best = max(coverage.values())
+    chosen = next(name for name, share in coverage.items() if share >= best - _WORTH)  # they come simplest first
+    return Choice(
+        score=chosen,
+        temperature=temperature,
+        coverage=coverage,
+        thresholds=grids[chosen],
+        reason="; ".join(part for part in (_reason(chosen, coverage, promise, len(data.scores)), note) if part),
+    )
+
+
+def _predicted_coverage(
+    scores: Floats, grid: Floats, data: CertifyData, promise: CertificateSection, rows_to_certify: int | None
+) -> float:
+    """The share kept at the strictest of the groups' predicted thresholds; 0 where none is within the allowance."""
+    n, harms = len(scores), harmful(data)
+    names = [None] if data.groups is None else np.unique(data.groups).tolist()
+    passed = len(grid)
+    for name in names:
+        rows = np.full(n, True) if name is None else np.asarray(data.groups == name)
+        count = int(np.count_nonzero(rows))
+        certifying = max(1, round((rows_to_certify or n) * count / n))
+        allowed = max(0, allowed_harm(certifying, promise.levels[0], promise.level_delta / len(names))) / certifying
+        within = counts_at(grid, scores, harms & rows) <= allowed * count
+        passed = min(passed, int(np.argmin(np.append(within, False))))
+    return float(counts_at(grid, scores, None)[passed - 1] / n) if passed else 0.0
+
+
+def _reason(chosen: str, coverage: Mapping[str, float], promise: CertificateSection, n: int) -> str:
+    harm = f"{100 * promise.levels[0]:g} points of harm"
+    if promise.score != AUTO:
+        return f"{chosen} is the score the recipe names"
+    if not any(coverage.values()):
+        return f"no score is expected to keep anything within {harm} on {n} tuning examples; {chosen} is the simplest"
+    others = ", ".join(f"{name} {share:.1%}" for name, share in coverage.items() if name != chosen)
+    is_best = coverage[chosen] == max(coverage.values())
+    why = "is expected to keep most" if is_best else "is the simplest of those expected to keep most"
+    return f"{chosen} {why}, {coverage[chosen]:.1%} within {harm} on {n} tuning examples ({others})"

@@ -1,0 +1,121 @@
+"""New examples for an artifact that is already packed: found, read, and divided into what tunes and what certifies.
+
+Decides which rows may certify: all of a source without splits of its own, unless a choice is made on some of them. How
+sources are read and rows dealt is ``compiler.data``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from compiler.data import DataSection, Dataset, Split, has_splits, infer
+from compiler.data import load as load_data
+from compiler.recipe.data_section import SharesSection
+from penstock.artifact.manifests import VariantSpec
+from penstock.errors import ConfigError, InvalidInput
+
+_MAX_TOML_BYTES = 1024**2
+_TUNE_SHARE = 1 / 3
+_FEW = 0.01
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Where new examples are.
+
+    Attributes:
+        data: what ``data.source`` of a recipe may be, or a TOML file with a table ``[data]``.
+        labels, group_by: names of arrays or columns; None takes what the table says, or guesses the labels.
+    """
+
+    data: str
+    labels: str | None = None
+    group_by: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examples:
+    """``tune`` and ``certify`` share no row where something is chosen; ``group_by`` is "" without groups."""
+
+    tune: Split
+    certify: Split
+    group_by: str
+
+
+def read(source: Source, spec: VariantSpec, *, needs_labels: bool, tunes: bool) -> Examples:
+    """Read new examples for variants with the inputs and outputs of ``spec``.
+
+    Args:
+        tunes: whether a score is chosen, so that a third of the rows (or their split) is not certified on.
+
+    Raises:
+        ConfigError, InvalidInput: settings or examples are wrong. MissingExtra: a library to read them.
+    """
+    section, base = _section(source, spec)
+    if not needs_labels and source.labels is None:
+        section = msgspec.structs.replace(section, labels="")
+    if needs_labels and not section.labels:
+        raise InvalidInput(
+            f"{source.data}: harm is counted by labels and there are none; name them with --labels, or use --harm "
+            "disagreement",
+            field="labels",
+        )
+    is_whole = not has_splits(section, base, spec.inputs)
+    if is_whole:
+        # which row goes where is the data's business (equal rows together); the parts are put together again below
+        shares = SharesSection(fit=_FEW, tune=_TUNE_SHARE - _FEW, certify=1 - _TUNE_SHARE - _FEW, test=_FEW)
+        section = msgspec.structs.replace(section, shares=shares)
+    (output,) = (out for out in spec.outputs if out.name == spec.score_output)
+    classes = output.shape[1] if len(output.shape) == 2 and output.shape[1] > 0 else None
+    dataset = load_data(section, base, spec.inputs, classes=classes, labels=spec.labels)
+    tune, certify = _divided(dataset, is_whole=is_whole, tunes=tunes)
+    return Examples(tune=tune, certify=certify, group_by=section.group_by)
+
+
+def _divided(dataset: Dataset, *, is_whole: bool, tunes: bool) -> tuple[Split, Split]:
+    if not is_whole:
+        return dataset.tune, dataset.certify
+    tune = _joined([dataset.ranges, dataset.tune], name="tune")
+    certifying = [dataset.certify, dataset.test]
+    if not tunes:
+        certifying += [dataset.ranges, dataset.tune]
+    return tune, _joined(certifying, name="certify")
+
+
+def _joined(splits: Sequence[Split], *, name: str) -> Split:
+    first = splits[0]
+    return Split(
+        name=name,
+        inputs={key: np.concatenate([split.inputs[key] for split in splits]) for key in first.inputs},
+        labels=None if first.labels is None else np.concatenate([split.labels for split in splits]),
+        groups=None if first.groups is None else np.concatenate([split.groups for split in splits]),
+    )
+
+
+def _section(source: Source, spec: VariantSpec) -> tuple[DataSection, Path]:
+    """The settings of the new examples, and what relative paths in them are relative to."""
+    given = Path(source.data)
+    if given.suffix == ".toml":
+        section, base = _from_toml(given), given.parent
+    else:
+        section, base = infer(source.data, spec.inputs), Path()
+    asked = {"labels": source.labels, "group_by": source.group_by}
+    return msgspec.structs.replace(section, **{name: value for name, value in asked.items() if value is not None}), base
+
+
+def _from_toml(path: Path) -> DataSection:
+    try:
+        with path.open("rb") as file:
+            tables = msgspec.toml.decode(file.read(_MAX_TOML_BYTES))
+        return msgspec.convert(tables["data"], DataSection)
+    except KeyError:
+        raise ConfigError(f"{path}: no table [data]; expected one as in a recipe") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except msgspec.MsgspecError as error:
+        raise ConfigError(f"{path}: [data]: {error}") from error

@@ -1,0 +1,51 @@
+"""What a compilation would do, from the recipe and from what is quickly seen. Runs no model and writes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from compiler.artifact import pack
+from compiler.certificate import certify
+from compiler.pipeline import compilation, inputs
+from compiler.recipe import targets
+from compiler.recipe.recipes import CLOUD, Recipe, Rung
+
+
+def plan(recipe: Recipe, out: Path) -> list[tuple[str, str]]:
+    """The steps that :func:`compiler.pipeline.compilation.compile_recipe` would take, in words.
+
+    Raises:
+        InvalidInput, ConfigError: a model or data that is not there. Conflict: for the destination.
+    """
+    pack.check_destination(out.resolve())
+    compilation.check_passes(recipe)
+    inputs.source_fingerprints(recipe)
+    if ":" not in recipe.data.source:  # a function of the user's is not called for a plan
+        compilation.examples_fingerprint(recipe)
+    lines = [(f"{rung.role} model", _source_words(rung)) for rung in recipe.rungs]
+    if recipe.cloud is not None:
+        lines.append((f"{CLOUD} model", recipe.cloud.model))
+    promise = recipe.certificate
+    needed = [certify.samples_needed(level, promise.level_delta) for level in promise.levels]
+    for rung in recipe.rungs:
+        for name in rung.section.targets:
+            target = targets.resolve(name)
+            tried = ", ".join(rung.section.precisions or target.precisions)
+            where = "" if target.runs_here else " (not measured here: this machine cannot run it)"
+            lines.append((f"{rung.role}/{target.name}", f"candidates {tried}{where}"))
+    lines.append(("gate", f"drop <= {recipe.quality.max_accuracy_drop:g} against the float model, on the tuning split"))
+    if recipe.model.task == "classification":
+        lines.append(
+            (
+                "certify",
+                f"{promise.harm} harm <= {', '.join(f'{level:g}' for level in promise.levels)} at delta "
+                f"{promise.delta:g} by {promise.score}; at least {max(needed)} rows",
+            )
+        )
+    lines.append(("pack", f"{recipe.reference} -> {out}"))
+    return lines
+
+
+def _source_words(rung: Rung) -> str:
+    how = "a student trained by distillation, " if rung.section.distill else ""
+    return f"{how}{rung.section.model}"

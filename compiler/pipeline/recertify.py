@@ -1,0 +1,377 @@
+"""A packed artifact certified anew: its variants answer new examples, and a new certificate joins the old ones.
+
+Owns that nothing is compiled or changed: the variants are run as packed, after they reproduced their golden vectors on
+this machine, and the certificate is attached only when its evidence is. Also checks certificates against the evidence
+they name. What may be promised is ``compiler.certificate.certify``; what is chosen,
+``compiler.certificate.score_choice``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from compiler.artifact.replay import opened, runs_here
+from compiler.certificate import certify, evidence, score_choice
+from compiler.certificate.certify import CertifyData
+from compiler.certificate.evidence import Subject
+from compiler.data import Split
+from compiler.measure import side_by_side
+from compiler.pipeline import new_examples
+from compiler.pipeline.new_examples import Examples, Source
+from compiler.recipe import certificate_section
+from compiler.recipe.certificate_section import CertificateSection
+from penstock.artifact import manifests
+from penstock.artifact.certificates import Certificate, Harm
+from penstock.artifact.layout import Layout
+from penstock.artifact.manifests import Artifact, Variant
+from penstock.errors import ArtifactError, CalibrationError, InvalidInput, NotFound, PenstockError
+from penstock.policy import confidence
+from penstock.process.config import nearest
+from penstock.runtime import Engine
+from penstock.wire.tensors import Array
+
+CLOUD = "cloud"
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What is asked for. What is None or empty is taken from each variant's newest certificate, else the default.
+
+    Attributes:
+        target: only variants for this target; "" for all that this machine can run.
+        choose_again: choose score and temperature on a third of the examples (or their split for it), instead of
+            using those of the newest certificate.
+    """
+
+    source: Source
+    target: str = ""
+    max_harm: tuple[float, ...] = ()
+    delta: float | None = None
+    harm: Harm | None = None
+    choose_again: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came of one variant. ``certificate`` is None where it was refused: ``refusal`` says why.
+
+    Attributes:
+        needed: examples that would do, None where no number would. ``reason``: where score and temperature are from.
+        digest: of the new certificate's manifest, "" without one.
+    """
+
+    role: str
+    target: str
+    edge_digest: str
+    certificate: Certificate | None
+    digest: str = ""
+    refusal: str = ""
+    needed: int | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """A certificate compared with its evidence; ``problems`` is empty when every figure was found again."""
+
+    digest: str
+    edge_digest: str
+    serial: int
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """One variant's answers to a split, before they are scored."""
+
+    split: Split
+    outputs: Array
+    cloud: Array
+
+    def data(self, scores: Array, harm: Harm) -> CertifyData:
+        return CertifyData(
+            scores=scores.astype(np.float64),
+            edge_predictions=confidence.predicted(self.outputs),
+            cloud_predictions=confidence.predicted(self.cloud),
+            labels=self.split.labels if harm == "labels" else None,
+            groups=self.split.groups,
+        )
+
+
+def recertify(directory: Path, request: Request, *, say: Say) -> list[Outcome]:
+    """Certify the edge variants of the artifact in ``directory`` on new examples, and attach what was certified.
+
+    A variant that is refused keeps the certificates it has. Each certificate is one look at the examples: asking again
+    and again until one passes would be a promise that nobody has made.
+
+    Raises:
+        ArtifactError: the artifact is damaged, or a variant does not reproduce its golden vectors here.
+        ConfigError, InvalidInput: the request or the examples are wrong. CompileError: answers that are not finite.
+    """
+    layout = Layout(directory)
+    problems = layout.verify()
+    if problems:
+        raise ArtifactError(f"{directory} does not verify, so nothing was certified: {'; '.join(problems[:3])}")
+    artifact = layout.artifact()
+    cloud = artifact.variant(CLOUD)
+    wanted = _wanted(artifact, request.target)
+    rungs = len({variant.spec.role for variant in artifact.variants if variant.spec.role != CLOUD})
+    sections = {variant.digest: _section(layout, variant, request, rungs) for variant in wanted}
+    newest = {variant.digest: _newest(layout, variant) for variant in wanted}
+    tunes = request.choose_again or None in newest.values()
+    source = request.source
+    if source.group_by is None:  # a promise to groups stays one
+        source = replace(source, group_by=next((one.group_by for one in newest.values() if one and one.group_by), None))
+    needs_labels = any(section.harm == "labels" for section in sections.values())
+    examples = new_examples.read(source, cloud.spec, needs_labels=needs_labels, tunes=tunes)
+    say(f"{examples.certify.rows} examples to certify{f', {examples.tune.rows} to tune' if tunes else ''}")
+    outcomes = []
+    with opened(layout, cloud) as teacher:
+        for variant in wanted:
+            say(f"certifying {variant.spec.role}/{variant.spec.target}")
+            task = _Task(
+                layout=layout,
+                artifact=artifact,
+                variant=variant,
+                section=sections[variant.digest],
+                examples=examples,
+                newest=newest[variant.digest],
+                choose_again=request.choose_again,
+            )
+            with opened(layout, variant) as student:
+                outcomes.append(_certified(task, _Asking(student, teacher, variant, cloud)))
+    return outcomes
+
+
+def verify(directory: Path) -> list[Checked]:
+    """Recompute every certificate of the artifact in ``directory`` from the evidence it names, the newest last.
+
+    Raises:
+        ArtifactError: no artifact. NotFound: an empty layout.
+    """
+    layout = Layout(directory)
+    artifact = layout.artifact()
+    checked = []
+    for referrer in layout.referrers(manifests.CERTIFICATE):
+        try:
+            certificate = manifests.load_certificate(referrer.digest, layout.blobs.read)
+        except PenstockError as error:
+            checked.append(Checked(digest=referrer.digest, edge_digest="", serial=0, problems=(error.message,)))
+            continue
+        checked.append(
+            Checked(
+                digest=referrer.digest,
+                edge_digest=certificate.edge_digest,
+                serial=certificate.serial,
+                problems=tuple(_problems(layout, artifact, certificate)),
+            )
+        )
+    return sorted(checked, key=lambda item: item.serial)
+
+
+class _Asking:
+    """Asks one variant and the cloud."""
+
+    def __init__(self, student: Engine, teacher: Engine, variant: Variant, cloud: Variant) -> None:
+        self._student, self._teacher, self._variant, self._cloud = student, teacher, variant, cloud
+
+    def __call__(self, split: Split) -> _Asked:
+        """
+        Raises:
+            CompileError: one of them answers with NaN or infinities.
+        """
+
+        def of(engine: Engine, variant: Variant) -> Array:
+            spec = variant.spec
+            return side_by_side.answers(
+                engine, split.inputs, output=spec.score_output, max_batch=spec.max_batch, what=f"{spec.role} variant"
+            )
+
+        return _Asked(split=split, outputs=of(self._student, self._variant), cloud=of(self._teacher, self._cloud))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Task:
+    """One variant to certify. ``newest``: its newest certificate, None where it has none."""
+
+    layout: Layout
+    artifact: Artifact
+    variant: Variant
+    section: CertificateSection
+    examples: Examples
+    newest: Certificate | None
+    choose_again: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Scoring:
+    """How answers are scored, which thresholds are tested, and where that is from."""
+
+    score: str
+    temperature: float
+    thresholds: tuple[float, ...]
+    reason: str
+
+
+def _certified(task: _Task, asking: _Asking) -> Outcome:
+    spec = task.variant.spec
+    shown = Outcome(role=spec.role, target=spec.target, edge_digest=task.variant.digest, certificate=None)
+    try:
+        _check_unseen(task)
+        scoring = _scoring(task, asking)
+        shown = replace(shown, reason=scoring.reason)
+        asked = asking(task.examples.certify)
+        scores = confidence.score(
+            asked.outputs, kind=spec.score_kind, name=scoring.score, temperature=scoring.temperature
+        )
+        data = asked.data(scores, task.section.harm)
+        found = certify.promise(data, task.section, thresholds=scoring.thresholds)
+        document = evidence.encode(data, found.thresholds)
+    except CalibrationError as error:
+        return replace(shown, refusal=error.message, needed=error.needed)
+    certificate = evidence.bind(
+        found,
+        Subject(
+            model=task.artifact.model,
+            edge_digest=task.variant.digest,
+            cloud_digest=task.artifact.variant(CLOUD).digest,
+            preprocessing_digest=manifests.preprocessing_digest(spec.preprocessing),
+        ),
+        score=scoring.score,
+        temperature=scoring.temperature,
+        data_digest=task.examples.certify.digest,
+        evidence=document,
+        group_by=task.examples.group_by,
+        serial=1 if task.newest is None else task.newest.serial + 1,
+    )
+    # the evidence first: whoever sees the certificate finds what it names, also when this is cut short in between
+    task.layout.attach(manifests.EVIDENCE, document, title="evidence.msgpack")
+    digest = task.layout.attach_certificate(certificate).digest
+    return replace(shown, certificate=certificate, digest=digest)
+
+
+def _check_unseen(task: _Task) -> None:
+    """
+    Raises:
+        CalibrationError: these very examples have certified this variant before: a second look is one that no promise
+            covers.
+    """
+    digest = task.examples.certify.digest
+    for _, earlier in task.layout.certificates():
+        if earlier.edge_digest == task.variant.digest and earlier.data_digest == digest:
+            raise CalibrationError(
+                f"certificate {earlier.serial} of this variant rests on these very examples; looking at them until "
+                "they say something else would break the promise. Give examples that have certified nothing yet"
+            )
+
+
+def _scoring(task: _Task, asking: _Asking) -> _Scoring:
+    """As the newest certificate has it, or chosen on examples that certify nothing.
+
+    Raises:
+        CalibrationError: nothing can be chosen on them.
+    """
+    if task.newest is not None and not task.choose_again:
+        one = task.newest
+        return _Scoring(
+            score=one.score,
+            temperature=one.temperature,
+            thresholds=_thresholds_of(task.layout, one),
+            reason=f"{one.score} at temperature {one.temperature:g}, as in certificate {one.serial}",
+        )
+    tuning = asking(task.examples.tune)
+    choice = score_choice.choose(
+        tuning.outputs,
+        confidence.predicted(tuning.outputs),
+        confidence.predicted(tuning.cloud),
+        task.examples.tune.labels,
+        task.variant.spec.score_kind,
+        task.section,
+        groups=task.examples.tune.groups,
+        rows_to_certify=task.examples.certify.rows,
+    )
+    return _Scoring(
+        score=choice.score, temperature=choice.temperature, thresholds=choice.thresholds, reason=choice.reason
+    )
+
+
+def _problems(layout: Layout, artifact: Artifact, certificate: Certificate) -> Iterator[str]:
+    try:
+        manifests.check_certificate(certificate, artifact)
+    except PenstockError as error:
+        yield error.message
+    if not certificate.evidence_digest:
+        yield "it names no evidence, so its figures cannot be recomputed; 'penstock certify' issues one that does"
+        return
+    try:
+        stored = layout.blobs.read(certificate.evidence_digest, limit_bytes=evidence.MAX_BYTES)
+        yield from evidence.differences(certificate, evidence.decode(stored))
+    except NotFound:
+        yield f"its evidence {certificate.evidence_digest} is missing from this artifact"
+    except PenstockError as error:
+        yield f"its evidence cannot be used: {error.message}"
+
+
+def _wanted(artifact: Artifact, target: str) -> list[Variant]:
+    """The variants below the cloud that are asked for and that this machine can run.
+
+    Raises:
+        InvalidInput: there is none; what there is is listed.
+    """
+    edges = [variant for variant in artifact.variants if variant.spec.role != CLOUD]
+    known = sorted({variant.spec.target for variant in edges})
+    if target and target not in known:
+        raise InvalidInput(f"--target: no variant for {target!r}; {nearest(target, known)}", field="target")
+    asked = [variant for variant in edges if target in ("", variant.spec.target)]
+    runnable = [variant for variant in asked if runs_here(variant)]
+    if not runnable or (target and len(runnable) < len(asked)):
+        raise InvalidInput(
+            f"this machine cannot run {', '.join(sorted({v.spec.target for v in asked}))}, and figures are measured, "
+            "never guessed: certify on a device of that kind",
+            field="target",
+        )
+    return runnable
+
+
+def _newest(layout: Layout, variant: Variant) -> Certificate | None:
+    found = layout.certificate_for(variant.digest)
+    return None if found is None else found[1]
+
+
+def _section(layout: Layout, variant: Variant, request: Request, rungs: int) -> CertificateSection:
+    """The promise for one variant: as its newest certificate has it, with what the request changes.
+
+    Raises:
+        ConfigError: a share out of range.
+    """
+    one = _newest(layout, variant)
+    section = certificate_section.for_rung(CertificateSection(), rungs)
+    if one is not None:
+        refused = tuple(item.max_harm for item in one.refused)
+        levels = (*one.max_harms, *refused)
+        delta = sum(level.delta for level in one.levels) + sum(level.delta for level in one.refused) or one.delta
+        section = CertificateSection(max_harm=levels, delta=delta, harm=one.harm)
+    asked = {  # of the whole ladder, of which this is one rung
+        "max_harm": tuple(level / rungs for level in request.max_harm) or None,
+        "delta": None if request.delta is None else request.delta / rungs,
+        "harm": request.harm,
+    }
+    section = msgspec.structs.replace(section, **{name: value for name, value in asked.items() if value is not None})
+    certificate_section.check(section)
+    return section
+
+
+def _thresholds_of(layout: Layout, certificate: Certificate) -> tuple[float, ...]:
+    """The thresholds that were tested before, if their evidence is here; they were fixed before these examples were."""
+    try:
+        stored = layout.blobs.read(certificate.evidence_digest, limit_bytes=evidence.MAX_BYTES)
+        return evidence.decode(stored).thresholds
+    except PenstockError:
+        return certify.THRESHOLDS

@@ -1,0 +1,14 @@
+"""The words that a recipe may choose among where a setting is one of a few; the types that everything else shares."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Task = Literal["classification", "regression", "embedding", "generation"]
+"""What a model is for, and therefore how its answers are compared."""
+
+Objective = Literal["speed", "size"]
+"""Which candidate ships among those that keep the quality budget: the fastest, or the smallest."""
+
+Normalisation = Literal["whitespace", "words"]
+"""When two texts count as the same answer."""

@@ -1,0 +1,281 @@
+"""The recipe: what to build, from what, for which devices, with which promise. A TOML file into typed, checked values.
+
+Decides names and ranges only; whether the files fit each other is found when they are loaded. Paths in a recipe are
+relative to the recipe's own directory. Each capability owns its table: ``[data]`` is ``compiler.recipe.data_section``,
+``[certificate]`` is ``compiler.recipe.certificate_section``, and so on; this module puts them together.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from compiler.recipe import certificate_section, data_section, source_section, targets
+from compiler.recipe.certificate_section import CertificateSection
+from compiler.recipe.choices import Objective, Task
+from compiler.recipe.data_section import DataSection
+from compiler.recipe.distill_section import DistillSection
+from compiler.recipe.generation_section import GenerationSection
+from compiler.recipe.source_section import SourceSection
+from compiler.recipe.targets import Precision
+from penstock.artifact import manifests
+from penstock.errors import ArtifactError, ConfigError
+from penstock.policy.confidence import Kind
+from penstock.process import config
+
+MAX_TARGETS = 16
+EDGE, CLOUD = "edge", "cloud"
+
+
+class ModelSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What all variants are.
+
+    Attributes:
+        version: the tag that points at the artifact; not part of its digest.
+        task: how answers are compared. A classification is certified; the others are packed without a certificate.
+        labels: names of the classes, in order; optional.
+        input_range: smallest and largest value an input may have. Data outside is refused, and the cloud's golden
+            inputs are drawn from it.
+        output: the output whose rows are scored; may be left out when there is only one.
+        output_kind: what that output holds.
+    """
+
+    name: str
+    version: str = "v1"
+    task: Task = "classification"
+    labels: tuple[str, ...] = ()
+    input_range: tuple[float, float] | None = None
+    output: str = ""
+    output_kind: Kind = "logits"
+    max_batch: int = 64
+
+
+class PruneSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Weights taken out before quantization; the share of them, and how. Accuracy is gated afterwards."""
+
+    share: float
+    method: Literal["magnitude", "channels"] = "magnitude"
+
+
+class RungSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A rung of the ladder that is not the cloud.
+
+    Attributes:
+        model: an ONNX file, a Hugging Face directory, ``module:factory``, an ExportedProgram, ... (docs/compiler.md).
+        distill: the model is a student to be trained: see ``[distill]``; ``model`` then says what it looks like.
+        targets: devices to build a variant for; one variant each.
+        precisions: candidates; by default what each target lists. The gate ships one of them.
+        objective: the fastest candidate that keeps the quality budget, or the smallest.
+        passes: options by pass, e.g. ``passes.int8.percentile = 99.9``; each pass checks its own when a compilation
+            starts (``compiler.passes.table``).
+    """
+
+    model: str
+    targets: tuple[str, ...] = (targets.HOST,)
+    precisions: tuple[Precision, ...] = ()
+    objective: Objective = "speed"
+    source: SourceSection = SourceSection()
+    distill: bool = False
+    prune: PruneSection | None = None
+    passes: dict[str, dict[str, Any]] = {}
+
+
+class MiddleSection(RungSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A rung between the device and the cloud, e.g. a gateway on the premises. ``name`` is its role in the artifact."""
+
+    name: str
+
+
+class CloudSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The variant for the cloud, packed as it is."""
+
+    model: str
+    source: SourceSection = SourceSection()
+
+
+class QualitySection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The gate: accuracy (agreement, without labels) that a candidate may cost against its float parent.
+
+    Attributes:
+        restore_operators: over the budget, send sensitive operators of an int8 candidate back to float until it fits.
+        max_perplexity_increase: the budget of a generation, as a share of the float model's perplexity.
+    """
+
+    max_accuracy_drop: float = 0.02
+    restore_operators: bool = True
+    max_perplexity_increase: float = 0.10
+
+
+class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    model: ModelSection
+    edge: RungSection
+    middle: tuple[MiddleSection, ...] = ()
+    cloud: CloudSection | None = None
+    data: DataSection
+    quality: QualitySection = QualitySection()
+    certificate: CertificateSection = CertificateSection()
+    distill: DistillSection | None = None
+    generation: GenerationSection = GenerationSection()
+    preprocessing: dict[str, Any] = {}
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rung:
+    """A rung that is not the cloud, under its role's name."""
+
+    role: str
+    section: RungSection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A checked recipe. ``base`` is the directory that its paths are relative to.
+
+    Attributes:
+        rungs: device first. ``cloud`` is None when the float model of the last rung is to be the cloud's.
+    """
+
+    base: Path
+    model: ModelSection
+    rungs: tuple[Rung, ...]
+    cloud: CloudSection | None
+    data: DataSection
+    quality: QualitySection
+    certificate: CertificateSection
+    distill: DistillSection | None
+    generation: GenerationSection
+    preprocessing: dict[str, Any]
+    seed: int
+
+    @property
+    def reference(self) -> str:
+        """``name:version``."""
+        return f"{self.model.name}:{self.model.version}"
+
+
+def load(file: Path) -> Recipe:
+    """Read and check a recipe.
+
+    Raises:
+        ConfigError: unreadable, a misspelt key (with the nearest known one), a wrong type or a value out of range.
+    """
+    return _checked(config.load(_File, file=file), file.parent, str(file))
+
+
+def of_model(
+    model: str,
+    data: DataSection,
+    *,
+    base: Path,
+    target: str = targets.HOST,
+    precisions: tuple[str, ...] = (),
+    task: str | None = None,
+    max_harm: float | None = None,
+) -> Recipe:
+    """The recipe of a compilation without one: one model, quantized for the device and as it is for the cloud.
+
+    Raises:
+        ConfigError: as :func:`load`.
+    """
+    tree: dict[str, Any] = {
+        "model": {"name": _name_of(model), **({} if task is None else {"task": task})},
+        "edge": {"model": model, "targets": (target,), "precisions": precisions},
+        "data": data,
+        "certificate": {
+            "harm": "labels" if data.labels else "disagreement",
+            **({} if max_harm is None else {"max_harm": max_harm}),
+        },
+    }
+    return _checked(config.convert(tree, _File, where="command line: "), base, "command line")
+
+
+def _name_of(model: str) -> str:
+    """A model name from a path or ``module:factory``: what is left of its last part after odd characters."""
+    place, colon, _ = model.partition(":")
+    stem = place.rpartition(".")[2] if colon and not place.endswith(".py") else Path(place).stem
+    return re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-") or "model"
+
+
+def _checked(parsed: _File, base: Path, where: str) -> Recipe:
+    try:
+        manifests.check_model_name(parsed.model.name)
+        manifests.check_tag(parsed.model.version)
+    except ArtifactError as error:
+        raise ConfigError(f"{where}: model: {error.message}") from error
+    rungs = (Rung(role=EDGE, section=parsed.edge), *(Rung(role=m.name, section=m) for m in parsed.middle))
+    roles = [rung.role for rung in rungs]
+    if len(set(roles)) != len(roles) or CLOUD in roles:
+        raise ConfigError(f"{where}: middle.name: {', '.join(roles[1:])}: names differ, and are not edge or cloud")
+    for rung in rungs:
+        _check_rung(rung, where)
+    _check_ranges(parsed, where)
+    if parsed.cloud is not None:
+        source_section.check(parsed.cloud.source, field=f"{where}: cloud.source")
+    certificate_section.check(parsed.certificate, where=f"{where}: ")
+    if parsed.model.task != "generation":  # whose examples are prompts
+        try:
+            data_section.check(parsed.data)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error.message}") from error
+    if any(rung.section.distill for rung in rungs) and (parsed.distill is None or parsed.cloud is None):
+        raise ConfigError(f"{where}: edge.distill: a student needs a table [distill] and a teacher in [cloud]")
+    return Recipe(
+        base=base,
+        model=parsed.model,
+        rungs=rungs,
+        cloud=parsed.cloud,
+        data=parsed.data,
+        quality=parsed.quality,
+        certificate=parsed.certificate,
+        distill=parsed.distill,
+        generation=parsed.generation,
+        preprocessing=parsed.preprocessing,
+        seed=parsed.seed,
+    )
+
+
+def _check_rung(rung: Rung, where: str) -> None:
+    section, key = rung.section, f"{where}: {rung.role}"
+    try:
+        manifests.check_model_name(rung.role)
+        resolved = [targets.resolve(name).name for name in section.targets]
+    except (ArtifactError, ConfigError) as error:
+        raise ConfigError(f"{key}: {error.message}") from error
+    if not 1 <= len(resolved) <= MAX_TARGETS or len(set(resolved)) != len(resolved):
+        raise ConfigError(f"{key}.targets: {list(section.targets)}: expected 1 to {MAX_TARGETS} different targets")
+    source_section.check(section.source, field=f"{key}.source")
+    if section.prune is not None and not 0 < section.prune.share < 1:
+        raise ConfigError(f"{key}.prune.share: {section.prune.share} given, expected a share between 0 and 1")
+
+
+def _check_ranges(parsed: _File, where: str) -> None:
+    model, quality = parsed.model, parsed.quality
+    low, high = model.input_range or (0.0, 1.0)
+    in_range = {
+        "model.input_range": (low < high, f"[{low:g}, {high:g}]", "the smallest value before the largest"),
+        "model.max_batch": (1 <= model.max_batch <= 4096, model.max_batch, "1 to 4096"),
+        "quality.max_accuracy_drop": (
+            0 <= quality.max_accuracy_drop <= 1,
+            quality.max_accuracy_drop,
+            "a share between 0 and 1 (0.02 is two points)",
+        ),
+        "quality.max_perplexity_increase": (
+            0 <= quality.max_perplexity_increase <= 10,
+            quality.max_perplexity_increase,
+            "a share from 0 to 10 (0.1 is a tenth more)",
+        ),
+        "seed": (0 <= parsed.seed < 2**32, parsed.seed, "0 to 4294967295"),
+        "data.labels": (
+            bool(parsed.data.labels) or parsed.certificate.harm == "disagreement" or model.task != "classification",
+            "none",
+            'the name of label arrays, because certificate.harm = "labels" (or set that to "disagreement")',
+        ),
+    }
+    for name, (is_good, value, expected) in in_range.items():
+        if not is_good:
+            raise ConfigError(f"{where}: {name}: {value} given, expected {expected}")

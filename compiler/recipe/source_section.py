@@ -1,0 +1,104 @@
+"""The recipe's tables [edge.source] and [cloud.source]: how a model that is no ONNX file becomes one.
+
+Decides names and ranges only. Nothing is required: what a model is can mostly be seen (``compiler.sources.detection``).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from penstock.errors import ConfigError, InvalidInput
+from penstock.wire.tensors import numpy_dtype
+
+Framework = Literal["auto", "onnx", "huggingface", "torch", "sklearn", "llm"]
+HuggingFaceToolchain = Literal["optimum", "transformers5"]
+
+MIN_OPSET, MAX_OPSET = 13, 64  # QuantizeLinear has an axis since 13; the exporter knows what it can write at most
+
+
+class InputSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One input of a torch module, for the examples that it is exported and compared with.
+
+    Attributes:
+        shape: with the batch in front; -1 is a free dimension, and dimension 0 is always free.
+        datatype: as in the Open Inference Protocol.
+        low, high: examples are drawn from here (integers: below ``high``). By default floats are standard normal and
+            integers 0 or 1, which is right for masks, and inside any vocabulary.
+    """
+
+    shape: tuple[int, ...]
+    datatype: str = "FP32"
+    low: float | None = None
+    high: float | None = None
+
+
+class SourceSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a model is read and exported.
+
+    Attributes:
+        framework: what the model is, where that cannot be seen: a factory returns a torch module ("torch", what "auto"
+            takes it for) or a fitted estimator ("sklearn").
+        task: of a Hugging Face model, in Optimum's words ("text-classification"); by default what its class is for.
+        toolchain: which exporter takes Hugging Face directories: Optimum's, or that of transformers 5.
+        opset: version of ONNX's operators to export; 0 is the exporter's own choice.
+        inputs: of a torch module whose factory gives no examples, by name in the order of ``forward``.
+        dynamic: free dimensions besides the batch, by input, where the factory gives the examples.
+        outputs: names for a torch module's outputs; by default the keys of a dict, or output, output_0, ...
+        files: what the factory reads (weights): they count when it is decided whether an export can be reused.
+        tolerance: largest difference between the original's answers and the export's, as a share of the largest answer
+            (or of 1, if that is larger).
+        allow_pickle: load pickled files, which run whatever code their author put in.
+    """
+
+    framework: Framework = "auto"
+    task: str = ""
+    toolchain: HuggingFaceToolchain = "optimum"
+    opset: int = 0
+    inputs: dict[str, InputSection] = {}
+    dynamic: dict[str, tuple[int, ...]] = {}
+    outputs: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    tolerance: float = 1e-4
+    allow_pickle: bool = False
+
+
+def check(section: SourceSection, *, field: str) -> None:
+    """Everything that can be known of the settings without the model.
+
+    Args:
+        field: the table's name in the recipe, for messages.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+    if section.opset and not MIN_OPSET <= section.opset <= MAX_OPSET:
+        raise ConfigError(f"{field}.opset: {section.opset} given, expected {MIN_OPSET} to {MAX_OPSET}, or 0 for any")
+    if not 0 < section.tolerance <= 1:
+        raise ConfigError(f"{field}.tolerance: {section.tolerance:g} given, expected above 0 and at most 1")
+    for name, given in section.inputs.items():
+        where = f"{field}.inputs.{name}"
+        if not given.shape or given.shape[0] != -1:
+            raise ConfigError(
+                f"{where}.shape: {list(given.shape)} given; the first dimension is the batch and must be -1"
+            )
+        if any(dim != -1 and dim < 1 for dim in given.shape):
+            raise ConfigError(
+                f"{where}.shape: {list(given.shape)} given; dimensions are 1 or more, or -1 for free ones"
+            )
+        if given.low is not None and given.high is not None and given.low >= given.high:
+            raise ConfigError(f"{where}: low {given.low:g} is not below high {given.high:g}")
+        _check_datatype(given.datatype, where)
+    for name, axes in section.dynamic.items():
+        if any(axis < 1 for axis in axes):
+            raise ConfigError(f"{field}.dynamic.{name}: {list(axes)} given; count from 1, dimension 0 is always free")
+
+
+def _check_datatype(datatype: str, where: str) -> None:
+    try:
+        numpy_dtype(datatype, field=f"{where}.datatype")
+    except InvalidInput as error:
+        raise ConfigError(error.message) from error
+    if datatype == "BYTES":
+        raise ConfigError(f"{where}.datatype: BYTES are strings; put the tokenizer in front of the model")

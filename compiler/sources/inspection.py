@@ -1,0 +1,221 @@
+"""What can be seen of a model without running or exporting it, and what it is therefore probably for, with the reason.
+
+Guesses only: everything here ends in a recipe that its author reads.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from compiler.sources import detection, huggingface
+from compiler.sources.detection import Source
+from penstock.errors import ConfigError, InvalidInput
+from penstock.policy.confidence import Kind
+from penstock.wire.tensors import TensorSpec
+
+Task = Literal["classification", "regression", "embedding", "generation"]
+Feeds = Literal["arrays", "text", "images"]
+
+_EMBEDDING_WORDS = ("embedding", "hidden_state", "pooler", "features")
+_PREFERRED = ("logits", "probabilities", "scores", "output")
+_CLASSES_OF = frozenset({"text-classification", "image-classification", "audio-classification"})
+_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's numbers
+_SHAPELESS = frozenset({"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})
+MAX_SOURCE_BYTES = 1024**2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What a model shows.
+
+    Attributes:
+        output: the scored one; "" where it cannot be known, or there is no choice.
+        why_task, why_kind: the reason for the guess, in words.
+        labels: names of the classes, where the model has them.
+        feeds: what its data are before they become tensors.
+        images: settings of ``[data.images]``, where the model says them.
+        problems: what will be refused later, and is better known now.
+    """
+
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    task: Task = "classification"
+    why_task: str = ""
+    output: str = ""
+    kind: Kind = "logits"
+    why_kind: str = ""
+    labels: tuple[str, ...] = ()
+    feeds: Feeds = "arrays"
+    images: Mapping[str, Any] = field(default_factory=dict)
+    framework: str = ""
+    problems: tuple[str, ...] = ()
+
+
+def look(source: Source) -> Seen:
+    """
+    Raises:
+        InvalidInput, CompileError: an ONNX file or a configuration that cannot be read.
+    """
+    match source.kind:
+        case "onnx":
+            return _onnx(source.location)
+        case "huggingface":
+            return _hugging_face(source.location)
+        case "llm":
+            return Seen(task="generation", why_task=f"it is {source.what}")
+        case "sklearn":
+            return Seen(kind="probabilities", why_kind="what predict_proba gives", framework="")
+        case _:
+            return _code(source)
+
+
+def _onnx(path: Path) -> Seen:
+    from compiler.graph import files  # imports onnx
+    from penstock.runtime import EngineOptions, load_engine
+
+    model = files.read(path, field="model")
+    files.check_runnable(path, field="model")
+    engine = load_engine("onnx", path, EngineOptions())
+    try:
+        inputs, outputs = engine.inputs, engine.outputs
+    finally:
+        engine.close()
+    scored, task, why = _guess(outputs)
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    kind, why_kind = _output_kind(scored.name, made_by)
+    problems = [
+        f"input {spec.name} has a fixed first dimension {list(spec.shape)}: export it with a free one (the batch)"
+        for spec in inputs
+        if not spec.shape or spec.shape[0] != -1
+    ]
+    problems += [
+        f"input {spec.name} holds strings: put the tokenizer in front of the model"
+        for spec in inputs
+        if spec.datatype == "BYTES"
+    ]
+    return Seen(
+        inputs=inputs,
+        outputs=outputs,
+        task=task,
+        why_task=why,
+        output=scored.name if len(outputs) > 1 else "",
+        kind=kind,
+        why_kind=why_kind,
+        problems=tuple(problems),
+    )
+
+
+def _guess(outputs: Sequence[TensorSpec]) -> tuple[TensorSpec, Task, str]:
+    """The scored output, the task, and why: scores of classes before embeddings before single numbers."""
+
+    def words(spec: TensorSpec) -> str:
+        return f"output {spec.name} is {spec.datatype}{list(spec.shape)}"
+
+    floats = [spec for spec in outputs if spec.datatype.startswith("FP")]
+    named = sorted(floats, key=lambda spec: _PREFERRED.index(spec.name) if spec.name in _PREFERRED else len(_PREFERRED))
+    for spec in named:
+        is_embedding = any(word in spec.name.lower() for word in _EMBEDDING_WORDS)
+        if len(spec.shape) == 2 and spec.shape[1] >= 2 and not is_embedding:
+            return spec, "classification", f"{words(spec)}: a score for each of {spec.shape[1]} classes"
+    for spec in named:
+        if len(spec.shape) == 3 or any(word in spec.name.lower() for word in _EMBEDDING_WORDS):
+            return spec, "embedding", f"{words(spec)}, which looks like embeddings"
+    for spec in named:
+        if len(spec.shape) == 1 or spec.shape[1:] == (1,):
+            return spec, "regression", f"{words(spec)}: one number a row"
+    return outputs[0], "classification", f"{words(outputs[0])}; what it means cannot be seen"
+
+
+def _output_kind(name: str, made_by: Mapping[str, Any]) -> tuple[Kind, str]:
+    """Probabilities if a softmax (or an ensemble's own) makes the output, apart from what only changes its shape."""
+    node = made_by.get(name)
+    while node is not None and node.op_type in _SHAPELESS and node.input:
+        node = made_by.get(node.input[0])
+    if node is not None and (node.op_type in ("Softmax", "Sigmoid") or name.startswith("probabilit")):
+        return "probabilities", f"operator {node.op_type} makes it"
+    return "logits", f"operator {node.op_type} makes it, no Softmax" if node is not None else "no Softmax makes it"
+
+
+def _hugging_face(path: Path) -> Seen:
+    config = detection.read_json(path / detection.CONFIG_FILE)
+    name = detection.architecture(config)
+    feeds: Feeds = "text" if (path / "tokenizer.json").is_file() else "arrays"
+    images: Mapping[str, Any] = {}
+    if (path / "preprocessor_config.json").is_file() and "image_size" in config:
+        feeds, images = "images", _image_settings(detection.read_json(path / "preprocessor_config.json"))
+    try:
+        task = huggingface.task_of(config)
+    except ConfigError as error:
+        return Seen(feeds=feeds, images=images, problems=(error.message,))
+    labels = huggingface.labels_of(config)
+    is_one_number = config.get("problem_type") == "regression" or len(config.get("id2label") or "12") == 1
+    ours: Task = "classification" if task in _CLASSES_OF and not is_one_number else "regression"
+    problems: tuple[str, ...] = ()
+    if task == huggingface.FEATURES:
+        ours = "embedding"
+    elif task not in _CLASSES_OF:
+        problems = (f"task {task} is exported, but has no certificate: its outputs are no scores of classes of a row",)
+    output = {"classification": "logits", "regression": "logits"}.get(ours, "")
+    if ours == "embedding":
+        output = "sentence_embedding" if (path / detection.POOLING_LIST).is_file() else "last_hidden_state"
+    return Seen(
+        task=ours,
+        why_task=f"{name} is for {task}",
+        output=output,
+        why_kind="Hugging Face models give logits",
+        labels=labels,
+        feeds=feeds,
+        images=images,
+        problems=problems,
+    )
+
+
+def _image_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """``[data.images]`` from a preprocessor_config.json, as transformers documents its fields; only what it says."""
+    settings: dict[str, Any] = {}
+    size, crop = config.get("size"), config.get("crop_size")
+    if config.get("do_resize", True) and isinstance(size, Mapping):
+        settings["resize"] = size.get("shortest_edge") or [size.get("height"), size.get("width")]
+    elif config.get("do_resize", True) and isinstance(size, int):
+        settings["resize"] = size
+    if config.get("resample") in _RESAMPLE:
+        settings["resample"] = _RESAMPLE[config["resample"]]
+    if config.get("do_center_crop") and isinstance(crop, Mapping):
+        settings["center_crop"] = [crop.get("height"), crop.get("width")]
+    mean, std = config.get("image_mean"), config.get("image_std")
+    if config.get("do_normalize", True) and isinstance(mean, list) and isinstance(std, list):
+        settings["normalize"] = {"mean": mean, "std": std}
+    return {name: value for name, value in settings.items() if value != [None, None]}
+
+
+def _code(source: Source) -> Seen:
+    """Python is not run to look at it; its imports tell one framework from the other."""
+    imported = _imports(source.location) if source.location.suffix == ".py" else set()
+    if "sklearn" in imported and "torch" not in imported:
+        return Seen(
+            kind="probabilities",
+            why_kind="what predict_proba gives",
+            framework="sklearn",
+            why_task=f"{source.location.name} imports sklearn",
+        )
+    return Seen(why_task="Python code is not run to look at it", why_kind="a guess")
+
+
+def _imports(path: Path) -> set[str]:
+    try:
+        if path.stat().st_size > MAX_SOURCE_BYTES:
+            raise InvalidInput(f"model: {path} is larger than any Python file should be", field="model")
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"model: {path} cannot be read as Python: {error}", field="model") from error
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add((node.module or "").partition(".")[0])
+    return names

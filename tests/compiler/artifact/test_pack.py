@@ -1,0 +1,150 @@
+"""Packing: golden vectors, digests that depend on what they should, and a destination that is all or nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compiler.artifact import pack
+from compiler.artifact.pack import Packable
+from compiler.cache.steps import StepCache
+from compiler.pipeline import inputs
+from compiler.pipeline.cached_steps import Workshop
+from compiler.pipeline.inputs import Ladder
+from compiler.progress import Lines, Steps
+from compiler.recipe import recipes
+from penstock.artifact import golden
+from penstock.artifact.layout import Layout
+from penstock.errors import CompileError, Conflict, StorageError
+from penstock.runtime import EngineOptions, load_engine
+from penstock.wire.tensors import TensorSpec
+
+
+def fp32(name: str, *shape: int, datatype: str = "FP32") -> TensorSpec:
+    return TensorSpec(name=name, datatype=datatype, shape=shape)
+
+
+def test_cloud_golden_inputs_depend_on_the_model_alone() -> None:
+    specs = (fp32("x", -1, 64), fp32("ids", -1, -1, datatype="INT64"))
+    first, again = (pack.cloud_golden_inputs(specs, (0.0, 16.0)) for _ in range(2))
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, again[name])
+    assert first["x"].shape == (16, 64)
+    assert first["ids"].shape == (16, 8)
+    assert first["x"].dtype == np.float32
+    assert 0 <= first["x"].min() < 1 < 15 < first["x"].max() <= 16
+    assert set(np.unique(first["ids"])) <= set(range(17))
+
+
+def test_golden_inputs_of_other_ranges_differ() -> None:
+    spec = (fp32("x", -1, 4),)
+    assert not np.array_equal(
+        pack.cloud_golden_inputs(spec, None)["x"], pack.cloud_golden_inputs(spec, (0.0, 2.0))["x"]
+    )
+
+
+def test_golden_outputs_are_the_variants_own(workspace: Path) -> None:
+    packable = student(workspace)
+    engine = packable.onnx
+    drafted = pack.draft(loaded(workspace).described, packable, {"x": np.ones((3, 4), np.float32)})
+    assert drafted.golden is not None
+    vectors = golden.decode(drafted.golden)
+    golden.check(vectors, engine.run(vectors.inputs), tolerance=0)
+    assert drafted.spec.score_output == "logits"
+    assert drafted.spec.preprocessing == {"scale": 1}
+
+
+def test_golden_tolerance_grows_with_the_outputs_and_with_coarser_arithmetic() -> None:
+    outputs = {"logits": np.array([[-50.0, 20.0]])}
+    assert pack._tolerance(outputs, "fp32") == 0.05
+    assert pack._tolerance(outputs, "int8") == pytest.approx(0.781)
+    assert pack._tolerance({"ids": np.array([7])}, "int8") == 1e-3
+
+
+def test_outputs_that_are_not_finite_are_never_golden(workspace: Path) -> None:
+    x = np.full((1, 4), np.inf, np.float32)
+    with pytest.raises(CompileError, match=r"not finite for golden inputs; set model.input_range"):
+        pack.draft(loaded(workspace).described, student(workspace), {"x": x})
+
+
+def loaded(workspace: Path) -> Ladder:
+    shop = Workshop(StepCache(workspace / "cache"))
+    return inputs.load(shop, Steps(Lines(lambda line: None)), recipes.load(workspace / "recipe.toml"))
+
+
+def student(workspace: Path) -> Packable:
+    path = workspace / "student.onnx"
+    engine = load_engine("onnx", path, EngineOptions())
+    return Packable(role="edge", target="any", precision="fp32", weights=path, onnx=engine)
+
+
+# --- the destination
+
+
+def test_absent_and_empty_destinations_are_fine(tmp_path: Path) -> None:
+    pack.check_destination(tmp_path / "absent" / "deep")
+    (tmp_path / "empty").mkdir()
+    pack.check_destination(tmp_path / "empty")
+
+
+def test_a_directory_with_other_things_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(Conflict, match=r"holds thesis.tex; choose another directory"):
+        pack.check_destination(tmp_path)
+
+
+def test_an_image_layout_that_is_not_ours_is_never_replaced(tmp_path: Path) -> None:
+    Layout.create(tmp_path)  # such as skopeo writes, without our annotation
+    with pytest.raises(Conflict, match="no artifact of ours"):
+        pack.check_destination(tmp_path)
+
+
+def test_a_file_in_the_way_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    with pytest.raises(StorageError):
+        pack.check_destination(tmp_path / "out")
+
+
+def test_a_parent_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="creating a directory beside"), pack.workspace(tmp_path / "file" / "out"):
+        pass
+
+
+def test_the_workspace_is_gone_whatever_happens(tmp_path: Path) -> None:
+    workspace = pack.workspace(tmp_path / "out")
+    (workspace.__enter__() / "half").write_text("written")
+    assert not workspace.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)  # not swallowed either
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_publishing_replaces_the_whole_directory(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").write_text("")
+    with pack.workspace(out) as scratch:
+        (scratch / "built").mkdir()
+        (scratch / "built" / "new").write_text("")
+        pack.publish(scratch / "built", out, scratch)
+    assert [path.name for path in out.iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_finishes_a_copy_sees_it_before_anyone_else(tmp_path: Path) -> None:
+    out, seen = tmp_path / "out", []
+    with pack.workspace(out) as scratch:
+        (scratch / "built").mkdir()
+        (scratch / "built" / "new").write_text("")
+        pack.publish(scratch / "built", out, scratch, finish=lambda copy: seen.append((copy / "new", out.exists())))
+    assert [(path.name, was_there) for path, was_there in seen] == [("new", False)]
+
+
+def test_what_was_there_stays_when_publishing_fails(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").write_text("")
+    with pytest.raises(StorageError, match="publishing"), pack.workspace(out) as scratch:
+        pack.publish(scratch / "never built", out, scratch)
+    assert [path.name for path in out.iterdir()] == ["old"]

@@ -1,0 +1,207 @@
+"""The page: self-contained, safe, complete, and the same on every run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from compiler.artifact import plots, report
+from compiler.artifact.evaluation import CandidateFigures, Evaluation, TargetEvaluation
+from compiler.cache.steps import StepCache, default_root
+from compiler.pipeline import compilation
+from compiler.progress import Lines
+from compiler.recipe import recipes
+from penstock.artifact.certificates import Certificate
+
+QUIET = Lines(lambda line: None)
+
+
+@pytest.fixture
+def document(workspace: Path) -> Evaluation:
+    parsed = recipes.load(workspace / "recipe.toml")
+    return compilation.compile_recipe(
+        parsed, workspace / "out", cache=StepCache(default_root()), watcher=QUIET
+    ).evaluation
+
+
+def with_first(document: Evaluation, **changes: object) -> Evaluation:
+    """The document with its first target changed."""
+    first = msgspec.structs.replace(document.targets[0], **changes)
+    return msgspec.structs.replace(document, targets=(first, *document.targets[1:]))
+
+
+def certificate_of(document: Evaluation) -> Certificate:
+    cascade = document.targets[0].cascade
+    assert cascade is not None
+    assert cascade.certificate is not None
+    return cascade.certificate
+
+
+def text_of(page: str) -> str:
+    """What a reader sees, as one line."""
+    visible: list[str] = []
+
+    class Reader(HTMLParser):
+        hidden = 0
+
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            self.hidden += tag in ("style", "script", "title")
+
+        def handle_endtag(self, tag: str) -> None:
+            self.hidden -= tag in ("style", "script", "title")
+
+        def handle_data(self, data: str) -> None:
+            if not self.hidden:
+                visible.append(data)
+
+    Reader().feed(page)
+    return re.sub(r"\s+", " ", " ".join(visible))
+
+
+def test_the_page_says_what_ships_what_was_promised_and_measured(document: Evaluation) -> None:
+    text = text_of(report.render(document))
+    (target,) = document.targets
+    assert target.cascade is not None
+    assert target.cascade.figures is not None
+    certificate = certificate_of(document)
+    assert f"edge on {target.target}: ship {target.chosen}" in text
+    assert "With 95% confidence" in text
+    assert f"{certificate.score} ≥ {certificate.threshold:.4f}" in text
+    assert "at most 2 points of accuracy" in text
+    for line in target.candidates:
+        assert line.name in text
+        assert line.verdict in text
+        assert line.quality is not None
+        assert f"{100 * line.quality.value:.1f}%" in text
+    assert f"{100 * target.cascade.figures.coverage.value:.1f}%" in text
+    assert certificate.edge_digest in text
+    assert "What really runs in integers" in text
+
+
+def test_every_picture_is_there(document: Evaluation) -> None:
+    page = report.render(document)
+    assert page.count("<svg") == 4
+    text = text_of(page)
+    for words in ("quality budget", "signal to quantization noise", "promised: at most 2", "how often it is right"):
+        assert words in text
+
+
+def test_many_candidates_in_one_place_do_not_write_over_each_other(document: Evaluation) -> None:
+    (target,) = document.targets
+    first = target.candidates[0]
+    crowd = tuple(msgspec.structs.replace(first, name=f"crowded {n}", ships=n == 7) for n in range(30))
+    picture = plots.pareto(msgspec.structs.replace(target, candidates=crowd))
+    labels = re.findall(r">(crowded \d+)<", picture)
+    assert labels[0] == "crowded 7"  # what ships is always named
+    assert 1 < len(labels) < 6
+    assert len(set(re.findall(r"<text[^>]*transform=\"([^\"]*)\"[^>]*>crowded", picture))) == len(labels)
+
+
+def test_operators_sent_back_to_float_are_told(document: Evaluation) -> None:
+    (target,) = document.targets
+    kept = (target.sensitivity[0].node,)
+    lines = tuple(msgspec.structs.replace(c, kept_float=kept) if c.ships else c for c in target.candidates)
+    page = report.render(with_first(document, candidates=lines))
+    assert "Red: sent back to float so that the budget is kept (1 of 2)" in text_of(page)
+
+
+def test_a_target_that_was_not_measured_says_so_and_shows_no_time(document: Evaluation) -> None:
+    lines = tuple(msgspec.structs.replace(c, speed=None) for c in document.targets[0].candidates)
+    changed = with_first(document, candidates=lines, cascade=None, not_measured="this machine cannot run arm64")
+    text = text_of(report.render(changed))
+    assert "Nothing was timed or certified: this machine cannot run arm64" in text
+    assert text.count("not measured here") == len(lines)
+    assert "not timed on this machine" in text
+    assert "With 95% confidence" not in text
+
+
+def test_every_target_has_a_part_of_its_own(document: Evaluation) -> None:
+    twice = msgspec.structs.replace(
+        document, targets=(*document.targets, msgspec.structs.replace(document.targets[0], role="gateway"))
+    )
+    page = report.render(twice)
+    assert f'href="#gateway-{document.targets[0].target}"' in page
+    assert page.count("<section") == 2
+
+
+def test_the_page_stands_alone(document: Evaluation) -> None:
+    page = report.render(document)
+    assert "<script" not in page
+    fetched = re.findall(r"""(?:src|href)\s*=\s*["']([^"'#][^"']*)|url\(["']?(?!#)([^)]+)\)|@import""", page)
+    assert fetched == []
+
+
+def test_the_curve_follows_light_and_dark(document: Evaluation) -> None:
+    page = report.render(document)
+    svg = page[page.index("<svg") : page.rindex("</svg>")]
+    assert "prefers-color-scheme: dark" in page
+    assert {"var(--ink)", "var(--accent)", "var(--bad)", "var(--second)"} <= set(re.findall(r"var\(--\w+\)", svg))
+    assert "promised: at most 2" in svg
+
+
+def test_same_figures_same_page(document: Evaluation) -> None:
+    assert report.render(document) == report.render(document)
+
+
+def test_text_from_outside_is_escaped(document: Evaluation) -> None:
+    hostile = msgspec.structs.replace(
+        document, machine=msgspec.structs.replace(document.machine, processor="<img src=x onerror=alert(1)>")
+    )
+    page = report.render(hostile)
+    assert "<img" not in page
+    assert "&lt;img" in page
+
+
+def test_a_refused_certificate_is_the_headline(workspace: Path, edit_recipe: Callable[[str, str], Path]) -> None:
+    parsed = recipes.load(edit_recipe("max_harm = 0.02", "max_harm = 0.001"))
+    cache = StepCache(default_root())
+    done = compilation.compile_recipe(parsed, workspace / "out", cache=cache, watcher=QUIET, require_certificate=False)
+    text = text_of(report.render(done.evaluation))
+    assert "No certificate. Agents escalate every answer" in text
+    assert "2995 are needed" in text
+    assert "With 95% confidence" not in text
+
+
+def test_products_left_in_float_are_named(document: Evaluation) -> None:
+    def partly(line: CandidateFigures) -> CandidateFigures:
+        if line.coverage is None:
+            return line
+        return msgspec.structs.replace(line, coverage=msgspec.structs.replace(line.coverage, float_nodes={"Conv": 3}))
+
+    lines = tuple(partly(line) for line in document.targets[0].candidates)
+    assert "left in float: 3 Conv" in text_of(report.render(with_first(document, candidates=lines)))
+
+
+def with_threshold(document: Evaluation, threshold: float) -> TargetEvaluation:
+    (target,) = document.targets
+    assert target.cascade is not None
+    certificate = msgspec.structs.replace(certificate_of(document), threshold=threshold)
+    return msgspec.structs.replace(target, cascade=msgspec.structs.replace(target.cascade, certificate=certificate))
+
+
+def test_the_first_threshold_that_failed_is_named(document: Evaluation) -> None:
+    (what, why), *_ = report.refusals(with_threshold(document, 0.9))
+    assert what == "Any threshold below 0.9000"
+    assert why.startswith("At 0.")
+    assert "of 600 certifying examples were harmful" in why
+
+
+def test_nothing_was_refused_when_the_loosest_threshold_passed(document: Evaluation) -> None:
+    assert report.refusals(with_threshold(document, 0.0)) == []
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (1_050_774, "1.1 MB"), (25e9, "25.0 GB")]
+)
+def test_sizes_for_people(count: int, text: str) -> None:
+    assert report.size(count) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.01149, "0.011"), (1.234, "1.23"), (123.4, "123.4")])
+def test_milliseconds_for_people(value: float, text: str) -> None:
+    assert report.milliseconds(value) == text

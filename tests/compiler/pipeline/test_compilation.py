@@ -1,0 +1,461 @@
+"""The whole compilation on small real models: what comes out, that it repeats, and what is refused without a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+
+from compiler.artifact import evaluation
+from compiler.artifact.evaluation import CascadeEvaluation, Evaluation
+from compiler.cache.steps import StepCache, default_root
+from compiler.pipeline import compilation, plan
+from compiler.pipeline.candidates import GateRefused
+from compiler.pipeline.compilation import Compiled
+from compiler.progress import Lines
+from compiler.recipe import recipes
+from penstock.artifact import golden, manifests
+from penstock.artifact.layout import Layout
+from penstock.errors import CalibrationError, CompileError, Conflict, InvalidInput
+from penstock.policy import confidence
+from penstock.process import machine
+from penstock.runtime import EngineOptions, load_engine
+
+CENTRES = np.array([[3, 0, 0, 1], [0, 3, 0, 1], [0, 0, 3, 1]], dtype=np.float32)
+EditRecipe = Callable[[str, str], Path]
+EditData = Callable[..., None]
+
+
+QUIET = Lines(lambda line: None)
+
+
+def compile_here(workspace: Path, out: str = "out", *, fresh: bool = False, **options: bool) -> Compiled:
+    parsed = recipes.load(workspace / "recipe.toml")
+    cache = StepCache(default_root(), reuse=not fresh)
+    return compilation.compile_recipe(parsed, workspace / out, cache=cache, watcher=QUIET, **options)
+
+
+def without_speed(document: Evaluation) -> object:
+    """Everything but what a clock says."""
+
+    def strip(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: None if key == "speed" else strip(item) for key, item in value.items()}
+        return [strip(item) for item in value] if isinstance(value, list | tuple) else value
+
+    return strip(msgspec.to_builtins(document))
+
+
+def cascade_of(document: Evaluation) -> CascadeEvaluation:
+    found = document.targets[0].cascade
+    assert found is not None
+    return found
+
+
+def files_of(workspace: Path) -> set[str]:
+    return {path.name for path in workspace.iterdir()}
+
+
+def test_the_artifact_is_whole_and_verifies(workspace: Path) -> None:
+    done = compile_here(workspace)
+    layout = Layout(workspace / "out")
+    assert layout.verify() == []
+    assert (layout.tag, layout.digest) == ("v1", done.digest)
+    parsed = layout.artifact()
+    roles = {(v.spec.role, v.spec.target, v.spec.precision) for v in parsed.variants}
+    assert roles == {("edge", machine.edge_target(), "int8"), ("cloud", "cpu", "fp32")}
+    kinds = {manifests.CERTIFICATE, manifests.EVALUATION, manifests.REPORT, manifests.LOCK, manifests.EVIDENCE}
+    assert {r.kind for r in layout.referrers()} == kinds
+
+
+def test_copies_for_people_are_the_referrers_bytes(workspace: Path) -> None:
+    compile_here(workspace)
+    layout = Layout(workspace / "out")
+    for kind, name in (
+        (manifests.EVALUATION, "evaluation.json"),
+        (manifests.REPORT, "report.html"),
+        (manifests.LOCK, "lock.json"),
+    ):
+        (referrer,) = layout.referrers(kind)
+        assert layout.blobs.read(referrer.content.digest) == (workspace / "out" / name).read_bytes()
+    document = evaluation.decode((workspace / "out" / "evaluation.json").read_bytes())
+    assert cascade_of(document).certificate == layout.certificate()[1]  # type: ignore[index]
+
+
+def test_the_certificate_is_bound_to_these_variants_and_holds_for_them(workspace: Path) -> None:
+    compile_here(workspace)
+    layout = Layout(workspace / "out")
+    found = layout.certificate()
+    assert found is not None
+    _, certificate = found
+    parsed = layout.artifact()
+    manifests.check_certificate(certificate, parsed)
+    assert certificate.edge_digest == parsed.variant("edge").digest
+    assert (certificate.n, certificate.max_harm, certificate.delta) == (600, 0.02, 0.05)
+    # the counts in it are what the packed variants really do to the certifying split
+    with np.load(workspace / "data.npz") as data:
+        x, y = data["x_certify"], data["y_certify"]
+    edge, cloud = (packed_logits(layout, role, x) for role in ("edge", "cloud"))
+    kept = (
+        confidence.score(edge, kind="logits", name=certificate.score, temperature=certificate.temperature)
+        >= certificate.threshold
+    )
+    harmful = kept & (edge.argmax(1) != y) & (cloud.argmax(1) == y)
+    assert (int(kept.sum()), int(harmful.sum())) == (certificate.kept_count, certificate.harm_count)
+
+
+def packed_logits(layout: Layout, role: manifests.Role, x: np.ndarray) -> np.ndarray:
+    weights = layout.blobs.path(layout.artifact().variant(role).weights.digest)
+    logits: np.ndarray = load_engine("onnx", weights, EngineOptions()).run({"x": x})["logits"]
+    return logits
+
+
+def test_golden_vectors_replay_on_the_packed_variants(workspace: Path) -> None:
+    compile_here(workspace)
+    layout = Layout(workspace / "out")
+    for variant in layout.artifact().variants:
+        assert variant.golden is not None
+        vectors = golden.decode(layout.blobs.read(variant.golden.digest))
+        engine = load_engine(variant.spec.engine, layout.blobs.path(variant.weights.digest), EngineOptions())
+        golden.check(vectors, engine.run(vectors.inputs), tolerance=variant.spec.golden_tolerance)
+
+
+def test_golden_vectors_catch_another_model(workspace: Path) -> None:
+    """The tolerance is not so wide that anything passes: the float teacher is not the quantized student."""
+    compile_here(workspace)
+    layout = Layout(workspace / "out")
+    edge = layout.artifact().variant("edge")
+    assert edge.golden is not None
+    vectors = golden.decode(layout.blobs.read(edge.golden.digest))
+    other = load_engine("onnx", workspace / "teacher.onnx", EngineOptions())
+    with pytest.raises(manifests.ArtifactError, match="is off by"):
+        golden.check(vectors, other.run(vectors.inputs), tolerance=edge.spec.golden_tolerance)
+
+
+def test_same_inputs_same_digests(workspace: Path) -> None:
+    first, second = compile_here(workspace, "a"), compile_here(workspace, "b", fresh=True)
+    assert not second.was_kept
+    assert first.digest == second.digest
+    assert Layout(workspace / "a").certificate() == Layout(workspace / "b").certificate()
+    assert (workspace / "a" / "lock.json").read_bytes() == (workspace / "b" / "lock.json").read_bytes()
+    assert without_speed(first.evaluation) == without_speed(second.evaluation)
+
+
+def test_an_unchanged_recipe_is_only_copied(workspace: Path) -> None:
+    compile_here(workspace, "a")
+    again = compile_here(workspace, "b")
+    assert again.was_kept
+    assert Layout(workspace / "b").verify() == []
+    assert (workspace / "a" / "report.html").read_bytes() == (workspace / "b" / "report.html").read_bytes()
+
+
+def test_changing_the_promise_keeps_every_candidate(workspace: Path, edit_recipe: EditRecipe) -> None:
+    """Only what depends on a change is done again."""
+    compile_here(workspace)
+    edit_recipe("max_harm = 0.02", "max_harm = 0.03")
+    lines: list[str] = []
+    parsed = recipes.load(workspace / "recipe.toml")
+    compilation.compile_recipe(parsed, workspace / "out", cache=StepCache(default_root()), watcher=Lines(lines.append))
+    passes = [line for line in lines if "int8" in line or "fp32" in line or " time" in line]
+    assert len(passes) >= 5
+    assert all("kept" in line for line in passes)
+
+
+def test_a_damaged_result_in_the_cache_is_made_again(workspace: Path, cache: Path, edit_recipe: EditRecipe) -> None:
+    first = compile_here(workspace, "a")
+    for path in cache.rglob("*"):
+        if path.is_file() and path.name != "step.json":
+            path.write_bytes(path.read_bytes()[:-1] + b"?")
+    second = compile_here(workspace, "b")
+    assert not second.was_kept
+    assert (second.digest, Layout(workspace / "b").verify()) == (first.digest, [])
+
+
+def test_the_tag_moves_no_digest(workspace: Path, edit_recipe: EditRecipe) -> None:
+    first = compile_here(workspace, "a")
+    edit_recipe('version = "v1"', 'version = "v2"')
+    second = compile_here(workspace, "b")
+    assert first.digest == second.digest
+    assert Layout(workspace / "b").tag == "v2"
+
+
+def test_versions_with_the_same_cloud_model_share_its_variant(
+    workspace: Path, edit_recipe: EditRecipe, edit_data: EditData, make_model: Callable[..., onnx.ModelProto]
+) -> None:
+    compile_here(workspace, "a")
+    with np.load(workspace / "data.npz") as data:
+        edit_data(**{name: np.ascontiguousarray(data[name][::-1]) for name in data.files})
+    weight = np.random.default_rng(1).normal(0, 0.3, (4, 3)).astype(np.float32)
+    weight[:3] += 6 * np.eye(3, dtype=np.float32)
+    onnx.save(make_model(weight, np.zeros(3, np.float32)), workspace / "student.onnx")
+    edit_recipe('version = "v1"', 'version = "v2"')
+    compile_here(workspace, "b")
+    a, b = (Layout(workspace / name).artifact() for name in "ab")
+    assert a.variant("edge").digest != b.variant("edge").digest
+    assert a.variant("cloud").digest == b.variant("cloud").digest
+
+
+def test_recompiling_replaces_the_artifact(workspace: Path, edit_recipe: EditRecipe) -> None:
+    compile_here(workspace)
+    before = files_of(workspace)
+    edit_recipe('version = "v1"', 'version = "v2"')
+    compile_here(workspace)
+    assert Layout(workspace / "out").tag == "v2"
+    assert Layout(workspace / "out").verify() == []
+    assert files_of(workspace) == before
+
+
+def test_the_figures_are_consistent(workspace: Path) -> None:
+    document = compile_here(workspace).evaluation
+    (target,) = document.targets
+    assert [line.name for line in target.candidates] == ["fp32", "int8 minmax", "int8 percentile", "int8 entropy"]
+    (shipped,) = [line for line in target.candidates if line.ships]
+    assert shipped.name == target.chosen
+    assert shipped.coverage is not None
+    assert shipped.coverage.integer_weight_bytes > 0
+    assert target.parent_test.quality.value < document.cloud.quality.value
+    assert document.cloud.agreement_cloud.value == 1.0
+    assert document.splits["ranges"].rows == document.splits["tune"].rows == 100
+    cascade = cascade_of(document)
+    assert cascade.certificate is not None
+    at = [p for p in cascade.curve_certify if p.threshold == cascade.certificate.threshold]
+    assert [round(600 * p.coverage) for p in at] == [cascade.certificate.kept_count]
+    assert [round(600 * p.harm) for p in at] == [cascade.certificate.harm_count]
+    assert sum(bin.rows for bin in cascade.reliability) == document.splits["test"].rows
+
+
+def test_every_candidate_is_measured_or_says_why_not(workspace: Path, edit_recipe: EditRecipe) -> None:
+    edit_recipe('precisions = ["int8"]', 'precisions = ["fp32", "int8", "int8-dynamic", "fp16"]')
+    (target,) = compile_here(workspace).evaluation.targets
+    for line in target.candidates:
+        if line.quality is None:
+            assert "fp16" in line.name
+            assert line.verdict
+        else:
+            assert line.speed is not None
+            assert line.speed.memory_bytes >= 0
+            assert set(line.speed.p50_ms) == {"1", "32"}
+
+
+def test_a_target_that_cannot_run_here_is_packed_unmeasured_and_uncertified(
+    workspace: Path, edit_recipe: EditRecipe
+) -> None:
+    elsewhere = "arm64" if machine.edge_target() != "arm64" else "x86-64"
+    edit_recipe('targets = ["host"]', f'targets = ["host", "{elsewhere}"]')
+    done = compile_here(workspace)
+    here, there = done.evaluation.targets
+    assert (here.not_measured, there.target) == ("", elsewhere)
+    assert "certify it on such a device" in there.not_measured
+    assert there.cascade is None
+    assert all(line.speed is None for line in there.candidates)
+    assert {v.spec.target for v in Layout(workspace / "out").artifact().variants} == {here.target, elsewhere, "cpu"}
+
+
+def test_a_ladder_of_three_rungs_divides_the_promise(workspace: Path, edit_recipe: EditRecipe) -> None:
+    edit_recipe("[cloud]", '[[middle]]\nname = "gateway"\nmodel = "teacher.onnx"\nprecisions = ["fp32"]\n[cloud]')
+    edit_recipe("max_harm = 0.02", "max_harm = 0.06")
+    done = compile_here(workspace)
+    promised = [target.cascade.certificate for target in done.evaluation.targets if target.cascade]
+    assert [c.max_harm if c else None for c in promised] == [0.03, 0.03]
+    assert [c.delta if c else None for c in promised] == [0.025, 0.025]
+    roles = [variant.spec.role for variant in Layout(workspace / "out").artifact().variants]
+    assert roles == ["edge", "gateway", "cloud"]
+
+
+def test_smoke_runs_everything_on_few_rows_and_writes_nothing(workspace: Path, tmp_path_factory: object) -> None:
+    before = files_of(workspace)
+    scratch = workspace / "scratch"
+    scratch.mkdir()
+    parsed = recipes.load(workspace / "recipe.toml")
+    document = compilation.smoke(parsed, scratch, cache=StepCache(default_root()), watcher=QUIET)
+    assert {figures.rows for figures in document.splits.values()} == {compilation.SMOKE_ROWS}
+    assert [line.name for line in document.targets[0].candidates] == ["fp32", "int8 minmax"]
+    assert "too few" in cascade_of(document).refusal
+    assert files_of(workspace) == before | {"scratch"}
+
+
+def test_any_target_ships_the_float_model(workspace: Path, edit_recipe: EditRecipe) -> None:
+    edit_recipe('targets = ["host"]\nprecisions = ["int8"]', 'targets = ["any"]')
+    (target,) = compile_here(workspace).evaluation.targets
+    assert target.variant.precision == "fp32"
+    assert [line.verdict for line in target.candidates] == ["ships"]
+    x = np.load(workspace / "data.npz")["x_test"]
+    own = load_engine("onnx", workspace / "student.onnx", EngineOptions()).run({"x": x})["logits"]
+    np.testing.assert_allclose(packed_logits(Layout(workspace / "out"), "edge", x), own, atol=1e-5)
+
+
+def test_without_labels_harm_is_disagreement_and_nothing_claims_accuracy(
+    workspace: Path, edit_recipe: EditRecipe, edit_data: EditData
+) -> None:
+    edit_data(y_fit=None, y_certify=None, y_test=None)
+    edit_recipe("max_harm = 0.02", 'harm = "disagreement"\nmax_harm = 0.05')
+    edit_recipe('source = "data.npz"', 'source = "data.npz"\nlabels = ""')
+    document = compile_here(workspace).evaluation
+    certificate = cascade_of(document).certificate
+    assert certificate is not None
+    assert certificate.harm == "disagreement"
+    assert certificate.audit_max_harm == 0.05
+    assert document.targets[0].metric == "agreement"
+    assert cascade_of(document).reliability == ()
+    assert document.targets[0].variant.quality == document.targets[0].variant.agreement_cloud
+
+
+# --- refusals: the reason, and not a trace at the destination
+
+
+def refused(workspace: Path, kind: type[Exception], match: str, **options: bool) -> None:
+    before = files_of(workspace)
+    with pytest.raises(kind, match=match):
+        compile_here(workspace, **options)
+    assert files_of(workspace) == before
+
+
+def test_too_few_samples(workspace: Path, edit_data: EditData) -> None:
+    with np.load(workspace / "data.npz") as data:
+        edit_data(x_certify=data["x_certify"][:100], y_certify=data["y_certify"][:100])
+    refused(workspace, CalibrationError, "100 certifying examples are too few.*149 are needed")
+
+
+def test_too_much_harm(workspace: Path, edit_data: EditData) -> None:
+    """Every certifying example is one on which the student is wrong and the teacher right, all equally sure."""
+    x = np.random.default_rng(3).normal(0, 2, (4000, 4)).astype(np.float32)
+    student, teacher = (
+        load_engine("onnx", workspace / f"{name}.onnx", EngineOptions()).run({"x": x})["logits"].argmax(axis=1)
+        for name in ("student", "teacher")
+    )
+    harmful = np.repeat(np.flatnonzero(student != teacher)[:1], 600)
+    edit_data(x_certify=x[harmful], y_certify=teacher[harmful])
+    refused(workspace, CalibrationError, "does not show a harm of at most 2 points")
+
+
+def test_a_refusal_keeps_what_an_earlier_compilation_wrote(workspace: Path, edit_recipe: EditRecipe) -> None:
+    digest = compile_here(workspace).digest
+    edit_recipe("max_harm = 0.02", "max_harm = 0.001")
+    refused(workspace, CalibrationError, "2995 are needed")
+    assert Layout(workspace / "out").digest == digest
+
+
+def test_without_certificate_packs_the_refusal_instead(workspace: Path, edit_recipe: EditRecipe) -> None:
+    edit_recipe("max_harm = 0.02", "max_harm = 0.001")
+    done = compile_here(workspace, require_certificate=False)
+    layout = Layout(workspace / "out")
+    assert layout.verify() == []
+    assert layout.certificate() is None
+    assert "2995 are needed" in cascade_of(done.evaluation).refusal
+    assert cascade_of(done.evaluation).figures is None
+
+
+@pytest.fixture
+def absurd_ranges(workspace: Path, edit_recipe: EditRecipe, edit_data: EditData) -> None:
+    """Absurd examples stretch the input's range until everything else rounds to a few steps."""
+    with np.load(workspace / "data.npz") as data:
+        x, y = data["x_fit"], data["y_fit"]
+    edit_data(x_tune=x, y_tune=y, x_fit=np.where(np.arange(4) == 3, [[2000.0], [-2000.0]] * 100, x).astype(np.float32))
+    edit_recipe("[certificate]", '[data.splits]\ntune = "tune"\n\n[certificate]')
+
+
+@pytest.mark.usefixtures("absurd_ranges")
+def test_quantization_that_costs_too_much(workspace: Path, edit_recipe: EditRecipe) -> None:
+    edit_recipe("[certificate]", "[quality]\nrestore_operators = false\n\n[certificate]")
+    refused(workspace, GateRefused, r"int8 minmax: costs .* points, 2.00 points allowed")
+    refused(workspace, GateRefused, "int8 minmax: costs", require_certificate=False)
+
+
+@pytest.mark.usefixtures("absurd_ranges")
+def test_operators_go_back_to_float_until_the_budget_is_kept(
+    workspace: Path, edit_recipe: EditRecipe, make_model: Callable[..., onnx.ModelProto]
+) -> None:
+    edit_recipe('precisions = ["int8"]', 'precisions = ["int8"]\npasses.int8.calibrator = "minmax"')
+    deaf = 2 * CENTRES.T * [[1], [1], [1], [0]]  # to the absurd input, so that only the first product suffers from it
+    onnx.save(make_model(deaf.astype(np.float32), np.zeros(3, np.float32)), workspace / "student.onnx")
+    (target,) = compile_here(workspace).evaluation.targets
+    (shipped,) = [line for line in target.candidates if line.ships]
+    assert shipped.name == "int8, 1 of 2 in float"
+    assert shipped.kept_float == (target.sensitivity[0].node,)
+    assert shipped.drop is not None
+    assert shipped.drop.value <= target.max_drop
+
+
+def test_models_that_disagree_on_a_name(workspace: Path, make_model: Callable[..., onnx.ModelProto]) -> None:
+    other = make_model(np.eye(4, 3, dtype=np.float32), np.zeros(3, np.float32), x="pixels")
+    onnx.save(other, workspace / "teacher.onnx")
+    refused(workspace, CompileError, r"edge.model and cloud.model disagree on inputs: x FP32\[-1, 4\] and pixels")
+
+
+def test_models_that_disagree_on_a_shape(workspace: Path, make_model: Callable[..., onnx.ModelProto]) -> None:
+    onnx.save(make_model(np.eye(5, 3, dtype=np.float32), np.zeros(3, np.float32)), workspace / "teacher.onnx")
+    refused(workspace, CompileError, r"disagree on inputs: x FP32\[-1, 4\] and x FP32\[-1, 5\]")
+
+
+def test_a_fixed_batch(workspace: Path) -> None:
+    for name in ("student.onnx", "teacher.onnx"):
+        model = onnx.load(str(workspace / name))
+        for value in (*model.graph.input, *model.graph.output):
+            value.type.tensor_type.shape.dim[0].dim_value = 1
+        onnx.save(model, workspace / name)
+    refused(workspace, CompileError, r"export it with a free first dimension \(the batch\)")
+
+
+def test_an_output_that_is_not_there(workspace: Path, edit_recipe: EditRecipe) -> None:
+    edit_recipe('version = "v1"', 'version = "v1"\noutput = "probs"')
+    refused(workspace, CompileError, "model.output: no output 'probs'; the model has logits")
+
+
+def test_label_names_that_do_not_fit(workspace: Path, edit_recipe: EditRecipe) -> None:
+    edit_recipe('version = "v1"', 'version = "v1"\nlabels = ["a", "b"]')
+    refused(workspace, CompileError, "model.labels: 2 names, but the model has 3 classes")
+
+
+def test_a_missing_model(workspace: Path, edit_recipe: EditRecipe) -> None:
+    edit_recipe("teacher.onnx", "techer.onnx")
+    refused(workspace, InvalidInput, r"cloud.model: .*techer.onnx")
+
+
+def test_a_destination_with_other_things(workspace: Path) -> None:
+    (workspace / "out").mkdir()
+    (workspace / "out" / "keep.me").write_text("")
+    refused(workspace, Conflict, "holds keep.me")
+
+
+# --- the plan
+
+
+def test_a_plan_names_every_step_and_writes_nothing(workspace: Path) -> None:
+    before = files_of(workspace)
+    steps = dict(plan.plan(recipes.load(workspace / "recipe.toml"), workspace / "deep" / "out"))
+    target = f"edge/{machine.edge_target()}"
+    assert list(steps) == ["edge model", "cloud model", target, "gate", "certify", "pack"]
+    assert steps[target] == "candidates int8"
+    assert "at least 149 rows" in steps["certify"]
+    assert files_of(workspace) == before
+
+
+def test_what_joined_the_artifact_since_stays_when_it_is_compiled_again(workspace: Path) -> None:
+    compile_here(workspace)
+    layout = Layout(workspace / "out")
+    found = layout.certificate()
+    assert found is not None
+    later = layout.attach_certificate(msgspec.structs.replace(found[1], serial=found[1].serial + 1))
+    signed = layout.attach(manifests.SIGNATURE, b"{}", title="signature.json")
+    compile_here(workspace)
+    again = Layout(workspace / "out")
+    assert again.certificate() == (later.digest, msgspec.structs.replace(found[1], serial=found[1].serial + 1))
+    assert [referrer.digest for referrer in again.referrers(manifests.SIGNATURE)] == [signed.digest]
+    assert len(again.referrers(manifests.REPORT)) == 1
+    assert again.verify() == []
+
+
+def test_a_model_too_large_to_be_changed_ships_as_it_is(
+    workspace: Path, edit_recipe: EditRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compiler.pipeline.candidates.MAX_CHANGED_BYTES", 100)
+    edit_recipe('precisions = ["int8"]', 'precisions = ["fp32", "int8"]')
+    (target,) = compile_here(workspace, fresh=True).evaluation.targets
+    assert [(line.name, line.precision, line.verdict) for line in target.candidates] == [("as it is", "fp32", "ships")]
+    edge = Layout(workspace / "out").artifact().variant("edge")
+    packed = Layout(workspace / "out").blobs.path(edge.weights.digest).read_bytes()
+    assert packed == (workspace / "student.onnx").read_bytes()

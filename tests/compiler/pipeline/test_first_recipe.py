@@ -1,0 +1,119 @@
+"""A first recipe: it loads, says what is a guess, and nothing of a model's file becomes a setting."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from compiler.certificate.certify import samples_needed
+from compiler.pipeline import first_recipe
+from compiler.recipe import recipes
+from penstock.errors import InvalidInput
+
+
+def onnx_file(path: Path, *, output: str = "logits", shape: tuple[Any, ...] = ("batch", 3)) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], [output])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, shape)],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
+
+
+def hugging_face(path: Path, architecture: str, **config: Any) -> None:
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps({"architectures": [architecture], **config}))
+    (path / "model.safetensors").touch()
+    (path / "tokenizer.json").write_text("{}")
+
+
+def loaded(text: str, base: Path) -> recipes.Recipe:
+    (base / "recipe.toml").write_text(text)
+    return recipes.load(base / "recipe.toml")
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    onnx_file(tmp_path / "Small Net.onnx")
+    onnx_file(tmp_path / "value.onnx", output="y", shape=("batch", 1))
+    hugging_face(tmp_path / "bert", "BertForSequenceClassification", id2label={"0": 'a "quoted"', "1": "b\n"})
+    hugging_face(tmp_path / "encoder", "BertModel")
+    hugging_face(tmp_path / "llama", "LlamaForCausalLM")
+    (tmp_path / "f.py").write_text("import torch")
+    (tmp_path / "s.py").write_text("import sklearn")
+    (tmp_path / "m.joblib").touch()
+    (tmp_path / "m.pt2").touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "task", "target"),
+    [
+        ("Small Net.onnx", "small-net", "classification", "host"),
+        ("value.onnx", "value", "regression", "host"),
+        ("bert", "bert", "classification", "host"),
+        ("encoder", "encoder", "embedding", "host"),
+        ("llama", "llama", "generation", "genai-cpu"),
+        ("f.py:make", "f", "classification", "host"),
+        ("s.py:make", "s", "classification", "host"),
+        ("m.joblib", "m", "classification", "host"),
+        ("m.pt2", "m", "classification", "host"),
+    ],
+)
+def test_every_kind_of_model_gets_a_recipe_that_loads(
+    models: Path, model: str, name: str, task: str, target: str
+) -> None:
+    text = first_recipe.recipe_for(model, models)
+    found = loaded(text, models)
+    assert (found.model.name, found.model.task) == (name, task)
+    assert found.rungs[0].section.model == model
+    assert found.rungs[0].section.targets == (target,)
+    assert "\n\n\n" not in text
+    assert max(len(line) for line in text.splitlines()) <= 140
+
+
+def test_labels_survive_odd_characters(models: Path) -> None:
+    assert loaded(first_recipe.recipe_for("bert", models), models).model.labels == ('a "quoted"', "b\n")
+
+
+def test_it_says_what_data_are_needed(models: Path) -> None:
+    text = first_recipe.recipe_for("Small Net.onnx", models)
+    assert "x_fit, x_certify, x_test: FP32 [rows, 3]" in text
+    assert f"needs {samples_needed(0.02, 0.05)} certifying examples" in text
+    assert "input  x FP32 [-1, 3]" in text
+
+
+def test_text_models_name_their_tokenizer(models: Path) -> None:
+    found = loaded(first_recipe.recipe_for("bert/", models), models)
+    assert found.data.tokenizer.file == "bert/tokenizer.json"
+    assert found.data.text == "text"
+
+
+def test_what_is_asked_for_is_used(models: Path) -> None:
+    found = loaded(first_recipe.recipe_for("value.onnx", models, target="arm64", data="rows.parquet"), models)
+    assert (found.rungs[0].section.targets, found.data.source) == (("arm64",), "rows.parquet")
+
+
+def test_the_framework_is_seen_in_the_imports(models: Path) -> None:
+    assert loaded(first_recipe.recipe_for("s.py:make", models), models).rungs[0].section.source.framework == "sklearn"
+    assert loaded(first_recipe.recipe_for("f.py:make", models), models).rungs[0].section.source.framework == "auto"
+
+
+def test_a_name_in_the_model_cannot_become_a_setting(models: Path) -> None:
+    """Names in an ONNX file are anybody's text."""
+    onnx_file(models / "evil.onnx", output='logits"\n[quality]\nmax_accuracy_drop = 1 #')
+    text = first_recipe.recipe_for("evil.onnx", models)
+    assert tomllib.loads(text)["quality"]["max_accuracy_drop"] == 0.02
+    loaded(text, models)
+
+
+def test_no_such_model(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="no such file or directory"):
+        first_recipe.recipe_for("absent.onnx", tmp_path)
