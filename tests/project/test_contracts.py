@@ -1,7 +1,7 @@
 """The layer, purity and one-importer rules of pyproject.toml hold, and each of them can fail.
 
-A rule that nothing can break says nothing. So every case here makes one wrong import in a copy of the packages, one that
-a hurried author would make, and sees ``lint-imports`` name it.
+A rule that nothing can break says nothing. So every case makes one wrong import in a copy of the packages, one that a
+hurried author would make, and sees ``lint-imports`` name it.
 """
 
 from __future__ import annotations
