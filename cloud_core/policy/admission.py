@@ -8,16 +8,15 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Literal
 
 from penstock.errors import DeadlineExceeded, InvalidInput, PermissionDenied, QuotaExceeded, Unauthenticated
 from penstock.policy.limits import BucketState, TokenBucket
+from penstock.policy.service_time import ServiceTime
 
 ANONYMOUS = ""
-_SMOOTHING = 0.1  # weight of the newest measurement
-_DOUBT = 0.98  # what a refusal leaves of an estimate
 _SCHEME = "bearer "
 
 
@@ -101,43 +100,6 @@ def take_rows(tenant: Tenant, state: BucketState, rows: int, now: float) -> Buck
         remaining=max(0, int(after.tokens)),
         reset_s=wait_s,
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServiceTime:
-    """What a batch costs: ``fixed_s + rows * per_row_s``, from warm-up, then followed as batches are measured."""
-
-    fixed_s: float = 0.0
-    per_row_s: float = 0.0
-
-    def of(self, rows: int) -> float:
-        """Expected seconds from dispatch to answer of a batch."""
-        return self.fixed_s + rows * self.per_row_s
-
-    def observed(self, rows: int, took_s: float) -> ServiceTime:
-        """After a batch of ``rows`` took ``took_s``: moves a tenth of the way, its shape kept."""
-        expected = self.of(rows)
-        if expected <= 0.0:
-            return replace(self, fixed_s=took_s)
-        return self._scaled(1.0 + _SMOOTHING * (took_s / expected - 1.0))
-
-    def doubted(self) -> ServiceTime:
-        """After a refusal that rests on this estimate.
-
-        Refused work is never measured: without this, one slow spell could keep everything out for ever.
-        """
-        return self._scaled(_DOUBT)
-
-    def _scaled(self, factor: float) -> ServiceTime:
-        return ServiceTime(fixed_s=self.fixed_s * factor, per_row_s=self.per_row_s * factor)
-
-
-def fitted(one_row_s: float, *, full_rows: int, full_s: float) -> ServiceTime:
-    """The line through two measurements, of one row and of a full batch; noise never makes a cost negative."""
-    if full_rows <= 1:
-        return ServiceTime(fixed_s=max(one_row_s, full_s))
-    per_row_s = min(max(0.0, (full_s - one_row_s) / (full_rows - 1)), full_s / full_rows)
-    return ServiceTime(fixed_s=full_s - full_rows * per_row_s, per_row_s=per_row_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

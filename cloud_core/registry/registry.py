@@ -23,6 +23,7 @@ from penstock.artifact import manifests, unpacked
 from penstock.artifact.blobs import BlobStore, digest_of
 from penstock.artifact.certificates import Certificate
 from penstock.artifact.manifests import Artifact, Descriptor, Variant
+from penstock.artifact.unpacked import VariantFiles
 from penstock.errors import NotFound, PenstockError
 from penstock.signing.trust import TrustRoot
 
@@ -144,13 +145,13 @@ class Registry:
             return None
         return self._trust.check(artifact, referrers.signatures(self._referring(artifact.digest), self.store))
 
-    def weights_path(self, variant: Variant) -> Path:
-        """The verified file to load a variant from, with its other files beside it. Blocks.
+    def verified_files(self, variant: Variant) -> VariantFiles:
+        """Verify what a variant is loaded from, and put its files side by side where it has several. Blocks.
 
         Raises:
             NotFound, DigestMismatch: a blob is gone or was changed. StorageError: the disk said no.
         """
-        return unpacked.weights_path(variant, self.store, self._unpacked)
+        return unpacked.verified_files(variant, self.store, self._unpacked)
 
     def blob_path(self, digest: str) -> Path:
         """The file of a blob, for an engine that maps it.

@@ -248,17 +248,11 @@ class Controller:
 
     def _load_replicas(self, variant: Variant) -> list[Replica]:
         settings = self._settings
-        path = self._registry.weights_path(variant)
+        files = self._registry.verified_files(variant)
         replicas: list[Replica] = []
         while not replicas or (len(replicas) < settings.replicas and not replicas[0].inline_rows):
             replicas.append(
-                load_replica(
-                    variant.spec,
-                    path,
-                    variant.weights.digest,
-                    threads=settings.threads,
-                    inline_below_s=settings.inline_below_s,
-                )
+                load_replica(variant.spec, files, threads=settings.threads, inline_below_s=settings.inline_below_s)
             )
         return replicas
 

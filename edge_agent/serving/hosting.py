@@ -11,7 +11,6 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -19,16 +18,17 @@ from numpy.typing import NDArray
 
 from edge_agent.policy import cascade
 from edge_agent.policy.cascade import CascadeMode, Decision
-from edge_agent.serving import load_check
 from edge_agent.serving.counts import NOTHING, OutcomeCounts, Outcomes, Tally
 from edge_agent.serving.runner import Runner
 from penstock.artifact import certificates
 from penstock.artifact.certificates import Certificate
 from penstock.artifact.manifests import Variant, preprocessing_digest
-from penstock.errors import ArtifactError, CertificateMismatch, ConfigError, InvalidInput, NotFound, Unavailable
+from penstock.artifact.unpacked import VariantFiles
+from penstock.errors import CertificateMismatch, ConfigError, InvalidInput, NotFound, Unavailable
+from penstock.hosting import loading
+from penstock.hosting.loading import Loaded
 from penstock.policy import confidence, sequential
 from penstock.process import telemetry
-from penstock.runtime import Engine, EngineOptions, load_engine
 from penstock.wire.inference import ModelMetadata, Parameter
 from penstock.wire.tensors import Array
 
@@ -38,15 +38,21 @@ _MIN_PREFIX = len("sha256:") + 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadPlan:
-    """What to load. ``version`` is the tag; ``golden`` the golden vectors' bytes; ``cloud_digest`` the cloud variant's
-    manifest in the same artifact. ``certificate`` is None where the artifact has none."""
+    """What to load.
+
+    Attributes:
+        version: the tag.
+        files: what the variant is loaded from, verified.
+        certificate_digest: of its manifest; "" where there is none.
+        certificate: None where the artifact has none.
+        cloud_digest: manifest of the cloud variant in the same artifact.
+    """
 
     model: str
     version: str
     artifact_digest: str
     variant: Variant
-    weights: Path
-    golden: bytes | None
+    files: VariantFiles
     certificate_digest: str
     certificate: Certificate | None
     cloud_digest: str
@@ -57,7 +63,7 @@ class Hosted:
 
     Attributes:
         failures: requests that the engine failed since activation. ``in_flight``: requests in it now.
-        can_split: rows are independent (dimension 0 is free everywhere), so a request may be answered row by row.
+        can_split: rows can be merged and taken apart, so a request may be answered row by row.
         account: response parameters that say what answers here: artifact, certificate, threshold. ``kept_account``:
             with those of an answer that is kept, the confidence aside.
     """
@@ -65,17 +71,16 @@ class Hosted:
     def __init__(
         self,
         plan: LoadPlan,
-        engine: Engine,
+        loaded: Loaded,
         tally: Tally,
         *,
         audit_alpha: float,
         max_queue_rows: int,
-        service_time_s: float,
         max_harm: float | None = None,
     ) -> None:
-        """``service_time_s``: measured time of a full batch. ``max_harm``: level of the certificate, None its own."""
+        """``max_harm``: level of the certificate, None its own."""
         self.plan = plan
-        self.engine = engine
+        self.engine = engine = loaded.engine
         self.tally = tally
         self.failures = 0
         self.is_retired = False
@@ -89,7 +94,7 @@ class Hosted:
             inputs=engine.inputs,
             outputs=engine.outputs,
         )
-        self.can_split = all(spec.shape[:1] == (-1,) for spec in (*engine.inputs, *engine.outputs))
+        self.can_split = loaded.timing.is_batchable
         self._audit_alpha = audit_alpha
         self._certificate, self._problem = _usable_certificate(plan, max_harm)
         self.account: dict[str, Parameter] = {"artifact": plan.artifact_digest, "certificate": ""}
@@ -109,9 +114,9 @@ class Hosted:
             engine,
             self.judge,
             can_join=self.can_split,
-            max_rows=plan.variant.spec.max_batch,
+            max_rows=loaded.max_batch,
             max_queue_rows=max_queue_rows,
-            service_time_s=service_time_s,
+            service_time_s=loaded.timing.full_batch_s,
         )
 
     def __repr__(self) -> str:
@@ -288,17 +293,12 @@ class Hosting:
             counts: what was counted for this artifact before (after a restart), so that a crossed audit stays crossed.
 
         Raises:
-            ArtifactError: not loadable, or it does not reproduce its golden vectors. Internal: the engine failed.
+            ArtifactError and others: as :func:`penstock.hosting.loading.load`.
         """
         self._loading[plan.model] = self._loading.get(plan.model, 0) + 1
         spec = plan.variant.spec
         try:
-            engine = await asyncio.to_thread(self._load, plan)
-            try:
-                service_time_s = await asyncio.to_thread(load_check.prove, spec, plan.golden, engine)
-            except BaseException:
-                engine.close()
-                raise
+            loaded = await asyncio.to_thread(loading.load, spec, plan.files, threads=self._threads)
         finally:
             self._expected.discard(plan.model)  # loaded or not, nothing more is known to come
             self._loading[plan.model] -= 1
@@ -307,11 +307,10 @@ class Hosting:
         tally = self._outcomes.open(plan.model, plan.artifact_digest, counts)
         hosted = Hosted(
             plan,
-            engine,
+            loaded,
             tally,
             audit_alpha=self._audit_alpha,
             max_queue_rows=self._max_queue_rows,
-            service_time_s=service_time_s,
             max_harm=self._max_harm_of(plan.model),
         )
         telemetry.log(
@@ -321,7 +320,7 @@ class Hosting:
             model=plan.model,
             version=plan.version,
             target=spec.target,
-            batch_s=service_time_s,
+            batch_s=loaded.timing.full_batch_s,
             mode=hosted.mode,
         )
         return hosted
@@ -352,16 +351,6 @@ class Hosting:
         """Retire every model."""
         for hosted in self.hosted():
             await self.retire(hosted)
-
-    def _load(self, plan: LoadPlan) -> Engine:
-        spec = plan.variant.spec
-        engine = load_engine(spec.engine, plan.weights, EngineOptions(provider=spec.provider, threads=self._threads))
-        try:
-            load_check.check_signature(spec, engine)
-        except ArtifactError:
-            engine.close()
-            raise
-        return engine
 
 
 def _usable_certificate(plan: LoadPlan, max_harm: float | None) -> tuple[Certificate | None, str]:

@@ -67,7 +67,8 @@ class Runner:
         """
         Args:
             can_join: rows of different requests may share a batch, and a request's rows may be run in several.
-            service_time_s: measured time of a full batch; it decides where the engine runs.
+            service_time_s: measured time of a full batch; it decides where the engine runs. 0.0 where it could not
+                be measured: such a model gets a thread.
         """
         self._engine = engine
         self._judge = judge
@@ -76,7 +77,7 @@ class Runner:
         self._has_free_dims = any(-1 in spec.shape[1:] for spec in engine.inputs)
         self._limits = BatchLimits(max_rows=max_rows if can_join else 1, max_queue_rows=max_queue_rows)
         self._service_time_s = service_time_s
-        self.is_inline = service_time_s < INLINE_BELOW_S
+        self.is_inline = 0.0 < service_time_s < INLINE_BELOW_S
         self._executor: Executor | None = None if self.is_inline else ThreadPoolExecutor(1, "penstock-model")
         self._turn: list[_Chunk] = []  # inline: what came while the event loop turns
         self._queue: dict[_Chunk, Queued] = {}  # in a thread: what waits, in order of arrival

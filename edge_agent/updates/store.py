@@ -27,7 +27,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _MAX_STATE_BYTES = 1024 * 1024
-_MAX_GOLDEN_BYTES = 64 * 1024 * 1024
 _HEAVY = (
     manifests.MODEL_WEIGHT,
     manifests.MODEL_FILE,
@@ -154,8 +153,7 @@ class Store:
             version=slot.release.version,
             artifact_digest=artifact.digest,
             variant=variant,
-            weights=unpacked.weights_path(variant, self.blobs, self._unpacked),
-            golden=self.blobs.read(variant.golden.digest, limit_bytes=_MAX_GOLDEN_BYTES) if variant.golden else None,
+            files=unpacked.verified_files(variant, self.blobs, self._unpacked),
             certificate_digest=slot.certificate_digest,
             certificate=certificate,
             cloud_digest=cloud_digest(artifact),

@@ -15,6 +15,9 @@ from penstock.errors import ArtifactError, InvalidInput
 from penstock.wire import tensors
 from penstock.wire.tensors import Array
 
+MAX_BYTES = 64 * 1024**2
+"""Largest document that is packed, pushed and replayed: a device holds it in memory while it loads."""
+
 _INPUT, _OUTPUT = "inputs/", "outputs/"  # an input and an output may have the same name
 
 

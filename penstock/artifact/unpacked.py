@@ -1,7 +1,8 @@
-"""A variant's files side by side in one directory, under the names by which they know each other.
+"""The files of a variant, verified and where an engine can load them from.
 
-A model of several files (external data, tokenizer) cannot be loaded from blobs that are named by their digests. Owns
-that every byte is verified first and that no name leads out of the directory. A variant of one file needs none of this.
+A model of several files (external data, tokenizer) cannot be loaded from blobs that are named by their digests: its
+files are put side by side in one directory, under the names by which they know each other. Owns that every byte is
+verified first (invariant 3) and that no name leads out of the directory.
 """
 
 from __future__ import annotations
@@ -9,29 +10,41 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
-from penstock.artifact import manifests
+from penstock.artifact import golden, manifests
 from penstock.artifact.blobs import BlobStore, disk_errors
 from penstock.artifact.manifests import Variant
 
 
-def weights_path(variant: Variant, blobs: BlobStore, root: Path) -> Path:
-    """The verified file to load a variant from: its blob, or its weights in a directory of its own under ``root``.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VariantFiles:
+    """What a variant is loaded from; every byte has been verified against the manifest.
 
-    The directory is made anew each time, of hard links where the file system has them: it costs no space, and what is
+    Attributes:
+        weights: the model file, with the further files of the model beside it.
+        golden: the golden vectors' document; None where the variant was packed without.
+    """
+
+    weights: Path
+    golden: bytes | None
+
+
+def verified_files(variant: Variant, blobs: BlobStore, root: Path) -> VariantFiles:
+    """Verify every blob of a variant; several files of one model are put side by side in a directory under ``root``.
+
+    The directory is made new each time, of hard links where the file system has them: it costs no space, and what is
     loaded is what was verified just now.
 
     Raises:
         NotFound, DigestMismatch: a blob is gone or was changed. ArtifactError: a name that leads elsewhere.
-        StorageError: not writable.
+        TooLarge: golden vectors beyond ``golden.MAX_BYTES``. StorageError: not writable.
     """
-    weights = blobs.verify(variant.weights.digest)
+    vectors = blobs.read(variant.golden.digest, limit_bytes=golden.MAX_BYTES) if variant.golden else None
     if not variant.files:
-        return weights
-    parts = {manifests.check_file_name(_title(variant.weights)): weights}
-    for described in variant.files:
-        parts[manifests.check_file_name(_title(described))] = blobs.verify(described.digest)
+        return VariantFiles(weights=blobs.verify(variant.weights.digest), golden=vectors)
+    parts = {_name(described): blobs.verify(described.digest) for described in (variant.weights, *variant.files)}
     directory = root / variant.digest.removeprefix("sha256:")
     with disk_errors(f"unpacking {variant.digest}"):
         root.mkdir(parents=True, exist_ok=True)
@@ -44,7 +57,7 @@ def weights_path(variant: Variant, blobs: BlobStore, root: Path) -> Path:
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
-    return directory / _title(variant.weights)
+    return VariantFiles(weights=directory / _name(variant.weights), golden=vectors)
 
 
 def discard(root: Path, keep: frozenset[str] = frozenset()) -> None:
@@ -55,8 +68,8 @@ def discard(root: Path, keep: frozenset[str] = frozenset()) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _title(described: manifests.Descriptor) -> str:
-    return described.annotations.get(manifests.TITLE, "")
+def _name(described: manifests.Descriptor) -> str:
+    return manifests.check_file_name(described.annotations.get(manifests.TITLE, ""))
 
 
 def _link(source: Path, target: Path) -> None:

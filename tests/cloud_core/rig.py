@@ -16,16 +16,16 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from cloud_core.app import Core
-from cloud_core.policy.admission import ServiceTime
 from cloud_core.registry.registry import Registry
 from cloud_core.serving.controller import Controller
 from cloud_core.serving.counters import Measures
 from cloud_core.serving.dataplane import DataPlane
-from cloud_core.serving.replica import Replica, Timing
+from cloud_core.serving.replica import Replica
 from cloud_core.settings import CoreSettings, ServingSettings, TenantSettings
 from penstock.artifact.layout import Layout, VariantDraft
 from penstock.artifact.manifests import VariantSpec
 from penstock.errors import Internal
+from penstock.policy.service_time import ServiceTime, Timing
 from penstock.registry.transfer import RegistryClient, push
 from penstock.wire.inference import InferRequest
 from penstock.wire.tensors import Array, TensorSpec

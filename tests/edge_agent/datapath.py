@@ -26,6 +26,7 @@ from edge_agent.serving.hosting import Hosted, Hosting, LoadPlan
 from edge_agent.settings import CascadeSettings, EscalationSettings, LimitsSettings
 from penstock.artifact.certificates import Certificate
 from penstock.artifact.manifests import Descriptor, Variant, VariantSpec, preprocessing_digest
+from penstock.artifact.unpacked import VariantFiles
 from penstock.rpc import codec
 from penstock.rpc.pb import oip_pb2, oip_pb2_grpc
 from penstock.wire.inference import InferRequest, InferResponse, Parameter
@@ -99,8 +100,7 @@ def load_plan(
         version=version,
         artifact_digest=digest,
         variant=Variant(digest=EDGE, spec=spec or variant_spec(), weights=weights, golden=None),
-        weights=model_file(directory / "toy.onnx", batch=batch),
-        golden=golden,
+        files=VariantFiles(weights=model_file(directory / "toy.onnx", batch=batch), golden=golden),
         certificate_digest=CERTIFICATE if certified else "",
         certificate=certified,
         cloud_digest=CLOUD,

@@ -1,26 +1,22 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from cloud_core.policy.admission import (
     Backlog,
-    ServiceTime,
     Tenant,
     authenticate,
     by_token,
     check_deadline,
     expected_answer_at,
-    fitted,
     take_rows,
 )
 from penstock.errors import DeadlineExceeded, InvalidInput, QuotaExceeded, Unauthenticated
 from penstock.policy.limits import BucketState, TokenBucket
+from penstock.policy.service_time import ServiceTime
 
 SHOP = Tenant(name="shop", bucket=TokenBucket(rate=10.0, burst=20.0))
 TENANTS = by_token([("a-long-secret", SHOP)])
-SECONDS = st.floats(1e-6, 10.0)
 
 
 @pytest.mark.parametrize("value", ["Bearer a-long-secret", "bearer a-long-secret", "BEARER  a-long-secret "])
@@ -59,46 +55,6 @@ def test_more_rows_than_a_burst_are_a_bad_request_since_waiting_would_not_help()
 def test_a_tenant_without_a_rate_is_not_limited() -> None:
     state = BucketState(tokens=0.0, at=0.0)
     assert take_rows(Tenant(name="free"), state, 10**9, 0.0) is state
-
-
-@given(SECONDS, SECONDS, st.integers(2, 512))
-def test_the_fitted_line_goes_through_the_full_batch_and_is_never_negative(one: float, full: float, rows: int) -> None:
-    service = fitted(one, full_rows=rows, full_s=full)
-    assert service.of(rows) == pytest.approx(full)
-    assert min(service.fixed_s, service.per_row_s) >= -1e-12
-
-
-def test_the_fitted_line_goes_through_one_row_too() -> None:
-    service = fitted(0.002, full_rows=11, full_s=0.012)
-    assert service.of(1) == pytest.approx(0.002)
-    assert service.of(6) == pytest.approx(0.007)
-
-
-@given(SECONDS, st.lists(SECONDS, min_size=1, max_size=200))
-def test_the_estimate_stays_within_what_was_measured(first: float, measured: list[float]) -> None:
-    service = ServiceTime(fixed_s=first)
-    for took_s in measured:
-        service = service.observed(1, took_s)
-    assert min(first, *measured) * 0.999 <= service.of(1) <= max(first, *measured) * 1.001
-
-
-def test_the_estimate_follows_a_lasting_change() -> None:
-    service = ServiceTime(fixed_s=0.001, per_row_s=0.0001)
-    for _ in range(100):
-        service = service.observed(10, 0.02)
-    assert service.of(10) == pytest.approx(0.02, rel=0.01)
-    assert service.of(0) == pytest.approx(0.01, rel=0.01)  # its shape is kept
-
-
-def test_an_unmeasured_service_learns_from_its_first_batch() -> None:
-    assert ServiceTime().observed(8, 0.5).of(1) == 0.5
-
-
-def test_doubt_lowers_the_estimate_until_something_is_let_through() -> None:
-    service = ServiceTime(fixed_s=1000.0)
-    for _ in range(500):
-        service = service.doubted()
-    assert service.of(1) < 0.1
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from penstock.wire.tensors import Array, TensorSpec
 
 X = TensorSpec(name="x", datatype="FP32", shape=(-1, 2))
 THREAD_S = 1.0
-INLINE_S = 0.0
+INLINE_S = INLINE_BELOW_S / 2
 
 
 class Doubling:
@@ -68,7 +68,7 @@ BOTH = pytest.mark.parametrize("service_time_s", [INLINE_S, THREAD_S], ids=["inl
 
 def test_a_quick_model_runs_inline_and_a_slow_one_in_a_thread() -> None:
     async def scenario() -> None:
-        for service_time_s, is_inline in ((INLINE_BELOW_S / 2, True), (INLINE_BELOW_S, False)):
+        for service_time_s, is_inline in ((INLINE_S, True), (INLINE_BELOW_S, False), (0.0, False)):
             made = runner(Doubling(), service_time_s)
             assert made.is_inline is is_inline
             await made.close()

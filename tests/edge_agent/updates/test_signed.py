@@ -140,7 +140,7 @@ async def test_all_files_of_a_variant_are_fetched_and_lie_together(rig: Rig) -> 
     trust.sign(rig.layout.root, rig.key)
     slot = await rig.pull()
     plan = rig.store.load_plan("digits", slot)
-    assert sorted(path.name for path in plan.weights.parent.iterdir()) == ["model.onnx", DATA]
+    assert sorted(path.name for path in plan.files.weights.parent.iterdir()) == ["model.onnx", DATA]
     others = [v for v in rig.layout.artifact().variants if v.digest != slot.variant_digest]
     assert not any(rig.store.blobs.has(one.digest) for variant in others for one in variant.files)
 
@@ -148,7 +148,7 @@ async def test_all_files_of_a_variant_are_fetched_and_lie_together(rig: Rig) -> 
 async def test_files_stay_as_long_as_their_variant_is_wanted(rig: Rig) -> None:
     trust.sign(rig.layout.root, rig.key)
     slot = await rig.pull()
-    path = rig.store.load_plan("digits", slot).weights
+    path = rig.store.load_plan("digits", slot).files.weights
     rig.store.collect([ModelState(model="digits", active=slot)])
     assert path.exists()
     assert rig.store.load_plan("digits", slot)

@@ -75,8 +75,8 @@ def test_a_load_plan_has_everything_verified(tmp_path: Path) -> None:
     assert (plan.model, plan.version, plan.artifact_digest) == (MODEL, "v1", layout.digest)
     assert plan.cloud_digest == layout.artifact().variant("cloud").digest
     assert plan.certificate is not None
-    assert plan.golden is not None
-    assert plan.weights.read_bytes()
+    assert plan.files.golden is not None
+    assert plan.files.weights.read_bytes()
 
 
 @pytest.mark.parametrize("change", [lambda data: data[:-1], lambda data: data[:-1] + b"\x00", lambda data: b""])

@@ -1,0 +1,201 @@
+"""A variant proves itself before it may answer: loaded, compared with its spec, golden vectors replayed, measured.
+
+The one way from verified files to a model that answers, for the device, the core and ``penstock certify``: what one of
+them refuses, the others refuse too. Blocks: call it from a thread. What becomes of a variant that is refused is the
+caller's decision. Takes files that ``penstock.artifact.unpacked`` has verified (invariant 3), and no others.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from penstock.artifact import golden
+from penstock.artifact.manifests import VariantSpec
+from penstock.artifact.unpacked import VariantFiles
+from penstock.errors import ArtifactError, InvalidInput, PenstockError
+from penstock.policy.service_time import ServiceTime, Timing, fitted
+from penstock.process.telemetry import log
+from penstock.runtime import Engine, EngineOptions, load_engine
+from penstock.wire import tensors
+from penstock.wire.tensors import Array, TensorSpec
+
+_LOG = logging.getLogger(__name__)
+_FREE_DIM = 1  # size of a free dimension (other than the batch) where no golden row says a better one
+_WARM_UP_RUNS = 5
+_SLOW_RUN_S = 1.0  # such a run is measured well enough by one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A variant that has proved itself.
+
+    Attributes:
+        engine: runs it; the caller closes it.
+        timing: what it costs, and whether rows may be merged.
+        max_batch: most rows of one run; 1 where rows cannot be merged.
+    """
+
+    engine: Engine
+    timing: Timing
+    max_batch: int
+
+
+def load(spec: VariantSpec, files: VariantFiles, *, threads: int) -> Loaded:
+    """Load a variant, let it prove itself, warm it up and measure it.
+
+    Args:
+        threads: of one run of the engine; 0 lets its library choose.
+
+    Raises:
+        ArtifactError: not a model, not the one that its spec describes, it computes something else on this machine
+            than where it was compiled, or it fails on inputs of its own shape.
+        InvalidInput: an engine or provider that is not known here. MissingExtra: its library is not installed.
+        Internal: the engine failed.
+    """
+    engine, inputs = open_proven(spec, files, threads=threads)
+    try:
+        timing = warm_up(engine, spec.max_batch, inputs)
+    except BaseException:
+        engine.close()
+        raise
+    return Loaded(engine=engine, timing=timing, max_batch=spec.max_batch if timing.is_batchable else 1)
+
+
+def open_proven(spec: VariantSpec, files: VariantFiles, *, threads: int) -> tuple[Engine, Mapping[str, Array]]:
+    """Load a variant and let it prove itself, without measuring it; return the engine and its golden inputs.
+
+    Raises:
+        ArtifactError, InvalidInput, MissingExtra, Internal: as :func:`load`.
+    """
+    engine = load_engine(spec.engine, files.weights, EngineOptions(provider=spec.provider, threads=threads))
+    try:
+        check_signature(spec, engine)
+        return engine, _replay(spec, files.golden, engine)
+    except ArtifactError as error:
+        engine.close()
+        raise ArtifactError(f"{spec.model}, {spec.role} variant for {spec.target}: {error.message}") from error
+    except BaseException:
+        engine.close()
+        raise
+
+
+def check_signature(spec: VariantSpec, engine: Engine) -> None:
+    """Compare what the weights take and give with what the spec says, which clients and certificates were told.
+
+    Names, datatypes and ranks must be equal; a dimension may be free on one side, since exporters differ in what they
+    infer.
+
+    Raises:
+        ArtifactError: inputs or outputs differ, or there is no output to score.
+    """
+    for what, described, loaded in (("inputs", spec.inputs, engine.inputs), ("outputs", spec.outputs, engine.outputs)):
+        if not _is_same(described, loaded):
+            raise ArtifactError(
+                f"the weights are not what the spec describes: {what} are {_listing(loaded)}, described "
+                f"{_listing(described)}"
+            )
+    if spec.score_output not in {output.name for output in engine.outputs}:
+        raise ArtifactError(f"score_output {spec.score_output!r} is no output; there are {_listing(engine.outputs)}")
+
+
+def warm_up(engine: Engine, max_batch: int, samples: Mapping[str, Array]) -> Timing:
+    """Run one row and a full batch, and measure both.
+
+    Golden rows are repeated to fill the batch where there are any, since zeros may be far quicker than data and may
+    not be data at all (a detector finds nothing in them, an embedding looks up one row). A model with free dimensions
+    besides the batch may still refuse what is tried here; it is then served unmeasured.
+
+    Args:
+        samples: golden inputs; empty for zeros.
+
+    Raises:
+        ArtifactError: the model fails although every dimension but the batch is fixed.
+    """
+    can_grow = all(spec.shape[:1] == (-1,) for spec in (*engine.inputs, *engine.outputs))
+    rows = max_batch if can_grow else 1
+    try:
+        one_row_s = _measured_s(engine, _batch(engine.inputs, samples, 1))
+        full_s = _measured_s(engine, _batch(engine.inputs, samples, rows)) if rows > 1 else one_row_s
+        is_batchable = can_grow and _keeps_rows(engine, samples)
+    except PenstockError as error:
+        if not any(-1 in spec.shape[1:] for spec in engine.inputs):
+            what = "its golden rows, repeated to a full batch" if samples else "zeros"
+            raise ArtifactError(f"the model fails on {what}: {error.message}") from error
+        log(_LOG, logging.WARNING, "warm-up failed, serving unmeasured", error=error.message)
+        return Timing(service=ServiceTime(), is_batchable=can_grow, one_row_s=0.0, full_batch_s=0.0)
+    if not is_batchable:
+        service = ServiceTime(fixed_s=one_row_s)
+        return Timing(service=service, is_batchable=False, one_row_s=one_row_s, full_batch_s=one_row_s)
+    service = fitted(one_row_s, full_rows=rows, full_s=full_s)
+    return Timing(service=service, is_batchable=True, one_row_s=one_row_s, full_batch_s=full_s)
+
+
+def _replay(spec: VariantSpec, vectors: bytes | None, engine: Engine) -> Mapping[str, Array]:
+    if vectors is None:
+        log(
+            _LOG,
+            logging.WARNING,
+            "no golden vectors: nothing shows that this machine computes what was compiled",
+            model=spec.model,
+            role=spec.role,
+            target=spec.target,
+        )
+        return {}
+    expected = golden.decode(vectors)
+    try:
+        tensors.check_inputs(expected.inputs, engine.inputs)
+    except InvalidInput as error:
+        raise ArtifactError(f"golden vectors do not fit the model: {error.message}") from error
+    golden.check(expected, engine.run(expected.inputs), tolerance=spec.golden_tolerance)
+    return expected.inputs
+
+
+def _is_same(described: Sequence[TensorSpec], loaded: Sequence[TensorSpec]) -> bool:
+    by_name = {spec.name: spec for spec in loaded}
+    return set(by_name) == {spec.name for spec in described} and all(
+        spec.datatype == by_name[spec.name].datatype
+        and len(spec.shape) == len(by_name[spec.name].shape)
+        and all(-1 in dims or dims[0] == dims[1] for dims in zip(spec.shape, by_name[spec.name].shape, strict=True))
+        for spec in described
+    )
+
+
+def _measured_s(engine: Engine, inputs: Mapping[str, Array]) -> float:
+    """Take the best of a few runs: what it costs when nothing else is in the way."""
+    best = float("inf")
+    for _ in range(_WARM_UP_RUNS):
+        started_at = time.perf_counter()
+        engine.run(inputs)
+        best = min(best, time.perf_counter() - started_at)
+        if best > _SLOW_RUN_S:
+            break
+    return best
+
+
+def _keeps_rows(engine: Engine, samples: Mapping[str, Array]) -> bool:
+    """Ask for two rows and see two come back: a free dimension 0 need not be the batch (a detector's is its boxes)."""
+    return all(array.shape[:1] == (2,) for array in engine.run(_batch(engine.inputs, samples, 2)).values())
+
+
+def _batch(specs: Sequence[TensorSpec], samples: Mapping[str, Array], rows: int) -> dict[str, Array]:
+    return {spec.name: _filled(spec, samples.get(spec.name), rows) for spec in specs}
+
+
+def _filled(spec: TensorSpec, sample: Array | None, rows: int) -> Array:
+    has_batch = spec.shape[:1] == (-1,)
+    if sample is not None and sample.size:
+        return np.resize(sample, (rows, *sample.shape[1:])) if has_batch else sample
+    shape = [_FREE_DIM if dim == -1 else dim for dim in spec.shape]
+    if has_batch:
+        shape[0] = rows
+    dtype = tensors.numpy_dtype(spec.datatype)
+    return np.full(shape, b"", dtype=object) if dtype.kind == "O" else np.zeros(shape, dtype=dtype)
+
+
+def _listing(specs: Sequence[TensorSpec]) -> str:
+    return ", ".join(f"{s.name} {s.datatype}{list(s.shape)}" for s in specs) or "none"
