@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from examples.digits.processes import Daemon, penstock, wait_for
+from examples.digits.processes import Daemon, penstock
 from penstock.artifact.layout import Layout
 from penstock.registry import transfer
 from penstock.registry.client import RegistryClient
+from tests.waiting import wait_until
 
 AGENT_CONFIG = """
 [heartbeat]
@@ -119,7 +120,7 @@ class CoreProcess:
         with RegistryClient(self.http_url) as registry:
             moved = transfer.push(registry, Layout(layout))
         path = f"{self.http_url}/v2/models/{moved.model}/versions/{moved.tag}/ready"
-        wait_for(f"{moved.model}:{moved.tag} ready in the core", lambda: _answers_200(path))
+        wait_until(f"{moved.model}:{moved.tag} ready in the core", lambda: _answers_200(path))
 
     @property
     def log(self) -> str:
@@ -207,9 +208,8 @@ class AgentProcess:
             for entry in self.status()["models"]
         )
 
-    def wait_until_runs(self, model: str, version: str, *, timeout_s: float = 30.0) -> None:
-        what = f"{self.device_id} committing {model}:{version}"
-        wait_for(what, lambda: self.runs(model, version), timeout_s=timeout_s)
+    def wait_until_runs(self, model: str, version: str) -> None:
+        wait_until(f"{self.device_id} committing {model}:{version}", lambda: self.runs(model, version))
 
     @property
     def log(self) -> str:

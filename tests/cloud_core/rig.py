@@ -29,6 +29,7 @@ from penstock.policy.service_time import ServiceTime, Timing
 from penstock.registry.transfer import RegistryClient, push
 from penstock.wire.inference import InferRequest
 from penstock.wire.tensors import Array, TensorSpec
+from tests import waiting
 
 T = TypeVar("T")
 X = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))
@@ -258,9 +259,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 async def soon(condition: Callable[[], bool]) -> None:
     """The same where sockets and threads are real and take their time."""
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110  # nothing tells a test that a queue has grown
-            await asyncio.sleep(0.005)
+    await waiting.until("the condition", condition)
 
 
 async def outcome(awaitable: Awaitable[T]) -> T | BaseException:

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from penstock.errors import ConfigError, Unavailable
 from penstock.process import config
 from penstock.registry.transfer import RegistryClient, push
 from tests.cloud_core.rig import onnx_layout
+from tests.waiting import PATIENCE_S, wait_until
 
 
 def serve(data_dir: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -35,11 +35,12 @@ def serve(data_dir: Path, *arguments: str) -> subprocess.Popen[str]:
 
 def endpoints(process: subprocess.Popen[str], data_dir: Path) -> dict[str, str]:
     path = data_dir / "endpoints.json"
-    until = time.monotonic() + 30
-    while not path.exists():
+
+    def announced() -> bool:
         assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < until, "not ready in time"
-        time.sleep(0.02)
+        return path.exists()
+
+    wait_until("ready", announced)
     found: dict[str, str] = json.loads(path.read_text())
     return found
 
@@ -57,7 +58,7 @@ def test_a_core_that_is_killed_serves_again_what_was_pushed_and_one_that_is_told
     with RegistryClient(f"http://{endpoints(first, data_dir)['http']}") as client:
         push(client, onnx_layout(tmp_path, "v1"))
     first.kill()
-    first.communicate(timeout=20)
+    first.communicate(timeout=PATIENCE_S)
     (data_dir / "endpoints.json").unlink(missing_ok=True)
     again = serve(data_dir)
     base = f"http://{endpoints(again, data_dir)['http']}"
@@ -67,13 +68,13 @@ def test_a_core_that_is_killed_serves_again_what_was_pushed_and_one_that_is_told
     assert "READY" in shown.output
     second = subprocess.run(
         [sys.executable, "-m", "penstock", "core", "serve", "--data-dir", str(data_dir), "--http-port", "0"],
-        capture_output=True, text=True, timeout=30, check=False,
+        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     assert second.returncode == 1
     assert "in use by another core" in second.stderr
     assert "Traceback" not in second.stderr
     again.send_signal(signal.SIGTERM)
-    log = again.communicate(timeout=20)[1]
+    log = again.communicate(timeout=PATIENCE_S)[1]
     assert again.returncode == 0, log
     assert " ready http=127.0.0.1:" in log
     assert not (data_dir / "endpoints.json").exists()
@@ -85,7 +86,7 @@ def test_a_port_in_use_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
         taken.listen()
         port = str(taken.getsockname()[1])
         process = serve(tmp_path / "core", "--http-port", port)
-        log = process.communicate(timeout=30)[1]
+        log = process.communicate(timeout=PATIENCE_S)[1]
     assert process.returncode == 2
     assert f"port {port} on 127.0.0.1 is in use" in log
     assert "Traceback" not in log

@@ -15,6 +15,7 @@ import grpc
 
 from penstock.rpc.pb import oip_pb2, oip_pb2_grpc
 from penstock.wire.addresses import parse_target
+from tests.waiting import PATIENCE_S
 
 ROW_BYTES = 64 * 4
 
@@ -57,8 +58,8 @@ class _UnixConnection(http.client.HTTPConnection):
 def connection(target: str) -> http.client.HTTPConnection:
     where = parse_target(target)
     if where.scheme == "unix":
-        return _UnixConnection(where.path, timeout=20)
-    return http.client.HTTPConnection(where.host, where.port, timeout=20)
+        return _UnixConnection(where.path, timeout=PATIENCE_S)
+    return http.client.HTTPConnection(where.host, where.port, timeout=PATIENCE_S)
 
 
 def http_message(ask: Ask) -> tuple[str, bytes, dict[str, str]]:
@@ -109,7 +110,7 @@ def over_grpc(target: str, ask: Ask) -> Answer:
     with grpc.insecure_channel(parse_target(target).address) as channel:
         stub = oip_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
         try:
-            stub.ModelInfer(grpc_message(ask), timeout=20, metadata=tuple(ask.headers.items()))
+            stub.ModelInfer(grpc_message(ask), timeout=PATIENCE_S, metadata=tuple(ask.headers.items()))
         except grpc.RpcError as error:
             trailers: Any = error.trailing_metadata()  # pairs, which the stubs do not know
             hints = {name: str(value) for name, value in trailers or ()}

@@ -6,7 +6,7 @@ They keep to the protocols and can be told to misbehave in the ways that network
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,16 +32,6 @@ INPUTS = (TensorSpec(name="x", datatype="FP32", shape=(-1, 4)),)
 OUTPUTS = (TensorSpec(name="logits", datatype="FP32", shape=(-1, 3)),)
 SURE = np.array([[9, 0, 0, 0]], np.float32)
 UNSURE = np.zeros((1, 4), np.float32)
-
-
-async def until(what: str, ready: Callable[[], Any], *, timeout_s: float = 20.0) -> None:
-    """Wait for something that real sockets and disks are about to do."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            while not ready():  # noqa: ASYNC110 - what is waited for is in other processes and on disks
-                await asyncio.sleep(0.01)
-    except TimeoutError:
-        raise AssertionError(f"{what}: not within {timeout_s} s") from None
 
 
 def onnx_model(path: Path, *, seed: int, padding_bytes: int = 0) -> np.ndarray[Any, Any]:

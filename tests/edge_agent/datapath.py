@@ -211,11 +211,3 @@ async def data_path(
         await asyncio.gather(auditor, return_exceptions=True)
         await escalator.close()
         await hosting.close()
-
-
-async def until(what: str, is_so: Callable[[], bool], *, timeout_s: float = 10.0) -> None:
-    """Wait for something that real sockets are about to do."""
-    async with asyncio.timeout(timeout_s):
-        while not is_so():  # noqa: ASYNC110 - what is waited for is on the other side of a socket
-            await asyncio.sleep(0.002)
-    assert is_so(), what

@@ -9,6 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,7 +22,8 @@ from edge_agent import cli
 from penstock.artifact.layout import Layout
 from penstock.errors import Unavailable
 from penstock.rpc.pb import fleet_pb2
-from tests.edge_agent.cloud import MODEL, FakeFleet, FakeRegistry, build, release_of, until
+from tests.edge_agent.cloud import MODEL, FakeFleet, FakeRegistry, build, release_of
+from tests.waiting import PATIENCE_S, until
 
 CONFIG = """
 [heartbeat]
@@ -92,7 +94,7 @@ class Device:
         assert self.process is not None
         if self.process.returncode is None:
             self.process.send_signal(number)
-        return await asyncio.wait_for(self.process.wait(), 15)
+        return await asyncio.wait_for(self.process.wait(), PATIENCE_S)
 
     async def status(self) -> dict[str, Any]:
         return await asyncio.to_thread(cli.fetch_status, self.socket)
@@ -102,12 +104,20 @@ class Device:
 
     async def until(self, what: str, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        for _ in range(600):
+        give_up = time.monotonic() + PATIENCE_S
+        while time.monotonic() < give_up:
             found = await self.model()
             if found and holds(found):
                 return found
             await asyncio.sleep(0.02)
         raise AssertionError(f"{what}: {found}\n{self.log}")
+
+    async def outbox_until(self, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        give_up = time.monotonic() + PATIENCE_S
+        while not holds(found := (await self.status())["outbox"]):
+            assert time.monotonic() < give_up, f"{found}\n{self.log}"
+            await asyncio.sleep(0.02)
+        return dict(found)
 
     async def committed(self, version: str) -> dict[str, Any]:
         return await self.until(
@@ -120,11 +130,10 @@ class Device:
                 return bool(cli.fetch_status(self.socket))
             return False
 
-        for _ in range(200):
-            if await asyncio.to_thread(answers):
-                return
+        give_up = time.monotonic() + PATIENCE_S
+        while not await asyncio.to_thread(answers):
+            assert time.monotonic() < give_up, "the agent does not answer"
             await asyncio.sleep(0.05)
-        raise AssertionError("the agent does not answer")
 
     def is_healthy(self) -> bool:
         """Whether what runs was committed, and the count of its starts forgotten."""
@@ -238,12 +247,7 @@ async def test_serves_when_the_disk_takes_not_one_byte_more(device: Device) -> N
     await device.until_answering()
     assert (await device.infer_when_served(rows=2))["parameters"]["served_by"] == "edge"
     await device.committed("v1")
-    outbox: dict[str, Any] = {}
-    for _ in range(100):
-        outbox = (await device.status())["outbox"]
-        if outbox["records"]:
-            break
-        await asyncio.sleep(0.05)
+    outbox = await device.outbox_until(lambda outbox: outbox["records"] > 0)
     assert outbox["records"] == 1, "held in memory until the disk takes it"
     assert outbox["error"]
     await device.kill()
@@ -330,15 +334,10 @@ async def test_an_outage_of_the_core_loses_no_outcome(device: Device) -> None:
     for _ in range(5):
         await device.infer(rows=3)
         await asyncio.sleep(0.06)
-    status = await device.status()
-    assert status["outbox"]["records"] > 0
+    await device.outbox_until(lambda outbox: outbox["records"] > 0)
     await device.fleet.start()
     await until("delivered", lambda: device.fleet.rows(layout.digest) == 15)
-    for _ in range(100):
-        if (await device.status())["outbox"]["records"] == 0:
-            return
-        await asyncio.sleep(0.05)
-    raise AssertionError(await device.status())
+    await device.outbox_until(lambda outbox: outbox["records"] == 0)
 
 
 async def test_a_model_that_kills_the_process_is_reverted(device: Device) -> None:
@@ -364,7 +363,7 @@ async def test_a_model_that_kills_the_process_is_reverted(device: Device) -> Non
 async def test_a_second_agent_in_the_same_data_directory_is_refused(device: Device) -> None:
     await device.start()
     second = await device.spawn("--socket", str(device.directory / "b.sock"))
-    assert await asyncio.wait_for(second.wait(), 20) == 1
+    assert await asyncio.wait_for(second.wait(), PATIENCE_S) == 1
     assert "another agent uses" in device.log
     assert (await device.status())["device_id"] == "d1"
 
@@ -372,7 +371,7 @@ async def test_a_second_agent_in_the_same_data_directory_is_refused(device: Devi
 async def test_a_second_agent_on_the_same_socket_is_refused(device: Device) -> None:
     await device.start()
     second = await device.spawn("--data-dir", str(device.directory / "other"))
-    assert await asyncio.wait_for(second.wait(), 20) == 2
+    assert await asyncio.wait_for(second.wait(), PATIENCE_S) == 2
     assert "another agent serves" in device.log
 
 
@@ -390,7 +389,7 @@ async def test_a_port_in_use_is_a_clear_error(device: Device) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         process = await device.spawn("--tcp", f"127.0.0.1:{port}")
-        assert await asyncio.wait_for(process.wait(), 20) == 2
+        assert await asyncio.wait_for(process.wait(), PATIENCE_S) == 2
     assert "in use" in device.log
     assert "Traceback" not in device.log
 
@@ -398,7 +397,7 @@ async def test_a_port_in_use_is_a_clear_error(device: Device) -> None:
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc, where not even root can make a directory")
 async def test_a_data_directory_that_cannot_be_written_is_a_clear_error(device: Device) -> None:
     process = await device.spawn("--data-dir", "/proc/penstock")
-    assert await asyncio.wait_for(process.wait(), 20) == 1
+    assert await asyncio.wait_for(process.wait(), PATIENCE_S) == 1
     assert "penstock: " in device.log
     assert "/proc/penstock" in device.log
     assert "Traceback" not in device.log
@@ -407,7 +406,7 @@ async def test_a_data_directory_that_cannot_be_written_is_a_clear_error(device: 
 async def test_a_misspelt_setting_is_refused_with_the_nearest_name(device: Device) -> None:
     device.config = "[heartbeat]\nintervall_s = 1\n"
     process = await device.spawn()
-    assert await asyncio.wait_for(process.wait(), 20) == 2
+    assert await asyncio.wait_for(process.wait(), PATIENCE_S) == 2
     assert "did you mean 'interval_s'?" in device.log
 
 

@@ -8,10 +8,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from examples.digits.processes import penstock_json, wait_for
+from examples.digits.processes import penstock_json
 from penstock import Client
 from penstock.errors import NotFound
 from tests.processes import AgentProcess, CoreProcess, DigitsBuild
+from tests.waiting import PATIENCE_S, wait_until
 
 
 def test_core_keeps_what_it_acknowledged(core_process: CoreProcess, digits_build: DigitsBuild) -> None:
@@ -19,7 +20,7 @@ def test_core_keeps_what_it_acknowledged(core_process: CoreProcess, digits_build
     core_process.push(digits_build.layout("v1"))
     core_process.push(digits_build.layout("v2"))
     core_process.restart()
-    with Client(core_process.grpc_target, timeout=10.0) as client:
+    with Client(core_process.grpc_target, timeout=PATIENCE_S) as client:
         for version in ("v1", "v2"):
             assert np.mean(client.infer("digits", x, version=version).outputs["logits"].argmax(axis=1) == y) > 0.9
         with pytest.raises(NotFound, match="v1"):
@@ -32,13 +33,13 @@ def test_an_agent_answers_while_the_core_is_gone_and_after_its_own_death(
     x, y = digits_build.test_split()
     core_process.kill()
     for _ in range(2):
-        with Client(agent_process.target, timeout=10.0) as client:
+        with Client(agent_process.target, timeout=PATIENCE_S) as client:
             answer = client.infer("digits", x)
         assert answer.served_by == "edge"
         assert answer.reason == "cloud_unreachable"  # some of 447 digits are never certain
         assert np.mean(answer.outputs["logits"].argmax(axis=1) == y) > 0.85
         agent_process.restart()  # offline boot: from what the device remembers
-        wait_for("digits after an offline boot", lambda: agent_process.runs("digits", "v1"))
+        wait_until("digits after an offline boot", lambda: agent_process.runs("digits", "v1"))
 
 
 def test_outcomes_survive_the_death_of_both(
@@ -46,16 +47,16 @@ def test_outcomes_survive_the_death_of_both(
 ) -> None:
     x, _ = digits_build.test_split()
     core_process.kill()
-    with Client(agent_process.target, timeout=10.0) as client:
+    with Client(agent_process.target, timeout=PATIENCE_S) as client:
         for row in x[:50]:
             client.infer("digits", row[None])
-    wait_for("outcome records on disk", lambda: agent_process.status()["outbox"]["records"] > 0)
+    wait_until("outcome records on disk", lambda: agent_process.status()["outbox"]["records"] > 0)
     time.sleep(0.5)  # the agent writes what it counted every 0.2 s: by now the last row is on disk too
     agent_process.kill()
     core_process.start()
     agent_process.start()
-    wait_for("outcomes delivered", lambda: _counted(core_process, agent_process.device_id) == 50)
-    wait_for("an empty outbox", lambda: agent_process.status()["outbox"]["records"] == 0)
+    wait_until("outcomes delivered", lambda: _counted(core_process, agent_process.device_id) == 50)
+    wait_until("an empty outbox", lambda: agent_process.status()["outbox"]["records"] == 0)
     assert _counted(core_process, agent_process.device_id) == 50
 
 
@@ -77,7 +78,7 @@ def test_an_agent_killed_while_it_pulls_or_switches_ends_up_right(
     agent.restart()
     agent.wait_until_runs("digits", "v1")
     x, y = digits_build.test_split()
-    with Client(agent.target, timeout=10.0) as client:
+    with Client(agent.target, timeout=PATIENCE_S) as client:
         assert np.mean(client.infer("digits", x).outputs["logits"].argmax(axis=1) == y) > 0.9
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from examples.digits.processes import penstock, wait_for
+from examples.digits.processes import penstock
 from penstock import Client
 from penstock.artifact.layout import Layout
 from penstock.registry import transfer
@@ -15,6 +15,7 @@ from penstock.registry.client import RegistryClient
 from penstock.signing import ed25519, trust
 from tests.penstock.signed import make_layout, trusting
 from tests.processes import AGENT_CONFIG, AgentProcess, CoreProcess
+from tests.waiting import wait_until
 
 X = np.array([[9, 0, 0, 0]], np.float32)
 
@@ -35,7 +36,7 @@ def test_what_a_trusted_key_signed_runs_on_core_edge_and_middle_rung_and_nothing
     push(core, layout)
     edge = agent_factory(core, "e1", config=f"{trusts}{AGENT_CONFIG}")
     site = agent_factory(core, "s1", config=f'{trusts}rung = "site"\n{AGENT_CONFIG}')
-    wait_for("the device refuses it", lambda: "is not signed" in edge.log)
+    wait_until("the device refuses it", lambda: "is not signed" in edge.log)
     status = penstock("core", "status", "--target", core.http_url).stdout
     assert "is not signed" in status
 
@@ -56,5 +57,5 @@ def test_what_a_trusted_key_signed_runs_on_core_edge_and_middle_rung_and_nothing
     edge.kill()
     (root / "key0.pub").unlink()
     edge.start()
-    wait_for("nobody vouches any more", lambda: "trusts none" in edge.log)
+    wait_until("nobody vouches any more", lambda: "trusts none" in edge.log)
     assert not edge.runs("digits", "v1")

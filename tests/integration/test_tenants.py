@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from examples.digits.processes import penstock, wait_for
+from examples.digits.processes import penstock
 from penstock import Client
 from penstock.errors import Unauthenticated
 from tests.processes import AGENT_CONFIG, AgentProcess, CoreProcess, DigitsBuild
+from tests.waiting import wait_until
 
 TOKEN, ADMIN_TOKEN, CLIENT_TOKEN = "kiosk-token-1", "admin-token-1", "client-token-1"
 TENANTS = f"""
@@ -51,7 +52,7 @@ def test_a_device_with_a_token_pulls_escalates_and_reports(
         rows = np.random.default_rng(0).uniform(0, 16, (64, 64)).astype("f4")  # noise: nothing to be sure of
         result = client.infer("digits", rows)
     assert result.served_by in ("mixed", "cloud")
-    wait_for("outcomes delivered", lambda: agent.status()["outbox"]["records"] == 0)
+    wait_until("outcomes delivered", lambda: agent.status()["outbox"]["records"] == 0)
 
 
 @pytest.mark.parametrize("token", [None, "kiosk-token-2"])
@@ -70,7 +71,7 @@ def test_a_device_without_a_token_says_why_it_has_nothing(
     core: CoreProcess, agent_factory: Callable[..., AgentProcess], short_dir: Path
 ) -> None:
     agent = agent_factory(core)
-    wait_for("the refusal to show", lambda: "credential" in agent.status()["cloud"]["error"])
+    wait_until("the refusal to show", lambda: "credential" in agent.status()["cloud"]["error"])
     assert agent.status()["models"] == []
 
 
@@ -79,7 +80,7 @@ def test_a_token_can_do_what_its_role_is_for_and_no_more(
     core: CoreProcess, digits_build: DigitsBuild, token: str
 ) -> None:
     with Client(core.grpc_target, token=token) as client:
-        wait_for("the model", lambda: client.model_ready("digits"))
+        wait_until("the model", lambda: client.model_ready("digits"))
         assert client.infer("digits", X).outputs["logits"].shape == (1, 10)
     for command in (
         ("artifact", "push", digits_build.layout("v2"), "--registry", core.http_url, "--token", token),

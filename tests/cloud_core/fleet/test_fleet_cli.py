@@ -18,6 +18,7 @@ from penstock.errors import Conflict, InvalidInput, NotFound, Unavailable
 from penstock.rpc.fleet import FleetClient, as_data, state_name
 from penstock.rpc.pb import fleet_pb2 as pb
 from penstock.rpc.pb import fleet_pb2_grpc
+from tests.waiting import until
 
 PLAN = ("--wave", "0.5", "--wave", "1", "--bake", "10", "--min-audited", "50", "--max-silence", "1000",
         "--max-wave", "3000")  # fmt: skip
@@ -96,9 +97,7 @@ async def test_plan_apply_wait_and_undo_from_the_command_line(core: Core) -> Non
     waiting = asyncio.create_task(
         core.penstock("fleet", "apply", "digits-v2-1", "--plan-digest", plan["plan_digest"], "--wait")
     )
-    async with asyncio.timeout(30):
-        while core.service.rollout().rollout.state == "planned":  # noqa: ASYNC110  # another process acts
-            await asyncio.sleep(0.01)
+    await until("another process acts", lambda: core.service.rollout().rollout.state != "planned")
     for wave in range(2):
         name = plan["devices"][wave]["device_id"]
         assert await core.beat(name, "v1") == "v2"
@@ -128,9 +127,7 @@ async def test_a_rollout_that_its_gate_stops_exits_with_3_and_shows_the_evidence
     for name in ("cam-1", "cam-2"):
         await core.beat(name, "v1")
     waiting = asyncio.create_task(core.penstock("fleet", "apply", "digits:v3", "--yes", "--wait", *PLAN, code=3))
-    async with asyncio.timeout(30):
-        while not core.service.rollouts() or not core.service.rollout().rollout.waves:  # noqa: ASYNC110  # as above
-            await asyncio.sleep(0.01)
+    await until("another process acts", lambda: core.service.rollouts() and core.service.rollout().rollout.waves)
     (first,) = core.service.rollout().waves[0].devices
     await core.beat(first.device_id, "v3")
     await core.audit(first.device_id, 1, "v3", harm=20)

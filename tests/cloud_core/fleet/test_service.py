@@ -18,6 +18,7 @@ from cloud_core.policy.planning import Selection
 from cloud_core.registry.registry import Registry
 from cloud_core.state import Database
 from penstock.errors import Conflict, InvalidInput, NotFound, QueueFull
+from tests.waiting import until
 
 GATE = Gate(alpha=0.05, max_failure_rate=0.05, min_audited=50, bake_s=10.0, max_silence_s=30.0, max_wave_s=600.0)
 SETTINGS = FleetSettings(max_devices=10, forget_s=1000.0, max_records=100, max_artifacts_per_device=3, max_rollouts=5)
@@ -430,8 +431,6 @@ async def test_the_loop_wakes_up_on_news(rig: Rig) -> None:
     task = asyncio.create_task(rig.service.run())
     await rig.beat("a", "v3")
     await rig.audit("a", 1, "v3", audited=100, harm=50)
-    async with asyncio.timeout(20):
-        while rig.service.rollout().rollout.state == "running":  # noqa: ASYNC110  # nothing else tells a test
-            await asyncio.sleep(0)
+    await until("a decision", lambda: rig.service.rollout().rollout.state != "running")
     task.cancel()
     assert rig.service.rollout().rollout.state == "stopped_by_gate"

@@ -24,6 +24,9 @@ from penstock.wire.tensors import Array, TensorSpec
 
 SETTINGS = set(DistillSection.__struct_fields__) - {"teacher"}
 NETS = """
+import time
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -52,6 +55,22 @@ class Deep(nn.Module):
 
 def deep():
     return Deep([Block() for _ in range(2)])
+
+STEPS = Path(__file__).with_name("steps")
+
+class Held(Deep):
+    # trains as many steps in a process as the file says, if there is one, and then waits: who interrupts it need not be
+    # faster than the training
+    steps = 0
+    def forward(self, x):
+        if self.training:
+            self.steps += 1
+            while STEPS.exists() and self.steps > int(STEPS.read_text() or 0):
+                time.sleep(0.01)
+        return super().forward(x)
+
+def held():
+    return Held([Block() for _ in range(2)])
 
 def four():
     torch.manual_seed(5)

@@ -20,6 +20,7 @@ from compiler.distill import prepare
 from penstock.errors import ConfigError, InvalidInput, PenstockError, Unavailable
 from penstock.runtime import EngineOptions, load_engine
 from tests.compiler.distill.conftest import NETS, Digits
+from tests.waiting import PATIENCE_S
 
 Run = Callable[..., tuple[int, str, str]]
 RECIPE = """
@@ -117,7 +118,10 @@ def test_a_source_without_splits_has_none_to_name(workspace: Path) -> None:
 def test_ctrl_c_and_the_same_command_again(workspace: Path, torch: str) -> None:
     program = "import importlib; m = importlib.import_module('penstock.cli.main'); "
     program += "from compiler.commands.distill import command; m.command = command; m.main()"
-    settings = ("--student", "nets.py:deep", "--epochs", "40", "--patience", "0", "--checkpoint-s", "0")
+    settings = ("--student", "nets.py:held", "--epochs", "5", "--patience", "0", "--checkpoint-s", "0")
+    Path("steps").write_text(
+        "15"
+    )  # the signal finds it in the second of its five epochs, however long it takes to come
     arguments = (*PLAIN, "--data", "data.npz", *settings)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     started = [sys.executable, "-c", program, *arguments]
@@ -128,13 +132,14 @@ def test_ctrl_c_and_the_same_command_again(workspace: Path, torch: str) -> None:
                 process.send_signal(signal.SIGINT)
                 break
         said = process.stderr.read()
-        assert process.wait(timeout=60) == 130
+        assert process.wait(timeout=PATIENCE_S) == 130
     assert "run the same command again to go on from the last checkpoint" in said
     assert "Traceback" not in said
     assert not Path("s.onnx").exists()
     unfinished = workspace / "cache" / "compile" / "distill" / "unfinished"
     (kept,) = unfinished.iterdir()
     assert (kept / "checkpoint").stat().st_size > 1000
+    Path("steps").unlink()
     code, out, _ = run(*arguments)
     assert code == 0
     assert out.splitlines()[0].split() == ["PHASE", "EPOCH", "LOSS", "VALIDATION", "RIGHT"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -68,16 +69,21 @@ class Interrupt:
             raise KeyboardInterrupt
 
 
-def interrupted(digits: Digits, out: Path, phase: str, epoch: int, **settings: Any) -> None:
-    watcher = Interrupt(phase, epoch)
-    with pytest.raises(KeyboardInterrupt):
-        make_student(digits.request(out, progress=watcher, **settings))
+def interrupted(digits: Digits, out: Path, phase: str, epoch: int, *, steps: int, **settings: Any) -> None:
+    """Train, and interrupt in that epoch, at which the student waits after so many steps."""
+    watcher, held_at = Interrupt(phase, epoch), digits.nets / "steps"
+    held_at.write_text(str(steps))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            make_student(digits.request(out, progress=watcher, **settings))
+    finally:
+        held_at.unlink()
     assert not (out / "student.onnx").exists()
     assert (out / "work" / "checkpoint").exists()
 
 
 SETTINGS: dict[str, Any] = {
-    "student": "nets.py:deep",
+    "student": "nets.py:held",
     "defer": "gatekeeper",
     "epochs": 15,
     "patience": 0,
@@ -94,8 +100,10 @@ def uninterrupted(digits: Digits, torch: str, tmp_path_factory: pytest.TempPathF
 def test_killed_twice_and_the_same_to_the_last_byte(digits: Digits, uninterrupted: Student, tmp_path: Path) -> None:
     saving: dict[str, Any] = {**SETTINGS, "checkpoint_s": 0.0}
     first_seen: list[str] = []
-    for phase, epoch in (("distil", 6), ("defer", 2)):
-        interrupted(digits, tmp_path, phase, epoch, **saving)
+    steps = math.ceil(uninterrupted.metrics.train_rows / SETTINGS["batch_size"])  # of an epoch
+    interrupted(digits, tmp_path, "distil", 6, steps=5 * steps + 5, **saving)
+    # from somewhere in the sixth of fifteen epochs to somewhere in the second of those that follow
+    interrupted(digits, tmp_path, "defer", 2, steps=11 * steps + 2, **saving)
     resumed = make_student(digits.request(tmp_path, progress=lambda share, note: first_seen.append(note), **saving))
     trained = [note for note in first_seen if note.startswith(("distil:", "defer:"))]
     assert trained[0].startswith("defer: epoch"), "it went on, and did not begin again"

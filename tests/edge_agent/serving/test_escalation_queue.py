@@ -15,7 +15,8 @@ from edge_agent.serving.hosting import Hosted
 from edge_agent.settings import EscalationSettings
 from penstock.errors import DeadlineExceeded, Internal, InvalidInput, PenstockError, QueueFull, Unavailable
 from penstock.wire.inference import InferRequest, InferResponse
-from tests.edge_agent.datapath import Rows, data_path, until
+from tests.edge_agent.datapath import Rows, data_path
+from tests.waiting import until
 
 
 class Held:

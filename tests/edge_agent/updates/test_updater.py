@@ -26,7 +26,8 @@ from edge_agent.updates.store import Store
 from edge_agent.updates.updater import Updater
 from penstock.artifact.layout import Layout
 from penstock.errors import Internal, StorageError
-from tests.edge_agent.cloud import MODEL, SURE, FakeRegistry, build, release_of, until
+from tests.edge_agent.cloud import MODEL, SURE, FakeRegistry, build, release_of
+from tests.waiting import until
 
 FETCH = FetchSettings(reserve_bytes=0, chunk_bytes=4096)
 UPDATE = UpdateSettings(probation_s=0.05, retry_base_s=0.01, retry_max_s=0.02)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from penstock.http import express
 from penstock.http.express import Express
+from tests.waiting import PATIENCE_S, until
 
 HEAD = b"POST /v2/models/m/infer HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n%b\r\n"
 
@@ -90,7 +91,7 @@ async def talk(made: House, *parts: bytes, answers: int) -> list[tuple[int, byte
 
 
 async def one_answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         head = await reader.readuntil(b"\r\n\r\n")
         length = re.search(rb"(?i)content-length: (\d+)", head)
         assert length
@@ -221,13 +222,10 @@ async def test_a_client_that_goes_away_cancels_its_answer() -> None:
         made.gate.clear()
         _, writer = await asyncio.open_connection("127.0.0.1", made.port)
         writer.write(request(b"abc"))
-        async with asyncio.timeout(5):
-            while not made.by_lane:  # noqa: ASYNC110 - the other end of a socket
-                await asyncio.sleep(0.002)
-            writer.close()
-            await writer.wait_closed()
-            while not made.cancelled:  # noqa: ASYNC110 - the other end of a socket
-                await asyncio.sleep(0.002)
+        await until("the request arrives", lambda: made.by_lane)
+        writer.close()
+        await writer.wait_closed()
+        await until("its answer is cancelled", lambda: made.cancelled)
         assert made.lane is not None
         assert not made.lane.connections
 
@@ -273,8 +271,7 @@ async def test_idle_connections_are_closed_and_busy_ones_are_not() -> None:
         assert len(made.lane.connections) == 1
         made.gate.clear()
         writer.write(request(b"def"))
-        while made.by_lane < 2:  # noqa: ASYNC110 - the other end of a socket
-            await asyncio.sleep(0.002)
+        await until("the second request arrives", lambda: made.by_lane == 2)
         made.lane.close_idle(now + 100)
         made.gate.set()
         assert await one_answer(reader) == (200, b"DEF")
@@ -290,8 +287,7 @@ async def test_shutdown_answers_what_is_under_way() -> None:
         made.gate.clear()
         reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
         writer.write(request(b"abc"))
-        while not made.by_lane:  # noqa: ASYNC110 - the other end of a socket
-            await asyncio.sleep(0.002)
+        await until("the request arrives", lambda: made.by_lane)
         stopping = asyncio.create_task(made.lane.shutdown(5.0))
         await asyncio.sleep(0)
         made.gate.set()

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,13 +35,6 @@ AGENT_PARAMETERS: Mapping[str, Parameter] = {
     "certificate": "sha256:abc",
     "reason": "confident",
 }
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Let others run until something has happened that nothing announces."""
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0)
 
 
 def _spec(name: str, datatype: str, *shape: int) -> TensorSpec:

@@ -18,7 +18,8 @@ from penstock.errors import (
 )
 from penstock.wire.inference import ModelMetadata
 from penstock.wire.tensors import TensorSpec
-from tests.penstock.sdk.server import AGENT_PARAMETERS, TOKEN, WEIGHTS, Servers, until
+from tests.penstock.sdk.server import AGENT_PARAMETERS, TOKEN, WEIGHTS, Servers
+from tests.waiting import until
 
 ROWS = np.arange(8, dtype=np.float32).reshape(2, 4)
 
@@ -87,17 +88,17 @@ async def test_the_deadline_ends_a_call_here_and_there(servers: Servers, scheme:
             await client.infer("stuck", ROWS, timeout=0.05)
     assert servers.target(scheme) in late.value.message
     # on a busy machine the request may not have got as far as the server
-    await until(lambda: servers.backend.cancelled == len(servers.backend.requests))
+    await until("the server sees it", lambda: servers.backend.cancelled == len(servers.backend.requests))
 
 
 async def test_cancelling_a_call_reaches_the_server(servers: Servers, scheme: str) -> None:
     async with AsyncClient(servers.target(scheme)) as client:
         task = asyncio.create_task(client.infer("stuck", ROWS))
-        await until(lambda: servers.backend.requests)
+        await until("the server sees it", lambda: servers.backend.requests)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await until(lambda: servers.backend.cancelled)
+        await until("the server sees it", lambda: servers.backend.cancelled)
 
 
 @pytest.mark.parametrize("prefix", ["grpc://127.0.0.1:", "http://127.0.0.1:", "unix:///nowhere/"])
@@ -140,7 +141,7 @@ async def test_batches_grow_while_requests_are_under_way(servers: Servers) -> No
     servers.backend.gate = asyncio.Event()
     async with AsyncClient(servers.grpc, max_in_flight=1) as client:
         tasks = [asyncio.create_task(client.infer("digits", row(0)))]
-        await until(lambda: servers.backend.requests)
+        await until("the server sees it", lambda: servers.backend.requests)
         for n in range(1, 30):
             tasks.append(asyncio.create_task(client.infer("digits", row(n))))
             await asyncio.sleep(0)
@@ -225,7 +226,7 @@ async def test_cancelling_one_does_not_disturb_the_others(servers: Servers) -> N
     servers.backend.gate = asyncio.Event()
     async with AsyncClient(servers.grpc) as client:
         tasks = [asyncio.create_task(client.infer("digits", row(n))) for n in range(10)]
-        await until(lambda: servers.backend.requests)
+        await until("the server sees it", lambda: servers.backend.requests)
         tasks[3].cancel()
         await asyncio.sleep(0)
         servers.backend.gate.set()
@@ -240,11 +241,11 @@ async def test_cancelling_one_does_not_disturb_the_others(servers: Servers) -> N
 async def test_cancelling_all_cancels_the_merged_request(servers: Servers) -> None:
     async with AsyncClient(servers.grpc) as client:
         tasks = [asyncio.create_task(client.infer("stuck", row(n))) for n in range(10)]
-        await until(lambda: servers.backend.requests)
+        await until("the server sees it", lambda: servers.backend.requests)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await until(lambda: servers.backend.cancelled)
+        await until("the server sees it", lambda: servers.backend.cancelled)
 
 
 async def test_each_caller_keeps_its_own_deadline(servers: Servers) -> None:
@@ -269,7 +270,7 @@ async def test_rows_that_expire_while_queued_are_never_sent(servers: Servers) ->
     servers.backend.gate = asyncio.Event()
     async with AsyncClient(servers.grpc, max_in_flight=1) as client:
         first = asyncio.create_task(client.infer("digits", row(0)))
-        await until(lambda: servers.backend.requests)
+        await until("the server sees it", lambda: servers.backend.requests)
         with pytest.raises(DeadlineExceeded):
             await client.infer("digits", row(1), timeout=0.03)
         servers.backend.gate.set()
@@ -282,7 +283,7 @@ async def test_rows_that_expire_while_queued_are_never_sent(servers: Servers) ->
 async def test_closing_answers_those_who_wait(servers: Servers) -> None:
     client = AsyncClient(servers.grpc, max_in_flight=1)
     tasks = [asyncio.create_task(client.infer("stuck", row(n))) for n in range(3)]
-    await until(lambda: servers.backend.requests)
+    await until("the server sees it", lambda: servers.backend.requests)
     tasks.append(asyncio.create_task(client.infer("stuck", row(3))))
     await asyncio.sleep(0)
     await client.close()

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ from penstock import toolchain
 from penstock.errors import CompileError, ConfigError, Internal, InvalidInput, MissingToolchain, StorageError
 from penstock.toolchain import gpu, process
 from penstock.toolchain.call import environment
+from tests.waiting import PATIENCE_S, wait_until
 
 RUNNER = Path(__file__).with_name("echo_runner.py")
-PATIENCE_S = 20.0
 
 Call = Callable[..., dict[str, Any]]
 
@@ -43,15 +42,8 @@ def is_alive(pid: int) -> bool:
     return state != "Z"
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.01)
-
-
 def pids_in(file: Path) -> list[int]:
-    wait_until(lambda: file.exists() and len(file.read_text(encoding="utf-8").split()) == 2)
+    wait_until("two processes", lambda: file.exists() and len(file.read_text(encoding="utf-8").split()) == 2)
     return [int(pid) for pid in file.read_text(encoding="utf-8").split()]
 
 
@@ -119,7 +111,7 @@ def test_being_killed_hints_at_memory() -> None:
 def test_a_runner_that_hangs_is_killed_with_its_children(run: Call, tmp_path: Path) -> None:
     with pytest.raises(CompileError, match="did not finish within 1.5 s and was stopped"):
         run(do="hang", pid_file=str(tmp_path / "pids"), timeout_s=1.5)
-    wait_until(lambda: not any(map(is_alive, pids_in(tmp_path / "pids"))))
+    wait_until("the end of all", lambda: not any(map(is_alive, pids_in(tmp_path / "pids"))))
 
 
 def test_the_log_that_is_kept_is_bounded(run: Call) -> None:
@@ -144,7 +136,7 @@ def test_a_line_beyond_the_limit_ends_the_runner(run: Call, monkeypatch: pytest.
 
 def test_a_child_left_in_the_background_does_not_hold_the_call_up(run: Call, tmp_path: Path) -> None:
     assert run(do="background", pid_file=str(tmp_path / "pids"))["job"]["do"] == "background"
-    wait_until(lambda: not any(map(is_alive, pids_in(tmp_path / "pids"))))
+    wait_until("the end of all", lambda: not any(map(is_alive, pids_in(tmp_path / "pids"))))
 
 
 def test_what_progress_raises_ends_the_runner(run: Call, tmp_path: Path) -> None:
@@ -154,7 +146,7 @@ def test_what_progress_raises_ends_the_runner(run: Call, tmp_path: Path) -> None
 
     with pytest.raises(KeyboardInterrupt):
         run(progress=interrupt, do="hang", pid_file=str(tmp_path / "pids"), ready=True)
-    wait_until(lambda: not any(map(is_alive, pids_in(tmp_path / "pids"))))
+    wait_until("the end of all", lambda: not any(map(is_alive, pids_in(tmp_path / "pids"))))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill -9"])
@@ -173,10 +165,10 @@ def test_nothing_survives_the_caller(number: signal.Signals, tmp_path: Path) -> 
         runner, child = pids_in(pid_file)
         caller.send_signal(number)
         caller.wait(timeout=PATIENCE_S)
-    wait_until(lambda: not is_alive(runner))
+    wait_until("the end of a process", lambda: not is_alive(runner))
     if number == signal.SIGKILL:  # what the runner had started is its own affair then
         os.kill(child, signal.SIGKILL)
-    wait_until(lambda: not is_alive(child))
+    wait_until("the end of a process", lambda: not is_alive(child))
 
 
 def test_the_environment_is_offline_and_free_of_ours(run: Call, monkeypatch: pytest.MonkeyPatch) -> None:

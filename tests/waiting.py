@@ -1,0 +1,37 @@
+"""Waiting for what other processes, threads and sockets are about to do.
+
+A test waits for the condition, never for a time: it goes on as soon as the condition holds, and gives up only after so
+long that even a machine with several test suites on its two cores would have been done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+PATIENCE_S = 100.0
+
+
+def wait_until(what: str, holds: Callable[[], object], *, patience_s: float = PATIENCE_S) -> None:
+    """Poll until ``holds()`` is true.
+
+    Raises:
+        AssertionError: it was not in time; the message is ``what``.
+    """
+    give_up = time.monotonic() + patience_s
+    while not holds():
+        assert time.monotonic() < give_up, f"{what}: not within {patience_s:g} s"
+        time.sleep(0.02)
+
+
+async def until(what: str, holds: Callable[[], object], *, patience_s: float = PATIENCE_S) -> None:
+    """Let the event loop go on until ``holds()`` is true; sleeps in between, so that others get the processor.
+
+    Raises:
+        AssertionError: it was not in time; the message is ``what``.
+    """
+    give_up = time.monotonic() + patience_s
+    while not holds():
+        assert time.monotonic() < give_up, f"{what}: not within {patience_s:g} s"
+        await asyncio.sleep(0.002)
