@@ -119,9 +119,8 @@ def test_ctrl_c_and_the_same_command_again(workspace: Path, torch: str) -> None:
     program = "import importlib; m = importlib.import_module('penstock.cli.main'); "
     program += "from compiler.commands.distill import command; m.command = command; m.main()"
     settings = ("--student", "nets.py:held", "--epochs", "5", "--patience", "0", "--checkpoint-s", "0")
-    Path("steps").write_text(
-        "15"
-    )  # the signal finds it in the second of its five epochs, however long it takes to come
+    # the signal finds it in the second of its five epochs, however long it takes to come
+    Path("steps").write_text("15")
     arguments = (*PLAIN, "--data", "data.npz", *settings)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     started = [sys.executable, "-c", program, *arguments]
