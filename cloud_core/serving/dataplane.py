@@ -20,6 +20,7 @@ from cloud_core.serving.router import Route, Served
 from cloud_core.settings import ServingSettings, TenantSettings
 from penstock.errors import InvalidInput, PenstockError, QueueFull, Unavailable
 from penstock.policy.limits import TokenBucket
+from penstock.runtime import platform_of
 from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata, earliest_timeout_s, priority_of
 
 SERVER_NAME = "penstock"
@@ -27,7 +28,6 @@ EXTENSIONS = ("binary_tensor_data", "parameters", "schedule_policy")
 """What works of the protocol's extensions; ``schedule_policy`` is priority and timeout."""
 
 _EVERYBODY = Tenant(name=admission.ANONYMOUS)
-_PLATFORMS = {"onnx": "onnxruntime_onnx"}
 
 
 class Ticket:
@@ -111,7 +111,7 @@ class DataPlane:
         return ModelMetadata(
             name=model,
             versions=tuple(v.tag for v in self._registry.versions(model)),
-            platform=_PLATFORMS.get(spec.engine, f"penstock_{spec.engine}"),
+            platform=platform_of(spec.engine),
             inputs=spec.inputs,
             outputs=spec.outputs,
         )

@@ -45,7 +45,23 @@ class Engine(Protocol):
         ...
 
 
-_FACTORIES: Mapping[str, str] = {"onnx": "penstock.runtime.onnx:load", "echo": "penstock.runtime.echo:load"}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    """One engine.
+
+    Attributes:
+        module: has ``load(path, options)``; imported when the first model of this engine is loaded.
+        platform: what model metadata say runs the model, ``project_format`` as the Open Inference Protocol has it.
+    """
+
+    module: str
+    platform: str
+
+
+_ENGINES: Mapping[str, _Row] = {
+    "onnx": _Row(module="penstock.runtime.onnx", platform="onnxruntime_onnx"),  # the protocol's own word for it
+    "echo": _Row(module="penstock.runtime.echo", platform="penstock_echo"),
+}
 
 
 def load_engine(name: str, path: Path, options: EngineOptions) -> Engine:
@@ -54,8 +70,12 @@ def load_engine(name: str, path: Path, options: EngineOptions) -> Engine:
     Raises:
         InvalidInput: no such engine. MissingExtra: its library is not installed. ArtifactError: the file is no model.
     """
-    if name not in _FACTORIES:
-        raise InvalidInput(f"engine: unknown engine {name!r}; known: {', '.join(sorted(_FACTORIES))}", field="engine")
-    module, _, function = _FACTORIES[name].partition(":")
-    engine: Engine = getattr(importlib.import_module(module), function)(path, options)
+    if name not in _ENGINES:
+        raise InvalidInput(f"engine: unknown engine {name!r}; known: {', '.join(sorted(_ENGINES))}", field="engine")
+    engine: Engine = importlib.import_module(_ENGINES[name].module).load(path, options)
     return engine
+
+
+def platform_of(name: str) -> str:
+    """Name the platform of an engine as model metadata do; one that this release does not know is named as it is."""
+    return _ENGINES[name].platform if name in _ENGINES else f"penstock_{name}"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from penstock.errors import ArtifactError
+from penstock.errors import ArtifactError, Internal, InvalidInput
 from penstock.runtime import EngineOptions
 from penstock.wire.tensors import Array, TensorSpec
 
@@ -20,6 +20,7 @@ class EchoEngine:
 
     def __init__(self, specs: tuple[TensorSpec, ...]) -> None:
         self._specs = specs
+        self._is_closed = False
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -30,10 +31,16 @@ class EchoEngine:
         return self._specs
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        return {name: inputs[name] for name in (outputs if outputs is not None else inputs)}
+        if self._is_closed:
+            raise Internal("the engine is closed")
+        names = [spec.name for spec in self._specs] if outputs is None else outputs
+        try:
+            return {name: inputs[name] for name in names}
+        except KeyError as error:
+            raise InvalidInput(f"inputs: no tensor {error} to give back", field="inputs") from error
 
     def close(self) -> None:
-        """Nothing to release."""
+        self._is_closed = True
 
 
 def load(path: Path, options: EngineOptions) -> EchoEngine:

@@ -82,7 +82,9 @@ def load(path: Path, options: EngineOptions) -> OnnxEngine:
 
 def _as_ours(error: Exception) -> InvalidInput | Internal:
     text = str(error)[:500]
-    if "INVALID_ARGUMENT" in text or "InvalidArgument" in type(error).__name__:
+    # a ValueError is its Python layer's word for an input that is missing or that it cannot convert
+    is_about_inputs = isinstance(error, ValueError) or "InvalidArgument" in type(error).__name__
+    if is_about_inputs or "INVALID_ARGUMENT" in text:
         return InvalidInput(f"inputs: the model refuses them: {text}", field="inputs")
     return Internal(f"the model failed: {text}")
 

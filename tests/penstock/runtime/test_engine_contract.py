@@ -1,0 +1,136 @@
+"""One contract suite for every engine: a new row of ``penstock.runtime`` gets a row in ``WRITERS`` and passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+import penstock.runtime
+from penstock.errors import ArtifactError, Internal, InvalidInput
+from penstock.runtime import Engine, EngineOptions, load_engine, platform_of
+from penstock.wire.tensors import TensorSpec
+
+X = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))
+ROWS = np.arange(8, dtype="f4").reshape(2, 4)
+
+
+def _onnx_identity(path: Path) -> Path:
+    onnx = pytest.importorskip("onnx", reason="writing a model needs onnx")
+    from onnx import TensorProto, helper
+
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [value], [result])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def _echo(path: Path) -> Path:
+    path.write_bytes(msgspec.json.encode([X]))
+    return path
+
+
+WRITERS: Mapping[str, Callable[[Path], Path]] = {"onnx": _onnx_identity, "echo": _echo}
+"""Each writes a model that gives its input ``x`` back as its only output."""
+
+each_engine = pytest.mark.parametrize("name", WRITERS)
+
+
+@pytest.fixture(params=WRITERS)
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    made = load_engine(request.param, WRITERS[request.param](tmp_path / "model"), EngineOptions())
+    yield made
+    made.close()
+
+
+def test_every_engine_is_held_to_the_contract() -> None:
+    assert set(WRITERS) == set(penstock.runtime._ENGINES)
+
+
+def test_it_says_what_it_takes_and_gives(engine: Engine) -> None:
+    assert engine.inputs == (X,)
+    (output,) = engine.outputs
+    assert (output.datatype, output.shape) == ("FP32", (-1, 4))
+
+
+def test_rows_come_back_in_their_order(engine: Engine) -> None:
+    (result,) = engine.run({"x": ROWS}).values()
+    np.testing.assert_array_equal(result, ROWS)
+
+
+def test_only_the_wanted_outputs_come_back(engine: Engine) -> None:
+    name = engine.outputs[0].name
+    assert list(engine.run({"x": ROWS}, [name])) == [name]
+    assert list(engine.run({"x": ROWS}, None)) == [name]
+
+
+def test_an_output_that_does_not_exist_is_bad_input(engine: Engine) -> None:
+    with pytest.raises(InvalidInput, match="nope"):
+        engine.run({"x": ROWS}, ["nope"])
+
+
+def test_an_input_that_is_missing_is_bad_input(engine: Engine) -> None:
+    with pytest.raises(InvalidInput, match="x"):
+        engine.run({})
+
+
+def test_arrays_as_they_come_from_a_wire_or_from_a_larger_batch_are_taken(engine: Engine) -> None:
+    read_only = np.frombuffer(ROWS.tobytes(), "f4").reshape(2, 4)
+    every_second = np.repeat(ROWS, 2, axis=0)[::2]
+    for given in (read_only, every_second):
+        (result,) = engine.run({"x": given}).values()
+        np.testing.assert_array_equal(result, ROWS)
+
+
+def test_an_answer_stays_what_it_was_when_the_next_one_is_computed(engine: Engine) -> None:
+    (first,) = engine.run({"x": ROWS}).values()
+    engine.run({"x": ROWS + 1})
+    np.testing.assert_array_equal(first, ROWS)
+
+
+def test_it_runs_in_another_thread_than_the_one_that_loaded_it(engine: Engine) -> None:
+    with ThreadPoolExecutor(1) as thread:
+        (result,) = thread.submit(engine.run, {"x": ROWS}).result().values()
+    np.testing.assert_array_equal(result, ROWS)
+
+
+def test_it_can_be_closed_twice_and_does_not_run_afterwards(engine: Engine) -> None:
+    engine.close()
+    engine.close()
+    with pytest.raises(Internal, match="closed"):
+        engine.run({"x": ROWS})
+
+
+@each_engine
+def test_a_file_that_is_no_model_is_refused_by_its_name(name: str, tmp_path: Path) -> None:
+    (tmp_path / "bad").write_bytes(b"not a model")
+    with pytest.raises(ArtifactError, match="bad"):
+        load_engine(name, tmp_path / "bad", EngineOptions())
+
+
+@each_engine
+def test_it_has_a_platform_of_project_and_format(name: str) -> None:
+    assert "_" in platform_of(name)
+
+
+def test_onnx_refuses_inputs_that_the_model_refuses(tmp_path: Path) -> None:
+    engine = load_engine("onnx", _onnx_identity(tmp_path / "m.onnx"), EngineOptions())
+    with pytest.raises(InvalidInput):
+        engine.run({"x": np.zeros((1, 5), "f4")})
+
+
+def test_an_engine_or_a_provider_that_is_not_known_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"unknown engine 'tflite'.*onnx"):
+        load_engine("tflite", tmp_path, EngineOptions())
+    with pytest.raises(InvalidInput, match="unknown 'npu'"):
+        load_engine("onnx", _onnx_identity(tmp_path / "m.onnx"), EngineOptions(provider="npu"))
+
+
+def test_platforms_are_spelt_as_the_protocol_spells_them() -> None:
+    assert platform_of("onnx") == "onnxruntime_onnx"
+    assert platform_of("of a newer release") == "penstock_of a newer release"
