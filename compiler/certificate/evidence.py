@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from compiler.certificate.certify import Certified, Promised, certify
 from compiler.certificate.columns import CertifyData, Integers, check
 from penstock.artifact.blobs import digest_of
-from penstock.artifact.certificates import MAX_GROUPS, Certificate, Level, RefusedLevel
+from penstock.artifact.certificates import MAX_GROUPS, Certificate, Level, RefusedLevel, Subject
 from penstock.errors import ArtifactError, CalibrationError, InvalidInput
 from penstock.wire import tensors
 from penstock.wire.tensors import Array
@@ -34,16 +34,6 @@ _SCORES, _EDGE, _CLOUD, _LABELS = "scores", "edge", "cloud", "labels"
 _GROUPS, _GROUP_NAMES, _THRESHOLDS = "groups", "group_names", "thresholds"
 _REQUIRED = (_SCORES, _EDGE, _CLOUD, _THRESHOLDS)
 _OPTIONAL = (_LABELS, _GROUPS, _GROUP_NAMES)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
-    """What a certificate is about, by digest: two variants (their manifests) and the preprocessing they expect."""
-
-    model: str
-    edge_digest: str
-    cloud_digest: str
-    preprocessing_digest: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

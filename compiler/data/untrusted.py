@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.errors import InvalidInput
+from penstock.policy import confidence
 from penstock.process.config import nearest
 from penstock.wire import tensors
 from penstock.wire.tensors import Array, TensorSpec
@@ -112,10 +113,9 @@ def check_finite(array: Array, *, field: str) -> None:
     Raises:
         InvalidInput: NaN or infinities, with their number of rows and the first one.
     """
-    if array.dtype.kind != "f" or np.isfinite(array).all():
-        return
-    bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
-    raise InvalidInput(f"{field}: NaN or infinite values in {len(bad)} rows, first row {bad[0]}", field=field)
+    bad = np.flatnonzero(~confidence.finite_rows(array))
+    if len(bad):
+        raise InvalidInput(f"{field}: NaN or infinite values in {len(bad)} rows, first row {bad[0]}", field=field)
 
 
 def class_labels(

@@ -21,6 +21,7 @@ from compiler.distill.teacher import Report, Teacher
 from penstock.artifact.blobs import digest_of, disk_errors, write_atomically
 from penstock.artifact.manifests import canonical_json
 from penstock.errors import CompileError, DeadlineExceeded, InvalidInput, PenstockError, Unavailable
+from penstock.policy import confidence
 from penstock.wire import tensors
 from penstock.wire.tensors import Array
 
@@ -230,7 +231,7 @@ def _checked(answers: Array, rows: int) -> NDArray[np.float32]:
         )
     with np.errstate(over="ignore"):
         plain = np.ascontiguousarray(answers, dtype=np.float32)
-    bad = np.flatnonzero(~np.isfinite(plain).all(axis=1))
+    bad = np.flatnonzero(~confidence.finite_rows(plain))
     if len(bad):
         raise CompileError(
             f"the teacher answers {len(bad)} of {rows} rows with NaN or infinite values, first row {bad[0]}; a student "

@@ -10,7 +10,6 @@ from typing import Any
 from compiler.artifact.evaluation import CascadeEvaluation, CurvePoint, ReliabilityBin
 from compiler.certificate import certify, evidence, score_choice
 from compiler.certificate.certify import CertifyData, Promised
-from compiler.certificate.evidence import Subject
 from compiler.certificate.score_choice import Choice
 from compiler.data import Split
 from compiler.measure import side_by_side
@@ -22,7 +21,7 @@ from compiler.recipe import certificate_section
 from compiler.recipe.certificate_section import CertificateSection
 from compiler.recipe.recipes import CLOUD
 from penstock.artifact import manifests
-from penstock.artifact.certificates import Certificate
+from penstock.artifact.certificates import Certificate, Subject
 from penstock.artifact.layout import VariantDraft, variant_digest
 from penstock.errors import CalibrationError
 from penstock.policy import confidence

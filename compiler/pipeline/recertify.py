@@ -18,7 +18,6 @@ import numpy as np
 from compiler.artifact.replay import opened, runs_here
 from compiler.certificate import certify, evidence, score_choice
 from compiler.certificate.certify import CertifyData
-from compiler.certificate.evidence import Subject
 from compiler.data import Split
 from compiler.measure import side_by_side
 from compiler.pipeline import new_examples
@@ -238,12 +237,7 @@ def _certified(task: _Task, asking: _Asking) -> Outcome:
         return replace(shown, refusal=error.message, needed=error.needed)
     certificate = evidence.bind(
         found,
-        Subject(
-            model=task.artifact.model,
-            edge_digest=task.variant.digest,
-            cloud_digest=task.artifact.variant(CLOUD).digest,
-            preprocessing_digest=manifests.preprocessing_digest(spec.preprocessing),
-        ),
+        manifests.subject_of(task.artifact, task.variant),
         score=scoring.score,
         temperature=scoring.temperature,
         data_digest=task.examples.certify.digest,

@@ -12,6 +12,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from penstock.policy import confidence
 from penstock.wire.tensors import Array
 
 
@@ -138,12 +139,7 @@ def is_by_cloud(reason: Reason) -> bool:
 
 def usable_rows(outputs: Array) -> NDArray[np.bool_]:
     """Which rows [N] of the cloud's scored output [N, ...] are an answer at all: finite everywhere, and not empty."""
-    rows = len(outputs)
-    if outputs.size == 0:
-        return np.zeros(rows, dtype=bool)
-    if outputs.dtype.kind != "f":
-        return np.ones(rows, dtype=bool)
-    return np.asarray(np.isfinite(outputs.reshape(rows, -1)).all(axis=1), dtype=np.bool_)
+    return confidence.finite_rows(outputs) if outputs.size else np.zeros(len(outputs), dtype=np.bool_)
 
 
 def harm_count(edge: NDArray[np.int64], cloud: NDArray[np.int64]) -> int:

@@ -21,14 +21,15 @@ from edge_agent.policy.cascade import CascadeMode, Decision
 from edge_agent.serving.counts import NOTHING, OutcomeCounts, Outcomes, Tally
 from edge_agent.serving.runner import Runner
 from penstock.artifact import certificates
-from penstock.artifact.certificates import Certificate
-from penstock.artifact.manifests import Variant, preprocessing_digest
+from penstock.artifact.certificates import Certificate, Subject
+from penstock.artifact.manifests import Variant
 from penstock.artifact.unpacked import VariantFiles
 from penstock.errors import CertificateMismatch, ConfigError, InvalidInput, NotFound, Unavailable
 from penstock.hosting import loading
 from penstock.hosting.loading import Loaded
 from penstock.policy import confidence, sequential
 from penstock.process import telemetry
+from penstock.runtime import platform_of
 from penstock.wire.inference import ModelMetadata, Parameter
 from penstock.wire.tensors import Array
 
@@ -45,7 +46,7 @@ class LoadPlan:
         files: what the variant is loaded from, verified.
         certificate_digest: of its manifest; "" where there is none.
         certificate: None where the artifact has none.
-        cloud_digest: manifest of the cloud variant in the same artifact.
+        subject: what a certificate of this variant has to be about, its cloud variant among it.
     """
 
     model: str
@@ -55,7 +56,7 @@ class LoadPlan:
     files: VariantFiles
     certificate_digest: str
     certificate: Certificate | None
-    cloud_digest: str
+    subject: Subject
 
 
 class Hosted:
@@ -90,7 +91,7 @@ class Hosted:
         self.metadata = ModelMetadata(
             name=plan.model,
             versions=(plan.version,),
-            platform=f"{plan.variant.spec.engine}_{plan.variant.spec.precision}",
+            platform=platform_of(plan.variant.spec.engine),
             inputs=engine.inputs,
             outputs=engine.outputs,
         )
@@ -164,7 +165,8 @@ class Hosted:
             floats = cast(NDArray[np.float64], array)
             # the product is finite exactly when every number is, but for overflow; then the rows are looked at
             if not math.isfinite(np.vdot(floats, floats)):
-                scores = np.where(_finite_rows(array, rows), scores, np.nan)
+                is_finite = confidence.finite_rows(array) if array.shape[:1] == (rows,) else np.zeros(rows, dtype=bool)
+                scores = np.where(is_finite, scores, np.nan)
         certificate = self._certificate
         threshold = certificate.threshold if certificate else float("nan")
         return scores.tolist(), cascade.decide(scores, mode=self.mode, threshold=threshold)
@@ -181,7 +183,7 @@ class Hosted:
 
     def is_certified_cloud(self, variant: str) -> bool:
         """May an answer of this cloud variant be compared with what the certificate promised?"""
-        return self._certificate is not None and variant in ("", self.plan.cloud_digest)
+        return self._certificate is not None and variant in ("", self.plan.subject.cloud_digest)
 
     def note_audit(self, *, audited: int, harm: int) -> None:
         """Drawn rows whose harm is now known."""
@@ -212,7 +214,7 @@ class Hosted:
             )
         decided = cascade.choose_mode(
             certificate_problem=self._problem,
-            cloud_digest=self.plan.cloud_digest,
+            cloud_digest=self.plan.subject.cloud_digest,
             seen_cloud_digest=self._seen_cloud_digest,
             has_crossed=self._has_crossed,
         )
@@ -354,29 +356,10 @@ class Hosting:
 
 
 def _usable_certificate(plan: LoadPlan, max_harm: float | None) -> tuple[Certificate | None, str]:
-    """(the plan's certificate at the level asked for, why it must not be used); one of them is empty (invariant 5)."""
-    certificate = plan.certificate
-    if certificate is None:
+    """Return the plan's certificate at the level asked for, and why it must not be used; one of them is empty."""
+    if plan.certificate is None:
         return None, "the artifact has no certificate"
-    spec = plan.variant.spec
     try:
-        certificates.check(
-            certificate,
-            edge_digest=plan.variant.digest,
-            cloud_digest=plan.cloud_digest,
-            preprocessing_digest=preprocessing_digest(spec.preprocessing),
-        )
-        certificate = certificate.at(max_harm)
+        return certificates.usable(plan.certificate, plan.subject, max_harm=max_harm), ""
     except (CertificateMismatch, ConfigError) as error:
         return None, error.message
-    if certificate.score not in confidence.SCORES:
-        known = ", ".join(confidence.SCORES)
-        return None, f"the certificate's score {certificate.score!r} is not known here; known: {known}"
-    return certificate, ""
-
-
-def _finite_rows(array: Array, rows: int) -> NDArray[np.bool_]:
-    """Which of ``rows`` hold finite numbers only; none of them, where dimension 0 is not the batch."""
-    if not array.ndim or len(array) != rows:
-        return np.zeros(rows, dtype=bool)
-    return np.asarray(np.isfinite(array.reshape(rows, -1)).all(axis=1), dtype=np.bool_)

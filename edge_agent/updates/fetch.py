@@ -18,8 +18,8 @@ import aiohttp
 
 from edge_agent.policy.model_state import Release, Slot
 from edge_agent.settings import FetchSettings
-from edge_agent.updates.store import Store, check_fits, in_thread
-from penstock.artifact import manifests
+from edge_agent.updates.store import Store, in_thread
+from penstock.artifact import certificates, manifests
 from penstock.artifact.blobs import BlobWriter, digest_of
 from penstock.artifact.manifests import Artifact, Descriptor, Variant
 from penstock.errors import (
@@ -263,7 +263,8 @@ class Fetcher:
             for layer in manifest.layers[:1]:
                 if layer.media_type == manifests.CERTIFICATE:
                     await self._small_layer(model, layer)
-            check_fits(manifests.load_certificate(digest, self._store.document), artifact, variant)
+            found = manifests.load_certificate(digest, self._store.document)
+            certificates.check(found, manifests.subject_of(artifact, variant))
         except DigestMismatch:
             raise
         except ArtifactError as error:

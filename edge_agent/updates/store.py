@@ -18,7 +18,7 @@ import msgspec
 
 from edge_agent.policy.model_state import ModelState, Slot
 from edge_agent.serving.hosting import LoadPlan
-from penstock.artifact import certificates, manifests, unpacked
+from penstock.artifact import manifests, unpacked
 from penstock.artifact.blobs import MAX_DOCUMENT_BYTES, BlobStore, digest_of, disk_errors, write_atomically
 from penstock.errors import ArtifactError, DigestMismatch, NotFound, PenstockError, SignatureError, StorageError
 from penstock.signing.trust import TrustRoot
@@ -147,7 +147,6 @@ class Store:
             if covered is not None and slot.certificate_digest not in covered:
                 raise SignatureError(f"certificate {slot.certificate_digest} is not among what was signed")
             certificate = manifests.load_certificate(slot.certificate_digest, self.document)
-            check_fits(certificate, artifact, variant)
         return LoadPlan(
             model=model,
             version=slot.release.version,
@@ -156,7 +155,7 @@ class Store:
             files=unpacked.verified_files(variant, self.blobs, self._unpacked),
             certificate_digest=slot.certificate_digest,
             certificate=certificate,
-            cloud_digest=cloud_digest(artifact),
+            subject=manifests.subject_of(artifact, variant),
         )
 
     def check_signed(self, artifact: manifests.Artifact, signature_digests: Iterable[str]) -> frozenset[str] | None:
@@ -256,25 +255,6 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
         if not work.cancelled():
             work.exception()  # seen; what it was does not matter any more
         raise
-
-
-def cloud_digest(artifact: manifests.Artifact) -> str:
-    """Manifest digest of the cloud variant, "" when the artifact has none."""
-    return next((variant.digest for variant in artifact.variants if variant.spec.role == "cloud"), "")
-
-
-def check_fits(certificate: certificates.Certificate, artifact: manifests.Artifact, variant: manifests.Variant) -> None:
-    """Invariant 5, for exactly the variant that this device runs.
-
-    Raises:
-        CertificateMismatch: issued for other digests.
-    """
-    certificates.check(
-        certificate,
-        edge_digest=variant.digest,
-        cloud_digest=cloud_digest(artifact),
-        preprocessing_digest=manifests.preprocessing_digest(variant.spec.preprocessing),
-    )
 
 
 def _decode_state(path: Path) -> ModelState:

@@ -1,16 +1,19 @@
 """The certificate as data: what was promised, for which digests, with what evidence.
 
-Decides only whether a certificate fits the variants at hand. How one is earned is ``compiler.certificate.certify``.
+Decides only whether a certificate fits the variants at hand, and may be used. How one is earned is
+``compiler.certificate.certify``.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from penstock.errors import ArtifactError, CertificateMismatch, ConfigError
+from penstock.policy import confidence
 
 MEDIA_TYPE = "application/vnd.penstock.certificate.v1+json"
 
@@ -19,6 +22,22 @@ MAX_GROUPS = 64
 
 Harm = Literal["labels", "disagreement"]
 """What counts as harm for a kept answer: edge wrong and cloud right (labels), or edge != cloud (disagreement)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What a certificate is about, by digest; "" for what is missing, which no certificate fits.
+
+    Attributes:
+        edge_digest: manifest of the variant that answers first.
+        cloud_digest: manifest of the variant that it escalates to.
+        preprocessing_digest: of the canonical JSON of the preprocessing that both expect.
+    """
+
+    model: str
+    edge_digest: str
+    cloud_digest: str
+    preprocessing_digest: str
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -174,23 +193,45 @@ def decode(data: bytes) -> Certificate:
     return certificate
 
 
-def check(certificate: Certificate, *, edge_digest: str, cloud_digest: str, preprocessing_digest: str) -> None:
-    """Invariant 5: a threshold is only used with the exact variants it was certified for.
+def check(certificate: Certificate, subject: Subject) -> None:
+    """Compare what a certificate was issued for with what is at hand (invariant 5).
 
     Raises:
         CertificateMismatch: names every digest that differs.
     """
     pairs = {
-        "edge variant": (certificate.edge_digest, edge_digest),
-        "cloud variant": (certificate.cloud_digest, cloud_digest),
-        "preprocessing": (certificate.preprocessing_digest, preprocessing_digest),
+        "edge variant": (certificate.edge_digest, subject.edge_digest),
+        "cloud variant": (certificate.cloud_digest, subject.cloud_digest),
+        "preprocessing": (certificate.preprocessing_digest, subject.preprocessing_digest),
     }
-    wrong = [f"{what}: certified {want}, have {have}" for what, (want, have) in pairs.items() if want != have]
+    wrong = [
+        f"{what}: certified {want}, have {have or 'none'}"
+        for what, (want, have) in pairs.items()
+        if want != have or not have
+    ]
     if wrong:
         raise CertificateMismatch(
             f"the certificate of {certificate.model!r} was issued for other digests ({'; '.join(wrong)}); "
             "it is not used and every answer is escalated. Certify this pair with 'penstock compile'."
         )
+
+
+def usable(certificate: Certificate, subject: Subject, *, max_harm: float | None = None) -> Certificate:
+    """Check that a certificate may decide about this subject's answers; return it at the level asked for.
+
+    Args:
+        max_harm: the level; None for the certificate's default.
+
+    Raises:
+        CertificateMismatch: issued for other digests, or with a score that this release does not know.
+        ConfigError: it has no such level.
+    """
+    check(certificate, subject)
+    if certificate.score not in confidence.SCORES:
+        raise CertificateMismatch(
+            f"the certificate's score {certificate.score!r} is not known here; known: {', '.join(confidence.SCORES)}"
+        )
+    return certificate.at(max_harm)
 
 
 def _same(one: float, other: float) -> bool:

@@ -16,7 +16,7 @@ import msgspec
 
 from penstock.artifact import certificates
 from penstock.artifact.blobs import check_digest, digest_of
-from penstock.artifact.certificates import Certificate
+from penstock.artifact.certificates import Certificate, Subject
 from penstock.errors import ArtifactError, DigestMismatch
 from penstock.wire.tensors import TensorSpec
 
@@ -242,20 +242,26 @@ def load_certificate(digest: str, read: Read) -> Certificate:
     return certificates.decode(read_described(manifest.layers[0], read))
 
 
+def subject_of(artifact: Artifact, edge: Variant | None) -> Subject:
+    """Name what a certificate of the variant ``edge`` of an artifact has to be about."""
+    return Subject(
+        model=artifact.model,
+        edge_digest=edge.digest if edge else "",
+        cloud_digest=next((variant.digest for variant in artifact.variants if variant.spec.role == "cloud"), ""),
+        preprocessing_digest=preprocessing_digest(edge.spec.preprocessing) if edge else "",
+    )
+
+
 def check_certificate(certificate: Certificate, artifact: Artifact) -> None:
-    """:func:`penstock.artifact.certificates.check` against an artifact's own variants.
+    """Check that a certificate fits one of an artifact's own variants (:func:`penstock.artifact.certificates.check`).
 
     Raises:
         CertificateMismatch: issued for other digests.
     """
-    edge, cloud = (next((v for v in artifact.variants if v.spec.role == role), None) for role in ("edge", "cloud"))
-    certified_edge = next((v for v in artifact.variants if v.digest == certificate.edge_digest), edge)
-    certificates.check(
-        certificate,
-        edge_digest=certified_edge.digest if certified_edge else "none",
-        cloud_digest=cloud.digest if cloud else "none",
-        preprocessing_digest=preprocessing_digest(certified_edge.spec.preprocessing) if certified_edge else "none",
-    )
+    certified = next((v for v in artifact.variants if v.digest == certificate.edge_digest), None)
+    if certified is None:  # any edge variant will do for the message
+        certified = next((v for v in artifact.variants if v.spec.role == "edge"), None)
+    certificates.check(certificate, subject_of(artifact, certified))
 
 
 def decode_index(data: bytes) -> Index:

@@ -124,6 +124,13 @@ def predicted(outputs: ArrayLike) -> NDArray[np.int64]:
     return np.asarray(np.argmax(_matrix(outputs, field="outputs"), axis=1), dtype=np.int64)
 
 
+def finite_rows(array: NDArray[np.generic]) -> NDArray[np.bool_]:
+    """Find the rows [N] of an array [N, ...] that hold finite numbers only; no other row is ever kept or learnt."""
+    if array.dtype.kind != "f":
+        return np.ones(len(array), dtype=np.bool_)
+    return np.asarray(np.isfinite(array).all(axis=tuple(range(1, array.ndim))), dtype=np.bool_)
+
+
 def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     """The temperature in [0.05, 20] that minimises the negative log-likelihood of the labels.
 
@@ -188,7 +195,7 @@ def _shifted(logits: Floats, temperature: float) -> tuple[Floats, Floats]:
     with np.errstate(over="ignore", invalid="ignore"):
         # one sum tells in most cases that there is nothing to clean; a device scores one row at a time
         is_clean = math.isfinite(logits.sum())
-        clean = logits if is_clean else np.where(np.isfinite(logits).all(axis=1, keepdims=True), logits, np.nan)
+        clean = logits if is_clean else np.where(finite_rows(logits)[:, None], logits, np.nan)
         highest = clean.max(axis=1, keepdims=True)
         return (clean - highest) / temperature, highest[:, 0]
 
@@ -250,7 +257,7 @@ def _check_labels(logits: Floats, labels: NDArray[np.generic]) -> None:
         raise CalibrationError(
             f"labels: classes are 0 to {logits.shape[1] - 1}, found {labels.min()} to {labels.max()}"
         )
-    if not np.isfinite(logits).all():
+    if not finite_rows(logits).all():
         raise CalibrationError("logits: some are NaN or infinite; a temperature cannot be fitted on them")
 
 

@@ -24,7 +24,7 @@ from edge_agent.serving.dataplane import Pipeline
 from edge_agent.serving.escalation import Escalator
 from edge_agent.serving.hosting import Hosted, Hosting, LoadPlan
 from edge_agent.settings import CascadeSettings, EscalationSettings, LimitsSettings
-from penstock.artifact.certificates import Certificate
+from penstock.artifact.certificates import Certificate, Subject
 from penstock.artifact.manifests import Descriptor, Variant, VariantSpec, preprocessing_digest
 from penstock.artifact.unpacked import VariantFiles
 from penstock.rpc import codec
@@ -45,6 +45,7 @@ SURE = [9.0, 0.0, 0.0]
 UNSURE = [0.1, 0.0, 0.0]
 NAN = [float("nan"), 0.0, 0.0]
 
+SUBJECT = Subject(model=MODEL, edge_digest=EDGE, cloud_digest=CLOUD, preprocessing_digest=preprocessing_digest({}))
 INPUTS = (TensorSpec(name="x", datatype="FP32", shape=(-1, 3)),)
 OUTPUTS = (TensorSpec(name="logits", datatype="FP32", shape=(-1, 3)),)
 Rows = NDArray[np.float32]
@@ -103,7 +104,7 @@ def load_plan(
         files=VariantFiles(weights=model_file(directory / "toy.onnx", batch=batch), golden=golden),
         certificate_digest=CERTIFICATE if certified else "",
         certificate=certified,
-        cloud_digest=CLOUD,
+        subject=SUBJECT,
     )
 
 

@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 
 from compiler.certificate import evidence
 from compiler.certificate.certify import CertifyData, Promised, promise
-from compiler.certificate.evidence import Subject
 from compiler.recipe.certificate_section import CertificateSection
 from penstock.artifact import certificates
 from penstock.artifact.blobs import digest_of
-from penstock.artifact.certificates import Certificate
+from penstock.artifact.certificates import Certificate, Subject
 from penstock.errors import ArtifactError, CalibrationError
 from penstock.wire import tensors
 

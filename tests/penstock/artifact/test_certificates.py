@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ import msgspec
 import pytest
 
 from penstock.artifact import certificates, manifests
-from penstock.artifact.certificates import Certificate, Group, Level, RefusedLevel
+from penstock.artifact.certificates import Certificate, Group, Level, RefusedLevel, Subject
 from penstock.artifact.layout import Layout, VariantDraft
 from penstock.artifact.manifests import VariantSpec
-from penstock.errors import ArtifactError, ConfigError
+from penstock.errors import ArtifactError, CertificateMismatch, ConfigError
 from penstock.wire.tensors import TensorSpec
 
 
@@ -49,6 +50,12 @@ def certificate(*levels: Level, **changes: Any) -> Certificate:
     return Certificate(**values | changes)
 
 
+SUBJECT = Subject(
+    model="digits",
+    edge_digest="sha256:" + "1" * 64,
+    cloud_digest="sha256:" + "2" * 64,
+    preprocessing_digest=manifests.preprocessing_digest({}),
+)
 LEVELS = (level(0.02, 0.9), level(0.005, 0.99), level(0.05, 0.5))
 
 
@@ -78,6 +85,32 @@ def test_a_level_that_was_not_certified_is_refused_with_those_that_were() -> Non
         one.at(0.03)
     with pytest.raises(ConfigError, match=r"\(1000 certifying examples are too few\); certified: "):
         one.at(0.001)
+
+
+def test_a_certificate_is_used_for_exactly_what_it_was_issued_for() -> None:
+    one = certificate(*LEVELS)
+    assert certificates.usable(one, SUBJECT) is one
+    assert certificates.usable(one, SUBJECT, max_harm=0.005).threshold == 0.99
+
+
+@pytest.mark.parametrize("have", ["sha256:" + "9" * 64, ""])
+@pytest.mark.parametrize(
+    ("field", "named"),
+    [("edge_digest", "edge variant"), ("cloud_digest", "cloud variant"), ("preprocessing_digest", "preprocessing")],
+)
+def test_another_digest_or_none_ends_its_use(field: str, named: str, have: str) -> None:
+    with pytest.raises(CertificateMismatch, match=f"issued for other digests \\({named}: .*have {have or 'none'}"):
+        certificates.check(certificate(), replace(SUBJECT, **{field: have}))
+
+
+def test_what_is_missing_on_both_sides_is_no_match() -> None:
+    with pytest.raises(CertificateMismatch, match="cloud variant: certified , have none"):
+        certificates.check(certificate(cloud_digest=""), replace(SUBJECT, cloud_digest=""))
+
+
+def test_a_score_that_this_release_does_not_know_ends_its_use() -> None:
+    with pytest.raises(CertificateMismatch, match="'oracle' is not known here; known: max_prob"):
+        certificates.usable(certificate(score="oracle"), SUBJECT)
 
 
 def test_a_certificate_that_lists_no_levels_has_one() -> None:

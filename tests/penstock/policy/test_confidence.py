@@ -18,6 +18,7 @@ from penstock.policy.confidence import (
     DISTRIBUTION_TOLERANCE,
     SCORES,
     TOKEN_SCORES,
+    finite_rows,
     fit_temperature,
     predicted,
     score,
@@ -170,6 +171,20 @@ def test_probabilities_of_low_precision_are_distributions(dtype: type[np.floatin
 def test_logits_too_far_apart_for_a_double_are_still_fine(name: str) -> None:
     scores = score([[1.7e308, -1.7e308]], kind="logits", name=name, temperature=0.05)
     assert scores[0] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 2), (3, 2, 2)])
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+def test_finite_rows_are_those_without_nan_and_infinity_at_any_rank(shape: tuple[int, ...], odd: float) -> None:
+    array = np.zeros(shape, dtype=np.float32)
+    array[1, ...] = odd
+    assert finite_rows(array).tolist() == [True, False, True]
+
+
+def test_whole_numbers_and_strings_are_finite_and_no_rows_are_none() -> None:
+    assert finite_rows(np.zeros((2, 3), np.int8)).tolist() == [True, True]
+    assert finite_rows(np.full((2, 1), b"a", dtype=object)).tolist() == [True, True]
+    assert finite_rows(np.zeros((0, 3))).tolist() == []
 
 
 def test_integer_logits_of_a_quantized_model_are_accepted() -> None:
