@@ -34,9 +34,9 @@ from tests.edge_agent.datapath import (
     load_plan,
     rows,
     running_cloud,
-    until,
     variant_spec,
 )
+from tests.waiting import until
 
 
 async def test_a_confident_row_is_answered_on_the_device_and_says_so(tmp_path: Path) -> None:

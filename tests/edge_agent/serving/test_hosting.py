@@ -24,8 +24,8 @@ from tests.edge_agent.datapath import (
     load_plan,
     rows,
     running_cloud,
-    until,
 )
+from tests.waiting import until
 
 X = rows(SURE, UNSURE)
 
