@@ -90,7 +90,7 @@ def build(
     """Turn models and examples into one certified artifact.
 
     RECIPE is a TOML file that names models for the device and for the cloud, and examples. MODEL is an ONNX file, a
-    Hugging Face directory, module:factory, ...: see docs/compiler.md.
+    Hugging Face directory, module:factory, ...: see docs/how-to/compile-a-model.md.
 
     Every candidate (precision, calibration) is measured on its target; the fastest one that keeps the promised accuracy
     ships, and the report says what became of each other one and why.

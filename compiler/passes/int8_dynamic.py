@@ -41,7 +41,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     Attributes:
         per_channel: a scale for each output channel of a weight instead of one for all.
         embeddings: also store embedding tables in 8 bits: half of a small encoder's file, at the same speed (a table is
-            only looked up) and the cost of rounding its rows (32 dB instead of 37 for the encoder above).
+            only looked up) and the cost of rounding its rows (32 dB instead of 37 for a 6-layer encoder).
         smooth: where there are examples, how much of the difference between channels moves into the weights; 0: none.
     """
 

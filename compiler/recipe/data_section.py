@@ -27,8 +27,10 @@ class SplitsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """What a source with splits of its own calls them: suffixes of arrays, values of a column, names of folders.
 
     Attributes:
-        fit: examples for integer ranges. ``tune``: for temperature, choices and the gate; "" takes half of ``fit``.
-        certify: examples for the promise, looked at once. ``test``: figures that people read.
+        fit: examples for integer ranges.
+        tune: examples for temperature, choices and the gate; "" takes half of ``fit``.
+        certify: examples for the promise, looked at once.
+        test: examples for the figures that people read.
         column: table column that holds the names; "" when the table has no splits of its own.
     """
 
@@ -64,8 +66,10 @@ class LimitsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """What is too much: calibration and certification need thousands of examples, not millions.
 
     Attributes:
-        max_rows: of the source. ``max_bytes``: of the arrays it becomes, and of any one file.
-        max_pixels: of one image before it is resized. ``max_seconds``: for an iterator to give all of its rows.
+        max_rows: of the source.
+        max_bytes: of the arrays that it becomes, and of any one file.
+        max_pixels: of one image before it is resized.
+        max_seconds: for an iterator to give all of its rows.
     """
 
     max_rows: int = 200_000
@@ -93,7 +97,12 @@ class TokenizerSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 
 class NormalizeSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``(x - mean) / std`` for each channel, in the order of ``channels``, after ``rescale``."""
+    """``(x - mean) / std`` for each channel, in the order of ``channels``, after ``rescale``.
+
+    Attributes:
+        mean: one for each channel.
+        std: one for each channel, above 0.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -103,8 +112,10 @@ class ImagesSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """What is done to an image, in this order and by torchvision's rules: resize, crop, rescale, normalize.
 
     Attributes:
-        channels: order of the colours; "L" is grey. ``layout``: where the channels go in a row of the input.
-        resize: length of the shorter side, or [height, width]. ``resample``: its filter, as Pillow implements it.
+        channels: order of the colours; "L" is grey.
+        layout: where the channels go in a row of the input.
+        resize: length of the shorter side, or [height, width].
+        resample: the filter of ``resize``, as Pillow implements it.
         center_crop: side of the square cut from the middle, or [height, width]; smaller images are padded with black.
         rescale: factor for the values 0 to 255; 0 means 1/255 for an input of floats and 1 for one of integers.
         normalize: mean and standard deviation of each channel, {mean = [...], std = [...]}.

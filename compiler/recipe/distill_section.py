@@ -32,17 +32,20 @@ class DistillSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         teacher: "" for the recipe's cloud model; an ONNX file, a Hugging Face directory, a torch factory, or a model of
             a running core, ``grpc://host:port/model`` or ``grpc://host:port/model:version`` (or ``http://``).
         split: the split that trains; "" for the part of ``fit`` that gives integer ranges.
-        epochs: passes over the rows, at most. ``batch_size``: rows in a step.
+        epochs: passes over the rows, at most.
+        batch_size: rows in a step.
         lr: highest learning rate; 0 for 0.003 with a factory, 0.0003 with a config, 0.00005 with layers of a teacher.
-        temperature: softens both models' answers. ``alpha``: weight of the labels, the rest is the teacher's; -1 for
-            0.3 where there are labels and 0 where there are none.
+        temperature: softens both models' answers.
+        alpha: weight of the labels, the rest is the teacher's; -1 for 0.3 where there are labels and 0 where there are
+            none.
         defer: how training ends, so that confidence tells right from wrong: "none", on "labels" alone, or
             "gatekeeper", which also makes the student unsure where it is wrong. Undone where it does not help.
         defer_weight: for "gatekeeper", the weight of being sure where it is right; the rest is being unsure.
         patience: epochs without a better validation loss before training stops; 0 never stops early.
         validation: share of the rows that judges and does not train.
-        seed: of weights, order and dropout. ``threads``: part of the result, too; 0 for one, or for all
-            processors where the student has a million parameters or more.
+        seed: of weights, order and dropout.
+        threads: part of the result, too; 0 for one, or for all processors where the student has a million parameters
+            or more.
         max_seconds: training stops after so long, and the best student so far is taken.
         checkpoint_s: seconds between checkpoints; 0 for one after every step.
     """

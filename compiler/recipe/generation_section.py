@@ -34,7 +34,8 @@ class GenerationSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     Attributes:
         texts: what perplexity is measured on, a ``.txt`` or ``.jsonl`` file or an iterator; "" for the prompts of the
             tuning split with their answers.
-        max_new_tokens: of an answer. ``stop``: an answer ends before the first of these strings.
+        max_new_tokens: of an answer.
+        stop: an answer ends before the first of these strings.
         normalisation: when two answers count as the same: up to "whitespace", or by their "words".
     """
 

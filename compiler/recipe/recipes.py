@@ -35,6 +35,7 @@ class ModelSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """What all variants are.
 
     Attributes:
+        name: of the model, in the registry and in requests.
         version: the tag that points at the artifact; not part of its digest.
         task: how answers are compared. A classification is certified; the others are packed without a certificate.
         labels: names of the classes, in order; optional.
@@ -42,6 +43,7 @@ class ModelSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             inputs are drawn from it.
         output: the output whose rows are scored; may be left out when there is only one.
         output_kind: what that output holds.
+        max_batch: rows of one batch, at most.
     """
 
     name: str
@@ -55,21 +57,28 @@ class ModelSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class PruneSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Weights taken out before quantization; the share of them, and how. Accuracy is gated afterwards."""
+    """Weights that are taken out before quantization. The gate measures what that costs.
+
+    Attributes:
+        share: of the weights, or of the channels.
+        method: small weights wherever they are ("magnitude"), or whole channels ("channels").
+    """
 
     share: float
     method: Literal["magnitude", "channels"] = "magnitude"
 
 
 class RungSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A rung of the ladder that is not the cloud.
+    """A rung of the ladder that is not the cloud. One in ``[[middle]]`` also has a ``name``, its role in the artifact.
 
     Attributes:
-        model: an ONNX file, a Hugging Face directory, ``module:factory``, an ExportedProgram, ... (docs/compiler.md).
+        model: an ONNX file, a Hugging Face directory, ``module:factory``, an ExportedProgram, ...
+            (docs/how-to/compile-a-model.md).
         distill: the model is a student to be trained: see ``[distill]``; ``model`` then says what it looks like.
         targets: devices to build a variant for; one variant each.
         precisions: candidates; by default what each target lists. The gate ships one of them.
         objective: the fastest candidate that keeps the quality budget, or the smallest.
+        prune: weights to take out first; none by default.
         passes: options by pass, e.g. ``passes.int8.percentile = 99.9``; each pass checks its own when a compilation
             starts (``compiler.passes.table``).
     """
@@ -85,13 +94,21 @@ class RungSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class MiddleSection(RungSection, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A rung between the device and the cloud, e.g. a gateway on the premises. ``name`` is its role in the artifact."""
+    """A rung between the device and the cloud, e.g. a gateway on the premises.
+
+    Attributes:
+        name: its role in the artifact.
+    """
 
     name: str
 
 
 class CloudSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The variant for the cloud, packed as it is."""
+    """The variant for the cloud, packed as it is.
+
+    Attributes:
+        model: as in ``[edge]``.
+    """
 
     model: str
     source: SourceSection = SourceSection()
@@ -101,6 +118,7 @@ class QualitySection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """The gate: accuracy (agreement, without labels) that a candidate may cost against its float parent.
 
     Attributes:
+        max_accuracy_drop: a share: 0.02 is two points.
         restore_operators: over the budget, send sensitive operators of an int8 candidate back to float until it fits.
         max_perplexity_increase: the budget of a generation, as a share of the float model's perplexity.
     """
@@ -110,7 +128,15 @@ class QualitySection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_perplexity_increase: float = 0.10
 
 
-class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class RecipeFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that a recipe can say.
+
+    Attributes:
+        preprocessing: what is done to raw data before they are an input; packed into each variant, and the certificate
+            is bound to it.
+        seed: of whatever is random: weights that a factory leaves open, golden inputs, divisions.
+    """
+
     model: ModelSection
     edge: RungSection
     middle: tuple[MiddleSection, ...] = ()
@@ -164,7 +190,7 @@ def load(file: Path) -> Recipe:
     Raises:
         ConfigError: unreadable, a misspelt key (with the nearest known one), a wrong type or a value out of range.
     """
-    return _checked(config.load(_File, file=file), file.parent, str(file))
+    return _checked(config.load(RecipeFile, file=file), file.parent, str(file))
 
 
 def of_model(
@@ -191,7 +217,7 @@ def of_model(
             **({} if max_harm is None else {"max_harm": max_harm}),
         },
     }
-    return _checked(config.convert(tree, _File, where="command line: "), base, "command line")
+    return _checked(config.convert(tree, RecipeFile, where="command line: "), base, "command line")
 
 
 def _name_of(model: str) -> str:
@@ -201,7 +227,7 @@ def _name_of(model: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-") or "model"
 
 
-def _checked(parsed: _File, base: Path, where: str) -> Recipe:
+def _checked(parsed: RecipeFile, base: Path, where: str) -> Recipe:
     try:
         manifests.check_model_name(parsed.model.name)
         manifests.check_tag(parsed.model.version)
@@ -253,7 +279,7 @@ def _check_rung(rung: Rung, where: str) -> None:
         raise ConfigError(f"{key}.prune.share: {section.prune.share} given, expected a share between 0 and 1")
 
 
-def _check_ranges(parsed: _File, where: str) -> None:
+def _check_ranges(parsed: RecipeFile, where: str) -> None:
     model, quality = parsed.model, parsed.quality
     low, high = model.input_range or (0.0, 1.0)
     in_range = {

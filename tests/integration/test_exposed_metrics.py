@@ -1,4 +1,4 @@
-"""What real processes expose on /metrics is what docs/metrics.md says, after traffic that touches all of it."""
+"""What real processes expose on /metrics is what its reference page says, after traffic that touches all of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from penstock import Client
 from tests.processes import AgentProcess, CoreProcess, DigitsBuild
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "metrics.md"
 
 
 def names_in(exposition: str) -> set[str]:

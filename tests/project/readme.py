@@ -19,7 +19,7 @@ _COMMANDS = ("console", "bash", "sh")
 _PREAMBLE = """\
 set -euo pipefail
 servers=()
-trap 'kill "${servers[@]}" 2>/dev/null; wait' EXIT
+trap 'kill "${servers[@]}" 2>/dev/null || true; wait' EXIT
 serve() { # serve COMMAND...: start it, and go on when it says that it is ready
     local log="server-${#servers[@]}.log"
     "$@" >"$log" 2>&1 &

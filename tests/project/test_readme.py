@@ -1,4 +1,4 @@
-"""Every command of README.md is run by a test: in a walk-through here, or by the test that its block names."""
+"""Every command of README.md, the tutorial and the SDK's page is run: in a walk-through here, or by a named test."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from tests.processes import CoreProcess, DigitsBuild
 from tests.project.readme import Block, blocks, script
 
 ROOT = Path(__file__).resolve().parents[2]
 README = blocks((ROOT / "README.md").read_text(encoding="utf-8"))
+TUTORIAL = blocks((ROOT / "docs" / "tutorial" / "first-cascade.md").read_text(encoding="utf-8"))
+CALLS = ROOT / "docs" / "how-to" / "call-a-model.md"
 
 EXAMPLE = """\
 <!-- tested by tests/x.py -->
@@ -113,4 +117,22 @@ def test_readme_walk_through(short_dir: Path) -> None:
         "PENSTOCK_AGENT_UPDATE__PROBATION_S": "0.2",
     }
     done = run_script(script(b for b in README if not b.tested_by), short_dir, **env)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_tutorial_types_what_the_walk_through_runs() -> None:
+    walked = [b for b in README if not b.tested_by]
+    runs = [command for b in walked for command in b.commands]
+    typed = [command for b in TUTORIAL for command in b.commands]
+    assert typed == runs
+    assert [b.text for b in TUTORIAL if b.language == "python"] == [b.text for b in walked if b.language == "python"]
+
+
+def test_examples_of_the_sdk_run(core_process: CoreProcess, digits_build: DigitsBuild, tmp_path: Path) -> None:
+    core_process.push(digits_build.layout("v1"))
+    np.save(tmp_path / "digits.npy", digits_build.test_split()[0][:1])
+    text = CALLS.read_text(encoding="utf-8")
+    text = text.replace("grpc://127.0.0.1:8001", core_process.grpc_target)
+    text = text.replace("http://127.0.0.1:8000", core_process.http_url)
+    done = run_script(script(blocks(text)), tmp_path, PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert done.returncode == 0, done.stdout

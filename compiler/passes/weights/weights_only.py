@@ -44,6 +44,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """What a recipe may set.
 
     Attributes:
+        bits: of a weight; the precision asked for decides, 4 or 8.
         method: ``rtn`` rounds each value; ``hqq`` fits scales to the weights, without data; ``gptq`` to the inputs that
             the examples cause.
         block_size: values of a column that share a scale; fewer are more precise and larger.
