@@ -31,7 +31,7 @@ from edge_agent.serving.escalation import Escalator
 from edge_agent.serving.hosting import Hosting
 from edge_agent.settings import AgentSettings
 from edge_agent.updates import fetch
-from edge_agent.updates.fetch import Fetcher, Registry
+from edge_agent.updates.fetch import Fetcher
 from edge_agent.updates.model_updater import Tools
 from edge_agent.updates.store import DataDirLock, Store
 from edge_agent.updates.updater import Updater
@@ -60,7 +60,7 @@ class Agent:
 
         Raises:
             StorageError: the data directory is not writable, or another agent uses it. ConfigError: the socket or port
-                is in use, or a setting is wrong. InvalidInput: ``core`` or ``target`` is.
+                is in use, or a setting is wrong. InvalidInput: ``core``, ``registry`` or ``target`` is.
         """
         async with contextlib.AsyncExitStack() as stack:
             await self._build(stack)
@@ -115,14 +115,14 @@ class Agent:
         stack.push_async_callback(link.close)
         escalator = Escalator(settings.core, settings.escalation, token=settings.token)
         stack.push_async_callback(escalator.close)
-        session = await stack.enter_async_context(fetch.open_session(settings.fetch, token=settings.token))
         self.delivery = self._delivery(outcomes, link)
         stack.push_async_callback(self.delivery.close)
-        registry = Registry(session, settings.registry, settings.fetch)
+        connect = fetch.connector(settings.registry, settings.fetch, token=settings.token)
         targets = machine.runnable_targets(target)
         fetcher = Fetcher(
-            registry, store, settings.fetch, targets, rung=settings.rung, needs_signatures=trusted is not None
+            connect, store, settings.fetch, targets, rung=settings.rung, needs_signatures=trusted is not None
         )
+        stack.callback(fetcher.close)
         self.updater = self._updater(store, fetcher, hosting)
         stack.callback(self.updater.stop)
         stack.push_async_callback(hosting.close)

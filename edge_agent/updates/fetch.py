@@ -2,42 +2,31 @@
 
 Needed are the artifact's documents (index, variant manifests and specs, certificate), and weights and golden vectors
 of the one variant of this device's rung that suits the machine best; with a trust root, signatures too, which decide
-before anything heavy is fetched. Nothing is visible before its digest was checked; transfers
-resume. When to try again is decided by ``edge_agent.policy.update``.
+before anything heavy is fetched. Verifying and resuming are done by ``penstock.registry.client``; when to try again is
+decided by ``edge_agent.policy.update``.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import re
 import shutil
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-
-import aiohttp
 
 from edge_agent.policy.model_state import Release, Slot
 from edge_agent.settings import FetchSettings
-from edge_agent.updates.store import Store, in_thread
+from edge_agent.updates.store import Store, to_its_end
 from penstock.artifact import certificates, manifests
-from penstock.artifact.blobs import BlobWriter, digest_of
 from penstock.artifact.manifests import Artifact, Descriptor, Variant
-from penstock.errors import (
-    ArtifactError,
-    DigestMismatch,
-    NotFound,
-    PenstockError,
-    StorageError,
-    TooLarge,
-    Unavailable,
-)
+from penstock.errors import ArtifactError, DigestMismatch, NotFound, StorageError, TooLarge
 from penstock.process.telemetry import log
-from penstock.rest.status import error_from_http
+from penstock.registry.client import RegistryClient
+from penstock.registry.connection import Limits
 
 _log = logging.getLogger(__name__)
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
-_ACCEPT = f"{manifests.INDEX}, {manifests.MANIFEST}"
-_MAX_ERROR_BYTES = 64 * 1024
+_MAX_PULLS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,88 +38,7 @@ class Transferred:
 
 
 OnProgress = Callable[[Transferred], None]
-
-
-class Registry:
-    """Verified reads from one OCI registry over HTTP."""
-
-    def __init__(self, session: aiohttp.ClientSession, base_url: str, settings: FetchSettings) -> None:
-        self._session = session
-        self._base = base_url.rstrip("/") + "/v2"
-        self._settings = settings
-
-    def __repr__(self) -> str:
-        return f"Registry({self._base!r})"
-
-    async def manifest(self, model: str, digest: str) -> bytes:
-        """
-        Raises:
-            NotFound, Unavailable, TooLarge, DigestMismatch: and whatever else the registry's answer stands for.
-        """
-        return _checked(digest, await self._document(f"{model}/manifests/{digest}"))
-
-    async def document(self, model: str, described: Descriptor) -> bytes:
-        """A small blob. Raises as :meth:`manifest` does."""
-        return _checked(described.digest, await self._document(f"{model}/blobs/{described.digest}"))
-
-    async def referrers(self, model: str, artifact_digest: str, kind: str) -> tuple[str, ...]:
-        """Manifest digests of what is attached to an artifact (certificates, signatures), in the registry's order.
-
-        Raises likewise. Of more than ``max_certificates`` the last are taken: registries that keep an order list the
-        oldest first.
-        """
-        path = f"{model}/referrers/{artifact_digest}"
-        try:
-            index = manifests.decode_index(await self._document(path, params={"artifactType": kind}))
-        except NotFound:  # a registry older than OCI 1.1 has no referrers
-            return ()
-        found = [entry.digest for entry in index.manifests if entry.artifact_type == kind]
-        return tuple(found[-self._settings.max_certificates :])
-
-    async def copy(self, model: str, described: Descriptor, writer: BlobWriter, moved: Callable[[int], None]) -> None:
-        """Bring the rest of a blob into ``writer``, which may hold the first part already; ``moved`` hears of bytes.
-
-        Raises:
-            Unavailable: the connection broke or the body was short; what arrived is kept for the next time.
-            TooLarge: more bytes than described.
-        """
-        headers = {"Accept-Encoding": "identity"}
-        if writer.offset:
-            headers["Range"] = f"bytes={writer.offset}-"
-        try:
-            async with self._session.get(f"{self._base}/{model}/blobs/{described.digest}", headers=headers) as response:
-                if response.status == 416:  # it has fewer bytes than we hold: ours cannot be a prefix of the blob
-                    held = writer.offset
-                    writer.restart()
-                    raise Unavailable(f"{described.digest}: the registry cannot continue at byte {held}; starting over")
-                if response.status not in (200, 206):
-                    raise await _refusal(response)
-                if writer.offset and not _continues(response, writer.offset):
-                    writer.restart()
-                    if response.status == 206:
-                        raise Unavailable(f"{described.digest}: the registry sent another range than was asked for")
-                async for chunk in response.content.iter_chunked(self._settings.chunk_bytes):
-                    await in_thread(writer.write, chunk)
-                    moved(len(chunk))
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise _out_of_reach(self._base, error) from error
-        if writer.offset < described.size:
-            raise Unavailable(f"{described.digest}: got {writer.offset} of {described.size} bytes")
-
-    async def _document(self, path: str, params: dict[str, str] | None = None) -> bytes:
-        limit = self._settings.max_document_bytes
-        try:
-            async with self._session.get(
-                f"{self._base}/{path}", params=params, headers={"Accept": _ACCEPT, "Accept-Encoding": "identity"}
-            ) as response:
-                if response.status != 200:
-                    raise await _refusal(response)
-                data = await _read(response, limit)
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise _out_of_reach(self._base, error) from error
-        if len(data) > limit:
-            raise TooLarge(f"{path} has more than the {limit} bytes that a document may have", limit_bytes=limit)
-        return data
+"""Called from the thread of the pull."""
 
 
 class Fetcher:
@@ -138,7 +46,7 @@ class Fetcher:
 
     def __init__(
         self,
-        registry: Registry,
+        connect: Callable[[], RegistryClient],
         store: Store,
         settings: FetchSettings,
         targets: Sequence[str],
@@ -148,27 +56,52 @@ class Fetcher:
     ) -> None:
         """
         Args:
-            targets: what this machine runs, best first. ``rung``: the role whose variants it runs.
-            needs_signatures: the store's trust root asks for them.
+            connect: makes a client for each pull, as :func:`connector` does.
+            targets: what this machine runs, best first.
+            rung: the role whose variants it runs.
+            needs_signatures: whether the store's trust root asks for them.
         """
-        self._registry, self._store, self._settings, self._targets = registry, store, settings, tuple(targets)
+        self._connect, self._store, self._settings, self._targets = connect, store, settings, tuple(targets)
         self._rung, self._needs_signatures = rung, needs_signatures
+        # threads of its own: a pull takes minutes, and short disk work must not wait behind it for a shared thread
+        self._threads = ThreadPoolExecutor(_MAX_PULLS, thread_name_prefix="pull")
+
+    def close(self) -> None:
+        """End the threads. Pulls must be over, or cancelled."""
+        self._threads.shutdown()
 
     async def pull(self, model: str, release: Release, on_progress: OnProgress) -> Slot:
         """Bring everything of ``release`` that this device needs; what is already here is not asked for again.
 
+        When cancelled, it is over within a chunk: what waits for the registry is interrupted.
+
         Raises:
-            NotFound: the registry has no such artifact or blob. Unavailable: out of reach, or it says to come back.
-            ArtifactError: malformed, or no variant for this machine. DigestMismatch: corrupt or tampered with.
-            SignatureError: nobody whom this device trusts signed it; nothing heavy was fetched.
-            StorageError: the disk is, or would be, full. TooLarge: over a limit.
+            NotFound: the registry has no such artifact or blob.
+            Unavailable: the registry is out of reach, or says to come back.
+            ArtifactError: malformed, or no variant for this machine.
+            DigestMismatch: corrupt or tampered with.
+            SignatureError: nobody that this device trusts signed it; nothing heavy was fetched.
+            StorageError: the disk is, or would be, full.
+            TooLarge: over a limit.
         """
-        artifact = await self._documents(model, release)
-        signatures = await self._signatures(model, artifact)
-        covered = self._store.check_signed(artifact, signatures)
-        variant = choose_variant(artifact, self._targets, self._rung)
-        certificate_digest, note = await self._certificate(model, release, artifact, variant, covered)
-        await self._layers(model, variant, on_progress)
+        client = self._connect()
+        job = self._threads.submit(self._pull, client, model, release, on_progress)
+
+        def stop() -> None:
+            job.cancel()  # in case that it waits for a thread
+            client.cancel()
+
+        return await to_its_end(asyncio.wrap_future(job), stop)
+
+    def _pull(self, client: RegistryClient, model: str, release: Release, on_progress: OnProgress) -> Slot:
+        with client:
+            pull = _Pull(client, model, self._store, self._settings)
+            artifact = pull.documents(release)
+            signatures = pull.signatures(artifact) if self._needs_signatures else ()
+            covered = self._store.check_signed(artifact, signatures)
+            variant = choose_variant(artifact, self._targets, self._rung)
+            certificate_digest, note = pull.certificate(release, artifact, variant, covered)
+            pull.layers(variant, on_progress)
         return Slot(
             release=release,
             variant_digest=variant.digest,
@@ -177,92 +110,108 @@ class Fetcher:
             signature_digests=signatures,
         )
 
-    async def _documents(self, model: str, release: Release) -> Artifact:
-        index = manifests.decode_index(await self._manifest(model, release.artifact_digest))
+
+class _Pull:
+    """The steps of one pull of one model, in a thread of its own."""
+
+    def __init__(self, client: RegistryClient, model: str, store: Store, settings: FetchSettings) -> None:
+        self._client, self._model, self._store, self._settings = client, model, store, settings
+
+    def documents(self, release: Release) -> Artifact:
+        index = manifests.decode_index(self._manifest(release.artifact_digest))
         if len(index.manifests) > self._settings.max_variants:
             raise ArtifactError(
                 f"artifact {release.artifact_digest} has {len(index.manifests)} variants, "
                 f"more than the {self._settings.max_variants} allowed"
             )
         for entry in index.manifests:
-            manifest = manifests.decode_manifest(await self._manifest(model, entry.digest))
+            manifest = manifests.decode_manifest(self._manifest(entry.digest))
             for layer in manifest.layers:
                 if layer.media_type == manifests.VARIANT_SPEC:
-                    await self._small_layer(model, layer)
+                    self._small_layer(layer)
         artifact = manifests.load(release.artifact_digest, self._store.document)
-        if artifact.model != model:
-            raise ArtifactError(f"artifact {artifact.digest} is of model {artifact.model!r}, asked for as {model!r}")
+        if artifact.model != self._model:
+            raise ArtifactError(
+                f"artifact {artifact.digest} is of model {artifact.model!r}, asked for as {self._model!r}"
+            )
         return artifact
 
-    async def _manifest(self, model: str, digest: str) -> bytes:
+    def _manifest(self, digest: str) -> bytes:
         if self._store.blobs.has(digest):
             try:
                 return self._store.document(digest)
             except DigestMismatch:
                 self._store.blobs.delete(digest)  # it rotted on this disk; the registry's copy replaces it
-        data = await self._registry.manifest(model, digest)
-        await in_thread(self._store.blobs.put, data)
+        data = self._client.manifest(self._model, digest).data
+        self._store.blobs.put(data)
         return data
 
-    async def _small_layer(self, model: str, layer: Descriptor) -> None:
+    def _small_layer(self, layer: Descriptor) -> None:
         if not self._store.blobs.has(layer.digest):
-            await in_thread(self._store.blobs.put, await self._registry.document(model, layer))
+            self._store.blobs.put(self._client.small_blob(self._model, layer.digest))
 
-    async def _signatures(self, model: str, artifact: Artifact) -> tuple[str, ...]:
-        """Manifest digests of the artifact's signatures, all of them here now; () where nobody asks for them.
+    def signatures(self, artifact: Artifact) -> tuple[str, ...]:
+        """Bring the artifact's signatures and return their manifests' digests.
 
-        Asked for at every pull: what was not signed yesterday may be today.
+        They are asked for at every pull: what was not signed yesterday may be today.
         """
-        if not self._needs_signatures:
-            return ()
         found = []
-        for digest in await self._registry.referrers(model, artifact.digest, manifests.SIGNATURE):
+        for digest in self._referrers(artifact, manifests.SIGNATURE):
             try:
-                for layer in manifests.decode_manifest(await self._manifest(model, digest)).layers[:1]:
+                for layer in manifests.decode_manifest(self._manifest(digest)).layers[:1]:
                     if layer.media_type == manifests.SIGNATURE:
-                        await self._small_layer(model, layer)
+                        self._small_layer(layer)
             except DigestMismatch:
                 raise
             except (ArtifactError, NotFound, TooLarge) as error:
                 # anybody may push rubbish; it must not keep a good signature from counting
-                log(_log, logging.WARNING, "not a signature", model=model, referrer=digest, error=error.message)
+                log(_log, logging.WARNING, "not a signature", model=self._model, referrer=digest, error=error.message)
                 continue
             found.append(digest)
         return tuple(found)
 
-    async def _certificate(
-        self, model: str, release: Release, artifact: Artifact, variant: Variant, covered: frozenset[str] | None
+    def certificate(
+        self, release: Release, artifact: Artifact, variant: Variant, covered: frozenset[str] | None
     ) -> tuple[str, str]:
-        """(digest of a certificate issued for exactly this variant or "", why there is none).
+        """Bring a certificate that was issued for exactly this variant.
+
+        Returns:
+            Its digest and "", or "" and why there is none.
 
         An artifact with several edge variants has a certificate for each, and the fleet service names only one. The one
         that it names is used where it fits; else the newest (highest serial) that does.
         """
         if not release.certificate_digest:
             return "", "no certificate: every answer is escalated"
-        problem = await self._why_unfit(model, release.certificate_digest, artifact, variant, covered)
+        problem = self._why_unfit(release.certificate_digest, artifact, variant, covered)
         if not problem:
             return release.certificate_digest, ""
         newest, serial = "", 0
-        for digest in await self._registry.referrers(model, artifact.digest, manifests.CERTIFICATE):
+        for digest in self._referrers(artifact, manifests.CERTIFICATE):
             is_other = digest != release.certificate_digest
-            if is_other and not await self._why_unfit(model, digest, artifact, variant, covered):
+            if is_other and not self._why_unfit(digest, artifact, variant, covered):
                 found = manifests.load_certificate(digest, self._store.document).serial
                 if found >= serial:
                     newest, serial = digest, found
         return newest, "" if newest else problem
 
-    async def _why_unfit(
-        self, model: str, digest: str, artifact: Artifact, variant: Variant, covered: frozenset[str] | None
-    ) -> str:
-        """ "" when the certificate fits. A malformed one is one that does not fit; an unreachable one is an error."""
+    def _referrers(self, artifact: Artifact, kind: str) -> list[str]:
+        """Of more referrers than are looked at, the last: registries that keep an order list the oldest first."""
+        found = self._client.referrers(self._model, artifact.digest, kind)
+        return [entry.digest for entry in found[-self._settings.max_certificates :]]
+
+    def _why_unfit(self, digest: str, artifact: Artifact, variant: Variant, covered: frozenset[str] | None) -> str:
+        """Bring a certificate and say why it does not fit, "" when it does.
+
+        A malformed one is one that does not fit; one that is out of reach is an error.
+        """
         if covered is not None and digest not in covered:
             return f"certificate {digest} was added after the artifact was signed, so it is not used; sign it again"
         try:
-            manifest = manifests.decode_manifest(await self._manifest(model, digest))
+            manifest = manifests.decode_manifest(self._manifest(digest))
             for layer in manifest.layers[:1]:
                 if layer.media_type == manifests.CERTIFICATE:
-                    await self._small_layer(model, layer)
+                    self._small_layer(layer)
             found = manifests.load_certificate(digest, self._store.document)
             certificates.check(found, manifests.subject_of(artifact, variant))
         except DigestMismatch:
@@ -271,7 +220,7 @@ class Fetcher:
             return error.message
         return ""
 
-    async def _layers(self, model: str, variant: Variant, on_progress: OnProgress) -> None:
+    def layers(self, variant: Variant, on_progress: OnProgress) -> None:
         layers = [layer for layer in (variant.golden, variant.weights, *variant.files) if layer is not None]
         for layer in layers:
             if layer.size > self._settings.max_blob_bytes:
@@ -289,38 +238,27 @@ class Fetcher:
             on_progress(Transferred(done, total))
 
         held = [min(self._store.blobs.partial_bytes(layer.digest), layer.size) for layer in missing]
-        self._check_space(sum(layer.size for layer in missing) - sum(held))
-        moved(sum(held))
+        _check_space(self._store, sum(layer.size for layer in missing) - sum(held), self._settings.reserve_bytes)
+        moved(0)
         for layer in missing:
-            await self._layer(model, layer, moved)
-
-    async def _layer(self, model: str, layer: Descriptor, moved: Callable[[int], None]) -> None:
-        writer = await in_thread(self._store.blobs.writer, layer.digest, limit_bytes=layer.size)
-        with writer:
-            if writer.offset > layer.size:  # cannot be a part of it: written by a bug, or by somebody else
-                writer.restart()
-            if writer.offset < layer.size:
-                await self._registry.copy(model, layer, writer, moved)
-            await in_thread(writer.commit)
-
-    def _check_space(self, needed_bytes: int) -> None:
-        """Said before the first byte is fetched, rather than when the disk is full and everything else suffers."""
-        free = shutil.disk_usage(self._store.data_dir).free
-        reserve = self._settings.reserve_bytes
-        if needed_bytes and needed_bytes + reserve > free:
-            raise StorageError(
-                f"the disk is too full: {needed_bytes} bytes to fetch and {reserve} to keep free, {free} available; "
-                "free some space"
-            )
+            self._client.fetch_blob(self._model, layer, self._store.blobs, moved)
 
 
-def open_session(settings: FetchSettings, *, token: str = "") -> aiohttp.ClientSession:
-    """A session with the settings' patience: silence is limited, the length of a transfer is not."""
-    headers = {"Authorization": f"Bearer {token}"} if token else None
-    timeout = aiohttp.ClientTimeout(
-        total=None, sock_connect=settings.connect_timeout_s, sock_read=settings.read_timeout_s
+def connector(url: str, settings: FetchSettings, *, token: str = "") -> Callable[[], RegistryClient]:
+    """Make what makes clients of one registry, which try everything once: trying again is the updater's decision.
+
+    Raises:
+        InvalidInput: ``url`` is none.
+    """
+    limits = Limits(
+        connect_timeout_s=settings.connect_timeout_s,
+        read_timeout_s=settings.read_timeout_s,
+        attempts=1,
+        max_document_bytes=settings.max_document_bytes,
+        chunk_bytes=settings.chunk_bytes,
     )
-    return aiohttp.ClientSession(headers=headers, timeout=timeout, connector=aiohttp.TCPConnector(limit=8))
+    RegistryClient(url)  # refused now rather than by the first pull
+    return lambda: RegistryClient(url, token=token, limits=limits)
 
 
 def choose_variant(artifact: Artifact, targets: Sequence[str], rung: manifests.Role = "edge") -> Variant:
@@ -340,32 +278,15 @@ def choose_variant(artifact: Artifact, targets: Sequence[str], rung: manifests.R
     )
 
 
-def _checked(digest: str, data: bytes) -> bytes:
-    found = digest_of(data)
-    if found != digest:
-        raise DigestMismatch(f"the registry sent bytes that hash to {found} as {digest}: corrupt or tampered with")
-    return data
+def _check_space(store: Store, needed_bytes: int, reserve_bytes: int) -> None:
+    """Refuse before the first byte is fetched, rather than when the disk is full and everything else suffers.
 
-
-def _continues(response: aiohttp.ClientResponse, offset: int) -> bool:
-    """Whether a response goes on where we stopped; a plain 200 begins at byte 0 again."""
-    found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-    return response.status == 206 and found is not None and int(found.group(1)) == offset
-
-
-async def _refusal(response: aiohttp.ClientResponse) -> PenstockError:
-    return error_from_http(response.status, response.headers, await _read(response, _MAX_ERROR_BYTES))
-
-
-async def _read(response: aiohttp.ClientResponse, limit_bytes: int) -> bytes:
-    """The body, or its first ``limit_bytes`` + 1 bytes."""
-    parts: list[bytes] = []
-    missing = limit_bytes + 1
-    while missing > 0 and (chunk := await response.content.read(missing)):
-        parts.append(chunk)
-        missing -= len(chunk)
-    return b"".join(parts)
-
-
-def _out_of_reach(base: str, error: BaseException) -> Unavailable:
-    return Unavailable(f"registry {base} is out of reach: {error or type(error).__name__}")
+    Raises:
+        StorageError: there is not enough space.
+    """
+    free = shutil.disk_usage(store.data_dir).free
+    if needed_bytes and needed_bytes + reserve_bytes > free:
+        raise StorageError(
+            f"the disk is too full: {needed_bytes} bytes to fetch and {reserve_bytes} to keep free, {free} available; "
+            "free some space"
+        )

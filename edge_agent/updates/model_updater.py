@@ -363,7 +363,7 @@ class ModelUpdater:
         self._set(prepared=None)
 
     def _on_transferred(self, transferred: Transferred) -> None:
-        self._transferred = transferred
+        self._transferred = transferred  # in the thread of the pull, which is over before the next one begins
 
     async def _try_save(self, state: ModelState, event: str, reason: str) -> bool:
         """Take on a state if it can be made durable; else back off and stay where we are."""

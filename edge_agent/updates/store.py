@@ -246,11 +246,16 @@ class Store:
 
 
 async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Disk work off the event loop. When cancelled, waits until the thread is done with the files that it holds."""
-    work = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+    """Do disk work off the event loop. When cancelled, wait until the thread is done with the files that it holds."""
+    return await to_its_end(asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs)))
+
+
+async def to_its_end(work: asyncio.Future[T], on_cancel: Callable[[], object] = lambda: None) -> T:
+    """Wait for what a thread does. When cancelled, call ``on_cancel``, and raise that when the thread is done."""
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
+        on_cancel()
         await asyncio.wait([work])
         if not work.cancelled():
             work.exception()  # seen; what it was does not matter any more

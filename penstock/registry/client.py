@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import http.client
 import re
-import time
 import urllib.parse
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,18 +17,21 @@ from pathlib import Path
 import msgspec
 
 from penstock.artifact import manifests
-from penstock.artifact.blobs import BlobStore, check_digest, digest_of
+from penstock.artifact.blobs import BlobStore, BlobWriter, check_digest, digest_of
 from penstock.artifact.manifests import Descriptor
 from penstock.errors import ArtifactError, DigestMismatch, NotFound, PenstockError, Unavailable
-from penstock.registry.connection import MAX_ERROR_BYTES, Reply, Retryable, Wire, lower_names
+from penstock.registry.connection import Connection, Limits, Reply, Retryable, absolute
 
 ReportBytes = Callable[[int], None]
 """Called with the number of bytes that were moved since the last call; negative when some have to be moved again."""
 
 _MANIFESTS = f"{manifests.INDEX}, {manifests.MANIFEST}"
 _CHUNK_BYTES = 4 * 1024 * 1024
-_READ_BYTES = 256 * 1024
 _LAST_BYTE = re.compile(r"(?:bytes=)?0-(\d{1,18})")
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-\d+/(?:\d+|\*)")
+_MAX_LISTED = 100_000
+_NO_SUCH_RANGE = frozenset({416})
+_PATIENT = Limits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,28 +44,24 @@ class Document:
 
 
 class RegistryClient:
-    """One registry. Not for several threads at a time."""
+    """One registry. Not for several threads at a time; :meth:`cancel` alone may be called by others."""
 
     def __init__(
-        self,
-        url: str,
-        *,
-        token: str = "",
-        timeout_s: float = 30.0,
-        attempts: int = 5,
-        sleep: Callable[[float], None] = time.sleep,
+        self, url: str, *, token: str = "", limits: Limits = _PATIENT, sleep: Callable[[float], None] | None = None
     ) -> None:
         """
         Args:
-            url: ``http://host:port`` or ``https://host``. ``token``: sent as a bearer token to that host only.
-            timeout_s: longest silence of one connection.
-            attempts: tries in a row without progress before giving up.
+            url: ``http://host:port`` or ``https://host``, with the path before ``/v2`` if there is one.
+            token: sent as a bearer token to that host, and to none that it redirects to.
+            limits: how patient the client is, and how much it takes.
+            sleep: waits between attempts; by default a sleep that :meth:`cancel` ends.
 
         Raises:
             InvalidInput: not such a URL.
         """
-        self._wire = Wire(url, token=token, timeout_s=timeout_s, attempts=attempts, sleep=sleep)
-        self.url = self._wire.url
+        self._connection = Connection(url, token=token, limits=limits, sleep=sleep)
+        self.url = self._connection.url
+        self._api = f"{urllib.parse.urlsplit(self.url).path}/v2"
 
     def __enter__(self) -> RegistryClient:
         return self
@@ -76,62 +74,74 @@ class RegistryClient:
 
     def close(self) -> None:
         """Close the connection; the next call opens a new one."""
-        self._wire.close()
+        self._connection.close()
+
+    def cancel(self) -> None:
+        """End the call that is under way in another thread, and every later one, with :class:`Cancelled`."""
+        self._connection.cancel()
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def repositories(self) -> list[str]:
-        """Names in the catalog, all pages.
+        """Read the names of all repositories, all pages of them.
 
         Raises:
             Unavailable: out of reach.
         """
-        return self._listing("/v2/_catalog?n=1000", "repositories")
+        return self._listing(f"{self._api}/_catalog?n=1000", "repositories")
 
     def tags(self, name: str) -> list[str]:
-        """Tags of a repository, all pages.
+        """Read the tags of a repository, all pages of them.
 
         Raises:
             NotFound: no such repository. Unavailable: out of reach.
         """
-        return self._listing(f"/v2/{name}/tags/list?n=1000", "tags")
+        return self._listing(f"{self._api}/{name}/tags/list?n=1000", "tags")
 
     def manifest(self, name: str, reference: str) -> Document:
-        """A manifest by tag or digest, verified.
+        """Read a manifest by tag or digest and verify it.
 
         Raises:
-            NotFound: no such name, tag or digest. DigestMismatch: other bytes than asked for. Unavailable.
+            NotFound: no such name, tag or digest. DigestMismatch: other bytes than the digest names.
+            TooLarge, Unavailable: it cannot be had.
         """
-        reply = self._wire.call("GET", f"/v2/{name}/manifests/{reference}", headers={"Accept": _MANIFESTS})
+        reply = self._connection.call(
+            "GET", f"{self._api}/{name}/manifests/{reference}", headers={"Accept": _MANIFESTS}
+        )
         digest = digest_of(reply.body)
-        if ":" in reference and digest != reference:
-            raise DigestMismatch(f"{self.url} sent bytes that hash to {digest} for {name}@{reference}")
+        if ":" in reference:
+            self._verified(reply.body, reference, f"{name}@{reference}")
         media_type = reply.headers.get("content-type", "").partition(";")[0].strip()
         return Document(digest=digest, media_type=media_type, data=reply.body)
 
-    def referrers(self, name: str, digest: str) -> list[Descriptor]:
-        """Manifests that refer to ``digest``; [] also from registries older than OCI 1.1."""
+    def referrers(self, name: str, digest: str, kind: str = "") -> list[Descriptor]:
+        """Read which manifests refer to ``digest``, those of artifact type ``kind`` if one is given.
+
+        Returns:
+            Their descriptors in the registry's order; [] also from a registry older than OCI 1.1.
+        """
+        query = f"?{urllib.parse.urlencode({'artifactType': kind})}" if kind else ""
+        path = f"{self._api}/{name}/referrers/{digest}{query}"
         try:
-            reply = self._wire.call("GET", f"/v2/{name}/referrers/{digest}", headers={"Accept": manifests.INDEX})
+            reply = self._connection.call("GET", path, headers={"Accept": manifests.INDEX})
         except NotFound:
             return []
-        return manifests.decode_index(reply.body).manifests
+        found = manifests.decode_index(reply.body).manifests
+        return [entry for entry in found if kind in ("", entry.artifact_type)]  # filtering is optional for registries
 
     def small_blob(self, name: str, digest: str) -> bytes:
-        """A blob of at most 4 MiB, verified.
+        """Read a blob of at most ``max_document_bytes`` and verify it.
 
         Raises:
-            NotFound, DigestMismatch, TooLarge, Unavailable.
+            NotFound, TooLarge, Unavailable: it cannot be had. DigestMismatch: other bytes than the digest names.
         """
-        data = self._wire.call("GET", f"/v2/{name}/blobs/{check_digest(digest)}").body
-        if digest_of(data) != digest:
-            raise DigestMismatch(f"{self.url} sent bytes that hash to {digest_of(data)} for blob {digest}")
-        return data
+        data = self._connection.call("GET", f"{self._api}/{name}/blobs/{check_digest(digest)}").body
+        return self._verified(data, digest, f"{name}@{digest}")
 
     def has_blob(self, name: str, digest: str) -> bool:
-        """Whether a push may leave this blob out."""
+        """Ask whether a push may leave this blob out."""
         try:
-            self._wire.call("HEAD", f"/v2/{name}/blobs/{check_digest(digest)}")
+            self._connection.call("HEAD", f"{self._api}/{name}/blobs/{check_digest(digest)}")
         except NotFound:
             return False
         return True
@@ -140,35 +150,30 @@ class RegistryClient:
         """Fetch a blob into ``store``, continuing an earlier attempt; what is there already is not fetched.
 
         Raises:
-            NotFound, DigestMismatch, StorageError; Unavailable after ``attempts`` tries without progress.
+            NotFound: the registry has no such blob.
+            DigestMismatch: it sent other bytes than the digest names.
+            TooLarge: it sent more bytes than described.
+            StorageError: the disk is full; what was written stays for the next time.
+            Unavailable: ``attempts`` tries in a row brought nothing; what was written stays.
         """
         if store.has(blob.digest):
             report(blob.size)
             return store.path(blob.digest)
         with store.writer(blob.digest, limit_bytes=blob.size) as writer:
-            already = writer.offset
-        report(already)
-        is_resumed, failures = already > 0, 0
-        while True:
-            before = already
+            if writer.offset > blob.size:  # cannot be a part of it: written by a bug, or by somebody else
+                writer.restart()
+            is_resumed = writer.offset > 0
+            report(writer.offset)
+            self._fetch_rest(name, blob, writer, report)
             try:
-                already = self._fetch_rest(name, blob, store, report)
-                if already == blob.size:
-                    with store.writer(blob.digest, limit_bytes=blob.size) as writer:
-                        return writer.commit()
-                last: PenstockError = Unavailable(f"{self.url} ended blob {blob.digest} after {already} bytes")
-            except DigestMismatch as error:
+                return writer.commit()
+            except DigestMismatch:
                 if not is_resumed:
                     raise
-                # what an earlier attempt left behind was damaged, and is dropped now: once from the beginning
-                is_resumed, already, last = False, 0, error
-                report(-blob.size)
-            except Retryable as broken:
-                last = broken.last
-                with store.writer(blob.digest, limit_bytes=blob.size) as writer:
-                    already = writer.offset
-            failures = 0 if already > before else failures + 1
-            self._wire.pause(failures, last)
+        # the part that an earlier attempt left behind may have been damaged on this disk; it is dropped now, and the
+        # registry gets one chance from the beginning
+        report(-blob.size)
+        return self.fetch_blob(name, blob, store, report)
 
     # -- pushing -----------------------------------------------------------------------------------------------------
 
@@ -177,7 +182,9 @@ class RegistryClient:
         Raises:
             ArtifactError: refused by the registry, with its reason. Unavailable.
         """
-        self._wire.call("PUT", f"/v2/{name}/manifests/{reference}", body=data, headers={"Content-Type": media_type})
+        self._connection.call(
+            "PUT", f"{self._api}/{name}/manifests/{reference}", body=data, headers={"Content-Type": media_type}
+        )
 
     def push_blob(self, name: str, digest: str, path: Path, report: ReportBytes = lambda _: None) -> None:
         """Upload a blob in chunks, continuing where the registry says it is after a broken connection.
@@ -197,7 +204,7 @@ class RegistryClient:
                     reached = offset + len(chunk)
                 except Retryable as broken:
                     failures += 1
-                    self._wire.pause(failures, broken.last)
+                    self._connection.pause(failures, broken.last)
                     location, reached = self._where(name, location)
                 else:
                     failures = 0
@@ -206,7 +213,7 @@ class RegistryClient:
         separator = "&" if "?" in location else "?"
         closing = f"{location}{separator}{urllib.parse.urlencode({'digest': digest})}"
         try:
-            self._wire.call("PUT", closing, body=b"", headers={"Content-Type": "application/octet-stream"})
+            self._connection.call("PUT", closing, body=b"", headers={"Content-Type": "application/octet-stream"})
         except NotFound:
             # the reply to a PUT that had succeeded was lost, and the retry found no upload any more
             if not self.has_blob(name, digest):
@@ -214,47 +221,56 @@ class RegistryClient:
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
-    def _fetch_rest(self, name: str, blob: Descriptor, store: BlobStore, report: ReportBytes) -> int:
-        """Read from where the partial file ends; return how many bytes there are then."""
-        writer = store.writer(blob.digest, limit_bytes=blob.size)
-        with writer:
-            if writer.offset >= blob.size:
-                return writer.offset
-            headers = {"Range": f"bytes={writer.offset}-"} if writer.offset else {}
-            connection, response = self._wire.send("GET", f"/v2/{name}/blobs/{blob.digest}", None, headers)
+    def _fetch_rest(self, name: str, blob: Descriptor, writer: BlobWriter, report: ReportBytes) -> None:
+        """Write what is missing, in as many attempts as it takes while there is progress."""
+        failures, furthest = 0, writer.offset
+        while writer.offset < blob.size:
             try:
-                if response.status == 416 or (response.status == 200 and writer.offset):
-                    # a registry without ranges, or a partial file it cannot continue: begin again
-                    report(-writer.offset)
-                    writer.discard()
-                    raise Retryable(Unavailable(f"{self.url} cannot continue blob {blob.digest}"))
-                if response.status not in (200, 206):
-                    raise self._wire.error(response.status, lower_names(response), response.read(MAX_ERROR_BYTES))
-                while chunk := response.read(_READ_BYTES):
-                    writer.write(chunk)
-                    report(len(chunk))
-            except (OSError, http.client.HTTPException) as error:
-                raise Retryable(self._wire.unreachable(error)) from error
-            finally:
-                self._wire.done(connection, response)
-            return writer.offset
+                self._fetch_some(name, blob, writer, report)
+                last: PenstockError = Unavailable(
+                    f"{self.url} ended blob {blob.digest} early: got {writer.offset} of {blob.size} bytes"
+                )
+            except Retryable as broken:
+                last = broken.last
+            if writer.offset < blob.size:
+                # farther than ever: a registry whose blob is too short makes us begin again and again
+                has_moved = writer.offset > furthest and self._connection.limits.attempts > 1
+                furthest = max(furthest, writer.offset)
+                failures = 0 if has_moved else failures + 1
+                self._connection.pause(failures, last)
+
+    def _fetch_some(self, name: str, blob: Descriptor, writer: BlobWriter, report: ReportBytes) -> None:
+        headers = {"Range": f"bytes={writer.offset}-"} if writer.offset else {}
+        path = f"{self._api}/{name}/blobs/{check_digest(blob.digest)}"
+        with self._connection.response("GET", path, None, headers, expected=_NO_SUCH_RANGE) as response:
+            if writer.offset and not _continues(response, writer.offset):
+                held = writer.offset
+                report(-held)
+                writer.restart()
+                if response.status != 200:  # 416: it has fewer bytes than we hold; or another range than was asked for
+                    raise Retryable(Unavailable(f"{self.url} cannot continue blob {blob.digest} at byte {held}"))
+            while chunk := response.read1(self._connection.limits.chunk_bytes):
+                writer.write(chunk)
+                report(len(chunk))
+                self._connection.check()
+            response.read()  # nothing is left, which lets the connection be used again
 
     def _begin_upload(self, name: str) -> str:
-        reply = self._wire.call("POST", f"/v2/{name}/blobs/uploads/", body=b"")
-        return self._location(reply, f"/v2/{name}/blobs/uploads/")
+        reply = self._connection.call("POST", f"{self._api}/{name}/blobs/uploads/", body=b"")
+        return self._location(reply, f"{self._api}/{name}/blobs/uploads/")
 
     def _push_chunk(self, location: str, offset: int, chunk: bytes) -> str:
         headers = {
             "Content-Type": "application/octet-stream",
             "Content-Range": f"{offset}-{offset + len(chunk) - 1}",
         }
-        reply = self._wire.once("PATCH", location, chunk, headers)
+        reply = self._connection.once("PATCH", location, chunk, headers)
         return self._location(reply, location)
 
     def _where(self, name: str, location: str) -> tuple[str, int]:
         """Where a broken upload stands: its location and how many bytes the registry has."""
         try:
-            reply = self._wire.call("GET", location)
+            reply = self._connection.call("GET", location)
         except NotFound:
             return self._begin_upload(name), 0
         last = _LAST_BYTE.fullmatch(reply.headers.get("range", ""))
@@ -262,19 +278,35 @@ class RegistryClient:
         reached = int(last[1]) + 1 if last and int(last[1]) > 0 else 0
         return self._location(reply, location), reached
 
+    def _verified(self, data: bytes, digest: str, what: str) -> bytes:
+        """
+        Raises:
+            DigestMismatch: ``data`` is not what ``digest`` names.
+        """
+        found = digest_of(data)
+        if found != digest:
+            raise DigestMismatch(f"{self.url} sent bytes that hash to {found} as {what}: corrupt or tampered with")
+        return data
+
     def _location(self, reply: Reply, asked: str) -> str:
-        return urllib.parse.urljoin(urllib.parse.urljoin(self.url, asked), reply.headers.get("location", asked))
+        return absolute(absolute(self.url, asked), reply.headers.get("location", asked))
 
     def _listing(self, path: str, field: str) -> list[str]:
         found: list[str] = []
-        while path:
-            reply = self._wire.call("GET", path)
+        while path and len(found) < _MAX_LISTED:
+            reply = self._connection.call("GET", path)
             try:
-                page = msgspec.json.decode(reply.body, type=dict[str, object]).get(field) or []
-                found += msgspec.convert(page, list[str])
+                listed = msgspec.json.decode(reply.body, type=dict[str, object]).get(field) or []
+                page = msgspec.convert(listed, list[str])
             except msgspec.MsgspecError as error:
                 raise ArtifactError(f"{self.url}{path}: not a listing: {error}") from error
+            found += page
             link = re.match(r'<([^>]+)>;\s*rel="?next', reply.headers.get("link", ""))
-            following = urllib.parse.urljoin(self.url + path, link[1]) if link else ""
-            path = "" if following == path else following
+            path = absolute(absolute(self.url, path), link[1]) if link and page else ""
         return found
+
+
+def _continues(response: http.client.HTTPResponse, offset: int) -> bool:
+    """Whether a response goes on where we stopped; a plain 200 begins at byte 0 again."""
+    found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+    return response.status == 206 and found is not None and int(found[1]) == offset

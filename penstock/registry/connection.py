@@ -1,4 +1,4 @@
-"""One HTTP connection to an OCI registry: retries, redirects, and statuses as our errors.
+"""One HTTP connection to an OCI registry: retries, redirects, limits, and statuses as our errors.
 
 Knows nothing of blobs and manifests; that is ``penstock.registry.client``. Standard library only: a machine that pushes
 or pulls need not carry an HTTP library.
@@ -6,12 +6,14 @@ or pulls need not carry an HTTP library.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import random
-import time
+import socket
+import ssl
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from penstock.artifact.blobs import MAX_DOCUMENT_BYTES
@@ -29,10 +31,31 @@ from penstock.errors import (
     Unavailable,
 )
 from penstock.policy.retry import Backoff
+from penstock.registry.interrupt import Interrupt
 
-MAX_ERROR_BYTES = 64 * 1024
+_MAX_ERROR_BYTES = 64 * 1024
 _MAX_REDIRECTS = 5
+_MAX_RETRY_AFTER_S = 60.0
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How patient a client is with a registry, and how much it takes from one.
+
+    Attributes:
+        connect_timeout_s: longest wait for one address of the registry to accept a connection.
+        read_timeout_s: longest silence of a connection; the length of a whole transfer is not limited.
+        attempts: tries in a row without progress before giving up; 1 leaves trying again to the caller.
+        max_document_bytes: largest manifest, listing or small blob that is read.
+        chunk_bytes: most that is read, hashed and written at a time.
+    """
+
+    connect_timeout_s: float = 30.0
+    read_timeout_s: float = 30.0
+    attempts: int = 5
+    max_document_bytes: int = MAX_DOCUMENT_BYTES
+    chunk_bytes: int = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,33 +75,51 @@ class Retryable(Exception):
         self.last = last
 
 
-class Wire:
-    """A kept connection to one registry. Not for several threads at a time."""
+class Connection:
+    """A kept connection to one registry. Not for several threads at a time, but for :meth:`cancel`."""
 
-    def __init__(
-        self, url: str, *, token: str, timeout_s: float, attempts: int, sleep: Callable[[float], None] = time.sleep
-    ) -> None:
+    def __init__(self, url: str, *, token: str, limits: Limits, sleep: Callable[[float], None] | None = None) -> None:
         """
         Raises:
             InvalidInput: not an ``http://`` or ``https://`` URL.
         """
-        parsed = urllib.parse.urlsplit(url)
-        if parsed.scheme not in ("http", "https") or not parsed.hostname:
+        parsed = _parsed(url)
+        if parsed is None:
             raise InvalidInput(f"registry: {url!r} is not a URL like http://127.0.0.1:8000", field="registry")
-        self.url = f"{parsed.scheme}://{parsed.netloc}"
-        self._token, self._timeout_s, self._attempts, self._sleep = token, timeout_s, max(1, attempts), sleep
+        self._home = f"{parsed.scheme}://{parsed.netloc}"
+        self.url = self._home + parsed.path.rstrip("/")
+        self.limits = limits
+        self._token = token
+        self._interrupt = Interrupt()
+        self._sleep = sleep or self._interrupt.pause
         self._backoff = Backoff(base_s=0.2, factor=2.0, max_s=5.0)
         self._kept: http.client.HTTPConnection | None = None
 
     def close(self) -> None:
         """Close the connection; the next call opens a new one."""
         if self._kept is not None:
-            self._kept.close()
-            self._kept = None
+            self._drop(self._kept)
+        self._interrupt.release()
+
+    def cancel(self) -> None:
+        """End, from any thread, the call that is under way, and refuse all later ones with :class:`Cancelled`."""
+        self._interrupt.cancel()
+
+    def check(self) -> None:
+        """
+        Raises:
+            Cancelled: :meth:`cancel` was called.
+        """
+        self._interrupt.check()
 
     def call(
         self, method: str, path: str, *, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> Reply:
+        """Ask until there is an answer or the attempts are used up.
+
+        Raises:
+            TooLarge: the answer is longer than ``max_document_bytes``. PenstockError: what the status stands for.
+        """
         failures = 0
         while True:
             try:
@@ -88,65 +129,49 @@ class Wire:
                 self.pause(failures, broken.last)
 
     def once(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Reply:
-        connection, response = self.send(method, path, body, headers)
-        try:
-            data = response.read(MAX_DOCUMENT_BYTES + 1)
-        except (OSError, http.client.HTTPException) as error:
-            raise Retryable(self.unreachable(error)) from error
-        finally:
-            self.done(connection, response)
-        if len(data) > MAX_DOCUMENT_BYTES:
+        """Ask once; see :meth:`call`.
+
+        Raises:
+            Retryable: the same again may help.
+        """
+        limit = self.limits.max_document_bytes
+        with self.response(method, path, body, headers) as response:
+            data = response.read(limit + 1)
+        if len(data) > limit:
             raise TooLarge(
-                f"{self.url} answered {path} with more than {MAX_DOCUMENT_BYTES} bytes", limit_bytes=MAX_DOCUMENT_BYTES
+                f"{self.url} answered {path} with more than the {limit} bytes that a document may have",
+                limit_bytes=limit,
             )
-        if response.status >= 300:
-            raise self.error(response.status, lower_names(response), data)
-        return Reply(status=response.status, headers=lower_names(response), body=data)
+        if response.length:
+            raise Retryable(Unavailable(f"{self.url} ended its answer to {path} {response.length} bytes early"))
+        return Reply(status=response.status, headers=_lower_names(response), body=data)
 
-    def send(
-        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
-    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        url = urllib.parse.urljoin(self.url, path)
-        for _ in range(_MAX_REDIRECTS + 1):
-            parsed = urllib.parse.urlsplit(url)
-            connection = self._connection(parsed)
-            is_home = f"{parsed.scheme}://{parsed.netloc}" == self.url
-            credential = {"Authorization": f"Bearer {self._token}"} if self._token and is_home else {}
-            target = urllib.parse.urlunsplit(("", "", parsed.path, parsed.query, ""))
-            try:
-                connection.request(method, target, body=body, headers={**headers, **credential})
-                response = connection.getresponse()
-            except (OSError, http.client.HTTPException) as error:
-                self._drop(connection)
-                raise Retryable(self.unreachable(error)) from error
-            location = response.headers.get("Location")
-            if response.status not in _REDIRECTS or location is None or method not in ("GET", "HEAD"):
-                return connection, response
-            response.read(MAX_ERROR_BYTES)
-            self.done(connection, response)
-            url = urllib.parse.urljoin(url, location)
-        raise Unavailable(f"{self.url}: more than {_MAX_REDIRECTS} redirects for {path}")
+    @contextlib.contextmanager
+    def response(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        headers: Mapping[str, str],
+        *,
+        expected: frozenset[int] = frozenset(),
+    ) -> Iterator[http.client.HTTPResponse]:
+        """A response whose body is still to be read: a 2xx, or one of the statuses ``expected``.
 
-    def _connection(self, parsed: urllib.parse.SplitResult) -> http.client.HTTPConnection:
-        if parsed.scheme not in ("http", "https") or not parsed.hostname:
-            raise Unavailable(f"{self.url} redirects to {urllib.parse.urlunsplit(parsed)[:200]!r}, which is not HTTP")
-        is_home = f"{parsed.scheme}://{parsed.netloc}" == self.url
-        if is_home and self._kept is not None:
-            return self._kept
-        kind = http.client.HTTPSConnection if parsed.scheme == "https" else http.client.HTTPConnection
-        connection = kind(parsed.hostname, parsed.port, timeout=self._timeout_s)
-        if is_home:
-            self._kept = connection
-        return connection
-
-    def done(self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse) -> None:
-        if connection is not self._kept or not response.isclosed():
-            self._drop(connection)  # another host, or a body that was not read to its end
-
-    def _drop(self, connection: http.client.HTTPConnection) -> None:
-        connection.close()
-        if connection is self._kept:
-            self._kept = None
+        Raises:
+            Retryable: the connection broke, here or while the body was read, or the server says "later".
+            Cancelled: likewise. PenstockError: what another status stands for.
+        """
+        connection, response = self._send(method, path, body, headers)
+        try:
+            if response.status >= 300 and response.status not in expected:
+                raise self._refusal(response.status, _lower_names(response), response.read(_MAX_ERROR_BYTES))
+            yield response
+            self.check()  # a body that a cancellation cut off looks like one that has ended
+        except (OSError, http.client.HTTPException) as error:
+            raise self._broken(error) from error
+        finally:
+            self._done(connection, response)
 
     def pause(self, failures: int, last: PenstockError) -> None:
         """Wait before the next attempt.
@@ -154,23 +179,101 @@ class Wire:
         Raises:
             PenstockError: ``last``, when there are no attempts left.
         """
-        if failures >= self._attempts:
+        if failures >= self.limits.attempts:
             raise last
         delay_s = self._backoff.delay_s(max(0, failures - 1), random.random())
-        self._sleep(max(delay_s, min(last.retry_after_s or 0.0, 60.0)) if failures else 0.0)
+        self._sleep(max(delay_s, min(last.retry_after_s or 0.0, _MAX_RETRY_AFTER_S)) if failures else 0.0)
 
-    def unreachable(self, error: Exception) -> Unavailable:
-        return Unavailable(f"cannot reach the registry at {self.url}: {error or type(error).__name__}")
+    def _send(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        url = absolute(self.url, path)
+        for _ in range(_MAX_REDIRECTS + 1):
+            parsed = _parsed(url)
+            if parsed is None:
+                raise Unavailable(f"{self.url} redirects to {url[:200]!r}, which is no address of a registry")
+            credential = {"Authorization": f"Bearer {self._token}"} if self._token and self._is_home(parsed) else {}
+            connection, response = self._ask(parsed, method, body, {**headers, **credential})
+            location = response.headers.get("Location")
+            if response.status not in _REDIRECTS or location is None or method not in ("GET", "HEAD"):
+                return connection, response
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                response.read(_MAX_ERROR_BYTES)
+            self._done(connection, response)
+            url = absolute(url, location)
+        raise Unavailable(f"{self.url}: more than {_MAX_REDIRECTS} redirects for {path}")
 
-    def error(self, status: int, headers: Mapping[str, str], body: bytes) -> PenstockError | Retryable:
+    def _ask(
+        self, parsed: urllib.parse.SplitResult, method: str, body: bytes | None, headers: Mapping[str, str]
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        target = urllib.parse.urlunsplit(("", "", parsed.path, parsed.query, ""))
+        while True:
+            connection = self._connection(parsed)
+            is_new = connection.sock is None
+            try:
+                if connection.sock is None:
+                    connection.sock = self._open(parsed)
+                else:
+                    self._interrupt.watch(connection.sock)
+                connection.request(method, target, body=body, headers=headers)
+                return connection, connection.getresponse()
+            except (OSError, http.client.HTTPException) as error:
+                self._drop(connection)
+                # Registries close a connection that was idle for some seconds. Asking on one that they are just closing
+                # is nobody's failure and must not use an attempt up; what may change something is never sent twice
+                if is_new or not isinstance(error, ConnectionError) or method not in ("GET", "HEAD"):
+                    raise self._broken(error) from error
+
+    def _connection(self, parsed: urllib.parse.SplitResult) -> http.client.HTTPConnection:
+        if self._kept is not None and self._is_home(parsed):
+            return self._kept
+        assert parsed.hostname is not None
+        kind = http.client.HTTPSConnection if parsed.scheme == "https" else http.client.HTTPConnection
+        connection = kind(parsed.hostname, parsed.port)
+        if self._is_home(parsed):
+            self._kept = connection
+        return connection
+
+    def _open(self, parsed: urllib.parse.SplitResult) -> socket.socket:
+        assert parsed.hostname is not None
+        is_tls = parsed.scheme == "https"
+        port = parsed.port or (443 if is_tls else 80)
+        sock = self._interrupt.connect(parsed.hostname, port, timeout_s=self.limits.connect_timeout_s)
+        if is_tls:
+            sock = ssl.create_default_context().wrap_socket(sock, server_hostname=parsed.hostname)
+        sock.settimeout(self.limits.read_timeout_s)
+        return sock
+
+    def _is_home(self, parsed: urllib.parse.SplitResult) -> bool:
+        return f"{parsed.scheme}://{parsed.netloc}" == self._home
+
+    def _done(self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse) -> None:
+        if connection is not self._kept or not response.isclosed():
+            self._drop(connection)  # another host, or a body that was not read to its end
+
+    def _drop(self, connection: http.client.HTTPConnection) -> None:
+        connection.close()
+        self._interrupt.release()
+        if connection is self._kept:
+            self._kept = None
+
+    def _broken(self, error: Exception) -> Retryable:
+        """
+        Raises:
+            Cancelled: it broke because of that.
+        """
+        self._interrupt.check()
+        return Retryable(Unavailable(f"cannot reach the registry at {self.url}: {error or type(error).__name__}"))
+
+    def _refusal(self, status: int, headers: Mapping[str, str], body: bytes) -> PenstockError | Retryable:
         # an answer to HEAD has no body: the status's own words are all there is
-        message = (
-            f"{self.url} answered {status}: {_reason(body) or http.client.responses.get(status, 'no reason given')}"
-        )
+        reason = _reason(body) or http.client.responses.get(status, "no reason given")
+        message = f"{self.url} answered {status}: {reason}"
         if status == 404:
             return NotFound(message)
         if status == 401:
-            return Unauthenticated(f"{message}; give a token with --token or PENSTOCK_REGISTRY_TOKEN")
+            advice = "give --token or PENSTOCK_REGISTRY_TOKEN to a command, and an agent the setting token"
+            return Unauthenticated(f"{message}; {advice}")
         if status == 403:
             return PermissionDenied(f"{message}; this token may not do this, use one whose role allows it")
         if status == 413:
@@ -179,7 +282,7 @@ class Wire:
             return Conflict(message)
         if status == 507:
             return StorageError(message)
-        if status == 429 or status >= 500:
+        if status in (408, 429) or status >= 500:
             after = headers.get("retry-after", "")
             after_s = float(after) if after.isascii() and after.isdigit() and len(after) < 6 else None
             kind = QueueFull if status == 429 else Unavailable
@@ -187,7 +290,25 @@ class Wire:
         return ArtifactError(message)
 
 
-def lower_names(response: http.client.HTTPResponse) -> dict[str, str]:
+def absolute(base: str, reference: str) -> str:
+    """Resolve what a registry sent as an address; what is none stays as it is, and is refused where it is asked."""
+    try:
+        return urllib.parse.urljoin(base, reference)
+    except ValueError:
+        return reference
+
+
+def _parsed(url: str) -> urllib.parse.SplitResult | None:
+    """The parts of an HTTP URL; None where it is none (its port, too, is only checked by being read)."""
+    try:
+        parsed = urllib.parse.urlsplit(url)
+        is_http = parsed.scheme in ("http", "https") and bool(parsed.hostname) and parsed.port != 0
+    except ValueError:
+        return None
+    return parsed if is_http else None
+
+
+def _lower_names(response: http.client.HTTPResponse) -> dict[str, str]:
     return {name.lower(): value for name, value in response.getheaders()}
 
 
@@ -196,5 +317,5 @@ def _reason(body: bytes) -> str:
     try:
         errors = json.loads(body)["errors"]
         return "; ".join(f"{error['code']}: {error.get('message', '')}" for error in errors[:5])
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return body[:200].decode(errors="replace")

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import aiohttp
 import msgspec
 import pytest
 
 from edge_agent.policy.model_state import Release
 from edge_agent.settings import FetchSettings
 from edge_agent.updates import fetch
-from edge_agent.updates.fetch import Fetcher, Registry, Transferred
+from edge_agent.updates.fetch import Fetcher, Transferred
 from edge_agent.updates.store import Store
 from penstock.artifact import manifests
 from penstock.artifact.blobs import digest_of
@@ -36,13 +36,12 @@ BIG = 200_000
 
 class Rig(NamedTuple):
     registry: FakeRegistry
-    session: aiohttp.ClientSession
     store: Store
     layout: Layout
 
     def fetcher(self, *, targets: tuple[str, ...] = ("any",), **changes: Any) -> Fetcher:
         settings = msgspec.structs.replace(SETTINGS, **changes)
-        return Fetcher(Registry(self.session, self.registry.url, settings), self.store, settings, targets)
+        return Fetcher(fetch.connector(self.registry.url, settings), self.store, settings, targets)
 
     async def pull(self, release: Release | None = None, **changes: Any) -> Any:
         return await self.fetcher(**changes).pull(MODEL, release or release_of(self.layout), lambda _: None)
@@ -55,8 +54,8 @@ class Rig(NamedTuple):
 @pytest.fixture
 async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     registry = FakeRegistry(layouts=[build(tmp_path / "src", "v1", seed=1, padding_bytes=BIG)])
-    async with registry.serve(), fetch.open_session(SETTINGS) as session:
-        yield Rig(registry, session, Store(tmp_path / "device"), registry.layouts[0])
+    async with registry.serve():
+        yield Rig(registry, Store(tmp_path / "device"), registry.layouts[0])
 
 
 async def test_a_pull_brings_what_the_device_needs_and_nothing_else(rig: Rig) -> None:
@@ -111,7 +110,7 @@ async def test_a_partial_that_the_registry_cannot_continue_is_discarded(rig: Rig
     with pytest.raises(Unavailable):
         await rig.pull()
     rig.registry.answers[rig.weights] = [(416, {})]
-    with pytest.raises(Unavailable, match="starting over"):
+    with pytest.raises(Unavailable, match="cannot continue"):
         await rig.pull()
     assert rig.store.blobs.partial_bytes(rig.weights) == 0
     await rig.pull()
@@ -125,11 +124,9 @@ async def test_a_partial_longer_than_the_blob_is_discarded(rig: Rig) -> None:
     assert rig.registry.asked_for(rig.weights) == [""]
 
 
-async def test_a_corrupt_partial_is_found_out_and_does_not_poison_the_next_try(rig: Rig) -> None:
+async def test_a_corrupt_partial_is_found_out_and_fetched_from_the_beginning(rig: Rig) -> None:
     with rig.store.blobs.writer(rig.weights, limit_bytes=10**9) as writer:
         writer.write(b"x" * 1000)
-    with pytest.raises(DigestMismatch):
-        await rig.pull()
     await rig.pull()
     assert rig.registry.asked_for(rig.weights) == ["bytes=1000-", ""]
 
@@ -222,9 +219,9 @@ async def test_a_refusal_is_told_apart_from_an_outage(rig: Rig) -> None:
 
 
 async def test_a_registry_out_of_reach_is_unavailable(rig: Rig, free_port: int) -> None:
-    registry = Registry(rig.session, f"http://127.0.0.1:{free_port}", SETTINGS)
-    with pytest.raises(Unavailable, match="out of reach"):
-        await Fetcher(registry, rig.store, SETTINGS, ("any",)).pull(MODEL, release_of(rig.layout), lambda _: None)
+    connect = fetch.connector(f"http://127.0.0.1:{free_port}", SETTINGS)
+    with pytest.raises(Unavailable, match="cannot reach the registry"):
+        await Fetcher(connect, rig.store, SETTINGS, ("any",)).pull(MODEL, release_of(rig.layout), lambda _: None)
 
 
 async def test_a_disk_without_room_is_found_out_before_the_first_byte(
@@ -336,3 +333,39 @@ async def test_of_more_certificates_than_are_looked_at_the_last_are(rig: Rig, tm
     rig.registry.layouts.append(layout)
     slot = await rig.pull(release_of(layout), targets=("any",), max_certificates=2)
     assert slot.certificate_digest == last
+
+
+async def test_a_pull_that_waits_for_the_registry_ends_when_it_is_cancelled_and_is_resumed(rig: Rig) -> None:
+    rig.registry.gate[rig.weights] = (100_000, asyncio.Event())
+    arrived = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_progress(transferred: Transferred) -> None:
+        if transferred.done_bytes >= 100_000:
+            loop.call_soon_threadsafe(arrived.set)
+
+    fetcher = rig.fetcher(read_timeout_s=600.0)
+    pull = asyncio.create_task(fetcher.pull(MODEL, release_of(rig.layout), on_progress))
+    await arrived.wait()
+    pull.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await pull
+    fetcher.close()  # returns, so no thread is left that may still write
+    kept = rig.store.blobs.partial_bytes(rig.weights)
+    assert kept > 0
+    del rig.registry.gate[rig.weights]
+    await rig.pull()
+    assert rig.registry.asked_for(rig.weights)[-1] == f"bytes={kept}-"
+
+
+async def test_pulls_side_by_side_do_not_wait_for_each_other(rig: Rig, tmp_path: Path) -> None:
+    other = build(tmp_path / "other", "v2", seed=3)
+    rig.registry.layouts.append(other)
+    rig.registry.gate[rig.weights] = (0, asyncio.Event())
+    fetcher = rig.fetcher()
+    waiting = asyncio.create_task(fetcher.pull(MODEL, release_of(rig.layout), lambda _: None))
+    assert (await fetcher.pull(MODEL, release_of(other), lambda _: None)).release.version == "v2"
+    assert not waiting.done()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting

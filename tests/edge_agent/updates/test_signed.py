@@ -8,14 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 
 from edge_agent import settings
 from edge_agent.policy.model_state import ModelState, Release, Slot
 from edge_agent.settings import FetchSettings
 from edge_agent.updates import fetch
-from edge_agent.updates.fetch import Fetcher, Registry
+from edge_agent.updates.fetch import Fetcher
 from edge_agent.updates.store import Store
 from penstock.artifact import manifests
 from penstock.artifact.layout import Layout
@@ -30,10 +29,8 @@ SETTINGS = FetchSettings(reserve_bytes=0, read_timeout_s=5.0)
 
 
 class Rig:
-    def __init__(
-        self, directory: Path, session: aiohttp.ClientSession, registry: FakeRegistry, key: SigningKey
-    ) -> None:
-        self.directory, self.session, self.registry, self.key = directory, session, registry, key
+    def __init__(self, directory: Path, registry: FakeRegistry, key: SigningKey) -> None:
+        self.directory, self.registry, self.key = directory, registry, key
         self.layout = registry.layouts[0]
         self.trust: TrustRoot | None = trusting(directory, key)
         self.store = self.device()
@@ -42,9 +39,9 @@ class Rig:
         return Store(self.directory / "device", trust=self.trust, rung=rung)
 
     async def pull(self, rung: str = "edge", store: Store | None = None) -> Slot:
-        registry = Registry(self.session, self.registry.url, SETTINGS)
+        connect = fetch.connector(self.registry.url, SETTINGS)
         needs = self.trust is not None
-        fetcher = Fetcher(registry, store or self.store, SETTINGS, ("any",), rung=rung, needs_signatures=needs)
+        fetcher = Fetcher(connect, store or self.store, SETTINGS, ("any",), rung=rung, needs_signatures=needs)
         return await fetcher.pull("digits", self.release, lambda _: None)
 
     @property
@@ -60,8 +57,8 @@ def release_of(layout: Layout) -> Release:
 @pytest.fixture
 async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     registry = FakeRegistry(layouts=[make_layout(tmp_path / "src", roles=("edge", "site"))])
-    async with registry.serve(), fetch.open_session(SETTINGS) as session:
-        yield Rig(tmp_path, session, registry, ed25519.generate())
+    async with registry.serve():
+        yield Rig(tmp_path, registry, ed25519.generate())
 
 
 async def test_what_is_unsigned_is_refused_before_anything_heavy_is_fetched(rig: Rig) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import msgspec
 import pytest
 
@@ -19,7 +19,7 @@ from edge_agent.serving.counts import OutcomeCounts, Outcomes
 from edge_agent.serving.hosting import Hosting
 from edge_agent.settings import FetchSettings, UpdateSettings
 from edge_agent.updates import fetch
-from edge_agent.updates.fetch import Fetcher, Registry
+from edge_agent.updates.fetch import Fetcher
 from edge_agent.updates.model_updater import Tools
 from edge_agent.updates.reported import Report
 from edge_agent.updates.store import Store
@@ -38,7 +38,6 @@ class Rig:
     """One device. ``start`` is a process start: only what is on disk survives it."""
 
     directory: Path
-    session: aiohttp.ClientSession
     registry: FakeRegistry = field(default_factory=FakeRegistry)
     settings: UpdateSettings = UPDATE
     max_models: int = 4
@@ -54,7 +53,7 @@ class Rig:
         store = Store(self.directory / "device")
         self.store = store
         self.hosting = Hosting(Outcomes(now=lambda: 1.8e9), drain_s=1.0)
-        fetcher = Fetcher(Registry(self.session, self.registry.url, FETCH), store, FETCH, ("any",))
+        fetcher = Fetcher(fetch.connector(self.registry.url, FETCH), store, FETCH, ("any",))
         loop = asyncio.get_running_loop()
 
         async def counted(model: str, digest: str) -> OutcomeCounts:
@@ -82,8 +81,8 @@ class Rig:
 @pytest.fixture
 async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     registry = FakeRegistry()
-    async with registry.serve(), fetch.open_session(FETCH) as session:
-        yield Rig(tmp_path, session, registry)
+    async with registry.serve():
+        yield Rig(tmp_path, registry)
 
 
 def only(updater: Updater) -> Report:
@@ -244,14 +243,8 @@ async def test_a_tampered_blob_is_reported_and_fetched_again(rig: Rig) -> None:
 async def test_a_full_disk_is_reported_and_ridden_out(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     v1 = rig.build("v1")
     is_full = True
-    check = Fetcher._check_space
-
-    def no_space(self: Fetcher, needed_bytes: int) -> None:
-        if is_full:
-            raise StorageError("the disk is too full")
-        check(self, needed_bytes)
-
-    monkeypatch.setattr(Fetcher, "_check_space", no_space)
+    usage = shutil.disk_usage(rig.directory)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=0) if is_full else usage)
     async with rig.start() as updater:
         updater.desire(MODEL, release_of(v1))
         report = await reach(updater, "failed")

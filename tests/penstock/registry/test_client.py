@@ -1,14 +1,8 @@
-"""The registry client against a registry that misbehaves: broken connections, lies, and servers that say "later"."""
+"""The registry client: pushing, statuses, redirects, and what it does in several attempts."""
 
 from __future__ import annotations
 
-import http.server
-import json
-import re
-import threading
-import urllib.parse
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,151 +22,14 @@ from penstock.errors import (
     Unauthenticated,
     Unavailable,
 )
-from penstock.registry.transfer import RegistryClient
-
-DATA = bytes(range(256)) * 4096
-DIGEST = digest_of(DATA)
-BLOB = Descriptor(media_type="application/octet-stream", digest=DIGEST, size=len(DATA))
-
-
-@dataclass
-class Registry:
-    """A small registry whose faults a test chooses."""
-
-    blobs: dict[str, bytes] = field(default_factory=dict)
-    uploads: dict[str, bytes] = field(default_factory=dict)
-    log: list[str] = field(default_factory=list)
-    cut_after: list[int] = field(default_factory=list)  # bytes of each response or request until the line breaks
-    statuses: list[tuple[int, dict[str, str]]] = field(default_factory=list)  # answered before anything else
-    ignores_ranges: bool = False
-    forgets_uploads: bool = False  # whenever it is asked how far one is
-    redirect_to: str = ""
-    url: str = ""
-    credentials: list[str | None] = field(default_factory=list)
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    registry: Registry
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-    def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command == "HEAD":
-            return
-        if self.registry.cut_after and body:
-            self.wfile.write(body[: self.registry.cut_after.pop(0)])
-            self.close_connection = True
-            return
-        self.wfile.write(body)
-
-    def handle_any(self) -> None:
-        registry = self.registry
-        registry.log.append(f"{self.command} {self.path} {self.headers.get('Range') or ''}".strip())
-        registry.credentials.append(self.headers.get("Authorization"))
-        length = int(self.headers.get("Content-Length") or 0)
-        if self.command == "PATCH" and registry.cut_after:
-            received = self.rfile.read(registry.cut_after.pop(0))
-            registry.uploads["u"] += received
-            self.close_connection = True
-            return
-        body = self.rfile.read(length)
-        if registry.statuses:
-            status, headers = registry.statuses.pop(0)
-            error = json.dumps({"errors": [{"code": "SOME_CODE", "message": "because"}]}).encode()
-            self.answer(status, error, **headers)
-            return
-        path, _, query = self.path.partition("?")
-        if match := re.fullmatch(r"/v2/m/blobs/(sha256:.*)", path):
-            self.blob(match[1])
-        elif path == "/v2/m/blobs/uploads/":
-            registry.uploads["u"] = b""
-            self.answer(202, Location="/upload/u?state=x")
-        elif path == "/upload/u":
-            self.upload(body, query)
-        else:
-            self.answer(404)
-
-    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = handle_any  # noqa: N815  # names that http.server looks for
-
-    def blob(self, digest: str) -> None:
-        registry = self.registry
-        if registry.redirect_to:
-            self.answer(307, Location=registry.redirect_to + self.path)
-            return
-        if digest not in registry.blobs:
-            self.answer(404, b'{"errors":[{"code":"BLOB_UNKNOWN","message":"no such blob"}]}')
-            return
-        data = registry.blobs[digest]
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
-        if asked is None or registry.ignores_ranges:
-            self.answer(200, data)
-        elif int(asked[1]) >= len(data):
-            self.answer(416)
-        else:
-            self.answer(206, data[int(asked[1]) :])
-
-    def upload(self, body: bytes, query: str) -> None:
-        registry = self.registry
-        if registry.forgets_uploads and self.command == "GET":
-            registry.uploads.pop("u", None)
-        have = registry.uploads.get("u")
-        if have is None:
-            self.answer(404)
-        elif self.command == "GET":
-            self.answer(204, Location="/upload/u?state=y", Range=f"0-{max(0, len(have) - 1)}")
-        elif self.command == "PATCH":
-            assert (self.headers["Content-Range"] or "").startswith(f"{len(have)}-")
-            registry.uploads["u"] = have + body
-            self.answer(202, Location="/upload/u?state=z", Range=f"0-{len(have) + len(body) - 1}")
-        else:
-            values = urllib.parse.parse_qs(query)
-            digest = values["digest"][0]
-            assert "state" in values, "the upload's own parameters must come back"
-            if digest_of(have) != digest:
-                self.answer(400, b'{"errors":[{"code":"DIGEST_INVALID","message":"no"}]}')
-                return
-            registry.blobs[digest] = registry.uploads.pop("u")
-            self.answer(201)
-
-
-def serve(registry: Registry) -> Callable[[], None]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("BoundHandler", (Handler,), {"registry": registry}))
-    server.daemon_threads = True
-    registry.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-
-    def stop() -> None:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-    return stop
-
-
-@pytest.fixture
-def registry() -> Iterator[Registry]:
-    made = Registry()
-    stop = serve(made)
-    yield made
-    stop()
-
-
-@pytest.fixture
-def pauses() -> list[float]:
-    return []
+from penstock.registry.client import RegistryClient
+from penstock.registry.connection import Limits
+from tests.penstock.registry.server import BLOB, DATA, DIGEST, Registry, serve
 
 
 @pytest.fixture
 def client(registry: Registry, pauses: list[float]) -> Iterator[RegistryClient]:
-    with RegistryClient(registry.url, timeout_s=5, attempts=3, sleep=pauses.append) as made:
+    with RegistryClient(registry.url, limits=Limits(read_timeout_s=5, attempts=3), sleep=pauses.append) as made:
         yield made
 
 
@@ -336,7 +193,7 @@ def test_redirects_in_a_circle_end(registry: Registry, client: RegistryClient) -
 
 def test_nobody_there_is_unavailable_after_some_attempts(pauses: list[float]) -> None:
     message = r"cannot reach the registry at http://127\.0\.0\.1:1"
-    nobody = RegistryClient("http://127.0.0.1:1", attempts=3, sleep=pauses.append)
+    nobody = RegistryClient("http://127.0.0.1:1", limits=Limits(attempts=3), sleep=pauses.append)
     with nobody as client, pytest.raises(Unavailable, match=message):
         client.manifest("m", "v1")
     assert len(pauses) == 2
