@@ -44,7 +44,7 @@ def opened(layout: Layout, variant: Variant) -> Iterator[Engine]:
         scratch = tempfile.TemporaryDirectory(prefix="penstock-certify-")
     with scratch as root:
         files = unpacked.verified_files(variant, layout.blobs, Path(root))
-        engine, _ = loading.open_proven(variant.spec, files, threads=1)
+        engine = loading.load(variant.spec, files, threads=1).engine
         try:
             yield engine
         finally:

@@ -57,31 +57,17 @@ def load(spec: VariantSpec, files: VariantFiles, *, threads: int) -> Loaded:
         InvalidInput: an engine or provider that is not known here. MissingExtra: its library is not installed.
         Internal: the engine failed.
     """
-    engine, inputs = open_proven(spec, files, threads=threads)
-    try:
-        timing = warm_up(engine, spec.max_batch, inputs)
-    except BaseException:
-        engine.close()
-        raise
-    return Loaded(engine=engine, timing=timing, max_batch=spec.max_batch if timing.is_batchable else 1)
-
-
-def open_proven(spec: VariantSpec, files: VariantFiles, *, threads: int) -> tuple[Engine, Mapping[str, Array]]:
-    """Load a variant and let it prove itself, without measuring it; return the engine and its golden inputs.
-
-    Raises:
-        ArtifactError, InvalidInput, MissingExtra, Internal: as :func:`load`.
-    """
     engine = load_engine(spec.engine, files.weights, EngineOptions(provider=spec.provider, threads=threads))
     try:
         check_signature(spec, engine)
-        return engine, _replay(spec, files.golden, engine)
+        timing = warm_up(engine, spec.max_batch, _replay(spec, files.golden, engine))
     except ArtifactError as error:
         engine.close()
         raise ArtifactError(f"{spec.model}, {spec.role} variant for {spec.target}: {error.message}") from error
     except BaseException:
         engine.close()
         raise
+    return Loaded(engine=engine, timing=timing, max_batch=spec.max_batch if timing.is_batchable else 1)
 
 
 def check_signature(spec: VariantSpec, engine: Engine) -> None:

@@ -35,8 +35,8 @@ from tests.edge_agent.datapath import (
     data_path,
     rows,
     running_cloud,
-    until,
 )
+from tests.waiting import until
 
 INFER = f"/v2/models/{MODEL}/infer"
 
@@ -287,7 +287,7 @@ async def test_health_metadata_index_and_status(short_dir: Path) -> None:
         assert json.loads(body) == {
             "name": MODEL,
             "versions": ["v1"],
-            "platform": "onnx_fp32",
+            "platform": "onnxruntime_onnx",
             "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}],
             "outputs": [{"name": "logits", "datatype": "FP32", "shape": [-1, 3]}],
         }
@@ -354,7 +354,7 @@ def _with_triton(address: str) -> None:
         assert client.is_model_ready(MODEL)
         assert not client.is_model_ready("cat")
         assert client.get_server_metadata()["name"] == "penstock-agent"
-        assert client.get_model_metadata(MODEL)["platform"] == "onnx_fp32"
+        assert client.get_model_metadata(MODEL)["platform"] == "onnxruntime_onnx"
         assert [entry["name"] for entry in client.get_model_repository_index()] == [MODEL]
         for is_binary in (True, False):
             given = triton.InferInput("x", [2, 3], "FP32")
