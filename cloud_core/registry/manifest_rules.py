@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 
 from cloud_core.registry import oci_errors
 from cloud_core.registry.oci_errors import Refused
 from cloud_core.state.catalog import ManifestRow
-from penstock.artifact import manifests
+from penstock.artifact import golden, manifests
 from penstock.artifact.blobs import BlobStore, check_digest
 from penstock.artifact.manifests import Descriptor, Index, Manifest
 from penstock.errors import ArtifactError, InvalidInput, PenstockError, TooLarge
@@ -204,7 +205,8 @@ def _check_artifact(data: bytes, digest: str, repository: str, store: BlobStore)
         )
     for variant in parsed.variants:
         if variant.golden is not None:
-            unpack(manifests.read_described(variant.golden, store.read))
+            read = partial(store.read, limit_bytes=golden.MAX_BYTES)
+            unpack(manifests.read_described(variant.golden, read))
 
 
 def _check_certificate(data: bytes, digest: str, subject: str, store: BlobStore) -> None:

@@ -29,6 +29,7 @@ from penstock.artifact.golden import Golden
 from penstock.artifact.layout import Layout, VariantDraft
 from penstock.artifact.manifests import Role, VariantSpec
 from penstock.errors import CompileError, Conflict, PenstockError, StorageError
+from penstock.policy import confidence
 from penstock.runtime import Engine
 from penstock.wire.tensors import Array, TensorSpec, numpy_dtype
 
@@ -82,16 +83,10 @@ def draft(described: Described, what: Packable, inputs: Mapping[str, Array]) -> 
     """A variant ready to pack, with its own outputs for ``inputs`` as golden vectors.
 
     Raises:
-        CompileError: it answers the golden inputs with NaN or infinities.
+        CompileError: it answers the golden inputs with NaN or infinities, or one row of them is too large to replay.
     """
     model = described.model
-    outputs = what.onnx.run(inputs)
-    for name, array in outputs.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise CompileError(
-                f"{what.role} variant: output {name!r} is not finite for golden inputs; set model.input_range in the "
-                "recipe"
-            )
+    found, document = _golden(what, inputs)
     spec = VariantSpec(
         model=model.name,
         role=what.role,
@@ -106,10 +101,9 @@ def draft(described: Described, what: Packable, inputs: Mapping[str, Array]) -> 
         labels=described.labels,
         max_batch=what.max_batch or model.max_batch,
         preprocessing=described.preprocessing,
-        golden_tolerance=_tolerance(outputs, what.precision),
+        golden_tolerance=_tolerance(found.outputs, what.precision),
     )
-    vectors = golden.encode(Golden(inputs=inputs, outputs=outputs))
-    return VariantDraft(spec=spec, weights=what.weights, golden=vectors, files=what.files)
+    return VariantDraft(spec=spec, weights=what.weights, golden=document, files=what.files)
 
 
 def edge_golden_inputs(split: Split) -> dict[str, Array]:
@@ -281,6 +275,30 @@ def _carry_over(out: Path, ready: Path) -> None:
             new.blobs.put_file(old.blobs.path(digest))
     artifact, *referrers = new.index.manifests
     new.adopt(artifact, [*referrers, *kept])
+
+
+def _golden(what: Packable, inputs: Mapping[str, Array]) -> tuple[Golden, bytes]:
+    """Make golden vectors of as many rows as a device can hold: large pictures are proved with fewer of them."""
+    rows = max(len(array) for array in inputs.values())
+    while True:
+        taken = {name: array[:rows] for name, array in inputs.items()}
+        outputs = what.onnx.run(taken)
+        for name, array in outputs.items():
+            if not confidence.finite_rows(array).all():
+                raise CompileError(
+                    f"{what.role} variant: output {name!r} is not finite for golden inputs; set model.input_range in "
+                    "the recipe"
+                )
+        found = Golden(inputs=taken, outputs=outputs)
+        document = golden.encode(found)
+        if len(document) <= golden.MAX_BYTES:
+            return found, document
+        if rows == 1:
+            raise CompileError(
+                f"{what.role} variant: one row with its outputs is {len(document)} bytes, and devices replay at most "
+                f"{golden.MAX_BYTES}"
+            )
+        rows //= 2
 
 
 def _tolerance(outputs: Mapping[str, Array], precision: str) -> float:

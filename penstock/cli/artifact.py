@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from penstock.registry.transfer import Moved, RegistryClient
     from penstock.signing.trust import TrustRoot
 
-_MAX_GOLDEN_BYTES = 256 * 1024**2
-
 
 def _registry_options(function: Callable[..., Any]) -> Callable[..., Any]:
     function = click.option(
@@ -312,6 +310,7 @@ def _try_package(layout: Layout, variant: Variant, package: Path) -> str:
     from penstock.errors import MissingExtra
 
     try:
+        from penstock.hosting import loading
         from penstock.runtime import onnx_package
 
         engine = onnx_package.load(package, ortpackage.component_of(variant))
@@ -320,8 +319,7 @@ def _try_package(layout: Layout, variant: Variant, package: Path) -> str:
     try:
         if variant.golden is None:
             return "opened by onnxruntime; it has no golden vectors to compare"
-        vectors = golden.decode(layout.blobs.read(variant.golden.digest, limit_bytes=_MAX_GOLDEN_BYTES))
-        golden.check(vectors, engine.run(vectors.inputs), tolerance=variant.spec.golden_tolerance)
+        loading.replay(variant.spec, layout.blobs.read(variant.golden.digest, limit_bytes=golden.MAX_BYTES), engine)
     finally:
         engine.close()
     return "opened by onnxruntime; golden outputs agree"

@@ -60,7 +60,7 @@ def load(spec: VariantSpec, files: VariantFiles, *, threads: int) -> Loaded:
     engine = load_engine(spec.engine, files.weights, EngineOptions(provider=spec.provider, threads=threads))
     try:
         check_signature(spec, engine)
-        timing = warm_up(engine, spec.max_batch, _replay(spec, files.golden, engine))
+        timing = warm_up(engine, spec.max_batch, replay(spec, files.golden, engine))
     except ArtifactError as error:
         engine.close()
         raise ArtifactError(f"{spec.model}, {spec.role} variant for {spec.target}: {error.message}") from error
@@ -87,6 +87,31 @@ def check_signature(spec: VariantSpec, engine: Engine) -> None:
             )
     if spec.score_output not in {output.name for output in engine.outputs}:
         raise ArtifactError(f"score_output {spec.score_output!r} is no output; there are {_listing(engine.outputs)}")
+
+
+def replay(spec: VariantSpec, vectors: bytes | None, engine: Engine) -> Mapping[str, Array]:
+    """Give the golden inputs to an engine and compare what comes out; return those inputs, none without vectors.
+
+    Raises:
+        ArtifactError: the vectors do not fit the model, or it does not reproduce them. Internal: the engine failed.
+    """
+    if vectors is None:
+        log(
+            _LOG,
+            logging.WARNING,
+            "no golden vectors: nothing shows that this machine computes what was compiled",
+            model=spec.model,
+            role=spec.role,
+            target=spec.target,
+        )
+        return {}
+    expected = golden.decode(vectors)
+    try:
+        tensors.check_inputs(expected.inputs, engine.inputs)
+    except InvalidInput as error:
+        raise ArtifactError(f"golden vectors do not fit the model: {error.message}") from error
+    golden.check(expected, engine.run(expected.inputs), tolerance=spec.golden_tolerance)
+    return expected.inputs
 
 
 def warm_up(engine: Engine, max_batch: int, samples: Mapping[str, Array]) -> Timing:
@@ -119,26 +144,6 @@ def warm_up(engine: Engine, max_batch: int, samples: Mapping[str, Array]) -> Tim
         return Timing(service=service, is_batchable=False, one_row_s=one_row_s, full_batch_s=one_row_s)
     service = fitted(one_row_s, full_rows=rows, full_s=full_s)
     return Timing(service=service, is_batchable=True, one_row_s=one_row_s, full_batch_s=full_s)
-
-
-def _replay(spec: VariantSpec, vectors: bytes | None, engine: Engine) -> Mapping[str, Array]:
-    if vectors is None:
-        log(
-            _LOG,
-            logging.WARNING,
-            "no golden vectors: nothing shows that this machine computes what was compiled",
-            model=spec.model,
-            role=spec.role,
-            target=spec.target,
-        )
-        return {}
-    expected = golden.decode(vectors)
-    try:
-        tensors.check_inputs(expected.inputs, engine.inputs)
-    except InvalidInput as error:
-        raise ArtifactError(f"golden vectors do not fit the model: {error.message}") from error
-    golden.check(expected, engine.run(expected.inputs), tolerance=spec.golden_tolerance)
-    return expected.inputs
 
 
 def _is_same(described: Sequence[TensorSpec], loaded: Sequence[TensorSpec]) -> bool:

@@ -95,13 +95,16 @@ def clock() -> Clock:
 
 @pytest.fixture
 def make_layout(tmp_path: Path) -> MakeLayout:
-    def make(tag: str, *, model: str = "digits", certified: bool = True, edge_target: str = "any") -> Layout:
+    def make(
+        tag: str, *, model: str = "digits", certified: bool = True, edge_target: str = "any",
+        cloud_golden: bytes | None = None,
+    ) -> Layout:  # fmt: skip
         """Same arguments, same digests; another tag, other weights."""
         weights = tmp_path / f"{model}-{tag}.json"
         weights.write_bytes(msgspec.json.encode([X]) + b" " * (1 + sum(tag.encode())))
         layout = Layout.create(tmp_path / f"layout-{model}-{tag}")
         edge = VariantDraft(spec=make_spec(model, "edge", edge_target), weights=weights, golden=tensors.pack({}))
-        cloud = VariantDraft(spec=make_spec(model, "cloud", "cpu"), weights=weights)
+        cloud = VariantDraft(spec=make_spec(model, "cloud", "cpu"), weights=weights, golden=cloud_golden)
         layout.pack([edge, cloud], tag=tag)
         if certified:
             layout.attach_certificate(make_certificate(layout))
@@ -127,7 +130,7 @@ async def put_layout(registry: Registry, layout: Layout, tag: str | None = None)
     """Store a layout without HTTP; return the artifact's digest."""
     model = layout.artifact().model
     for descriptor in layout.reachable():
-        data = layout.blobs.read(descriptor.digest)
+        data = layout.blobs.path(descriptor.digest).read_bytes()
         registry.store.put(data)
         if descriptor.media_type in (manifests.INDEX, manifests.MANIFEST):
             await registry.put_manifest(model, descriptor.digest, descriptor.media_type, data)

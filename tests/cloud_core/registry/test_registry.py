@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from cloud_core.registry.oci_errors import Refused
 from cloud_core.registry.registry import Registry
 from cloud_core.registry.settings import RegistrySettings
 from cloud_core.state import Database
-from penstock.artifact import manifests
+from penstock.artifact import golden, manifests
 from penstock.artifact.blobs import digest_of
+from penstock.artifact.golden import Golden
 from penstock.artifact.manifests import Descriptor, Manifest
 from penstock.errors import DigestMismatch, NotFound
 
@@ -49,6 +51,13 @@ async def test_a_version_is_a_tag_a_digest_or_a_prefix(registry: Registry, make_
     variant = registry.artifact(digest).variants[0].digest
     with pytest.raises(NotFound):
         registry.resolve("digits", variant)
+
+
+async def test_golden_vectors_may_be_larger_than_a_manifest(registry: Registry, make_layout: Any, put: Any) -> None:
+    pictures = np.zeros((4, 3, 224, 224), np.float32)  # in and out, 4.6 MiB
+    vectors = golden.encode(Golden(inputs={"x": pictures}, outputs={"x": pictures}))
+    await put(registry, make_layout("v1", cloud_golden=vectors))
+    assert registry.resolve("digits").tag == "v1"
 
 
 async def test_a_tag_moves_and_the_digest_stays(registry: Registry, make_layout: Any, put: Any) -> None:

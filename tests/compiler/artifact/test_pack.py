@@ -56,6 +56,23 @@ def test_golden_outputs_are_the_variants_own(workspace: Path) -> None:
     assert drafted.spec.preprocessing == {"scale": 1}
 
 
+def test_rows_that_a_device_could_not_hold_are_left_out_of_the_golden_vectors(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)
+    ladder, packable = loaded(workspace), student(workspace)
+    whole = pack.draft(ladder.described, packable, {"x": x}).golden
+    assert whole is not None
+    monkeypatch.setattr(golden, "MAX_BYTES", len(whole) // 2)
+    less = pack.draft(ladder.described, packable, {"x": x}).golden
+    assert less is not None
+    assert len(less) <= golden.MAX_BYTES
+    np.testing.assert_array_equal(golden.decode(less).inputs["x"], x[:4])
+    monkeypatch.setattr(golden, "MAX_BYTES", 10)
+    with pytest.raises(CompileError, match=r"one row with its outputs is \d+ bytes, and devices replay at most 10"):
+        pack.draft(ladder.described, packable, {"x": x})
+
+
 def test_golden_tolerance_grows_with_the_outputs_and_with_coarser_arithmetic() -> None:
     outputs = {"logits": np.array([[-50.0, 20.0]])}
     assert pack._tolerance(outputs, "fp32") == 0.05
