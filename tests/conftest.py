@@ -1,7 +1,8 @@
-"""Fixtures that integration tests share. Unit tests need none of them."""
+"""How the suite runs, and fixtures that integration tests share. Unit tests need none of them."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import tempfile
@@ -9,18 +10,47 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.processes import AGENT_CONFIG, AgentProcess, CoreProcess, DigitsBuild
+from tests.shared import kept_directory, one_at_a_time, run_directory
 from tests.toolchains import toolchain  # noqa: F401, a fixture
+
+# a busy machine is no defect; in CI the examples are the same each time, so that a commit passes or fails for itself
+settings.register_profile(
+    "suite",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize="CI" in os.environ,
+)
+settings.load_profile("suite")
+
+TOGETHER = (
+    "compiler/distill/test_hugging_face.py",
+    "compiler/generation",
+    "compiler/passes/test_vision_graphs.py",
+    "compiler/sources",
+    "contract/test_bad_input.py",
+    "examples/test_digits.py",
+)
+"""Folders and files with fixtures that cost more than their tests: one worker of pytest-xdist takes the whole."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        for place in TOGETHER:
+            if item.path.is_relative_to(here / place):
+                item.add_marker(pytest.mark.xdist_group(place))
 
 
 @pytest.fixture
-def free_port() -> int:
-    """A TCP port of the loopback interface that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def closed_port() -> Iterator[int]:
+    """A TCP port of the loopback interface at which nobody listens, and nobody can while the test runs."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]
 
 
 @pytest.fixture
@@ -36,10 +66,10 @@ def digits_build(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     """The digits models, trained once (and kept for the next session while code and libraries stay the same)."""
     from examples.digits import train
 
-    assert request.config.cache is not None
-    models = request.config.cache.mkdir("digits-models")
-    train.train(models)
-    return DigitsBuild(directory=tmp_path_factory.mktemp("digits"), models=models)
+    models = kept_directory(request.config, tmp_path_factory, "digits-models")
+    with one_at_a_time(models):
+        train.train(models)
+    return DigitsBuild(directory=run_directory(tmp_path_factory, "digits"), models=models)
 
 
 @pytest.fixture

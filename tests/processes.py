@@ -23,6 +23,7 @@ from examples.digits.processes import Daemon, penstock
 from penstock.artifact.layout import Layout
 from penstock.registry import transfer
 from penstock.registry.client import RegistryClient
+from tests.shared import one_at_a_time
 from tests.waiting import wait_until
 
 AGENT_CONFIG = """
@@ -222,7 +223,6 @@ class DigitsBuild:
 
     directory: Path
     models: Path
-    _results: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def layout(self, version: str = "v1") -> Path:
         """The compiled artifact of a version, as an OCI image layout."""
@@ -231,10 +231,13 @@ class DigitsBuild:
 
     def result(self, version: str = "v1") -> dict[str, Any]:
         """What ``penstock compile -o json`` said."""
-        if version not in self._results:
-            done = penstock("compile", self.models / f"{version}.toml", "-o", self.directory / version, "-o", "json")
-            self._results[version] = json.loads(done.stdout)
-        return self._results[version]
+        said = self.directory / f"{version}.json"
+        with one_at_a_time(self.directory):
+            if not said.exists():
+                recipe, out = self.models / f"{version}.toml", self.directory / version
+                said.write_text(penstock("compile", recipe, "-o", out, "-o", "json").stdout)
+        result: dict[str, Any] = json.loads(said.read_text())
+        return result
 
     def test_split(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Held-out digits x FP32 [N, 64] and their labels y INT64 [N]."""

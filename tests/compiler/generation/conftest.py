@@ -17,6 +17,7 @@ from compiler.passes.job import PassJob, PassResult
 from compiler.recipe.targets import GENAI_CPU, resolve
 from examples.tiny_llama import data, run
 from examples.tiny_llama.run import Outcome, Plan, Shape
+from tests.shared import kept_directory, one_at_a_time
 
 PLAN = Plan(
     cloud=Shape(hidden=96, layers=2, steps=110),
@@ -53,10 +54,11 @@ def tiny(
 ) -> Tiny:
     """Trained once, and kept for the next session while the example's code stays the same."""
     toolchain("optimum")
-    assert request.config.cache is not None
     code = b"".join(Path(path).read_bytes() for path in (data.__file__, run.TRAIN))
     key = hashlib.sha256(code + repr(PLAN).encode() + sys.version.encode()).hexdigest()[:16]
-    trained = run.train(request.config.cache.mkdir(f"tiny-llama-{key}"), PLAN)
+    models = kept_directory(request.config, tmp_path_factory, f"tiny-llama-{key}")
+    with one_at_a_time(models):
+        trained = run.train(models, PLAN)
     return Tiny(cloud=trained["cloud"], edge=trained["edge"], scratch=tmp_path_factory.mktemp("built"))
 
 

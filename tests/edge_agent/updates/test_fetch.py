@@ -218,8 +218,8 @@ async def test_a_refusal_is_told_apart_from_an_outage(rig: Rig) -> None:
         await rig.pull()
 
 
-async def test_a_registry_out_of_reach_is_unavailable(rig: Rig, free_port: int) -> None:
-    connect = fetch.connector(f"http://127.0.0.1:{free_port}", SETTINGS)
+async def test_a_registry_out_of_reach_is_unavailable(rig: Rig, closed_port: int) -> None:
+    connect = fetch.connector(f"http://127.0.0.1:{closed_port}", SETTINGS)
     with pytest.raises(Unavailable, match="cannot reach the registry"):
         await Fetcher(connect, rig.store, SETTINGS, ("any",)).pull(MODEL, release_of(rig.layout), lambda _: None)
 

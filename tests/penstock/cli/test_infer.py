@@ -94,8 +94,8 @@ def test_json_that_is_none_is_refused(text: str) -> None:
         infer("grpc://127.0.0.1:1", "m", "--json", text)
 
 
-def test_errors_of_the_server_are_passed_on(servers: Servers, rows: str, free_port: int) -> None:
+def test_errors_of_the_server_are_passed_on(servers: Servers, rows: str, closed_port: int) -> None:
     with pytest.raises(NotFound, match="known: digits"):
         infer(servers.grpc, "none", "-i", rows)
-    with pytest.raises(Unavailable, match=f"127.0.0.1:{free_port}"):
-        infer(f"http://127.0.0.1:{free_port}", "digits", "-i", rows)
+    with pytest.raises(Unavailable, match=f"127.0.0.1:{closed_port}"):
+        infer(f"http://127.0.0.1:{closed_port}", "digits", "-i", rows)

@@ -102,8 +102,8 @@ async def test_cancelling_a_call_reaches_the_server(servers: Servers, scheme: st
 
 
 @pytest.mark.parametrize("prefix", ["grpc://127.0.0.1:", "http://127.0.0.1:", "unix:///nowhere/"])
-async def test_a_target_without_a_server_is_unavailable_and_named(prefix: str, free_port: int) -> None:
-    target = f"{prefix}{free_port}"
+async def test_a_target_without_a_server_is_unavailable_and_named(prefix: str, closed_port: int) -> None:
+    target = f"{prefix}{closed_port}"
     async with AsyncClient(target) as client:
         with pytest.raises(Unavailable, match=target):
             await client.infer("digits", {"x": ROWS})

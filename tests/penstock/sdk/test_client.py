@@ -157,8 +157,8 @@ def test_a_timeout_among_the_parameters_and_a_negative_priority_are_refused(targ
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
-def test_a_target_without_a_server_is_unavailable_and_named(scheme: str, free_port: int) -> None:
-    target = f"{scheme}://127.0.0.1:{free_port}"
+def test_a_target_without_a_server_is_unavailable_and_named(scheme: str, closed_port: int) -> None:
+    target = f"{scheme}://127.0.0.1:{closed_port}"
     with Client(target) as client:
         with pytest.raises(Unavailable, match=target):
             client.infer("digits", {"x": ROWS})

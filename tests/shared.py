@@ -1,0 +1,32 @@
+"""What is expensive to make is made once a run: the workers of pytest-xdist share it, and the first one makes it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+
+def run_directory(factory: pytest.TempPathFactory, name: str) -> Path:
+    """Return a directory of that name which all workers of this run see, and no other run."""
+    base = factory.getbasetemp()
+    directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    directory.mkdir(exist_ok=True)
+    return directory
+
+
+def kept_directory(config: pytest.Config, factory: pytest.TempPathFactory, name: str) -> Path:
+    """Return a directory that later runs see too; without pytest's cache it is one of this run."""
+    return run_directory(factory, name) if config.cache is None else config.cache.mkdir(name)
+
+
+@contextmanager
+def one_at_a_time(directory: Path) -> Iterator[None]:
+    """Hold back every other worker that wants to make something in the same directory."""
+    with (directory / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
