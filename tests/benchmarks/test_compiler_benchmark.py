@@ -28,7 +28,6 @@ def row(**changes: object) -> Row:
     return Row(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-@pytest.mark.timeout(180)
 def test_one_case_from_end_to_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

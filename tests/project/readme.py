@@ -24,7 +24,7 @@ serve() { # serve COMMAND...: start it, and go on when it says that it is ready
     local log="server-${#servers[@]}.log"
     "$@" >"$log" 2>&1 &
     servers+=($!)
-    for _ in $(seq 300); do
+    for _ in $(seq 1000); do
         grep -qw ready "$log" && return 0
         kill -0 $! 2>/dev/null || break
         sleep 0.1

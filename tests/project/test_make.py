@@ -53,3 +53,22 @@ def test_a_word_runs_what_it_says(words: str, runs: str) -> None:
 
 def test_arguments_are_passed_on() -> None:
     assert ".venv/bin/penstock demo --keep" in make("--dry-run", "demo", "ARGS=--keep")
+
+
+def test_what_ci_imports_exists() -> None:
+    """Each extra is installed in an environment of its own, and these modules are imported there."""
+    steps = re.findall(r"^ *step .* install_(?:extra|toolchain) \S+ ?(.*)$", (ROOT / ".ci" / "run").read_text(), re.M)
+    ours = {
+        module
+        for step in steps
+        for module in step.split()
+        if module.startswith(("penstock.", "compiler.", "edge_agent.", "cloud_core."))
+    }
+    in_the_wheel_only = {"penstock._examples.digits"}
+    assert len(ours) > 8
+    missing = [
+        module
+        for module in ours - in_the_wheel_only
+        if not any((ROOT / module.replace(".", "/")).with_suffix(suffix).exists() for suffix in (".py", ""))
+    ]
+    assert missing == []

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +37,7 @@ FILES = _tracked()
 CODE = _code()
 
 
+@cache
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
@@ -43,8 +45,13 @@ def _text(path: Path) -> str:
         return ""  # a picture or a golden file
 
 
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(_text(path))
+
+
 def _long_functions(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(_text(path))):
+    for node in ast.walk(_tree(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
             lines = node.end_lineno - node.lineno + 1
             name = f"{path.relative_to(ROOT)}:{node.name}"
@@ -75,9 +82,7 @@ def test_exceptions_are_still_needed() -> None:
 
 def test_modules_say_what_they_own() -> None:
     undocumented = [
-        str(path.relative_to(ROOT))
-        for path in CODE
-        if _text(path).strip() and ast.get_docstring(ast.parse(_text(path))) is None
+        str(path.relative_to(ROOT)) for path in CODE if _text(path).strip() and ast.get_docstring(_tree(path)) is None
     ]
     assert undocumented == []
 

@@ -44,7 +44,6 @@ def test_the_suite_is_whole() -> None:
     assert sum(not case.is_as_onnx_says for case in found) == ORT_DIFFERS
 
 
-@pytest.mark.timeout(300)
 def test_optimize() -> None:
     """onnxslim, which takes half of the time, sees every sixth case."""
     found = runnable()
@@ -58,12 +57,10 @@ def test_optimize_with_weights_and_gemm_split() -> None:
     check(cases.judge(optimize.run, with_weights(), tolerance=1e-4, options={"gemm_to_matmul": True}), accepted=147)
 
 
-@pytest.mark.timeout(300)
 def test_fp16() -> None:
     check(cases.judge(fp16.run, runnable(), tolerance=0.02), accepted=1084)
 
 
-@pytest.mark.timeout(300)
 def test_shard() -> None:
     """With all fusions off, as the outputs of the cases were found: equal to the last bit."""
     check(cases.judge(shard.run, runnable(), tolerance=0), accepted=390)
