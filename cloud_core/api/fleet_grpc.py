@@ -13,6 +13,7 @@ import grpc
 from cloud_core.api import fleet_codec as codec
 from cloud_core.fleet.service import FleetService
 from penstock.errors import Internal, PenstockError
+from penstock.process.telemetry import log
 from penstock.rpc.pb import fleet_pb2 as pb
 from penstock.rpc.pb import fleet_pb2_grpc
 from penstock.rpc.status import abort
@@ -34,8 +35,8 @@ def _statuses(method: _Method[Request, Reply]) -> _Method[Request, Reply]:
             return await method(self, request, context)
         except PenstockError as error:
             await abort(context, error)
-        except Exception:
-            _log.exception("%s failed", method.__name__)
+        except Exception as error:
+            log(_log, logging.ERROR, "fleet request failed", exc_info=error, method=method.__name__)
             await abort(context, Internal("the fleet service failed on this request; the core's log says why"))
 
     return call

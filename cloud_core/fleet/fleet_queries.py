@@ -18,6 +18,7 @@ from cloud_core.policy.planning import Candidate
 from cloud_core.policy.rollout import Plan, PlannedDevice, Rollout
 from cloud_core.registry.registry import ModelVersion, Registry
 from penstock.errors import ArtifactError, NotFound
+from penstock.process.telemetry import log
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class Facts:
             version = self._registry.resolve(model, digest) if digest else None
             certificate = self._registry.certificate_of(digest) if version else None
         except (NotFound, ArtifactError) as error:
-            _log.warning("device %s: nothing to run for %s: %s", report.device_id, model, error)
+            log(_log, logging.WARNING, "nothing to run", device=report.device_id, model=model, error=error.message)
             return None
         if version is None:
             return None

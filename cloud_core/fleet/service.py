@@ -27,6 +27,7 @@ from cloud_core.registry.registry import Registry
 from cloud_core.state import Database
 from cloud_core.state import fleet as rows
 from penstock.errors import Conflict, InvalidInput, NotFound, StorageError
+from penstock.process.telemetry import log
 
 _log = logging.getLogger(__name__)
 
@@ -116,7 +117,8 @@ class FleetService:
             totals = self._book.totals.get(checked, {})
             folded = outcome_totals.fold(records, durable_sequence=device.durable_sequence, totals=totals)
             if folded.refused:
-                _log.warning("device %s: %d records refused: %s", checked, len(folded.refused), folded.refused[0])
+                log(_log, logging.WARNING, "outcome records refused", device=checked, records=len(folded.refused),
+                    reason=folded.refused[0])  # fmt: skip
             if folded.sequence > device.durable_sequence:
                 keep = self.settings.max_artifacts_per_device
                 await self._book.deliver(checked, folded, self._devices, at=self._now(), keep=keep)
@@ -253,7 +255,7 @@ class FleetService:
             try:
                 wake_at = await self.reconcile()
             except StorageError as error:
-                _log.error("rollouts wait, and will be looked at again in %g s: %s", self.settings.flush_s, error)
+                log(_log, logging.ERROR, "rollouts wait", retry_s=self.settings.flush_s, error=error.message)
                 wake_at = self._now() + timedelta(seconds=self.settings.flush_s)
             await asyncio.sleep(self.settings.reconcile_s)
             await self._news_or(wake_at)
@@ -317,7 +319,7 @@ class FleetService:
             if isinstance(decision.step, Hold):
                 self._book.show(entry, after)
                 return decision.step.wake_at
-            _log.info("rollout %s: %s", rollout.plan.rollout_id, after.status)
+            log(_log, logging.INFO, "rollout step", rollout=rollout.plan.rollout_id, status=after.status)
             await self._commit(entry, after)
             entry = self._book.get(rollout.plan.rollout_id)
 

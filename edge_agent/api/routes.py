@@ -298,5 +298,5 @@ def _as_ours(error: Exception) -> PenstockError:
     if isinstance(error, PenstockError):
         telemetry.log(_LOG, logging.DEBUG, "refused", code=error.code, why=error.message)
         return error
-    _LOG.error("a request failed in a way that should not happen", exc_info=error)
+    telemetry.log(_LOG, logging.ERROR, "a request failed in a way that should not happen", exc_info=error)
     return Internal(f"internal error: {type(error).__name__}")

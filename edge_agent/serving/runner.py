@@ -18,6 +18,7 @@ from edge_agent.policy import admission
 from edge_agent.policy.cascade import Decision
 from penstock.errors import DeadlineExceeded, Internal, InvalidInput, PenstockError, Unavailable
 from penstock.policy.batching import BatchLimits, Queued, plan_batch
+from penstock.process.telemetry import log
 from penstock.runtime import Engine
 from penstock.wire.tensors import Array
 
@@ -216,7 +217,7 @@ class Runner:
         except (InvalidInput, Internal) as error:
             return error
         except Exception as error:  # an engine's defect ends one request, not the task that serves them all
-            _LOG.exception("the engine failed in a way it does not document")
+            log(_LOG, logging.ERROR, "the engine failed in a way it does not document", exc_info=error)
             return Internal(f"the model failed: {type(error).__name__}: {error}")
         return LocalAnswer(outputs, scores, decision)
 

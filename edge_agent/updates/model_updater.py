@@ -365,7 +365,7 @@ class ModelUpdater:
     def _on_transferred(self, transferred: Transferred) -> None:
         self._transferred = transferred  # in the thread of the pull, which is over before the next one begins
 
-    async def _try_save(self, state: ModelState, event: str, reason: str) -> bool:
+    async def _try_save(self, state: ModelState, step: str, reason: str) -> bool:
         """Take on a state if it can be made durable; else back off and stay where we are."""
         try:
             await in_thread(self._tools.store.save, state)
@@ -373,7 +373,7 @@ class ModelUpdater:
             self._warn_unsaved(error)
             self._back_off(error, is_hard=True)
             return False
-        log(_log, logging.INFO, event, model=state.model, reason=reason)
+        log(_log, logging.INFO, "state saved", model=state.model, step=step, reason=reason)
         self.state = state
         return True
 

@@ -21,6 +21,7 @@ from edge_agent.serving.hosting import LoadPlan
 from penstock.artifact import manifests, unpacked
 from penstock.artifact.blobs import MAX_DOCUMENT_BYTES, BlobStore, digest_of, disk_errors, write_atomically
 from penstock.errors import ArtifactError, DigestMismatch, NotFound, PenstockError, SignatureError, StorageError
+from penstock.process.telemetry import log
 from penstock.signing.trust import TrustRoot
 
 P = ParamSpec("P")
@@ -109,7 +110,7 @@ class Store:
             try:
                 state = _decode_state(path)
             except (ArtifactError, OSError) as error:
-                _log.error("state file unreadable, set aside as .bad file=%s error=%s", path, error)
+                log(_log, logging.ERROR, "state file unreadable, set aside as .bad", file=path, error=error)
                 os.replace(path, path.with_suffix(".bad"))
                 continue
             found[state.model] = state
@@ -183,7 +184,7 @@ class Store:
             except NotFound:
                 continue
             except DigestMismatch as error:
-                _log.warning("damaged blob deleted digest=%s error=%s", digest, error.message)
+                log(_log, logging.WARNING, "damaged blob deleted", digest=digest, error=error.message)
                 self.blobs.delete(digest)
 
     def collect(self, states: Iterable[ModelState], also: Iterable[Slot] = ()) -> int:

@@ -39,6 +39,8 @@ _REASONS = {
     507: "Insufficient Storage",
 }  # fmt: skip
 
+from penstock.process.telemetry import log
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -202,7 +204,7 @@ class _Connection(asyncio.Protocol, Generic[T]):
         try:
             data = await self._lane.answer(prepared, body)
         except Exception as error:
-            _LOG.error("an answer failed in a way that should not happen", exc_info=error)
+            log(_LOG, logging.ERROR, "an answer failed in a way that should not happen", exc_info=error)
             self.abort()
             return
         finally:
