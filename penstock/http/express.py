@@ -18,6 +18,8 @@ from collections.abc import Callable, Coroutine, Mapping
 from email.utils import formatdate
 from typing import Any, Generic, TypeVar, cast
 
+from penstock.process.telemetry import log
+
 T = TypeVar("T")
 
 MAX_HEAD_BYTES = 8192
@@ -38,8 +40,6 @@ _REASONS = {
     500: "Internal Server Error", 501: "Not Implemented", 503: "Service Unavailable", 504: "Gateway Timeout",
     507: "Insufficient Storage",
 }  # fmt: skip
-
-from penstock.process.telemetry import log
 
 _LOG = logging.getLogger(__name__)
 
