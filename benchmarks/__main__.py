@@ -153,7 +153,7 @@ def _spec(
 
 
 def _requests(directory: Path, model: Model) -> dict[str, Path]:
-    """The bytes of one request in every form, as files that the load generator reads."""
+    """Write the bytes of one request in every form, as files that the load generator reads."""
     request = InferRequest(model=model.name, inputs={"x": model.row})
     body = rest.encode_request(request)
     raw = model.row.tobytes()
@@ -185,7 +185,7 @@ def _post(path: str, body: bytes, headers: Mapping[str, str]) -> bytes:
 
 
 def _measure(spec: Spec, pins: Pins) -> Sample:
-    """One measurement in a process of its own: on the load's CPU, or on the servers' where it is the model itself."""
+    """Measure once in a process of its own: on the load's CPU, or on the servers' where it is the model itself."""
     module, cpu = ("benchmarks.raw", pins.server) if spec.mode == "raw" else ("benchmarks.load", pins.client)
     command = pinned([sys.executable, "-m", module, msgspec.json.encode(spec).decode()], cpu)
     limit_s = 60 + 10 * spec.duration_s

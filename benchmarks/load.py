@@ -26,7 +26,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         mode: ``http`` and ``grpc`` send ``request`` as it is; ``sdk`` sends its FP32 row through AsyncClient; ``raw``
             runs the model file at ``address`` in batches of ``callers`` rows (see ``benchmarks.raw``).
         address: ``host:port``, ``unix:/path``, an SDK target or a model file.
-        request: file with the bytes to send. ``expected``: file with the raw FP32 logits that must come back.
+        request: file with the bytes to send.
+        expected: file with the raw FP32 logits that must come back.
         callers: how many are waiting for an answer at any time, each on a connection of its own over HTTP.
         server_pid: process whose CPU time is read before and after; 0 for none.
     """
@@ -47,10 +48,11 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """What one measurement gave.
 
     Attributes:
-        rows_per_s: answered rows a second. ``p50_ms``, ``p99_ms``: latency of a request.
+        rows_per_s: answered rows a second.
+        p50_ms, p99_ms: latency of a request.
         requests: answered in the measured window; ``answered_rows`` in all, warm-up included.
-        cpu_us: CPU time of the server for one row, in microseconds; 0 where there is no server. Other processes on
-            the machine change it far less than they change the rate.
+        cpu_us: CPU time of the server for one row, in microseconds; 0 where there is no server. Other processes on the
+            machine change it far less than they change the rate.
     """
 
     rows_per_s: float
@@ -66,7 +68,7 @@ class WrongAnswer(RuntimeError):
 
 
 def sample_of(done: list[tuple[float, float]], *, after: float, rows: int = 1) -> Sample:
-    """Rate and percentiles from (ended, began) pairs, warm-up left out.
+    """Return rate and percentiles from (ended, began) pairs, warm-up left out.
 
     Batched answers arrive in clumps. Counting from the first clump's end to the last one's keeps a slow model's rate
     from depending on whether the window's edge cut a clump.
@@ -163,7 +165,7 @@ async def _http(spec: Spec, request: bytes) -> Sample:
 
 
 async def _loop(spec: Spec, call: Callable[[], Awaitable[object]]) -> Sample:
-    """``spec.callers`` tasks that call again as soon as they are answered."""
+    """Run ``spec.callers`` tasks that call again as soon as they are answered."""
     done: list[tuple[float, float]] = []
     started = time.perf_counter()
     until = started + spec.warmup_s + spec.duration_s
@@ -209,7 +211,8 @@ async def _sdk(spec: Spec, request: bytes) -> Sample:
 
 
 def _check(spec: Spec, body: bytes) -> None:
-    """The answer ends with the model's logits, whatever frames them; batches and machines round differently."""
+    """Check that the answer ends with the model's logits, whatever frames them; batches and machines round
+    differently."""
     if not spec.expected:
         return
     import numpy as np

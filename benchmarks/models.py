@@ -44,7 +44,8 @@ class Model:
 
 
 def digits(directory: Path) -> Model:
-    """The second student of the digits example, as trained there (64-64-10, fp32), and one of its test digits."""
+    """Return the second student of the digits example, as trained there (64-64-10, fp32), and one
+    of its test digits."""
     directory.mkdir(parents=True, exist_ok=True)
     train.train(directory)
     with np.load(directory / "data.npz") as data:
@@ -53,7 +54,9 @@ def digits(directory: Path) -> Model:
 
 
 def resnet18(directory: Path, *, seed: int = 0) -> Model:
-    """ResNet-18 (He et al., arXiv 1512.03385, table 1) with batch norms folded: 11.7 M parameters, FP32 224 x 224."""
+    """Build ResNet-18 (He et al., arXiv 1512.03385, table 1) with batch norms folded: 11.7 M parameters, FP32 224 x
+    224.
+    """
     rng = np.random.default_rng(seed)
     nodes: list[onnx.NodeProto] = []
     weights: list[onnx.TensorProto] = []

@@ -104,7 +104,9 @@ HELP_S = 0.2
 
 
 def ratios(samples: Mapping[Key, Sequence[Sample]]) -> list[Ratio]:
-    """Every goal whose two sides were measured. Sides are compared within a round, where the machine was the same."""
+    """Compute every goal whose two sides were measured. Sides are compared within a round, where the machine was the
+    same.
+    """
     found = []
     for goal in GOALS:
         for callers in goal.callers:
@@ -131,7 +133,7 @@ def ratios(samples: Mapping[Key, Sequence[Sample]]) -> list[Ratio]:
 
 
 def typical(samples: Sequence[Sample]) -> Sample:
-    """Medians over rounds, figure by figure."""
+    """Return the medians over rounds, figure by figure."""
     return Sample(
         rows_per_s=median(s.rows_per_s for s in samples),
         p50_ms=median(s.p50_ms for s in samples),

@@ -22,7 +22,7 @@ _LIBRARIES = ("penstock", "numpy", "onnxruntime", "grpcio", "protobuf", "aiohttp
 
 
 def show(samples: Mapping[Key, Sequence[Sample]], startup: Startup | None) -> None:
-    """Tables of rates and of ratios against their goals."""
+    """Print tables of rates and of ratios against their goals."""
     for model in dict.fromkeys(key[0] for key in samples):
         rows = []
         for (of, server, callers), measured in samples.items():
@@ -47,7 +47,7 @@ def show(samples: Mapping[Key, Sequence[Sample]], startup: Startup | None) -> No
 
 
 def _single_goals(samples: Mapping[Key, Sequence[Sample]], startup: Startup | None) -> list[list[object]]:
-    """Goals that are a figure of their own."""
+    """Print goals that are a figure of their own."""
     found: list[list[object]] = []
     for callers in (64, 512):
         if measured := samples.get(("digits", "core-sdk", callers)):
@@ -64,7 +64,7 @@ def _single_goals(samples: Mapping[Key, Sequence[Sample]], startup: Startup | No
 
 
 def _figure(value: float) -> str:
-    """Three digits that count, and never an exponent."""
+    """Format a figure with three digits that count, and never an exponent."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -98,7 +98,7 @@ def save(samples: Mapping[Key, Sequence[Sample]], startup: Startup | None, optio
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on; nothing that names the host."""
+    """Say what the figures depend on; nothing that names the host."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())

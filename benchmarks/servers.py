@@ -38,7 +38,9 @@ class Pins:
 
 
 def choose_pins(*, pin: bool) -> Pins:
-    """First allowed CPU for servers, last for the client. On fewer than two CPUs there is nothing to choose."""
+    """Choose the first allowed CPU for servers, the last for the client. On fewer than two CPUs there is nothing to
+    choose.
+    """
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if not pin or len(allowed) < 2:
         return Pins(server=None, client=None)
@@ -46,7 +48,7 @@ def choose_pins(*, pin: bool) -> Pins:
 
 
 def pinned(command: Sequence[str], cpu: int | None) -> list[str]:
-    """``command`` through a small launcher that sets its CPU and then becomes it: no threads start elsewhere."""
+    """Start ``command`` through a small launcher that sets its CPU and then becomes it: no threads start elsewhere."""
     if cpu is None:
         return list(command)
     code = "import os, sys; os.sched_setaffinity(0, {int(sys.argv[1])}); os.execv(sys.argv[2], sys.argv[2:])"
@@ -70,17 +72,17 @@ class Servers:
     processes: list[subprocess.Popen[str]]
 
     def yardstick(self, model: Model) -> Server:
-        """Endpoints ``http`` and ``socket``."""
+        """Start the one-file server: endpoints ``http`` and ``socket``."""
         options = ["--max-batch", str(model.max_batch), *(["--in-thread"] if model.in_thread else [])]
         socket = self.directory / f"y-{model.name}.sock"
         return self._announcing("benchmarks.yardstick", [str(model.path), str(socket), *options])
 
     def echo(self, response: Path) -> Server:
-        """Endpoint ``grpc``."""
+        """Start the gRPC echo: endpoint ``grpc``."""
         return self._announcing("benchmarks.echo", [str(response)])
 
     def core(self, models: Sequence[Model]) -> Server:
-        """A core with every model pushed. Endpoints ``http`` and ``grpc``."""
+        """Start a core and push every model: endpoints ``http`` and ``grpc``."""
         data_dir = self.directory / "core"
         arguments = ["core", "serve", "--data-dir", str(data_dir), "--http-port", "0", "--grpc-port", "0"]
         core = self._penstock(arguments, data_dir / "endpoints.json")
@@ -90,7 +92,7 @@ class Servers:
         return core
 
     def agent(self, core: Server, models: Sequence[Model]) -> Server:
-        """An agent that serves every model of the core. Endpoint ``socket``."""
+        """Start an agent that serves every model of the core: endpoint ``socket``."""
         data_dir, socket = self.directory / "agent", self.directory / "a.sock"
         arguments = [
             *("agent", "run", "--device-id", "bench", "--data-dir", str(data_dir), "--socket", str(socket)),
@@ -132,7 +134,7 @@ class Servers:
 
 @contextmanager
 def running(directory: Path, pins: Pins) -> Iterator[Servers]:
-    """Servers that are stopped when the block ends, however it ends."""
+    """Yield servers that are stopped when the block ends, however it ends."""
     servers = Servers(directory, pins, [])
     try:
         yield servers
@@ -148,7 +150,7 @@ def running(directory: Path, pins: Pins) -> Iterator[Servers]:
 
 
 def cpu_s(pid: int) -> float:
-    """CPU time that all threads of a process have had so far; 0 where the system does not say."""
+    """Return the CPU time that all threads of a process have had so far; 0 where the system does not say."""
     try:
         stats = [task.read_text() for task in Path(f"/proc/{pid}/task").glob("*/schedstat")]
     except OSError:

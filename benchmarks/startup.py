@@ -24,7 +24,7 @@ class Startup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def measure(rounds: int) -> Startup:
-    """Interleave ``rounds`` runs of each in fresh interpreters."""
+    """Interleave ``rounds`` runs of each in new interpreters."""
     client, alone, shown = [], [], []
     for _ in range(rounds):
         alone.append(_import_s("import numpy, grpc"))

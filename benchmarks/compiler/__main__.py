@@ -68,7 +68,7 @@ def _options() -> _Options:
 
 
 def _compared(case: Case, options: _Options) -> list[Row]:
-    """Everybody's model of one case, and their figures side by side."""
+    """Make every tool's model of one case, and compare their figures."""
     made: dict[str, Made] = {}
     for maker in options.makers:
         _progress(f"{case.name}: {maker}")
@@ -102,7 +102,7 @@ def _compared(case: Case, options: _Options) -> list[Row]:
 
 
 def _made(case: Case, maker: str, root: Path) -> Made:
-    """One maker's model, in a fresh directory; what it cannot make is a line of the table and no end of the run."""
+    """Make one tool's model in a new directory; what it cannot make is a line of the table and does not end the run."""
     out = root / "made" / case.name / maker.replace(" ", "-")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)

@@ -27,7 +27,8 @@ class Case:
 
     Attributes:
         kind: which goal of speed it has: "cnn", "encoder" or "small".
-        model: the float ONNX file. ``data``: an npz with ``INPUT_USE`` and ``y_USE``.
+        model: the float ONNX file.
+        data: an npz with ``INPUT_USE`` and ``y_USE``.
         output: the output that is judged.
         max_drop: what a compilation may cost, in its own metric on the tuning rows (for embeddings: nearest neighbours
             kept, which is far stricter than the accuracy that is printed).
@@ -43,7 +44,7 @@ class Case:
     max_drop: float = 0.01
 
     def rows(self, use: str) -> dict[str, Array]:
-        """Inputs by name."""
+        """Return the inputs by name."""
         with np.load(self.data) as data:
             return {
                 name.removesuffix(f"_{use}"): data[name]
@@ -57,7 +58,7 @@ class Case:
         return found
 
     def recipe(self) -> str:
-        """The recipe of its compilation: defaults, but for the budget."""
+        """Return the recipe of its compilation: defaults, but for the budget."""
         labelled = self.task == "classification"
         return "\n".join(
             [
@@ -73,14 +74,14 @@ class Case:
 
 
 def write_data(path: Path, inputs: Mapping[str, Array], labels: Array, uses: Mapping[str, NDArray[np.int64]]) -> None:
-    """The npz of a case. ``uses``: which rows each use has."""
+    """Write the npz of a case. ``uses``: which rows each use has."""
     arrays = {f"{name}_{use}": values[rows] for use, rows in uses.items() for name, values in inputs.items()}
     arrays |= {f"{LABELS}_{use}": labels[rows] for use, rows in uses.items()}
     np.savez_compressed(path, allow_pickle=False, **arrays)
 
 
 def dealt(counts: Mapping[str, int], total: int, *, seed: int) -> dict[str, NDArray[np.int64]]:
-    """Shuffled row numbers for each name, in the order given; -1 takes what is left.
+    """Return shuffled row numbers for each name, in the order given; -1 takes what is left.
 
     Raises:
         ValueError: more are asked for than there are.
@@ -98,7 +99,9 @@ def dealt(counts: Mapping[str, int], total: int, *, seed: int) -> dict[str, NDAr
 
 
 def good(case: Case, answers: Array, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """bool [N]: the right class; of an embedding, whether the nearest other row is about the same topic."""
+    """Say for each row whether it is good, bool [N]: the right class; of an embedding, whether the nearest other row is
+    about the same topic.
+    """
     if case.task == "classification":
         return np.asarray(answers.argmax(1) == labels)
     return np.asarray(labels[nearest(pooled(answers, None))] == labels)

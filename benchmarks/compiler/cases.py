@@ -39,7 +39,7 @@ _CNN_SIDE = 4  # a pixel becomes a square of so many: 32 x 32
 
 
 def cnn(root: Path) -> Case:
-    """Digits by a ResNet of 2.8 M parameters, trained here by torch."""
+    """Make the case of digits by a ResNet of 2.8 M parameters, trained here by torch."""
     pixels, y = datasets.load_digits(return_X_y=True)
     rows = dealt({"train": 700, "tune": 300, "certify": 200, "test": -1}, len(y), seed=0)
     images = np.kron((pixels.reshape(-1, 1, 8, 8) / _GREY).astype(np.float32), np.ones((1, 1, _CNN_SIDE, _CNN_SIDE)))
@@ -59,32 +59,36 @@ def cnn(root: Path) -> Case:
 
 
 def digits(root: Path) -> Case:
-    """Digits by an MLP."""
+    """Make the case of digits by an MLP."""
     x, y = datasets.load_digits(return_X_y=True)
     return _mlp(root, "digits-mlp", "MLP 64-128-64-10, digits", x / _GREY, y, (500, 300, 300), hidden=(128, 64))
 
 
 def wine(root: Path) -> Case:
-    """Wine by an MLP, features standardised outside."""
+    """Make the case of wine by an MLP, features standardised outside."""
     x, y = datasets.load_wine(return_X_y=True)
     return _mlp(root, "wine-mlp", "MLP 13-32-16-3, wine", _standard(x), y, (60, 36, 20))
 
 
 def breast_cancer(root: Path) -> Case:
-    """Breast cancer by an MLP, features standardised outside."""
+    """Make the case of breast cancer by an MLP, features standardised outside."""
     x, y = datasets.load_breast_cancer(return_X_y=True)
     return _mlp(root, "cancer-mlp", "MLP 30-32-16-2, breast cancer", _standard(x), y, (170, 100, 60))
 
 
 def raw_features(root: Path) -> Case:
-    """Breast cancer as measured: one feature is a hundred thousand times another, and the model standardises inside."""
+    """Make the case of breast cancer as measured: one feature is a hundred thousand times another, and the model
+    standardises inside.
+    """
     x, y = datasets.load_breast_cancer(return_X_y=True)
     what = "the same, features as measured"
     return _mlp(root, "cancer-raw", what, x, y, (170, 100, 60), fold=True)
 
 
 def spiky(root: Path) -> Case:
-    """Digits with a flickering exposure meter as a further feature: mostly below 1, now and then thousands."""
+    """Make the case of digits with a flickering exposure meter as a further feature: mostly below 1, now and then
+    thousands.
+    """
     pixels, y = datasets.load_digits(return_X_y=True)
     source = np.random.default_rng(7)
     meter = np.where(source.random(len(y)) < 0.01, source.uniform(1e3, 4e3, len(y)), source.random(len(y)))
@@ -94,7 +98,7 @@ def spiky(root: Path) -> Case:
 
 
 def encoder(root: Path) -> Case:
-    """The real MiniLM as a sentence encoder."""
+    """Make the case of the real MiniLM as a sentence encoder."""
     directory, tokens, labels = _minilm(root)
     counts = {"fit": 100, "tune": 200, "certify": 50, "test": 400}
     write_data(directory / _DATA, tokens, labels, dealt(counts, len(labels), seed=1))
@@ -104,7 +108,7 @@ def encoder(root: Path) -> Case:
 
 
 def classifier(root: Path) -> Case:
-    """MiniLM with a linear head: which part of Python's library a sentence describes."""
+    """Make the case of MiniLM with a linear head: which part of Python's library a sentence describes."""
     base, tokens, labels = _minilm(root)
     counts = {"train": 800, "tune": 300, "certify": 300, "test": 500}
     rows = dealt(counts, len(labels), seed=2)
@@ -150,7 +154,7 @@ def _case(directory: Path, name: str, what: str, *, kind: str, output: str = "lo
 
 
 def _directory(root: Path, name: str, made_of: Sequence[Path | Mapping[str, Any]]) -> Path:
-    """A directory of its own for what is made of these files and settings."""
+    """Return a directory of its own for what is made of these files and settings."""
     parts = [item.read_bytes() if isinstance(item, Path) else repr(sorted(item.items())).encode() for item in made_of]
     directory = root / f"{name}-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:12]}"
     directory.mkdir(parents=True, exist_ok=True)
@@ -183,7 +187,7 @@ def _mlp(
     fold: bool = False,
     quiet_column: int | None = None,
 ) -> Case:
-    """An MLP by scikit-learn.
+    """Train an MLP by scikit-learn.
 
     Args:
         counts: rows to train on (and find ranges from), to tune on and to certify with; the rest are tested.
@@ -212,7 +216,7 @@ def _mlp(
 
 
 def _mlp_graph(trained: MLPClassifier) -> onnx.ModelProto:
-    """x FP32 [N, features] -> logits FP32 [N, classes]: Gemm and Relu in turn."""
+    """Build x FP32 [N, features] -> logits FP32 [N, classes]: Gemm and Relu in turn."""
     nodes, constants, last = [], [], "x"
     layers = list(zip(trained.coefs_, trained.intercepts_, strict=True))
     for index, (weight, bias) in enumerate(layers):
@@ -235,7 +239,7 @@ def _mlp_graph(trained: MLPClassifier) -> onnx.ModelProto:
 
 
 def _minilm(root: Path) -> tuple[Path, dict[str, NDArray[np.int64]], NDArray[np.int64]]:
-    """Where MiniLM lies as ONNX, tokens of all sentences by input, and their topics."""
+    """Return where MiniLM is as ONNX, tokens of all sentences by input, and their topics."""
     from tokenizers import Tokenizer  # type: ignore[import-untyped, unused-ignore]
 
     directory = _directory(root, "minilm", [_HERE / "sentences.py"])
@@ -265,7 +269,7 @@ def _minilm(root: Path) -> tuple[Path, dict[str, NDArray[np.int64]], NDArray[np.
 
 
 def _with_head(model: Path, embedding: str, head: LogisticRegression, out: Path) -> None:
-    """The encoder with ``embedding @ W + b`` as its only output."""
+    """Return the encoder with ``embedding @ W + b`` as its only output."""
     loaded = onnx.load(str(model))
     graph = loaded.graph
     graph.initializer.append(numpy_helper.from_array(head.coef_.T.astype(np.float32), "head.weight"))

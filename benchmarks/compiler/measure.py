@@ -35,7 +35,8 @@ class Latency:
     """Of one model at one batch size: milliseconds, and speed against float.
 
     Attributes:
-        speedup: median over rounds of float's time by this one's in the same round; ``low``, ``high``: the quartiles.
+        speedup: median over rounds of float's time by this one's in the same round.
+        low, high: the quartiles.
     """
 
     p50_ms: float
@@ -52,7 +53,7 @@ class Model:
     max_batch: int = 0
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> list[dict[str, Array]]:
-        """The answers, in as many calls as it takes."""
+        """Answer the rows, in as many calls as it takes."""
         rows = len(next(iter(inputs.values())))
         size = min(self.max_batch or rows, rows)
         return [
@@ -62,12 +63,12 @@ class Model:
 
 
 def load(path: Path, *, max_batch: int = 0) -> Model:
-    """Under onnxruntime with one thread: what a device has."""
+    """Load a model under onnxruntime with one thread, as a device has it."""
     return Model(engine=load_engine("onnx", path, EngineOptions(threads=1)), max_batch=max_batch)
 
 
 def qualities(case: Case, models: Mapping[str, Model], reference: str) -> dict[str, Quality]:
-    """Answers of every model to the tested rows, against those of ``reference``."""
+    """Judge the answers of every model to the tested rows against those of ``reference``."""
     rows, labels = case.rows("test"), case.labels("test")
     answers = {name: _answers(model, rows, case.output) for name, model in models.items()}
     right = {name: good(case, given, labels) for name, given in answers.items()}
@@ -84,7 +85,7 @@ def qualities(case: Case, models: Mapping[str, Model], reference: str) -> dict[s
 def latencies(
     case: Case, models: Mapping[str, Model], reference: str, *, budget_s: float
 ) -> dict[str, dict[str, Latency]]:
-    """By model and batch size; ``budget_s`` of calls for each size."""
+    """Measure latencies by model and batch size; ``budget_s`` of calls for each size."""
     found: dict[str, dict[str, Latency]] = {name: {} for name in models}
     for size in BATCHES:
         batch = {name: np.resize(values, (size, *values.shape[1:])) for name, values in case.rows("test").items()}

@@ -21,7 +21,7 @@ with np.load(job["data"]) as file:
 
 
 def rows(use: str) -> list[dict[str, Any]]:
-    """One dict of inputs [1, ...] a row, with its label as "y"."""
+    """Yield one dict of inputs [1, ...] for each row, with its label as "y"."""
     columns = {name.removesuffix(f"_{use}"): values for name, values in arrays.items() if name.endswith(f"_{use}")}
     return [{name: values[row : row + 1] for name, values in columns.items()} for row in range(len(columns["y"]))]
 
@@ -37,14 +37,14 @@ def answers(model: onnx.ModelProto, wanted: Iterable[dict[str, Any]]) -> tuple[A
 
 
 def accuracy(model: onnx.ModelProto, wanted: Iterable[dict[str, Any]]) -> tuple[float, list[float]]:
-    """The metric, and its value for each row."""
+    """Return the metric, and its value for each row."""
     given, labels = answers(model, wanted)
     good = (given.argmax(1) == labels).astype(float)
     return float(good.mean()), list(good)
 
 
 def neighbours_kept(model: onnx.ModelProto, wanted: Iterable[dict[str, Any]]) -> tuple[float, None]:
-    """The same metric as penstock's gate has for embeddings: the nearest other row is still the nearest."""
+    """Compute the metric that penstock's gate has for embeddings: the nearest other row is still the nearest."""
     given, _ = answers(model, wanted)
     return float(np.mean(nearest(given) == reference)), None
 

@@ -37,7 +37,8 @@ class Made:
     """What came out. ``model`` is None where nothing did, and ``problem`` says why.
 
     Attributes:
-        note: what it is, e.g. which candidate ships. ``seconds``: to make it, with everything that its maker measures.
+        note: what it is, e.g. which candidate ships.
+        seconds: to make it, with everything that its maker measures.
         predicted: figures that its maker gives of it, before this benchmark measured any.
         max_batch: rows of a call that its maker lets it answer together; 0: any number.
     """
@@ -54,13 +55,13 @@ Maker = Callable[[Case, Path], Made]
 
 
 def float_model(case: Case, out: Path) -> Made:
-    """The model as it is."""
+    """Take the model as it is."""
     del out
     return Made(model=case.model, note="as it is")
 
 
 def penstock(case: Case, out: Path) -> Made:
-    """``penstock compile`` by a recipe of defaults, nothing kept from before: export, candidates, gate, pack."""
+    """Run ``penstock compile`` by a recipe of defaults, nothing kept from before: export, candidates, gate, pack."""
     file = out / "recipe.toml"
     file.write_text(case.recipe())
     began = time.monotonic()
@@ -86,7 +87,7 @@ def penstock(case: Case, out: Path) -> Made:
 
 
 def plain_static(case: Case, out: Path) -> Made:
-    """``quantize_static`` without options, on the rows for ranges."""
+    """Run ``quantize_static`` without options, on the rows for ranges."""
 
     class Reader(ortq.CalibrationDataReader):  # type: ignore[misc, unused-ignore]
         def __init__(self) -> None:
@@ -99,12 +100,12 @@ def plain_static(case: Case, out: Path) -> Made:
 
 
 def plain_dynamic(case: Case, out: Path) -> Made:
-    """``quantize_dynamic`` without options."""
+    """Run ``quantize_dynamic`` without options."""
     return _timed(out, lambda model: ortq.quantize_dynamic(str(case.model), str(model)), "defaults")
 
 
 def nncf(case: Case, out: Path) -> Made:
-    """NNCF's quantization with accuracy control, in an environment of its own."""
+    """Run NNCF's quantization with accuracy control, in an environment of its own."""
     root = case.model.parent.parent
     job = {
         "model": str(case.model),
@@ -164,7 +165,7 @@ def _batches(rows: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
 
 
 def _nncf_environment(root: Path) -> Path:
-    """The interpreter of a virtual environment with ``NNCF``, made once.
+    """Return the interpreter of a virtual environment with ``NNCF``, made once.
 
     Raises:
         RuntimeError: it cannot be installed, with pip's last line.

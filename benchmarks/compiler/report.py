@@ -47,7 +47,7 @@ class Row:
 
 
 def show(rows: Sequence[Row]) -> None:
-    """A table for each case, then penstock against the goals."""
+    """Print a table for each case, then penstock against the goals."""
     for name in dict.fromkeys(row.case for row in rows):
         of_case = [row for row in rows if row.case == name]
         print()
@@ -60,7 +60,7 @@ def show(rows: Sequence[Row]) -> None:
 
 
 def goals(rows: Sequence[Row]) -> list[list[object]]:
-    """(case, goal, measured, verdict) of penstock's models."""
+    """Return (case, goal, measured, verdict) of penstock's models."""
     found: list[list[object]] = []
     for row in rows:
         if row.maker != "penstock" or row.quality is None:

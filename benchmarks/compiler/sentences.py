@@ -17,7 +17,7 @@ _MIN_WORDS, _MAX_CHARS = 4, 400
 
 
 def sentences() -> list[tuple[str, int]]:
-    """(sentence, index into ``TOPICS``), each sentence once, in the order of packages, files and lines."""
+    """Return (sentence, index into ``TOPICS``), each sentence once, in the order of packages, files and lines."""
     library = Path(sysconfig.get_path("stdlib"))
     found: dict[str, int] = {}
     for topic, name in enumerate(TOPICS):
@@ -31,7 +31,7 @@ def sentences() -> list[tuple[str, int]]:
 
 
 def first_sentence(text: str) -> str:
-    """Up to the first full stop of the first paragraph."""
+    """Return the text up to the first full stop of the first paragraph."""
     paragraph = " ".join(text.strip().split("\n\n")[0].split())
     sentence, stop, _ = paragraph.partition(". ")
     return (sentence + stop.strip())[:_MAX_CHARS]

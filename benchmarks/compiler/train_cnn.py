@@ -42,7 +42,7 @@ class Block(nn.Module):
 
 
 def network(widths: list[int], classes: int) -> nn.Module:
-    """[N, 1, S, S] -> logits [N, classes]; the first convolution and each later stage halve the image."""
+    """Build [N, 1, S, S] -> logits [N, classes]; the first convolution and each later stage halve the image."""
     layers: list[nn.Module] = [nn.Conv2d(1, widths[0], 3, 2, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()]
     channels = widths[0]
     for stage, width in enumerate(widths):
@@ -52,7 +52,7 @@ def network(widths: list[int], classes: int) -> nn.Module:
 
 
 def shifted(x: torch.Tensor, generator: torch.Generator, reach: int = 3) -> torch.Tensor:
-    """Each batch moved by up to ``reach`` pixels: a thousand digits are few."""
+    """Move each batch by up to ``reach`` pixels: a thousand digits are few."""
     down, right = torch.randint(-reach, reach + 1, (2,), generator=generator).tolist()
     return torch.roll(x, (down, right), dims=(2, 3))
 

@@ -60,7 +60,7 @@ def collect(
     settings: Settings,
     progress: Callable[[float, str], None] = lambda share, note: None,
 ) -> Calibration:
-    """Ranges of ``tensors`` of a float graph.
+    """Find the ranges of ``tensors`` of a float graph.
 
     Args:
         model: an ``onnx.ModelProto``.
@@ -104,7 +104,8 @@ def _turn(opened: probe.Probe, names: Sequence[str], feed: _Feed, settings: Sett
 
 
 def _turns(counts: Mapping[str, int], memory_bytes: int) -> list[list[str]]:
-    """Tensors in the graph's order, in groups that fit into the memory; a tensor that does not fit is alone."""
+    """Return the tensors in the graph's order, in groups that fit into the memory; a tensor that does not fit is
+    alone."""
     turns: list[list[str]] = []
     used = memory_bytes
     for name, count in counts.items():
@@ -134,7 +135,8 @@ class _Feed:
         self.rows = 0
 
     def first(self) -> dict[str, Array]:
-        """
+        """Return the first batch.
+
         Raises:
             CalibrationError: there are no rows at all.
         """
@@ -168,7 +170,7 @@ class _Feed:
 
 
 def _fixed_batch(model: Any) -> int:
-    """Rows that the graph takes at a time; 0 for any number."""
+    """Return the rows that the graph takes at a time; 0 for any number."""
     constants = {tensor.name for tensor in model.graph.initializer}
     for value in model.graph.input:
         shape = value.type.tensor_type.shape

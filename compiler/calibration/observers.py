@@ -28,12 +28,13 @@ class Extremes:
         self.low, self.high, self.count = math.inf, -math.inf, 0
 
     def observe(self, values: Array) -> None:
-        """
+        """Take in values.
+
         Args:
             values: floats of any shape; empty ones change nothing.
 
         Raises:
-            CalibrationError: NaN or an infinity among them.
+            CalibrationError: NaN or an infinity is in them.
         """
         if values.size == 0:
             return
@@ -58,7 +59,8 @@ class Magnitudes:
         self._counts = np.zeros(_HIGH_HALVES, np.int64)
 
     def observe(self, values: Array) -> None:
-        """
+        """Take in values.
+
         Args:
             values: finite floats of any shape.
         """
@@ -67,7 +69,7 @@ class Magnitudes:
             self._counts += np.bincount(flat[start : start + _BLOCK] >> 16, minlength=_HIGH_HALVES)
 
     def quantile(self, share: float, *, outward: int) -> float:
-        """The edge of the bin of the value below which ``share`` of all lie.
+        """Return the edge of the bin of the value below which ``share`` of all lie.
 
         Args:
             outward: -1 for the bin's lower edge (and the rank rounded down), 1 for its upper edge (and rounded up).
@@ -80,7 +82,8 @@ class Magnitudes:
         return _edge(index, outward)
 
     def nonzero_quantile(self, share: float) -> float:
-        """The upper edge of the bin of the magnitude below which ``share`` of all non-zero ones lie; 0 for none."""
+        """Return the upper edge of the bin of the magnitude below which ``share`` of all non-zero ones lie; 0 for
+        none."""
         counts = self._counts[:0x8000] + self._counts[0x8000:]
         counts[0] = 0  # zero, and what no scale could tell from it
         total = int(counts.sum())
@@ -102,7 +105,8 @@ class Histogram:
         self.counts: NDArray[np.int64] = np.zeros(bins, np.int64)
 
     def observe(self, values: Array) -> None:
-        """
+        """Take in values.
+
         Args:
             values: finite floats of any shape.
         """
@@ -119,7 +123,7 @@ class Histogram:
 
 
 def _edge(index: int, outward: int) -> float:
-    """The lower or upper edge of a bin, by its place in ascending order of values."""
+    """Return the lower or upper edge of a bin, by its place in ascending order of values."""
     positive = index >= 0x8000
     high = index - 0x8000 if positive else 0xFFFF - index
     away = (outward > 0) == positive  # the edge farther from zero has all lower bits set

@@ -40,12 +40,13 @@ class Range:
 
 
 def minmax(extremes: Extremes) -> Range:
-    """Everything that was seen."""
+    """Take everything that was seen."""
     return _with_zero(extremes.low, extremes.high)
 
 
 def percentile(extremes: Extremes, magnitudes: Magnitudes, percent: float) -> Range:
-    """All but (100 - ``percent``) / 2 percent of the values on each side; never less, up to a bin (1/128) more."""
+    """Leave out (100 - ``percent``) / 2 percent of the values on each side; never more, and up to a
+    bin (1/128) less."""
     cut = (100 - percent) / 200
     low = max(extremes.low, magnitudes.quantile(cut, outward=-1))
     high = min(extremes.high, magnitudes.quantile(1 - cut, outward=1))
@@ -53,12 +54,12 @@ def percentile(extremes: Extremes, magnitudes: Magnitudes, percent: float) -> Ra
 
 
 def entropy_limit(extremes: Extremes, magnitudes: Magnitudes) -> float:
-    """The largest threshold that :func:`entropy` looks at, and the limit of the histogram that it needs."""
+    """Return the largest threshold that :func:`entropy` looks at, and the limit of the histogram that it needs."""
     return min(max(abs(extremes.low), abs(extremes.high)), ENTROPY_REACH * magnitudes.nonzero_quantile(0.99))
 
 
 def entropy(extremes: Extremes, histogram: Histogram, *, symmetric: bool) -> Range:
-    """The range whose integers lose the least information about the values, by Kullback-Leibler divergence.
+    """Choose the range whose integers lose the least information about the values, by Kullback-Leibler divergence.
 
     Source: S. Migacz, "8-bit Inference with TensorRT", GTC 2017: for every threshold the clipped distribution is
     compared with itself rounded to as many levels as the integers have on one side of zero.
@@ -86,7 +87,9 @@ def entropy(extremes: Extremes, histogram: Histogram, *, symmetric: bool) -> Ran
 
 
 def _divergence(counts: NDArray[np.int64], beyond: int, end: int, levels: int) -> float:
-    """KL divergence of the first ``end`` bins, all that is beyond them in the last, from their ``levels`` roundings."""
+    """Return the KL divergence of the first ``end`` bins, all that is beyond them in the last, from their ``levels``
+    roundings.
+    """
     kept = counts[:end].astype(np.float64)
     reference = kept.copy()
     reference[-1] += counts[end:].sum() + beyond

@@ -38,7 +38,7 @@ class CsvFile:
     limits: LimitsSection
 
     def names(self) -> list[str]:
-        """Column names in the order of the file.
+        """Read the column names, in the order of the file.
 
         Raises:
             InvalidInput: no such file, not text, no header, or a name that is there twice.
@@ -47,7 +47,7 @@ class CsvFile:
             return self._header(rows)
 
     def columns(self, uses: Mapping[str, Use], progress: Callable[[str], None]) -> dict[str, Array]:
-        """The columns in ``uses``, each [N].
+        """Read the columns in ``uses``, each [N].
 
         Raises:
             InvalidInput: as :meth:`names`, a line of another length, an empty cell, or one that does not parse.
@@ -114,7 +114,7 @@ class CsvFile:
         return header
 
     def _chunks(self, rows: Any, width: int) -> Iterator[tuple[list[int], list[list[str]]]]:
-        """Rows with their lines, some at a time; blank lines are skipped."""
+        """Yield rows with their lines, some at a time; blank lines are skipped."""
         lines: list[int] = []
         chunk: list[list[str]] = []
         for row in rows:
@@ -187,7 +187,7 @@ def _parses(cell: str, use: Use) -> bool:
 
 
 def _label(words: Array) -> Array:
-    """Whole numbers if all cells are, else numbers, else the words themselves."""
+    """Return the whole numbers if all cells are, else numbers, else the words themselves."""
     cells = [str(word) for word in words]
     for parse in (_integers, _floats):
         try:

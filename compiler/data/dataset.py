@@ -48,7 +48,7 @@ class Split:
         return digest_of(tensors.pack(named))
 
     def take(self, rows: NDArray[np.intp] | slice, *, name: str) -> Split:
-        """Some of the rows, as a split of another name."""
+        """Return some of the rows, as a split of another name."""
         return Split(
             name=name,
             inputs={key: array[rows] for key, array in self.inputs.items()},
@@ -68,18 +68,18 @@ class Dataset:
     class_names: tuple[str, ...] = ()
 
     def by_use(self) -> dict[str, Split]:
-        """Every split under the name of its use."""
+        """Return every split under the name of its use."""
         return {"ranges": self.ranges, "tune": self.tune, "certify": self.certify, "test": self.test}
 
 
 def batches(split: Split, size: int) -> Iterator[dict[str, Array]]:
-    """All rows in order, by input name, at most ``size`` at a time; the last batch may be smaller."""
+    """Yield all rows in order, by input name, at most ``size`` at a time; the last batch may be smaller."""
     for start in range(0, split.rows, size):
         yield {name: array[start : start + size] for name, array in split.inputs.items()}
 
 
 def smoke(dataset: Dataset, rows: int) -> Dataset:
-    """At most ``rows`` examples of each split, evenly spaced: sources are often sorted by class."""
+    """Return at most ``rows`` examples of each split, evenly spaced: sources are often sorted by class."""
 
     def cut(split: Split) -> Split:
         if split.rows <= rows:

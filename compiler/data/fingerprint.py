@@ -20,7 +20,8 @@ from penstock.wire.tensors import Array, TensorSpec
 
 
 def fingerprint(section: DataSection, base: Path) -> str:
-    """``sha256:<hex>`` over the settings and every byte of the source (and tokenizer): equal only for equal datasets.
+    """Return ``sha256:<hex>`` over the settings and every byte of the source (and tokenizer): equal only for equal
+    datasets.
 
     Files are read as a stream, once. An iterator is run to its end, since nothing else tells what it gives.
 
@@ -38,7 +39,7 @@ def fingerprint(section: DataSection, base: Path) -> str:
 
 
 def preprocessing(section: DataSection, base: Path, inputs: Sequence[TensorSpec]) -> dict[str, Any]:
-    """What becomes of raw data before it is ``inputs``, as plain JSON for ``VariantSpec.preprocessing``.
+    """Return what becomes of raw data before it is ``inputs``, as plain JSON for ``VariantSpec.preprocessing``.
 
     Empty for arrays that come as the model takes them (npz, and an iterator without text): what was done to those only
     the recipe's own table [preprocessing] can say.
@@ -68,7 +69,7 @@ def preprocessing(section: DataSection, base: Path, inputs: Sequence[TensorSpec]
 
 
 def _of_images(images: ImagesSection, inputs: Sequence[TensorSpec]) -> dict[str, Any]:
-    """The settings with the default that depends on the input filled in."""
+    """Return the settings with the default that depends on the input filled in."""
     done: dict[str, Any] = msgspec.json.decode(canonical_json(images))
     floats = any(spec.datatype.startswith("FP") for spec in inputs)
     return done | {"rescale": images.rescale or (1 / 255 if floats else 1.0)}
@@ -84,7 +85,7 @@ def _of_file(path: Path) -> str:
 
 
 def _of_files(path: Path) -> Iterator[bytes]:
-    """A file's digest; a folder's are those of every file in it with its place, hidden ones left out."""
+    """Return a file's digest; a folder's are those of every file in it with its place, hidden ones left out."""
     if not path.is_dir():
         yield _of_file(path).encode()
         return

@@ -37,7 +37,7 @@ _DEEP = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 
 
 def read(request: Request) -> list[Part]:
-    """One part a split when the folder holds folders of their names, else one for everything.
+    """Read the images: one part for each split when the folder holds folders of their names, else one for everything.
 
     Raises:
         InvalidInput: no such folder, no images, a broken or huge image, or images of differing sizes.
@@ -56,7 +56,7 @@ def read(request: Request) -> list[Part]:
 
 
 def splits_of(section: DataSection, base: Path) -> tuple[str, ...]:
-    """Splits with a folder of their own; ``(ALL,)`` when there are none.
+    """Return the splits with a folder of their own; ``(ALL,)`` when there are none.
 
     Raises:
         InvalidInput: folders for some of the splits.
@@ -73,7 +73,7 @@ def splits_of(section: DataSection, base: Path) -> tuple[str, ...]:
 
 
 def pixels(path: Path, settings: ImagesSection, *, max_pixels: int) -> NDArray[np.uint8]:
-    """One image, oriented, in the channels of ``settings``, resized and cropped: uint8 [height, width, channels].
+    """Read one image, oriented, in the channels of ``settings``, resized and cropped: uint8 [height, width, channels].
 
     Raises:
         InvalidInput: not an image, broken, of more than 8 bits a channel, or larger than ``max_pixels``.
@@ -141,7 +141,7 @@ def _part(root: Path, split: str, request: Request) -> Part:
 
 
 def _files(root: Path, request: Request) -> tuple[list[Path], list[str] | None]:
-    """Image files in a stable order, and the class of each: its folder."""
+    """Return the image files in a stable order, and the class of each: its folder."""
     below = sorted(
         path
         for path in root.rglob("*")
@@ -163,14 +163,16 @@ def _files(root: Path, request: Request) -> tuple[list[Path], list[str] | None]:
 
 
 def _coloured(image: Image.Image, settings: ImagesSection) -> Image.Image:
-    """Grey or RGB; transparency is dropped, as torchvision's and transformers' loaders do."""
+    """Convert to grey or RGB; transparency is dropped, as torchvision's and transformers' loaders do."""
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA")  # a palette may hold its own transparency
     return image.convert("L" if settings.channels == "L" else "RGB")
 
 
 def _resized(image: Image.Image, settings: ImagesSection) -> Image.Image:
-    """torchvision.transforms.Resize: an int is the shorter side, and the longer one is cut to a whole number."""
+    """Resize as torchvision.transforms.Resize does: an int is the shorter side, and the longer one is cut to a whole
+    number.
+    """
     size = settings.resize
     if size is None:
         return image
@@ -185,7 +187,7 @@ def _resized(image: Image.Image, settings: ImagesSection) -> Image.Image:
 
 
 def _cropped(image: Image.Image, settings: ImagesSection) -> Image.Image:
-    """torchvision.transforms.CenterCrop: smaller images are padded with black, halves rounded to even."""
+    """Crop as torchvision.transforms.CenterCrop does: smaller images are padded with black, halves rounded to even."""
     size = settings.center_crop
     if size is None:
         return image
@@ -210,7 +212,7 @@ def _array(image: Image.Image, settings: ImagesSection) -> NDArray[np.uint8]:
 
 
 def _row(values: NDArray[np.uint8], settings: ImagesSection, spec: TensorSpec, field: str) -> Array:
-    """One row of the input: rescaled, normalized, laid out, in its datatype and shape (without the batch)."""
+    """Make one row of the input: rescaled, normalized, laid out, in its datatype and shape (without the batch)."""
     if spec.datatype == "BYTES":
         raise InvalidInput(f"input {spec.name!r} takes BYTES; images become numbers", field=_FIELD)
     floats = numpy_dtype(spec.datatype).kind == "f"
@@ -227,7 +229,7 @@ def _row(values: NDArray[np.uint8], settings: ImagesSection, spec: TensorSpec, f
 
 
 def _shaped(row: Array, spec: TensorSpec, field: str) -> Array:
-    """Grey images lose their channel for inputs [N, H, W]; inputs [N, D] take the pixels in a line."""
+    """Fit an image to the input: grey images lose their channel for [N, H, W]; [N, D] takes the pixels in a line."""
     axis = next((axis for axis in (1, 3) if row.shape[axis] == 1), None)
     if len(spec.shape) == 3 and axis is not None:
         row = row.squeeze(axis)
@@ -243,7 +245,7 @@ def _shaped(row: Array, spec: TensorSpec, field: str) -> Array:
 
 
 def class_names(parts: Sequence[Part], labels: Sequence[str]) -> tuple[str, ...]:
-    """The classes in the order of the model's outputs: ``labels`` where given, else the folders' names, sorted.
+    """Return the classes in the order of the model's outputs: ``labels`` where given, else the folders' names, sorted.
 
     Raises:
         InvalidInput: a folder that is no class.

@@ -43,7 +43,7 @@ class _Seen:
 
 
 def infer(source: Path | str, inputs: Sequence[TensorSpec], *, base: Path = Path()) -> DataSection:
-    """The settings that read ``source`` for a model with these inputs.
+    """Work out the settings that read ``source`` for a model with these inputs.
 
     Text is tokenized by the ``tokenizer.json`` beside the source. Nothing is known of the mean and deviation that
     images were normalized with: they are scaled to 0..1, and a model that wants more needs a recipe.
@@ -92,7 +92,7 @@ def _of_npz(source: str, inputs: Sequence[TensorSpec], base: Path) -> DataSectio
 
 
 def _stems(names: Sequence[str]) -> tuple[list[str], bool]:
-    """(what arrays are called without their split, whether they have splits)."""
+    """Return (what arrays are called without their split, whether they have splits)."""
     stems = [name.removesuffix("_fit") for name in names if name.endswith("_fit")]
     split = [stem for stem in stems if {f"{stem}_certify", f"{stem}_test"} <= set(names)]
     return (split, True) if split else (list(names), False)
@@ -107,7 +107,7 @@ def _fits(shape: tuple[int, ...], datatype: str, spec: TensorSpec) -> bool:
 
 
 def _labels(names: Sequence[str], inputs: Sequence[TensorSpec], seen: _Seen) -> str:
-    """The one part with a customary name; "" when there is none."""
+    """Return the one part with a customary name; "" when there is none."""
     taken = {spec.name for spec in inputs}
     found = [name for name in names if name.lower() in LABELS and name not in taken]
     if len(found) > 1:
@@ -141,7 +141,7 @@ def _of_table(source: str, inputs: Sequence[TensorSpec], base: Path) -> DataSect
 def _columns(
     unnamed: Sequence[TensorSpec], inputs: Sequence[TensorSpec], rest: Sequence[str], seen: _Seen
 ) -> dict[str, str | tuple[str, ...]]:
-    """All columns that are left, in their order, for the only input without a column of its name."""
+    """Return all columns that are left, in their order, for the only input without a column of its name."""
     if not unnamed:
         return {}
     spec, wanted = unnamed[0], math.prod(unnamed[0].shape[1:])
@@ -191,7 +191,7 @@ def _of_images(source: str, inputs: Sequence[TensorSpec], base: Path) -> DataSec
 
 
 def _image_settings(inputs: Sequence[TensorSpec]) -> ImagesSection | None:
-    """Channels and size by the shape of the only input; None if it takes no images."""
+    """Return the channels and size by the shape of the only input; None if it takes no images."""
     if len(inputs) != 1:
         return None
     match inputs[0].shape[1:]:

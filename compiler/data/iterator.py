@@ -43,7 +43,7 @@ class Row:
 
 
 def read(request: Request) -> list[Part]:
-    """One part a split when the function takes the name of one, else one for everything.
+    """Read the rows: one part for each split when the function takes the name of one, else one for everything.
 
     Raises:
         InvalidInput: no such function, it failed, gave something else than rows, or more than the limits.
@@ -53,7 +53,7 @@ def read(request: Request) -> list[Part]:
 
 
 def splits_of(section: DataSection, base: Path) -> tuple[str, ...]:
-    """The splits to ask the function for; ``(ALL,)`` when it gives everything at once.
+    """Return the splits to ask the function for; ``(ALL,)`` when it gives everything at once.
 
     Raises:
         InvalidInput: no such function.
@@ -68,7 +68,7 @@ def splits_of(section: DataSection, base: Path) -> tuple[str, ...]:
 
 
 def rows(section: DataSection, base: Path, split: str, progress: Progress) -> Iterator[Row]:
-    """Rows of one split, one at a time.
+    """Yield the rows of one split, one at a time.
 
     Raises:
         InvalidInput: as :func:`read`.
@@ -133,7 +133,7 @@ def _part(split: str, request: Request) -> Part:
 
 
 def _labels(given: list[Row], section: DataSection, where: str) -> Array:
-    """The second of each pair, or the entry named ``data.labels``."""
+    """Return the second of each pair, or the entry named ``data.labels``."""
     labels = []
     for at, row in enumerate(given):
         label = row.label if row.label is not None else row.inputs.get(section.labels)
@@ -202,7 +202,7 @@ def _function(source: str, base: Path) -> Callable[..., Any]:
 
 
 def _from_file(path: Path) -> ModuleType:
-    """The module in a file; its folder can be imported from while it loads, as when it is run as a program."""
+    """Import the module in a file; its folder can be imported from while it loads, as when it is run as a program."""
     if not path.is_file():
         raise InvalidInput(f"data.source: {path}: no such file", field=_FIELD)
     name = f"_penstock_data_{path.stem}"
@@ -242,7 +242,7 @@ def _importable(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def _users_code(source: str) -> Iterator[None]:
-    """Whatever the user's code raises, as one line with the place in it that raised."""
+    """Turn whatever the user's code raises into one line, with the place in it that raised."""
     try:
         yield
     except PenstockError:
@@ -252,7 +252,7 @@ def _users_code(source: str) -> Iterator[None]:
 
 
 def _place(error: BaseException) -> str:
-    """``rows.py:12 in numbers: ``, the innermost place that is not in an installed library or in Penstock."""
+    """Return ``rows.py:12 in numbers: ``, the innermost place that is not in an installed library or in Penstock."""
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)

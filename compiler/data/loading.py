@@ -62,7 +62,8 @@ def load(
 
 
 def has_splits(section: DataSection, base: Path, inputs: Sequence[TensorSpec]) -> bool:
-    """Whether the source says itself which rows are for what; otherwise :func:`load` divides all of it by the shares.
+    """Say whether the source says itself which rows are for what; otherwise :func:`load` divides all of it by the
+    shares.
 
     Raises:
         ConfigError, InvalidInput, MissingExtra: as :func:`load`, as far as it has to look.
@@ -145,7 +146,7 @@ def _checked(
 
 
 def _divide(whole: Split, section: DataSection) -> Dataset:
-    """A source without splits of its own, dealt by the shares."""
+    """Divide a source without splits of its own by the shares."""
     keys = splitting.row_keys(whole.inputs)
     if section.duplicates == "allow":
         keys = splitting.own_keys(keys)
@@ -162,7 +163,7 @@ def _divide(whole: Split, section: DataSection) -> Dataset:
 
 
 def _assign(splits: Sequence[Split], section: DataSection) -> Dataset:
-    """A source with splits of its own; without one to tune on, ``fit`` is divided in two."""
+    """Assign the splits of a source that has them; without one to tune on, ``fit`` is divided in two."""
     by_name = {split.name: split for split in splits}
     by_use = {use: by_name[name] for use, name in section.splits.names().items()}
     _check_apart(by_use, section)
@@ -185,7 +186,8 @@ def _halves(fit: Split, section: DataSection) -> tuple[Split, Split]:
 
 
 def _check_apart(by_use: Mapping[str, Split], section: DataSection) -> None:
-    """
+    """Check that no example has two uses.
+
     Raises:
         InvalidInput: examples with two uses; a whole split of them even where rows may repeat.
     """

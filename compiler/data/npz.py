@@ -22,7 +22,7 @@ _FIELD = "data.source"
 
 
 def read(request: Request) -> list[Part]:
-    """One part a split, or one for everything.
+    """Read the arrays: one part for each split, or one for everything.
 
     Raises:
         InvalidInput: no such file, not an npz file of plain arrays, too large, or an array that is not there.
@@ -32,7 +32,7 @@ def read(request: Request) -> list[Part]:
 
 
 def splits_of(section: DataSection, base: Path, inputs: Sequence[TensorSpec]) -> tuple[str, ...]:
-    """The file's own splits that are read; ``(ALL,)`` when it has none.
+    """Return the file's own splits that are read; ``(ALL,)`` when it has none.
 
     Raises:
         InvalidInput: as :func:`read`.
@@ -41,7 +41,7 @@ def splits_of(section: DataSection, base: Path, inputs: Sequence[TensorSpec]) ->
 
 
 def _splits(names: Container[str], section: DataSection, inputs: Sequence[TensorSpec]) -> tuple[str, ...]:
-    """Arrays without a suffix hold everything, unless there are some with one too."""
+    """Say which splits the arrays hold: those without a suffix hold everything, unless there are some with one too."""
     stems = [section.inputs.get(spec.name, spec.name) for spec in inputs]
     own = tuple(section.splits.names().values())
     is_whole = all(stem in names for stem in stems)
@@ -49,7 +49,7 @@ def _splits(names: Container[str], section: DataSection, inputs: Sequence[Tensor
 
 
 def arrays_of(path: Path, limit_bytes: int) -> dict[str, Array]:
-    """All arrays of an npz file; object arrays are refused, since reading one would run code.
+    """Read all arrays of an npz file; object arrays are refused, since reading one would run code.
 
     Raises:
         InvalidInput: as :func:`read`.

@@ -33,7 +33,7 @@ class ParquetFile:
     limits: LimitsSection
 
     def names(self) -> list[str]:
-        """Column names in the order of the file.
+        """Read the column names, in the order of the file.
 
         Raises:
             InvalidInput: no such file, or not parquet.
@@ -42,7 +42,7 @@ class ParquetFile:
             return [str(name) for name in file.schema_arrow.names]
 
     def columns(self, uses: Mapping[str, Use], progress: Callable[[str], None]) -> dict[str, Array]:
-        """The columns in ``uses``, each [N], or [N, k] where a column holds lists.
+        """Read the columns in ``uses``, each [N], or [N, k] where a column holds lists.
 
         Raises:
             InvalidInput: as :meth:`names`, more than the limits, a missing value, or a type that is no number or word.

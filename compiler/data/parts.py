@@ -14,7 +14,7 @@ Progress = Callable[[str], None]
 
 
 def silent(note: str) -> None:
-    """A :data:`Progress` that nobody watches."""
+    """Take progress that nothing watches; a :data:`Progress`."""
 
 
 ALL = ""
@@ -23,7 +23,7 @@ ALL = ""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What is to be read, for whom.
+    """What is to be read, and for which model.
 
     Attributes:
         inputs: the model's; those of datatype BYTES take text as it is.
@@ -47,7 +47,9 @@ class Part:
     """Examples of one split as the source has them, or all of them (split ``ALL``).
 
     Attributes:
-        inputs: by model input name. ``labels``: [N, ...] of any kind. ``groups``: [N] of any kind.
+        inputs: by model input name.
+        labels: [N, ...] of any kind.
+        groups: [N] of any kind.
         fields: what messages call each input, ``LABELS`` and ``GROUPS``.
         class_names: what the classes are called when the source itself says so, in the order of integer labels.
     """

@@ -19,7 +19,7 @@ from penstock.wire.tensors import Array
 
 
 def row_keys(inputs: Mapping[str, Array]) -> list[bytes]:
-    """A digest for each row of some inputs; equal rows, equal digests."""
+    """Return a digest for each row of some inputs; equal rows have equal digests."""
     arrays = [inputs[name] for name in sorted(inputs)]
     rows = len(arrays[0])
     keys = []
@@ -34,7 +34,7 @@ def row_keys(inputs: Mapping[str, Array]) -> list[bytes]:
 
 
 def deal(keys: Sequence[bytes], shares: Mapping[str, float], *, seed: int) -> dict[str, NDArray[np.intp]]:
-    """Every row in exactly one split, rows with equal keys in the same one; row numbers ascend.
+    """Put every row into exactly one split, rows with equal keys into the same one; row numbers ascend.
 
     Keys are put in the order of their hashes with ``seed`` and cut where the shares end. A split misses its share by
     at most half of the largest group of equal rows (and half a row).
@@ -60,7 +60,8 @@ def deal(keys: Sequence[bytes], shares: Mapping[str, float], *, seed: int) -> di
 
 
 def own_keys(keys: Sequence[bytes]) -> list[bytes]:
-    """Keys under which no two rows are equal: the n-th of some equal rows differs from the others by its n."""
+    """Return the keys under which no two rows are equal: the n-th of some equal rows differs from the others by its
+    n."""
     seen: defaultdict[bytes, int] = defaultdict(int)
     own = []
     for key in keys:
@@ -70,7 +71,7 @@ def own_keys(keys: Sequence[bytes]) -> list[bytes]:
 
 
 def shared_rows(one: Sequence[bytes], other: Sequence[bytes]) -> list[tuple[int, int]]:
-    """Rows of ``one`` that are in ``other`` too, each with its first place there."""
+    """Return the rows of ``one`` that are in ``other`` too, each with its first place there."""
     first: dict[bytes, int] = {}
     for row, key in enumerate(other):
         first.setdefault(key, row)

@@ -31,7 +31,8 @@ class TableFile(Protocol):
 
 
 def open_table(request: Request) -> TableFile:
-    """
+    """Open a csv or parquet file.
+
     Raises:
         MissingExtra: parquet without its library.
     """
@@ -44,7 +45,7 @@ def open_table(request: Request) -> TableFile:
 
 
 def read(request: Request) -> list[Part]:
-    """One part a split where ``splits.column`` is set, else one for everything.
+    """Read the table: one part for each split where ``splits.column`` is set, else one for everything.
 
     Raises:
         InvalidInput: a column that is not there, or a cell that is not what its column needs.
@@ -69,7 +70,7 @@ def read(request: Request) -> list[Part]:
 
 
 def columns_by_input(request: Request, names: Sequence[str]) -> dict[str, list[str]]:
-    """The columns that make each input which is not made of text, in order, patterns resolved.
+    """Return the columns that make each input which is not made of text, in order, patterns resolved.
 
     Raises:
         InvalidInput: one is not there.
@@ -104,12 +105,12 @@ def _check_name(name: str, names: Sequence[str], request: Request, setting: str)
 
 
 def _from_columns(request: Request) -> list[TensorSpec]:
-    """Inputs that are columns; the others are made of text."""
+    """Return the inputs that are columns; the others are made of text."""
     return [spec for spec in request.inputs if not (request.section.text and spec.name in text.MADE)]
 
 
 def _single(request: Request) -> dict[str, str]:
-    """Columns that are not inputs, each with the setting that names it."""
+    """Return the columns that are not inputs, each with the setting that names it."""
     section = request.section
     named = dict.fromkeys(section.text_columns, "data.text")
     if request.wants_labels:
@@ -122,7 +123,7 @@ def _single(request: Request) -> dict[str, str]:
 
 
 def _uses(request: Request, plan: Mapping[str, Sequence[str]]) -> dict[str, Use]:
-    """How each column is read; one that is both an input and a label or group is read as the input."""
+    """Say how each column is read; one that is both an input and a label or group is read as the input."""
     section = request.section
     uses: dict[str, Use] = dict.fromkeys(_single(request), "text")
     if request.wants_labels:
@@ -160,7 +161,7 @@ def _whole(request: Request, plan: Mapping[str, Sequence[str]], columns: Mapping
 
 
 def _split_rows(request: Request, columns: Mapping[str, Array]) -> dict[str, Array] | None:
-    """Row numbers of each split by the column that names it; None without one."""
+    """Return the row numbers of each split by the column that names it; None without one."""
     splits = request.section.splits
     if not splits.column:
         return None

@@ -26,7 +26,7 @@ _FIELD = "data.tokenizer"
 
 
 def encode(texts: Sequence[NDArray[np.str_]], request: Request) -> dict[str, Array]:
-    """The token inputs among the model's.
+    """Encode texts into the token inputs among the model's.
 
     Args:
         texts: one array of words [N], or the two of a pair.
@@ -62,7 +62,7 @@ def encode(texts: Sequence[NDArray[np.str_]], request: Request) -> dict[str, Arr
 
 
 def lengths(section: DataSection, specs: Sequence[TensorSpec], *, own: int = 0) -> tuple[int, bool]:
-    """(largest number of tokens, whether every row is padded to it).
+    """Return (largest number of tokens, whether every row is padded to it).
 
     Args:
         own: what the tokenizer's own file truncates to; 0 if it does not.
@@ -84,7 +84,7 @@ def lengths(section: DataSection, specs: Sequence[TensorSpec], *, own: int = 0) 
 
 
 def own_length(path: Path) -> int:
-    """What a tokenizer's own file truncates to; 0 if it does not.
+    """Return what a tokenizer's own file truncates to; 0 if it does not.
 
     Raises:
         InvalidInput, MissingExtra: as :func:`encode`.
@@ -131,7 +131,7 @@ def _prepare(tokenizer: Any, settings: TokenizerSection, length: int) -> None:
 
 
 def _padding(tokenizer: Any, settings: TokenizerSection) -> tuple[int, int, bool]:
-    """(id of the padding token, its type, whether it goes on the left), by the tokenizer's own where it pads.
+    """Return (id of the padding token, its type, whether it goes on the left), by the tokenizer's own where it pads.
 
     Raises:
         ConfigError: no token to pad with.

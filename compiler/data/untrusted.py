@@ -21,7 +21,7 @@ _SHOWN = 60  # characters of a value in a message
 
 
 def fitted(array: Array, spec: TensorSpec, *, field: str) -> Array:
-    """An array of plain numbers (or text) in the datatype and row shape of an input.
+    """Fit an array of plain numbers (or text) to the datatype and row shape of an input.
 
     Floats may lose precision (float64 to FP32) but not their range; whole numbers must stay the same.
 
@@ -35,7 +35,8 @@ def fitted(array: Array, spec: TensorSpec, *, field: str) -> Array:
 
 
 def cast(array: Array, datatype: str, *, field: str) -> Array:
-    """
+    """Cast values to a datatype that can hold them.
+
     Raises:
         InvalidInput: a value that ``datatype`` cannot hold; the message names its row.
     """
@@ -69,7 +70,7 @@ def cast(array: Array, datatype: str, *, field: str) -> Array:
 
 
 def text(array: Array, *, field: str) -> NDArray[np.str_]:
-    """Words as a str array; numbers become their digits.
+    """Return words as a str array; numbers become their digits.
 
     Raises:
         InvalidInput: something else than words and whole numbers.
@@ -86,7 +87,8 @@ def text(array: Array, *, field: str) -> NDArray[np.str_]:
 
 
 def check_input(array: Array, spec: TensorSpec, allowed: tuple[float, float] | None, *, field: str) -> None:
-    """
+    """Check the rows of an input.
+
     Args:
         allowed: the smallest and largest value, both included; None for any.
 
@@ -109,7 +111,8 @@ def check_input(array: Array, spec: TensorSpec, allowed: tuple[float, float] | N
 
 
 def check_finite(array: Array, *, field: str) -> None:
-    """
+    """Check that every value is finite.
+
     Raises:
         InvalidInput: NaN or infinities, with their number of rows and the first one.
     """
@@ -121,7 +124,7 @@ def check_finite(array: Array, *, field: str) -> None:
 def class_labels(
     array: Array, rows: int, *, classes: int | None, names: Sequence[str], field: str
 ) -> NDArray[np.int64]:
-    """Labels as class numbers: whole numbers as they are, words by their place in ``names``.
+    """Return the labels as class numbers: whole numbers as they are, words by their place in ``names``.
 
     Raises:
         InvalidInput: labels of another kind or number, no such class, or words without names.
@@ -143,7 +146,7 @@ def class_labels(
 
 
 def numeric_labels(array: Array, rows: int, *, field: str) -> NDArray[np.float64]:
-    """Labels of a regression, [N] or [N, k].
+    """Return the labels of a regression, [N] or [N, k].
 
     Raises:
         InvalidInput: not numbers, not finite, or not one (or k) for each row.
@@ -157,7 +160,8 @@ def numeric_labels(array: Array, rows: int, *, field: str) -> NDArray[np.float64
 
 
 def group_names(array: Array, rows: int, *, field: str) -> NDArray[np.str_]:
-    """
+    """Return the name of each row's group.
+
     Raises:
         InvalidInput: not one word or whole number for each row.
     """
@@ -192,7 +196,7 @@ def _by_name(words: NDArray[np.str_], classes: int | None, names: Sequence[str],
 
 
 def _fraction(labels: NDArray[Any]) -> str:
-    """The first label that is no whole number, or that all are."""
+    """Return the first label that is no whole number, or that all are."""
     with np.errstate(invalid="ignore"):
         rows = np.flatnonzero(np.mod(labels, 1) != 0)  # NaN and infinities too
     if len(rows):
@@ -201,7 +205,7 @@ def _fraction(labels: NDArray[Any]) -> str:
 
 
 def _shaped(array: Array, spec: TensorSpec, field: str) -> Array:
-    """The same elements in the input's row shape, where that is fixed and has as many."""
+    """Return the same elements in the input's row shape, where that is fixed and has as many."""
     want = spec.shape[1:]
     if any(size < 0 for size in want) or array.shape[1:] == want:
         return array

@@ -39,7 +39,8 @@ class Answered:
 
     Attributes:
         file: a .npy of float32 [rows, classes].
-        classes: of the teacher. ``digest``: of the answers.
+        classes: of the teacher.
+        digest: of the answers.
         asked: rows that the teacher was asked for now; the others were kept from before.
         notes: what a person should know: damage that was mended, a teacher that changed or could not be reached.
     """
@@ -137,7 +138,7 @@ class _Chunks:
         return start, min(start + self._teacher.chunk_rows, self.rows)
 
     def read(self, index: int) -> NDArray[np.float32] | None:
-        """A chunk, or None when it is not there; a damaged one is removed."""
+        """Read a chunk; None when it is not there. A damaged one is removed."""
         path = self._path(index)
         try:
             data = path.read_bytes()
@@ -169,7 +170,7 @@ class _Chunks:
             self._path(index).unlink(missing_ok=True)
 
     def assemble(self, out: Path) -> Answered:
-        """Every chunk in one memory-mapped file; one chunk at a time in memory."""
+        """Write every chunk into one memory-mapped file; one chunk at a time is in memory."""
         hasher = hashlib.sha256()
         target: NDArray[np.float32] | None = None
         for index in range(self.count):
@@ -198,7 +199,7 @@ class _Chunks:
 
 
 def inputs_digest(inputs: Mapping[str, Array]) -> str:
-    """``sha256:<hex>`` of named arrays: names, dtypes, shapes and values."""
+    """Return ``sha256:<hex>`` of named arrays: names, dtypes, shapes and values."""
     hasher = hashlib.sha256()
     for name in sorted(inputs):
         array = np.ascontiguousarray(inputs[name])
@@ -210,7 +211,7 @@ def inputs_digest(inputs: Mapping[str, Array]) -> str:
 
 
 def _digest(index: int, data: bytes) -> bytes:
-    """Of a chunk and its place: whole chunks in each other's places are damage too."""
+    """Return the digest of a chunk and its place: whole chunks in each other's places are damage too."""
     return hashlib.sha256(index.to_bytes(8, "little") + data).digest()
 
 
@@ -220,7 +221,8 @@ def _name(teacher: Teacher, inputs: Mapping[str, Array]) -> str:
 
 
 def _checked(answers: Array, rows: int) -> NDArray[np.float32]:
-    """
+    """Check that answers are those of a classifier.
+
     Raises:
         CompileError: they are no answers of a classifier.
     """
@@ -241,7 +243,9 @@ def _checked(answers: Array, rows: int) -> NDArray[np.float32]:
 
 
 def _went_away(error: PenstockError, done: int, rows: int) -> PenstockError:
-    message = f"{error.message.rstrip('.')}. {done} of {rows} rows are answered and kept: run the same again to go on"
+    message = (
+        f"{error.message.rstrip('.')}. {done} of {rows} rows are answered and kept: run the same again to continue"
+    )
     return type(error)(message, retry_after_s=error.retry_after_s)
 
 
@@ -253,4 +257,4 @@ def _rows(inputs: Mapping[str, Array]) -> int:
 
 
 def _unheard(share: float, note: str) -> None:
-    """A few rows need no progress."""
+    """Take progress that nothing watches: a few rows need none."""

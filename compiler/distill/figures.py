@@ -97,7 +97,7 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 def judge(student: Array, teacher: Array, labels: NDArray[np.int64] | None) -> Figures:
-    """Figures of logits [N, C].
+    """Compute the figures of logits [N, C].
 
     Args:
         teacher: logits, or logarithms of probabilities, [N, C].
@@ -121,7 +121,8 @@ def judge(student: Array, teacher: Array, labels: NDArray[np.int64] | None) -> F
 
 
 def coverage_at_harm(scores: NDArray[np.floating[Any]], harmful: NDArray[np.bool_], max_harm: float) -> float:
-    """The largest share of rows that a threshold keeps while those that are kept and harmful are at most ``max_harm``.
+    """Return the largest share of rows that a threshold keeps while those that are kept and harmful are at most
+    ``max_harm``.
 
     An observed share, no promise: promising takes ``compiler.certificate.certify``. Rows with equal scores are kept
         together.
@@ -134,7 +135,7 @@ def coverage_at_harm(scores: NDArray[np.floating[Any]], harmful: NDArray[np.bool
 
 
 def calibration_error(scores: NDArray[np.floating[Any]], is_right: NDArray[np.bool_]) -> float:
-    """Expected calibration error: mean over 15 equal bins of |share right - mean score|, weighted by rows.
+    """Return the expected calibration error: mean over 15 equal bins of |share right - mean score|, weighted by rows.
 
     Source: Naeini et al., "Obtaining Well Calibrated Probabilities Using Bayesian Binning", AAAI 2015.
     """
@@ -146,14 +147,16 @@ def calibration_error(scores: NDArray[np.floating[Any]], is_right: NDArray[np.bo
 
 
 def difference(exported: Array, torch: Array, kind: Kind) -> float:
-    """The largest difference between the exported student's output and torch's logits, by the scale of the logits."""
+    """Return the largest difference between the exported student's output and torch's logits, by the scale of the
+    logits.
+    """
     expected = confidence.softmax(torch) if kind == "probabilities" else torch.astype(np.float64)
     scale = max(1.0, float(np.abs(expected).max()))
     return float(np.abs(exported.astype(np.float64) - expected).max()) / scale
 
 
 def summary(metrics: Metrics) -> str:
-    """One line for people."""
+    """Return one line for people."""
     figures = metrics.validation
     how = "" if figures.accuracy is None else f"{figures.accuracy:.1%} right (teacher {figures.teacher_accuracy:.1%}), "
     stop = {"epochs": "", "patience": ", no better since", "time": ", out of time"}[metrics.stop]
@@ -164,5 +167,5 @@ def summary(metrics: Metrics) -> str:
 
 
 def decoded(epochs: list[Mapping[str, Any]]) -> tuple[Epoch, ...]:
-    """The curve as the runner gives it."""
+    """Read the curve as the runner gives it."""
     return tuple(msgspec.convert(dict(epoch), Epoch) for epoch in epochs)

@@ -1,4 +1,4 @@
-"""From a recipe, or from a command line without one, to a distillation that can be run: whom to ask, on which rows.
+"""From a recipe, or from a command line without one, to a distillation that can be run: its teacher and its rows.
 
 Composes: names become teachers, tables become splits. Decides only where rows come from; see ``compiler.distill.rows``
 for what may be learned from.
@@ -60,7 +60,8 @@ class Plain:
     """A distillation without a recipe.
 
     Attributes:
-        data: an npz file; see :func:`arrays`. ``labels``: name of its labels, "" for none.
+        data: an npz file; see :func:`arrays`.
+        labels: name of its labels, "" for none.
         output, output_kind: the teacher's output, as in a recipe's [model].
     """
 
@@ -76,7 +77,7 @@ class Plain:
 def from_recipe(
     file: Path, flags: Mapping[str, Any], *, work: Path, token: str, progress: Progress
 ) -> Iterator[Prepared]:
-    """What a recipe's tables [distill], [cloud], [data] and [model] say, changed by flags.
+    """Read what a recipe's tables [distill], [cloud], [data] and [model] say, changed by flags.
 
     Raises:
         ConfigError, InvalidInput: what is wrong with the recipe, the models or the data. Unavailable: no core there.
@@ -106,7 +107,7 @@ def from_recipe(
 
 @contextmanager
 def opened(recipe: Recipe, section: DistillSection, *, work: Path, token: str, progress: Progress) -> Iterator[Teacher]:
-    """The teacher that [distill] names, or else the recipe's cloud model, exported where it is no ONNX file.
+    """Open the teacher that [distill] names, or else the recipe's cloud model, exported where it is no ONNX file.
 
     Raises:
         InvalidInput, CompileError, MissingToolchain: it cannot be had. Unavailable: no core there.
@@ -120,7 +121,7 @@ def opened(recipe: Recipe, section: DistillSection, *, work: Path, token: str, p
 
 @contextmanager
 def from_flags(plain: Plain, *, work: Path, token: str) -> Iterator[Prepared]:
-    """A teacher, a student and one npz file; paths are relative to the current directory.
+    """Prepare from a teacher, a student and one npz file; paths are relative to the current directory.
 
     Raises:
         As :func:`from_recipe`.
@@ -150,7 +151,8 @@ def from_flags(plain: Plain, *, work: Path, token: str) -> Iterator[Prepared]:
 
 
 def with_split(recipe: Recipe, split: str, inputs: tuple[TensorSpec, ...], *, classes: int | None) -> datasets.Dataset:
-    """The recipe's examples with what may train as ``ranges``; the others are held out. See ``compiler.distill.rows``.
+    """Return the recipe's examples with what may train as ``ranges``; the others are held out. See
+    ``compiler.distill.rows``.
 
     A split of its own is read in the place of ``fit``, and ``fit`` in the place of ``tune``: the checks that keep a
     promise's rows apart then keep those of training apart from them too.
@@ -188,7 +190,7 @@ def with_split(recipe: Recipe, split: str, inputs: tuple[TensorSpec, ...], *, cl
 
 
 def answers_root() -> Path:
-    """Where teachers' answers are kept."""
+    """Return where teachers' answers are kept."""
     return default_root() / "distill" / "answers"
 
 
@@ -204,7 +206,7 @@ class Found:
 
 
 def arrays(path: Path, split: str, *, labels: str | None) -> Found:
-    """Training arrays ``<input>_<split>`` of an npz file, or ``<input>`` where it has no splits.
+    """Read training arrays ``<input>_<split>`` of an npz file, or ``<input>`` where it has no splits.
 
     Args:
         split: "" takes ``train`` or ``fit`` or, without either, arrays without a suffix.
@@ -247,7 +249,7 @@ def _key(name: str, split: str) -> str:
 
 
 def _checked(found: Found, teacher: Teacher, file: str) -> Split:
-    """The rows that the teacher takes, checked as a recipe's are."""
+    """Return the rows that the teacher takes, checked as a recipe's are."""
     inputs, rows = {}, 0
     for spec in teacher.inputs:
         key = f"{file}:{_key(spec.name, found.split)}"
@@ -271,7 +273,7 @@ def _checked(found: Found, teacher: Teacher, file: str) -> Split:
 
 @contextmanager
 def _asked(named: str, output: str, token: str) -> Iterator[CoreTeacher | None]:
-    """The model of a running core, if the name is one's address: ``grpc://host:port/model:version``."""
+    """Return the model of a running core, if the name is one's address: ``grpc://host:port/model:version``."""
     scheme, found, rest = named.partition("://")
     if not found:
         yield None
@@ -288,7 +290,7 @@ def _asked(named: str, output: str, token: str) -> Iterator[CoreTeacher | None]:
 
 
 def framework_model(named: str, base: Path) -> ToolchainModel | None:
-    """A torch factory or a Hugging Face directory: what ``layers:K`` takes from; None for any other name."""
+    """Return a torch factory or a Hugging Face directory: what ``layers:K`` takes from; None for any other name."""
     path = base / named
     if path.is_dir():
         has_weights = any(path.glob("*.safetensors")) or any(path.glob("*.bin"))
@@ -297,7 +299,7 @@ def framework_model(named: str, base: Path) -> ToolchainModel | None:
 
 
 def _exported(named: str, settings: SourceSection, recipe: Recipe, work: Path, progress: Progress) -> LocalTeacher:
-    """The recipe's cloud model as ONNX, however it comes."""
+    """Export the recipe's cloud model to ONNX, however it comes."""
     source = sources.detect(named, recipe.base, settings)
     if source.kind == "onnx":
         return _local(source, recipe.model.output)

@@ -1,7 +1,7 @@
 """A student from a teacher: ask it, train in a toolchain, export, compare with torch, judge.
 
 Owns the order, and that nothing appears at the destination before the exported student has answered as torch does. A
-run that was interrupted and is started again with the same request and ``work`` goes on from its last checkpoint and
+run that was interrupted and is started again with the same request and ``work`` continues from its last checkpoint and
 ends with the same bytes.
 """
 
@@ -53,7 +53,7 @@ _CODE = ("distill.py", "distill_models.py", "distill_training.py", "distill_loss
 
 
 def _unheard(share: float, note: str) -> None:
-    """Nobody watches."""
+    """Take progress that nothing watches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +62,12 @@ class Request:
 
     Attributes:
         base: what relative paths of the section are relative to: the recipe's directory.
-        teacher: answers the rows. ``teacher_name``: what people call it.
+        teacher: answers the rows.
+        teacher_name: what people call it.
         teacher_model: the teacher's own modules, which ``layers:K`` takes from; None where only its answers are known.
         output_kind: what the teacher's output holds; the student's holds the same.
-        train: what the student may learn from. ``held_out``: splits that must not train; see ``compiler.distill.rows``.
+        train: what the student may learn from.
+        held_out: splits that must not train; see ``compiler.distill.rows``.
         work: outlives an interruption; holds the checkpoint.
         out: the student's file.
     """
@@ -134,7 +136,7 @@ def make_student(request: Request) -> Student:
 
 
 def toolchain_for(kind: StudentKind, teacher_model: ToolchainModel | None, named: str) -> str:
-    """The toolchain that trains a student.
+    """Return the toolchain that trains a student.
 
     Args:
         named: the student's name, for the message.
@@ -176,7 +178,7 @@ def _ask(request: Request, chosen: Rows) -> Answered:
 
 
 def _to_logits(file: Path) -> None:
-    """Probabilities into their logarithms, which a softmax turns back, as ``penstock.policy.confidence`` does."""
+    """Turn probabilities into their logarithms, which a softmax turns back, as ``penstock.policy.confidence`` does."""
     values = np.load(file, mmap_mode="r+", allow_pickle=False)
     if values.min() < 0 or abs(float(values[0].sum()) - 1) > 0.05:
         raise CompileError(
@@ -204,7 +206,9 @@ def _check_classes(chosen: Rows, answered: Answered) -> None:
 
 
 def _job(request: Request, chosen: Rows, answered: Answered, settled: Mapping[str, float]) -> dict[str, Any]:
-    """The runner's job; ``key`` covers everything that decides the weights, and so when a checkpoint may be used."""
+    """Return the runner's job; ``key`` covers everything that decides the weights, and so when a checkpoint may be
+    used.
+    """
     section, teacher = request.section, request.teacher
     kind = student_of(section, request.base)
     settings = msgspec.to_builtins(section) | dict(settled)
@@ -242,7 +246,7 @@ def _job(request: Request, chosen: Rows, answered: Answered, settled: Mapping[st
 
 
 def _written(request: Request, chosen: Rows) -> list[dict[str, Any]]:
-    """Inputs as memory-mappable files, in the teacher's order."""
+    """Write inputs as memory-mappable files, in the teacher's order."""
     return [
         {
             "name": spec.name,
@@ -313,7 +317,7 @@ def _judge(
 
 
 def _no_better(said: Array, teacher: Array, labels: Array | None) -> tuple[str, ...]:
-    """A student that gives nearly one answer only has learned nothing, whatever its figures."""
+    """Warn of a student that gives nearly one answer only: it has learned nothing, whatever its figures."""
     right = teacher.argmax(axis=1) if labels is None else labels
     most = np.bincount(right).max() / len(right)
     if float(np.mean(said.argmax(axis=1) == right)) > most:
@@ -325,7 +329,9 @@ def _no_better(said: Array, teacher: Array, labels: Array | None) -> tuple[str, 
 
 
 def _exported_answers(path: Path, inputs: Mapping[str, Array], request: Request) -> Array:
-    """The exported student's answers to all rows, in batches of several sizes, from the runtime that will serve it."""
+    """Return the exported student's answers to all rows, in batches of several sizes, from the runtime that will serve
+    it.
+    """
     engine = load_engine("onnx", path, EngineOptions(threads=1))
     name, rows = request.teacher.output.name, len(next(iter(inputs.values())))
     parts: list[Array] = []
@@ -345,7 +351,7 @@ def _left_out(chosen: Rows) -> tuple[str, ...]:
 
 
 def write_metrics(student: Student, path: Path) -> None:
-    """The account as indented JSON.
+    """Write the account as indented JSON.
 
     Raises:
         StorageError: the disk is full or not writable.
@@ -354,7 +360,7 @@ def write_metrics(student: Student, path: Path) -> None:
 
 
 def _part(progress: Progress, low: float, high: float) -> Progress:
-    """``progress`` for a part of the whole."""
+    """Return ``progress`` for a part of the whole."""
     return lambda share, note: progress(low + (high - low) * share, note)
 
 

@@ -59,7 +59,7 @@ class Teacher(Protocol):
         ...
 
     def answer(self, inputs: Mapping[str, Array], report: Report) -> Array:
-        """The output for all rows.
+        """Return the output for all rows.
 
         Raises:
             Unavailable, DeadlineExceeded: a core that went away. CompileError: it failed.
@@ -74,7 +74,8 @@ class LocalTeacher:
     is_pinned = True
 
     def __init__(self, engine: Engine, *, content: str, output: str = "") -> None:
-        """
+        """Open an ONNX file.
+
         Args:
             content: digest of the model, external data included.
             output: its name; may be left out when there is only one.
@@ -104,7 +105,8 @@ class CoreTeacher:
     is_pinned = False  # a version is a name, and names move
 
     def __init__(self, client: Client, model: str, *, version: str = "", output: str = "") -> None:
-        """
+        """Ask a core for the model.
+
         Raises:
             NotFound: no such model. Unavailable: nobody answers. CompileError: as :class:`LocalTeacher`.
         """
@@ -148,7 +150,8 @@ class ToolchainTeacher:
     is_pinned = True
 
     def __init__(self, model: ToolchainModel, inputs: Sequence[TensorSpec], *, work: Path, base: Path) -> None:
-        """
+        """Prepare a model that a toolchain runs.
+
         Args:
             inputs: as the examples have them; the framework says no more about a model.
             work: where rows and answers are handed over.
@@ -180,7 +183,7 @@ def _rows(inputs: Mapping[str, Array]) -> int:
 
 
 def _scored(outputs: Sequence[TensorSpec], name: str, who: str) -> TensorSpec:
-    """The output to learn: the one named, else the only one.
+    """Return the output to learn: the one named, else the only one.
 
     Raises:
         CompileError: there is none, or it is no output of a classifier.

@@ -25,7 +25,7 @@ ToolchainModel = Factory | Directory
 
 
 def as_job(model: ToolchainModel | StudentKind) -> dict[str, Any]:
-    """The form that ``compiler/runners/distill_models.py`` reads."""
+    """Return the form that ``compiler/runners/distill_models.py`` reads."""
     match model:
         case Factory():
             return {"kind": "factory", "named": model.named, "function": model.function,
@@ -39,12 +39,12 @@ def as_job(model: ToolchainModel | StudentKind) -> dict[str, Any]:
 
 
 def toolchain_of(model: ToolchainModel | StudentKind) -> str:
-    """The toolchain that runs it; layers are their teacher's."""
+    """Return the toolchain that runs it; layers are their teacher's."""
     return HUGGING_FACE if isinstance(model, Directory | Config) else TORCH
 
 
 def content_of(model: ToolchainModel | StudentKind) -> str:
-    """A digest of what is known to make a model.
+    """Return a digest of what is known to make a model.
 
     That is every file of a directory, and of a factory the Python beside it, and name, size and date of the weights
     beside it. What else a factory reads cannot be known without running it.

@@ -115,26 +115,27 @@ class _Finder:
         return self._shapes[name]
 
     def _fed(self, node: onnx.NodeProto, axis: int) -> _Tracked | None:
-        """The channels that a layer reads, if they are known; they must be along ``axis``."""
+        """Return the channels that a layer reads, if they are known; they must be along ``axis``."""
         tracked = self._tracked.get(node.input[0])
         if tracked is not None and tracked.axis != axis:
             raise _CannotFollowError
         return tracked
 
     def _input(self, node: onnx.NodeProto, *, axis: int | None = None) -> _Tracked:
-        """The channels of the first input."""
+        """Return the channels of the first input."""
         if node.input[0] not in self._tracked or (axis is not None and self._tracked[node.input[0]].axis != axis):
             raise _CannotFollowError
         return self._tracked[node.input[0]]
 
     def _constant(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor that must be constant."""
+        """Return the shape of a tensor that must be constant."""
         if name not in self._constants:
             raise _CannotFollowError
         return tuple(self._constants[name].dims)
 
     def _whole_numbers(self, node: onnx.NodeProto, attribute: str, index: int) -> list[int] | None:
-        """A list that older opsets have as an attribute and newer ones as an input; None where it is left out."""
+        """Return a list that older opsets have as an attribute and newer ones as an input; None
+        where it is left out."""
         value = rewrite.attribute(node, attribute)
         if value is not None:
             return [int(each) for each in np.atleast_1d(np.asarray(value))]
@@ -152,7 +153,7 @@ class _Finder:
                 self._tracked[name] = _Tracked(axis=axis, labels=labels)
 
     def _made(self, node: onnx.NodeProto, weight_axis: int, bias: tuple[str, int] | None, axis: int) -> None:
-        """New channels for the outputs of a layer."""
+        """Make new channels for the outputs of a layer."""
         labels = self._found.new(self._constant(node.input[1])[weight_axis])
         self._put(node.input[1], weight_axis, labels, "makes", node)
         if bias is not None:
@@ -237,7 +238,7 @@ class _Finder:
         self._give(node, tracked.axis, tracked.labels)
 
     def _broadcast(self, node: onnx.NodeProto) -> None:
-        """Additions and their kin: two channels at the same place become one."""
+        """Follow additions and similar operators: two channels at the same place become one."""
         shapes = [self._shape(name) for name in node.input]
         rank = max(len(shape) for shape in shapes)
         tracked = {
@@ -316,7 +317,9 @@ class _Finder:
         self._give(node, 1, np.tile(repeated, math.prod(size or 0 for size in outer)))
 
     def _reshape(self, node: onnx.NodeProto) -> None:
-        """Only what leaves the dimensions before the channels alone, and keeps them or flattens all that follows."""
+        """Follow a Reshape that leaves the dimensions before the channels alone, and keeps or flattens all that
+        follows.
+        """
         tracked = self._input(node)
         before, after, axis = self._shape(node.input[0]), self._shape(node.output[0]), tracked.axis
         target = self._whole_numbers(node, "shape", 1)
@@ -374,7 +377,7 @@ class _Finder:
         self._give(node, place, np.concatenate(labels))
 
     def _unchanging(self, name: str, axis: int) -> Labels:
-        """Labels for channels that come from elsewhere."""
+        """Make labels for channels that come from elsewhere; they stay as they are."""
         size = self._shape(name)[axis]
         if size is None:
             raise _CannotFollowError
@@ -390,7 +393,7 @@ def _integer(node: onnx.NodeProto, name: str, default: int = 0) -> int:
 
 
 def _same_front(before: Shape, after: Shape) -> bool:
-    """Whether dimensions are the same; one unknown on both sides follows from the others."""
+    """Say whether dimensions are the same; one unknown on both sides follows from the others."""
     unknown = [left is None or right is None for left, right in zip(before, after, strict=True)]
     return sum(unknown) <= 1 and all(
         left == right or is_unknown for left, right, is_unknown in zip(before, after, unknown, strict=True)

@@ -41,13 +41,13 @@ class Channels:
     _parents: list[int] = field(default_factory=list)
 
     def new(self, count: int) -> Labels:
-        """Labels nobody has."""
+        """Make labels that nothing has yet."""
         start = len(self._parents)
         self._parents.extend(range(start, start + count))
         return np.arange(start, start + count)
 
     def roots(self, labels: Labels) -> Labels:
-        """One label for all that belong together."""
+        """Return one label for all that belong together."""
         return np.array([self._root(int(label)) for label in labels], np.int64)
 
     def join(self, left: Labels, right: Labels) -> None:

@@ -92,7 +92,7 @@ class WeightBytes:
 
 
 def executed(path: Path) -> Coverage:
-    """What onnxruntime executes for a model file, on the CPU of this machine.
+    """Return what onnxruntime executes for a model file, on the CPU of this machine.
 
     Raises:
         CompileError: onnxruntime cannot run it.
@@ -121,7 +121,7 @@ def executed(path: Path) -> Coverage:
 
 
 def weight_bytes(path: Path) -> WeightBytes:
-    """Bytes of a file's constants with at least one dimension, without scales and zero points.
+    """Return the bytes of a file's constants with at least one dimension, without scales and zero points.
 
     A float constant that goes through a QuantizeLinear of its own counts as integer: that is how TensorRT takes it.
     """
@@ -129,7 +129,7 @@ def weight_bytes(path: Path) -> WeightBytes:
 
 
 def weight_bytes_of(graph: onnx.GraphProto) -> WeightBytes:
-    """:func:`weight_bytes` of a graph in memory."""
+    """Return :func:`weight_bytes` of a graph in memory."""
     converts = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
     parameters = {name for node in converts for name in node.input[1:]}
     for tensor in graph.initializer:

@@ -69,7 +69,7 @@ class Session:
         self.outputs: tuple[str, ...] = tuple(value.name for value in self._session.get_outputs())
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
-        """Outputs by name: arrays, or lists where an output is a sequence.
+        """Run the graph; return outputs by name: arrays, or lists where an output is a sequence.
 
         Raises:
             CompileError: onnxruntime fails on these inputs.
@@ -81,7 +81,7 @@ class Session:
 
 
 def opened(model: onnx.ModelProto, options: ort.SessionOptions) -> Any:
-    """An onnxruntime session on the CPU, for a model of any size; its exceptions are onnxruntime's."""
+    """Open an onnxruntime session on the CPU, for a model of any size; its exceptions are onnxruntime's."""
     if weight_bytes(model) < _MOST_IN_MEMORY_BYTES:
         return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     with tempfile.TemporaryDirectory(prefix="penstock-session-") as directory:
@@ -91,7 +91,7 @@ def opened(model: onnx.ModelProto, options: ort.SessionOptions) -> Any:
 
 
 def weight_bytes(model: onnx.ModelProto) -> int:
-    """Bytes of a graph's initializers, which are nearly all of a model file."""
+    """Return the bytes of a graph's initializers, which are nearly all of a model file."""
     return sum(len(t.raw_data) or t.ByteSize() for t in model.graph.initializer)
 
 
@@ -100,7 +100,8 @@ def _reason(error: Exception) -> str:
 
 
 def examples(model: onnx.ModelProto, given: Examples, *, seed: int) -> list[Feeds]:
-    """What a graph is asked when it is compared with another: a few of the given examples, else inputs from a seed.
+    """Return what a graph is asked when it is compared with another: a few of the given examples, else inputs from a
+    seed.
 
     Seeded numbers are normal, whole numbers are 0 and 1: every vocabulary has two entries.
 
@@ -127,7 +128,7 @@ def examples(model: onnx.ModelProto, given: Examples, *, seed: int) -> list[Feed
 
 
 def _few_rows(model: onnx.ModelProto, batches: list[Feeds]) -> list[Feeds]:
-    """The first rows of batches; all where the inputs are no rows of one batch, or the graph wants so many."""
+    """Return the first rows of batches; all where the inputs are no rows of one batch, or the graph wants so many."""
     cut = [_first_rows(batch) for batch in batches]
     if any(few is not batch for few, batch in zip(cut, batches, strict=True)):
         try:
@@ -157,7 +158,7 @@ def _seeded(graph: onnx.GraphProto, size: int, source: np.random.Generator) -> F
 
 
 def _shape(value: onnx.ValueInfoProto, sizes: dict[str, int], size: int) -> tuple[int, ...]:
-    """Equal names of free dimensions get equal sizes."""
+    """Choose a shape for an input; equal names of free dimensions get equal sizes."""
     kind = value.type.tensor_type
     if not value.type.HasField("tensor_type") or not kind.HasField("shape"):
         raise CompileError(f"input {value.name!r} is no tensor of known rank, so that none can be made up; {_ASK}")
@@ -195,7 +196,7 @@ class Difference:
 
 
 def difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> Difference:
-    """The worst difference over all outputs.
+    """Return the worst difference over all outputs.
 
     Raises:
         CompileError: an output is missing.

@@ -31,7 +31,7 @@ class Stage:
 def work_of(
     model: onnx.ModelProto, seen: Mapping[str, tuple[int, ...]], types: Mapping[str, int], forbidden: frozenset[int]
 ) -> Work:
-    """What the nodes of a graph need.
+    """Return what the nodes of a graph need.
 
     Args:
         seen, types: shapes and element types of the graph's inputs and of what nodes make, on typical inputs.
@@ -53,12 +53,14 @@ def work_of(
 
 
 def size_bytes(shape: tuple[int, ...], kind: int) -> int:
-    """Bytes of a tensor of an ONNX element type."""
+    """Return the bytes of a tensor of an ONNX element type."""
     return math.prod(shape) * int(helper.tensor_dtype_to_np_dtype(kind).itemsize)
 
 
 def uncuttable(model: onnx.ModelProto, plain: Collection[str]) -> set[int]:
-    """Positions at which something else than a tensor (a sequence, an optional) would cross; ``plain``: the tensors."""
+    """Return positions at which something else than a tensor (a sequence, an optional) would cross; ``plain``: the
+    tensors.
+    """
     made = {name for node in model.graph.node for name in node.output if name}
     strange = made - set(plain)
     if not strange:
@@ -68,7 +70,7 @@ def uncuttable(model: onnx.ModelProto, plain: Collection[str]) -> set[int]:
 
 
 def stages(model: onnx.ModelProto, bounds: Sequence[int], values: Mapping[str, onnx.ValueInfoProto]) -> list[Stage]:
-    """One model for each run of nodes between bounds.
+    """Make one model for each run of nodes between bounds.
 
     Args:
         values: of every tensor that a cut may cross (:func:`crossing_values`).
@@ -92,7 +94,7 @@ def stages(model: onnx.ModelProto, bounds: Sequence[int], values: Mapping[str, o
 def crossing_values(
     model: onnx.ModelProto, seen: Mapping[str, tuple[int, ...]], types: Mapping[str, int]
 ) -> dict[str, onnx.ValueInfoProto]:
-    """How tensors are declared where a stage begins or ends: as inference knows them, else by the rank they have."""
+    """Declare tensors where a stage begins or ends: as inference knows them, else by the rank that they have."""
     found = {
         name: helper.make_tensor_value_info(name, types[name], [None] * len(shape))
         for name, shape in seen.items()

@@ -29,7 +29,7 @@ _TOO_DEEP = "; protobuf cannot read messages nested this deep, or the file is da
 
 
 def read(path: Path, *, field: str) -> onnx.ModelProto:
-    """A checked model with its external data, if any, brought in. It may be larger than protobuf could write as one.
+    """Read and check a model and bring in its external data. It may be larger than protobuf could write as one.
 
     Args:
         field: the recipe's name for it, for messages.
@@ -41,7 +41,7 @@ def read(path: Path, *, field: str) -> onnx.ModelProto:
 
 
 def self_contained(path: Path, directory: Path, *, field: str) -> Path:
-    """The same model as one file: ``path`` itself, or a copy in ``directory`` with external data brought in.
+    """Return the same model as one file: ``path`` itself, or a copy in ``directory`` with external data brought in.
 
     A model above 2 GiB cannot be one file; its copy has one data file beside it (:func:`data_files`).
 
@@ -57,7 +57,8 @@ def self_contained(path: Path, directory: Path, *, field: str) -> Path:
 
 
 def write(model: onnx.ModelProto, path: Path, *, limit_bytes: int = MAX_MODEL_BYTES) -> None:
-    """Same model, same bytes: one file, or above ``limit_bytes`` a file and ``NAME.data`` with the large initializers.
+    """Write a model, the same model to the same bytes: one file, or above ``limit_bytes`` a file and ``NAME.data`` with
+    the large initializers.
 
     Nothing half-written stays behind: files are renamed into place when they are complete.
 
@@ -82,12 +83,12 @@ def write(model: onnx.ModelProto, path: Path, *, limit_bytes: int = MAX_MODEL_BY
 
 
 def data_path(path: Path) -> Path:
-    """Where :func:`write` puts the tensors of a model that is too large for one file."""
+    """Return where :func:`write` puts the tensors of a model that is too large for one file."""
     return path.with_name(f"{path.name}.data")
 
 
 def data_files(path: Path, *, field: str) -> tuple[Path, ...]:
-    """The files beside a model that hold its external data, sorted; none for most models.
+    """Return the files beside a model that hold its external data, sorted; none for most models.
 
     Raises:
         InvalidInput, CompileError: as :func:`read`.
@@ -113,7 +114,7 @@ def check_runnable(path: Path, *, field: str) -> None:
 
 
 def opset(model: onnx.ModelProto) -> int:
-    """The version of ONNX's own operators that a model asks for; 0 if it has none of them."""
+    """Return the version of ONNX's own operators that a model asks for; 0 if it has none of them."""
     return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
 
 
@@ -156,7 +157,7 @@ def _refusal(text: str, path: Path) -> str:
 
 
 def _known_refusal(text: str) -> str:
-    """What onnx or onnxruntime means by its message, and what to do; "" for a message that is not in the table."""
+    """Say what onnx or onnxruntime means by its message, and what to do; "" for a message that is not in the table."""
     for pattern, message in _REFUSALS:
         found = re.search(pattern, text, flags=re.DOTALL)
         if found:
@@ -213,12 +214,16 @@ def _invalid(path: Path, field: str, reason: str) -> CompileError:
 
 
 def _inline_bytes(model: onnx.ModelProto) -> int:
-    """Bytes of the initializers, which are nearly all of a large model; protobuf cannot size one above its limit."""
+    """Count the bytes of the initializers, which are nearly all of a large model; protobuf cannot size one above its
+    limit.
+    """
     return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
 
 
 def _with_data_file(model: onnx.ModelProto, data: Path, name: str) -> onnx.ModelProto:
-    """A copy of the model whose large initializers are in ``data``, in the model's order; one at a time in memory."""
+    """Return a copy of the model whose large initializers are in ``data``, in the model's order; one at a time in
+    memory.
+    """
     small = onnx.ModelProto()
     for descriptor, value in model.ListFields():
         if descriptor.name != "graph":

@@ -56,7 +56,8 @@ class Probe:
         self._takes = {value.name for value in opened.graph.input}
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """
+        """Run the graph; return the wanted tensors by name.
+
         Raises:
             CalibrationError: the model refuses these inputs.
         """
@@ -74,14 +75,15 @@ class Probe:
         return values
 
     def element_types(self) -> dict[str, int]:
-        """ONNX element types of the computed tensors, as onnxruntime infers them; 0 for what is no plain tensor."""
+        """Return ONNX element types of the computed tensors, as onnxruntime infers them; 0 for what is no plain
+        tensor."""
         if self._session is None:
             return {}
         return {output.name: _ELEMENT_TYPES.get(output.type, 0) for output in self._session.get_outputs()}
 
 
 def session(model: onnx.ModelProto) -> Any:
-    """An onnxruntime session on the CPU that executes the graph as it is written.
+    """Open an onnxruntime session on the CPU that executes the graph as it is written.
 
     Raises:
         CompileError: onnxruntime cannot run it.
@@ -121,7 +123,7 @@ def typed(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def element_counts(model: onnx.ModelProto, names: Collection[str], inputs: Mapping[str, Array]) -> dict[str, int]:
-    """How many elements each tensor has on these inputs; only the counts leave the graph, so memory stays small.
+    """Count the elements that each tensor has on these inputs; only the counts leave the graph, so memory stays small.
 
     Raises:
         CompileError, CalibrationError: as :class:`Probe`.
@@ -135,7 +137,7 @@ def element_counts(model: onnx.ModelProto, names: Collection[str], inputs: Mappi
 
 
 def pruned(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
-    """A copy without outputs, and without the nodes and constants that ``names`` do not need."""
+    """Return a copy without outputs, and without the nodes and constants that ``names`` do not need."""
     needed, kept = set(names), []
     for node in reversed(model.graph.node):
         if needed & set(node.output):
@@ -159,7 +161,9 @@ def pruned(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
 
 
 def _reads(node: onnx.NodeProto) -> set[str]:
-    """Names that a node reads, with those that its subgraphs capture (and a few of their own, which does no harm)."""
+    """Return the names that a node reads, with those that its subgraphs capture (and a few of their own, which does no
+    harm).
+    """
     names = set(node.input)
     for attribute in node.attribute:
         for graph in (attribute.g, *attribute.graphs):

@@ -26,12 +26,12 @@ _WHOLE_NUMBERS = frozenset({TensorProto.INT32, TensorProto.INT64, TensorProto.UI
 
 
 def is_standard(node: onnx.NodeProto, *kinds: str) -> bool:
-    """Whether a node is ONNX's own operator, of one of these kinds if any are given."""
+    """Say whether a node is ONNX's own operator, of one of these kinds if any are given."""
     return node.domain in STANDARD_DOMAINS and (not kinds or node.op_type in kinds)
 
 
 def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """The bodies of If, Loop and Scan."""
+    """Return the bodies of If, Loop and Scan."""
     for attribute in node.attribute:
         if attribute.type == AttributeProto.GRAPH:
             yield attribute.g
@@ -39,7 +39,7 @@ def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 
 
 def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """The graph and every graph nested in it, outer ones first."""
+    """Return the graph and every graph nested in it, outer ones first."""
     yield graph
     for node in graph.node:
         for inner in subgraphs(node):
@@ -47,7 +47,7 @@ def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 
 def reads(node: onnx.NodeProto) -> Iterator[str]:
-    """Names of the tensors a node needs, those that its subgraphs capture included."""
+    """Return the names of the tensors a node needs, those that its subgraphs capture included."""
     yield from (name for name in node.input if name)
     for inner in subgraphs(node):
         yield from _captured(inner)
@@ -61,7 +61,7 @@ def _captured(graph: onnx.GraphProto) -> Iterator[str]:
 
 
 def attribute(node: onnx.NodeProto, name: str, default: object = None) -> object:
-    """The value of an attribute, or ``default``."""
+    """Return the value of an attribute, or ``default``."""
     for entry in node.attribute:
         if entry.name == name:
             return helper.get_attribute_value(entry)
@@ -76,7 +76,8 @@ def set_attribute(node: onnx.NodeProto, name: str, value: object) -> None:
 
 
 def constants(graph: onnx.GraphProto) -> dict[str, TensorProto]:
-    """The graph's own initializers by name. Run :func:`lift_constants` first to have Constant nodes among them."""
+    """Return the graph's own initializers by name. Run :func:`lift_constants` first to have Constant nodes among
+    them."""
     return {tensor.name: tensor for tensor in graph.initializer}
 
 
@@ -88,7 +89,7 @@ def put_constant(graph: onnx.GraphProto, name: str, value: Array) -> str:
 
 
 def free_name(graph: onnx.GraphProto, wanted: str) -> str:
-    """``wanted``, or the first of ``wanted_2``, ``wanted_3``... that no tensor has."""
+    """Return ``wanted``, or the first of ``wanted_2``, ``wanted_3``... that no tensor has."""
     return _first_free(wanted, names(graph))
 
 
@@ -101,7 +102,7 @@ def _first_free(wanted: str, taken: set[str]) -> str:
 
 
 def names(graph: onnx.GraphProto) -> set[str]:
-    """Every tensor name in a graph and its subgraphs."""
+    """Return every tensor name in a graph and its subgraphs."""
     found: set[str] = set()
     for part in graphs(graph):
         found.update(value.name for value in (*part.input, *part.output))
@@ -225,7 +226,7 @@ def require_domain(model: onnx.ModelProto, domain: str, version: int) -> None:
 
 
 def lift_opset(model: onnx.ModelProto, least: int, *, target: int) -> onnx.ModelProto:
-    """The model itself when its opset is ``least`` or newer, else a copy converted to ``target``.
+    """Return the model itself when its opset is ``least`` or newer, else a copy converted to ``target``.
 
     Raises:
         CompileError: onnx's converter cannot.
@@ -265,7 +266,9 @@ def gemm_to_matmul(graph: onnx.GraphProto, types: dict[str, int]) -> int:
 
 
 def _split_gemm(graph: onnx.GraphProto, node: onnx.NodeProto, types: dict[str, int]) -> list[onnx.NodeProto] | None:
-    """alpha * A' @ B' + beta * C; constants take their transposition and factor at once, others get nodes for them."""
+    """Write a Gemm as alpha * A' @ B' + beta * C; constants take their transposition and factor at once, others get
+    nodes for them.
+    """
     alpha, beta = float(attribute(node, "alpha", 1.0)), float(attribute(node, "beta", 1.0))  # type: ignore[arg-type]
     is_scaled = alpha != 1 or beta != 1
     if is_scaled and any(types.get(name) in _WHOLE_NUMBERS for name in node.input):

@@ -17,7 +17,7 @@ _ONE_SCALE_A_BATCH = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul"
 
 
 def affect_each_other(path: Path) -> bool:
-    """Whether a model rounds each batch by its own range, as dynamic INT8 does.
+    """Say whether a model rounds each batch by its own range, as dynamic INT8 does.
 
     Confidence scores of such a model are noisy by the batch that a row came in: what was certified in batches of 64
     would not be what a device computes for one row. It is asked, certified and served one row at a time.

@@ -60,10 +60,11 @@ class Sensitivity:
 def rank(
     float_model: Path, quantized_model: Path, batches: Callable[[], Iterator[Mapping[str, Array]]]
 ) -> tuple[Sensitivity, ...]:
-    """Quantized operators of a model, the most sensitive first; equal ones by name.
+    """Rank the quantized operators of a model, the most sensitive first; equal ones by name.
 
     Args:
-        float_model: the graph that was quantized; ``quantized_model``: its QDQ or dynamically quantized form.
+        float_model: the graph that was quantized.
+        quantized_model: its QDQ or dynamically quantized form.
         batches: examples by input name; a few dozen rows tell operators apart.
 
     Raises:
@@ -156,7 +157,7 @@ class _Shadows:
         self._copied: set[str] = set()
 
     def between(self, name: str) -> list[onnx.NodeProto]:
-        """Nodes of the quantized graph that compute ``name`` from tensors which the float graph has too."""
+        """Return the nodes of the quantized graph that compute ``name`` from tensors which the float graph has too."""
         nodes: list[onnx.NodeProto] = []
         waiting, seen = [name], {name}
         while waiting:
@@ -170,13 +171,17 @@ class _Shadows:
         return nodes
 
     def rounds(self, node: onnx.NodeProto) -> bool:
-        """Rounds an activation, or reads a rounded one. Not a constant: it may be shared with a quantized node."""
+        """Say whether a node rounds an activation, or reads a rounded one. A constant does not count: a quantized node
+        may share it.
+        """
         if node.op_type == "DequantizeLinear":
             return node.input[0] not in self._constants
         return node.op_type in _ROUNDING
 
     def rounds_weights(self, nodes: list[onnx.NodeProto]) -> bool:
-        """A product kept in float may still read rounded activations, which are its neighbours' doing."""
+        """Say whether nodes read a rounded weight: rounded activations of a product kept in float are its neighbours'
+        doing.
+        """
         return any(self._is_rounded(name, node) for node in nodes for name in node.input)
 
     def _is_rounded(self, name: str, reader: onnx.NodeProto) -> bool:
@@ -186,7 +191,7 @@ class _Shadows:
         return tensor.data_type in _STORED_INTEGERS or reader.op_type == "QuantizeLinear"
 
     def copy(self, name: str) -> str:
-        """Name, in the float graph, of a copy of a quantized graph's tensor."""
+        """Copy a tensor of the quantized graph into the float graph, and return its name there."""
         if name in self._made:
             return self._made[name]
         if name in self._constants:
@@ -204,7 +209,9 @@ class _Shadows:
         return self._made[name]
 
     def append(self, part: onnx.NodeProto, source: str) -> str:
-        """A copy of a node with one output that reads ``source`` instead of its first input; the copy's output."""
+        """Append a copy of a node with one output that reads ``source`` instead of its first input; return the copy's
+        output.
+        """
         node = onnx.NodeProto()
         node.CopyFrom(part)
         node.name = node.output[0] = f"{_SHADOW}of/{source}/{part.op_type}"
@@ -223,13 +230,13 @@ class _Shadows:
 
 
 def _owner(inner: list[onnx.NodeProto], names: Mapping[str, onnx.NodeProto]) -> onnx.NodeProto | None:
-    """The float node that a quantized part stands for: quantizers keep its name, even where they drop a ReLU."""
+    """Return the float node that a quantized part stands for: quantizers keep its name, even where they drop a ReLU."""
     found = [names[part.name] for part in inner if part.name in names]
     return next((node for node in found if node.op_type not in _MOVERS), found[0] if found else None)
 
 
 def _rounding(name: str, readers: Mapping[str, list[onnx.NodeProto]]) -> list[onnx.NodeProto]:
-    """The pair that rounds ``name``, if there is one: where a ReLU was dropped, rounding is what clips."""
+    """Return the pair that rounds ``name``, if there is one: where a ReLU was dropped, rounding is what clips."""
     for quantize in readers.get(name, ()):
         if quantize.op_type == "QuantizeLinear":
             for reader in readers.get(quantize.output[0], ()):

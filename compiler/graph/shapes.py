@@ -20,7 +20,7 @@ _SUFFIX = "__penstock_shape"
 
 
 def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy with what onnx's own inference says of intermediate tensors, and nothing that an exporter said.
+    """Return a copy with what onnx's own inference says of intermediate tensors, and nothing that an exporter said.
 
     onnxruntime's symbolic inference is not used: it fails on transformers that torch.export made.
     """
@@ -34,7 +34,7 @@ def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def known(model: onnx.ModelProto) -> Mapping[str, Shape]:
-    """Shapes by tensor, of constants too; a tensor of unknown rank is missing."""
+    """Return the shapes by tensor, of constants too; a tensor of unknown rank is missing."""
     graph = inferred(model).graph
     found: dict[str, Shape] = {}
     for value in (*graph.input, *graph.output, *graph.value_info):
@@ -45,7 +45,7 @@ def known(model: onnx.ModelProto) -> Mapping[str, Shape]:
 
 
 def observed(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
-    """Shapes of everything that nodes of the graph compute, for these inputs; what is no tensor is missing.
+    """Return the shapes of everything that nodes of the graph compute, for these inputs; what is no tensor is missing.
 
     Inference loses even the rank behind a reshape to a computed shape, which every exported transformer has. Only the
     shapes leave the graph, so that memory stays small.

@@ -29,7 +29,8 @@ class Work:
     Attributes:
         reads, makes: tensors of each node; constants are not among them.
         weights: constants of each node, by name.
-        given: inputs of the graph; ``wanted``: its outputs.
+        given: inputs of the graph.
+        wanted: its outputs.
         tensor_bytes, weight_bytes: sizes by name.
         forbidden: positions at which no cut may be: ``k`` is the cut before node k.
     """
@@ -73,7 +74,7 @@ class DoesNotFit:
 
 
 def plan(work: Work, stages: int, *, limits: Sequence[int] = ()) -> Plan | DoesNotFit:
-    """The division that moves the least bytes, of those the one whose largest stage is smallest.
+    """Choose the division that moves the least bytes, of those the one whose largest stage is smallest.
 
     Args:
         limits: memory of each device, in bytes; without any, stages may be a tenth larger than an even division's.
@@ -98,7 +99,8 @@ def plan(work: Work, stages: int, *, limits: Sequence[int] = ()) -> Plan | DoesN
 
 
 def alive(work: Work) -> list[frozenset[str]]:
-    """For each position, the tensors made or given before it and needed at or after it: what crosses a cut there."""
+    """Find for each position the tensors made or given before it and needed at or after it: what
+    crosses a cut there."""
     last: dict[str, int] = dict.fromkeys(work.wanted, work.nodes)
     for index in range(work.nodes - 1, -1, -1):
         for name in work.reads[index]:
@@ -128,7 +130,8 @@ def _places(work: Work, crossing: Sequence[int], stages: int) -> list[int]:
 
 
 def _memory(work: Work, places: Sequence[int]) -> Floats:
-    """Bytes that a stage from one place to another needs; infinite where the second is not behind the first."""
+    """Return the bytes that a stage from one place to another needs; infinite where the second is not behind the
+    first."""
     count = work.nodes
     present = alive(work)
     busy = np.array(
@@ -164,7 +167,8 @@ def _memory(work: Work, places: Sequence[int]) -> Floats:
 
 
 def _divide(memory: Floats, cost: Floats, limits: Sequence[float]) -> list[int] | None:
-    """Indices of the bounds that minimise (sum of costs, largest memory), the first of equal ones; None if none fits.
+    """Return the indices of the bounds that minimise (sum of costs, largest memory), the first of equal ones; None if
+    none fits.
 
     Dynamic programming over places; the pair is compared lexicographically, which both of its parts allow.
     """

@@ -25,7 +25,7 @@ MAX_FUNCTION_DEPTH = 64
 MAX_NODES = 1_000_000
 """Counting each local function as often as it is called: a chain of functions that call each other twice doubles."""
 MAX_MADE_ELEMENTS = 2**31
-"""Elements of a tensor that a few bytes of graph ask for (ConstantOfShape and its kin)."""
+"""Elements of a tensor that a few bytes of graph ask for (ConstantOfShape and similar operators)."""
 MAX_EXTERNAL_BYTES = 64 * 1024**3
 MAX_SHARING = 4
 """Tensors may share bytes of an external file (tied weights), but not so often that a small file fills the memory."""
@@ -86,7 +86,7 @@ def check(model: onnx.ModelProto, directory: Path) -> list[tuple[TensorProto, Ex
 
 
 def external_range(tensor: TensorProto, directory: Path) -> ExternalRange:
-    """Where an external tensor's bytes are, checked against its dimensions and against the file.
+    """Return where an external tensor's bytes are, checked against its dimensions and against the file.
 
     Raises:
         CompileError: the location leaves ``directory`` or is no plain file, or the range is not in it.
@@ -106,7 +106,7 @@ def external_range(tensor: TensorProto, directory: Path) -> ExternalRange:
 
 
 def _inside(location: str, directory: Path, what: str) -> Path:
-    """The plain file that a location names; separators of every system count, for files travel between them."""
+    """Return the plain file that a location names; separators of every system count, for files travel between them."""
     pure = PurePosixPath(location.replace("\\", "/"))
     if not location or "\0" in location or pure.is_absolute() or PureWindowsPath(location).drive or ".." in pure.parts:
         raise CompileError(
@@ -173,7 +173,7 @@ def _check_made_tensors(body: onnx.GraphProto | onnx.FunctionProto) -> None:
 
 
 def _small_constants(body: onnx.GraphProto | onnx.FunctionProto) -> Iterator[tuple[str, list[int]]]:
-    """Constant vectors of int64 that can be a shape."""
+    """Return the constant vectors of int64 that can be a shape."""
     tensors = [(t.name, t) for t in getattr(body, "initializer", ())]
     tensors += [
         (node.output[0], attribute.t)
@@ -191,7 +191,7 @@ def _small_constants(body: onnx.GraphProto | onnx.FunctionProto) -> Iterator[tup
 
 
 def _check_functions(model: onnx.ModelProto) -> None:
-    """Local functions are expanded where they are called, so they may not call themselves, nor double without end."""
+    """Refuse local functions that call themselves, or double without end: they are expanded where they are called."""
     functions = {(function.domain, function.name): function for function in model.functions}
     sizes: dict[tuple[str, str], int] = {}
     being_expanded: set[tuple[str, str]] = set()
@@ -223,7 +223,7 @@ def _all_nodes(body: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.Node
 
 
 def _bodies(model: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
-    """Every graph and function body, subgraphs included."""
+    """Return every graph and function body, subgraphs included."""
     yield from _nested(model.graph)
     for function in model.functions:
         yield from _nested(function)

@@ -39,9 +39,10 @@ class DistillJob:
 
     Attributes:
         student: the rung's ``model``, which says what the student looks like.
-        teacher: the cloud's model as ONNX; ``content``: its digest.
+        teacher: the cloud's model as ONNX.
+        content: its digest.
         data: the recipe's examples, as they were loaded for the other steps.
-        smoke_rows: train one epoch on so many rows; None trains in earnest.
+        smoke_rows: train one epoch on so many rows; None trains on all, to the end.
     """
 
     recipe: Recipe
@@ -63,7 +64,7 @@ class DistillJob:
 
 
 def key(job: DistillJob) -> dict[str, Any]:
-    """Everything that a student depends on, as plain JSON.
+    """Return everything that a student depends on, as plain JSON.
 
     Raises:
         ConfigError, InvalidInput: what is wrong with the recipe or the data. MissingToolchain.
@@ -84,7 +85,7 @@ def key(job: DistillJob) -> dict[str, Any]:
 
 
 def student_content(recipe: Recipe, student: str) -> str:
-    """What is known of a student before it is trained: the content of its factory or configuration.
+    """Return what is known of a student before it is trained: the content of its factory or configuration.
 
     Raises:
         ConfigError, InvalidInput: there is no such student, or the table [distill] is wrong.
@@ -96,7 +97,7 @@ def run(job: DistillJob, out: Path, work: Path, progress: Progress) -> Student:
     """Make the student in ``out``, with its account beside it.
 
     Args:
-        work: outlives an interruption; the same job goes on from what is in it.
+        work: outlives an interruption; the same job continues from what is in it.
 
     Raises:
         As :func:`compiler.distill.student.make_student`.
@@ -138,7 +139,9 @@ def _cloud(job: DistillJob) -> LocalTeacher:
 
 
 def _own_teacher(job: DistillJob) -> str:
-    """What is known of the teacher that [distill] names: a core's model by its name alone, anything else by content."""
+    """Return what is known of the teacher that [distill] names: a core's model by its name alone, anything else by
+    content.
+    """
     named = job.section.teacher
     return named if not named or "://" in named else sources.fingerprint(sources.detect(named, job.recipe.base))
 

@@ -54,7 +54,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 def prepare(job: PassJob, options: Options, *, words: str) -> tuple[onnx.ModelProto, dict[str, Range], dict[str, Any]]:
-    """The model, the shapes to build for, and the part of the runner's job that both passes share.
+    """Return the model, the shapes to build for, and the part of the runner's job that both passes share.
 
     Raises:
         InvalidInput, CompileError: no such model, or not a valid one. ConfigError: an axis whose sizes nobody knows.
@@ -72,7 +72,7 @@ def prepare(job: PassJob, options: Options, *, words: str) -> tuple[onnx.ModelPr
 
 
 def build(name: str, runner: Path, runner_job: Mapping[str, Any], job: PassJob, *, timeout_s: float) -> dict[str, Any]:
-    """Run the builder in toolchain ``name``; its facts.
+    """Run the builder in toolchain ``name`` and return its facts.
 
     Raises:
         CompileError: it cannot build the model; nothing is left behind. MissingToolchain.
@@ -114,7 +114,8 @@ def make_header(
     kind: Format, job: PassJob, model: onnx.ModelProto, profiles: dict[str, Range], facts: Mapping[str, Any],
     flags: Mapping[str, str | int | bool],
 ) -> EngineHeader:  # fmt: skip
-    """The header of the engine in ``job.out``, still without its key. Engines run on the system that built them."""
+    """Return the header of the engine in ``job.out``, still without its key. Engines run on the system that built
+    them."""
     return EngineHeader(
         format=kind,
         onnx_digest=source_digest(job.source),
@@ -131,14 +132,14 @@ def make_header(
 
 
 def source_digest(path: Path) -> str:
-    """Of the model file; where weights lie beside it, of all the files together."""
+    """Return the digest of the model file; where weights lie beside it, of all the files together."""
     beside = files.data_files(path, field="model")
     digests = [digest_of_file(file) for file in (path, *beside)]
     return digests[0] if len(digests) == 1 else digest_of("\n".join(digests).encode())
 
 
 def precision_of(model: onnx.ModelProto) -> Literal["fp32", "fp16", "int8"]:
-    """What the model's operators compute in; engines keep to it."""
+    """Return the number type that the model's operators compute in; engines keep to it."""
     if any(node.op_type in _QUANTIZED for node in model.graph.node):
         return "int8"
     if any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer):
@@ -149,7 +150,7 @@ def precision_of(model: onnx.ModelProto) -> Literal["fp32", "fp16", "int8"]:
 def ranges(
     model: onnx.ModelProto, options: Options, seen: Mapping[str, Mapping[int, tuple[int, int]]]
 ) -> dict[str, Range]:
-    """Accepted shapes of every input.
+    """Return the accepted shapes of every input.
 
     Args:
         seen: least and most of each axis in examples, by input and axis.
@@ -176,7 +177,7 @@ def ranges(
 
 
 def seen_sizes(calibration: Batches | None) -> dict[str, dict[int, tuple[int, int]]]:
-    """Least and most of each axis but the first, over the first batches of examples."""
+    """Return the least and the most of each axis but the first, over the first batches of examples."""
     found: dict[str, dict[int, tuple[int, int]]] = {}
     for batch in itertools.islice(calibration(), _MAX_EXAMPLE_BATCHES) if calibration else ():
         for name, array in batch.items():
@@ -188,7 +189,8 @@ def seen_sizes(calibration: Batches | None) -> dict[str, dict[int, tuple[int, in
 
 
 def _axes(value: onnx.ValueInfoProto) -> Iterator[int]:
-    """
+    """Return the indices of an input's axes.
+
     Raises:
         CompileError: not even the number of axes is known.
     """

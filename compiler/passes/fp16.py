@@ -117,7 +117,7 @@ def _check_operators(options: Options, model: onnx.ModelProto) -> None:
 
 
 def _soften_masks(graph: onnx.GraphProto) -> list[str]:
-    """Names of the constants in which minus infinity was written as a finite number."""
+    """Write minus infinity in masks as a finite number; return the names of these constants."""
     bounds = {name for node in graph.node if node.op_type in _BOUNDING for name in node.input}
     found = []
     for tensor in graph.initializer:
@@ -156,7 +156,9 @@ def _keep_overflows(model: onnx.ModelProto, types: Mapping[str, int], asked: Seq
 
 
 def _size(tensor: TensorProto) -> float:
-    """The largest finite magnitude of a float32 constant; infinities mean themselves, in masks, and convert exactly."""
+    """Return the largest finite magnitude of a float32 constant; infinities in masks mean themselves and convert
+    exactly.
+    """
     if tensor.data_type != TensorProto.FLOAT:
         return 0.0
     values = np.abs(numpy_helper.to_array(tensor))
@@ -187,7 +189,7 @@ def _converted(source: onnx.ModelProto, options: Options, kept: _Kept) -> onnx.M
 
 
 def _sort(graph: onnx.GraphProto) -> None:
-    """The converter appends its casts at the end; ONNX wants every node behind those it reads."""
+    """Put every node behind those that it reads, as ONNX wants it: the converter appends its casts at the end."""
     made = {name for node in graph.node for name in node.output}
     ready: set[str] = set()
     waiting, ordered = list(graph.node), []
@@ -236,7 +238,7 @@ def _is_cast(node: onnx.NodeProto, to: int) -> bool:
 
 
 def _half_nodes(model: onnx.ModelProto) -> list[str]:
-    """Names of the operators that compute in half precision, the casts in and out not counted."""
+    """Return the names of the operators that compute in half precision, the casts in and out not counted."""
     types = probe.typed(model)
     del model.graph.value_info[:]
     return [
@@ -247,7 +249,7 @@ def _half_nodes(model: onnx.ModelProto) -> list[str]:
 
 
 def _rounded(source: onnx.ModelProto, types: Mapping[str, int], half: frozenset[str]) -> onnx.ModelProto:
-    """The float32 graph with every result of a converted operator rounded to half precision.
+    """Return the float32 graph with every result of a converted operator rounded to half precision.
 
     A CPU has few operators in half precision: onnxruntime computes the others in float32, and does not round between
     them, so that the converted model shows neither the error nor the overflow that it will have elsewhere.

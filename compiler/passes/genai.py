@@ -89,12 +89,14 @@ def run(job: PassJob) -> PassResult:
 
 
 def toolchain_for(source: Path) -> Toolchain:
-    """Where a recipe names none: transformers 4 reads the byte-level tokenizers of GGUF files wrongly."""
+    """Choose the toolchain where a recipe names none: transformers 4 reads the byte-level tokenizers of GGUF files
+    wrongly.
+    """
     return "transformers5" if source.is_file() else "optimum"
 
 
 def check_source(source: Path) -> None:
-    """What can be refused without starting a toolchain.
+    """Refuse what can be refused without starting a toolchain.
 
     Raises:
         InvalidInput, CompileError: what is missing or wrong, and what was expected.
@@ -122,12 +124,12 @@ def check_source(source: Path) -> None:
 
 
 def files(directory: Path) -> dict[str, Path]:
-    """Every file of a built model by its name, the main one excepted: what travels with it in an artifact."""
+    """Return every file of a built model by its name, except the main one: what travels with it in an artifact."""
     return {path.name: path for path in sorted(directory.iterdir()) if path.is_file() and path.name != MODEL_FILE}
 
 
 def size_bytes(directory: Path) -> int:
-    """Of everything an engine needs."""
+    """Return the size of everything that an engine needs."""
     return sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
 
 

@@ -51,7 +51,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 def run(job: PassJob) -> PassResult:
-    """The job's model in dynamic INT8.
+    """Write the job's model in dynamic INT8.
 
     Raises:
         ConfigError: options. InvalidInput, CompileError: the model cannot be read, run or quantized, or nothing in it
@@ -92,7 +92,7 @@ def run(job: PassJob) -> PassResult:
 
 
 def _nodes(graph: onnx.GraphProto, options: Options, keep_float: frozenset[str]) -> list[onnx.NodeProto]:
-    """Products with constant weights, and lookups in constant float tables."""
+    """Find products with constant weights, and lookups in constant float tables."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
     return [
         node
@@ -107,7 +107,7 @@ def _nodes(graph: onnx.GraphProto, options: Options, keep_float: frozenset[str])
 
 
 def _is_plain(node: onnx.NodeProto) -> bool:
-    """A Gemm that the quantizer can write as a MatMul; it passes over any other without a word."""
+    """Say whether the quantizer can write a Gemm as a MatMul; it passes over any other without a word."""
     values = {a.name: a.f if a.name in ("alpha", "beta") else float(a.i) for a in node.attribute}
     return values.get("alpha", 1) == 1 and values.get("beta", 1) == 1 and values.get("transA", 0) == 0
 
@@ -143,7 +143,7 @@ def _quantized(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantizer advises on the root logger to do what the optimize pass has done."""
+    """Silence the quantizer's advice on the root logger: the optimize pass has done what it advises."""
     root = logging.getLogger()
     root.addFilter(_no_advice)
     try:

@@ -30,7 +30,7 @@ except ImportError as error:  # the library is behind an extra
 
 PRODUCTS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
 DENSE = ("MatMul", "Gemm")
-"""Products whose results stay in float: the integer kernels give float as fast, and the next operator rounds anew."""
+"""Products whose results stay in float: the integer kernels give float as fast, and the next operator rounds again."""
 
 _FOLLOWERS = frozenset(
     {
@@ -71,7 +71,7 @@ class Plan:
 
 
 def cpu(graph: onnx.GraphProto, *, keep_float: frozenset[str]) -> Plan:
-    """For onnxruntime's CPU kernels: products with constant weights, and around convolutions what follows them.
+    """Plan for onnxruntime's CPU kernels: products with constant weights, and around convolutions what follows them.
 
     ConvTranspose has no integer kernel there: it would be a float one between two conversions.
     """
@@ -101,7 +101,7 @@ def cpu(graph: onnx.GraphProto, *, keep_float: frozenset[str]) -> Plan:
 
 
 def tensorrt(graph: onnx.GraphProto, *, keep_float: frozenset[str], shapes: Mapping[str, tuple[int, ...]]) -> Plan:
-    """For TensorRT, which fuses around products by itself: products worth its integer kernels.
+    """Plan for TensorRT, which fuses around products by itself: products that are worth its integer kernels.
 
     Args:
         shapes: known ones by tensor, a negative number for a free dimension.
@@ -120,7 +120,8 @@ def tensorrt(graph: onnx.GraphProto, *, keep_float: frozenset[str], shapes: Mapp
 
 
 def has_weights(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> bool:
-    """The second factor is a constant, and for a matrix product a matrix: kernels have one scale a column."""
+    """Say whether the second factor is a constant, and for a matrix product a matrix: kernels have one scale a
+    column."""
     weight = constants.get(node.input[1])
     if weight is None or weight.data_type not in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16):
         return False
@@ -128,7 +129,7 @@ def has_weights(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto])
 
 
 def _tails(graph: onnx.GraphProto) -> set[str]:
-    """Nodes between the last product and a graph output that do one thing to one tensor: they stay in float.
+    """Find nodes between the last product and a graph output that do one thing to one tensor: they stay in float.
 
     Eight-bit scores tie: among confident rows the 256 steps leave a handful of distinct confidences, and a threshold
     between them cannot be chosen. (And where the quantizer drops a ReLU because rounding clips as well, taking the
@@ -149,12 +150,12 @@ def _tails(graph: onnx.GraphProto) -> set[str]:
 
 
 def is_tail(node: onnx.NodeProto) -> bool:
-    """Does one thing to one tensor, and may stand between the last product and a graph output."""
+    """Say whether a node does one thing to one tensor, and may stand between the last product and a graph output."""
     return node.op_type in _TAILS
 
 
 def _follows(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> bool:
-    """Has an integer kernel, and loses nothing by it.
+    """Say whether a node has an integer kernel and loses nothing by it.
 
     The quantizer replaces a Clip by the range of its result, and every range holds zero: bounds that do not would be
     lost with it.
@@ -166,7 +167,7 @@ def _follows(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) ->
 
 
 def _bound(node: onnx.NodeProto, index: int, constants: Mapping[str, onnx.TensorProto]) -> float:
-    """A bound of a Clip; of one that is computed, or absent, NaN and infinity (no comparison with NaN holds)."""
+    """Return a bound of a Clip; NaN and infinity for one that is computed or absent (no comparison with NaN holds)."""
     name = node.input[index] if index < len(node.input) else ""
     if not name:
         return -math.inf if index == 1 else math.inf
@@ -184,7 +185,9 @@ def _is_small(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -
 def _is_vector(
     node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto], shapes: Mapping[str, tuple[int, ...]]
 ) -> bool:
-    """A matrix times a vector reads each weight once: bound by memory, with conversions to pay on top."""
+    """Say whether this is a matrix times a vector, which reads each weight once: memory limits it, and conversions come
+    on top.
+    """
     if node.op_type not in DENSE:
         return False
     transposed = any(a.name == "transB" and a.i for a in node.attribute)

@@ -73,7 +73,7 @@ def smooth(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], batches: Bat
 def _groups(
     graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto], constants: Mapping[str, onnx.TensorProto]
 ) -> Iterator[_Group]:
-    """By tensor that is read; weights that something else reads too cannot be changed."""
+    """Group products by the tensor that they read; weights that something else reads too cannot be changed."""
     uses: dict[str, int] = {}
     for node in graph.node:
         for name in node.input:
@@ -99,7 +99,7 @@ def _is_transposed(product: onnx.NodeProto) -> bool:
 
 
 def _largest(model: onnx.ModelProto, channels: Mapping[str, int], batches: Batches) -> dict[str, NDArray[np.float32]]:
-    """The largest magnitude of each channel (last axis) of each tensor; only these leave the graph."""
+    """Return the largest magnitude of each channel (last axis) of each tensor; only these leave the graph."""
     opened = onnx.ModelProto()
     opened.CopyFrom(model)
     axes_are_inputs = files.opset(model) >= _REDUCE_AXES_ARE_INPUTS

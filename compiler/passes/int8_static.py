@@ -56,7 +56,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 def run(job: PassJob) -> PassResult:
-    """The job's model in static INT8.
+    """Write the job's model in static INT8.
 
     Raises:
         ConfigError: options. CalibrationError: no or unusable examples. InvalidInput, CompileError: the model cannot be
@@ -96,7 +96,8 @@ _WHY_NOTHING = (
 
 
 def _write_sums_as_add(graph: onnx.GraphProto) -> None:
-    """A Sum of two is an Add, which has an integer kernel; older exporters close their residual blocks with it."""
+    """Write a Sum of two as an Add, which has an integer kernel; older exporters close their residual blocks with
+    Sum."""
     for node in graph.node:
         if node.op_type == "Sum" and len(node.input) == 2:
             node.op_type = "Add"
@@ -113,7 +114,7 @@ def _plan(model: onnx.ModelProto, types: IntegerTypes, keep_float: frozenset[str
 
 
 def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Shapes as far as onnx can infer them; free dimensions are -1."""
+    """Return the shapes as far as onnx can infer them; free dimensions are -1."""
     graph = onnx.shape_inference.infer_shapes(model).graph
     return {
         value.name: tuple(d.dim_value if d.HasField("dim_value") else -1 for d in value.type.tensor_type.shape.dim)
@@ -123,7 +124,7 @@ def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
 
 
 def _tensors(graph: onnx.GraphProto, plan: Plan, types: IntegerTypes, elements: Mapping[str, int]) -> list[str]:
-    """Float tensors that a quantized node reads, or gives as integers, in the graph's order."""
+    """Return the float tensors that a quantized node reads, or gives as integers, in the graph's order."""
     nodes, constants = set(plan.nodes), {tensor.name for tensor in graph.initializer}
     found: dict[str, None] = {}
     for node in graph.node:
@@ -136,7 +137,7 @@ def _tensors(graph: onnx.GraphProto, plan: Plan, types: IntegerTypes, elements: 
 
 
 def _float_results(types: IntegerTypes) -> list[str]:
-    """Operators whose results are not rounded. TensorRT decides by itself where its kernels round."""
+    """Return the operators whose results are not rounded. TensorRT decides by itself where its kernels round."""
     return sorted(int8_plan.PRODUCTS) if types.symmetric else list(int8_plan.DENSE)
 
 
@@ -151,7 +152,7 @@ def _tensor_data(found: Calibration, elements: Mapping[str, int]) -> dict[str, T
 def _quantized(
     model: onnx.ModelProto, plan: Plan, types: IntegerTypes, options: Options, ranges: dict[str, TensorData]
 ) -> onnx.ModelProto:
-    add_infer_metadata(model)  # or the quantizer infers types anew, and loses those behind other domains
+    add_infer_metadata(model)  # or the quantizer infers types again, and loses those behind other domains
     kinds = sorted({node.op_type for node in model.graph.node if node.name in set(plan.nodes)})
     try:
         quantizer = QDQQuantizer(

@@ -19,7 +19,7 @@ PER_CHANNEL_OPSET = 13  # QuantizeLinear has an axis since then
 
 
 def source(job: PassJob, *, name: str) -> tuple[onnx.ModelProto, dict[str, int]]:
-    """The job's float graph, its nodes named and its tensors' types known; and those types by tensor.
+    """Return the job's float graph, its nodes named and its tensors' types known; and those types by tensor.
 
     Raises:
         InvalidInput, CompileError: it cannot be read or run, is quantized already, or is too old an opset.
@@ -39,7 +39,8 @@ def source(job: PassJob, *, name: str) -> tuple[onnx.ModelProto, dict[str, int]]
 
 
 def check_kept(job: PassJob, model: onnx.ModelProto, *, name: str) -> None:
-    """
+    """Check that every node that is to stay in float exists; otherwise keeping it would change nothing.
+
     Raises:
         CompileError: a node that is to stay in float does not exist, so that keeping it would change nothing.
     """
@@ -49,7 +50,7 @@ def check_kept(job: PassJob, model: onnx.ModelProto, *, name: str) -> None:
 
 
 def facts(path: Path, job: PassJob, *, quantized: list[str]) -> dict[str, Any]:
-    """Figures of a quantized file for the report.
+    """Return the figures of a quantized file for the report.
 
     ``integer_nodes`` and ``float_nodes`` are None where this machine's kernels are not the target's: s8s8 convolutions
     are integers on arm64 and float here, and reporting either would be a guess.

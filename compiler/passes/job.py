@@ -18,14 +18,14 @@ from compiler.recipe.targets import Target
 from penstock.wire.tensors import Array
 
 Batches = Callable[[], Iterator[dict[str, Array]]]
-"""Calibration examples, afresh at each call: batches by input name, never all in memory."""
+"""Calibration examples from the beginning at each call: batches by input name, never all in memory."""
 
 Progress = Callable[[float, str], None]
 """Called with the share done, 0 to 1, and a short note."""
 
 
 def _silent(share: float, note: str) -> None:
-    """Nobody watches."""
+    """Take progress that nothing watches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -104,7 +104,9 @@ def _prepared(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _by_onnxruntime(model: onnx.ModelProto, *, keep_matmul: bool) -> onnx.ModelProto:
-    """Level "basic" makes ONNX's own operators only; "extended" and above make what one processor or runtime has."""
+    """Optimize at level "basic", which makes ONNX's own operators only; higher levels make what one processor or
+    runtime has.
+    """
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.log_severity_level = 4
@@ -126,7 +128,7 @@ def _by_onnxruntime(model: onnx.ModelProto, *, keep_matmul: bool) -> onnx.ModelP
 
 
 def _check_plain(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
-    """No operator of another domain may have come in."""
+    """Check that no operator of another domain has come in."""
     domains = [
         {node.domain for graph in rewrite.graphs(model.graph) for node in graph.node if not rewrite.is_standard(node)}
         for model in (before, after)
@@ -142,10 +144,10 @@ def _check_plain(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
 def _slimmed(
     model: onnx.ModelProto, reference: equivalence.Session, asked: Sequence[Feeds]
 ) -> tuple[onnx.ModelProto, str]:
-    """What onnxslim makes of a model if that holds up, else the model as it was, and which of the two it is.
+    """Return what onnxslim makes of a model if that holds up, else the model as it was, and which of the two it is.
 
     onnxslim breaks on some graphs (28 of the 1,526 node cases of onnx that onnxruntime runs: it raises, or drops an
-    input), so that nothing it returns is taken unseen.
+    input), so everything that it returns is checked.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)

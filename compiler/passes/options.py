@@ -14,7 +14,7 @@ _Options = TypeVar("_Options", bound=msgspec.Struct)
 
 
 def decode(options: Mapping[str, Any], kind: type[_Options], *, name: str) -> _Options:
-    """The options of pass ``name``.
+    """Return the options of pass ``name``, checked.
 
     Raises:
         ConfigError: an unknown option, with the nearest known one, or a value that it cannot have.

@@ -67,7 +67,7 @@ def run(job: PassJob) -> PassResult:
 
 
 def _weights(model: onnx.ModelProto, keep_float: frozenset[str]) -> dict[str, TensorProto]:
-    """Constant float32 factors of layers, by name."""
+    """Return the constant float32 factors of layers, by name."""
     constants = rewrite.constants(model.graph)
     names = {
         name: None
@@ -116,7 +116,7 @@ def _by_magnitude(job: PassJob, options: Options, model: onnx.ModelProto) -> Pas
 
 
 def _without_smallest(arrays: list[NDArray[Any]], share: float) -> list[NDArray[Any]]:
-    """Set the smallest to zero: exactly ``floor(share * n)``, of equal ones the first."""
+    """Set the smallest weights to zero: exactly ``floor(share * n)``, of equal ones the first."""
     sizes = np.concatenate([np.abs(array).reshape(-1) for array in arrays])
     count = math.floor(share * sizes.size)
     gone = np.zeros(sizes.size, bool)
@@ -137,7 +137,7 @@ def _zeros(array: NDArray[Any]) -> int:
 
 
 def _gzip_bytes(model: onnx.ModelProto) -> int:
-    """What the weights take when they are compressed for the way."""
+    """Return the bytes that the weights take when they are compressed for transport."""
     return sum(
         len(gzip.compress(numpy_helper.to_array(tensor).tobytes(), _GZIP_LEVEL, mtime=0))
         for tensor in model.graph.initializer
@@ -169,7 +169,7 @@ def _by_channel(job: PassJob, options: Options, model: onnx.ModelProto) -> PassR
 
 
 def _choose(model: onnx.ModelProto, found: Channels, share: float) -> frozenset[int]:
-    """Roots to take out: of each family of layers that share channels, the given share with the least norm.
+    """Choose the roots to take out: of each family of layers that share channels, the given share with the least norm.
 
     A channel's norm is that of all weights that make it (L2, over all layers of the family). Every layer keeps one.
     """
@@ -204,7 +204,7 @@ def _choose(model: onnx.ModelProto, found: Channels, share: float) -> frozenset[
 
 
 def _families(made: list[set[int]]) -> list[list[int]]:
-    """Layers that make some channel together, as lists of their indices."""
+    """Return the layers that make some channel together, as lists of their indices."""
     family = list(range(len(made)))
     first: dict[int, int] = {}
     for index, roots in enumerate(made):
@@ -221,7 +221,7 @@ def _kept(found: Channels, axis: Axis, gone: frozenset[int]) -> NDArray[np.bool_
 
 
 def _masked(model: onnx.ModelProto, found: Channels, gone: frozenset[int]) -> onnx.ModelProto:
-    """A copy in which no layer reads the channels that go."""
+    """Return a copy in which no layer reads the channels that go."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     constants = rewrite.constants(copy.graph)
@@ -274,7 +274,7 @@ def _layers(found: Channels, gone: frozenset[int]) -> Iterable[tuple[str, list[i
 
 
 def _stay(found: Channels) -> Mapping[str, str]:
-    """Layers none of whose channels can go, with the reason."""
+    """Return the layers none of whose channels can go, with the reason."""
     reasons = {}
     for axis in found.axes:
         roots = found.roots(axis.labels).tolist()

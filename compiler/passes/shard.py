@@ -92,7 +92,7 @@ class _Sizes:
     values: Mapping[str, onnx.ValueInfoProto]
 
     def bytes(self, name: str) -> int:
-        """Of a tensor; 0 for a sequence, which only the caller can give."""
+        """Return the size of a tensor; 0 for a sequence, which only the caller can give."""
         if name not in self.shapes:
             return 0
         return extract.size_bytes(self.shapes[name], self.types[name])
@@ -185,7 +185,7 @@ def _why_not(found: DoesNotFit, count: int, limits: Sequence[int], apart: str) -
 def _harmful(
     model: onnx.ModelProto, plan: Plan, sizes: _Sizes, whole: equivalence.Session, asked: Sequence[Feeds]
 ) -> set[int]:
-    """Cuts that by themselves change the answers."""
+    """Return the cuts that by themselves change the answers."""
     return {
         cut
         for cut in plan.bounds[1:-1]
@@ -194,7 +194,7 @@ def _harmful(
 
 
 def _difference(parts: Sequence[Stage], whole: equivalence.Session, asked: Sequence[Feeds]) -> str:
-    """What the chain answers differently from the whole; "" when all bits are the same."""
+    """Say what the chain answers differently from the whole; "" when all bits are the same."""
     chain = _Chained(parts, "fused")
     for feeds in asked:
         expected, found = whole.run(feeds), chain.run(feeds)

@@ -23,7 +23,7 @@ _RUNTIME = (*_CPU, ANY, CUDA, TENSORRT, TENSORRT_RTX)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassInfo:
-    """A row. ``module`` has ``run(job) -> PassResult``.
+    """One pass: ``module`` has ``run(job) -> PassResult``, and ``Options`` for what a recipe sets.
 
     Attributes:
         precision: "" where the pass does not change it.
@@ -39,7 +39,8 @@ class PassInfo:
     set_by: str = ""
 
     def load(self) -> Callable[[PassJob], PassResult]:
-        """
+        """Import the pass and return its ``run``.
+
         Raises:
             MissingExtra: a library that the pass imports is not installed.
         """
@@ -47,7 +48,8 @@ class PassInfo:
         return run
 
     def check(self, options: Mapping[str, Any]) -> None:
-        """
+        """Check the options that a recipe sets for the pass.
+
         Raises:
             ConfigError: an option that the pass does not have, or a value that it cannot take.
             MissingExtra: a library that the pass imports is not installed.
@@ -140,7 +142,8 @@ PASSES: Mapping[str, PassInfo] = {
 
 
 def find(name: str) -> PassInfo:
-    """
+    """Return the pass of that name.
+
     Raises:
         ConfigError: no such pass.
     """

@@ -98,7 +98,7 @@ def _student(job: dict[str, Any]) -> tuple[nn.Module, list[str]]:
 
 
 def _check(scorer: Scorer, examples: Examples, classes: int) -> None:
-    """Two rows through the untrained student: what does not fit is found before the first epoch."""
+    """Send two rows through the untrained student: what does not fit is found before the first epoch."""
     rows = np.resize(examples.train, 2)
     inputs, _, _ = examples.batch(rows)
     trainable = [value for value in scorer.parameters() if value.requires_grad]

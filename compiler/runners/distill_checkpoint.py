@@ -28,14 +28,14 @@ def save(path: Path, key: str, state: dict[str, Any]) -> None:
 
 
 def load(path: Path, key: str) -> tuple[dict[str, Any] | None, str]:
-    """The state, or None and why a file that is there was not used."""
+    """Load the state; None, and why, for a file that is there and was not used."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         return None, ""
     if hashlib.sha256(data[_DIGEST_BYTES:]).digest() != data[:_DIGEST_BYTES]:
-        return None, "the checkpoint was damaged; training began anew"
+        return None, "the checkpoint was damaged; training began again"
     kept = torch.load(io.BytesIO(data[_DIGEST_BYTES:]), weights_only=True)
     if kept["key"] != key:
-        return None, "the checkpoint was of another student, other data or other settings; training began anew"
+        return None, "the checkpoint was of another student, other data or other settings; training began again"
     return kept["state"], ""

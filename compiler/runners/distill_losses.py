@@ -13,7 +13,7 @@ Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def distilling(temperature: float, alpha: float) -> Loss:
-    """alpha * cross-entropy + (1 - alpha) * T^2 * KL(teacher at T || student at T).
+    """Return alpha * cross-entropy + (1 - alpha) * T^2 * KL(teacher at T || student at T).
 
     Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531; T^2 keeps the
     size of the soft targets' gradients while T changes.
@@ -31,7 +31,8 @@ def distilling(temperature: float, alpha: float) -> Loss:
 
 
 def gatekeeper(weight: float) -> Loss:
-    """weight * cross-entropy where the student is right + (1 - weight) * KL(student || uniform) where it is wrong.
+    """Return weight * cross-entropy where the student is right + (1 - weight) * KL(student || uniform) where it is
+    wrong.
 
     Source: Rabanser et al., "Gatekeeper: Improving Model Cascades Through Confidence Tuning", arXiv 2502.19335: sure
     where it is right and unsure where it is wrong, so that a threshold on its confidence defers the wrong ones.
@@ -48,7 +49,7 @@ def gatekeeper(weight: float) -> Loss:
 
 
 def labels_alone() -> Loss:
-    """Cross-entropy: the teacher has had its say."""
+    """Return the cross-entropy with the labels; the teacher no longer counts."""
 
     def loss(student: torch.Tensor, teacher: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         return functional.cross_entropy(student, classes)

@@ -53,13 +53,13 @@ class Served(nn.Module):
 
 
 def takes_names(model: nn.Module, names: Sequence[str]) -> bool:
-    """Whether forward has an argument of each input's name; otherwise inputs go by position."""
+    """Say whether forward has an argument of each input's name; otherwise inputs go by position."""
     parameters = inspect.signature(model.forward).parameters
     return all(name in parameters for name in names)
 
 
 def logits_of(answer: Any) -> torch.Tensor:
-    """The tensor in what a forward returns: itself, ``.logits``, ``["logits"]``, or the first of several."""
+    """Return the tensor in what a forward returns: itself, ``.logits``, ``["logits"]``, or the first of several."""
     if isinstance(answer, torch.Tensor):
         return answer
     if hasattr(answer, "logits"):
@@ -74,7 +74,7 @@ def logits_of(answer: Any) -> torch.Tensor:
 
 
 def load(described: dict[str, Any], base: str) -> nn.Module:
-    """A teacher with its weights: a factory's module or a Hugging Face directory."""
+    """Load a teacher with its weights: a factory's module or a Hugging Face directory."""
     if described["kind"] == "factory":
         return from_factory(described, base)
     return from_directory(Path(described["path"]))
@@ -123,7 +123,7 @@ def _imported(described: dict[str, Any], base: str) -> Any:
 
 
 def from_directory(path: Path) -> nn.Module:
-    """A Hugging Face classifier with its weights; nothing is fetched."""
+    """Load a Hugging Face classifier with its weights; nothing is fetched."""
     config = _config(path / "config.json")
     try:
         return _auto(config).from_pretrained(path, local_files_only=True, attn_implementation="eager").float()
@@ -132,7 +132,7 @@ def from_directory(path: Path) -> nn.Module:
 
 
 def from_config(file: Path, classes: int) -> nn.Module:
-    """A Hugging Face classifier with fresh weights and ``classes`` outputs."""
+    """Make a Hugging Face classifier with new weights and ``classes`` outputs."""
     config = _config(file)
     config.num_labels = classes
     try:
@@ -155,7 +155,7 @@ def _config(file: Path) -> Any:
 
 
 def _auto(config: Any) -> Any:
-    """The head follows the architecture that the config names; sequences where it names none."""
+    """Choose the head by the architecture that the config names; sequences where it names none."""
     import transformers
 
     names = config.architectures or []
@@ -168,7 +168,7 @@ def _auto(config: Any) -> Any:
 
 
 def with_fewer_layers(teacher: nn.Module, keep_every: int) -> tuple[nn.Module, str]:
-    """The teacher with every ``keep_every``-th of its repeated layers, and a note that says which.
+    """Copy the teacher with every ``keep_every``-th of its repeated layers; return it and a note that says which.
 
     The repeated layers are the longest stretch of a ModuleList or Sequential in which one module, or a few together,
     come again with the same class and the same shapes of weights. (DistilBERT, arXiv 1910.01108, starts its student
@@ -196,7 +196,7 @@ def with_fewer_layers(teacher: nn.Module, keep_every: int) -> tuple[nn.Module, s
 
 
 def _longest_stretch(teacher: nn.Module) -> tuple[str, nn.Module, int, int, int]:
-    """(name, container, first child, children a unit, units): the stretch with the most weights that repeats."""
+    """Return (name, container, first child, children a unit, units): the stretch with the most weights that repeats."""
     best: tuple[int, tuple[str, nn.Module, int, int, int]] = (0, ("", teacher, 0, 1, 0))
     for name, container in teacher.named_modules():
         if type(container) not in (nn.ModuleList, nn.Sequential):
@@ -224,7 +224,9 @@ def _sign(module: nn.Module) -> tuple[str, tuple[Any, ...], int]:
 
 
 def source_digest(model: nn.Module) -> str:
-    """Of the files that define the model's classes and of its weights as they are now: what a checkpoint belongs to."""
+    """Return the digest of the files that define the model's classes and of its weights as they are now: what a
+    checkpoint belongs to.
+    """
     hasher = hashlib.sha256()
     files = set()
     for part in model.modules():
@@ -242,5 +244,5 @@ def source_digest(model: nn.Module) -> str:
 
 
 def short(error: BaseException) -> str:
-    """An error in a line or two."""
+    """Say an error in a line or two."""
     return f"{type(error).__name__}: {str(error).strip()[:600]}"

@@ -12,7 +12,7 @@ from protocol import InputError, progress, serve
 
 
 def answer(job: dict[str, Any]) -> dict[str, Any]:
-    """Logits [rows, classes] float32 into ``job["out"]``."""
+    """Write logits [rows, classes] float32 into ``job["out"]``."""
     inputs = {name: np.load(file, mmap_mode="r", allow_pickle=False) for name, file in job["inputs"].items()}
     rows = len(next(iter(inputs.values())))
     progress(0.0, "loading the teacher")

@@ -166,7 +166,7 @@ class Training:
         state["loss_sum"] += value * len(rows)
 
     def _judge(self, phase: Phase) -> None:
-        """The end of an epoch: the validation loss, and whether this one is the best so far."""
+        """End an epoch: compute the validation loss, and see whether this one is the best so far."""
         state = self._state
         loss, correct = self._validation(phase.loss)
         if not math.isfinite(loss):
@@ -206,7 +206,7 @@ class Training:
                 yield self._model(*inputs), teacher, classes
 
     def _finish(self, phase: Phase) -> None:
-        """Go back to the phase's best weights, and begin the next phase afresh."""
+        """Go back to the phase's best weights, and begin the next phase."""
         state = self._state
         over = self._is_out_of_time()
         state["stops"].append("time" if over else "epochs" if state["epoch"] >= phase.epochs else "patience")
@@ -235,7 +235,8 @@ class Training:
         )
 
     def _harm_area(self) -> float:
-        """Area under the curve of kept harm against coverage, from the surest validation row to the least sure.
+        """Return the area under the curve of kept harm against coverage, from the surest validation row to the least
+        sure.
 
         Harmful is a row that the student gets wrong and the teacher right, as in a certificate. With every wrong row
         counted this is AUGRC (Traub et al., arXiv 2407.01032).
@@ -256,7 +257,9 @@ class Training:
         return self._state["seconds"] > self._limits.max_seconds
 
     def _batches(self, phase: int, epoch: int) -> list[np.ndarray]:
-        """Every row once, in batches that differ by at most one row: a batch norm cannot be given a lonely last row."""
+        """Yield every row once, in batches that differ by at most one row: a batch norm cannot be given a single last
+        row.
+        """
         order = np.random.default_rng([self._limits.seed, phase, epoch]).permutation(self._examples.train)
         return np.array_split(order, self._steps)
 
@@ -293,7 +296,9 @@ class Training:
 
 
 def rate_at(step: int, steps: int, highest: float) -> float:
-    """A linear rise over the first steps, then half a cosine down (Loshchilov and Hutter, arXiv 1608.03983)."""
+    """Return the learning rate: a linear rise over the first steps, then half a cosine down (Loshchilov and Hutter,
+    arXiv 1608.03983).
+    """
     rise = max(1, round(WARM_UP * steps))
     if step < rise:
         return highest * (step + 1) / rise
@@ -302,7 +307,7 @@ def rate_at(step: int, steps: int, highest: float) -> float:
 
 
 def seed_everything(seed: int) -> None:
-    """Python's, numpy's and torch's generators."""
+    """Seed Python's, numpy's and torch's generators."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

@@ -12,7 +12,7 @@ from protocol import InputError
 
 
 def answers(model: Any, inputs: Mapping[str, torch.Tensor]) -> Any:
-    """What ``model(**inputs)`` returns, found to be the same when it is asked twice.
+    """Return what ``model(**inputs)`` returns, and check that it is the same when it is asked twice.
 
     Raises:
         InputError: it differs from call to call: there is nothing to compare an export with.
@@ -30,7 +30,8 @@ def answers(model: Any, inputs: Mapping[str, torch.Tensor]) -> Any:
 
 
 def tensors(result: Any) -> dict[str, torch.Tensor]:
-    """The tensors of a result, in order: a tensor is "output", items of a tuple are "output_0", ..., keys are kept.
+    """Return the tensors of a result, in order: a tensor is "output", items of a tuple are "output_0", ..., keys are
+    kept.
 
     Raises:
         InputError: something else is in it.
@@ -53,7 +54,7 @@ def tensors(result: Any) -> dict[str, torch.Tensor]:
 
 
 def clones(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Copies, so that a model which writes into its inputs spoils nothing."""
+    """Return copies, so that a model which writes into its inputs spoils nothing."""
     return {name: value.clone() for name, value in inputs.items()}
 
 

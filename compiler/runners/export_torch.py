@@ -217,7 +217,7 @@ def _given_examples(examples: Any, names: list[str]) -> dict[str, torch.Tensor]:
 
 
 def _other(first: Mapping[str, torch.Tensor], dynamic: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
-    """Other values, one row more, and free dimensions one shorter."""
+    """Return inputs with other values, one row more, and free dimensions one shorter."""
     second = {}
     for name, value in first.items():
         changed = value * 0.75 if value.dtype.is_floating_point else value
@@ -231,7 +231,7 @@ def _other(first: Mapping[str, torch.Tensor], dynamic: Mapping[str, tuple[int, .
 
 
 def _dynamic_shapes(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> dict[str, dict[int, Any]]:
-    """The batch by name, so that fixing it is an error; other sizes that the examples vary are free, too."""
+    """Name the batch, so that fixing it is an error; other sizes that the examples vary are free, too."""
     batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
     return {
         name: {0: batch}
@@ -269,7 +269,7 @@ def _write(
 
 
 def _export_failure(error: BaseException) -> str:
-    """The first cause in its own words, the line of the model that made it, and what usually helps."""
+    """Say what failed: the first cause in its own words, the line of the model that made it, and what usually helps."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = str(error)

@@ -68,7 +68,7 @@ def _load(job: dict[str, Any]) -> Any:
 
 
 def _examples(model: Any, rows: int, tokens: int) -> dict[str, torch.Tensor]:
-    """Examples for what ``forward`` takes first: tokens, pixels, or sound.
+    """Return examples for what ``forward`` takes first: tokens, pixels, or sound.
 
     Raises:
         InputError: it takes something else.

@@ -60,7 +60,7 @@ def build(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_architecture(source: Path) -> str:
-    """The model's architecture, if the builder knows it. Its own refusal names the directory instead."""
+    """Return the model's architecture, if the builder knows it. Its own refusal names the directory instead."""
     from onnxruntime_genai.models import builder
 
     architecture = _config(source)["architectures"][0]
@@ -96,7 +96,7 @@ def _run_builder(job: dict[str, Any], source: Path, out: Path, work: Path) -> No
 
 
 def _check_runs(out: Path, options: dict[str, str]) -> dict[str, Any]:
-    """Tokens and one step of the built model, in a process of its own.
+    """Run the tokenizer and one step of the built model, in a process of its own.
 
     Some that the builder writes without a word cannot be loaded (tied embeddings without symmetric blocks), or fail or
     crash at the first token (blocks longer than a row). And the engine, which has a tokenizer of its own, reads some
@@ -128,7 +128,7 @@ def _check_runs(out: Path, options: dict[str, str]) -> dict[str, Any]:
 
 
 def _from_gguf(source: Path, target: Path) -> Path:
-    """The same model as a Hugging Face directory, weights dequantized to float32.
+    """Write the same model as a Hugging Face directory, weights dequantized to float32.
 
     transformers' reader knows how each architecture's tensors are permuted and how its tokenizer is stored, and every
     quantization of the format; the builder's own takes float files only, and no tokenizer. Its ``from_pretrained`` asks
@@ -161,7 +161,8 @@ def _from_gguf(source: Path, target: Path) -> Path:
 
 
 def _gguf_tokenizer(source: Path, place: dict[str, Any]) -> Any:
-    """The file's tokenizer: its own special tokens, and one for the beginning of a text exactly where it says so.
+    """Return the file's tokenizer: its own special tokens, and one for the beginning of a text exactly where it says
+    so.
 
     transformers' readers ignore some of that, or put tokens of other models in. And it is of no named class: the engine
     takes a byte-level tokenizer for SentencePiece when it is called a Llama's.
@@ -201,7 +202,7 @@ def _begins(tokenizer: Any) -> bool:
 
 
 def _counted(path: Path, job: dict[str, Any]) -> dict[str, Any]:
-    """Bytes of quantized and of other weights, and how many nodes of each kind compute on which.
+    """Count the bytes of quantized and of other weights, and the nodes of each kind that compute on them.
 
     Raises:
         InputError: a node that was to stay float does not exist, or was quantized all the same; or the builder

@@ -56,13 +56,13 @@ class Scored:
         self.load_s, self.load_bytes = time.perf_counter() - began, _resident_bytes() - before
 
     def generator(self, length: int, **search: Any) -> Any:
-        """A fresh one for at most ``length`` tokens in all."""
+        """Make a generator for at most ``length`` tokens in all."""
         params = og.GeneratorParams(self.model)
         params.set_search_options(max_length=length, **({"do_sample": False} | search))
         return og.Generator(self.model, params)
 
     def logits(self, generator: Any, tokens: np.ndarray) -> np.ndarray:
-        """Float64 [len(tokens), vocabulary], after appending them."""
+        """Append tokens; return float64 [len(tokens), vocabulary]."""
         generator.append_tokens(tokens.astype(np.int32))
         found = generator.get_output("logits")
         if found.shape[:2] != (1, len(tokens)):
@@ -127,7 +127,7 @@ def _likelihood(scored: Scored, task: dict[str, Any], part: _Part) -> dict[str, 
 
 
 def windows(length: int, window: int, stride: int) -> list[tuple[int, int, int]]:
-    """(begin, first scored, end) of each window over ``length`` tokens; see this module's ``likelihood``."""
+    """Return (begin, first scored, end) of each window over ``length`` tokens; see this module's ``likelihood``."""
     found, first, begin = [], 1, 0
     while first < length:
         end = min(begin + window, length)
@@ -137,7 +137,7 @@ def windows(length: int, window: int, stride: int) -> list[tuple[int, int, int]]
 
 
 def _of_window(scored: Scored, tokens: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probability and likeliest token for each of ``tokens[first:]``, in chunks of bounded memory."""
+    """Return log-probability and likeliest token for each of ``tokens[first:]``, in chunks of bounded memory."""
     generator = scored.generator(len(tokens))
     chunk = max(1, _MAX_LOGITS // scored.vocabulary)
     found, likeliest = [], []
@@ -267,7 +267,7 @@ def _read_lines(path: str) -> list[Any]:
 
 
 def _resident_bytes() -> int:
-    """Now, where the system says; elsewhere the peak until now."""
+    """Return the memory in use now, where the system says it; elsewhere the peak until now."""
     try:
         return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
     except OSError:

@@ -39,7 +39,7 @@ class Device:
         self.compute_capability = f"{self._attribute(_MAJOR, device)}.{self._attribute(_MINOR, device)}"
 
     def allocate(self, size_bytes: int) -> int:
-        """The address of so many bytes on the device."""
+        """Allocate so many bytes on the device and return their address."""
         address = ctypes.c_uint64()
         self._check("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(max(1, size_bytes)))
         return address.value
@@ -53,7 +53,7 @@ class Device:
         return buffer.raw[:size_bytes]
 
     def stream(self) -> int:
-        """A stream's handle; never null."""
+        """Make a stream and return its handle; never null."""
         handle = ctypes.c_void_p()
         self._check("cuStreamCreate", ctypes.byref(handle), 0)
         return handle.value or 0

@@ -64,7 +64,7 @@ def build(trt: Any, job: dict[str, Any], configure: Any) -> dict[str, Any]:
 
 
 def make_logger(trt: Any) -> Any:
-    """A logger that keeps errors for the message, and writes warnings and errors to the log."""
+    """Make a logger that keeps errors for the message, and writes warnings and errors to the log."""
 
     class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
@@ -81,7 +81,7 @@ def make_logger(trt: Any) -> Any:
 
 
 def make_monitor(trt: Any) -> Any:
-    """Reports the builder's nested phases as one share; a build of a large model takes minutes."""
+    """Make a monitor that reports the builder's nested phases as one share; a build of a large model takes minutes."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
@@ -123,7 +123,7 @@ class Phases:
             progress(share, name.lower())
 
     def share(self) -> float:
-        """Each phase fills the step of the phase around it that is under way."""
+        """Return the share that is done: each phase fills the step of the phase around it that is under way."""
         share, width = 0.0, 1.0
         for done, steps in self._open.values():
             width /= steps
@@ -132,7 +132,8 @@ class Phases:
 
 
 def _strongly_typed(trt: Any) -> int:
-    """Types as the model has them, never chosen by the builder; newer versions know nothing else."""
+    """Return the flag that keeps the model's types, so that the builder chooses none; newer versions know nothing
+    else."""
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
 
@@ -153,7 +154,7 @@ def _set_profile(builder: Any, config: Any, network: Any, profiles: dict[str, An
 
 
 def _parser_message(errors: list[Any], words: str) -> str:
-    """The first error that names a node; the others follow from it, or wrap it."""
+    """Return the first error that names a node; the others follow from it, or wrap it."""
     error = next((error for error in errors if error.node() >= 0), errors[0] if errors else None)
     if error is None:
         return f"{words} cannot read the model, and does not say why"
@@ -182,7 +183,7 @@ def _build_message(errors: list[str], words: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Without the library's own source lines, and without what wraps the sentence that counts."""
+    """Remove the library's own source lines, and what wraps the sentence that counts."""
     lines = [
         line for line in text.splitlines() if line.strip() and not line.startswith(("Invalid Node", "[checkMacros"))
     ]
@@ -199,7 +200,7 @@ def _flags(trt: Any, config: Any) -> list[str]:
 
 
 def _diagnostics(trt: Any, logger: Any, data: bytes) -> list[str]:
-    """What the runtime has against the engine. Without a GPU it calls all invalid, a sound one for no reason."""
+    """Say what the runtime has against the engine. Without a GPU it calls every engine invalid, and gives no reason."""
     runtime = trt.Runtime(logger)
     if not hasattr(runtime, "get_engine_validity"):
         return []

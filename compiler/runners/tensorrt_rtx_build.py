@@ -34,7 +34,7 @@ def build(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _dotted(name: str) -> str:
-    """``8.9`` for ``SM89``, ``12.0`` for ``SM120``."""
+    """Return ``8.9`` for ``SM89``, ``12.0`` for ``SM120``."""
     return f"{name[2:-1]}.{name[-1]}"
 
 

@@ -72,7 +72,7 @@ def _execute(device: Any, context: Any, stream: int) -> None:
 
 
 def _time(device: Any, context: Any, stream: int, repeats: int) -> float:
-    """The median of one batch, in seconds, without the copies."""
+    """Measure the median of one batch, in seconds, without the copies."""
     for _ in range(_WARM_UPS):
         _execute(device, context, stream)
     took = []

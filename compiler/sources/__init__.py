@@ -32,7 +32,7 @@ def export(source: Source, section: SourceSection, out: Path, *, progress: Progr
     """Make the ONNX file of a model, and show that it answers as the original does.
 
     Args:
-        out: an empty directory; everything that is returned lies in it.
+        out: an empty directory; everything that is returned is in it.
         progress: told the share done, 0 to 1, and a short note.
         seed: for weights that a torch factory leaves random.
 
@@ -53,6 +53,6 @@ def export(source: Source, section: SourceSection, out: Path, *, progress: Progr
 
 
 def toolchain_of(source: Source, section: SourceSection) -> str:
-    """The toolchain that exporting needs; "" for none. Its versions are part of what an export depends on."""
+    """Return the toolchain that exporting needs; "" for none. Its versions are part of what an export depends on."""
     by_kind = {"huggingface": section.toolchain, "torch": "torch", "program": "torch"}
     return by_kind.get(source.kind, "")

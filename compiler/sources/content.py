@@ -21,7 +21,7 @@ MAX_FILES = 10_000
 
 
 def fingerprint(source: Source, section: SourceSection | None = None) -> str:
-    """``sha256:...`` of what can be seen of the source; names below a directory count, where it lies does not.
+    """Return ``sha256:...`` of what can be seen of the source; names below a directory count, where it lies does not.
 
     Raises:
         InvalidInput: too many files, or one that the recipe lists is missing. StorageError: a file cannot be read.
@@ -53,7 +53,7 @@ def _files(source: Source) -> Iterator[tuple[str, Path]]:
 
 
 def _below(directory: Path) -> Iterator[tuple[str, Path]]:
-    """Every file but hidden ones (a downloader's bookkeeping), in the order of their names."""
+    """Return every file but hidden ones (a downloader's bookkeeping), in the order of their names."""
     found = [
         (path.relative_to(directory).as_posix(), path)
         for path in directory.rglob("*")

@@ -58,7 +58,7 @@ class Source:
 
 
 def detect(model: str, base: Path, section: SourceSection | None = None) -> Source:
-    """What ``model`` names, relative to ``base``.
+    """Find out what ``model`` names, relative to ``base``.
 
     Args:
         section: its table of the recipe; ``framework`` settles what cannot be seen.
@@ -79,7 +79,7 @@ def detect(model: str, base: Path, section: SourceSection | None = None) -> Sour
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A small JSON object.
+    """Read a small JSON object.
 
     Raises:
         InvalidInput: missing, too large, or no JSON object.
@@ -95,7 +95,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def architecture(config: Mapping[str, Any]) -> str:
-    """The model class a Hugging Face configuration names; "" if none."""
+    """Return the model class a Hugging Face configuration names; "" if none."""
     named = config.get("architectures")
     return str(named[0]) if isinstance(named, list) and named else ""
 
@@ -170,7 +170,9 @@ def _factory(model: str, base: Path, section: SourceSection) -> Source:
 
 
 def _module_file(module: str, base: Path) -> Path:
-    """The file of a module below ``base``; ``base`` itself where it is not there, but installed with the framework."""
+    """Return the file of a module below ``base``; ``base`` itself where it is not there, but installed with the
+    framework.
+    """
     below = base.joinpath(*module.split("."))
     for path in (below.with_suffix(".py"), below / "__init__.py"):
         if path.is_file():
@@ -189,7 +191,7 @@ def _hub_advice(model: str) -> str:
 
 
 def _check_framework(source: Source, section: SourceSection, model: str) -> None:
-    """A framework that was named must be the one that was found."""
+    """Check that a framework that was named is the one that was found."""
     found = "torch" if source.kind == "program" else source.kind
     if section.framework not in ("auto", found):
         raise ConfigError(

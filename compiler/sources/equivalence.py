@@ -35,7 +35,7 @@ class Case:
 
 
 def read_case(path: Path) -> Case:
-    """A case as a runner saved it: one npz file with ``inputs/NAME`` and ``outputs/NAME``.
+    """Read a case as a runner saved it: one npz file with ``inputs/NAME`` and ``outputs/NAME``.
 
     Raises:
         CompileError: the file is damaged.
@@ -100,7 +100,7 @@ def _compare(engine: Engine, case: Case, exported: Case, tolerance: float) -> di
 
 
 def _difference(found: Array, expected: Array, tolerance: float) -> tuple[str, dict[str, Any]]:
-    """What is wrong ("" if nothing), and figures."""
+    """Return what is wrong ("" if nothing), and figures."""
     if found.shape != expected.shape or found.dtype.kind != expected.dtype.kind:
         return (
             f"is {found.dtype}{list(found.shape)}, and the original gives {expected.dtype}{list(expected.shape)}",
@@ -135,7 +135,7 @@ def _float_difference(found: Array, expected: Array, tolerance: float) -> tuple[
 
 
 def _at(size: Array, found: Array, expected: Array) -> str:
-    """Where the difference is largest, in words."""
+    """Say in words where the difference is largest."""
     where = np.unravel_index(int(np.argmax(size)), size.shape)
     place = ", ".join(str(int(index)) for index in where)
     return f", most at [{place}]: {found[where]:.6g} instead of {expected[where]:.6g}"

@@ -44,7 +44,8 @@ _MAX_OPSET = 21  # that every supported onnxruntime runs; operators for trees ha
 def export(
     source: Source, section: SourceSection, out: Path, *, progress: Callable[[float, str], None], seed: int
 ) -> Exported:
-    """
+    """Export a fitted scikit-learn estimator.
+
     Raises:
         ConfigError: a pickled file that is not allowed, or something that is no fitted estimator.
         CompileError: skl2onnx cannot convert it, or the graph answers differently.
@@ -79,7 +80,7 @@ def export(
 
 
 def _load(source: Source, section: SourceSection) -> tuple[Any, Any]:
-    """The fitted estimator, and example rows where the factory gives them.
+    """Load the fitted estimator, and example rows where the factory gives them.
 
     Raises:
         ConfigError, CompileError.
@@ -171,7 +172,7 @@ def _converted(estimator: Any, features: int, section: SourceSection) -> Any:
 
 
 def _one_output(model: Any, name: str, is_classes: bool) -> Any:
-    """The scored output alone, under our name, and the batch named."""
+    """Keep the scored output alone, under our name, and name the batch."""
     graph = model.graph
     kept = graph.output[1] if is_classes else graph.output[0]
     old = kept.name

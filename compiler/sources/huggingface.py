@@ -42,7 +42,7 @@ _AUDIO = frozenset({
 
 
 def task_of(config: Mapping[str, Any]) -> str:
-    """The task that the class of a configuration is for, in Optimum's words.
+    """Return the task that the class of a configuration is for, in Optimum's words.
 
     Raises:
         ConfigError: it cannot be seen; ``source.task`` has to say it.
@@ -60,7 +60,9 @@ def task_of(config: Mapping[str, Any]) -> str:
 
 
 def labels_of(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of the classes in order; empty where the configuration has only the made-up LABEL_0, LABEL_1, ..."""
+    """Return the names of the classes in order; empty where the configuration has only the made-up LABEL_0, LABEL_1,
+    ...
+    """
     named = config.get("id2label")
     if not isinstance(named, dict) or not all(str(key).isdigit() for key in named):
         return ()
@@ -83,7 +85,8 @@ def _task(config: Mapping[str, Any], section: SourceSection) -> str:
 def export(
     source: Source, section: SourceSection, out: Path, *, progress: Callable[[float, str], None], seed: int
 ) -> Exported:
-    """
+    """Export a Hugging Face directory.
+
     Raises:
         MissingToolchain: the exporter is not installed. CompileError: it fails, or the export differs.
         ConfigError: a task that cannot be seen, or pooling that has no ONNX form here.

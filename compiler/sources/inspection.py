@@ -56,7 +56,8 @@ class Seen:
 
 
 def look(source: Source) -> Seen:
-    """
+    """Look at a model and say what can be seen of it.
+
     Raises:
         InvalidInput, CompileError: an ONNX file or a configuration that cannot be read.
     """
@@ -110,7 +111,7 @@ def _onnx(path: Path) -> Seen:
 
 
 def _guess(outputs: Sequence[TensorSpec]) -> tuple[TensorSpec, Task, str]:
-    """The scored output, the task, and why: scores of classes before embeddings before single numbers."""
+    """Guess the scored output and the task, and say why: scores of classes before embeddings before single numbers."""
 
     def words(spec: TensorSpec) -> str:
         return f"output {spec.name} is {spec.datatype}{list(spec.shape)}"
@@ -131,7 +132,9 @@ def _guess(outputs: Sequence[TensorSpec]) -> tuple[TensorSpec, Task, str]:
 
 
 def _output_kind(name: str, made_by: Mapping[str, Any]) -> tuple[Kind, str]:
-    """Probabilities if a softmax (or an ensemble's own) makes the output, apart from what only changes its shape."""
+    """Say what the output holds: probabilities if a softmax (or an ensemble's own) makes it, apart from what only
+    changes its shape.
+    """
     node = made_by.get(name)
     while node is not None and node.op_type in _SHAPELESS and node.input:
         node = made_by.get(node.input[0])
@@ -175,7 +178,8 @@ def _hugging_face(path: Path) -> Seen:
 
 
 def _image_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """``[data.images]`` from a preprocessor_config.json, as transformers documents its fields; only what it says."""
+    """Read ``[data.images]`` from a preprocessor_config.json, as transformers documents its fields; only what it
+    says."""
     settings: dict[str, Any] = {}
     size, crop = config.get("size"), config.get("crop_size")
     if config.get("do_resize", True) and isinstance(size, Mapping):
@@ -193,7 +197,7 @@ def _image_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _code(source: Source) -> Seen:
-    """Python is not run to look at it; its imports tell one framework from the other."""
+    """Tell the framework of Python code by its imports; the code is not run."""
     imported = _imports(source.location) if source.location.suffix == ".py" else set()
     if "sklearn" in imported and "torch" not in imported:
         return Seen(

@@ -1,4 +1,4 @@
-"""ONNX files as sources: taken byte for byte, or made whole where their tensors lie in other files."""
+"""ONNX files as sources: taken byte for byte, or made whole where their tensors are in other files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MODEL_FILE = "model.onnx"
 def export(
     source: Source, section: SourceSection, out: Path, *, progress: Callable[[float, str], None], seed: int
 ) -> Exported:
-    """A checked copy in ``out``; a model in one file keeps its bytes, and so its digest.
+    """Write a checked copy into ``out``; a model in one file keeps its bytes, and so its digest.
 
     Raises:
         InvalidInput, CompileError: not a model that onnxruntime can run. ConfigError: an opset that it does not have.

@@ -50,7 +50,7 @@ class _Module(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read(directory: Path) -> Pooling | None:
-    """The pooling of a sentence-transformers directory; None where it is an ordinary one.
+    """Read the pooling of a sentence-transformers directory; None where it is an ordinary one.
 
     Raises:
         ConfigError: modules that have no ONNX form here. InvalidInput: damaged files.
@@ -74,7 +74,7 @@ def read(directory: Path) -> Pooling | None:
 
 
 def append(model: onnx.ModelProto, *, pooled: Pooling) -> onnx.ModelProto:
-    """The same graph, in place, with one output: FP32 [batch, size] in place of tokens [batch, tokens, size].
+    """Append pooling to a graph, in place: one output FP32 [batch, size] in place of tokens [batch, tokens, size].
 
     Raises:
         CompileError: the graph does not have the tokens and the mask to pool.

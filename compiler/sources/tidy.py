@@ -90,7 +90,7 @@ def export(job: Job, out: Path, *, progress: Callable[[float, str], None], after
 
 
 def tidy(model: onnx.ModelProto, exported: equivalence.Case) -> None:
-    """In place; see the module."""
+    """Tidy a graph in place; see the module."""
     model.ClearField("metadata_props")
     model.ClearField("doc_string")
     for graph in _graphs(model.graph):
@@ -120,7 +120,7 @@ def _graphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
 
 
 def _name_dimensions(graph: onnx.GraphProto, exported: equivalence.Case) -> None:
-    """The batch is called "batch" at every input and wherever its name comes back in an output.
+    """Name the batch "batch" at every input and wherever its name comes back in an output.
 
     Images keep the one size that their model was made for: exporters leave it free, and the model then refuses others.
     """

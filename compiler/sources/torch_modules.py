@@ -18,7 +18,8 @@ RUNNER = "export_torch.py"
 def export(
     source: Source, section: SourceSection, out: Path, *, progress: Callable[[float, str], None], seed: int
 ) -> Exported:
-    """
+    """Export a torch module.
+
     Raises:
         MissingToolchain: torch is not installed. CompileError: the model cannot be made, exported, or differs.
     """

@@ -34,7 +34,7 @@ class Split:
 
 
 def load(seed: int) -> dict[str, Split]:
-    """Every digit in exactly one split, by a permutation drawn from ``seed``."""
+    """Load the digits, every one in exactly one split, by a permutation drawn from ``seed``."""
     from sklearn.datasets import load_digits
 
     pixels, digits = load_digits(return_X_y=True)
@@ -48,12 +48,12 @@ def load(seed: int) -> dict[str, Split]:
 
 
 def inverted(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Dark on light instead of light on dark (or back again)."""
+    """Draw dark on light instead of light on dark (or back again)."""
     return (WHITE - x).astype(np.float32)
 
 
 def shifted(split: Split) -> Split:
-    """The split and its copies moved by one pixel up, down, left and right; what leaves the picture is lost."""
+    """Add copies of the split moved by one pixel up, down, left and right; what leaves the picture is lost."""
     images = np.pad(split.x.reshape(-1, 8, 8), ((0, 0), (1, 1), (1, 1)))
     corners = ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2))
     moved = [images[:, top : top + 8, left : left + 8].reshape(-1, 64) for top, left in corners]

@@ -284,7 +284,7 @@ def _queued(demo: Demo) -> int:
 
 
 def _counted(demo: Demo) -> int:
-    """Rows of the first agent that the core has counted."""
+    """Count the rows of the first agent that the core knows of."""
     for device in penstock_json("fleet", "devices", "--core", demo.core_grpc):
         if device["device_id"] == AGENTS[0]:
             return sum(int(outcomes["counts"]["requests"]) for outcomes in device["outcomes"])

@@ -20,10 +20,11 @@ _PIXELS, _DIGITS, _WHITE = 64, 10, 16.0
 
 
 def mlp(weights: Sequence[Floats], biases: Sequence[Floats]) -> bytes:
-    """A multi-layer perceptron with ReLU between its layers.
+    """Build a multi-layer perceptron with ReLU between its layers.
 
     Args:
-        weights: one [in, out] array a layer, for pixels scaled to 0..1; ``biases``: one [out] array a layer.
+        weights: one [in, out] array a layer, for pixels scaled to 0..1.
+        biases: one [out] array a layer.
     """
     tensors: dict[str, Floats] = {"scale": np.array(1 / _WHITE, np.float32)}
     nodes = [helper.make_node("Mul", ["x", "scale"], ["h0"], name="normalise")]
@@ -38,12 +39,13 @@ def mlp(weights: Sequence[Floats], biases: Sequence[Floats]) -> bytes:
 
 
 def kernel_machine(centres: Floats, coefficients: Floats, *, gamma: float, scale: float) -> bytes:
-    """Logits of the polarity-blind Gaussian kernel machine that ``train.fit_teacher`` fits.
+    """Build the polarity-blind Gaussian kernel machine that ``train.fit_teacher`` fits; its output is logits.
 
     logits = scale * sum_i coefficients_i (exp(-gamma |c - s_i|^2) + exp(-gamma |-c - s_i|^2)), c = x / 8 - 1.
 
     Args:
-        centres: s, [M, 64], in -1..1; ``coefficients``: [M, 10].
+        centres: s, [M, 64], in -1..1.
+        coefficients: [M, 10].
     """
     tensors = {
         "half_white": np.array(_WHITE / 2, np.float32),

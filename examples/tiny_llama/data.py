@@ -1,7 +1,7 @@
 """The text of Python's own standard library: for training, for perplexity, and as prompts with their right answers.
 
-Every interpreter brings it, so the example needs no download. Files are dealt by name: what a model is examined on, it
-has never seen. Figures differ a little between Python versions, whose libraries differ.
+Every interpreter brings it, so the example needs no download. Files are divided by name: a model is
+never examined on what it has seen. Figures differ a little between Python versions, whose libraries differ.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _ANSWER_CHARS = (3, 24)
 
 
 def texts(*, held_out: bool) -> list[str]:
-    """The files of one side, sorted by name."""
+    """Return the files of one side, sorted by name."""
     library = Path(sysconfig.get_paths()["stdlib"])
     files = [path for path in sorted(library.glob("*.py")) if _is_held_out(path.name) is held_out]
     return [path.read_text(encoding="utf-8", errors="replace") for path in files]
 
 
 def write_training(path: Path, max_chars: int) -> Path:
-    """A .jsonl file of texts to train on, at most ``max_chars`` of them."""
+    """Write a .jsonl file of texts to train on, at most ``max_chars`` of them."""
     left, lines = max_chars, []
     for text in texts(held_out=False):
         if left <= 0:
@@ -40,13 +40,13 @@ def write_training(path: Path, max_chars: int) -> Path:
 
 
 def examination(max_chars: int) -> tuple[str, ...]:
-    """Held-out texts for perplexity, the head of each file."""
+    """Return held-out texts for perplexity, the head of each file."""
     each = texts(held_out=True)
     return tuple(text[: max_chars // len(each)] for text in each if text.strip())
 
 
 def completions(count: int, seed: int) -> Iterator[dict[str, str]]:
-    """Prompts that stop before a word of a held-out line, each with the rest of that line as its answer."""
+    """Return prompts that stop before a word of a held-out line, each with the rest of that line as its answer."""
     source = random.Random(seed)
     held = texts(held_out=True)
     places = [(number, at) for number, text in enumerate(held) for at in _places(text)]
@@ -57,7 +57,7 @@ def completions(count: int, seed: int) -> Iterator[dict[str, str]]:
 
 
 def _places(text: str) -> Iterator[int]:
-    """Where a short rest of a line begins with a space and a word, after enough context."""
+    """Return where a short rest of a line begins with a space and a word, after enough context."""
     shortest, longest = _ANSWER_CHARS
     end = text.find("\n")
     while end >= 0:

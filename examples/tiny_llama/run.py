@@ -82,7 +82,9 @@ class Outcome:
 
 
 def train(out: Path, plan: Plan, progress: Callable[[float, str], None] | None = None) -> dict[str, Path]:
-    """Hugging Face directories ``cloud`` and ``edge`` under ``out``, with one tokenizer; kept where they are."""
+    """Train Hugging Face directories ``cloud`` and ``edge`` under ``out``, with one tokenizer; keep those that are
+    there.
+    """
     out.mkdir(parents=True, exist_ok=True)
     texts = data.write_training(out / "training.jsonl", plan.training_chars)
     trained: dict[str, Path] = {}
@@ -98,7 +100,7 @@ def train(out: Path, plan: Plan, progress: Callable[[float, str], None] | None =
 
 
 def build(source: Path, out: Path, precision: str) -> Model:
-    """A directory for onnxruntime-genai."""
+    """Build a directory for onnxruntime-genai."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     genai.run(PassJob(source=source, out=out, target=resolve(GENAI_CPU), options={"precision": precision}))
@@ -148,7 +150,7 @@ def run(out: Path, plan: Plan, say: Callable[[str], None]) -> Outcome:
 
 
 def table(outcome: Outcome) -> str:
-    """For people."""
+    """Format the figures for people."""
     change, level = outcome.change, outcome.promised.default
     lines = [f"{'model':<11} {'size':>9} {'first token':>12} {'tokens/s':>9} {'memory':>9}"]
     for name, speed in outcome.speeds.items():

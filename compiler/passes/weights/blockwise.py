@@ -29,12 +29,12 @@ class Grid:
     bits: int
 
     def rounded(self, blocks: Floats) -> Floats:
-        """The nearest whole numbers of this grid for values [N, blocks, block]."""
+        """Return the nearest whole numbers of this grid for values [N, blocks, block]."""
         found: Floats = np.clip(np.round(blocks / self.scale) + self.zero, 0, 2**self.bits - 1)
         return found
 
     def values(self, whole: Floats) -> Floats:
-        """What whole numbers stand for."""
+        """Return what whole numbers stand for."""
         found: Floats = (whole - self.zero) * self.scale
         return found
 
@@ -53,24 +53,24 @@ class Quantized:
         return int(self.whole.shape[2])
 
     def dequantized(self) -> Floats:
-        """The weight as it will be multiplied with, FP32 [rows, N]."""
+        """Return the weight as it will be multiplied with, FP32 [rows, N]."""
         return unblocked(self.grid.values(self.whole.astype(np.float32)), self.rows)
 
 
 def blocked(weight: Floats, block: int) -> Floats:
-    """[K, N] as [N, ceil(K / block), block], the last block filled up with zeros."""
+    """Turn [K, N] into [N, ceil(K / block), block], the last block filled up with zeros."""
     rows, columns = weight.shape
     padded = np.pad(weight.astype(np.float32), ((0, -rows % block), (0, 0)))
     return np.ascontiguousarray(padded.T).reshape(columns, -1, block)
 
 
 def unblocked(blocks: Floats, rows: int) -> Floats:
-    """The inverse of :func:`blocked`."""
+    """Undo :func:`blocked`."""
     return np.ascontiguousarray(blocks.reshape(blocks.shape[0], -1)[:, :rows].T)
 
 
 def range_grid(blocks: Floats, *, bits: int, symmetric: bool) -> Grid:
-    """Scales from the range of each block, as onnxruntime's own quantizer takes them.
+    """Take scales from the range of each block, as onnxruntime's own quantizer does.
 
     Symmetric grids have their zero in the middle and put the value of largest magnitude on the end that reaches
     further, which is below: -8 for 4 bits, -128 for 8. Others cover [min(low, 0), max(high, 0)].
@@ -87,23 +87,24 @@ def range_grid(blocks: Floats, *, bits: int, symmetric: bool) -> Grid:
 
 
 def _positive(scale: Floats) -> Floats:
-    """A block of zeros needs some scale; a scale below zero is fine, and mirrors the grid."""
+    """Replace a scale of zero, which a block of zeros has, by some scale; one below zero is fine and mirrors the
+    grid."""
     return np.where(scale == 0, np.float32(1), scale).astype(np.float32)
 
 
 def rtn(weight: Floats, *, bits: int, block: int, symmetric: bool) -> Quantized:
-    """Round to nearest: each value by itself."""
+    """Round each value to the nearest of its grid, by itself."""
     blocks = blocked(weight, block)
     return on_grid(blocks, range_grid(blocks, bits=bits, symmetric=symmetric), len(weight))
 
 
 def on_grid(blocks: Floats, grid: Grid, rows: int) -> Quantized:
-    """Values rounded to a grid."""
+    """Round values to a grid."""
     return Quantized(grid=grid, whole=grid.rounded(blocks).astype(np.uint8), rows=rows)
 
 
 def hqq(weight: Floats, *, bits: int, block: int, symmetric: bool) -> Quantized:
-    """Half-quadratic quantization: scales that make the *typical* error small and let outliers be wrong; needs no data.
+    """Quantize half-quadratically: scales that make the *typical* error small and let outliers be wrong; needs no data.
 
     Minimises the p-norm (p < 1) of the error by splitting it into a part that shrinkage takes away and a quadratic one
     (Badri and Shaji, "Half-Quadratic Quantization of Large Machine Learning Models", 2023). They solve the quadratic
@@ -132,7 +133,7 @@ def hqq(weight: Floats, *, bits: int, block: int, symmetric: bool) -> Quantized:
 
 
 def _shrunk(error: Floats, penalty: float) -> Floats:
-    """The proximal operator of the p-norm (generalised soft thresholding)."""
+    """Apply the proximal operator of the p-norm (generalised soft thresholding)."""
     size = np.abs(error)
     found: Floats = np.sign(error) * np.maximum(size - (size + 1e-8) ** (_NORM - 1) / penalty, 0)
     return found
@@ -149,7 +150,7 @@ class Packed:
 
 
 def packed(quantized: Quantized, *, symmetric: bool) -> Packed:
-    """How onnxruntime stores it: two 4-bit numbers in a byte, the first in its lower half, rows filled up."""
+    """Pack as onnxruntime stores it: two 4-bit numbers in a byte, the first in its lower half, rows filled up."""
     bits = quantized.grid.bits
     zero = None if symmetric else _bytes(quantized.grid.zero[..., 0].astype(np.uint8), bits)
     return Packed(weight=_bytes(quantized.whole, bits), scale=quantized.grid.scale[..., 0], zero=zero)
@@ -165,7 +166,9 @@ def _bytes(whole: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
 
 
 def sqnr_db(weight: Floats, dequantized: Floats) -> float:
-    """Signal to quantization noise of a weight: 10 log10 of the ratio of their energies, in dB; inf without noise."""
+    """Return a weight's signal to quantization noise: 10 log10 of the ratio of their energies, in dB; inf without
+    noise.
+    """
     noise = float(np.sum((weight - dequantized) ** 2, dtype=np.float64))
     signal = float(np.sum(weight**2, dtype=np.float64))
     return float(10 * np.log10(signal / noise)) if noise and signal else float("inf")

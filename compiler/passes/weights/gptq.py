@@ -31,7 +31,7 @@ class Hessian:
         self.rows += len(rows)
 
     def value(self) -> NDArray[np.float64]:
-        """FP64 [K, K]."""
+        """Return FP64 [K, K]."""
         return self._sum * (2 / max(self.rows, 1))
 
 
@@ -78,7 +78,8 @@ def _row(values: Floats, grid: Grid) -> tuple[NDArray[np.uint8], Floats]:
 
 
 def _inverse_root(hessian: NDArray[np.float64], damping: float, size: int) -> NDArray[np.float64]:
-    """Upper triangular U with U^T U the inverse of the damped Hessian, filled up to ``size`` with the identity."""
+    """Return upper triangular U with U^T U the inverse of the damped Hessian, filled up to ``size`` with the
+    identity."""
     if not np.isfinite(hessian).all():
         raise np.linalg.LinAlgError("not finite")  # which a decomposition would pass on without a word
     damped = np.eye(size)

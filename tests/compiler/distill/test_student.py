@@ -117,7 +117,7 @@ def test_a_checkpoint_that_cannot_be_used_is_not(digits: Digits, tmp_path: Path)
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "checkpoint").write_bytes(b"half a checkpoint")
     begun = make_student(digits.request(tmp_path, epochs=2))
-    assert begun.metrics.notes[0] == "the checkpoint was damaged; training began anew"
+    assert begun.metrics.notes[0] == "the checkpoint was damaged; training began again"
     other = make_student(digits.request(tmp_path, epochs=2, seed=1))
     assert "of another student, other data or other settings" in other.metrics.notes[0]
     assert other.metrics.digest != begun.metrics.digest
