@@ -45,7 +45,7 @@ lint: $(VENV)/.dev  ## ruff, mypy strict, layer and purity rules, freshness of g
 proto: $(VENV)/.dev  ## regenerate penstock/rpc/pb from proto/
 	@$(BIN)/python scripts/generate_proto.py
 
-docs: $(VENV)/.dev  ## regenerate the reference pages of docs/ from settings, commands, metrics and errors
+docs: $(VENV)/.dev  ## regenerate the reference pages of docs/reference/ from settings, recipes, passes, commands, metrics and errors
 	@$(BIN)/python scripts/generate_docs.py
 
 bench: $(VENV)/.dev  ## measure against raw onnxruntime, a bare gRPC echo and a one-file server (about 5 minutes)

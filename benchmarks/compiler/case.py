@@ -1,6 +1,6 @@
 """One case of the benchmark: a float model, real rows for each use, and what a good answer is.
 
-Everybody gets the same file and the same rows: ranges from ``fit``, choices on ``tune``, figures on ``test``.
+Every tool gets the same file and the same rows: ranges from ``fit``, choices on ``tune``, figures on ``test``.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ _MIN_ROUNDS, _MAX_ROUNDS = 5, 400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quality:
-    """Of one model on the tested rows: share of good answers, what it lost against float, what it kept of it."""
+    """What one model does on the tested rows: share of good answers, what it lost against float, what it kept of it."""
 
     accuracy: float
     drop: Drop
@@ -32,7 +32,7 @@ class Quality:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
-    """Of one model at one batch size: milliseconds, and speed against float.
+    """How fast one model is at one batch size: milliseconds, and speed against float.
 
     Attributes:
         speedup: median over rounds of float's time by this one's in the same round.

@@ -2,7 +2,7 @@
 
 Owns the directory of answers. An entry is named by the teacher's fingerprint and the rows' digest; a chunk carries its
 own digest and is renamed into place when it is complete, so that an interruption costs one chunk and damage is noticed
-and mended. The least recently used entries go first when there are too many bytes.
+and repaired. The least recently used entries go first when there are too many bytes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Answered:
         classes: of the teacher.
         digest: of the answers.
         asked: rows that the teacher was asked for now; the others were kept from before.
-        notes: what a person should know: damage that was mended, a teacher that changed or could not be reached.
+        notes: what a person should know: damage that was repaired, a teacher that changed or could not be reached.
     """
 
     file: Path

@@ -58,7 +58,7 @@ def _unheard(share: float, note: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What is to be made.
+    """A student that is to be made.
 
     Attributes:
         base: what relative paths of the section are relative to: the recipe's directory.

@@ -1,4 +1,4 @@
-"""Whom a student learns from: a local engine, a model of a running core, or a model that its own framework runs.
+"""What a student learns from: a local engine, a model of a running core, or a model that its own framework runs.
 
 Owns what a teacher must be (floats [batch, classes] from something that is no student itself) and what names it for the
 cache. Keeps nothing: ``compiler.distill.cache`` does.

@@ -98,7 +98,7 @@ class Training:
 
     @property
     def best_epoch(self) -> int:
-        """Counted over all phases, from 1."""
+        """The epoch with the best weights, counted over all phases from 1."""
         return self._state["best_epoch"]
 
     @property
