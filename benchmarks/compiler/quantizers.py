@@ -1,4 +1,4 @@
-"""The tools that make a quantized model of a case: penstock's whole pipeline, and what others' documentation shows first."""
+"""The tools that quantize a case's model: penstock's whole pipeline, and what others' documentation shows first."""
 
 from __future__ import annotations
 
