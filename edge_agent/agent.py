@@ -23,7 +23,9 @@ import penstock
 from edge_agent import identity
 from edge_agent.api.server import ApiServer
 from edge_agent.api.status import Parts, status_document
-from edge_agent.reporting.heartbeat import Delivery, Device, FleetLink, Heartbeats, Local
+from edge_agent.reporting.delivery import Delivery
+from edge_agent.reporting.fleet_link import FleetLink
+from edge_agent.reporting.heartbeat import Device, Heartbeats, Local
 from edge_agent.reporting.outbox import Outbox
 from edge_agent.serving.counts import Outcomes
 from edge_agent.serving.dataplane import Pipeline
@@ -117,6 +119,7 @@ class Agent:
         stack.push_async_callback(escalator.close)
         self.delivery = self._delivery(outcomes, link)
         stack.push_async_callback(self.delivery.close)
+        await self.delivery.open()
         connect = fetch.connector(settings.registry, settings.fetch, token=settings.token)
         targets = machine.runnable_targets(target)
         fetcher = Fetcher(
@@ -176,7 +179,7 @@ class Agent:
 
     def _heartbeats(self, link: FleetLink) -> Heartbeats:
         local = Local(
-            reports=self.updater.reports,
+            reported=self.updater.reported,
             desire=self.updater.desire,
             queued=lambda: self.delivery.queued,
             reached=self.delivery.retry,

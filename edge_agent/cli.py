@@ -15,12 +15,12 @@ from edge_agent import settings as agent_settings
 from penstock.cli.output import format_table, output_option, print_fields, print_json
 from penstock.errors import PenstockError, Unavailable
 from penstock.rest.status import error_from_http
+from penstock.wire.outcomes import HEADINGS, OUTCOMES
 
 _TIMEOUT_S = 5.0
 _MAX_STATUS_BYTES = 4 * 1024 * 1024
-_COUNTS = {"requests": "rows", "kept": "on device", "escalated": "escalated", "unreachable": "unreachable",
-           "failed": "failed"}  # fmt: skip
-_COLUMNS = ("model", "version", "phase", "mode", "threshold", *_COUNTS.values())
+_COUNTS = ("requests", *OUTCOMES)
+_COLUMNS = ("model", "version", "phase", "mode", "threshold", *(HEADINGS[name] for name in _COUNTS))
 
 
 @click.group(

@@ -147,6 +147,16 @@ class StorageError(PenstockError):
     code = "storage"
 
 
+class NewerState(StorageError):
+    """A newer Penstock wrote a file that this one would have to change; the file is left as it was."""
+
+    def __init__(self, where: str, *, found: int, known: int) -> None:
+        super().__init__(
+            f"{where} has schema version {found}, this Penstock knows {known}; "
+            "start the version that wrote it, or use another data directory"
+        )
+
+
 class ArtifactError(PenstockError):
     """An artifact, manifest or blob is malformed."""
 

@@ -207,6 +207,8 @@ def metrics_page() -> Page:
     write.say("# Metrics", _NOTE, "Prometheus text on `GET /metrics`. Base units: seconds, bytes, rows.")
     for title, package in (("Core", "cloud_core"), ("Agent", "edge_agent")):
         found = metrics_of(ROOT / package)
+        if package == "edge_agent":
+            found = sorted([*found, *_counter_metrics()])
         write.say(f"## {title}")
         write.undocumented += [f"metric {metric.name}" for metric in found if not metric.words]
         if not found:
@@ -214,6 +216,17 @@ def metrics_page() -> Page:
         rows = [[f"`{m.name}`", m.kind, ", ".join(f"`{label}`" for label in m.labels), m.words] for m in found]
         write.table(["metric", "kind", "labels", "meaning"], rows)
     return write.page()
+
+
+def _counter_metrics() -> list[Metric]:
+    """Metrics that the agent makes from the definition of the counters, as ``edge_agent.api.metrics`` names them."""
+    from penstock.wire.outcomes import COUNTERS, MEANINGS, OUTCOMES
+
+    return [
+        Metric(f"penstock_agent_{name}_rows_total", "counter", MEANINGS[name].rstrip("."), ("model", "version"))
+        for name in COUNTERS
+        if name not in OUTCOMES
+    ]
 
 
 def metrics_of(package: Path) -> list[Metric]:

@@ -9,13 +9,22 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from cloud_core.fleet.devices import Mode, Report, ReportedModel
-from cloud_core.fleet.messages import DesiredModel, DeviceView, PlanRequest, RolloutView, WaveDeviceView, WaveView
-from cloud_core.fleet.outcome_totals import Counts, Record
+from cloud_core.fleet.messages import (
+    DesiredModel,
+    DeviceStatus,
+    PlanRequest,
+    RolloutStatus,
+    WaveDeviceStatus,
+    WaveStatus,
+)
+from cloud_core.fleet.outcome_totals import Record
 from cloud_core.fleet.settings import GateDefaults
-from cloud_core.policy.gates import Gate, GateVerdict, Phase, Verdict
+from cloud_core.policy.gates import Gate, GateVerdict, Verdict
+from cloud_core.policy.observations import Phase
 from cloud_core.policy.planning import Selection
 from cloud_core.policy.rollout import State
 from penstock.rpc.pb import fleet_pb2 as pb
+from penstock.wire.outcomes import from_columns
 
 _PHASE_OF: Mapping[Phase, pb.UpdatePhase] = {
     "idle": pb.IDLE,
@@ -66,7 +75,7 @@ def decode_records(message: pb.DeliverOutcomesRequest) -> list[Record]:
             sequence=record.sequence,
             model=record.model,
             artifact_digest=record.artifact_digest,
-            counts=Counts(**{name: getattr(record.counts, name) for name in Counts.__slots__}),
+            counts=from_columns(record.counts),
         )
         for record in message.records
     ]
@@ -103,28 +112,28 @@ def encode_desired(models: tuple[DesiredModel, ...], next_heartbeat_s: float) ->
     )
 
 
-def encode_device(view: DeviceView) -> pb.Device:
+def encode_device(status: DeviceStatus) -> pb.Device:
     """A device for a listing."""
-    report = view.report
+    report = status.report
     return pb.Device(
         device_id=report.device_id,
         agent_version=report.agent_version,
         labels=dict(report.labels),
         target=report.target,
         models=[_encode_model(model) for model in report.models],
-        last_seen_s=view.last_seen_s,
-        is_silent=view.is_silent,
+        last_seen_s=status.last_seen_s,
+        is_silent=status.is_silent,
         outbox_records=report.outbox_records,
         outcomes=[
-            pb.DeliveredOutcomes(artifact_digest=digest, counts=_encode_counts(counts))
-            for digest, counts in view.outcomes.items()
+            pb.DeliveredOutcomes(artifact_digest=digest, counts=pb.OutcomeCounts(**counts.columns()))
+            for digest, counts in status.outcomes.items()
         ],
     )
 
 
-def encode_plan(view: RolloutView) -> pb.RolloutPlan:
+def encode_plan(status: RolloutStatus) -> pb.RolloutPlan:
     """A plan, as ``apply`` will run it."""
-    plan, gate = view.rollout.plan, view.rollout.plan.gate
+    plan, gate = status.rollout.plan, status.rollout.plan.gate
     return pb.RolloutPlan(
         rollout_id=plan.rollout_id,
         model=plan.model,
@@ -147,19 +156,19 @@ def encode_plan(view: RolloutView) -> pb.RolloutPlan:
         ),
         promised_harm=plan.promised_harm or 0.0,
         skipped=plan.skipped,
-        plan_digest=view.plan_digest,
+        plan_digest=status.plan_digest,
     )
 
 
-def encode_rollout(view: RolloutView) -> pb.Rollout:
+def encode_rollout(status: RolloutStatus) -> pb.Rollout:
     """A rollout with its devices as they are now."""
     return pb.Rollout(
-        plan=encode_plan(view),
-        state=_STATE_OF[view.rollout.state],
-        waves=[_encode_wave(wave) for wave in view.waves],
-        status=view.rollout.status,
-        elapsed_s=view.elapsed_s,
-        events=[f"{_stamp(event.at)} {event.text}" for event in view.rollout.events],
+        plan=encode_plan(status),
+        state=_STATE_OF[status.rollout.state],
+        waves=[_encode_wave(wave) for wave in status.waves],
+        status=status.rollout.status,
+        elapsed_s=status.elapsed_s,
+        events=[f"{_stamp(event.at)} {event.text}" for event in status.rollout.events],
     )
 
 
@@ -195,7 +204,7 @@ def _encode_model(model: ReportedModel) -> pb.ReportedModel:
     )
 
 
-def _encode_wave(wave: WaveView) -> pb.Wave:
+def _encode_wave(wave: WaveStatus) -> pb.Wave:
     return pb.Wave(
         number=wave.number,
         is_released=wave.is_released,
@@ -204,7 +213,7 @@ def _encode_wave(wave: WaveView) -> pb.Wave:
     )
 
 
-def _encode_wave_device(device: WaveDeviceView) -> pb.WaveDevice:
+def _encode_wave_device(device: WaveDeviceStatus) -> pb.WaveDevice:
     return pb.WaveDevice(
         device_id=device.device_id,
         phase=_PHASE_OF[device.phase],
@@ -212,23 +221,26 @@ def _encode_wave_device(device: WaveDeviceView) -> pb.WaveDevice:
         active_version=device.active_version,
         is_silent=device.is_silent,
         error=device.error,
-        counts=_encode_counts(device.counts),
+        counts=pb.OutcomeCounts(**device.counts.columns()),
     )
-
-
-def _encode_counts(counts: Counts) -> pb.OutcomeCounts:
-    return pb.OutcomeCounts(**{name: getattr(counts, name) for name in Counts.__slots__})
 
 
 def _encode_verdict(verdict: GateVerdict) -> pb.GateVerdict:
     return pb.GateVerdict(
         verdict=_VERDICT_OF[verdict.verdict],
         reason=verdict.reason,
-        audited=verdict.audited,
-        audit_harm=verdict.audit_harm,
-        harm_e_value=verdict.harm_e_value,
-        failure_e_value=verdict.failure_e_value,
-        promised_harm=verdict.promised_harm,
+        tests=[
+            pb.GateTest(
+                name=test.name,
+                verdict=_VERDICT_OF[test.verdict],
+                reason=test.reason,
+                measured=test.measured,
+                limit=test.limit,
+                samples=test.samples,
+                e_value=test.e_value,
+            )
+            for test in verdict.tests
+        ],
     )
 
 

@@ -63,7 +63,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
     @_statuses
     async def ListDevices(self, request: pb.ListDevicesRequest, context: _Context) -> pb.ListDevicesResponse:
         found = self._service.devices(dict(request.selector))
-        return pb.ListDevicesResponse(devices=[codec.encode_device(view) for view in found])
+        return pb.ListDevicesResponse(devices=[codec.encode_device(device) for device in found])
 
     @_statuses
     async def PlanRollout(self, request: pb.PlanRolloutRequest, context: _Context) -> pb.RolloutPlan:
@@ -80,8 +80,8 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
 
     @_statuses
     async def ListRollouts(self, request: pb.ListRolloutsRequest, context: _Context) -> pb.ListRolloutsResponse:
-        views = self._service.rollouts(request.model)
-        return pb.ListRolloutsResponse(rollouts=[codec.encode_rollout(view) for view in views])
+        found = self._service.rollouts(request.model)
+        return pb.ListRolloutsResponse(rollouts=[codec.encode_rollout(rollout) for rollout in found])
 
     @_statuses
     async def PauseRollout(self, request: pb.RolloutActionRequest, context: _Context) -> pb.Rollout:

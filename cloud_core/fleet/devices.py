@@ -1,4 +1,4 @@
-"""Devices as they report themselves, and when the server heard them last.
+"""Devices as they report themselves, and when the server saw their last report.
 
 Owns the guard against what a broken or hostile device may send: ids are checked, everything else is cut to size.
 Silence is measured by the server's clock and only while the server listens: after a restart every device gets its time
@@ -14,7 +14,7 @@ from typing import Literal
 
 import msgspec
 
-from cloud_core.policy.gates import Phase
+from cloud_core.policy.observations import Phase
 from cloud_core.state import fleet as rows
 from penstock.errors import InvalidInput, QueueFull
 from penstock.process.machine import runnable_targets
@@ -33,7 +33,7 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportedModel:
-    """One model on a device; the fields of ``penstock.v1.ReportedModel``."""
+    """Holds what a device reports of one model; the fields of ``penstock.v1.ReportedModel``."""
 
     model: str
     active_digest: str = ""
@@ -50,7 +50,7 @@ class ReportedModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """A heartbeat's content."""
+    """Holds what a device reports of itself in a heartbeat."""
 
     device_id: str
     agent_version: str = ""
@@ -61,14 +61,14 @@ class Report:
     outbox_records: int = 0
 
     def model(self, name: str) -> ReportedModel:
-        """What is reported of a model; an idle one when nothing is."""
+        """Return what is reported of a model; an idle one when nothing is."""
         return next((model for model in self.models if model.model == name), ReportedModel(model=name))
 
     def subscribes(self, model: str) -> bool:
         return "*" in self.subscriptions or model in self.subscriptions
 
     def runs(self, edge_targets: Iterable[str]) -> bool:
-        """Whether one of an artifact's edge variants runs on this device."""
+        """Tell whether one of an artifact's edge variants runs on this device."""
         try:
             return bool(set(edge_targets).intersection(runnable_targets(self.target)))
         except InvalidInput:
@@ -77,7 +77,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """A known device. Times are UNIX seconds by the server's clock."""
+    """Holds what is known of a device. Times are UNIX seconds by the server's clock."""
 
     report: Report
     first_seen: float
@@ -86,7 +86,11 @@ class Device:
 
 
 class Devices:
-    """All devices, in memory; ``dirty`` ones are not on disk as they are here."""
+    """Keeps all devices in memory.
+
+    Attributes:
+        dirty: ids of devices that are not on disk as they are here.
+    """
 
     def __init__(
         self, stored: Iterable[rows.DeviceRow], *, max_devices: int, forget_s: float, opened_at: float
@@ -105,16 +109,17 @@ class Devices:
         return self._known.get(device_id)
 
     def silent_s(self, device_id: str, at: float) -> float:
-        """How long nothing was heard while the server listened; an unknown device was never heard."""
+        """Return for how long a device sent no report while the server listened; an unknown one never sent any."""
         device = self._known.get(device_id)
         since = self._opened_at if device is None else max(device.last_seen, self._opened_at)
         return max(0.0, at - since)
 
     def see(self, report: Report, at: float) -> tuple[Device | None, list[str]]:
-        """Take a report in. Returns the device as it was before, and devices forgotten to make room.
+        """Take a report in; return the device as it was before, and the devices forgotten to make room.
 
         Raises:
-            InvalidInput: not a device id. QueueFull: there are too many devices.
+            InvalidInput: the report has no valid device id.
+            QueueFull: there are too many devices.
         """
         checked = sanitized(report)
         before = self._known.get(report.device_id)
@@ -131,7 +136,7 @@ class Devices:
         self._known[device_id] = replace(self._known[device_id], durable_sequence=sequence)
 
     def row(self, device_id: str) -> rows.DeviceRow:
-        """A device as it is stored."""
+        """Return a device as it is stored."""
         device = self._known[device_id]
         return rows.DeviceRow(
             device_id=device_id,
@@ -154,9 +159,10 @@ class Devices:
 
 
 def check_device_id(device_id: str) -> str:
-    """
+    """Return the id unchanged.
+
     Raises:
-        InvalidInput: not a device id.
+        InvalidInput: it is not a device id.
     """
     if not _ID.fullmatch(device_id):
         raise InvalidInput(
@@ -166,10 +172,10 @@ def check_device_id(device_id: str) -> str:
 
 
 def sanitized(report: Report) -> Report:
-    """A report whose every part is bounded.
+    """Return a report whose every part is bounded.
 
     Raises:
-        InvalidInput: not a device id.
+        InvalidInput: it has no valid device id.
     """
     check_device_id(report.device_id)
     labels = sorted(report.labels.items())[:_MAX_LABELS]
@@ -200,7 +206,7 @@ def _bounded(model: ReportedModel) -> ReportedModel:
 
 
 def _cut(text: str, limit: int = _MAX_TEXT) -> str:
-    """At most ``limit`` characters, none of which can move a terminal's cursor."""
+    """Return at most ``limit`` characters, none of which can move a terminal's cursor."""
     return "".join(c if c.isprintable() else " " for c in text[:limit])
 
 

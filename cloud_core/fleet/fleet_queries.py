@@ -1,4 +1,4 @@
-"""What is, as values: the books and the devices turned into what policies decide from and what people are shown.
+"""Questions about the fleet: the store and the devices, turned into what policies decide from and people are shown.
 
 Reads memory only; changes nothing, waits for nothing.
 """
@@ -9,32 +9,38 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
-from cloud_core.fleet import outcome_totals
 from cloud_core.fleet.devices import MAX_MODELS, Devices, Report, ReportedModel
-from cloud_core.fleet.fleet_store import Book, Entry
-from cloud_core.fleet.messages import DesiredModel, PlanRequest, RolloutView, WaveDeviceView, WaveView
-from cloud_core.policy.gates import Observation
+from cloud_core.fleet.fleet_store import Entry, FleetStore
+from cloud_core.fleet.messages import DesiredModel, PlanRequest, RolloutStatus, WaveDeviceStatus, WaveStatus
+from cloud_core.policy.observations import Observation
 from cloud_core.policy.planning import Candidate
 from cloud_core.policy.rollout import Plan, PlannedDevice, Rollout
 from cloud_core.registry.registry import ModelVersion, Registry
 from penstock.errors import ArtifactError, NotFound
 from penstock.process.telemetry import log
+from penstock.wire.outcomes import NOTHING, OutcomeCounts
 
 _log = logging.getLogger(__name__)
 
 
-class Facts:
-    """One place to ask what a device should run, what it was seen to do, and how a rollout stands."""
+class FleetQueries:
+    """Answers what a device should run, what it was seen to do, and how a rollout stands."""
 
     def __init__(
-        self, book: Book, devices: Devices, registry: Registry, now: Callable[[], datetime], *, max_silence_s: float
+        self,
+        store: FleetStore,
+        devices: Devices,
+        registry: Registry,
+        now: Callable[[], datetime],
+        *,
+        max_silence_s: float,
     ) -> None:
-        self._book, self._devices, self._registry, self._now = book, devices, registry, now
+        self._store, self._devices, self._registry, self._now = store, devices, registry, now
         self._max_silence_s = max_silence_s
 
     def desired_digest(self, device_id: str, model: str) -> str:
-        """The assigned artifact, else the model's default; "" when there is neither."""
-        assigned = self._book.assignments.get((device_id, model))
+        """Return the assigned artifact, else the model's default; "" when there is neither."""
+        assigned = self._store.assignments.get((device_id, model))
         if assigned is not None:
             return assigned
         try:
@@ -43,7 +49,7 @@ class Facts:
             return ""
 
     def desired_models(self, report: Report) -> tuple[DesiredModel, ...]:
-        """What a device should run, for each model it subscribes to."""
+        """Return what a device should run, for each model that it subscribes to."""
         names = self._registry.models() if "*" in report.subscriptions else report.subscriptions
         found = (self._desired_model(report, model) for model in dict.fromkeys(names[:MAX_MODELS]))
         return tuple(desired for desired in found if desired is not None)
@@ -72,7 +78,7 @@ class Facts:
         return {v.spec.target for v in self._registry.artifact(digest).variants if v.spec.role == "edge"}
 
     def candidates(self, version: ModelVersion) -> list[Candidate]:
-        """Every known device, seen from a rollout of ``version``."""
+        """Return every known device, as a rollout of ``version`` sees it."""
         at, targets = self._now().timestamp(), self._edge_targets(version.digest)
         return [
             Candidate(
@@ -95,7 +101,7 @@ class Facts:
         skipped: Sequence[str],
         number: int,
     ) -> Plan:
-        """The plan to freeze for devices that were chosen and cut into waves."""
+        """Make the plan to freeze, for devices that were chosen and assigned to waves."""
         certificate = self._registry.certificate_of(version.digest)
         name = version.tag or version.digest.removeprefix("sha256:")[:12]
         return Plan(
@@ -114,7 +120,7 @@ class Facts:
         )
 
     def _promised_harm(self, digest: str) -> float | None:
-        """The largest audit bound that a device may keep to; None when no device keeps an answer.
+        """Return the largest audit bound that a device may keep to; None when no device keeps an answer.
 
         Devices differ in their variant, each with a certificate of its own, and may be set to any of its levels: a gate
         at less than the largest of these would fail devices that keep what they promised. Each device tests its own.
@@ -124,9 +130,9 @@ class Facts:
         return max((one.largest_audit_max_harm for one in found), default=None)
 
     def observed(self, rollout: Rollout) -> dict[str, Observation]:
-        """What the devices of released waves do, by device id."""
+        """Return what the devices of released waves do, by device id."""
         at = self._now().timestamp()
-        baselines = self._book.get(rollout.plan.rollout_id).baselines
+        baselines = self._store.get(rollout.plan.rollout_id).baselines
         return {
             planned.device_id: self._observation(rollout.plan, planned.device_id, baselines, at)
             for planned in rollout.plan.devices
@@ -138,11 +144,11 @@ class Facts:
         return device.report.model(model) if device else ReportedModel(model=model)
 
     def _observation(
-        self, plan: Plan, device_id: str, baselines: Mapping[str, outcome_totals.Counts], at: float
+        self, plan: Plan, device_id: str, baselines: Mapping[str, OutcomeCounts], at: float
     ) -> Observation:
         model = self._reported(device_id, plan.model)
-        totals = self._book.counts(device_id, plan.artifact_digest)
-        counts = totals.since(baselines.get(device_id, outcome_totals.Counts()))
+        totals = self._store.counts(device_id, plan.artifact_digest)
+        counts = totals.since(baselines.get(device_id, NOTHING))
         return Observation(
             device_id=device_id,
             phase=model.phase,
@@ -156,18 +162,18 @@ class Facts:
         )
 
     def is_silent(self, device_id: str) -> bool:
-        """Whether a device was not heard for longer than the default limit."""
+        """Tell whether the last report of a device is older than the default limit."""
         return self._devices.silent_s(device_id, self._now().timestamp()) > self._max_silence_s
 
-    def view(self, entry: Entry) -> RolloutView:
-        """A rollout with its devices as they are now."""
+    def status(self, entry: Entry) -> RolloutStatus:
+        """Return a rollout with its devices as they are now."""
         rollout, now = entry.rollout, self._now()
         waves = []
         for number in range(rollout.plan.wave_count):
             released = rollout.waves[number] if number < len(rollout.waves) else None
             members = [d.device_id for d in rollout.plan.devices if d.wave == number]
             waves.append(
-                WaveView(
+                WaveStatus(
                     number=number,
                     is_released=released is not None,
                     devices=tuple(self._wave_device(entry, device_id) for device_id in members),
@@ -176,22 +182,20 @@ class Facts:
             )
         started = rollout.started_at
         elapsed_s = ((rollout.finished_at or now) - started).total_seconds() if started else 0.0
-        return RolloutView(
+        return RolloutStatus(
             rollout=rollout, plan_digest=entry.plan_digest, waves=tuple(waves), elapsed_s=max(0.0, elapsed_s)
         )
 
-    def _wave_device(self, entry: Entry, device_id: str) -> WaveDeviceView:
+    def _wave_device(self, entry: Entry, device_id: str) -> WaveDeviceStatus:
         plan = entry.rollout.plan
         model = self._reported(device_id, plan.model)
-        totals = self._book.counts(device_id, plan.artifact_digest)
-        return WaveDeviceView(
+        totals = self._store.counts(device_id, plan.artifact_digest)
+        return WaveDeviceStatus(
             device_id=device_id,
             phase=model.phase,
             active_digest=model.active_digest,
             active_version=model.active_version,
             is_silent=self._devices.silent_s(device_id, self._now().timestamp()) > plan.gate.max_silence_s,
             error=model.error,
-            counts=totals.since(entry.baselines[device_id])
-            if device_id in entry.baselines
-            else outcome_totals.Counts(),
+            counts=totals.since(entry.baselines[device_id]) if device_id in entry.baselines else NOTHING,
         )

@@ -1,4 +1,4 @@
-"""The fleet's books: rollouts, assignments and outcome totals, in memory as they are on disk.
+"""The fleet store: rollouts, assignments and outcome totals, in memory as they are on disk.
 
 Owns writing: every change is one transaction, and memory changes only after it is durable, so that ``kill -9`` at any
 point leaves a state that the next start continues from. Decides nothing.
@@ -13,7 +13,7 @@ from datetime import datetime
 import msgspec
 
 from cloud_core.fleet.devices import Devices
-from cloud_core.fleet.outcome_totals import Counts, Folded
+from cloud_core.fleet.outcome_totals import Folded
 from cloud_core.policy import rollout as policy
 from cloud_core.policy.rollout import Rollout
 from cloud_core.registry.registry import Registry
@@ -22,11 +22,12 @@ from cloud_core.state import fleet as rows
 from penstock.artifact.blobs import digest_of
 from penstock.artifact.manifests import canonical_json
 from penstock.errors import NotFound
+from penstock.wire.outcomes import NOTHING, OutcomeCounts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A rollout in the books.
+    """A rollout in the store.
 
     Attributes:
         plan_digest: of the plan's canonical JSON; what ``apply`` may insist on.
@@ -36,39 +37,44 @@ class Entry:
     number: int
     rollout: Rollout
     plan_digest: str
-    baselines: Mapping[str, Counts]
+    baselines: Mapping[str, OutcomeCounts]
 
 
-def new_entry(number: int, rollout: Rollout, baselines: Mapping[str, Counts] | None = None) -> Entry:
-    """A rollout to put into the books."""
+def new_entry(number: int, rollout: Rollout, baselines: Mapping[str, OutcomeCounts] | None = None) -> Entry:
+    """Make the entry of a rollout that is put into the store."""
     digest = digest_of(canonical_json(rollout.plan))
     return Entry(number=number, rollout=rollout, plan_digest=digest, baselines=baselines or {})
 
 
 class _Document(msgspec.Struct, frozen=True, kw_only=True):
     rollout: Rollout
-    baselines: dict[str, Counts]
+    baselines: dict[str, OutcomeCounts]
 
 
-class Book:
-    """All rollouts, assignments and totals. Its caller makes sure that one change is under way at a time.
+class FleetStore:
+    """Keeps all rollouts, assignments and totals. Its caller makes sure that one change is under way at a time.
 
-    ``busy``: ids of the devices that an active rollout is about.
+    Attributes:
+        entries: rollouts by id, oldest first.
+        assignments: the artifact that a device was told to run, by (device id, model).
+        totals: outcome counts by device id and artifact digest.
+        busy: ids of the devices that an active rollout is about.
     """
 
     def __init__(self, database: Database, registry: Registry, stored: rows.FleetRows) -> None:
         self._database, self._registry = database, registry
         self.entries = {row.rollout_id: _decoded(row) for row in stored.rollouts}
         self.assignments = {(row.device_id, row.model): row.digest for row in stored.assignments}
-        self.totals: dict[str, dict[str, Counts]] = {}
+        self.totals: dict[str, dict[str, OutcomeCounts]] = {}
         for row in stored.counts:
-            self.totals.setdefault(row.device_id, {})[row.artifact_digest] = _counts(row)
+            self.totals.setdefault(row.device_id, {})[row.artifact_digest] = row.counts
         self.busy = self._busy()
 
     def get(self, rollout_id: str) -> Entry:
-        """
+        """Return a rollout.
+
         Raises:
-            NotFound: no such rollout; names the newest ones.
+            NotFound: there is no such rollout; the message names the newest ones.
         """
         entry = self.entries.get(rollout_id)
         if entry is None:
@@ -77,20 +83,20 @@ class Book:
         return entry
 
     def active(self, model: str | None = None) -> list[Entry]:
-        """Rollouts that are running or paused, oldest first."""
+        """Return the rollouts that are running or paused, oldest first."""
         return [
             entry
             for entry in self.entries.values()
             if entry.rollout.state in policy.ACTIVE and model in (None, entry.rollout.plan.model)
         ]
 
-    def counts(self, device_id: str, artifact_digest: str) -> Counts:
-        """Totals of an artifact on a device."""
-        return self.totals.get(device_id, {}).get(artifact_digest, Counts())
+    def counts(self, device_id: str, artifact_digest: str) -> OutcomeCounts:
+        """Return the totals of an artifact on a device."""
+        return self.totals.get(device_id, {}).get(artifact_digest, NOTHING)
 
     @uncancelled
     async def add(self, entry: Entry, *, keep: int) -> None:
-        """Record a new plan; the oldest finished rollouts beyond ``keep`` are forgotten."""
+        """Record a new plan, and forget the oldest finished rollouts beyond ``keep``."""
         finished = [e for e in self.entries.values() if e.rollout.state not in policy.ACTIVE]
         dropped = finished[: max(0, len(self.entries) + 1 - keep)]
 
@@ -146,12 +152,18 @@ class Book:
 
     @uncancelled
     async def deliver(self, device_id: str, folded: Folded, devices: Devices, *, at: datetime, keep: int) -> None:
-        """Record new totals and the sequence they include; totals of the oldest artifacts beyond ``keep`` go."""
+        """Record new totals with the sequence that they include; forget those of the oldest artifacts over ``keep``."""
         before = self.totals.get(device_id, {})
         after = {**{d: c for d, c in before.items() if d not in folded.totals}, **folded.totals}
         dropped = list(after)[: max(0, len(after) - keep)]
         changed = [
-            _counts_row(device_id, digest, folded.models[digest], counts, at)
+            rows.CountsRow(
+                device_id=device_id,
+                artifact_digest=digest,
+                model=folded.models[digest],
+                counts=counts,
+                updated_at=at.timestamp(),
+            )
             for digest, counts in folded.totals.items()
             if digest not in dropped
         ]
@@ -168,7 +180,7 @@ class Book:
 
     @uncancelled
     async def save_devices(self, devices: Devices, device_ids: list[str], *, forgotten: list[str]) -> None:
-        """Write devices down as they are now, and forget others with all that is known of them."""
+        """Save devices as they are now, and forget others with everything that is known of them."""
         changed = [devices.row(device_id) for device_id in device_ids]
 
         def work(transaction: Transaction) -> None:
@@ -183,11 +195,11 @@ class Book:
         self.assignments = {key: value for key, value in self.assignments.items() if key[0] not in gone}
 
     def _busy(self) -> frozenset[str]:
-        """Devices of active rollouts."""
+        """Return the devices of active rollouts."""
         return frozenset(device.device_id for entry in self.active() for device in entry.rollout.plan.devices)
 
     def next_number(self) -> int:
-        """The number of the next rollout."""
+        """Return the number of the next rollout."""
         return max((entry.number for entry in self.entries.values()), default=0) + 1
 
 
@@ -206,12 +218,3 @@ def _row(entry: Entry) -> rows.RolloutRow:
 def _decoded(row: rows.RolloutRow) -> Entry:
     document = msgspec.json.decode(row.document, type=_Document)
     return new_entry(row.number, document.rollout, document.baselines)
-
-
-def _counts(row: rows.CountsRow) -> Counts:
-    return Counts(**{name: getattr(row, name) for name in Counts.__slots__})
-
-
-def _counts_row(device_id: str, digest: str, model: str, counts: Counts, at: datetime) -> rows.CountsRow:
-    values = {name: getattr(counts, name) for name in Counts.__slots__}
-    return rows.CountsRow(device_id=device_id, artifact_digest=digest, model=model, updated_at=at.timestamp(), **values)

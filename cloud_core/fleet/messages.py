@@ -1,4 +1,4 @@
-"""What the fleet service is asked and what it answers, as values."""
+"""Values that carry what the fleet service is asked and what it answers."""
 
 from __future__ import annotations
 
@@ -6,15 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cloud_core.fleet.devices import Report
-from cloud_core.fleet.outcome_totals import Counts
-from cloud_core.policy.gates import Gate, GateVerdict, Phase
+from cloud_core.policy.gates import Gate, GateVerdict
+from cloud_core.policy.observations import Phase
 from cloud_core.policy.planning import Selection
 from cloud_core.policy.rollout import Rollout
+from penstock.wire.outcomes import OutcomeCounts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DesiredModel:
-    """What a device should run. ``certificate_digest`` is "" when there is none that fits."""
+    """Names what a device should run.
+
+    Attributes:
+        version: the tag, for people.
+        certificate_digest: manifest digest of the certificate; "" when there is none that fits.
+    """
 
     model: str
     version: str
@@ -24,7 +30,11 @@ class DesiredModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanRequest:
-    """What an operator asks for. ``waves``: cumulative shares; empty for the default."""
+    """Holds what an operator asks to be planned.
+
+    Attributes:
+        waves: cumulative shares; empty for the default.
+    """
 
     model: str
     version: str
@@ -35,18 +45,27 @@ class PlanRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceView:
-    """A device, how long ago it was heard, and what it has delivered: counts by artifact digest, since ever."""
+class DeviceStatus:
+    """Shows a device: its last report, how old that is, and all outcomes that it has delivered.
+
+    Attributes:
+        last_seen_s: seconds since the last report.
+        outcomes: counts by artifact digest, over all deliveries.
+    """
 
     report: Report
     last_seen_s: float
     is_silent: bool
-    outcomes: Mapping[str, Counts]
+    outcomes: Mapping[str, OutcomeCounts]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WaveDeviceView:
-    """A device within a wave. ``counts`` are of the rolled-out artifact since the wave was released."""
+class WaveDeviceStatus:
+    """Shows a device within a wave.
+
+    Attributes:
+        counts: of the rolled-out artifact, since the wave was released.
+    """
 
     device_id: str
     phase: Phase
@@ -54,24 +73,29 @@ class WaveDeviceView:
     active_version: str
     is_silent: bool
     error: str
-    counts: Counts
+    counts: OutcomeCounts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WaveView:
-    """A wave; ``number`` 0 is the first."""
+class WaveStatus:
+    """Shows a wave.
+
+    Attributes:
+        number: 0 is the first.
+        gate: the last verdict; None before the wave is released.
+    """
 
     number: int
     is_released: bool
-    devices: tuple[WaveDeviceView, ...]
+    devices: tuple[WaveDeviceStatus, ...]
     gate: GateVerdict | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RolloutView:
-    """A rollout with its devices as they are now."""
+class RolloutStatus:
+    """Shows a rollout with its devices as they are now."""
 
     rollout: Rollout
     plan_digest: str
-    waves: tuple[WaveView, ...]
+    waves: tuple[WaveStatus, ...]
     elapsed_s: float

@@ -1,7 +1,8 @@
-"""The fleet service: hears devices, tells them what to run, and carries rollouts from wave to wave.
+"""The fleet service: takes reports in, answers what devices should run, and carries rollouts from wave to wave.
 
-Observe, decide, act: decisions are ``cloud_core.policy``'s, writing is ``book``'s. The loop is level-triggered; running
-it at any time, twice, or after ``kill -9`` is harmless. The service never calls a device: the device always dials.
+Observe, decide, act: decisions are ``cloud_core.policy``'s, writing is ``fleet_store``'s. The loop is level-triggered;
+running it at any time, twice, or after ``kill -9`` is harmless. The service never calls a device: the device always
+dials.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from datetime import UTC, datetime, timedelta
 
 from cloud_core.fleet import outcome_totals
 from cloud_core.fleet.devices import Device, Devices, Report, check_device_id
-from cloud_core.fleet.fleet_queries import Facts
-from cloud_core.fleet.fleet_store import Book, Entry, new_entry
-from cloud_core.fleet.messages import DesiredModel, DeviceView, PlanRequest, RolloutView
+from cloud_core.fleet.fleet_queries import FleetQueries
+from cloud_core.fleet.fleet_store import Entry, FleetStore, new_entry
+from cloud_core.fleet.messages import DesiredModel, DeviceStatus, PlanRequest, RolloutStatus
 from cloud_core.fleet.outcome_totals import Record
 from cloud_core.fleet.settings import FleetSettings
 from cloud_core.policy import gates, planning
@@ -46,7 +47,7 @@ class FleetService:
         stored: rows.FleetRows,
     ) -> None:
         self.settings, self._registry, self._now = settings, registry, now
-        self._book = Book(database, registry, stored)
+        self._store = FleetStore(database, registry, stored)
         self._devices = Devices(
             stored.devices,
             max_devices=settings.max_devices,
@@ -54,7 +55,7 @@ class FleetService:
             opened_at=now().timestamp(),
         )
         limit_s = settings.gate.max_silence_s
-        self._facts = Facts(self._book, self._devices, registry, now, max_silence_s=limit_s)
+        self._queries = FleetQueries(self._store, self._devices, registry, now, max_silence_s=limit_s)
         self._changing = asyncio.Lock()
         self._news = asyncio.Event()
         self._flush_at = now()
@@ -75,7 +76,7 @@ class FleetService:
         return cls(database, registry, settings or FleetSettings(), now, database.run_now(rows.read))
 
     def __repr__(self) -> str:
-        return f"FleetService({len(self._devices)} devices, {len(self._book.active())} active rollouts)"
+        return f"FleetService({len(self._devices)} devices, {len(self._store.active())} active rollouts)"
 
     # -- devices dial in ---------------------------------------------------------------------------------------------
 
@@ -90,12 +91,12 @@ class FleetService:
         assert device is not None
         if before is None or forgotten:
             async with self._changing:  # a new device is on disk before it is told anything
-                await self._book.save_devices(self._devices, [report.device_id], forgotten=forgotten)
-        is_busy = report.device_id in self._book.busy
+                await self._store.save_devices(self._devices, [report.device_id], forgotten=forgotten)
+        is_busy = report.device_id in self._store.busy
         if is_busy and (before is None or self._is_news(before, device)):
             self._news.set()
         interval_s = self.settings.busy_heartbeat_s if is_busy else self.settings.heartbeat_s
-        return self._facts.desired_models(device.report), interval_s
+        return self._queries.desired_models(device.report), interval_s
 
     async def deliver_outcomes(self, device_id: str, records: Sequence[Record]) -> int:
         """Count outcome records once each; answer the highest sequence that is durable.
@@ -111,51 +112,51 @@ class FleetService:
         async with self._changing:
             if self._devices.get(checked) is None:
                 _, forgotten = self._devices.see(Report(device_id=checked), self._now().timestamp())
-                await self._book.save_devices(self._devices, [checked], forgotten=forgotten)
+                await self._store.save_devices(self._devices, [checked], forgotten=forgotten)
             device = self._devices.get(checked)
             assert device is not None
-            totals = self._book.totals.get(checked, {})
+            totals = self._store.totals.get(checked, {})
             folded = outcome_totals.fold(records, durable_sequence=device.durable_sequence, totals=totals)
             if folded.refused:
                 log(_log, logging.WARNING, "outcome records refused", device=checked, records=len(folded.refused),
                     reason=folded.refused[0])  # fmt: skip
             if folded.sequence > device.durable_sequence:
                 keep = self.settings.max_artifacts_per_device
-                await self._book.deliver(checked, folded, self._devices, at=self._now(), keep=keep)
-        if any(entry.rollout.plan.artifact_digest in folded.totals for entry in self._book.active()):
+                await self._store.deliver(checked, folded, self._devices, at=self._now(), keep=keep)
+        if any(entry.rollout.plan.artifact_digest in folded.totals for entry in self._store.active()):
             self._news.set()
         return folded.sequence
 
     # -- operators ask -----------------------------------------------------------------------------------------------
 
-    def devices(self, labels: Mapping[str, str] | None = None) -> tuple[DeviceView, ...]:
-        """Known devices whose labels match, by id."""
+    def devices(self, labels: Mapping[str, str] | None = None) -> tuple[DeviceStatus, ...]:
+        """Return the known devices whose labels match, by id."""
         at = self._now().timestamp()
         return tuple(
-            DeviceView(
+            DeviceStatus(
                 report=device.report,
                 last_seen_s=max(0.0, at - device.last_seen),
-                is_silent=self._facts.is_silent(device.report.device_id),
-                outcomes=dict(self._book.totals.get(device.report.device_id, {})),
+                is_silent=self._queries.is_silent(device.report.device_id),
+                outcomes=dict(self._store.totals.get(device.report.device_id, {})),
             )
             for device in self._devices
             if all(device.report.labels.get(name) == value for name, value in (labels or {}).items())
         )
 
-    async def plan(self, request: PlanRequest) -> RolloutView:
+    async def plan(self, request: PlanRequest) -> RolloutStatus:
         """Freeze a plan.
 
         Raises:
             NotFound: no such model or version.
             InvalidInput: waves or gate settings that make no sense.
-            Conflict: there is nobody to update; says why, device by device.
+            Conflict: there is no device to update; the message says why, device by device.
         """
         shares = planning.check_shares(request.waves)
         gates.check_gate(request.gate)
         version = self._registry.resolve(request.model, request.version)
         async with self._changing:
             chosen, skipped = planning.choose(
-                self._facts.candidates(version),
+                self._queries.candidates(version),
                 request.selection,
                 target=version.digest,
                 max_silence_s=request.gate.max_silence_s,
@@ -163,19 +164,19 @@ class FleetService:
             if not chosen:
                 why = "; ".join(skipped[:20]) or f"no known device subscribes to {request.model}"
                 raise Conflict(f"the plan is empty, nothing would be updated: {why}")
-            number = self._book.next_number()
+            number = self._store.next_number()
             planned = planning.assign_waves(chosen, shares, request.seed)
             rollout = Rollout(
-                plan=self._facts.frozen_plan(request, version, planned, skipped, number),
+                plan=self._queries.frozen_plan(request, version, planned, skipped, number),
                 state="planned",
                 created_at=self._now(),
                 status="planned; 'penstock fleet apply' runs it",
             )
             entry = new_entry(number, rollout)
-            await self._book.add(entry, keep=self.settings.max_rollouts)
-        return self._facts.view(entry)
+            await self._store.add(entry, keep=self.settings.max_rollouts)
+        return self._queries.status(entry)
 
-    async def apply(self, rollout_id: str, plan_digest: str = "") -> RolloutView:
+    async def apply(self, rollout_id: str, plan_digest: str = "") -> RolloutStatus:
         """Run a plan exactly as it was shown.
 
         Raises:
@@ -183,7 +184,7 @@ class FleetService:
             Conflict: applied before, not the plan that was shown, overtaken by events, or another one is active.
         """
         async with self._changing:
-            entry = self._book.get(rollout_id)
+            entry = self._store.get(rollout_id)
             plan = entry.rollout.plan
             if plan_digest and plan_digest != entry.plan_digest:
                 raise Conflict(f"plan {rollout_id} has digest {entry.plan_digest}, not {plan_digest}; plan again")
@@ -192,7 +193,7 @@ class FleetService:
             )
             self._check_alone(plan)
             bases = {device.device_id: device.base_digest for device in plan.devices}
-            stale = [name for name, base in bases.items() if self._facts.desired_digest(name, plan.model) != base]
+            stale = [name for name, base in bases.items() if self._queries.desired_digest(name, plan.model) != base]
             if stale:
                 raise Conflict(
                     f"plan {rollout_id} is out of date: {', '.join(stale[:5])} should run something else by now; "
@@ -201,49 +202,55 @@ class FleetService:
             await self._commit(entry, after)
         return await self._settled(rollout_id)
 
-    async def pause(self, rollout_id: str = "") -> RolloutView:
-        """
+    async def pause(self, rollout_id: str = "") -> RolloutStatus:
+        """Release no further wave of a rollout; its gates go on watching.
+
         Raises:
             NotFound, Conflict: no rollout that could be paused.
         """
         return await self._act("pause", rollout_id, lambda rollout, now: policy.paused(rollout, now=now))
 
-    async def resume(self, rollout_id: str = "") -> RolloutView:
-        """
+    async def resume(self, rollout_id: str = "") -> RolloutStatus:
+        """Go on with a paused rollout; failures seen so far are accepted.
+
         Raises:
             NotFound, Conflict: no rollout that could be resumed.
         """
         return await self._act(
-            "resume", rollout_id, lambda rollout, now: policy.resumed(rollout, self._facts.observed(rollout), now=now)
+            "resume", rollout_id, lambda rollout, now: policy.resumed(rollout, self._queries.observed(rollout), now=now)
         )
 
-    async def abort(self, rollout_id: str = "", *, keep: bool = False) -> RolloutView:
-        """
+    async def abort(self, rollout_id: str = "", *, keep: bool = False) -> RolloutStatus:
+        """End a rollout without its gates; devices go back, or with ``keep`` stay as they are.
+
         Raises:
             NotFound, Conflict: no rollout that could be aborted.
         """
         return await self._act("abort", rollout_id, lambda rollout, now: policy.aborted(rollout, keep=keep, now=now))
 
-    async def undo(self, rollout_id: str = "") -> RolloutView:
-        """
+    async def undo(self, rollout_id: str = "") -> RolloutStatus:
+        """Bring every device of a rollout back to what it ran before.
+
         Raises:
             NotFound: no such rollout. Conflict: its devices are back already, or run something newer.
         """
         return await self._act("undo", rollout_id, lambda rollout, now: policy.undone(rollout, now=now))
 
-    def rollout(self, rollout_id: str = "") -> RolloutView:
-        """A rollout; the newest for "".
+    def rollout(self, rollout_id: str = "") -> RolloutStatus:
+        """Return a rollout; the newest for "".
 
         Raises:
             NotFound: there is none.
         """
-        newest = next(reversed(self._book.entries), "")
-        return self._facts.view(self._book.get(rollout_id or newest))
+        newest = next(reversed(self._store.entries), "")
+        return self._queries.status(self._store.get(rollout_id or newest))
 
-    def rollouts(self, model: str = "") -> tuple[RolloutView, ...]:
+    def rollouts(self, model: str = "") -> tuple[RolloutStatus, ...]:
         """All rollouts that are kept, of one model where one is given, oldest first."""
         return tuple(
-            self._facts.view(entry) for entry in self._book.entries.values() if model in ("", entry.rollout.plan.model)
+            self._queries.status(entry)
+            for entry in self._store.entries.values()
+            if model in ("", entry.rollout.plan.model)
         )
 
     # -- the loop ----------------------------------------------------------------------------------------------------
@@ -268,7 +275,7 @@ class FleetService:
         """
         async with self._changing:
             wake_at = await self._flush()
-            for entry in self._book.active():
+            for entry in self._store.active():
                 wake_at = min(wake_at, await self._advance(entry) or wake_at)
         return wake_at
 
@@ -303,7 +310,7 @@ class FleetService:
         self._devices.dirty.clear()  # before the wait: what is reported meanwhile is dirty again
         try:
             if dirty:
-                await self._book.save_devices(self._devices, sorted(dirty), forgotten=[])
+                await self._store.save_devices(self._devices, sorted(dirty), forgotten=[])
         except StorageError:
             self._devices.dirty |= dirty
             raise
@@ -312,31 +319,31 @@ class FleetService:
         """Steps of one rollout until it holds."""
         while True:
             rollout, now = entry.rollout, self._now()
-            decision = policy.next_step(rollout, self._facts.observed(rollout), now)
+            decision = policy.next_step(rollout, self._queries.observed(rollout), now)
             if rollout.state not in policy.ACTIVE:
                 return None
             after = policy.apply_step(rollout, decision, now)
             if isinstance(decision.step, Hold):
-                self._book.show(entry, after)
+                self._store.show(entry, after)
                 return decision.step.wake_at
             log(_log, logging.INFO, "rollout step", rollout=rollout.plan.rollout_id, status=after.status)
             await self._commit(entry, after)
-            entry = self._book.get(rollout.plan.rollout_id)
+            entry = self._store.get(rollout.plan.rollout_id)
 
-    async def _act(self, action: Action, rollout_id: str, change: Change) -> RolloutView:
+    async def _act(self, action: Action, rollout_id: str, change: Change) -> RolloutStatus:
         async with self._changing:
-            entry = self._book.get(rollout_id) if rollout_id else self._newest_for(action)
+            entry = self._store.get(rollout_id) if rollout_id else self._newest_for(action)
             after = change(entry.rollout, self._now())
             if action == "undo":
                 self._check_undo(entry.rollout)
             await self._commit(entry, after)
         return await self._settled(entry.rollout.plan.rollout_id)
 
-    async def _settled(self, rollout_id: str) -> RolloutView:
+    async def _settled(self, rollout_id: str) -> RolloutStatus:
         """The rollout after whatever is due at once, so that the answer is never older than the action."""
         await self.reconcile()
         self._news.set()
-        return self._facts.view(self._book.get(rollout_id))
+        return self._queries.status(self._store.get(rollout_id))
 
     async def _commit(self, entry: Entry, after: Rollout) -> None:
         plan = after.plan
@@ -346,10 +353,10 @@ class FleetService:
         elif plan.covers_fleet and entry.rollout.state == "succeeded" and after.state == "undone":
             default = entry.rollout.previous_default
         bounded = replace(after, events=after.events[-self.settings.max_events :])
-        await self._book.move(entry, bounded, default=default, at=self._now())
+        await self._store.move(entry, bounded, default=default, at=self._now())
 
     def _newest_for(self, action: Action) -> Entry:
-        fitting = [entry for entry in self._book.entries.values() if policy.allows(action, entry.rollout)]
+        fitting = [entry for entry in self._store.entries.values() if policy.allows(action, entry.rollout)]
         # "abort" without a name means the one that runs, not a plan made since
         started = [entry for entry in fitting if entry.rollout.started_at is not None]
         if not fitting or (action == "undo" and not started):
@@ -357,7 +364,7 @@ class FleetService:
         return (started or fitting)[-1]
 
     def _check_alone(self, plan: Plan) -> None:
-        for other in self._book.active(plan.model):
+        for other in self._store.active(plan.model):
             name = other.rollout.plan.rollout_id
             raise Conflict(
                 f"rollout {name} of {plan.model} is {other.rollout.state}; finish it, or 'penstock fleet abort {name}'"
@@ -368,7 +375,7 @@ class FleetService:
         if rollout.state not in policy.ACTIVE and rollout.state != "planned":
             self._check_alone(plan)
         wanted = policy.desired_all(rollout)
-        newer = [name for name, digest in wanted.items() if self._facts.desired_digest(name, plan.model) != digest]
+        newer = [name for name, digest in wanted.items() if self._queries.desired_digest(name, plan.model) != digest]
         if newer:
             raise Conflict(
                 f"{', '.join(newer[:5])} should run something newer than {plan.version}; undo the later rollout first"

@@ -15,9 +15,11 @@ class GateDefaults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """What a plan uses for gate settings that its request leaves out.
 
     Attributes:
-        alpha: error budget of each sequential test. ``max_failure_rate``: tolerated share of failed updates.
+        alpha: error budget of each sequential test.
+        max_failure_rate: tolerated share of failed updates.
         min_audited: audited rows a wave needs to pass, when the artifact has a certificate.
-        bake_s: shortest time a wave runs. ``max_silence_s``: a device silent for longer counts as failed.
+        bake_s: shortest time a wave runs.
+        max_silence_s: a device silent for longer counts as failed.
         max_wave_s: a wave that has not passed by then pauses the rollout.
     """
 
@@ -33,14 +35,16 @@ class FleetSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Bounds and rhythm of the fleet service.
 
     Attributes:
-        heartbeat_s: how long a device is told to wait before it reports again; ``busy_heartbeat_s`` while a rollout
-            of one of its models is under way.
+        heartbeat_s: how long a device is told to wait before it reports again.
+        busy_heartbeat_s: the same while a rollout of one of its models is under way.
         flush_s: reported state reaches the disk at most this much later (desired state and outcomes never wait).
         reconcile_s: shortest time between two looks at the rollouts.
-        max_devices: devices that are kept; a new one beyond is refused. ``forget_s``: a device unseen for longer
-            makes room for a new one.
-        max_rollouts: finished rollouts that are kept. ``max_events``: events kept for each.
-        max_records: outcome records in one delivery. ``max_artifacts_per_device``: artifacts with counts per device.
+        max_devices: devices that are kept; a new one beyond is refused.
+        forget_s: a device unseen for longer makes room for a new one.
+        max_rollouts: finished rollouts that are kept.
+        max_events: events kept for each rollout.
+        max_records: outcome records in one delivery.
+        max_artifacts_per_device: artifacts with counts per device.
     """
 
     heartbeat_s: _Seconds = 5.0

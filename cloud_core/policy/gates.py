@@ -1,36 +1,40 @@
-"""Whether a wave passes: two sequential tests over what its devices did, three-valued.
+"""Decides whether a wave passes: a list of named tests over what its devices did, each with one of three verdicts.
 
-Decides from observations, the promise and ``now``; releases nothing, reverts nothing, reads no clock. One test watches
-harm (audited answers that the device kept and the cloud would have given differently) against what the certificate
-promises; the other watches updates that failed. Both are e-processes, so they may be looked at after every report.
+Decides from observations, the promise and ``now``; releases nothing, reverts nothing, reads no clock. A wave fails when
+one of the tests fails, holds while one of them holds, and passes otherwise. ``harm`` (audited answers that the device
+kept and the cloud would have given differently) and ``failures`` (updates that failed) are sequential tests: both are
+e-processes, so they may be looked at after every report. The others say what a wave must have shown before it passes.
+
+A new test is a function from :class:`Case` to :class:`GateTest`, and a row of ``TESTS``. What carries verdicts (the
+store, the wire, the command line) knows no test by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
+from cloud_core.policy.observations import Observation, Outcome, Tally, Wave, outcomes_of, tally
 from penstock.errors import InvalidInput
 from penstock.policy.sequential import e_value_above
 
-Phase = Literal["idle", "fetching", "proving", "probation", "committed", "reverted", "failed"]
 Verdict = Literal["pass", "fail", "hold"]
-Outcome = Literal["committed", "failed", "pending"]
 
 _MAX_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """What a wave must show.
+    """Settings of the tests: what a wave must show.
 
     Attributes:
-        alpha: error budget of each test: the chance ever to stop a rollout that keeps its promises.
+        alpha: error budget of each sequential test: the chance ever to stop a rollout that keeps its promises.
         max_failure_rate: tolerated share of devices that fail to update.
         min_audited: audited rows a wave needs to pass, when the artifact has a certificate.
-        bake_s: shortest time a wave runs. ``max_silence_s``: a device silent for longer counts as failed.
+        bake_s: shortest time a wave runs.
+        max_silence_s: a device silent for longer counts as failed.
         max_wave_s: a wave that has not passed by then pauses the rollout.
     """
 
@@ -43,66 +47,84 @@ class Gate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Observation:
-    """What is known of one device, with regard to the artifact that is rolled out.
+class GateTest:
+    """How one named test of a wave came out.
 
     Attributes:
-        silent_s: since it was last heard, by the server's clock and only while the server was listening.
-        audited, audit_harm: audited rows of this artifact since its wave was released, and the harmful among them.
-        is_cloud_only: the device's own audit crossed its bound, and it keeps no answer of this artifact any more.
+        reason: one phrase with the numbers.
+        measured: what was measured, in the unit of ``limit``.
+        limit: what it was compared with.
+        samples: how many rows or devices were looked at.
+        e_value: evidence against the claim under test; None where the test is a plain comparison.
+        wake_at: when time alone could change the verdict; None when only a report can.
     """
 
-    device_id: str
-    phase: Phase
-    active_digest: str
-    failed_digest: str
-    silent_s: float
-    audited: int
-    audit_harm: int
-    is_cloud_only: bool = False
-    error: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GateVerdict:
-    """A verdict with its evidence. ``wake_at``: when time alone could change it; None when only news can."""
-
+    name: str
     verdict: Verdict
     reason: str
-    audited: int
-    audit_harm: int
-    harm_e_value: float
-    failure_e_value: float
-    promised_harm: float
+    measured: float
+    limit: float
+    samples: int
+    e_value: float | None = None
     wake_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wave:
-    """The devices of one released wave. ``acknowledged`` failures were accepted by an operator and count no more."""
+class GateVerdict:
+    """A verdict on one wave, and the tests that it follows from.
 
-    released_at: datetime
-    observations: tuple[Observation, ...]
-    acknowledged: frozenset[str] = frozenset()
+    Attributes:
+        wake_at: when time alone could change the verdict; None when only a report can.
+    """
+
+    verdict: Verdict
+    reason: str
+    tests: tuple[GateTest, ...]
+    wake_at: datetime | None = None
+
+    def test(self, name: str) -> GateTest | None:
+        """Return the test of that name; None when the verdict has none, as one of an older release may."""
+        return next((test for test in self.tests if test.name == name), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tally:
-    """Failed updates among all devices of one or more waves.
+class Case:
+    """Everything that the tests of one wave look at.
 
-    Devices that are not done yet count as not failed. Counting only those with an outcome would be wrong: an update
-    fails within seconds and commits only after its probation, so 4 bad devices of 100 would look like 4 of 4.
+    Attributes:
+        earlier: failures of the waves before this one.
+        target: digest of the artifact that is rolled out.
+        promised_harm: the certificate's audit bound; None for an artifact without one (its devices keep no answer, so
+            there is no harm to watch).
+        outcomes: how the updates went, by device; acknowledged failures are left out.
     """
 
-    failed: int
-    devices: int
+    wave: Wave
+    earlier: Tally
+    target: str
+    gate: Gate
+    promised_harm: float | None
+    now: datetime
+    outcomes: Mapping[str, Outcome]
 
-    def __add__(self, other: Tally) -> Tally:
-        return Tally(failed=self.failed + other.failed, devices=self.devices + other.devices)
+    @property
+    def own(self) -> Tally:
+        """Count the failures of this wave."""
+        return tally(self.outcomes.values())
+
+    @property
+    def audited(self) -> int:
+        """Count audited rows of all devices."""
+        return sum(device.audited for device in self.wave.observations)
+
+    def having(self, outcome: Outcome) -> list[Observation]:
+        """Return the devices whose update went that way."""
+        return [device for device in self.wave.observations if self.outcomes.get(device.device_id) == outcome]
 
 
 def check_gate(gate: Gate) -> None:
-    """
+    """Check settings before a plan is frozen with them.
+
     Raises:
         InvalidInput: settings that make no sense.
     """
@@ -121,130 +143,179 @@ def check_gate(gate: Gate) -> None:
         )
 
 
-def outcome_of(device: Observation, target: str, gate: Gate, released_at: datetime, now: datetime) -> Outcome:
-    """How a device's update went.
-
-    Silence counts as failure, or a bricked device would never count. A device that says it cannot fetch or load tries
-    again by itself; only when that lasts longer than ``max_silence_s`` it counts, or a registry that restarts at the
-    wrong moment would stop every rollout.
-    """
-    if device.silent_s > gate.max_silence_s:
-        return "failed"
-    if device.failed_digest == target and device.active_digest != target:
-        return "failed"
-    if device.phase == "failed" and (now - released_at).total_seconds() > gate.max_silence_s:
-        return "failed"
-    if device.active_digest == target and device.is_cloud_only:
-        return "failed"  # it runs, but it does not do what it was rolled out for
-    if device.active_digest == target and device.phase == "committed":
-        return "committed"
-    return "pending"
-
-
-def tally(wave: Wave, target: str, gate: Gate, now: datetime) -> Tally:
-    """Failed updates of a wave, acknowledged failures left out."""
-    outcomes = _outcomes(wave, target, gate, now).values()
-    return Tally(failed=sum(outcome == "failed" for outcome in outcomes), devices=len(outcomes))
-
-
 def judge(
     wave: Wave, earlier: Tally, target: str, gate: Gate, *, promised_harm: float | None, now: datetime
 ) -> GateVerdict:
-    """Judge one released wave.
+    """Run all tests on one released wave; the arguments are explained at :class:`Case`."""
+    outcomes = outcomes_of(wave, target, gate.max_silence_s, now)
+    case = Case(
+        wave=wave, earlier=earlier, target=target, gate=gate, promised_harm=promised_harm, now=now, outcomes=outcomes
+    )
+    tests = tuple(run(case) for run in TESTS)
+    failed = [test.reason for test in tests if test.verdict == "fail"]
+    if failed:
+        return GateVerdict(verdict="fail", reason="; ".join(failed), tests=tests)
+    holding = [test.reason for test in tests if test.verdict == "hold"]
+    if holding:
+        wake_at = min((test.wake_at for test in tests if test.wake_at is not None), default=None)
+        return GateVerdict(verdict="hold", reason="; ".join(holding), tests=tests, wake_at=wake_at)
+    # what was merely waited for needs no words once it is there
+    shown = [test.reason for test in tests if test.e_value is not None]
+    return GateVerdict(verdict="pass", reason="; ".join(shown), tests=tests)
 
-    Args:
-        earlier: failures of the waves before it. Failures are tested in this wave and in all waves together, by the
-            mean of the two e-values (itself an e-value), so that neither a large healthy first wave hides a failing
-            second one, nor do one failure here and one there go unnoticed.
-        promised_harm: the certificate's audit bound; None for an artifact without one (its devices keep no answer, so
-            there is no harm to watch).
+
+def _test_harm(case: Case) -> GateTest:
+    """Compare audited rows that were harmful with what the certificate promises."""
+    audited, promised = case.audited, case.promised_harm
+    # a device that claims more harm than audits would make the e-value impossible to compute
+    harm = sum(min(device.audit_harm, device.audited) for device in case.wave.observations)
+    e_value = 1.0 if promised is None else e_value_above(harm, audited, promised)
+    audit = _audit_text(harm, audited, promised)
+    is_crossed = e_value >= 1 / case.gate.alpha
+    return GateTest(
+        name="harm",
+        verdict="fail" if is_crossed else "pass",
+        reason=f"harm above the promise: {audit} ({_evidence_text(e_value, case.gate)})" if is_crossed else audit,
+        measured=harm / audited if audited else 0.0,
+        limit=promised or 0.0,
+        samples=audited,
+        e_value=e_value,
+    )
+
+
+def _test_failures(case: Case) -> GateTest:
+    """Compare failed updates with the tolerated share, in this wave and in all waves together.
+
+    The e-value is the mean of the two (itself an e-value). With this wave's alone, one failure here and one there would
+    go unnoticed; with all waves' alone, a large healthy first wave would hide a failing second one.
     """
-    outcomes = _outcomes(wave, target, gate, now)
-    own = tally(wave, target, gate, now)
-    both = own + earlier
-    audited = sum(device.audited for device in wave.observations)
-    harm = sum(min(device.audit_harm, device.audited) for device in wave.observations)
-    harm_e = 1.0 if promised_harm is None else e_value_above(harm, audited, promised_harm)
-    failure_e = (
+    gate, own = case.gate, case.own
+    both = own + case.earlier
+    e_value = (
         e_value_above(own.failed, own.devices, gate.max_failure_rate)
         + e_value_above(both.failed, both.devices, gate.max_failure_rate)
     ) / 2
-    audit = _audit_text(harm, audited, promised_harm)
-    limit = f"evidence {{:,.0f}} to 1, limit {1 / gate.alpha:,.0f} to 1"
-
-    def verdict(kind: Verdict, reason: str, wake_at: datetime | None = None) -> GateVerdict:
-        return GateVerdict(
-            verdict=kind,
-            reason=reason,
-            audited=audited,
-            audit_harm=harm,
-            harm_e_value=harm_e,
-            failure_e_value=failure_e,
-            promised_harm=promised_harm or 0.0,
-            wake_at=wake_at,
-        )
-
-    if harm_e >= 1 / gate.alpha:
-        return verdict("fail", f"harm above the promise: {audit} ({limit.format(min(harm_e, 1e15))})")
-    if failure_e >= 1 / gate.alpha:
-        tolerated = f"tolerated {gate.max_failure_rate:.1%}"
-        why = _failures_text(wave, outcomes, gate)
-        count = f"{both.failed} of {both.devices} devices failed to update"
-        return verdict("fail", f"{count}, {tolerated}: {why} ({limit.format(min(failure_e, 1e15))})")
-    missing = _missing(wave, outcomes, gate, now, audited if promised_harm is not None else gate.min_audited)
-    if missing:
-        return verdict("hold", "; ".join(missing), _wake_at(wave, outcomes, gate, now))
-    committed = own.devices - own.failed
-    return verdict("pass", f"{_devices(committed)} committed, {own.failed} failed; {audit}")
+    if e_value >= 1 / gate.alpha:
+        verdict: Verdict = "fail"
+        count = f"{both.failed} of {both.devices} devices failed to update, tolerated {gate.max_failure_rate:.1%}"
+        reason = f"{count}: {_failures_text(case)} ({_evidence_text(e_value, gate)})"
+    else:
+        verdict, reason = "pass", f"{_devices(own.devices - own.failed)} committed, {own.failed} failed"
+        if case.having("pending"):
+            reason = f"{own.failed} of {_devices(own.devices)} failed"
+    return GateTest(
+        name="failures",
+        verdict=verdict,
+        reason=reason,
+        measured=both.failed / both.devices if both.devices else 0.0,
+        limit=gate.max_failure_rate,
+        samples=both.devices,
+        e_value=e_value,
+        wake_at=_next_silence(case),
+    )
 
 
-def _missing(wave: Wave, outcomes: Mapping[str, Outcome], gate: Gate, now: datetime, audited: int) -> list[str]:
-    """What the wave still has to show before it may pass, one phrase each."""
-    missing = []
-    pending = [d for d in wave.observations if outcomes.get(d.device_id) == "pending"]
-    if pending:
-        named = ", ".join(f"{d.device_id} ({_doing(d)})" for d in pending[:_MAX_NAMED])
-        more = f" and {len(pending) - _MAX_NAMED} more" if len(pending) > _MAX_NAMED else ""
-        missing.append(f"waiting for {named}{more}")
-    if outcomes and not any(outcome == "committed" for outcome in outcomes.values()) and not pending:
-        missing.append(f"no device of this wave has committed: {_failures_text(wave, outcomes, gate)}")
-    left_s = gate.bake_s - (now - wave.released_at).total_seconds()
-    if left_s > 0:
-        missing.append(f"baking for another {left_s:.0f} s")
-    # a wave of which the operator accepted every failure has nobody left to audit
-    if outcomes and audited < gate.min_audited:
-        missing.append(f"{audited} of {gate.min_audited} audited rows")
-    return missing
+def _test_settled(case: Case) -> GateTest:
+    """Hold while a device is still updating."""
+    pending = case.having("pending")
+    named = ", ".join(f"{device.device_id} ({_doing(device)})" for device in pending[:_MAX_NAMED])
+    more = f" and {len(pending) - _MAX_NAMED} more" if len(pending) > _MAX_NAMED else ""
+    return GateTest(
+        name="settled",
+        verdict="hold" if pending else "pass",
+        reason=f"waiting for {named}{more}" if pending else "no device is still updating",
+        measured=len(pending),
+        limit=0,
+        samples=len(case.outcomes),
+    )
 
 
-def _wake_at(wave: Wave, outcomes: Mapping[str, Outcome], gate: Gate, now: datetime) -> datetime | None:
-    """The next moment at which the verdict can change without any news."""
-    moments = [wave.released_at + timedelta(seconds=s) for s in (gate.bake_s, gate.max_silence_s, gate.max_wave_s)]
+def _test_committed(case: Case) -> GateTest:
+    """Hold while no device has committed. A wave of few devices can fail as a whole without an e-value that says so."""
+    committed = len(case.having("committed"))
+    # while one is pending, the wave waits for that one; with every failure accepted, there is nothing left to wait for
+    is_lacking = bool(case.outcomes) and not committed and not case.having("pending")
+    return GateTest(
+        name="committed",
+        verdict="hold" if is_lacking else "pass",
+        reason=f"no device of this wave has committed: {_failures_text(case)}"
+        if is_lacking
+        else f"{_devices(committed)} committed",
+        measured=committed,
+        limit=1,
+        samples=len(case.outcomes),
+    )
+
+
+def _test_bake(case: Case) -> GateTest:
+    """Hold until the wave has run long enough."""
+    ran_s, bake_s = (case.now - case.wave.released_at).total_seconds(), case.gate.bake_s
+    is_baking = ran_s < bake_s
+    return GateTest(
+        name="bake",
+        verdict="hold" if is_baking else "pass",
+        reason=f"baking for another {bake_s - ran_s:.0f} s" if is_baking else f"baked for {bake_s:g} s",
+        measured=ran_s,
+        limit=bake_s,
+        samples=len(case.outcomes),
+        wake_at=_just_after(case.wave.released_at, bake_s) if is_baking else None,
+    )
+
+
+def _test_audited(case: Case) -> GateTest:
+    """Hold until enough rows were audited for the harm test to have seen the contrary."""
+    audited, needed = case.audited, case.gate.min_audited
+    # without a certificate nothing is audited, and when every failure was accepted no device is left to audit
+    is_needed = case.promised_harm is not None and bool(case.outcomes)
+    return GateTest(
+        name="audited",
+        verdict="hold" if is_needed and audited < needed else "pass",
+        reason=f"{audited} of {needed} audited rows" if is_needed else "no audit is needed",
+        measured=audited,
+        limit=needed if is_needed else 0,
+        samples=len(case.outcomes),
+    )
+
+
+TESTS: tuple[Callable[[Case], GateTest], ...] = (
+    _test_failures,
+    _test_harm,
+    _test_settled,
+    _test_committed,
+    _test_bake,
+    _test_audited,
+)
+"""All tests, in the order in which their reasons are told."""
+
+
+def _next_silence(case: Case) -> datetime | None:
+    """Return the next moment at which a device becomes a failure because nothing is heard of it."""
+    limit_s, now = case.gate.max_silence_s, case.now
+    # the first is when a device that cannot fetch or load begins to count (see outcome_of)
+    moments = [_just_after(case.wave.released_at, limit_s)]
     moments += [
-        now + timedelta(seconds=gate.max_silence_s - device.silent_s)
-        for device in wave.observations
-        if device.silent_s <= gate.max_silence_s and device.device_id in outcomes
+        _just_after(now, limit_s - device.silent_s)
+        for device in case.wave.observations
+        if device.silent_s <= limit_s and device.device_id in case.outcomes
     ]
-    # strictly later than the limit: "silent for longer than" is not "silent for"
-    return min((m + timedelta(milliseconds=1) for m in moments if m >= now), default=None)
+    return min((moment for moment in moments if moment > now), default=None)
 
 
-def _outcomes(wave: Wave, target: str, gate: Gate, now: datetime) -> dict[str, Outcome]:
-    """Outcomes that count: an acknowledged device counts again once it has recovered."""
-    found = {d.device_id: outcome_of(d, target, gate, wave.released_at, now) for d in wave.observations}
-    return {name: outcome for name, outcome in found.items() if outcome == "committed" or name not in wave.acknowledged}
+def _just_after(since: datetime, seconds: float) -> datetime:
+    """Return a moment strictly later than a limit: "silent for longer than" is not "silent for"."""
+    return since + timedelta(seconds=seconds, milliseconds=1)
 
 
 def _doing(device: Observation) -> str:
     if device.error:
         return device.error[:120]
-    # at rest with another artifact: it has not heard of this one yet
+    # at rest with another artifact: it was not told of this one yet
     return device.phase if device.phase in ("fetching", "proving", "probation", "failed") else "not begun"
 
 
-def _failures_text(wave: Wave, outcomes: Mapping[str, Outcome], gate: Gate) -> str:
-    failed = [device for device in wave.observations if outcomes.get(device.device_id) == "failed"]
-    named = [f"{device.device_id} {_failure(device, gate)}" for device in failed[:_MAX_NAMED]]
+def _failures_text(case: Case) -> str:
+    failed = case.having("failed")
+    named = [f"{device.device_id} {_failure(device, case.gate)}" for device in failed[:_MAX_NAMED]]
     if len(failed) > _MAX_NAMED:
         named.append(f"{len(failed) - _MAX_NAMED} more")
     return ", ".join(named) or "failures of earlier waves"
@@ -266,14 +337,9 @@ def _audit_text(harm: int, audited: int, promised: float | None) -> str:
     return f"{harm} of {audited} audited rows harmful{share}, promised at most {promised:.1%}"
 
 
+def _evidence_text(e_value: float, gate: Gate) -> str:
+    return f"evidence {min(e_value, 1e15):,.0f} to 1, limit {1 / gate.alpha:,.0f} to 1"
+
+
 def _devices(count: int) -> str:
     return f"{count} device" if count == 1 else f"{count} devices"
-
-
-def outcomes_of(waves: Sequence[Wave], target: str, gate: Gate, now: datetime) -> dict[str, Outcome]:
-    """Outcome of every device of the given waves, acknowledged or not."""
-    return {
-        device.device_id: outcome_of(device, target, gate, wave.released_at, now)
-        for wave in waves
-        for device in wave.observations
-    }

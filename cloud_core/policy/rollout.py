@@ -22,7 +22,8 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from cloud_core.policy import gates
-from cloud_core.policy.gates import Gate, GateVerdict, Observation, Tally
+from cloud_core.policy.gates import Gate, GateVerdict
+from cloud_core.policy.observations import Observation, Tally, Wave, all_outcomes_of, outcomes_of, tally
 from penstock.errors import Conflict
 
 State = Literal["planned", "running", "paused", "succeeded", "stopped_by_gate", "aborted", "undone"]
@@ -235,9 +236,13 @@ def resumed(rollout: Rollout, observations: Mapping[str, Observation], *, now: d
         Conflict: it is not paused.
     """
     _check("resume", rollout)
-    waves = _waves(rollout, observations)
-    outcomes = gates.outcomes_of(waves, rollout.plan.artifact_digest, rollout.plan.gate, now)
-    failed = {device_id for device_id, outcome in outcomes.items() if outcome == "failed"}
+    target, max_silence_s = rollout.plan.artifact_digest, rollout.plan.gate.max_silence_s
+    failed = {
+        device_id
+        for wave in _waves(rollout, observations)
+        for device_id, outcome in all_outcomes_of(wave, target, max_silence_s, now).items()
+        if outcome == "failed"
+    }
     acknowledged = tuple(sorted(failed.union(rollout.acknowledged)))
     last = replace(rollout.waves[-1], released_at=now)
     again = replace(rollout, state="running", waves=(*rollout.waves[:-1], last), acknowledged=acknowledged)
@@ -310,17 +315,17 @@ def _verdicts(rollout: Rollout, observations: Mapping[str, Observation], now: da
     for wave in _waves(rollout, observations):
         verdict = gates.judge(wave, earlier, plan.artifact_digest, plan.gate, promised_harm=plan.promised_harm, now=now)
         verdicts.append(verdict)
-        earlier += gates.tally(wave, plan.artifact_digest, plan.gate, now)
+        earlier += tally(outcomes_of(wave, plan.artifact_digest, plan.gate.max_silence_s, now).values())
     return tuple(verdicts)
 
 
-def _waves(rollout: Rollout, observations: Mapping[str, Observation]) -> list[gates.Wave]:
+def _waves(rollout: Rollout, observations: Mapping[str, Observation]) -> list[Wave]:
     members: list[list[Observation]] = [[] for _ in rollout.waves]
     for device in rollout.plan.devices:
         if device.wave < len(members):
             members[device.wave].append(observations[device.device_id])
     return [
-        gates.Wave(
+        Wave(
             released_at=wave.released_at,
             observations=tuple(devices),
             acknowledged=frozenset(rollout.acknowledged),

@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, ParamSpec, TypeVar
 
-from sqlalchemy import Connection, Engine, Insert, Table, create_engine, event, insert, select, text
+from sqlalchemy import Connection, Engine, Insert, Table, create_engine, event, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import StaticPool
 
-from cloud_core.state import tables
+from cloud_core.state.upgrades import upgrade
 from penstock.artifact.blobs import disk_errors
 from penstock.errors import StorageError
 
@@ -48,7 +48,8 @@ class Database:
         """Open or create the file and bring its schema up to date.
 
         Raises:
-            StorageError: not writable, not a database, locked by another core, or written by a newer Penstock.
+            NewerState: a newer Penstock wrote it; nothing in it was changed.
+            StorageError: it is not writable, no database, or locked by another core.
         """
         with disk_errors(f"creating {path.parent}"):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +71,11 @@ class Database:
         if engine.dialect.name == "sqlite":
             _tune_sqlite(engine)
         database = cls(engine, where=where, lock=lock)
-        database.run_now(lambda tx: _upgrade(tx, where))
+        try:
+            database.run_now(lambda tx: upgrade(tx, where))
+        except BaseException:
+            engine.dispose()
+            raise
         return database
 
     async def run(self, work: Callable[[Transaction], T]) -> T:
@@ -141,18 +146,6 @@ def _upsert(dialect: str, table: Table, names: tuple[str, ...], leave: tuple[str
     keys = [column.name for column in table.primary_key]
     changed = {name: statement.excluded[name] for name in names if name not in keys and name not in leave}
     return statement.on_conflict_do_update(index_elements=keys, set_=changed)
-
-
-def _upgrade(transaction: Transaction, where: str) -> None:
-    tables.metadata.create_all(transaction)
-    found = transaction.execute(select(tables.schema_version.c.version)).scalar_one_or_none()
-    if found is None:
-        transaction.execute(insert(tables.schema_version).values(version=tables.SCHEMA_VERSION))
-    elif found != tables.SCHEMA_VERSION:
-        raise StorageError(
-            f"{where} has schema version {found}, this Penstock knows {tables.SCHEMA_VERSION}; "
-            "start the version that wrote it, or use another data directory"
-        )
 
 
 def _tune_sqlite(engine: Engine) -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import Row, delete, insert, select, update
 
 from cloud_core.state import tables
 from cloud_core.state.database import Transaction, upsert
+from penstock.wire.outcomes import OutcomeCounts, from_columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,18 +30,12 @@ class DeviceRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CountsRow:
-    """Cumulative outcome counts of one artifact on one device, in rows."""
+    """Cumulative outcome counts of one artifact on one device."""
 
     device_id: str
     artifact_digest: str
     model: str
-    requests: int
-    kept: int
-    escalated: int
-    unreachable: int
-    failed: int
-    audited: int
-    audit_harm: int
+    counts: OutcomeCounts
     updated_at: float
 
 
@@ -79,7 +75,7 @@ def read(transaction: Transaction) -> FleetRows:
     rollouts = transaction.execute(select(tables.rollouts).order_by(tables.rollouts.c.number)).mappings()
     return FleetRows(
         devices=tuple(DeviceRow(**row) for row in transaction.execute(select(tables.devices)).mappings()),
-        counts=tuple(CountsRow(**row) for row in transaction.execute(select(tables.outcome_counts)).mappings()),
+        counts=tuple(_counts_row(row) for row in transaction.execute(select(tables.outcome_counts))),
         assignments=tuple(AssignmentRow(**row) for row in transaction.execute(select(tables.assignments)).mappings()),
         rollouts=tuple(RolloutRow(**row) for row in rollouts),
     )
@@ -99,7 +95,7 @@ def forget_devices(transaction: Transaction, device_ids: Iterable[str]) -> None:
 
 def record_outcomes(transaction: Transaction, device: DeviceRow, sequence: int, counts: Sequence[CountsRow]) -> None:
     """Store new totals and the sequence they include, together."""
-    upsert(transaction, tables.outcome_counts, [_values(row) for row in counts])
+    upsert(transaction, tables.outcome_counts, [_counts_values(row) for row in counts])
     table = tables.devices
     moved = update(table).where(table.c.device_id == device.device_id).values(durable_sequence=sequence)
     if transaction.execute(moved).rowcount == 0:
@@ -138,5 +134,20 @@ def clear_assignments(transaction: Transaction, model: str) -> None:
     transaction.execute(delete(tables.assignments).where(tables.assignments.c.model == model))
 
 
-def _values(row: DeviceRow | CountsRow | AssignmentRow | RolloutRow) -> dict[str, object]:
+def _counts_row(row: Row[Any]) -> CountsRow:
+    return CountsRow(
+        device_id=row.device_id,
+        artifact_digest=row.artifact_digest,
+        model=row.model,
+        counts=from_columns(row),
+        updated_at=row.updated_at,
+    )
+
+
+def _counts_values(row: CountsRow) -> dict[str, object]:
+    values = {name: getattr(row, name) for name in CountsRow.__slots__ if name != "counts"}
+    return values | row.counts.columns()
+
+
+def _values(row: DeviceRow | AssignmentRow | RolloutRow) -> dict[str, object]:
     return {name: getattr(row, name) for name in type(row).__slots__}

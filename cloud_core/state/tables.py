@@ -1,4 +1,4 @@
-"""The tables and their schema version. Plain SQL types only, so that PostgreSQL could take SQLite's place.
+"""The tables of the current schema version. Plain SQL types only, so that PostgreSQL could take SQLite's place.
 
 Times are UNIX seconds (UTC); documents are JSON text, validated by whoever owns them.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, MetaData, String, Table, Text
 
-SCHEMA_VERSION = 1
+from penstock.wire.outcomes import COLUMNS
 
 metadata = MetaData()
 
@@ -63,13 +63,7 @@ outcome_counts = Table(
     Column("device_id", String(64), primary_key=True),
     Column("artifact_digest", String(71), primary_key=True),
     Column("model", String(255), nullable=False),
-    Column("requests", BigInteger, nullable=False),
-    Column("kept", BigInteger, nullable=False),
-    Column("escalated", BigInteger, nullable=False),
-    Column("unreachable", BigInteger, nullable=False),
-    Column("failed", BigInteger, nullable=False),
-    Column("audited", BigInteger, nullable=False),
-    Column("audit_harm", BigInteger, nullable=False),
+    *(Column(name, BigInteger, nullable=False, server_default="0") for name in COLUMNS),
     Column("updated_at", Double, nullable=False),
 )
 

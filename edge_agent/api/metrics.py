@@ -15,10 +15,10 @@ from prometheus_client.registry import Collector
 
 from edge_agent.policy.cascade import CascadeMode
 from edge_agent.serving.dataplane import Pipeline
+from penstock.wire.outcomes import COUNTERS, MEANINGS, OUTCOMES
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-_OUTCOMES = ("kept", "escalated", "unreachable", "failed")
 
 
 class Latencies:
@@ -95,10 +95,12 @@ class Metrics(Collector):
         rows = CounterMetricFamily(
             "penstock_agent_rows", "Rows by outcome; every admitted row has one.", labels=[*labels, "outcome"]
         )
-        audited = CounterMetricFamily("penstock_agent_audited_rows", "Drawn rows whose harm is known.", labels=labels)
-        harm = CounterMetricFamily(
-            "penstock_agent_audit_harm_rows", "Drawn and kept rows on which the cloud disagrees.", labels=labels
-        )
+        # counters that come on top of a row's outcome have a family each (scripts/generate_docs.py does as this does)
+        others = {
+            name: CounterMetricFamily(f"penstock_agent_{name}_rows", MEANINGS[name], labels=labels)
+            for name in COUNTERS
+            if name not in OUTCOMES
+        }
         mode = GaugeMetricFamily("penstock_agent_cascade_mode", "1 for the mode in force.", labels=[*labels, "mode"])
         failures = CounterMetricFamily(
             "penstock_agent_engine_failures", "Requests that the engine failed.", labels=labels
@@ -106,14 +108,14 @@ class Metrics(Collector):
         for hosted in self._pipeline.hosting.hosted():
             names = [hosted.plan.model, hosted.plan.version]
             counts = hosted.counts
-            for outcome in _OUTCOMES:
+            for outcome in OUTCOMES:
                 rows.add_metric([*names, outcome], getattr(counts, outcome))
-            audited.add_metric(names, counts.audited)
-            harm.add_metric(names, counts.audit_harm)
+            for name, family in others.items():
+                family.add_metric(names, getattr(counts, name))
             failures.add_metric(names, hosted.failures)
             for each in CascadeMode:
                 mode.add_metric([*names, each.value], float(each is hosted.mode))
-        yield from (rows, audited, harm, failures, mode)
+        yield from (rows, *others.values(), failures, mode)
 
     def _cloud(self) -> Iterator[Metric]:
         cloud = self._pipeline.escalator

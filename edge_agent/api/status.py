@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from edge_agent.reporting.heartbeat import Delivery, Device, Heartbeats
+from edge_agent.reporting.delivery import Delivery
+from edge_agent.reporting.heartbeat import Device, Heartbeats
 from edge_agent.serving.dataplane import Pipeline
 from edge_agent.settings import AgentSettings
-from edge_agent.updates.reported import Report
+from edge_agent.updates.reported import ReportedModel
 from edge_agent.updates.updater import Updater
 
 
@@ -43,7 +43,7 @@ def status_document(parts: Parts, *, tcp_address: str) -> dict[str, Any]:
             "is_reachable": heartbeats.is_reachable,
             "error": heartbeats.error,
         },
-        "models": [_model(report) for report in parts.updater.reports()],
+        "models": [_model(reported) for reported in parts.updater.reported()],
         "outbox": {"records": delivery.queued, "dropped": delivery.dropped, "error": delivery.error},
         "escalation": {
             "is_reachable": escalator.is_reachable,
@@ -55,23 +55,23 @@ def status_document(parts: Parts, *, tcp_address: str) -> dict[str, Any]:
     }
 
 
-def _model(report: Report) -> dict[str, Any]:
-    active, previous, desired, hosted = report.active, report.previous, report.desired, report.hosted
+def _model(reported: ReportedModel) -> dict[str, Any]:
+    active, previous, desired, hosted = reported.active, reported.previous, reported.desired, reported.hosted
     certificate = hosted.certificate if hosted else None
     counts = hosted.counts if hosted else None
     return {
-        "model": report.model,
+        "model": reported.model,
         "version": active.release.version if active else "",
         "artifact": active.release.artifact_digest if active else "",
         "variant": active.variant_digest if active else "",
         "previous": previous.release.version if previous else "",
         "desired": desired.version if desired else "",
         "desired_artifact": desired.artifact_digest if desired else "",
-        "phase": report.phase.upper(),
-        "error": report.error,
-        "failed_artifact": report.failed_digest,
-        "fetched_bytes": report.transferred.done_bytes,
-        "total_bytes": report.transferred.total_bytes,
+        "phase": reported.phase.upper(),
+        "error": reported.error,
+        "failed_artifact": reported.failed_digest,
+        "fetched_bytes": reported.transferred.done_bytes,
+        "total_bytes": reported.transferred.total_bytes,
         "is_serving": hosted is not None,
         "mode": hosted.mode.name if hosted else "",
         "mode_why": hosted.mode_why if hosted else "",
@@ -79,5 +79,5 @@ def _model(report: Report) -> dict[str, Any]:
         "threshold": certificate.threshold if certificate else None,
         "promise": certificate.promise() if certificate else "",
         "failures": hosted.failures if hosted else 0,
-        "counts": {"requests": counts.requests, **dataclasses.asdict(counts)} if counts else {},
+        "counts": counts.columns() if counts else {},
     }

@@ -1,12 +1,15 @@
 """Outcome records on their way to the fleet service: a bounded, durable queue in SQLite. Its only importer.
 
-Owns the sequence: it increases per device for ever, across restarts, and also after the queue was emptied. A record is
-deleted only when the service said that it is durable there. Beside it, the totals of each artifact, so that evidence
-against a certificate outlives a restart. Sends nothing itself (``edge_agent.reporting.heartbeat``).
+Owns the sequence: it increases for as long as the device lives, across restarts, and also after the queue was emptied.
+A record is deleted only when the service said that it is durable there. Beside it, the totals of each artifact, so that
+the audit of a certificate outlives a restart. Sends nothing itself (``edge_agent.reporting.delivery``).
 
 When the queue is full and ``when_full`` is ``merge``, the two oldest records of one artifact that were never sent are
 folded into one: counts are kept, their resolution in time is not. Only when there is no such pair is the oldest record
 dropped, and counted. A record that was sent keeps its counts: the service may have it already under that sequence.
+
+The file has a schema version (``PRAGMA user_version``). An older file is brought up to date when it is opened; a newer
+one is refused before anything in it is changed.
 """
 
 from __future__ import annotations
@@ -16,55 +19,62 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
-from edge_agent.serving.counts import IntervalCounts, OutcomeCounts
+from edge_agent.serving.counts import IntervalCounts
 from edge_agent.settings import OutboxSettings
-from penstock.errors import StorageError
+from penstock.errors import NewerState, StorageError
 from penstock.process.telemetry import log
+from penstock.wire.outcomes import COLUMNS, COUNTERS, NOTHING, OutcomeCounts
+
+SCHEMA_VERSION = 1
+"""Raise it when a table changes in another way than by a new counter, and say in ``_upgrade`` what becomes of older
+files. Version 0 is what Penstock 0.1.0 wrote: the same tables, without a version."""
 
 _log = logging.getLogger(__name__)
-_COLUMNS = tuple(field.name for field in fields(IntervalCounts))
-_SUMMED = ("requests", "kept", "escalated", "unreachable", "failed", "audited", "audit_harm")
-_SCHEMA = f"""
-CREATE TABLE IF NOT EXISTS records (
+_COUNTS = ", ".join(f"{name} INTEGER NOT NULL DEFAULT 0" for name in COLUMNS)
+_TABLES = (
+    f"""CREATE TABLE IF NOT EXISTS records (
     sequence INTEGER PRIMARY KEY AUTOINCREMENT,
     stored_at REAL NOT NULL,
     model TEXT NOT NULL, artifact_digest TEXT NOT NULL,
-    {", ".join(f"{name} INTEGER NOT NULL" for name in _SUMMED)},
+    {_COUNTS},
     started_at REAL NOT NULL, ended_at REAL NOT NULL
-);
-CREATE TABLE IF NOT EXISTS totals (
+)""",
+    f"""CREATE TABLE IF NOT EXISTS totals (
     model TEXT NOT NULL, artifact_digest TEXT NOT NULL, touched_at REAL NOT NULL,
-    {", ".join(f"{name} INTEGER NOT NULL" for name in _SUMMED)},
+    {_COUNTS},
     PRIMARY KEY (model, artifact_digest)
-);
-CREATE TABLE IF NOT EXISTS sent (one INTEGER PRIMARY KEY CHECK (one = 1), sequence INTEGER NOT NULL);
-INSERT OR IGNORE INTO sent VALUES (1, 0);
-"""
+)""",
+    "CREATE TABLE IF NOT EXISTS sent (one INTEGER PRIMARY KEY CHECK (one = 1), sequence INTEGER NOT NULL)",
+    "INSERT OR IGNORE INTO sent VALUES (1, 0)",
+)
+_SUMS = ", ".join(f"{name} = {name} + excluded.{name}" for name in COLUMNS)
+_RECORD = ("model", "artifact_digest", *COLUMNS, "started_at", "ended_at")
 _MAX_TOTALS = 256
 _PLAUSIBLE_CLOCK = 1_700_000_000.0  # before this (November 2023) a device's clock was never set
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One queued interval."""
+    """One queued interval, and its number in the order of the queue."""
 
     sequence: int
-    counts: IntervalCounts
+    interval: IntervalCounts
 
 
 class Outbox:
     """The queue. Not thread-safe: its owner makes one call at a time, from any thread."""
 
     def __init__(self, path: Path, settings: OutboxSettings, *, now: Callable[[], float]) -> None:
-        """Open or create. A file that is no database (the disk lost it) is set aside.
+        """Open or create the file, and bring an older one up to date. One that is no database is set aside.
 
         Args:
             now: wall clock, UNIX seconds; used for ``ttl_s`` only.
 
         Raises:
+            NewerState: a newer Penstock wrote the file.
             StorageError: the disk is full or not writable.
         """
         self._path, self._settings, self._now = path, settings, now
@@ -96,23 +106,31 @@ class Outbox:
             self._expire()
             for interval in intervals:
                 self._make_room()
-                marks = ", ".join("?" * (len(_COLUMNS) + 1))
-                values = [getattr(interval, name) for name in _COLUMNS]
-                columns = ", ".join(("stored_at", *_COLUMNS))
-                self._db.execute(f"INSERT INTO records ({columns}) VALUES ({marks})", [self._now(), *values])
+                self._db.execute(
+                    f"INSERT INTO records (stored_at, {', '.join(_RECORD)}) VALUES ({_marks(1 + len(_RECORD))})",
+                    [
+                        self._now(),
+                        interval.model,
+                        interval.artifact_digest,
+                        *interval.counts.columns().values(),
+                        interval.started_at,
+                        interval.ended_at,
+                    ],
+                )
                 self._add_to_totals(interval)
 
     def totals(self, model: str, artifact_digest: str) -> OutcomeCounts:
-        """Everything ever appended for an artifact, as far as it is among the last artifacts that this device ran.
+        """Return all counts that were ever appended for an artifact.
+
+        They are kept for the last artifacts that this device ran; for any other one there is nothing.
 
         Raises:
             StorageError: the file cannot be read.
         """
-        names = [field.name for field in fields(OutcomeCounts)]
-        query = f"SELECT {', '.join(names)} FROM totals WHERE model = ? AND artifact_digest = ?"
+        query = f"SELECT {', '.join(COUNTERS)} FROM totals WHERE model = ? AND artifact_digest = ?"
         with _storage_errors(self._path):
             row = self._db.execute(query, [model, artifact_digest]).fetchone()
-        return OutcomeCounts(**dict(zip(names, row, strict=True))) if row else OutcomeCounts()
+        return _counts(row) if row else NOTHING
 
     def batch(self) -> tuple[Record, ...]:
         """The oldest records, at most ``max_batch``; from now on they count as sent.
@@ -120,7 +138,8 @@ class Outbox:
         Raises:
             StorageError: that they were sent could not be made durable; do not send them.
         """
-        query = f"SELECT sequence, {', '.join(_COLUMNS)} FROM records ORDER BY sequence LIMIT ?"
+        columns = f"sequence, model, artifact_digest, started_at, ended_at, {', '.join(COUNTERS)}"
+        query = f"SELECT {columns} FROM records ORDER BY sequence LIMIT ?"
         with _storage_errors(self._path):
             rows = self._db.execute(query, [self._settings.max_batch]).fetchall()
         if not rows:
@@ -129,14 +148,25 @@ class Outbox:
             with self._transaction():
                 self._db.execute("UPDATE sent SET sequence = ?", [rows[-1][0]])
         return tuple(
-            Record(sequence=row[0], counts=IntervalCounts(**dict(zip(_COLUMNS, row[1:], strict=True)))) for row in rows
+            Record(
+                sequence=sequence,
+                interval=IntervalCounts(
+                    model=model,
+                    artifact_digest=artifact_digest,
+                    counts=_counts(counts),
+                    started_at=started_at,
+                    ended_at=ended_at,
+                ),
+            )
+            for sequence, model, artifact_digest, started_at, ended_at, *counts in rows
         )
 
     def acknowledge(self, durable_sequence: int) -> None:
         """Drop records up to ``durable_sequence``.
 
-        A sequence beyond any that was ever given out means that this queue was lost and began anew, under a device id
-        that the service knows: it would take our records for old ones. They are renumbered to follow on.
+        A sequence beyond any that was ever given out means that this queue was lost and started at 1 again, under a
+        device id that the service knows: it would take our records for old ones, which it has counted, and drop them.
+        They are renumbered to follow on.
 
         Raises:
             StorageError: the disk is not writable; the records stay and will be sent again, which is harmless.
@@ -155,13 +185,11 @@ class Outbox:
         return int(row[0]) if row else 0
 
     def _add_to_totals(self, interval: IntervalCounts) -> None:
-        columns = ", ".join(("model", "artifact_digest", "touched_at", *_SUMMED))
-        marks = ", ".join("?" * (3 + len(_SUMMED)))
-        sums = ", ".join(f"{name} = {name} + excluded.{name}" for name in _SUMMED)
         self._db.execute(
-            f"INSERT INTO totals ({columns}) VALUES ({marks}) ON CONFLICT (model, artifact_digest) "
-            f"DO UPDATE SET touched_at = excluded.touched_at, {sums}",
-            [interval.model, interval.artifact_digest, self._now(), *(getattr(interval, name) for name in _SUMMED)],
+            f"INSERT INTO totals (model, artifact_digest, touched_at, {', '.join(COLUMNS)}) "
+            f"VALUES ({_marks(3 + len(COLUMNS))}) ON CONFLICT (model, artifact_digest) "
+            f"DO UPDATE SET touched_at = excluded.touched_at, {_SUMS}",
+            [interval.model, interval.artifact_digest, self._now(), *interval.counts.columns().values()],
         )
         self._db.execute(
             "DELETE FROM totals WHERE rowid NOT IN (SELECT rowid FROM totals ORDER BY touched_at DESC LIMIT ?)",
@@ -207,7 +235,7 @@ class Outbox:
             "ORDER BY sequence LIMIT 2",
             [self._sent(), *row],
         ).fetchall()
-        sums = ", ".join(f"{name} = {name} + (SELECT {name} FROM records WHERE sequence = :first)" for name in _SUMMED)
+        sums = ", ".join(f"{name} = {name} + (SELECT {name} FROM records WHERE sequence = :first)" for name in COLUMNS)
         self._db.execute(
             f"UPDATE records SET {sums}, "
             "started_at = min(started_at, (SELECT started_at FROM records WHERE sequence = :first)), "
@@ -253,14 +281,56 @@ class Outbox:
 def _connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=5.0, isolation_level=None, check_same_thread=False)
     try:
+        _refuse_newer(db, path)  # before the first statement that changes the file
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")  # an append that returned survives a power cut
         db.execute("PRAGMA journal_size_limit = 1048576")
-        db.executescript(_SCHEMA)
+        db.execute("BEGIN IMMEDIATE")
+        _upgrade(db)
+        db.execute("COMMIT")
     except BaseException:
-        db.close()
+        db.close()  # an upgrade that was cut short is rolled back: the file stays as the older release wrote it
         raise
     return db
+
+
+def _refuse_newer(db: sqlite3.Connection, path: Path) -> None:
+    """
+    Raises:
+        NewerState: the file has a later schema version, or counters that this release does not know. Opened all the
+            same, those counters would be lost with every record that the service acknowledges.
+    """
+    version = int(db.execute("PRAGMA user_version").fetchone()[0])
+    unknown = _columns(db, "records") - {"sequence", "stored_at", *_RECORD}
+    if version > SCHEMA_VERSION or unknown:
+        raise NewerState(f"outbox {path}", found=max(version, SCHEMA_VERSION + 1), known=SCHEMA_VERSION)
+
+
+def _upgrade(db: sqlite3.Connection) -> None:
+    """Create what is missing. Counters that the file does not have were never counted there: they begin at 0."""
+    for statement in _TABLES:
+        db.execute(statement)
+    for table in ("records", "totals"):
+        found = _columns(db, table)
+        for name in COLUMNS:
+            if name not in found:
+                db.execute(f"ALTER TABLE {table} ADD COLUMN {name} INTEGER NOT NULL DEFAULT 0")
+    # only where it differs: a file that is up to date must open, and give its totals, on a disk that is full
+    if db.execute("PRAGMA user_version").fetchone()[0] != SCHEMA_VERSION:
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _columns(db: sqlite3.Connection, table: str) -> set[str]:
+    """Return the names of a table's columns; none when there is no such table."""
+    return {str(row[1]) for row in db.execute(f"PRAGMA table_info({table})")}
+
+
+def _counts(row: Sequence[int]) -> OutcomeCounts:
+    return OutcomeCounts(**dict(zip(COUNTERS, row, strict=True)))
+
+
+def _marks(number: int) -> str:
+    return ", ".join("?" * number)
 
 
 @contextmanager

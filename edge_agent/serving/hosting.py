@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from edge_agent.policy import cascade
 from edge_agent.policy.cascade import CascadeMode, Decision
-from edge_agent.serving.counts import NOTHING, OutcomeCounts, Outcomes, Tally
+from edge_agent.serving.counts import Outcomes, Tally
 from edge_agent.serving.runner import Runner
 from penstock.artifact import certificates
 from penstock.artifact.certificates import Certificate, Subject
@@ -31,6 +31,7 @@ from penstock.policy import confidence, sequential
 from penstock.process import telemetry
 from penstock.runtime import platform_of
 from penstock.wire.inference import ModelMetadata, Parameter
+from penstock.wire.outcomes import NOTHING, OutcomeCounts
 from penstock.wire.tensors import Array
 
 _LOG = logging.getLogger(__name__)
@@ -187,7 +188,7 @@ class Hosted:
 
     def note_audit(self, *, audited: int, harm: int) -> None:
         """Drawn rows whose harm is now known."""
-        self.tally.record_audit(audited=audited, harm=harm)
+        self.tally.record(audited=audited, audit_harm=harm)
         if harm:  # without harm the evidence only falls
             self._update_mode()
 

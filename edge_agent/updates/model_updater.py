@@ -17,15 +17,15 @@ from typing import assert_never
 from edge_agent.policy import model_state, update
 from edge_agent.policy.model_state import ModelState, Release, Slot
 from edge_agent.policy.update import LoadFailure, Progress, UpdateLimits
-from edge_agent.serving.counts import OutcomeCounts
 from edge_agent.serving.hosting import Hosted, Hosting
 from edge_agent.settings import UpdateSettings
 from edge_agent.updates.fetch import Fetcher, Transferred
-from edge_agent.updates.reported import Report
+from edge_agent.updates.reported import ReportedModel
 from edge_agent.updates.store import Store, in_thread
 from penstock.errors import DigestMismatch, Internal, NotFound, PenstockError, SignatureError, StorageError
 from penstock.policy.retry import Backoff
 from penstock.process.telemetry import log
+from penstock.wire.outcomes import OutcomeCounts
 
 _log = logging.getLogger(__name__)
 _POLL_S = 0.5  # how often failures and rows are looked at during a probation
@@ -75,7 +75,7 @@ class ModelUpdater:
         self._transferred = Transferred()
 
     def __repr__(self) -> str:
-        return f"ModelUpdater({self.state.model}, {self.report().phase}, {self.state})"
+        return f"ModelUpdater({self.state.model}, {self.reported().phase}, {self.state})"
 
     def desire(self, release: Release) -> None:
         """The fleet service wants this release here; the newest wish wins, also over one that is half done."""
@@ -83,12 +83,12 @@ class ModelUpdater:
             self._wish = release
             self._wake.set()
 
-    def report(self) -> Report:
+    def reported(self) -> ReportedModel:
         """What is true now."""
         phase, error = update.phase(self.state, self.progress, self._limits)
         desired = self.state.desired
         failure = self.state.failure_of(desired) if desired else None
-        return Report(
+        return ReportedModel(
             model=self.state.model,
             active=self.state.active,
             previous=self.state.previous,

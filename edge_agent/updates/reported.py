@@ -11,7 +11,7 @@ from edge_agent.updates.fetch import Transferred
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class ReportedModel:
     """What is true of one model now, for heartbeats and ``penstock agent status``.
 
     Attributes:

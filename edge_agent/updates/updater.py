@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from edge_agent.policy.model_state import ModelState, Release
 from edge_agent.updates.model_updater import ModelUpdater, Tools
-from edge_agent.updates.reported import Report
+from edge_agent.updates.reported import ReportedModel
 from penstock.errors import ArtifactError
 from penstock.process.telemetry import log
 
@@ -59,9 +59,9 @@ class Updater:
                 self._tasks.create_task(self._models[model].run(), name=f"update {model}")
         self._models[model].desire(release)
 
-    def reports(self) -> tuple[Report, ...]:
-        """All models, by name."""
-        return tuple(self._models[model].report() for model in sorted(self._models))
+    def reported(self) -> tuple[ReportedModel, ...]:
+        """Return what is true of every model, by name."""
+        return tuple(self._models[model].reported() for model in sorted(self._models))
 
     def _collect(self) -> None:
         """Delete what no model needs; later, if something is being fetched (its layers are not yet protected)."""

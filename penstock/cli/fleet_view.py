@@ -5,6 +5,9 @@ from __future__ import annotations
 from penstock.cli.output import format_table
 from penstock.rpc.fleet import state_name
 from penstock.rpc.pb import fleet_pb2 as pb
+from penstock.wire.outcomes import HEADINGS
+
+_COUNTS = ("requests", "kept", "audited", "audit_harm")  # what decides a wave
 
 
 def devices_text(devices: list[pb.Device]) -> str:
@@ -57,13 +60,14 @@ def rollout_text(rollout: pb.Rollout) -> str:
             runs = device.active_version or short(device.active_digest) or "-"
             phase = _word(pb.UpdatePhase.Name(device.phase))
             where = f"{wave.number + 1}" if wave.is_released else f"({wave.number + 1})"
-            rows.append((where, device.device_id, phase, runs, counts.requests, counts.kept, counts.audited,
-                         counts.audit_harm, note))  # fmt: skip
-    lines.append(format_table(["wave", "device", "phase", "runs", "rows", "kept", "audited", "harm", "note"], rows))
+            numbers = [getattr(counts, name) for name in _COUNTS]
+            rows.append((where, device.device_id, phase, runs, *numbers, note))
+    columns = ["wave", "device", "phase", "runs", *(HEADINGS[name] for name in _COUNTS), "note"]
+    lines.append(format_table(columns, rows))
     for wave in rollout.waves:
         if wave.HasField("gate"):
-            verdict = _word(pb.Verdict.Name(wave.gate.verdict))
-            lines += ["", f"gate of wave {wave.number + 1}: {verdict}: {wave.gate.reason}"]
+            lines += ["", f"gate of wave {wave.number + 1}: {_verdict(wave.gate)}: {wave.gate.reason}"]
+            lines += [f"  {test.name:10} {_verdict(test):5} {test.reason}" for test in wave.gate.tests]
     return "\n".join(lines)
 
 
@@ -106,6 +110,10 @@ def short(digest: str) -> str:
 
 def _state(rollout: pb.Rollout) -> str:
     return _word(state_name(rollout))
+
+
+def _verdict(judged: pb.GateVerdict | pb.GateTest) -> str:
+    return _word(pb.Verdict.Name(judged.verdict))
 
 
 def _word(name: str) -> str:

@@ -17,11 +17,12 @@ import msgspec
 import pytest
 
 from cloud_core.fleet.devices import Report, ReportedModel
-from cloud_core.fleet.messages import PlanRequest, RolloutView
-from cloud_core.fleet.outcome_totals import Counts, Record
+from cloud_core.fleet.messages import PlanRequest, RolloutStatus
+from cloud_core.fleet.outcome_totals import Record
 from cloud_core.fleet.service import FleetService
 from cloud_core.fleet.settings import FleetSettings
-from cloud_core.policy.gates import Gate, Phase
+from cloud_core.policy.gates import Gate
+from cloud_core.policy.observations import Phase
 from cloud_core.policy.planning import Selection
 from cloud_core.registry.registry import Registry
 from cloud_core.state import Database
@@ -30,6 +31,7 @@ from penstock.artifact.certificates import Certificate
 from penstock.artifact.layout import Layout, VariantDraft
 from penstock.artifact.manifests import VariantSpec
 from penstock.wire import tensors
+from penstock.wire.outcomes import OutcomeCounts
 from penstock.wire.tensors import TensorSpec
 
 AGENTS = 200
@@ -76,7 +78,7 @@ class Agent:
         audited = self.dice.randint(0, 8)
         harm = sum(self.dice.random() < self.harm.get(self.active, 0.0) for _ in range(audited))
         self.sequence += 1
-        counts = Counts(requests=100, kept=70, escalated=30, audited=audited, audit_harm=harm)
+        counts = OutcomeCounts(kept=70, escalated=30, audited=audited, audit_harm=harm)
         self.outbox.append(Record(sequence=self.sequence, model="digits", artifact_digest=self.active, counts=counts))
 
     def report(self) -> Report:
@@ -140,7 +142,7 @@ class World:
         await self.run_until(40)
         assert {agent.active for agent in self.agents} == {self.digests["v1"]}
 
-    async def start(self, version: str) -> RolloutView:
+    async def start(self, version: str) -> RolloutStatus:
         request = PlanRequest(
             model="digits", version=version, selection=Selection(labels={}), waves=(0.05, 0.3, 1.0), seed=7, gate=GATE
         )
@@ -151,7 +153,7 @@ class World:
         return [agent for agent in self.agents if agent.dies_at > self.now_s]
 
     def counted(self) -> dict[str, int]:
-        return {name: sum(c.requests for c in per.values()) for name, per in self.service._book.totals.items()}
+        return {name: sum(c.requests for c in per.values()) for name, per in self.service._store.totals.items()}
 
 
 def write_artifact(root: Path, tag: str) -> Layout:

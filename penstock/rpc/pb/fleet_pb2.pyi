@@ -362,22 +362,32 @@ class AbortRolloutRequest(_message.Message):
     def __init__(self, rollout_id: _Optional[str] = ..., keep: _Optional[bool] = ...) -> None: ...
 
 class GateVerdict(_message.Message):
-    __slots__ = ("verdict", "reason", "audited", "audit_harm", "harm_e_value", "failure_e_value", "promised_harm")
+    __slots__ = ("verdict", "reason", "tests")
     VERDICT_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
-    AUDITED_FIELD_NUMBER: _ClassVar[int]
-    AUDIT_HARM_FIELD_NUMBER: _ClassVar[int]
-    HARM_E_VALUE_FIELD_NUMBER: _ClassVar[int]
-    FAILURE_E_VALUE_FIELD_NUMBER: _ClassVar[int]
-    PROMISED_HARM_FIELD_NUMBER: _ClassVar[int]
+    TESTS_FIELD_NUMBER: _ClassVar[int]
     verdict: Verdict
     reason: str
-    audited: int
-    audit_harm: int
-    harm_e_value: float
-    failure_e_value: float
-    promised_harm: float
-    def __init__(self, verdict: _Optional[_Union[Verdict, str]] = ..., reason: _Optional[str] = ..., audited: _Optional[int] = ..., audit_harm: _Optional[int] = ..., harm_e_value: _Optional[float] = ..., failure_e_value: _Optional[float] = ..., promised_harm: _Optional[float] = ...) -> None: ...
+    tests: _containers.RepeatedCompositeFieldContainer[GateTest]
+    def __init__(self, verdict: _Optional[_Union[Verdict, str]] = ..., reason: _Optional[str] = ..., tests: _Optional[_Iterable[_Union[GateTest, _Mapping]]] = ...) -> None: ...
+
+class GateTest(_message.Message):
+    __slots__ = ("name", "verdict", "reason", "measured", "limit", "samples", "e_value")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    E_VALUE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    verdict: Verdict
+    reason: str
+    measured: float
+    limit: float
+    samples: int
+    e_value: float
+    def __init__(self, name: _Optional[str] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., reason: _Optional[str] = ..., measured: _Optional[float] = ..., limit: _Optional[float] = ..., samples: _Optional[int] = ..., e_value: _Optional[float] = ...) -> None: ...
 
 class Wave(_message.Message):
     __slots__ = ("number", "is_released", "devices", "gate")

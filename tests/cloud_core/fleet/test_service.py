@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from cloud_core.fleet.devices import Report, ReportedModel
-from cloud_core.fleet.messages import PlanRequest, RolloutView
-from cloud_core.fleet.outcome_totals import Counts, Record
+from cloud_core.fleet.messages import PlanRequest, RolloutStatus
+from cloud_core.fleet.outcome_totals import Record
 from cloud_core.fleet.service import FleetService
 from cloud_core.fleet.settings import FleetSettings
 from cloud_core.policy.gates import Gate
@@ -18,6 +18,7 @@ from cloud_core.policy.planning import Selection
 from cloud_core.registry.registry import Registry
 from cloud_core.state import Database
 from penstock.errors import Conflict, InvalidInput, NotFound, QueueFull
+from penstock.wire.outcomes import OutcomeCounts
 from tests.waiting import until
 
 GATE = Gate(alpha=0.05, max_failure_rate=0.05, min_audited=50, bake_s=10.0, max_silence_s=30.0, max_wave_s=600.0)
@@ -50,24 +51,26 @@ class Rig:
         return desired[0].version if desired else ""
 
     async def audit(self, name: str, sequence: int, version: str, audited: int = 100, harm: int = 0) -> int:
-        counts = Counts(requests=audited, kept=audited, audited=audited, audit_harm=harm)
+        counts = OutcomeCounts(kept=audited, audited=audited, audit_harm=harm)
         record = Record(sequence=sequence, model="digits", artifact_digest=self.digests[version], counts=counts)
         return await self.service.deliver_outcomes(name, [record])
 
-    async def plan(self, version: str = "v2", *, waves: tuple[float, ...] = (0.5, 1.0), **changes: Any) -> RolloutView:
+    async def plan(
+        self, version: str = "v2", *, waves: tuple[float, ...] = (0.5, 1.0), **changes: Any
+    ) -> RolloutStatus:
         selection = Selection(device_ids=changes.pop("devices", ()), labels=changes.pop("labels", {}))
         return await self.service.plan(
             PlanRequest(model="digits", version=version, selection=selection, waves=waves, gate=GATE, **changes)
         )
 
-    async def start(self, version: str = "v2", **changes: Any) -> RolloutView:
+    async def start(self, version: str = "v2", **changes: Any) -> RolloutStatus:
         view = await self.plan(version, **changes)
         return await self.service.apply(view.rollout.plan.rollout_id, view.plan_digest)
 
-    def wave(self, view: RolloutView, number: int = 0) -> list[str]:
+    def wave(self, view: RolloutStatus, number: int = 0) -> list[str]:
         return [device.device_id for device in view.waves[number].devices]
 
-    async def pass_wave(self, names: list[str], version: str, sequence: int) -> RolloutView:
+    async def pass_wave(self, names: list[str], version: str, sequence: int) -> RolloutStatus:
         for name in names:
             await self.beat(name, version)
             await self.audit(name, sequence, version)
@@ -137,7 +140,9 @@ async def test_harm_stops_in_the_first_wave_and_says_why(rig: Rig) -> None:
     assert rig.registry.resolve("digits").tag == "v1"
     gate = view.waves[0].gate
     assert gate is not None
-    assert (gate.audited, gate.audit_harm) == (100, 20)
+    harm = gate.test("harm")
+    assert harm is not None
+    assert (harm.verdict, harm.samples, harm.measured, harm.limit) == ("fail", 100, 0.2, 0.03)
     assert not view.waves[1].is_released
 
 
@@ -146,7 +151,7 @@ async def test_evidence_from_before_the_rollout_does_not_count(rig: Rig) -> None
     await rig.audit("a", 1, "v3", audited=100, harm=50)
     view = await rig.start("v3", waves=(1.0,))
     assert view.rollout.state == "running"
-    assert view.waves[0].devices[0].counts == Counts()
+    assert view.waves[0].devices[0].counts == OutcomeCounts()
     await rig.audit("a", 2, "v3", audited=100, harm=0)
     assert rig.service.rollout().waves[0].devices[0].counts.audited == 100
 
@@ -348,7 +353,7 @@ async def test_control_characters_do_not_reach_a_terminal(rig: Rig) -> None:
 async def test_records_count_once_whatever_order_they_come_in(rig: Rig) -> None:
     await rig.beat("a", "v1")
     records = [
-        Record(sequence=n, model="digits", artifact_digest=rig.digests["v1"], counts=Counts(requests=n, audited=n))
+        Record(sequence=n, model="digits", artifact_digest=rig.digests["v1"], counts=OutcomeCounts(kept=n, audited=n))
         for n in (1, 2, 3)
     ]
     assert await rig.service.deliver_outcomes("a", records[:2]) == 2
@@ -356,25 +361,25 @@ async def test_records_count_once_whatever_order_they_come_in(rig: Rig) -> None:
     assert await rig.service.deliver_outcomes("a", records) == 3
     rig.restart()
     assert await rig.service.deliver_outcomes("a", records) == 3
-    assert rig.service._book.counts("a", rig.digests["v1"]) == Counts(requests=6, audited=6)
+    assert rig.service._store.counts("a", rig.digests["v1"]) == OutcomeCounts(kept=6, audited=6)
 
 
 async def test_records_that_cannot_be_true_are_dropped_and_do_not_block_later_ones(rig: Rig) -> None:
-    good = Counts(requests=1)
+    good = OutcomeCounts(kept=1)
     bad = [
         Record(sequence=1, model="digits", artifact_digest="../../etc", counts=good),
         Record(sequence=2, model="", artifact_digest=rig.digests["v1"], counts=good),
-        Record(sequence=3, model="digits", artifact_digest=rig.digests["v1"], counts=Counts(requests=2**63)),
-        Record(sequence=4, model="digits", artifact_digest=rig.digests["v1"], counts=Counts(audit_harm=1)),
+        Record(sequence=3, model="digits", artifact_digest=rig.digests["v1"], counts=OutcomeCounts(kept=2**63)),
+        Record(sequence=4, model="digits", artifact_digest=rig.digests["v1"], counts=OutcomeCounts(audit_harm=1)),
         Record(sequence=5, model="digits", artifact_digest=rig.digests["v1"], counts=good),
         Record(sequence=2**64 - 1, model="digits", artifact_digest=rig.digests["v1"], counts=good),
     ]
     assert await rig.service.deliver_outcomes("a", bad) == 5
-    assert rig.service._book.counts("a", rig.digests["v1"]) == good
+    assert rig.service._store.counts("a", rig.digests["v1"]) == good
 
 
 async def test_a_delivery_is_bounded(rig: Rig) -> None:
-    record = Record(sequence=1, model="digits", artifact_digest=rig.digests["v1"], counts=Counts())
+    record = Record(sequence=1, model="digits", artifact_digest=rig.digests["v1"], counts=OutcomeCounts())
     with pytest.raises(InvalidInput, match="more than 100"):
         await rig.service.deliver_outcomes("a", [record] * 101)
 
@@ -382,10 +387,10 @@ async def test_a_delivery_is_bounded(rig: Rig) -> None:
 async def test_artifacts_per_device_are_bounded(rig: Rig) -> None:
     for n in range(1, 8):
         digest = f"sha256:{n:064x}"
-        record = Record(sequence=n, model="digits", artifact_digest=digest, counts=Counts(requests=1))
+        record = Record(sequence=n, model="digits", artifact_digest=digest, counts=OutcomeCounts(kept=1))
         assert await rig.service.deliver_outcomes("a", [record]) == n
     rig.restart()
-    assert len(rig.service._book.totals["a"]) == 3
+    assert len(rig.service._store.totals["a"]) == 3
 
 
 async def test_the_fleet_is_bounded_and_forgets_what_it_has_not_seen_for_long(rig: Rig) -> None:

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloud_core.policy import gates
-from cloud_core.policy.gates import Gate, Observation, Tally, Wave
+from cloud_core.policy.gates import Gate
+from cloud_core.policy.observations import Observation, Tally, Wave, outcome_of
 from penstock.errors import InvalidInput
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
@@ -48,13 +49,19 @@ def test_a_healthy_wave_passes_and_says_with_what() -> None:
     assert verdict.verdict == "pass"
     audit = "2 of 200 audited rows harmful (1.0%), promised at most 3.0%"
     assert verdict.reason == f"2 devices committed, 0 failed; {audit}"
-    assert (verdict.audited, verdict.audit_harm, verdict.promised_harm) == (200, 2, 0.03)
+    harm = verdict.test("harm")
+    assert harm is not None
+    assert (harm.verdict, harm.measured, harm.limit, harm.samples) == ("pass", 0.01, 0.03, 200)
 
 
 def test_harm_above_the_promise_fails_with_the_numbers() -> None:
     verdict = judge(device("a", audit_harm=8), device("b", audit_harm=9))
     assert verdict.verdict == "fail"
-    assert verdict.harm_e_value >= 20
+    harm = verdict.test("harm")
+    assert harm is not None
+    assert harm.verdict == "fail"
+    assert harm.e_value is not None
+    assert harm.e_value >= 20
     assert "17 of 200 audited rows harmful (8.5%), promised at most 3.0%" in verdict.reason
     assert "limit 20 to 1" in verdict.reason
 
@@ -94,13 +101,13 @@ def test_an_uncertified_artifact_needs_no_audit() -> None:
     ],
 )
 def test_outcome_of_an_update(changes: dict[str, object], outcome: str) -> None:
-    assert gates.outcome_of(device(**changes), NEW, GATE, T0, T0 + timedelta(seconds=5)) == outcome
+    assert outcome_of(device(**changes), NEW, GATE.max_silence_s, T0, T0 + timedelta(seconds=5)) == outcome
 
 
 def test_a_device_that_cannot_fetch_counts_only_after_a_while() -> None:
     unlucky = device(phase="failed", active_digest=OLD, error="registry is restarting")
-    assert gates.outcome_of(unlucky, NEW, GATE, T0, T0 + timedelta(seconds=29)) == "pending"
-    assert gates.outcome_of(unlucky, NEW, GATE, T0, T0 + timedelta(seconds=31)) == "failed"
+    assert outcome_of(unlucky, NEW, GATE.max_silence_s, T0, T0 + timedelta(seconds=29)) == "pending"
+    assert outcome_of(unlucky, NEW, GATE.max_silence_s, T0, T0 + timedelta(seconds=31)) == "failed"
 
 
 def test_one_dead_device_among_many_does_not_block() -> None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from cloud_core.policy import rollout as policy
-from cloud_core.policy.gates import Gate, Observation
+from cloud_core.policy.gates import Gate
+from cloud_core.policy.observations import Observation
 from cloud_core.policy.rollout import Hold, Pause, Plan, PlannedDevice, Release, Rollout, Stop, Succeed
 from penstock.errors import Conflict
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from cloud_core.fleet.fleet_queries import Facts
+from cloud_core.fleet.fleet_queries import FleetQueries
 from cloud_core.registry.registry import Registry
 from penstock.artifact import manifests
 from penstock.artifact.certificates import Certificate, Level
@@ -83,7 +83,7 @@ async def test_the_newest_of_each_variant_is_known(shelf: Shelf, registry: Regis
 
 
 async def test_a_fleet_may_show_as_much_harm_as_its_most_lenient_device(shelf: Shelf, registry: Registry) -> None:
-    facts = Facts(None, None, registry, None, max_silence_s=1.0)  # type: ignore[arg-type]  # only the registry is asked
+    facts = FleetQueries(None, None, registry, None, max_silence_s=1.0)  # type: ignore[arg-type]  # only the registry is asked
     await shelf.push(shelf.certificate("any", audit_max_harm=0.03))
     assert facts._promised_harm(shelf.layout.digest) == 0.03
     await shelf.push(shelf.certificate("arm64", audit_max_harm=0.04))
@@ -97,6 +97,6 @@ async def test_a_fleet_may_show_as_much_harm_as_its_most_lenient_device(shelf: S
 
 async def test_a_fleet_without_a_certificate_promises_nothing(shelf: Shelf, registry: Registry, put: Any) -> None:
     await put(registry, shelf.layout)
-    facts = Facts(None, None, registry, None, max_silence_s=1.0)  # type: ignore[arg-type]
+    facts = FleetQueries(None, None, registry, None, max_silence_s=1.0)  # type: ignore[arg-type]
     assert facts._promised_harm(shelf.layout.digest) is None
     assert shelf.layout.referrers(manifests.CERTIFICATE) == ()

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
 
-from cloud_core.state import Database, catalog, tables
+from cloud_core.fleet.fleet_store import FleetStore
+from cloud_core.registry.registry import Registry
+from cloud_core.state import Database, catalog, tables, upgrades
 from cloud_core.state import fleet as rows
 from cloud_core.state.database import Transaction, _upsert
-from penstock.errors import StorageError
+from penstock.errors import NewerState, StorageError
+from penstock.wire.outcomes import OutcomeCounts
 
 WRITER = """
 import asyncio, sys
 from pathlib import Path
-from cloud_core.state import Database, catalog, tables
+from cloud_core.fleet.fleet_store import FleetStore
+from cloud_core.registry.registry import Registry
+from cloud_core.state import Database, catalog, tables, upgrades
 
 async def main():
     database = Database.open(Path(sys.argv[1]))
@@ -78,17 +85,6 @@ def test_two_cores_cannot_share_a_data_directory(tmp_path: Path) -> None:
     Database.open(tmp_path / "state.db").close()
 
 
-def test_a_schema_of_another_version_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "state.db"
-    Database.open(file).close()
-    connection = sqlite3.connect(file)
-    connection.execute("UPDATE schema_version SET version = 99")
-    connection.commit()
-    connection.close()
-    with pytest.raises(StorageError, match="schema version 99, this Penstock knows 1"):
-        Database.open(file)
-
-
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "state.db"
     file.write_bytes(b"this is not a database " * 100)
@@ -130,3 +126,99 @@ def test_the_same_statements_work_for_postgresql() -> None:
         if table.primary_key.columns and len(names) > len(table.primary_key.columns):
             statement = str(_upsert("postgresql", table, names, ()).compile(dialect=dialect))
             assert "ON CONFLICT" in statement
+
+
+# -- databases of other releases -------------------------------------------------------------------------------------
+
+
+GOLDEN = Path(__file__).parent / "golden" / "state-1.db"
+
+
+@pytest.fixture
+def golden(tmp_path: Path) -> Path:
+    return Path(shutil.copy(GOLDEN, tmp_path / "state.db"))
+
+
+def altered(path: Path, *statements: str) -> None:
+    with sqlite3.connect(path) as connection:
+        for statement in statements:
+            connection.execute(statement)
+    connection.close()
+
+
+def test_a_database_of_the_previous_release_is_upgraded_with_its_data_intact(golden: Path) -> None:
+    database = Database.open(golden)
+    stored, catalogue = database.run_now(rows.read), database.run_now(catalog.snapshot)
+    version = database.run_now(lambda tx: tx.exec_driver_sql("SELECT version FROM schema_version").scalar())
+    database.close()
+    assert version == upgrades.SCHEMA_VERSION
+    assert [(device.device_id, device.durable_sequence) for device in stored.devices] == [("cam-1", 5), ("cam-2", 0)]
+    (counts,) = stored.counts
+    assert counts.counts == OutcomeCounts(kept=70, escalated=20, unreachable=6, failed=4, audited=60, audit_harm=30)
+    assert [(row.number, row.rollout_id, row.state) for row in stored.rollouts] == [
+        (1, "digits-v2-1", "stopped_by_gate"),
+        (2, "digits-v2-2", "paused"),
+    ]
+    assert {row.device_id for row in stored.assignments} == {"cam-1", "cam-2"}
+    assert {tag.tag for tag in catalogue.tags} == {"v1", "v2"}
+    assert set(catalogue.defaults) == {"digits"}
+
+
+def test_rollouts_of_the_previous_release_are_read_with_their_verdicts(golden: Path, tmp_path: Path) -> None:
+    """Version 2: a verdict is a list of named tests; the old fields become two of them."""
+    database = Database.open(golden)
+    store = FleetStore(database, Registry.open(tmp_path, database), database.run_now(rows.read))
+    stopped, paused = store.get("digits-v2-1"), store.get("digits-v2-2")
+    database.close()
+    verdict = stopped.rollout.waves[0].verdict
+    assert verdict is not None
+    assert verdict.verdict == "fail"
+    assert verdict.reason.startswith("harm above the promise: 30 of 60 audited rows harmful")
+    harm, failures = verdict.test("harm"), verdict.test("failures")
+    assert harm is not None
+    assert (harm.verdict, harm.measured, harm.limit, harm.samples) == ("fail", 0.5, 0.03, 60)
+    assert failures is not None
+    assert (failures.verdict, failures.e_value) == ("pass", 0.72675)
+    assert paused.rollout.state == "paused"
+    (waiting,) = paused.rollout.waves
+    assert waiting.verdict is not None
+    assert (waiting.verdict.verdict, waiting.verdict.wake_at is not None) == ("hold", True)
+
+
+def test_a_counter_that_the_database_does_not_have_begins_at_0(golden: Path) -> None:
+    altered(golden, "ALTER TABLE outcome_counts DROP COLUMN audit_harm")
+    database = Database.open(golden)
+    (counts,) = database.run_now(rows.read).counts
+    assert counts.counts == OutcomeCounts(kept=70, escalated=20, unreachable=6, failed=4, audited=60)
+    changed = replace(counts, counts=OutcomeCounts(audit_harm=3))
+    (device, _) = database.run_now(rows.read).devices
+    database.run_now(lambda tx: rows.record_outcomes(tx, device, 6, [changed]))
+    assert database.run_now(rows.read).counts == (changed,)
+    database.close()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["UPDATE schema_version SET version = 99", "ALTER TABLE outcome_counts ADD COLUMN invented BIGINT DEFAULT 0"],
+)
+def test_a_database_of_a_newer_release_is_refused_and_left_as_it_is(golden: Path, statement: str) -> None:
+    altered(golden, statement)
+    before = golden.read_bytes()
+    with pytest.raises(NewerState, match="start the version that wrote it, or use another data directory"):
+        Database.open(golden)
+    assert golden.read_bytes() == before
+
+
+def test_an_upgrade_that_is_cut_short_leaves_the_old_database(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(transaction: Transaction) -> None:
+        upgrades._verdicts_as_tests(transaction)
+        raise ValueError("cut short")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(upgrades, "STEPS", {2: broken})
+        with pytest.raises(ValueError, match="cut short"):
+            Database.open(golden)
+    with sqlite3.connect(golden) as connection:
+        assert connection.execute("SELECT version FROM schema_version").fetchone() == (1,)
+    connection.close()
+    Database.open(golden).close()

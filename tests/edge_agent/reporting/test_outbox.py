@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -15,10 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.reporting.outbox import Outbox
-from edge_agent.serving.counts import IntervalCounts, OutcomeCounts
+from edge_agent.reporting.outbox import SCHEMA_VERSION, Outbox
+from edge_agent.serving.counts import IntervalCounts
 from edge_agent.settings import OutboxSettings
-from penstock.errors import StorageError
+from penstock.errors import NewerState, StorageError
+from penstock.wire.outcomes import COLUMNS, COUNTERS, OutcomeCounts
 
 SETTINGS = OutboxSettings(max_records=8, max_batch=3, ttl_s=1000.0)
 NOW = 1_800_000_000.0
@@ -34,9 +36,8 @@ class Clock:
 
 def interval(requests: int = 1, *, artifact: str = "a", at: float = NOW) -> IntervalCounts:
     return IntervalCounts(
-        model="m", artifact_digest=artifact, requests=requests, kept=requests, escalated=0, unreachable=0, failed=0,
-        audited=0, audit_harm=0, started_at=at, ended_at=at + 1,
-    )  # fmt: skip
+        model="m", artifact_digest=artifact, counts=OutcomeCounts(kept=requests), started_at=at, ended_at=at + 1
+    )
 
 
 Open = Callable[..., Outbox]
@@ -67,7 +68,7 @@ def rows(outbox: Outbox) -> int:
 def test_records_come_out_in_order_and_leave_when_acknowledged(open_outbox: Open) -> None:
     outbox = open_outbox()
     outbox.append([interval(i) for i in range(1, 6)])
-    assert [(record.sequence, record.counts.requests) for record in outbox.batch()] == [(1, 1), (2, 2), (3, 3)]
+    assert [(record.sequence, record.interval.counts.requests) for record in outbox.batch()] == [(1, 1), (2, 2), (3, 3)]
     outbox.acknowledge(2)
     assert sequences(outbox) == [3, 4, 5]
     assert outbox.depth == 3
@@ -78,10 +79,10 @@ def test_records_come_out_in_order_and_leave_when_acknowledged(open_outbox: Open
 
 def test_nothing_in_a_record_is_changed_on_its_way(open_outbox: Open) -> None:
     outbox = open_outbox()
-    found = IntervalCounts(model="m", artifact_digest="sha256:x", requests=21, kept=1, escalated=2, unreachable=3,
-                           failed=15, audited=4, audit_harm=5, started_at=1.25, ended_at=2.5)  # fmt: skip
+    counts = OutcomeCounts(**{name: 1 + number for number, name in enumerate(COUNTERS)})
+    found = IntervalCounts(model="m", artifact_digest="sha256:x", counts=counts, started_at=1.25, ended_at=2.5)
     outbox.append([found])
-    assert outbox.batch()[0].counts == found
+    assert outbox.batch()[0].interval == found
 
 
 def test_the_sequence_survives_restarts_and_emptying(open_outbox: Open) -> None:
@@ -111,9 +112,9 @@ def test_full_merges_the_oldest_unsent_records_and_loses_no_count(open_outbox: O
     assert outbox.depth == 8
     assert rows(outbox) == 40
     assert outbox.dropped == 0
-    first = outbox.batch()[0].counts
+    first = outbox.batch()[0].interval
     assert first.started_at == NOW
-    assert first.requests == 33
+    assert first.counts.requests == 33
 
 
 def test_a_record_that_was_sent_keeps_its_counts(open_outbox: Open) -> None:
@@ -179,7 +180,7 @@ def test_old_records_are_given_up_and_counted(open_outbox: Open) -> None:
     assert outbox.depth == 2
     clock.now += 2
     outbox.append([interval(3)])
-    assert [record.counts.requests for record in outbox.batch()] == [2, 3]
+    assert [record.interval.counts.requests for record in outbox.batch()] == [2, 3]
     assert outbox.dropped == 1
 
 
@@ -202,7 +203,7 @@ def test_a_clock_that_is_set_back_does_not_keep_records_for_ever(open_outbox: Op
     outbox.append([interval(2)])
     clock.now = NOW + 1001
     outbox.append([interval(3)])
-    assert [record.counts.requests for record in outbox.batch()] == [3]
+    assert [record.interval.counts.requests for record in outbox.batch()] == [3]
 
 
 def test_a_lost_queue_continues_above_what_the_service_has_seen(open_outbox: Open) -> None:
@@ -210,7 +211,8 @@ def test_a_lost_queue_continues_above_what_the_service_has_seen(open_outbox: Ope
     outbox.append([interval(i) for i in range(1, 5)])
     outbox.acknowledge(1000)
     assert outbox.depth == 4, "these were not counted: the service took them for old ones"
-    assert [(record.sequence, record.counts.requests) for record in outbox.batch()] == [(1001, 1), (1002, 2), (1003, 3)]
+    found = [(record.sequence, record.interval.counts.kept) for record in outbox.batch()]
+    assert found == [(1001, 1), (1002, 2), (1003, 3)]
     outbox.acknowledge(1004)
     outbox.append([interval(9)])
     assert sequences(outbox) == [1005]
@@ -267,7 +269,7 @@ def test_an_append_that_returned_survives_kill_9(tmp_path: Path) -> None:
     code = """
 import os, sys
 from pathlib import Path
-from edge_agent.reporting.outbox import Outbox
+from edge_agent.reporting.outbox import SCHEMA_VERSION, Outbox
 from edge_agent.settings import OutboxSettings
 from tests.edge_agent.reporting.test_outbox import interval
 outbox = Outbox(Path(sys.argv[1]), OutboxSettings(), now=lambda: 1.8e9)
@@ -319,7 +321,7 @@ def test_the_service_counts_exactly_what_was_appended(
         for record in batch:
             if record.sequence > durable:
                 durable = record.sequence
-                counted[record.counts.artifact_digest] += record.counts.requests
+                counted[record.interval.artifact_digest] += record.interval.counts.requests
         if not is_reply_lost:
             outbox.acknowledge(durable)
 
@@ -339,3 +341,98 @@ def test_the_service_counts_exactly_what_was_appended(
     assert outbox.dropped == 0
     assert counted == appended
     outbox.close()
+
+
+# -- files of other releases ----------------------------------------------------------------------------------------
+
+
+GOLDEN = Path(__file__).parent / "golden" / "outbox-0.sqlite"
+
+
+def altered(path: Path, *statements: str) -> None:
+    with sqlite3.connect(path) as db:
+        for statement in statements:
+            db.execute(statement)
+    db.close()
+
+
+def test_an_outbox_of_the_previous_release_is_read_and_goes_on(open_outbox: Open, tmp_path: Path) -> None:
+    shutil.copy(GOLDEN, tmp_path / "outbox.sqlite")
+    outbox = open_outbox(max_batch=10)
+    one, two = "sha256:" + "1" * 64, "sha256:" + "2" * 64
+    found = [(r.sequence, r.interval.artifact_digest, r.interval.counts) for r in outbox.batch()]
+    assert found == [
+        (2, one, OutcomeCounts(kept=7, escalated=3)),
+        (3, one, OutcomeCounts(kept=1, unreachable=2, failed=4, audited=3, audit_harm=1)),
+        (4, two, OutcomeCounts(kept=10)),
+    ]
+    assert outbox.totals("digits", one) == OutcomeCounts(
+        kept=13, escalated=3, unreachable=2, failed=4, audited=4, audit_harm=1
+    ), "also of the record that was acknowledged: the audit goes on where it was"
+    assert outbox._db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+
+
+def test_the_sequence_of_an_emptied_outbox_of_the_previous_release_goes_on(open_outbox: Open, tmp_path: Path) -> None:
+    shutil.copy(GOLDEN, tmp_path / "outbox.sqlite")
+    altered(tmp_path / "outbox.sqlite", "DELETE FROM records")
+    outbox = open_outbox()
+    outbox.append([interval(1)])
+    assert sequences(outbox) == [5]
+
+
+@pytest.mark.parametrize("name", COUNTERS)
+def test_a_counter_that_a_file_does_not_have_begins_at_0(open_outbox: Open, tmp_path: Path, name: str) -> None:
+    shutil.copy(GOLDEN, tmp_path / "outbox.sqlite")
+    altered(tmp_path / "outbox.sqlite", *(f"ALTER TABLE {table} DROP COLUMN {name}" for table in ("records", "totals")))
+    outbox = open_outbox(max_batch=10)
+    assert [getattr(record.interval.counts, name) for record in outbox.batch()] == [0, 0, 0]
+    counts = OutcomeCounts(**{name: 9})
+    outbox.append([IntervalCounts(model="m", artifact_digest="a", counts=counts, started_at=0.0, ended_at=1.0)])
+    assert outbox.batch()[-1].interval.counts == counts
+    assert outbox.totals("m", "a") == counts
+
+
+@pytest.mark.parametrize(
+    "statement", ["PRAGMA user_version = 99", "ALTER TABLE records ADD COLUMN invented INTEGER NOT NULL DEFAULT 0"]
+)
+def test_an_outbox_of_a_newer_release_is_refused_and_left_as_it_is(
+    open_outbox: Open, tmp_path: Path, statement: str
+) -> None:
+    path = tmp_path / "outbox.sqlite"
+    shutil.copy(GOLDEN, path)
+    altered(path, statement)
+    before = path.read_bytes()
+    with pytest.raises(NewerState, match="start the version that wrote it"):
+        open_outbox()
+    assert path.read_bytes() == before
+    assert not path.with_suffix(".bad").exists()
+
+
+def test_opening_an_outbox_that_is_up_to_date_writes_nothing(open_outbox: Open) -> None:
+    """On a full disk it still opens, and the totals of the audit are known."""
+    open_outbox().close()
+    path = open_outbox()._path
+    before = path.read_bytes()
+    outbox = open_outbox()
+    assert outbox._db.total_changes == 0
+    assert not path.with_name(path.name + "-wal").stat().st_size
+    assert path.read_bytes() == before
+
+
+def test_the_tables_of_this_schema_version_are_these(open_outbox: Open) -> None:
+    """A changed table is a decision: raise SCHEMA_VERSION, keep a golden file of the old one, write its upgrade."""
+    assert SCHEMA_VERSION == 1
+    outbox = open_outbox()
+    counts = [(name, "INTEGER", 1, "0") for name in COLUMNS]
+    tables = {
+        name: [tuple(row[1:5]) for row in outbox._db.execute(f"PRAGMA table_info({name})")]
+        for name in ("records", "totals", "sent")
+    }
+    assert tables == {
+        "records": [("sequence", "INTEGER", 0, None), ("stored_at", "REAL", 1, None), ("model", "TEXT", 1, None),
+                    ("artifact_digest", "TEXT", 1, None), *counts, ("started_at", "REAL", 1, None),
+                    ("ended_at", "REAL", 1, None)],
+        "totals": [("model", "TEXT", 1, None), ("artifact_digest", "TEXT", 1, None), ("touched_at", "REAL", 1, None),
+                   *counts],
+        "sent": [("one", "INTEGER", 0, None), ("sequence", "INTEGER", 1, None)],
+    }  # fmt: skip

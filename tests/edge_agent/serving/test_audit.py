@@ -8,8 +8,8 @@ import grpc
 import numpy as np
 
 from edge_agent.policy.cascade import CascadeMode
-from edge_agent.serving.counts import OutcomeCounts
 from edge_agent.settings import CascadeSettings, EscalationSettings
+from penstock.wire.outcomes import OutcomeCounts
 from tests.edge_agent.datapath import (
     CLOUD,
     MODEL,
@@ -103,7 +103,7 @@ async def test_harm_above_the_promise_ends_keeping_for_this_artifact_and_says_wh
         assert (answer.parameters["served_by"], answer.parameters["reason"]) == ("cloud", "cloud_only")
         await path.pipeline.auditor.rest()
         assert path.hosted.counts.audited == sent  # nothing is kept, so there is nothing left to watch
-        assert path.outcomes.drain()[0].audit_harm == sent
+        assert path.outcomes.drain()[0].counts.audit_harm == sent
 
 
 async def test_a_crossed_audit_stays_crossed_after_a_restart(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge_agent.policy.cascade import CascadeMode
-from edge_agent.serving.counts import OutcomeCounts
 from edge_agent.settings import CascadeSettings, EscalationSettings, LimitsSettings
 from penstock.errors import DeadlineExceeded, InvalidInput, NotFound, PenstockError, QueueFull, Unavailable
 from penstock.wire.inference import InferRequest
+from penstock.wire.outcomes import OutcomeCounts
 from penstock.wire.tensors import TensorSpec
 from tests.edge_agent.datapath import (
     CERTIFICATE,
@@ -440,7 +440,7 @@ def test_every_row_that_entered_ends_in_exactly_one_bucket(
             assert counts.audit_harm <= counts.audited <= entered
             assert path.pipeline.load.rows == 0
             drained = path.outcomes.drain()
-            assert sum(interval.requests for interval in drained) == entered
+            assert sum(interval.counts.requests for interval in drained) == entered
 
     asyncio.run(scenario())
 

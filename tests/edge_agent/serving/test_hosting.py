@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from edge_agent.policy.cascade import CascadeMode
-from edge_agent.serving.counts import OutcomeCounts, Outcomes
+from edge_agent.serving.counts import Outcomes
 from edge_agent.serving.hosting import Hosting, LoadPlan
 from penstock.artifact import golden
 from penstock.artifact.golden import Golden
 from penstock.errors import ArtifactError, NotFound, Unavailable
+from penstock.wire.outcomes import OutcomeCounts
 from tests.edge_agent.datapath import (
     DIGEST,
     MODEL,

@@ -15,17 +15,18 @@ import pytest
 
 from edge_agent.policy.cascade import CascadeMode
 from edge_agent.policy.model_state import Release
-from edge_agent.serving.counts import OutcomeCounts, Outcomes
+from edge_agent.serving.counts import Outcomes
 from edge_agent.serving.hosting import Hosting
 from edge_agent.settings import FetchSettings, UpdateSettings
 from edge_agent.updates import fetch
 from edge_agent.updates.fetch import Fetcher
 from edge_agent.updates.model_updater import Tools
-from edge_agent.updates.reported import Report
+from edge_agent.updates.reported import ReportedModel
 from edge_agent.updates.store import Store
 from edge_agent.updates.updater import Updater
 from penstock.artifact.layout import Layout
 from penstock.errors import Internal, StorageError
+from penstock.wire.outcomes import OutcomeCounts
 from tests.edge_agent.cloud import MODEL, SURE, FakeRegistry, build, release_of
 from tests.waiting import until
 
@@ -85,15 +86,15 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
         yield Rig(tmp_path, registry)
 
 
-def only(updater: Updater) -> Report:
-    reports = updater.reports()
-    return reports[0] if reports else Report(
+def only(updater: Updater) -> ReportedModel:
+    reports = updater.reported()
+    return reports[0] if reports else ReportedModel(
         model="", active=None, previous=None, desired=None, phase="idle", error="", failed_digest="",
         transferred=fetch.Transferred(), hosted=None,
     )  # fmt: skip
 
 
-async def reach(updater: Updater, phase: str, version: str | None = None) -> Report:
+async def reach(updater: Updater, phase: str, version: str | None = None) -> ReportedModel:
     def there() -> bool:
         found = only(updater)
         active = found.active.release.version if found.active else None
@@ -103,7 +104,7 @@ async def reach(updater: Updater, phase: str, version: str | None = None) -> Rep
     return only(updater)
 
 
-async def commit(updater: Updater, layout: Layout) -> Report:
+async def commit(updater: Updater, layout: Layout) -> ReportedModel:
     updater.desire(MODEL, release_of(layout))
     return await reach(updater, "committed", layout.tag)
 
@@ -462,7 +463,7 @@ async def test_two_models_live_side_by_side(rig: Rig) -> None:
         updater.desire(MODEL, release_of(one))
         updater.desire("second", release_of(two))
         await until("both", lambda: rig.hosting.models() == ("second", MODEL))
-        await until("committed", lambda: {report.phase for report in updater.reports()} == {"committed"})
+        await until("committed", lambda: {report.phase for report in updater.reported()} == {"committed"})
     async with rig.start():
         await until("both again", lambda: rig.hosting.models() == ("second", MODEL))
 
@@ -472,4 +473,4 @@ async def test_only_what_is_subscribed_to_and_not_too_many(rig: Rig) -> None:
     async with rig.start(subscriptions=("toy", "second")) as updater:
         for name in ("third", "toy", "second"):
             updater.desire(name, Release(version="v1", artifact_digest="sha256:" + "0" * 64))
-        assert [report.model for report in updater.reports()] == ["toy"]
+        assert [report.model for report in updater.reported()] == ["toy"]

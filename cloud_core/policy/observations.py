@@ -1,0 +1,103 @@
+"""What is known of the devices of a wave, and how the update of each of them went.
+
+Values and plain functions of them: which outcomes let a wave pass is decided in ``gates``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+Phase = Literal["idle", "fetching", "proving", "probation", "committed", "reverted", "failed"]
+Outcome = Literal["committed", "failed", "pending"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """What is known of one device, with regard to the artifact that is rolled out.
+
+    Attributes:
+        silent_s: time since its last report, by the server's clock and only while the server was listening.
+        audited: audited rows of this artifact since its wave was released.
+        audit_harm: the harmful ones among them.
+        is_cloud_only: the device's own audit crossed its bound, and it keeps no answer of this artifact any more.
+    """
+
+    device_id: str
+    phase: Phase
+    active_digest: str
+    failed_digest: str
+    silent_s: float
+    audited: int
+    audit_harm: int
+    is_cloud_only: bool = False
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wave:
+    """The devices of one released wave.
+
+    Attributes:
+        acknowledged: devices whose failure an operator accepted; it counts no more.
+    """
+
+    released_at: datetime
+    observations: tuple[Observation, ...]
+    acknowledged: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """Counts failed updates among all devices of one or more waves.
+
+    Devices that are not done yet count as not failed. Counting only those with an outcome would be wrong: an update
+    fails within seconds and commits only after its probation, so 4 bad devices of 100 would look like 4 of 4.
+    """
+
+    failed: int
+    devices: int
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(failed=self.failed + other.failed, devices=self.devices + other.devices)
+
+
+def outcome_of(device: Observation, target: str, max_silence_s: float, released_at: datetime, now: datetime) -> Outcome:
+    """Say how a device's update went."""
+    if device.silent_s > max_silence_s:
+        return "failed"  # a device that the update bricked never reports a failure
+    # one that runs the target although it failed once has recovered: it was asked for a second time
+    if device.failed_digest == target and device.active_digest != target:
+        return "failed"
+    # a device that cannot fetch or load tries again by itself: counted at once, a registry that restarts at the wrong
+    # moment would stop every rollout
+    if device.phase == "failed" and (now - released_at).total_seconds() > max_silence_s:
+        return "failed"
+    if device.active_digest == target and device.is_cloud_only:
+        return "failed"  # it runs, but it does not do what it was rolled out for
+    # "committed" alone is not enough: a device that was not told of the target yet has committed the old version
+    if device.active_digest == target and device.phase == "committed":
+        return "committed"
+    return "pending"
+
+
+def outcomes_of(wave: Wave, target: str, max_silence_s: float, now: datetime) -> dict[str, Outcome]:
+    """Return the outcome of every device of a wave that counts: not of one whose failure was accepted.
+
+    A device whose failure was accepted counts again once it has recovered.
+    """
+    found = all_outcomes_of(wave, target, max_silence_s, now)
+    return {name: outcome for name, outcome in found.items() if outcome == "committed" or name not in wave.acknowledged}
+
+
+def all_outcomes_of(wave: Wave, target: str, max_silence_s: float, now: datetime) -> dict[str, Outcome]:
+    """Return the outcome of every device of a wave, its failure accepted or not."""
+    return {d.device_id: outcome_of(d, target, max_silence_s, wave.released_at, now) for d in wave.observations}
+
+
+def tally(outcomes: Iterable[Outcome]) -> Tally:
+    """Count failures among outcomes."""
+    counted = list(outcomes)
+    return Tally(failed=counted.count("failed"), devices=len(counted))

@@ -1,0 +1,101 @@
+"""Brings a database that an older Penstock wrote up to date: numbered steps, all of them in one transaction.
+
+A step works on plain SQL and JSON as they were in its time and imports nothing that a later release may change. A step
+that was released is never edited. New counters (``penstock.wire.outcomes``) need no step: their columns are added.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sqlalchemy import insert, inspect, select, text, update
+from sqlalchemy.engine import Connection
+from sqlalchemy.schema import CreateColumn
+
+from cloud_core.state import tables
+from penstock.errors import NewerState
+
+
+def upgrade(transaction: Connection, where: str) -> None:
+    """Create the tables of a new database, or bring an older one up to date.
+
+    Raises:
+        NewerState: a newer Penstock wrote it; nothing was changed.
+    """
+    found = _version(transaction)
+    unknown = _count_columns(transaction) - {column.name for column in tables.outcome_counts.columns}
+    if found > SCHEMA_VERSION or unknown:
+        raise NewerState(where, found=max(found, SCHEMA_VERSION + 1), known=SCHEMA_VERSION)
+    for number in range(found + 1, SCHEMA_VERSION + 1) if found else ():
+        STEPS[number](transaction)
+    tables.metadata.create_all(transaction)
+    _add_counters(transaction)
+    if not found:
+        transaction.execute(insert(tables.schema_version).values(version=SCHEMA_VERSION))
+    elif found < SCHEMA_VERSION:
+        transaction.execute(update(tables.schema_version).values(version=SCHEMA_VERSION))
+
+
+def _verdicts_as_tests(transaction: Connection) -> None:
+    """Turn the fields that a gate's verdict had for each test into a list of named tests."""
+    rows = transaction.execute(text("SELECT number, document FROM rollouts")).all()
+    for number, document in rows:
+        content = json.loads(document)
+        for wave in content["rollout"]["waves"]:
+            if wave["verdict"]:
+                wave["verdict"] = _verdict_2(wave["verdict"], content["rollout"]["plan"])
+        transaction.execute(
+            text("UPDATE rollouts SET document = :document WHERE number = :number"),
+            {"document": json.dumps(content, separators=(",", ":")), "number": number},
+        )
+
+
+def _verdict_2(old: dict[str, Any], plan: dict[str, Any]) -> dict[str, Any]:
+    """Keep what version 1 knew of its two tests; which of them a failure came from is told by their e-values."""
+    crossed = 1 / plan["gate"]["alpha"]
+    audited, harm = old["audited"], old["audit_harm"]
+    tests = [
+        {"name": "failures", "measured": 0.0, "limit": plan["gate"]["max_failure_rate"], "samples": 0,
+         "e_value": old["failure_e_value"]},
+        {"name": "harm", "measured": harm / audited if audited else 0.0, "limit": old["promised_harm"],
+         "samples": audited, "e_value": old["harm_e_value"]},
+    ]  # fmt: skip
+    for test in tests:
+        is_failed = test["e_value"] >= crossed
+        test["verdict"] = "fail" if is_failed else "pass"
+        test["reason"] = old["reason"] if is_failed else f"evidence {test['e_value']:,.0f} to 1"
+    return {"verdict": old["verdict"], "reason": old["reason"], "tests": tests, "wake_at": old["wake_at"]}
+
+
+STEPS: Mapping[int, Callable[[Connection], None]] = {
+    2: _verdicts_as_tests,
+}
+"""By the version that a step leads to."""
+
+SCHEMA_VERSION = max(STEPS)
+"""What this release writes."""
+
+
+def _version(transaction: Connection) -> int:
+    """Return the version of the database; 0 for a new one."""
+    if not inspect(transaction).has_table(tables.schema_version.name):
+        return 0
+    return int(transaction.execute(select(tables.schema_version.c.version)).scalar_one_or_none() or 0)
+
+
+def _count_columns(transaction: Connection) -> set[str]:
+    looked_at = inspect(transaction)
+    if not looked_at.has_table(tables.outcome_counts.name):
+        return set()
+    return {column["name"] for column in looked_at.get_columns(tables.outcome_counts.name)}
+
+
+def _add_counters(transaction: Connection) -> None:
+    """Add columns for counters that are new; in rows from before, they were never counted and are 0."""
+    found = _count_columns(transaction)
+    for column in tables.outcome_counts.columns:
+        if column.name not in found:
+            definition = CreateColumn(column).compile(dialect=transaction.dialect)
+            transaction.execute(text(f"ALTER TABLE {tables.outcome_counts.name} ADD COLUMN {definition}"))
