@@ -147,7 +147,11 @@ def cli_page() -> Page:
 
 
 def _commands(command: click.Command, path: str) -> Iterator[tuple[str, click.Command]]:
-    yield path, command
+    """Yield every command; of a group with a default command, that one under the group's name."""
+    from penstock.cli.default_group import DefaultGroup
+
+    default = command.default_command if isinstance(command, DefaultGroup) else None
+    yield path, default or command
     if isinstance(command, click.Group):
         context = click.Context(command)
         for name in command.list_commands(context):

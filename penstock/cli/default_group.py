@@ -45,6 +45,11 @@ class DefaultGroup(click.Group):
 
         return register
 
+    @property
+    def default_command(self) -> click.Command | None:
+        """What runs where no command is named."""
+        return self._default
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         is_ours = not args or args[0] in self.commands or args[0] in ctx.help_option_names
         if not is_ours and self._default is not None:

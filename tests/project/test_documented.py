@@ -70,6 +70,12 @@ def test_metrics_are_read_from_the_calls_that_make_them(tmp_path: Path) -> None:
     ]
 
 
+def test_the_command_behind_a_group_is_shown_with_its_flags() -> None:
+    shown = docs.cli_page().text.partition("## `penstock compile`")[2].partition("\n## ")[0]
+    assert "penstock compile [OPTIONS] RECIPE|MODEL" in shown
+    assert "`--without-certificate`" in shown
+
+
 @pytest.mark.parametrize("name", list(docs.PAGES))
 def test_a_page_is_complete_and_fresh(name: str) -> None:
     page = docs.PAGES[name]()

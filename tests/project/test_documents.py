@@ -22,7 +22,6 @@ INVARIANTS = 15
 
 _FENCED = re.compile(r"^```.*?^```[ ]*$", re.M | re.S)
 _LINK = re.compile(r"\]\((?!https?://|mailto:)([^)\s]*)\)")
-_COMMAND = re.compile(r"^(?:\$ )?penstock ((?:[a-z]+(?: |$))+)", re.M)
 _SHELL = re.compile(r"^```(?:bash|sh|console|text)?\n(.*?)^```[ ]*$", re.M | re.S)
 
 
@@ -81,30 +80,41 @@ def test_a_broken_link_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert [link.partition(":")[0] for link in broken_links(page)] == ["other.md#no", "none.md", "#no"]
 
 
-def unknown_command(words: list[str]) -> str:
-    """The first of the words that names no command; "" if all do, or where a group takes an argument instead."""
+def wrong_words(line: str) -> str:
+    """What a shown command has that ``penstock`` does not: the first unknown command or flag; "" if nothing."""
     found: click.Command = umbrella
-    for word in words:
-        if not isinstance(found, click.Group):
-            break
-        inner = found.get_command(click.Context(found), word)
-        if inner is None:
-            return "" if isinstance(found, DefaultGroup) else word
-        found = inner
+    for word in re.split(r"\s#\s|[|;&]", line.removeprefix("penstock"))[0].split():
+        if word.startswith("--"):
+            if word.partition("=")[0] not in _flags(found):
+                return word
+        elif isinstance(found, click.Group) and re.fullmatch(r"[a-z]+", word):
+            inner = found.get_command(click.Context(found), word)
+            if inner is None and not isinstance(found, DefaultGroup):
+                return word
+            found = inner or found
     return ""
 
 
+def _flags(command: click.Command) -> set[str]:
+    """Flags of a command; of a group with a default command, the default's."""
+    default = command.default_command if isinstance(command, DefaultGroup) else None
+    options = [*command.params, *(default.params if default else ())]
+    return {flag for option in options for flag in (*option.opts, *option.secondary_opts)} | {"--help"}
+
+
 @each_page
-def test_commands_exist(page: Path) -> None:
-    shown = "\n".join([*re.findall(r"`([^`\n]+)`", _text(page)), *_SHELL.findall(_text(page))])
-    used = [words.split() for words in _COMMAND.findall(shown)]
-    assert [f"{' '.join(words)}: {word}" for words in used if (word := unknown_command(words))] == []
+def test_commands_and_flags_exist(page: Path) -> None:
+    shown = "\n".join([*re.findall(r"`([^`\n]+)`", _text(page)), *_SHELL.findall(_text(page))]).replace("\\\n", " ")
+    used = re.findall(r"^(?:\$ )?(penstock [^\n]*)", shown, re.M)
+    assert [f"{line}: {word}" for line in used if (word := wrong_words(line))] == []
 
 
-def test_a_command_that_does_not_exist_is_found() -> None:
-    assert unknown_command(["fleet", "status"]) == ""
-    assert unknown_command(["fleet", "explode"]) == "explode"
-    assert unknown_command(["certificate"]) == "certificate"
+def test_a_command_or_flag_that_does_not_exist_is_found() -> None:
+    assert wrong_words("penstock fleet status --watch  # --no such flag, in a comment") == ""
+    assert wrong_words("penstock fleet explode") == "explode"
+    assert wrong_words("penstock certificate verify") == "certificate"
+    assert wrong_words("penstock fleet status --wach") == "--wach"
+    assert wrong_words("penstock certify build/x --data d.npz && penstock --no") == ""
 
 
 @each_page
