@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from cloud_core.state.catalog import ManifestRow
 from penstock.artifact import manifests
 from penstock.artifact.blobs import BlobStore
-from penstock.artifact.certificates import Certificate
+from penstock.artifact.certificates import Certificate, newest
 from penstock.artifact.manifests import Artifact
 from penstock.errors import PenstockError
 from penstock.signing.trust import MAX_SIGNATURES
@@ -38,7 +38,7 @@ def certificates(
     Args:
         covered: the only ones that count; None where nothing need be signed.
     """
-    newest: dict[str, tuple[str, Certificate]] = {}
+    fitting: dict[str, list[tuple[str, Certificate]]] = {}
     for row in reversed(referring):
         if row.artifact_type != manifests.CERTIFICATE or (covered is not None and row.digest not in covered):
             continue
@@ -47,7 +47,5 @@ def certificates(
             manifests.check_certificate(certificate, artifact)
         except PenstockError:
             continue  # issued for other digests, and pushed before its subject was here to say so
-        known = newest.get(certificate.edge_digest)
-        if known is None or certificate.serial > known[1].serial:
-            newest[certificate.edge_digest] = row.digest, certificate
-    return tuple(newest.values())
+        fitting.setdefault(certificate.edge_digest, []).insert(0, (row.digest, certificate))
+    return tuple(one for found in fitting.values() if (one := newest(found)))

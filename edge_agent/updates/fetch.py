@@ -186,14 +186,13 @@ class _Pull:
         problem = self._why_unfit(release.certificate_digest, artifact, variant, covered)
         if not problem:
             return release.certificate_digest, ""
-        newest, serial = "", 0
-        for digest in self._referrers(artifact, manifests.CERTIFICATE):
-            is_other = digest != release.certificate_digest
-            if is_other and not self._why_unfit(digest, artifact, variant, covered):
-                found = manifests.load_certificate(digest, self._store.document).serial
-                if found >= serial:
-                    newest, serial = digest, found
-        return newest, "" if newest else problem
+        fitting = [
+            (digest, manifests.load_certificate(digest, self._store.document))
+            for digest in self._referrers(artifact, manifests.CERTIFICATE)
+            if digest != release.certificate_digest and not self._why_unfit(digest, artifact, variant, covered)
+        ]
+        chosen = certificates.newest(fitting)
+        return (chosen[0], "") if chosen else ("", problem)
 
     def _referrers(self, artifact: Artifact, kind: str) -> list[str]:
         """Of more referrers than are looked at, the last: registries that keep an order list the oldest first."""

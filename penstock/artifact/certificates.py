@@ -7,6 +7,7 @@ Decides only whether a certificate fits the variants at hand, and may be used. H
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -232,6 +233,15 @@ def usable(certificate: Certificate, subject: Subject, *, max_harm: float | None
             f"the certificate's score {certificate.score!r} is not known here; known: {', '.join(confidence.SCORES)}"
         )
     return certificate.at(max_harm)
+
+
+def newest(found: Sequence[tuple[str, Certificate]]) -> tuple[str, Certificate] | None:
+    """Choose the certificate, listed with its manifest's digest, that counts: the one with the highest serial.
+
+    Args:
+        found: of one edge variant, oldest first: of equal serials, the one that was attached or pushed later counts.
+    """
+    return max(reversed(found), key=lambda item: item[1].serial, default=None)
 
 
 def _same(one: float, other: float) -> bool:

@@ -108,13 +108,6 @@ class Layout:
                 )
         return tuple(found)
 
-    def certificate(self) -> tuple[str, Certificate] | None:
-        """The newest certificate and its manifest's digest, or None."""
-        found = self.referrers(manifests.CERTIFICATE)
-        if not found:
-            return None
-        return found[-1].digest, manifests.load_certificate(found[-1].digest, self.blobs.read)
-
     def certificates(self) -> tuple[tuple[str, Certificate], ...]:
         """Every certificate with its manifest's digest, of every edge variant; the newest (highest serial) last.
 
@@ -133,7 +126,7 @@ class Layout:
         Raises:
             ArtifactError: a certificate is malformed.
         """
-        return next((item for item in reversed(self.certificates()) if item[1].edge_digest == edge_digest), None)
+        return certificates.newest([item for item in self.certificates() if item[1].edge_digest == edge_digest])
 
     def pack(self, drafts: Sequence[VariantDraft], *, tag: str) -> Artifact:
         """Store variants and the artifact index, and make it this layout's artifact. Same input, same digests.

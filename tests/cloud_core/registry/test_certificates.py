@@ -21,7 +21,7 @@ class Shelf:
 
     def __init__(self, template: Layout, root: Path, registry: Registry, put: Any) -> None:
         parsed = template.artifact()
-        self._template = template.certificate()
+        self._template = template.certificates()[-1]
         self._registry, self._put = registry, put
         self.layout = Layout.create(root / "two")
         weights = {v.spec.role: template.blobs.path(v.weights.digest) for v in parsed.variants}

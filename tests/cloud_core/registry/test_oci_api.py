@@ -76,8 +76,8 @@ async def test_push_and_pull_give_back_the_same_artifact_with_its_certificate(
     copy = Layout(tmp_path / "pulled")
     assert copy.verify() == []
     assert copy.tag == "v1"
-    assert copy.certificate() == layout.certificate()
-    assert served.registry.certificate_of(layout.digest) == layout.certificate()
+    assert copy.certificates()[-1] == layout.certificates()[-1]
+    assert served.registry.certificate_of(layout.digest) == layout.certificates()[-1]
 
 
 async def test_push_of_a_damaged_layout_sends_nothing(served: Any, make_layout: Any) -> None:

@@ -83,15 +83,13 @@ def test_copies_for_people_are_the_referrers_bytes(workspace: Path) -> None:
         (referrer,) = layout.referrers(kind)
         assert layout.blobs.read(referrer.content.digest) == (workspace / "out" / name).read_bytes()
     document = evaluation.decode((workspace / "out" / "evaluation.json").read_bytes())
-    assert cascade_of(document).certificate == layout.certificate()[1]  # type: ignore[index]
+    assert cascade_of(document).certificate == layout.certificates()[-1][1]
 
 
 def test_the_certificate_is_bound_to_these_variants_and_holds_for_them(workspace: Path) -> None:
     compile_here(workspace)
     layout = Layout(workspace / "out")
-    found = layout.certificate()
-    assert found is not None
-    _, certificate = found
+    _, certificate = layout.certificates()[-1]
     parsed = layout.artifact()
     manifests.check_certificate(certificate, parsed)
     assert certificate.edge_digest == parsed.variant("edge").digest
@@ -140,7 +138,7 @@ def test_same_inputs_same_digests(workspace: Path) -> None:
     first, second = compile_here(workspace, "a"), compile_here(workspace, "b", fresh=True)
     assert not second.was_kept
     assert first.digest == second.digest
-    assert Layout(workspace / "a").certificate() == Layout(workspace / "b").certificate()
+    assert Layout(workspace / "a").certificates()[-1] == Layout(workspace / "b").certificates()[-1]
     assert (workspace / "a" / "lock.json").read_bytes() == (workspace / "b" / "lock.json").read_bytes()
     assert without_speed(first.evaluation) == without_speed(second.evaluation)
 
@@ -344,7 +342,7 @@ def test_without_certificate_packs_the_refusal_instead(workspace: Path, edit_rec
     done = compile_here(workspace, require_certificate=False)
     layout = Layout(workspace / "out")
     assert layout.verify() == []
-    assert layout.certificate() is None
+    assert layout.certificates() == ()
     assert "2995 are needed" in cascade_of(done.evaluation).refusal
     assert cascade_of(done.evaluation).figures is None
 
@@ -437,13 +435,12 @@ def test_a_plan_names_every_step_and_writes_nothing(workspace: Path) -> None:
 def test_what_joined_the_artifact_since_stays_when_it_is_compiled_again(workspace: Path) -> None:
     compile_here(workspace)
     layout = Layout(workspace / "out")
-    found = layout.certificate()
-    assert found is not None
+    found = layout.certificates()[-1]
     later = layout.attach_certificate(msgspec.structs.replace(found[1], serial=found[1].serial + 1))
     signed = layout.attach(manifests.SIGNATURE, b"{}", title="signature.json")
     compile_here(workspace)
     again = Layout(workspace / "out")
-    assert again.certificate() == (later.digest, msgspec.structs.replace(found[1], serial=found[1].serial + 1))
+    assert again.certificates()[-1] == (later.digest, msgspec.structs.replace(found[1], serial=found[1].serial + 1))
     assert [referrer.digest for referrer in again.referrers(manifests.SIGNATURE)] == [signed.digest]
     assert len(again.referrers(manifests.REPORT)) == 1
     assert again.verify() == []

@@ -108,6 +108,12 @@ def test_what_is_missing_on_both_sides_is_no_match() -> None:
         certificates.check(certificate(cloud_digest=""), replace(SUBJECT, cloud_digest=""))
 
 
+def test_the_newest_has_the_highest_serial_and_of_equals_came_last() -> None:
+    found = [(name, certificate(serial=serial)) for name, serial in (("a", 2), ("b", 3), ("c", 3), ("d", 1))]
+    assert certificates.newest(found) == found[2]
+    assert certificates.newest([]) is None
+
+
 def test_a_score_that_this_release_does_not_know_ends_its_use() -> None:
     with pytest.raises(CertificateMismatch, match="'oracle' is not known here; known: max_prob"):
         certificates.usable(certificate(score="oracle"), SUBJECT)

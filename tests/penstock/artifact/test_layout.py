@@ -103,9 +103,7 @@ def test_variant_digest_is_known_before_packing(layout: Layout, tmp_path: Path) 
 def test_a_certificate_is_attached_and_found(layout: Layout) -> None:
     issued = certificate(layout)
     layout.attach_certificate(issued)
-    found = layout.certificate()
-    assert found is not None
-    assert found[1] == issued
+    assert layout.certificates()[-1][1] == issued
     assert layout.verify() == []
 
 
