@@ -1,14 +1,16 @@
 """What a device remembers about one model, and how each event changes it: two slots, a trial, failures.
 
-Values and pure transitions only. What to do next is ``edge_agent.policy.update``; keeping it on disk is
-``edge_agent.updates.store``. No times are kept: a device's clock may be wrong by decades, and back-off starts afresh at
-boot.
+Values and pure transitions only. What to do next is decided in ``edge_agent.policy.update``; keeping states on disk,
+also those that an older release wrote, is the work of ``edge_agent.updates.store``. No times are kept: a device's clock
+may be wrong by decades, and back-off starts from the beginning at every boot.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 ReleaseKey = tuple[str, str]
 """(artifact digest, certificate digest asked for): another certificate for the same artifact is another release."""
@@ -16,9 +18,12 @@ ReleaseKey = tuple[str, str]
 FailureKind = Literal["reverted", "failed"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Release:
-    """What the fleet service asks a device to run. ``version`` is the tag, for people."""
+class Release(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Names what the fleet service asks a device to run.
+
+    Attributes:
+        version: the tag, for people.
+    """
 
     version: str
     artifact_digest: str
@@ -26,12 +31,12 @@ class Release:
 
     @property
     def key(self) -> ReleaseKey:
+        """Return what makes a release another one; the tag does not."""
         return self.artifact_digest, self.certificate_digest
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Slot:
-    """A release that is complete on this device.
+class Slot(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Describes a release that is complete on this device.
 
     Attributes:
         variant_digest: manifest digest of the edge variant that this device runs.
@@ -48,16 +53,17 @@ class Slot:
 
     @property
     def key(self) -> ReleaseKey:
+        """Return the key of the release."""
         return self.release.key
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """A release that failed here. It is not tried again while ``is_blocked``: until another one was asked for.
+class Failure(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Remembers a release that failed here.
 
     Attributes:
         kind: ``reverted`` did not prove itself; ``failed`` could not be fetched or read at all.
         count: how often; from the second time on a new try waits longer.
+        is_blocked: it is not tried again until another release was desired in between.
     """
 
     release: Release
@@ -67,23 +73,23 @@ class Failure:
     is_blocked: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
+class Trial(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Counts starts of a release that may kill the process: raised on disk before a load, cleared when healthy."""
 
     key: ReleaseKey
     starts: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelState:
-    """Everything that survives a restart. Each value on disk is a state from which the update loop can go on.
+class ModelState(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Holds everything that survives a restart. Each value on disk is a state from which the update loop can go on.
 
     Attributes:
-        active: what runs, or will run after a start. ``previous``: the last committed one before it.
+        active: what runs, or will run after a start.
+        previous: the last committed slot before ``active``.
         is_committed: whether ``active`` is out of its probation.
-        desired: the newest wish that was heard; None before the first.
+        desired: the newest release that the fleet service asked for; None before the first.
         trials: of ``active`` and ``desired`` at most.
+        failures: releases that failed here, oldest first.
     """
 
     model: str
@@ -95,57 +101,64 @@ class ModelState:
     failures: tuple[Failure, ...] = ()
 
     def failure_of(self, release: Release) -> Failure | None:
+        """Return the failure of a release; None when it never failed here."""
         return next((failure for failure in self.failures if failure.release.key == release.key), None)
 
     def starts_of(self, key: ReleaseKey) -> int:
+        """Return how many loads of a release were begun and not ended."""
         return next((trial.starts for trial in self.trials if trial.key == key), 0)
 
     @property
     def is_settled(self) -> bool:
-        """Whether what runs is what is wanted, for good."""
+        """Tell whether the device has reached the desired state and needs no watching."""
         return self.active is not None and self.is_committed and self.desired in (None, self.active.release)
 
 
 def desire(state: ModelState, release: Release) -> ModelState:
-    """A wish arrived. Releases that failed before and are not this one may be tried again when they are asked for."""
+    """Take the desired release in; asked for once more, a release changes nothing."""
+    # the version counts too, although the key does not have it: a tag that moved gives what runs a new name
     if state.desired and state.desired.key == release.key and state.desired.version == release.version:
         return state
+    # v2 failed, v1 is desired, v2 is desired again: somebody wants v2 tried once more. But v2, asked for under another
+    # tag while it is blocked, stays blocked: two names must not make a device load and revert it in a loop.
     failures = tuple(
         failure if failure.release.key == release.key else replace(failure, is_blocked=False)
         for failure in state.failures
     )
+    # the trial of a release that is no longer desired goes: when it comes back, a crash of then must not count for now
     wanted = (release.key, state.active.key if state.active else None)
     trials = tuple(trial for trial in state.trials if trial.key in wanted)
     return replace(_renamed(state, release), desired=release, failures=failures, trials=trials)
 
 
 def begin_trial(state: ModelState, key: ReleaseKey) -> ModelState:
-    """The release ``key`` is about to be loaded; if it kills the process, the count remains."""
+    """Count a load that is about to begin; if it kills the process, the count is on disk."""
     return _with_starts(state, key, state.starts_of(key) + 1)
 
 
 def end_trial(state: ModelState, key: ReleaseKey) -> ModelState:
-    """It ended without killing the process (an orderly stop, an error): take this start back."""
+    """Take a start back that ended without killing the process: by an orderly stop or an error."""
     return _with_starts(state, key, state.starts_of(key) - 1)
 
 
 def activate(state: ModelState, slot: Slot) -> ModelState:
-    """Make a proven slot the active one. The previous slot is always one that was committed, of another artifact.
-
-    Going back to the previous slot needs no second probation.
-    """
+    """Make a proven slot the active one."""
+    # going back to the previous slot: it was committed before and needs no second probation, and it cannot be the way
+    # back from itself
     is_return = state.previous is not None and state.previous.key == slot.key
     kept = None if is_return else state.previous
     active = state.active
     if active is not None:
         state = _with_starts(state, active.key, 0)  # it was replaced, it did not crash
+        # v1 committed, v2 on probation, v3 arrives: v3 must go back to v1, because v2 never showed that it is healthy.
+        # v1 under another certificate is no slot to go back to either: when its weights are at fault, so are these.
         if state.is_committed and active.release.artifact_digest != slot.release.artifact_digest:
             kept = active
     return replace(state, active=slot, previous=kept, is_committed=is_return)
 
 
 def commit(state: ModelState) -> ModelState:
-    """The active slot is healthy: it is committed, its starts are forgotten, and so is that it ever failed."""
+    """Mark the active slot as healthy: its starts are forgotten, and so is that it ever failed."""
     if state.active is None:
         return state
     failures = tuple(f for f in state.failures if f.release.key != state.active.key)
@@ -156,17 +169,20 @@ def revert(state: ModelState, reason: str, *, limit: int, should_block: bool = T
     """Go back to the previous slot, or to none; remember why.
 
     Args:
+        limit: failures that are remembered.
         should_block: False when the release is not to blame (its bytes rotted on this disk): it is fetched again.
     """
     if state.active is None:
         return state
     trialled = _with_starts(state, state.active.key, 0)
+    # committed: the slot to go back to was committed before. There is none before that one: a device that reverted
+    # twice would run a version that was replaced long ago.
     back = replace(trialled, active=state.previous, previous=None, is_committed=True)
     return fail(back, state.active.release, "reverted", reason, limit=limit) if should_block else back
 
 
 def fail(state: ModelState, release: Release, kind: FailureKind, reason: str, *, limit: int) -> ModelState:
-    """Remember a release that must not be tried again until another one was asked for; the oldest is forgotten."""
+    """Remember a release that must not be tried again until another one was desired; the oldest failure goes."""
     known = state.failure_of(release)
     failure = Failure(release=release, kind=kind, reason=reason, count=known.count + 1 if known else 1)
     others = tuple(f for f in state.failures if f is not known)
@@ -174,7 +190,7 @@ def fail(state: ModelState, release: Release, kind: FailureKind, reason: str, *,
 
 
 def _renamed(state: ModelState, release: Release) -> ModelState:
-    """A tag that moved to what already runs is a new name, not a new release."""
+    """Give what runs its new name: a tag that moved to it is a new name, not a new release."""
     if state.active is None or state.active.key != release.key:
         return state
     return replace(state, active=replace(state.active, release=release))

@@ -1,8 +1,8 @@
 """Decides the one next step that brings a model from what runs to what is wanted: ``plan(state, progress, now)``.
 
 A short-circuit priority list over values; level-triggered, so that planning again after a crash continues where the
-state on disk stands. Does nothing itself and reads no clock: ``edge_agent.updates.updater`` acts, and says what came of
-it.
+state on disk stands. Does nothing itself and reads no clock: ``edge_agent.updates.model_updater`` acts, and says what
+came of it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from edge_agent.policy.model_state import ModelState, Release, ReleaseKey, Slot
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateLimits:
-    """See ``edge_agent.settings.UpdateSettings``."""
+    """Holds the limits that ``edge_agent.settings.UpdateSettings`` explains."""
 
     probation_s: float
     probation_requests: int
@@ -25,7 +25,11 @@ class UpdateLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadFailure:
-    """Why the active slot could not be loaded. ``is_damaged``: its bytes on this disk are gone or changed."""
+    """Says why the active slot could not be loaded.
+
+    Attributes:
+        is_damaged: its bytes on this disk are gone or changed.
+    """
 
     reason: str
     is_damaged: bool
@@ -33,16 +37,23 @@ class LoadFailure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """What is true only while this process lives. Times are on the clock of ``now``.
+    """Holds what is true only while this process runs. Times are on the clock of ``now``.
 
     Attributes:
-        loaded: what answers requests. ``fetching``: what is being pulled. ``fetched``: complete on disk.
-        prepared: proven, in memory, not switched to.
-        load_attempts: tries to load the active slot that failed in a row; the next one not before ``load_retry_at``.
-        failed_attempts: tries of the desired release that failed in a row; the next one not before ``retry_at``.
-        is_hard: the last of them is worth an operator's eye at once (disk full), not only when it persists.
+        loaded: what answers requests.
+        fetching: what is being pulled.
+        fetched: what is complete on disk and not loaded yet.
+        prepared: what was proven and is in memory, but not switched to.
+        load_failure: why the last try to load the active slot failed; None when it did not.
+        load_attempts: tries to load the active slot that failed in a row.
+        load_retry_at: when to try that again.
+        failed_attempts: tries of the desired release that failed in a row.
+        retry_at: when to try that again.
+        error: why the last of them failed, for people.
+        is_hard: that failure deserves attention at once (disk full), not only when it persists.
         failures: crashes and failed requests of the active slot since it was loaded.
-        clean_since, clean_requests: since when, and for how many rows, it ran without a failure.
+        clean_since: since when it ran without a failure.
+        clean_requests: for how many rows it ran without a failure.
         should_collect: blobs may have become unreferenced.
     """
 
@@ -93,14 +104,18 @@ class Activate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
-    """The active slot came through its probation."""
+    """Mark the active slot as healthy: it came through its probation."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Revert:
-    """Go back to the previous slot. ``should_block``: never try this release again until another was asked for."""
+    """Go back to the previous slot.
+
+    Attributes:
+        should_block: do not try this release again until another one was desired in between.
+    """
 
     reason: str
     should_block: bool
@@ -108,7 +123,7 @@ class Revert:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refuse:
-    """Never try the desired release again until another was asked for; what runs goes on."""
+    """Do not try the desired release again until another one was desired in between; what runs goes on."""
 
     release: Release
     reason: str
@@ -121,7 +136,7 @@ class Collect:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nothing:
-    """Look again at ``wake_at``, or when something happens."""
+    """Do nothing; look again at ``wake_at``, or when something happens."""
 
     reason: str
     wake_at: float | None = None
@@ -136,11 +151,12 @@ _RETRIED = frozenset({"internal", "storage", "digest-mismatch", "unauthenticated
 
 
 def plan(state: ModelState, progress: Progress, limits: UpdateLimits, now: float) -> Action:
-    """The next step. Serving comes first, then trust in what serves, then the next release, then tidying."""
+    """Return the next step. Serving comes first, then trust in what serves, then the next release, then collecting."""
     steps = [decide(state, progress, limits, now) for decide in (_serve, _judge, _pursue)]
     for step in steps:
         if not isinstance(step, Nothing):
             return step
+    # not during a pull: a manifest that is not here yet cannot protect its layers, which are
     if progress.should_collect and progress.fetching is None:
         return Collect()
     idle = [step for step in steps if isinstance(step, Nothing)]
@@ -149,17 +165,19 @@ def plan(state: ModelState, progress: Progress, limits: UpdateLimits, now: float
 
 
 def is_watched(state: ModelState, progress: Progress) -> bool:
-    """Whether what runs still has to show that it is healthy."""
+    """Tell whether what runs still has to show that it is healthy."""
     active = state.active
     if active is None or progress.loaded != active.key:
         return False
+    # also a committed one, for as long as its start is on trial: a file that rotted may kill the process at every boot
     return not state.is_committed or state.starts_of(active.key) > 0
 
 
 def severity(code: str) -> Severity:
-    """What an error code (``penstock.errors``) means for a release that is being fetched.
+    """Return what an error code (``penstock.errors``) means for a release that is being fetched.
 
-    ``wait``: nobody is to blame yet. ``failed``: report it, try again. ``final``: the same again cannot help.
+    ``wait`` is an outage, which nothing is to blame for yet. ``failed`` is reported, and tried again: what another try
+    brings may be right (a signature can still be pushed). ``final`` is not tried again: it would only fail again.
     """
     if code in _WAIT:
         return "wait"
@@ -167,11 +185,12 @@ def severity(code: str) -> Severity:
 
 
 def phase(state: ModelState, progress: Progress, limits: UpdateLimits) -> tuple[Phase, str]:
-    """What to report: the phase, and an error for people ("" when there is none)."""
+    """Return what to report: the phase, and an error for people ("" when there is none)."""
     desired = state.desired
     if desired is None or (state.active and state.active.key == desired.key):
         return _resting_phase(state, progress, limits)
     failure = state.failure_of(desired)
+    # before "fetching": a device that gave up must not look as if it were still on its way
     if failure and failure.is_blocked:
         return ("reverted" if failure.kind == "reverted" else "failed"), failure.reason
     if progress.failed_attempts and (progress.is_hard or progress.failed_attempts >= limits.patience):
@@ -198,13 +217,17 @@ def _serve(state: ModelState, progress: Progress, limits: UpdateLimits, now: flo
     if state.active is None or progress.loaded == state.active.key:
         return Nothing(reason="")
     starts = state.starts_of(state.active.key)
+    # looked at before the load, not after it: this process may be the next that does not survive
     if starts >= limits.max_crashes:
         return Revert(reason=f"{starts} starts with it did not survive", should_block=True)
     broken = progress.load_failure
     if broken is None:
         return Load(slot=state.active)
+    # the release is not to blame for bytes that rotted here: blocked, it would not be fetched again, and the device
+    # would stay on the older version
     if broken.is_damaged:
         return Revert(reason=broken.reason, should_block=False)
+    # with nothing to go back to, a revert would leave the device with no model at all: it tries again instead
     if state.previous is not None:
         return Revert(reason=broken.reason, should_block=True)
     if now >= progress.load_retry_at:
@@ -213,9 +236,11 @@ def _serve(state: ModelState, progress: Progress, limits: UpdateLimits, now: flo
 
 
 def _judge(state: ModelState, progress: Progress, limits: UpdateLimits, now: float) -> Action:
-    """Trust in the active slot: a probation, and for a committed one the check that it survives being loaded."""
+    """Decide about trust in the active slot: a probation, and for a committed one that it survives being loaded."""
     if not is_watched(state, progress):
         return Nothing(reason="")
+    # a committed version is not reverted for failures: they are then more likely the requests' or the device's, and the
+    # previous version would fail in the same way. Neither is the first version of all: it is better than none.
     if not state.is_committed and state.previous and progress.failures >= limits.max_crashes:
         return Revert(reason=_failures(progress), should_block=True)
     if progress.clean_requests >= limits.probation_requests:
@@ -227,7 +252,7 @@ def _judge(state: ModelState, progress: Progress, limits: UpdateLimits, now: flo
 
 
 def _pursue(state: ModelState, progress: Progress, limits: UpdateLimits, now: float) -> Action:
-    """From what runs towards what is wanted."""
+    """Go one step from what runs towards what is desired."""
     desired = state.desired
     if desired is None or (state.active and state.active.key == desired.key):
         return Nothing(reason="")
@@ -240,8 +265,10 @@ def _pursue(state: ModelState, progress: Progress, limits: UpdateLimits, now: fl
         if progress.fetching == desired.key:
             return Nothing(reason="fetching")
         return Fetch(release=desired)
+    # before the starts are looked at: the last start allowed is still on trial, and has just survived
     if progress.prepared == desired.key:
         return Activate(slot=progress.fetched)
+    # a release that kills the process while it is proven comes here again at every boot, with one start more
     starts = state.starts_of(desired.key)
     if starts >= limits.max_crashes:
         return Refuse(release=desired, reason=f"{starts} attempts to load it did not survive")

@@ -1,6 +1,6 @@
-"""Brings one model from what runs to what is wanted: observe, plan, one action, report.
+"""Brings one model from what runs to what is desired: observe, plan, one action, report.
 
-The task of ``run`` owns the model's state; nobody else writes it. What the next action is, is decided by
+The task of ``run`` owns the model's state; nothing else writes it. What the next action is, is decided by
 ``edge_agent.policy.update``; this module does it, makes the new state durable before it counts, and says what came of
 it. Killed at any point, it continues from the state on disk.
 """
@@ -34,11 +34,12 @@ _MAX_ERROR_CHARS = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tools:
-    """What the tasks of all models share.
+    """Holds what the tasks of all models share.
 
     Attributes:
-        now: the event loop's clock. ``random``: uniform in [0, 1).
-        counted: rows counted before for (model, artifact digest), from before a restart.
+        now: the event loop's clock.
+        random: uniform in [0, 1).
+        counted: returns the rows of (model, artifact digest) that were counted before a restart.
         changed: called after every change that the fleet service should hear of.
     """
 
@@ -53,7 +54,7 @@ class Tools:
 
 
 class ModelUpdater:
-    """The state of one model, and the task that moves it."""
+    """Owns the state of one model, and the task that moves it."""
 
     def __init__(self, state: ModelState, tools: Tools, collect: Callable[[], None]) -> None:
         self.state = state
@@ -68,7 +69,7 @@ class ModelUpdater:
         self._backoff = Backoff(base_s=tools.settings.retry_base_s, max_s=tools.settings.retry_max_s)
         self._wake = asyncio.Event()
         self._pull: asyncio.Task[Slot] | None = None
-        self._wish: Release | None = None
+        self._newly_desired: Release | None = None
         self._prepared: Hosted | None = None
         self._hosted: Hosted | None = None
         self._rows_at_clean = 0
@@ -78,13 +79,14 @@ class ModelUpdater:
         return f"ModelUpdater({self.state.model}, {self.reported().phase}, {self.state})"
 
     def desire(self, release: Release) -> None:
-        """The fleet service wants this release here; the newest wish wins, also over one that is half done."""
-        if release != (self._wish or self.state.desired):
-            self._wish = release
+        """Take a desired release in; the newest one wins, also over one that is half done."""
+        # compared with the newest of all: v2 taken back before the task saw it (v1, v2, v1) must end at v1
+        if release != (self._newly_desired or self.state.desired):
+            self._newly_desired = release
             self._wake.set()
 
     def reported(self) -> ReportedModel:
-        """What is true now."""
+        """Return what is true now."""
         phase, error = update.phase(self.state, self.progress, self._limits)
         desired = self.state.desired
         failure = self.state.failure_of(desired) if desired else None
@@ -109,20 +111,20 @@ class ModelUpdater:
         try:
             while True:
                 self._wake.clear()
-                await self._take_wish()
+                await self._take_desired()
                 await self._observe()
                 action = update.plan(self.state, self.progress, self._limits, self._tools.now())
                 if isinstance(action, update.Nothing):
                     await self._rest(action.wake_at)
                     continue
-                log(_log, logging.INFO, "update step", model=self.state.model, action=_named(action))
+                log(_log, logging.INFO, "update step", model=self.state.model, action=type(action).__name__.lower())
                 await self._act(action)
                 self._tools.changed()
         finally:
             await self._cancel_pull()
 
     def stop(self) -> None:
-        """An orderly stop of the process; what is on trial did not crash."""
+        """Save that the process stops in an orderly way: what is on trial did not crash."""
         for key in {self.progress.loaded, self.progress.prepared}:
             if key is not None:
                 self.state = model_state.end_trial(self.state, key)
@@ -155,18 +157,18 @@ class ModelUpdater:
             case _:
                 assert_never(action)
 
-    async def _take_wish(self) -> None:
-        wish, self._wish = self._wish, None
-        if wish is None:
+    async def _take_desired(self) -> None:
+        release, self._newly_desired = self._newly_desired, None
+        if release is None:
             return
-        is_new = self.state.desired is None or self.state.desired.key != wish.key
-        self.state = model_state.desire(self.state, wish)
+        is_new = self.state.desired is None or self.state.desired.key != release.key
+        self.state = model_state.desire(self.state, release)
         await self._save_or_warn()
-        log(_log, logging.INFO, "desired changed", model=self.state.model, version=wish.version,
-            artifact=wish.artifact_digest, certificate=wish.certificate_digest)  # fmt: skip
+        log(_log, logging.INFO, "desired changed", model=self.state.model, version=release.version,
+            artifact=release.artifact_digest, certificate=release.certificate_digest)  # fmt: skip
         if is_new:
             await self._forget_candidate()
-            known = self.state.failure_of(wish)
+            known = self.state.failure_of(release)
             attempts = known.count - 1 if known else 0  # flapping between releases must not wear out the flash
             self._set(failed_attempts=0, error="", is_hard=False, retry_at=self._retry_at(attempts, None))
         self._tools.changed()
@@ -216,7 +218,7 @@ class ModelUpdater:
 
     async def _fetch(self, release: Release) -> None:
         await self._forget_candidate()
-        self._collect()  # what an earlier wish left behind may be the space that this one needs
+        self._collect()  # what an earlier desired release left behind may be the space that this one needs
         self._transferred = Transferred()
         pull = self._tools.fetcher.pull(self.state.model, release, self._on_transferred)
         self._pull = asyncio.create_task(pull, name=f"pull {self.state.model}")
@@ -244,7 +246,7 @@ class ModelUpdater:
         self._tools.changed()
 
     async def _prove(self, slot: Slot) -> None:
-        """A release that kills the process here is counted, and in the end refused, by the trial on disk."""
+        """Load a slot beside the running one. If that kills the process, the trial on disk counts it."""
         if not await self._try_save(model_state.begin_trial(self.state, slot.key), "proving", slot.release.version):
             return
         try:
@@ -267,7 +269,7 @@ class ModelUpdater:
                 await self._refuse(slot.release, "reverted", error.message)
 
     async def _activate(self, slot: Slot) -> None:
-        """On disk first: killed in between, the next start serves the new one, still on its trial."""
+        """Switch to a proven slot, on disk first: killed in between, the next start serves it, still on its trial."""
         prepared, activated = self._prepared, model_state.activate(self.state, slot)
         if prepared is None or not await self._try_save(activated, "activated", slot.release.version):
             await self._discard_prepared()
@@ -293,9 +295,10 @@ class ModelUpdater:
             await self._tools.hosting.retire(before)
 
     async def _prepare(self, slot: Slot) -> Hosted:
-        """
+        """Load a slot for hosting.
+
         Raises:
-            PenstockError: whatever went wrong, as ours.
+            PenstockError: whatever went wrong, as an error of ours.
         """
         plan = await in_thread(self._tools.store.load_plan, self.state.model, slot)
         counts = await self._tools.counted(self.state.model, slot.release.artifact_digest)
@@ -334,7 +337,7 @@ class ModelUpdater:
         )
 
     def _retry_at(self, attempts: int, retry_after_s: float | None) -> float:
-        """When to try again after ``attempts`` failures in a row; 0 is at once."""
+        """Return when to try again after ``attempts`` failures in a row; 0 is at once."""
         if attempts <= 0:
             return 0.0
         delay_s = self._backoff.delay_s(attempts - 1, self._tools.random(), retry_after_s=retry_after_s)
@@ -347,13 +350,13 @@ class ModelUpdater:
         self._set(fetched=None)
 
     async def _cancel_pull(self) -> None:
-        """Returns when it is over: two pulls must never write one partial file."""
+        """Cancel a pull and wait for its end: two pulls must never write one partial file."""
         pull, self._pull = self._pull, None
         if pull is not None:
             pull.cancel()
             await asyncio.wait([pull])
             if not pull.cancelled():
-                pull.exception()  # seen; nobody waits for what it brought
+                pull.exception()  # seen; what it brought is not needed any more
         self._set(fetching=None)
 
     async def _discard_prepared(self) -> None:
@@ -388,10 +391,6 @@ class ModelUpdater:
 
     def _set(self, **changes: object) -> None:
         self.progress = replace(self.progress, **changes)  # type: ignore[arg-type]  # names checked by replace
-
-
-def _named(action: update.Action) -> str:
-    return type(action).__name__.lower()
 
 
 def _as_internal(error: BaseException) -> Internal:

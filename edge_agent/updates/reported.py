@@ -1,4 +1,4 @@
-"""What an agent says of one model, to the fleet service and to ``penstock agent status``."""
+"""What a device reports of one model: to the fleet service, and in ``penstock agent status``."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from edge_agent.updates.fetch import Transferred
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportedModel:
-    """What is true of one model now, for heartbeats and ``penstock agent status``.
+    """Holds what is true of one model now.
 
     Attributes:
-        failed_digest: the wanted artifact when it has failed here for good, which means until another one was asked
-            for; "" while it is still being tried.
+        failed_digest: the desired artifact when it has failed here, until another one is desired; "" while it is still
+            being tried.
     """
 
     model: str

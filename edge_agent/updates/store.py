@@ -14,10 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import ParamSpec, TypeVar
 
-import msgspec
-
 from edge_agent.policy.model_state import ModelState, Slot
 from edge_agent.serving.hosting import LoadPlan
+from edge_agent.updates import state_format
 from penstock.artifact import manifests, unpacked
 from penstock.artifact.blobs import MAX_DOCUMENT_BYTES, BlobStore, digest_of, disk_errors, write_atomically
 from penstock.errors import ArtifactError, DigestMismatch, NotFound, PenstockError, SignatureError, StorageError
@@ -39,7 +38,8 @@ class DataDirLock:
     """Holds a data directory for one agent; the operating system lets go when the process dies, however it dies."""
 
     def __init__(self, data_dir: Path) -> None:
-        """
+        """Lock the directory; create it where there is none.
+
         Raises:
             StorageError: another agent holds it, or the directory is not writable.
         """
@@ -63,11 +63,12 @@ class DataDirLock:
         self.release()
 
     def release(self) -> None:
+        """Let another agent have the directory."""
         os.close(self._file)
 
 
 class Store:
-    """Blobs and model states under ``data_dir``. State files are replaced whole: old or new, never a mixture.
+    """Keeps blobs and model states under ``data_dir``. State files are replaced whole: old or new, never a mixture.
 
     Hold the :class:`DataDirLock` first: opening deletes what unfinished writes left behind.
     """
@@ -80,9 +81,12 @@ class Store:
         rung: manifests.Role = "edge",
         trust: TrustRoot | None = None,
     ) -> None:
-        """
+        """Create the directories, and delete what unfinished writes left behind.
+
         Args:
-            rung: the role whose variants this device runs. ``trust``: who has to have signed what is loaded.
+            max_document_bytes: limit of a manifest, spec or certificate.
+            rung: the role whose variants this device runs.
+            trust: keys, one of which has to have signed what is loaded; None asks for no signature.
 
         Raises:
             StorageError: the directory is not writable.
@@ -98,13 +102,17 @@ class Store:
             for directory in (data_dir, self._models, self.blobs.path(digest_of(b"")).parent):
                 for leftover in directory.glob(".tmp-*"):  # of writes that a kill -9 cut short
                     leftover.unlink(missing_ok=True)
-        unpacked.discard(self._unpacked)  # made anew by whatever is loaded
+        unpacked.discard(self._unpacked)  # made again by whatever is loaded
 
     def __repr__(self) -> str:
         return f"Store({str(self.data_dir)!r})"
 
     def states(self) -> dict[str, ModelState]:
-        """All models' states. A file that cannot be read is set aside: the fleet service will ask again."""
+        """Read the states of all models. A damaged file is set aside: the fleet service will ask again.
+
+        Raises:
+            NewerState: a newer Penstock wrote one of them; it stays as it is.
+        """
         found: dict[str, ModelState] = {}
         for path in sorted(self._models.glob("*.json")):
             try:
@@ -123,24 +131,26 @@ class Store:
             StorageError: the disk is full or not writable; the old state stands.
         """
         path = self._models / f"{manifests.check_model_name(state.model)}.json"
-        write_atomically(path, msgspec.json.format(msgspec.json.encode(state), indent=1))
+        write_atomically(path, state_format.encode(state))
 
     def document(self, digest: str) -> bytes:
-        """A small blob, verified; for ``penstock.artifact.manifests.load``."""
+        """Read a small blob and verify it; for ``penstock.artifact.manifests.load``."""
         return self.blobs.read(digest, limit_bytes=self._max_document_bytes)
 
     def load_plan(self, model: str, slot: Slot) -> LoadPlan:
-        """Everything that hosting needs to run a slot; every byte verified against its digest (invariant 3).
+        """Collect everything that hosting needs to run a slot; every byte is verified against its digest (invariant 3).
 
         Raises:
-            NotFound, DigestMismatch: a blob is gone or was changed, or the slot is of another rung.
-            ArtifactError: malformed, or no such variant. SignatureError: nobody whom this device trusts signed it.
+            NotFound: a blob is gone, or the slot is of another rung.
+            DigestMismatch: a blob was changed.
+            ArtifactError: a document is malformed, or there is no such variant.
+            SignatureError: no key that this device trusts signed it.
         """
         artifact = manifests.load(slot.release.artifact_digest, self.document)
         variant = next((v for v in artifact.variants if v.digest == slot.variant_digest), None)
         if artifact.model != model or variant is None:
             raise ArtifactError(f"artifact {artifact.digest} of {artifact.model!r} is not what slot {slot} describes")
-        if variant.spec.role != self._rung:  # the setting changed: what is here is of no use, and is fetched anew
+        if variant.spec.role != self._rung:  # the setting changed: the other rung is fetched
             raise NotFound(f"rung {self._rung!r} of {model!r} is not here yet; rung {variant.spec.role!r} is")
         covered = self.check_signed(artifact, slot.signature_digests)
         certificate = None
@@ -160,10 +170,10 @@ class Store:
         )
 
     def check_signed(self, artifact: manifests.Artifact, signature_digests: Iterable[str]) -> frozenset[str] | None:
-        """Manifest digests of the referrers that are vouched for; None where this device has no trust root.
+        """Return manifest digests of the referrers that were signed; None where this device has no trust root.
 
         Raises:
-            SignatureError: nobody whom this device trusts signed the artifact.
+            SignatureError: no key that this device trusts signed the artifact.
             NotFound, DigestMismatch: a signature is gone or was changed.
         """
         if self._trust is None:
@@ -177,7 +187,7 @@ class Store:
         return self._trust.check(artifact, documents)
 
     def discard_damaged(self, slot: Slot) -> None:
-        """Delete the blobs of a slot that do not hash to their digests, so that the next fetch brings them anew."""
+        """Delete the blobs of a slot that do not hash to their digests, so that the next fetch brings them again."""
         for digest in self._of_slot(slot):
             try:
                 self.blobs.verify(digest)
@@ -188,7 +198,7 @@ class Store:
                 self.blobs.delete(digest)
 
     def collect(self, states: Iterable[ModelState], also: Iterable[Slot] = ()) -> int:
-        """Delete every blob and partial download that no slot and no wish of ``states`` needs; return bytes freed.
+        """Delete every blob and partial download that no slot and no desired release needs; return bytes freed.
 
         Args:
             also: slots that are complete and not in a state yet.
@@ -223,7 +233,11 @@ class Store:
         return found
 
     def _of_artifact(self, digest: str, *, only: str | None) -> set[str]:
-        """Digests of an artifact as far as its documents are here; weights of one variant where ``only`` names it."""
+        """Return the digests of an artifact, as far as its documents are here.
+
+        Args:
+            only: the variant whose weights are needed; None for all of them.
+        """
         found = {digest}
         try:
             entries = manifests.decode_index(self.document(digest)).manifests
@@ -268,10 +282,7 @@ def _decode_state(path: Path) -> ModelState:
         data = file.read(_MAX_STATE_BYTES + 1)
     if len(data) > _MAX_STATE_BYTES:
         raise ArtifactError(f"{path.name}: larger than {_MAX_STATE_BYTES} bytes")
-    try:
-        state = msgspec.json.decode(data, type=ModelState)
-    except msgspec.MsgspecError as error:
-        raise ArtifactError(f"{path.name}: {error}") from error
+    state = state_format.decode(data, f"state file {path}")
     if path.stem != state.model:
         raise ArtifactError(f"{path.name}: describes {state.model!r}")
     return state

@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 class Updater:
-    """All models of this device. Owns which models there are, and collecting garbage across them."""
+    """Owns which models there are, runs a task for each, and collects garbage across them."""
 
     def __init__(self, tools: Tools, *, subscriptions: Iterable[str], max_models: int) -> None:
         self._tools, self._max_models = tools, max_models
@@ -41,12 +41,12 @@ class Updater:
             self._tasks = None
 
     def stop(self) -> None:
-        """Call when the process ends in good order, after ``run`` was cancelled."""
+        """Save that the process ends in an orderly way. Call it after ``run`` was cancelled."""
         for model in self._models.values():
             model.stop()
 
     def desire(self, model: str, release: Release) -> None:
-        """The fleet service wants ``release`` of ``model`` here."""
+        """Take the desired release of a model in; a model that was not here before gets a task."""
         if not self._subscriptions & {"*", model}:
             log(_log, logging.DEBUG, "not subscribed", model=model)
             return

@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import socket
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -280,7 +281,7 @@ async def test_kill_9_in_the_middle_of_a_pull_resumes(device: Device) -> None:
 
 
 async def test_kill_9_during_the_switch_serves_one_version_or_the_other(device: Device) -> None:
-    """Killed at random moments while versions alternate; each start must answer, and the last wish must win."""
+    """Killed at random moments while versions alternate; each start must answer, and what was desired last must run."""
     layouts = [publish(device, f"v{i}") for i in (1, 2)]
     await device.start()
     for round_number in range(6):
@@ -366,6 +367,23 @@ async def test_a_second_agent_in_the_same_data_directory_is_refused(device: Devi
     assert await asyncio.wait_for(second.wait(), PATIENCE_S) == 1
     assert "another agent uses" in device.log
     assert (await device.status())["device_id"] == "d1"
+
+
+@pytest.mark.parametrize("file", ["models/toy.json", "outbox.sqlite"])
+async def test_state_of_a_newer_release_keeps_an_agent_from_starting_and_stays(device: Device, file: str) -> None:
+    path = device.data_dir / file
+    path.parent.mkdir(parents=True)
+    if file.endswith(".json"):
+        path.write_text('{"schema_version": 2, "model": "toy"}')
+    else:
+        with sqlite3.connect(path) as db:
+            db.execute("PRAGMA user_version = 2")
+        db.close()
+    before = path.read_bytes()
+    process = await device.spawn()
+    assert await asyncio.wait_for(process.wait(), PATIENCE_S) == 1
+    assert "has schema version 2, this Penstock knows 1; start the version that wrote it" in device.log
+    assert path.read_bytes() == before
 
 
 async def test_a_second_agent_on_the_same_socket_is_refused(device: Device) -> None:

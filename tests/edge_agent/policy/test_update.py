@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from edge_agent.policy import model_state, update
 from edge_agent.policy.model_state import ModelState, Release, Slot
@@ -34,7 +35,7 @@ def test_nothing_wanted_and_nothing_here_is_nothing_to_do() -> None:
 
 
 def test_at_start_the_active_slot_is_loaded_before_anything_else() -> None:
-    assert plan(replace(COMMITTED, desired=V2), Progress()) == update.Load(slot=slot(V1))
+    assert plan(structs.replace(COMMITTED, desired=V2), Progress()) == update.Load(slot=slot(V1))
 
 
 def test_steps_towards_a_new_release_in_order() -> None:
@@ -107,7 +108,7 @@ def test_back_off_says_when_to_look_again() -> None:
 
 
 def test_a_damaged_slot_goes_back_without_blame_and_a_broken_one_with_it() -> None:
-    state = replace(COMMITTED, previous=slot(V2))
+    state = structs.replace(COMMITTED, previous=slot(V2))
     damaged = Progress(load_failure=LoadFailure(reason="rotten", is_damaged=True))
     assert plan(state, damaged) == update.Revert(reason="rotten", should_block=False)
     broken = Progress(load_failure=LoadFailure(reason="engine", is_damaged=False))
@@ -164,7 +165,7 @@ def test_phases_on_the_way(progress: Progress, phase: str) -> None:
 def test_phases_at_rest() -> None:
     assert update.phase(ModelState(model="m"), Progress(), LIMITS)[0] == "idle"
     assert update.phase(COMMITTED, SERVING, LIMITS)[0] == "committed"
-    assert update.phase(replace(COMMITTED, is_committed=False), SERVING, LIMITS)[0] == "probation"
+    assert update.phase(structs.replace(COMMITTED, is_committed=False), SERVING, LIMITS)[0] == "probation"
 
 
 RELEASES = [Release(version=f"v{i}", artifact_digest=f"sha256:{i}", certificate_digest="") for i in range(4)]
@@ -266,7 +267,7 @@ EVENTS = st.lists(
 @given(natures=st.lists(NATURES, min_size=4, max_size=4), events=EVENTS, last=st.sampled_from(RELEASES))
 def test_every_life_ends_with_a_good_version_serving(natures: list[str], events: list[tuple[str, object]],
                                                      last: Release) -> None:  # fmt: skip
-    """Whatever happened before: the newest wish runs if it is good, else the last good one; nothing spins.
+    """Whatever happened before: what was desired last runs if it is good, else the last good one; nothing spins.
 
     Fewer kills from outside than ``max_crashes``: that many look like a release that kills the process.
     """

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from edge_agent.policy import model_state
 from edge_agent.policy.model_state import ModelState, Slot
@@ -110,7 +110,7 @@ def test_a_slot_of_another_model_is_refused(tmp_path: Path) -> None:
         store.load_plan("other", slot)
 
 
-def test_collecting_keeps_both_slots_and_the_wish_and_nothing_else(tmp_path: Path) -> None:
+def test_collecting_keeps_both_slots_and_the_desired_release_and_nothing_else(tmp_path: Path) -> None:
     store = Store(tmp_path)
     v1, v2, v3, old = (build(tmp_path / "src", f"v{i}", seed=i) for i in range(4))
     kept = {layout.tag: stored(store, layout) for layout in (v1, v2, v3, old)}
@@ -138,7 +138,7 @@ def test_collecting_keeps_a_complete_candidate_and_its_own_certificate(tmp_path:
     assert store.blobs.has(second)
 
 
-def test_a_partial_download_of_the_wish_is_kept(tmp_path: Path) -> None:
+def test_a_partial_download_of_the_desired_release_is_kept(tmp_path: Path) -> None:
     store = Store(tmp_path)
     layout = build(tmp_path / "src", "v1", seed=1)
     slot = stored(store, layout)

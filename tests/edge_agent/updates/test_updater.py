@@ -109,7 +109,7 @@ async def commit(updater: Updater, layout: Layout) -> ReportedModel:
     return await reach(updater, "committed", layout.tag)
 
 
-async def test_a_wish_becomes_a_committed_model_that_answers(rig: Rig) -> None:
+async def test_a_desired_release_becomes_a_committed_model_that_answers(rig: Rig) -> None:
     v1 = rig.build("v1")
     async with rig.start() as updater:
         report = await commit(updater, v1)
@@ -401,7 +401,7 @@ async def test_an_orderly_stop_is_not_a_crash(rig: Rig) -> None:
     assert rig.store.states()[MODEL].trials == ()
 
 
-async def test_the_newest_wish_wins_over_a_pull_that_is_under_way(rig: Rig) -> None:
+async def test_the_newest_desired_release_wins_over_a_pull_that_is_under_way(rig: Rig) -> None:
     v1, v2 = rig.build("v1", padding_bytes=500_000), rig.build("v2")
     weights = v1.artifact().variant("edge").weights.digest
     never = asyncio.Event()
@@ -414,7 +414,7 @@ async def test_the_newest_wish_wins_over_a_pull_that_is_under_way(rig: Rig) -> N
         never.set()
 
 
-async def test_a_wish_taken_back_before_it_was_heard_changes_nothing(rig: Rig) -> None:
+async def test_a_desired_release_taken_back_before_it_was_seen_changes_nothing(rig: Rig) -> None:
     v1, v2 = rig.build("v1"), rig.build("v2")
     async with rig.start() as updater:
         await commit(updater, v1)

@@ -1,0 +1,53 @@
+"""The format of a model's state on disk: one JSON document with a schema version.
+
+Turns states into bytes and back; reads and writes no file (``edge_agent.updates.store`` does). A document of an older
+release is brought up to date; one of a newer release is refused, because what this one does not know in it would be
+lost with the next write. A key that is not known is an error too: a misspelt one would silently mean its default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from edge_agent.policy.model_state import ModelState
+from penstock.errors import ArtifactError, NewerState
+
+SCHEMA_VERSION = 1
+"""Raise it when the document changes, add a step that brings older documents there, and keep a golden file."""
+
+_VERSION_KEY = "schema_version"
+_STEPS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: lambda document: document,  # version 0, of Penstock 0.1.0, was the same document without a version
+}
+
+
+def encode(state: ModelState) -> bytes:
+    """Write a state as this release does."""
+    # beside the state's own keys, not around them: a device that has to go back one release still finds its model
+    document = {_VERSION_KEY: SCHEMA_VERSION} | msgspec.to_builtins(state)
+    return msgspec.json.format(msgspec.json.encode(document), indent=1)
+
+
+def decode(data: bytes, where: str) -> ModelState:
+    """Read a state that this or an older release wrote.
+
+    Args:
+        where: what to call the document in messages.
+
+    Raises:
+        NewerState: a newer release wrote it.
+        ArtifactError: it is damaged, or has keys that are not known.
+    """
+    try:
+        document = msgspec.json.decode(data, type=dict[str, Any])
+        version = msgspec.convert(document.pop(_VERSION_KEY, 0), int)
+        if version > SCHEMA_VERSION:
+            raise NewerState(where, found=version, known=SCHEMA_VERSION)
+        for number in range(version + 1, SCHEMA_VERSION + 1):
+            document = _STEPS[number](document)
+        return msgspec.convert(document, ModelState)
+    except (msgspec.MsgspecError, KeyError) as error:
+        raise ArtifactError(f"{where}: {error}") from error
