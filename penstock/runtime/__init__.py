@@ -24,7 +24,10 @@ class EngineOptions:
 
 
 class Engine(Protocol):
-    """One loaded variant. Not assumed to be thread-safe: its owner calls it from one thread at a time."""
+    """One loaded variant; tests/penstock/runtime/test_engine_contract.py says what each one keeps to.
+
+    Not assumed to be thread-safe: its owner calls it from one thread at a time, not always the same.
+    """
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]: ...
@@ -33,10 +36,11 @@ class Engine(Protocol):
     def outputs(self) -> tuple[TensorSpec, ...]: ...
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        """Run one batch; checked inputs in, wanted outputs (all by default) out, rows in the same order.
+        """Run one batch: checked inputs in, wanted outputs (all by default) out, rows in the same order.
 
         Raises:
-            InvalidInput: the runtime refuses the inputs. Internal: the runtime failed.
+            InvalidInput: the runtime refuses the inputs, or has no such output.
+            Internal: the runtime failed, or the engine is closed.
         """
         ...
 
