@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -309,7 +309,7 @@ class Hosting:
                 del self._loading[plan.model]
         tally = self._outcomes.open(plan.model, plan.artifact_digest, counts)
         hosted = Hosted(
-            plan,
+            replace(plan, files=replace(plan.files, golden=None)),  # up to 64 MiB that have served their purpose
             loaded,
             tally,
             audit_alpha=self._audit_alpha,

@@ -47,6 +47,7 @@ async def test_a_model_that_reproduces_its_golden_vectors_may_answer(tmp_path: P
     assert house.models() == (MODEL,)
     assert house.get(MODEL) is hosted
     assert hosted.mode is CascadeMode.CASCADE
+    assert hosted.plan.files.golden is None  # a device does not keep these bytes in memory
     await house.close()
 
 
