@@ -13,8 +13,8 @@ from enum import Enum, auto
 from typing import Literal
 
 from penstock.errors import DeadlineExceeded, InvalidInput, PermissionDenied, QuotaExceeded, Unauthenticated
-from penstock.policy.limits import BucketState, TokenBucket
 from penstock.policy.service_time import ServiceTime
+from penstock.policy.token_bucket import BucketState, TokenBucket
 
 ANONYMOUS = ""
 _SCHEME = "bearer "

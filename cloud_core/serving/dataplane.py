@@ -19,7 +19,7 @@ from cloud_core.serving.replica import Chunk
 from cloud_core.serving.router import Route, Served
 from cloud_core.settings import ServingSettings, TenantSettings
 from penstock.errors import InvalidInput, PenstockError, QueueFull, Unavailable
-from penstock.policy.limits import TokenBucket
+from penstock.policy.token_bucket import TokenBucket
 from penstock.runtime import platform_of
 from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata, earliest_timeout_s, priority_of
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import delete, insert, select
 
 from cloud_core.state import tables
 from cloud_core.state.database import Transaction, upsert
@@ -60,11 +60,6 @@ def snapshot(transaction: Transaction) -> Snapshot:
         tags=tuple(TagRow(**row) for row in tags),
         defaults={row.model: row.digest for row in defaults},
     )
-
-
-def manifest_count(transaction: Transaction) -> int:
-    """How many manifests there are in all repositories."""
-    return int(transaction.execute(select(func.count()).select_from(tables.manifests)).scalar_one())
 
 
 def put_manifest(transaction: Transaction, row: ManifestRow, tag: str | None) -> None:

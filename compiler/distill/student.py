@@ -47,7 +47,6 @@ Progress = Callable[[float, str], None]
 _ASKED, _TRAINED = 0.2, 0.97  # shares of the whole at which the teacher has answered and the student is trained
 _EXPORT_TIMEOUT_S = 1800.0
 _PARITY_BATCHES = (1, 2, 7, 64)
-_UNDECIDING = ("max_seconds", "checkpoint_s", "teacher")  # of the settings: when to stop or save, and a name
 _RUNNERS = Path(__file__).parents[1] / "runners"
 _CODE = ("distill.py", "distill_models.py", "distill_training.py", "distill_losses.py", "distill_checkpoint.py")
 

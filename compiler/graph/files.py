@@ -37,23 +37,16 @@ def read(path: Path, *, field: str) -> onnx.ModelProto:
     Raises:
         InvalidInput: no such file. CompileError: not a valid ONNX model, or one that may not be read (see ``guard``).
     """
-    return _read(path, field)[0]
-
-
-def self_contained(path: Path, directory: Path, *, field: str) -> Path:
-    """Return the same model as one file: ``path`` itself, or a copy in ``directory`` with external data brought in.
-
-    A model above 2 GiB cannot be one file; its copy has one data file beside it (:func:`data_files`).
-
-    Raises:
-        InvalidInput, CompileError: as :func:`read`.
-    """
-    model, has_external_data = _read(path, field)
-    if not has_external_data:
-        return path
-    whole = directory / f"{field}.whole.onnx"
-    write(model, whole)
-    return whole
+    model = _parsed(path, field)
+    external = _guarded(model, path, field)
+    try:
+        # a model with external data is checked by its path: as a message, protobuf might be unable to hold it
+        onnx.checker.check_model(str(path) if external else model)
+        for tensor, found in external:
+            _bring_in(tensor, found)
+    except (OSError, ValueError, EncodeError, onnx.checker.ValidationError) as error:
+        raise _invalid(path, field, str(error)) from error
+    return model
 
 
 def write(model: onnx.ModelProto, path: Path, *, limit_bytes: int = MAX_MODEL_BYTES) -> None:
@@ -163,19 +156,6 @@ def _known_refusal(text: str) -> str:
         if found:
             return message.format(*found.groups(), ort=ort.__version__)
     return ""
-
-
-def _read(path: Path, field: str) -> tuple[onnx.ModelProto, bool]:
-    model = _parsed(path, field)
-    external = _guarded(model, path, field)
-    try:
-        # a model with external data is checked by its path: as a message, protobuf might be unable to hold it
-        onnx.checker.check_model(str(path) if external else model)
-        for tensor, found in external:
-            _bring_in(tensor, found)
-    except (OSError, ValueError, EncodeError, onnx.checker.ValidationError) as error:
-        raise _invalid(path, field, str(error)) from error
-    return model, bool(external)
 
 
 def _parsed(path: Path, field: str) -> onnx.ModelProto:

@@ -15,7 +15,7 @@ import grpc
 from edge_agent.serving.escalation_queue import Lane
 from edge_agent.serving.hosting import Hosted
 from edge_agent.settings import EscalationSettings
-from penstock.policy.limits import TokenBucket
+from penstock.policy.token_bucket import TokenBucket
 from penstock.rpc import channels, codec
 from penstock.rpc.pb import oip_pb2
 from penstock.rpc.status import error_from_rpc

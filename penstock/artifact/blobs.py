@@ -10,7 +10,6 @@ import errno
 import hashlib
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -178,10 +177,6 @@ class BlobStore:
     def discard_partial(self, digest: str) -> None:
         """Drop an unfinished download; absent is fine."""
         (self._partial / check_digest(digest).removeprefix("sha256:")).unlink(missing_ok=True)
-
-    def discard_partials(self) -> None:
-        """Drop what unfinished downloads left behind."""
-        shutil.rmtree(self._partial, ignore_errors=True)
 
 
 class BlobWriter:

@@ -18,7 +18,6 @@ from penstock.artifact.blobs import digest_of
 from penstock.errors import ArtifactError
 
 FILE = "engine.json"
-MAX_HEADER_BYTES = 1024 * 1024
 
 Format = Literal["tensorrt", "tensorrt-rtx"]
 Shape = tuple[int, ...]

@@ -12,8 +12,8 @@ from cloud_core.policy.admission import (
     take_rows,
 )
 from penstock.errors import DeadlineExceeded, InvalidInput, QuotaExceeded, Unauthenticated
-from penstock.policy.limits import BucketState, TokenBucket
 from penstock.policy.service_time import ServiceTime
+from penstock.policy.token_bucket import BucketState, TokenBucket
 
 SHOP = Tenant(name="shop", bucket=TokenBucket(rate=10.0, burst=20.0))
 TENANTS = by_token([("a-long-secret", SHOP)])

@@ -403,17 +403,6 @@ def test_more_than_two_gib_beside_a_small_file_is_read(tmp_path: Path) -> None:
     assert [place.offset + place.length for _, place in found] == [size - WEIGHT.nbytes, size]
 
 
-def test_self_contained_leaves_one_file_where_it_is_and_makes_one_of_many(
-    save: Callable[[onnx.ModelProto], Path], tmp_path: Path
-) -> None:
-    path = save(small())
-    assert files.self_contained(path, tmp_path, field="edge") == path
-    split = save(small(initializers=[external(location="weights")]))
-    whole = files.self_contained(split, tmp_path, field="edge")
-    (split.parent / "weights").unlink()
-    np.testing.assert_allclose(answers(whole), np.ones((3, 4)) @ WEIGHT)
-
-
 def test_nothing_half_written_when_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")

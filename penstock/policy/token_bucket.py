@@ -1,4 +1,4 @@
-"""Rates and counts: how many may pass now, and how long to wait otherwise.
+"""How many may pass now, and how long to wait otherwise: a token bucket.
 
 Values and plain functions of ``now``. Owns no clock, no queue and no waiting task; the caller keeps the state it is
 handed back.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 from penstock.errors import ConfigError
 
@@ -59,23 +58,3 @@ class TokenBucket:
             return BucketState(tokens=tokens - n, at=at), 0.0
         wait_s = (n - tokens) / self.rate if n <= self.burst else math.inf
         return BucketState(tokens=tokens, at=at), wait_s
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConcurrencyLimit:
-    """How many run at once, and how many may wait for their turn."""
-
-    max_running: int
-    max_waiting: int = 0
-
-    def __post_init__(self) -> None:
-        if self.max_running < 1 or self.max_waiting < 0:
-            raise ConfigError(
-                f"max_running ({self.max_running}) must be at least 1 and max_waiting ({self.max_waiting}) at least 0"
-            )
-
-    def decide(self, *, running: int, waiting: int = 0) -> Literal["run", "wait", "refuse"]:
-        """What the next arrival does. It waits behind those who already wait, even when a place has just come free."""
-        if running < self.max_running and waiting == 0:
-            return "run"
-        return "wait" if waiting < self.max_waiting else "refuse"

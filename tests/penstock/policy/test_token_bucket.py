@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.errors import ConfigError
-from penstock.policy.limits import SLACK, BucketState, ConcurrencyLimit, TokenBucket
+from penstock.policy.token_bucket import SLACK, BucketState, TokenBucket
 
 buckets = st.builds(TokenBucket, rate=st.floats(0.01, 1e4), burst=st.floats(0.5, 1e4))
 starts = st.sampled_from([0.0, 1.7e9, -5.0])  # a fresh clock, one that has run for long, one below zero
@@ -98,22 +98,3 @@ def test_slack_is_a_debt_and_not_a_gift() -> None:
 def test_a_bucket_without_a_positive_rate_and_burst_is_refused(rate: float, burst: float) -> None:
     with pytest.raises(ConfigError, match="positive rate and burst"):
         TokenBucket(rate=rate, burst=burst)
-
-
-@pytest.mark.parametrize(
-    ("running", "waiting", "decision"),
-    [(0, 0, "run"), (1, 0, "run"), (2, 0, "wait"), (1, 1, "wait"), (2, 2, "wait"), (2, 3, "refuse"), (0, 3, "refuse")],
-)
-def test_concurrency_limit_table(running: int, waiting: int, decision: str) -> None:
-    assert ConcurrencyLimit(max_running=2, max_waiting=3).decide(running=running, waiting=waiting) == decision
-
-
-def test_a_concurrency_limit_without_a_queue_refuses_at_once() -> None:
-    limit = ConcurrencyLimit(max_running=1)
-    assert [limit.decide(running=n) for n in (0, 1)] == ["run", "refuse"]
-
-
-@pytest.mark.parametrize(("running", "waiting"), [(0, 0), (1, -1)])
-def test_a_concurrency_limit_that_makes_no_sense_is_refused(running: int, waiting: int) -> None:
-    with pytest.raises(ConfigError):
-        ConcurrencyLimit(max_running=running, max_waiting=waiting)
