@@ -78,7 +78,7 @@ def serve(config_file: Path | None, **flags: Any) -> None:
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         is_clean = runner.run(_serve(settings))
     if not is_clean:
-        # a thread still runs a batch, or hangs in one; the interpreter would wait for it for ever
+        # a thread still runs a batch, or hangs in one; the interpreter would wait for it without end
         logging.shutdown()
         os._exit(1)
 
@@ -126,7 +126,7 @@ async def _serve(settings: CoreSettings) -> bool:
 
 
 def _dotted(flags: dict[str, Any]) -> dict[str, Any]:
-    """``http_port`` -> ``http.port``; names of top-level settings stay."""
+    """Turn ``http_port`` into ``http.port``; names of top-level settings stay."""
     moved = {"drain_s": "serving.drain_s", "log_level": "log.level", "log_format": "log.format"}
     for section in ("http", "grpc"):
         moved |= {f"{section}_host": f"{section}.host", f"{section}_port": f"{section}.port"}
@@ -152,7 +152,8 @@ def _is_well(base: str, probe: str) -> bool:
 
 
 def _ask(base: str, path: str, token: str, *, method: str = "GET") -> Any:
-    """
+    """Ask a running core.
+
     Raises:
         InvalidInput: not a URL. Unavailable: nobody answers. What the core says otherwise.
     """

@@ -27,8 +27,10 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Where HTTP listens (port 0: a free one), and how large and how slow a request may be.
 
     Attributes:
-        host: address to listen on. ``port``: 0 takes a free one.
-        max_body_bytes: of an inference request. ``max_header_bytes``: of one header field.
+        host: address to listen on.
+        port: 0 takes a free one.
+        max_body_bytes: of an inference request.
+        max_header_bytes: of one header field.
         keepalive_s: a connection that is idle for longer is closed.
         queue_full_status: 503, or 429 for clients that only back off on that.
     """
@@ -45,7 +47,8 @@ class GrpcSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Where gRPC listens (port 0: a free one).
 
     Attributes:
-        host: address to listen on. ``port``: 0 takes a free one.
+        host: address to listen on.
+        port: 0 takes a free one.
         max_message_bytes: of one request or answer.
         stream_window: requests of one ModelStreamInfer stream that are worked on at a time; more wait on the wire.
     """
@@ -93,9 +96,11 @@ class TenantSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """One ``[[tenants]]`` entry: who may call, and how much.
 
     Attributes:
-        name: what logs call it. ``token``: the bearer token that its requests carry.
+        name: what logs call it.
+        token: the bearer token that its requests carry.
         role: ``client`` may ask models; ``device`` may also pull artifacts and report; ``admin`` may do everything.
-        rate_rows_per_s: rows it may send; 0 is unlimited. ``burst_rows``: at once; 0 means one second's worth.
+        rate_rows_per_s: rows it may send; 0 is unlimited.
+        burst_rows: at once; 0 means one second's worth.
     """
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
@@ -142,7 +147,7 @@ class CoreSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 def check(settings: CoreSettings) -> CoreSettings:
-    """What types cannot say.
+    """Check what types cannot say.
 
     Raises:
         ConfigError: two tenants share a name or a token, or the service would be open to a network.
@@ -163,7 +168,7 @@ def check(settings: CoreSettings) -> CoreSettings:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach ``host``."""
+    """Say whether only this machine can reach ``host``."""
     if host == "localhost":
         return True
     try:

@@ -17,7 +17,7 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 def device_id(data_dir: Path, configured: str = "") -> str:
-    """The configured id; else the one kept in ``data_dir``; else a new one, kept there from now on.
+    """Return the configured id; else the one kept in ``data_dir``; else a new one, kept there from now on.
 
     Raises:
         ConfigError: the configured id has other characters than letters, digits and ``. _ -``.

@@ -55,9 +55,11 @@ class EscalationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     Attributes:
         timeout_s: longest wait for the cloud; the request's own deadline shortens it.
-        max_rows: rows in one call. ``max_delay_s``: how long rows wait for company; 0 sends at once when idle.
+        max_rows: rows in one call.
+        max_delay_s: how long rows wait for company; 0 sends at once when idle.
         max_queue_rows: rows waiting; beyond it a row counts as unreachable.
-        rate_rows_per_s: budget of rows; 0 is unlimited. ``burst_rows``: what may go at once.
+        rate_rows_per_s: budget of rows; 0 is unlimited.
+        burst_rows: what may go at once.
         breaker_failures: failures in a row that open the circuit; ``breaker_open_s`` until it is tried again.
         model_version: ``digest`` asks for exactly the certified version; "" for the default one of a server that does
             not know our digests (its answers are then taken at their word).
@@ -78,7 +80,8 @@ class LimitsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """What a client may ask for.
 
     Attributes:
-        max_body_bytes: of one HTTP request. ``max_rows_per_request``: dimension 0 of its inputs.
+        max_body_bytes: of one HTTP request.
+        max_rows_per_request: dimension 0 of its inputs.
         max_queue_rows: rows waiting for one model on this device; beyond it requests are refused.
         default_timeout_s: deadline of a request that names none.
         max_models: models on this device at the same time; what is desired beyond it is refused and logged.
@@ -99,9 +102,10 @@ class FetchSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Pulling artifacts.
 
     Attributes:
-        max_blob_bytes: of one layer. ``max_document_bytes``: of a manifest, spec or certificate.
-        max_variants: manifests in one artifact. ``max_certificates``: referrers looked at to find one that fits;
-            as many signatures are looked at.
+        max_blob_bytes: of one layer.
+        max_document_bytes: of a manifest, spec or certificate.
+        max_variants: manifests in one artifact.
+        max_certificates: referrers looked at to find one that fits; as many signatures are looked at.
         reserve_bytes: disk space that a pull leaves free.
         chunk_bytes: what is read, hashed and written at a time.
         connect_timeout_s, read_timeout_s: of one connection; the second is silence, not the whole transfer.
@@ -142,7 +146,8 @@ class HeartbeatSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     Attributes:
         interval_s: until the service says otherwise; what it says is held within ``min_s`` and ``max_s``.
-        min_s: shortest time between two heartbeats, also when the state changes quickly. ``max_s``: longest.
+        min_s: shortest time between two heartbeats, also when the state changes quickly.
+        max_s: longest.
         timeout_s: of one call. Failures back off with full jitter from ``interval_s`` to ``max_s``.
     """
 
@@ -157,7 +162,8 @@ class OutboxSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     Attributes:
         flush_s: how often the counts since the last flush become a record and are delivered.
-        max_records, max_bytes: of the queue on disk. ``ttl_s``: age at which a record is given up.
+        max_records, max_bytes: of the queue on disk.
+        ttl_s: age at which a record is given up.
         when_full: ``merge`` folds the two oldest unsent records of one artifact into one (counts are kept, their
             resolution in time is not); ``overwrite`` drops the oldest record.
         max_batch: records in one call.
@@ -192,9 +198,10 @@ class AgentSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         socket: unix socket path, mode 0660; "" for ``agent.sock`` in a given data directory, else
             ``/run/penstock/agent.sock`` (root) or ``$XDG_RUNTIME_DIR/penstock/agent.sock``.
         tcp: ``host:port`` to serve HTTP on TCP too; port 0 takes a free one. "" (the default) is off.
-        core: gRPC target for escalations, heartbeats and outcomes. ``registry``: OCI registry to pull from.
-        token: sent to the core and the registry as a bearer token, where the core has tenants. There is no flag for
-            it: a command line can be read by other users; use the file or PENSTOCK_AGENT_TOKEN.
+        core: gRPC target for escalations, heartbeats and outcomes.
+        registry: OCI registry to pull from.
+        token: sent to the core and the registry as a bearer token, where the core has tenants. There is no flag for it:
+            a command line can be read by other users; use the file or PENSTOCK_AGENT_TOKEN.
         subscriptions: models to run; ``*`` for whatever the fleet service assigns.
         labels: what operators select devices by.
         target: compile target, e.g. ``x86-64-vnni``; "" detects it.
@@ -239,7 +246,7 @@ def load(
 
 
 def with_paths(settings: AgentSettings, env: Mapping[str, str]) -> AgentSettings:
-    """``settings`` with ``data_dir`` and ``socket`` filled in, both absolute.
+    """Return ``settings`` with ``data_dir`` and ``socket`` filled in, both absolute.
 
     Raises:
         ConfigError: a socket path longer than the operating system allows, a registry that is no URL.

@@ -141,7 +141,8 @@ def _sentence(text: str) -> str:
 
 
 def _nested(item: types.Field, path: str) -> _Nested | None:
-    """The table that a setting is, if it is one: itself, each of a list, each of a table by name, or optional."""
+    """Return the table that a setting is, if it is one: itself, each of a list, each of a table by
+    name, or optional."""
     match item.type:
         case types.StructType(cls=kind):
             return _Nested(kind, path, is_list=False)
@@ -159,7 +160,7 @@ def _nested(item: types.Field, path: str) -> _Nested | None:
 
 
 def _type_words(kind: types.Type) -> str:
-    """A type in a user's words, with its bounds."""
+    """Say a type in a user's words, with its bounds."""
     match kind:
         case types.LiteralType(values=values):
             return " or ".join(f"`{value}`" if value != "" else '`""`' for value in values)

@@ -20,7 +20,7 @@ SOURCES = {"inference/oip.proto": "oip", "penstock/v1/fleet.proto": "fleet"}
 
 
 def generate(source: str, stem: str) -> dict[str, str]:
-    """File name -> content for one .proto."""
+    """Generate file name -> content for one .proto."""
     with tempfile.TemporaryDirectory() as scratch:
         well_known = str(importlib.resources.files("grpc_tools") / "_proto")
         proto_path = ROOT / "proto"

@@ -115,7 +115,7 @@ def _pip(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def _report(requirements: Sequence[str], *arguments: str) -> list[dict[str, Any]]:
-    """What pip would install.
+    """Ask pip what it would install.
 
     Raises:
         RuntimeError: it would install nothing; the message holds its errors.
@@ -190,7 +190,7 @@ def _unmet(
     versions: Mapping[str, str],
     environment: Environment,
 ) -> Iterator[str]:
-    """Requirements that hold in the environment and that no package of the set satisfies."""
+    """Return requirements that hold in the environment and that no package of the set satisfies."""
     for name, lines in needs.items():
         for requirement in map(Requirement, lines):
             wanted = {"", *extras[name]}
@@ -207,7 +207,7 @@ def _unmet(
 
 
 def _with_cpu_build(requirement: str) -> str:
-    """PyPI's Linux build of torch brings gigabytes of CUDA; macOS has one build for everything."""
+    """Take PyTorch's CPU build on Linux, where PyPI's brings gigabytes of CUDA; macOS has one build for everything."""
     return f"{requirement}+cpu" if requirement.startswith("torch==") and sys.platform != "darwin" else requirement
 
 
@@ -223,7 +223,7 @@ def _torch_hash(version: str, environment: Environment) -> str:
 
 
 def _refresh_torch_wheels() -> None:
-    """Names and hashes as the index lists them; what is known stays when it cannot be reached."""
+    """Read names and hashes as the index lists them; what is known stays when it cannot be reached."""
     version = lock.public_version(TOOLCHAINS["torch"].pins["torch"])
     try:
         with urllib.request.urlopen(f"{TORCH_CPU_INDEX}/torch/", timeout=_INDEX_TIMEOUT_S) as answer:

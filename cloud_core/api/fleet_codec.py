@@ -56,7 +56,7 @@ _VERDICT_OF: Mapping[Verdict, pb.Verdict] = {"pass": pb.PASS, "fail": pb.FAIL, "
 
 
 def decode_report(message: pb.HeartbeatRequest) -> Report:
-    """A heartbeat, not yet checked."""
+    """Read a heartbeat; nothing of it is checked yet."""
     return Report(
         device_id=message.device_id,
         agent_version=message.agent_version,
@@ -69,7 +69,7 @@ def decode_report(message: pb.HeartbeatRequest) -> Report:
 
 
 def decode_records(message: pb.DeliverOutcomesRequest) -> list[Record]:
-    """Outcome records, not yet checked."""
+    """Read outcome records; nothing of them is checked yet."""
     return [
         Record(
             sequence=record.sequence,
@@ -82,7 +82,7 @@ def decode_records(message: pb.DeliverOutcomesRequest) -> list[Record]:
 
 
 def decode_plan_request(message: pb.PlanRolloutRequest, defaults: GateDefaults) -> PlanRequest:
-    """A plan request; gate settings that are left out take the defaults (a 0 that is given is a 0)."""
+    """Read a plan request; gate settings that are left out take the defaults (a 0 that is given is a 0)."""
     asked = message.gate
     return PlanRequest(
         model=message.model,
@@ -97,7 +97,7 @@ def decode_plan_request(message: pb.PlanRolloutRequest, defaults: GateDefaults) 
 
 
 def encode_desired(models: tuple[DesiredModel, ...], next_heartbeat_s: float) -> pb.HeartbeatResponse:
-    """The reply to a heartbeat."""
+    """Write the reply to a heartbeat."""
     return pb.HeartbeatResponse(
         models=[
             pb.DesiredModel(
@@ -113,7 +113,7 @@ def encode_desired(models: tuple[DesiredModel, ...], next_heartbeat_s: float) ->
 
 
 def encode_device(status: DeviceStatus) -> pb.Device:
-    """A device for a listing."""
+    """Write a device for a listing."""
     report = status.report
     return pb.Device(
         device_id=report.device_id,
@@ -132,7 +132,7 @@ def encode_device(status: DeviceStatus) -> pb.Device:
 
 
 def encode_plan(status: RolloutStatus) -> pb.RolloutPlan:
-    """A plan, as ``apply`` will run it."""
+    """Write a plan, as ``apply`` will run it."""
     plan, gate = status.rollout.plan, status.rollout.plan.gate
     return pb.RolloutPlan(
         rollout_id=plan.rollout_id,
@@ -161,7 +161,7 @@ def encode_plan(status: RolloutStatus) -> pb.RolloutPlan:
 
 
 def encode_rollout(status: RolloutStatus) -> pb.Rollout:
-    """A rollout with its devices as they are now."""
+    """Write a rollout with its devices as they are now."""
     return pb.Rollout(
         plan=encode_plan(status),
         state=_STATE_OF[status.rollout.state],

@@ -246,7 +246,7 @@ class FleetService:
         return self._queries.status(self._store.get(rollout_id or newest))
 
     def rollouts(self, model: str = "") -> tuple[RolloutStatus, ...]:
-        """All rollouts that are kept, of one model where one is given, oldest first."""
+        """Return all rollouts that are kept, of one model where one is given, oldest first."""
         return tuple(
             self._queries.status(entry)
             for entry in self._store.entries.values()
@@ -289,7 +289,7 @@ class FleetService:
             await self._save_reported()
 
     def _is_news(self, before: Device, after: Device) -> bool:
-        """Another state, or a voice after a silence that may have counted as failure."""
+        """Say whether a report is news: another state, or a voice after a silence that may have counted as failure."""
         was_quiet = after.last_seen - before.last_seen > 2 * self.settings.busy_heartbeat_s
         return was_quiet or before.report.models != after.report.models
 
@@ -316,7 +316,7 @@ class FleetService:
             raise
 
     async def _advance(self, entry: Entry) -> datetime | None:
-        """Steps of one rollout until it holds."""
+        """Take the steps of one rollout until it holds."""
         while True:
             rollout, now = entry.rollout, self._now()
             decision = policy.next_step(rollout, self._queries.observed(rollout), now)
@@ -340,7 +340,7 @@ class FleetService:
         return await self._settled(entry.rollout.plan.rollout_id)
 
     async def _settled(self, rollout_id: str) -> RolloutStatus:
-        """The rollout after whatever is due at once, so that the answer is never older than the action."""
+        """Return the rollout after whatever is due at once, so that the answer is never older than the action."""
         await self.reconcile()
         self._news.set()
         return self._queries.status(self._store.get(rollout_id))

@@ -18,7 +18,8 @@ class Candidate:
     Attributes:
         is_default: the default version of a model uses it.
         pushed_at: when a version that uses it was pushed last.
-        is_loaded: in memory now. ``last_used_at``: of the last request, or of its loading.
+        is_loaded: in memory now.
+        last_used_at: of the last request, or of its loading.
         asked_at: when a request came for it while it was not loaded; None when none did.
         retry_at: not before then, after a failure.
     """
@@ -48,7 +49,7 @@ class LoadingPlan:
 
 
 def plan_loading(candidates: Sequence[Candidate], loaded: Sequence[str], *, max_loaded: int, now: float) -> LoadingPlan:
-    """The next step towards what should be in memory.
+    """Choose the next step towards what should be in memory.
 
     Args:
         loaded: digests in memory; those that are no candidate any more go first.

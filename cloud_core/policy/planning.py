@@ -50,7 +50,7 @@ class Selection:
 def choose(
     candidates: Sequence[Candidate], selection: Selection, *, target: str, max_silence_s: float
 ) -> tuple[list[Candidate], list[str]]:
-    """The devices to update, and ``device: reason`` for each that was asked for and is left out."""
+    """Choose the devices to update, and say ``device: reason`` for each that was asked for and is left out."""
     known = {candidate.device_id: candidate for candidate in candidates}
     skipped = [f"{name}: unknown device" for name in selection.device_ids if name not in known]
     chosen = []
@@ -86,7 +86,7 @@ def assign_waves(chosen: Sequence[Candidate], shares: Sequence[float], seed: int
 
 
 def check_shares(shares: Sequence[float]) -> tuple[float, ...]:
-    """Cumulative wave shares; the default for none.
+    """Check cumulative wave shares and return them; the default for none.
 
     Raises:
         InvalidInput: not increasing from above 0 to exactly 1, or too many.

@@ -159,7 +159,7 @@ class Decision:
 
 
 def desired(rollout: Rollout, device_id: str) -> str | None:
-    """The artifact a device should run according to this rollout; None when it says nothing about the device."""
+    """Return the artifact a device should run according to this rollout; None when it says nothing about the device."""
     device = next((d for d in rollout.plan.devices if d.device_id == device_id), None)
     if device is None or rollout.started_at is None:
         return None
@@ -167,14 +167,14 @@ def desired(rollout: Rollout, device_id: str) -> str | None:
 
 
 def desired_all(rollout: Rollout) -> dict[str, str]:
-    """:func:`desired` for every device that it says something about."""
+    """Return :func:`desired` for every device that it says something about."""
     if rollout.started_at is None:
         return {}  # also of a plan that was aborted: its bases may be out of date by then
     return {device.device_id: _desired(rollout, device) for device in rollout.plan.devices}
 
 
 def next_step(rollout: Rollout, observations: Mapping[str, Observation], now: datetime) -> Decision:
-    """What to do now. Asking again without acting gives the same answer.
+    """Decide what to do now. Asking again without acting gives the same answer.
 
     Args:
         observations: by device id, for every device of a released wave.
@@ -189,7 +189,8 @@ def next_step(rollout: Rollout, observations: Mapping[str, Observation], now: da
 
 
 def apply_step(rollout: Rollout, decision: Decision, now: datetime) -> Rollout:
-    """The rollout after a step. :class:`Hold` changes only what is shown, and nothing of a rollout that is over."""
+    """Return the rollout after a step. :class:`Hold` changes only what is shown, and nothing of a rollout that is
+    over."""
     if rollout.state not in ACTIVE:
         return rollout
     waves = tuple(
@@ -211,7 +212,8 @@ def apply_step(rollout: Rollout, decision: Decision, now: datetime) -> Rollout:
 
 
 def applied(rollout: Rollout, *, default_digest: str, now: datetime) -> Rollout:
-    """
+    """Start a rollout that was planned.
+
     Raises:
         Conflict: it was applied or aborted before.
     """
@@ -221,7 +223,8 @@ def applied(rollout: Rollout, *, default_digest: str, now: datetime) -> Rollout:
 
 
 def paused(rollout: Rollout, *, now: datetime) -> Rollout:
-    """
+    """Pause a rollout: it releases no further wave.
+
     Raises:
         Conflict: it is not running.
     """
@@ -230,7 +233,7 @@ def paused(rollout: Rollout, *, now: datetime) -> Rollout:
 
 
 def resumed(rollout: Rollout, observations: Mapping[str, Observation], *, now: datetime) -> Rollout:
-    """Go on; the wave's clock starts again, and failures seen so far are acknowledged: they count no more.
+    """Continue; the wave's clock starts again, and failures seen so far are acknowledged: they count no more.
 
     Raises:
         Conflict: it is not paused.
@@ -251,7 +254,7 @@ def resumed(rollout: Rollout, observations: Mapping[str, Observation], *, now: d
 
 
 def aborted(rollout: Rollout, *, keep: bool, now: datetime) -> Rollout:
-    """Skips gates. With ``keep``, devices of released waves stay on the new version.
+    """End a rollout without its gates. With ``keep``, devices of released waves stay on the new version.
 
     Raises:
         Conflict: it is over already.
@@ -263,7 +266,7 @@ def aborted(rollout: Rollout, *, keep: bool, now: datetime) -> Rollout:
 
 
 def undone(rollout: Rollout, *, now: datetime) -> Rollout:
-    """Skips gates: every device back to its base.
+    """Send every device back to its base, without gates.
 
     Raises:
         Conflict: its devices are back already.
@@ -275,7 +278,7 @@ def undone(rollout: Rollout, *, now: datetime) -> Rollout:
 
 
 def allows(action: Action, rollout: Rollout) -> bool:
-    """Whether an action applies in the rollout's state."""
+    """Say whether an action applies in the rollout's state."""
     is_back = rollout.state == "aborted" and not rollout.is_kept
     return rollout.state in _ALLOWED[action] and not (action == "undo" and is_back)
 
@@ -295,7 +298,7 @@ def _desired(rollout: Rollout, device: PlannedDevice) -> str:
 
 
 def _onward(rollout: Rollout, verdict: GateVerdict, now: datetime) -> Step:
-    """What follows when no wave failed; ``verdict`` is the last released wave's."""
+    """Decide what follows when no wave failed; ``verdict`` is the last released wave's."""
     plan, wave = rollout.plan, rollout.waves[-1]
     if rollout.state == "paused":
         return Hold(reason=verdict.reason, wake_at=verdict.wake_at)

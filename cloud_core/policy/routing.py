@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def least_loaded(outstanding_rows: Sequence[int]) -> int:
-    """Index of the replica with the fewest rows queued or running; the first of equals.
+    """Choose the replica with the fewest rows queued or running, by its index; the first of equals.
 
     Not round robin: chunks differ in rows, and a replica that is behind must not get its turn all the same.
     """

@@ -46,7 +46,8 @@ class Examined:
 
 
 def check_repository(name: str) -> str:
-    """
+    """Check the name of a repository.
+
     Raises:
         Refused: NAME_INVALID, not a repository name, or one that belongs to the Open Inference Protocol.
     """
@@ -62,7 +63,8 @@ def check_repository(name: str) -> str:
 
 
 def check_reference_digest(digest: str) -> str:
-    """
+    """Check a digest that a client names.
+
     Raises:
         Refused: DIGEST_INVALID, not a sha256 digest.
     """
@@ -73,7 +75,7 @@ def check_reference_digest(digest: str) -> str:
 
 
 def tag_of(reference: str, digest: str) -> str | None:
-    """The tag that a manifest of ``digest`` is pushed under, or None where it is pushed by its digest.
+    """Return the tag that a manifest of ``digest`` is pushed under, or None where it is pushed by its digest.
 
     Raises:
         Refused: MANIFEST_INVALID, not a tag; DIGEST_INVALID, the digest of something else.
@@ -91,7 +93,7 @@ def tag_of(reference: str, digest: str) -> str | None:
 def row_of(
     examined: Examined, repository: str, digest: str, media_type: str, *, size_bytes: int, pushed_at: float
 ) -> ManifestRow:
-    """What the catalog keeps of a manifest."""
+    """Return what the catalog keeps of a manifest."""
     return ManifestRow(
         repository=repository,
         digest=digest,
@@ -106,7 +108,7 @@ def row_of(
 
 
 def described(row: ManifestRow) -> Descriptor:
-    """A manifest as a listing of referrers names it."""
+    """Describe a manifest as a listing of referrers names it."""
     return Descriptor(
         media_type=row.media_type,
         digest=row.digest,
@@ -145,14 +147,14 @@ def examine(
 
 
 def children_of(document: Index | Manifest) -> list[Descriptor]:
-    """What a manifest needs to be complete."""
+    """Return what a manifest needs to be complete."""
     if isinstance(document, Index):
         return document.manifests
     return [document.config, *document.layers]
 
 
 def children_in(data: bytes, media_type: str) -> list[str]:
-    """Digests that a stored manifest names.
+    """Return digests that a stored manifest names.
 
     Raises:
         ArtifactError: malformed.
@@ -161,7 +163,7 @@ def children_in(data: bytes, media_type: str) -> list[str]:
 
 
 def is_artifact_index(index: Index) -> bool:
-    """Whether an index claims to hold variants of a model of ours."""
+    """Say whether an index claims to hold variants of a model of ours."""
     return manifests.MODEL in index.annotations or any(manifests.ROLE in entry.annotations for entry in index.manifests)
 
 

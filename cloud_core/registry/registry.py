@@ -81,7 +81,7 @@ class Registry:
             StorageError: not writable.
         """
         registry = cls(data_dir / "registry", database, settings or RegistrySettings(), now, trust)
-        unpacked.discard(registry._unpacked)  # of the process before this one; made anew by whatever is loaded
+        unpacked.discard(registry._unpacked)  # of the process before this one; made again by whatever is loaded
         registry.uploads.expire(now())
         registry.collect_orphans()
         return registry
@@ -92,11 +92,11 @@ class Registry:
     # -- what serving and the fleet ask ------------------------------------------------------------------------------
 
     def models(self) -> tuple[str, ...]:
-        """Names of models that have at least one version, sorted."""
+        """Return the names of models that have at least one version, sorted."""
         return tuple(sorted(self._defaults))
 
     def versions(self, model: str) -> tuple[ModelVersion, ...]:
-        """Tagged versions of a model in order of arrival.
+        """Return tagged versions of a model in order of arrival.
 
         Raises:
             NotFound: no such model; names those that exist.
@@ -107,7 +107,7 @@ class Registry:
         return tuple(self._version(row, tag) for tag, row in tagged)
 
     def resolve(self, model: str, version: str = "") -> ModelVersion:
-        """The version that a tag, a digest, or a unique prefix of at least 12 hex digits means; "" is the default.
+        """Find the version that a tag, a digest, or a unique prefix of at least 12 hex digits means; "" is the default.
 
         Raises:
             NotFound: no such model or version, or an ambiguous prefix; names what exists.
@@ -121,7 +121,7 @@ class Registry:
         return self._version(row, tag)
 
     def artifact(self, digest: str) -> Artifact:
-        """A parsed artifact.
+        """Return a parsed artifact.
 
         Raises:
             NotFound: no such artifact.
@@ -136,10 +136,10 @@ class Registry:
         return found
 
     def check_signed(self, artifact: Artifact) -> frozenset[str] | None:
-        """Manifest digests of the referrers that are vouched for; None where the core has no trust root.
+        """Return the manifest digests of the referrers that are vouched for; None where the core has no trust root.
 
         Raises:
-            SignatureError: nobody whom this core trusts signed the artifact: it may be kept here, and is not served.
+            SignatureError: no key that this core trusts signed the artifact: it may be kept here, and is not served.
         """
         if self._trust is None:
             return None
@@ -154,7 +154,7 @@ class Registry:
         return unpacked.verified_files(variant, self.store, self._unpacked)
 
     def blob_path(self, digest: str) -> Path:
-        """The file of a blob, for an engine that maps it.
+        """Return the file of a blob, for an engine that maps it.
 
         Raises:
             NotFound: no such blob.
@@ -163,16 +163,15 @@ class Registry:
         return self.store.path(digest)
 
     def certificate_of(self, digest: str) -> tuple[str, Certificate] | None:
-        """The certificate to name for an artifact, with its manifest's digest; None when there is none.
+        """Return the certificate to name for an artifact, with its manifest's digest; None when there is none.
 
-        The newest of the edge variant whose certificate was pushed last, so that whatever is certified anew, what is
-        desired of devices changes and they look again; those of other variants find their own
-        (``edge_agent.updates.fetch``).
+        It is the newest of the edge variant whose certificate was pushed last: what is desired of devices then changes
+        with each new one, and devices of other variants find their own (``edge_agent.updates.fetch``).
         """
         return next(iter(self.certificates_of(digest)), None)
 
     def certificates_of(self, digest: str) -> tuple[tuple[str, Certificate], ...]:
-        """The newest certificate of each edge variant that fits, the variant pushed for last first."""
+        """Return the newest certificate of each edge variant that fits, the variant pushed for last first."""
         if digest not in self._certificates:
             self._certificates[digest] = self._find_certificates(digest)
         return self._certificates[digest]
@@ -200,11 +199,11 @@ class Registry:
     # -- what the distribution protocol asks -------------------------------------------------------------------------
 
     def repositories(self) -> list[str]:
-        """Names of all repositories, sorted."""
+        """Return the names of all repositories, sorted."""
         return sorted({repository for repository, _ in self._manifests})
 
     def tags(self, repository: str) -> list[str]:
-        """Tags of a repository in lexical order.
+        """Return tags of a repository in lexical order.
 
         Raises:
             Refused: NAME_UNKNOWN.
@@ -213,7 +212,8 @@ class Registry:
         return sorted(self._tags.get(repository, {}))
 
     def manifest(self, repository: str, reference: str) -> ManifestRow:
-        """
+        """Return a stored manifest.
+
         Raises:
             Refused: NAME_UNKNOWN, MANIFEST_UNKNOWN or DIGEST_INVALID.
         """
@@ -227,7 +227,7 @@ class Registry:
         return row
 
     def referrers(self, repository: str, subject: str, kind: str = "") -> list[Descriptor]:
-        """Manifests whose subject is ``subject``, oldest first; an unknown subject has none (OCI 1.1)."""
+        """Return manifests whose subject is ``subject``, oldest first; an unknown subject has none (OCI 1.1)."""
         manifest_rules.check_reference_digest(subject)
         return [
             manifest_rules.described(row)
@@ -335,7 +335,7 @@ class Registry:
         return referrers.certificates(artifact, self._referring(digest), self.store, covered)
 
     def _referring(self, digest: str) -> list[ManifestRow]:
-        """Referrers of an artifact in any repository, oldest first in each."""
+        """Return referrers of an artifact in any repository, oldest first in each."""
         return [row for (_, subject), rows in self._referrers.items() if subject == digest for row in rows]
 
     def _digest_of(self, model: str, version: str) -> str:

@@ -14,8 +14,10 @@ class RegistrySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """Limits of pushes and of what is kept.
 
     Attributes:
-        max_blob_bytes: largest blob that is accepted. ``max_manifest_bytes``: largest manifest (OCI asks for 4 MiB).
-        max_uploads: unfinished uploads at a time; ``upload_ttl_s``: an upload untouched for longer is dropped.
+        max_blob_bytes: largest blob that is accepted.
+        max_manifest_bytes: largest manifest (OCI asks for 4 MiB).
+        max_uploads: unfinished uploads at a time.
+        upload_ttl_s: an upload untouched for longer is dropped.
         max_manifests: manifests in the whole registry; the catalog is held in memory.
         orphan_ttl_s: a blob that no manifest names is removed at start-up when it is older than this.
     """

@@ -71,7 +71,8 @@ class Uploads:
         return upload
 
     def get(self, name: str) -> Upload:
-        """
+        """Return an upload that was begun.
+
         Raises:
             Refused: BLOB_UPLOAD_UNKNOWN, never begun, finished, cancelled or expired.
         """

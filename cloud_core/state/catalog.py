@@ -97,7 +97,7 @@ def set_default(transaction: Transaction, model: str, digest: str, at: float) ->
 
 
 def users_of(transaction: Transaction, model: str, digest: str) -> list[str]:
-    """Who relies on an artifact: ``default version``, ``device NAME``; at most a few are named."""
+    """Say what relies on an artifact: ``default version``, ``device NAME``; at most a few are named."""
     found = []
     is_default = select(tables.defaults.c.model).where(
         (tables.defaults.c.model == model) & (tables.defaults.c.digest == digest)

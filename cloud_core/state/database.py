@@ -62,7 +62,7 @@ class Database:
 
     @classmethod
     def in_memory(cls) -> Database:
-        """A database that is gone when closed; work runs in the caller's thread."""
+        """Open a database that is gone when closed; work runs in the caller's thread."""
         return cls._opened("sqlite://", "memory", None)
 
     @classmethod
@@ -89,7 +89,7 @@ class Database:
         return await to_its_end(asyncio.get_running_loop().run_in_executor(self._thread, self.run_now, work))
 
     def run_now(self, work: Callable[[Transaction], T]) -> T:
-        """The same in the caller's thread: for start-up and tests.
+        """Do the same in the caller's thread: for start-up and tests.
 
         Raises:
             StorageError: the disk said no. Whatever ``work`` raises.
@@ -123,7 +123,7 @@ async def to_its_end(work: Awaitable[T]) -> T:
 
 
 def uncancelled(method: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
-    """A coroutine method that runs :func:`to_its_end`."""
+    """Make a coroutine method that runs :func:`to_its_end`."""
 
     @functools.wraps(method)
     async def call(*args: P.args, **kwargs: P.kwargs) -> T:

@@ -53,7 +53,7 @@ Exit codes: 0 done, 1 failed, 2 wrong data or settings, 3 refused (the message s
 @click.option(
     "--group-by", metavar="NAME", help="Array or column whose groups shall each keep the promise; '' for one over all."
 )
-@click.option("--choose-again", is_flag=True, help="Choose score and temperature anew, on a third of the examples.")
+@click.option("--choose-again", is_flag=True, help="Choose score and temperature again, on a third of the examples.")
 @key_option
 @output_option
 def certify(

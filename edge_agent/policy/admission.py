@@ -59,7 +59,7 @@ def on_arrival(load: Load, limits: Limits, *, content_length: int | None) -> Pen
 
 
 def reserved_bytes(limits: Limits, content_length: int | None) -> int:
-    """What a body counts for while it is read."""
+    """Return what a body counts for while it is read."""
     return limits.max_body_bytes if content_length is None else content_length
 
 
@@ -87,5 +87,5 @@ def on_deadline(deadline: float | None, now: float) -> PenstockError | None:
 
 
 def expired() -> DeadlineExceeded:
-    """The refusal of expired work."""
+    """Return the refusal of expired work."""
     return DeadlineExceeded("the deadline passed before the model ran; nothing was executed")

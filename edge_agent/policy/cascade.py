@@ -64,7 +64,7 @@ class Decision:
     escalate_reason: Reason
 
     def part(self, start: int, stop: int) -> Decision:
-        """The decision about rows ``start:stop``."""
+        """Return the decision about rows ``start:stop``."""
         return Decision(self.is_kept[start:stop], self.escalate_reason)
 
 
@@ -79,7 +79,7 @@ class Verdict:
 def choose_mode(
     *, certificate_problem: str, cloud_digest: str, seen_cloud_digest: str, has_crossed: bool
 ) -> ModeDecision:
-    """The mode of one model. Level-triggered: call it whenever one of the values changes.
+    """Choose the mode of one model. Level-triggered: call it whenever one of the values changes.
 
     Args:
         certificate_problem: why there is no certificate that may be used; "" when there is one.
@@ -114,12 +114,12 @@ def decide(scores: NDArray[np.float64], *, mode: CascadeMode, threshold: float) 
 
 
 def drawn(randoms: Sequence[float], share: float) -> list[int]:
-    """Rows that the audit draws: those whose random number in [0, 1) is below ``share``."""
+    """Return the rows that the audit draws: those whose random number in [0, 1) is below ``share``."""
     return [row for row, random in enumerate(randoms) if random < share]
 
 
 def verdict(reasons: Sequence[Reason]) -> Verdict:
-    """Who answered a request and why, from its rows' reasons. Reasons are ordered from harmless to grave."""
+    """Say who answered a request and why, from its rows' reasons. Reasons are ordered from harmless to grave."""
     gravest = max(reasons, key=_RANK.__getitem__)
     by_cloud = sum(1 for reason in reasons if is_by_cloud(reason))
     served_by = "edge" if by_cloud == 0 else "cloud" if by_cloud == len(reasons) else "mixed"
@@ -127,7 +127,7 @@ def verdict(reasons: Sequence[Reason]) -> Verdict:
 
 
 def least(scores: Sequence[float]) -> float:
-    """The confidence of a request: its least confident row's. A row without a usable score (NaN) counts as 0."""
+    """Return the confidence of a request: its least confident row's. A row without a usable score (NaN) counts as 0."""
     total = sum(scores)
     return min(scores) if total == total else 0.0  # a sum with NaN is NaN, and NaN is not itself
 
@@ -138,10 +138,11 @@ def is_by_cloud(reason: Reason) -> bool:
 
 
 def usable_rows(outputs: Array) -> NDArray[np.bool_]:
-    """Which rows [N] of the cloud's scored output [N, ...] are an answer at all: finite everywhere, and not empty."""
+    """Say which rows [N] of the cloud's scored output [N, ...] are an answer at all: finite everywhere, and not
+    empty."""
     return confidence.finite_rows(outputs) if outputs.size else np.zeros(len(outputs), dtype=np.bool_)
 
 
 def harm_count(edge: NDArray[np.int64], cloud: NDArray[np.int64]) -> int:
-    """Audited kept rows on which device and cloud disagree: harm without labels."""
+    """Count audited kept rows on which device and cloud disagree: harm without labels."""
     return int(np.count_nonzero(edge != cloud))

@@ -14,7 +14,7 @@ from edge_agent.policy.cascade import Reason
 
 WINDOW_S = 30.0
 """Round trips older than this say nothing about now. It also heals: an estimate that stops all escalation is forgotten
-after this long, and the next row measures afresh."""
+after this long, and the next row measures again."""
 
 MAX_SAMPLES = 64
 _FEWEST_SAMPLES = 4  # with fewer, one slow connection set-up would speak for all
@@ -29,11 +29,12 @@ class RoundTrips:
     samples: tuple[tuple[float, float], ...] = ()
 
     def record(self, took_s: float, now: float) -> RoundTrips:
-        """With one more."""
+        """Add one more round trip; the oldest of too many is forgotten."""
         return RoundTrips(samples=(*self.samples[-(MAX_SAMPLES - 1) :], (now, took_s)))
 
     def p95_s(self, now: float) -> float:
-        """The 95th percentile (nearest rank) of the window; 0.0 while too little is known, which is optimistic."""
+        """Return the 95th percentile (nearest rank) of the window; 0.0 while too little is known, which is
+        optimistic."""
         recent = sorted(took for at, took in self.samples if now - at <= WINDOW_S)
         if len(recent) < _FEWEST_SAMPLES:
             return 0.0
@@ -54,8 +55,10 @@ def permit(
     """Decide about ``rows`` uncertain rows of one request.
 
     Args:
-        is_private: the caller said ``local_only``. ``is_reachable``: the circuit to the cloud is closed.
-        p95_s: estimated round trip. ``remaining_s``: until the request's deadline, None for none.
+        is_private: the caller said ``local_only``.
+        is_reachable: the circuit to the cloud is closed.
+        p95_s: estimated round trip.
+        remaining_s: until the request's deadline, None for none.
         free_rows: what the token bucket and the escalation queue have room for.
     """
     if is_private:
@@ -70,7 +73,8 @@ def permit(
 
 
 def call_timeout_s(remaining_s: float, limit_s: float) -> float:
-    """How long a call may take: ``limit_s`` or what remains, less a reserve in which the device's own answer is sent.
+    """Say how long a call may take: ``limit_s`` or what remains, less a reserve in which the device's own answer is
+    sent.
 
     Without the reserve a cloud slower than the deadline would turn every fallback into a missed deadline.
     """
@@ -79,7 +83,7 @@ def call_timeout_s(remaining_s: float, limit_s: float) -> float:
 
 
 def least_confident(scores: Sequence[float], candidates: Sequence[int], count: int) -> list[int]:
-    """The ``count`` candidate rows with the lowest scores (NaN lowest of all), in row order."""
+    """Return the ``count`` candidate rows with the lowest scores (NaN lowest of all), in row order."""
     if count >= len(candidates):
         return list(candidates)
     ranked = sorted(candidates, key=lambda row: -math.inf if math.isnan(scores[row]) else scores[row])

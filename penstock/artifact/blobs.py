@@ -26,12 +26,12 @@ _CHUNK_BYTES = 1024 * 1024
 
 
 def digest_of(data: bytes) -> str:
-    """``sha256:<hex>`` of bytes."""
+    """Return ``sha256:<hex>`` of bytes."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
 def digest_of_file(path: Path) -> str:
-    """``sha256:<hex>`` of a file, read in bounded chunks."""
+    """Return ``sha256:<hex>`` of a file, read in bounded chunks."""
     hasher = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
@@ -64,14 +64,15 @@ class BlobStore:
         return f"BlobStore({str(self.root)!r})"
 
     def path(self, digest: str) -> Path:
-        """Where the blob is, or would be."""
+        """Return where the blob is, or would be."""
         return self._blobs / check_digest(digest).removeprefix("sha256:")
 
     def has(self, digest: str) -> bool:
         return self.path(digest).is_file()
 
     def size_bytes(self, digest: str) -> int:
-        """
+        """Return the size of a stored blob.
+
         Raises:
             NotFound: no such blob.
         """
@@ -81,7 +82,7 @@ class BlobStore:
             raise _absent(digest, self.root) from None
 
     def read(self, digest: str, *, limit_bytes: int = MAX_DOCUMENT_BYTES) -> bytes:
-        """The bytes of a small blob, verified against its digest on every read.
+        """Read a small blob, verified against its digest on every read.
 
         Raises:
             NotFound: no such blob.
@@ -159,18 +160,18 @@ class BlobStore:
         self.path(digest).unlink(missing_ok=True)
 
     def digests(self) -> Iterator[str]:
-        """All stored digests, in no order."""
+        """Return all stored digests, in no order."""
         for path in self._blobs.iterdir():
             if len(path.name) == 64:
                 yield f"sha256:{path.name}"
 
     def partials(self) -> tuple[str, ...]:
-        """Digests of unfinished downloads."""
+        """Return digests of unfinished downloads."""
         names = (path.name for path in self._partial.iterdir()) if self._partial.is_dir() else ()
         return tuple(f"sha256:{name}" for name in names if len(name) == 64)
 
     def partial_bytes(self, digest: str) -> int:
-        """How much of an unfinished download is on disk."""
+        """Return how much of an unfinished download is on disk."""
         path = self._partial / check_digest(digest).removeprefix("sha256:")
         return path.stat().st_size if path.exists() else 0
 
@@ -203,7 +204,8 @@ class BlobWriter:
         self.close()
 
     def write(self, chunk: bytes) -> None:
-        """
+        """Append bytes to the partial.
+
         Raises:
             TooLarge: more bytes than the blob may have; the partial is dropped.
             StorageError: the disk is full; what is already written stays for a resume.

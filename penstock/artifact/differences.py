@@ -39,7 +39,9 @@ class Line:
 
 
 def compare(before: Found, after: Found) -> list[Line]:
-    """Every line, those that are the same too. The name and tag of an artifact are not part of it."""
+    """Compare two artifacts; return every line, those that are the same too. Name and tag of an artifact are not part
+    of it.
+    """
     lines = [_line("artifact", "model", before.artifact.model, after.artifact.model)]
     lines += _variants(before, after)
     lines += _certificates(before, after)
@@ -49,7 +51,7 @@ def compare(before: Found, after: Found) -> list[Line]:
 
 
 def differs(lines: Iterable[Line]) -> bool:
-    """Whether anything changed."""
+    """Say whether anything changed."""
     return any(line.change != "same" for line in lines)
 
 
@@ -80,7 +82,7 @@ def _certificates(before: Found, after: Found) -> Iterator[Line]:
 
 
 def _newest(found: Found) -> dict[str, Certificate]:
-    """The newest certificate of each variant, by the variant's name: digests differ between artifacts."""
+    """Return the newest certificate of each variant, by the variant's name: digests differ between artifacts."""
     names = {variant.digest: _name(variant.spec) for variant in found.artifact.variants}
     return {names.get(one.edge_digest, one.edge_digest): one for _, one in found.certificates}
 
@@ -172,7 +174,7 @@ def _text(value: object) -> str:
 
 
 def shortened(text: str) -> str:
-    """For a table: digests to 19 characters, long documents cut."""
+    """Shorten for a table: digests to 19 characters, long documents cut."""
     if text.startswith("sha256:"):
         return text[:19]
     return text if len(text) <= _MAX_CHARS else f"{text[: _MAX_CHARS - 3]}..."

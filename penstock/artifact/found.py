@@ -17,8 +17,9 @@ class Found:
     """An artifact as its documents describe it, wherever it is.
 
     Attributes:
-        referrers: oldest first. ``certificates``: with their manifests' digests, the newest (highest serial) last, not
-            checked. ``signatures``: documents with their manifests' digests, not verified.
+        referrers: oldest first.
+        certificates: with their manifests' digests, the newest (highest serial) last, not checked.
+        signatures: documents with their manifests' digests, not verified.
         documents: content of the newest lock and evaluation by artifactType, where there are any.
     """
 
@@ -36,7 +37,7 @@ class Found:
 
 
 def look_at_layout(layout: Layout) -> Found:
-    """The same for a layout on disk.
+    """Look at a layout on disk in the same way.
 
     Raises:
         ArtifactError, NotFound: it holds no artifact that can be read.

@@ -30,13 +30,14 @@ class Golden:
 
 
 def encode(golden: Golden) -> bytes:
-    """One document (``penstock.wire.tensors.pack``); same vectors, same bytes."""
+    """Write vectors as one document (``penstock.wire.tensors.pack``); same vectors, same bytes."""
     named = {_INPUT + name: array for name, array in golden.inputs.items()}
     return tensors.pack(named | {_OUTPUT + name: array for name, array in golden.outputs.items()})
 
 
 def decode(data: bytes | memoryview) -> Golden:
-    """
+    """Read golden vectors.
+
     Raises:
         ArtifactError: not such a document, or one without inputs or outputs: it would prove nothing.
     """

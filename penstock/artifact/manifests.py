@@ -49,7 +49,7 @@ Role = str
 """A rung of the ladder: ``edge`` on the device, ``cloud``, and names of a recipe's own for rungs between them."""
 
 Read = Callable[[str], bytes]
-"""Digest in, verified bytes out (``BlobStore.read`` and its kin)."""
+"""Digest in, verified bytes out (``BlobStore.read`` or a like function)."""
 
 # one path component of the OCI distribution specification's <name>, and its <reference>
 _NAME = re.compile(r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*")
@@ -95,7 +95,8 @@ class VariantSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """How to run one variant. Stored as a layer beside the weights; its bytes are part of the variant's digest.
 
     Attributes:
-        engine: name in ``penstock.runtime`` (``onnx``). ``provider``: execution provider, ``cpu`` by default.
+        engine: name in ``penstock.runtime`` (``onnx``).
+        provider: execution provider, ``cpu`` by default.
         score_output: the output the cascade scores, shape [-1, classes]; ``score_kind`` says what it holds.
         preprocessing: what was done to raw data before it becomes ``inputs``, as plain JSON; see
             :func:`preprocessing_digest`.
@@ -142,7 +143,7 @@ class Artifact:
     variants: tuple[Variant, ...]
 
     def variant(self, role: Role, *, target: str | None = None) -> Variant:
-        """The variant of a role, for a target where one is given.
+        """Return the variant of a role, for a target where one is given.
 
         Raises:
             ArtifactError: there is none; the message lists what there is.
@@ -156,7 +157,7 @@ class Artifact:
 
 
 def check_file_name(name: str) -> str:
-    """A title under which a file of a variant may be put beside the others.
+    """Check a title under which a file of a variant may be put beside the others.
 
     Raises:
         ArtifactError: empty, a path, or a name with characters that some file system or terminal treats specially.
@@ -169,17 +170,18 @@ def check_file_name(name: str) -> str:
 
 
 def canonical_json(value: object) -> bytes:
-    """JSON with sorted keys and no spaces: same value, same bytes, same digest."""
+    """Write JSON with sorted keys and no spaces: same value, same bytes, same digest."""
     return msgspec.json.encode(value, order="sorted")
 
 
 def preprocessing_digest(preprocessing: Mapping[str, Any]) -> str:
-    """What a certificate binds of the preprocessing."""
+    """Return what a certificate binds of the preprocessing."""
     return digest_of(canonical_json(dict(preprocessing)))
 
 
 def check_model_name(name: str) -> str:
-    """
+    """Check that a model's name can be a repository's.
+
     Raises:
         ArtifactError: not usable as a repository name.
     """
@@ -192,7 +194,8 @@ def check_model_name(name: str) -> str:
 
 
 def check_tag(tag: str) -> str:
-    """
+    """Check that a version's name can be a tag.
+
     Raises:
         ArtifactError: not usable as a tag.
     """
@@ -202,7 +205,7 @@ def check_tag(tag: str) -> str:
 
 
 def split_reference(reference: str) -> tuple[str, str]:
-    """``digits:v2`` or ``digits@sha256:...`` or ``digits`` -> (model, tag or digest or "").
+    """Split ``digits:v2`` or ``digits@sha256:...`` or ``digits`` into (model, tag or digest or "").
 
     Raises:
         ArtifactError: neither form.
@@ -231,7 +234,7 @@ def load(digest: str, read: Read) -> Artifact:
 
 
 def load_certificate(digest: str, read: Read) -> Certificate:
-    """The certificate that a referrer manifest carries.
+    """Load the certificate that a referrer manifest carries.
 
     Raises:
         ArtifactError: the manifest holds none, or a malformed one.
@@ -265,7 +268,8 @@ def check_certificate(certificate: Certificate, artifact: Artifact) -> None:
 
 
 def decode_index(data: bytes) -> Index:
-    """
+    """Read an image index.
+
     Raises:
         ArtifactError: not an image index.
     """
@@ -276,7 +280,8 @@ def decode_index(data: bytes) -> Index:
 
 
 def decode_manifest(data: bytes) -> Manifest:
-    """
+    """Read an image manifest.
+
     Raises:
         ArtifactError: not an image manifest.
     """
@@ -284,7 +289,7 @@ def decode_manifest(data: bytes) -> Manifest:
 
 
 def read_described(descriptor: Descriptor, read: Read) -> bytes:
-    """Bytes of a described blob, whose size must be the one described.
+    """Read a described blob, whose size must be the one described.
 
     Raises:
         DigestMismatch: another size.
@@ -306,7 +311,7 @@ def _load_variant(entry: Descriptor, read: Read) -> Variant:
 
 
 def _check_files(digest: str, weights: Descriptor, files: tuple[Descriptor, ...]) -> None:
-    """Names of files become paths on devices: nothing that leaves the directory, and no two files in one place."""
+    """Refuse names of files that leave the directory, and two files in one place: names become paths on devices."""
     if not files:
         return
     names = [check_file_name(layer.annotations.get(TITLE, "")) for layer in (weights, *files)]

@@ -58,7 +58,7 @@ def export(layout: Layout, out: Path, wanted: Sequence[str] = ()) -> tuple[Varia
 
 
 def choose(artifact: Artifact, wanted: Sequence[str]) -> tuple[Variant, ...]:
-    """The variants that go into a package.
+    """Choose the variants that go into a package.
 
     Raises:
         InvalidInput: as for :func:`export`.
@@ -87,7 +87,7 @@ def choose(artifact: Artifact, wanted: Sequence[str]) -> tuple[Variant, ...]:
 
 
 def component_of(variant: Variant) -> str:
-    """The component that holds a variant: its rung."""
+    """Return the component that holds a variant: its rung."""
     return variant.spec.role
 
 

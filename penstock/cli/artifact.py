@@ -343,7 +343,8 @@ def _trust_root(given: Path | None) -> TrustRoot | None:
 
 
 def _is_layout(source: str) -> bool:
-    """
+    """Say whether a word names a directory and no reference.
+
     Raises:
         NotFound: written as a path, which no reference is, and there is no such directory.
     """
@@ -360,7 +361,7 @@ def _client(registry: str, token: str) -> RegistryClient:
 
 @contextmanager
 def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A line on stderr: rewritten in place on a terminal, otherwise one line for each quarter."""
+    """Show a line on stderr: rewritten in place on a terminal, otherwise one line for each quarter."""
     last = -1
 
     def report(done: int, total: int) -> None:

@@ -18,14 +18,14 @@ _ONE_MIB = 1024 * 1024
 
 
 def size(count: int) -> str:
-    """Bytes in words."""
+    """Say a number of bytes in words."""
     if count < 1024:
         return f"{count} B"
     return f"{count / 1024:.1f} KiB" if count < _ONE_MIB else f"{count / _ONE_MIB:.1f} MiB"
 
 
 def signers(found: Found, root: TrustRoot | None) -> list[str]:
-    """A line for each signature: whose it is, and whether that says anything here."""
+    """Write a line for each signature: whose it is, and whether that says anything here."""
     from penstock.errors import SignatureError
     from penstock.signing import statements
 
@@ -46,7 +46,7 @@ def signers(found: Found, root: TrustRoot | None) -> list[str]:
 
 
 def document(found: Found, signed_by: Sequence[str]) -> dict[str, Any]:
-    """What ``-o json`` prints."""
+    """Return what ``-o json`` prints."""
     artifact = found.artifact
     return {
         "model": artifact.model,

@@ -35,7 +35,7 @@ class DefaultGroup(click.Group):
         self._default: click.Command | None = None
 
     def default(self, *args: Any, **kwargs: Any) -> Callable[[Callable[..., Any]], click.Command]:
-        """Decorator: make a function the default command; takes what ``click.command`` takes."""
+        """Decorate a function to make it the default command; takes what ``click.command`` takes."""
 
         def register(function: Callable[..., Any]) -> click.Command:
             made: click.Command = click.command(*args, **kwargs)(function)

@@ -30,7 +30,7 @@ class _Core:
 
 
 def _core_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``--core`` and ``--token``, passed on as one value, ``core``."""
+    """Add ``--core`` and ``--token``, passed on as one value, ``core``."""
 
     @functools.wraps(function)
     def call(*, core: str, token: str, **others: Any) -> Any:
@@ -51,7 +51,9 @@ def _core_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Who, in which order, and what a wave must show; what is left out takes the core's default."""
+    """Add options of a plan: which devices, in which order, and what a wave must show. What is left out takes the
+    core's default.
+    """
     for option in (
         click.option("--max-wave", type=float, metavar="S", help="Pause when a wave takes longer."),
         click.option("--max-silence", type=float, metavar="S", help="A device silent for longer failed."),

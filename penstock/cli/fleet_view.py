@@ -11,7 +11,7 @@ _COUNTS = ("requests", "kept", "audited", "audit_harm")  # what decides a wave
 
 
 def devices_text(devices: list[pb.Device]) -> str:
-    """A row for each model on each device."""
+    """Write a row for each model on each device."""
     rows = []
     for device in devices:
         seen = f"{device.last_seen_s:.0f} s ago" + (" (silent)" if device.is_silent else "")
@@ -29,7 +29,7 @@ def devices_text(devices: list[pb.Device]) -> str:
 
 
 def plan_text(plan: pb.RolloutPlan) -> str:
-    """Everything that ``apply`` will run."""
+    """Write everything that ``apply`` will run."""
     gate = plan.gate
     promise = f"at most {plan.promised_harm:.2%} harm" if plan.certificate_digest else "none (no certificate)"
     lines = [
@@ -50,7 +50,7 @@ def plan_text(plan: pb.RolloutPlan) -> str:
 
 
 def rollout_text(rollout: pb.Rollout) -> str:
-    """A rollout, its devices and what its gates say."""
+    """Write a rollout, its devices and what its gates say."""
     lines = [f"{rollout.plan.rollout_id}  {_state(rollout)}  {rollout.elapsed_s:.0f} s", rollout.status, ""]
     rows = []
     for wave in rollout.waves:
@@ -72,13 +72,13 @@ def rollout_text(rollout: pb.Rollout) -> str:
 
 
 def rollouts_text(rollouts: list[pb.Rollout]) -> str:
-    """One row for each rollout."""
+    """Write one row for each rollout."""
     rows = [(r.plan.rollout_id, _state(r), len(r.plan.devices), f"{r.elapsed_s:.0f} s", r.status) for r in rollouts]
     return format_table(["rollout", "state", "devices", "took", "status"], rows)
 
 
 def situation(rollout: pb.Rollout) -> tuple[object, ...]:
-    """What has to change for a new line of progress: everything but clocks and counts."""
+    """Return what has to change for a new line of progress: everything but clocks and counts."""
     waves = tuple(
         (wave.is_released, tuple((d.phase, d.active_digest, d.is_silent) for d in wave.devices))
         for wave in rollout.waves
@@ -87,13 +87,13 @@ def situation(rollout: pb.Rollout) -> tuple[object, ...]:
 
 
 def events_after(rollout: pb.Rollout, last: str) -> list[str]:
-    """Events that came after ``last``; all when it is not among them. Several may come between two looks."""
+    """Return events that came after ``last``; all when it is not one of them. Several may come between two looks."""
     events = list(rollout.events)
     return events[events.index(last) + 1 :] if last in events else events
 
 
 def progress_line(rollout: pb.Rollout) -> str:
-    """One line for logs: when, how far each released wave is, and why."""
+    """Write one line for logs: when, how far each released wave is, and why."""
     parts = []
     for wave in rollout.waves:
         if wave.is_released:
@@ -104,7 +104,7 @@ def progress_line(rollout: pb.Rollout) -> str:
 
 
 def short(digest: str) -> str:
-    """The first 12 hex digits of a digest."""
+    """Return the first 12 hex digits of a digest."""
     return digest.removeprefix("sha256:")[:12]
 
 

@@ -69,14 +69,14 @@ def command(
     if output == "json":
         import msgspec
 
-        # one line: a document with a line for every number of a tensor serves nobody
+        # one line: a document with a line for every number of a tensor helps no reader
         click.echo(msgspec.json.encode(_document(result)))
     else:
         _print(result)
 
 
 def _from_files(files: tuple[str, ...]) -> Any:
-    """One unnamed file is the only input; named ones go by name."""
+    """Read inputs from files: one unnamed file is the only input; named ones go by name."""
     if len(files) == 1 and "=" not in files[0]:
         return _load(files[0])
     inputs = {}

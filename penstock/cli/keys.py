@@ -152,7 +152,7 @@ def untrust(key: str, trust_root: Path | None) -> None:
 
 
 def load_signing_key(key: str) -> SigningKey:
-    """A private key by name or file; asks for its passphrase on a terminal where the environment has none.
+    """Load a private key by name or file; ask for its passphrase on a terminal where the environment has none.
 
     Raises:
         InvalidInput: no such key, another kind, or a wrong passphrase.
@@ -169,7 +169,7 @@ def load_signing_key(key: str) -> SigningKey:
 
 
 def signing(key: str) -> Callable[[Path], None] | None:
-    """What signs a finished layout with ``--key``, or None where no key is given.
+    """Return what signs a finished layout with ``--key``, or None where no key is given.
 
     Raises:
         InvalidInput: no such key, another kind, or a wrong passphrase.
@@ -187,7 +187,7 @@ def signing(key: str) -> Callable[[Path], None] | None:
 
 
 def is_signed(directory: Path) -> bool:
-    """Whether anybody has signed the artifact in a layout."""
+    """Say whether the artifact in a layout has a signature."""
     from penstock.artifact.layout import Layout
     from penstock.signing import trust
 
@@ -195,7 +195,7 @@ def is_signed(directory: Path) -> bool:
 
 
 def key_option(function: F) -> F:
-    """``--key``, passed on as ``key``: "" for none."""
+    """Add ``--key``, passed on as ``key``: "" for none."""
     return click.option(
         "--key",
         envvar="PENSTOCK_SIGNING_KEY",
@@ -224,7 +224,8 @@ def _read_public(path: Path) -> PublicKey:
 
 
 def _find(key: str, suffix: str) -> Path:
-    """
+    """Find a key by file or name.
+
     Raises:
         InvalidInput: neither a file nor a known name.
     """

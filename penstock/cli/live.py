@@ -37,16 +37,16 @@ class LiveBar:
         self._progress.stop()
 
     def started(self, name: str) -> None:
-        """A step begins; its length is unknown until it reports."""
+        """Show that a step begins; its length is unknown until it reports."""
         self._tasks.append(self._progress.add_task(name, total=None, note=""))
 
     def advanced(self, share: float, note: str) -> None:
-        """``share`` of the running step is done, 0 to 1."""
+        """Show that ``share`` of the running step is done, 0 to 1."""
         if self._tasks:
             self._progress.update(self._tasks[-1], total=1.0, completed=share, note=note[:_NOTE_WIDTH])
 
     def finished(self, line: str) -> None:
-        """The running step is done; ``line`` stays on the screen."""
+        """Show that the running step is done; ``line`` stays on the screen."""
         if self._tasks:
             self._progress.remove_task(self._tasks.pop())
         self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)

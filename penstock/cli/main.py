@@ -96,7 +96,7 @@ def command() -> None:
 
 
 def main() -> None:
-    """Entry point: errors of ours become one line and an exit code, never a traceback."""
+    """Run a command line: errors of ours become one line and an exit code, never a traceback."""
     try:
         code = command(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)  # click returns what ctx.exit() was given, and raises nothing
@@ -112,7 +112,7 @@ def main() -> None:
 
 
 def exit_code(error: PenstockError) -> int:
-    """The exit code of an error."""
+    """Return the exit code of an error."""
     if error.code in ("config", "invalid-input", "missing-extra"):
         return EXIT_USAGE
     if error.code in _REFUSED:

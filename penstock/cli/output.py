@@ -13,7 +13,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def output_option(function: F) -> F:
-    """The ``-o/--output table|json`` option, passed on as ``output``."""
+    """Add the ``-o/--output table|json`` option, passed on as ``output``."""
     return click.option(
         "-o",
         "--output",
@@ -25,17 +25,17 @@ def output_option(function: F) -> F:
 
 
 def print_json(value: Any) -> None:
-    """Indented JSON on stdout; dataclasses and Structs included."""
+    """Print indented JSON on stdout; dataclasses and Structs included."""
     click.echo(msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2).decode())
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
-    """A plain, aligned table on stdout; columns of numbers are right-aligned."""
+    """Print a plain, aligned table on stdout; columns of numbers are right-aligned."""
     click.echo(format_table(columns, rows, title=title))
 
 
 def format_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> str:
-    """The text of :func:`print_table`: no colours and no box, so that it can be piped and pasted."""
+    """Return the text of :func:`print_table`: no colours and no box, so that it can be piped and pasted."""
     cells = [[str(cell) for cell in row] for row in rows]
     widths = [max(len(c), *(len(row[i]) for row in cells)) if cells else len(c) for i, c in enumerate(columns)]
     right = [
@@ -60,12 +60,12 @@ def print_fields(fields: Mapping[str, object]) -> None:
 
 
 def progress(message: str) -> None:
-    """One progress line on stderr."""
+    """Show one progress line on stderr."""
     click.echo(message, err=True)
 
 
 def is_interactive() -> bool:
-    """Whether stderr is a terminal, so that live progress makes sense."""
+    """Say whether stderr is a terminal, so that live progress makes sense."""
     return sys.stderr.isatty()
 
 

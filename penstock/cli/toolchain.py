@@ -90,7 +90,7 @@ def list_toolchains(output: str) -> None:
 @command.command()
 @click.argument("names", nargs=-1, metavar="NAME...")
 @click.option("--all", "everything", is_flag=True, help="Every toolchain that can be installed here.")
-@click.option("--force", is_flag=True, help="Install anew even what is installed and current.")
+@click.option("--force", is_flag=True, help="Install again even what is installed and current.")
 @output_option
 def install(names: tuple[str, ...], everything: bool, force: bool, output: str) -> None:
     """Install toolchains NAME...; one that is installed and current is left as it is.
@@ -202,7 +202,8 @@ def _packages(count: int) -> str:
 
 
 def _wanted(names: tuple[str, ...], everything: bool) -> list[str]:
-    """
+    """Return the toolchains that a command line names.
+
     Raises:
         UsageError: neither names nor --all, or both. InvalidInput: an unknown name.
     """
@@ -218,7 +219,7 @@ def _wanted(names: tuple[str, ...], everything: bool) -> list[str]:
 
 @contextmanager
 def _shown(name: str) -> Iterator[Callable[[float, str], None]]:
-    """A bar that is rewritten in place on a terminal, else one line for each thing that pip does."""
+    """Show a bar that is rewritten in place on a terminal, else one line for each thing that pip does."""
     if not is_interactive():
         last = ""
 

@@ -47,7 +47,7 @@ def command(output: str) -> None:
 
 
 def _libraries() -> dict[str, str]:
-    """Libraries that Penstock declares, with the smallest extra that brings each ("" for the base install)."""
+    """Return libraries that Penstock declares, with the smallest extra that brings each ("" for the base install)."""
     needs: dict[str, list[str]] = {}
     for requirement in importlib.metadata.requires("penstock") or []:
         name = _REQUIREMENT.match(requirement)

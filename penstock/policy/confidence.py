@@ -45,7 +45,7 @@ _LOG_TEMPERATURE = (math.log(0.05), math.log(20.0))
 
 
 def softmax(logits: ArrayLike, temperature: float = 1.0) -> Floats:
-    """Probabilities ``softmax(logits / temperature)``; stable for logits of any finite size.
+    """Compute probabilities ``softmax(logits / temperature)``; stable for logits of any finite size.
 
     Args:
         logits: real numbers [N, C].
@@ -63,7 +63,7 @@ def softmax(logits: ArrayLike, temperature: float = 1.0) -> Floats:
 
 
 def score(outputs: ArrayLike, *, kind: Kind, name: str = "max_prob", temperature: float = 1.0) -> Floats:
-    """One confidence a row.
+    """Compute one confidence for each row.
 
     Args:
         outputs: logits or probabilities [N, C], C >= 2; N may be 0. Probabilities of exactly 0 and 1 are fine.
@@ -93,7 +93,7 @@ def score(outputs: ArrayLike, *, kind: Kind, name: str = "max_prob", temperature
 
 
 def token_score(probabilities: Sequence[ArrayLike], *, name: str = "token_q10") -> Floats:
-    """One confidence a generated sequence, from the probabilities of its chosen tokens.
+    """Compute one confidence for each generated sequence, from the probabilities of its chosen tokens.
 
     A quantile is one of the values: the smallest that at least that share of the tokens is at or below; ``token_min``
     is the quantile 0. Sequence length biases a sum of
@@ -116,7 +116,8 @@ def token_score(probabilities: Sequence[ArrayLike], *, name: str = "token_q10") 
 
 
 def predicted(outputs: ArrayLike) -> NDArray[np.int64]:
-    """The class with the largest output, int64 [N]; the first of equals. Rows with NaN give some class: score them too.
+    """Return the class with the largest output, int64 [N]; the first of equals. Rows with NaN give some class: score
+    them too.
 
     Raises:
         InvalidInput: wrong rank, fewer than 2 classes, or not numeric.
@@ -132,7 +133,7 @@ def finite_rows(array: NDArray[np.generic]) -> NDArray[np.bool_]:
 
 
 def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
-    """The temperature in [0.05, 20] that minimises the negative log-likelihood of the labels.
+    """Fit the temperature in [0.05, 20] that minimises the negative log-likelihood of the labels.
 
     The loss has one minimum in log T (it is convex in 1/T), so golden-section search finds it. Fit on a split that is
     not used to certify. Source: Guo et al., "On Calibration of Modern Neural Networks", arXiv 1706.04599.
@@ -190,7 +191,8 @@ def _positive(temperature: float) -> float:
 
 
 def _shifted(logits: Floats, temperature: float) -> tuple[Floats, Floats]:
-    """(logits - row maximum) / temperature, and the maxima [N]; rows with a non-finite logit are NaN throughout."""
+    """Return (logits - row maximum) / temperature, and the maxima [N]; rows with a non-finite logit are NaN
+    throughout."""
     # a gap beyond the largest double is -inf, and its weight 0: right as it is
     with np.errstate(over="ignore", invalid="ignore"):
         # one sum tells in most cases that there is nothing to clean; a device scores one row at a time
@@ -241,8 +243,9 @@ _OF_PROBABILITIES: Mapping[str, Callable[[Floats], Floats]] = {
 
 
 def _energy(logits: Floats, temperature: float) -> Floats:
-    """Liu et al., "Energy-based Out-of-distribution Detection", arXiv 2010.03759; softsign, since a sigmoid would
-    round every energy above 37 to exactly 1 and lose their order."""
+    """Score by energy (Liu et al., "Energy-based Out-of-distribution Detection", arXiv 2010.03759); softsign, since a
+    sigmoid would round every energy above 37 to exactly 1 and lose their order.
+    """
     shifted, highest = _shifted(logits, temperature)
     energy = highest + temperature * np.log(np.exp(shifted).sum(axis=1))
     return np.asarray(0.5 * (1 + energy / (1 + np.abs(energy))), dtype=np.float64)
@@ -262,7 +265,7 @@ def _check_labels(logits: Floats, labels: NDArray[np.generic]) -> None:
 
 
 def _golden_section(loss: Callable[[float], float], low: float, high: float) -> float:
-    """The minimiser of a function with one minimum in [low, high], to 1e-6."""
+    """Find the minimiser of a function with one minimum in [low, high], to 1e-6."""
     ratio = (math.sqrt(5) - 1) / 2
     left, right = high - ratio * (high - low), low + ratio * (high - low)
     at_left, at_right = loss(left), loss(right)

@@ -23,7 +23,9 @@ class Backoff:
     from the whole interval finishes with the least work.
 
     Attributes:
-        base_s: upper end of the first delay. factor: growth per attempt. max_s: no delay is longer.
+        base_s: upper end of the first delay.
+        factor: growth per attempt.
+        max_s: no delay is longer.
     """
 
     base_s: float = 0.1
@@ -37,13 +39,13 @@ class Backoff:
             )
 
     def delay_s(self, attempt: int, random: float, *, retry_after_s: float | None = None) -> float:
-        """Seconds to wait before a retry.
+        """Return the seconds to wait before a retry.
 
         Args:
             attempt: 0 for the first retry.
             random: uniform in [0, 1).
             retry_after_s: what the server asked for. The jitter comes on top, so that not everybody it told the same
-                returns at once; ``max_s`` bounds the sum, or a wrong header could stop a client for ever.
+                returns at once; ``max_s`` bounds the sum, or a wrong header could stop a client for good.
         """
         growth = min(max(attempt, 0) * math.log(self.factor), math.log(self.max_s / self.base_s))
         jitter_s = random * min(self.base_s * math.exp(growth), self.max_s)
@@ -67,8 +69,10 @@ class CircuitBreaker:
     cancelled without a result.
 
     Attributes:
-        failure_limit: failures in a row that open it. open_s: how long it stays open.
-        phase, failures: where it stands. since: when it opened, or when the last probe left.
+        failure_limit: failures in a row that open it.
+        open_s: how long it stays open.
+        phase, failures: where it stands.
+        since: when it opened, or when the last probe left.
     """
 
     failure_limit: int = 3
@@ -84,7 +88,9 @@ class CircuitBreaker:
             )
 
     def allows(self, now: float) -> tuple[CircuitBreaker, bool]:
-        """The breaker after asking, and whether a call may be made now. A call that was allowed should be recorded."""
+        """Return the breaker after asking, and whether a call may be made now. A call that was allowed should be
+        recorded.
+        """
         if self.phase == "closed":
             return self, True
         if now - self.since < self.open_s:
@@ -92,7 +98,7 @@ class CircuitBreaker:
         return replace(self, phase="half_open", since=now), True
 
     def record(self, success: bool, now: float) -> CircuitBreaker:
-        """The breaker after a call has ended."""
+        """Return the breaker after a call has ended."""
         if self.phase == "open":
             return self
         if success:
@@ -103,7 +109,7 @@ class CircuitBreaker:
         return replace(self, failures=failures)
 
     def wait_s(self, now: float) -> float:
-        """Seconds until a call may be allowed; 0.0 when one is now."""
+        """Return seconds until a call may be allowed; 0.0 when one is now."""
         return 0.0 if self.phase == "closed" else max(0.0, self.since + self.open_s - now)
 
     def _closed(self) -> CircuitBreaker:

@@ -23,7 +23,7 @@ _LARGEST_LOG = 690.0  # e**690 is still a finite double, and finite in JSON
 
 
 def e_value_above(harm: int, n: int, bound: float) -> float:
-    """Evidence that the rate is above ``bound``: ``mean_j (1 + l_j (1 - b))^harm (1 - l_j b)^(n - harm)``.
+    """Compute the evidence that the rate is above ``bound``: ``mean_j (1 + l_j (1 - b))^harm (1 - l_j b)^(n - harm)``.
 
     Args:
         harm: harmful outcomes among ``n``.
@@ -39,7 +39,7 @@ def e_value_above(harm: int, n: int, bound: float) -> float:
 
 
 def crossed(harm: int, n: int, bound: float, alpha: float) -> bool:
-    """Whether the evidence has reached 1/alpha: under the claim this *ever* happens with probability at most alpha.
+    """Say whether the evidence has reached 1/alpha: under the claim this *ever* happens with probability at most alpha.
 
     Raises:
         InvalidInput: as :func:`e_value_above`, or alpha outside (0, 1).

@@ -13,7 +13,7 @@ from penstock.errors import ConfigError
 
 SLACK = 1e-6
 """Tokens a bucket may be short of without refusing. They are taken as debt, so the long-run rate stays exact. Without
-it a caller that slept for just the time it was told could find rounding in its way, and on a virtual clock for ever."""
+it a caller that slept for just the time it was told could find rounding in its way, on a virtual clock every time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,7 @@ class TokenBucket:
             raise ConfigError(f"a token bucket needs a positive rate and burst, not {self.rate} and {self.burst}")
 
     def full(self, now: float) -> BucketState:
-        """A bucket that nobody has taken from."""
+        """Return a full bucket."""
         return BucketState(tokens=self.burst, at=now)
 
     def take(self, state: BucketState, n: float, now: float) -> tuple[BucketState, float]:

@@ -50,7 +50,7 @@ def load(
 
 
 def convert(tree: Mapping[str, Any], kind: type[Settings], *, where: str) -> Settings:
-    """Settings from a plain tree.
+    """Convert a plain tree into settings.
 
     Args:
         where: begins every message: who set them.
@@ -65,7 +65,7 @@ def convert(tree: Mapping[str, Any], kind: type[Settings], *, where: str) -> Set
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
-    """`` (did you mean 'x'?)`` for the nearest known name, else the list of known names."""
+    """Return `` (did you mean 'x'?)`` for the nearest known name, else the list of known names."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
@@ -83,7 +83,7 @@ def _read_file(file: Path) -> dict[str, Any]:
 
 
 def _check_names(tree: Mapping[str, Any], kind: type[msgspec.Struct], source: str, prefix: str = "") -> None:
-    """msgspec refuses unknown names too, but cannot say which known one was meant."""
+    """Refuse unknown names and say which known one was meant, which msgspec cannot."""
     fields = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
     for name, value in tree.items():
         if name not in fields:
@@ -98,7 +98,9 @@ def _check_names(tree: Mapping[str, Any], kind: type[msgspec.Struct], source: st
 
 
 def _sections(annotation: Any) -> list[type[msgspec.Struct]]:
-    """Struct types that an annotation is, or holds in a list, tuple or union (not in a dict: its keys are data)."""
+    """Return the Struct types that an annotation is, or holds in a list, tuple or union (not in a dict: its keys are
+    data).
+    """
     if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
         return [annotation]
     if typing.get_origin(annotation) is dict:
@@ -124,7 +126,7 @@ def _put(tree: dict[str, Any], path: list[str], value: Any, kind: type[msgspec.S
 
 
 def _parsed(value: Any, annotation: Any) -> Any:
-    """Text from the environment for a list or table is JSON; ``a,b`` works for a list of words."""
+    """Parse text from the environment: JSON for a list or table; ``a,b`` works for a list of words."""
     origin = typing.get_origin(annotation)
     if not isinstance(value, str) or origin not in (list, tuple, dict):
         return value
@@ -137,7 +139,7 @@ def _parsed(value: Any, annotation: Any) -> Any:
 
 
 def _choices(message: str, kind: type[msgspec.Struct]) -> str:
-    """What a setting may be, where it is one of a few words: msgspec names only the word that it is not."""
+    """Say what a setting may be, where it is one of a few words: msgspec names only the word that it is not."""
     text, _, where = message.rpartition(" - at `$.")
     if not text.startswith("Invalid enum value"):
         return ""
@@ -156,7 +158,7 @@ def _choices(message: str, kind: type[msgspec.Struct]) -> str:
 
 
 def _readable(message: str) -> str:
-    """msgspec says ``Expected `int`, got `str` - at `$.http.port```; a person reads ``http.port: expected ...``."""
+    """Turn msgspec's ``Expected `int`, got `str` - at `$.http.port``` into ``http.port: expected ...``."""
     text, _, where = message.rpartition(" - at `$.")
     if not text:
         return message

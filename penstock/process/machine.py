@@ -31,19 +31,19 @@ _ARM_NAMES = frozenset({"aarch64", "arm64"})
 
 
 def edge_target() -> str:
-    """The target of this machine: the first word of :func:`runnable_targets` for it."""
+    """Return the target of this machine: the first word of :func:`runnable_targets` for it."""
     return target_of(platform.machine(), _cpu_flags(Path("/proc/cpuinfo")))
 
 
 def target_of(architecture: str, flags: frozenset[str]) -> str:
-    """The target of a machine from ``platform.machine()`` and the flags in its ``/proc/cpuinfo``."""
+    """Return the target of a machine from ``platform.machine()`` and the flags in its ``/proc/cpuinfo``."""
     if architecture.lower() in _X86_NAMES:
         return X86_VNNI if flags & _VNNI_FLAGS else X86
     return ARM64 if architecture.lower() in _ARM_NAMES else ANY
 
 
 def runnable_targets(target: str) -> tuple[str, ...]:
-    """Targets whose variants run correctly on a machine of ``target``, the best first.
+    """Return targets whose variants run correctly on a machine of ``target``, the best first.
 
     Raises:
         InvalidInput: no such target.
@@ -55,17 +55,19 @@ def runnable_targets(target: str) -> tuple[str, ...]:
 
 
 def processor_name() -> str:
-    """What the processor calls itself, for people; the architecture where it says nothing."""
+    """Return what the processor calls itself, for people; the architecture where it says nothing."""
     return _cpuinfo(Path("/proc/cpuinfo"), "model name") or platform.machine() or "unknown"
 
 
 def _cpu_flags(path: Path) -> frozenset[str]:
-    """Flags of the first processor; empty where the system has no such file, which then means the careful choice."""
+    """Read the flags of the first processor; empty where the system has no such file, which then means the careful
+    choice.
+    """
     return frozenset(_cpuinfo(path, "flags").split())
 
 
 def _cpuinfo(path: Path, wanted: str) -> str:
-    """The first processor's value of that name, or ""."""
+    """Read the first processor's value of that name, or ""."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
             for line in file:

@@ -1,7 +1,7 @@
 """Supervise the named tasks of a process: run them until a signal says stop, or until one of them dies.
 
 Decides nothing about restarts: a task that ends without being asked to is a defect, and the process that loses one
-should say which and end, so that its supervisor starts it afresh.
+should say which and end, so that its supervisor starts it again.
 """
 
 from __future__ import annotations

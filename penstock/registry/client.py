@@ -178,7 +178,8 @@ class RegistryClient:
     # -- pushing -----------------------------------------------------------------------------------------------------
 
     def push_manifest(self, name: str, reference: str, data: bytes, media_type: str) -> None:
-        """
+        """Push a manifest.
+
         Raises:
             ArtifactError: refused by the registry, with its reason. Unavailable.
         """
@@ -268,7 +269,7 @@ class RegistryClient:
         return self._location(reply, location)
 
     def _where(self, name: str, location: str) -> tuple[str, int]:
-        """Where a broken upload stands: its location and how many bytes the registry has."""
+        """Ask where a broken upload stands: its location and how many bytes the registry has."""
         try:
             reply = self._connection.call("GET", location)
         except NotFound:
@@ -279,7 +280,8 @@ class RegistryClient:
         return self._location(reply, location), reached
 
     def _verified(self, data: bytes, digest: str, what: str) -> bytes:
-        """
+        """Check bytes against the digest that names them.
+
         Raises:
             DigestMismatch: ``data`` is not what ``digest`` names.
         """
@@ -307,6 +309,6 @@ class RegistryClient:
 
 
 def _continues(response: http.client.HTTPResponse, offset: int) -> bool:
-    """Whether a response goes on where we stopped; a plain 200 begins at byte 0 again."""
+    """Say whether a response goes on where we stopped; a plain 200 begins at byte 0 again."""
     found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
     return response.status == 206 and found is not None and int(found[1]) == offset

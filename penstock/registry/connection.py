@@ -106,7 +106,8 @@ class Connection:
         self._interrupt.cancel()
 
     def check(self) -> None:
-        """
+        """Raise if the connection was cancelled.
+
         Raises:
             Cancelled: :meth:`cancel` was called.
         """
@@ -156,7 +157,7 @@ class Connection:
         *,
         expected: frozenset[int] = frozenset(),
     ) -> Iterator[http.client.HTTPResponse]:
-        """A response whose body is still to be read: a 2xx, or one of the statuses ``expected``.
+        """Send a request; yield a response whose body is still to be read: a 2xx, or one of the statuses ``expected``.
 
         Raises:
             Retryable: the connection broke, here or while the body was read, or the server says "later".
@@ -258,9 +259,10 @@ class Connection:
             self._kept = None
 
     def _broken(self, error: Exception) -> Retryable:
-        """
+        """Return the error for a connection that broke.
+
         Raises:
-            Cancelled: it broke because of that.
+            Cancelled: it broke because :meth:`cancel` was called.
         """
         self._interrupt.check()
         return Retryable(Unavailable(f"cannot reach the registry at {self.url}: {error or type(error).__name__}"))
@@ -299,7 +301,7 @@ def absolute(base: str, reference: str) -> str:
 
 
 def _parsed(url: str) -> urllib.parse.SplitResult | None:
-    """The parts of an HTTP URL; None where it is none (its port, too, is only checked by being read)."""
+    """Return the parts of an HTTP URL; None where it is none (its port, too, is only checked by being read)."""
     try:
         parsed = urllib.parse.urlsplit(url)
         is_http = parsed.scheme in ("http", "https") and bool(parsed.hostname) and parsed.port != 0
@@ -313,7 +315,7 @@ def _lower_names(response: http.client.HTTPResponse) -> dict[str, str]:
 
 
 def _reason(body: bytes) -> str:
-    """The messages of an OCI error document, or the body's beginning."""
+    """Return the messages of an OCI error document, or the body's beginning."""
     try:
         errors = json.loads(body)["errors"]
         return "; ".join(f"{error['code']}: {error.get('message', '')}" for error in errors[:5])

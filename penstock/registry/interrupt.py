@@ -32,7 +32,8 @@ class Interrupt:
                     self._watched.shutdown(socket.SHUT_RDWR)
 
     def check(self) -> None:
-        """
+        """Raise if :meth:`cancel` was called.
+
         Raises:
             Cancelled: :meth:`cancel` was called.
         """

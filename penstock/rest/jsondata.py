@@ -46,7 +46,7 @@ _FLOATS = frozenset({"FP16", "FP32", "FP64"})
 
 
 def decode(data: msgspec.Raw, datatype: str, shape: Sequence[int], *, field: str, gaps: bool = False) -> Array:
-    """An array from the JSON text of a tensor's ``data``.
+    """Read an array from the JSON text of a tensor's ``data``.
 
     Args:
         gaps: read null as NaN in a float tensor (what servers write for NaN and infinities).
@@ -68,7 +68,7 @@ def decode(data: msgspec.Raw, datatype: str, shape: Sequence[int], *, field: str
 
 
 def encode(array: Array, datatype: str, *, field: str) -> list[Any]:
-    """The flat list to write as a tensor's ``data``.
+    """Return the flat list to write as a tensor's ``data``.
 
     Raises:
         InvalidInput: a BYTES element is not UTF-8, so that only the binary form can carry it.
@@ -96,7 +96,7 @@ def _elements(data: msgspec.Raw, decoder: msgspec.json.Decoder[Any], datatype: s
 
 
 def _flattened(data: msgspec.Raw) -> list[Any] | None:
-    """The elements of nested lists in row-major order; None for anything else, ragged lists included."""
+    """Return the elements of nested lists in row-major order; None for anything else, ragged lists included."""
     try:
         values = msgspec.json.decode(data)
     except (msgspec.MsgspecError, ValueError, RecursionError):

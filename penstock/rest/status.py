@@ -62,12 +62,13 @@ _ERROR = msgspec.json.Decoder(_ErrorBody)
 
 
 def http_status(error: PenstockError, *, queue_full: int = 503) -> int:
-    """The HTTP status of an error; ``queue_full`` may be 429 for clients that only back off on that."""
+    """Return the HTTP status of an error; ``queue_full`` may be 429 for clients that only back off on that."""
     return queue_full if error.code == "queue-full" else STATUS[error.code]
 
 
 def headers_of(error: PenstockError) -> dict[str, str]:
-    """Headers that go with an error: ``Retry-After``, ``x-ratelimit-*``, ``x-penstock-*``, ``WWW-Authenticate``."""
+    """Return headers that go with an error: ``Retry-After``, ``x-ratelimit-*``, ``x-penstock-*``,
+    ``WWW-Authenticate``."""
     headers = hints_of(error)
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))  # whole seconds (RFC 9110, 10.2.3)
@@ -78,7 +79,8 @@ def headers_of(error: PenstockError) -> dict[str, str]:
 
 
 def error_from_http(status: int, headers: Mapping[str, str], body: bytes) -> PenstockError:
-    """The error that a non-2xx answer stands for; works with servers that send neither our headers nor our body."""
+    """Return the error that a non-2xx answer stands for; works with servers that send neither our headers nor our
+    body."""
     lower = {name.lower(): value for name, value in headers.items()}
     code = lower.get(CODE) or _CODE_OF.get(status, "internal")
     return error_of(code, _message(status, body), lower, retry_after_s=_retry_after_s(lower))

@@ -139,7 +139,7 @@ def _begin(connection: http.client.HTTPConnection, exchange: Exchange, deadline:
 
 
 def _read(connection: http.client.HTTPConnection, response: http.client.HTTPResponse, deadline: float) -> bytes:
-    """The whole body, bounded in bytes and in time: a server that trickles cannot stretch the deadline."""
+    """Read the whole body, bounded in bytes and in time: a server that trickles cannot stretch the deadline."""
     if (response.length or 0) > MAX_BODY_BYTES:
         raise _too_large()
     chunks = []

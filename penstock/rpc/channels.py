@@ -15,7 +15,9 @@ _Options = list[tuple[str, Any]]
 
 
 def channel_options(*, max_message_bytes: int = MAX_MESSAGE_BYTES, keepalive_s: float = 300.0) -> _Options:
-    """Options of a client's channel. Servers other than ours answer pings more often than every 300 s with GOAWAY."""
+    """Return options of a client's channel. Servers other than ours answer pings more often than every 300 s with
+    GOAWAY.
+    """
     return [
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.max_receive_message_length", max_message_bytes),
@@ -28,7 +30,7 @@ def channel_options(*, max_message_bytes: int = MAX_MESSAGE_BYTES, keepalive_s: 
 
 
 def server_options(*, max_message_bytes: int = MAX_MESSAGE_BYTES) -> _Options:
-    """Options of our servers: the same limits, and patience with agents that ping every 10 s or more."""
+    """Return options of our servers: the same limits, and patience with agents that ping every 10 s or more."""
     return [
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.max_receive_message_length", max_message_bytes),
@@ -72,5 +74,5 @@ def bearer(token: str | None) -> tuple[tuple[str, str], ...]:
 
 
 def oip_stub(channel: grpc.Channel | grpc.aio.Channel) -> oip_pb2_grpc.GRPCInferenceServiceStub:
-    """The inference service's stub; its methods are awaitable when the channel is asyncio's."""
+    """Return the inference service's stub; its methods are awaitable when the channel is asyncio's."""
     return oip_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]  # generated

@@ -124,7 +124,7 @@ def decode_response(message: oip_pb2.ModelInferResponse) -> InferResponse:
 
 
 def encode_metadata(metadata: ModelMetadata) -> oip_pb2.ModelMetadataResponse:
-    """A ``ModelMetadataResponse``."""
+    """Write a ``ModelMetadataResponse``."""
     message = oip_pb2.ModelMetadataResponse(name=metadata.name, versions=metadata.versions, platform=metadata.platform)
     for specs, tensors in ((metadata.inputs, message.inputs), (metadata.outputs, message.outputs)):
         for spec in specs:
@@ -133,7 +133,7 @@ def encode_metadata(metadata: ModelMetadata) -> oip_pb2.ModelMetadataResponse:
 
 
 def decode_metadata(message: oip_pb2.ModelMetadataResponse) -> ModelMetadata:
-    """The inverse of :func:`encode_metadata`."""
+    """Undo :func:`encode_metadata`."""
     return ModelMetadata(
         name=message.name,
         versions=tuple(message.versions),

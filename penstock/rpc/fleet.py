@@ -24,7 +24,9 @@ class FleetClient:
     def __init__(self, target: str, *, timeout_s: float = 10.0, token: str = "") -> None:
         """
         Args:
-            target: ``grpc://host:port``. ``timeout_s``: of each call. ``token``: where the core has tenants.
+            target: ``grpc://host:port``.
+            timeout_s: of each call.
+            token: where the core has tenants.
 
         Raises:
             InvalidInput: not such a target.
@@ -45,7 +47,7 @@ class FleetClient:
         self._channel.close()
 
     def devices(self, selector: Mapping[str, str] | None = None) -> list[fleet_pb2.Device]:
-        """Known devices whose labels match.
+        """List known devices whose labels match.
 
         Raises:
             PenstockError: what the core answered; Unavailable when it is out of reach.
@@ -65,11 +67,11 @@ class FleetClient:
         )
 
     def rollout(self, rollout_id: str = "") -> fleet_pb2.Rollout:
-        """A rollout; the newest for "". Raises as :meth:`devices`."""
+        """Return a rollout; the newest for "". Raises as :meth:`devices`."""
         return self._rollout(self._stub.GetRollout, fleet_pb2.GetRolloutRequest(rollout_id=rollout_id))
 
     def rollouts(self, model: str = "") -> list[fleet_pb2.Rollout]:
-        """Rollouts, oldest first. Raises as :meth:`devices`."""
+        """List rollouts, oldest first. Raises as :meth:`devices`."""
         return list(self._call(self._stub.ListRollouts, fleet_pb2.ListRolloutsRequest(model=model)).rollouts)
 
     def pause(self, rollout_id: str = "") -> fleet_pb2.Rollout:
@@ -77,7 +79,7 @@ class FleetClient:
         return self._rollout(self._stub.PauseRollout, fleet_pb2.RolloutActionRequest(rollout_id=rollout_id))
 
     def resume(self, rollout_id: str = "") -> fleet_pb2.Rollout:
-        """Go on, accepting the failures seen so far. Raises as :meth:`devices`."""
+        """Continue, accepting the failures seen so far. Raises as :meth:`devices`."""
         return self._rollout(self._stub.ResumeRollout, fleet_pb2.RolloutActionRequest(rollout_id=rollout_id))
 
     def abort(self, rollout_id: str = "", *, keep: bool = False) -> fleet_pb2.Rollout:
@@ -85,7 +87,7 @@ class FleetClient:
         return self._rollout(self._stub.AbortRollout, fleet_pb2.AbortRolloutRequest(rollout_id=rollout_id, keep=keep))
 
     def undo(self, rollout_id: str = "") -> fleet_pb2.Rollout:
-        """Every device back to what it ran before. Raises as :meth:`devices`."""
+        """Send every device back to what it ran before. Raises as :meth:`devices`."""
         return self._rollout(self._stub.UndoRollout, fleet_pb2.RolloutActionRequest(rollout_id=rollout_id))
 
     def _rollout(self, method: Callable[..., Any], request: Any) -> fleet_pb2.Rollout:
@@ -100,12 +102,12 @@ class FleetClient:
 
 
 def state_name(rollout: fleet_pb2.Rollout) -> str:
-    """``RUNNING`` and its kin."""
+    """Return ``RUNNING``, or whatever the state is called."""
     return fleet_pb2.RolloutState.Name(rollout.state)
 
 
 def as_data(message: Any) -> dict[str, Any]:
-    """A message as plain data with its field names; enums by name, 64-bit integers as numbers.
+    """Return a message as plain data with its field names; enums by name, 64-bit integers as numbers.
 
     (``google.protobuf.json_format`` writes them as strings, and leaves out fields that are zero.)
     """

@@ -59,12 +59,12 @@ _OVER_LIMIT = re.compile(r"message larger than max \(\d+ vs\. (\d+)\)")
 
 
 def grpc_status(error: PenstockError) -> grpc.StatusCode:
-    """The gRPC status of an error."""
+    """Return the gRPC status of an error."""
     return STATUS[error.code]
 
 
 def trailing_metadata(error: PenstockError) -> tuple[tuple[str, str], ...]:
-    """Trailers that go with an error: pushback (gRFC A6), ``x-penstock-*``, ``x-ratelimit-*``."""
+    """Return trailers that go with an error: pushback (gRFC A6), ``x-penstock-*``, ``x-ratelimit-*``."""
     hints = hints_of(error)
     if error.retry_after_s is not None:
         hints[PUSHBACK] = str(max(0, round(error.retry_after_s * 1000)))
@@ -72,7 +72,8 @@ def trailing_metadata(error: PenstockError) -> tuple[tuple[str, str], ...]:
 
 
 def error_from_rpc(rpc_error: grpc.RpcError) -> PenstockError:
-    """The error that a failed call stands for, sync or aio; works with servers that send none of our trailers."""
+    """Return the error that a failed call stands for, sync or aio; works with servers that send
+    none of our trailers."""
     call: Any = rpc_error  # grpc's stubs give RpcError no methods; every error raised by a call has these three
     status: grpc.StatusCode = call.code()
     message: str = call.details() or f"the server answered {status.name}"
@@ -96,6 +97,6 @@ def _text(metadata: Iterable[tuple[str, str | bytes]] | None) -> dict[str, str]:
 
 
 def _pushback_s(hints: Mapping[str, str]) -> float | None:
-    """gRFC A6: negative or malformed means "do not retry"."""
+    """Read gRFC A6's pushback: negative or malformed means "do not retry"."""
     text = hints.get(PUSHBACK, "")
     return int(text) / 1000 if text.isascii() and text.isdigit() and len(text) <= 9 else None

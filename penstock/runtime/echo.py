@@ -44,7 +44,8 @@ class EchoEngine:
 
 
 def load(path: Path, options: EngineOptions) -> EchoEngine:
-    """
+    """Load a JSON list of tensor specs as a model that returns its inputs.
+
     Raises:
         ArtifactError: not a JSON list of tensor specs.
     """

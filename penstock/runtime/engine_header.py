@@ -35,7 +35,8 @@ class EngineHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """The document.
 
     Attributes:
-        onnx_digest: of the model that it was built from. ``engine_digest``: of the engine itself.
+        onnx_digest: of the model that it was built from.
+        engine_digest: of the engine itself.
         version: of TensorRT, all four parts.
         compute_capabilities: graphics processors that it has code for, as NVIDIA names them: ``8.9``.
         precision: ``fp32``, ``fp16`` or ``int8``: what the model holds; engines are strongly typed.
@@ -79,7 +80,7 @@ class EngineHost:
 
 
 def check_compatible(header: EngineHeader, machine: EngineHost) -> str | None:
-    """Why ``machine`` cannot run the engine, or None.
+    """Say why ``machine`` cannot run the engine; None if it can.
 
     Engines never move between operating systems. Without version compatibility the runtime must be the very version
     that built it; with it, the same or a newer one of the same major version, or of the next one
@@ -102,18 +103,19 @@ def check_compatible(header: EngineHeader, machine: EngineHost) -> str | None:
 
 
 def make_key(header: EngineHeader) -> str:
-    """The header's ``cache_key``: changes when anything changes that decides what the engine is."""
+    """Compute the header's ``cache_key``: it changes when anything changes that decides what the engine is."""
     bare = msgspec.structs.replace(header, engine_digest="", cache_key="")
     return digest_of(msgspec.json.encode(bare, order="deterministic"))
 
 
 def encode(header: EngineHeader) -> bytes:
-    """The document's bytes; the same header, the same bytes."""
+    """Write the document; the same header, the same bytes."""
     return msgspec.json.format(msgspec.json.encode(header, order="deterministic"), indent=2) + b"\n"
 
 
 def decode(data: bytes) -> EngineHeader:
-    """
+    """Read a header.
+
     Raises:
         ArtifactError: no such document, or its key is not that of its content.
     """

@@ -11,7 +11,7 @@ from penstock.runtime.onnx import OnnxEngine
 
 
 def load(package: Path, component: str) -> OnnxEngine:
-    """The variant of ``component`` that onnxruntime chooses for the CPU.
+    """Load the variant of ``component`` that onnxruntime chooses for the CPU.
 
     Raises:
         ArtifactError: onnxruntime does not accept the package. MissingExtra: this onnxruntime cannot open packages.

@@ -115,7 +115,7 @@ class Client:
         return call.result_of(response)
 
     def metadata(self, model: str, *, version: str = "", timeout: float | None = None) -> ModelMetadata:
-        """Inputs, outputs and versions of a model.
+        """Ask for inputs, outputs and versions of a model.
 
         Raises:
             NotFound: no such model or version. Unavailable, DeadlineExceeded: as for :meth:`infer`.
@@ -125,15 +125,15 @@ class Client:
         return self._metadata(model, version, deadline, timeout_s)
 
     def is_live(self, *, timeout: float | None = None) -> bool:
-        """Whether the server's process is well; False when nobody answers in time."""
+        """Ask whether the server's process is well; False when nobody answers in time."""
         return self._probe(self._transport.is_live, timeout)
 
     def is_ready(self, *, timeout: float | None = None) -> bool:
-        """Whether the server admits requests; False when nobody answers in time."""
+        """Ask whether the server admits requests; False when nobody answers in time."""
         return self._probe(self._transport.is_ready, timeout)
 
     def model_ready(self, model: str, *, version: str = "", timeout: float | None = None) -> bool:
-        """Whether a model can answer now; False for an unknown one, and when nobody answers in time."""
+        """Ask whether a model can answer now; False for an unknown one, and when nobody answers in time."""
         return self._probe(lambda left_s: self._transport.model_ready(model, version, left_s), timeout)
 
     def close(self) -> None:

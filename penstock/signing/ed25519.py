@@ -38,7 +38,7 @@ class PublicKey:
         return self._key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
     def has_signed(self, payload: bytes, signature: bytes) -> bool:
-        """Whether ``signature`` is this key's of ``payload``."""
+        """Say whether ``signature`` is this key's of ``payload``."""
         try:
             self._key.verify(signature, statements.pre_authentication(payload))
         except InvalidSignature:
@@ -57,26 +57,28 @@ class SigningKey:
         return PublicKey(self._key.public_key())
 
     def pem(self, passphrase: bytes = b"") -> bytes:
-        """PKCS8, encrypted where there is a passphrase."""
+        """Write the key as PKCS8, encrypted where there is a passphrase."""
         how: serialization.KeySerializationEncryption = serialization.NoEncryption()
         if passphrase:
             how = serialization.BestAvailableEncryption(passphrase)
         return self._key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, how)
 
     def sign(self, statement: Statement) -> bytes:
-        """The envelope. Ed25519 draws no random numbers: same statement and key, same bytes."""
+        """Sign a statement; return the envelope. Ed25519 draws no random numbers: same statement
+        and key, same bytes."""
         payload = statements.payload_of(statement)
         signature = self._key.sign(statements.pre_authentication(payload))
         return statements.encode(payload, [(self.public.keyid, signature)])
 
 
 def generate() -> SigningKey:
-    """A new key from the operating system's random numbers."""
+    """Make a new key from the operating system's random numbers."""
     return SigningKey(Ed25519PrivateKey.generate())
 
 
 def read_public(pem: bytes, what: str) -> PublicKey:
-    """
+    """Read a public key in PEM.
+
     Args:
         what: what to call it in errors: a file's name.
 
@@ -95,12 +97,13 @@ def read_public(pem: bytes, what: str) -> PublicKey:
 
 
 def is_encrypted(pem: bytes) -> bool:
-    """Whether a private key needs a passphrase."""
+    """Say whether a private key needs a passphrase."""
     return b"ENCRYPTED PRIVATE KEY" in pem
 
 
 def read_private(pem: bytes, what: str, *, passphrase: bytes = b"") -> SigningKey:
-    """
+    """Read a private key in PEM.
+
     Raises:
         InvalidInput: not a private key in PEM, not of ed25519, or another passphrase.
     """

@@ -34,7 +34,8 @@ class Statement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Says of an artifact what belongs to it. A referrer that is not listed is not vouched for.
 
     Attributes:
-        artifact: digest of the index. ``variants``: manifest digests, in its order.
+        artifact: digest of the index.
+        variants: manifest digests, in its order.
         referrers: sorted; signatures are never among them.
     """
 
@@ -61,7 +62,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def about(artifact: Artifact, referrers: Iterable[Covered]) -> Statement:
-    """The statement about an artifact and what refers to it now."""
+    """Make the statement about an artifact and what refers to it now."""
     covered = sorted({referrer for referrer in referrers if referrer.kind != manifests.SIGNATURE})
     return Statement(
         model=artifact.model,
@@ -72,18 +73,18 @@ def about(artifact: Artifact, referrers: Iterable[Covered]) -> Statement:
 
 
 def payload_of(statement: Statement) -> bytes:
-    """Canonical JSON: no time and no randomness in it."""
+    """Write the statement as canonical JSON, without time or randomness."""
     return manifests.canonical_json(statement)
 
 
 def pre_authentication(payload: bytes) -> bytes:
-    """What is signed in place of the payload: DSSE's PAE, so that its type is signed too."""
+    """Return what is signed in place of the payload: DSSE's PAE, so that its type is signed too."""
     kind = PAYLOAD_TYPE.encode()
     return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
 
 
 def encode(payload: bytes, signatures: Iterable[tuple[str, bytes]]) -> bytes:
-    """The envelope of (keyid, signature) pairs."""
+    """Write the envelope of (keyid, signature) pairs."""
     envelope = Envelope(
         payload=base64.b64encode(payload).decode(),
         payloadType=PAYLOAD_TYPE,
@@ -95,7 +96,7 @@ def encode(payload: bytes, signatures: Iterable[tuple[str, bytes]]) -> bytes:
 
 
 def decode(data: bytes) -> tuple[bytes, tuple[tuple[str, bytes], ...]]:
-    """(payload, (keyid, signature) pairs); nothing of it is verified yet.
+    """Read (payload, (keyid, signature) pairs); nothing of it is verified yet.
 
     Raises:
         SignatureError: not an envelope of ours.

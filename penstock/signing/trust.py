@@ -81,7 +81,7 @@ class TrustRoot:
         return f"TrustRoot({str(self.directory)!r})"
 
     def keys(self) -> tuple[TrustedKey, ...]:
-        """The keys in it now, by name.
+        """Read the keys that are in it now, by name.
 
         Raises:
             ConfigError: a file in it is no key, or there are more than ``MAX_KEYS``. StorageError: unreadable.
@@ -98,7 +98,7 @@ class TrustRoot:
         return tuple(found)
 
     def examine(self, artifact: Artifact, documents: Iterable[bytes]) -> Verdict:
-        """Verify signature documents of an artifact.
+        """Say which of ``keys`` vouch for an artifact by these signature documents.
 
         Raises:
             ConfigError, StorageError: the trust root itself cannot be read.
@@ -106,7 +106,7 @@ class TrustRoot:
         return examine(artifact, documents, self.keys())
 
     def check(self, artifact: Artifact, documents: Sequence[bytes]) -> frozenset[str]:
-        """Manifest digests of the referrers that may be used with an artifact.
+        """Return manifest digests of the referrers that may be used with an artifact.
 
         Raises:
             SignatureError: no trusted key vouches for it: unsigned, signed by others, or tampered with.
@@ -135,7 +135,7 @@ class TrustRoot:
 
 
 def examine(artifact: Artifact, documents: Iterable[bytes], keys: Sequence[TrustedKey]) -> Verdict:
-    """Which of ``keys`` vouch for an artifact by these signature documents."""
+    """Say which of ``keys`` vouch for an artifact by these signature documents."""
     vouched: list[Vouched] = []
     unknown: dict[str, None] = {}
     problems: list[str] = []
@@ -157,7 +157,7 @@ def examine(artifact: Artifact, documents: Iterable[bytes], keys: Sequence[Trust
 
 
 def configured(setting: str, environment: Mapping[str, str]) -> TrustRoot | None:
-    """The trust root that is in force, or None where none is configured.
+    """Return the trust root that is in force, or None where none is configured.
 
     Args:
         setting: a directory; "" for ``PENSTOCK_TRUST_ROOT``, or else the default one, which the first
@@ -178,12 +178,12 @@ def configured(setting: str, environment: Mapping[str, str]) -> TrustRoot | None
 
 
 def default_directory(environment: Mapping[str, str]) -> Path:
-    """``~/.config/penstock/trust``."""
+    """Return ``~/.config/penstock/trust``."""
     return config_directory(environment) / "trust"
 
 
 def config_directory(environment: Mapping[str, str]) -> Path:
-    """Where keys of this user are kept."""
+    """Return where keys of this user are kept."""
     return Path(environment.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "penstock"
 
 
@@ -203,7 +203,7 @@ def sign(directory: Path, key: SigningKey) -> Referrer:
 
 
 def signatures_of(layout: Layout) -> tuple[bytes, ...]:
-    """The signature documents of a layout, oldest first.
+    """Return the signature documents of a layout, oldest first.
 
     Raises:
         NotFound, DigestMismatch, TooLarge: one of them is gone or damaged.
@@ -213,7 +213,8 @@ def signatures_of(layout: Layout) -> tuple[bytes, ...]:
 
 
 def read_key_file(path: Path) -> bytes:
-    """
+    """Read a key's file.
+
     Raises:
         InvalidInput: too large to be a key. StorageError: unreadable.
     """
@@ -225,7 +226,8 @@ def read_key_file(path: Path) -> bytes:
 
 
 def _vouched(artifact: Artifact, payload: bytes, signer: TrustedKey) -> Vouched:
-    """
+    """Return what a signature document vouches for.
+
     Raises:
         SignatureError: what the key signed is another artifact.
     """

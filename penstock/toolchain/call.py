@@ -72,7 +72,8 @@ def call(
 
 
 def environment(inherited: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a toolchain's process: no Python settings of ours, offline, hash seed fixed, threads bounded.
+    """Return the environment of a toolchain's process: no Python settings of ours, offline, hash seed fixed, threads
+    bounded.
 
     Thread counts that are set are respected; otherwise OpenMP gets the processors that this process may use, which
     inside a container can be fewer than the machine has.
@@ -83,7 +84,7 @@ def environment(inherited: Mapping[str, str]) -> dict[str, str]:
 
 
 def ignore_progress(share: float, note: str) -> None:
-    """Nobody watches."""
+    """Take progress that nothing watches."""
 
 
 @dataclass(slots=True)
@@ -130,7 +131,8 @@ class _Output:
 
 @contextmanager
 def _job_file(job: Mapping[str, Any]) -> Iterator[Path]:
-    """
+    """Write a job to a file.
+
     Raises:
         StorageError: it cannot be written.
     """
@@ -160,7 +162,7 @@ def _result(output: _Output, status: int | None, *, what: str, timeout_s: float)
 
 
 def _message(line: bytes) -> dict[str, Any] | None:
-    """A message of the protocol, or None for a library's chatter that got past it."""
+    """Read a message of the protocol; None for a library's chatter that got past it."""
     if not line.startswith(b"{"):
         return None
     try:

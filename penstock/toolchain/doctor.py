@@ -101,12 +101,14 @@ def _not_usable(toolchain: Toolchain, found: locations.Found) -> Diagnosis:
 
 
 def _pair_problems(toolchain: Toolchain, timeout_s: float) -> list[str]:
-    """onnxruntime-gpu and TensorRT must fit together where onnxruntime-gpu is: in our own environment."""
+    """Say what does not fit: onnxruntime-gpu and TensorRT must fit together where onnxruntime-gpu is, in our own
+    environment.
+    """
     return _probe(Path(sys.executable), "pair", (), timeout_s)[1] if toolchain.name == "tensorrt" else []
 
 
 def _probe(python: Path, name: str, modules: tuple[str, ...], timeout_s: float) -> tuple[list[str], list[str]]:
-    """What works and what does not, in the probe's order; a step that never ended is where the process died."""
+    """Say what works and what does not, in the probe's order; a step that never ended is where the process died."""
     output = bytearray()
     log = process.Log()
 
@@ -154,7 +156,7 @@ def _read(output: bytes) -> tuple[list[str], list[str], str]:
 
 
 def _explained(problem: str) -> str:
-    """TensorRT's own words for a missing driver say nothing to anybody."""
+    """Explain TensorRT's own words for a missing driver, which tell a user nothing."""
     if "nullptr" in problem and (reason := gpu.driver_problem()) is not None:
         return reason
     return problem
@@ -163,7 +165,9 @@ def _explained(problem: str) -> str:
 def _compare(
     toolchain: Toolchain, python: Path, findings: list[str], problems: list[str]
 ) -> tuple[list[str], list[str]]:
-    """An interpreter of the user's own may have other versions than those tested: said, but no failure."""
+    """Compare versions: an interpreter of the user's own may have other ones than those tested, which is said but no
+    failure.
+    """
     try:
         versions = locations.versions_in(python, tuple(toolchain.pins))
     except PenstockError as error:

@@ -9,7 +9,9 @@ DRIVER_LIBRARY = "libcuda.so.1"
 
 
 def driver_problem(library: str = DRIVER_LIBRARY) -> str | None:
-    """Why nothing here can run on an NVIDIA GPU, or None. Loads the driver's library and calls nothing in it."""
+    """Say why nothing here can run on an NVIDIA GPU; None if something can. Loads the driver's library and calls
+    nothing in it.
+    """
     if not sys.platform.startswith("linux"):
         return f"it needs an NVIDIA GPU on Linux, and this is {sys.platform}"
     try:

@@ -62,7 +62,7 @@ def install(
 
     Args:
         report: called with the share done and what is being done.
-        force: install it anew even if it is current.
+        force: install it again even if it is current.
         max_wait_s: how long to wait for another process that works on it.
 
     Raises:
@@ -107,7 +107,8 @@ def remove(name: str, *, max_wait_s: float = MAX_WAIT_S) -> int:
 
 
 def refuse_if_impossible(toolchain: Toolchain, locked: Lock) -> None:
-    """
+    """Refuse a toolchain that cannot work here, before anything is downloaded.
+
     Raises:
         MissingToolchain: the lock does not cover this interpreter, or it needs a GPU and there is none.
     """
@@ -123,7 +124,7 @@ def refuse_if_impossible(toolchain: Toolchain, locked: Lock) -> None:
 
 
 def size_of(directory: Path) -> int:
-    """Bytes of all files below; 0 where there is no such directory."""
+    """Count the bytes of all files below; 0 where there is no such directory."""
     total = 0
     for path, _, names in os.walk(directory):
         for name in names:
@@ -173,7 +174,9 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def _prefix(name: str) -> str:
-    """Hidden names beside the toolchain; the dot at the end keeps ``tensorrt`` and ``tensorrt-rtx`` apart."""
+    """Return the beginning of hidden names beside the toolchain; the dot at the end keeps ``tensorrt`` and ``tensorrt-
+    rtx`` apart.
+    """
     return f".{name}."
 
 
@@ -227,7 +230,8 @@ def _replace(toolchain: Toolchain, locked: Lock, directory: Path, report: Progre
 
 
 def _make_venv(directory: Path) -> None:
-    """An environment without pip where ours can be used for it, which saves seconds; with pip's bundled copy otherwise.
+    """Make an environment, without pip where ours can be used for it, which saves seconds; with pip's bundled copy
+    otherwise.
 
     Raises:
         MissingToolchain: the interpreter cannot make one.
@@ -251,7 +255,8 @@ def _has_pip() -> bool:
 
 
 def _fill(toolchain: Toolchain, locked: Lock, fresh: Path, report: Progress, lock_file: int) -> None:
-    """
+    """Let pip install the lock's packages.
+
     Raises:
         MissingToolchain, Unavailable, StorageError: pip could not install everything.
     """
@@ -282,14 +287,15 @@ def _pip(locked: Lock, fresh: Path, report: Progress, lock_file: int, *options: 
 
 
 def _pip_environment() -> dict[str, str]:
-    """The user's configuration of pip, but for what would send packages elsewhere or ask for other ones."""
+    """Return the user's configuration of pip, but for what would send packages elsewhere or ask for other ones."""
     elsewhere = ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_REQUIREMENT", "PIP_CONSTRAINT", "PIP_PYTHON")
     kept = {name: value for name, value in process.scrubbed(os.environ).items() if name not in elsewhere}
     return {**kept, "PIP_USER": "0"}
 
 
 def _stamp(toolchain: Toolchain, locked: Lock, fresh: Path) -> locations.Stamp:
-    """
+    """Return the stamp of what was installed, once it is found complete.
+
     Raises:
         MissingToolchain: the new environment does not run, or lacks a package that the lock names.
     """
@@ -303,7 +309,7 @@ def _stamp(toolchain: Toolchain, locked: Lock, fresh: Path) -> locations.Stamp:
 
 
 def _point_scripts_to(directory: Path, fresh: Path) -> None:
-    """Scripts name the interpreter they were installed with, by a path that is about to change."""
+    """Rewrite scripts, which name the interpreter they were installed with by a path that is about to change."""
     for script in (fresh / "bin").iterdir():
         if script.is_symlink() or not script.is_file() or script.stat().st_size > _MAX_SCRIPT_BYTES:
             continue

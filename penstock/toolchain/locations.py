@@ -74,7 +74,7 @@ class Found:
 
 
 def root() -> Path:
-    """The directory that holds installed toolchains: ``PENSTOCK_TOOLCHAINS``, or one in the user's cache."""
+    """Return the directory that holds installed toolchains: ``PENSTOCK_TOOLCHAINS``, or one in the user's cache."""
     named = os.environ.get(ROOT_VARIABLE, "")
     if named:
         return Path(named).expanduser().absolute()
@@ -84,12 +84,12 @@ def root() -> Path:
 
 
 def python_in(directory: Path) -> Path:
-    """The interpreter of a virtual environment."""
+    """Return the interpreter of a virtual environment."""
     return directory / "bin" / "python"
 
 
 def look(toolchain: Toolchain) -> Found:
-    """Where ``toolchain`` stands now; the explicit interpreter wins, then our own, then the installed one.
+    """Say where ``toolchain`` stands now; the explicit interpreter wins, then our own, then the installed one.
 
     Raises:
         ConfigError: the environment variable names something that is no program.
@@ -110,7 +110,7 @@ def look(toolchain: Toolchain) -> Found:
 
 
 def read_stamp(directory: Path) -> Stamp | None:
-    """The stamp, or None where there is none that can be read."""
+    """Read the stamp; None where there is none that can be read."""
     try:
         with (directory / STAMP).open("rb") as file:
             return msgspec.json.decode(file.read(_MAX_STAMP_BYTES), type=Stamp)
@@ -119,7 +119,7 @@ def read_stamp(directory: Path) -> Stamp | None:
 
 
 def require(name: str) -> Path:
-    """The interpreter of toolchain ``name``.
+    """Return the interpreter of toolchain ``name``.
 
     Raises:
         InvalidInput: no such toolchain. ConfigError: the variable that names an interpreter names none.
@@ -143,7 +143,7 @@ def require(name: str) -> Path:
 
 
 def describe(name: str) -> dict[str, str]:
-    """Versions of the toolchain's top packages as they are installed, for lock documents and cache keys.
+    """Return versions of the toolchain's top packages as they are installed, for lock documents and cache keys.
 
     Raises:
         As :func:`require`; MissingToolchain also when an explicit interpreter does not answer.
@@ -162,7 +162,7 @@ def describe(name: str) -> dict[str, str]:
 
 @cache
 def versions_in(python: Path, packages: tuple[str, ...]) -> dict[str, str]:
-    """Versions that an interpreter has of ``packages``; those it lacks are left out.
+    """Return versions that an interpreter has of ``packages``; those it lacks are left out.
 
     Raises:
         MissingToolchain: it cannot be run.
@@ -178,7 +178,7 @@ def versions_in(python: Path, packages: tuple[str, ...]) -> dict[str, str]:
 
 
 def size_words(size_bytes: int) -> str:
-    """``190 MB``, ``1.2 GB``; "" for 0, which means not known."""
+    """Return ``190 MB``, ``1.2 GB``; "" for 0, which means not known."""
     if size_bytes <= 0:
         return ""
     return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{max(1, round(size_bytes / 1e6))} MB"

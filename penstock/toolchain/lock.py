@@ -45,7 +45,7 @@ class Lock:
 
 
 def lock_of(toolchain: Toolchain) -> Lock:
-    """The lock that this version of Penstock ships for a toolchain.
+    """Return the lock that this version of Penstock ships for a toolchain.
 
     Raises:
         Internal: the file is missing: Penstock itself is badly installed.
@@ -55,7 +55,8 @@ def lock_of(toolchain: Toolchain) -> Lock:
 
 @cache
 def read(path: Path) -> Lock:
-    """
+    """Read a lock file.
+
     Raises:
         Internal: no such file.
     """
@@ -78,17 +79,17 @@ def read(path: Path) -> Lock:
 
 
 def normalized(name: str) -> str:
-    """A package's name as indexes compare it (PEP 503)."""
+    """Return a package's name as indexes compare it (PEP 503)."""
     return _SEPARATORS.sub("-", name).lower()
 
 
 def public_version(version: str) -> str:
-    """Without the local part that tells builds of one version apart: ``2.13.0`` for ``2.13.0+cpu``."""
+    """Remove the local part that tells builds of one version apart: ``2.13.0`` for ``2.13.0+cpu``."""
     return version.partition("+")[0]
 
 
 def this_environment() -> str:
-    """The running interpreter's tag, e.g. ``cp311-linux-x86_64``."""
+    """Return the running interpreter's tag, e.g. ``cp311-linux-x86_64``."""
     system = {"darwin": "macos"}.get(sys.platform, sys.platform)
     machine = {"amd64": "x86_64"}.get(platform.machine().lower(), platform.machine().lower())
     kind = "cp" if sys.implementation.name == "cpython" else sys.implementation.name
@@ -96,7 +97,7 @@ def this_environment() -> str:
 
 
 def environment_words(tags: Sequence[str]) -> str:
-    """``Python 3.11, 3.12 on linux-x86_64, macos-arm64`` for the tags of a lock."""
+    """Return ``Python 3.11, 3.12 on linux-x86_64, macos-arm64`` for the tags of a lock."""
     parts = [tag.partition("-") for tag in tags]
     pythons = dict.fromkeys(f"{python[2]}.{python[3:]}" for python, _, _ in parts)
     systems = dict.fromkeys(system for _, _, system in parts)

@@ -72,7 +72,9 @@ class PipRun:
             self._fetched("an index does not answer; trying again")
 
     def on_tick(self) -> None:
-        """While pip unpacks it is silent, for half a minute where torch is among the packages."""
+        """Say that pip still works: while it unpacks it is silent, for half a minute where torch is one of the
+        packages.
+        """
         if not self._is_unpacking:
             return
         unpacked = sum(1 for _ in self.site.glob("python*/site-packages/*.dist-info"))
@@ -96,7 +98,7 @@ class PipRun:
 
 
 def failure(toolchain: Toolchain, locked: Lock, run: PipRun) -> PenstockError:
-    """The error for a run that did not succeed: what is missing, and what to do."""
+    """Return the error for a run that did not succeed: what is missing, and what to do."""
     said = run.log.text()
     name = toolchain.name
     if run.status is None:

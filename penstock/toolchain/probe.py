@@ -52,7 +52,9 @@ def _rtx_builder() -> str:
 
 
 def _driver() -> str:
-    """cuInit's number is all it says: 100 is 'no device', 803 'driver older than the library'."""
+    """Say what the driver's cuInit returned; its number is all it says: 100 is 'no device', 803 'driver older than the
+    library'.
+    """
     try:
         library = ctypes.CDLL(_CUDA_LIBRARY)
     except OSError:
@@ -66,14 +68,14 @@ def _driver() -> str:
 
 
 def _builder() -> str:
-    """Without a driver this raises a TypeError that says "nullptr", or ends the process."""
+    """Make a builder. Without a driver this raises a TypeError that says "nullptr", or ends the process."""
     trt: Any = importlib.import_module("tensorrt")
     trt.Builder(trt.Logger(trt.Logger.ERROR))
     return f"builder of TensorRT {trt.__version__}"
 
 
 def _lean_runtime() -> str:
-    """Ends the process with a segmentation fault where the driver is missing or too old."""
+    """Make a runtime. This ends the process with a segmentation fault where the driver is missing or too old."""
     try:
         lean: Any = importlib.import_module("tensorrt_lean")
     except ImportError:
@@ -83,7 +85,9 @@ def _lean_runtime() -> str:
 
 
 def _pair() -> str:
-    """onnxruntime's TensorRT provider is linked to one major version, and with another it falls back in silence."""
+    """Check that onnxruntime's TensorRT provider, which is linked to one major version, finds that one: with another it
+    falls back in silence.
+    """
     provider = _provider_library()
     if provider is None:
         return "onnxruntime-gpu is not installed, not needed"
@@ -100,7 +104,7 @@ def _pair() -> str:
 
 
 def needed_major(library: bytes) -> int | None:
-    """The major version of TensorRT that a shared library is linked to."""
+    """Return the major version of TensorRT that a shared library is linked to."""
     found = _NEEDS_TENSORRT.search(library)
     return int(found[1]) if found else None
 

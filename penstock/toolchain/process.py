@@ -39,17 +39,17 @@ class Log:
         del self.data[:-MAX_LOG_BYTES]
 
     def text(self) -> str:
-        """All that is kept."""
+        """Return all that is kept."""
         return self.data.decode("utf-8", "replace")
 
     def cause(self) -> str:
-        """The last line of a traceback that ends the log, ": " before it; "" without one."""
+        """Return the last line of a traceback that ends the log, ": " before it; "" without one."""
         _, found, rest = self.text().rpartition("Traceback (most recent call last):")
         lines = [line.strip() for line in rest.splitlines() if line.strip()]
         return f": {lines[-1][:_LOG_LINE_CHARS]}" if found and lines else ""
 
     def tail(self) -> str:
-        """The last lines, each after a line break and a mark, for the end of a message.
+        """Return the last lines, each after a line break and a mark, for the end of a message.
 
         A traceback is left out: its last line is in the message already, and the rest says nothing to a user.
         """
@@ -59,7 +59,7 @@ class Log:
 
 
 def scrubbed(inherited: Mapping[str, str]) -> dict[str, str]:
-    """The environment without what concerns the interpreter that runs us."""
+    """Return the environment without what concerns the interpreter that runs us."""
     return {name: value for name, value in inherited.items() if not name.startswith("PYTHON") and name not in _SCRUBBED}
 
 
@@ -108,7 +108,7 @@ def run(
 
 
 def status_words(status: int) -> str:
-    """What an exit status means, for a message."""
+    """Say what an exit status means, for a message."""
     if status >= 0:
         return f"exit status {status}"
     try:
@@ -155,7 +155,7 @@ def _drain(
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    """The group, not the process: it may have started others, which would hold its files and the processor."""
+    """Kill the group, not the process: it may have started others, which would hold its files and the processor."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):  # macOS says EPERM of a group of which only a zombie is left

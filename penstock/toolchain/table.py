@@ -116,7 +116,7 @@ TOOLCHAINS: Mapping[str, Toolchain] = {
 
 
 def find(name: str) -> Toolchain:
-    """The toolchain of that name.
+    """Return the toolchain of that name.
 
     Raises:
         InvalidInput: there is none; the message names the nearest.

@@ -24,7 +24,7 @@ _MAX_MESSAGE_CHARS = 4096
 
 
 def hints_of(error: PenstockError) -> dict[str, str]:
-    """Names and values to send beside an error; values are printable ASCII, safe as a header."""
+    """Return the names and values to send beside an error; values are printable ASCII, safe as a header."""
     hints = {CODE: error.code}
     if error.reason:
         hints[REASON] = error.reason

@@ -44,7 +44,7 @@ class TensorSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 def numpy_dtype(datatype: str, *, field: str = "datatype") -> np.dtype[np.generic]:
-    """The little-endian numpy dtype of an OIP datatype; BYTES is ``object``.
+    """Return the little-endian numpy dtype of an OIP datatype; BYTES is ``object``.
 
     Raises:
         InvalidInput: no such datatype.
@@ -60,7 +60,7 @@ def numpy_dtype(datatype: str, *, field: str = "datatype") -> np.dtype[np.generi
 
 
 def datatype_of(array: Array, *, field: str = "array") -> str:
-    """The OIP datatype of a numpy array; object, bytes and str arrays are BYTES.
+    """Return the OIP datatype of a numpy array; object, bytes and str arrays are BYTES.
 
     Raises:
         InvalidInput: the dtype has no OIP datatype.
@@ -76,7 +76,7 @@ def datatype_of(array: Array, *, field: str = "array") -> str:
 
 
 def to_bytes(array: Array) -> bytes:
-    """Row-major little-endian bytes of an array, in the OIP raw form."""
+    """Write an array as row-major little-endian bytes, in the OIP raw form."""
     if array.dtype.kind in "OSU":
         return b"".join(_length_prefixed(item) for item in array.ravel())
     if array.dtype.byteorder == ">":
@@ -85,7 +85,7 @@ def to_bytes(array: Array) -> bytes:
 
 
 def from_bytes(data: bytes | memoryview, datatype: str, shape: Sequence[int], *, field: str = "tensor") -> Array:
-    """An array over raw bytes, without a copy where the datatype allows (the result is then read-only).
+    """Read an array over raw bytes, without a copy where the datatype allows (the result is then read-only).
 
     Raises:
         InvalidInput: the byte count does not fit datatype and shape.
@@ -107,7 +107,7 @@ def from_bytes(data: bytes | memoryview, datatype: str, shape: Sequence[int], *,
 
 
 def reshape(array: Array, shape: Sequence[int], *, field: str = "tensor") -> Array:
-    """``array.reshape(shape)`` with an error a client can act on.
+    """Reshape like ``array.reshape(shape)``, with an error a client can act on.
 
     Raises:
         InvalidInput: another element count, too many dimensions, or a dimension that no machine can address.
@@ -119,7 +119,7 @@ def reshape(array: Array, shape: Sequence[int], *, field: str = "tensor") -> Arr
 
 
 def element_count(shape: Sequence[int], *, field: str = "shape") -> int:
-    """The number of elements of a concrete shape.
+    """Return the number of elements of a concrete shape.
 
     Raises:
         InvalidInput: a dimension is negative.
@@ -188,7 +188,7 @@ class _Frame(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 def pack(tensors: Mapping[str, Array]) -> bytes:
-    """Named tensors as one msgpack document; same tensors, same bytes. Used for golden vectors and evidence."""
+    """Write named tensors as one msgpack document; same tensors, same bytes. Used for golden vectors and evidence."""
     frames = [
         _Frame(name=name, datatype=datatype_of(array), shape=array.shape, data=to_bytes(array))
         for name, array in tensors.items()
@@ -197,7 +197,7 @@ def pack(tensors: Mapping[str, Array]) -> bytes:
 
 
 def unpack(data: bytes | memoryview) -> dict[str, Array]:
-    """The inverse of :func:`pack`.
+    """Undo :func:`pack`.
 
     Raises:
         InvalidInput: not such a document, or a tensor whose bytes do not fit its shape.
