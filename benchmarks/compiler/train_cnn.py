@@ -1,4 +1,4 @@
-"""Trains the benchmark's CNN: a runner for the torch toolchain (``compiler/runners/protocol.py``), never imported here.
+"""Trains the benchmark's CNN: a program for the torch toolchain (``penstock.toolchain.call``), never imported here.
 
 A ResNet of four stages of basic blocks (He et al., arXiv 1512.03385) as wide as ResNet-18, on small grey images. The
 same seed and versions give the same weights on one machine.
@@ -6,12 +6,8 @@ same seed and versions give the same weights on one machine.
 
 from __future__ import annotations
 
-import sys
 import time
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "compiler" / "runners"))
 
 import numpy as np
 import torch

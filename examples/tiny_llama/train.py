@@ -9,11 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "compiler" / "runners"))
 
 import numpy as np
 import torch

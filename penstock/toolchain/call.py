@@ -1,6 +1,6 @@
 """Running a runner in a toolchain: a job file in, JSON lines out, an error that says what happened.
 
-The other side is ``compiler/runners/protocol.py``. Does not decide what a job or a result means.
+The other side is ``penstock.toolchain.programs.protocol``. Does not decide what a job or a result means.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from penstock.artifact.blobs import disk_errors
 from penstock.errors import CompileError, Internal
 from penstock.toolchain import process
 from penstock.toolchain.locations import require
+from penstock.toolchain.programs import protocol
 
 MAX_LINE_BYTES = 16 * 1024 * 1024  # one line holds a whole result; figures per layer of a large model fit many times
 _MAX_NOTE_CHARS = 200
-_MAX_MESSAGE_CHARS = 4000
 
 # libraries that would otherwise reach for the network, or count us
 _OFFLINE = {
@@ -35,7 +35,7 @@ _OFFLINE = {
     "DO_NOT_TRACK": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-_WATCH_STDIN = "PENSTOCK_RUNNER_WATCHES_STDIN"  # see protocol.py
+_PROGRAMS = Path(protocol.__file__).parent
 
 Progress = Callable[[float, str], None]
 """Called with the share done, 0 to 1, and a short note."""
@@ -47,7 +47,7 @@ def call(
     """Run ``runner`` on ``job`` in toolchain ``name`` and return its result.
 
     Args:
-        runner: a program that keeps to ``compiler/runners/protocol.py``.
+        runner: a program that answers by ``serve`` of ``programs/protocol.py``, which it imports as ``protocol``.
         job: plain JSON; a ``Path`` becomes an absolute path.
         progress: what it raises ends the runner.
         timeout_s: the runner is killed after this long.
@@ -63,7 +63,7 @@ def call(
     with _job_file(job) as file:
         status = process.run(
             [str(python), "-s", str(runner.absolute()), str(file)],
-            environment=environment(os.environ),
+            environment={**environment(os.environ), "PYTHONPATH": str(_PROGRAMS)},
             on_output=output.read,
             on_log=output.log.add,
             timeout_s=timeout_s,
@@ -80,7 +80,7 @@ def environment(inherited: Mapping[str, str]) -> dict[str, str]:
     """
     kept = process.scrubbed(inherited)
     kept.setdefault("OMP_NUM_THREADS", str(_usable_processors()))
-    return {**kept, **_OFFLINE, "PYTHONHASHSEED": "0", "PYTHONUTF8": "1", _WATCH_STDIN: "1"}
+    return {**kept, **_OFFLINE, "PYTHONHASHSEED": "0", "PYTHONUTF8": "1", protocol.WATCH_STDIN: "1"}
 
 
 def ignore_progress(share: float, note: str) -> None:
@@ -152,7 +152,7 @@ def _result(output: _Output, status: int | None, *, what: str, timeout_s: float)
     if isinstance(final.get("result"), dict):
         return dict(final["result"])  # complete as soon as it is there, whatever a library does at exit
     if isinstance(error := final.get("error"), dict):
-        message = str(error.get("message", ""))[:_MAX_MESSAGE_CHARS]
+        message = str(error.get("message", ""))[: protocol.MAX_MESSAGE_CHARS]
         is_input = error.get("kind") == "input"
         raise CompileError(message if is_input else f"{what} failed: {message}{output.log.tail()}")
     if status is None:

@@ -1,6 +1,6 @@
 """Whether a toolchain works here, and why not: probed in a process of its own, within a time limit.
 
-Reads and explains; mends nothing. The probe itself is ``probe.py``, run by the toolchain's interpreter.
+Reads and explains; mends nothing. The probe itself is ``programs/probe.py``, run by the toolchain's interpreter.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from penstock.toolchain.call import environment
 from penstock.toolchain.install import refuse_if_impossible
 from penstock.toolchain.table import Toolchain, find
 
-_PROBE = Path(__file__).with_name("probe.py")
+_PROBE = Path(__file__).parent / "programs" / "probe.py"
 _PROBE_TIMEOUT_S = 240.0  # the first import of transformers and torch from a cold disk takes a minute
 _MAX_PROBE_BYTES = 1024 * 1024
 

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[3] / "compiler" / "runners"))
 
 import numpy as np
 import onnxruntime_genai as og

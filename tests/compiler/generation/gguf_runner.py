@@ -6,11 +6,8 @@ Query and key rows are stored as llama.cpp wants them, rotary pairs side by side
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[3] / "compiler" / "runners"))
 
 import gguf
 import numpy as np

@@ -5,11 +5,7 @@ Job: ``model``, ``tokens`` (a list of token ids), ``window``, ``stride``, ``prom
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[3] / "compiler" / "runners"))
 
 import torch
 from protocol import serve

@@ -10,8 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "compiler" / "runners"))
-
 from protocol import InputError, progress, serve
 
 

@@ -45,7 +45,7 @@ def with_module(tiny: Tiny, own_environment: Path, monkeypatch: pytest.MonkeyPat
 
 def load_probe() -> ModuleType:
     """The probe is a program; its functions are tried here as well."""
-    path = Path(locations.__file__).with_name("probe.py")
+    path = Path(locations.__file__).parent / "programs" / "probe.py"
     spec = importlib.util.spec_from_file_location("probe", path)
     assert spec is not None
     assert spec.loader is not None

@@ -1,7 +1,7 @@
 """How a runner talks to the process that started it: a JSON job file in, JSON lines out, everything else to stderr.
 
 A runner is a plain program for another Python environment (a toolchain), started as ``python RUNNER.py JOB.json``. It
-imports the standard library, its toolchain's packages and this module, which is beside it. On stdout it may write
+imports the standard library, its toolchain's packages and this module, which is on its path. On stdout it may write
 ``{"progress": 0.4, "note": "epoch 3"}`` any number of times, then exactly one ``{"result": {...}}``, or
 ``{"error": {"kind": "input" | "failed", "message": "..."}}`` with exit status 1. :func:`serve` sees to all of that; the
 other end is ``penstock.toolchain.call``. Does not decide what a job is.
