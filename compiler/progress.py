@@ -17,7 +17,7 @@ class Watcher(Protocol):
     def started(self, name: str) -> None: ...
 
     def advanced(self, share: float, note: str) -> None:
-        """``share`` of the running step is done, 0 to 1."""
+        """Show that ``share`` of the running step is done, 0 to 1."""
         ...
 
     def finished(self, line: str) -> None: ...
@@ -30,10 +30,10 @@ class Lines:
         self._say = say
 
     def started(self, name: str) -> None:
-        """Said when it is done."""
+        """Say nothing yet: a step is told when it is done."""
 
     def advanced(self, share: float, note: str) -> None:
-        """Said when it is done."""
+        """Say nothing yet: a step is told when it is done."""
 
     def finished(self, line: str) -> None:
         self._say(line)
@@ -53,16 +53,16 @@ class Doing:
         return bool(self._took) and all(self._took)
 
     def took(self, *, was_cached: bool) -> None:
-        """A part of the step was found, or made."""
+        """Record that a part of the step was found, or made."""
         self._took.append(was_cached)
 
     def note(self, text: str) -> None:
-        """Shown behind the step's name when it is done."""
+        """Keep words to show behind the step's name when it is done."""
         if text:
             self.notes.append(text)
 
     def advance(self, share: float, note: str) -> None:
-        """A ``compiler.passes.job.Progress``."""
+        """Take progress of a pass, as ``compiler.passes.job.Progress``."""
         self._watcher.advanced(min(max(share, 0.0), 1.0), note)
 
 
@@ -74,7 +74,7 @@ class Steps:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[Doing]:
-        """One step. Nothing is said of a step that raises: the error says it."""
+        """Run one step. Nothing is said of a step that raises: the error says it."""
         began = time.perf_counter()
         doing = Doing(self._watcher)
         self._watcher.started(name)

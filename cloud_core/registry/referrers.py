@@ -18,7 +18,7 @@ from penstock.signing.trust import MAX_SIGNATURES
 
 
 def signatures(referring: Sequence[ManifestRow], store: BlobStore) -> list[bytes]:
-    """Signature documents among referrers, oldest first; damaged ones are left out: they vouch for nothing."""
+    """Return signature documents of some referrers, oldest first; damaged ones are left out: they vouch for nothing."""
     rows = [row for row in referring if row.artifact_type == manifests.SIGNATURE]
     found: list[bytes] = []
     for row in rows[-MAX_SIGNATURES:]:
@@ -33,7 +33,8 @@ def signatures(referring: Sequence[ManifestRow], store: BlobStore) -> list[bytes
 def certificates(
     artifact: Artifact, referring: Sequence[ManifestRow], store: BlobStore, covered: frozenset[str] | None
 ) -> tuple[tuple[str, Certificate], ...]:
-    """The newest certificate that fits each variant, with its manifest's digest; the variant pushed for last first.
+    """Return the newest certificate that fits each variant, with its manifest's digest; the variant pushed for last
+    first.
 
     Args:
         covered: the only ones that count; None where nothing need be signed.

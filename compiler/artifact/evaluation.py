@@ -41,7 +41,8 @@ class Speed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """What one model costs on the machine that compiled: one thread, calls of all models in turn.
 
     Attributes:
-        p50_ms: median of a call by batch size. ``memory_bytes``: what a fresh process grew by to load and run it.
+        p50_ms: median of a call by batch size.
+        memory_bytes: what a fresh process grew by to load and run it.
     """
 
     p50_ms: dict[str, float]
@@ -69,7 +70,8 @@ class CandidateFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         quality: share of rows answered well; ``metric`` of the target says what that is. None if it could not be made.
         drop: quality lost against the float parent; None for the parent itself.
         speed: None where the target cannot be run on this machine: nothing is guessed.
-        coverage: None for a float candidate. ``kept_float``: operators that the gate sent back to float.
+        coverage: None for a float candidate.
+        kept_float: operators that the gate sent back to float.
         verdict: "ships", or why it does not, in a sentence.
     """
 
@@ -98,8 +100,10 @@ class CascadeFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """The cascade at its certified threshold, measured on the test split, which neither chose nor certified it.
 
     Attributes:
-        coverage: share answered on the device. ``accuracy``: None without labels.
-        harm: what the certificate bounds by ``max_harm``. ``disagreement``: what an audit sees of it.
+        coverage: share answered on the device.
+        accuracy: None without labels.
+        harm: what the certificate bounds by ``max_harm``.
+        disagreement: what an audit sees of it.
     """
 
     coverage: Share
@@ -128,7 +132,8 @@ class CascadeEvaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """The cascade of one variant: what was tuned, what was certified, and what it does on the test split.
 
     Attributes:
-        score: which was chosen; ``score_coverage``: coverage on the tuning split that each score would have had.
+        score: which was chosen.
+        score_coverage: coverage on the tuning split that each score would have had.
         refusal: why there is no certificate; "" when there is one.
         curve_certify, curve_test: risk against coverage on the two splits, strictest threshold first.
         reliability: on the test split, after the temperature; empty without labels.
@@ -150,7 +155,8 @@ class VariantFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """What ships, on the test split.
 
     Attributes:
-        quality: share of rows answered well. ``agreement_cloud``: share answered as the cloud does.
+        quality: share of rows answered well.
+        agreement_cloud: share answered as the cloud does.
         ranking: for embeddings, Spearman's correlation of all pairwise similarities with the float model's.
     """
 
@@ -169,7 +175,8 @@ class TargetEvaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """Everything about one variant that was built: a rung of the ladder on a target.
 
     Attributes:
-        parent: name of the float candidate that others are compared with. ``chosen``: name of the one that ships.
+        parent: name of the float candidate that others are compared with.
+        chosen: name of the one that ships.
         cascade: None for a task that is not certified.
         not_measured: why nothing was timed or certified; "" where the target runs here.
     """
@@ -201,7 +208,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     Attributes:
         sources: how each role's model came to be, in words (read, exported, distilled).
-        targets: device first. ``cloud``: the cloud variant on the test split.
+        targets: device first.
+        cloud: the cloud variant on the test split.
         generation: figures of a language model; empty for other tasks.
     """
 
@@ -218,12 +226,13 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 def encode(evaluation: Evaluation) -> bytes:
-    """Indented JSON, for people too."""
+    """Write indented JSON, for people too."""
     return msgspec.json.format(msgspec.json.encode(evaluation, order="sorted"), indent=2) + b"\n"
 
 
 def decode(data: bytes) -> Evaluation:
-    """
+    """Read an evaluation.
+
     Raises:
         msgspec.ValidationError: another schema.
     """

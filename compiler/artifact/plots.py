@@ -50,7 +50,7 @@ MOST_OPERATORS = 24
 
 
 def pareto(target: TargetEvaluation) -> str:
-    """Quality against latency (size, where nothing was timed), one point a candidate; "" for fewer than two."""
+    """Draw quality against latency (size, where nothing was timed), one point a candidate; "" for fewer than two."""
     shown = [line for line in target.candidates if line.quality is not None]
     if len(shown) < 2:
         return ""
@@ -97,7 +97,8 @@ def pareto(target: TargetEvaluation) -> str:
 
 
 def risk_coverage(cascade: CascadeEvaluation, *, certify_rows: int, test_rows: int) -> str:
-    """Harm against coverage: what certified, what the test split measured, the promise, and the certified point."""
+    """Draw harm against coverage: what certified, what the test split measured, the promise, and
+    the certified point."""
 
     def draw(axes: mpl.axes.Axes) -> None:
         _steps(axes, cascade.curve_test, color=_SECOND, label=f"test, {test_rows} examples")
@@ -113,7 +114,7 @@ def risk_coverage(cascade: CascadeEvaluation, *, certify_rows: int, test_rows: i
 
 
 def sensitivity(target: TargetEvaluation) -> str:
-    """Signal to noise of the most sensitive operators, worst on top, those back in float marked; "" for none."""
+    """Draw signal to noise of the most sensitive operators, worst on top, those back in float marked; "" for none."""
     shown = target.sensitivity[:MOST_OPERATORS]
     if not shown:
         return ""
@@ -131,7 +132,7 @@ def sensitivity(target: TargetEvaluation) -> str:
 
 
 def reliability(cascade: CascadeEvaluation) -> str:
-    """Accuracy against confidence in ten bins, after the temperature; "" without labels."""
+    """Draw accuracy against confidence in ten bins, after the temperature; "" without labels."""
     if not cascade.reliability:
         return ""
 
@@ -170,7 +171,8 @@ def _picture(draw: Callable[[mpl.axes.Axes], None], *, height: float) -> str:
 def _labelled(
     points: Sequence[tuple[CandidateFigures, tuple[float, float]]], axes: mpl.axes.Axes
 ) -> list[tuple[CandidateFigures, tuple[float, float], int, bool]]:
-    """Points that get a label, how far above it stands in points of type, and whether to the right of its point.
+    """Choose the points that get a label, how far above it stands in points of type, and whether to the right of its
+    point.
 
     The one that ships comes first.
 
@@ -228,7 +230,8 @@ def _promise(axes: mpl.axes.Axes, cascade: CascadeEvaluation) -> None:
 
 
 def _top(cascade: CascadeEvaluation) -> float:
-    """The promise in the upper half of the picture, and the curves in it as far as they are of the same size."""
+    """Choose the top of the picture: the promise in its upper half, and the curves as far as they are of the same
+    size."""
     promised = 100 * cascade.certificate.max_harm if cascade.certificate else 0.0
     highest = max((100 * p.harm for p in (*cascade.curve_certify, *cascade.curve_test)), default=0.0)
     return max(1.6 * promised, 1.15 * min(highest, 3 * promised if promised else highest), 0.1)

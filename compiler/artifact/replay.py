@@ -21,7 +21,7 @@ from penstock.runtime import Engine
 
 
 def runs_here(variant: Variant) -> bool:
-    """Whether this machine's answers are those of the variant's target."""
+    """Say whether this machine's answers are those of the variant's target."""
     try:
         return targets.resolve(variant.spec.target).runs_here
     except ConfigError:

@@ -25,7 +25,7 @@ _USES: Mapping[str, str] = {
 
 
 def render(evaluation: Evaluation) -> str:
-    """The page."""
+    """Write the page."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -42,7 +42,7 @@ def render(evaluation: Evaluation) -> str:
 
 
 def refusals(target: TargetEvaluation) -> list[tuple[str, str]]:
-    """What was not promised of a variant, and why: (what, why)."""
+    """Say what was not promised of a variant, and why: (what, why)."""
     cascade = target.cascade
     if cascade is None:
         return []
@@ -67,7 +67,7 @@ def refusals(target: TargetEvaluation) -> list[tuple[str, str]]:
 
 
 def size(count: int) -> str:
-    """Bytes for people."""
+    """Say bytes in words for people."""
     if count < 1000:
         return f"{count} B"
     if count < 1e6:
@@ -76,12 +76,12 @@ def size(count: int) -> str:
 
 
 def milliseconds(value: float) -> str:
-    """Three significant digits, never an exponent."""
+    """Format three significant digits, never an exponent."""
     return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
 def _pictures(evaluation: Evaluation, target: TargetEvaluation) -> dict[str, Markup]:
-    """Our own drawings, not anyone's text."""
+    """Mark our own drawings as safe: they are not anyone's text."""
     drawn = {"pareto": plots.pareto(target), "sensitivity": plots.sensitivity(target), "risk": "", "reliability": ""}
     if target.cascade is not None:
         rows = {use: evaluation.splits[use].rows for use in ("certify", "test")}
@@ -91,7 +91,7 @@ def _pictures(evaluation: Evaluation, target: TargetEvaluation) -> dict[str, Mar
 
 
 def _next_threshold(target: TargetEvaluation) -> CurvePoint | None:
-    """The strictest threshold that was looked at and not certified, if it would have kept anything."""
+    """Return the strictest threshold that was looked at and not certified, if it would have kept anything."""
     if target.cascade is None or target.cascade.certificate is None:
         return None
     threshold = target.cascade.certificate.threshold

@@ -85,7 +85,7 @@ class StepCache:
         self._used: set[Path] = set()  # never evicted by this process: a later step may still read them
 
     def run(self, step: str, key: Mapping[str, Any], produce: Produce) -> Step:
-        """The result of a step: found, or made by ``produce`` and kept.
+        """Return the result of a step: found, or made by ``produce`` and kept.
 
         Args:
             key: everything that the result depends on, as plain JSON.
@@ -160,7 +160,7 @@ class StepCache:
 
 
 def default_root(environment: Mapping[str, str] | None = None) -> Path:
-    """``PENSTOCK_CACHE``, else ``XDG_CACHE_HOME/penstock``, else ``~/.cache/penstock``; ``compile`` below it."""
+    """Return ``PENSTOCK_CACHE``, else ``XDG_CACHE_HOME/penstock``, else ``~/.cache/penstock``; ``compile`` below it."""
     environment = os.environ if environment is None else environment
     named = environment.get("PENSTOCK_CACHE")
     base = Path(named) if named else Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "penstock"
@@ -179,7 +179,7 @@ def _read(directory: Path) -> Entry | None:
 
 
 def _damage(entry: Entry, directory: Path) -> str:
-    """What is wrong with an entry's files; "" if nothing."""
+    """Say what is wrong with an entry's files; "" if nothing."""
     for name, file in entry.files.items():
         path = directory / name
         if not path.is_file() or path.stat().st_size != file.size:

@@ -21,7 +21,7 @@ MOST_SAMPLES = 1_000_000
 
 
 def samples_needed(max_harm: float, delta: float) -> int:
-    """The fewest examples that can certify: with no harm among them, ``(1 - max_harm)^n <= delta``.
+    """Compute the fewest examples that can certify: with no harm in them, ``(1 - max_harm)^n <= delta``.
 
     Raises:
         CalibrationError: max_harm or delta not strictly between 0 and 1.
@@ -32,8 +32,9 @@ def samples_needed(max_harm: float, delta: float) -> int:
 
 
 def allowed_harm(n: int, max_harm: float, delta: float) -> int:
-    """The largest harm count among ``n`` whose p-value ``P(Binomial(n, max_harm) <= count)`` is at most delta; -1 when
-    there is none."""
+    """Return the largest harm count among ``n`` whose p-value ``P(Binomial(n, max_harm) <= count)`` is at most delta;
+    -1 when there is none.
+    """
     # a median of the distribution is at most ceil(n p), where the tail is at least a half
     lowest, highest = -1, n if delta >= 0.5 else min(n, math.ceil(n * max_harm))
     while highest - lowest > 1:
@@ -46,7 +47,7 @@ def allowed_harm(n: int, max_harm: float, delta: float) -> int:
 
 
 def samples_at_rate(harm_count: int, n: int, max_harm: float, delta: float) -> int | None:
-    """A number of examples that would pass at the same share of harm; None if none up to MOST_SAMPLES does."""
+    """Find a number of examples that would pass at the same share of harm; None if none up to MOST_SAMPLES does."""
 
     def passes(m: int) -> bool:
         return _log_cdf(-(-m * harm_count // n), m, max_harm) <= math.log(delta)
@@ -65,13 +66,13 @@ def samples_at_rate(harm_count: int, n: int, max_harm: float, delta: float) -> i
 
 
 def clopper_pearson(count: int, n: int, delta: float) -> tuple[float, float]:
-    """The exact two-sided interval at 1 - delta for a binomial rate, given ``count`` of ``n``."""
+    """Compute the exact two-sided interval at 1 - delta for a binomial rate, given ``count`` of ``n``."""
     low = 0.0 if count == 0 else 1 - upper_bound(n - count, n, delta / 2)
     return low, upper_bound(count, n, delta / 2)
 
 
 def upper_bound(count: int, n: int, level: float) -> float:
-    """The one-sided Clopper-Pearson bound: the rate p at which P(Binomial(n, p) <= count) = level."""
+    """Compute the one-sided Clopper-Pearson bound: the rate p at which P(Binomial(n, p) <= count) = level."""
     if count >= n:
         return 1.0
     log_choose = _log_choose(n, count)
@@ -86,7 +87,8 @@ def upper_bound(count: int, n: int, level: float) -> float:
 
 
 def check_promise(max_harm: float, delta: float) -> None:
-    """
+    """Check that a promise's shares are probabilities.
+
     Raises:
         CalibrationError: one of them is no probability strictly between 0 and 1.
     """
@@ -96,12 +98,12 @@ def check_promise(max_harm: float, delta: float) -> None:
 
 
 def _log_cdf(k: int, n: int, p: float) -> float:
-    """log P(Binomial(n, p) <= k) for 0 < p < 1, exact up to rounding."""
+    """Compute log P(Binomial(n, p) <= k) for 0 < p < 1, exact up to rounding."""
     return 0.0 if k >= n else _log_tail(_log_choose(n, k), n, p)
 
 
 def _log_choose(n: int, k: int) -> Floats:
-    """log C(n, i) for i = 0..k."""
+    """Compute log C(n, i) for i = 0..k."""
     whole = math.lgamma(n + 1)
     return np.array([whole - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(k + 1)])
 

@@ -161,7 +161,8 @@ def promise(data: CertifyData, section: CertificateSection, *, thresholds: Seque
 def certify(
     data: CertifyData, *, max_harm: float, delta: float, thresholds: Sequence[float] | None = None
 ) -> Certified:
-    """The lowest threshold for which E[harm] <= max_harm holds with probability at least 1 - delta, in every group.
+    """Find the lowest threshold for which E[harm] <= max_harm holds with probability at least 1 - delta, in every
+    group.
 
     Args:
         max_harm: promised bound on E[harm], a share of all requests (of each group's requests).
@@ -202,7 +203,7 @@ def certify(
 
 
 def risk_coverage(data: CertifyData, thresholds: Sequence[float] | None = None) -> list[RiskCoveragePoint]:
-    """Coverage and harm at every threshold (:data:`THRESHOLDS`), strictest first, for a report's curve.
+    """Compute coverage and harm at every threshold (:data:`THRESHOLDS`), strictest first, for a report's curve.
 
     Raises:
         CalibrationError: malformed or empty data.
@@ -280,7 +281,7 @@ def _check_sizes(parts: Sequence[_Part], n: int, minimum: int, max_harm: float, 
 
 
 def _asked_for(data: CertifyData, section: CertificateSection) -> CertifyData:
-    """The columns that a promise looks at, and no others."""
+    """Return the columns that a promise looks at, and no others."""
     if section.harm == "labels" and data.labels is None:
         raise CalibrationError('harm is counted by labels and there are none; set harm = "disagreement", or add labels')
     return replace(data, labels=data.labels if section.harm == "labels" else None)
@@ -313,7 +314,7 @@ def _audit_bound(data: CertifyData, threshold: float, max_harm: float, level: fl
 
 
 def _refusal(part: _Part, grid: Floats, max_harm: float) -> CalibrationError:
-    """Why the part that passes the fewest thresholds keeps nothing."""
+    """Say why the part that passes the fewest thresholds keeps nothing."""
     if not part.kept.any():
         return CalibrationError("no score reaches any threshold (are all of them NaN?); nothing can be kept")
     first = int(np.argmax(part.kept > 0))

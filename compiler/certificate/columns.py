@@ -38,21 +38,24 @@ class CertifyData:
 
 
 def harmful(data: CertifyData) -> NDArray[np.bool_]:
-    """bool [N]: which examples are harm if they are kept."""
+    """Say which examples [N] are harm if they are kept."""
     if data.labels is None:
         return np.asarray(data.edge_predictions != data.cloud_predictions)
     return np.asarray((data.edge_predictions != data.labels) & (data.cloud_predictions == data.labels))
 
 
 def counts_at(grid: Floats, scores: NDArray[np.floating], among: NDArray[np.bool_] | None) -> NDArray[np.int64]:
-    """How many examples (of those in ``among``) are kept at each threshold; a score equal to it is kept, NaN never."""
+    """Count the examples (of those in ``among``) that are kept at each threshold; a score equal to it is kept, NaN
+    never.
+    """
     counted = ~np.isnan(scores) if among is None else among & ~np.isnan(scores)
     ascending = np.sort(scores[counted].astype(np.float64))  # float32 against the grid would round the threshold
     return np.asarray(len(ascending) - np.searchsorted(ascending, grid, side="left"), dtype=np.int64)
 
 
 def check(data: CertifyData) -> None:
-    """
+    """Check the columns.
+
     Raises:
         CalibrationError: which column is malformed, and what was expected.
     """

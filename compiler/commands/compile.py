@@ -150,7 +150,7 @@ def _with_toolchains(attempt: Callable[[Watcher], None], *, without_asking: bool
 
 @contextmanager
 def _watched() -> Iterator[Watcher]:
-    """A live bar on a terminal, lines elsewhere; an interruption says how to go on."""
+    """Show a live bar on a terminal, lines elsewhere; say after an interruption how to continue."""
     from compiler.progress import Lines
 
     try:
@@ -167,7 +167,7 @@ def _watched() -> Iterator[Watcher]:
 
 
 def _recipe(model: str, flags: dict[str, Any], cache: StepCache, watcher: Watcher) -> Recipe:
-    """The recipe in a file, or one made of the flags."""
+    """Load the recipe in a file, or make one of the flags."""
     from compiler.pipeline import compilation
     from compiler.recipe import recipes
 
@@ -215,7 +215,7 @@ command.add_command(shard)
 
 
 def _outputs(values: tuple[str, ...], *, needs_directory: bool) -> tuple[Path, str]:
-    """The directory and the format among the values of ``-o``; ``./json`` is a directory called json."""
+    """Find the directory and the format in the values of ``-o``; ``./json`` is a directory called json."""
     formats = [value for value in values if value in _FORMATS]
     directories = [value for value in values if value not in _FORMATS]
     if len(directories) > 1 or len(formats) > 1 or (needs_directory and not directories):
@@ -321,7 +321,7 @@ def _print_variants(evaluation: Evaluation) -> None:
 
 
 def as_json(compiled: Compiled) -> dict[str, Any]:
-    """What ``-o json`` prints. ``certificate`` and ``accuracy`` are those of the first rung's first target."""
+    """Return what ``-o json`` prints. ``certificate`` and ``accuracy`` are those of the first rung's first target."""
     evaluation, first = compiled.evaluation, compiled.evaluation.targets[0]
     cascade = first.cascade
     accuracy = {

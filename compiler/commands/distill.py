@@ -131,7 +131,7 @@ def _check_flags(recipe: Path | None, flags: dict[str, Any]) -> None:
 
 
 def _work(recipe: Path | None, out: Path, flags: dict[str, Any]) -> Path:
-    """A directory that the same command finds again; those of long forgotten runs go."""
+    """Make a directory that the same command finds again; those of long forgotten runs go."""
     from compiler.cache.steps import default_root
     from penstock.artifact.blobs import disk_errors
 

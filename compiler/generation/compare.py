@@ -38,7 +38,8 @@ class PerplexityChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
     Attributes:
         before, after: perplexities, exp(-mean log-probability), of reference and candidate.
-        increase: after / before - 1. ``agreement``: share of places where both hold the same token likeliest.
+        increase: after / before - 1.
+        agreement: share of places where both hold the same token likeliest.
     """
 
     before: float
@@ -49,12 +50,13 @@ class PerplexityChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 
 def perplexity(found: Likelihoods) -> float:
-    """exp(-mean log-probability), at most exp(700): a document holds no infinity."""
+    """Compute exp(-mean log-probability), at most exp(700): a document holds no infinity."""
     return math.exp(min(-float(found.log_likelihood.mean()), _LARGEST_LOG))
 
 
 def change(reference: Likelihoods, candidate: Likelihoods, *, seed: int = 0) -> PerplexityChange:
-    """
+    """Compare the scores of two models for the same tokens.
+
     Raises:
         CompileError: the two did not score the same tokens, as when their tokenizers differ.
     """
@@ -76,7 +78,7 @@ def change(reference: Likelihoods, candidate: Likelihoods, *, seed: int = 0) -> 
 
 
 def refusal(found: PerplexityChange, *, max_increase: float) -> str:
-    """Why the candidate may not ship, with its figures; "" if it may.
+    """Say why the candidate may not ship, with its figures; "" if it may.
 
     Args:
         max_increase: of perplexity, a share of the reference's (0.05 is 5%).
@@ -95,7 +97,9 @@ def _increase(mean_lost: float) -> float:
 
 
 def _bootstrap(values: Floats, text: NDArray[np.int64], seed: int) -> Interval:
-    """The mean of ``values`` [T] and its interval over blocks of consecutive tokens that never cross a text's end."""
+    """Compute the mean of ``values`` [T] and its interval over blocks of consecutive tokens that never cross a text's
+    end.
+    """
     starts = _block_starts(text)
     sums, counts = np.add.reduceat(values, starts), np.diff(np.append(starts, len(values)))
     source, blocks = np.random.default_rng(seed), len(starts)

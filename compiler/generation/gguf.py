@@ -68,7 +68,8 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """
+    """Read the header of a GGUF file.
+
     Raises:
         InvalidInput: no such file. CompileError: not a GGUF file, truncated, or hostile.
     """
@@ -123,7 +124,7 @@ class _Reader:
         return self._string(), self._value(int(self._scalar(4)), depth=0)
 
     def _value(self, kind: int, *, depth: int) -> Any:
-        """A scalar or string; of an array only how long it is."""
+        """Read a scalar or string; of an array only how long it is."""
         if kind == _STRING:
             return self._string()
         if kind != _ARRAY:

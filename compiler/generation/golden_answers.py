@@ -27,7 +27,7 @@ _CANDIDATES = 64
 
 
 def vectors(model: Model, prompts: Sequence[str]) -> Golden:
-    """Golden vectors from some of ``prompts`` (never certifying ones: they travel to devices).
+    """Make golden vectors from some of ``prompts`` (never certifying ones: they travel to devices).
 
     Returns:
         inputs ``prompt_ids`` int64 [R, P] and outputs ``token_ids`` int64 [R, K]: greedy, R <= 4, P <= 16, K <= 8.
@@ -43,7 +43,7 @@ def vectors(model: Model, prompts: Sequence[str]) -> Golden:
 
 
 def choose(answers: Answers) -> Golden:
-    """The rows with the most tokens that are clear, cut to the number that all of them have. Pure.
+    """Choose the rows with the most tokens that are clear, cut to the number that all of them have. Pure.
 
     Args:
         answers: greedy, to prompts of one length.
@@ -68,5 +68,5 @@ def choose(answers: Answers) -> Golden:
 
 
 def _clear(margins: NDArray[np.float64]) -> int:
-    """How many tokens come before the first that leads by less than the margin."""
+    """Count the tokens before the first that leads by less than the margin."""
     return int(np.argmin(np.append(margins >= MIN_MARGIN, False)))

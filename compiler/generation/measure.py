@@ -84,8 +84,10 @@ class Speed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """At batch 1, on this machine.
 
     Attributes:
-        first_token_ms: least, for a prompt of ``prompt_tokens``. ``tokens_per_s``: most, after the first.
-        load_bytes: by how much the process grew when the model was loaded. ``peak_bytes``: of the whole process.
+        first_token_ms: least, for a prompt of ``prompt_tokens``.
+        tokens_per_s: most, after the first.
+        load_bytes: by how much the process grew when the model was loaded.
+        peak_bytes: of the whole process.
     """
 
     prompt_tokens: int
@@ -106,11 +108,11 @@ def likelihoods(
     stride: int | None = None,
     progress: Progress | None = None,
 ) -> Likelihoods:
-    """Log-probabilities of the tokens of ``texts``, by sliding windows where they are longer than ``window``.
+    """Compute log-probabilities of the tokens of ``texts``, by sliding windows where they are longer than ``window``.
 
     Args:
-        window: tokens; by default the model's context, 1024 at most. ``stride``: tokens from 1 to window - 1; by
-            default half a window.
+        window: tokens; by default the model's context, 1024 at most.
+        stride: tokens from 1 to window - 1; by default half a window.
 
     Raises:
         ConfigError: window or stride do not fit the model. InvalidInput: no text has two tokens. CompileError,
@@ -145,7 +147,8 @@ def answers(
     *,
     progress: Progress | None = None,
 ) -> Answers:
-    """The model's answers, one prompt at a time: texts to be tokenized by the model's own tokenizer, or token ids.
+    """Ask for the model's answers, one prompt at a time: texts to be tokenized by the model's own tokenizer, or token
+    ids.
 
     Raises:
         ConfigError: settings out of range. CompileError: a prompt that is too long for the model (named by its number).
@@ -174,7 +177,7 @@ def answers(
 def speed(
     model: Model, *, prompt_tokens: int = 64, new_tokens: int = 64, rounds: int = 50, progress: Progress | None = None
 ) -> Speed:
-    """First-token latency, tokens a second and memory; prompt and answer shrink to fit a small context.
+    """Measure first-token latency, tokens a second and memory; prompt and answer shrink to fit a small context.
 
     Raises:
         CompileError, MissingToolchain: from the toolchain.

@@ -37,7 +37,8 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     Attributes:
         answer: the right answer, to be matched exactly after normalisation; None where none is known.
-        group: for certificates by group. ``split``: one of :data:`USES`, where the source divides its rows itself.
+        group: for certificates by group.
+        split: one of :data:`USES`, where the source divides its rows itself.
     """
 
     prompt: str
@@ -77,7 +78,7 @@ class PromptSet:
 
 
 def load(source: str, *, base: Path = Path()) -> PromptSet:
-    """Every prompt of a source.
+    """Load every prompt of a source.
 
     Args:
         source: a ``.jsonl`` file of objects with ``prompt`` and, where there are any, ``answer``, ``group`` and
@@ -104,7 +105,8 @@ def load(source: str, *, base: Path = Path()) -> PromptSet:
 
 
 def load_texts(source: str, *, base: Path = Path()) -> tuple[str, ...]:
-    """Texts for perplexity: a ``.jsonl`` file of objects with ``text``, a ``.txt`` file as one text, or an iterator.
+    """Load texts for perplexity: a ``.jsonl`` file of objects with ``text``, a ``.txt`` file as one text, or an
+    iterator.
 
     Raises:
         InvalidInput: as :func:`load`.
@@ -121,7 +123,7 @@ def load_texts(source: str, *, base: Path = Path()) -> tuple[str, ...]:
 
 
 def split(everything: PromptSet, *, seed: int, shares: Mapping[str, float] = USES) -> dict[str, PromptSet]:
-    """A set for each use: as the rows say, or dealt by a seeded hash of the prompt.
+    """Divide prompts into a set for each use: as the rows say, or by a seeded hash of the prompt.
 
     Raises:
         InvalidInput: a use without prompts, a split that is no use, or a prompt in two splits.
@@ -153,7 +155,8 @@ def _check_splits(rows: Sequence[Prompt], shares: Mapping[str, float]) -> None:
 
 
 def _items(source: str, base: Path, column: str) -> Iterator[Any]:
-    """
+    """Yield the items of a source.
+
     Raises:
         InvalidInput: nothing there, too much, or not of a known kind.
     """
@@ -240,4 +243,4 @@ def _check_columns(item: Any, known: tuple[str, ...], where: str) -> None:
 
 
 def _silent(note: str) -> None:
-    """Prompts are few: nobody waits for them."""
+    """Take progress that nothing watches: prompts are few."""

@@ -31,7 +31,7 @@ _DATA_FILES: Mapping[str, str] = {"arrays": "data.npz", "text": "data.csv", "ima
 
 
 def recipe_for(model: str, base: Path, *, target: str = "", data: str = "") -> str:
-    """A commented recipe for ``model``, as TOML that :func:`compiler.recipe.recipes.load` takes.
+    """Write a commented recipe for ``model``, as TOML that :func:`compiler.recipe.recipes.load` takes.
 
     Args:
         model: as in a recipe, relative to ``base``, where the recipe will lie.
@@ -157,7 +157,7 @@ def _data(data: str, seen: Seen, model: str) -> Iterator[str]:
 
 
 def _arrays(data: str, seen: Seen) -> Iterator[str]:
-    """Names that an npz needs, for the inputs that are known."""
+    """Return the names that an npz needs, for the inputs that are known."""
     if not data.endswith(".npz") or not seen.inputs:
         return
     splits = DataSection(source=data).splits
@@ -193,12 +193,12 @@ def _noted(line: str, comment: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Names come from the model's file: none of them may end a comment and begin a setting."""
+    """Make a name of the model's file plain: none may end a comment and begin a setting."""
     return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def _value(value: Any) -> str:
-    """A TOML value; strings as JSON has them, which TOML reads alike, but for DEL."""
+    """Write a TOML value; strings as JSON has them, which TOML reads alike, but for DEL."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{name} = {_value(item)}" for name, item in value.items()) + "}"
     if isinstance(value, list | tuple):

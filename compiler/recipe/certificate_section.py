@@ -73,7 +73,8 @@ def check(section: CertificateSection, *, where: str = "") -> None:
 
 
 def share_of_promise(max_harm: float, delta: float, rungs: int) -> tuple[float, float]:
-    """(max_harm, delta) for the certificate of each rung below the cloud, so that the whole ladder keeps the promise.
+    """Return (max_harm, delta) for the certificate of each rung below the cloud, so that the whole ladder keeps the
+    promise.
 
     Rung i answers when every cheaper rung was unsure and its own score is at least its threshold; the cloud answers
     the rest. The ladder is harmful where the rung that answers is wrong and the cloud is right. Then that rung was sure
@@ -98,7 +99,7 @@ def share_of_promise(max_harm: float, delta: float, rungs: int) -> tuple[float, 
 
 
 def for_rung(section: CertificateSection, rungs: int) -> CertificateSection:
-    """The promise of one rung of a ladder with ``rungs`` below the cloud: every level and delta by its share.
+    """Return the promise of one rung of a ladder with ``rungs`` below the cloud: every level and delta by its share.
 
     Raises:
         CalibrationError: as :func:`share_of_promise`.

@@ -41,7 +41,7 @@ class SplitsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     column: str = ""
 
     def names(self) -> dict[str, str]:
-        """The source's name of each split that is read."""
+        """Return the source's name of each split that is read."""
         named = {"fit": self.fit, "tune": self.tune, "certify": self.certify, "test": self.test}
         return {use: name for use, name in named.items() if name}
 
@@ -170,7 +170,7 @@ class DataSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 def kind_of(source: str) -> Kind:
-    """What kind of source a name names, without looking at the disk: no known suffix and no colon is a folder.
+    """Say what kind of source a name names, without looking at the disk: no known suffix and no colon is a folder.
 
     Raises:
         ConfigError: a file of another kind.
@@ -190,7 +190,7 @@ def kind_of(source: str) -> Kind:
 
 
 def check(section: DataSection) -> None:
-    """Everything that can be known of the settings without the source.
+    """Check everything that can be known of the settings without the source.
 
     Raises:
         ConfigError: a value out of range, or settings that do not go together.
@@ -229,7 +229,7 @@ def check(section: DataSection) -> None:
 
 
 def _check_kind(section: DataSection, kind: Kind) -> None:
-    """Settings that a kind of source would ignore are mistakes."""
+    """Refuse settings that a kind of source would ignore: they are mistakes."""
     default = DataSection(source="")
     table, arrays = ("csv", "parquet"), ("npz", "iterator")
     belongs = {

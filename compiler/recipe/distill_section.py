@@ -98,7 +98,7 @@ _LEARNING_RATES = {Factory: 3e-3, Config: 3e-4, Layers: 5e-5}
 
 
 def student_of(section: DistillSection, base: Path) -> StudentKind:
-    """What ``section.student`` names; paths are relative to ``base``.
+    """Find what ``section.student`` names; paths are relative to ``base``.
 
     Raises:
         ConfigError: none of the forms, or a file that is not there.
@@ -127,7 +127,7 @@ def student_of(section: DistillSection, base: Path) -> StudentKind:
 
 
 def factory_of(text: str, base: Path, *, field: str) -> Factory | None:
-    """``module:factory`` or ``file.py:factory``, or None for anything else.
+    """Read ``module:factory`` or ``file.py:factory``; None for anything else.
 
     Raises:
         ConfigError: a Python file that is not there, or one without a function named.
@@ -147,12 +147,13 @@ def factory_of(text: str, base: Path, *, field: str) -> Factory | None:
 
 
 def learning_rate(section: DistillSection, student: StudentKind) -> float:
-    """The recipe's, or the usual one for that kind of student: fresh weights can take more than trained ones."""
+    """Return the recipe's rate, or the usual one for that kind of student: new weights can take more than trained
+    ones."""
     return section.lr or _LEARNING_RATES[type(student)]
 
 
 def label_weight(section: DistillSection, *, has_labels: bool) -> float:
-    """``alpha`` as it will be used.
+    """Return ``alpha`` as it will be used.
 
     Raises:
         ConfigError: labels are to count and there are none.
@@ -168,11 +169,12 @@ def label_weight(section: DistillSection, *, has_labels: bool) -> float:
 
 
 def settled(table: object, *, student: str = "", flags: Mapping[str, Any] | None = None) -> DistillSection:
-    """The table as it will be used: the recipe's, completed and then changed by flags; checked.
+    """Return the table as it will be used: the recipe's, completed and then changed by flags; checked.
 
     Args:
         table: a ``DistillSection``, a mapping, or None for the defaults.
-        student: taken where the table names none. ``flags``: by name; None means "not given".
+        student: taken where the table names none.
+        flags: by name; None means "not given".
 
     Raises:
         ConfigError: an unknown name, a wrong type or a value out of range.

@@ -20,7 +20,8 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """How answers are made.
 
     Attributes:
-        stop: an answer ends before the first of these strings. ``sampling``: None is greedy.
+        stop: an answer ends before the first of these strings.
+        sampling: None is greedy.
     """
 
     max_new_tokens: int = 32

@@ -203,7 +203,7 @@ def of_model(
     task: str | None = None,
     max_harm: float | None = None,
 ) -> Recipe:
-    """The recipe of a compilation without one: one model, quantized for the device and as it is for the cloud.
+    """Make the recipe of a compilation without one: one model, quantized for the device and as it is for the cloud.
 
     Raises:
         ConfigError: as :func:`load`.
@@ -221,7 +221,7 @@ def of_model(
 
 
 def _name_of(model: str) -> str:
-    """A model name from a path or ``module:factory``: what is left of its last part after odd characters."""
+    """Make a model name from a path or ``module:factory``: what is left of its last part after odd characters."""
     place, colon, _ = model.partition(":")
     stem = place.rpartition(".")[2] if colon and not place.endswith(".py") else Path(place).stem
     return re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-") or "model"

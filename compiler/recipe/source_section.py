@@ -65,7 +65,7 @@ class SourceSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 def check(section: SourceSection, *, field: str) -> None:
-    """Everything that can be known of the settings without the model.
+    """Check everything that can be known of the settings without the model.
 
     Args:
         field: the table's name in the recipe, for messages.

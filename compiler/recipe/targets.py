@@ -45,7 +45,8 @@ class Target:
 
     Attributes:
         integers: None where none is right everywhere, so that int8 is not offered.
-        engine: what runs the variant there (``penstock.runtime``); ``provider``: its execution provider.
+        engine: what runs the variant there (``penstock.runtime``).
+        provider: its execution provider.
         precisions: candidates tried when a recipe names none, the careful first.
         runs_here: this machine's answers, latency and memory are the target's own.
     """
@@ -100,12 +101,12 @@ _ALSO_CALLED: Mapping[str, str] = {
 
 
 def names() -> tuple[str, ...]:
-    """Every target's name, ``host`` first."""
+    """Return every target's name, ``host`` first."""
     return (HOST, *_TARGETS)
 
 
 def resolve(name: str, *, here: str | None = None) -> Target:
-    """The target of that name; ``host`` is ``here``, by default this machine's.
+    """Find the target of that name; ``host`` is ``here``, by default this machine's.
 
     Raises:
         ConfigError: no such target.
@@ -120,7 +121,8 @@ def resolve(name: str, *, here: str | None = None) -> Target:
 
 
 def integer_types(target: Target) -> IntegerTypes:
-    """
+    """Return the integer types of a target.
+
     Raises:
         CompileError: no integer types are right for every device of this target.
     """

@@ -86,8 +86,8 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     least ``threshold`` costs at most ``max_harm`` accuracy against always asking the cloud.
 
     Attributes:
-        edge_digest, cloud_digest: variant manifest digests. ``preprocessing_digest``: of the canonical JSON of the
-            preprocessing that both variants expect.
+        edge_digest, cloud_digest: variant manifest digests.
+        preprocessing_digest: of the canonical JSON of the preprocessing that both variants expect.
         score: name of the confidence score (``penstock.policy.confidence.SCORES``); ``temperature`` divides the logits
             first.
         n: certifying examples; ``harm_count`` of them harmful and ``kept_count`` kept at the threshold.
@@ -143,7 +143,7 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return max((level.audit_max_harm for level in self.levels), default=self.audit_max_harm)
 
     def at(self, max_harm: float | None) -> Certificate:
-        """This certificate with another of its levels as the one in use; None for the default.
+        """Return this certificate with another of its levels as the one in use; None for the default.
 
         Raises:
             ConfigError: there is no such level; the message lists those there are, and why it was refused.
@@ -158,7 +158,7 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         raise ConfigError(f"max_harm {max_harm:g} is not certified for {self.model!r}{why}; certified: {have}")
 
     def promise(self) -> str:
-        """The promise as one English sentence."""
+        """Return the promise as one English sentence."""
         within = f" within each {self.group_by}" if self.groups else ""
         return (
             f"with {100 * (1 - self.delta):.4g}% confidence, answering locally at {self.score} >= {self.threshold:.4f} "
@@ -167,17 +167,18 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 def fields_of(level: Level) -> dict[str, Any]:
-    """A level's fields by name, which are a certificate's too."""
+    """Return a level's fields by name, which are a certificate's too."""
     return msgspec.structs.asdict(level)
 
 
 def encode(certificate: Certificate) -> bytes:
-    """Canonical JSON; same certificate, same bytes."""
+    """Write canonical JSON; same certificate, same bytes."""
     return msgspec.json.encode(certificate, order="sorted")
 
 
 def decode(data: bytes) -> Certificate:
-    """
+    """Read a certificate.
+
     Raises:
         ArtifactError: not a certificate, or one of another schema.
     """
@@ -245,5 +246,5 @@ def newest(found: Sequence[tuple[str, Certificate]]) -> tuple[str, Certificate] 
 
 
 def _same(one: float, other: float) -> bool:
-    """Whether two shares are the same promise: 0.02 from a file and 2 / 100 from a sum."""
+    """Say whether two shares are the same promise: 0.02 from a file and 2 / 100 from a sum."""
     return math.isclose(one, other, rel_tol=1e-9)

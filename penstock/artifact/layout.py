@@ -96,7 +96,8 @@ class Layout:
         return manifests.load(self.digest, self.blobs.read)
 
     def referrers(self, kind: str | None = None) -> tuple[Referrer, ...]:
-        """Certificate, evaluation and report manifests, oldest first; only those of one artifactType where asked."""
+        """List certificate, evaluation and report manifests, oldest first; only those of one artifactType where
+        asked."""
         found = []
         for entry in self.index.manifests:
             if entry.media_type != manifests.MANIFEST or (kind and entry.artifact_type != kind):
@@ -109,7 +110,7 @@ class Layout:
         return tuple(found)
 
     def certificates(self) -> tuple[tuple[str, Certificate], ...]:
-        """Every certificate with its manifest's digest, of every edge variant; the newest (highest serial) last.
+        """List every certificate with its manifest's digest, of every edge variant; the newest (highest serial) last.
 
         Raises:
             ArtifactError: one of them is malformed.
@@ -121,7 +122,7 @@ class Layout:
         return tuple(sorted(found, key=lambda item: item[1].serial))  # stable: the later attached of equals is newer
 
     def certificate_for(self, edge_digest: str) -> tuple[str, Certificate] | None:
-        """The newest certificate of one edge variant and its manifest's digest, or None.
+        """Return the newest certificate of one edge variant and its manifest's digest, or None.
 
         Raises:
             ArtifactError: a certificate is malformed.
@@ -207,7 +208,7 @@ class Layout:
         return problems
 
     def reachable(self) -> Iterator[Descriptor]:
-        """Every descriptor reachable from ``index.json``; children before the manifests that name them.
+        """Return every descriptor reachable from ``index.json``; children before the manifests that name them.
 
         The order in which a registry accepts a push. Manifests that cannot be read yield themselves only.
         """
@@ -292,12 +293,12 @@ class Layout:
 
 
 def variant_digest(draft: VariantDraft, scratch: Path) -> str:
-    """The manifest digest that ``draft`` will have once packed; needed to bind a certificate before packing."""
+    """Return the manifest digest that ``draft`` will have once packed; needed to bind a certificate before packing."""
     return Layout.create(scratch)._pack_variant(draft).digest
 
 
 def _named(entry: Descriptor) -> Descriptor:
-    """Referrers by a name too: tools such as skopeo can only be pointed at what has one in ``index.json``."""
+    """Give referrers a name too: tools such as skopeo can only be pointed at what has one in ``index.json``."""
     if entry.media_type != manifests.MANIFEST:
         return entry
     name = entry.digest.removeprefix("sha256:")[:_NAME_CHARS]
@@ -318,7 +319,7 @@ def _check_drafts(drafts: Sequence[VariantDraft]) -> None:
 
 
 def _model_config(spec: VariantSpec, layers: Sequence[Descriptor]) -> bytes:
-    """The config of the CNCF ModelPack specification, with what it has words for."""
+    """Write the config of the CNCF ModelPack specification, with what it has words for."""
     return msgspec.json.encode(
         {
             "descriptor": {"name": spec.model},
