@@ -13,15 +13,14 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 
 from compiler.cache.steps import ENTRY_FILE
 from compiler.data import Split
-from compiler.recipe.recipes import ModelSection
 from penstock.artifact import golden, manifests
 from penstock.artifact.blobs import disk_errors, fsync_directory
 from penstock.artifact.certificates import Certificate
@@ -43,76 +42,31 @@ _FREE_DIMENSION = 8  # of a golden input, where the model leaves a dimension oth
 _OURS = frozenset({"oci-layout", "index.json", "blobs", REPORT_FILE, EVALUATION_FILE, LOCK_FILE})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Packable:
-    """A model that is to become a variant.
+def draft(
+    spec: VariantSpec, weights: Path, onnx: Engine, inputs: Mapping[str, Array], *, files: Mapping[str, Path]
+) -> VariantDraft:
+    """Make a variant ready to pack, with its own outputs for ``inputs`` as golden vectors.
 
-    Attributes:
-        onnx: computes the golden outputs; the model itself, or the graph that an engine was built from.
+    Args:
+        spec: complete but for the tolerance of the golden outputs, which depends on them.
+        onnx: computes the golden outputs; the model itself, or the graph that its engine was built from.
         files: further files of the model, by their names in the artifact.
-        max_batch: rows in a call, if other than the recipe's; 0 for that.
-    """
-
-    role: Role
-    target: str
-    precision: str
-    weights: Path
-    onnx: Engine
-    engine: str = "onnx"
-    provider: str = "cpu"
-    files: Mapping[str, Path] = field(default_factory=dict)
-    max_batch: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Described:
-    """What all variants of an artifact have in common.
-
-    Attributes:
-        output: name of the scored output. ``labels``: names of the classes; () for none.
-        preprocessing: what becomes of raw data before it is an input; a certificate binds it.
-    """
-
-    model: ModelSection
-    output: str
-    labels: tuple[str, ...]
-    preprocessing: dict[str, Any]
-
-
-def draft(described: Described, what: Packable, inputs: Mapping[str, Array]) -> VariantDraft:
-    """A variant ready to pack, with its own outputs for ``inputs`` as golden vectors.
 
     Raises:
         CompileError: it answers the golden inputs with NaN or infinities, or one row of them is too large to replay.
     """
-    model = described.model
-    found, document = _golden(what, inputs)
-    spec = VariantSpec(
-        model=model.name,
-        role=what.role,
-        engine=what.engine,
-        target=what.target,
-        provider=what.provider,
-        precision=what.precision,
-        inputs=what.onnx.inputs,
-        outputs=what.onnx.outputs,
-        score_output=described.output,
-        score_kind=model.output_kind,
-        labels=described.labels,
-        max_batch=what.max_batch or model.max_batch,
-        preprocessing=described.preprocessing,
-        golden_tolerance=_tolerance(found.outputs, what.precision),
-    )
-    return VariantDraft(spec=spec, weights=what.weights, golden=document, files=what.files)
+    found, document = _golden(spec.role, onnx, inputs)
+    spec = msgspec.structs.replace(spec, golden_tolerance=_tolerance(found.outputs, spec.precision))
+    return VariantDraft(spec=spec, weights=weights, golden=document, files=files)
 
 
 def edge_golden_inputs(split: Split) -> dict[str, Array]:
-    """The first rows of a split. They travel to devices: never of the certifying one."""
+    """Take the first rows of a split. They travel to devices, so never those of the certifying one."""
     return dict(split.take(slice(0, _GOLDEN_ROWS), name="golden").inputs)
 
 
 def cloud_golden_inputs(specs: tuple[TensorSpec, ...], value_range: tuple[float, float] | None) -> dict[str, Array]:
-    """Noise from a fixed seed over the declared range (0 to 1 where none is): equal for all who share a cloud model."""
+    """Draw noise over the declared range, else 0 to 1, from a fixed seed: equal for all who share a cloud model."""
     low, high = value_range or (0.0, 1.0)
     source = np.random.default_rng(_GOLDEN_SEED)
     inputs: dict[str, Array] = {}
@@ -128,7 +82,13 @@ def cloud_golden_inputs(specs: tuple[TensorSpec, ...], value_range: tuple[float,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Referring:
-    """A document that refers to the artifact. ``copy`` is its name beside the layout, for people; "" for none."""
+    """A document that refers to the artifact.
+
+    Attributes:
+        kind: its artifact type.
+        title: its name in the artifact.
+        copy: its name beside the layout, for people; "" for no copy.
+    """
 
     kind: str
     content: bytes
@@ -137,12 +97,12 @@ class Referring:
 
 
 def evidence(document: bytes) -> Referring:
-    """What a certificate can be recomputed from."""
+    """Wrap the document that a certificate can be recomputed from."""
     return Referring(kind=manifests.EVIDENCE, content=document, title="evidence.msgpack")
 
 
 def documents(*, lock: bytes, evaluation: bytes, report: str) -> tuple[Referring, ...]:
-    """What every artifact carries besides certificates."""
+    """Wrap the documents that every artifact carries besides certificates."""
     return (
         Referring(kind=manifests.LOCK, content=lock, title=LOCK_FILE, copy=LOCK_FILE),
         Referring(kind=manifests.EVALUATION, content=evaluation, title=EVALUATION_FILE, copy=EVALUATION_FILE),
@@ -179,7 +139,8 @@ def write(
 
 
 def check_destination(out: Path) -> None:
-    """
+    """Check that an artifact can be published at ``out``, before hours of work.
+
     Raises:
         Conflict: something is there that an earlier compilation did not write, and that would be lost.
         StorageError: it cannot be looked into.
@@ -202,9 +163,10 @@ def check_destination(out: Path) -> None:
 
 
 def _check_parent(out: Path) -> None:
-    """
+    """Check that a directory can be made at ``out``.
+
     Raises:
-        StorageError: no directory can be made there; better said before hours of work than after.
+        StorageError: it cannot.
     """
     parent = next(path for path in out.parents if path.exists())
     if not os.access(parent, os.W_OK | os.X_OK) or not parent.is_dir():
@@ -213,7 +175,7 @@ def _check_parent(out: Path) -> None:
 
 @contextmanager
 def workspace(out: Path) -> Iterator[Path]:
-    """A scratch directory beside ``out`` (so that a rename can publish from it), gone afterwards whatever happens.
+    """Make a scratch directory beside ``out`` (so that a rename can publish from it), and remove it whatever happens.
 
     Raises:
         StorageError: the parent directory cannot be written.
@@ -277,16 +239,16 @@ def _carry_over(out: Path, ready: Path) -> None:
     new.adopt(artifact, [*referrers, *kept])
 
 
-def _golden(what: Packable, inputs: Mapping[str, Array]) -> tuple[Golden, bytes]:
+def _golden(role: Role, onnx: Engine, inputs: Mapping[str, Array]) -> tuple[Golden, bytes]:
     """Make golden vectors of as many rows as a device can hold: large pictures are proved with fewer of them."""
     rows = max(len(array) for array in inputs.values())
     while True:
         taken = {name: array[:rows] for name, array in inputs.items()}
-        outputs = what.onnx.run(taken)
+        outputs = onnx.run(taken)
         for name, array in outputs.items():
             if not confidence.finite_rows(array).all():
                 raise CompileError(
-                    f"{what.role} variant: output {name!r} is not finite for golden inputs; set model.input_range in "
+                    f"{role} variant: output {name!r} is not finite for golden inputs; set model.input_range in "
                     "the recipe"
                 )
         found = Golden(inputs=taken, outputs=outputs)
@@ -295,14 +257,14 @@ def _golden(what: Packable, inputs: Mapping[str, Array]) -> tuple[Golden, bytes]
             return found, document
         if rows == 1:
             raise CompileError(
-                f"{what.role} variant: one row with its outputs is {len(document)} bytes, and devices replay at most "
+                f"{role} variant: one row with its outputs is {len(document)} bytes, and devices replay at most "
                 f"{golden.MAX_BYTES}"
             )
         rows //= 2
 
 
 def _tolerance(outputs: Mapping[str, Array], precision: str) -> float:
-    """How far golden outputs may be off elsewhere.
+    """Say how far golden outputs may be off on another machine.
 
     Float kernels add in another order on another processor: a thousandth of the largest value. Half precision has ten
     bits: a hundredth. In integers a sum next to a rounding border may land one step off and carry on from there: four

@@ -1,4 +1,4 @@
-"""The evidence document: every figure of a certificate can be recomputed from it, by anybody, at any time.
+"""The evidence document: from it anybody can recompute every figure of a certificate, at any time.
 
 Decides the document's form, how the certificate that names it is built, and which figures differ when they are
 computed again. It holds one row an example: scores, both models' classes, labels, groups, and the thresholds that were
@@ -38,14 +38,14 @@ _OPTIONAL = (_LABELS, _GROUPS, _GROUP_NAMES)
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Evidence:
-    """A decoded document."""
+    """Hold a decoded document: the examples as they were certified, and the thresholds that were tested."""
 
     data: CertifyData
     thresholds: tuple[float, ...]
 
 
 def encode(data: CertifyData, thresholds: Sequence[float]) -> bytes:
-    """The document (``penstock.wire.tensors.pack``); same examples in the same order, same bytes.
+    """Write the document (``penstock.wire.tensors.pack``); the same examples in the same order give the same bytes.
 
     Args:
         data: as it was certified: without labels where harm is disagreement, with groups where each got the promise.
@@ -76,7 +76,8 @@ def encode(data: CertifyData, thresholds: Sequence[float]) -> bytes:
 
 
 def decode(data: bytes) -> Evidence:
-    """
+    """Read the document, and refuse one that nothing could be certified on.
+
     Raises:
         ArtifactError: not an evidence document, or one with columns that cannot be certified on.
     """
@@ -113,11 +114,13 @@ def bind(
     group_by: str = "",
     serial: int = 1,
 ) -> Certificate:
-    """The certificate of what was found, for exactly these variants, this preprocessing and this data.
+    """Make the certificate of what was found, for exactly these variants, this preprocessing and this data.
 
     Args:
-        data_digest: of the certifying split. ``evidence``: the document it names, b"" where none is kept.
-        group_by: what the groups are called. ``serial``: one more than the last certificate's of this edge variant.
+        data_digest: of the certifying split.
+        evidence: the document it names, b"" where none is kept.
+        group_by: what the groups are called.
+        serial: one more than the last certificate's of this edge variant.
     """
     levels = tuple(_level(level) for level in found.levels)
     return Certificate(
@@ -142,10 +145,11 @@ def bind(
 
 
 def differences(certificate: Certificate, evidence: Evidence) -> list[str]:
-    """What a certificate says that its evidence does not; [] when every figure is found again.
+    """List what a certificate says and its evidence does not; [] when every figure is found again.
 
-    Every level is certified anew on the stored examples, at the delta it names. Counts and thresholds must be equal;
-    intervals to nine digits, since another machine's logarithms differ in the last.
+    Every level is certified again on the stored examples, at the delta it names. Counts and thresholds must be equal;
+    intervals to nine digits, since another machine's logarithms differ in the last. Only numbers are compared, never
+    the words of a refusal: a certificate outlives the release that worded it.
     """
     harm = "disagreement" if evidence.data.labels is None else "labels"
     found = [] if harm == certificate.harm else [f"harm: {certificate.harm} certified, the evidence is of {harm}"]
@@ -156,8 +160,10 @@ def differences(certificate: Certificate, evidence: Evidence) -> list[str]:
             certify(evidence.data, max_harm=refused.max_harm, delta=refused.delta, thresholds=evidence.thresholds)
             found.append(f"level {refused.max_harm:g}: refused, but the evidence supports it")
         except CalibrationError as error:
-            if (error.message, error.needed) != (refused.reason, refused.needed):
-                found.append(f"level {refused.max_harm:g}: refused with {refused.reason!r}, now {error.message!r}")
+            # the reason is prose: a later release may word it better, and the number says the same thing
+            if error.needed != refused.needed:
+                numbers = f"{refused.needed} certified, {error.needed} recomputed"
+                found.append(f"level {refused.max_harm:g}: refused, needed: {numbers}")
     return found
 
 
@@ -202,12 +208,12 @@ def _level(found: Certified) -> Level:
 
 
 def _own_level(certificate: Certificate) -> Level:
-    """The only level of a certificate that lists none."""
+    """Return the only level of a certificate that lists none, as they were written before there were several."""
     return Level(**{name: getattr(certificate, name) for name in Level.__struct_fields__})
 
 
 def _compact(column: Integers) -> Array:
-    """The same integers in the smallest type that travels: a class is a byte, not eight."""
+    """Return the same integers in the smallest type that travels: a class is a byte, not eight."""
     low, high = int(column.min()), int(column.max())
     for dtype in (np.uint8, np.uint16, np.int32):
         if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:

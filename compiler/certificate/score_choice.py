@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from compiler.certificate.binomial import allowed_harm
 from compiler.certificate.certify import THRESHOLDS
 from compiler.certificate.columns import CertifyData, check, counts_at, harmful
-from compiler.certificate.temperature import temperature as fit_temperature
 from compiler.recipe.certificate_section import AUTO, CertificateSection
 from penstock.errors import CalibrationError
+from penstock.policy import confidence
 from penstock.policy.confidence import SCORES, TOKEN_SCORES, Kind, score, token_score
 from penstock.wire.tensors import Array
 
@@ -110,6 +110,22 @@ def choose_token_score(
     scores = {name: token_score(probabilities, name=name) for name in names}
     data = _columns(next(iter(scores.values())), edge, cloud, labels, groups, promise)
     return _best(scores, data, promise, rows_to_certify, temperature=1.0, note="")
+
+
+def fit_temperature(outputs: Array, classes: NDArray[np.int64], *, kind: Kind) -> float:
+    """Fit the temperature of an output on classes of a split that certifies nothing.
+
+    Args:
+        outputs: logits or probabilities [N, C].
+        classes: [N], labels, or the cloud's answers where there are none.
+
+    Raises:
+        CalibrationError: outputs that are not finite, or no rows.
+    """
+    values = outputs.astype(np.float64)
+    if kind == "probabilities":
+        values = np.log(np.maximum(values, np.finfo(np.float64).tiny))  # what confidence.score divides by it
+    return confidence.fit_temperature(values, classes)
 
 
 def grid_for(scores: Floats) -> tuple[float, ...]:

@@ -6,22 +6,17 @@
 such a source is read.
 """
 
-from compiler.data.dataset import Dataset, Split, batches, smoke
+from compiler.data.dataset import Dataset, Split, batches
 from compiler.data.fingerprint import fingerprint, preprocessing
 from compiler.data.infer_section import infer
-from compiler.data.loading import Task, has_splits, load
 from compiler.recipe.data_section import DataSection
 
 __all__ = [
     "DataSection",
     "Dataset",
     "Split",
-    "Task",
     "batches",
     "fingerprint",
-    "has_splits",
     "infer",
-    "load",
     "preprocessing",
-    "smoke",
 ]

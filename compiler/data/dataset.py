@@ -71,25 +71,19 @@ class Dataset:
         """Return every split under the name of its use."""
         return {"ranges": self.ranges, "tune": self.tune, "certify": self.certify, "test": self.test}
 
+    def thinned(self, rows: int) -> Dataset:
+        """Return at most ``rows`` examples of each split, evenly spaced: sources are often sorted by class."""
+
+        def thin(split: Split) -> Split:
+            if split.rows <= rows:
+                return split
+            return split.take(np.linspace(0, split.rows - 1, rows).astype(np.intp), name=split.name)
+
+        thinned = [thin(split) for split in (self.ranges, self.tune, self.certify, self.test)]
+        return replace(self, ranges=thinned[0], tune=thinned[1], certify=thinned[2], test=thinned[3])
+
 
 def batches(split: Split, size: int) -> Iterator[dict[str, Array]]:
     """Yield all rows in order, by input name, at most ``size`` at a time; the last batch may be smaller."""
     for start in range(0, split.rows, size):
         yield {name: array[start : start + size] for name, array in split.inputs.items()}
-
-
-def smoke(dataset: Dataset, rows: int) -> Dataset:
-    """Return at most ``rows`` examples of each split, evenly spaced: sources are often sorted by class."""
-
-    def cut(split: Split) -> Split:
-        if split.rows <= rows:
-            return split
-        return split.take(np.linspace(0, split.rows - 1, rows).astype(np.intp), name=split.name)
-
-    return replace(
-        dataset,
-        ranges=cut(dataset.ranges),
-        tune=cut(dataset.tune),
-        certify=cut(dataset.certify),
-        test=cut(dataset.test),
-    )

@@ -10,19 +10,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from numpy.typing import NDArray
 
 from compiler.data import iterator, npz, splitting, table, untrusted
 from compiler.data.dataset import Dataset, Split
 from compiler.data.parts import ALL, GROUPS, LABELS, Part, Progress, Request, silent
+from compiler.recipe.choices import Task
 from compiler.recipe.data_section import DataSection, Kind, check, kind_of
 from penstock.errors import InvalidInput
 from penstock.process.config import nearest
 from penstock.wire.tensors import TensorSpec
-
-Task = Literal["classification", "regression", "embedding", "generation"]
 
 
 def load(

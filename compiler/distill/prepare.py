@@ -15,11 +15,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from compiler import data as datasets
 from compiler import sources
 from compiler.cache.steps import default_root
-from compiler.data import npz, untrusted
-from compiler.data.dataset import Split
+from compiler.data import loading, npz, untrusted
+from compiler.data.dataset import Dataset, Split
 from compiler.distill.student import Progress
 from compiler.distill.teacher import CoreTeacher, LocalTeacher, Teacher, ToolchainTeacher
 from compiler.distill.toolchain_models import Directory, ToolchainModel
@@ -150,7 +149,7 @@ def from_flags(plain: Plain, *, work: Path, token: str) -> Iterator[Prepared]:
         )
 
 
-def with_split(recipe: Recipe, split: str, inputs: tuple[TensorSpec, ...], *, classes: int | None) -> datasets.Dataset:
+def with_split(recipe: Recipe, split: str, inputs: tuple[TensorSpec, ...], *, classes: int | None) -> Dataset:
     """Return the recipe's examples with what may train as ``ranges``; the others are held out. See
     ``compiler.distill.rows``.
 
@@ -173,7 +172,7 @@ def with_split(recipe: Recipe, split: str, inputs: tuple[TensorSpec, ...], *, cl
             )
         names = msgspec.structs.replace(section.splits, fit=split, tune=section.splits.tune or section.splits.fit)
         section = msgspec.structs.replace(section, splits=names)
-    loaded = datasets.load(
+    loaded = loading.load(
         section,
         recipe.base,
         inputs,

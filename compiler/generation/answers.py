@@ -16,10 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from compiler.certificate import score_choice
 from compiler.certificate.columns import CertifyData
+from compiler.certificate.score_choice import Choice
 from compiler.generation import measure
 from compiler.generation.measure import Answers, Floats, Integers, Model, Progress
 from compiler.generation.prompts import PromptSet
+from compiler.recipe.certificate_section import CertificateSection
 from compiler.recipe.choices import Normalisation
 from compiler.recipe.generation_section import Generate
 from penstock.artifact.certificates import Harm
@@ -32,12 +35,17 @@ _ARTICLES = frozenset({"a", "an", "the"})
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AnsweredPrompts:
-    """One entry a prompt [N]; ids are equal where normalised texts are, within this set of prompts only.
+    """Hold one entry a prompt [N]: a ``compiler.certificate.issue.Answered`` whose answers are texts.
 
     Attributes:
         scores: float [N] by name (``penstock.policy.confidence.TOKEN_SCORES``).
-        probabilities: of the edge's tokens, for ``compiler.certificate.score_choice.choose_sequences``.
+        probabilities: of the edge's tokens, from which scores are made.
+        edge: ids of the edge's answers; equal where normalised texts are, within this set of prompts only.
+        cloud: ids of the cloud's answers.
         labels: ids of the right answers, or None.
+        groups: names, or None.
+        edge_texts: what the edge said.
+        cloud_texts: what the cloud said.
     """
 
     scores: Mapping[str, Floats]
@@ -49,21 +57,40 @@ class AnsweredPrompts:
     edge_texts: tuple[str, ...]
     cloud_texts: tuple[str, ...]
 
-    def certify_data(self, name: str, *, harm: Harm) -> CertifyData:
-        """As ``compiler.certificate.certify`` takes it, by the score of that name.
+    def choose(self, promise: CertificateSection, *, rows_to_certify: int) -> Choice:
+        """Choose among the scores of a sequence of tokens (``penstock.policy.confidence.TOKEN_SCORES``).
 
         Raises:
-            CalibrationError: harm by labels, but no answers are known.
+            CalibrationError: nothing can be chosen on these answers.
+        """
+        return score_choice.choose_token_score(
+            self.probabilities,
+            self.edge,
+            self.cloud,
+            self.labels,
+            promise,
+            groups=self.groups,
+            rows_to_certify=rows_to_certify,
+        )
+
+    def certify_data(self, choice: Choice, *, harm: Harm) -> CertifyData:
+        """Return the columns that a promise is certified on, by the score that was chosen.
+
+        Raises:
+            CalibrationError: harm is counted by labels, but no right answers are known.
         """
         if harm == "labels" and self.labels is None:
             raise CalibrationError('the prompts have no answers; give some, or set certificate.harm = "disagreement"')
         return CertifyData(
-            scores=self.scores[name],
+            scores=self.scores[choice.score],
             edge_predictions=self.edge,
             cloud_predictions=self.cloud,
             labels=self.labels if harm == "labels" else None,
             groups=self.groups,
         )
+
+    def sure_and_right(self, temperature: float) -> None:
+        """Return None: a sequence of tokens has no single probability of being right."""
 
 
 def answer_prompts(
@@ -75,7 +102,7 @@ def answer_prompts(
     normalisation: Normalisation = "whitespace",
     progress: Progress | None = None,
 ) -> AnsweredPrompts:
-    """Ask both models. Each reads the prompts with its own tokenizer; the two need not share one.
+    """Ask both models the same prompts. Each reads them with its own tokenizer; the two need not share one.
 
     Raises:
         ConfigError, CompileError, MissingToolchain: from :func:`compiler.generation.measure.answers`.
@@ -85,7 +112,7 @@ def answer_prompts(
 
 
 def columns(edge: Answers, cloud: Answers, prompts: PromptSet, *, normalisation: Normalisation) -> AnsweredPrompts:
-    """Pure part of :func:`answer_prompts`."""
+    """Compare what two models said to the same prompts, without asking anybody."""
     ids: dict[str, int] = {}
 
     def numbered(texts: Sequence[str]) -> Integers:
@@ -105,9 +132,9 @@ def columns(edge: Answers, cloud: Answers, prompts: PromptSet, *, normalisation:
 
 
 def normalised(text: str, how: Normalisation) -> str:
-    """A form in which two answers that mean the same are the same.
+    """Return a form of an answer that is equal for answers that mean the same.
 
-    ``whitespace``: Unicode NFC, outer whitespace gone and inner runs of it one space; suits code. ``words``: besides,
+    ``whitespace``: Unicode NFC, without outer whitespace, each inner run of it as one space; suits code. ``words``:
     NFKC, lower case, no punctuation, no English articles; suits short answers to questions (as SQuAD scores them).
     """
     if how == "whitespace":

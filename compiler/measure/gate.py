@@ -27,9 +27,11 @@ _Z95 = 1.959963984540054
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What the gate knows of one candidate.
+    """Hold what the gate knows of one candidate.
 
     Attributes:
+        name: as the evaluation shows it.
+        size_bytes: of the model with all its files.
         drop: None for the parent itself.
         latency_ms: median of a single-row call; None where the target cannot be run here.
         quantized_bytes: bytes of weights in low precision; None for a float candidate.
@@ -44,7 +46,12 @@ class Measured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """What a candidate may cost. ``max_drop`` is a share (0.02 is two points)."""
+    """Say what a candidate may cost, and which of those that may ship does.
+
+    Attributes:
+        max_drop: of quality, a share (0.02 is two points).
+        objective: the fastest, or the smallest.
+    """
 
     max_drop: float
     objective: Objective
@@ -52,17 +59,23 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """``chosen`` is the index of the candidate that ships, None if none may; ``reasons`` has a sentence for each."""
+    """Hold the decision on all candidates.
+
+    Attributes:
+        chosen: index of the candidate that ships, None if none may.
+        reasons: a sentence for each candidate.
+    """
 
     chosen: int | None
     reasons: tuple[str, ...]
 
 
 def paired_drop(parent: NDArray[np.bool_], candidate: NDArray[np.bool_]) -> Drop:
-    """How much smaller the candidate's share of good rows is than the parent's, on the same rows.
+    """Measure how much smaller the candidate's share of good rows is than the parent's, on the same rows.
 
     Args:
-        parent, candidate: bool [N], N >= 1: whether each answered that row well.
+        parent: bool [N], N >= 1: whether it answered that row well.
+        candidate: the same.
 
     The interval is Wald's for a difference of paired proportions (Fleiss, Statistical Methods for Rates and
     Proportions, 10.1), widened by half a row so that two identical candidates do not claim to be equal for certain.
@@ -76,7 +89,7 @@ def paired_drop(parent: NDArray[np.bool_], candidate: NDArray[np.bool_]) -> Drop
 
 
 def refusal(candidate: Measured, parent: Measured, budget: Budget) -> str:
-    """Why a candidate may not ship, with its figures; "" if it may."""
+    """Say why a candidate may not ship, with its figures; "" if it may."""
     if candidate.quantized_bytes == 0:
         return "no weight was quantized"
     if candidate.drop is not None and candidate.drop.value > budget.max_drop:
@@ -93,7 +106,7 @@ def refusal(candidate: Measured, parent: Measured, budget: Budget) -> str:
 
 
 def choose(candidates: Sequence[Measured], parent: Measured, budget: Budget) -> Verdict:
-    """The candidate that ships: the fastest (smallest, where the objective is size) of those that may.
+    """Choose the candidate that ships: the fastest (smallest, where the objective is size) of those that may.
 
     Equally fast ones are decided by size, then by drop, then by order: what a recipe lists first. Where nothing could
     be timed, the last of those that may ship is taken: recipes and targets list the careful first.
@@ -113,7 +126,7 @@ def choose(candidates: Sequence[Measured], parent: Measured, budget: Budget) -> 
 
 
 def next_probe(tried: Mapping[int, bool], count: int) -> int | None:
-    """Bisection: how many of the ``count`` most sensitive operators to send back to float next.
+    """Say how many of the ``count`` most sensitive operators to send back to float next, by bisection.
 
     Finds the smallest number that fits the budget, taking for granted that more floats never cost quality; ``tried``
     maps numbers to whether they fitted. 0 is known to fail. None when the answer is found, or when even all fail.

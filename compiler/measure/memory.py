@@ -9,16 +9,15 @@ import resource
 import sys
 from pathlib import Path
 
-from penstock.runtime import EngineOptions, load_engine
-from penstock.runtime import onnx as _imported_before_the_first_reading
+from penstock.runtime import EngineOptions, load_engine, onnx
 from penstock.wire import tensors
 
 _KIB = 1024 if sys.platform != "darwin" else 1
 
 
 def main(model: Path, row: Path) -> int:
-    """Bytes."""
-    assert _imported_before_the_first_reading
+    """Load ``model``, run ``row``, and return how many bytes the process grew by."""
+    assert onnx, "imported before the first reading: the library is not what this model needs"
     inputs = tensors.unpack(row.read_bytes())
     before = peak_bytes()
     engine = load_engine("onnx", model, EngineOptions(threads=1))
@@ -27,7 +26,7 @@ def main(model: Path, row: Path) -> int:
 
 
 def peak_bytes() -> int:
-    """The largest resident set of this program so far.
+    """Return the largest resident set of this program so far, in bytes.
 
     Linux: of its own address space. What ``getrusage`` says there begins with the peak of the process that started
     this one, so that a model that is smaller than its compiler would seem to need nothing.

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from compiler.artifact.evaluation import Share
+from compiler.certificate.binomial import clopper_pearson
 from compiler.recipe.choices import Task
 from penstock.errors import CompileError
 from penstock.policy import confidence
@@ -22,10 +24,12 @@ REGRESSION_TOLERANCE = 0.05
 """A regression agrees with its reference within this share of the reference's own standard deviation."""
 
 _ATTENTION_MASK = "attention_mask"
+_INTERVAL_DELTA = 0.05
 
 
 def check_output(task: Task, spec: TensorSpec) -> None:
-    """
+    """Check that the scored output can be what the task needs.
+
     Raises:
         CompileError: the scored output has not the shape that the task needs.
     """
@@ -46,7 +50,7 @@ def check_output(task: Task, spec: TensorSpec) -> None:
 
 
 def metric_name(task: Task, *, has_labels: bool) -> str:
-    """What the share of good rows is called."""
+    """Return what the share of good rows is called."""
     if task == "classification":
         return "accuracy" if has_labels else "agreement"
     return {"embedding": "nearest neighbour kept", "regression": "within tolerance"}.get(task, "agreement")
@@ -60,10 +64,11 @@ def good_rows(
     labels: NDArray[np.int64] | None,
     inputs: Mapping[str, Array],
 ) -> Rows:
-    """bool [N]: which rows were answered well.
+    """Return which rows were answered well, bool [N].
 
     Args:
-        outputs, reference: the scored output of the candidate and of its reference [N, ...].
+        outputs: the scored output of the candidate [N, ...].
+        reference: the same output of its reference [N, ...].
         labels: classes [N], for a classification that has them.
         inputs: by name; an embedding of tokens is averaged over those that ``attention_mask`` marks.
     """
@@ -81,8 +86,15 @@ def good_rows(
             return np.asarray((np.abs(wide - wanted) <= np.maximum(allowed, 1e-6)).all(axis=1))
 
 
+def share(hits: Rows) -> Share:
+    """Count how many rows are True, as a share with its exact 95% interval."""
+    count, n = int(np.count_nonzero(hits)), len(hits)
+    low, high = clopper_pearson(count, n, _INTERVAL_DELTA)
+    return Share(value=count / n, low=low, high=high, n=n)
+
+
 def pooled(outputs: Array, mask: Array | None) -> NDArray[np.float64]:
-    """Unit vectors [N, H] of embeddings [N, H], or of those of tokens [N, T, H] averaged where ``mask`` [N, T] is 1."""
+    """Return unit vectors [N, H] of embeddings [N, H], or of tokens [N, T, H] averaged where ``mask`` [N, T] is 1."""
     values = outputs.astype(np.float64)
     if values.ndim == 3:
         weights = np.ones(values.shape[:2]) if mask is None else mask.astype(np.float64)
@@ -91,7 +103,7 @@ def pooled(outputs: Array, mask: Array | None) -> NDArray[np.float64]:
 
 
 def nearest(vectors: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The most similar other row of each unit vector [N, H], int64 [N]; in blocks, so that N may be large."""
+    """Find the most similar other row of each unit vector [N, H], int64 [N]; in blocks, so that N may be large."""
     found = np.zeros(len(vectors), dtype=np.int64)
     for start in range(0, len(vectors), 1024):
         similarity = vectors[start : start + 1024] @ vectors.T
@@ -101,7 +113,7 @@ def nearest(vectors: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def ranking_kept(outputs: Array, reference: Array, mask: Array | None) -> float:
-    """Spearman's rank correlation of all pairwise similarities, of at most 512 rows: 1 keeps every ranking."""
+    """Correlate the ranks of all pairwise similarities of at most 512 rows (Spearman): 1 keeps every ranking."""
     ranks = []
     for values in (outputs[:512], reference[:512]):
         vectors = pooled(values, None if mask is None else mask[:512])

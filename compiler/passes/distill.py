@@ -15,7 +15,6 @@ from typing import Any
 
 import msgspec
 
-from compiler import data as datasets
 from compiler import sources
 from compiler.data import Dataset, Split
 from compiler.distill import prepare
@@ -156,5 +155,5 @@ def _splits(job: DistillJob, inputs: tuple[TensorSpec, ...]) -> tuple[Split, tup
         return job.data.ranges, (job.data.tune, job.data.certify, job.data.test)
     loaded = prepare.with_split(job.recipe, split, inputs, classes=None)
     if job.smoke_rows is not None:
-        loaded = datasets.smoke(loaded, job.smoke_rows)
+        loaded = loaded.thinned(job.smoke_rows)
     return loaded.ranges, (loaded.tune, loaded.certify, loaded.test)

@@ -1,4 +1,4 @@
-"""The workshop: applies passes and measures what they made, each step kept by content.
+"""The steps of one compilation: each is told to whoever watches, and its result is kept by content.
 
 Owns what a step's result depends on. A key holds the digests of everything that went in, the options, the code of this
 compiler and the versions of the libraries: nothing else may change a result, and a changed one of these makes it again.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,16 +18,16 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from compiler import data as datasets
 from compiler import sources
 from compiler.artifact.evaluation import Machine, Speed
 from compiler.cache.steps import ENTRY_FILE, Step, StepCache
-from compiler.data import Split
+from compiler.data import Split, batches
 from compiler.graph import row_independence
-from compiler.measure import side_by_side
+from compiler.measure import cost
+from compiler.measure.answers import answers
 from compiler.passes import table
 from compiler.passes.job import PassJob, PassResult
-from compiler.progress import Doing
+from compiler.progress import Doing, Steps, Watcher
 from compiler.recipe.targets import Target
 from penstock import toolchain
 from penstock.artifact.blobs import digest_of
@@ -40,41 +41,48 @@ _LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxslim", "onnx-ir", "ml-dtypes"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A model on disk. ``content`` is the digest that keys what is made of it; ``how`` says how it came to be.
+    """A model on disk: what a source was exported to, or what a pass made of another model.
 
     Attributes:
-        files: further files that belong to it (external data, tokenizer), by name.
+        path: its main file.
+        content: the digest that keys what is made of it.
+        how: how it came to be, in a line for people.
+        files: further files that belong to it (external data, tokenizer).
+        facts: figures that its exporter or pass gave, as plain JSON.
+        is_neural: whether it is a neural network, which passes may change.
     """
 
     path: Path
     content: str
     how: str = ""
     files: tuple[Path, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    is_neural: bool = True
 
     @property
     def size_bytes(self) -> int:
-        """Of the model with the external data beside it."""
+        """Count the bytes of the model and of the files beside it."""
         return self.path.stat().st_size + sum(path.stat().st_size for path in self.files)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Made:
-    """What a pass made of a model."""
+class CachedSteps:
+    """Takes steps over one cache, and remembers which, for the lock document.
 
-    model: Model
-    result: PassResult
-    step: Step
+    ``with steps("edge model") as doing`` announces a step to the watcher; ``keep``, ``apply``, ``answers`` and
+    ``speeds`` do its work, or find it done.
+    """
 
-
-class Workshop:
-    """Passes and measurements over one cache. Remembers which steps it took, for the lock document."""
-
-    def __init__(self, cache: StepCache) -> None:
+    def __init__(self, cache: StepCache, watcher: Watcher) -> None:
         self._cache = cache
+        self._announce = Steps(watcher)
         self.taken: list[dict[str, Any]] = []
 
-    def step(self, name: str, key: Mapping[str, Any], produce: Callable[[Path, Path], Any], doing: Doing) -> Step:
-        """Any step, kept by content; ``key`` is completed with code and libraries."""
+    def __call__(self, name: str) -> AbstractContextManager[Doing]:
+        """Announce a step, time it, and say how it went."""
+        return self._announce(name)
+
+    def keep(self, name: str, key: Mapping[str, Any], produce: Callable[[Path, Path], Any], doing: Doing) -> Step:
+        """Find the result of a step, or make and keep it; ``key`` is completed with code and libraries."""
         step = self._cache.run(name, {**key, "made_by": made_by()}, produce)
         doing.note(step.note)
         doing.took(was_cached=step.was_cached)
@@ -93,8 +101,8 @@ class Workshop:
         max_batch: int = 64,
         keep_float: frozenset[str] = frozenset(),
         seed: int = 0,
-    ) -> Made:
-        """Apply one pass of the table.
+    ) -> Model:
+        """Apply one pass of the table; the model says in ``how`` and ``facts`` what the pass has to say.
 
         Raises:
             CompileError and its kin, from the pass; MissingToolchain.
@@ -103,14 +111,14 @@ class Workshop:
         options = dict(options or {})
 
         def produce(out: Path, work: Path) -> PassResult:
-            batches = None if calibration is None else lambda: datasets.batches(calibration, max_batch)
+            examples = None if calibration is None else lambda: batches(calibration, max_batch)
             return info.load()(
                 PassJob(
                     source=model.path,
                     out=out,
                     target=target,
                     options=options,
-                    calibration=batches,
+                    calibration=examples,
                     keep_float=keep_float,
                     seed=seed,
                     progress=doing.advance,
@@ -128,12 +136,12 @@ class Workshop:
             "seed": seed,
             "toolchain": toolchain.describe(options.get("toolchain") or info.toolchain) if info.toolchain else {},
         }
-        step = self.step(name, key, produce, doing)
+        step = self.keep(name, key, produce, doing)
         result = msgspec.convert(step.facts, PassResult)
-        return Made(model=_model_in(step, result.model, how=result.summary), result=result, step=step)
+        return _model_in(step, result)
 
     def answers(self, model: Model, split: Split, doing: Doing, *, output: str, max_batch: int, what: str) -> Array:
-        """The scored output of an ONNX model for every row of a split; one by one where rows affect each other.
+        """Ask an ONNX model for its scored output for every row; one by one where rows affect each other.
 
         Raises:
             CompileError: it cannot be loaded or run, or answers with NaN or infinities.
@@ -142,7 +150,7 @@ class Workshop:
         def produce(out: Path, work: Path) -> dict[str, Any]:
             del work
             size = 1 if row_independence.affect_each_other(model.path) else max_batch
-            values = side_by_side.answers(engine(model.path), split.inputs, output=output, max_batch=size, what=what)
+            values = answers(engine(model.path), split.inputs, output=output, max_batch=size, what=what)
             np.save(out / "answers.npy", values)
             return {"rows": len(values)}
 
@@ -151,14 +159,14 @@ class Workshop:
             "split": split.digest,
             "output": output,
             "max_batch": max_batch,
-            "machine": fingerprint(),
+            "machine": machine_facts(),
         }
-        step = self.step("answers", key, produce, doing)
+        step = self.keep("answers", key, produce, doing)
         loaded: Array = np.load(step.directory / "answers.npy")
         return loaded
 
     def speeds(self, models: Mapping[str, Model], split: Split, doing: Doing) -> dict[str, Speed]:
-        """Latency and memory of ONNX models by name, measured in turns in one session.
+        """Measure latency and memory of ONNX models by name, in turns in one session.
 
         Raises:
             CompileError: one cannot be loaded or run.
@@ -171,23 +179,23 @@ class Workshop:
             memory = {}
             for done, (name, model) in enumerate(models.items()):
                 doing.advance(done / (len(models) + 1), f"memory of {name}")
-                memory[name] = side_by_side.memory_bytes(model.path, split.inputs, out)
+                memory[name] = cost.memory_bytes(model.path, split.inputs, out)
             (out / "row.msgpack").unlink(missing_ok=True)
             doing.advance(len(models) / (len(models) + 1), "latencies")
-            p50 = side_by_side.latencies_ms({name: engine(model.path) for name, model in models.items()}, split.inputs)
-            return {name: side_by_side.speed(p50[name], memory[name]) for name in models}
+            p50 = cost.latencies_ms({name: engine(model.path) for name, model in models.items()}, split.inputs)
+            return {name: cost.speed(p50[name], memory[name]) for name in models}
 
         key = {
             "models": {name: model.content for name, model in models.items()},
             "split": split.digest,
-            "machine": fingerprint(),
+            "machine": machine_facts(),
         }
-        facts = self.step("measure", key, produce, doing).facts
+        facts = self.keep("measure", key, produce, doing).facts
         return {name: msgspec.convert(value, Speed) for name, value in facts.items()}
 
 
 def engine(path: Path) -> Engine:
-    """One model file under onnxruntime, one thread: what a device has, and the same on every run.
+    """Load one model file under onnxruntime with one thread: what a device has, and the same on every run.
 
     Raises:
         CompileError: onnxruntime does not load it.
@@ -199,13 +207,13 @@ def engine(path: Path) -> Engine:
 
 
 def model_of_source(source: sources.Source, *, how: str) -> Model:
-    """A model that a pass reads where it lies, known by its content."""
+    """Return a source as a model that a pass reads where it lies, known by its content."""
     return Model(path=source.location, content=sources.fingerprint(source), how=how)
 
 
 @cache
 def made_by() -> dict[str, str]:
-    """Versions of the libraries that make results, and the digest of this compiler's own code."""
+    """Return the versions of the libraries that make results, and the digest of this compiler's own code."""
     versions = {}
     for name in _LIBRARIES:
         try:
@@ -219,14 +227,14 @@ def made_by() -> dict[str, str]:
 
 
 @cache
-def fingerprint() -> dict[str, Any]:
-    """This machine, as far as it decides what is computed and how fast."""
+def machine_facts() -> dict[str, Any]:
+    """Return :func:`this_machine` as plain JSON, for keys: it decides what is computed and how fast."""
     return msgspec.to_builtins(this_machine())  # type: ignore[no-any-return]
 
 
 @cache
 def this_machine() -> Machine:
-    """As the evaluation names it."""
+    """Describe the machine that computes and measures, as the evaluation document carries it."""
     return Machine(
         target=machine.edge_target(),
         processor=machine.processor_name(),
@@ -235,11 +243,11 @@ def this_machine() -> Machine:
     )
 
 
-def _model_in(step: Step, name: str, *, how: str) -> Model:
-    path = step.directory / name
+def _model_in(step: Step, result: PassResult) -> Model:
+    path = step.directory / result.model
     ours = {path, step.directory / ENTRY_FILE}
     others = tuple(sorted(file for file in step.directory.rglob("*") if file.is_file() and file not in ours))
-    return Model(path=path, content=step.content, how=how, files=others)
+    return Model(path=path, content=step.content, how=result.summary, files=others, facts=result.facts)
 
 
 def _plain_target(target: Target) -> dict[str, Any]:

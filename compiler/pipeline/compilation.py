@@ -1,47 +1,66 @@
-"""One compilation from recipe to artifact: load, make and gate candidates for every target, certify, pack, publish.
+"""One compilation from recipe to artifact, the same for every family of models.
 
-Composes the other modules and owns their order, which is part of the promise: everything that is fitted or can refuse a
-candidate comes before the one look at the certifying split, and nothing appears at the destination before everything
-has succeeded. The finished artifact is itself a step kept by content: an unchanged recipe only copies it.
+    load -> for every rung and target: candidates -> choose -> draft -> for each: certify -> evaluate -> pack -> publish
+
+Owns this order, which is part of the promise: everything that is chosen or can refuse a candidate comes before the one
+look at the certifying split, and nothing appears at the destination before everything has succeeded. What differs
+between kinds of models is behind ``compiler.pipeline.family.Family``. The finished artifact is itself a step kept by
+content: an unchanged recipe only copies it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from compiler import data as datasets
-from compiler.artifact import evaluation as evaluation_document
-from compiler.artifact import pack, report
-from compiler.artifact.evaluation import Evaluation, SplitFigures, TargetEvaluation
+from compiler.artifact import evaluation, pack, report
+from compiler.artifact.evaluation import Evaluation, TargetEvaluation, VariantFigures
 from compiler.cache.steps import StepCache
-from compiler.measure import quality
+from compiler.data import infer
 from compiler.passes import table
-from compiler.pipeline import candidates, cascade, inputs, language_figures, language_models, lock, variants
-from compiler.pipeline.cached_steps import Workshop, engine, fingerprint, this_machine
-from compiler.pipeline.candidates import Setting
-from compiler.pipeline.cascade import Cascade
-from compiler.pipeline.inputs import Ladder
-from compiler.pipeline.variants import Shipped, Tested
-from compiler.progress import Doing, Steps, Watcher
-from compiler.recipe import recipes, targets
+from compiler.pipeline import candidates, cascade, lock, recipe_models
+from compiler.pipeline.arrays import Arrays
+from compiler.pipeline.cached_steps import CachedSteps, engine, machine_facts, this_machine
+from compiler.pipeline.candidates import Chosen, Goal
+from compiler.pipeline.cascade import Cascade, Claim
+from compiler.pipeline.family import Family, Tested
+from compiler.pipeline.language import Language
+from compiler.progress import Doing, Watcher
+from compiler.recipe import certificate_section, recipes, targets
+from compiler.recipe.choices import Task
 from compiler.recipe.recipes import CLOUD, Recipe
 from compiler.sources import SourceSection
 from penstock import toolchain
 from penstock.artifact import manifests
+from penstock.artifact.certificates import Subject
 from penstock.artifact.layout import Layout, VariantDraft, variant_digest
 from penstock.errors import ConfigError
 
-SMOKE_ROWS = 64
+FAMILIES: Mapping[Task, type[Family]] = {
+    "classification": Arrays,
+    "regression": Arrays,
+    "embedding": Arrays,
+    "generation": Language,
+}
+
+CERTIFIED: frozenset[Task] = frozenset({"classification", "generation"})
+"""Tasks whose answers are equal or not, so that a cascade can be certified."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compiled:
-    """What a compilation produced. ``was_kept``: nothing had changed since it was compiled before."""
+    """What a compilation produced.
+
+    Attributes:
+        reference: ``name:version``.
+        digest: of the artifact.
+        directory: where it was published.
+        was_kept: nothing had changed since it was compiled before.
+    """
 
     reference: str
     digest: str
@@ -72,16 +91,15 @@ def compile_recipe(
     """
     out = out.resolve()
     pack.check_destination(out)
-    steps, shop = Steps(watcher), Workshop(cache)
+    steps = CachedSteps(cache, watcher)
 
     def produce(directory: Path, work: Path) -> dict[str, Any]:
         del work
-        _write(recipe, directory, shop, steps, require_certificate=require_certificate)
+        _write(recipe, directory, steps, require_certificate=require_certificate, smoke=False)
         return {}
 
     key = {**_key(recipe), "require_certificate": require_certificate}
-    whole = Doing(watcher)
-    step = shop.step("artifact", key, produce, whole)
+    step = steps.keep("artifact", key, produce, Doing(watcher))
     with pack.workspace(out) as scratch, steps("publish") as doing:
         pack.publish(step.directory, out, scratch, finish=finish)
         doing.note(str(out))
@@ -90,20 +108,19 @@ def compile_recipe(
         reference=recipe.reference,
         digest=layout.digest,
         directory=out,
-        evaluation=evaluation_document.decode((out / pack.EVALUATION_FILE).read_bytes()),
+        evaluation=evaluation.decode((out / pack.EVALUATION_FILE).read_bytes()),
         was_kept=step.was_cached,
     )
 
 
 def smoke(recipe: Recipe, scratch: Path, *, cache: StepCache, watcher: Watcher) -> Evaluation:
-    """The whole recipe on few samples and one candidate a precision, to find mistakes in seconds; publishes nothing.
+    """Run the whole recipe on few samples and one candidate a precision, to find mistakes in seconds; publish nothing.
 
     Raises:
         As :func:`compile_recipe`, but for refusals: too few samples are the point.
     """
-    shop, steps = Workshop(cache), Steps(watcher)
-    layout = _write(recipe, scratch, shop, steps, require_certificate=False, smoke_rows=SMOKE_ROWS)
-    return evaluation_document.decode(layout.blobs.read(layout.referrers(manifests.EVALUATION)[-1].content.digest))
+    layout = _write(recipe, scratch, CachedSteps(cache, watcher), require_certificate=False, smoke=True)
+    return evaluation.decode(layout.blobs.read(layout.referrers(manifests.EVALUATION)[-1].content.digest))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,13 +135,13 @@ class Flags:
 
 
 def recipe_of_flags(model: str, base: Path, flags: Flags, *, cache: StepCache, watcher: Watcher) -> Recipe:
-    """The recipe of a compilation without one: the model is exported to see its inputs, the data are guessed from them.
+    """Make the recipe of a compilation without one: the model is exported to see its inputs, the data are guessed.
 
     Raises:
         InvalidInput, ConfigError, CompileError: no such model or data, or what they are for cannot be guessed.
     """
-    source = inputs.export(Workshop(cache), Steps(watcher), "edge", model, SourceSection(), base=base, seed=0)
-    examples = datasets.infer(flags.data, engine(source.model.path).inputs)
+    exported = recipe_models.export(CachedSteps(cache, watcher), "edge", model, SourceSection(), base=base, seed=0)
+    examples = infer(flags.data, engine(exported.path).inputs)
     return recipes.of_model(
         model,
         examples,
@@ -137,7 +154,7 @@ def recipe_of_flags(model: str, base: Path, flags: Flags, *, cache: StepCache, w
 
 
 def _key(recipe: Recipe) -> dict[str, Any]:
-    """Everything that decides the artifact: the recipe without its place, the content it names, this machine."""
+    """List everything that decides the artifact: the recipe without its place, the content it names, this machine."""
     plain = {
         "model": recipe.model,
         "rungs": [(rung.role, rung.section) for rung in recipe.rungs],
@@ -152,66 +169,38 @@ def _key(recipe: Recipe) -> dict[str, Any]:
     }
     return {
         "recipe": msgspec.to_builtins(plain),
-        "sources": inputs.source_fingerprints(recipe),
-        "examples": examples_fingerprint(recipe),
+        "sources": recipe_models.source_fingerprints(recipe),
+        "examples": examples_digest(recipe),
         "toolchains": _toolchains(recipe),
-        "machine": fingerprint(),
+        "machine": machine_facts(),
     }
 
 
 def _toolchains(recipe: Recipe) -> dict[str, dict[str, str]]:
-    """Versions of what exporters and engine builders of this recipe are.
+    """Return the versions of the toolchains that export and build the models of a recipe.
 
     Raises:
         MissingToolchain: one that is needed is not installed.
     """
     engines = {targets.resolve(name).engine for rung in recipe.rungs for name in rung.section.targets}
-    needed = inputs.toolchains_needed(recipe) | (engines & {"tensorrt", "tensorrt-rtx"})
+    needed = recipe_models.toolchains_needed(recipe) | (engines & {"tensorrt", "tensorrt-rtx"})
     return {name: toolchain.describe(name) for name in sorted(needed)}
 
 
-def examples_fingerprint(recipe: Recipe) -> str:
-    if recipe.model.task == "generation":
-        return language_models.examples_fingerprint(recipe)
-    return datasets.fingerprint(recipe.data, recipe.base)
+def examples_digest(recipe: Recipe) -> str:
+    """Return the content of the examples that a recipe names.
 
-
-def _write(
-    recipe: Recipe,
-    directory: Path,
-    shop: Workshop,
-    steps: Steps,
-    *,
-    require_certificate: bool,
-    smoke_rows: int | None = None,
-) -> Layout:
-    """Everything, from models to an artifact in ``directory``."""
-    check_passes(recipe)
-    how = _generated if recipe.model.task == "generation" else _classified
-    drafts, cascades, evaluation = how(recipe, directory, shop, steps, require_certificate, smoke_rows)
-    with steps("pack") as doing:
-        layout = pack.write(
-            directory,
-            drafts,
-            [item.certificate for item in cascades if item.certificate is not None],
-            [
-                *(pack.evidence(item.evidence) for item in cascades if item.evidence),
-                *pack.documents(
-                    lock=lock.encode(recipe, shop.taken),
-                    evaluation=evaluation_document.encode(evaluation),
-                    report=report.render(evaluation),
-                ),
-            ],
-            tag=recipe.model.version,
-        )
-        doing.note(f"{recipe.reference} {layout.digest}")
-    return layout
+    Raises:
+        InvalidInput: there are none, or they cannot be read.
+    """
+    return FAMILIES[recipe.model.task].examples_digest(recipe)
 
 
 def check_passes(recipe: Recipe) -> None:
-    """
+    """Check the options of every pass before the first step rather than at that pass.
+
     Raises:
-        ConfigError: no such pass, or options that it does not have: said before the first step, not at that pass.
+        ConfigError: no such pass, or options that it does not have.
     """
     for rung in recipe.rungs:
         for name, options in rung.section.passes.items():
@@ -221,141 +210,166 @@ def check_passes(recipe: Recipe) -> None:
                 raise ConfigError(f"{rung.role}: {error.message}") from error
 
 
-def _classified(
-    recipe: Recipe, directory: Path, shop: Workshop, steps: Steps, require_certificate: bool, smoke_rows: int | None
-) -> tuple[list[VariantDraft], list[Cascade], Evaluation]:
-    """Models that answer with numbers: classifiers with a cascade, regressions and embeddings without."""
-    loaded = inputs.load(shop, steps, recipe, smoke_rows=smoke_rows)
-    cloud = variants.cloud_draft(loaded)
-    shipped = [
-        variants.ship(shop, steps, loaded, setting, candidates.build(shop, steps, setting))
-        for setting in _settings(loaded, smoke=smoke_rows is not None)
-    ]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Variant:
+    """One variant of the artifact that is being made.
+
+    Attributes:
+        chosen: the candidate that it is.
+        draft: the same, ready to pack.
+        digest: that it will have once packed.
+    """
+
+    chosen: Chosen
+    draft: VariantDraft
+    digest: str
+
+
+def _write(recipe: Recipe, directory: Path, steps: CachedSteps, *, require_certificate: bool, smoke: bool) -> Layout:
+    """Make everything, from models to an artifact in ``directory``."""
+    check_passes(recipe)
+    family = FAMILIES[recipe.model.task].load(steps, recipe, smoke=smoke)
+    cloud = family.cloud_draft()
+    cloud_digest = variant_digest(cloud, directory)
+    variants = [_variant(family, goal, directory) for goal in _goals(recipe)]
     cascades = [
-        cascade.build(shop, steps, loaded, item, cloud, directory, require_certificate=require_certificate)
-        if recipe.model.task == "classification" and item.built.target.runs_here
-        else None
-        for item in shipped
+        _certified(family, recipe, steps, variant, cloud_digest, is_required=require_certificate)
+        for variant in variants
     ]
-    evaluation = _evaluation(shop, steps, loaded, shipped, cloud, cascades, directory)
-    drafts = [*(item.draft for item in shipped), cloud]
-    return drafts, [item for item in cascades if item is not None], evaluation
+    figures = _evaluated(family, recipe, steps, variants, cascades, cloud, cloud_digest)
+    issued = [found.issued for found in cascades if found is not None and found.issued is not None]
+    with steps("pack") as doing:
+        layout = pack.write(
+            directory,
+            [*(variant.draft for variant in variants), cloud],
+            [one.certificate for one in issued],
+            [
+                *(pack.evidence(one.evidence) for one in issued),
+                *pack.documents(
+                    lock=lock.encode(recipe, steps.taken),
+                    evaluation=evaluation.encode(figures),
+                    report=report.render(figures),
+                ),
+            ],
+            tag=recipe.model.version,
+        )
+        doing.note(f"{recipe.reference} {layout.digest}")
+    return layout
 
 
-def _generated(
-    recipe: Recipe, directory: Path, shop: Workshop, steps: Steps, require_certificate: bool, smoke_rows: int | None
-) -> tuple[list[VariantDraft], list[Cascade], Evaluation]:
-    """Language models."""
-    built = language_models.build(shop, steps, recipe, smoke=smoke_rows is not None)
-    found = [
-        language_models.certify(shop, steps, built, item, directory, require_certificate=require_certificate)
-        for item in built.chosen
-    ]
-    evaluation = Evaluation(
-        model=recipe.model.name,
-        version=recipe.model.version,
-        task=recipe.model.task,
-        machine=this_machine(),
-        splits={use: SplitFigures(rows=len(s.rows), digest=s.digest) for use, s in built.sets.items()},
-        sources={rung.role: rung.section.model for rung in recipe.rungs},
-        targets=tuple(target for _, target in found),
-        cloud=language_figures.cloud_figures(built, variant_digest(built.cloud_draft, directory)),
-        generation=language_figures.figures(built),
-    )
-    drafts = [*(item.draft for item in built.chosen), built.cloud_draft]
-    return drafts, [item for item, _ in found], evaluation
-
-
-def _settings(loaded: Ladder, *, smoke: bool) -> Iterator[Setting]:
-    """Every rung on every target, device first."""
-    for rung in loaded.recipe.rungs:
-        source = loaded.sources[rung.role]
+def _goals(recipe: Recipe) -> Iterator[Goal]:
+    """List every rung on every target, the device first."""
+    for rung in recipe.rungs:
         for name in rung.section.targets:
-            yield Setting(
-                recipe=loaded.recipe,
-                rung=rung,
-                target=targets.resolve(name),
-                source=source.model,
-                is_neural=source.is_neural,
-                output=loaded.output,
-                data=loaded.data,
-                smoke=smoke,
-            )
+            yield Goal(rung=rung, target=targets.resolve(name))
 
 
-def _evaluation(
-    shop: Workshop,
-    steps: Steps,
-    loaded: Ladder,
-    shipped: Sequence[Shipped],
-    cloud: VariantDraft,
+def _variant(family: Family, goal: Goal, directory: Path) -> _Variant:
+    """Make every candidate for a goal, choose one, and make it ready to pack."""
+    terms = family.terms
+    chosen = candidates.choose(family.candidates(goal), max_drop=terms.max_drop, advice=terms.advice)
+    draft = family.draft(chosen)
+    return _Variant(chosen=chosen, draft=draft, digest=variant_digest(draft, directory))
+
+
+def _certified(
+    family: Family, recipe: Recipe, steps: CachedSteps, variant: _Variant, cloud_digest: str, *, is_required: bool
+) -> Cascade | None:
+    """Certify a variant's cascade; None for a task that has none, and where the variant cannot be run."""
+    goal = variant.chosen.goal
+    if recipe.model.task not in CERTIFIED or not goal.target.runs_here:
+        return None
+    claim = Claim(
+        what=goal.what,
+        promise=certificate_section.for_rung(recipe.certificate, len(recipe.rungs)),
+        subject=Subject(
+            model=recipe.model.name,
+            edge_digest=variant.digest,
+            cloud_digest=cloud_digest,
+            preprocessing_digest=manifests.preprocessing_digest(family.preprocessing),
+        ),
+        rows=family.splits["certify"].rows,
+        data_digest=family.splits["certify"].digest,
+        group_by=family.group_by,
+        is_required=is_required,
+    )
+    return cascade.build(steps, claim, lambda use, doing: family.ask(variant.chosen.candidate, use, doing))
+
+
+def _evaluated(
+    family: Family,
+    recipe: Recipe,
+    steps: CachedSteps,
+    variants: Sequence[_Variant],
     cascades: Sequence[Cascade | None],
-    directory: Path,
+    cloud: VariantDraft,
+    cloud_digest: str,
 ) -> Evaluation:
-    """Figures on the test split, and everything that was found on the way."""
-    recipe, data = loaded.recipe, loaded.data
+    """Describe everything on the test split, beside what was found on the way."""
     with steps("test") as doing:
-        tested = Tested(shop, loaded, doing)
-        whole = tested.figures(
-            loaded.cloud,
-            role=CLOUD,
-            target=pack.CLOUD_TARGET,
-            precision=cloud.spec.precision,
-            digest=variant_digest(cloud, directory),
-            size_bytes=variants.draft_size(cloud),
-            speed=shop.speeds({CLOUD: loaded.cloud}, data.tune, doing)[CLOUD],
-        )
+        tested = family.evaluate(family.cloud, CLOUD, doing)
+        whole = _figures(tested, cloud, cloud_digest)
         evaluated = tuple(
-            _target_evaluation(tested, item, found, variant_digest(item.draft, directory))
-            for item, found in zip(shipped, cascades, strict=True)
+            _target(family, variant, found, doing) for variant, found in zip(variants, cascades, strict=True)
         )
-        doing.note(f"{evaluated[0].metric} {whole.quality.value:.2%} (cloud)")
+        doing.note(f"{family.terms.metric} {whole.quality.value:.2%} (cloud)")
     return Evaluation(
         model=recipe.model.name,
         version=recipe.model.version,
         task=recipe.model.task,
         machine=this_machine(),
-        splits={use: SplitFigures(rows=split.rows, digest=split.digest) for use, split in data.by_use().items()},
-        sources={role: source.model.how for role, source in loaded.sources.items()},
+        splits=dict(family.splits),
+        sources=dict(family.sources),
         targets=evaluated,
         cloud=whole,
+        generation=family.further_figures([variant.chosen for variant in variants]),
     )
 
 
-def _target_evaluation(tested: Tested, item: Shipped, found: Cascade | None, digest: str) -> TargetEvaluation:
-    setting, built = item.setting, item.built
-    role, target = setting.rung.role, built.target
-    parent, chosen = built.parent, built.chosen
-    assert parent.model is not None, "the parent was made"
-    not_measured = "" if target.runs_here else f"this machine cannot run {target.name}: certify it on such a device"
+def _target(family: Family, variant: _Variant, found: Cascade | None, doing: Doing) -> TargetEvaluation:
+    chosen, terms = variant.chosen, family.terms
+    goal, parent = chosen.goal, chosen.parent
+    role, target = goal.rung.role, goal.target
+    before, after = (family.evaluate(one, goal.what, doing) for one in (parent, chosen.candidate))
     return TargetEvaluation(
         role=role,
         target=target.name,
-        objective=setting.rung.section.objective,
-        metric=quality.metric_name(setting.recipe.model.task, has_labels=setting.data.test.labels is not None),
-        max_drop=setting.recipe.quality.max_accuracy_drop,
-        parent=parent.trial.name,
-        chosen=chosen.trial.name,
-        candidates=built.candidates,
-        sensitivity=built.sensitivity,
-        parent_test=tested.figures(
-            parent.model,
+        objective=goal.rung.section.objective,
+        metric=terms.metric,
+        max_drop=terms.max_drop,
+        parent=parent.name,
+        chosen=chosen.candidate.name,
+        candidates=chosen.figures,
+        sensitivity=chosen.sensitivity,
+        parent_test=VariantFigures(
             role=role,
             target=target.name,
-            precision=parent.trial.precision,
+            precision=parent.precision,
             digest="",
-            size_bytes=parent.model.size_bytes,
-            speed=parent.speed,
+            size_bytes=parent.made.size_bytes,
+            quality=before.quality,
+            agreement_cloud=before.agreement,
+            ranking=before.ranking,
+            speed=before.speed,
         ),
-        variant=tested.figures(
-            item.graph,
-            role=role,
-            target=target.name,
-            precision=chosen.trial.precision,
-            digest=digest,
-            size_bytes=variants.draft_size(item.draft),
-            speed=chosen.speed,
-        ),
+        variant=_figures(after, variant.draft, variant.digest),
         cascade=None if found is None else found.evaluation,
-        not_measured=not_measured,
+        not_measured=(
+            "" if target.runs_here else f"this machine cannot run {target.name}: certify it on such a device"
+        ),
+    )
+
+
+def _figures(tested: Tested, draft: VariantDraft, digest: str) -> VariantFigures:
+    """Put what was found of a variant beside what it is."""
+    return VariantFigures(
+        role=draft.spec.role,
+        target=draft.spec.target,
+        precision=draft.spec.precision,
+        digest=digest,
+        size_bytes=draft.weights.stat().st_size + sum(path.stat().st_size for path in draft.files.values()),
+        quality=tested.quality,
+        agreement_cloud=tested.agreement,
+        ranking=tested.ranking,
+        speed=tested.speed,
     )

@@ -10,22 +10,22 @@ from typing import Any
 
 import msgspec
 
-from compiler.pipeline.cached_steps import fingerprint, made_by
+from compiler.pipeline.cached_steps import machine_facts, made_by
 from compiler.recipe.recipes import Recipe
 
 
 def encode(recipe: Recipe, taken: Sequence[dict[str, Any]]) -> bytes:
-    """Indented JSON with sorted keys.
+    """Write the document as indented JSON with sorted keys.
 
     Args:
-        taken: the steps in the order in which they were taken (``Workshop.taken``).
+        taken: the steps in the order in which they were taken (``CachedSteps.taken``).
     """
     document = {
         "schema": 1,
         "model": recipe.reference,
         "seed": recipe.seed,
         "made_by": made_by(),
-        "machine": fingerprint(),
+        "machine": machine_facts(),
         "steps": taken,
     }
     return msgspec.json.format(msgspec.json.encode(document, order="sorted"), indent=2) + b"\n"

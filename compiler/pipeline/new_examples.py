@@ -13,8 +13,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from compiler.data import DataSection, Dataset, Split, has_splits, infer
-from compiler.data import load as load_data
+from compiler.data import DataSection, Dataset, Split, infer, loading
 from compiler.recipe.data_section import SharesSection
 from penstock.artifact.manifests import VariantSpec
 from penstock.errors import ConfigError, InvalidInput
@@ -65,14 +64,14 @@ def read(source: Source, spec: VariantSpec, *, needs_labels: bool, tunes: bool) 
             "disagreement",
             field="labels",
         )
-    is_whole = not has_splits(section, base, spec.inputs)
+    is_whole = not loading.has_splits(section, base, spec.inputs)
     if is_whole:
         # which row goes where is the data's business (equal rows together); the parts are put together again below
         shares = SharesSection(fit=_FEW, tune=_TUNE_SHARE - _FEW, certify=1 - _TUNE_SHARE - _FEW, test=_FEW)
         section = msgspec.structs.replace(section, shares=shares)
     (output,) = (out for out in spec.outputs if out.name == spec.score_output)
     classes = output.shape[1] if len(output.shape) == 2 and output.shape[1] > 0 else None
-    dataset = load_data(section, base, spec.inputs, classes=classes, labels=spec.labels)
+    dataset = loading.load(section, base, spec.inputs, classes=classes, labels=spec.labels)
     tune, certify = _divided(dataset, is_whole=is_whole, tunes=tunes)
     return Examples(tune=tune, certify=certify, group_by=section.group_by)
 

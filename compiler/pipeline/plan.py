@@ -6,22 +6,22 @@ from pathlib import Path
 
 from compiler.artifact import pack
 from compiler.certificate import certify
-from compiler.pipeline import compilation, inputs
+from compiler.pipeline import compilation, recipe_models
 from compiler.recipe import targets
 from compiler.recipe.recipes import CLOUD, Recipe, Rung
 
 
 def plan(recipe: Recipe, out: Path) -> list[tuple[str, str]]:
-    """The steps that :func:`compiler.pipeline.compilation.compile_recipe` would take, in words.
+    """Describe the steps that :func:`compiler.pipeline.compilation.compile_recipe` would take.
 
     Raises:
         InvalidInput, ConfigError: a model or data that is not there. Conflict: for the destination.
     """
     pack.check_destination(out.resolve())
     compilation.check_passes(recipe)
-    inputs.source_fingerprints(recipe)
+    recipe_models.source_fingerprints(recipe)
     if ":" not in recipe.data.source:  # a function of the user's is not called for a plan
-        compilation.examples_fingerprint(recipe)
+        compilation.examples_digest(recipe)
     lines = [(f"{rung.role} model", _source_words(rung)) for rung in recipe.rungs]
     if recipe.cloud is not None:
         lines.append((f"{CLOUD} model", recipe.cloud.model))
@@ -33,8 +33,8 @@ def plan(recipe: Recipe, out: Path) -> list[tuple[str, str]]:
             tried = ", ".join(rung.section.precisions or target.precisions)
             where = "" if target.runs_here else " (not measured here: this machine cannot run it)"
             lines.append((f"{rung.role}/{target.name}", f"candidates {tried}{where}"))
-    lines.append(("gate", f"drop <= {recipe.quality.max_accuracy_drop:g} against the float model, on the tuning split"))
-    if recipe.model.task == "classification":
+    lines.append(("gate", _gate_words(recipe)))
+    if recipe.model.task in compilation.CERTIFIED:
         lines.append(
             (
                 "certify",
@@ -44,6 +44,13 @@ def plan(recipe: Recipe, out: Path) -> list[tuple[str, str]]:
         )
     lines.append(("pack", f"{recipe.reference} -> {out}"))
     return lines
+
+
+def _gate_words(recipe: Recipe) -> str:
+    quality = recipe.quality
+    if recipe.model.task == "generation":
+        return f"perplexity at most {quality.max_perplexity_increase:g} above the float model's"
+    return f"drop <= {quality.max_accuracy_drop:g} against the float model, on the tuning split"
 
 
 def _source_words(rung: Rung) -> str:

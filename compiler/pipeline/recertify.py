@@ -1,9 +1,8 @@
-"""A packed artifact certified anew: its variants answer new examples, and a new certificate joins the old ones.
+"""A packed artifact certified again: its variants answer new examples, and a new certificate joins the old ones.
 
 Owns that nothing is compiled or changed: the variants are run as packed, after they reproduced their golden vectors on
 this machine, and the certificate is attached only when its evidence is. Also checks certificates against the evidence
-they name. What may be promised is ``compiler.certificate.certify``; what is chosen,
-``compiler.certificate.score_choice``.
+they name. What is chosen, promised and bound, and in which order, is ``compiler.certificate.issue``.
 """
 
 from __future__ import annotations
@@ -13,13 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from compiler.artifact.replay import opened, runs_here
-from compiler.certificate import certify, evidence, score_choice
-from compiler.certificate.certify import CertifyData
+from compiler.certificate import certify, evidence
+from compiler.certificate.issue import AnsweredRows, issue
+from compiler.certificate.score_choice import Choice
 from compiler.data import Split
-from compiler.measure import side_by_side
+from compiler.measure.answers import answers
 from compiler.pipeline import new_examples
 from compiler.pipeline.new_examples import Examples, Source
 from compiler.recipe import certificate_section
@@ -27,9 +26,8 @@ from compiler.recipe.certificate_section import CertificateSection
 from penstock.artifact import manifests
 from penstock.artifact.certificates import Certificate, Harm
 from penstock.artifact.layout import Layout
-from penstock.artifact.manifests import Artifact, Variant
+from penstock.artifact.manifests import Artifact, Variant, VariantSpec
 from penstock.errors import ArtifactError, CalibrationError, InvalidInput, NotFound, PenstockError
-from penstock.policy import confidence
 from penstock.process.config import nearest
 from penstock.runtime import Engine
 from penstock.wire.tensors import Array
@@ -41,10 +39,14 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What is asked for. What is None or empty is taken from each variant's newest certificate, else the default.
+    """Say what is to be certified. What is None or empty is as in each variant's newest certificate, else the default.
 
     Attributes:
+        source: the new examples.
         target: only variants for this target; "" for all that this machine can run.
+        max_harm: promised shares, the default first.
+        delta: chance that the promise does not hold.
+        harm: what counts as harm.
         choose_again: choose score and temperature on a third of the examples (or their split for it), instead of
             using those of the newest certificate.
     """
@@ -59,11 +61,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What came of one variant. ``certificate`` is None where it was refused: ``refusal`` says why.
+    """Hold what came of one variant.
 
     Attributes:
-        needed: examples that would do, None where no number would. ``reason``: where score and temperature are from.
+        certificate: the new one; None where it was refused.
         digest: of the new certificate's manifest, "" without one.
+        refusal: why there is none, "" where there is.
+        needed: examples that would do, None where no number would.
+        reason: where score and temperature are from.
     """
 
     role: str
@@ -78,30 +83,17 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
-    """A certificate compared with its evidence; ``problems`` is empty when every figure was found again."""
+    """Hold what the comparison of a certificate with its evidence found.
+
+    Attributes:
+        digest: of the certificate's manifest.
+        problems: sentences; empty when every figure was found again.
+    """
 
     digest: str
     edge_digest: str
     serial: int
     problems: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
-    """One variant's answers to a split, before they are scored."""
-
-    split: Split
-    outputs: Array
-    cloud: Array
-
-    def data(self, scores: Array, harm: Harm) -> CertifyData:
-        return CertifyData(
-            scores=scores.astype(np.float64),
-            edge_predictions=confidence.predicted(self.outputs),
-            cloud_predictions=confidence.predicted(self.cloud),
-            labels=self.split.labels if harm == "labels" else None,
-            groups=self.split.groups,
-        )
 
 
 def recertify(directory: Path, request: Request, *, say: Say) -> list[Outcome]:
@@ -145,7 +137,8 @@ def recertify(directory: Path, request: Request, *, say: Say) -> list[Outcome]:
                 choose_again=request.choose_again,
             )
             with opened(layout, variant) as student:
-                outcomes.append(_certified(task, _Asking(student, teacher, variant, cloud)))
+                pair = _Pair(student=student, teacher=teacher, variant=variant, cloud=cloud)
+                outcomes.append(_certified(task, pair))
     return outcomes
 
 
@@ -175,30 +168,48 @@ def verify(directory: Path) -> list[Checked]:
     return sorted(checked, key=lambda item: item.serial)
 
 
-class _Asking:
-    """Asks one variant and the cloud."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pair:
+    """A loaded variant and the loaded cloud variant.
 
-    def __init__(self, student: Engine, teacher: Engine, variant: Variant, cloud: Variant) -> None:
-        self._student, self._teacher, self._variant, self._cloud = student, teacher, variant, cloud
+    Attributes:
+        variant: what the variant is.
+        cloud: what the cloud variant is.
+    """
 
-    def __call__(self, split: Split) -> _Asked:
-        """
+    student: Engine
+    teacher: Engine
+    variant: Variant
+    cloud: Variant
+
+    def ask(self, split: Split) -> AnsweredRows:
+        """Ask both the examples of a split.
+
         Raises:
             CompileError: one of them answers with NaN or infinities.
         """
+        return AnsweredRows(
+            outputs=_outputs(self.student, self.variant.spec, split),
+            cloud=_outputs(self.teacher, self.cloud.spec, split),
+            labels=split.labels,
+            groups=split.groups,
+            kind=self.variant.spec.score_kind,
+        )
 
-        def of(engine: Engine, variant: Variant) -> Array:
-            spec = variant.spec
-            return side_by_side.answers(
-                engine, split.inputs, output=spec.score_output, max_batch=spec.max_batch, what=f"{spec.role} variant"
-            )
 
-        return _Asked(split=split, outputs=of(self._student, self._variant), cloud=of(self._teacher, self._cloud))
+def _outputs(engine: Engine, spec: VariantSpec, split: Split) -> Array:
+    return answers(
+        engine, split.inputs, output=spec.score_output, max_batch=spec.max_batch, what=f"{spec.role} variant"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Task:
-    """One variant to certify. ``newest``: its newest certificate, None where it has none."""
+    """One variant to certify.
+
+    Attributes:
+        newest: its newest certificate, None where it has none.
+    """
 
     layout: Layout
     artifact: Artifact
@@ -209,53 +220,35 @@ class _Task:
     choose_again: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Scoring:
-    """How answers are scored, which thresholds are tested, and where that is from."""
-
-    score: str
-    temperature: float
-    thresholds: tuple[float, ...]
-    reason: str
-
-
-def _certified(task: _Task, asking: _Asking) -> Outcome:
+def _certified(task: _Task, pair: _Pair) -> Outcome:
     spec = task.variant.spec
     shown = Outcome(role=spec.role, target=spec.target, edge_digest=task.variant.digest, certificate=None)
     try:
         _check_unseen(task)
-        scoring = _scoring(task, asking)
-        shown = replace(shown, reason=scoring.reason)
-        asked = asking(task.examples.certify)
-        scores = confidence.score(
-            asked.outputs, kind=spec.score_kind, name=scoring.score, temperature=scoring.temperature
+        choice = _choice(task, pair)
+        shown = replace(shown, reason=choice.reason)
+        issued = issue(
+            pair.ask(task.examples.certify).certify_data(choice, harm=task.section.harm),
+            task.section,
+            choice,
+            manifests.subject_of(task.artifact, task.variant),
+            data_digest=task.examples.certify.digest,
+            group_by=task.examples.group_by,
+            serial=1 if task.newest is None else task.newest.serial + 1,
         )
-        data = asked.data(scores, task.section.harm)
-        found = certify.promise(data, task.section, thresholds=scoring.thresholds)
-        document = evidence.encode(data, found.thresholds)
     except CalibrationError as error:
         return replace(shown, refusal=error.message, needed=error.needed)
-    certificate = evidence.bind(
-        found,
-        manifests.subject_of(task.artifact, task.variant),
-        score=scoring.score,
-        temperature=scoring.temperature,
-        data_digest=task.examples.certify.digest,
-        evidence=document,
-        group_by=task.examples.group_by,
-        serial=1 if task.newest is None else task.newest.serial + 1,
-    )
     # the evidence first: whoever sees the certificate finds what it names, also when this is cut short in between
-    task.layout.attach(manifests.EVIDENCE, document, title="evidence.msgpack")
-    digest = task.layout.attach_certificate(certificate).digest
-    return replace(shown, certificate=certificate, digest=digest)
+    task.layout.attach(manifests.EVIDENCE, issued.evidence, title="evidence.msgpack")
+    digest = task.layout.attach_certificate(issued.certificate).digest
+    return replace(shown, certificate=issued.certificate, digest=digest)
 
 
 def _check_unseen(task: _Task) -> None:
-    """
+    """Check that the examples have not certified this variant before: no promise covers a second look at them.
+
     Raises:
-        CalibrationError: these very examples have certified this variant before: a second look is one that no promise
-            covers.
+        CalibrationError: they have.
     """
     digest = task.examples.certify.digest
     for _, earlier in task.layout.certificates():
@@ -266,33 +259,21 @@ def _check_unseen(task: _Task) -> None:
             )
 
 
-def _scoring(task: _Task, asking: _Asking) -> _Scoring:
-    """As the newest certificate has it, or chosen on examples that certify nothing.
+def _choice(task: _Task, pair: _Pair) -> Choice:
+    """Take score and thresholds from the newest certificate, or choose them on examples that certify nothing.
 
     Raises:
         CalibrationError: nothing can be chosen on them.
     """
-    if task.newest is not None and not task.choose_again:
-        one = task.newest
-        return _Scoring(
-            score=one.score,
-            temperature=one.temperature,
-            thresholds=_thresholds_of(task.layout, one),
-            reason=f"{one.score} at temperature {one.temperature:g}, as in certificate {one.serial}",
-        )
-    tuning = asking(task.examples.tune)
-    choice = score_choice.choose(
-        tuning.outputs,
-        confidence.predicted(tuning.outputs),
-        confidence.predicted(tuning.cloud),
-        task.examples.tune.labels,
-        task.variant.spec.score_kind,
-        task.section,
-        groups=task.examples.tune.groups,
-        rows_to_certify=task.examples.certify.rows,
-    )
-    return _Scoring(
-        score=choice.score, temperature=choice.temperature, thresholds=choice.thresholds, reason=choice.reason
+    if task.newest is None or task.choose_again:
+        return pair.ask(task.examples.tune).choose(task.section, rows_to_certify=task.examples.certify.rows)
+    one = task.newest
+    return Choice(
+        score=one.score,
+        temperature=one.temperature,
+        coverage={},
+        thresholds=_thresholds_of(task.layout, one),
+        reason=f"{one.score} at temperature {one.temperature:g}, as in certificate {one.serial}",
     )
 
 
@@ -314,7 +295,7 @@ def _problems(layout: Layout, artifact: Artifact, certificate: Certificate) -> I
 
 
 def _wanted(artifact: Artifact, target: str) -> list[Variant]:
-    """The variants below the cloud that are asked for and that this machine can run.
+    """Return the variants below the cloud that are asked for and that this machine can run.
 
     Raises:
         InvalidInput: there is none; what there is is listed.
@@ -340,7 +321,7 @@ def _newest(layout: Layout, variant: Variant) -> Certificate | None:
 
 
 def _section(layout: Layout, variant: Variant, request: Request, rungs: int) -> CertificateSection:
-    """The promise for one variant: as its newest certificate has it, with what the request changes.
+    """Return the promise for one variant: as its newest certificate has it, with what the request changes.
 
     Raises:
         ConfigError: a share out of range.
@@ -363,7 +344,7 @@ def _section(layout: Layout, variant: Variant, request: Request, rungs: int) -> 
 
 
 def _thresholds_of(layout: Layout, certificate: Certificate) -> tuple[float, ...]:
-    """The thresholds that were tested before, if their evidence is here; they were fixed before these examples were."""
+    """Return the thresholds that were tested before, if their evidence is here: fixed before these examples were."""
     try:
         stored = layout.blobs.read(certificate.evidence_digest, limit_bytes=evidence.MAX_BYTES)
         return evidence.decode(stored).thresholds

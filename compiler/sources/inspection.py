@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from compiler.recipe.choices import Task
 from compiler.sources import detection, huggingface
 from compiler.sources.detection import Source
 from penstock.errors import ConfigError, InvalidInput
 from penstock.policy.confidence import Kind
 from penstock.wire.tensors import TensorSpec
 
-Task = Literal["classification", "regression", "embedding", "generation"]
 Feeds = Literal["arrays", "text", "images"]
 
 _EMBEDDING_WORDS = ("embedding", "hidden_state", "pooler", "features")

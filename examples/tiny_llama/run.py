@@ -14,10 +14,9 @@ from pathlib import Path
 import click
 import msgspec
 
-from compiler.certificate import certify, score_choice
+from compiler.certificate import certify
 from compiler.certificate.certify import Promised
-from compiler.generation import compare, measure
-from compiler.generation import golden_answers as golden
+from compiler.generation import compare, golden_answers, measure
 from compiler.generation.answers import answer_prompts
 from compiler.generation.compare import PerplexityChange
 from compiler.generation.measure import Model, Speed
@@ -129,11 +128,9 @@ def run(out: Path, plan: Plan, say: Callable[[str], None]) -> Outcome:
     edge, cloud = models["edge int4"], models["cloud fp32"]
     tune, certifying, test = (answer_prompts(edge, cloud, sets[use], ANSWERS) for use in ("tune", "certify", "test"))
     say("certificate")
-    choice = score_choice.choose_token_score(
-        tune.probabilities, tune.edge, tune.cloud, None, PROMISE, rows_to_certify=len(certifying.edge)
-    )
+    choice = tune.choose(PROMISE, rows_to_certify=len(certifying.edge))
     promised = certify.promise(
-        certifying.certify_data(choice.score, harm=PROMISE.harm), PROMISE, thresholds=choice.thresholds
+        certifying.certify_data(choice, harm=PROMISE.harm), PROMISE, thresholds=choice.thresholds
     )
     kept = test.scores[choice.score] >= promised.default.threshold
     return Outcome(
@@ -141,7 +138,7 @@ def run(out: Path, plan: Plan, say: Callable[[str], None]) -> Outcome:
         cloud_perplexity=compare.perplexity(likelihoods["cloud fp32"]),
         size_bytes={name: genai.size_bytes(model.directory) for name, model in models.items()},
         speeds=speeds,
-        golden=golden.vectors(edge, sets["tune"].prompts),
+        golden=golden_answers.vectors(edge, sets["tune"].prompts),
         score=choice.score,
         promised=promised,
         kept_on_test=float(kept.mean()),

@@ -6,17 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from compiler.artifact import pack
-from compiler.artifact.pack import Packable
-from compiler.cache.steps import StepCache
-from compiler.pipeline import inputs
-from compiler.pipeline.cached_steps import Workshop
-from compiler.pipeline.inputs import Ladder
-from compiler.progress import Lines, Steps
-from compiler.recipe import recipes
 from penstock.artifact import golden
-from penstock.artifact.layout import Layout
+from penstock.artifact.layout import Layout, VariantDraft
+from penstock.artifact.manifests import VariantSpec
 from penstock.errors import CompileError, Conflict, StorageError
 from penstock.runtime import EngineOptions, load_engine
 from penstock.wire.tensors import TensorSpec
@@ -46,31 +41,28 @@ def test_golden_inputs_of_other_ranges_differ() -> None:
 
 
 def test_golden_outputs_are_the_variants_own(workspace: Path) -> None:
-    packable = student(workspace)
-    engine = packable.onnx
-    drafted = pack.draft(loaded(workspace).described, packable, {"x": np.ones((3, 4), np.float32)})
+    drafted = student_draft(workspace, np.ones((3, 4), np.float32))
     assert drafted.golden is not None
     vectors = golden.decode(drafted.golden)
+    engine = load_engine("onnx", drafted.weights, EngineOptions())
     golden.check(vectors, engine.run(vectors.inputs), tolerance=0)
-    assert drafted.spec.score_output == "logits"
-    assert drafted.spec.preprocessing == {"scale": 1}
+    assert drafted.spec.golden_tolerance == pack._tolerance(vectors.outputs, "fp32")
 
 
 def test_rows_that_a_device_could_not_hold_are_left_out_of_the_golden_vectors(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x = np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)
-    ladder, packable = loaded(workspace), student(workspace)
-    whole = pack.draft(ladder.described, packable, {"x": x}).golden
+    whole = student_draft(workspace, x).golden
     assert whole is not None
     monkeypatch.setattr(golden, "MAX_BYTES", len(whole) // 2)
-    less = pack.draft(ladder.described, packable, {"x": x}).golden
+    less = student_draft(workspace, x).golden
     assert less is not None
     assert len(less) <= golden.MAX_BYTES
     np.testing.assert_array_equal(golden.decode(less).inputs["x"], x[:4])
     monkeypatch.setattr(golden, "MAX_BYTES", 10)
     with pytest.raises(CompileError, match=r"one row with its outputs is \d+ bytes, and devices replay at most 10"):
-        pack.draft(ladder.described, packable, {"x": x})
+        student_draft(workspace, x)
 
 
 def test_golden_tolerance_grows_with_the_outputs_and_with_coarser_arithmetic() -> None:
@@ -81,20 +73,25 @@ def test_golden_tolerance_grows_with_the_outputs_and_with_coarser_arithmetic() -
 
 
 def test_outputs_that_are_not_finite_are_never_golden(workspace: Path) -> None:
-    x = np.full((1, 4), np.inf, np.float32)
     with pytest.raises(CompileError, match=r"not finite for golden inputs; set model.input_range"):
-        pack.draft(loaded(workspace).described, student(workspace), {"x": x})
+        student_draft(workspace, np.full((1, 4), np.inf, np.float32))
 
 
-def loaded(workspace: Path) -> Ladder:
-    shop = Workshop(StepCache(workspace / "cache"))
-    return inputs.load(shop, Steps(Lines(lambda line: None)), recipes.load(workspace / "recipe.toml"))
-
-
-def student(workspace: Path) -> Packable:
+def student_draft(workspace: Path, x: NDArray[np.float32]) -> VariantDraft:
     path = workspace / "student.onnx"
-    engine = load_engine("onnx", path, EngineOptions())
-    return Packable(role="edge", target="any", precision="fp32", weights=path, onnx=engine)
+    onnx = load_engine("onnx", path, EngineOptions())
+    spec = VariantSpec(
+        model="blobs",
+        role="edge",
+        engine="onnx",
+        target="any",
+        provider="cpu",
+        precision="fp32",
+        inputs=onnx.inputs,
+        outputs=onnx.outputs,
+        score_output="logits",
+    )
+    return pack.draft(spec, path, onnx, {"x": x}, files={})
 
 
 # --- the destination

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -25,6 +26,7 @@ SUBJECT = Subject(
     cloud_digest="sha256:" + "2" * 64,
     preprocessing_digest="sha256:" + "3" * 64,
 )
+GOLDEN = Path(__file__).parent / "golden"
 SECTION = CertificateSection(max_harm=(0.05, 0.1, 0.001), delta=0.1)
 
 
@@ -182,6 +184,29 @@ def test_a_certificate_of_one_level_from_before_there_were_several_is_recomputed
     old = msgspec.structs.replace(certificate, levels=())
     assert evidence.differences(old, evidence.decode(document)) == []
     assert evidence.differences(msgspec.structs.replace(old, kept_count=1), evidence.decode(document))
+
+
+@pytest.mark.parametrize("name", ["all", "groups"])
+def test_certificates_of_the_first_release_verify(name: str) -> None:
+    """Files that penstock 0.1 wrote, with refused levels among them: a later release must find every figure again."""
+    certificate = certificates.decode((GOLDEN / f"{name}.certificate.json").read_bytes())
+    assert certificate.refused
+    document = (GOLDEN / f"{name}.evidence.msgpack").read_bytes()
+    assert digest_of(document) == certificate.evidence_digest
+    assert evidence.differences(certificate, evidence.decode(document)) == []
+
+
+def test_a_refusal_in_other_words_verifies_and_one_with_another_number_does_not() -> None:
+    """What a message says may be worded better one day; that must not invalidate what was issued before."""
+    certificate, document, _ = issue(examples())
+    (refused,) = certificate.refused
+    reworded = msgspec.structs.replace(refused, reason="not enough examples")
+    same = msgspec.structs.replace(certificate, refused=(reworded,))
+    assert evidence.differences(same, evidence.decode(document)) == []
+    assert refused.needed is not None
+    other = msgspec.structs.replace(reworded, needed=refused.needed + 1)
+    (text,) = evidence.differences(msgspec.structs.replace(certificate, refused=(other,)), evidence.decode(document))
+    assert text == f"level 0.001: refused, needed: {refused.needed + 1} certified, {refused.needed} recomputed"
 
 
 def columns(**changes: NDArray[Any] | None) -> bytes:

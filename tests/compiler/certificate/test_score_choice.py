@@ -8,8 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from compiler.certificate.certify import THRESHOLDS
-from compiler.certificate.score_choice import Choice, choose, choose_token_score, grid_for
-from compiler.certificate.temperature import temperature as fit_temperature
+from compiler.certificate.score_choice import Choice, choose, choose_token_score, fit_temperature, grid_for
 from compiler.recipe.certificate_section import CertificateSection
 from penstock.errors import CalibrationError
 from penstock.policy import confidence
@@ -200,3 +199,15 @@ def test_token_quantiles_are_chosen_by_the_same_rule() -> None:
     assert set(choice.coverage) == set(confidence.TOKEN_SCORES)
     assert choice.coverage["token_min"] > choice.coverage["token_mean"] + 0.1
     assert choice.temperature == 1.0
+
+
+def test_temperature_of_probabilities_is_the_one_the_score_applies() -> None:
+    source = np.random.default_rng(0)
+    logits = source.normal(0, 3, (400, 3))
+    labels = np.array([source.choice(3, p=row) for row in confidence.softmax(logits)])
+    overconfident = confidence.softmax(logits, 0.5)
+    fitted = fit_temperature(overconfident, labels, kind="probabilities")
+    assert fitted == pytest.approx(2.0, rel=0.25)
+    restored = confidence.score(overconfident, kind="probabilities", temperature=fitted)
+    direct = confidence.score(logits, kind="logits", temperature=fitted * 0.5)
+    np.testing.assert_allclose(restored, direct, atol=1e-9)

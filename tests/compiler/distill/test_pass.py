@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compiler import data as datasets
+from compiler.data import loading
 from compiler.passes import distill
 from compiler.passes.distill import DistillJob
 from compiler.recipe import recipes
@@ -56,7 +56,7 @@ def job_of(digits: Digits, tmp_path: Path, torch: str, monkeypatch: pytest.Monke
             student=recipe.rungs[0].section.model,
             teacher=tmp_path / "teacher.onnx",
             content=digest_of_file(digits.teacher),
-            data=datasets.load(recipe.data, tmp_path, engine.inputs, classes=10),
+            data=loading.load(recipe.data, tmp_path, engine.inputs, classes=10),
         )
 
     return make
@@ -64,7 +64,7 @@ def job_of(digits: Digits, tmp_path: Path, torch: str, monkeypatch: pytest.Monke
 
 def test_a_smoke_run_trains_one_epoch_on_few_rows(job_of: Callable[..., DistillJob], tmp_path: Path) -> None:
     job = job_of(RECIPE.replace("[distill]", '[distill]\nsplit = "train"'))
-    smoke = replace(job, data=datasets.smoke(job.data, 40), smoke_rows=40)
+    smoke = replace(job, data=job.data.thinned(40), smoke_rows=40)
     for name in ("out", "work"):
         (tmp_path / name).mkdir()
     student = distill.run(smoke, tmp_path / "out", tmp_path / "work", lambda share, note: None)

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compiler.certificate import certify, score_choice
+from compiler.certificate import certify
+from compiler.certificate.score_choice import Choice
 from compiler.generation import answers
 from compiler.generation.answers import AnsweredPrompts
 from compiler.generation.measure import Answers
@@ -15,6 +16,8 @@ from compiler.generation.prompts import Prompt, PromptSet
 from compiler.recipe.certificate_section import CertificateSection
 from penstock.errors import CalibrationError
 from penstock.policy.confidence import TOKEN_SCORES, token_score
+
+TOKEN_MIN = Choice(score="token_min", temperature=1.0, coverage={}, thresholds=(0.5,), reason="")
 
 
 def said(*texts: str, probabilities: list[list[float]] | None = None) -> Answers:
@@ -77,8 +80,8 @@ def test_scores_are_the_token_scores_of_the_edge() -> None:
 def test_harm_by_labels_needs_answers() -> None:
     found = answers.columns(said("a"), said("b"), asked(None), normalisation="whitespace")
     with pytest.raises(CalibrationError, match='have no answers; give some, or set certificate.harm = "disagreement"'):
-        found.certify_data("token_min", harm="labels")
-    assert found.certify_data("token_min", harm="disagreement").labels is None
+        found.certify_data(TOKEN_MIN, harm="labels")
+    assert found.certify_data(TOKEN_MIN, harm="disagreement").labels is None
 
 
 def simulated(count: int, seed: int) -> AnsweredPrompts:
@@ -98,9 +101,9 @@ def simulated(count: int, seed: int) -> AnsweredPrompts:
 def test_the_certificate_takes_them_as_they_are() -> None:
     promise = CertificateSection(max_harm=0.05, delta=0.05, harm="labels", score="auto")
     tune, certifying, test = (simulated(n, seed) for n, seed in ((800, 1), (1500, 2), (20_000, 3)))
-    choice = score_choice.choose_token_score(tune.probabilities, tune.edge, tune.cloud, tune.labels, promise)
+    choice = tune.choose(promise, rows_to_certify=len(certifying.edge))
     found = certify.promise(
-        certifying.certify_data(choice.score, harm="labels"), promise, thresholds=choice.thresholds
+        certifying.certify_data(choice, harm="labels"), promise, thresholds=choice.thresholds
     ).default
     kept = test.scores[choice.score] >= found.threshold
     assert test.labels is not None

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from compiler.measure import side_by_side
+from compiler.measure import cost
 
 WEIGHT_BYTES = 32 * 1024**2
 
@@ -25,6 +25,6 @@ def test_a_model_smaller_than_its_compiler_still_needs_what_it_holds(tmp_path: P
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, tmp_path / "m.onnx")
     held = np.ones(8 * WEIGHT_BYTES, np.uint8)  # this process's peak is above all that the measured one reaches
-    found = side_by_side.memory_bytes(tmp_path / "m.onnx", {"ids": np.zeros(1, np.int64)}, tmp_path)
+    found = cost.memory_bytes(tmp_path / "m.onnx", {"ids": np.zeros(1, np.int64)}, tmp_path)
     assert held.nbytes == 8 * WEIGHT_BYTES
     assert WEIGHT_BYTES * 0.8 < found < 5 * WEIGHT_BYTES

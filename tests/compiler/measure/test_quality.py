@@ -85,3 +85,14 @@ def test_rank_correlation_is_spearmans():
     ]
     assert quality.ranking_kept(outputs, reference, None) == pytest.approx(stats.spearmanr(*pairs).statistic)
     assert quality.ranking_kept(reference, reference, None) == pytest.approx(1.0)
+
+
+def test_share_has_the_exact_interval() -> None:
+    found = quality.share(np.array([True] * 8 + [False] * 2))
+    assert (found.value, found.n) == (0.8, 10)
+    assert found.low == pytest.approx(0.4439, abs=1e-4)  # scipy.stats.binomtest(8, 10).proportion_ci()
+    assert found.high == pytest.approx(0.9748, abs=1e-4)
+
+
+def test_share_of_nothing_and_of_everything_stay_inside_0_and_1() -> None:
+    assert (quality.share(np.zeros(5, bool)).low, quality.share(np.ones(5, bool)).high) == (0.0, 1.0)

@@ -200,7 +200,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(workspace: Path, cache: Path
 def test_a_killed_compilation_goes_on_to_the_same_bytes(workspace: Path, cache: Path) -> None:
     program = (
         "import os, signal; from compiler.pipeline import cascade\n"
-        "cascade.words = lambda found: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "cascade.words = lambda certificate, refusal: os.kill(os.getpid(), signal.SIGKILL)\n"
         "from penstock.cli.main import main; main()\n"
     )
     killed = subprocess.run(

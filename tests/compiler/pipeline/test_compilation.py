@@ -13,7 +13,7 @@ import pytest
 from compiler.artifact import evaluation
 from compiler.artifact.evaluation import CascadeEvaluation, Evaluation
 from compiler.cache.steps import StepCache, default_root
-from compiler.pipeline import compilation, plan
+from compiler.pipeline import arrays, compilation, plan
 from compiler.pipeline.candidates import GateRefused
 from compiler.pipeline.compilation import Compiled
 from compiler.progress import Lines
@@ -270,7 +270,7 @@ def test_smoke_runs_everything_on_few_rows_and_writes_nothing(workspace: Path, t
     scratch.mkdir()
     parsed = recipes.load(workspace / "recipe.toml")
     document = compilation.smoke(parsed, scratch, cache=StepCache(default_root()), watcher=QUIET)
-    assert {figures.rows for figures in document.splits.values()} == {compilation.SMOKE_ROWS}
+    assert {figures.rows for figures in document.splits.values()} == {arrays.SMOKE_ROWS}
     assert [line.name for line in document.targets[0].candidates] == ["fp32", "int8 minmax"]
     assert "too few" in cascade_of(document).refusal
     assert files_of(workspace) == before | {"scratch"}
@@ -449,7 +449,7 @@ def test_what_joined_the_artifact_since_stays_when_it_is_compiled_again(workspac
 def test_a_model_too_large_to_be_changed_ships_as_it_is(
     workspace: Path, edit_recipe: EditRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("compiler.pipeline.candidates.MAX_CHANGED_BYTES", 100)
+    monkeypatch.setattr("compiler.pipeline.array_candidates.MAX_CHANGED_BYTES", 100)
     edit_recipe('precisions = ["int8"]', 'precisions = ["fp32", "int8"]')
     (target,) = compile_here(workspace, fresh=True).evaluation.targets
     assert [(line.name, line.precision, line.verdict) for line in target.candidates] == [("as it is", "fp32", "ships")]

@@ -1,0 +1,81 @@
+"""What models cost on this machine: the latency of a call, and the memory of a process of their own.
+
+Nothing here is the same on two runs, so nothing here decides alone: see ``compiler.measure.gate`` for what is noise.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from compiler.artifact.evaluation import Speed
+from penstock.errors import Internal
+from penstock.runtime import Engine
+from penstock.wire import tensors
+from penstock.wire.tensors import Array
+
+LATENCY_BATCHES = (1, 32)
+_LATENCY_BUDGET_S = 0.25
+_LATENCY_MIN_ROUNDS = {1: 20, 32: 5}  # by batch: candidates are told apart by single rows, so those get more
+_LATENCY_MAX_ROUNDS = 200
+_MEMORY_TIMEOUT_S = 300.0
+
+
+def latencies_ms(engines: Mapping[str, Engine], inputs: Mapping[str, Array]) -> dict[str, dict[str, float]]:
+    """Measure the median milliseconds of a call, by engine name and batch size.
+
+    The engines take turns call by call, so that whatever else the machine does slows all of them alike.
+    """
+    figures: dict[str, dict[str, float]] = {name: {} for name in engines}
+    for size in LATENCY_BATCHES:
+        batch = {name: np.resize(array, (size, *array.shape[1:])) for name, array in inputs.items()}
+        for name, seconds in _interleaved(list(engines.items()), batch, _LATENCY_MIN_ROUNDS[size]).items():
+            figures[name][str(size)] = 1e3 * float(np.median(seconds))
+    return figures
+
+
+def memory_bytes(model: Path, inputs: Mapping[str, Array], scratch: Path) -> int:
+    """Measure the bytes that a fresh process grows by (peak resident set) to load an ONNX file and run one row.
+
+    Raises:
+        Internal: the process failed.
+    """
+    row = scratch / "row.msgpack"
+    row.write_bytes(tensors.pack({name: array[:1] for name, array in inputs.items()}))
+    done = subprocess.run(
+        [sys.executable, "-m", "compiler.measure.memory", str(model), str(row)],
+        capture_output=True,
+        text=True,
+        timeout=_MEMORY_TIMEOUT_S,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise Internal(f"measuring the memory of {model.name} failed: {done.stderr.strip()[-300:]}")
+    return int(done.stdout)
+
+
+def speed(p50_ms: Mapping[str, float], memory: int) -> Speed:
+    """Round the figures to four significant digits, as the evaluation carries them."""
+    return Speed(p50_ms={size: float(f"{value:.4g}") for size, value in p50_ms.items()}, memory_bytes=memory)
+
+
+def _interleaved(
+    engines: Sequence[tuple[str, Engine]], batch: Mapping[str, Array], least: int
+) -> dict[str, list[float]]:
+    for _, engine in engines:
+        engine.run(batch)  # the first call of a shape allocates
+    seconds: dict[str, list[float]] = {name: [] for name, _ in engines}
+    ends_at = time.perf_counter() + _LATENCY_BUDGET_S
+    for done in range(_LATENCY_MAX_ROUNDS):
+        if done >= least and time.perf_counter() > ends_at:
+            break
+        for name, engine in engines:
+            began = time.perf_counter()
+            engine.run(batch)
+            seconds[name].append(time.perf_counter() - began)
+    return seconds

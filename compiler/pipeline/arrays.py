@@ -1,0 +1,313 @@
+"""The family of models that answer with arrays: classifiers, which get a cascade, regressions and embeddings.
+
+Owns that models and examples fit each other before anything is made of them, what each variant is packed with, and how
+its answers are compared. Candidates are ``compiler.pipeline.array_candidates``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compiler.artifact import pack
+from compiler.artifact.evaluation import Share, SplitFigures
+from compiler.certificate.issue import AnsweredRows
+from compiler.data import Dataset, fingerprint, loading, preprocessing
+from compiler.graph import row_independence
+from compiler.measure import quality
+from compiler.pipeline import array_candidates, recipe_models
+from compiler.pipeline.array_candidates import Setting
+from compiler.pipeline.cached_steps import CachedSteps, Model, engine
+from compiler.pipeline.candidates import Candidate, Chosen, Contest, Goal
+from compiler.pipeline.family import Terms, Tested, Use
+from compiler.progress import Doing
+from compiler.recipe.recipes import CLOUD, Recipe
+from penstock.artifact.layout import VariantDraft
+from penstock.artifact.manifests import VariantSpec
+from penstock.errors import CompileError
+from penstock.runtime import Engine
+from penstock.wire.tensors import Array, TensorSpec
+
+SMOKE_ROWS = 64
+_DATA_SUFFIX = ".data"
+_ADVICE = (
+    "Give calibration more (or more typical) examples, add a precision, or allow more in quality.max_accuracy_drop"
+)
+
+
+class Arrays:
+    """A recipe's models as ONNX with its examples; a ``compiler.pipeline.family.Family``."""
+
+    def __init__(
+        self,
+        steps: CachedSteps,
+        recipe: Recipe,
+        *,
+        models: Mapping[str, Model],
+        inputs: tuple[TensorSpec, ...],
+        output: str,
+        labels: tuple[str, ...],
+        data: Dataset,
+        smoke: bool,
+    ) -> None:
+        """Keep what was loaded.
+
+        Args:
+            models: by role, the cloud's included.
+            inputs: that every model takes.
+            output: name of the scored output.
+            labels: names of the classes; () for none.
+            data: the examples by use.
+        """
+        self._steps, self._recipe, self._models, self._data = steps, recipe, models, data
+        self._inputs, self._output, self._labels, self._smoke = inputs, output, labels, smoke
+        self.cloud = Candidate(name=CLOUD, precision="fp32", model=models[CLOUD])
+        self.splits: Mapping[str, SplitFigures] = {
+            use: SplitFigures(rows=one.rows, digest=one.digest) for use, one in data.by_use().items()
+        }
+        self.sources: Mapping[str, str] = {role: model.how for role, model in models.items()}
+        self.preprocessing: Mapping[str, Any] = {
+            **preprocessing(recipe.data, recipe.base, inputs),
+            **recipe.preprocessing,
+        }
+        self.group_by = recipe.data.group_by
+        self.terms = Terms(
+            metric=quality.metric_name(recipe.model.task, has_labels=data.test.labels is not None),
+            max_drop=recipe.quality.max_accuracy_drop,
+            advice=_ADVICE,
+        )
+
+    @classmethod
+    def load(cls, steps: CachedSteps, recipe: Recipe, *, smoke: bool) -> Self:
+        """Read or export every model, read the examples, train students, and check that all of it fits."""
+        models = {
+            role: recipe_models.export(steps, role, section.model, section.source, base=recipe.base, seed=recipe.seed)
+            for role, section in _cloud_first(recipe).items()
+        }
+        if CLOUD not in models:  # the float model of the last rung answers for the cloud
+            models[CLOUD] = models[recipe.rungs[-1].role]
+        teacher = engine(models[CLOUD].path)
+        output = _scored_output(recipe, teacher)
+        classes = _classes(recipe, teacher, output)
+        _check_pairs(recipe, models)
+        labels = recipe.model.labels or tuple(models[CLOUD].facts.get("labels") or ())
+        data = _examples(steps, recipe, teacher.inputs, classes, labels, smoke=smoke)
+        rows = SMOKE_ROWS if smoke else None
+        for rung in recipe.rungs:
+            if rung.section.distill:
+                models[rung.role] = recipe_models.train_student(steps, recipe, rung, models[CLOUD], data, rows)
+        _check_pairs(recipe, models)
+        return cls(
+            steps,
+            recipe,
+            models=models,
+            inputs=teacher.inputs,
+            output=output,
+            labels=labels or data.class_names,
+            data=data,
+            smoke=smoke,
+        )
+
+    @staticmethod
+    def examples_digest(recipe: Recipe) -> str:
+        """Return the content of the arrays, files or functions that ``[data]`` names."""
+        return fingerprint(recipe.data, recipe.base)
+
+    def candidates(self, goal: Goal) -> Contest:
+        """Apply every pass that is asked for, and measure what it made on the tuning split."""
+        setting = Setting(
+            goal=goal,
+            recipe=self._recipe,
+            source=self._models[goal.rung.role],
+            output=self._output,
+            data=self._data,
+            smoke=self._smoke,
+        )
+        return array_candidates.compete(self._steps, setting)
+
+    def draft(self, chosen: Chosen) -> VariantDraft:
+        """Pack the chosen graph; for TensorRT targets, the engine that is built from it."""
+        goal, graph = chosen.goal, chosen.candidate.made
+        role, target = goal.rung.role, goal.target
+        is_certified = self._recipe.model.task == "classification"  # only then does it matter what a score was
+        packed = graph
+        if target.engine in ("tensorrt", "tensorrt-rtx"):
+            with self._steps(f"{goal.what} engine") as doing:
+                options, ranges = goal.rung.section.passes.get(target.engine, {}), self._data.ranges
+                packed = self._steps.apply(
+                    target.engine, graph, doing, target=target, options=options, calibration=ranges
+                )
+                doing.note(packed.how)
+        onnx = engine(graph.path)
+        spec = VariantSpec(
+            model=self._recipe.model.name,
+            role=role,
+            engine=target.engine,
+            target=target.name,
+            provider=target.provider,
+            precision=chosen.candidate.precision,
+            inputs=onnx.inputs,
+            outputs=onnx.outputs,
+            max_batch=1 if is_certified and row_independence.affect_each_other(graph.path) else self._max_batch,
+            **self._common(),
+        )
+        files = {**{path.name: path for path in packed.files}, **self._travelling(role)}
+        return pack.draft(spec, packed.path, onnx, pack.edge_golden_inputs(self._data.ranges), files=files)
+
+    def cloud_draft(self) -> VariantDraft:
+        """Pack the cloud's model as it came."""
+        model = self.cloud.made
+        onnx = engine(model.path)
+        spec = VariantSpec(
+            model=self._recipe.model.name,
+            role=CLOUD,
+            engine="onnx",
+            target=pack.CLOUD_TARGET,
+            provider="cpu",
+            precision=self.cloud.precision,
+            inputs=onnx.inputs,
+            outputs=onnx.outputs,
+            max_batch=self._max_batch,
+            **self._common(),
+        )
+        inputs = pack.cloud_golden_inputs(self._inputs, self._recipe.model.input_range)
+        return pack.draft(spec, model.path, onnx, inputs, files=self._travelling(CLOUD))
+
+    def ask(self, candidate: Candidate, use: Use, doing: Doing) -> AnsweredRows:
+        """Ask a candidate and the cloud one split."""
+        split = self._data.by_use()[use]
+        return AnsweredRows(
+            outputs=self._answers(candidate, use, candidate.name, doing),
+            cloud=self._answers(self.cloud, use, CLOUD, doing),
+            labels=split.labels,
+            groups=split.groups,
+            kind=self._recipe.model.output_kind,
+        )
+
+    def evaluate(self, candidate: Candidate, what: str, doing: Doing) -> Tested:
+        """Compare a candidate with labels and with the cloud; the cloud is timed here, as it came."""
+        answered, cloud = self._answers(candidate, "test", what, doing), self._answers(self.cloud, "test", CLOUD, doing)
+        test, task, speed = self._data.test, self._recipe.model.task, candidate.speed
+
+        def share(labels: NDArray[np.int64] | None) -> Share:
+            return quality.share(quality.good_rows(task, answered, cloud, labels=labels, inputs=test.inputs))
+
+        if candidate is self.cloud:
+            speed = self._steps.speeds({CLOUD: candidate.made}, self._data.tune, doing)[CLOUD]
+        mask = test.inputs.get("attention_mask")
+        return Tested(
+            quality=share(test.labels),
+            agreement=share(None),
+            speed=speed,
+            ranking=quality.ranking_kept(answered, cloud, mask) if task == "embedding" else None,
+        )
+
+    def further_figures(self, chosen: Sequence[Chosen]) -> dict[str, Any]:
+        """Return nothing: everything that is measured of these models has its place in the evaluation."""
+        return {}
+
+    @property
+    def _max_batch(self) -> int:
+        return self._recipe.model.max_batch
+
+    def _common(self) -> dict[str, Any]:
+        """Return what the specs of all variants have in common."""
+        return {
+            "score_output": self._output,
+            "score_kind": self._recipe.model.output_kind,
+            "labels": self._labels,
+            "preprocessing": self.preprocessing,
+        }
+
+    def _answers(self, candidate: Candidate, use: Use, what: str, doing: Doing) -> Array:
+        return self._steps.answers(
+            candidate.made,
+            self._data.by_use()[use],
+            doing,
+            output=self._output,
+            max_batch=self._max_batch,
+            what=what,
+        )
+
+    def _travelling(self, role: str) -> Mapping[str, Path]:
+        """Return the tokenizer and the like of a source; its weights have become the variant's own."""
+        return {path.name: path for path in self._models[role].files if path.suffix != _DATA_SUFFIX or role == CLOUD}
+
+
+def _cloud_first(recipe: Recipe) -> dict[str, Any]:
+    named = recipe_models.named(recipe, students=False)
+    return {role: named[role] for role in sorted(named, key=lambda role: role != CLOUD)}
+
+
+def _examples(
+    steps: CachedSteps,
+    recipe: Recipe,
+    inputs: tuple[TensorSpec, ...],
+    classes: int | None,
+    labels: tuple[str, ...],
+    *,
+    smoke: bool,
+) -> Dataset:
+    with steps("data") as doing:
+        data = loading.load(
+            recipe.data,
+            recipe.base,
+            inputs,
+            classes=classes,
+            input_range=recipe.model.input_range,
+            task=recipe.model.task,
+            labels=labels,
+            progress=lambda note: doing.advance(0.0, note),
+        )
+        if smoke:
+            data = data.thinned(SMOKE_ROWS)
+        doing.note("rows: " + ", ".join(f"{split.rows} {use}" for use, split in data.by_use().items()))
+    return data
+
+
+def _scored_output(recipe: Recipe, model: Engine) -> str:
+    """Return the output that is scored: the one the recipe names, else the only one."""
+    names = [spec.name for spec in model.outputs]
+    if recipe.model.output in names:
+        return recipe.model.output
+    if not recipe.model.output and len(names) == 1:
+        return names[0]
+    wanted = f"no output {recipe.model.output!r}" if recipe.model.output else "several outputs and none named"
+    raise CompileError(f"model.output: {wanted}; the model has {', '.join(names)}")
+
+
+def _classes(recipe: Recipe, model: Engine, output: str) -> int | None:
+    """Return the number of classes of a classification; None for other tasks.
+
+    Raises:
+        CompileError: an output or a shape that cannot be served.
+    """
+    (scored,) = (spec for spec in model.outputs if spec.name == output)
+    quality.check_output(recipe.model.task, scored)
+    if recipe.model.task != "classification":
+        return None
+    classes = scored.shape[1]
+    if recipe.model.labels and len(recipe.model.labels) != classes:
+        raise CompileError(f"model.labels: {len(recipe.model.labels)} names, but the model has {classes} classes")
+    return classes
+
+
+def _check_pairs(recipe: Recipe, models: Mapping[str, Model]) -> None:
+    """Check that every rung takes and gives what the cloud does, or the cloud could not answer for it.
+
+    Raises:
+        CompileError: what they disagree on.
+    """
+    cloud = engine(models[CLOUD].path)
+    for role in (rung.role for rung in recipe.rungs if rung.role in models):
+        edge = engine(models[role].path)
+        for what, ours, theirs in (("inputs", edge.inputs, cloud.inputs), ("outputs", edge.outputs, cloud.outputs)):
+            if ours != theirs:
+                raise CompileError(
+                    f"{role}.model and cloud.model disagree on {what}: {recipe_models.listing(ours)} and "
+                    f"{recipe_models.listing(theirs)}; the cloud could not answer for the edge"
+                )

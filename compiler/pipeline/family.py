@@ -1,0 +1,135 @@
+"""What a compilation asks of a kind of models: the port between the one pipeline and the families of models.
+
+A family is models that are made, asked and judged alike: those that answer with arrays (``compiler.pipeline.arrays``),
+and language models (``compiler.pipeline.language``). The order of things is not theirs: it is
+``compiler.pipeline.compilation``. ``compilation.FAMILIES`` has a row for each task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, Self
+
+from compiler.artifact.evaluation import Share, Speed, SplitFigures
+from compiler.certificate.issue import Answered
+from compiler.pipeline.cached_steps import CachedSteps
+from compiler.pipeline.candidates import Candidate, Chosen, Contest, Goal
+from compiler.progress import Doing
+from compiler.recipe.recipes import Recipe
+from penstock.artifact.layout import VariantDraft
+
+Use = Literal["tune", "certify", "test"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What candidates of a family are judged by.
+
+    Attributes:
+        metric: what the share of good answers is called.
+        max_drop: the recipe's budget, for the gate and for the evaluation.
+        advice: what a recipe's author can do where no candidate keeps it.
+    """
+
+    metric: str
+    max_drop: float
+    advice: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tested:
+    """What one model does on the test split.
+
+    Attributes:
+        quality: share of rows answered well.
+        agreement: share of rows answered as the cloud does.
+        speed: None where it cannot be run here.
+        ranking: for embeddings, how well the order of similarities is kept.
+    """
+
+    quality: Share
+    agreement: Share
+    speed: Speed | None
+    ranking: float | None = None
+
+
+class Family(Protocol):
+    """The models and examples of one recipe, loaded.
+
+    Attributes:
+        splits: the examples of each use.
+        sources: how each role's model came to be, in words.
+        preprocessing: what becomes of raw data before it is an input; a certificate binds it.
+        group_by: what groups of examples are called, "" where the promise is one over all.
+        terms: what candidates are judged by.
+        cloud: the model that answers what the device is not sure of.
+    """
+
+    splits: Mapping[str, SplitFigures]
+    sources: Mapping[str, str]
+    preprocessing: Mapping[str, Any]
+    group_by: str
+    terms: Terms
+    cloud: Candidate
+
+    @classmethod
+    def load(cls, steps: CachedSteps, recipe: Recipe, *, smoke: bool) -> Self:
+        """Read the examples and every model that needs no building, and check that they fit each other.
+
+        Args:
+            smoke: take few examples, and try few candidates.
+
+        Raises:
+            InvalidInput, CompileError, ConfigError, MissingToolchain: what does not fit, and what was expected.
+        """
+        ...
+
+    @staticmethod
+    def examples_digest(recipe: Recipe) -> str:
+        """Return the content of the examples that a recipe names.
+
+        Raises:
+            InvalidInput: there are none, or they cannot be read.
+        """
+        ...
+
+    def candidates(self, goal: Goal) -> Contest:
+        """Make and measure every candidate for a goal, on examples that certify nothing.
+
+        Raises:
+            CompileError: the float parent itself fails.
+        """
+        ...
+
+    def draft(self, chosen: Chosen) -> VariantDraft:
+        """Make the chosen candidate ready to pack; where its target has an engine of its own, build that.
+
+        Raises:
+            CompileError, MissingToolchain: the engine cannot be built here, or golden outputs are not finite.
+        """
+        ...
+
+    def cloud_draft(self) -> VariantDraft:
+        """Make the cloud's model ready to pack.
+
+        Raises:
+            CompileError: its golden outputs are not finite.
+        """
+        ...
+
+    def ask(self, candidate: Candidate, use: Use, doing: Doing) -> Answered:
+        """Ask a candidate and the cloud the same examples, for a certificate.
+
+        Raises:
+            CompileError: one of them answers with what is no number.
+        """
+        ...
+
+    def evaluate(self, candidate: Candidate, what: str, doing: Doing) -> Tested:
+        """Describe a candidate, or the cloud, on the test split."""
+        ...
+
+    def further_figures(self, chosen: Sequence[Chosen]) -> dict[str, Any]:
+        """Return what only this family measures, for the evaluation; {} for nothing."""
+        ...

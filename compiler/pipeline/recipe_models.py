@@ -1,0 +1,183 @@
+"""The models that a recipe names, as ONNX: exported or trained by distillation, each kept by content.
+
+Owns that errors say which of a recipe's models they are about. What kind of source is exported how is
+``compiler.sources``; whether the models fit each other is ``compiler.pipeline.arrays``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from compiler import sources
+from compiler.data import Dataset
+from compiler.pipeline.cached_steps import CachedSteps, Model, engine
+from compiler.recipe.recipes import CLOUD, CloudSection, Recipe, Rung, RungSection
+from compiler.recipe.source_section import SourceSection
+from penstock import toolchain
+from penstock.errors import CompileError, InvalidInput
+from penstock.wire.tensors import TensorSpec
+
+
+def named(recipe: Recipe, *, students: bool = True) -> dict[str, RungSection | CloudSection]:
+    """List the sections of a recipe that name a model, by role, the device first.
+
+    Args:
+        students: whether to include those that are trained by distillation.
+    """
+    found: dict[str, RungSection | CloudSection] = {
+        rung.role: rung.section for rung in recipe.rungs if students or not rung.section.distill
+    }
+    return found if recipe.cloud is None else {**found, CLOUD: recipe.cloud}
+
+
+def source_fingerprints(recipe: Recipe) -> dict[str, str]:
+    """Return the content of every model that a recipe names, by role.
+
+    Raises:
+        InvalidInput: there is no such model.
+    """
+    return {role: _fingerprint(role, section, recipe) for role, section in named(recipe).items()}
+
+
+def toolchains_needed(recipe: Recipe) -> set[str]:
+    """Name the toolchains that export a recipe's models.
+
+    Raises:
+        InvalidInput: there is no such model.
+    """
+    found = {
+        sources.toolchain_of(_detect(role, section.model, recipe.base, section.source), section.source)
+        for role, section in named(recipe, students=False).items()
+    }
+    return found - {""}
+
+
+def _fingerprint(role: str, section: RungSection | CloudSection, recipe: Recipe) -> str:
+    if isinstance(section, RungSection) and section.distill:
+        from compiler.passes import distill
+
+        return distill.student_content(recipe, section.model)
+    source = _detect(role, section.model, recipe.base, section.source)
+    with _naming(role):
+        return sources.fingerprint(source, section.source)
+
+
+def export(steps: CachedSteps, role: str, model: str, section: SourceSection, *, base: Path, seed: int) -> Model:
+    """Export one model as ONNX.
+
+    Raises:
+        InvalidInput, ConfigError: there is no such model. CompileError, MissingToolchain: it cannot be exported.
+    """
+    source = _detect(role, model, base, section)
+
+    def produce(out: Path, work: Path) -> dict[str, Any]:
+        del work
+        with _naming(role):
+            exported = sources.export(source, section, out, progress=doing.advance, seed=seed)
+        return {
+            "model": str(exported.model.relative_to(out)),
+            "files": [str(path.relative_to(out)) for path in exported.files],
+            "how": exported.how,
+            "facts": exported.facts,
+            "parity": exported.parity,
+            "passthrough": exported.passthrough,
+        }
+
+    with steps(f"{role} model") as doing:
+        needed = sources.toolchain_of(source, section)
+        with _naming(role):
+            content = sources.fingerprint(source, section)
+        key = {
+            "source": content,
+            "section": section,
+            "seed": seed,
+            "toolchain": toolchain.describe(needed) if needed else {},
+        }
+        step = steps.keep("export", key, produce, doing)
+        facts = step.facts
+        path = step.directory / facts["model"]
+        beside = {step.directory / name for name in facts["files"]} | set(step.directory.glob(f"{path.name}.data"))
+        loaded = engine(path)
+        _check_inputs(role, loaded.inputs)
+        doing.note(f"{facts['how']}: {listing(loaded.inputs)} -> {listing(loaded.outputs)}")
+    return Model(
+        path=path,
+        content=step.content,
+        how=facts["how"],
+        files=tuple(sorted(beside)),
+        facts=facts["facts"],
+        is_neural=not facts["passthrough"],
+    )
+
+
+def _detect(role: str, model: str, base: Path, section: SourceSection) -> sources.Source:
+    with _naming(role):
+        return sources.detect(model, base, section)
+
+
+@contextmanager
+def _naming(role: str) -> Iterator[None]:
+    """Make errors about "model" say which rung's it is: a recipe has several."""
+    try:
+        yield
+    except (CompileError, InvalidInput) as error:
+        error.message = f"{role}.model: {error.message.removeprefix('model: ')}"
+        error.args = (error.message,)
+        if isinstance(error, InvalidInput):
+            error.field = f"{role}.model"
+        raise
+
+
+def train_student(
+    steps: CachedSteps, recipe: Recipe, rung: Rung, teacher: Model, data: Dataset, smoke_rows: int | None
+) -> Model:
+    """Train a rung's model by distillation from the cloud's.
+
+    Raises:
+        CompileError, ConfigError, InvalidInput, MissingToolchain: from training.
+    """
+    from compiler.passes import distill  # imports what training needs: only when a recipe asks for it
+
+    job = distill.DistillJob(
+        recipe=recipe,
+        student=rung.section.model,
+        teacher=teacher.path,
+        content=teacher.content,
+        data=data,
+        smoke_rows=smoke_rows,
+    )
+
+    def produce(out: Path, work: Path) -> dict[str, Any]:
+        student = distill.run(job, out, work, doing.advance)
+        return {"how": f"distilled: {student.summary}"}
+
+    with steps(f"{rung.role} student") as doing:
+        step = steps.keep("distill", distill.key(job), produce, doing)
+        doing.note(step.facts["how"])
+    return Model(path=step.directory / distill.STUDENT_FILE, content=step.content, how=step.facts["how"])
+
+
+def listing(specs: tuple[TensorSpec, ...]) -> str:
+    """Write inputs or outputs in a line, for messages."""
+    return ", ".join(f"{spec.name} {spec.datatype}{list(spec.shape)}" for spec in specs)
+
+
+def _check_inputs(role: str, inputs: tuple[TensorSpec, ...]) -> None:
+    """Check that the inputs of a model can be served.
+
+    Raises:
+        CompileError: an input that cannot be.
+    """
+    for spec in inputs:
+        if not spec.shape or spec.shape[0] != -1:
+            raise CompileError(
+                f"{role}.model: input {spec.name!r} has shape {list(spec.shape)}: export it with a free first "
+                "dimension (the batch)"
+            )
+        if spec.datatype == "BYTES":
+            raise CompileError(
+                f"{role}.model: input {spec.name!r} holds strings; put the tokenizer in front of the model"
+            )
