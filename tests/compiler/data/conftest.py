@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 
-from compiler import data
-from compiler.data import DataSection, Dataset
+from compiler.data import DataSection, Dataset, loading
 from penstock.wire.tensors import TensorSpec
 
 DIGITS = TensorSpec(name="x", datatype="FP32", shape=(-1, 64))
@@ -77,6 +76,6 @@ def load(tmp_path: Path) -> Callable[..., Dataset]:
         outside = {name: settings.pop(name) for name in ("task", "labels_of_model", "input_range") if name in settings}
         if "labels_of_model" in outside:
             outside["labels"] = outside.pop("labels_of_model")
-        return data.load(DataSection(**settings), tmp_path, inputs, classes=classes, **outside)
+        return loading.load(DataSection(**settings), tmp_path, inputs, classes=classes, **outside)
 
     return from_here

@@ -16,6 +16,7 @@ from pathlib import Path
 sys.modules[{library!r}] = None
 from pathlib import Path
 from compiler import data
+from compiler.data import loading
 from compiler.recipe.data_section import TokenizerSection
 from penstock.errors import MissingExtra
 from penstock.wire.tensors import TensorSpec
@@ -23,7 +24,7 @@ Path("t.csv").write_text("text\\nhello\\n")
 spec = TensorSpec(name="input_ids", datatype="INT64", shape=(-1, 8))
 section = data.DataSection(source={source!r}, labels="", {settings})
 try:
-    data.load(section, Path(), [spec], classes=None)
+    loading.load(section, Path(), [spec], classes=None)
 except MissingExtra as error:
     print(error.message)
 """

@@ -14,7 +14,7 @@ from pyarrow import parquet
 from tokenizers import Tokenizer, models
 
 from compiler import data
-from compiler.data import DataSection
+from compiler.data import DataSection, loading
 from compiler.recipe import data_section
 from penstock.errors import ConfigError, InvalidInput
 from penstock.wire.tensors import TensorSpec
@@ -89,7 +89,7 @@ def test_columns_that_are_left_are_the_only_input(
     guessed = data.infer(f"wine.{suffix}", [spec], base=tmp_path)
     assert guessed.labels == "class"
     assert guessed.columns == {"input": tuple(wine.columns)}
-    loaded = data.load(guessed, tmp_path, [spec], classes=3)
+    loaded = loading.load(guessed, tmp_path, [spec], classes=3)
     assert {row.tobytes() for s in loaded.by_use().values() for row in s.inputs["input"]} == {
         row.tobytes() for row in wine.x
     }
@@ -166,7 +166,7 @@ def test_images_by_the_shape_of_the_input(tmp_path: Path, shape: tuple[int, ...]
     spec = TensorSpec(name="x", datatype="FP32", shape=shape)
     guessed = data.infer(Path("photos"), [spec], base=tmp_path)
     assert (guessed.images.channels, guessed.images.layout, guessed.images.resize) == expected
-    loaded = data.load(guessed, tmp_path, [spec], classes=2)
+    loaded = loading.load(guessed, tmp_path, [spec], classes=2)
     assert loaded.certify.inputs["x"].shape[1:] == shape[1:]
     Image.new("RGB", (5, 5)).save(tmp_path / "photos" / "loose.png")
     assert data.infer("photos", [spec], base=tmp_path).labels == ""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from compiler import data
-from compiler.data import DataSection, Dataset
+from compiler.data import DataSection, Dataset, loading
 from compiler.recipe import data_section
 from penstock.errors import InvalidInput
 from penstock.wire.tensors import TensorSpec
@@ -279,7 +279,7 @@ def test_whether_a_source_has_splits_of_its_own(tmp_path: Path, edit: Edit) -> N
         (DataSection(source="flat"), False),
         (DataSection(source="deep"), True),
     ]
-    assert [data.has_splits(section, tmp_path, [X]) for section, _ in sources] == [own for _, own in sources]
+    assert [loading.has_splits(section, tmp_path, [X]) for section, _ in sources] == [own for _, own in sources]
 
 
 # --- what the compiler does with a dataset -----------------------------------------------------------------------
@@ -295,16 +295,16 @@ def test_batches_are_all_rows_in_order(edit: Edit, load: Load) -> None:
 def test_a_smoke_run_sees_a_few_rows_of_every_split_and_of_every_class(tmp_path: Path, load: Load) -> None:
     x = np.random.default_rng(0).normal(0, 1, (500, 4)).astype(np.float32)
     np.savez(tmp_path / "d.npz", x=x, y=np.repeat([0, 1, 2], [200, 200, 100]))
-    small = data.smoke(load([X], source="d.npz"), 8)
+    small = load([X], source="d.npz").thinned(8)
     assert [split.rows for split in small.by_use().values()] == [8, 8, 8, 8]
     assert small.certify.labels is not None
     assert set(small.certify.labels.tolist()) == {0, 1, 2}
-    assert data.smoke(small, 100).certify.digest == small.certify.digest
+    assert small.thinned(100).certify.digest == small.certify.digest
 
 
 def test_progress_is_told(tmp_path: Path, write_csv: Callable[..., Path]) -> None:
     write_csv({"x": range(9), "y": [0, 1, 2] * 3})
     notes: list[str] = []
     spec = TensorSpec(name="x", datatype="FP32", shape=(-1, 1))
-    data.load(DataSection(source="table.csv"), tmp_path, [spec], classes=3, progress=notes.append)
+    loading.load(DataSection(source="table.csv"), tmp_path, [spec], classes=3, progress=notes.append)
     assert notes == ["9 rows"]

@@ -11,8 +11,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from compiler import data
-from compiler.data import DataSection, Dataset
+from compiler.data import DataSection, Dataset, loading
 from compiler.recipe.data_section import ImagesSection
 from penstock.wire.tensors import TensorSpec
 
@@ -53,7 +52,7 @@ def test_digits_are_the_same_from_npz_csv_parquet_images_and_an_iterator(
         DataSection(source="rows.py:rows"),
         DataSection(source=str(digit_images), images=ImagesSection(channels="L", rescale=1 / 8)),
     ]
-    loaded = [data.load(section, tmp_path, [DIGITS], classes=10) for section in sections]
+    loaded = [loading.load(section, tmp_path, [DIGITS], classes=10) for section in sections]
     assert [loaded[0].by_use()[use].rows for use in ("ranges", "tune", "certify", "test")] == [80, 80, 160, 80]
     for section, dataset in zip(sections, loaded, strict=True):
         assert by_row(dataset) == by_row(loaded[0]), section.source
@@ -79,7 +78,7 @@ def test_wine_and_breast_cancer_are_the_same_from_csv_and_parquet(
     digests = set()
     for name in ("d.csv", "d.parquet"):
         section = DataSection(source=name, columns={"x": tuple(bunch.columns)}, labels="kind")
-        loaded = data.load(section, tmp_path, [spec], classes=len(bunch.classes), labels=bunch.classes)
+        loaded = loading.load(section, tmp_path, [spec], classes=len(bunch.classes), labels=bunch.classes)
         digests.add(tuple(split.digest for split in loaded.by_use().values()))
         label_of = {row.tobytes(): label for row, label in zip(bunch.x, bunch.y, strict=True)}
         for split in loaded.by_use().values():
