@@ -23,8 +23,8 @@ from penstock import toolchain
 from penstock.errors import CompileError
 from penstock.runtime import EngineOptions, load_engine
 from penstock.toolchain import gpu, locations
+from penstock.toolchain.definitions import find
 from penstock.toolchain.doctor import diagnose
-from penstock.toolchain.table import find
 from tests.compiler.passes.engine_models import WORDS, cnn, encoder
 
 RUNNER = Path(tensorrt.__file__).parents[1] / "runners" / "tensorrt_run.py"

@@ -28,8 +28,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from penstock.toolchain import lock
+from penstock.toolchain.definitions import TOOLCHAINS, Toolchain, find
 from penstock.toolchain.pip import TORCH_CPU_INDEX
-from penstock.toolchain.table import TOOLCHAINS, Toolchain, find
 
 TORCH_WHEELS = Path(__file__).with_name("torch_cpu_wheels.json")
 _PYTHONS = ("3.11", "3.12", "3.13", "3.14")

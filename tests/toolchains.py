@@ -8,8 +8,8 @@ import pytest
 
 from penstock.errors import MissingToolchain
 from penstock.toolchain import locations
+from penstock.toolchain.definitions import find
 from penstock.toolchain.install import install
-from penstock.toolchain.table import find
 
 
 @pytest.fixture(scope="session")

@@ -19,11 +19,11 @@ from cloud_core.registry.settings import RegistrySettings
 from cloud_core.registry.uploads import Uploads
 from cloud_core.state import Database, Transaction, catalog, to_its_end, uncancelled
 from cloud_core.state.catalog import ManifestRow, Snapshot
-from penstock.artifact import manifests, unpacked
+from penstock.artifact import manifests, variant_files
 from penstock.artifact.blobs import BlobStore, digest_of
 from penstock.artifact.certificates import Certificate
 from penstock.artifact.manifests import Artifact, Descriptor, Variant
-from penstock.artifact.unpacked import VariantFiles
+from penstock.artifact.variant_files import VariantFiles
 from penstock.errors import NotFound, PenstockError
 from penstock.signing.trust import TrustRoot
 
@@ -81,7 +81,7 @@ class Registry:
             StorageError: not writable.
         """
         registry = cls(data_dir / "registry", database, settings or RegistrySettings(), now, trust)
-        unpacked.discard(registry._unpacked)  # of the process before this one; made again by whatever is loaded
+        variant_files.discard(registry._unpacked)  # of the process before this one; made again by whatever is loaded
         registry.uploads.expire(now())
         registry.collect_orphans()
         return registry
@@ -151,7 +151,7 @@ class Registry:
         Raises:
             NotFound, DigestMismatch: a blob is gone or was changed. StorageError: the disk said no.
         """
-        return unpacked.verified_files(variant, self.store, self._unpacked)
+        return variant_files.verified_files(variant, self.store, self._unpacked)
 
     def blob_path(self, digest: str) -> Path:
         """Return the file of a blob, for an engine that maps it.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from penstock.artifact.manifests import VariantSpec
-from penstock.artifact.unpacked import VariantFiles
+from penstock.artifact.variant_files import VariantFiles
 from penstock.errors import Internal, PenstockError
 from penstock.hosting import loading
 from penstock.policy.service_time import Timing

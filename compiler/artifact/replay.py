@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from compiler.recipe import targets
-from penstock.artifact import unpacked
+from penstock.artifact import variant_files
 from penstock.artifact.blobs import disk_errors
 from penstock.artifact.layout import Layout
 from penstock.artifact.manifests import Variant
@@ -43,7 +43,7 @@ def opened(layout: Layout, variant: Variant) -> Iterator[Engine]:
     with disk_errors("making a directory to unpack a variant in"):
         scratch = tempfile.TemporaryDirectory(prefix="penstock-certify-")
     with scratch as root:
-        files = unpacked.verified_files(variant, layout.blobs, Path(root))
+        files = variant_files.verified_files(variant, layout.blobs, Path(root))
         engine = loading.load(variant.spec, files, threads=1).engine
         try:
             yield engine

@@ -23,7 +23,7 @@ from edge_agent.serving.runner import Runner
 from penstock.artifact import certificates
 from penstock.artifact.certificates import Certificate, Subject
 from penstock.artifact.manifests import Variant
-from penstock.artifact.unpacked import VariantFiles
+from penstock.artifact.variant_files import VariantFiles
 from penstock.errors import CertificateMismatch, ConfigError, InvalidInput, NotFound, Unavailable
 from penstock.hosting import loading
 from penstock.hosting.loading import Loaded

@@ -17,7 +17,7 @@ from typing import ParamSpec, TypeVar
 from edge_agent.policy.model_state import ModelState, Slot
 from edge_agent.serving.hosting import LoadPlan
 from edge_agent.updates import state_format
-from penstock.artifact import manifests, unpacked
+from penstock.artifact import manifests, variant_files
 from penstock.artifact.blobs import MAX_DOCUMENT_BYTES, BlobStore, digest_of, disk_errors, write_atomically
 from penstock.errors import ArtifactError, DigestMismatch, NotFound, PenstockError, SignatureError, StorageError
 from penstock.process.telemetry import log
@@ -102,7 +102,7 @@ class Store:
             for directory in (data_dir, self._models, self.blobs.path(digest_of(b"")).parent):
                 for leftover in directory.glob(".tmp-*"):  # of writes that a kill -9 cut short
                     leftover.unlink(missing_ok=True)
-        unpacked.discard(self._unpacked)  # made again by whatever is loaded
+        variant_files.discard(self._unpacked)  # made again by whatever is loaded
 
     def __repr__(self) -> str:
         return f"Store({str(self.data_dir)!r})"
@@ -163,7 +163,7 @@ class Store:
             version=slot.release.version,
             artifact_digest=artifact.digest,
             variant=variant,
-            files=unpacked.verified_files(variant, self.blobs, self._unpacked),
+            files=variant_files.verified_files(variant, self.blobs, self._unpacked),
             certificate_digest=slot.certificate_digest,
             certificate=certificate,
             subject=manifests.subject_of(artifact, variant),
@@ -208,7 +208,7 @@ class Store:
         needed = {digest for state in states for digest in self._needed(state)}
         needed |= {digest for slot in also for digest in self._of_slot(slot)}
         freed = 0
-        unpacked.discard(self._unpacked, frozenset(needed))
+        variant_files.discard(self._unpacked, frozenset(needed))
         for digest in list(self.blobs.digests()):
             if digest not in needed:
                 freed += self.blobs.size_bytes(digest)

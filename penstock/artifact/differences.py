@@ -14,8 +14,8 @@ import msgspec
 
 from penstock.artifact import manifests
 from penstock.artifact.certificates import Certificate
-from penstock.artifact.found import Found
 from penstock.artifact.manifests import Variant, VariantSpec
+from penstock.artifact.overview import Overview
 
 Change = Literal["same", "changed", "added", "removed"]
 
@@ -38,7 +38,7 @@ class Line:
     after: str
 
 
-def compare(before: Found, after: Found) -> list[Line]:
+def compare(before: Overview, after: Overview) -> list[Line]:
     """Compare two artifacts; return every line, those that are the same too. Name and tag of an artifact are not part
     of it.
     """
@@ -55,7 +55,7 @@ def differs(lines: Iterable[Line]) -> bool:
     return any(line.change != "same" for line in lines)
 
 
-def _variants(before: Found, after: Found) -> Iterator[Line]:
+def _variants(before: Overview, after: Overview) -> Iterator[Line]:
     one, other = ({_name(v.spec): v for v in found.artifact.variants} for found in (before, after))
     for name in _both(one, other):
         left, right = one.get(name), other.get(name)
@@ -73,7 +73,7 @@ def _figures(variant: Variant) -> dict[str, str]:
     return figures | {field: _text(msgspec.to_builtins(getattr(spec, field))) for field in _SPEC_FIELDS}
 
 
-def _certificates(before: Found, after: Found) -> Iterator[Line]:
+def _certificates(before: Overview, after: Overview) -> Iterator[Line]:
     one, other = _newest(before), _newest(after)
     for name in _both(one, other):
         left, right = (_promises(found[name]) if name in found else {} for found in (one, other))
@@ -81,7 +81,7 @@ def _certificates(before: Found, after: Found) -> Iterator[Line]:
                           {f"{name} {k}": v for k, v in right.items()})  # fmt: skip
 
 
-def _newest(found: Found) -> dict[str, Certificate]:
+def _newest(found: Overview) -> dict[str, Certificate]:
     """Return the newest certificate of each variant, by the variant's name: digests differ between artifacts."""
     names = {variant.digest: _name(variant.spec) for variant in found.artifact.variants}
     return {names.get(one.edge_digest, one.edge_digest): one for _, one in found.certificates}
@@ -101,7 +101,7 @@ def _promises(one: Certificate) -> dict[str, str]:
     return figures | {f"refused {refused.max_harm:g}": refused.reason for refused in one.refused}
 
 
-def _evaluation(found: Found) -> dict[str, str]:
+def _evaluation(found: Overview) -> dict[str, str]:
     document = _plain(found.documents.get(manifests.EVALUATION))
     figures: dict[str, str] = {}
     for target in _list(document.get("targets")):
@@ -124,7 +124,7 @@ def _measured(name: str, figures: Mapping[str, Any], metric: str) -> dict[str, s
     return {what: _text(value) for what, value in found.items() if value is not None}
 
 
-def _lock(found: Found) -> dict[str, str]:
+def _lock(found: Overview) -> dict[str, str]:
     document = _plain(found.documents.get(manifests.LOCK))
     figures: dict[str, str] = {name: _text(document.get(name, "")) for name in ("seed", "machine")}
     figures |= {f"made by {name}": _text(version) for name, version in _dict(document.get("made_by")).items()}

@@ -19,9 +19,9 @@ from penstock.cli.output import is_interactive, output_option, print_fields, pri
 from penstock.errors import NotFound, SignatureError
 
 if TYPE_CHECKING:
-    from penstock.artifact.found import Found
     from penstock.artifact.layout import Layout
     from penstock.artifact.manifests import Variant
+    from penstock.artifact.overview import Overview
     from penstock.registry.transfer import Moved, RegistryClient
     from penstock.signing.trust import TrustRoot
 
@@ -178,11 +178,11 @@ def export(layout: Path, kind: str, out: Path, wanted: tuple[str, ...]) -> None:
 
     What was written is opened by the onnxruntime that is installed here, and has to give the golden outputs.
     """
-    from penstock.artifact import ortpackage
+    from penstock.artifact import onnxruntime_package
     from penstock.artifact.layout import Layout
 
     opened = Layout(layout)
-    variants = ortpackage.export(opened, out, wanted)
+    variants = onnxruntime_package.export(opened, out, wanted)
     for variant in variants:
         spec = variant.spec
         told = (
@@ -306,14 +306,14 @@ def _try_package(layout: Layout, variant: Variant, package: Path) -> str:
     Raises:
         ArtifactError: it does not open it, or gives other outputs.
     """
-    from penstock.artifact import golden, ortpackage
+    from penstock.artifact import golden, onnxruntime_package
     from penstock.errors import MissingExtra
 
     try:
         from penstock.hosting import loading
         from penstock.runtime import onnx_package
 
-        engine = onnx_package.load(package, ortpackage.component_of(variant))
+        engine = onnx_package.load(package, onnxruntime_package.component_of(variant))
     except MissingExtra as error:
         return f"not tried: {error.message}"
     try:
@@ -325,15 +325,15 @@ def _try_package(layout: Layout, variant: Variant, package: Path) -> str:
     return "opened by onnxruntime; golden outputs agree"
 
 
-def _look(source: str, registry: str, token: str) -> Found:
-    from penstock.artifact.found import look_at_layout
+def _look(source: str, registry: str, token: str) -> Overview:
     from penstock.artifact.layout import Layout
+    from penstock.artifact.overview import overview_of
     from penstock.registry import transfer
 
     if _is_layout(source):
-        return look_at_layout(Layout(Path(source)))
+        return overview_of(Layout(Path(source)))
     with _client(registry, token) as client:
-        return transfer.look(client, source)
+        return transfer.overview(client, source)
 
 
 def _trust_root(given: Path | None) -> TrustRoot | None:

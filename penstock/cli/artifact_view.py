@@ -11,7 +11,7 @@ from penstock.cli.output import print_fields, print_table
 
 if TYPE_CHECKING:
     from penstock.artifact.certificates import Certificate
-    from penstock.artifact.found import Found
+    from penstock.artifact.overview import Overview
     from penstock.signing.trust import TrustRoot
 
 _ONE_MIB = 1024 * 1024
@@ -24,7 +24,7 @@ def size(count: int) -> str:
     return f"{count / 1024:.1f} KiB" if count < _ONE_MIB else f"{count / _ONE_MIB:.1f} MiB"
 
 
-def signers(found: Found, root: TrustRoot | None) -> list[str]:
+def signers(found: Overview, root: TrustRoot | None) -> list[str]:
     """Write a line for each signature: whose it is, and whether that says anything here."""
     from penstock.errors import SignatureError
     from penstock.signing import statements
@@ -45,7 +45,7 @@ def signers(found: Found, root: TrustRoot | None) -> list[str]:
     return lines
 
 
-def document(found: Found, signed_by: Sequence[str]) -> dict[str, Any]:
+def document(found: Overview, signed_by: Sequence[str]) -> dict[str, Any]:
     """Return what ``-o json`` prints."""
     artifact = found.artifact
     return {
@@ -73,7 +73,7 @@ def document(found: Found, signed_by: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def show(found: Found, signed_by: Sequence[str]) -> None:
+def show(found: Overview, signed_by: Sequence[str]) -> None:
     """Print it."""
     artifact = found.artifact
     print_fields({"model": artifact.model, "tag": found.tag or "-", "digest": artifact.digest})
@@ -114,7 +114,7 @@ def show(found: Found, signed_by: Sequence[str]) -> None:
         click.echo(f"signed by  {line}")
 
 
-def _show_certificate(found: Found, one: Certificate) -> None:
+def _show_certificate(found: Overview, one: Certificate) -> None:
     from penstock.artifact.manifests import check_certificate
     from penstock.errors import ArtifactError
 

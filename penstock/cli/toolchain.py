@@ -50,7 +50,7 @@ def command() -> None:
 def list_toolchains(output: str) -> None:
     """List the toolchains: what each is for, whether it is here, and how large it is."""
     from penstock.toolchain import locations, lock
-    from penstock.toolchain.table import TOOLCHAINS
+    from penstock.toolchain.definitions import TOOLCHAINS
 
     rows = []
     for toolchain in TOOLCHAINS.values():
@@ -116,8 +116,8 @@ def install_visibly(name: str, *, force: bool = False) -> Installed:
         As :func:`penstock.toolchain.install.install`.
     """
     from penstock.toolchain import locations, lock
+    from penstock.toolchain.definitions import find
     from penstock.toolchain.install import install as install_one
-    from penstock.toolchain.table import find
 
     toolchain = find(name)
     locked = lock.lock_of(toolchain)
@@ -142,8 +142,8 @@ def doctor(names: tuple[str, ...], output: str) -> None:
     Each is tried in a process of its own, within a time limit. Exit code 0 when every toolchain that is here works (one
     that is not here is no failure), 1 otherwise.
     """
+    from penstock.toolchain.definitions import TOOLCHAINS, find
     from penstock.toolchain.doctor import diagnose
-    from penstock.toolchain.table import TOOLCHAINS, find
 
     wanted = [find(name).name for name in names] or list(TOOLCHAINS)
     found = []
@@ -208,7 +208,7 @@ def _wanted(names: tuple[str, ...], everything: bool) -> list[str]:
         UsageError: neither names nor --all, or both. InvalidInput: an unknown name.
     """
     from penstock.toolchain import gpu
-    from penstock.toolchain.table import TOOLCHAINS, find
+    from penstock.toolchain.definitions import TOOLCHAINS, find
 
     if bool(names) == everything:
         raise click.UsageError(f"name toolchains ({', '.join(TOOLCHAINS)}), or --all")

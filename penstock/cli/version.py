@@ -9,7 +9,7 @@ import re
 import click
 
 from penstock.cli.output import output_option, print_json, print_table
-from penstock.toolchain.table import TOOLCHAINS
+from penstock.toolchain.definitions import TOOLCHAINS
 
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)")
 _EXTRA = re.compile(r"extra == ['\"]([^'\"]+)['\"]")

@@ -2,7 +2,7 @@
 
 The one way from verified files to a model that answers, for the device, the core and ``penstock certify``: what one of
 them refuses, the others refuse too. Blocks: call it from a thread. What becomes of a variant that is refused is the
-caller's decision. Takes files that ``penstock.artifact.unpacked`` has verified (invariant 3), and no others.
+caller's decision. Takes files that ``penstock.artifact.variant_files`` has verified (invariant 3), and no others.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from penstock.artifact import golden
 from penstock.artifact.manifests import VariantSpec
-from penstock.artifact.unpacked import VariantFiles
+from penstock.artifact.variant_files import VariantFiles
 from penstock.errors import ArtifactError, InvalidInput, PenstockError
 from penstock.policy.service_time import ServiceTime, Timing, fitted
 from penstock.process.telemetry import log

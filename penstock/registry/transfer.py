@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from penstock.artifact import manifests
-from penstock.artifact.found import Found, gather
 from penstock.artifact.layout import Layout, Referrer
 from penstock.artifact.manifests import Descriptor
+from penstock.artifact.overview import Overview, gather
 from penstock.errors import ArtifactError, DigestMismatch, InvalidInput
 from penstock.registry.client import Document, RegistryClient
 
-__all__ = ["Moved", "RegistryClient", "look", "pull", "push"]
+__all__ = ["Moved", "RegistryClient", "overview", "pull", "push"]
 
 Report = Callable[[int, int], None]
 """Called with bytes done and bytes in total."""
@@ -103,7 +103,7 @@ def pull(client: RegistryClient, reference: str, root: Path, *, report: Report |
     return tally.result(model, tag, document.digest)
 
 
-def look(client: RegistryClient, reference: str) -> Found:
+def overview(client: RegistryClient, reference: str) -> Overview:
     """Read an artifact's documents from a registry, without its weights.
 
     Raises:

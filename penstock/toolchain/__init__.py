@@ -7,7 +7,7 @@ Nothing of a toolchain is ever imported into this process.
 from __future__ import annotations
 
 from penstock.toolchain.call import call
+from penstock.toolchain.definitions import TOOLCHAINS, Toolchain
 from penstock.toolchain.locations import describe, require
-from penstock.toolchain.table import TOOLCHAINS, Toolchain
 
 __all__ = ["TOOLCHAINS", "Toolchain", "call", "describe", "require"]

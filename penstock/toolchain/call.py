@@ -18,7 +18,7 @@ import msgspec
 
 from penstock.artifact.blobs import disk_errors
 from penstock.errors import CompileError, Internal
-from penstock.toolchain import process
+from penstock.toolchain import child_process
 from penstock.toolchain.locations import require
 from penstock.toolchain.programs import protocol
 
@@ -61,7 +61,7 @@ def call(
     python = require(name)
     output = _Output(progress or ignore_progress)
     with _job_file(job) as file:
-        status = process.run(
+        status = child_process.run(
             [str(python), "-s", str(runner.absolute()), str(file)],
             environment={**environment(os.environ), "PYTHONPATH": str(_PROGRAMS)},
             on_output=output.read,
@@ -78,7 +78,7 @@ def environment(inherited: Mapping[str, str]) -> dict[str, str]:
     Thread counts that are set are respected; otherwise OpenMP gets the processors that this process may use, which
     inside a container can be fewer than the machine has.
     """
-    kept = process.scrubbed(inherited)
+    kept = child_process.scrubbed(inherited)
     kept.setdefault("OMP_NUM_THREADS", str(_usable_processors()))
     return {**kept, **_OFFLINE, "PYTHONHASHSEED": "0", "PYTHONUTF8": "1", protocol.WATCH_STDIN: "1"}
 
@@ -93,7 +93,7 @@ class _Output:
 
     progress: Progress
     final: dict[str, Any] | None = None
-    log: process.Log = field(default_factory=process.Log)
+    log: child_process.Log = field(default_factory=child_process.Log)
     _line: bytearray = field(default_factory=bytearray)
 
     def read(self, chunk: bytes) -> bool:
@@ -157,7 +157,7 @@ def _result(output: _Output, status: int | None, *, what: str, timeout_s: float)
         raise CompileError(message if is_input else f"{what} failed: {message}{output.log.tail()}")
     if status is None:
         raise CompileError(f"{what} did not finish within {timeout_s:g} s and was stopped{output.log.tail()}")
-    ending = f"{process.status_words(status)}{output.log.cause()}"
+    ending = f"{child_process.status_words(status)}{output.log.cause()}"
     raise Internal(f"{what} ended without a result: {ending}{output.log.tail()}")
 
 

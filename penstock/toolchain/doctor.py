@@ -15,10 +15,10 @@ from typing import Literal
 import msgspec
 
 from penstock.errors import PenstockError
-from penstock.toolchain import gpu, locations, lock, process
+from penstock.toolchain import child_process, gpu, locations, lock
 from penstock.toolchain.call import environment
+from penstock.toolchain.definitions import Toolchain, find
 from penstock.toolchain.install import refuse_if_impossible
-from penstock.toolchain.table import Toolchain, find
 
 _PROBE = Path(__file__).parent / "programs" / "probe.py"
 _PROBE_TIMEOUT_S = 240.0  # the first import of transformers and torch from a cold disk takes a minute
@@ -32,7 +32,7 @@ class Diagnosis:
     Attributes:
         verdict: ``works``; ``broken``: it is here and does not work; ``absent``: it is not here, and could be;
             ``impossible``: it is not here, and cannot be on this machine.
-        state: as ``places.Found``.
+        state: as ``locations.Found``.
         python: its interpreter, or "".
         findings: what works, a line each.
         problems: what does not, each with what to do.
@@ -110,14 +110,14 @@ def _pair_problems(toolchain: Toolchain, timeout_s: float) -> list[str]:
 def _probe(python: Path, name: str, modules: tuple[str, ...], timeout_s: float) -> tuple[list[str], list[str]]:
     """Say what works and what does not, in the probe's order; a step that never ended is where the process died."""
     output = bytearray()
-    log = process.Log()
+    log = child_process.Log()
 
     def keep(chunk: bytes) -> bool:
         output.extend(chunk[: max(0, _MAX_PROBE_BYTES - len(output))])
         return False
 
     try:
-        status = process.run(
+        status = child_process.run(
             [str(python), "-I", str(_PROBE), name, *modules],  # isolated: our directory must not hide its modules
             environment=environment(os.environ),
             on_output=keep,
@@ -131,7 +131,7 @@ def _probe(python: Path, name: str, modules: tuple[str, ...], timeout_s: float) 
         problems.append(f"{unfinished or 'starting the interpreter'} took more than {timeout_s:g} s")
     elif status != 0:
         doing = unfinished or "starting the interpreter"
-        problems.append(f"{doing} ended the process: {process.status_words(status)}{log.tail()}")
+        problems.append(f"{doing} ended the process: {child_process.status_words(status)}{log.tail()}")
     return findings, problems
 
 

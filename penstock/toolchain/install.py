@@ -26,11 +26,11 @@ import msgspec
 
 from penstock.artifact.blobs import disk_errors
 from penstock.errors import MissingToolchain, StorageError, Unavailable
-from penstock.toolchain import gpu, locations, lock, process
+from penstock.toolchain import child_process, gpu, locations, lock
 from penstock.toolchain.call import Progress, ignore_progress
+from penstock.toolchain.definitions import Toolchain, find
 from penstock.toolchain.lock import Lock
 from penstock.toolchain.pip import TORCH_CPU_INDEX, PipRun, failure
-from penstock.toolchain.table import Toolchain, find
 
 MAX_WAIT_S = 1800.0  # for another process that installs the same toolchain
 _INSTALL_TIMEOUT_S = 3600.0
@@ -273,7 +273,7 @@ def _pip(locked: Lock, fresh: Path, report: Progress, lock_file: int, *options: 
     # wheels only: building a source package would run its code with packages that no lock names
     strict = ["--require-hashes", "--no-deps", "--only-binary", ":all:"] if locked.environments else []
     run = PipRun(total=len(locked.packages), report=report, site=fresh / "lib")
-    run.status = process.run(
+    run.status = child_process.run(
         [*pip, "--disable-pip-version-check", "--no-input", "install", "--progress-bar", "off", "--no-compile",
          *strict, *options, "--requirement", str(locked.path)],
         environment=_pip_environment(),
@@ -289,7 +289,7 @@ def _pip(locked: Lock, fresh: Path, report: Progress, lock_file: int, *options: 
 def _pip_environment() -> dict[str, str]:
     """Return the user's configuration of pip, but for what would send packages elsewhere or ask for other ones."""
     elsewhere = ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_REQUIREMENT", "PIP_CONSTRAINT", "PIP_PYTHON")
-    kept = {name: value for name, value in process.scrubbed(os.environ).items() if name not in elsewhere}
+    kept = {name: value for name, value in child_process.scrubbed(os.environ).items() if name not in elsewhere}
     return {**kept, "PIP_USER": "0"}
 
 

@@ -20,7 +20,7 @@ import msgspec
 
 from penstock.errors import ConfigError, MissingToolchain
 from penstock.toolchain import gpu, lock
-from penstock.toolchain.table import Toolchain, find
+from penstock.toolchain.definitions import Toolchain, find
 
 ROOT_VARIABLE = "PENSTOCK_TOOLCHAINS"
 STAMP = "penstock-toolchain.json"

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from penstock.errors import Internal
-from penstock.toolchain.table import Toolchain
+from penstock.toolchain.definitions import Toolchain
 
 LOCKS = Path(__file__).parent / "locks"
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from penstock.errors import MissingToolchain, PenstockError, StorageError, Unavailable
 from penstock.toolchain.call import Progress
+from penstock.toolchain.child_process import Log
+from penstock.toolchain.definitions import Toolchain
 from penstock.toolchain.lock import Lock, normalized
-from penstock.toolchain.process import Log
-from penstock.toolchain.table import Toolchain
 
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 _FETCHED_SHARE = 0.6  # of the time, fetching; the rest is unpacking

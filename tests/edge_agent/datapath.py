@@ -26,7 +26,7 @@ from edge_agent.serving.hosting import Hosted, Hosting, LoadPlan
 from edge_agent.settings import CascadeSettings, EscalationSettings, LimitsSettings
 from penstock.artifact.certificates import Certificate, Subject
 from penstock.artifact.manifests import Descriptor, Variant, VariantSpec, preprocessing_digest
-from penstock.artifact.unpacked import VariantFiles
+from penstock.artifact.variant_files import VariantFiles
 from penstock.rpc import codec
 from penstock.rpc.pb import oip_pb2, oip_pb2_grpc
 from penstock.wire.inference import InferRequest, InferResponse, Parameter

@@ -70,6 +70,8 @@ def test_every_contract_is_kept(tree: Path) -> None:
         ("edge_agent.serving.hosting", "edge_agent.serving.dataplane"),
         ("compiler.recipe.recipes", "compiler.pipeline.candidates"),
         ("penstock.wire.addresses", "penstock.artifact.layout"),
+        ("penstock.artifact.manifests", "penstock.artifact.overview"),
+        ("penstock.registry.connection", "penstock.registry.transfer"),
         ("cloud_core.policy.gates", "cloud_core.settings"),
         ("cloud_core.state", "cloud_core.fleet.service"),
         # across the rooms

@@ -16,8 +16,8 @@ from cloud_core.registry.registry import Registry
 from cloud_core.settings import ServingSettings
 from cloud_core.state import Database
 from penstock.artifact import manifests
-from penstock.artifact.found import look_at_layout
 from penstock.artifact.layout import Layout
+from penstock.artifact.overview import overview_of
 from penstock.errors import SignatureError
 from penstock.registry import transfer
 from penstock.signing import ed25519, trust
@@ -131,12 +131,12 @@ async def test_our_own_client_moves_all_of_it(served: Any, tmp_path: Path) -> No
     with transfer.RegistryClient(served.url) as client:
         await asyncio.to_thread(transfer.push, client, layout)
         await asyncio.to_thread(transfer.pull, client, "digits:v1", tmp_path / "back")
-        found = await asyncio.to_thread(transfer.look, client, "digits:v1")
+        found = await asyncio.to_thread(transfer.overview, client, "digits:v1")
     back = Layout(tmp_path / "back")
     assert back.artifact() == layout.artifact()
     assert back.referrers() == layout.referrers()
     assert back.verify() == []
-    assert found == look_at_layout(layout)
+    assert found == overview_of(layout)
 
 
 async def test_skopeo_moves_all_of_it(served: Any, tmp_path: Path) -> None:

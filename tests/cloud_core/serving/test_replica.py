@@ -9,7 +9,7 @@ import numpy as np
 
 from cloud_core.serving.replica import Chunk, load_replica, run_batch
 from penstock.artifact.manifests import VariantSpec
-from penstock.artifact.unpacked import VariantFiles
+from penstock.artifact.variant_files import VariantFiles
 from penstock.wire.tensors import Array, TensorSpec
 from tests.cloud_core.rig import FakeEngine, onnx_spec, rows, write_mlp
 

@@ -10,15 +10,15 @@ from click.testing import CliRunner
 
 from penstock.artifact import differences, manifests
 from penstock.artifact.differences import Line
-from penstock.artifact.found import look_at_layout
 from penstock.artifact.layout import Layout
+from penstock.artifact.overview import overview_of
 from penstock.cli.main import command
 from penstock.signing import ed25519, trust
 from tests.penstock.signed import DATA, make_layout, new_certificate
 
 
 def changes(one: Layout, other: Layout) -> dict[str, Line]:
-    lines = differences.compare(look_at_layout(one), look_at_layout(other))
+    lines = differences.compare(overview_of(one), overview_of(other))
     return {f"{line.section} {line.what}": line for line in lines if line.change != "same"}
 
 

@@ -14,7 +14,7 @@ import pytest
 from penstock.artifact import golden
 from penstock.artifact.golden import Golden
 from penstock.artifact.manifests import VariantSpec
-from penstock.artifact.unpacked import VariantFiles
+from penstock.artifact.variant_files import VariantFiles
 from penstock.errors import ArtifactError, InvalidInput, PenstockError
 from penstock.hosting import loading
 from penstock.hosting.loading import Loaded, warm_up

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from penstock.toolchain import lock, table
-from penstock.toolchain.table import Toolchain
+from penstock.toolchain import definitions, lock
+from penstock.toolchain.definitions import Toolchain
 from tests.penstock.toolchain.tiny import Tiny, make_wheel
 
 
@@ -21,7 +21,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tiny:
     header = f"# environments: {lock.this_environment()}\n# download-bytes: 1000\n# disk-bytes: 2000\n"
     (locks / "tiny.txt").write_text(f"{header}tinypkg==1.0 \\\n    --hash=sha256:{digest}\n", encoding="utf-8")
     toolchain = Toolchain(name="tiny", purpose="tests", requirements=("tinypkg==1.0",), imports=("tinypkg",))
-    monkeypatch.setitem(table.TOOLCHAINS, "tiny", toolchain)  # type: ignore[misc]
+    monkeypatch.setitem(definitions.TOOLCHAINS, "tiny", toolchain)  # type: ignore[misc]
     monkeypatch.setattr(lock, "LOCKS", locks)
     monkeypatch.setenv("PENSTOCK_TOOLCHAINS", str(root))
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")

@@ -14,7 +14,7 @@ import pytest
 
 from penstock import toolchain
 from penstock.errors import CompileError, ConfigError, Internal, InvalidInput, MissingToolchain, StorageError
-from penstock.toolchain import gpu, process
+from penstock.toolchain import child_process, gpu
 from penstock.toolchain.call import environment
 from tests.waiting import PATIENCE_S, wait_until
 
@@ -103,9 +103,9 @@ def test_a_crash_is_told_with_the_end_of_the_log(run: Call, how: str, words: str
 
 
 def test_being_killed_hints_at_memory() -> None:
-    assert process.status_words(-signal.SIGKILL) == "killed by SIGKILL (most likely out of memory)"
-    assert process.status_words(-64) == "killed by SIGRTMAX"
-    assert process.status_words(-99) == "killed by signal 99"
+    assert child_process.status_words(-signal.SIGKILL) == "killed by SIGKILL (most likely out of memory)"
+    assert child_process.status_words(-64) == "killed by SIGRTMAX"
+    assert child_process.status_words(-99) == "killed by signal 99"
 
 
 def test_a_runner_that_hangs_is_killed_with_its_children(run: Call, tmp_path: Path) -> None:
@@ -118,10 +118,10 @@ def test_the_log_that_is_kept_is_bounded(run: Call) -> None:
     with pytest.raises(CompileError) as caught:
         run(do="fail", log_lines=50_000)
     assert len(caught.value.message) < 12 * 400
-    log = process.Log()
+    log = child_process.Log()
     for _ in range(100):
         log.add(b"x" * 10_000)
-    assert len(log.data) == process.MAX_LOG_BYTES
+    assert len(log.data) == child_process.MAX_LOG_BYTES
 
 
 def test_a_large_result_in_one_line_arrives(run: Call) -> None:

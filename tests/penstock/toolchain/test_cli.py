@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from penstock.cli.toolchain import command
+from penstock.toolchain.definitions import TOOLCHAINS
 from penstock.toolchain.install import install
-from penstock.toolchain.table import TOOLCHAINS
 from tests.penstock.toolchain.tiny import Tiny
 
 

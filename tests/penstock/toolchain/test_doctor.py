@@ -14,7 +14,7 @@ from types import ModuleType
 import pytest
 
 from penstock.errors import InvalidInput
-from penstock.toolchain import gpu, locations, table
+from penstock.toolchain import definitions, gpu, locations
 from penstock.toolchain.doctor import diagnose
 from tests.penstock.toolchain.tiny import Tiny
 
@@ -34,8 +34,8 @@ def with_module(tiny: Tiny, own_environment: Path, monkeypatch: pytest.MonkeyPat
     """``with_module(code)``: toolchain tiny is an environment of the user's, where ``import victim`` runs ``code``."""
     (site,) = own_environment.glob("lib/python*/site-packages")
     monkeypatch.setenv("PENSTOCK_TOOLCHAIN_TINY", str(own_environment / "bin" / "python"))
-    trying = dataclasses.replace(table.TOOLCHAINS["tiny"], imports=("json", "victim"))
-    monkeypatch.setitem(table.TOOLCHAINS, "tiny", trying)  # type: ignore[misc]
+    trying = dataclasses.replace(definitions.TOOLCHAINS["tiny"], imports=("json", "victim"))
+    monkeypatch.setitem(definitions.TOOLCHAINS, "tiny", trying)  # type: ignore[misc]
 
     def write(code: str) -> None:
         (site / "victim.py").write_text(code, encoding="utf-8")

@@ -17,7 +17,7 @@ import pytest
 
 from penstock import toolchain
 from penstock.errors import InvalidInput, MissingToolchain, PenstockError, StorageError, Unavailable
-from penstock.toolchain import gpu, install, locations, table
+from penstock.toolchain import definitions, gpu, install, locations
 from penstock.toolchain.pip import PipRun
 from tests.penstock.toolchain.tiny import Tiny, make_wheel
 
@@ -78,7 +78,7 @@ def test_another_lock_makes_it_outdated_and_is_installed_in_its_place(tiny: Tiny
 def test_a_corrupt_stamp_means_outdated_and_is_repaired(tiny: Tiny, content: bytes) -> None:
     tiny.directory.mkdir(parents=True)
     (tiny.directory / locations.STAMP).write_bytes(content)
-    assert locations.look(table.find("tiny")).state == "outdated"
+    assert locations.look(definitions.find("tiny")).state == "outdated"
     with pytest.raises(MissingToolchain, match="penstock toolchain install tiny"):
         toolchain.require("tiny")
 
@@ -86,9 +86,9 @@ def test_a_corrupt_stamp_means_outdated_and_is_repaired(tiny: Tiny, content: byt
 def test_an_environment_without_its_interpreter_is_installed_again(tiny: Tiny) -> None:
     install.install("tiny")
     (tiny.directory / "bin" / "python").unlink()
-    assert locations.look(table.find("tiny")).state == "outdated"
+    assert locations.look(definitions.find("tiny")).state == "outdated"
     assert not install.install("tiny").was_there
-    assert locations.look(table.find("tiny")).state == "installed"
+    assert locations.look(definitions.find("tiny")).state == "installed"
 
 
 def test_an_interruption_leaves_what_was_there(tiny: Tiny) -> None:
@@ -110,9 +110,9 @@ def test_kill_minus_nine_leaves_no_half_made_toolchain_and_the_next_one_cleans_u
     program = f"""
 import os, signal, sys
 from pathlib import Path
-from penstock.toolchain import install, lock, table
+from penstock.toolchain import install, lock, definitions
 lock.LOCKS = Path({str(tiny.lock_file.parent)!r})
-table.TOOLCHAINS["tiny"] = table.Toolchain(
+definitions.TOOLCHAINS["tiny"] = definitions.Toolchain(
     name="tiny", purpose="tests", requirements=("tinypkg==1.0",), imports=("tinypkg",))
 def die(share, note):
     if note.startswith("tinypkg"):
@@ -122,7 +122,7 @@ install.install("tiny", report=die)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert all(name.startswith(".tiny.") for name in entries(tiny))
-    assert locations.look(table.find("tiny")).state == "missing"
+    assert locations.look(definitions.find("tiny")).state == "missing"
     # an orphaned pip holds the lock until it notices, so this one waits for it
     assert not install.install("tiny", max_wait_s=60).was_there
     assert entries(tiny) == ["tiny"]
@@ -283,11 +283,11 @@ def test_the_stamp_says_what_was_installed(tiny: Tiny) -> None:
 def test_our_own_interpreter_stands_in_when_it_has_the_versions(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     versions = {"tinypkg": "1.0+local"}
     monkeypatch.setattr("importlib.metadata.version", versions.__getitem__)
-    assert locations.look(table.find("tiny")).state == "own"
+    assert locations.look(definitions.find("tiny")).state == "own"
     assert toolchain.require("tiny") == Path(sys.executable)
     assert toolchain.describe("tiny") == {"tinypkg": "1.0+local"}
     versions["tinypkg"] = "1.1"
-    assert locations.look(table.find("tiny")).state == "missing"
+    assert locations.look(definitions.find("tiny")).state == "missing"
 
 
 def test_users_settings_of_pip_are_kept_but_for_where_packages_go(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from penstock.errors import Internal
 from penstock.toolchain import lock
-from penstock.toolchain.table import TOOLCHAINS
+from penstock.toolchain.definitions import TOOLCHAINS
 
 ROOT = Path(__file__).resolve().parents[3]
 LOCKED = [name for name, toolchain in TOOLCHAINS.items() if not toolchain.needs_gpu]

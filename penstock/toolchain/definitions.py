@@ -1,7 +1,7 @@
 """The table of toolchains: what each is for, what its top packages are, and how to see whether it works.
 
 Versions live in the lock files beside this module, which are made by ``scripts/lock_toolchains.py`` from
-``requirements`` here. Decides nothing about this machine: that is ``places`` (where), ``install`` and ``doctor``.
+``requirements`` here. Decides nothing about this machine: that is ``locations`` (where), ``install`` and ``doctor``.
 """
 
 from __future__ import annotations

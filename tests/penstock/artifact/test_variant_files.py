@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from penstock.artifact import manifests, unpacked
+from penstock.artifact import manifests, variant_files
 from penstock.artifact.blobs import digest_of
 from penstock.artifact.layout import Layout, VariantDraft
 from penstock.errors import ArtifactError, DigestMismatch
@@ -21,7 +21,7 @@ from tests.penstock.signed import DATA, external_model, make_layout
 def test_external_data_loads_from_the_directory(tmp_path: Path) -> None:
     layout = make_layout(tmp_path, scale=2.0)
     variant = layout.artifact().variant("edge")
-    path = unpacked.verified_files(variant, layout.blobs, tmp_path / "unpacked").weights
+    path = variant_files.verified_files(variant, layout.blobs, tmp_path / "unpacked").weights
     assert sorted(file.name for file in path.parent.iterdir()) == ["model.onnx", DATA]
     assert path.stat().st_ino == layout.blobs.path(variant.weights.digest).stat().st_ino  # no second copy
     engine = load_engine("onnx", path, EngineOptions())
@@ -32,7 +32,7 @@ def test_external_data_loads_from_the_directory(tmp_path: Path) -> None:
 def test_a_variant_of_one_file_is_loaded_from_its_blob(tmp_path: Path) -> None:
     layout = make_layout(tmp_path)
     variant = dataclasses.replace(layout.artifact().variant("edge"), files=())
-    assert unpacked.verified_files(variant, layout.blobs, tmp_path / "u").weights == layout.blobs.path(
+    assert variant_files.verified_files(variant, layout.blobs, tmp_path / "u").weights == layout.blobs.path(
         variant.weights.digest
     )
     assert not (tmp_path / "u").exists()
@@ -41,28 +41,28 @@ def test_a_variant_of_one_file_is_loaded_from_its_blob(tmp_path: Path) -> None:
 def test_every_file_is_verified_and_what_was_unpacked_before_is_made_anew(tmp_path: Path) -> None:
     layout = make_layout(tmp_path)
     variant, root = layout.artifact().variant("edge"), tmp_path / "unpacked"
-    path = unpacked.verified_files(variant, layout.blobs, root).weights
+    path = variant_files.verified_files(variant, layout.blobs, root).weights
     (path.parent / "stray").write_bytes(b"!")
-    assert unpacked.verified_files(variant, layout.blobs, root).weights == path
+    assert variant_files.verified_files(variant, layout.blobs, root).weights == path
     assert not (path.parent / "stray").exists()
     blob = layout.blobs.path(variant.files[0].digest)
     data = bytearray(blob.read_bytes())
     data[0] ^= 1
     blob.write_bytes(data)
     with pytest.raises(DigestMismatch):
-        unpacked.verified_files(variant, layout.blobs, root)
+        variant_files.verified_files(variant, layout.blobs, root)
 
 
 def test_what_is_not_kept_is_discarded(tmp_path: Path) -> None:
     layout = make_layout(tmp_path)
     root = tmp_path / "unpacked"
     edge, cloud = layout.artifact().variants
-    kept = unpacked.verified_files(edge, layout.blobs, root).weights
-    gone = unpacked.verified_files(cloud, layout.blobs, root).weights
-    unpacked.discard(root, frozenset({edge.digest}))
+    kept = variant_files.verified_files(edge, layout.blobs, root).weights
+    gone = variant_files.verified_files(cloud, layout.blobs, root).weights
+    variant_files.discard(root, frozenset({edge.digest}))
     assert kept.exists()
     assert not gone.parent.exists()
-    unpacked.discard(tmp_path / "absent")
+    variant_files.discard(tmp_path / "absent")
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_file_is_never_put_elsewhere_even_where_its_manifest_was_not_checked(t
     variant = layout.artifact().variant("edge")
     hostile = msgspec.structs.replace(variant.weights, annotations={manifests.TITLE: "../../escaped"})
     with pytest.raises(ArtifactError, match="no name for a file"):
-        unpacked.verified_files(dataclasses.replace(variant, files=(hostile,)), layout.blobs, tmp_path / "a" / "b")
+        variant_files.verified_files(dataclasses.replace(variant, files=(hostile,)), layout.blobs, tmp_path / "a" / "b")
     assert not (tmp_path / "escaped").exists()
 
 

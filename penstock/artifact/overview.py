@@ -13,7 +13,7 @@ from penstock.artifact.manifests import Artifact
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class Overview:
     """An artifact as its documents describe it, wherever it is.
 
     Attributes:
@@ -36,7 +36,7 @@ class Found:
         return self.certificates[-1][1] if self.certificates else None
 
 
-def look_at_layout(layout: Layout) -> Found:
+def overview_of(layout: Layout) -> Overview:
     """Look at a layout on disk in the same way.
 
     Raises:
@@ -45,7 +45,7 @@ def look_at_layout(layout: Layout) -> Found:
     return gather(layout.artifact(), layout.tag, layout.referrers(), layout.blobs.read)
 
 
-def gather(artifact: Artifact, tag: str, referrers: tuple[Referrer, ...], read: manifests.Read) -> Found:
+def gather(artifact: Artifact, tag: str, referrers: tuple[Referrer, ...], read: manifests.Read) -> Overview:
     """Read every document that refers to an artifact into one value."""
     certificates, signatures, documents = [], [], {}
     for referrer in referrers:
@@ -55,7 +55,7 @@ def gather(artifact: Artifact, tag: str, referrers: tuple[Referrer, ...], read: 
             signatures.append((referrer.digest, manifests.read_described(referrer.content, read)))
         elif referrer.kind in (manifests.LOCK, manifests.EVALUATION) and referrer.content.size <= MAX_DOCUMENT_BYTES:
             documents[referrer.kind] = manifests.read_described(referrer.content, read)
-    return Found(
+    return Overview(
         artifact=artifact,
         tag=tag,
         referrers=referrers,

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from click.testing import CliRunner
 
-from penstock.artifact import ortpackage
+from penstock.artifact import onnxruntime_package
 from penstock.artifact.layout import Layout, VariantDraft
 from penstock.artifact.manifests import VariantSpec
 from penstock.cli.main import command
@@ -22,7 +22,7 @@ from tests.penstock.signed import external_model, make_layout, spec
 def test_onnxruntime_opens_it_and_external_data_with_it(tmp_path: Path) -> None:
     layout = make_layout(tmp_path, scale=2.0)
     out = tmp_path / "package"
-    ortpackage.export(layout, out)
+    onnxruntime_package.export(layout, out)
     info = onnxruntime.ModelPackage.open(str(out)).get_info()
     assert (info["package_name"], info["package_version"], info["layout"]) == ("digits", "v1", "portable")
     assert {component["name"] for component in info["components"]} == {"edge", "cloud"}
@@ -36,7 +36,7 @@ def test_same_artifact_same_bytes(tmp_path: Path) -> None:
     layout = make_layout(tmp_path)
     contents = []
     for name in ("one", "two"):
-        ortpackage.export(layout, tmp_path / name)
+        onnxruntime_package.export(layout, tmp_path / name)
         files = sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())
         contents.append([(path.relative_to(tmp_path / name), path.read_bytes()) for path in files])
     assert contents[0] == contents[1]
@@ -52,9 +52,9 @@ def layout_of(directory: Path, *specs: VariantSpec) -> Layout:
 def test_variants_that_a_package_cannot_tell_apart_have_to_be_chosen(tmp_path: Path) -> None:
     layout = layout_of(tmp_path, spec("edge", "x86-64-vnni"), spec("edge", "arm64"))
     with pytest.raises(InvalidInput, match="cannot tell edge/x86-64-vnni from edge/arm64.*--variant"):
-        ortpackage.export(layout, tmp_path / "p")
+        onnxruntime_package.export(layout, tmp_path / "p")
     assert not (tmp_path / "p").exists()
-    ortpackage.export(layout, tmp_path / "p", ["edge/arm64"])
+    onnxruntime_package.export(layout, tmp_path / "p", ["edge/arm64"])
     manifest = json.loads((tmp_path / "p" / "edge" / "component.json").read_bytes())
     assert list(manifest["variants"]) == ["arm64"]
 
@@ -62,10 +62,10 @@ def test_variants_that_a_package_cannot_tell_apart_have_to_be_chosen(tmp_path: P
 def test_engines_that_it_cannot_hold_are_left_out_or_refused(tmp_path: Path) -> None:
     layout = layout_of(tmp_path, spec("edge"), spec("edge", "genai-cpu", engine="genai"))
     with pytest.raises(InvalidInput, match="not edge/genai-cpu .genai, cpu."):
-        ortpackage.export(layout, tmp_path / "p", ["edge/genai-cpu"])
+        onnxruntime_package.export(layout, tmp_path / "p", ["edge/genai-cpu"])
     with pytest.raises(InvalidInput, match="it has|the artifact has edge/any"):
-        ortpackage.export(layout, tmp_path / "p", ["edge/riscv"])
-    assert [v.spec.target for v in ortpackage.export(layout, tmp_path / "p")] == ["any"]
+        onnxruntime_package.export(layout, tmp_path / "p", ["edge/riscv"])
+    assert [v.spec.target for v in onnxruntime_package.export(layout, tmp_path / "p")] == ["any"]
 
 
 def test_nothing_is_written_over_and_nothing_half(tmp_path: Path) -> None:
@@ -74,11 +74,11 @@ def test_nothing_is_written_over_and_nothing_half(tmp_path: Path) -> None:
     out.mkdir()
     (out / "mine").write_text("precious")
     with pytest.raises(Conflict, match="not an empty directory"):
-        ortpackage.export(layout, out)
+        onnxruntime_package.export(layout, out)
     blob = layout.blobs.path(layout.artifact().variant("cloud").files[0].digest)
     blob.write_bytes(b"x" * blob.stat().st_size)
     with pytest.raises(DigestMismatch):
-        ortpackage.export(layout, tmp_path / "damaged")
+        onnxruntime_package.export(layout, tmp_path / "damaged")
     assert sorted(path.name for path in tmp_path.iterdir() if "damaged" in path.name) == []
 
 
