@@ -205,7 +205,7 @@ class AgentSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         subscriptions: models to run; ``*`` for whatever the fleet service assigns.
         labels: what operators select devices by.
         target: compile target, e.g. ``x86-64-vnni``; "" detects it.
-        rung: which rung of an artifact's ladder this device runs: ``edge``, or the name of one between edge and cloud.
+        rung: which rung of an artifact's cascade this device runs: ``edge``, or the name of one between edge and cloud.
         trust_root: directory of public keys (``penstock keys trust``); only what one of them signed is then used. "" is
             PENSTOCK_TRUST_ROOT, or else ~/.config/penstock/trust if it is there; without any, nothing need be signed.
     """

@@ -172,7 +172,7 @@ class VariantFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class TargetEvaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything about one variant that was built: a rung of the ladder on a target.
+    """Everything about one variant that was built: a rung of the cascade on a target.
 
     Attributes:
         parent: name of the float candidate that others are compared with.

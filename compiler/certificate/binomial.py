@@ -2,7 +2,7 @@
 
 Pure. Sums of the exact distribution in logarithms, no normal approximation: the rates here are a few in a thousand,
 where approximations are wrong by more than what is promised. Decides nothing about thresholds: that is
-``compiler.certificate.certify``.
+``compiler.certificate.learn_then_test``.
 """
 
 from __future__ import annotations

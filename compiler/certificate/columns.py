@@ -1,6 +1,7 @@
 """The examples that a promise is certified on, as columns: scores, what both models said, labels, groups.
 
-Pure. Decides what counts as harm, and which columns are malformed. What they prove is ``compiler.certificate.certify``.
+Pure. Decides what counts as harm, and which columns are malformed. What they prove is
+``compiler.certificate.learn_then_test``.
 """
 
 from __future__ import annotations

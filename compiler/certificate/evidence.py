@@ -16,8 +16,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.certificate.certify import Certified, Promised, certify
 from compiler.certificate.columns import CertifyData, Integers, check
+from compiler.certificate.learn_then_test import Certified, Promised, certify
 from penstock.artifact.blobs import digest_of
 from penstock.artifact.certificates import MAX_GROUPS, Certificate, Level, RefusedLevel, Subject
 from penstock.errors import ArtifactError, CalibrationError, InvalidInput

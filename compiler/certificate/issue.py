@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.certificate import certify, evidence, score_choice
+from compiler.certificate import evidence, learn_then_test, score_choice
 from compiler.certificate.columns import CertifyData, Floats, Integers
 from compiler.certificate.score_choice import Choice
 from compiler.recipe.certificate_section import CertificateSection
@@ -130,7 +130,7 @@ def issue(
     Raises:
         CalibrationError: the promise is refused, with the samples needed.
     """
-    found = certify.promise(data, promise, thresholds=choice.thresholds)
+    found = learn_then_test.promise(data, promise, thresholds=choice.thresholds)
     document = evidence.encode(data, found.thresholds)
     certificate = evidence.bind(
         found,

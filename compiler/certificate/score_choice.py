@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.certificate.binomial import allowed_harm
-from compiler.certificate.certify import THRESHOLDS
 from compiler.certificate.columns import CertifyData, check, counts_at, harmful
+from compiler.certificate.learn_then_test import THRESHOLDS
 from compiler.recipe.certificate_section import AUTO, CertificateSection
 from penstock.errors import CalibrationError
 from penstock.policy import confidence

@@ -1,5 +1,5 @@
 """``penstock certify``: a packed artifact and new examples in, a new certificate beside the old ones out; or a check of
-those it has. Parses, calls ``compiler.pipeline.recertify``, prints; decides nothing."""
+those it has. Parses, calls ``compiler.pipeline``, prints; decides nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from penstock.cli.output import output_option, print_json, print_table, progress
 from penstock.errors import CalibrationError
 
 if TYPE_CHECKING:
-    from compiler.pipeline.recertify import Checked, Outcome
+    from compiler.pipeline.evidence_check import Checked
+    from compiler.pipeline.recertify import Outcome
 
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
 _layout = click.argument("artifact", type=click.Path(exists=True, file_okay=False, path_type=Path))
@@ -77,10 +78,10 @@ def certify(
     certified the artifact before.
     """
     from compiler.pipeline import recertify
-    from compiler.pipeline.new_examples import Source
+    from compiler.pipeline.new_examples import ExampleSource
 
     request = recertify.Request(
-        source=Source(data=data, labels=labels, group_by=group_by),
+        source=ExampleSource(data=data, labels=labels, group_by=group_by),
         target=target,
         max_harm=max_harm,
         delta=delta,
@@ -113,9 +114,9 @@ def certify(
 @click.pass_context
 def verify(ctx: click.Context, artifact: Path, output: str) -> None:
     """Recompute every certificate of ARTIFACT from its stored evidence. Exit code 1 when a figure differs."""
-    from compiler.pipeline import recertify
+    from compiler.pipeline import evidence_check
 
-    checked = recertify.verify(artifact)
+    checked = evidence_check.check(artifact)
     if output == "json":
         print_json({"artifact": artifact, "is_good": not _bad(checked), "certificates": checked})
     else:

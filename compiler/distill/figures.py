@@ -124,8 +124,8 @@ def coverage_at_harm(scores: NDArray[np.floating[Any]], harmful: NDArray[np.bool
     """Return the largest share of rows that a threshold keeps while those that are kept and harmful are at most
     ``max_harm``.
 
-    An observed share, no promise: promising takes ``compiler.certificate.certify``. Rows with equal scores are kept
-        together.
+    An observed share, no promise: that takes ``compiler.certificate.learn_then_test``. Rows with equal scores are kept
+    together.
     """
     order = np.argsort(-scores, kind="stable")
     harm = np.cumsum(harmful[order]) / len(scores)

@@ -2,8 +2,7 @@
 
 An answer is the text of a generation, normalised; two answers are the same when their normalised texts are. The score
 of an answer comes from the edge's own token probabilities (``penstock.policy.confidence.token_score``). What is
-promised of them is ``compiler.certificate.score_choice`` and ``compiler.certificate.certify``, which need to know
-nothing of text.
+promised of them is ``compiler.certificate.issue``, which needs to know nothing of text.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class GateRefused(CompileError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
-    """What one variant is compiled for: a rung of the ladder, on one of its targets."""
+    """What one variant is compiled for: a rung of the cascade, on one of its targets."""
 
     rung: Rung
     target: Target

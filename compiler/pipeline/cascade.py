@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from compiler.artifact.evaluation import CascadeEvaluation, CurvePoint
-from compiler.certificate import certify
+from compiler.certificate import learn_then_test
 from compiler.certificate.columns import CertifyData
 from compiler.certificate.issue import Answered, Issued, issue
 from compiler.certificate.score_choice import Choice
@@ -122,5 +122,5 @@ def _issued(data: CertifyData, choice: Choice, claim: Claim) -> tuple[Issued | N
 
 
 def _curve(data: CertifyData, choice: Choice) -> tuple[CurvePoint, ...]:
-    points = certify.risk_coverage(data, choice.thresholds)
+    points = learn_then_test.risk_coverage(data, choice.thresholds)
     return tuple(CurvePoint(threshold=p.threshold, coverage=p.coverage, harm=p.harm) for p in points)

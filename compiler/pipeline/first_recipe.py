@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from compiler import sources
-from compiler.certificate.certify import samples_needed
+from compiler.certificate.binomial import samples_needed
 from compiler.recipe import recipes, targets
 from compiler.recipe.certificate_section import CertificateSection
 from compiler.recipe.data_section import DataSection, SharesSection

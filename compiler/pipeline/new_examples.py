@@ -24,12 +24,13 @@ _FEW = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """Where new examples are.
+class ExampleSource:
+    """Say where new examples are.
 
     Attributes:
         data: what ``data.source`` of a recipe may be, or a TOML file with a table ``[data]``.
-        labels, group_by: names of arrays or columns; None takes what the table says, or guesses the labels.
+        labels: name of an array or column; None takes what the table says, or guesses.
+        group_by: the same for the groups; None takes what the table says.
     """
 
     data: str
@@ -39,14 +40,20 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examples:
-    """``tune`` and ``certify`` share no row where something is chosen; ``group_by`` is "" without groups."""
+    """New examples, divided.
+
+    Attributes:
+        tune: what choices are made on; shares no row with ``certify`` where there are any to make.
+        certify: what is looked at once.
+        group_by: what groups are called; "" without groups.
+    """
 
     tune: Split
     certify: Split
     group_by: str
 
 
-def read(source: Source, spec: VariantSpec, *, needs_labels: bool, tunes: bool) -> Examples:
+def read(source: ExampleSource, spec: VariantSpec, *, needs_labels: bool, tunes: bool) -> Examples:
     """Read new examples for variants with the inputs and outputs of ``spec``.
 
     Args:
@@ -96,8 +103,8 @@ def _joined(splits: Sequence[Split], *, name: str) -> Split:
     )
 
 
-def _section(source: Source, spec: VariantSpec) -> tuple[DataSection, Path]:
-    """The settings of the new examples, and what relative paths in them are relative to."""
+def _section(source: ExampleSource, spec: VariantSpec) -> tuple[DataSection, Path]:
+    """Return the settings of the new examples, and what relative paths in them are relative to."""
     given = Path(source.data)
     if given.suffix == ".toml":
         section, base = _from_toml(given), given.parent

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from compiler.artifact import pack
-from compiler.certificate import certify
+from compiler.certificate.binomial import samples_needed
 from compiler.pipeline import compilation, recipe_models
 from compiler.recipe import targets
 from compiler.recipe.recipes import CLOUD, Recipe, Rung
@@ -26,7 +26,7 @@ def plan(recipe: Recipe, out: Path) -> list[tuple[str, str]]:
     if recipe.cloud is not None:
         lines.append((f"{CLOUD} model", recipe.cloud.model))
     promise = recipe.certificate
-    needed = [certify.samples_needed(level, promise.level_delta) for level in promise.levels]
+    needed = [samples_needed(level, promise.level_delta) for level in promise.levels]
     for rung in recipe.rungs:
         for name in rung.section.targets:
             target = targets.resolve(name)

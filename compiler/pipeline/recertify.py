@@ -1,38 +1,37 @@
 """A packed artifact certified again: its variants answer new examples, and a new certificate joins the old ones.
 
 Owns that nothing is compiled or changed: the variants are run as packed, after they reproduced their golden vectors on
-this machine, and the certificate is attached only when its evidence is. Also checks certificates against the evidence
-they name. What is chosen, promised and bound, and in which order, is ``compiler.certificate.issue``.
+this machine, and the certificate is attached only when its evidence is. What is chosen, promised and bound is
+``compiler.certificate.issue``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 
 from compiler.artifact.replay import opened, runs_here
-from compiler.certificate import certify, evidence
+from compiler.certificate import evidence, learn_then_test
 from compiler.certificate.issue import AnsweredRows, issue
 from compiler.certificate.score_choice import Choice
 from compiler.data import Split
 from compiler.measure.answers import answers
 from compiler.pipeline import new_examples
-from compiler.pipeline.new_examples import Examples, Source
+from compiler.pipeline.new_examples import Examples, ExampleSource
 from compiler.recipe import certificate_section
 from compiler.recipe.certificate_section import CertificateSection
+from compiler.recipe.recipes import CLOUD
 from penstock.artifact import manifests
 from penstock.artifact.certificates import Certificate, Harm
 from penstock.artifact.layout import Layout
 from penstock.artifact.manifests import Artifact, Variant, VariantSpec
-from penstock.errors import ArtifactError, CalibrationError, InvalidInput, NotFound, PenstockError
+from penstock.errors import ArtifactError, CalibrationError, InvalidInput, PenstockError
 from penstock.process.config import nearest
 from penstock.runtime import Engine
 from penstock.wire.tensors import Array
-
-CLOUD = "cloud"
 
 Say = Callable[[str], None]
 
@@ -51,7 +50,7 @@ class Request:
             using those of the newest certificate.
     """
 
-    source: Source
+    source: ExampleSource
     target: str = ""
     max_harm: tuple[float, ...] = ()
     delta: float | None = None
@@ -79,21 +78,6 @@ class Outcome:
     refusal: str = ""
     needed: int | None = None
     reason: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checked:
-    """Hold what the comparison of a certificate with its evidence found.
-
-    Attributes:
-        digest: of the certificate's manifest.
-        problems: sentences; empty when every figure was found again.
-    """
-
-    digest: str
-    edge_digest: str
-    serial: int
-    problems: tuple[str, ...]
 
 
 def recertify(directory: Path, request: Request, *, say: Say) -> list[Outcome]:
@@ -140,32 +124,6 @@ def recertify(directory: Path, request: Request, *, say: Say) -> list[Outcome]:
                 pair = _Pair(student=student, teacher=teacher, variant=variant, cloud=cloud)
                 outcomes.append(_certified(task, pair))
     return outcomes
-
-
-def verify(directory: Path) -> list[Checked]:
-    """Recompute every certificate of the artifact in ``directory`` from the evidence it names, the newest last.
-
-    Raises:
-        ArtifactError: no artifact. NotFound: an empty layout.
-    """
-    layout = Layout(directory)
-    artifact = layout.artifact()
-    checked = []
-    for referrer in layout.referrers(manifests.CERTIFICATE):
-        try:
-            certificate = manifests.load_certificate(referrer.digest, layout.blobs.read)
-        except PenstockError as error:
-            checked.append(Checked(digest=referrer.digest, edge_digest="", serial=0, problems=(error.message,)))
-            continue
-        checked.append(
-            Checked(
-                digest=referrer.digest,
-                edge_digest=certificate.edge_digest,
-                serial=certificate.serial,
-                problems=tuple(_problems(layout, artifact, certificate)),
-            )
-        )
-    return sorted(checked, key=lambda item: item.serial)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -277,23 +235,6 @@ def _choice(task: _Task, pair: _Pair) -> Choice:
     )
 
 
-def _problems(layout: Layout, artifact: Artifact, certificate: Certificate) -> Iterator[str]:
-    try:
-        manifests.check_certificate(certificate, artifact)
-    except PenstockError as error:
-        yield error.message
-    if not certificate.evidence_digest:
-        yield "it names no evidence, so its figures cannot be recomputed; 'penstock certify' issues one that does"
-        return
-    try:
-        stored = layout.blobs.read(certificate.evidence_digest, limit_bytes=evidence.MAX_BYTES)
-        yield from evidence.differences(certificate, evidence.decode(stored))
-    except NotFound:
-        yield f"its evidence {certificate.evidence_digest} is missing from this artifact"
-    except PenstockError as error:
-        yield f"its evidence cannot be used: {error.message}"
-
-
 def _wanted(artifact: Artifact, target: str) -> list[Variant]:
     """Return the variants below the cloud that are asked for and that this machine can run.
 
@@ -333,7 +274,7 @@ def _section(layout: Layout, variant: Variant, request: Request, rungs: int) -> 
         levels = (*one.max_harms, *refused)
         delta = sum(level.delta for level in one.levels) + sum(level.delta for level in one.refused) or one.delta
         section = CertificateSection(max_harm=levels, delta=delta, harm=one.harm)
-    asked = {  # of the whole ladder, of which this is one rung
+    asked = {  # of the whole cascade, of which this is one rung
         "max_harm": tuple(level / rungs for level in request.max_harm) or None,
         "delta": None if request.delta is None else request.delta / rungs,
         "harm": request.harm,
@@ -349,4 +290,4 @@ def _thresholds_of(layout: Layout, certificate: Certificate) -> tuple[float, ...
         stored = layout.blobs.read(certificate.evidence_digest, limit_bytes=evidence.MAX_BYTES)
         return evidence.decode(stored).thresholds
     except PenstockError:
-        return certify.THRESHOLDS
+        return learn_then_test.THRESHOLDS

@@ -1,7 +1,7 @@
 """The promise as a recipe states it: its ``[certificate]`` table, and how one promise is divided among claims.
 
 Pure. Decides what a level of the promise is worth: how much of ``delta`` each claim gets. Whether the data support
-it is ``compiler.certificate.certify``.
+it is ``compiler.certificate.learn_then_test``.
 """
 
 from __future__ import annotations
@@ -73,12 +73,12 @@ def check(section: CertificateSection, *, where: str = "") -> None:
 
 
 def share_of_promise(max_harm: float, delta: float, rungs: int) -> tuple[float, float]:
-    """Return (max_harm, delta) for the certificate of each rung below the cloud, so that the whole ladder keeps the
+    """Return (max_harm, delta) for the certificate of each rung below the cloud, so that the whole cascade keeps the
     promise.
 
     Rung i answers when every cheaper rung was unsure and its own score is at least its threshold; the cloud answers
-    the rest. The ladder is harmful where the rung that answers is wrong and the cloud is right. Then that rung was sure
-    and harmful, so the ladder's harm lies within the union over rungs of "rung i is sure and harmful". Rung i's own
+    the rest. The cascade does harm where the rung that answers is wrong and the cloud is right. Then that rung was sure
+    and harmful, so the cascade's harm lies within the union over rungs of "rung i is sure and harmful". Rung i's own
     certificate against the cloud bounds the probability of exactly that event, over *all* requests and not only those
     that reach it, by max_harm / rungs; the sum over rungs is at most max_harm (Boole). Each certificate fails with
     probability at most delta / rungs over its certifying sample, so one or more fail with probability at most delta,
@@ -91,7 +91,7 @@ def share_of_promise(max_harm: float, delta: float, rungs: int) -> tuple[float, 
         CalibrationError: no rung, or max_harm or delta not strictly between 0 and 1.
     """
     if rungs < 1:
-        raise CalibrationError(f"rungs: {rungs} given; a ladder has at least one model below the cloud")
+        raise CalibrationError(f"rungs: {rungs} given; a cascade has at least one model below the cloud")
     for name, value in (("max_harm", max_harm), ("delta", delta)):
         if not (math.isfinite(value) and 0 < value < 1):
             raise CalibrationError(f"{name}: {value!r} is not strictly between 0 and 1")
@@ -99,7 +99,7 @@ def share_of_promise(max_harm: float, delta: float, rungs: int) -> tuple[float, 
 
 
 def for_rung(section: CertificateSection, rungs: int) -> CertificateSection:
-    """Return the promise of one rung of a ladder with ``rungs`` below the cloud: every level and delta by its share.
+    """Return the promise of one rung of a cascade with ``rungs`` below the cloud: every level and delta by its share.
 
     Raises:
         CalibrationError: as :func:`share_of_promise`.

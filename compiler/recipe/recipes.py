@@ -69,7 +69,7 @@ class PruneSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class RungSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A rung of the ladder that is not the cloud. One in ``[[middle]]`` also has a ``name``, its role in the artifact.
+    """A rung of the cascade that is not the cloud. One in ``[[middle]]`` also has a ``name``, its role in the artifact.
 
     Attributes:
         model: an ONNX file, a Hugging Face directory, ``module:factory``, an ExportedProgram, ...

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.certificate.certify import clopper_pearson
+from compiler.certificate.binomial import clopper_pearson
 from penstock.cli.output import format_table
 from penstock.errors import StorageError
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import click
 import msgspec
 
-from compiler.certificate import certify
-from compiler.certificate.certify import Promised
+from compiler.certificate import learn_then_test
+from compiler.certificate.learn_then_test import Promised
 from compiler.generation import compare, golden_answers, measure
 from compiler.generation.answers import answer_prompts
 from compiler.generation.compare import PerplexityChange
@@ -129,7 +129,7 @@ def run(out: Path, plan: Plan, say: Callable[[str], None]) -> Outcome:
     tune, certifying, test = (answer_prompts(edge, cloud, sets[use], ANSWERS) for use in ("tune", "certify", "test"))
     say("certificate")
     choice = tune.choose(PROMISE, rows_to_certify=len(certifying.edge))
-    promised = certify.promise(
+    promised = learn_then_test.promise(
         certifying.certify_data(choice, harm=PROMISE.harm), PROMISE, thresholds=choice.thresholds
     )
     kept = test.scores[choice.score] >= promised.default.threshold

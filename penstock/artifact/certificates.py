@@ -1,7 +1,7 @@
 """The certificate as data: what was promised, for which digests, with what evidence.
 
 Decides only whether a certificate fits the variants at hand, and may be used. How one is earned is
-``compiler.certificate.certify``.
+``compiler.certificate.learn_then_test``.
 """
 
 from __future__ import annotations

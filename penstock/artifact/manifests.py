@@ -46,7 +46,7 @@ PRECISION = "org.penstock.precision"
 
 _T = TypeVar("_T")
 Role = str
-"""A rung of the ladder: ``edge`` on the device, ``cloud``, and names of a recipe's own for rungs between them."""
+"""A rung of the cascade: ``edge`` on the device, ``cloud``, and names of a recipe's own for rungs between them."""
 
 Read = Callable[[str], bytes]
 """Digest in, verified bytes out (``BlobStore.read`` or a like function)."""

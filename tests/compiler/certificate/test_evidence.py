@@ -12,7 +12,8 @@ import pytest
 from numpy.typing import NDArray
 
 from compiler.certificate import evidence
-from compiler.certificate.certify import CertifyData, Promised, promise
+from compiler.certificate.columns import CertifyData
+from compiler.certificate.learn_then_test import Promised, promise
 from compiler.recipe.certificate_section import CertificateSection
 from penstock.artifact import certificates
 from penstock.artifact.blobs import digest_of

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from compiler.certificate.certify import THRESHOLDS
+from compiler.certificate.learn_then_test import THRESHOLDS
 from compiler.certificate.score_choice import Choice, choose, choose_token_score, fit_temperature, grid_for
 from compiler.recipe.certificate_section import CertificateSection
 from penstock.errors import CalibrationError

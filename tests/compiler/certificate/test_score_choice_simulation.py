@@ -8,8 +8,8 @@ import math
 import numpy as np
 
 from compiler.certificate.binomial import allowed_harm
-from compiler.certificate.certify import promise
 from compiler.certificate.columns import CertifyData, counts_at
+from compiler.certificate.learn_then_test import promise
 from compiler.certificate.score_choice import choose
 from compiler.recipe.certificate_section import CertificateSection
 from penstock.errors import CalibrationError

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compiler.certificate import certify
+from compiler.certificate import learn_then_test
 from compiler.certificate.score_choice import Choice
 from compiler.generation import answers
 from compiler.generation.answers import AnsweredPrompts
@@ -102,7 +102,7 @@ def test_the_certificate_takes_them_as_they_are() -> None:
     promise = CertificateSection(max_harm=0.05, delta=0.05, harm="labels", score="auto")
     tune, certifying, test = (simulated(n, seed) for n, seed in ((800, 1), (1500, 2), (20_000, 3)))
     choice = tune.choose(promise, rows_to_certify=len(certifying.edge))
-    found = certify.promise(
+    found = learn_then_test.promise(
         certifying.certify_data(choice, harm="labels"), promise, thresholds=choice.thresholds
     ).default
     kept = test.scores[choice.score] >= found.threshold

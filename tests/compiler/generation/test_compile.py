@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from compiler.cache.steps import StepCache
-from compiler.pipeline import compilation, recertify
+from compiler.pipeline import compilation, evidence_check
 from compiler.pipeline.candidates import GateRefused
 from compiler.pipeline.compilation import Compiled
 from compiler.progress import Lines
@@ -106,7 +106,7 @@ def test_the_cascade_is_certified_on_whole_answers_or_says_what_is_missing(compi
     assert cascade.score.startswith("token_")
     assert (cascade.certificate is None) == bool(cascade.refusal)
     if cascade.certificate is not None:
-        assert [found.problems for found in recertify.verify(compiled.directory)] == [()]
+        assert [found.problems for found in evidence_check.check(compiled.directory)] == [()]
 
 
 def test_an_unchanged_recipe_is_only_copied(directory: Path, compiled: Compiled) -> None:

@@ -253,7 +253,7 @@ def test_a_target_that_cannot_run_here_is_packed_unmeasured_and_uncertified(
     assert {v.spec.target for v in Layout(workspace / "out").artifact().variants} == {here.target, elsewhere, "cpu"}
 
 
-def test_a_ladder_of_three_rungs_divides_the_promise(workspace: Path, edit_recipe: EditRecipe) -> None:
+def test_a_cascade_of_three_rungs_divides_the_promise(workspace: Path, edit_recipe: EditRecipe) -> None:
     edit_recipe("[cloud]", '[[middle]]\nname = "gateway"\nmodel = "teacher.onnx"\nprecisions = ["fp32"]\n[cloud]')
     edit_recipe("max_harm = 0.02", "max_harm = 0.06")
     done = compile_here(workspace)

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from compiler.certificate.certify import samples_needed
+from compiler.certificate.binomial import samples_needed
 from compiler.pipeline import first_recipe
 from compiler.recipe import recipes
 from penstock.errors import InvalidInput

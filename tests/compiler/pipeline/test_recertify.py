@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from compiler.certificate import evidence
 from compiler.pipeline import recertify
-from compiler.pipeline.new_examples import Source
+from compiler.pipeline.new_examples import ExampleSource
 from compiler.pipeline.recertify import Request
 from penstock.artifact import certificates, golden, manifests
 from penstock.artifact.golden import Golden
@@ -234,7 +234,9 @@ def test_too_few_examples_exit_with_3_and_the_number_and_change_nothing(packed_l
 
 def test_the_refusal_carries_the_number(packed_layout: Layout, tmp_path: Path) -> None:
     path = data(tmp_path / "new.npz", 2, 100)
-    outcomes = recertify.recertify(packed_layout.root, Request(source=Source(data=str(path))), say=lambda text: None)
+    outcomes = recertify.recertify(
+        packed_layout.root, Request(source=ExampleSource(data=str(path))), say=lambda text: None
+    )
     assert [(one.needed, one.certificate) for one in outcomes] == [(149, None)]
 
 

@@ -1,4 +1,4 @@
-"""The promise of a recipe: its values, its division among levels and among the rungs of a ladder."""
+"""The promise of a recipe: its values, its division among levels and among the rungs of a cascade."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compiler.certificate.binomial import samples_needed
-from compiler.certificate.certify import CertifyData, certify
+from compiler.certificate.columns import CertifyData
+from compiler.certificate.learn_then_test import certify
 from compiler.recipe import certificate_section
 from compiler.recipe.certificate_section import CertificateSection
 from penstock.errors import CalibrationError, ConfigError
@@ -63,14 +64,16 @@ def test_good_values_pass() -> None:
 
 
 @given(st.floats(1e-4, 0.5), st.floats(1e-4, 0.5), st.integers(1, 6))
-def test_the_shares_of_a_ladder_add_up_to_the_promise(max_harm: float, delta: float, rungs: int) -> None:
+def test_the_shares_of_a_cascade_add_up_to_the_promise(max_harm: float, delta: float, rungs: int) -> None:
     harm, chance = certificate_section.share_of_promise(max_harm, delta, rungs)
     assert harm * rungs == pytest.approx(max_harm)
     assert chance * rungs == pytest.approx(delta)
 
 
 @pytest.mark.parametrize(("max_harm", "delta", "rungs"), [(0.02, 0.05, 0), (0.0, 0.05, 1), (0.02, math.nan, 1)])
-def test_a_ladder_without_rungs_or_a_promise_that_is_none_is_refused(max_harm: float, delta: float, rungs: int) -> None:
+def test_a_cascade_without_rungs_or_a_promise_that_is_none_is_refused(
+    max_harm: float, delta: float, rungs: int
+) -> None:
     with pytest.raises(CalibrationError):
         certificate_section.share_of_promise(max_harm, delta, rungs)
 
@@ -83,13 +86,13 @@ def test_a_rungs_section_has_its_share_of_every_level() -> None:
     assert (half.delta, half.harm) == (0.025, "disagreement")
 
 
-# --- the ladder keeps the promise: a population whose true harm is known, and many draws from it
+# --- the cascade keeps the promise: a population whose true harm is known, and many draws from it
 
 POPULATION, N, DRAWS = 20_000, 500, 300
 MAX_HARM, DELTA = 0.06, 0.2
 
 
-def ladder_population() -> tuple[np.ndarray, np.ndarray]:
+def cascade_population() -> tuple[np.ndarray, np.ndarray]:
     """Scores and harm [rungs, POPULATION] of two rungs that fail alike: the worst that the union bound has to bear."""
     rng = np.random.default_rng(5)
     difficulty = rng.random(POPULATION)
@@ -100,8 +103,8 @@ def ladder_population() -> tuple[np.ndarray, np.ndarray]:
     return np.clip(scores, 0, 1), harmful
 
 
-def ladder_harm(scores: np.ndarray, harmful: np.ndarray, thresholds: list[float]) -> float:
-    """The share of all requests that the ladder answers with harm: the first rung that is sure answers."""
+def cascade_harm(scores: np.ndarray, harmful: np.ndarray, thresholds: list[float]) -> float:
+    """The share of all requests that the cascade answers with harm: the first rung that is sure answers."""
     waiting = np.ones(scores.shape[1], dtype=bool)
     harm = 0
     for rung, threshold in enumerate(thresholds):
@@ -111,8 +114,8 @@ def ladder_harm(scores: np.ndarray, harmful: np.ndarray, thresholds: list[float]
     return harm / scores.shape[1]
 
 
-def broken_ladders(share: bool) -> int:
-    scores, harmful = ladder_population()
+def broken_cascades(share: bool) -> int:
+    scores, harmful = cascade_population()
     rng = np.random.default_rng(11)
     max_harm, delta = certificate_section.share_of_promise(MAX_HARM, DELTA, 2) if share else (MAX_HARM, DELTA)
     broken = 0
@@ -128,14 +131,14 @@ def broken_ladders(share: bool) -> int:
                 labels=zero,
             )
             thresholds.append(certify(data, max_harm=max_harm, delta=delta).threshold)
-        broken += ladder_harm(scores, harmful, thresholds) > MAX_HARM
+        broken += cascade_harm(scores, harmful, thresholds) > MAX_HARM
     return broken
 
 
-def test_a_ladder_whose_rungs_share_the_promise_keeps_it() -> None:
-    assert broken_ladders(share=True) / DRAWS <= DELTA + 3 * math.sqrt(DELTA * (1 - DELTA) / DRAWS)
+def test_a_cascade_whose_rungs_share_the_promise_keeps_it() -> None:
+    assert broken_cascades(share=True) / DRAWS <= DELTA + 3 * math.sqrt(DELTA * (1 - DELTA) / DRAWS)
 
 
-def test_a_ladder_whose_rungs_each_take_the_whole_promise_breaks_it() -> None:
+def test_a_cascade_whose_rungs_each_take_the_whole_promise_breaks_it() -> None:
     """Which is why it is shared: two rungs may each spend all of it, on different requests."""
-    assert broken_ladders(share=False) / DRAWS > DELTA + 3 * math.sqrt(DELTA * (1 - DELTA) / DRAWS)
+    assert broken_cascades(share=False) / DRAWS > DELTA + 3 * math.sqrt(DELTA * (1 - DELTA) / DRAWS)

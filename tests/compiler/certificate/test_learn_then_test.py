@@ -13,16 +13,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from compiler.certificate.certify import (
-    MOST_SAMPLES,
-    THRESHOLDS,
-    Certified,
-    CertifyData,
-    certify,
-    clopper_pearson,
-    risk_coverage,
-    samples_needed,
-)
+from compiler.certificate.binomial import MOST_SAMPLES, clopper_pearson, samples_needed
+from compiler.certificate.columns import CertifyData
+from compiler.certificate.learn_then_test import THRESHOLDS, Certified, certify, risk_coverage
 from penstock.errors import CalibrationError
 
 EDGE_WRONG, BOTH_RIGHT, BOTH_WRONG_ALIKE, CLOUD_WRONG, BOTH_WRONG_APART = range(5)

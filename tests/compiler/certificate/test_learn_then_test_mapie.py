@@ -18,7 +18,8 @@ import pytest
 from mapie.risk_control import BinaryClassificationController, BinaryRisk
 from numpy.typing import NDArray
 
-from compiler.certificate.certify import THRESHOLDS, CertifyData, certify
+from compiler.certificate.columns import CertifyData
+from compiler.certificate.learn_then_test import THRESHOLDS, certify
 from penstock.errors import CalibrationError
 
 kept_and_harmful = BinaryRisk(

@@ -12,7 +12,8 @@ import scipy.stats
 from numpy.typing import NDArray
 
 from compiler.certificate.binomial import samples_needed
-from compiler.certificate.certify import THRESHOLDS, CertifyData, certify, promise
+from compiler.certificate.columns import CertifyData
+from compiler.certificate.learn_then_test import THRESHOLDS, certify, promise
 from compiler.recipe.certificate_section import CertificateSection
 from penstock.artifact.certificates import MAX_GROUPS
 from penstock.errors import CalibrationError

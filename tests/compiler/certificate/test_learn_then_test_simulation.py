@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from compiler.certificate.certify import THRESHOLDS, CertifyData, certify
+from compiler.certificate.columns import CertifyData
+from compiler.certificate.learn_then_test import THRESHOLDS, certify
 from penstock.errors import CalibrationError
 
 CALIBRATIONS, N, MAX_HARM, DELTA = 1000, 600, 0.02, 0.05

@@ -1,4 +1,4 @@
-"""The lowest confidence threshold whose harm is certified, or a refusal that says what is missing.
+"""Learn then Test: the lowest confidence threshold whose harm is certified, or a refusal that says what is missing.
 
 Pure. Harm of one example at threshold t: kept (score >= t) and edge wrong and cloud right, or without labels kept and
 edge != cloud. The accuracy that a cascade loses against always asking the cloud is at most E[harm].
@@ -24,7 +24,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.certificate.binomial import (
-    MOST_SAMPLES,
     allowed_harm,
     clopper_pearson,
     samples_at_rate,
@@ -35,22 +34,6 @@ from compiler.certificate.columns import CertifyData, check, counts_at, harmful
 from compiler.recipe.certificate_section import CertificateSection
 from penstock.artifact.certificates import Group, Harm
 from penstock.errors import CalibrationError
-
-__all__ = [
-    "MOST_SAMPLES",
-    "THRESHOLDS",
-    "Certified",
-    "CertifyData",
-    "Promised",
-    "Refused",
-    "RiskCoveragePoint",
-    "certify",
-    "clopper_pearson",
-    "harmful",
-    "promise",
-    "risk_coverage",
-    "samples_needed",
-]
 
 Floats = NDArray[np.float64]
 
