@@ -161,7 +161,7 @@ def with_split(recipe: Recipe, split: str, inputs: tuple[TensorSpec, ...], *, cl
         classes: how many the teacher has, where that is known.
 
     Raises:
-        ConfigError: a split that is for something else. InvalidInput: from :func:`compiler.data.load`.
+        ConfigError: a split that is for something else. InvalidInput: from :func:`compiler.data.loading.load`.
     """
     section = recipe.data
     own = bool(split) and split != section.splits.fit

@@ -35,7 +35,7 @@ def read(path: Path, *, field: str) -> onnx.ModelProto:
         field: the recipe's name for it, for messages.
 
     Raises:
-        InvalidInput: no such file. CompileError: not a valid ONNX model, or one that may not be read (see ``guard``).
+        InvalidInput: no such file. CompileError: not a valid ONNX model, or one that is refused (``untrusted``).
     """
     model = _parsed(path, field)
     external = _guarded(model, path, field)

@@ -77,7 +77,7 @@ class RegistryClient:
         self._connection.close()
 
     def cancel(self) -> None:
-        """End the call that is under way in another thread, and every later one, with :class:`Cancelled`."""
+        """End the call that is under way in another thread, and every later one, with ``Cancelled``."""
         self._connection.cancel()
 
     # -- reading -----------------------------------------------------------------------------------------------------

@@ -102,7 +102,7 @@ class Connection:
         self._interrupt.release()
 
     def cancel(self) -> None:
-        """End, from any thread, the call that is under way, and refuse all later ones with :class:`Cancelled`."""
+        """End, from any thread, the call that is under way, and refuse all later ones with ``Cancelled``."""
         self._interrupt.cancel()
 
     def check(self) -> None:

@@ -1,7 +1,7 @@
 """Tensor contents as JSON: a flat or nested list of numbers, booleans or strings, to an array and back.
 
 Types are checked, not coerced: "1" is no number, 300 is no INT8, and null is no element. What JSON cannot say is
-decided here once: NaN and infinities are written as null (and read back as NaN by :func:`floats_with_gaps`), and
+decided here once: NaN and infinities are written as null (and read back as NaN by :func:`decode` with ``gaps``), and
 BYTES elements are UTF-8 text.
 """
 
