@@ -19,10 +19,9 @@ import msgspec
 from cloud_core.api.fleet_grpc import FleetServicer
 from cloud_core.api.grpc_oip import OipServicer
 from cloud_core.api.grpc_server import GrpcServer
-from cloud_core.api.http_oip import HttpApi
-from cloud_core.api.http_server import HttpServer
 from cloud_core.api.metrics import Metrics
 from cloud_core.api.oci import OciApi
+from cloud_core.api.routes import http_server
 from cloud_core.fleet.service import FleetService
 from cloud_core.registry.registry import Registry
 from cloud_core.serving.controller import Controller
@@ -31,6 +30,7 @@ from cloud_core.serving.dataplane import DataPlane
 from cloud_core.settings import CoreSettings, check
 from cloud_core.state import Database
 from penstock.artifact.blobs import write_atomically
+from penstock.http.server import HttpServer
 from penstock.process.supervision import supervise
 from penstock.process.telemetry import log
 from penstock.signing import trust
@@ -55,6 +55,7 @@ class Core:
         self.plane: DataPlane
         self.grpc: GrpcServer
         self.http: HttpServer
+        self.http_port = 0
 
     @classmethod
     async def start(cls, settings: CoreSettings) -> Core:
@@ -71,10 +72,6 @@ class Core:
             await core._exit.aclose()
             raise
         return core
-
-    @property
-    def http_port(self) -> int:
-        return self.http.port
 
     @property
     def grpc_port(self) -> int:
@@ -151,16 +148,16 @@ class Core:
         oip = OipServicer(self.plane, version=version, stream_window=settings.grpc.stream_window)
         self.grpc = await GrpcServer.start(self.plane, oip, FleetServicer(fleet), settings.grpc)
         self._exit.push_async_callback(self.grpc.stop, _CUT_S)
-        api = HttpApi(
+        self.http = http_server(
             self.plane,
-            OciApi(registry, now=_utc_now),
+            OciApi(registry, now=_utc_now, is_draining=lambda: self.plane.is_draining),
             Metrics(self.plane, version),
             settings.http,
-            version=version,
             body_s=settings.serving.default_timeout_s,
         )
-        self.http = await HttpServer.start(api, settings.http)
         self._exit.push_async_callback(self.http.stop, _CUT_S)
+        address = await self.http.listen_tcp(settings.http.host, settings.http.port, setting="--http-port")
+        self.http_port = int(address.rpartition(":")[2])
 
     async def _until_settled(self, controller: Controller) -> None:
         assert self._supervisor is not None

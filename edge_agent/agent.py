@@ -21,7 +21,7 @@ import msgspec
 
 import penstock
 from edge_agent import identity
-from edge_agent.api.server import ApiServer
+from edge_agent.api.routes import http_server
 from edge_agent.api.status import Parts, status_document
 from edge_agent.reporting.delivery import Delivery
 from edge_agent.reporting.fleet_link import FleetLink
@@ -39,6 +39,7 @@ from edge_agent.updates.store import DataDirLock, Store
 from edge_agent.updates.updater import Updater
 from penstock.artifact.blobs import write_atomically
 from penstock.errors import StorageError
+from penstock.http.listen import parse_address
 from penstock.process import machine
 from penstock.process.supervision import stop_on_signals, supervise
 from penstock.process.telemetry import log, setup_logging
@@ -46,6 +47,7 @@ from penstock.signing import trust
 
 _log = logging.getLogger(__name__)
 ENDPOINTS_FILE = "endpoints.json"
+_CUT_S = 1.0  # what connections get after the drain, before what is left is cut
 
 
 class Agent:
@@ -54,6 +56,7 @@ class Agent:
     def __init__(self, settings: AgentSettings) -> None:
         """``settings`` as ``edge_agent.settings.load`` gives them: with paths filled in."""
         self.settings = settings
+        self.tcp_address = ""
         self._data_dir = Path(settings.data_dir)
         self._stack = contextlib.AsyncExitStack()
 
@@ -90,7 +93,7 @@ class Agent:
 
     def status(self) -> Mapping[str, Any]:
         """The document of ``GET /status``."""
-        return status_document(self._parts, tcp_address=self.api.tcp_address)
+        return status_document(self._parts, tcp_address=self.tcp_address)
 
     async def _build(self, stack: contextlib.AsyncExitStack) -> None:
         settings = self.settings
@@ -187,20 +190,30 @@ class Agent:
         return Heartbeats(link, self.device, local, self.settings.heartbeat, random=random.random)
 
     async def _listen(self, stack: contextlib.AsyncExitStack) -> None:
-        self.api = ApiServer(self.pipeline, self.status)
-        stack.push_async_callback(self.api.stop, self.settings.limits.drain_s)
-        await self.api.start(socket=Path(self.settings.socket), tcp=self.settings.tcp)
+        limits = self.settings.limits
+        self.http = http_server(self.pipeline, self.status, body_s=limits.default_timeout_s)
+        stack.push_async_callback(self._stop_serving)
+        await self.http.listen_unix(Path(self.settings.socket))
+        if self.settings.tcp:
+            host, port = parse_address(self.settings.tcp, setting="tcp")
+            self.tcp_address = await self.http.listen_tcp(host, port, setting="--tcp")
         self._announce()
         stack.callback((self._data_dir / ENDPOINTS_FILE).unlink, missing_ok=True)
 
+    async def _stop_serving(self) -> None:
+        """Refuse new requests at once, let admitted ones finish within ``drain_s``, then close every connection."""
+        self.pipeline.begin_drain()
+        await self.pipeline.drained(self.settings.limits.drain_s)
+        await self.http.stop(_CUT_S)
+
     def _announce(self) -> None:
         """Say where we listen, on the log and in ``endpoints.json``, once it is true."""
-        endpoints = {"socket": self.settings.socket, "tcp": self.api.tcp_address, "pid": os.getpid()}
+        endpoints = {"socket": self.settings.socket, "tcp": self.tcp_address, "pid": os.getpid()}
         try:
             write_atomically(self._data_dir / ENDPOINTS_FILE, msgspec.json.encode(endpoints))
         except StorageError as error:  # a full disk must not keep the agent from serving
             log(_log, logging.WARNING, "endpoints not written", error=error.message)
-        log(_log, logging.INFO, "ready", socket=self.settings.socket, tcp=self.api.tcp_address or "off",
+        log(_log, logging.INFO, "ready", socket=self.settings.socket, tcp=self.tcp_address or "off",
             device=self.device.device_id, target=self.device.target, core=self.settings.core,
             trusts=self._trusts)  # fmt: skip
 

@@ -210,3 +210,13 @@ ALL: Mapping[str, type[PenstockError]] = {
 def missing_extra(library: str, extra: str, purpose: str) -> MissingExtra:
     """The error for an optional library that is absent, naming the extra that brings it."""
     return MissingExtra(f"{purpose} needs {library}, which is not installed: pip install 'penstock[{extra}]'")
+
+
+def outcome_code(error: BaseException | None) -> str:
+    """What a request ended with, as counters name it: ``ok``, ``cancelled`` by a client that went away, or a code."""
+    if error is None:
+        return "ok"
+    if isinstance(error, PenstockError):
+        return error.code
+    # the event loop's own cancellation is no Exception
+    return Internal.code if isinstance(error, Exception) else Cancelled.code

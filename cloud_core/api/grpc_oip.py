@@ -8,36 +8,39 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import grpc
+import msgspec
 from google.protobuf.message import DecodeError, Message
 
-from cloud_core.serving.dataplane import EXTENSIONS, SERVER_NAME, DataPlane
-from penstock.errors import Internal, InvalidInput, PenstockError
-from penstock.process.telemetry import log, parse_traceparent, request_id
+from cloud_core.serving.dataplane import SERVER_NAME, DataPlane
+from penstock.errors import InvalidInput
+from penstock.process.telemetry import refusal_of
 from penstock.rpc import codec
+from penstock.rpc.metadata import echoed, headers_in
 from penstock.rpc.pb import oip_pb2 as pb
 from penstock.rpc.status import grpc_status, trailing_metadata
+from penstock.wire.context import AUTHORIZATION, RequestContext, context_of, timeout_s_of
+from penstock.wire.inference import EXTENSIONS
 
 _log = logging.getLogger(__name__)
 SERVICE = "inference.GRPCInferenceService"
 
 _M = TypeVar("_M", bound=Message)
-_HEADERS = frozenset({"authorization", "x-request-id", "x-request-timeout-ms", "traceparent"})
-_NO_HEADERS: Mapping[str, str] = {}
 if TYPE_CHECKING:  # generic in the stubs only
-    _Context = grpc.aio.ServicerContext[bytes, bytes]
-    _Call = Callable[[bytes, _Context, Mapping[str, str]], Awaitable[Message]]
+    _Rpc = grpc.aio.ServicerContext[bytes, bytes]
+    _Call = Callable[[bytes, Mapping[str, str]], Awaitable[Message]]
 
 
 class OipServicer:
     """``handlers`` maps the service's methods to handlers over bytes."""
 
     def __init__(self, plane: DataPlane, *, version: str, stream_window: int) -> None:
+        """Must be made in a running event loop."""
         self._plane, self._version, self._stream_window = plane, version, stream_window
+        self._now = asyncio.get_running_loop().time
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler[bytes, bytes]]:
         """One handler per method, for ``grpc.method_handlers_generic_handler(SERVICE, ...)``."""
@@ -56,28 +59,28 @@ class OipServicer:
 
     # -- methods -----------------------------------------------------------------------------------------------------
 
-    async def _server_live(self, data: bytes, context: _Context, headers: Mapping[str, str]) -> Message:
+    async def _server_live(self, data: bytes, headers: Mapping[str, str]) -> Message:
         return pb.ServerLiveResponse(live=self._plane.is_live)
 
-    async def _server_ready(self, data: bytes, context: _Context, headers: Mapping[str, str]) -> Message:
+    async def _server_ready(self, data: bytes, headers: Mapping[str, str]) -> Message:
         return pb.ServerReadyResponse(ready=self._plane.is_ready)
 
-    async def _model_ready(self, data: bytes, context: _Context, headers: Mapping[str, str]) -> Message:
+    async def _model_ready(self, data: bytes, headers: Mapping[str, str]) -> Message:
         self._authenticate(headers)
         message = _parse(pb.ModelReadyRequest, data)
         state = self._plane.model_state(message.name, message.version)
         return pb.ModelReadyResponse(ready=state.state == "READY")
 
-    async def _server_metadata(self, data: bytes, context: _Context, headers: Mapping[str, str]) -> Message:
+    async def _server_metadata(self, data: bytes, headers: Mapping[str, str]) -> Message:
         self._authenticate(headers)
         return pb.ServerMetadataResponse(name=SERVER_NAME, version=self._version, extensions=EXTENSIONS)
 
-    async def _model_metadata(self, data: bytes, context: _Context, headers: Mapping[str, str]) -> Message:
+    async def _model_metadata(self, data: bytes, headers: Mapping[str, str]) -> Message:
         self._authenticate(headers)
         message = _parse(pb.ModelMetadataRequest, data)
         return codec.encode_metadata(self._plane.metadata(message.name, message.version))
 
-    async def _repository_index(self, data: bytes, context: _Context, headers: Mapping[str, str]) -> Message:
+    async def _repository_index(self, data: bytes, headers: Mapping[str, str]) -> Message:
         self._authenticate(headers)
         message = _parse(pb.RepositoryIndexRequest, data)
         response = pb.RepositoryIndexResponse()
@@ -86,21 +89,19 @@ class OipServicer:
                 response.models.add(name=state.model, version=state.version, state=state.state, reason=state.reason)
         return response
 
-    async def _model_infer(self, data: bytes, context: _Context) -> bytes:
-        headers = _headers(context)
+    async def _model_infer(self, data: bytes, rpc: _Rpc) -> bytes:
+        headers, context = self._begin(rpc)
         try:
-            if headers:
-                context.set_trailing_metadata(_echoed(headers))
-            answer = await self._infer(data, headers, timeout_s=_earliest(context.time_remaining(), headers))
-            return answer.SerializeToString()
+            if context.request_id:
+                rpc.set_trailing_metadata(echoed(context))
+            return (await self._infer(data, headers, context, rpc.time_remaining())).SerializeToString()
         except Exception as error:
-            return await _fail(context, error, headers)
+            return await _fail(rpc, error, context)
 
-    async def _model_stream_infer(self, requests: AsyncIterator[bytes], context: _Context) -> AsyncIterator[bytes]:
+    async def _model_stream_infer(self, requests: AsyncIterator[bytes], rpc: _Rpc) -> AsyncIterator[bytes]:
         """Requests of one stream run at the same time, up to a bound; answers leave in the order of the requests."""
-        headers = _headers(context)
         pending: asyncio.Queue[asyncio.Task[Message] | None] = asyncio.Queue(self._stream_window)
-        reader = asyncio.create_task(self._read_stream(requests, headers, pending, context), name="stream reader")
+        reader = asyncio.create_task(self._read_stream(requests, pending, rpc), name="stream reader")
         try:
             while (task := await pending.get()) is not None:
                 yield (await task).SerializeToString()
@@ -115,15 +116,11 @@ class OipServicer:
     # -- inside ------------------------------------------------------------------------------------------------------
 
     async def _read_stream(
-        self,
-        requests: AsyncIterator[bytes],
-        headers: Mapping[str, str],
-        pending: asyncio.Queue[asyncio.Task[Message] | None],
-        context: _Context,
+        self, requests: AsyncIterator[bytes], pending: asyncio.Queue[asyncio.Task[Message] | None], rpc: _Rpc
     ) -> None:
         try:
             async for data in requests:
-                task = asyncio.create_task(self._stream_infer(data, headers, context))
+                task = asyncio.create_task(self._stream_infer(data, rpc))
                 try:
                     await pending.put(task)
                 except asyncio.CancelledError:
@@ -136,80 +133,55 @@ class OipServicer:
             else:
                 await pending.put(None)
 
-    async def _stream_infer(self, data: bytes, headers: Mapping[str, str], context: _Context) -> Message:
-        """One request of a stream: its error is a message, because the stream goes on."""
+    async def _stream_infer(self, data: bytes, rpc: _Rpc) -> Message:
+        """One request of a stream, with limits of its own: its error is a message, because the stream goes on."""
+        headers, context = self._begin(rpc)
         try:
-            answer = await self._infer(data, headers, timeout_s=_earliest(context.time_remaining(), headers))
-        except PenstockError as error:
-            failed = pb.ModelStreamInferResponse(error_message=error.message)
+            answer = await self._infer(data, headers, context, rpc.time_remaining())
+        except Exception as error:  # a defect of ours ends one answer, not the stream
+            failed = pb.ModelStreamInferResponse(error_message=refusal_of(_log, error, context).message)
             failed.infer_response.id = _id_of(data)
             return failed
-        except Exception as error:  # a defect of ours ends one answer, not the stream
-            _log_failure(error, headers)
-            return pb.ModelStreamInferResponse(error_message="the server failed; its log says why")
         answer.parameters["triton_final_response"].bool_param = True
         return pb.ModelStreamInferResponse(infer_response=answer)
 
     async def _infer(
-        self, data: bytes, headers: Mapping[str, str], *, timeout_s: float | None
+        self, data: bytes, headers: Mapping[str, str], context: RequestContext, remaining_s: float | None
     ) -> pb.ModelInferResponse:
         plane = self._plane
-        tenant = plane.authenticate(headers.get("authorization", ""))
+        tenant = plane.authenticate(headers.get(AUTHORIZATION, ""))
+        if tenant:
+            context = msgspec.structs.replace(context, tenant=tenant)
         message = _parse(pb.ModelInferRequest, data)
-        with plane.admit(tenant, message.model_name, message.model_version) as ticket:
+        with plane.admit(context, message.model_name, message.model_version) as ticket:
+            context = context.within(remaining_s).within(timeout_s_of(headers))
             decoded = codec.decode_request(message)
-            return codec.encode_response(await plane.infer(ticket, decoded.request, timeout_s), decoded)
+            return codec.encode_response(await plane.infer(ticket, context, decoded.request), decoded)
+
+    def _begin(self, rpc: _Rpc) -> tuple[Mapping[str, str], RequestContext]:
+        headers = headers_in(rpc.invocation_metadata())
+        return headers, context_of(headers, self._now())
 
     def _authenticate(self, headers: Mapping[str, str]) -> None:
-        self._plane.authenticate(headers.get("authorization", ""))
+        self._plane.authenticate(headers.get(AUTHORIZATION, ""))
 
-    def _guarded(self, call: _Call) -> Callable[[bytes, _Context], Awaitable[bytes]]:
-        async def handle(data: bytes, context: _Context) -> bytes:
-            headers = _headers(context)
+    def _guarded(self, call: _Call) -> Callable[[bytes, _Rpc], Awaitable[bytes]]:
+        async def handle(data: bytes, rpc: _Rpc) -> bytes:
+            headers, context = self._begin(rpc)
             try:
-                context.set_trailing_metadata(_echoed(headers))
-                return (await call(data, context, headers)).SerializeToString()
+                rpc.set_trailing_metadata(echoed(context))
+                return (await call(data, headers)).SerializeToString()
             except Exception as error:
-                return await _fail(context, error, headers)
+                return await _fail(rpc, error, context)
 
         return handle
 
 
-def _headers(context: _Context) -> Mapping[str, str]:
-    found = _NO_HEADERS
-    for name, value in context.invocation_metadata() or ():
-        if name in _HEADERS and isinstance(value, str):
-            found = {**found, name: value}
-    return found
-
-
-def _echoed(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    given = headers.get("x-request-id")
-    return () if given is None else (("x-request-id", request_id(given)),)
-
-
-async def _fail(context: _Context, error: Exception, headers: Mapping[str, str]) -> NoReturn:
+async def _fail(rpc: _Rpc, error: Exception, context: RequestContext) -> NoReturn:
     """End the call; a defect of ours is logged and leaves without its traceback."""
-    ours = error if isinstance(error, PenstockError) else Internal("the server failed; its log says why")
-    if isinstance(ours, Internal):
-        _log_failure(error, headers)
-    await context.abort(grpc_status(ours), ours.message, trailing_metadata(ours) + _echoed(headers))
-    raise AssertionError("context.abort returned")
-
-
-def _earliest(remaining_s: float | None, headers: Mapping[str, str]) -> float | None:
-    """The call's deadline and ``x-request-timeout-ms``, whichever is first."""
-    text = headers.get("x-request-timeout-ms")
-    if text is None:
-        return remaining_s
-    try:
-        asked_s = float(text) / 1000
-    except ValueError:
-        asked_s = math.nan
-    if math.isnan(asked_s):
-        field = "x-request-timeout-ms"
-        raise InvalidInput(f"{field}: {text[:40]!r} is not a number of milliseconds", field=field)
-    return asked_s if remaining_s is None else min(asked_s, remaining_s)
+    ours = refusal_of(_log, error, context)
+    await rpc.abort(grpc_status(ours), ours.message, trailing_metadata(ours) + echoed(context))
+    raise AssertionError("abort returned")
 
 
 def _parse(kind: type[_M], data: bytes) -> _M:
@@ -224,15 +196,3 @@ def _id_of(data: bytes) -> str:
         return pb.ModelInferRequest.FromString(data).id
     except DecodeError:
         return ""
-
-
-def _log_failure(error: Exception, headers: Mapping[str, str]) -> None:
-    trace = parse_traceparent(headers.get("traceparent", ""))
-    log(
-        _log,
-        logging.ERROR,
-        "request failed",
-        exc_info=error,
-        request_id=headers.get("x-request-id", ""),
-        trace_id=trace.trace_id if trace else "",
-    )

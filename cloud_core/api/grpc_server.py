@@ -13,13 +13,15 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from cloud_core.api.grpc_oip import SERVICE, OipServicer
-from cloud_core.policy.admission import Action
 from cloud_core.serving.dataplane import DataPlane
 from cloud_core.settings import GrpcSettings
 from penstock.errors import ConfigError, PenstockError
+from penstock.policy.access import Action
 from penstock.rpc.channels import server_options
+from penstock.rpc.metadata import headers_in
 from penstock.rpc.pb import POOL, fleet_pb2_grpc
 from penstock.rpc.status import abort
+from penstock.wire.context import AUTHORIZATION
 
 FLEET_SERVICE = "penstock.v1.Fleet"
 _PENDING_HEALTH = (SERVICE, FLEET_SERVICE, "")
@@ -123,11 +125,11 @@ class _FleetCredentials(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  
 
     async def intercept_service(self, continuation: _Continue, details: grpc.HandlerCallDetails) -> _Handler:
         if details.method.startswith(f"/{FLEET_SERVICE}/"):
-            metadata = dict(details.invocation_metadata or ())
+            headers = headers_in(details.invocation_metadata)
             try:
                 is_report = details.method.rpartition("/")[2] in _OF_DEVICES
                 action = Action.REPORT if is_report else Action.OPERATE
-                self._plane.authenticate(str(metadata.get("authorization", "")), action)
+                self._plane.authenticate(headers.get(AUTHORIZATION, ""), action)
             except PenstockError as error:
                 return _refusing(error)
         return await continuation(details)

@@ -7,7 +7,6 @@ by outcome, queue and run time, batch size, queued and running as gauges.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 from prometheus_client.core import (
@@ -20,8 +19,8 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from cloud_core.serving.counters import Histogram
 from cloud_core.serving.dataplane import DataPlane
+from penstock.process.histogram import Histogram
 
 
 class Metrics(Collector):
@@ -61,7 +60,7 @@ class Metrics(Collector):
             for code, count in tuple(route.requests.items()):
                 requests.add_metric([model, version, code], count)
             rows.add_metric([model, version], route.rows)
-            _add_histogram(duration, [model, version], route.duration_s)
+            duration.add_metric([model, version], route.duration_s.cumulative(), sum_value=route.duration_s.total)
         refused = CounterMetricFamily(
             "penstock_refused", "Requests that were refused before their payload was decoded.", labels=["code"]
         )
@@ -78,7 +77,8 @@ class Metrics(Collector):
         )
         for (model, variant), batch in tuple(self._plane.measures.batches.items()):
             for family, name in families:
-                _add_histogram(family, [model, variant], getattr(batch, name))
+                histogram: Histogram = getattr(batch, name)
+                family.add_metric([model, variant], histogram.cumulative(), sum_value=histogram.total)
         for family, _ in families:
             yield family
 
@@ -98,9 +98,3 @@ class Metrics(Collector):
         yield GaugeMetricFamily("penstock_ready", "1 when requests are admitted.", float(plane.is_ready))
         yield GaugeMetricFamily("penstock_live", "1 unless an engine hangs.", float(plane.is_live))
         yield GaugeMetricFamily("penstock_event_loop_lag_seconds", "How late the last heartbeat was.", lag_s)
-
-
-def _add_histogram(family: HistogramMetricFamily, labels: list[str], histogram: Histogram) -> None:
-    names = [*(f"{float(bound):g}" for bound in histogram.bounds), "+Inf"]
-    cumulative = [float(count) for count in accumulate(histogram.counts)]
-    family.add_metric(labels, list(zip(names, cumulative, strict=True)), sum_value=histogram.total)

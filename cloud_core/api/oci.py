@@ -1,22 +1,19 @@
 """The OCI distribution protocol (specification 1.1) under ``/v2/``: decode, call the registry, encode.
 
 Push, pull, resume, ranges, referrers and listings, as skopeo, oras and our own client speak them. The Open Inference
-Protocol shares ``/v2`` and goes first; :meth:`OciApi.handle` answers None for a path that is not of this protocol.
+Protocol shares ``/v2`` and goes first.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
 from urllib.parse import urlencode
 
 import msgspec
-from aiohttp import web
 
 from cloud_core.registry import oci_errors
 from cloud_core.registry.manifest_rules import check_reference_digest, check_repository
@@ -25,7 +22,9 @@ from cloud_core.registry.registry import Registry
 from cloud_core.registry.uploads import Upload
 from cloud_core.state import to_its_end
 from penstock.artifact import manifests
-from penstock.errors import DigestMismatch, NotFound, StorageError
+from penstock.errors import DigestMismatch, NotFound, PenstockError, Unavailable
+from penstock.http.routes import MethodNotAllowed, Reply, Request, Route, refusal
+from penstock.policy.access import Action
 
 _CHUNK_BYTES = 1024 * 1024
 _MAX_PAGE = 1000
@@ -46,112 +45,106 @@ _STATUS: Mapping[str, int] = {
     oci_errors.TOOMANYREQUESTS: 429,
     oci_errors.UNSUPPORTED: 405,
 }
+_CODES: Mapping[str, str] = {"unauthenticated": "UNAUTHORIZED", "permission-denied": oci_errors.DENIED}
+_Handler = Callable[..., Awaitable[Reply]]
 _CONTENT_RANGE = re.compile(r"(?:bytes )?(\d{1,18})-(\d{1,18})(?:/\S+)?")
-_FORMS = [
-    (re.compile(r"/v2/_catalog"), "catalog"),
-    (re.compile(r"/v2/(?P<name>.+)/tags/list"), "tags"),
-    (re.compile(r"/v2/(?P<name>.+)/manifests/(?P<reference>[^/]+)"), "manifest"),
-    (re.compile(r"/v2/(?P<name>.+)/blobs/uploads/?"), "uploads"),
-    (re.compile(r"/v2/(?P<name>.+)/blobs/uploads/(?P<upload>[^/]+)"), "upload"),
-    (re.compile(r"/v2/(?P<name>.+)/blobs/(?P<digest>[^/]+)"), "blob"),
-    (re.compile(r"/v2/(?P<name>.+)/referrers/(?P<digest>[^/]+)"), "referrers"),
-]
-_Handler = Callable[..., Awaitable[web.StreamResponse]]
 
 
 class OciApi:
     """Answers requests of the distribution protocol from one registry."""
 
-    def __init__(self, registry: Registry, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
-        self._registry, self._now = registry, now
-        self._handlers: Mapping[tuple[str, str], _Handler] = {
-            ("catalog", "GET"): self._catalog,
-            ("tags", "GET"): self._tags,
-            ("manifest", "GET"): self._get_manifest,
-            ("manifest", "HEAD"): self._get_manifest,
-            ("manifest", "PUT"): self._put_manifest,
-            ("manifest", "DELETE"): self._delete_manifest,
-            ("blob", "GET"): self._get_blob,
-            ("blob", "HEAD"): self._get_blob,
-            ("uploads", "POST"): self._begin_upload,
-            ("upload", "GET"): self._upload_status,
-            ("upload", "PATCH"): self._append_upload,
-            ("upload", "PUT"): self._finish_upload,
-            ("upload", "DELETE"): self._cancel_upload,
-            ("referrers", "GET"): self._referrers,
-        }
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        is_draining: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """``is_draining``: nothing new is taken in while it says so."""
+        self._registry, self._now, self._is_draining = registry, now, is_draining
 
-    async def handle(self, request: web.BaseRequest) -> web.StreamResponse | None:
-        """The response to a request, errors included; None when its path is not of this protocol.
+    def routes(self) -> list[Route]:
+        """The rows of the protocol, errors in its own words. ``GET /v2/`` is answered by the other protocol's row."""
+        manifest, blob = "/v2/{name*}/manifests/{reference}", "/v2/{name*}/blobs/{digest}"
+        uploads, upload = "/v2/{name*}/blobs/uploads", "/v2/{name*}/blobs/uploads/{upload}"
+        rows: list[tuple[str, str, _Handler]] = [
+            ("GET", "/v2/_catalog", self._catalog),
+            ("GET", "/v2/{name*}/tags/list", self._tags),
+            ("GET", manifest, self._get_manifest),
+            ("PUT", manifest, self._put_manifest),
+            ("DELETE", manifest, self._delete_manifest),
+            ("POST", uploads, self._begin_upload),
+            ("POST", f"{uploads}/", self._begin_upload),
+            ("GET", upload, self._upload_status),
+            ("PATCH", upload, self._append_upload),
+            ("PUT", upload, self._finish_upload),
+            ("DELETE", upload, self._cancel_upload),
+            ("GET", blob, self._get_blob),
+            ("GET", "/v2/{name*}/referrers/{digest}", self._referrers),
+        ]
+        return [self._route(*row) for row in rows]
 
-        ``GET /v2/`` itself is not handled: both protocols answer 200 there.
-        """
-        form, parts = _parse_path(request.path)
-        if not form:
-            return None
-        try:
-            if "name" in parts:
-                check_repository(parts["name"])
-            handler = self._handlers.get((form, request.method))
-            if handler is None:
-                raise Refused(oci_errors.UNSUPPORTED, f"{request.method} is not supported on this path")
-            return await handler(request, **parts)
-        except Refused as error:
-            return _refused(error)
-        except StorageError as error:
-            # 507: the push can be resumed once the operator has made room
-            return _error(507, "UNKNOWN", error.message)
-        except DigestMismatch as error:
-            return _error(500, "UNKNOWN", f"stored bytes are damaged: {error.message}")
+    def _route(self, method: str, pattern: str, handler: _Handler) -> Route:
+        async def handle(request: Request) -> Reply:
+            try:
+                if method != "GET" and self._is_draining():
+                    raise Unavailable("the server is shutting down", retry_after_s=1.0)
+                if "name" in request.names:
+                    check_repository(request.names["name"])
+                return await handler(request, **request.names)
+            except Refused as error:
+                return _refused(error)
+
+        return Route(method, pattern, handle, Action.PULL if method == "GET" else Action.PUSH, _refusal)
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
-    async def _catalog(self, request: web.BaseRequest) -> web.Response:
+    async def _catalog(self, request: Request) -> Reply:
         names, headers = _page(request, self._registry.repositories())
-        return web.json_response({"repositories": names}, headers=headers)
+        return _json({"repositories": names}, headers=headers)
 
-    async def _tags(self, request: web.BaseRequest, name: str) -> web.Response:
+    async def _tags(self, request: Request, name: str) -> Reply:
         tags, headers = _page(request, self._registry.tags(name))
-        return web.json_response({"name": name, "tags": tags}, headers=headers)
+        return _json({"name": name, "tags": tags}, headers=headers)
 
-    async def _get_manifest(self, request: web.BaseRequest, name: str, reference: str) -> web.Response:
+    async def _get_manifest(self, request: Request, name: str, reference: str) -> Reply:
         row = self._registry.manifest(name, reference)
         data = await asyncio.to_thread(self._registry.store.read, row.digest)
-        headers = {"Docker-Content-Digest": row.digest, "ETag": f'"{row.digest}"'}
-        return web.Response(body=data, content_type=row.media_type, headers=headers)
+        etag = f'"{row.digest}"'
+        headers = {"Docker-Content-Digest": row.digest, "ETag": etag, "Content-Type": row.media_type}
+        return Reply(body=data, headers=headers)
 
-    async def _referrers(self, request: web.BaseRequest, name: str, digest: str) -> web.Response:
+    async def _referrers(self, request: Request, name: str, digest: str) -> Reply:
         kind = request.query.get("artifactType", "")
         found = self._registry.referrers(name, digest, kind)
         index = manifests.Index(schema_version=2, media_type=manifests.INDEX, manifests=found)
         headers = {"OCI-Filters-Applied": "artifactType"} if kind else {}
-        return web.Response(body=msgspec.json.encode(index), content_type=manifests.INDEX, headers=headers)
+        return Reply(body=msgspec.json.encode(index), headers={**headers, "Content-Type": manifests.INDEX})
 
-    async def _get_blob(self, request: web.BaseRequest, name: str, digest: str) -> web.StreamResponse:
+    async def _get_blob(self, request: Request, name: str, digest: str) -> Reply:
         check_reference_digest(digest)
         try:
             path = self._registry.blob_path(digest)
         except NotFound:
             raise Refused(oci_errors.BLOB_UNKNOWN, f"no blob {digest} in {name}", detail=digest) from None
         headers = {"Docker-Content-Digest": digest, "Content-Type": "application/octet-stream"}
-        # answers Range with 206 or 416 and sends the file without copying it through Python
-        return web.FileResponse(path, chunk_size=_CHUNK_BYTES, headers=headers)
+        return Reply(file=path, headers=headers)
 
     # -- pushing -----------------------------------------------------------------------------------------------------
 
-    async def _put_manifest(self, request: web.BaseRequest, name: str, reference: str) -> web.Response:
+    async def _put_manifest(self, request: Request, name: str, reference: str) -> Reply:
         data = await self._small_body(request)
-        row = await self._registry.put_manifest(name, reference, request.content_type, data)
+        row = await self._registry.put_manifest(name, reference, _media_type(request), data)
         headers = {"Location": f"/v2/{name}/manifests/{row.digest}", "Docker-Content-Digest": row.digest}
         if row.subject:
             headers["OCI-Subject"] = row.subject
-        return web.Response(status=201, headers=headers)
+        return Reply(status=201, headers=headers)
 
-    async def _delete_manifest(self, request: web.BaseRequest, name: str, reference: str) -> web.Response:
+    async def _delete_manifest(self, request: Request, name: str, reference: str) -> Reply:
         await self._registry.delete_manifest(name, reference)
-        return web.Response(status=202)
+        return Reply(status=202)
 
-    async def _begin_upload(self, request: web.BaseRequest, name: str) -> web.Response:
+    async def _begin_upload(self, request: Request, name: str) -> Reply:
         mount = request.query.get("mount", "")
         if mount and self._registry.store.has(check_reference_digest(mount)):
             return _created(name, mount)  # blobs are shared by all repositories, so "from" does not matter
@@ -160,16 +153,16 @@ class OciApi:
             return _accepted(name, upload)
         return await self._finish_upload(request, name, upload.id)
 
-    async def _upload_status(self, request: web.BaseRequest, name: str, upload: str) -> web.Response:
+    async def _upload_status(self, request: Request, name: str, upload: str) -> Reply:
         return _accepted(name, self._registry.uploads.get(upload), status=204)
 
-    async def _append_upload(self, request: web.BaseRequest, name: str, upload: str) -> web.Response:
+    async def _append_upload(self, request: Request, name: str, upload: str) -> Reply:
         with self._writing(upload) as session:
             _check_continues(request, session)
             await self._receive(request, session)
         return _accepted(name, session)
 
-    async def _finish_upload(self, request: web.BaseRequest, name: str, upload: str) -> web.Response:
+    async def _finish_upload(self, request: Request, name: str, upload: str) -> Reply:
         with self._writing(upload) as session:
             digest = check_reference_digest(request.query.get("digest", ""))
             _check_continues(request, session)
@@ -177,13 +170,13 @@ class OciApi:
             await to_its_end(asyncio.to_thread(self._registry.uploads.finish, session, digest))
         return _created(name, digest)
 
-    async def _cancel_upload(self, request: web.BaseRequest, name: str, upload: str) -> web.Response:
+    async def _cancel_upload(self, request: Request, name: str, upload: str) -> Reply:
         with self._writing(upload) as session:
             self._registry.uploads.cancel(session)
-        return web.Response(status=204)
+        return Reply(status=204)
 
-    async def _receive(self, request: web.BaseRequest, session: Upload) -> None:
-        async for chunk in request.content.iter_chunked(_CHUNK_BYTES):
+    async def _receive(self, request: Request, session: Upload) -> None:
+        async for chunk in request.body.chunks(_CHUNK_BYTES):
             await to_its_end(asyncio.to_thread(self._registry.uploads.append, session, chunk, self._now()))
 
     @contextmanager
@@ -197,25 +190,21 @@ class OciApi:
         finally:
             session.is_busy = False
 
-    async def _small_body(self, request: web.BaseRequest) -> bytes:
+    async def _small_body(self, request: Request) -> bytes:
         limit = self._registry.settings.max_manifest_bytes
         data = bytearray()
-        async for chunk in request.content.iter_chunked(_CHUNK_BYTES):
+        async for chunk in request.body.chunks(_CHUNK_BYTES):
             data += chunk
             if len(data) > limit:
                 raise Refused(oci_errors.SIZE_INVALID, f"the manifest has more than the {limit} bytes allowed")
         return bytes(data)
 
 
-def _parse_path(path: str) -> tuple[str, dict[str, str]]:
-    for pattern, form in _FORMS:
-        match = pattern.fullmatch(path)
-        if match:
-            return form, match.groupdict()
-    return "", {}
+def _media_type(request: Request) -> str:
+    return request.headers.get("Content-Type", "application/octet-stream").partition(";")[0].strip().lower()
 
 
-def _check_continues(request: web.BaseRequest, session: Upload) -> None:
+def _check_continues(request: Request, session: Upload) -> None:
     """Content-Range is optional; where it is given, the chunk must begin where the last one ended."""
     given = request.headers.get("Content-Range")
     if given is None:
@@ -233,22 +222,22 @@ def _range(session: Upload) -> str:
     return f"0-{max(0, session.offset - 1)}"
 
 
-def _accepted(name: str, session: Upload, status: int = 202) -> web.Response:
+def _accepted(name: str, session: Upload, status: int = 202) -> Reply:
     headers = {
         "Location": f"/v2/{name}/blobs/uploads/{session.id}",
         "Range": _range(session),
         "Docker-Upload-UUID": session.id,
         "OCI-Chunk-Min-Length": "1",
     }
-    return web.Response(status=status, headers=headers)
+    return Reply(status=status, headers=headers)
 
 
-def _created(name: str, digest: str) -> web.Response:
+def _created(name: str, digest: str) -> Reply:
     headers = {"Location": f"/v2/{name}/blobs/{digest}", "Docker-Content-Digest": digest}
-    return web.Response(status=201, headers=headers)
+    return Reply(status=201, headers=headers)
 
 
-def _page(request: web.BaseRequest, names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+def _page(request: Request, names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """One page of a sorted listing by the ``n`` and ``last`` parameters, and the Link to the next."""
     text = request.query.get("n", str(_MAX_PAGE))
     if not text.isascii() or not text.isdigit() or len(text) > 9:
@@ -262,16 +251,29 @@ def _page(request: web.BaseRequest, names: Sequence[str]) -> tuple[list[str], di
     return page, {}
 
 
-def _refused(error: Refused) -> web.Response:
+def _refused(error: Refused) -> Reply:
     headers = {"Range": error.detail} if error.oci_code == oci_errors.RANGE_INVALID else {}
     if error.oci_code == oci_errors.TOOMANYREQUESTS:
         headers["Retry-After"] = "5"
     return _error(_STATUS[error.oci_code], error.oci_code, error.message, detail=error.detail, headers=headers)
 
 
+def _refusal(error: PenstockError) -> Reply:
+    """An error of the house in the words of this protocol."""
+    reply = refusal(error)
+    if isinstance(error, DigestMismatch):  # of what is stored: the client sent nothing wrong
+        return _error(500, "UNKNOWN", f"stored bytes are damaged: {error.message}")
+    code = oci_errors.UNSUPPORTED if isinstance(error, MethodNotAllowed) else _CODES.get(error.code, "UNKNOWN")
+    return _error(reply.status, code, error.message, headers=reply.headers)
+
+
 def _error(
     status: int, code: str, message: str, *, detail: str = "", headers: Mapping[str, str] | None = None
-) -> web.Response:
-    entry: dict[str, Any] = {"code": code, "message": message, "detail": detail}
-    body = json.dumps({"errors": [entry]})
-    return web.Response(status=status, text=body, content_type="application/json", headers=headers)
+) -> Reply:
+    entry = {"code": code, "message": message, "detail": detail}
+    return _json({"errors": [entry]}, status=status, headers=headers)
+
+
+def _json(value: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
+    body = msgspec.json.encode(value)
+    return Reply(status=status, body=body, headers={**(headers or {}), "Content-Type": "application/json"})

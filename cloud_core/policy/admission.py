@@ -9,10 +9,10 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from enum import Enum, auto
 from typing import Literal
 
 from penstock.errors import DeadlineExceeded, InvalidInput, PermissionDenied, QuotaExceeded, Unauthenticated
+from penstock.policy.access import Action
 from penstock.policy.service_time import ServiceTime
 from penstock.policy.token_bucket import BucketState, TokenBucket
 
@@ -21,16 +21,6 @@ _SCHEME = "bearer "
 
 
 Role = Literal["admin", "device", "client"]
-
-
-class Action(Enum):
-    """What a caller wants to do."""
-
-    INFER = auto()  # ask models, and ask about them
-    PULL = auto()  # read artifacts
-    REPORT = auto()  # heartbeats and outcomes of a device
-    PUSH = auto()  # change artifacts
-    OPERATE = auto()  # see the fleet, and change what it runs
 
 
 _ALLOWED: Mapping[Role, frozenset[Action]] = {

@@ -12,7 +12,6 @@ import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from cloud_core.policy.placement import Candidate, plan_loading
 from cloud_core.registry.registry import ModelVersion, Registry
@@ -26,22 +25,11 @@ from penstock.errors import ArtifactError, Internal, NotFound, PenstockError, Un
 from penstock.policy.batching import BatchLimits
 from penstock.policy.retry import Backoff
 from penstock.process.telemetry import log
+from penstock.wire.inference import ModelState, Readiness
 
 _log = logging.getLogger(__name__)
 _BACKOFF = Backoff(base_s=2.0, factor=4.0, max_s=300.0)
 _MAX_ASKED = 1024
-
-State = Literal["READY", "LOADING", "UNAVAILABLE"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VersionState:
-    """One line of the repository index. ``reason`` is "" when READY."""
-
-    model: str
-    version: str
-    state: State
-    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,12 +117,12 @@ class Controller:
             variant = self._variants[digest] = self._read_variant(digest)
         return variant
 
-    def state_of(self, version: ModelVersion) -> VersionState:
+    def state_of(self, version: ModelVersion) -> ModelState:
         """Whether a version is served, and why not."""
         state, reason = self._state(version)
-        return VersionState(model=version.model, version=version.tag or version.digest, state=state, reason=reason)
+        return ModelState(model=version.model, version=version.tag or version.digest, state=state, reason=reason)
 
-    def index(self) -> list[VersionState]:
+    def index(self) -> list[ModelState]:
         """Every tagged version of every model."""
         return [self.state_of(v) for model in self._registry.models() for v in self._registry.versions(model)]
 
@@ -149,7 +137,7 @@ class Controller:
         except ArtifactError as error:
             raise NotFound(f"this version runs on devices only: {error.message}") from error
 
-    def _state(self, version: ModelVersion) -> tuple[State, str]:
+    def _state(self, version: ModelVersion) -> tuple[Readiness, str]:
         try:
             digest = self.variant_of(version.digest).digest
         except PenstockError as error:

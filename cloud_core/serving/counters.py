@@ -6,28 +6,11 @@ library's own counters take a lock each time, which a server of this size would 
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Sequence
+from penstock.process.histogram import SECONDS, Histogram
 
-SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 _MAX_ROUTES = 10_000
-
-
-class Histogram:
-    """Counts by upper bound, not cumulative; the last count is of what is above all bounds."""
-
-    __slots__ = ("bounds", "counts", "total")
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.total = 0.0
-
-    def observe(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
 
 
 class RouteMeasures:

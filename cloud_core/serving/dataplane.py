@@ -8,35 +8,35 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from time import perf_counter
 from types import TracebackType
 
 from cloud_core.policy import admission
-from cloud_core.policy.admission import Action, Tenant
+from cloud_core.policy.admission import Tenant
 from cloud_core.registry.registry import Registry
-from cloud_core.serving.controller import Controller, VersionState
+from cloud_core.serving.controller import Controller
 from cloud_core.serving.counters import Measures
 from cloud_core.serving.replica import Chunk
 from cloud_core.serving.router import Route, Served
 from cloud_core.settings import ServingSettings, TenantSettings
-from penstock.errors import InvalidInput, PenstockError, QueueFull, Unavailable
+from penstock.errors import InvalidInput, PenstockError, QueueFull, Unavailable, outcome_code
+from penstock.policy.access import Action
 from penstock.policy.token_bucket import TokenBucket
 from penstock.runtime import platform_of
-from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata, earliest_timeout_s, priority_of
+from penstock.wire.context import RequestContext
+from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata, ModelState
 
 SERVER_NAME = "penstock"
-EXTENSIONS = ("binary_tensor_data", "parameters", "schedule_policy")
-"""What works of the protocol's extensions; ``schedule_policy`` is priority and timeout."""
-
-_EVERYBODY = Tenant(name=admission.ANONYMOUS)
 
 
 class Ticket:
     """One admitted request. Use as a context manager: leaving it counts the request and gives its place back."""
 
-    __slots__ = ("_plane", "arrived_at", "route", "tenant")
+    __slots__ = ("_plane", "route", "started_at")
 
-    def __init__(self, plane: DataPlane, route: Route, tenant: Tenant, arrived_at: float) -> None:
-        self._plane, self.route, self.tenant, self.arrived_at = plane, route, tenant, arrived_at
+    def __init__(self, plane: DataPlane, route: Route) -> None:
+        self._plane, self.route = plane, route
+        self.started_at = perf_counter()  # the loop's own clock may move in milliseconds
 
     def __enter__(self) -> Ticket:
         return self
@@ -44,7 +44,7 @@ class Ticket:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._plane._leave(self, _code_of(error))
+        self._plane._leave(self, outcome_code(error))
 
 
 class DataPlane:
@@ -62,7 +62,8 @@ class DataPlane:
         self.controller, self.measures = controller, measures
         self._registry, self._router, self._settings, self._now = registry, controller.router, settings, now
         self._tenants = admission.by_token((tenant.token, _tenant(tenant)) for tenant in tenants)
-        self._buckets = {t.name: t.bucket.full(now()) for t in self._tenants.values() if t.bucket is not None}
+        self._limited = {tenant.name: tenant for tenant in self._tenants.values() if tenant.bucket is not None}
+        self._buckets = {t.name: t.bucket.full(now()) for t in self._limited.values() if t.bucket is not None}
         self._is_draining = False
         self._idle = asyncio.Event()
 
@@ -90,14 +91,14 @@ class DataPlane:
         """What is in memory now."""
         return tuple(self._router.served.values())
 
-    def model_state(self, model: str, version: str = "") -> VersionState:
+    def model_state(self, model: str, version: str = "") -> ModelState:
         """
         Raises:
             NotFound: no such model or version.
         """
         return self.controller.state_of(self._registry.resolve(model, version))
 
-    def index(self) -> list[VersionState]:
+    def index(self) -> list[ModelState]:
         """Every version of every model, with its state and why it is not ready."""
         return self.controller.index()
 
@@ -123,24 +124,24 @@ class DataPlane:
         """Whether :meth:`authenticate` looks at what it is given."""
         return bool(self._tenants)
 
-    def authenticate(self, authorization: str, action: Action = Action.INFER) -> Tenant:
-        """The caller, who may do ``action``. Everybody may everything, where no tenants are set up.
+    def authenticate(self, authorization: str, action: Action = Action.INFER) -> str:
+        """The name of the caller, who may do ``action``. Everybody may everything, where no tenants are set up.
 
         Raises:
             Unauthenticated: no known credential. PermissionDenied: one whose role does not include the action.
         """
         if not self._tenants:
-            return _EVERYBODY
+            return admission.ANONYMOUS
         try:
             tenant = admission.authenticate(self._tenants, authorization)
             admission.authorize(tenant, action)
-            return tenant
+            return tenant.name
         except PenstockError as error:
             self.measures.refuse(error.code)
             raise
 
-    def admit(self, tenant: Tenant, model: str, version: str) -> Ticket:
-        """Let a request in before its payload is looked at.
+    def admit(self, context: RequestContext, model: str, version: str, size_bytes: int | None = None) -> Ticket:
+        """Let a request in before its payload is looked at, however large that is: transports bound it.
 
         Raises:
             Unavailable: draining, or the version is not loaded. NotFound: no such model or version.
@@ -152,10 +153,10 @@ class DataPlane:
             self.measures.refuse(error.code)
             raise
         self.measures.inflight += 1
-        return Ticket(self, route, tenant, self._now())
+        return Ticket(self, route)
 
-    async def infer(self, ticket: Ticket, request: InferRequest, timeout_s: float | None = None) -> InferResponse:
-        """Answer an admitted, decoded request. ``timeout_s`` is the transport's, counted from admission.
+    async def infer(self, ticket: Ticket, context: RequestContext, request: InferRequest) -> InferResponse:
+        """Answer an admitted, decoded request.
 
         Raises:
             InvalidInput: inputs, outputs or parameters are wrong. QuotaExceeded: over the tenant's rate.
@@ -164,27 +165,26 @@ class DataPlane:
         """
         settings, route = self._settings, ticket.route
         served = route.served
-        earliest_s = earliest_timeout_s(request, timeout_s, settings.default_timeout_s)
+        if request.parameters:
+            context = context.with_parameters(request.parameters)
+            _refuse_sequences(request)
+        context = context.or_within(settings.default_timeout_s)
         rows = served.check_inputs(request.inputs)
         if rows > settings.max_rows_per_request:
             raise InvalidInput(
                 f"inputs: {rows} rows, at most {settings.max_rows_per_request} in one request", field="inputs"
             )
         wanted = request.outputs
-        priority = 0
-        if request.parameters:
-            priority = priority_of(request)
-            _refuse_sequences(request)
         if wanted:
             served.check_outputs(wanted)
-        if ticket.tenant.bucket is not None:
-            self._take_rows(ticket.tenant, rows)
-        served.last_used_at = ticket.arrived_at
+        if context.tenant in self._limited:
+            self._take_rows(self._limited[context.tenant], rows)
+        served.last_used_at = context.arrived_at
         outputs = await served.pick().infer(
             Chunk(inputs=request.inputs, rows=rows, outputs=wanted or None),
             shape_key=served.shape_key(request.inputs, wanted),
-            deadline=None if earliest_s is None else ticket.arrived_at + earliest_s,
-            priority=priority,
+            deadline=context.deadline,
+            priority=context.priority,
         )
         route.measures.rows += rows
         return InferResponse(
@@ -229,7 +229,7 @@ class DataPlane:
 
     def _leave(self, ticket: Ticket, code: str) -> None:
         self.measures.inflight -= 1
-        ticket.route.measures.finished(code, self._now() - ticket.arrived_at)
+        ticket.route.measures.finished(code, perf_counter() - ticket.started_at)
         if self._is_draining and self.measures.inflight == 0:
             self._idle.set()
 
@@ -245,11 +245,3 @@ def _tenant(settings: TenantSettings) -> Tenant:
 def _refuse_sequences(request: InferRequest) -> None:
     if request.parameters.get("sequence_id"):
         raise InvalidInput("parameters.sequence_id: sequences are not served", field="parameters.sequence_id")
-
-
-def _code_of(error: BaseException | None) -> str:
-    if error is None:
-        return "ok"
-    if isinstance(error, PenstockError):
-        return error.code
-    return "cancelled" if isinstance(error, asyncio.CancelledError) else "internal"

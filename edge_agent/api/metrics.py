@@ -5,7 +5,7 @@ Owns names and labels. Names follow Prometheus' conventions: base units, ``_tota
 
 from __future__ import annotations
 
-import bisect
+from collections import Counter
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Metric, generate_latest
@@ -15,51 +15,19 @@ from prometheus_client.registry import Collector
 
 from edge_agent.policy.cascade import CascadeMode
 from edge_agent.serving.dataplane import Pipeline
+from penstock.rest.status import STATUS
 from penstock.wire.outcomes import COUNTERS, MEANINGS, OUTCOMES
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
-BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-
-
-class Latencies:
-    """A histogram of request durations in seconds."""
-
-    __slots__ = ("_counts", "sum_s")
-
-    def __init__(self) -> None:
-        self._counts = [0] * (len(BUCKETS_S) + 1)
-        self.sum_s = 0.0
-
-    def observe(self, took_s: float) -> None:
-        """Add one request."""
-        self._counts[bisect.bisect_left(BUCKETS_S, took_s)] += 1
-        self.sum_s += took_s
-
-    def cumulative(self) -> list[tuple[str, float]]:
-        """(upper bound, requests at or below it), as Prometheus wants it."""
-        bounds = [*(str(bound) for bound in BUCKETS_S), "+Inf"]
-        total = 0
-        buckets = []
-        for bound, count in zip(bounds, self._counts, strict=True):
-            total += count
-            buckets.append((bound, float(total)))
-        return buckets
 
 
 class Metrics(Collector):
     """Reads the data path's numbers."""
 
     def __init__(self, pipeline: Pipeline) -> None:
-        self.latencies = Latencies()
-        self.responses: dict[int, int] = {}
         self._pipeline = pipeline
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
-
-    def observe(self, status: int, took_s: float) -> None:
-        """Account for one inference request, answered with this HTTP status."""
-        self.latencies.observe(took_s)
-        self.responses[status] = self.responses.get(status, 0) + 1
 
     def render(self) -> bytes:
         """The text exposition format."""
@@ -72,16 +40,20 @@ class Metrics(Collector):
         yield from self._cloud()
 
     def _requests(self) -> Iterator[Metric]:
+        duration_s = self._pipeline.duration_s
         yield HistogramMetricFamily(
             "penstock_agent_request_duration_seconds",
             "Inference requests by duration, refused ones included.",
-            buckets=self.latencies.cumulative(),
-            sum_value=self.latencies.sum_s,
+            buckets=duration_s.cumulative(),
+            sum_value=duration_s.total,
         )
         responses = CounterMetricFamily(
             "penstock_agent_responses", "Answers to inference requests by HTTP status.", labels=["status"]
         )
-        for status, count in sorted(self.responses.items()):
+        by_status: Counter[int] = Counter()
+        for code, count in self._pipeline.answers.items():
+            by_status[STATUS.get(code, 200)] += count
+        for status, count in sorted(by_status.items()):
             responses.add_metric([str(status)], count)
         yield responses
         load = self._pipeline.load

@@ -11,6 +11,8 @@ import math
 import random as random_module
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from time import perf_counter
+from types import TracebackType
 
 import numpy as np
 
@@ -22,22 +24,42 @@ from edge_agent.serving.escalation_queue import CloudAnswer
 from edge_agent.serving.hosting import Hosted, Hosting
 from edge_agent.serving.runner import LocalAnswer
 from edge_agent.settings import CascadeSettings, LimitsSettings
-from penstock.errors import DeadlineExceeded, Internal, InvalidInput, PenstockError, Unavailable
-from penstock.wire.inference import InferRequest, InferResponse, Parameter, earliest_timeout_s, priority_of
+from penstock.errors import DeadlineExceeded, Internal, InvalidInput, PenstockError, Unavailable, outcome_code
+from penstock.policy.access import Action
+from penstock.process.histogram import SECONDS, Histogram
+from penstock.wire.context import RequestContext
+from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata, ModelState, Parameter
 from penstock.wire.tensors import Array, check_inputs
 
 EXPLAIN_OUTPUTS = ("penstock_served_by", "penstock_confidence", "penstock_reason")
 
 
+class Ticket:
+    """One admitted request. Use as a context manager: leaving it counts the request and gives its place back."""
+
+    __slots__ = ("_pipeline", "_reserved_bytes", "_started_at")
+
+    def __init__(self, pipeline: Pipeline, reserved_bytes: int) -> None:
+        self._pipeline, self._reserved_bytes = pipeline, reserved_bytes
+        self._started_at = perf_counter()  # the loop's own clock may move in milliseconds
+
+    def __enter__(self) -> Ticket:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pipeline._leave(self._reserved_bytes, outcome_code(error), perf_counter() - self._started_at)
+
+
 @dataclass(slots=True)  # not frozen: freezing costs a microsecond on each request
 class _Work:
-    """One admitted request."""
+    """One request whose rows are let in."""
 
     hosted: Hosted
     request: InferRequest
+    context: RequestContext
     rows: int
-    deadline: float
-    priority: int
     is_private: bool
     is_explained: bool
 
@@ -75,6 +97,8 @@ class Pipeline:
         self.hosting = hosting
         self.escalator = escalator
         self.load = admission.Load()
+        self.answers: dict[str, int] = {}  # to inference requests, by outcome
+        self.duration_s = Histogram(SECONDS)
         self.limits = admission.Limits(
             max_body_bytes=limits.max_body_bytes,
             max_queue_rows=limits.max_queue_rows,
@@ -91,29 +115,75 @@ class Pipeline:
         self._default_timeout_s = limits.default_timeout_s
         self._random = random
         self._loop = asyncio.get_running_loop()
+        self._idle = asyncio.Event()
 
-    def refuse_on_arrival(self, content_length: int | None) -> PenstockError | None:
-        """Look at a request before its body is read; None lets it in. See ``policy.admission``."""
-        return admission.on_arrival(self.load, self.limits, content_length=content_length)
+    # -- health ------------------------------------------------------------------------------------------------------
 
-    async def infer(self, request: InferRequest, *, arrived_at: float, timeout_s: float | None = None) -> InferResponse:
-        """Answer one request.
+    @property
+    def is_live(self) -> bool:
+        """An agent that can be asked is alive, with or without a model."""
+        return True
 
-        Args:
-            arrived_at: on the event loop's clock. ``timeout_s``: what the transport knows of the caller's patience.
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are answered: there is a model, and no drain has begun."""
+        return bool(self.hosting.models()) and not self.load.is_draining
+
+    def model_state(self, model: str, version: str = "") -> ModelState:
+        """
+        Raises:
+            NotFound: no such model or version. Unavailable: it is loading.
+        """
+        return _state(self.hosting.get(model, version))
+
+    def index(self) -> list[ModelState]:
+        """The models that can answer; the reason is why a model's answers are not kept, where they are not."""
+        return [_state(hosted) for hosted in self.hosting.hosted()]
+
+    def metadata(self, model: str, version: str = "") -> ModelMetadata:
+        """
+        Raises:
+            NotFound: no such model or version. Unavailable: it is loading.
+        """
+        return self.hosting.get(model, version).metadata
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+
+    def authenticate(self, authorization: str, action: Action) -> str:
+        """Everybody who can open the socket may ask: the file's mode decides."""
+        return ""
+
+    def admit(self, context: RequestContext, model: str, version: str, size_bytes: int | None) -> Ticket:
+        """Let a request in before its body is read. See ``policy.admission``.
+
+        Raises:
+            Unavailable: the agent is stopping. TooLarge: so it was announced. QueueFull: no room.
+        """
+        load = self.load
+        refusal = admission.on_arrival(load, self.limits, content_length=size_bytes)
+        if refusal is not None:
+            self._count(refusal.code, 0.0)
+            raise refusal
+        reserved_bytes = admission.reserved_bytes(self.limits, size_bytes)
+        load.requests += 1
+        load.body_bytes += reserved_bytes
+        return Ticket(self, reserved_bytes)
+
+    async def infer(self, ticket: Ticket, context: RequestContext, request: InferRequest) -> InferResponse:
+        """Answer one admitted, decoded request.
 
         Raises:
             InvalidInput, NotFound, Unavailable, QueueFull: refused; nothing was executed.
             DeadlineExceeded: not in time. Unavailable: also when ``on_unreachable`` is ``fail`` and the cloud was
             needed. Internal: the engine failed.
         """
-        work = self._admit(request, arrived_at, timeout_s)
+        work = self._let_in(context, request)
         hosted, load = work.hosted, self.load
         load.rows += work.rows
         hosted.in_flight += 1
         hosted.idle.clear()
         try:
-            local = await hosted.runner.run(request.inputs, work.rows, work.deadline, work.priority)
+            local = await hosted.runner.run(request.inputs, work.rows, work.context.deadline, work.context.priority)
             return self._keep(work, local) or await self._escalate(work, local)
         except BaseException as error:  # whatever it was, also a client that went away: these rows got no answer
             hosted.tally.record(failed=work.rows)
@@ -125,26 +195,53 @@ class Pipeline:
             if not hosted.in_flight:
                 hosted.idle.set()
 
-    def _admit(self, request: InferRequest, arrived_at: float, timeout_s: float | None) -> _Work:
+    # -- drain -------------------------------------------------------------------------------------------------------
+
+    def begin_drain(self) -> None:
+        """Refuse new requests from now on; those that were admitted go on."""
+        self.load.is_draining = True
+        if not self.load.requests:
+            self._idle.set()
+
+    async def drained(self, timeout_s: float) -> bool:
+        """Wait until admitted requests have their answers; False when they have not within ``timeout_s``."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _leave(self, reserved_bytes: int, code: str, took_s: float) -> None:
+        load = self.load
+        load.requests -= 1
+        load.body_bytes -= reserved_bytes
+        if load.is_draining and not load.requests:
+            self._idle.set()
+        self._count(code, took_s)
+
+    def _count(self, code: str, took_s: float) -> None:
+        self.answers[code] = self.answers.get(code, 0) + 1
+        self.duration_s.observe(took_s)
+
+    def _let_in(self, context: RequestContext, request: InferRequest) -> _Work:
         hosted = self.hosting.get(request.model, request.version)
         rows = check_inputs(request.inputs, hosted.metadata.inputs)
-        priority = 0
         is_private = is_explained = False
         if request.outputs:
             _check_outputs(request.outputs, hosted)
             is_explained = any(name in EXPLAIN_OUTPUTS for name in request.outputs)
         if request.parameters:
-            timeout_s = earliest_timeout_s(request, timeout_s)
-            priority = priority_of(request)
+            context = context.with_parameters(request.parameters)
             is_private = _flag(request, "local_only")
             is_explained = is_explained or _flag(request, "explain")
-        deadline = arrived_at + (self._default_timeout_s if timeout_s is None else timeout_s)
+        context = context.or_within(self._default_timeout_s)
         refusal = admission.on_rows(self.load, self.limits, rows=rows) or admission.on_deadline(
-            deadline, self._loop.time()
+            context.deadline, self._loop.time()
         )
         if refusal is not None:
             raise refusal
-        return _Work(hosted, request, rows, deadline, priority, is_private, is_explained)
+        return _Work(hosted, request, context, rows, is_private, is_explained)
 
     def _keep(self, work: _Work, local: LocalAnswer) -> InferResponse | None:
         """The response when every row is kept, which is what happens to most requests; None when one is not."""
@@ -195,7 +292,7 @@ class Pipeline:
     async def _ask(self, work: _Work, local: LocalAnswer, uncertain: Sequence[int]) -> _Escalated:
         """Send up what may go; never raises for a cloud that does not answer."""
         lane = self.escalator.lane_of(work.hosted)
-        remaining_s = work.deadline - self._loop.time()
+        remaining_s = work.context.deadline - self._loop.time()
         permit = egress.permit(
             rows=len(uncertain),
             is_private=work.is_private,
@@ -215,7 +312,7 @@ class Pipeline:
             inputs = {name: array[rows] for name, array in inputs.items()}
         timeout_s = egress.call_timeout_s(remaining_s, self.escalator.settings.timeout_s)
         try:
-            answer = await lane.ask(inputs, len(rows), timeout_s=timeout_s, priority=work.priority)
+            answer = await lane.ask(inputs, len(rows), timeout_s=timeout_s, priority=work.context.priority)
         except PenstockError as error:
             return _Escalated(rows, None, [], self._failure(error, remaining_s), permit.reason)
         work.hosted.note_cloud(answer.variant)
@@ -254,6 +351,10 @@ class Pipeline:
         predictions = work.hosted.predictions(local.outputs)[index] if any(kept) else np.zeros(len(index), np.int64)
         inputs = {name: array[index] for name, array in work.request.inputs.items()}
         self.auditor.submit(Draw(work.hosted, inputs, predictions, kept))
+
+
+def _state(hosted: Hosted) -> ModelState:
+    return ModelState(model=hosted.plan.model, version=hosted.plan.version, state="READY", reason=hosted.mode_why)
 
 
 def _check_outputs(wanted: Sequence[str], hosted: Hosted) -> None:

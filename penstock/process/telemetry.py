@@ -1,4 +1,4 @@
-"""How processes tell what they do: one log line per event on stderr, request ids, W3C trace context.
+"""How processes tell what they do: one log line per event on stderr, and what a client is told of a failure.
 
 Logging goes through the standard library: ``log(logger, logging.INFO, "ready", http="127.0.0.1:8000")``. Values are
 escaped, so a client's text cannot forge a second line. No metrics here: each room owns its own registry.
@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import logging
 import re
-import secrets
 import sys
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
 import msgspec
 
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, Internal, PenstockError
+from penstock.wire.context import RequestContext
 
 LEVELS: Mapping[str, int] = {
     "debug": logging.DEBUG,
@@ -32,8 +31,6 @@ _FIELDS = "penstock_fields"
 _HTTP_SERVER = logging.getLogger("aiohttp.server")
 _MAX_VALUE_CHARS = 2048
 _BARE = re.compile(r"[A-Za-z0-9_./:@+\-\[\]{},%*<>]+")
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-_TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 
 
 def setup_logging(level: str = "info", format: LogFormat = "text", *, stream: TextIO | None = None) -> None:
@@ -61,44 +58,20 @@ def log(
         logger.log(level, event, exc_info=exc_info, extra={_FIELDS: fields})
 
 
-def request_id(given: str = "") -> str:
-    """A client's request id when it is printable, without spaces and at most 128 characters; else a new one."""
-    return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TraceContext:
-    """A W3C trace context: ids in lower-case hex, ``flags`` as sent (01 = sampled)."""
-
-    trace_id: str
-    span_id: str
-    flags: str = "01"
-
-    def __str__(self) -> str:
-        return f"00-{self.trace_id}-{self.span_id}-{self.flags}"
-
-    def child(self) -> TraceContext:
-        """The same trace with a new span id."""
-        return TraceContext(trace_id=self.trace_id, span_id=secrets.token_hex(8), flags=self.flags)
-
-
-def parse_traceparent(text: str) -> TraceContext | None:
-    """A ``traceparent`` header; None when malformed, so that a trace is restarted rather than a request refused.
-
-    Source: W3C Trace Context, section 3.2.2 (version ff and all-zero ids are invalid; later versions may append).
-    """
-    match = _TRACEPARENT.fullmatch(text)
-    if match is None:
-        return None
-    version, trace_id, span_id, flags, rest = match.groups()
-    if version == "ff" or (version == "00" and rest) or not int(trace_id, 16) or not int(span_id, 16):
-        return None
-    return TraceContext(trace_id=trace_id, span_id=span_id, flags=flags)
-
-
-def new_trace() -> TraceContext:
-    """A trace that starts here."""
-    return TraceContext(trace_id=secrets.token_hex(16), span_id=secrets.token_hex(8))
+def refusal_of(logger: logging.Logger, error: Exception, context: RequestContext) -> PenstockError:
+    """What a client is told of an error: ours as it is; a defect is logged here and leaves without its traceback."""
+    if isinstance(error, PenstockError) and not isinstance(error, Internal):
+        log(logger, logging.DEBUG, "refused", code=error.code, why=error.message, request_id=context.request_id)
+        return error
+    log(
+        logger,
+        logging.ERROR,
+        "request failed",
+        exc_info=error,
+        request_id=context.request_id,
+        trace_id=context.trace_id,
+    )
+    return error if isinstance(error, Internal) else Internal("the server failed; its log says why")
 
 
 class _TextFormatter(logging.Formatter):

@@ -244,6 +244,20 @@ def decode_metadata(body: bytes) -> ModelMetadata:
     )
 
 
+def parse_header_length(text: str) -> int:
+    """The value of ``Inference-Header-Content-Length``.
+
+    Raises:
+        InvalidInput: not a number of bytes.
+    """
+    if not (text.isascii() and text.isdigit() and len(text) <= 12):
+        raise InvalidInput(
+            f"{HEADER_LENGTH}: {text[:40]!r} is not a length; expected a number of bytes, of at most 12 digits",
+            field=HEADER_LENGTH,
+        )
+    return int(text)
+
+
 def encode_error(error: PenstockError) -> bytes:
     """``{"error": "..."}``, the body that the protocol gives every failure."""
     return _ENCODER.encode({"error": error.message})

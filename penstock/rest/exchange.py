@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import quote
 
-from penstock.errors import Internal
+from penstock.errors import Internal, InvalidInput
 from penstock.rest import codec
 from penstock.rest.status import error_from_http
+from penstock.wire.context import client_context, headers_of
 from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
-TIMEOUT_HEADER = "x-request-timeout-ms"
-REQUEST_ID_HEADER = "x-request-id"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +49,7 @@ def model_path(model: str, version: str = "", verb: str = "") -> str:
 def infer_exchange(request: InferRequest, timeout_s: float, token: str | None) -> Exchange:
     """An inference; inputs travel raw."""
     encoded = codec.encode_request(request)
-    headers = {**encoded.headers, **_base_headers(timeout_s, token)}
-    if request.id and request.id.isascii() and request.id.isprintable():
-        headers[REQUEST_ID_HEADER] = request.id
+    headers = {**encoded.headers, **_base_headers(timeout_s, token, request.id)}
     return Exchange(
         method="POST", path=model_path(request.model, request.version, "infer"), headers=headers, body=encoded.body
     )
@@ -70,9 +67,11 @@ def read_infer(answer: Answer) -> InferResponse:
     """
     _raise_for_status(answer)
     length = answer.headers.get(codec.HEADER_LENGTH.lower())
-    if length is not None and not (length.isascii() and length.isdigit() and len(length) <= 12):
-        raise Internal(f"the server's answer has a malformed {codec.HEADER_LENGTH}: {length[:40]!r}")
-    return codec.decode_response(answer.body, header_length=None if length is None else int(length))
+    try:
+        header_length = None if length is None else codec.parse_header_length(length)
+    except InvalidInput as error:
+        raise Internal(f"the server's answer is malformed: {error.message}") from None
+    return codec.decode_response(answer.body, header_length=header_length)
 
 
 def read_metadata(answer: Answer) -> ModelMetadata:
@@ -101,8 +100,8 @@ def _raise_for_status(answer: Answer) -> None:
         raise error_from_http(answer.status, answer.headers, answer.body)
 
 
-def _base_headers(timeout_s: float, token: str | None) -> dict[str, str]:
-    headers = {TIMEOUT_HEADER: str(max(1, int(timeout_s * 1000)))}
+def _base_headers(timeout_s: float, token: str | None, request_id: str = "") -> dict[str, str]:
+    headers = headers_of(client_context(request_id), timeout_s)
     if token:
         headers["Authorization"] = f"Bearer {token}"
     return headers

@@ -9,12 +9,12 @@ import grpc
 from penstock.errors import NotFound
 from penstock.rpc import codec
 from penstock.rpc.channels import bearer, oip_stub, open_channel
+from penstock.rpc.metadata import Metadata
 from penstock.rpc.pb import oip_pb2
 from penstock.rpc.status import error_from_rpc
 from penstock.wire.addresses import Target
+from penstock.wire.context import client_context, headers_of
 from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata
-
-_Metadata = tuple[tuple[str, str], ...]
 
 
 class RpcTransport:
@@ -49,7 +49,7 @@ class RpcTransport:
     def close(self) -> None:
         self._channel.close()
 
-    def _call(self, method: str, message: Any, timeout_s: float, metadata: _Metadata) -> Any:
+    def _call(self, method: str, message: Any, timeout_s: float, metadata: Metadata) -> Any:
         try:
             return getattr(self._stub, method)(message, timeout=timeout_s, metadata=metadata)
         except grpc.RpcError as error:
@@ -89,15 +89,12 @@ class AioRpcTransport:
     async def close(self) -> None:
         await self._channel.close(None)
 
-    async def _call(self, method: str, message: Any, timeout_s: float, metadata: _Metadata) -> Any:
+    async def _call(self, method: str, message: Any, timeout_s: float, metadata: Metadata) -> Any:
         try:
             return await getattr(self._stub, method)(message, timeout=timeout_s, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error) from None
 
 
-def _with_id(metadata: _Metadata, request_id: str) -> _Metadata:
-    # metadata must be printable ASCII; the id travels in the message in any case
-    if request_id and request_id.isascii() and request_id.isprintable():
-        return (*metadata, ("x-request-id", request_id))
-    return metadata
+def _with_id(metadata: Metadata, request_id: str) -> Metadata:
+    return (*metadata, *headers_of(client_context(request_id)).items())

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
-from penstock.errors import DeadlineExceeded, InvalidInput
 from penstock.wire.tensors import Array, TensorSpec
 
 Parameter = bool | int | float | str
+Readiness = Literal["READY", "LOADING", "UNAVAILABLE"]
+
+EXTENSIONS = ("binary_tensor_data", "parameters", "schedule_policy")
+"""What works of the protocol's extensions; ``schedule_policy`` is priority and timeout."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,52 +57,10 @@ class ModelMetadata:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RequestContext:
-    """What travels beside a request. ``deadline`` is on the clock of the process that holds this object."""
+class ModelState:
+    """One line of the repository index. ``reason`` says why it is not READY, or what holds an answer back."""
 
-    deadline: float | None = None
-    priority: int = 0
-    request_id: str = ""
-    traceparent: str = ""
-    tenant: str = ""
-
-
-def earliest_timeout_s(request: InferRequest, *others_s: float | None) -> float | None:
-    """The smallest of the request's ``timeout`` parameter (microseconds) and the transport's own limits (seconds).
-
-    An expired limit stays expired: it is never clamped to 0 and so to "most urgent".
-
-    Raises:
-        InvalidInput: ``timeout`` is not a number of microseconds.
-        DeadlineExceeded: the earliest limit is already over.
-    """
-    limits = [s for s in others_s if s is not None]
-    micros = request.parameters.get("timeout")
-    if micros is not None:
-        if isinstance(micros, bool) or not isinstance(micros, int | float):
-            raise InvalidInput(
-                f"parameters.timeout: {micros!r} is not a number of microseconds", field="parameters.timeout"
-            )
-        if micros != 0:  # Triton's convention: 0 means no timeout
-            limits.append(micros / 1e6)
-    if not limits:
-        return None
-    earliest = min(limits)
-    if earliest <= 0:
-        raise DeadlineExceeded("the deadline had passed on arrival; nothing was executed")
-    return earliest
-
-
-def priority_of(request: InferRequest) -> int:
-    """The request's ``priority`` parameter: 0 is the default, 1 the highest, larger numbers lower.
-
-    Raises:
-        InvalidInput: not a non-negative integer.
-    """
-    priority = request.parameters.get("priority", 0)
-    if isinstance(priority, bool) or not isinstance(priority, int) or priority < 0:
-        raise InvalidInput(
-            f"parameters.priority: {priority!r} is not a non-negative integer (1 is highest, 0 default)",
-            field="parameters.priority",
-        )
-    return priority
+    model: str
+    version: str
+    state: Readiness
+    reason: str = ""

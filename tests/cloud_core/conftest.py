@@ -9,7 +9,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from aiohttp import web
 
 from cloud_core.api.oci import OciApi
 from cloud_core.registry.registry import Registry
@@ -19,6 +18,8 @@ from penstock.artifact import manifests
 from penstock.artifact.certificates import Certificate
 from penstock.artifact.layout import Layout, VariantDraft
 from penstock.artifact.manifests import VariantSpec
+from penstock.http.routes import Reply, Request, Route, json_reply
+from penstock.http.server import HttpLimits, HttpServer
 from penstock.wire import tensors
 from penstock.wire.tensors import TensorSpec
 
@@ -146,18 +147,19 @@ def put() -> Callable[..., object]:
 
 @pytest.fixture
 async def served(registry: Registry, clock: Clock) -> AsyncIterator[Served]:
-    api = OciApi(registry, now=clock)
+    async def base(request: Request) -> Reply:
+        return json_reply({})
 
-    async def answer(request: web.BaseRequest) -> web.StreamResponse:
-        if request.path in ("/v2", "/v2/"):
-            return web.json_response({}, headers={"Docker-Distribution-Api-Version": "registry/2.0"})
-        response = await api.handle(request)
-        return response if response is not None else web.Response(status=404)
+    async def nothing(prepared: None, body: bytes) -> bytes:
+        raise AssertionError("the registry has no plain requests")
 
-    runner = web.ServerRunner(web.Server(answer))
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    port = runner.addresses[0][1]
-    yield Served(registry=registry, url=f"http://127.0.0.1:{port}", port=port)
-    await runner.cleanup()
+    class Lane:
+        prepare = staticmethod(lambda target, headers: None)
+        answer = staticmethod(nothing)
+
+    routes = [Route("GET", "/v2/", base), *OciApi(registry, now=clock).routes()]
+    limits = HttpLimits(max_body_bytes=1024, max_body_setting="none", body_s=10.0)
+    server = HttpServer(routes, Lane(), limits, authenticate=lambda credential, action: "")
+    address = await server.listen_tcp("127.0.0.1", 0, setting="--http-port")
+    yield Served(registry=registry, url=f"http://{address}", port=int(address.rpartition(":")[2]))
+    await server.stop(1.0)

@@ -27,6 +27,7 @@ from penstock.artifact.manifests import VariantSpec
 from penstock.errors import Internal
 from penstock.policy.service_time import ServiceTime, Timing
 from penstock.registry.transfer import RegistryClient, push
+from penstock.wire.context import RequestContext
 from penstock.wire.inference import InferRequest
 from penstock.wire.tensors import Array, TensorSpec
 from tests import waiting
@@ -211,9 +212,15 @@ class Rig:
         **more: Any,
     ) -> Any:
         request = InferRequest(model=model, version=version, inputs={"x": x}, **more)
-        tenant = self.plane.authenticate(f"Bearer {token}")
-        with self.plane.admit(tenant, model, version) as ticket:
-            return await self.plane.infer(ticket, request, timeout_s)
+        context = self.context(token=token).within(timeout_s)
+        with self.plane.admit(context, model, version) as ticket:
+            return await self.plane.infer(ticket, context, request)
+
+    def context(self, *, token: str = "") -> RequestContext:
+        """Of a request that arrives now."""
+        return RequestContext(
+            arrived_at=asyncio.get_running_loop().time(), tenant=self.plane.authenticate(f"Bearer {token}")
+        )
 
 
 def rig_of(registry: Registry, settings: ServingSettings | None = None, tenants: Sequence[TenantSettings] = ()) -> Rig:

@@ -314,7 +314,9 @@ def test_work_of_a_client_that_went_away_leaves_the_queue_and_is_not_run(
 def test_an_agent_with_all_rows_in_flight_pushes_back(
     slow: CoreProcess, agent_factory: Callable[..., AgentProcess], pool: ThreadPoolExecutor
 ) -> None:
-    config = AGENT_CONFIG + "\n[limits]\nmax_queue_rows = 1\n"
+    # what would miss its deadline by waiting does not wait
+    patient = f"default_timeout_s = {PATIENCE_S}\n[escalation]\ntimeout_s = {PATIENCE_S}\n"
+    config = f"{AGENT_CONFIG}\n[limits]\nmax_queue_rows = 1\n{patient}"
     agent = agent_factory(slow, config=config)
     agent.wait_until_runs("digits", "v1")
     unsure = Ask(raw=np.full((1, 64), np.nan, np.float32).tobytes())  # goes up, and waits there
@@ -527,7 +529,7 @@ def test_what_keeps_a_core_from_starting_is_one_clear_line(world: World, tmp_pat
     elsewhere = ("--data-dir", str(tmp_path / "data"))
     for arguments, code, says in (
         (("--config", str(file)), 2, "unknown setting 'serving.max_delay'; did you mean 'max_delay_s'?"),
-        ((*elsewhere, "--http-port", http_port, "--grpc-port", "0"), 2, f"port {http_port} on 127.0.0.1 is in use"),
+        ((*elsewhere, "--http-port", http_port, "--grpc-port", "0"), 2, f"127.0.0.1:{http_port}.*in use"),
         ((*elsewhere, "--grpc-port", grpc_port, "--http-port", "0"), 2, f"127.0.0.1:{grpc_port}.*in use"),
         ((*free, "--data-dir", "/proc/penstock"), 1, "/proc/penstock"),
         ((*free, "--data-dir", str(world.core.data_dir)), 1, "in use by another core"),

@@ -29,6 +29,7 @@ from penstock.artifact.manifests import Descriptor, Variant, VariantSpec, prepro
 from penstock.artifact.variant_files import VariantFiles
 from penstock.rpc import codec
 from penstock.rpc.pb import oip_pb2, oip_pb2_grpc
+from penstock.wire.context import RequestContext
 from penstock.wire.inference import InferRequest, InferResponse, Parameter
 from penstock.wire.tensors import TensorSpec
 
@@ -179,7 +180,16 @@ class DataPath:
 
     async def infer(self, x: Rows, *, timeout_s: float | None = None, **parameters: Parameter) -> InferResponse:
         request = InferRequest(model=MODEL, inputs={"x": x}, parameters=parameters)
-        return await self.pipeline.infer(request, arrived_at=asyncio.get_running_loop().time(), timeout_s=timeout_s)
+        return await self.ask(request, self.context().within(timeout_s))
+
+    async def ask(self, request: InferRequest, context: RequestContext | None = None) -> InferResponse:
+        context = context or self.context()
+        with self.pipeline.admit(context, request.model, request.version, 0) as ticket:
+            return await self.pipeline.infer(ticket, context, request)
+
+    def context(self) -> RequestContext:
+        """Of a request that arrives now."""
+        return RequestContext(arrived_at=asyncio.get_running_loop().time())
 
 
 @asynccontextmanager

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from edge_agent.policy.cascade import CascadeMode
 from edge_agent.settings import CascadeSettings, EscalationSettings, LimitsSettings
 from penstock.errors import DeadlineExceeded, InvalidInput, NotFound, PenstockError, QueueFull, Unavailable
-from penstock.wire.inference import InferRequest
+from penstock.wire.context import RequestContext
+from penstock.wire.inference import InferRequest, Parameter
 from penstock.wire.outcomes import OutcomeCounts
 from penstock.wire.tensors import TensorSpec
 from tests.edge_agent.datapath import (
@@ -96,11 +97,11 @@ async def test_only_wanted_outputs_come_back(tmp_path: Path) -> None:
             (("penstock_reason", "logits"), ["penstock_reason", "logits", "penstock_served_by", "penstock_confidence"]),
         ):
             request = InferRequest(model=MODEL, inputs={"x": rows(SURE)}, outputs=wanted)
-            answer = await path.pipeline.infer(request, arrived_at=asyncio.get_running_loop().time())
+            answer = await path.ask(request)
             assert list(answer.outputs) == expected
         request = InferRequest(model=MODEL, inputs={"x": rows(SURE)}, outputs=("nothing",))
         with pytest.raises(InvalidInput, match=r"no output named 'nothing'.*logits"):
-            await path.pipeline.infer(request, arrived_at=asyncio.get_running_loop().time())
+            await path.ask(request)
 
 
 # --- what others got wrong: KubeEdge Sedna's joint inference ------------------------------------------------------
@@ -336,24 +337,24 @@ async def test_bad_requests_are_refused_before_anything_runs(tmp_path: Path) -> 
         ):
             with pytest.raises(InvalidInput, match=expected):
                 await path.infer(x)
-        now = asyncio.get_running_loop().time()
         with pytest.raises(NotFound, match="no model named 'other'.*toy"):
-            await path.pipeline.infer(InferRequest(model="other", inputs={"x": rows(SURE)}), arrived_at=now)
+            await path.ask(InferRequest(model="other", inputs={"x": rows(SURE)}))
         with pytest.raises(NotFound, match="has no version 'v9' here.*v1"):
-            await path.pipeline.infer(InferRequest(model=MODEL, version="v9", inputs={"x": rows(SURE)}), arrived_at=now)
+            await path.ask(InferRequest(model=MODEL, version="v9", inputs={"x": rows(SURE)}))
         for version in ("v1", DIGEST, DIGEST[:20]):
-            await path.pipeline.infer(
-                InferRequest(model=MODEL, version=version, inputs={"x": rows(SURE)}), arrived_at=now
-            )
+            await path.ask(InferRequest(model=MODEL, version=version, inputs={"x": rows(SURE)}))
         assert path.hosted.counts == OutcomeCounts(kept=3)
 
 
-@pytest.mark.parametrize("timeout", [{"timeout": 1}, {"timeout": -5}])
-async def test_an_expired_deadline_is_refused_and_nothing_runs(tmp_path: Path, timeout: dict[str, int]) -> None:
+@pytest.mark.parametrize(("parameters", "timeout_s"), [({"timeout": 1}, None), ({}, -1.0), ({"timeout": 10**6}, 0.0)])
+async def test_an_expired_deadline_is_refused_and_nothing_runs(
+    tmp_path: Path, parameters: dict[str, Parameter], timeout_s: float | None
+) -> None:
     async with data_path(tmp_path) as path:
-        request = InferRequest(model=MODEL, inputs={"x": rows(SURE)}, parameters=timeout)
+        request = InferRequest(model=MODEL, inputs={"x": rows(SURE)}, parameters=parameters)
+        arrived_at = asyncio.get_running_loop().time() - 0.5
         with pytest.raises(DeadlineExceeded):
-            await path.pipeline.infer(request, arrived_at=asyncio.get_running_loop().time() - 1.0)
+            await path.ask(request, RequestContext(arrived_at=arrived_at).within(timeout_s))
         assert path.hosted.counts == OutcomeCounts()
 
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, NotFound
 from penstock.process import telemetry
+from penstock.wire.context import RequestContext
 
 
 @pytest.fixture
@@ -66,42 +67,20 @@ def test_unknown_level_or_format_is_refused(level: str, format: str) -> None:
         telemetry.setup_logging(level, format)  # type: ignore[arg-type]
 
 
-def test_request_id_keeps_a_printable_one_and_replaces_the_rest() -> None:
-    assert telemetry.request_id("abc-123") == "abc-123"
-    for bad in ("", "a b", "x" * 129, "line\nbreak", "ünicode"):
-        made = telemetry.request_id(bad)
-        assert re.fullmatch(r"[0-9a-f]{16}", made)
+def test_a_defect_is_logged_with_id_and_trace_and_told_without_its_inside(stream: io.StringIO) -> None:
+    telemetry.setup_logging("info", "text", stream=stream)
+    context = RequestContext(arrived_at=0.0, request_id="r-1", traceparent=f"00-{'a' * 32}-{'b' * 16}-01")
+    told = telemetry.refusal_of(logging.getLogger("x"), ValueError("a secret"), context)
+    assert (told.code, "secret" in told.message) == ("internal", False)
+    for said in ("a secret", "request_id=r-1", f"trace_id={'a' * 32}"):
+        assert said in stream.getvalue()
 
 
-def test_traceparent_round_trip_and_child() -> None:
-    text = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-    context = telemetry.parse_traceparent(text)
-    assert context is not None
-    assert str(context) == text
-    child = context.child()
-    assert child.trace_id == context.trace_id
-    assert child.span_id != context.span_id
-    assert telemetry.parse_traceparent(str(telemetry.new_trace())) is not None
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7",
-        "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-        "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
-        "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
-        "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
-        "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-extra",
-    ],
-)
-def test_malformed_traceparent_is_ignored(text: str) -> None:
-    assert telemetry.parse_traceparent(text) is None
-
-
-def test_traceparent_of_a_later_version_may_carry_more() -> None:
-    assert telemetry.parse_traceparent("01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-extra") is not None
+def test_a_refusal_is_told_as_it_is_and_fills_no_log(stream: io.StringIO) -> None:
+    telemetry.setup_logging("info", "text", stream=stream)
+    error = NotFound("no such model")
+    assert telemetry.refusal_of(logging.getLogger("x"), error, RequestContext(arrived_at=0.0)) is error
+    assert stream.getvalue() == ""
 
 
 def test_what_a_client_sent_wrong_is_no_error_of_ours(stream: io.StringIO) -> None:

@@ -1,0 +1,44 @@
+"""The core's HTTP interface on one server: Open Inference Protocol and OCI registry under ``/v2``, and ``/metrics``."""
+
+from __future__ import annotations
+
+import asyncio
+
+from cloud_core.api.metrics import Metrics
+from cloud_core.api.oci import OciApi
+from cloud_core.serving.dataplane import SERVER_NAME, DataPlane
+from cloud_core.settings import HttpSettings
+from penstock.http.oip import Oip
+from penstock.http.routes import Reply, Request, Route
+from penstock.http.server import HttpLimits, HttpServer
+from penstock.policy.access import Action
+
+_IS_REGISTRY = {"Docker-Distribution-Api-Version": "registry/2.0"}  # the registry protocol asks for it at /v2/
+
+
+def http_server(
+    plane: DataPlane, oci: OciApi, metrics: Metrics, settings: HttpSettings, *, body_s: float
+) -> HttpServer:
+    """The core's server, which does not listen yet. ``body_s``: how long a request's body may take to arrive."""
+    oip = Oip(
+        plane,
+        asyncio.get_running_loop().time,
+        name=SERVER_NAME,
+        queue_full_status=settings.queue_full_status,
+        server_headers=_IS_REGISTRY,
+    )
+
+    async def scrape(request: Request) -> Reply:
+        body, content_type = metrics.render(request.headers.get("Accept", ""))
+        return Reply(body=body, headers={"Content-Type": content_type})
+
+    # the inference protocol goes first: what it has under /v2 is reserved, and never a repository's name
+    routes = [*oip.routes(), Route("GET", "/metrics", scrape, Action.INFER), *oci.routes()]
+    limits = HttpLimits(
+        max_body_bytes=settings.max_body_bytes,
+        max_body_setting="http.max_body_bytes",
+        max_header_bytes=settings.max_header_bytes,
+        keepalive_s=settings.keepalive_s,
+        body_s=body_s,
+    )
+    return HttpServer(routes, oip, limits, authenticate=plane.authenticate)

@@ -1,0 +1,239 @@
+"""The Open Inference Protocol over HTTP, for whatever data plane there is behind: rows, decoding, encoding.
+
+Inference requests that are plain come through the express lane (:meth:`Oip.prepare`, :meth:`Oip.answer`), everything
+else through the table of routes; both end in the same calls. Decides nothing: who is let in, and what is answered, is
+the data plane's.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version as version_of
+from typing import Any, Generic, Protocol, TypeVar
+
+import msgspec
+
+from penstock.errors import InvalidInput, PenstockError, Unavailable
+from penstock.http import express
+from penstock.http.routes import Handler, Reply, Request, Route, Table, json_reply, refusal
+from penstock.policy.access import Action
+from penstock.process.telemetry import refusal_of
+from penstock.rest import codec
+from penstock.wire.context import AUTHORIZATION, REQUEST_ID, RequestContext, context_of, timeout_s_of
+from penstock.wire.inference import EXTENSIONS, InferRequest, InferResponse, ModelMetadata, ModelState
+
+Ticket = TypeVar("Ticket", bound=AbstractContextManager[Any])
+
+_HEADER_LENGTH = codec.HEADER_LENGTH.lower()
+_JSON_LINES = b"Content-Type: " + codec.JSON.encode()
+_BINARY_LINES = b"Content-Type: " + codec.BINARY.encode() + b"\r\n" + codec.HEADER_LENGTH.encode() + b": %d"
+_REQUEST_ID_LINE = b"%b\r\n" + REQUEST_ID.encode() + b": %b"
+_log = logging.getLogger(__name__)
+
+
+class DataPlane(Protocol[Ticket]):
+    """What answers behind the protocol. A ticket is one admitted request: leaving it gives its place back."""
+
+    @property
+    def is_live(self) -> bool: ...
+
+    @property
+    def is_ready(self) -> bool: ...
+
+    def authenticate(self, authorization: str, action: Action) -> str:
+        """The name of who may do ``action``; raises Unauthenticated or PermissionDenied."""
+        ...
+
+    def admit(self, context: RequestContext, model: str, version: str, size_bytes: int | None) -> Ticket:
+        """Let a request in before its payload is looked at, or raise what keeps it out.
+
+        Args:
+            size_bytes: of its body, as announced; None when it comes in chunks.
+        """
+        ...
+
+    def infer(self, ticket: Ticket, context: RequestContext, request: InferRequest) -> Awaitable[InferResponse]:
+        """Answer an admitted, decoded request before its deadline."""
+        ...
+
+    def metadata(self, model: str, version: str) -> ModelMetadata: ...
+
+    def model_state(self, model: str, version: str) -> ModelState: ...
+
+    def index(self) -> Sequence[ModelState]: ...
+
+
+class _IndexRequest(msgspec.Struct):
+    ready: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class InferHead:
+    """What path and headers of an inference request say; kept for heads that come again byte for byte.
+
+    Attributes:
+        who: the request's id and trace, as a context that lacks the times.
+    """
+
+    model: str
+    version: str
+    authorization: str
+    header_length: int | None
+    timeout_s: float | None
+    who: RequestContext
+
+
+class Oip(Generic[Ticket]):
+    """Answers the protocol's requests from one data plane."""
+
+    def __init__(
+        self,
+        plane: DataPlane[Ticket],
+        now: Callable[[], float],
+        *,
+        name: str,
+        queue_full_status: int = 503,
+        server_headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """
+        Args:
+            now: the event loop's clock.
+            name: of the server, in its metadata. ``server_headers``: what goes with that, for who else asks at /v2.
+            queue_full_status: 503, or 429 for clients that only back off on that.
+        """
+        self._plane, self._now = plane, now
+        self._refuse = partial(refusal, queue_full=queue_full_status)
+        document = {"name": name, "version": version_of("penstock"), "extensions": EXTENSIONS}
+        self._server = msgspec.json.encode(document)
+        self._server_headers = {**(server_headers or {}), "Content-Type": codec.JSON}
+        self._infer_rows = Table(self._rows("/infer", "POST", self._infer))
+
+    def routes(self) -> list[Route]:
+        """The rows of the protocol. Probes carry no credential."""
+        ask = Action.INFER
+        return [
+            *self._rows("/infer", "POST", self._infer),
+            *self._rows("/ready", "GET", self._model_ready),
+            *self._rows("", "GET", self._model_metadata),
+            Route("GET", "/v2", self._server_metadata, ask),
+            Route("GET", "/v2/", self._server_metadata, ask),
+            Route("GET", "/v2/health/live", self._live),
+            Route("GET", "/v2/health/ready", self._ready),
+            Route("POST", "/v2/repository/index", self._index, ask),
+            Route("GET", "/v2/repository/index", self._index, ask),
+        ]
+
+    # -- the express lane --------------------------------------------------------------------------------------------
+
+    def prepare(self, target: str, headers: Mapping[str, str]) -> InferHead | None:
+        """The head of an inference request; None for what is the table's: every other request, and one to which a no
+        must be said, or a fresh id given, each time that it comes."""
+        who = context_of(headers, 0.0)
+        if who.request_id != headers.get(REQUEST_ID, ""):
+            return None
+        try:
+            _, names = self._infer_rows.find("POST", target.partition("?")[0])
+            return InferHead(
+                names["model"],
+                names.get("version", ""),
+                headers.get(AUTHORIZATION, ""),
+                _header_length(headers),
+                timeout_s_of(headers),
+                who,
+            )
+        except PenstockError:
+            return None
+
+    async def answer(self, head: InferHead, body: bytes) -> bytes:
+        """A whole response; never raises."""
+        plane, who, timeout_s, arrived_at = self._plane, head.who, head.timeout_s, self._now()
+        try:
+            context = msgspec.structs.replace(
+                who,
+                arrived_at=arrived_at,
+                deadline=math.inf if timeout_s is None else arrived_at + timeout_s,
+                tenant=plane.authenticate(head.authorization, Action.INFER),
+            )
+            with plane.admit(context, head.model, head.version, len(body)) as ticket:
+                decoded = codec.decode_request(
+                    body, header_length=head.header_length, model=head.model, version=head.version
+                )
+                encoded = codec.encode_response(await plane.infer(ticket, context, decoded.request), decoded)
+        except Exception as error:
+            reply = self._refuse(refusal_of(_log, error, who))
+            return express.response(reply.status, _with_id(express.header_lines(reply.headers), who), reply.body)
+        length = encoded.header_length
+        lines = _JSON_LINES if length is None else _BINARY_LINES % length
+        return express.response(200, _with_id(lines, who) if who.request_id else lines, encoded.body)
+
+    # -- the table ---------------------------------------------------------------------------------------------------
+
+    async def _infer(self, request: Request) -> Reply:
+        names = request.names
+        model, version = names["model"], names.get("version", "")
+        with self._plane.admit(request.context, model, version, request.body.size_bytes) as ticket:
+            context = request.context.within(timeout_s_of(request.headers))
+            header_length = _header_length(request.headers)
+            body = await request.body.read(context)
+            decoded = codec.decode_request(body, header_length=header_length, model=model, version=version)
+            encoded = codec.encode_response(await self._plane.infer(ticket, context, decoded.request), decoded)
+        return Reply(body=encoded.body, headers=encoded.headers)
+
+    async def _server_metadata(self, request: Request) -> Reply:
+        return Reply(body=self._server, headers=self._server_headers)
+
+    async def _live(self, request: Request) -> Reply:
+        return _health("live", self._plane.is_live)
+
+    async def _ready(self, request: Request) -> Reply:
+        return _health("ready", self._plane.is_ready)
+
+    async def _model_ready(self, request: Request) -> Reply:
+        state = self._plane.model_state(request.names["model"], request.names.get("version", ""))
+        if state.state != "READY":
+            raise Unavailable(f"model {state.model!r} version {state.version!r} is not ready: {state.reason}")
+        return json_reply({"name": state.model, "version": state.version, "ready": True})
+
+    async def _model_metadata(self, request: Request) -> Reply:
+        metadata = self._plane.metadata(request.names["model"], request.names.get("version", ""))
+        return Reply(body=codec.encode_metadata(metadata), headers={"Content-Type": codec.JSON})
+
+    async def _index(self, request: Request) -> Reply:
+        body = await request.body.read(request.context)
+        try:
+            only_ready = msgspec.json.decode(body, type=_IndexRequest).ready if body.strip() else False
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise InvalidInput(f"body: not valid: {error}", field="body") from None
+        return json_reply(
+            [
+                {"name": state.model, "version": state.version, "state": state.state, "reason": state.reason}
+                for state in self._plane.index()
+                if state.state == "READY" or not only_ready
+            ]
+        )
+
+    def _rows(self, suffix: str, method: str, handler: Handler) -> list[Route]:
+        """The same of a model's default version and of a version that is named."""
+        model = "/v2/models/{model}"
+        return [
+            Route(method, f"{path}{suffix}", handler, Action.INFER, self._refuse)
+            for path in (model, model + "/versions/{version}")
+        ]
+
+
+def _with_id(lines: bytes, who: RequestContext) -> bytes:
+    return _REQUEST_ID_LINE % (lines, who.request_id.encode()) if who.request_id else lines
+
+
+def _header_length(headers: Mapping[str, str]) -> int | None:
+    text = headers.get(_HEADER_LENGTH)
+    return None if text is None else codec.parse_header_length(text)
+
+
+def _health(name: str, is_well: bool) -> Reply:
+    return json_reply({name: is_well}, status=200 if is_well else 503)

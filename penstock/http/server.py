@@ -1,0 +1,226 @@
+"""The HTTP server of every room: listens, reads bodies within limits, asks the table of routes, and stops.
+
+A connection begins in the express lane, which knows plain inference requests only, and goes to aiohttp with the first
+request that is anything else. The only module that serves with aiohttp. Decides nothing about admission.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+from aiohttp import ClientPayloadError, web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from penstock.errors import DeadlineExceeded, InvalidInput, PenstockError, TooLarge
+from penstock.http import listen
+from penstock.http.express import Express
+from penstock.http.routes import MethodNotAllowed, Reply, Request, Route, Table, refusal
+from penstock.policy.access import Action
+from penstock.process.telemetry import refusal_of
+from penstock.wire.context import AUTHORIZATION, REQUEST_ID, RequestContext, context_of
+
+T = TypeVar("T")
+
+_BACKLOG = 1024
+_EXPRESS_BODY_BYTES = 256 * 1024  # larger bodies are read by aiohttp, after admission and with back-pressure
+_LINGER_S = 2.0  # reading what a refused client still sends, so that it gets to see the refusal
+_FILE_CHUNK_BYTES = 1024 * 1024
+_BROKEN = (web.RequestPayloadError, ClientPayloadError, HttpProcessingError)  # a length not kept, a wrong encoding
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpLimits:
+    """How large and how slow a request may be.
+
+    Attributes:
+        max_body_bytes: of a body that is read whole. ``max_body_setting``: the setting that says so, for refusals.
+        max_header_bytes: of one header field.
+        body_s: how long a body may take to arrive, also when its request names a later deadline.
+        keepalive_s: a connection that is idle for longer is closed.
+    """
+
+    max_body_bytes: int
+    max_body_setting: str
+    body_s: float
+    max_header_bytes: int = 8190
+    keepalive_s: float = 75.0
+
+
+class Plain(Protocol[T]):
+    """What answers plain inference requests in the express lane; see :class:`Express`."""
+
+    def prepare(self, target: str, headers: Mapping[str, str], /) -> T | None: ...
+
+    def answer(self, prepared: T, body: bytes, /) -> Coroutine[Any, Any, bytes]: ...
+
+
+class HttpServer:
+    """One table of routes on any number of sockets."""
+
+    def __init__(
+        self,
+        routes: Iterable[Route],
+        plain: Plain[T],
+        limits: HttpLimits,
+        *,
+        authenticate: Callable[[str, Action], str],
+    ) -> None:
+        """``authenticate`` gives the name of who may do an action, by the ``Authorization`` header, or raises."""
+        self._table, self._limits, self._authenticate = Table(routes), limits, authenticate
+        self._loop = asyncio.get_running_loop()
+        self._server = web.Server(
+            self._handle,
+            handler_cancellation=True,  # a client that goes away takes its work out of every queue
+            access_log=None,
+            keepalive_timeout=limits.keepalive_s,
+            lingering_time=_LINGER_S,
+            max_field_size=limits.max_header_bytes,
+            max_line_size=limits.max_header_bytes,
+        )
+        self._lane: Express[Any] = Express(
+            prefix=b"POST /v2/models/",
+            prepare=plain.prepare,
+            answer=plain.answer,
+            fallback=self._server,
+            max_body_bytes=min(_EXPRESS_BODY_BYTES, limits.max_body_bytes),
+            keepalive_s=limits.keepalive_s,
+        )
+        self._listeners: list[asyncio.Server] = []
+        self._sockets: list[tuple[Path, int]] = []  # path and inode: never remove what somebody else has put there
+        self._sweep: asyncio.TimerHandle | None = None
+
+    async def listen_tcp(self, host: str, port: int, *, setting: str) -> str:
+        """Listen on TCP (port 0: a free one); the bound ``host:port``.
+
+        Raises:
+            ConfigError: the port is in use, or the address cannot be bound.
+        """
+        bound = listen.bind_tcp(host, port, setting=setting)
+        return await self._listen(bound, self._loop.create_server)
+
+    async def listen_unix(self, path: Path) -> None:
+        """Listen on a unix socket (mode 0660), which goes when the server stops.
+
+        Raises:
+            ConfigError: somebody serves there. StorageError: the socket's folder cannot be written.
+        """
+        bound, inode = listen.bind_unix(path)
+        self._sockets.append((path, inode))
+        await self._listen(bound, self._loop.create_unix_server)
+
+    async def stop(self, timeout_s: float) -> None:
+        """Stop listening, give open responses ``timeout_s`` to finish, and close connections."""
+        for listener in self._listeners:
+            listener.close()
+        if self._sweep is not None:
+            self._sweep.cancel()
+        await self._lane.shutdown(timeout_s)
+        self._server.pre_shutdown()  # idle keep-alive connections close at once
+        await self._server.shutdown(timeout_s)
+        for path, inode in self._sockets:
+            with contextlib.suppress(OSError):
+                if path.stat().st_ino == inode:
+                    path.unlink()
+
+    async def _listen(self, bound: socket.socket, create: Callable[..., Any]) -> str:
+        self._listeners.append(await create(self._lane, sock=bound, backlog=_BACKLOG))
+        if self._sweep is None:
+            self._close_idle()
+        return listen.address_of(bound) if bound.family != socket.AF_UNIX else ""
+
+    def _close_idle(self) -> None:
+        self._lane.close_idle(self._loop.time())
+        self._sweep = self._loop.call_later(max(1.0, self._limits.keepalive_s / 5), self._close_idle)
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer a request that was not plain; what goes wrong leaves as its row says errors."""
+        headers = request.headers
+        context = context_of(headers, self._loop.time())
+        refuse: Callable[[PenstockError], Reply] = refusal
+        try:
+            path = request.raw_path.partition("?")[0]
+            route, names = self._table.find(request.method, path)
+            refuse = route.refuse
+            if route.may is not None:
+                tenant = self._authenticate(headers.get(AUTHORIZATION, ""), route.may)
+                context = msgspec.structs.replace(context, tenant=tenant)
+            asked = Request(
+                method=request.method, path=path, names=names, headers=headers, query=request.query, context=context,
+                body=_Body(request, self._limits, self._loop),
+            )  # fmt: skip
+            reply = await route.handler(asked)
+        except MethodNotAllowed as error:
+            reply = error.route.refuse(error)
+        except Exception as error:
+            reply = refuse(refusal_of(_log, error, context))
+        response = _response(reply)
+        if context.request_id:
+            response.headers[REQUEST_ID] = context.request_id
+        return response
+
+
+class _Body:
+    """A body that aiohttp receives."""
+
+    def __init__(self, request: web.BaseRequest, limits: HttpLimits, loop: asyncio.AbstractEventLoop) -> None:
+        self._request, self._limits, self._loop = request, limits, loop
+        self.size_bytes = request.content_length
+
+    async def read(self, context: RequestContext) -> bytes:
+        if (self.size_bytes or 0) > self._limits.max_body_bytes:
+            raise self._too_large()
+        if context.deadline <= self._loop.time():
+            raise DeadlineExceeded("the deadline had passed on arrival; nothing was executed")
+        try:
+            async with asyncio.timeout_at(min(context.arrived_at + self._limits.body_s, context.deadline)):
+                return await self._read()
+        except TimeoutError:
+            raise DeadlineExceeded("the request's body did not arrive in time; nothing was executed") from None
+
+    async def chunks(self, size_bytes: int) -> AsyncIterator[bytes]:
+        await self._invite()
+        try:
+            async for chunk in self._request.content.iter_chunked(size_bytes):
+                yield chunk
+        except _BROKEN as error:
+            raise InvalidInput(f"body: cannot be read: {error}", field="body") from error
+
+    async def _read(self) -> bytes:
+        await self._invite()
+        chunks: list[bytes] = []
+        size = 0
+        try:
+            while chunk := await self._request.content.readany():
+                size += len(chunk)
+                if size > self._limits.max_body_bytes:
+                    raise self._too_large()
+                chunks.append(chunk)
+        except _BROKEN as error:
+            raise InvalidInput(f"body: cannot be read: {error}", field="body") from error
+        return b"".join(chunks)
+
+    async def _invite(self) -> None:
+        """Answer ``Expect: 100-continue``: the client has been admitted and may send (RFC 9110, 10.1.1)."""
+        if self._request.headers.get("Expect", "").lower() == "100-continue":
+            await self._request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._request.writer.output_size = 0  # what was sent is not part of the response
+
+    def _too_large(self) -> TooLarge:
+        limit, setting = self._limits.max_body_bytes, self._limits.max_body_setting
+        return TooLarge(f"the body is larger than the {limit} bytes allowed ({setting})", limit_bytes=limit)
+
+
+def _response(reply: Reply) -> web.StreamResponse:
+    if reply.file is None:
+        return web.Response(status=reply.status, body=reply.body, headers=reply.headers)
+    # answers Range with 206 or 416 and sends the file without copying it through Python
+    return web.FileResponse(reply.file, chunk_size=_FILE_CHUNK_BYTES, headers=reply.headers)
