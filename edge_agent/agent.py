@@ -202,8 +202,8 @@ class Agent:
 
     async def _stop_serving(self) -> None:
         """Refuse new requests at once, let admitted ones finish within ``drain_s``, then close every connection."""
-        self.pipeline.begin_drain()
-        await self.pipeline.drained(self.settings.limits.drain_s)
+        self.pipeline.in_flight.begin_drain()
+        await self.pipeline.in_flight.drained(self.settings.limits.drain_s)
         await self.http.stop(_CUT_S)
 
     def _announce(self) -> None:

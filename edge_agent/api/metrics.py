@@ -40,7 +40,7 @@ class Metrics(Collector):
         yield from self._cloud()
 
     def _requests(self) -> Iterator[Metric]:
-        duration_s = self._pipeline.duration_s
+        duration_s = self._pipeline.in_flight.duration_s
         yield HistogramMetricFamily(
             "penstock_agent_request_duration_seconds",
             "Inference requests by duration, refused ones included.",
@@ -51,7 +51,7 @@ class Metrics(Collector):
             "penstock_agent_responses", "Answers to inference requests by HTTP status.", labels=["status"]
         )
         by_status: Counter[int] = Counter()
-        for code, count in self._pipeline.answers.items():
+        for code, count in self._pipeline.in_flight.answers.items():
             by_status[STATUS.get(code, 200)] += count
         for status, count in sorted(by_status.items()):
             responses.add_metric([str(status)], count)

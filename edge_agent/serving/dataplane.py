@@ -1,7 +1,7 @@
 """One request, top to bottom: admit, run locally, decide, answer or escalate, account for every row.
 
-Owns the order of these steps and the numbers in flight. Each decision is a plain function in ``edge_agent.policy``;
-each resource is another module's (engine and certificate: ``hosting``; the cloud: ``escalation``; draws: ``audit``).
+Owns the order of these steps. Each decision is a plain function in ``edge_agent.policy``; each resource is another
+module's (engine and certificate: ``hosting``; the cloud: ``escalation``; draws: ``audit``; places: ``inflight``).
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import math
 import random as random_module
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from time import perf_counter
-from types import TracebackType
 
 import numpy as np
 
@@ -22,34 +20,16 @@ from edge_agent.serving.audit import Auditor, Draw
 from edge_agent.serving.escalation import Escalator
 from edge_agent.serving.escalation_queue import CloudAnswer
 from edge_agent.serving.hosting import Hosted, Hosting
+from edge_agent.serving.inflight import InFlight, Ticket
 from edge_agent.serving.runner import LocalAnswer
 from edge_agent.settings import CascadeSettings, LimitsSettings
-from penstock.errors import DeadlineExceeded, Internal, InvalidInput, PenstockError, Unavailable, outcome_code
+from penstock.errors import DeadlineExceeded, Internal, InvalidInput, PenstockError, Unavailable
 from penstock.policy.access import Action
-from penstock.process.histogram import SECONDS, Histogram
 from penstock.wire.context import RequestContext
 from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata, ModelState, Parameter
 from penstock.wire.tensors import Array, check_inputs
 
 EXPLAIN_OUTPUTS = ("penstock_served_by", "penstock_confidence", "penstock_reason")
-
-
-class Ticket:
-    """One admitted request. Use as a context manager: leaving it counts the request and gives its place back."""
-
-    __slots__ = ("_pipeline", "_reserved_bytes", "_started_at")
-
-    def __init__(self, pipeline: Pipeline, reserved_bytes: int) -> None:
-        self._pipeline, self._reserved_bytes = pipeline, reserved_bytes
-        self._started_at = perf_counter()  # the loop's own clock may move in milliseconds
-
-    def __enter__(self) -> Ticket:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._pipeline._leave(self._reserved_bytes, outcome_code(error), perf_counter() - self._started_at)
 
 
 @dataclass(slots=True)  # not frozen: freezing costs a microsecond on each request
@@ -96,14 +76,13 @@ class Pipeline:
         """``random`` gives uniform numbers in [0, 1); the audit's draws come from it."""
         self.hosting = hosting
         self.escalator = escalator
-        self.load = admission.Load()
-        self.answers: dict[str, int] = {}  # to inference requests, by outcome
-        self.duration_s = Histogram(SECONDS)
         self.limits = admission.Limits(
             max_body_bytes=limits.max_body_bytes,
             max_queue_rows=limits.max_queue_rows,
             max_rows_per_request=limits.max_rows_per_request,
         )
+        self.in_flight = InFlight(self.limits)
+        self.load = self.in_flight.load
         settings = escalator.settings
         self.auditor = Auditor(
             escalator,
@@ -115,7 +94,6 @@ class Pipeline:
         self._default_timeout_s = limits.default_timeout_s
         self._random = random
         self._loop = asyncio.get_running_loop()
-        self._idle = asyncio.Event()
 
     # -- health ------------------------------------------------------------------------------------------------------
 
@@ -154,20 +132,8 @@ class Pipeline:
         return ""
 
     def admit(self, context: RequestContext, model: str, version: str, size_bytes: int | None) -> Ticket:
-        """Let a request in before its body is read. See ``policy.admission``.
-
-        Raises:
-            Unavailable: the agent is stopping. TooLarge: so it was announced. QueueFull: no room.
-        """
-        load = self.load
-        refusal = admission.on_arrival(load, self.limits, content_length=size_bytes)
-        if refusal is not None:
-            self._count(refusal.code, 0.0)
-            raise refusal
-        reserved_bytes = admission.reserved_bytes(self.limits, size_bytes)
-        load.requests += 1
-        load.body_bytes += reserved_bytes
-        return Ticket(self, reserved_bytes)
+        """Let a request in before its body is read; see :meth:`InFlight.admit`."""
+        return self.in_flight.admit(size_bytes)
 
     async def infer(self, ticket: Ticket, context: RequestContext, request: InferRequest) -> InferResponse:
         """Answer one admitted, decoded request.
@@ -195,34 +161,7 @@ class Pipeline:
             if not hosted.in_flight:
                 hosted.idle.set()
 
-    # -- drain -------------------------------------------------------------------------------------------------------
-
-    def begin_drain(self) -> None:
-        """Refuse new requests from now on; those that were admitted go on."""
-        self.load.is_draining = True
-        if not self.load.requests:
-            self._idle.set()
-
-    async def drained(self, timeout_s: float) -> bool:
-        """Wait until admitted requests have their answers; False when they have not within ``timeout_s``."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._idle.wait()
-        except TimeoutError:
-            return False
-        return True
-
-    def _leave(self, reserved_bytes: int, code: str, took_s: float) -> None:
-        load = self.load
-        load.requests -= 1
-        load.body_bytes -= reserved_bytes
-        if load.is_draining and not load.requests:
-            self._idle.set()
-        self._count(code, took_s)
-
-    def _count(self, code: str, took_s: float) -> None:
-        self.answers[code] = self.answers.get(code, 0) + 1
-        self.duration_s.observe(took_s)
+    # -- inside ------------------------------------------------------------------------------------------------------
 
     def _let_in(self, context: RequestContext, request: InferRequest) -> _Work:
         hosted = self.hosting.get(request.model, request.version)

@@ -56,8 +56,8 @@ class Served:
 
     async def stop(self, drain_s: float) -> None:
         """As the agent does it."""
-        self.path.pipeline.begin_drain()
-        await self.path.pipeline.drained(drain_s)
+        self.path.pipeline.in_flight.begin_drain()
+        await self.path.pipeline.in_flight.drained(drain_s)
         await self.http.stop(1.0)
 
     async def call(
@@ -261,7 +261,7 @@ async def test_a_client_that_disconnects_takes_its_rows_out_of_every_queue(short
         await until("the cloud sees it", lambda: agent.cloud.cancelled == 1)
         await until("nothing is in flight", lambda: agent.path.pipeline.load.rows == 0)
         assert agent.path.hosted.counts.failed == 1
-        assert agent.path.pipeline.answers == {"cancelled": 1}
+        assert agent.path.pipeline.in_flight.answers == {"cancelled": 1}
 
 
 async def test_compressed_and_chunked_bodies_are_read(short_dir: Path) -> None:
