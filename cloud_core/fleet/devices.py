@@ -207,7 +207,9 @@ def _bounded(model: ReportedModel) -> ReportedModel:
 
 def _cut(text: str, limit: int = _MAX_TEXT) -> str:
     """Return at most ``limit`` characters, none of which can move a terminal's cursor."""
-    return "".join(c if c.isprintable() else " " for c in text[:limit])
+    cut = text[:limit]
+    # asked of the whole first: this runs for every text of every heartbeat
+    return cut if cut.isprintable() else "".join(c if c.isprintable() else " " for c in cut)
 
 
 def _decoded(row: rows.DeviceRow) -> Device:

@@ -1,14 +1,15 @@
 """Hundreds of simulated devices and the real fleet service on one virtual clock, from one printed seed.
 
-A simulated device does what ``edge_agent`` does, in seconds of the virtual clock: it dials, fetches, proves itself,
-serves on probation, commits or reverts, and delivers outcome counts at least once.
+A device decides with the agent's own ``policy.update`` over its own model state and speaks the real messages. It dials,
+fetches, proves, serves on probation, commits or reverts, is killed now and then, and delivers outcome counts at least
+once.
 """
 
 from __future__ import annotations
 
 import os
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,76 +17,98 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cloud_core.fleet.devices import Report, ReportedModel
+from cloud_core.api import fleet_codec as codec
 from cloud_core.fleet.messages import PlanRequest, RolloutStatus
-from cloud_core.fleet.outcome_totals import Record
 from cloud_core.fleet.service import FleetService
 from cloud_core.fleet.settings import FleetSettings
 from cloud_core.policy.gates import Gate
-from cloud_core.policy.observations import Phase
 from cloud_core.policy.planning import Selection
 from cloud_core.registry.registry import Registry
 from cloud_core.state import Database
+from edge_agent.policy import update
+from edge_agent.policy.model_state import Release
+from edge_agent.policy.update import UpdateLimits
+from edge_agent.reporting.heartbeat import Device, heartbeat_request
+from edge_agent.updates.fetch import Transferred
+from edge_agent.updates.reported import ReportedModel
 from penstock.artifact import manifests
 from penstock.artifact.certificates import Certificate
 from penstock.artifact.layout import Layout, VariantDraft
 from penstock.artifact.manifests import VariantSpec
+from penstock.rpc.pb import fleet_pb2 as pb
 from penstock.wire import tensors
 from penstock.wire.outcomes import OutcomeCounts
 from penstock.wire.tensors import TensorSpec
+from tests.edge_agent.simulated_device import Nature, SimulatedDevice
 
 AGENTS = 200
 PROMISED = 0.03
 GATE = Gate(alpha=0.05, max_failure_rate=0.05, min_audited=100, bake_s=20.0, max_silence_s=15.0, max_wave_s=300.0)
+LIMITS = UpdateLimits(probation_s=4.0, probation_requests=1_000_000, max_crashes=3, patience=3)
 X = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))
 
 
 @dataclass
 class Agent:
-    """One device. ``harm`` is the true rate of harmful answers among audited ones, by artifact."""
+    """One device with its outbox. ``harm`` is the true rate of harmful answers among audited ones, by artifact."""
 
     name: str
     dice: random.Random
-    harm: dict[str, float]
-    breaks: frozenset[str] = frozenset()  # artifacts that do not prove themselves on this device
+    device: SimulatedDevice
+    harm: dict[str, float] = field(default_factory=dict)
     dies_at: float = float("inf")
+    killed_share: float = 0.0  # of its dials, after which the process is killed and starts again
     next_at: float = 0.0
-    phase: Phase = "idle"
-    active: str = ""
-    working_on: str = ""
-    failed: str = ""
-    ready_at: float = 0.0
     sequence: int = 0
-    outbox: list[Record] = field(default_factory=list)
+    outbox: list[pb.OutcomeRecord] = field(default_factory=list)
 
-    def live(self, desired: str, now: float) -> None:
-        """One interval of life."""
-        if desired not in (self.active, self.working_on, self.failed):
-            self.working_on, self.phase, self.ready_at = desired, "fetching", now + self.dice.uniform(1, 6)
-        elif desired == self.active and self.working_on not in ("", self.active):
-            self.working_on, self.phase = "", "committed"
-        if self.phase == "fetching" and now >= self.ready_at:
-            if self.working_on in self.breaks:
-                self.failed, self.working_on, self.phase = self.working_on, "", "reverted"
-            else:
-                self.active, self.phase, self.ready_at = self.working_on, "probation", now + self.dice.uniform(2, 5)
-        if self.phase == "probation" and now >= self.ready_at:
-            self.working_on, self.phase = "", "committed"
-        if self.active:
-            self.serve()
+    @property
+    def active(self) -> str:
+        return self.device.active_digest
 
-    def serve(self) -> None:
+    def live(self, desired: Sequence[pb.DesiredModel], now: float) -> None:
+        """Take in what is desired, act on it, and serve for one interval."""
+        for model in desired:
+            self.device.desire(
+                Release(
+                    version=model.version,
+                    artifact_digest=model.artifact_digest,
+                    certificate_digest=model.certificate_digest,
+                )
+            )
+        if self.dice.random() < self.killed_share:
+            self.device.restart()
+        self.device.run(now)
+        if self.device.serving_digest:
+            self.serve(self.device.serving_digest)
+
+    def serve(self, digest: str) -> None:
         audited = self.dice.randint(0, 8)
-        harm = sum(self.dice.random() < self.harm.get(self.active, 0.0) for _ in range(audited))
+        harm = sum(self.dice.random() < self.harm.get(digest, 0.0) for _ in range(audited))
         self.sequence += 1
         counts = OutcomeCounts(kept=70, escalated=30, audited=audited, audit_harm=harm)
-        self.outbox.append(Record(sequence=self.sequence, model="digits", artifact_digest=self.active, counts=counts))
-
-    def report(self) -> Report:
-        model = ReportedModel(
-            model="digits", active_digest=self.active, phase=self.phase, mode="cascade", failed_digest=self.failed
+        message = pb.OutcomeCounts(**counts.columns())
+        self.outbox.append(
+            pb.OutcomeRecord(sequence=self.sequence, model="digits", artifact_digest=digest, counts=message)
         )
-        return Report(device_id=self.name, target="any", subscriptions=("*",), models=(model,))
+
+    def heartbeat(self) -> pb.HeartbeatRequest:
+        state, progress = self.device.state, self.device.progress
+        phase, error = update.phase(state, progress, LIMITS)
+        failure = state.failure_of(state.desired) if state.desired else None
+        model = ReportedModel(
+            model="digits",
+            active=state.active,
+            previous=state.previous,
+            desired=state.desired,
+            phase=phase,
+            error=error,
+            failed_digest=failure.release.artifact_digest if failure and failure.is_blocked else "",
+            transferred=Transferred(),
+            hosted=None,
+        )
+        who = Device(device_id=self.name, agent_version="", labels={}, target="any", subscriptions=("*",))
+        return heartbeat_request(who, [model], queued=len(self.outbox))
 
 
 class World:
@@ -96,8 +119,12 @@ class World:
         self.dice = random.Random(seed)
         self.now_s = 0.0
         self.is_up = True
-        self.agents = [Agent(name=f"d{i:03}", dice=random.Random(self.dice.random()), harm={}) for i in range(AGENTS)]
+        self.agents = [self.new_agent(f"d{i:03}", random.Random(self.dice.random())) for i in range(AGENTS)]
         self.start_core()
+
+    def new_agent(self, name: str, dice: random.Random) -> Agent:
+        device = SimulatedDevice(limits=LIMITS, fetch_s=lambda: dice.uniform(1, 6))
+        return Agent(name=name, dice=dice, device=device)
 
     def now(self) -> datetime:
         return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.now_s)
@@ -121,15 +148,24 @@ class World:
 
     async def dial(self, agent: Agent) -> None:
         agent.next_at = self.now_s + agent.dice.choice((1, 2, 2, 3))
-        desired = agent.working_on or agent.active
+        desired: Sequence[pb.DesiredModel] = ()
         if self.is_up:
-            models, _ = await self.service.heartbeat(agent.report())
-            desired = models[0].artifact_digest
+            models, next_s = await self.service.heartbeat(codec.decode_report(agent.heartbeat()))
+            desired = codec.encode_desired(models, next_s).models
             if agent.outbox and agent.dice.random() < 0.3:
-                durable = await self.service.deliver_outcomes(agent.name, agent.outbox)
+                delivery = pb.DeliverOutcomesRequest(device_id=agent.name, records=agent.outbox)
+                durable = await self.service.deliver_outcomes(agent.name, codec.decode_records(delivery))
                 if agent.dice.random() > 0.1:  # now and then the reply is lost, and all of it is delivered again
                     agent.outbox = [record for record in agent.outbox if record.sequence > durable]
         agent.live(desired, self.now_s)
+
+    async def run_until_over(self, within_s: float) -> None:
+        """Let time pass until the rollout is over, and every device had the time to follow."""
+        end_s = self.now_s + within_s
+        while self.service.rollout().rollout.state in ("running", "paused"):
+            assert self.now_s < end_s, self.service.rollout().rollout.status
+            await self.run_until(self.now_s + 5)
+        await self.run_until(self.now_s + 25)
 
     def check_invariants(self) -> None:
         for view in self.service.rollouts():
@@ -139,7 +175,7 @@ class World:
 
     async def settle(self) -> None:
         """The first version on every device."""
-        await self.run_until(40)
+        await self.run_until(25)
         assert {agent.active for agent in self.agents} == {self.digests["v1"]}
 
     async def start(self, version: str) -> RolloutStatus:
@@ -214,7 +250,7 @@ async def test_a_healthy_version_reaches_the_whole_fleet(world: World) -> None:
     be_harmful(world, "v2", PROMISED / 2)
     await world.settle()
     await world.start("v2")
-    await world.run_until(200)
+    await world.run_until_over(200)
     view = world.service.rollout()
     assert view.rollout.state == "succeeded", view.rollout.status
     assert len(view.waves) == 3
@@ -228,7 +264,7 @@ async def test_a_harmful_version_is_stopped_in_the_first_wave_and_everybody_goes
     view = await world.start("v3")
     first = {device.device_id for device in view.waves[0].devices}
     assert len(first) == AGENTS // 20
-    await world.run_until(140)
+    await world.run_until_over(120)
     view = world.service.rollout()
     assert view.rollout.state == "stopped_by_gate"
     assert len(view.rollout.waves) == 1
@@ -238,10 +274,11 @@ async def test_a_harmful_version_is_stopped_in_the_first_wave_and_everybody_goes
 
 async def test_a_version_that_does_not_prove_itself_is_stopped(world: World) -> None:
     for agent in world.agents:
-        agent.breaks = frozenset({world.digests["v2"]}) if agent.dice.random() < 0.5 else frozenset()
+        if agent.dice.random() < 0.5:
+            agent.device.nature = {world.digests["v2"]: "lies"}
     await world.settle()
     await world.start("v2")
-    await world.run_until(200)
+    await world.run_until_over(200)
     view = world.service.rollout()
     assert view.rollout.state == "stopped_by_gate"
     assert "failed to update, tolerated 5.0%" in view.rollout.status
@@ -253,7 +290,7 @@ async def test_a_few_devices_that_die_do_not_block_a_healthy_version(world: Worl
     for agent in world.dice.sample(world.agents, 4):
         agent.dies_at = world.now_s + world.dice.uniform(5, 60)
     await world.start("v2")
-    await world.run_until(220)
+    await world.run_until_over(200)
     assert world.service.rollout().rollout.state == "succeeded", world.service.rollout().rollout.status
     assert len(world.alive()) == AGENTS - 4
     assert {agent.active for agent in world.alive()} == {world.digests["v2"]}
@@ -270,27 +307,51 @@ async def test_a_core_that_is_killed_again_and_again_loses_nothing(world: World)
         world.start_core()
         world.is_up = True
         assert len(world.service.rollout().rollout.waves) == released
-    await world.run_until(world.now_s + 200)
+    await world.run_until_over(200)
     assert world.service.rollout().rollout.state == "succeeded", world.service.rollout().rollout.status
-    # nobody acts any more, the outboxes drain: every row that was served is counted, and counted once
+    # the outboxes drain: every row that was served is counted, and counted once
     delivered = world.counted()
     for agent in world.agents:
         waiting = sum(r.counts.requests for r in agent.outbox if r.sequence > _durable(world, agent))
         assert delivered[agent.name] + waiting == 100 * agent.sequence
 
 
+@pytest.mark.parametrize("nature", ["kills_on_load", "kills_in_service", "missing"])
+async def test_a_version_that_kills_or_is_not_there_is_stopped_and_every_device_serves(
+    world: World, nature: Nature
+) -> None:
+    for agent in world.agents:
+        agent.device.nature = {world.digests["v2"]: nature}
+    await world.settle()
+    await world.start("v2")
+    await world.run_until_over(120)
+    assert world.service.rollout().rollout.state == "stopped_by_gate"
+    assert {agent.device.serving_digest for agent in world.agents} == {world.digests["v1"]}
+    assert max(agent.device.loads[world.digests["v2"]] for agent in world.agents) <= LIMITS.max_crashes
+
+
+async def test_devices_that_are_killed_now_and_then_still_reach_a_healthy_version(world: World) -> None:
+    await world.settle()
+    for agent in world.agents:
+        agent.killed_share = 0.02
+    await world.start("v2")
+    await world.run_until_over(200)
+    assert world.service.rollout().rollout.state == "succeeded", world.service.rollout().rollout.status
+    assert {agent.active for agent in world.agents} == {world.digests["v2"]}
+
+
 async def test_an_aborted_rollout_and_the_next_one(world: World) -> None:
     await world.settle()
     await world.start("v3")
-    await world.run_until(60)
+    await world.run_until(world.now_s + 20)
     await world.service.abort()
-    await world.run_until(90)
+    await world.run_until(world.now_s + 30)
     assert {agent.active for agent in world.agents} == {world.digests["v1"]}
     await world.start("v2")
-    await world.run_until(260)
+    await world.run_until_over(200)
     assert world.service.rollout().rollout.state == "succeeded"
     await world.service.undo()
-    await world.run_until(300)
+    await world.run_until(world.now_s + 30)
     assert {agent.active for agent in world.agents} == {world.digests["v1"]}
 
 
