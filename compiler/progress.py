@@ -12,7 +12,7 @@ from typing import Protocol
 
 
 class Watcher(Protocol):
-    """Who watches."""
+    """Whoever shows the progress of a compilation."""
 
     def started(self, name: str) -> None: ...
 
@@ -49,7 +49,7 @@ class Doing:
 
     @property
     def was_cached(self) -> bool:
-        """Everything that the step took was found, and nothing made."""
+        """Whether everything that the step took was found, and nothing made."""
         return bool(self._took) and all(self._took)
 
     def took(self, *, was_cached: bool) -> None:

@@ -53,8 +53,10 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """How much of a candidate is integer.
 
     Attributes:
-        integer_weight_bytes, float_weight_bytes: constants that ended in 8 bits or fewer, and those left in float.
-        integer_nodes, float_nodes: matrix products and convolutions by operator, as onnxruntime executes them here.
+        integer_weight_bytes: constants that ended in 8 bits or fewer.
+        float_weight_bytes: constants that were left in float.
+        integer_nodes: matrix products and convolutions in integers, by operator, as onnxruntime executes them here.
+        float_nodes: the same, in float.
     """
 
     integer_weight_bytes: int
@@ -135,7 +137,8 @@ class CascadeEvaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         score: which was chosen.
         score_coverage: coverage on the tuning split that each score would have had.
         refusal: why there is no certificate; "" when there is one.
-        curve_certify, curve_test: risk against coverage on the two splits, strictest threshold first.
+        curve_certify: risk against coverage on the certifying split, strictest threshold first.
+        curve_test: the same on the test split.
         reliability: on the test split, after the temperature; empty without labels.
     """
 

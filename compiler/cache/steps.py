@@ -35,7 +35,13 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A finished step as its directory records it. ``facts`` is whatever the step returned, as plain JSON."""
+    """A finished step as its directory records it.
+
+    Attributes:
+        key: everything that the result depends on.
+        facts: whatever the step returned, as plain JSON.
+        files: of the result, by their paths in its directory.
+    """
 
     schema: int = 1
     step: str
@@ -46,10 +52,14 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """A step's result. ``directory`` holds its files, to be read only; ``id`` is the digest of its key.
+    """A step's result.
 
     Attributes:
-        was_cached: it was found; ``note`` says why not where something was wrong with what was found.
+        id: digest of its key.
+        directory: holds its files, to be read only.
+        facts: whatever the step returned, as plain JSON.
+        was_cached: whether it was found rather than made.
+        note: why it was not found, where something was wrong with what was there.
     """
 
     id: str
@@ -60,7 +70,7 @@ class Step:
 
     @property
     def content(self) -> str:
-        """Digest of every file of the result: what the next step's key depends on."""
+        """Compute the digest of every file of the result: what the next step's key depends on."""
         entry = _read(self.directory)
         assert entry is not None, "the directory was just written or verified"
         return digest_of(canonical_json(entry.files))
@@ -74,7 +84,8 @@ class StepCache:
     """Results below ``root``, at most ``max_bytes`` of them; the least recently used go first."""
 
     def __init__(self, root: Path, *, max_bytes: int = DEFAULT_MAX_BYTES, reuse: bool = True) -> None:
-        """
+        """Name the directory; it is made on the first step.
+
         Args:
             reuse: False makes every step again (once per process), and keeps the new results.
         """

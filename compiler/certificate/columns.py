@@ -26,7 +26,8 @@ class CertifyData:
 
     Attributes:
         scores: float [N] in [0, 1]; NaN for an answer that must never be kept.
-        edge_predictions, cloud_predictions: integer classes [N].
+        edge_predictions: integer classes [N].
+        cloud_predictions: integer classes [N].
         labels: integer classes [N]; None counts disagreement with the cloud as harm.
         groups: names [N] (array of str) of the groups that each shall keep the promise; None for the promise over all.
     """

@@ -46,12 +46,19 @@ fixed-sequence testing, since harm only grows along it."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certified:
-    """One level of the promise. ``n``, ``harm_count``, ``kept_count`` are the counts at ``threshold``.
+    """One level of the promise.
 
     Attributes:
-        max_harm, delta: what was asked for.
-        coverage, coverage_low, coverage_high: share kept, and its Clopper-Pearson interval at 1 - delta for this
-            threshold. It describes: no promise rests on it, so it is not corrected for the threshold being chosen.
+        max_harm: what was asked for.
+        delta: what was asked for.
+        threshold: the lowest that keeps the promise.
+        harm_count: examples that were kept and harmful at the threshold.
+        kept_count: examples that were kept at the threshold.
+        n: all examples.
+        coverage: share kept.
+        coverage_low: lower end of its Clopper-Pearson interval at 1 - delta for this threshold. It describes: no
+            promise rests on it, so it is not corrected for the threshold being chosen.
+        coverage_high: upper end.
         audit_max_harm: bound on P(kept and edge != cloud), which an audit without labels can watch; ``max_harm`` when
             harm is disagreement. With labels it is the larger of ``max_harm`` and the Clopper-Pearson upper bound at
             level delta / (number of thresholds): valid at whichever threshold the data chose.
@@ -75,7 +82,12 @@ class Certified:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """A level that the data do not support. ``needed`` examples would do at the harm rate seen; None: none would."""
+    """A level that the data do not support.
+
+    Attributes:
+        reason: a sentence for people.
+        needed: examples that would do at the harm rate seen; None where no number would.
+    """
 
     max_harm: float
     delta: float
@@ -85,9 +97,11 @@ class Refused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promised:
-    """Every level of a promise: ``levels`` that were certified, the default first, and those that were refused.
+    """Every level of a promise.
 
     Attributes:
+        levels: those that were certified, the default first.
+        refused: those that were not.
         thresholds: the grid that was tested.
     """
 
@@ -97,7 +111,7 @@ class Promised:
 
     @property
     def default(self) -> Certified:
-        """The level that agents use when they are not told another."""
+        """Return the level that agents use when they are not told another."""
         return self.levels[0]
 
 
@@ -202,7 +216,13 @@ def risk_coverage(data: CertifyData, thresholds: Sequence[float] | None = None) 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Part:
-    """All examples, or one group's. ``harm``, ``kept``: counts [thresholds]; ``passed``: how many pass in a row."""
+    """All examples, or one group's.
+
+    Attributes:
+        harm: counts [thresholds].
+        kept: counts [thresholds].
+        passed: how many thresholds pass in a row, from the strictest.
+    """
 
     name: str
     n: int

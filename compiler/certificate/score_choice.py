@@ -43,6 +43,8 @@ class Choice:
     """What was chosen, and why.
 
     Attributes:
+        score: name of the confidence score.
+        temperature: divides the logits first.
         coverage: predicted share kept at the promise's default level, by score; only the scores that were compared.
         thresholds: the grid to certify on, strictest first: the fixed one, and quantiles of the chosen score on the
             split that chose it. A score that crowds in a corner of [0, 1] is told apart there too.
@@ -71,7 +73,9 @@ def choose(
 
     Args:
         outputs: the edge variant's scored output [N, C] on the tune split, of this ``kind``.
-        edge, cloud: both variants' classes [N]. ``labels``: classes [N], or None.
+        edge: the edge variant's classes [N].
+        cloud: the cloud variant's classes [N].
+        labels: classes [N], or None.
         promise: ``promise.score`` other than "auto" fixes the score; temperature and thresholds are fitted anyway.
         groups: names [N], where the promise is made by group.
         rows_to_certify: how many examples will certify (their number, never their content); N by default.
@@ -97,11 +101,13 @@ def choose_token_score(
     groups: NDArray[np.str_] | None = None,
     rows_to_certify: int | None = None,
 ) -> Choice:
-    """The same for generated sequences, among the quantiles of their tokens' probabilities; the temperature is 1.
+    """Choose a score for generated sequences, among the quantiles of their tokens' probabilities; the temperature is 1.
 
     Args:
         probabilities: of the chosen tokens, one array [tokens] a sequence.
-        edge, cloud, labels: answers [N] as integers, equal where the answers count as the same.
+        edge: answers [N] as integers, equal where the answers count as the same.
+        cloud: the same.
+        labels: the same, or None.
 
     Raises:
         CalibrationError: as :func:`choose`.
@@ -129,7 +135,7 @@ def fit_temperature(outputs: Array, classes: NDArray[np.int64], *, kind: Kind) -
 
 
 def grid_for(scores: Floats) -> tuple[float, ...]:
-    """Thresholds to certify on, strictest first: the fixed ones and quantiles of ``scores`` [N], of the tune split."""
+    """List thresholds to certify on, strictest first: the fixed ones, and quantiles of the tune split's ``scores``."""
     known = scores[np.isfinite(scores)].astype(np.float64)
     if not len(known):
         return THRESHOLDS
@@ -140,12 +146,12 @@ def grid_for(scores: Floats) -> tuple[float, ...]:
 
 
 def _temperature(outputs: Array, classes: Integers, kind: Kind) -> tuple[float, str]:
-    """The fitted temperature, or 1 with a note where the split holds nothing to fit one on."""
+    """Fit the temperature; return 1 with a note where the split holds nothing to fit one on."""
     fitted = fit_temperature(outputs, classes.astype(np.int64), kind=kind)
     low, high = _TEMPERATURES
     if low < fitted < high:
         return float(f"{fitted:.4g}"), ""  # more digits would be noise of the last bits
-    # without a single mistake the likelihood grows for ever as T falls, and then every score is 1 and none is a ranking
+    # without a single mistake the likelihood grows without end as T falls: every score is then 1, and none is a ranking
     return 1.0, f"no temperature fits {len(classes)} examples (too few mistakes, or nothing but mistakes): 1 is used"
 
 
@@ -208,7 +214,7 @@ def _best(
 def _predicted_coverage(
     scores: Floats, grid: Floats, data: CertifyData, promise: CertificateSection, rows_to_certify: int | None
 ) -> float:
-    """The share kept at the strictest of the groups' predicted thresholds; 0 where none is within the allowance."""
+    """Predict the share kept at the strictest of the groups' thresholds; 0 where none is within the allowance."""
     n, harms = len(scores), harmful(data)
     names = [None] if data.groups is None else np.unique(data.groups).tolist()
     passed = len(grid)

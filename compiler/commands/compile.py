@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compiler.commands.distill import command as distill
-from compiler.commands.shard import command as shard
+from compiler.commands import distill, shard
 from penstock.cli.default_group import DefaultGroup
 from penstock.cli.keys import key_option, signing
 from penstock.cli.output import is_interactive, print_fields, print_json, print_table, progress
@@ -210,8 +209,8 @@ def init(model: str, output: Path | None, force: bool) -> None:
     progress(f"wrote {output}; next: penstock compile {output} -o build")
 
 
-command.add_command(distill)
-command.add_command(shard)
+command.add_command(distill.command)
+command.add_command(shard.command)
 
 
 def _outputs(values: tuple[str, ...], *, needs_directory: bool) -> tuple[Path, str]:

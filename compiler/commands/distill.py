@@ -173,13 +173,13 @@ def _prepared(recipe: Path | None, flags: dict[str, Any], work: Path, bar: _Bar)
 
 
 def _made(prepared: Prepared, work: Path, out: Path, bar: _Bar) -> Student:
-    from compiler.distill import student as students
     from compiler.distill.cache import AnswerCache
     from compiler.distill.prepare import answers_root
+    from compiler.distill.student import Request, make_student, write_metrics
 
     if out.is_dir():
         raise ConfigError(f"-o {out}: a directory is there; name a file")
-    request = students.Request(
+    request = Request(
         section=prepared.section,
         base=prepared.base,
         teacher=prepared.teacher,
@@ -193,8 +193,8 @@ def _made(prepared: Prepared, work: Path, out: Path, bar: _Bar) -> Student:
         out=out,
         progress=bar.update,
     )
-    student = students.make_student(request)
-    students.write_metrics(student, out.with_suffix(".json"))
+    student = make_student(request)
+    write_metrics(student, out.with_suffix(".json"))
     return student
 
 

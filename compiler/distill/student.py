@@ -18,11 +18,10 @@ import msgspec
 import numpy as np
 
 from compiler.data.dataset import Split
-from compiler.distill import figures as measures
-from compiler.distill import rows as choosing
+from compiler.distill import figures
 from compiler.distill.cache import AnswerCache, Answered, inputs_digest
 from compiler.distill.figures import Metrics
-from compiler.distill.rows import Rows
+from compiler.distill.rows import Rows, choose
 from compiler.distill.teacher import Teacher
 from compiler.distill.toolchain_models import ToolchainModel, as_job, toolchain_of
 from compiler.graph import files
@@ -96,7 +95,7 @@ class Student:
     @property
     def summary(self) -> str:
         """One line for people."""
-        return measures.summary(self.metrics)
+        return figures.summary(self.metrics)
 
 
 def make_student(request: Request) -> Student:
@@ -112,7 +111,7 @@ def make_student(request: Request) -> Student:
     kind = student_of(section, request.base)
     where = toolchain_for(kind, request.teacher_model, section.student)
     toolchain.require(where)
-    chosen = choosing.choose(request.train, request.held_out, validation=section.validation, seed=section.seed)
+    chosen = choose(request.train, request.held_out, validation=section.validation, seed=section.seed)
     _check_rows(request, chosen)
     alpha = label_weight(section, has_labels=chosen.split.labels is not None)
     with disk_errors(f"creating {request.work}"):
@@ -130,7 +129,7 @@ def make_student(request: Request) -> Student:
         making = request.out.with_name(f".{request.out.name}.making")
         shutil.copyfile(request.work / "student.onnx", making)
         os.replace(making, request.out)
-    request.progress(1.0, measures.summary(metrics))
+    request.progress(1.0, figures.summary(metrics))
     return Student(path=request.out, metrics=metrics)
 
 
@@ -283,11 +282,11 @@ def _judge(
     said = np.load(work / "said.npy", allow_pickle=False)
     inputs = {spec.name: split.inputs[spec.name][chosen.validation] for spec in request.teacher.inputs}
     exported = _exported_answers(work / "student.onnx", inputs, request)
-    largest = measures.difference(exported, said, request.output_kind)
-    if not largest <= measures.PARITY_TOLERANCE:
+    largest = figures.difference(exported, said, request.output_kind)
+    if not largest <= figures.PARITY_TOLERANCE:
         raise CompileError(
             f"the exported student answers otherwise than torch does: by up to {largest:.2g} of the largest logit, "
-            f"{measures.PARITY_TOLERANCE:g} allowed. Does its forward depend on the size of the batch, or on values?"
+            f"{figures.PARITY_TOLERANCE:g} allowed. Does its forward depend on the size of the batch, or on values?"
         )
     labels = None if split.labels is None else split.labels[chosen.validation]
     teacher = np.load(answered.file, mmap_mode="r", allow_pickle=False)[chosen.validation]
@@ -303,12 +302,12 @@ def _judge(
         epochs=len(found["curve"]),
         best_epoch=found["best_epoch"],
         stop=found["stop"],
-        validation=measures.judge(said, teacher, labels),
+        validation=figures.judge(said, teacher, labels),
         largest_difference=float(f"{largest:.2g}"),
         batches=_PARITY_BATCHES,
         size_bytes=(work / "student.onnx").stat().st_size,
         digest=digest_of_file(work / "student.onnx"),
-        curve=measures.decoded(found["curve"]),
+        curve=figures.decoded(found["curve"]),
         settings={**job["settings"], "threads": found["threads"]},
         versions=dict(versions),
         notes=(*_left_out(chosen), *answered.notes, *found["notes"], *_no_better(said, teacher, labels)),

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from compiler.certificate import score_choice
 from compiler.certificate.columns import CertifyData
 from compiler.certificate.score_choice import Choice
-from compiler.generation import measure
-from compiler.generation.measure import Answers, Floats, Integers, Model, Progress
+from compiler.generation import built_model
+from compiler.generation.built_model import Answers, BuiltModel, Floats, Integers, Progress
 from compiler.generation.prompts import PromptSet
 from compiler.recipe.certificate_section import CertificateSection
 from compiler.recipe.choices import Normalisation
@@ -93,8 +93,8 @@ class AnsweredPrompts:
 
 
 def answer_prompts(
-    edge: Model,
-    cloud: Model,
+    edge: BuiltModel,
+    cloud: BuiltModel,
     prompts: PromptSet,
     settings: Generate,
     *,
@@ -104,9 +104,9 @@ def answer_prompts(
     """Ask both models the same prompts. Each reads them with its own tokenizer; the two need not share one.
 
     Raises:
-        ConfigError, CompileError, MissingToolchain: from :func:`compiler.generation.measure.answers`.
+        ConfigError, CompileError, MissingToolchain: from :func:`compiler.generation.built_model.answers`.
     """
-    said = [measure.answers(model, prompts.prompts, settings, progress=progress) for model in (edge, cloud)]
+    said = [built_model.answers(model, prompts.prompts, settings, progress=progress) for model in (edge, cloud)]
     return columns(said[0], said[1], prompts, normalisation=normalisation)
 
 

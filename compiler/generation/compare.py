@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.generation.measure import Likelihoods
+from compiler.generation.built_model import Likelihoods
 from penstock.errors import CompileError
 
 Floats = NDArray[np.float64]
@@ -37,7 +37,8 @@ class PerplexityChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """A candidate against its reference on the same ``tokens`` tokens.
 
     Attributes:
-        before, after: perplexities, exp(-mean log-probability), of reference and candidate.
+        before: perplexity of the reference, exp(-mean log-probability).
+        after: the candidate's.
         increase: after / before - 1.
         agreement: share of places where both hold the same token likeliest.
     """

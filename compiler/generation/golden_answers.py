@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.generation import measure
-from compiler.generation.measure import Answers, Model
+from compiler.generation import built_model
+from compiler.generation.built_model import Answers, BuiltModel
 from compiler.recipe.generation_section import Generate
 from penstock.artifact.golden import Golden
 from penstock.errors import CompileError
@@ -26,20 +26,20 @@ MIN_MARGIN = 0.05
 _CANDIDATES = 64
 
 
-def vectors(model: Model, prompts: Sequence[str]) -> Golden:
+def vectors(model: BuiltModel, prompts: Sequence[str]) -> Golden:
     """Make golden vectors from some of ``prompts`` (never certifying ones: they travel to devices).
 
     Returns:
         inputs ``prompt_ids`` int64 [R, P] and outputs ``token_ids`` int64 [R, K]: greedy, R <= 4, P <= 16, K <= 8.
 
     Raises:
-        CompileError: no prompt has a continuation that is clear enough. Others as ``measure.answers``.
+        CompileError: no prompt has a continuation that is clear enough. Others as ``built_model.answers``.
     """
     candidates = tuple(prompts[:_CANDIDATES])
-    read = measure.answers(model, candidates, Generate(max_new_tokens=1))
+    read = built_model.answers(model, candidates, Generate(max_new_tokens=1))
     length = min(MAX_PROMPT_TOKENS, int(np.median([len(ids) for ids in read.prompt_ids])))
     cut = [ids[:length] for ids in read.prompt_ids if len(ids) >= length]
-    return choose(measure.answers(model, [ids.tolist() for ids in cut], Generate(max_new_tokens=MAX_NEW_TOKENS)))
+    return choose(built_model.answers(model, [ids.tolist() for ids in cut], Generate(max_new_tokens=MAX_NEW_TOKENS)))
 
 
 def choose(answers: Answers) -> Golden:

@@ -33,7 +33,7 @@ _FIELD = "data.source"
 
 
 class Prompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One row.
+    """A prompt, with what is known of it.
 
     Attributes:
         answer: the right answer, to be matched exactly after normalisation; None where none is known.
@@ -60,20 +60,20 @@ class PromptSet:
 
     @property
     def answers(self) -> tuple[str, ...] | None:
-        """None without answers; a loaded set has them for all rows or for none."""
+        """Return the right answers, or None; a loaded set has them for all rows or for none."""
         found = tuple(row.answer for row in self.rows if row.answer is not None)
         return found if len(found) == len(self.rows) else None
 
     @property
     def groups(self) -> NDArray[np.str_] | None:
-        """Names [N], or None."""
+        """Return the group of each row, str [N], or None."""
         return (
             np.array([row.group for row in self.rows], dtype=np.str_) if any(row.group for row in self.rows) else None
         )
 
     @property
     def digest(self) -> str:
-        """Of everything in it, order included."""
+        """Compute the digest of everything in the set, order included."""
         return digest_of(canonical_json([msgspec.to_builtins(row) for row in self.rows]))
 
 

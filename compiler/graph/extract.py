@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from compiler.graph import rewrite, shapes
-from compiler.graph import stages as division
-from compiler.graph.stages import Work
+from compiler.graph.stages import Work, alive
 from penstock.errors import CompileError, missing_extra
 
 try:
@@ -66,7 +65,7 @@ def uncuttable(model: onnx.ModelProto, plain: Collection[str]) -> set[int]:
     if not strange:
         return set()
     work = work_of(model, {}, {}, frozenset())
-    return {place for place, names in enumerate(division.alive(work)) if names & strange}
+    return {place for place, names in enumerate(alive(work)) if names & strange}
 
 
 def stages(model: onnx.ModelProto, bounds: Sequence[int], values: Mapping[str, onnx.ValueInfoProto]) -> list[Stage]:

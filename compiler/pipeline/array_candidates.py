@@ -51,7 +51,7 @@ class Setting:
 
     @property
     def is_changed(self) -> bool:
-        """Whether passes may change the model: a neural network that fits into one message of protobuf (2 GiB)."""
+        """Say whether passes may change the model: a neural network that fits into one message of protobuf (2 GiB)."""
         return self.source.is_neural and self.source.size_bytes <= MAX_CHANGED_BYTES
 
     @property

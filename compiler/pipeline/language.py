@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from compiler import sources
 from compiler.artifact import pack
 from compiler.artifact.evaluation import Share, SplitFigures
-from compiler.generation import answers, compare, golden_answers, measure, prompts
+from compiler.generation import answers, built_model, compare, golden_answers, prompts
 from compiler.generation.answers import AnsweredPrompts
+from compiler.generation.built_model import Answers, Likelihoods
 from compiler.generation.compare import PerplexityChange
-from compiler.generation.measure import Answers, Likelihoods
 from compiler.generation.prompts import PromptSet
 from compiler.measure import cost, quality
 from compiler.passes import genai
@@ -53,9 +53,9 @@ class _Measured:
         change: against its float parent; None for a parent.
     """
 
-    runner: measure.Model
+    runner: built_model.BuiltModel
     likelihoods: Likelihoods
-    speed: measure.Speed
+    speed: built_model.Speed
     change: PerplexityChange | None = None
 
 
@@ -182,7 +182,7 @@ class Language:
             built = self._steps.apply("genai", source, doing, target=target, options=settings)
             doing.note(built.how)
         with self._steps(f"{name} measure") as doing:
-            measured = self._measure(built, measure.Model(directory=built.path.parent, toolchain=where), doing)
+            measured = self._measure(built, built_model.BuiltModel(directory=built.path.parent, toolchain=where), doing)
             self._measured[built.content] = measured
             perplexity, speed = compare.perplexity(measured.likelihoods), measured.speed
             doing.note(f"perplexity {perplexity:.2f}, {speed.tokens_per_s:.0f} tokens/s")
@@ -196,22 +196,22 @@ class Language:
             latency_ms=1e3 / speed.tokens_per_s if here else None,
         )
 
-    def _measure(self, model: Model, runner: measure.Model, doing: Doing) -> _Measured:
+    def _measure(self, model: Model, runner: built_model.BuiltModel, doing: Doing) -> _Measured:
         key = {"model": model.content, "texts": digest_of("\0".join(self._texts).encode()), "machine": machine_facts()}
 
-        def produce(out: Path, work: Path) -> measure.Speed:
+        def produce(out: Path, work: Path) -> built_model.Speed:
             del work
-            found = measure.likelihoods(
+            found = built_model.likelihoods(
                 runner, self._texts, progress=lambda share, note: doing.advance(share / 2, note)
             )
             arrays = {name: getattr(found, name) for name in Likelihoods.__slots__}
             np.savez(out / "likelihoods.npz", **arrays)
-            return measure.speed(runner, progress=lambda share, note: doing.advance(0.5 + share / 2, note))
+            return built_model.speed(runner, progress=lambda share, note: doing.advance(0.5 + share / 2, note))
 
         step = self._steps.keep("perplexity", key, produce, doing)
         with np.load(step.directory / "likelihoods.npz") as file:
             likelihoods = Likelihoods(**{name: file[name] for name in file.files})
-        return _Measured(runner=runner, likelihoods=likelihoods, speed=msgspec.convert(step.facts, measure.Speed))
+        return _Measured(runner=runner, likelihoods=likelihoods, speed=msgspec.convert(step.facts, built_model.Speed))
 
     def _draft(self, role: str, target_name: str, target: Target, built: Candidate) -> VariantDraft:
         model, tune = built.made, self._sets["tune"]
@@ -249,7 +249,7 @@ class Language:
 
         def produce(out: Path, work: Path) -> dict[str, Any]:
             del out, work
-            found = measure.answers(runner, asked.prompts, settings, progress=doing.advance)
+            found = built_model.answers(runner, asked.prompts, settings, progress=doing.advance)
             return {name: msgspec.to_builtins(getattr(found, name), enc_hook=_plain) for name in Answers.__slots__}
 
         key = {"model": content, "prompts": asked.digest, "settings": settings, "machine": machine_facts()}

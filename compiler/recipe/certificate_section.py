@@ -36,12 +36,12 @@ class CertificateSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
 
     @property
     def levels(self) -> tuple[float, ...]:
-        """Every promised ``max_harm``, the default first."""
+        """List every promised ``max_harm``, the default first."""
         return self.max_harm if isinstance(self.max_harm, tuple) else (self.max_harm,)
 
     @property
     def level_delta(self) -> float:
-        """The share of ``delta`` of one level.
+        """Compute the share of ``delta`` that each level gets.
 
         An operator picks a level after reading all of them, so all must hold at once: by the union bound that has
         probability at least 1 - delta when each has 1 - delta / levels. Dividing costs few samples, since a claim needs

@@ -50,7 +50,10 @@ class SharesSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """How a source without splits of its own is divided; see ``compiler.data.splitting``.
 
     Attributes:
-        fit, tune, certify, test: shares of the rows; together 1.
+        fit: share of the rows for integer ranges and training; the four are 1 together.
+        tune: share for every choice.
+        certify: share that is looked at once.
+        test: share for figures that decide nothing.
     """
 
     fit: float = 0.2
@@ -165,7 +168,7 @@ class DataSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     @property
     def text_columns(self) -> tuple[str, ...]:
-        """None, one, or the two of a pair."""
+        """List the columns that hold text: none, one, or the two of a pair."""
         return self.text if isinstance(self.text, tuple) else ((self.text,) if self.text else ())
 
 

@@ -47,5 +47,5 @@ class GenerationSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
     @property
     def generate(self) -> Generate:
-        """Greedy, so that an answer is the same every time."""
+        """Ask greedily, so that an answer is the same every time."""
         return Generate(max_new_tokens=self.max_new_tokens, stop=self.stop)

@@ -180,7 +180,7 @@ class Recipe:
 
     @property
     def reference(self) -> str:
-        """``name:version``."""
+        """Return ``name:version``, as an artifact is referred to."""
         return f"{self.model.name}:{self.model.version}"
 
 

@@ -41,10 +41,10 @@ def fingerprint(source: Source, section: SourceSection | None = None) -> str:
 
 def _files(source: Source) -> Iterator[tuple[str, Path]]:
     if source.kind == "onnx":
-        from compiler.graph import files as graph_files  # imports onnx
+        from compiler.graph.files import data_files  # imports onnx
 
         yield "model", source.location
-        for path in graph_files.data_files(source.location, field="model"):
+        for path in data_files(source.location, field="model"):
             yield path.relative_to(source.location.parent).as_posix(), path
     elif source.location.is_file():
         yield "model", source.location

@@ -16,10 +16,10 @@ import msgspec
 
 from compiler.certificate import learn_then_test
 from compiler.certificate.learn_then_test import Promised
-from compiler.generation import compare, golden_answers, measure
+from compiler.generation import built_model, compare, golden_answers
 from compiler.generation.answers import answer_prompts
+from compiler.generation.built_model import BuiltModel, Speed
 from compiler.generation.compare import PerplexityChange
-from compiler.generation.measure import Model, Speed
 from compiler.generation.prompts import Prompt, PromptSet, split
 from compiler.passes import genai
 from compiler.passes.job import PassJob
@@ -98,12 +98,12 @@ def train(out: Path, plan: Plan, progress: Callable[[float, str], None] | None =
     return trained
 
 
-def build(source: Path, out: Path, precision: str) -> Model:
+def build(source: Path, out: Path, precision: str) -> BuiltModel:
     """Build a directory for onnxruntime-genai."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     genai.run(PassJob(source=source, out=out, target=resolve(GENAI_CPU), options={"precision": precision}))
-    return Model(directory=out, toolchain=TOOLCHAIN)
+    return BuiltModel(directory=out, toolchain=TOOLCHAIN)
 
 
 def run(out: Path, plan: Plan, say: Callable[[str], None]) -> Outcome:
@@ -118,10 +118,10 @@ def run(out: Path, plan: Plan, say: Callable[[str], None]) -> Outcome:
     }
     say("perplexity")
     texts = data.examination(plan.examined_chars)
-    likelihoods = {name: measure.likelihoods(model, texts) for name, model in models.items()}
+    likelihoods = {name: built_model.likelihoods(model, texts) for name, model in models.items()}
     change = compare.change(likelihoods["edge fp32"], likelihoods["edge int4"], seed=plan.seed)
     say("speed")
-    speeds = {name: measure.speed(model) for name, model in models.items()}
+    speeds = {name: built_model.speed(model) for name, model in models.items()}
     say("answers")
     rows = tuple(msgspec.convert(row, Prompt) for row in data.completions(plan.prompts, plan.seed))
     sets = split(PromptSet(name="all", rows=rows), seed=plan.seed)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from compiler.generation.measure import Model
+from compiler.generation.built_model import BuiltModel
 from compiler.passes import genai
 from compiler.passes.job import PassJob, PassResult
 from compiler.recipe.targets import GENAI_CPU, resolve
@@ -40,12 +40,12 @@ class Tiny:
     edge: Path
     scratch: Path
 
-    def build(self, source: Path, name: str, **options: object) -> tuple[Model, PassResult]:
+    def build(self, source: Path, name: str, **options: object) -> tuple[BuiltModel, PassResult]:
         """Build into a new directory of that name."""
         out = self.scratch / name
         out.mkdir()
         made = genai.run(PassJob(source=source, out=out, target=resolve(GENAI_CPU), options=options))
-        return Model(directory=out, toolchain=str(options.get("toolchain", "optimum"))), made
+        return BuiltModel(directory=out, toolchain=str(options.get("toolchain", "optimum"))), made
 
 
 @pytest.fixture(scope="session")
@@ -80,12 +80,12 @@ def chain(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Chain:
 
 
 @pytest.fixture(scope="session")
-def edge_fp32(chain: Chain) -> Model:
-    return Model(directory=chain.directory / "edge-fp32")
+def edge_fp32(chain: Chain) -> BuiltModel:
+    return BuiltModel(directory=chain.directory / "edge-fp32")
 
 
 @pytest.fixture(scope="session")
-def edge_int4(tiny: Tiny) -> tuple[Model, PassResult]:
+def edge_int4(tiny: Tiny) -> tuple[BuiltModel, PassResult]:
     return tiny.build(tiny.edge, "edge-int4", precision="int4")
 
 

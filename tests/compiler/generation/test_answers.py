@@ -11,7 +11,7 @@ from compiler.certificate import learn_then_test
 from compiler.certificate.score_choice import Choice
 from compiler.generation import answers
 from compiler.generation.answers import AnsweredPrompts
-from compiler.generation.measure import Answers
+from compiler.generation.built_model import Answers
 from compiler.generation.prompts import Prompt, PromptSet
 from compiler.recipe.certificate_section import CertificateSection
 from penstock.errors import CalibrationError

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from compiler.generation import compare, gguf, measure
+from compiler.generation import built_model, compare, gguf
 from compiler.passes import genai
 from compiler.passes.job import PassJob
 from compiler.recipe.targets import GENAI_CPU, resolve
@@ -107,7 +107,7 @@ def test_a_gguf_file_says_what_its_original_says(
     made = genai.run(job(gguf_file, tmp_path / "out", precision="fp32"))
     assert made.facts["gguf"] == "edge.gguf"
     before, after = (
-        measure.likelihoods(measure.Model(directory=directory), texts[:4])
+        built_model.likelihoods(built_model.BuiltModel(directory=directory), texts[:4])
         for directory in (edge_fp32.directory, tmp_path / "out")
     )
     change = compare.change(before, after)

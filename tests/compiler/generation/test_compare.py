@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from compiler.generation import compare
-from compiler.generation.measure import Likelihoods
+from compiler.generation.built_model import Likelihoods
 from penstock.errors import CompileError
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compiler.generation import compare, golden_answers, measure
-from compiler.generation.measure import Likelihoods, Model
+from compiler.generation import built_model, compare, golden_answers
+from compiler.generation.built_model import BuiltModel, Likelihoods
 from compiler.passes.job import PassResult
 from compiler.recipe.generation_section import Generate, Sampling
 from penstock import toolchain as toolchains
@@ -23,23 +23,23 @@ WINDOW, STRIDE = 48, 20
 
 
 @pytest.fixture(scope="module")
-def before(edge_fp32: Model, texts: tuple[str, ...]) -> Likelihoods:
-    return measure.likelihoods(edge_fp32, texts)
+def before(edge_fp32: BuiltModel, texts: tuple[str, ...]) -> Likelihoods:
+    return built_model.likelihoods(edge_fp32, texts)
 
 
 @pytest.fixture(scope="module")
-def after(edge_int4: tuple[Model, PassResult], texts: tuple[str, ...]) -> Likelihoods:
-    return measure.likelihoods(edge_int4[0], texts)
+def after(edge_int4: tuple[BuiltModel, PassResult], texts: tuple[str, ...]) -> Likelihoods:
+    return built_model.likelihoods(edge_int4[0], texts)
 
 
 @pytest.fixture(scope="module")
-def oracle(tiny: Any, edge_fp32: Model, texts: tuple[str, ...]) -> dict[str, Any]:
+def oracle(tiny: Any, edge_fp32: BuiltModel, texts: tuple[str, ...]) -> dict[str, Any]:
     """transformers on one short text, and on the beginnings of some."""
     text = texts[0][:400]
-    found = measure.likelihoods(edge_fp32, [text], window=WINDOW, stride=STRIDE)
+    found = built_model.likelihoods(edge_fp32, [text], window=WINDOW, stride=STRIDE)
     prompts = [text[:60] for text in texts[:4]]
-    answered = measure.answers(edge_fp32, prompts, Generate(max_new_tokens=12))
-    first = measure.answers(edge_fp32, [text], Generate(max_new_tokens=1)).prompt_ids[0]
+    answered = built_model.answers(edge_fp32, prompts, Generate(max_new_tokens=12))
+    first = built_model.answers(edge_fp32, [text], Generate(max_new_tokens=1)).prompt_ids[0]
     job = {
         "model": tiny.edge,
         "tokens": first.tolist(),
@@ -74,7 +74,7 @@ def test_probabilities_are_those_of_transformers(oracle: dict[str, Any]) -> None
 
 
 def test_int4_costs_little_perplexity_and_much_less_space(
-    before: Likelihoods, after: Likelihoods, edge_fp32: Model, edge_int4: tuple[Model, PassResult], tiny: Any
+    before: Likelihoods, after: Likelihoods, edge_fp32: BuiltModel, edge_int4: tuple[BuiltModel, PassResult], tiny: Any
 ) -> None:
     change = compare.change(before, after, seed=0)
     assert change.before == pytest.approx(compare.perplexity(before))
@@ -86,18 +86,20 @@ def test_int4_costs_little_perplexity_and_much_less_space(
     assert weights[0].stat().st_size < 0.35 * weights[1].stat().st_size
 
 
-def test_the_same_question_has_the_same_answer(edge_int4: tuple[Model, PassResult], texts: tuple[str, ...]) -> None:
+def test_the_same_question_has_the_same_answer(
+    edge_int4: tuple[BuiltModel, PassResult], texts: tuple[str, ...]
+) -> None:
     prompts = [text[:80] for text in texts[:3]]
-    first, second = (measure.answers(edge_int4[0], prompts, Generate(max_new_tokens=8)) for _ in range(2))
+    first, second = (built_model.answers(edge_int4[0], prompts, Generate(max_new_tokens=8)) for _ in range(2))
     assert first.texts == second.texts
     for one, other in zip(first.probabilities, second.probabilities, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-def test_sampling_repeats_with_its_seed_only(edge_int4: tuple[Model, PassResult], texts: tuple[str, ...]) -> None:
+def test_sampling_repeats_with_its_seed_only(edge_int4: tuple[BuiltModel, PassResult], texts: tuple[str, ...]) -> None:
     def drawn(seed: int) -> tuple[list[int], ...]:
         settings = Generate(max_new_tokens=12, sampling=Sampling(temperature=1.0, top_k=50, seed=seed))
-        return tuple(ids.tolist() for ids in measure.answers(edge_int4[0], [texts[0][:80]] * 2, settings).token_ids)
+        return tuple(ids.tolist() for ids in built_model.answers(edge_int4[0], [texts[0][:80]] * 2, settings).token_ids)
 
     first, second = drawn(3)
     assert drawn(3) == (first, second)
@@ -105,29 +107,31 @@ def test_sampling_repeats_with_its_seed_only(edge_int4: tuple[Model, PassResult]
     assert drawn(9)[0] != first
 
 
-def test_an_answer_ends_before_its_stop_string(edge_int4: tuple[Model, PassResult], texts: tuple[str, ...]) -> None:
-    free = measure.answers(edge_int4[0], [texts[1][:90]], Generate(max_new_tokens=12))
+def test_an_answer_ends_before_its_stop_string(
+    edge_int4: tuple[BuiltModel, PassResult], texts: tuple[str, ...]
+) -> None:
+    free = built_model.answers(edge_int4[0], [texts[1][:90]], Generate(max_new_tokens=12))
     stop = free.texts[0][2]
-    cut = measure.answers(edge_int4[0], [texts[1][:90]], Generate(max_new_tokens=12, stop=("never", stop)))
+    cut = built_model.answers(edge_int4[0], [texts[1][:90]], Generate(max_new_tokens=12, stop=("never", stop)))
     assert cut.texts[0] == free.texts[0][: free.texts[0].index(stop)]
     np.testing.assert_array_equal(cut.token_ids[0], free.token_ids[0][: len(cut.token_ids[0])])
     assert 1 <= len(cut.token_ids[0]) <= 12
 
 
 def test_golden_vectors_are_what_the_model_continues_with(
-    edge_int4: tuple[Model, PassResult], texts: tuple[str, ...]
+    edge_int4: tuple[BuiltModel, PassResult], texts: tuple[str, ...]
 ) -> None:
     prompts = [text[at : at + 80] for text in texts for at in (0, 200)]
     found = golden_answers.vectors(edge_int4[0], prompts)
     ids, tokens = found.inputs[golden_answers.PROMPT_IDS], found.outputs[golden_answers.TOKEN_IDS]
     assert (ids.dtype, tokens.dtype) == (np.dtype(np.int64), np.dtype(np.int64))
     assert len(ids) == len(tokens) >= 1
-    again = measure.answers(edge_int4[0], ids.tolist(), Generate(max_new_tokens=tokens.shape[1]))
+    again = built_model.answers(edge_int4[0], ids.tolist(), Generate(max_new_tokens=tokens.shape[1]))
     np.testing.assert_array_equal(np.stack(again.token_ids), tokens)
 
 
-def test_speed_is_measured_within_a_small_context(edge_int4: tuple[Model, PassResult]) -> None:
-    found = measure.speed(edge_int4[0], prompt_tokens=1000, new_tokens=1000, rounds=1)
+def test_speed_is_measured_within_a_small_context(edge_int4: tuple[BuiltModel, PassResult]) -> None:
+    found = built_model.speed(edge_int4[0], prompt_tokens=1000, new_tokens=1000, rounds=1)
     assert (found.prompt_tokens, found.new_tokens) == (128, 128)
     assert found.first_token_ms > 0
     assert found.tokens_per_s > 0
@@ -135,25 +139,25 @@ def test_speed_is_measured_within_a_small_context(edge_int4: tuple[Model, PassRe
     assert found.engine == "onnxruntime-genai 0.15.2"
 
 
-def test_prompts_that_do_not_fit_are_named(edge_int4: tuple[Model, PassResult], texts: tuple[str, ...]) -> None:
+def test_prompts_that_do_not_fit_are_named(edge_int4: tuple[BuiltModel, PassResult], texts: tuple[str, ...]) -> None:
     with pytest.raises(CompileError, match="prompt 1 has [0-9]+ tokens, .* context of 256; shorten it"):
-        measure.answers(edge_int4[0], [texts[0][:20], texts[0][:5000]], Generate(max_new_tokens=8))
+        built_model.answers(edge_int4[0], [texts[0][:20], texts[0][:5000]], Generate(max_new_tokens=8))
 
 
 @pytest.mark.parametrize(("window", "stride"), [(1, 1), (257, 10), (32, 32), (32, 0)])
-def test_windows_that_do_not_fit_are_refused(edge_fp32: Model, window: int, stride: int) -> None:
+def test_windows_that_do_not_fit_are_refused(edge_fp32: BuiltModel, window: int, stride: int) -> None:
     with pytest.raises(ConfigError, match="expected 1 to window - 1|expected 2 to the model's context, 256"):
-        measure.likelihoods(edge_fp32, ["x = 1"], window=window, stride=stride)
+        built_model.likelihoods(edge_fp32, ["x = 1"], window=window, stride=stride)
 
 
-def test_texts_without_two_tokens_are_refused(edge_fp32: Model) -> None:
+def test_texts_without_two_tokens_are_refused(edge_fp32: BuiltModel) -> None:
     with pytest.raises(CompileError, match="none has two tokens"):
-        measure.likelihoods(edge_fp32, ["", "x"])
+        built_model.likelihoods(edge_fp32, ["", "x"])
 
 
 def test_a_directory_that_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CompileError, match="is not a model for onnxruntime-genai"):
-        measure.likelihoods(Model(directory=tmp_path), ["x = 1"])
+        built_model.likelihoods(BuiltModel(directory=tmp_path), ["x = 1"])
 
 
 @pytest.mark.parametrize(
@@ -165,7 +169,7 @@ def test_facts_about_the_engines(
     engine: list[str],
     decodes_nothing: bool,
     toolchain: Callable[[str], str],
-    edge_int4: tuple[Model, PassResult],
+    edge_int4: tuple[BuiltModel, PassResult],
 ) -> None:
     """0.18 replaced the Engine of 0.15; what we use is in both. 0.15 dies when it decodes no tokens."""
     found = toolchains.call(toolchain(name), HERE / "engine_runner.py", {"model": edge_int4[0].directory})
@@ -181,6 +185,6 @@ def test_both_toolchains_build_and_say_the_same(
 ) -> None:
     model, made = tiny.build(tiny.edge, "edge-int4-tf5", toolchain=toolchain("transformers5"), precision="int4")
     assert made.facts["versions"]["onnxruntime-genai"] == "0.18.0"
-    found = measure.likelihoods(model, texts)
+    found = built_model.likelihoods(model, texts)
     np.testing.assert_array_equal(found.tokens, after.tokens)
     assert compare.perplexity(found) == pytest.approx(compare.perplexity(after), rel=1e-3)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from compiler.generation import golden_answers
-from compiler.generation.measure import Answers
-from penstock.artifact import golden as vectors
+from compiler.generation.built_model import Answers
+from penstock.artifact import golden
 from penstock.errors import CompileError
 
 
@@ -44,6 +44,6 @@ def test_a_model_that_is_sure_of_nothing_is_refused() -> None:
 
 def test_they_pack_as_every_other_variants_do() -> None:
     found = golden_answers.choose(said([0.9, 0.8], [0.9, 0.8]))
-    again = vectors.decode(vectors.encode(found))
-    vectors.check(again, {golden_answers.TOKEN_IDS: found.outputs[golden_answers.TOKEN_IDS]}, tolerance=0.0)
+    again = golden.decode(golden.encode(found))
+    golden.check(again, {golden_answers.TOKEN_IDS: found.outputs[golden_answers.TOKEN_IDS]}, tolerance=0.0)
     np.testing.assert_array_equal(again.inputs[golden_answers.PROMPT_IDS], found.inputs[golden_answers.PROMPT_IDS])

@@ -1,4 +1,4 @@
-"""What built language models say and how fast: perplexity, answers and speed, asked of an engine in a toolchain.
+"""A built language model, asked through an engine in a toolchain: likelihoods, answers and speed.
 
 Owns the files that go to and come from ``compiler/runners/genai_score.py``, whose docstring defines each quantity. What
 the figures mean is ``compiler.generation.compare``.
@@ -36,8 +36,14 @@ _MAX_NEW_TOKENS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
-    """A built model: what ``compiler.passes.genai`` wrote, and the toolchain whose engine runs it here."""
+class BuiltModel:
+    """A built model that can be asked.
+
+    Attributes:
+        directory: what ``compiler.passes.genai`` wrote.
+        toolchain: whose engine runs it here.
+        timeout_s: of one call.
+    """
 
     directory: Path
     toolchain: str = "optimum"
@@ -45,7 +51,7 @@ class Model:
 
     @property
     def context_length(self) -> int:
-        """In tokens.
+        """Read from its configuration how many tokens prompt and answer may have together.
 
         Raises:
             CompileError: not a directory for onnxruntime-genai.
@@ -61,7 +67,14 @@ class Model:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Likelihoods:
-    """One entry a scored token [T]: itself, its log-probability (natural), the likeliest one there, and its text."""
+    """How likely a model finds the tokens of some texts: one entry a scored token [T].
+
+    Attributes:
+        tokens: the tokens themselves.
+        log_likelihood: natural logarithm of the probability of each.
+        top1: the likeliest token in its place.
+        text: number of the text that it belongs to.
+    """
 
     tokens: Integers
     log_likelihood: Floats
@@ -71,7 +84,15 @@ class Likelihoods:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Answers:
-    """One entry a prompt: the answer, its tokens, and for each token its probability and its margin to the next one."""
+    """What a model answered: one entry a prompt.
+
+    Attributes:
+        texts: the answers.
+        prompt_ids: the prompts' tokens.
+        token_ids: the answers' tokens.
+        probabilities: of each token of an answer.
+        margins: by which each token leads the next likely one, in probability.
+    """
 
     texts: tuple[str, ...]
     prompt_ids: tuple[Integers, ...]
@@ -81,7 +102,7 @@ class Answers:
 
 
 class Speed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """At batch 1, on this machine.
+    """How fast a model answers on this machine, one prompt at a time.
 
     Attributes:
         first_token_ms: least, for a prompt of ``prompt_tokens``.
@@ -101,7 +122,7 @@ class Speed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 def likelihoods(
-    model: Model,
+    model: BuiltModel,
     texts: Sequence[str],
     *,
     window: int | None = None,
@@ -141,7 +162,7 @@ def likelihoods(
 
 
 def answers(
-    model: Model,
+    model: BuiltModel,
     prompts: Sequence[str] | Sequence[Sequence[int]],
     settings: Generate,
     *,
@@ -175,7 +196,12 @@ def answers(
 
 
 def speed(
-    model: Model, *, prompt_tokens: int = 64, new_tokens: int = 64, rounds: int = 50, progress: Progress | None = None
+    model: BuiltModel,
+    *,
+    prompt_tokens: int = 64,
+    new_tokens: int = 64,
+    rounds: int = 50,
+    progress: Progress | None = None,
 ) -> Speed:
     """Measure first-token latency, tokens a second and memory; prompt and answer shrink to fit a small context.
 
@@ -207,14 +233,14 @@ def _scratch() -> Iterator[Path]:
         yield Path(name)
 
 
-def _asked(model: Model, task: dict[str, Any], scratch: Path, progress: Progress | None) -> dict[str, Any]:
+def _asked(model: BuiltModel, task: dict[str, Any], scratch: Path, progress: Progress | None) -> dict[str, Any]:
     out = scratch / "out.npz"
     _call(model, task | {"out": str(out)}, progress)
     with np.load(out, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 
 
-def _call(model: Model, task: dict[str, Any], progress: Progress | None) -> dict[str, Any]:
+def _call(model: BuiltModel, task: dict[str, Any], progress: Progress | None) -> dict[str, Any]:
     job = {"model": model.directory.absolute(), "tasks": [task]}
     return toolchain.call(model.toolchain, RUNNER, job, progress=progress, timeout_s=model.timeout_s)
 
