@@ -110,12 +110,16 @@ def over_grpc(target: str, ask: Ask) -> Answer:
     with grpc.insecure_channel(parse_target(target).address) as channel:
         stub = oip_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
         try:
-            stub.ModelInfer(grpc_message(ask), timeout=PATIENCE_S, metadata=tuple(ask.headers.items()))
+            _, call = stub.ModelInfer.with_call(
+                grpc_message(ask), timeout=PATIENCE_S, metadata=tuple(ask.headers.items())
+            )
         except grpc.RpcError as error:
-            trailers: Any = error.trailing_metadata()  # pairs, which the stubs do not know
-            hints = {name: str(value) for name, value in trailers or ()}
-            return Answer(status=error.code().name, message=error.details() or "", hints=hints)
-        return Answer(status="OK", message="", hints={})
+            return Answer(status=error.code().name, message=error.details() or "", hints=_trailers(error))
+        return Answer(status="OK", message="", hints=_trailers(call))
+
+
+def _trailers(call: Any) -> dict[str, str]:
+    return {name: str(value) for name, value in call.trailing_metadata() or ()}
 
 
 def send(target: str, ask: Ask) -> Answer:

@@ -86,7 +86,6 @@ async def test_server_and_model_metadata_and_states(stub: Any) -> None:
         (message(np.zeros((1, 5), np.float32)), grpc.StatusCode.INVALID_ARGUMENT, "[-1, 4]"),
         (message(rows(1).astype(np.float64)), grpc.StatusCode.INVALID_ARGUMENT, "FP32"),
         (message(outputs=("nothing",)), grpc.StatusCode.INVALID_ARGUMENT, "logits"),
-        (message(parameters={"timeout": -1}), grpc.StatusCode.INVALID_ARGUMENT, "microseconds"),
         (oip_pb2.ModelInferRequest(model_name="mlp"), grpc.StatusCode.INVALID_ARGUMENT, "none"),
     ],
 )
@@ -115,23 +114,6 @@ async def test_bytes_that_are_no_message_are_bad_input_not_a_defect(core: Core) 
 async def test_a_message_over_the_limit_is_refused(stub: Any) -> None:
     code, _, _ = await failure(stub.ModelInfer(message(rows(*[1.0] * 10_000)), timeout=20))
     assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
-
-
-async def test_request_ids_come_back_as_trailers(stub: Any) -> None:
-    call = stub.ModelInfer(message(), timeout=20, metadata=(("x-request-id", "abc-1"),))
-    await call
-    assert dict(await call.trailing_metadata())["x-request-id"] == "abc-1"
-    refused = stub.ModelInfer(message(model="ghost"), timeout=20, metadata=(("x-request-id", "abc-2"),))
-    _, _, trailers = await failure(refused)
-    assert (trailers["x-request-id"], trailers["x-penstock-code"]) == ("abc-2", "not-found")
-
-
-async def test_the_header_timeout_counts_when_it_is_the_earliest(stub: Any) -> None:
-    call = stub.ModelInfer(message(), timeout=20, metadata=(("x-request-timeout-ms", "0"),))
-    code, _, trailers = await failure(call)
-    assert (code, trailers["x-penstock-reason"]) == (grpc.StatusCode.DEADLINE_EXCEEDED, "rejected-deadline")
-    call = stub.ModelInfer(message(), timeout=20, metadata=(("x-request-timeout-ms", "soon"),))
-    assert (await failure(call))[0] == grpc.StatusCode.INVALID_ARGUMENT
 
 
 async def test_a_stream_answers_in_order_and_survives_bad_requests(stub: Any) -> None:
