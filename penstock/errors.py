@@ -84,7 +84,7 @@ class DeadlineExceeded(PenstockError):
 
 
 class Cancelled(PenstockError):
-    """The client went away; its work was removed from queue and batch."""
+    """The client went away, or a transfer was ended from outside; its work was removed from queue and batch."""
 
     code = "cancelled"
 
@@ -136,6 +136,8 @@ class MissingToolchain(MissingExtra):
         toolchain: its name where installing it would help, else "".
     """
 
+    code = "missing-toolchain"
+
     def __init__(self, message: str, *, toolchain: str = "") -> None:
         super().__init__(message)
         self.toolchain = toolchain
@@ -150,11 +152,7 @@ class StorageError(PenstockError):
 class NewerState(StorageError):
     """A newer Penstock wrote a file that this one would have to change; the file is left as it was."""
 
-    def __init__(self, where: str, *, found: int, known: int) -> None:
-        super().__init__(
-            f"{where} has schema version {found}, this Penstock knows {known}; "
-            "start the version that wrote it, or use another data directory"
-        )
+    code = "newer-state"
 
 
 class ArtifactError(PenstockError):
@@ -201,8 +199,8 @@ ALL: Mapping[str, type[PenstockError]] = {
     cls.code: cls
     for cls in (
         Internal, InvalidInput, NotFound, Unavailable, QueueFull, QuotaExceeded, DeadlineExceeded, Cancelled, TooLarge,
-        Unauthenticated, PermissionDenied, Conflict, ConfigError, MissingExtra, StorageError, ArtifactError,
-        DigestMismatch, CertificateMismatch, SignatureError, CalibrationError, CompileError,
+        Unauthenticated, PermissionDenied, Conflict, ConfigError, MissingExtra, MissingToolchain, StorageError,
+        NewerState, ArtifactError, DigestMismatch, CertificateMismatch, SignatureError, CalibrationError, CompileError,
     )
 }  # fmt: skip
 
@@ -220,3 +218,11 @@ def outcome_code(error: BaseException | None) -> str:
         return error.code
     # the event loop's own cancellation is no Exception
     return Internal.code if isinstance(error, Exception) else Cancelled.code
+
+
+def newer_state(where: str, *, found: int, known: int) -> NewerState:
+    """Make the error for a file of a later schema version than this release knows."""
+    return NewerState(
+        f"{where} has schema version {found}, this Penstock knows {known}; "
+        "start the version that wrote it, or use another data directory"
+    )

@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.schema import CreateColumn
 
 from cloud_core.state import tables
-from penstock.errors import NewerState
+from penstock.errors import newer_state
 
 
 def upgrade(transaction: Connection, where: str) -> None:
@@ -27,7 +27,7 @@ def upgrade(transaction: Connection, where: str) -> None:
     found = _version(transaction)
     unknown = _count_columns(transaction) - {column.name for column in tables.outcome_counts.columns}
     if found > SCHEMA_VERSION or unknown:
-        raise NewerState(where, found=max(found, SCHEMA_VERSION + 1), known=SCHEMA_VERSION)
+        raise newer_state(where, found=max(found, SCHEMA_VERSION + 1), known=SCHEMA_VERSION)
     for number in range(found + 1, SCHEMA_VERSION + 1) if found else ():
         STEPS[number](transaction)
     tables.metadata.create_all(transaction)

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from edge_agent.serving.counts import IntervalCounts
 from edge_agent.settings import OutboxSettings
-from penstock.errors import NewerState, StorageError
+from penstock.errors import StorageError, newer_state
 from penstock.process.telemetry import log
 from penstock.wire.outcomes import COLUMNS, COUNTERS, NOTHING, OutcomeCounts
 
@@ -303,7 +303,7 @@ def _refuse_newer(db: sqlite3.Connection, path: Path) -> None:
     version = int(db.execute("PRAGMA user_version").fetchone()[0])
     unknown = _columns(db, "records") - {"sequence", "stored_at", *_RECORD}
     if version > SCHEMA_VERSION or unknown:
-        raise NewerState(f"outbox {path}", found=max(version, SCHEMA_VERSION + 1), known=SCHEMA_VERSION)
+        raise newer_state(f"outbox {path}", found=max(version, SCHEMA_VERSION + 1), known=SCHEMA_VERSION)
 
 
 def _upgrade(db: sqlite3.Connection) -> None:

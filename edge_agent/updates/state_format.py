@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from edge_agent.policy.model_state import ModelState
-from penstock.errors import ArtifactError, NewerState
+from penstock.errors import ArtifactError, newer_state
 
 SCHEMA_VERSION = 1
 """Raise it when the document changes, add a step that brings older documents there, and keep a golden file."""
@@ -45,7 +45,7 @@ def decode(data: bytes, where: str) -> ModelState:
         document = msgspec.json.decode(data, type=dict[str, Any])
         version = msgspec.convert(document.pop(_VERSION_KEY, 0), int)
         if version > SCHEMA_VERSION:
-            raise NewerState(where, found=version, known=SCHEMA_VERSION)
+            raise newer_state(where, found=version, known=SCHEMA_VERSION)
         for number in range(version + 1, SCHEMA_VERSION + 1):
             document = _STEPS[number](document)
         return msgspec.convert(document, ModelState)

@@ -17,7 +17,7 @@ EXIT_FAILED, EXIT_USAGE, EXIT_REFUSED, EXIT_UNREACHABLE = 1, 2, 3, 4
 
 
 _REFUSED = frozenset(
-    {"conflict", "calibration", "gate", "certificate-mismatch", "signature", "permission-denied", "unauthenticated"}
+    {"conflict", "calibration", "certificate-mismatch", "signature", "permission-denied", "unauthenticated"}
 )
 
 
@@ -113,7 +113,7 @@ def main() -> None:
 
 def exit_code(error: PenstockError) -> int:
     """Return the exit code of an error."""
-    if error.code in ("config", "invalid-input", "missing-extra"):
+    if error.code in ("config", "invalid-input", "missing-extra", "missing-toolchain"):
         return EXIT_USAGE
     if error.code in _REFUSED:
         return EXIT_REFUSED

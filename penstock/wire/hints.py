@@ -61,7 +61,8 @@ def error_of(code: str, message: str, hints: Mapping[str, str], *, retry_after_s
     elif kind is InvalidInput:
         error = InvalidInput(message, field=hints.get(FIELD, ""))
     else:
-        error = kind(message, retry_after_s=retry_after_s)
+        error = kind(message)  # not every class takes a time to wait, and a server may send any code with one
+        error.retry_after_s = retry_after_s
     reason = hints.get(REASON, "")
     if reason and reason != error.reason:
         error.reason = reason

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -13,6 +14,7 @@ from penstock.rest import status as rest
 from penstock.rest.codec import encode_error
 from penstock.rpc import status as rpc
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "errors.md"
 EXAMPLES: list[PenstockError] = [
     errors.Internal("broke"),
     errors.InvalidInput("inputs.x: wrong", field="inputs.x"),
@@ -51,6 +53,22 @@ def facts(error: PenstockError) -> dict[str, Any]:
 def test_every_error_has_a_row_in_both_tables(code: str) -> None:
     assert 400 <= rest.STATUS[code] < 600
     assert rpc.STATUS[code] is not grpc.StatusCode.OK
+
+
+def test_every_class_has_a_code_of_its_own_and_a_row_on_the_page() -> None:
+    classes = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, PenstockError)]
+    classes.remove(PenstockError)
+    assert {kind.code: kind for kind in classes} == dict(errors.ALL)
+    assert len(classes) == len(errors.ALL)
+    page = PAGE.read_text(encoding="utf-8")
+    rows = [f"| `{code}` | {rest.STATUS[code]} | {rpc.STATUS[code].name} | " for code in errors.ALL]
+    assert [row for row in rows if row not in page] == []
+
+
+@pytest.mark.parametrize("code", sorted(errors.ALL))
+def test_any_code_that_a_server_sends_becomes_an_error(code: str) -> None:
+    headers = {"x-penstock-code": code, "retry-after": "3"}
+    assert type(rest.error_from_http(503, headers, b"")) is errors.ALL[code]
 
 
 def test_the_tables_have_no_rows_for_errors_that_do_not_exist() -> None:
