@@ -206,12 +206,12 @@ ALL: Mapping[str, type[PenstockError]] = {
 
 
 def missing_extra(library: str, extra: str, purpose: str) -> MissingExtra:
-    """The error for an optional library that is absent, naming the extra that brings it."""
+    """Make the error for an optional library that is absent; it names the extra that brings the library."""
     return MissingExtra(f"{purpose} needs {library}, which is not installed: pip install 'penstock[{extra}]'")
 
 
 def outcome_code(error: BaseException | None) -> str:
-    """What a request ended with, as counters name it: ``ok``, ``cancelled`` by a client that went away, or a code."""
+    """Name what a request ended with, for counters: ``ok``, ``cancelled`` by a client that went away, or a code."""
     if error is None:
         return "ok"
     if isinstance(error, PenstockError):

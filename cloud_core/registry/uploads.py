@@ -82,7 +82,7 @@ class Uploads:
         return upload
 
     def append(self, upload: Upload, chunk: bytes, now: datetime) -> None:
-        """Add bytes. Blocks.
+        """Add bytes to an upload; blocks on the disk.
 
         Raises:
             Refused: SIZE_INVALID, the blob grows over the limit; the upload is dropped.

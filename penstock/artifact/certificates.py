@@ -86,7 +86,8 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     least ``threshold`` costs at most ``max_harm`` accuracy against always asking the cloud.
 
     Attributes:
-        edge_digest, cloud_digest: variant manifest digests.
+        edge_digest: manifest digest of the variant that answers on the device.
+        cloud_digest: manifest digest of the variant that answers above it.
         preprocessing_digest: of the canonical JSON of the preprocessing that both variants expect.
         score: name of the confidence score (``penstock.policy.confidence.SCORES``); ``temperature`` divides the logits
             first.
@@ -134,12 +135,12 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     @property
     def max_harms(self) -> tuple[float, ...]:
-        """Every certified ``max_harm``, the default first."""
+        """List every certified ``max_harm``, the default first."""
         return tuple(level.max_harm for level in self.levels) or (self.max_harm,)
 
     @property
     def largest_audit_max_harm(self) -> float:
-        """The audit bound of the level that allows most: what a fleet may show whose devices use several levels."""
+        """Return the audit bound of the level that allows most: a fleet whose devices use several may show that."""
         return max((level.audit_max_harm for level in self.levels), default=self.audit_max_harm)
 
     def at(self, max_harm: float | None) -> Certificate:

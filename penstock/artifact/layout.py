@@ -74,17 +74,17 @@ class Layout:
 
     @property
     def index(self) -> Index:
-        """``index.json``, read afresh."""
+        """Read ``index.json``, which another process may have changed since."""
         return manifests.decode_index((self.root / _INDEX_FILE).read_bytes())
 
     @property
     def tag(self) -> str:
-        """The tag of the artifact in this layout."""
+        """Return the tag of the artifact in this layout."""
         return self._entry().annotations.get(manifests.REF_NAME, "")
 
     @property
     def digest(self) -> str:
-        """The digest of the artifact in this layout."""
+        """Return the digest of the artifact in this layout."""
         return self._entry().digest
 
     def artifact(self) -> Artifact:

@@ -32,7 +32,7 @@ class Overview:
 
     @property
     def certificate(self) -> Certificate | None:
-        """The newest one."""
+        """Return the newest certificate, or None where there is none."""
         return self.certificates[-1][1] if self.certificates else None
 
 

@@ -74,7 +74,7 @@ def document(found: Overview, signed_by: Sequence[str]) -> dict[str, Any]:
 
 
 def show(found: Overview, signed_by: Sequence[str]) -> None:
-    """Print it."""
+    """Print an artifact's overview as tables."""
     artifact = found.artifact
     print_fields({"model": artifact.model, "tag": found.tag or "-", "digest": artifact.digest})
     click.echo()

@@ -47,7 +47,7 @@ class DefaultGroup(click.Group):
 
     @property
     def default_command(self) -> click.Command | None:
-        """What runs where no command is named."""
+        """Return the command that runs where none is named."""
         return self._default
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

@@ -26,7 +26,8 @@ class Queued:
 
     Attributes:
         rows: at least 1.
-        arrived_at, deadline: on the caller's clock, in seconds; ``deadline`` None for none.
+        arrived_at: when it came, in seconds on the caller's clock.
+        deadline: when its answer is of no use any more, on the same clock; None for never.
         priority: as in the Open Inference Protocol's extensions: 1 highest, larger lower, 0 the default.
         shape_key: only chunks with equal keys are merged (input names, datatypes and shapes without the batch).
     """
@@ -81,7 +82,7 @@ class BatchPlan:
 
 
 def plan_batch(queue: Sequence[Queued], limits: BatchLimits, now: float, *, service_time_s: float = 0.0) -> BatchPlan:
-    """The next batch from a queue in order of arrival.
+    """Choose the next batch from a queue in order of arrival.
 
     Chunks are ordered by priority, with ageing, and by position within one priority. The first one chooses the
     ``shape_key``; chunks with the same key join in order until the next one does not fit, and none jumps over it. With
@@ -146,7 +147,7 @@ def _first_batch(queue: Sequence[Queued], order: Sequence[int], limits: BatchLim
 def _first_ready(
     queue: Sequence[Queued], order: Sequence[int], limits: BatchLimits, now: float, service_time_s: float
 ) -> tuple[tuple[int, ...], float | None]:
-    """The batch of the first key that need not wait, or () and the end of the earliest delay."""
+    """Find the batch of the first key that need not wait; else return () and the end of the earliest delay."""
     by_key: dict[Hashable, list[int]] = {}
     for i in order:
         by_key.setdefault(queue[i].shape_key, []).append(i)
@@ -164,7 +165,7 @@ def _first_ready(
 def _earliest_limit(
     queue: Sequence[Queued], indices: Iterable[int], without: Sequence[int], service_time_s: float
 ) -> float | None:
-    """When the first of these chunks becomes overdue."""
+    """Say when the first of these chunks becomes overdue."""
     skipped = set(without)
     deadlines = [d for i in indices if (d := queue[i].deadline) is not None and i not in skipped]
     return min(deadlines) - service_time_s if deadlines else None

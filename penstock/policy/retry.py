@@ -71,7 +71,8 @@ class CircuitBreaker:
     Attributes:
         failure_limit: failures in a row that open it.
         open_s: how long it stays open.
-        phase, failures: where it stands.
+        phase: where it stands in the table above.
+        failures: failures in a row so far.
         since: when it opened, or when the last probe left.
     """
 

@@ -36,6 +36,6 @@ class Histogram:
         self.total += value
 
     def cumulative(self) -> list[tuple[str, float]]:
-        """(upper bound, values at or below it), as Prometheus wants it; the last bound is ``+Inf``."""
+        """List (upper bound, values at or below it), as Prometheus wants it; the last bound is ``+Inf``."""
         names = [*(str(float(bound)) for bound in self.bounds), "+Inf"]
         return list(zip(names, map(float, accumulate(self.counts)), strict=True))

@@ -59,7 +59,7 @@ def log(
 
 
 def refusal_of(logger: logging.Logger, error: Exception, context: RequestContext) -> PenstockError:
-    """What a client is told of an error: ours as it is; a defect is logged here and leaves without its traceback."""
+    """Return what a client is told of an error: ours as it is; a defect is logged here, and its text stays here."""
     if isinstance(error, PenstockError) and not isinstance(error, Internal):
         log(logger, logging.DEBUG, "refused", code=error.code, why=error.message, request_id=context.request_id)
         return error
@@ -103,7 +103,7 @@ class _JsonFormatter(logging.Formatter):
 
 
 def _is_ours_to_mend(record: logging.LogRecord) -> bool:
-    """The HTTP library logs a client's malformed request as an error with its traceback: a way to fill a disk.
+    """Drop what the HTTP library logs of a client's malformed request, with a traceback: a way to fill a disk.
 
     The client was told (400); here it is shown to who debugs. By name, since only processes that serve import it.
     """

@@ -178,7 +178,7 @@ class RegistryClient:
     # -- pushing -----------------------------------------------------------------------------------------------------
 
     def push_manifest(self, name: str, reference: str, data: bytes, media_type: str) -> None:
-        """Push a manifest.
+        """Push a manifest under a tag or its digest.
 
         Raises:
             ArtifactError: refused by the registry, with its reason. Unavailable.

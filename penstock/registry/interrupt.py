@@ -41,7 +41,7 @@ class Interrupt:
             raise Cancelled("the transfer was cancelled")
 
     def pause(self, delay_s: float) -> None:
-        """Sleep.
+        """Sleep for ``delay_s``, or until :meth:`cancel` is called.
 
         Raises:
             Cancelled: before or while it slept.

@@ -130,7 +130,7 @@ class EncodedBody:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The headers that describe this body."""
+        """Return the headers that describe this body."""
         if self.header_length is None:
             return {"Content-Type": JSON}
         return {"Content-Type": BINARY, HEADER_LENGTH: str(self.header_length)}
@@ -213,7 +213,7 @@ def decode_response(body: bytes | memoryview, *, header_length: int | None = Non
 
 
 def encode_metadata(metadata: ModelMetadata) -> bytes:
-    """The JSON of ``GET /v2/models/{model}``."""
+    """Write the JSON of ``GET /v2/models/{model}``."""
     return _ENCODER.encode(
         {
             "name": metadata.name,
@@ -226,7 +226,7 @@ def encode_metadata(metadata: ModelMetadata) -> bytes:
 
 
 def decode_metadata(body: bytes) -> ModelMetadata:
-    """The inverse of :func:`encode_metadata`; fields of other servers are ignored.
+    """Undo :func:`encode_metadata`; fields that only other servers send are ignored.
 
     Raises:
         Internal: the server answered something else.
@@ -245,7 +245,7 @@ def decode_metadata(body: bytes) -> ModelMetadata:
 
 
 def parse_header_length(text: str) -> int:
-    """The value of ``Inference-Header-Content-Length``.
+    """Read the value of ``Inference-Header-Content-Length``.
 
     Raises:
         InvalidInput: not a number of bytes.
@@ -259,7 +259,7 @@ def parse_header_length(text: str) -> int:
 
 
 def encode_error(error: PenstockError) -> bytes:
-    """``{"error": "..."}``, the body that the protocol gives every failure."""
+    """Write ``{"error": "..."}``, the body that the protocol gives every failure."""
     return _ENCODER.encode({"error": error.message})
 
 

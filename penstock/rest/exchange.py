@@ -39,7 +39,7 @@ class Answer:
 
 
 def model_path(model: str, version: str = "", verb: str = "") -> str:
-    """``/v2/models/{model}[/versions/{version}][/{verb}]``; names are quoted, so that no name reaches another path."""
+    """Make ``/v2/models/{model}[/versions/{version}][/{verb}]``; names are quoted, so none reaches another path."""
     path = f"/v2/models/{quote(model, safe='')}"
     if version:
         path += f"/versions/{quote(version, safe='')}"
@@ -47,7 +47,7 @@ def model_path(model: str, version: str = "", verb: str = "") -> str:
 
 
 def infer_exchange(request: InferRequest, timeout_s: float, token: str | None) -> Exchange:
-    """An inference; inputs travel raw."""
+    """Make the exchange of an inference; its inputs travel as raw bytes."""
     encoded = codec.encode_request(request)
     headers = {**encoded.headers, **_base_headers(timeout_s, token, request.id)}
     return Exchange(
@@ -56,7 +56,7 @@ def infer_exchange(request: InferRequest, timeout_s: float, token: str | None) -
 
 
 def get_exchange(path: str, timeout_s: float, token: str | None) -> Exchange:
-    """A GET: metadata or a probe."""
+    """Make the exchange of a GET: metadata or a probe."""
     return Exchange(method="GET", path=path, headers=_base_headers(timeout_s, token))
 
 

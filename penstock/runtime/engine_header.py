@@ -32,7 +32,7 @@ class Range(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class EngineHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The document.
+    """What ``engine.json`` holds.
 
     Attributes:
         onnx_digest: of the model that it was built from.
@@ -41,7 +41,8 @@ class EngineHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         compute_capabilities: graphics processors that it has code for, as NVIDIA names them: ``8.9``.
         precision: ``fp32``, ``fp16`` or ``int8``: what the model holds; engines are strongly typed.
         profiles: accepted shapes by input; inputs of fixed shape included.
-        os, architecture: as ``platform.system().lower()`` and ``platform.machine()`` say.
+        os: as ``platform.system().lower()`` says.
+        architecture: as ``platform.machine()`` says.
         flags: what else the builder was told; it decides about the bytes.
         is_version_compatible: it also runs on newer versions.
         driver: CUDA version of the driver that timed its kernels, "" where none did.

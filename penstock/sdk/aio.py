@@ -173,15 +173,15 @@ class AsyncClient:
         return await self._metadata(model, version, deadline, timeout_s)
 
     async def is_live(self, *, timeout: float | None = None) -> bool:
-        """Whether the server's process is well; False when nobody answers in time."""
+        """Ask whether the server's process is well; False when nobody answers in time."""
         return await self._probe(self._transport().is_live, timeout)
 
     async def is_ready(self, *, timeout: float | None = None) -> bool:
-        """Whether the server admits requests; False when nobody answers in time."""
+        """Ask whether the server admits requests; False when nobody answers in time."""
         return await self._probe(self._transport().is_ready, timeout)
 
     async def model_ready(self, model: str, *, version: str = "", timeout: float | None = None) -> bool:
-        """Whether a model can answer now; False for an unknown one, and when nobody answers in time."""
+        """Ask whether a model can answer now; False for an unknown one, and when nobody answers in time."""
         transport = self._transport()
         return await self._probe(lambda left_s: transport.model_ready(model, version, left_s), timeout)
 
@@ -229,7 +229,7 @@ class AsyncClient:
             raise call.located(error, self._target) from error.__cause__
 
     async def _infer_first(self, wanted: _Call) -> InferResult:
-        """The first of its kind: check it against the model's metadata, and open a lane if rows can be merged."""
+        """Send the first request of its kind: check it against metadata, open a lane if rows can be merged."""
         arrays, known = await self._checked(wanted)
         if not all(spec.shape[:1] == (-1,) for spec in (*known.inputs, *known.outputs)):
             return await self._infer_alone(replace(wanted, inputs=arrays))
@@ -338,7 +338,7 @@ class AsyncClient:
 
 
 def _key(model: str, version: str, inputs: Inputs, outputs: Sequence[str], priority: int) -> Hashable:
-    """What must be equal for rows to be merged; None when inputs are not arrays with the same number of rows."""
+    """Return what must be equal for rows to be merged; None for inputs that are not arrays of equally many rows."""
     if isinstance(inputs, np.ndarray):
         shape = inputs.shape
         return (model, version, inputs.dtype, shape[1:], tuple(outputs), priority) if shape and shape[0] else None

@@ -42,17 +42,17 @@ class InferResult:
 
     @property
     def served_by(self) -> str:
-        """``edge``, ``cloud`` or ``mixed``; "" when the server does not say (it is not an agent)."""
+        """Say who answered: ``edge``, ``cloud`` or ``mixed``; "" when the server does not say (it is not an agent)."""
         return str(self.parameters.get("served_by", ""))
 
     @property
     def confidence(self) -> float | None:
-        """The lowest confidence of the rows, in [0, 1]; None when the server does not say."""
+        """Return the lowest confidence of the rows, in [0, 1]; None when the server does not say."""
         return _number(self.parameters.get("confidence"))
 
     @property
     def threshold(self) -> float | None:
-        """The certified threshold that confidence was held against; None when there is none."""
+        """Return the certified threshold that confidence was held against; None when there is none."""
         return _number(self.parameters.get("threshold"))
 
     @property
@@ -62,17 +62,17 @@ class InferResult:
 
     @property
     def reason(self) -> str:
-        """Why this one answered (``confident``, ``escalated``, ...); "" from anything but an agent."""
+        """Say why this one answered (``confident``, ``escalated``, ...); "" from anything but an agent."""
         return str(self.parameters.get("reason", ""))
 
     @property
     def rows(self) -> int:
-        """The number of rows of the first output."""
+        """Count the rows of the first output."""
         return next((a.shape[0] for a in self.outputs.values() if a.ndim), 1)
 
 
 def result_of(response: InferResponse) -> InferResult:
-    """The result that a response stands for."""
+    """Make the result that a response stands for."""
     return InferResult(
         outputs=response.outputs,
         model=response.model,
@@ -83,7 +83,7 @@ def result_of(response: InferResponse) -> InferResult:
 
 
 def needs_metadata(inputs: Inputs) -> bool:
-    """Whether inputs can only be sent once the model's input names and datatypes are known."""
+    """Say whether inputs can only be sent once the model's input names and datatypes are known."""
     if not isinstance(inputs, Mapping):
         return True
     return not all(isinstance(value, np.ndarray) for value in inputs.values())
@@ -111,7 +111,7 @@ def arrays_of(inputs: Inputs, specs: Sequence[TensorSpec]) -> dict[str, Array]:
 
 
 def seconds_left(deadline: float, now: float, timeout_s: float) -> float:
-    """What is left until ``deadline``.
+    """Return the seconds that are left until ``deadline``.
 
     Raises:
         DeadlineExceeded: nothing. It is never clamped to 0, which servers read as "no limit".
@@ -142,7 +142,7 @@ def make_request(
     parameters: Mapping[str, Parameter] | None = None,
     request_id: str = "",
 ) -> InferRequest:
-    """A request without its timeout, which is added anew for each try (:func:`with_timeout`).
+    """Make a request without its timeout, which each try adds for itself (:func:`with_timeout`).
 
     Raises:
         InvalidInput: ``timeout`` among the parameters, or a priority that is not a non-negative integer.
@@ -165,7 +165,7 @@ def make_request(
 
 
 def with_timeout(request: InferRequest, timeout_s: float) -> InferRequest:
-    """The request with the *remaining* time as its ``timeout`` parameter (microseconds, reserved by the protocol)."""
+    """Add the *remaining* time as the parameter ``timeout`` (microseconds, reserved by the protocol)."""
     return InferRequest(
         model=request.model,
         version=request.version,
@@ -177,7 +177,7 @@ def with_timeout(request: InferRequest, timeout_s: float) -> InferRequest:
 
 
 def next_try_after_s(error: PenstockError, *, attempt: int, retries: int, left_s: float, random: float) -> float | None:
-    """How long to wait before another try; None to give up.
+    """Decide how long to wait before another try; None is to give up.
 
     Only what was refused before any work is tried again, and only when the server said when: a target without a
     server fails at once instead. The server's hint is kept, and jitter spreads the callers that got the same hint.
@@ -193,7 +193,7 @@ def next_try_after_s(error: PenstockError, *, attempt: int, retries: int, left_s
 
 
 def located(error: PenstockError, target: Target) -> PenstockError:
-    """The error with the target in its message, where the message alone would not say who was not reached."""
+    """Add the target to an error's message where the message alone would not say which server was not reached."""
     where = str(target)
     if isinstance(error, Unavailable | DeadlineExceeded) and where not in error.message:
         error.message = f"{where}: {error.message}"
@@ -202,7 +202,7 @@ def located(error: PenstockError, target: Target) -> PenstockError:
 
 
 def copy_of(error: PenstockError) -> PenstockError:
-    """A second instance of the same error: one raised in several tasks would gather all of their tracebacks."""
+    """Copy an error: one instance raised in several tasks would gather all of their tracebacks."""
     copied = type(error).__new__(type(error))
     copied.__dict__.update(error.__dict__)
     copied.args = error.args

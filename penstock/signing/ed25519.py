@@ -29,7 +29,7 @@ class PublicKey:
 
     @property
     def keyid(self) -> str:
-        """``<64 hex digits>``."""
+        """Return the key's id, 64 hex digits."""
         der = self._key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
         return hashlib.sha256(der).hexdigest()
 

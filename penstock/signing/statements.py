@@ -1,7 +1,7 @@
 """What is signed: a statement about one artifact in a DSSE envelope (https://github.com/secure-systems-lab/dsse).
 
 Decides the bytes: same artifact and referrers, same payload. Knows no keys and no cryptography; that is
-``penstock.signing.ed25519``. Whom to believe is ``penstock.signing.trust``.
+``penstock.signing.ed25519``. Which keys are believed is decided by ``penstock.signing.trust``.
 """
 
 from __future__ import annotations

@@ -76,8 +76,9 @@ def run(
     """Run to the end, or to the limit; no process of its group outlives this call.
 
     Args:
-        on_output, on_log: get stdout and stderr in chunks. ``on_output`` returns True when nothing more is expected;
-            the process then has a few seconds to end. What they raise ends the process.
+        on_output: gets stdout in chunks, and returns True when nothing more is expected; the process then has a few
+            seconds to end. What it raises ends the process.
+        on_log: gets stderr in chunks. What it raises ends the process.
         on_tick: called twice a second or more.
         inherited_files: descriptors that stay open in the process.
 

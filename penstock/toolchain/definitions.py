@@ -40,7 +40,7 @@ class Toolchain:
 
     @property
     def variable(self) -> str:
-        """The environment variable that names an interpreter to use in its place."""
+        """Return the environment variable that names an interpreter to use in its place."""
         return "PENSTOCK_TOOLCHAIN_" + self.name.upper().replace("-", "_")
 
 

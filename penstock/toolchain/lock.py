@@ -33,7 +33,8 @@ class Lock:
         digest: ``sha256:<hex>`` of the file: an installed toolchain is current when its stamp names this one.
         packages: normalized name to version, without the build's mark (``2.13.0`` for ``2.13.0+cpu``).
         environments: tags such as ``cp311-linux-x86_64`` for which every package has hashes; empty: not checked.
-        download_bytes, disk_bytes: about what an installation fetches and occupies; 0 where it is not known.
+        download_bytes: about what an installation fetches; 0 where it is not known.
+        disk_bytes: about what an installation occupies; 0 where it is not known.
     """
 
     path: Path

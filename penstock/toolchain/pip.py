@@ -54,7 +54,7 @@ class PipRun:
 
     @property
     def has_no_torch(self) -> bool:
-        """The configured indexes have no CPU build of torch."""
+        """Say whether pip failed because the configured indexes have no CPU build of torch."""
         return _NO_TORCH.search(self.log.text()) is not None
 
     def on_output(self, chunk: bytes) -> bool:

@@ -24,7 +24,7 @@ class Target:
 
     @property
     def address(self) -> str:
-        """``host:port`` (IPv6 in brackets) or the socket's path."""
+        """Return ``host:port`` (IPv6 in brackets) or the socket's path."""
         if self.scheme == "unix":
             return self.path
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
