@@ -22,6 +22,7 @@ from penstock.http.routes import Reply, Request, Route, json_reply
 from penstock.http.server import HttpLimits, HttpServer
 from penstock.wire import tensors
 from penstock.wire.tensors import TensorSpec
+from tests.factories import certificate_for, echo_spec
 
 X = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))
 MakeLayout = Callable[..., Layout]
@@ -50,43 +51,11 @@ class Served:
 
 
 def make_spec(model: str, role: manifests.Role, target: str) -> VariantSpec:
-    return VariantSpec(
-        model=model,
-        role=role,
-        engine="echo",
-        target=target,
-        provider="cpu",
-        precision="fp32",
-        inputs=(X,),
-        outputs=(X,),
-        score_output="x",
-        preprocessing={"scale": 16},
-    )
+    return echo_spec(role, model=model, target=target, preprocessing={"scale": 16})
 
 
 def make_certificate(layout: Layout, **changes: object) -> Certificate:
-    parsed = layout.artifact()
-    values: dict[str, object] = {
-        "model": parsed.model,
-        "edge_digest": parsed.variant("edge").digest,
-        "cloud_digest": parsed.variant("cloud").digest,
-        "preprocessing_digest": manifests.preprocessing_digest({"scale": 16}),
-        "harm": "labels",
-        "score": "max_prob",
-        "temperature": 1.0,
-        "threshold": 0.9,
-        "max_harm": 0.02,
-        "delta": 0.05,
-        "n": 400,
-        "harm_count": 1,
-        "kept_count": 300,
-        "coverage": 0.75,
-        "coverage_low": 0.7,
-        "coverage_high": 0.8,
-        "audit_max_harm": 0.03,
-        "data_digest": "sha256:" + "0" * 64,
-    }
-    return Certificate(**{**values, **changes})  # type: ignore[arg-type]
+    return certificate_for(layout, **changes)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
 from cloud_core.app import Core
 from cloud_core.registry.registry import Registry
@@ -23,7 +23,7 @@ from cloud_core.serving.dataplane import DataPlane
 from cloud_core.serving.replica import Replica
 from cloud_core.settings import CoreSettings, ServingSettings, TenantSettings
 from penstock.artifact.layout import Layout, VariantDraft
-from penstock.artifact.manifests import VariantSpec
+from penstock.artifact.manifests import Role, VariantSpec
 from penstock.errors import Internal
 from penstock.policy.service_time import ServiceTime, Timing
 from penstock.registry.transfer import RegistryClient, push
@@ -31,10 +31,9 @@ from penstock.wire.context import RequestContext
 from penstock.wire.inference import InferRequest
 from penstock.wire.tensors import Array, TensorSpec
 from tests import waiting
+from tests.factories import X, onnx_model, variant_spec
 
 T = TypeVar("T")
-X = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))
-LOGITS = TensorSpec(name="logits", datatype="FP32", shape=(-1, 3))
 
 
 class _VirtualSelector(selectors.DefaultSelector):
@@ -148,36 +147,18 @@ def write_mlp(path: Path, *, seed: int = 0, hidden: int = 8, features: int = 4, 
         "w2": rng.normal(size=(hidden, classes)).astype(np.float32),
         "b2": rng.normal(size=classes).astype(np.float32),
     }
-    graph = helper.make_graph(
-        [
-            helper.make_node("Gemm", ["x", "w1", "b1"], ["h"]),
-            helper.make_node("Relu", ["h"], ["r"]),
-            helper.make_node("Gemm", ["r", "w2", "b2"], ["logits"]),
-        ],
-        "mlp",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", features])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", classes])],
-        [numpy_helper.from_array(value, name) for name, value in weights.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    nodes = [
+        helper.make_node("Gemm", ["x", "w1", "b1"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("Gemm", ["r", "w2", "b2"], ["logits"]),
+    ]
+    model = onnx_model(nodes, weights, inputs={"x": ["n", features]}, outputs={"logits": ["n", classes]})
     onnx.save(model, path)
     return path
 
 
-def onnx_spec(model: str, **changes: Any) -> VariantSpec:
-    values: dict[str, Any] = {
-        "model": model,
-        "role": "cloud",
-        "engine": "onnx",
-        "target": "cpu",
-        "provider": "cpu",
-        "precision": "fp32",
-        "inputs": (X,),
-        "outputs": (LOGITS,),
-        "score_output": "logits",
-        "max_batch": 16,
-    }
-    return VariantSpec(**{**values, **changes})
+def onnx_spec(model: str, role: Role = "cloud", **changes: Any) -> VariantSpec:
+    return variant_spec(role, **{"model": model, "target": "cpu", "max_batch": 16} | changes)
 
 
 def onnx_layout(root: Path, tag: str, *, model: str = "mlp", seed: int = 0, **changes: Any) -> Layout:

@@ -9,7 +9,9 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
+
+from tests.factories import onnx_model
 
 CENTRES = np.array([[3, 0, 0, 1], [0, 3, 0, 1], [0, 0, 3, 1]], dtype=np.float32)
 COPIES = 64  # of every hidden unit: large enough for int8 to be the smaller file
@@ -45,18 +47,13 @@ def linear(weight: NDArray[np.float32], bias: NDArray[np.float32], **names: str)
     back = np.tile(np.concatenate([np.eye(3), -np.eye(3)]), (COPIES, 1)).astype(np.float32) / COPIES
     wide = np.tile(np.concatenate([bias, -bias]), COPIES)
     constants = {"w0": both, "b0": wide, "w1": back, "b1": np.zeros(3, np.float32)}
-    graph = helper.make_graph(
-        [
-            helper.make_node("Gemm", [x, "w0", "b0"], ["z"], name="first"),
-            helper.make_node("Relu", ["z"], ["h"], name="relu"),
-            helper.make_node("Gemm", ["h", "w1", "b1"], [logits], name="second"),
-        ],
-        "linear",
-        [helper.make_tensor_value_info(x, TensorProto.FLOAT, ["batch", weight.shape[0]])],
-        [helper.make_tensor_value_info(logits, TensorProto.FLOAT, ["batch", 3])],
-        [numpy_helper.from_array(value.astype(np.float32), key) for key, value in constants.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    nodes = [
+        helper.make_node("Gemm", [x, "w0", "b0"], ["z"], name="first"),
+        helper.make_node("Relu", ["z"], ["h"], name="relu"),
+        helper.make_node("Gemm", ["h", "w1", "b1"], [logits], name="second"),
+    ]
+    values = {key: value.astype(np.float32) for key, value in constants.items()}
+    return onnx_model(nodes, values, inputs={x: ["batch", weight.shape[0]]}, outputs={logits: ["batch", 3]})
 
 
 @pytest.fixture(autouse=True)

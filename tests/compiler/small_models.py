@@ -13,13 +13,14 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 from sklearn import datasets
 from sklearn.neural_network import MLPClassifier
 
 from compiler.passes.job import PassJob
 from compiler.recipe import targets
 from compiler.recipe.targets import Target
+from tests.factories import onnx_model
 
 Floats = NDArray[np.float32]
 _TRAINING: Mapping[str, Any] = {
@@ -57,14 +58,7 @@ def graph(
     output: str = "logits",
 ) -> onnx.ModelProto:
     """A model from x FP32 to logits FP32."""
-    made = helper.make_graph(
-        list(nodes),
-        "small",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, list(x))],
-        [helper.make_tensor_value_info(output, TensorProto.FLOAT, list(y))],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    model = onnx_model(nodes, constants, inputs={"x": x}, outputs={output: y}, opset=opset)
     onnx.checker.check_model(model)
     return model
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
 from cloud_core.registry.registry import Registry
 from cloud_core.state import Database
@@ -28,11 +28,11 @@ from penstock.artifact import golden
 from penstock.artifact.blobs import BlobStore
 from penstock.artifact.golden import Golden
 from penstock.artifact.layout import Layout, VariantDraft
-from penstock.artifact.manifests import VariantSpec
 from penstock.errors import PenstockError
 from penstock.wire.tensors import Array, TensorSpec
 from tests.cloud_core.conftest import put_layout
 from tests.cloud_core.rig import rig_of
+from tests.factories import onnx_model, variant_spec
 
 MODEL = "toy"
 ROWS = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
@@ -45,11 +45,10 @@ def tensor(name: str, *shape: int, datatype: str = "FP32") -> TensorSpec:
 def linear(path: Path, *, one_row_only: bool = False, width: int | str = 4) -> Array:
     """x [n, width] -> logits [n, 3], in one file; return its weights. ``one_row_only``: it fails on any other batch."""
     weights = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)
-    constants = [numpy_helper.from_array(weights, "w")]
+    constants: dict[str, Array] = {"w": weights}
     nodes = [helper.make_node("MatMul", ["x", "w"], ["logits"])]
     if one_row_only:  # looks up entry n - 1 of a table of one, which no shape inference foresees
-        constants += [numpy_helper.from_array(np.array(value), name) for name, value in (("zero", 0), ("one", 1))]
-        constants.append(numpy_helper.from_array(np.zeros(1, np.float32), "table"))
+        constants |= {"zero": np.array(0), "one": np.array(1), "table": np.zeros(1, np.float32)}
         nodes = [
             helper.make_node("MatMul", ["x", "w"], ["product"]),
             helper.make_node("Shape", ["x"], ["shape"]),
@@ -58,14 +57,7 @@ def linear(path: Path, *, one_row_only: bool = False, width: int | str = 4) -> A
             helper.make_node("Gather", ["table", "last"], ["found"]),
             helper.make_node("Add", ["product", "found"], ["logits"]),
         ]
-    graph = helper.make_graph(
-        nodes,
-        "toy",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", width])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 3])],
-        constants,
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    onnx.save(onnx_model(nodes, constants, inputs={"x": ["n", width]}), path)
     return weights
 
 
@@ -123,12 +115,8 @@ def packed(directory: Path, case: Case) -> Layout:
     weights = linear(path, **(case.weights or {}))
     x = ROWS[: case.golden_rows]
     vectors = golden.encode(Golden(inputs={"x": x}, outputs={"logits": x @ weights + np.float32(case.off_by)}))
-    values: dict[str, Any] = {
-        "model": MODEL, "engine": "onnx", "target": "any", "provider": "cpu", "precision": "fp32",
-        "inputs": (tensor("x", -1, 4),), "outputs": (tensor("logits", -1, 3),), "score_output": "logits",
-        "max_batch": 8,
-    }  # fmt: skip
-    specs = [VariantSpec(role=role, **(values | dict(case.spec or {}))) for role in ("edge", "cloud")]
+    values: dict[str, Any] = {"model": MODEL, "target": "any", "max_batch": 8} | dict(case.spec or {})
+    specs = [variant_spec("edge", **values), variant_spec("cloud", **values)]
     layout = Layout.create(directory / "layout")
     layout.pack(
         [VariantDraft(spec=s, weights=path, golden=vectors if case.has_golden else None) for s in specs], tag="v1"

@@ -17,19 +17,16 @@ import msgspec
 import numpy as np
 import onnx
 from aiohttp import web
-from onnx import TensorProto, helper, numpy_helper
 
 from edge_agent.policy.model_state import Release
 from penstock.artifact import golden, manifests
 from penstock.artifact.certificates import Certificate
 from penstock.artifact.layout import Layout, VariantDraft
-from penstock.artifact.manifests import Descriptor, VariantSpec, preprocessing_digest
+from penstock.artifact.manifests import Descriptor, preprocessing_digest
 from penstock.rpc.pb import fleet_pb2, fleet_pb2_grpc
-from penstock.wire.tensors import TensorSpec
+from tests.factories import certificate, linear_model, variant_spec
 
 MODEL = "toy"
-INPUTS = (TensorSpec(name="x", datatype="FP32", shape=(-1, 4)),)
-OUTPUTS = (TensorSpec(name="logits", datatype="FP32", shape=(-1, 3)),)
 SURE = np.array([[9, 0, 0, 0]], np.float32)
 UNSURE = np.zeros((1, 4), np.float32)
 
@@ -38,15 +35,7 @@ def onnx_model(path: Path, *, seed: int, padding_bytes: int = 0) -> np.ndarray[A
     """A linear classifier, x [N, 4] -> logits [N, 3]; returns its weights. ``padding_bytes`` makes the file larger."""
     rng = np.random.default_rng(seed)
     weights = (np.eye(4, 3) + rng.normal(size=(4, 3)) * 0.01).astype(np.float32)
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["logits"])],
-        "toy",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 3])],
-        [numpy_helper.from_array(weights, "w")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
-    model.ir_version = 9
+    model = linear_model(weights)
     model.doc_string = rng.bytes(padding_bytes // 2).hex()
     path.write_bytes(model.SerializeToString())
     onnx.checker.check_model(model)
@@ -61,19 +50,14 @@ def draft(directory: Path, role: str, target: str, *, seed: int, lies: bool = Fa
     weights = onnx_model(path, seed=seed, padding_bytes=padding_bytes)
     x = np.random.default_rng(1).normal(size=(4, 4)).astype(np.float32)
     vectors = golden.encode(golden.Golden(inputs={"x": x}, outputs={"logits": x @ weights + (1.0 if lies else 0.0)}))
-    spec = VariantSpec(
-        model=model, role=role, engine="onnx", target=target, provider="cpu", precision="fp32", inputs=INPUTS,  # type: ignore[arg-type]
-        outputs=OUTPUTS, score_output="logits", preprocessing={"scale": 1.0},
-    )  # fmt: skip
+    spec = variant_spec(role, model=model, target=target, preprocessing={"scale": 1.0})
     return VariantDraft(spec=spec, weights=path, golden=vectors)
 
 
 def certificate_for(edge_digest: str, cloud_digest: str, *, threshold: float = 0.9) -> Certificate:
-    return Certificate(
-        model=MODEL, edge_digest=edge_digest, cloud_digest=cloud_digest,
-        preprocessing_digest=preprocessing_digest({"scale": 1.0}), harm="labels", score="max_prob", temperature=1.0,
-        threshold=threshold, max_harm=0.02, delta=0.05, n=300, harm_count=0, kept_count=200, coverage=0.6,
-        coverage_low=0.5, coverage_high=0.7, audit_max_harm=0.03, data_digest="sha256:" + "0" * 64,
+    return certificate(
+        model=MODEL, edge_digest=edge_digest, cloud_digest=cloud_digest, threshold=threshold,
+        preprocessing_digest=preprocessing_digest({"scale": 1.0}),
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ import grpc
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import helper
 
 from edge_agent.serving.counts import Outcomes
 from edge_agent.serving.dataplane import Pipeline
@@ -32,6 +32,8 @@ from penstock.rpc.pb import oip_pb2, oip_pb2_grpc
 from penstock.wire.context import RequestContext
 from penstock.wire.inference import InferRequest, InferResponse, Parameter
 from penstock.wire.tensors import TensorSpec
+from tests import factories
+from tests.factories import onnx_model
 
 MODEL = "toy"
 DIGEST = "sha256:" + "a" * 64
@@ -58,32 +60,25 @@ def rows(*given: list[float]) -> Rows:
 
 def model_file(path: Path, *, batch: int | str = "n") -> Path:
     """x [batch, 3] -> logits = x."""
-    graph = helper.make_graph(
-        [helper.make_node("Identity", ["x"], ["logits"])],
-        "toy",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, 3])],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    identity = helper.make_node("Identity", ["x"], ["logits"])
+    onnx.save(onnx_model([identity], inputs={"x": [batch, 3]}, outputs={"logits": [batch, 3]}), path)
     return path
 
 
 def variant_spec(**changes: Any) -> VariantSpec:
-    values: dict[str, Any] = {
-        "model": MODEL, "role": "edge", "engine": "onnx", "target": "any", "provider": "cpu", "precision": "fp32",
-        "inputs": INPUTS, "outputs": OUTPUTS, "score_output": "logits", "max_batch": 64,
-    }  # fmt: skip
-    return VariantSpec(**(values | changes))
+    values = {"model": MODEL, "inputs": INPUTS, "outputs": OUTPUTS, "max_batch": 64}
+    return factories.variant_spec(**values | changes)
 
 
 def certificate(*, threshold: float = 0.9, **changes: Any) -> Certificate:
-    values: dict[str, Any] = {
-        "model": MODEL, "edge_digest": EDGE, "cloud_digest": CLOUD, "preprocessing_digest": preprocessing_digest({}),
-        "harm": "disagreement", "score": "max_prob", "temperature": 1.0, "threshold": threshold, "max_harm": 0.02,
-        "delta": 0.05, "n": 500, "harm_count": 1, "kept_count": 300, "coverage": 0.6, "coverage_low": 0.5,
-        "coverage_high": 0.7, "audit_max_harm": 0.02, "data_digest": DIGEST,
-    }  # fmt: skip
-    return Certificate(**(values | changes))
+    values = {
+        "model": MODEL,
+        "edge_digest": EDGE,
+        "cloud_digest": CLOUD,
+        "harm": "disagreement",
+        "audit_max_harm": 0.02,
+    }
+    return factories.certificate(threshold=threshold, **values | changes)
 
 
 def load_plan(

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
 
 from penstock.artifact import golden, manifests
 from penstock.artifact.certificates import Certificate
@@ -14,25 +13,15 @@ from penstock.artifact.layout import Layout, VariantDraft
 from penstock.artifact.manifests import VariantSpec
 from penstock.signing.ed25519 import SigningKey
 from penstock.signing.trust import TrustRoot
-from penstock.wire.tensors import TensorSpec
+from tests.factories import certificate_for, linear_model, variant_spec
 
-X = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))
-LOGITS = TensorSpec(name="logits", datatype="FP32", shape=(-1, 3))
 DATA = "model.onnx.data"
 
 
 def external_model(directory: Path, *, scale: float = 1.0) -> VariantDraft:
     """x [N, 4] -> logits [N, 3] = scale * x[:, :3], with the weights in a file beside the graph; no spec of its own."""
     directory.mkdir(parents=True, exist_ok=True)
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["logits"])],
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 3])],
-        [numpy_helper.from_array(np.eye(4, 3, dtype=np.float32) * np.float32(scale), "w")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
-    model.ir_version = 9
+    model = linear_model(np.eye(4, 3, dtype=np.float32) * np.float32(scale))
     path = directory / "model.onnx"
     (directory / DATA).unlink(missing_ok=True)
     onnx.save(model, path, save_as_external_data=True, location=DATA, size_threshold=0)
@@ -41,12 +30,8 @@ def external_model(directory: Path, *, scale: float = 1.0) -> VariantDraft:
     return VariantDraft(spec=spec("edge"), weights=path, golden=vectors, files={DATA: directory / DATA})
 
 
-def spec(role: str, target: str = "any", **changes: object) -> VariantSpec:
-    values: dict[str, object] = {
-        "model": "digits", "role": role, "engine": "onnx", "target": target, "provider": "cpu", "precision": "fp32",
-        "inputs": (X,), "outputs": (LOGITS,), "score_output": "logits", "preprocessing": {"scale": 16},
-    }  # fmt: skip
-    return VariantSpec(**{**values, **changes})  # type: ignore[arg-type]
+def spec(role: manifests.Role, target: str = "any", **changes: object) -> VariantSpec:
+    return variant_spec(role, target=target, preprocessing={"scale": 16}, **changes)
 
 
 def make_layout(
@@ -66,14 +51,7 @@ def make_layout(
 
 
 def new_certificate(layout: Layout, *, role: str = "edge", serial: int = 1, threshold: float = 0.5) -> Certificate:
-    parsed = layout.artifact()
-    return Certificate(
-        model="digits", edge_digest=parsed.variant(role).digest, cloud_digest=parsed.variant("cloud").digest,
-        preprocessing_digest=manifests.preprocessing_digest({"scale": 16}), harm="labels", score="max_prob",
-        temperature=1.0, threshold=threshold, max_harm=0.02, delta=0.05, n=400, harm_count=1, kept_count=300,
-        coverage=0.75, coverage_low=0.7, coverage_high=0.8, audit_max_harm=0.03, data_digest="sha256:" + "0" * 64,
-        serial=serial,
-    )  # fmt: skip
+    return certificate_for(layout, role=role, serial=serial, threshold=threshold)
 
 
 def trusting(directory: Path, *keys: SigningKey) -> TrustRoot:

@@ -32,14 +32,13 @@ from edge_agent.reporting.heartbeat import Device, heartbeat_request
 from edge_agent.updates.fetch import Transferred
 from edge_agent.updates.reported import ReportedModel
 from penstock.artifact import manifests
-from penstock.artifact.certificates import Certificate
 from penstock.artifact.layout import Layout, VariantDraft
-from penstock.artifact.manifests import VariantSpec
 from penstock.rpc.pb import fleet_pb2 as pb
 from penstock.wire import tensors
 from penstock.wire.outcomes import OutcomeCounts
 from penstock.wire.tensors import TensorSpec
 from tests.edge_agent.simulated_device import Nature, SimulatedDevice
+from tests.factories import certificate_for, echo_spec
 
 AGENTS = 200
 PROMISED = 0.03
@@ -194,24 +193,14 @@ class World:
 
 def write_artifact(root: Path, tag: str) -> Layout:
     def draft(role: manifests.Role, target: str) -> VariantDraft:
-        spec = VariantSpec(
-            model="digits", role=role, engine="echo", target=target, provider="cpu", precision="fp32", inputs=(X,),
-            outputs=(X,), score_output="x",
-        )  # fmt: skip
+        spec = echo_spec(role, target=target)
         weights = root / f"{tag}.json"
         weights.write_bytes(msgspec.json.encode([X]) + b" " * int(tag[1:]))
         return VariantDraft(spec=spec, weights=weights, golden=tensors.pack({}) if role == "edge" else None)
 
     layout = Layout.create(root / f"layout-{tag}")
-    parsed = layout.pack([draft("edge", "any"), draft("cloud", "cpu")], tag=tag)
-    layout.attach_certificate(
-        Certificate(
-            model="digits", edge_digest=parsed.variant("edge").digest, cloud_digest=parsed.variant("cloud").digest,
-            preprocessing_digest=manifests.preprocessing_digest({}), harm="labels", score="max_prob", temperature=1.0,
-            threshold=0.9, max_harm=0.02, delta=0.05, n=400, harm_count=1, kept_count=300, coverage=0.75,
-            coverage_low=0.7, coverage_high=0.8, audit_max_harm=PROMISED, data_digest="sha256:" + "0" * 64,
-        )
-    )  # fmt: skip
+    layout.pack([draft("edge", "any"), draft("cloud", "cpu")], tag=tag)
+    layout.attach_certificate(certificate_for(layout, audit_max_harm=PROMISED))
     return layout
 
 

@@ -10,11 +10,11 @@ import pytest
 from compiler.distill.cache import AnswerCache, Answered
 from compiler.distill.teacher import CORE_ROWS, CoreTeacher
 from penstock.artifact.layout import Layout, VariantDraft
-from penstock.artifact.manifests import VariantSpec
 from penstock.errors import NotFound, Unavailable
 from penstock.runtime import EngineOptions, load_engine
 from penstock.sdk.client import Client
 from tests.compiler.distill.conftest import Digits
+from tests.factories import variant_spec
 from tests.processes import CoreProcess
 
 
@@ -22,17 +22,7 @@ from tests.processes import CoreProcess
 def core(core_process: CoreProcess, digits: Digits, tmp_path: Path) -> CoreProcess:
     """A core that serves the digits' teacher as digits:v1."""
     engine = load_engine("onnx", digits.teacher, EngineOptions())
-    spec = VariantSpec(
-        model="digits",
-        role="cloud",
-        engine="onnx",
-        target="cpu",
-        provider="cpu",
-        precision="fp32",
-        inputs=engine.inputs,
-        outputs=engine.outputs,
-        score_output="logits",
-    )
+    spec = variant_spec("cloud", inputs=engine.inputs, outputs=engine.outputs)
     layout = Layout.create(tmp_path / "layout")
     layout.pack([VariantDraft(spec=spec, weights=digits.teacher)], tag="v1")
     core_process.push(tmp_path / "layout")

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from compiler.distill.teacher import CoreTeacher, LocalTeacher, ToolchainTeacher
@@ -23,6 +23,7 @@ from penstock.sdk.client import Client
 from penstock.wire.inference import ModelMetadata
 from penstock.wire.tensors import Array, TensorSpec
 from tests.compiler.distill.conftest import Digits
+from tests.factories import onnx_model
 
 X = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))
 
@@ -108,13 +109,8 @@ def test_what_is_no_classifier_is_refused(
 
 
 def test_one_of_several_outputs_can_be_named(tmp_path: Path) -> None:
-    graph = helper.make_graph(
-        [helper.make_node("Relu", ["x"], ["a"]), helper.make_node("Neg", ["x"], ["b"])],
-        "two",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in "ab"],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    nodes = [helper.make_node("Relu", ["x"], ["a"]), helper.make_node("Neg", ["x"], ["b"])]
+    onnx.save(onnx_model(nodes, outputs={"a": ["n", 4], "b": ["n", 4]}), tmp_path / "m.onnx")
     teacher = LocalTeacher(load_engine("onnx", tmp_path / "m.onnx", EngineOptions()), content="a", output="b")
     np.testing.assert_array_equal(teacher.answer({"x": np.ones((2, 4), np.float32)}, unheard), -np.ones((2, 4)))
 

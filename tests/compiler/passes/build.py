@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 
 from compiler.graph import equivalence, files
 from compiler.passes.job import PassJob, PassResult
 from compiler.recipe import targets
+from tests.factories import onnx_model
 
 Run = Callable[[PassJob], PassResult]
 
@@ -27,13 +28,7 @@ def model(
     opset: int = 17,
 ) -> onnx.ModelProto:
     """A float32 model."""
-
-    def values(named: Mapping[str, list[int | str]]) -> list[onnx.ValueInfoProto]:
-        return [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in named.items()]
-
-    tensors = [numpy_helper.from_array(value, name) for name, value in constants.items()]
-    graph = helper.make_graph(nodes, "g", values(inputs), values(outputs), tensors)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    return onnx_model(nodes, constants, inputs=inputs, outputs=outputs, opset=opset)
 
 
 def floats(*shape: int, seed: int = 0) -> NDArray[np.float32]:

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from tests.compiler import small_models
+from tests.factories import onnx_model
 
 HIDDEN, HEADS, WORDS = 32, 4, 64
 
@@ -92,17 +93,7 @@ def encoder() -> onnx.ModelProto:
         make("ReduceMean", ["d"], ["mean"], axes=[1], keepdims=0),
         make("MatMul", ["mean", "head"], ["logits"], name="head"),
     ]
-    inputs = [
-        helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"])
-        for name in ("input_ids", "attention_mask")
-    ]
-    made = helper.make_graph(
-        nodes,
-        "encoder",
-        inputs,
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    inputs = {"input_ids": ["batch", "sequence"], "attention_mask": ["batch", "sequence"]}
+    model = onnx_model(nodes, constants, inputs=inputs, outputs={"logits": ["batch", 3]}, ints=inputs)
     onnx.checker.check_model(model)
     return model

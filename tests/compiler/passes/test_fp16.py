@@ -13,6 +13,7 @@ from onnx.reference import ReferenceEvaluator
 from compiler.passes import fp16
 from penstock.errors import CompileError, ConfigError
 from tests.compiler.passes import build, graphs
+from tests.factories import onnx_model
 
 node = helper.make_node
 
@@ -130,13 +131,7 @@ def test_operators_that_the_model_does_not_have(tmp_path: Path) -> None:
 
 
 def test_nothing_to_convert_is_an_error(tmp_path: Path) -> None:
-    graph = helper.make_graph(
-        [node("Add", ["x", "x"], ["y"])],
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.INT64, ["n"])],
-        [helper.make_tensor_value_info("y", TensorProto.INT64, ["n"])],
-    )
-    source = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    source = onnx_model([node("Add", ["x", "x"], ["y"])], inputs={"x": ["n"]}, outputs={"y": ["n"]}, ints=("x", "y"))
     with pytest.raises(CompileError, match="fp16: nothing was converted"):
         build.apply(fp16.run, source, tmp_path)
 

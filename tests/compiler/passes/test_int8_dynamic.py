@@ -21,6 +21,7 @@ from compiler.passes import int8_dynamic
 from compiler.passes.job import PassResult
 from penstock.errors import CompileError, ConfigError
 from tests.compiler import small_models as small
+from tests.factories import onnx_model
 
 
 def quantized(directory: Path, model: onnx.ModelProto, **options: Any) -> tuple[PassResult, Path]:
@@ -50,14 +51,7 @@ def encoder() -> onnx.ModelProto:
         "head": source.normal(size=(3, 32)).astype(np.float32),
         "bias": source.normal(size=3).astype(np.float32),
     }
-    graph = helper.make_graph(
-        nodes,
-        "encoder",
-        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["n", 7])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 3])],
-        [numpy_helper.from_array(value, name) for name, value in tensors.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return onnx_model(nodes, tensors, inputs={"ids": ["n", 7]}, ints=("ids",))
 
 
 def ids() -> np.ndarray:

@@ -17,6 +17,7 @@ from compiler.graph import equivalence, names, rewrite
 from compiler.passes import optimize
 from penstock.errors import CompileError, ConfigError
 from tests.compiler.passes import build, graphs
+from tests.factories import onnx_model
 
 node = helper.make_node
 
@@ -193,16 +194,8 @@ def test_a_result_that_differs_is_refused_with_the_difference(tmp_path: Path, mo
 
 def test_onnxslim_that_breaks_a_graph_is_not_believed(tmp_path: Path) -> None:
     """It drops the input of a Reshape whose target the caller gives."""
-    graph = helper.make_graph(
-        [node("Reshape", ["x", "shape"], ["y"])],
-        "g",
-        [
-            helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 3]),
-            helper.make_tensor_value_info("shape", TensorProto.INT64, [2]),
-        ],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [3, 2])],
-    )
-    source = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    reshape = node("Reshape", ["x", "shape"], ["y"])
+    source = onnx_model([reshape], inputs={"x": [2, 3], "shape": [2]}, outputs={"y": [3, 2]}, ints=("shape",))
     feeds = {"x": build.floats(2, 3), "shape": np.array([3, 2])}
     made, result = build.apply(optimize.run, source, tmp_path, examples=[feeds])
     assert result.facts["onnxslim"].startswith("declined: ")

@@ -17,12 +17,13 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from compiler.cache import steps
 from compiler.graph import files
 from penstock.artifact.layout import Layout
 from penstock.errors import CompileError
+from tests.factories import onnx_model
 
 PENSTOCK = (sys.executable, "-m", "penstock")
 WEIGHT: NDArray[np.float32] = np.ones((4, 3), np.float32)
@@ -30,15 +31,10 @@ WEIGHT: NDArray[np.float32] = np.ones((4, 3), np.float32)
 
 def save(path: Path, *nodes: onnx.NodeProto, batch: int | str = "n", opset: int = 17, domain: str = "") -> Path:
     """A model from x FP32 [batch, 4] to logits FP32 [batch, 3] with the weight w."""
-    graph = helper.make_graph(
-        list(nodes) or [helper.make_node("MatMul", ["x", "w"], ["logits"], name="product")],
-        "odd",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 4])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, 3])],
-        [numpy_helper.from_array(WEIGHT, "w")],
-    )
+    product = helper.make_node("MatMul", ["x", "w"], ["logits"], name="product")
     opsets = [helper.make_opsetid("", opset), *([helper.make_opsetid(domain, 3)] if domain else [])]
-    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    shapes = {"inputs": {"x": [batch, 4]}, "outputs": {"logits": [batch, 3]}}
+    onnx.save(onnx_model(nodes or [product], {"w": WEIGHT}, **shapes, opset_imports=opsets), path)
     return path
 
 

@@ -9,22 +9,18 @@ from typing import Any
 
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import helper
 
 from compiler.certificate.binomial import samples_needed
 from compiler.pipeline import first_recipe
 from compiler.recipe import recipes
 from penstock.errors import InvalidInput
+from tests.factories import onnx_model
 
 
 def onnx_file(path: Path, *, output: str = "logits", shape: tuple[Any, ...] = ("batch", 3)) -> None:
-    graph = helper.make_graph(
-        [helper.make_node("Identity", ["x"], [output])],
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info(output, TensorProto.FLOAT, shape)],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
+    node = helper.make_node("Identity", ["x"], [output])
+    onnx.save(onnx_model([node], inputs={"x": shape}, outputs={output: shape}), str(path))
 
 
 def hugging_face(path: Path, architecture: str, **config: Any) -> None:

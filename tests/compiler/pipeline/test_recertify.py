@@ -20,45 +20,25 @@ from compiler.pipeline.recertify import Request
 from penstock.artifact import certificates, golden, manifests
 from penstock.artifact.golden import Golden
 from penstock.artifact.layout import Layout, VariantDraft
-from penstock.artifact.manifests import VariantSpec
 from penstock.cli.main import command, exit_code
 from penstock.errors import CalibrationError, ConfigError, InvalidInput, PenstockError
 from penstock.process import machine
 from penstock.runtime import EngineOptions, load_engine
+from tests.factories import linear_model, variant_spec
 
 CENTRES = np.array([[3, 0, 0, 1], [0, 3, 0, 1], [0, 0, 3, 1]], dtype=np.float32)
 
 
 def model(weight: np.ndarray, path: Path) -> Path:
     """x FP32 [-1, 4] -> logits FP32 [-1, 3]."""
-    from onnx import TensorProto, helper, numpy_helper
-
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["logits"])],
-        "linear",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])],
-        [numpy_helper.from_array(weight.astype(np.float32), "w")],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    onnx.save(linear_model(weight.astype(np.float32)), path)
     return path
 
 
 def draft(path: Path, role: str, target: str) -> VariantDraft:
     engine = load_engine("onnx", path, EngineOptions())
     x = np.random.default_rng(1).normal(0, 1, (4, 4)).astype(np.float32)
-    spec = VariantSpec(
-        model="blobs",
-        role=role,
-        engine="onnx",
-        target=target,
-        provider="cpu",
-        precision="fp32",
-        inputs=engine.inputs,
-        outputs=engine.outputs,
-        score_output="logits",
-        preprocessing={"scale": 1},
-    )
+    spec = variant_spec(role, model="blobs", target=target, preprocessing={"scale": 1})
     return VariantDraft(
         spec=spec, weights=path, golden=golden.encode(Golden(inputs={"x": x}, outputs=engine.run({"x": x})))
     )

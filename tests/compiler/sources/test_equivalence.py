@@ -9,11 +9,12 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from compiler.sources import equivalence
 from compiler.sources.equivalence import Case
 from penstock.errors import CompileError, InvalidInput
+from tests.factories import onnx_model
 
 Floats = NDArray[np.float32]
 WEIGHT = np.eye(4, 3, dtype=np.float32)
@@ -22,15 +23,10 @@ WEIGHT = np.eye(4, 3, dtype=np.float32)
 @pytest.fixture
 def save(tmp_path: Path) -> Callable[..., Path]:
     def write(nodes: list[onnx.NodeProto] | None = None, batch: int | str = "batch") -> Path:
-        graph = helper.make_graph(
-            nodes or [helper.make_node("MatMul", ["x", "w"], ["y"])],
-            "g",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 4])],
-            [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-            [numpy_helper.from_array(WEIGHT, "w"), numpy_helper.from_array(np.array([2, 3], np.int64), "two")],
-        )
+        nodes = nodes or [helper.make_node("MatMul", ["x", "w"], ["y"])]
+        constants = {"w": WEIGHT, "two": np.array([2, 3], np.int64)}
         path = tmp_path / "model.onnx"
-        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
+        onnx.save(onnx_model(nodes, constants, inputs={"x": [batch, 4]}, outputs={"y": None}), str(path))
         return path
 
     return write

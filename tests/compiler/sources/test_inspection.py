@@ -8,24 +8,23 @@ from typing import Any
 
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import helper
 
 from compiler import sources
 from compiler.sources import inspection
 from compiler.sources.inspection import Seen
 from penstock.errors import InvalidInput
+from tests.factories import onnx_model
 
 
 def onnx_file(tmp_path: Path, outputs: dict[str, list[Any]], last: str = "Identity", batch: Any = "batch") -> Path:
     first = next(iter(outputs))
     nodes = [helper.make_node(last, ["x"], ["made"]), helper.make_node("Identity", ["made"], [first])]
     nodes += [helper.make_node("Identity", ["x"], [name]) for name in list(outputs)[1:]]
-    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()]
     rank = len(next(iter(outputs.values())))
     size = [batch, *next(iter(outputs.values()))[1:]] if rank else [batch]
-    graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, size)], infos)
     path = tmp_path / "m.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
+    onnx.save(onnx_model(nodes, inputs={"x": size}, outputs=outputs), str(path))
     return path
 
 

@@ -8,24 +8,19 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
 from compiler.sources import Exported
 from penstock.errors import CompileError, ConfigError
+from tests.factories import onnx_model
 
 Export = Callable[..., Exported]
 
 
 @pytest.fixture
 def model() -> onnx.ModelProto:
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])],
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 512])],
-        [numpy_helper.from_array(np.ones((4, 512), np.float32), "w")],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    product, weights = helper.make_node("MatMul", ["x", "w"], ["y"]), np.ones((4, 512), np.float32)
+    return onnx_model([product], {"w": weights}, inputs={"x": ["batch", 4]}, outputs={"y": ["batch", 512]})
 
 
 def test_a_file_keeps_its_bytes_and_so_its_digest(tmp_path: Path, model: onnx.ModelProto, exported: Export) -> None:

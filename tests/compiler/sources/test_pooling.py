@@ -9,12 +9,13 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from compiler.sources import pooling
 from compiler.sources.pooling import Pooling
 from penstock.errors import CompileError, ConfigError, InvalidInput
+from tests.factories import onnx_model
 
 TOKENS = np.random.default_rng(0).standard_normal((3, 5, 4)).astype(np.float32)
 MASK = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]], dtype=np.int64)
@@ -22,16 +23,13 @@ MASK = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]], dtype=np.in
 
 def tokens(opset: int) -> onnx.ModelProto:
     """A graph that gives its input back as token embeddings."""
-    graph = helper.make_graph(
+    return onnx_model(
         [helper.make_node("Identity", ["x"], ["last_hidden_state"])],
-        "tokens",
-        [
-            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "tokens", 4]),
-            helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["batch", "tokens"]),
-        ],
-        [helper.make_tensor_value_info("last_hidden_state", TensorProto.FLOAT, ["batch", "tokens", 4])],
+        inputs={"x": ["batch", "tokens", 4], "attention_mask": ["batch", "tokens"]},
+        outputs={"last_hidden_state": ["batch", "tokens", 4]},
+        ints=("attention_mask",),
+        opset=opset,
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
 def expected(mode: str, normalize: bool) -> np.ndarray:

@@ -15,6 +15,7 @@ from penstock.artifact.layout import Layout, VariantDraft
 from penstock.artifact.manifests import VariantSpec
 from penstock.errors import ArtifactError, CertificateMismatch, ConfigError
 from penstock.wire.tensors import TensorSpec
+from tests import factories
 
 
 def level(max_harm: float, threshold: float, **changes: Any) -> Level:
@@ -35,19 +36,7 @@ def level(max_harm: float, threshold: float, **changes: Any) -> Level:
 
 def certificate(*levels: Level, **changes: Any) -> Certificate:
     first = levels[0] if levels else level(0.02, 0.9)
-    values = {
-        "model": "digits",
-        "edge_digest": "sha256:" + "1" * 64,
-        "cloud_digest": "sha256:" + "2" * 64,
-        "preprocessing_digest": manifests.preprocessing_digest({}),
-        "harm": "labels",
-        "score": "max_prob",
-        "temperature": 1.0,
-        "data_digest": "sha256:" + "4" * 64,
-        "levels": levels,
-        **msgspec.structs.asdict(first),
-    }
-    return Certificate(**values | changes)
+    return factories.certificate(levels=levels, **msgspec.structs.asdict(first) | changes)
 
 
 SUBJECT = Subject(

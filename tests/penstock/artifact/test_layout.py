@@ -9,30 +9,15 @@ import msgspec
 import pytest
 
 from penstock.artifact import manifests
-from penstock.artifact.certificates import Certificate
 from penstock.artifact.layout import Layout, VariantDraft, variant_digest
 from penstock.artifact.manifests import VariantSpec
 from penstock.errors import ArtifactError, CertificateMismatch, NotFound
 from penstock.wire import tensors
-from penstock.wire.tensors import TensorSpec
-
-X = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))
+from tests.factories import X, certificate_for, echo_spec
 
 
 def spec(role: manifests.Role, **changes: object) -> VariantSpec:
-    values: dict[str, object] = {
-        "model": "digits",
-        "role": role,
-        "engine": "echo",
-        "target": "any" if role == "edge" else "cpu",
-        "provider": "cpu",
-        "precision": "fp32",
-        "inputs": (X,),
-        "outputs": (X,),
-        "score_output": "x",
-        "preprocessing": {"scale": 16},
-    }
-    return VariantSpec(**{**values, **changes})  # type: ignore[arg-type]
+    return echo_spec(role, preprocessing={"scale": 16}, **changes)
 
 
 def drafts(tmp_path: Path) -> list[VariantDraft]:
@@ -42,31 +27,6 @@ def drafts(tmp_path: Path) -> list[VariantDraft]:
         VariantDraft(spec=spec("edge"), weights=weights, golden=tensors.pack({})),
         VariantDraft(spec=spec("cloud"), weights=weights),
     ]
-
-
-def certificate(layout: Layout, **changes: object) -> Certificate:
-    parsed = layout.artifact()
-    values: dict[str, object] = {
-        "model": "digits",
-        "edge_digest": parsed.variant("edge").digest,
-        "cloud_digest": parsed.variant("cloud").digest,
-        "preprocessing_digest": manifests.preprocessing_digest({"scale": 16}),
-        "harm": "labels",
-        "score": "max_prob",
-        "temperature": 1.0,
-        "threshold": 0.9,
-        "max_harm": 0.02,
-        "delta": 0.05,
-        "n": 400,
-        "harm_count": 1,
-        "kept_count": 300,
-        "coverage": 0.75,
-        "coverage_low": 0.7,
-        "coverage_high": 0.8,
-        "audit_max_harm": 0.03,
-        "data_digest": "sha256:" + "0" * 64,
-    }
-    return Certificate(**{**values, **changes})  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -101,7 +61,7 @@ def test_variant_digest_is_known_before_packing(layout: Layout, tmp_path: Path) 
 
 
 def test_a_certificate_is_attached_and_found(layout: Layout) -> None:
-    issued = certificate(layout)
+    issued = certificate_for(layout)
     layout.attach_certificate(issued)
     assert layout.certificates()[-1][1] == issued
     assert layout.verify() == []
@@ -110,13 +70,13 @@ def test_a_certificate_is_attached_and_found(layout: Layout) -> None:
 @pytest.mark.parametrize("field", ["edge_digest", "cloud_digest", "preprocessing_digest"])
 def test_a_certificate_for_other_digests_is_refused(layout: Layout, field: str) -> None:
     with pytest.raises(CertificateMismatch, match="issued for other digests"):
-        layout.attach_certificate(certificate(layout, **{field: "sha256:" + "1" * 64}))
+        layout.attach_certificate(certificate_for(layout, **{field: "sha256:" + "1" * 64}))
 
 
 def test_a_certificate_of_another_pair_is_found_by_verify(layout: Layout) -> None:
     from penstock.artifact import certificates
 
-    wrong = certificate(layout, cloud_digest="sha256:" + "1" * 64)
+    wrong = certificate_for(layout, cloud_digest="sha256:" + "1" * 64)
     layout.attach(manifests.CERTIFICATE, certificates.encode(wrong), title="certificate.json")
     assert any("issued for other digests" in problem for problem in layout.verify())
 

@@ -19,18 +19,15 @@ from penstock.errors import ArtifactError, InvalidInput, PenstockError
 from penstock.hosting import loading
 from penstock.hosting.loading import Loaded, warm_up
 from penstock.wire.tensors import Array, TensorSpec
+from tests.factories import X, echo_spec
 
-X = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))
 ROWS = np.arange(8, dtype=np.float32).reshape(2, 4)
 
 
 def spec_of(*tensors: TensorSpec, **changes: Any) -> VariantSpec:
-    values: dict[str, Any] = {
-        "model": "toy", "role": "edge", "engine": "echo", "target": "any", "provider": "cpu", "precision": "fp32",
-        "inputs": tensors or (X,), "outputs": tensors or (X,), "score_output": (tensors or (X,))[0].name,
-        "max_batch": 8,
-    }  # fmt: skip
-    return VariantSpec(**(values | changes))
+    described = tensors or (X,)
+    values = {"inputs": described, "outputs": described, "score_output": described[0].name, "max_batch": 8}
+    return echo_spec(model="toy", **values | changes)
 
 
 def vectors(inputs: Array, outputs: Array) -> bytes:

@@ -14,6 +14,7 @@ import penstock.runtime
 from penstock.errors import ArtifactError, Internal, InvalidInput
 from penstock.runtime import Engine, EngineOptions, load_engine, platform_of
 from penstock.wire.tensors import TensorSpec
+from tests.factories import onnx_model
 
 X = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))
 ROWS = np.arange(8, dtype="f4").reshape(2, 4)
@@ -21,12 +22,10 @@ ROWS = np.arange(8, dtype="f4").reshape(2, 4)
 
 def _onnx_identity(path: Path) -> Path:
     onnx = pytest.importorskip("onnx", reason="writing a model needs onnx")
-    from onnx import TensorProto, helper
+    from onnx import helper
 
-    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])
-    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])
-    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [value], [result])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    identity = helper.make_node("Identity", ["x"], ["y"])
+    onnx.save(onnx_model([identity], outputs={"y": ["n", 4]}), path)
     return path
 
 
