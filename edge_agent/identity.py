@@ -1,4 +1,4 @@
-"""Who this device is. Owns one small file that no deployment, update or repair ever rewrites.
+"""Tells who this device is. Owns one small file that no deployment, update or repair ever rewrites.
 
 A device that loses its name becomes a new device, and its history, its outcomes and its place in a rollout are gone.
 """

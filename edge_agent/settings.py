@@ -60,7 +60,8 @@ class EscalationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_field
         max_queue_rows: rows waiting; beyond it a row counts as unreachable.
         rate_rows_per_s: budget of rows; 0 is unlimited.
         burst_rows: what may go at once.
-        breaker_failures: failures in a row that open the circuit; ``breaker_open_s`` until it is tried again.
+        breaker_failures: failures in a row that open the circuit.
+        breaker_open_s: how long it stays open before the cloud is tried again.
         model_version: ``digest`` asks for exactly the certified version; "" for the default one of a server that does
             not know our digests (its answers are then taken at their word).
     """
@@ -108,7 +109,8 @@ class FetchSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         max_certificates: referrers looked at to find one that fits; as many signatures are looked at.
         reserve_bytes: disk space that a pull leaves free.
         chunk_bytes: what is read, hashed and written at a time.
-        connect_timeout_s, read_timeout_s: of one connection; the second is silence, not the whole transfer.
+        connect_timeout_s: longest wait for a connection.
+        read_timeout_s: longest silence on a connection, not the whole transfer.
     """
 
     max_blob_bytes: Count = 16 * _GIB
@@ -125,10 +127,12 @@ class UpdateSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """When a new version is trusted.
 
     Attributes:
-        probation_s, probation_requests: a new version is committed after that many seconds, or rows, without a failure.
+        probation_s: a new version is committed after that many seconds without a failure.
+        probation_requests: it is committed earlier after that many rows without a failure.
         max_crashes: failures in probation, or starts that did not survive, after which it is reverted.
         max_failures: versions that failed and are remembered per model, oldest forgotten.
-        retry_base_s, retry_max_s: full-jitter back-off of what may be tried again.
+        retry_base_s: first pause before what failed is tried again; it doubles, with full jitter.
+        retry_max_s: longest such pause.
         patience: attempts that fail for want of a connection before the device reports FAILED instead of FETCHING.
     """
 
@@ -162,7 +166,8 @@ class OutboxSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     Attributes:
         flush_s: how often the counts since the last flush become a record and are delivered.
-        max_records, max_bytes: of the queue on disk.
+        max_records: records in the queue on disk.
+        max_bytes: size of the queue on disk.
         ttl_s: age at which a record is given up.
         when_full: ``merge`` folds the two oldest unsent records of one artifact into one (counts are kept, their
             resolution in time is not); ``overwrite`` drops the oldest record.

@@ -1,4 +1,4 @@
-"""Who may send, how much, and whether a deadline can still be met. Plain functions of values and ``now``.
+"""Decides who may send, how much, and whether a deadline can still be met. Plain functions of values and ``now``.
 
 Decides; keeps no bucket, reads no header, waits for nothing. The data plane holds the states that are handed back here.
 """

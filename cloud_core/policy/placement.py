@@ -1,4 +1,4 @@
-"""Which variants are in memory: what to load next, what to unload for it, and when to look again. Pure.
+"""Decides which variants are in memory: what to load next, what to unload for it, and when to look again. Pure.
 
 Default versions are pinned: other versions never push them out. Others fill what is free, newest push first, and go
 least recently used first. Nothing that is merely there to fill a slot ever pushes anything out, so a plan that was
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A variant that the registry knows.
+    """Describes a variant that the registry knows.
 
     Attributes:
         is_default: the default version of a model uses it.
@@ -35,7 +35,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadingPlan:
-    """One step: unload these, then load that one, then plan again.
+    """Holds one step: unload these, then load that one, then plan again.
 
     Attributes:
         refused: asked for, but every slot is pinned.

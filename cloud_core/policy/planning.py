@@ -1,6 +1,7 @@
-"""Who is in a rollout and in which wave. Frozen once made: the same fleet, request and seed give the same plan.
+"""Decides which devices are in a rollout, and in which wave.
 
-Decides only membership and order; what a wave must show is ``gates``, what happens next is ``rollout``.
+A plan is frozen once made: the same fleet, request and seed give the same plan. Decides only membership and order; what
+a wave must show is ``gates``, what happens next is ``rollout``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ MAX_WAVES = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A known device, seen from one rollout.
+    """Describes a known device, as one rollout sees it.
 
     Attributes:
         desired_digest: what it should run now, and would go back to; "" when there is nothing.
@@ -37,13 +38,14 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which devices are wanted: those named, or those whose labels match; all when both are empty."""
+    """Says which devices are wanted: those named, or those whose labels match; all when both are empty."""
 
     device_ids: tuple[str, ...] = ()
     labels: Mapping[str, str]
 
     @property
     def is_everyone(self) -> bool:
+        """Say whether no device was left out by choice."""
         return not self.device_ids and not self.labels
 
 
@@ -116,6 +118,7 @@ def _obstacle(candidate: Candidate, target: str, max_silence_s: float) -> str:
         return "does not subscribe to this model"
     if candidate.desired_digest == target:
         return "already on it"
+    # a rollout must be able to take everything back that it did
     if not candidate.desired_digest:
         return "has no version to go back to"
     if not candidate.is_runnable:

@@ -1,4 +1,4 @@
-"""The life of a rollout: which device should run what, the next step, and what an operator may do when.
+"""Decides the course of a rollout: which device should run what, the next step, and what an operator may do when.
 
 A state machine of values. Decides from a rollout, observations and ``now``; stores nothing, sends nothing, reads no
 clock. The wave's gate is ``gates``; who is in which wave was frozen by ``planning``.
@@ -41,7 +41,12 @@ _ALLOWED: Mapping[Action, frozenset[State]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedDevice:
-    """A device, its wave (0 first) and the artifact it goes back to."""
+    """Names a device of a plan.
+
+    Attributes:
+        wave: 0 is the first.
+        base_digest: the artifact that the device goes back to.
+    """
 
     device_id: str
     wave: int
@@ -50,7 +55,7 @@ class PlannedDevice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What ``apply`` runs, frozen when it was made.
+    """Holds what ``apply`` runs, frozen when it was made.
 
     Attributes:
         promised_harm: the certificate's audit bound; None for an artifact without a certificate.
@@ -74,7 +79,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something that happened to a rollout."""
+    """Records what happened to a rollout, for people."""
 
     at: datetime
     text: str
@@ -82,7 +87,12 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReleasedWave:
-    """When a wave was released (or resumed), and what its gate said last."""
+    """Tells how a released wave stands.
+
+    Attributes:
+        released_at: when the wave was released; when it was resumed, if that was later.
+        verdict: what its gate said last; None before the first look.
+    """
 
     released_at: datetime
     verdict: GateVerdict | None = None
@@ -90,9 +100,10 @@ class ReleasedWave:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """A plan and how far it is. ``waves`` are the released ones.
+    """Holds a plan and how far it is.
 
     Attributes:
+        waves: the released ones.
         is_kept: aborted, and updated devices stay on the new version.
         acknowledged: devices whose failure an operator accepted by resuming.
         previous_default: the model's default version when the rollout was applied.
@@ -120,28 +131,28 @@ class Release:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Succeed:
-    """The last wave passed."""
+    """Succeed: the last wave passed."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stop:
-    """A gate failed: every device goes back."""
+    """Stop because a gate failed: every device goes back."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pause:
-    """A wave took too long; a person should look."""
+    """Pause because a wave took too long; a person should look."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hold:
-    """Nothing to do until there is news, or until ``wake_at``."""
+    """Do nothing until a report brings news, or until ``wake_at``."""
 
     reason: str
     wake_at: datetime | None
@@ -152,7 +163,7 @@ Step = Release | Succeed | Stop | Pause | Hold
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """A step, and the verdict on every released wave that led to it."""
+    """Holds a step, and the verdicts on all released waves that led to it."""
 
     step: Step
     verdicts: tuple[GateVerdict, ...]
@@ -181,6 +192,8 @@ def next_step(rollout: Rollout, observations: Mapping[str, Observation], now: da
     """
     if rollout.state not in ACTIVE:
         return Decision(step=Hold(reason=rollout.status, wake_at=None), verdicts=())
+    # every released wave is judged, not only the last: harm needs time to show, and the first wave has had the most.
+    # Also of a paused rollout: a person who is asked to look must not have to be quick.
     verdicts = _verdicts(rollout, observations, now)
     for number, verdict in enumerate(verdicts):
         if verdict.verdict == "fail":
@@ -218,6 +231,7 @@ def applied(rollout: Rollout, *, default_digest: str, now: datetime) -> Rollout:
         Conflict: it was applied or aborted before.
     """
     _check("apply", rollout)
+    # the default is kept: undo of a rollout that moved it has to know where it was, whatever the registry says by then
     running = replace(rollout, state="running", started_at=now, previous_default=default_digest)
     return _release(running, now)
 
@@ -246,7 +260,9 @@ def resumed(rollout: Rollout, observations: Mapping[str, Observation], *, now: d
         for device_id, outcome in all_outcomes_of(wave, target, max_silence_s, now).items()
         if outcome == "failed"
     }
+    # those accepted before stay accepted: one that recovered and fails again must not stop the rollout now
     acknowledged = tuple(sorted(failed.union(rollout.acknowledged)))
+    # the clock starts again, or a wave that was paused for taking too long would be paused again by the next look
     last = replace(rollout.waves[-1], released_at=now)
     again = replace(rollout, state="running", waves=(*rollout.waves[:-1], last), acknowledged=acknowledged)
     text = f"resumed by the operator; accepted failures: {', '.join(acknowledged[:10])}" if acknowledged else "resumed"
@@ -260,6 +276,7 @@ def aborted(rollout: Rollout, *, keep: bool, now: datetime) -> Rollout:
         Conflict: it is over already.
     """
     _check("abort", rollout)
+    # of a plan that never ran there is nothing to keep: no device was updated
     kept = keep and bool(rollout.waves)
     text = "aborted by the operator, updated devices stay" if kept else "aborted by the operator, devices go back"
     return _note(replace(rollout, state="aborted", is_kept=kept, finished_at=now), text, now)
@@ -272,6 +289,7 @@ def undone(rollout: Rollout, *, now: datetime) -> Rollout:
         Conflict: its devices are back already.
     """
     _check("undo", rollout)
+    # undone once more, devices would be sent to bases that a later rollout may have moved on from
     if rollout.state == "aborted" and not rollout.is_kept:
         raise Conflict(f"rollout {rollout.plan.rollout_id} was aborted, and its devices are back already")
     return _note(replace(rollout, state="undone", finished_at=now), "undone by the operator, devices go back", now)
@@ -291,6 +309,7 @@ def _desired(rollout: Rollout, device: PlannedDevice) -> str:
             return released
         case "succeeded":
             return target
+        # with keep, devices of waves that were not released stay where they are: released says so
         case "aborted":
             return released if rollout.is_kept else base
         case "stopped_by_gate" | "undone" | "planned":
@@ -300,6 +319,7 @@ def _desired(rollout: Rollout, device: PlannedDevice) -> str:
 def _onward(rollout: Rollout, verdict: GateVerdict, now: datetime) -> Step:
     """Decide what follows when no wave failed; ``verdict`` is the last released wave's."""
     plan, wave = rollout.plan, rollout.waves[-1]
+    # a paused wave that passes releases nothing: whoever paused it decides
     if rollout.state == "paused":
         return Hold(reason=verdict.reason, wake_at=verdict.wake_at)
     if verdict.verdict == "pass":
@@ -318,6 +338,7 @@ def _verdicts(rollout: Rollout, observations: Mapping[str, Observation], now: da
     for wave in _waves(rollout, observations):
         verdict = gates.judge(wave, earlier, plan.artifact_digest, plan.gate, promised_harm=plan.promised_harm, now=now)
         verdicts.append(verdict)
+        # only waves before a wave count against it: a failing second wave must not make the first one look bad
         earlier += tally(outcomes_of(wave, plan.artifact_digest, plan.gate.max_silence_s, now).values())
     return tuple(verdicts)
 

@@ -1,4 +1,4 @@
-"""Which replica takes a chunk. Pure."""
+"""Decides which replica takes a chunk. Pure."""
 
 from __future__ import annotations
 

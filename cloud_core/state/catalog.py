@@ -15,7 +15,12 @@ from cloud_core.state.database import Transaction, upsert
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ManifestRow:
-    """A stored manifest. ``subject`` is "" for one that refers to nothing; ``is_artifact``: an index of ours."""
+    """Holds a stored manifest.
+
+    Attributes:
+        subject: digest of the manifest that it refers to; "" for one that refers to nothing.
+        is_artifact: whether it is an index of ours.
+    """
 
     repository: str
     digest: str
@@ -30,7 +35,7 @@ class ManifestRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TagRow:
-    """A name that points at a manifest."""
+    """Holds a name that points at a manifest."""
 
     repository: str
     tag: str
@@ -40,7 +45,7 @@ class TagRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """The whole catalog; manifests in order of arrival."""
+    """Holds the whole catalog; manifests in order of arrival."""
 
     manifests: tuple[ManifestRow, ...]
     tags: tuple[TagRow, ...]

@@ -31,7 +31,7 @@ Transaction = Connection
 
 
 class Database:
-    """One SQLite file (or memory, for tests and simulations), one writer.
+    """Runs transactions on one SQLite file (or in memory, for tests and simulations), with one writer.
 
     SQLite serialises writers anyway; one thread of our own keeps its fsyncs off the event loop.
     """
@@ -118,7 +118,7 @@ async def to_its_end(work: Awaitable[T]) -> T:
     except asyncio.CancelledError:
         await asyncio.wait([task])
         if not task.cancelled():
-            task.exception()  # seen: nobody is left to tell
+            task.exception()  # seen: there is no caller left to tell
         raise
 
 

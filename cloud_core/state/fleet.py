@@ -19,7 +19,7 @@ from penstock.wire.outcomes import OutcomeCounts, from_columns
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceRow:
-    """A device's last report as JSON, and when the server saw it (UNIX seconds, server clock)."""
+    """Holds a device's last report as JSON, and when the server saw it (UNIX seconds, server clock)."""
 
     device_id: str
     reported: str
@@ -30,7 +30,7 @@ class DeviceRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CountsRow:
-    """Cumulative outcome counts of one artifact on one device."""
+    """Holds cumulative outcome counts of one artifact on one device."""
 
     device_id: str
     artifact_digest: str
@@ -41,7 +41,7 @@ class CountsRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AssignmentRow:
-    """The artifact a device should run, and the rollout that said so."""
+    """Names the artifact that a device should run, and the rollout that said so."""
 
     device_id: str
     model: str
@@ -51,7 +51,11 @@ class AssignmentRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutRow:
-    """A rollout as JSON. ``number`` counts up from 1 over all models."""
+    """Holds a rollout as JSON.
+
+    Attributes:
+        number: counts up from 1 over all models.
+    """
 
     number: int
     rollout_id: str
@@ -62,7 +66,7 @@ class RolloutRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetRows:
-    """Everything, as read at start-up."""
+    """Holds everything, as read at start-up."""
 
     devices: tuple[DeviceRow, ...]
     counts: tuple[CountsRow, ...]

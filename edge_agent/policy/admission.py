@@ -1,4 +1,4 @@
-"""May another request enter? Pure: counts in, a refusal or nothing out.
+"""Decides whether another request may enter. Pure: counts in, a refusal or nothing out.
 
 Two looks: one on arrival, before the body is read (so that refusing costs nothing), and one when its rows are known.
 """
@@ -18,7 +18,7 @@ RETRY_AFTER_S = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a client may ask for; see ``LimitsSettings``."""
+    """Holds what a client may ask for; see ``edge_agent.settings.LimitsSettings``."""
 
     max_body_bytes: int
     max_queue_rows: int
@@ -27,7 +27,7 @@ class Limits:
 
 @dataclass(slots=True)
 class Load:
-    """What is in the house now. Mutable: the shell that admits owns the only one."""
+    """Counts what was admitted and not answered yet. Mutable: the shell that admits owns the only one."""
 
     rows: int = 0
     requests: int = 0

@@ -1,4 +1,4 @@
-"""Which rows the device may answer itself, and why. Pure: values in, values out.
+"""Decides which rows the device may answer itself, and why. Pure: values in, values out.
 
 Knows nothing of how rows travel: whether a row that should go up *may* go up is ``edge_agent.policy.egress``.
 """
@@ -17,7 +17,7 @@ from penstock.wire.tensors import Array
 
 
 class CascadeMode(StrEnum):
-    """What the device may do with a model's answers."""
+    """Names what the device may do with a model's answers."""
 
     CASCADE = "cascade"  # answers rows at or above the certified threshold
     ESCALATE_ALL = "escalate_all"  # no certificate that fits: everything goes to the cloud
@@ -25,7 +25,7 @@ class CascadeMode(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a row was answered by whoever answered it. Strings are part of the API."""
+    """Names why a row was answered on the device or by the cloud. The strings are part of the API."""
 
     CONFIDENT = "confident"
     ESCALATED = "escalated"
@@ -47,7 +47,11 @@ _ESCALATE_REASON = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModeDecision:
-    """A mode, and in words why it is not ``cascade`` ("" when it is)."""
+    """Holds a mode.
+
+    Attributes:
+        why: in words, why it is not ``cascade``; "" when it is.
+    """
 
     mode: CascadeMode
     why: str = ""
@@ -55,9 +59,11 @@ class ModeDecision:
 
 @dataclass(slots=True)
 class Decision:
-    """Per row: is the device's answer kept? ``escalate_reason`` goes with the others, once the cloud answers them.
+    """Says for each row whether the device's answer is kept.
 
-    ``is_kept`` is a list of plain booleans: it is sliced per request, and most requests have one row.
+    Attributes:
+        is_kept: plain booleans, because it is sliced per request and most requests have one row.
+        escalate_reason: the reason of the other rows, once the cloud answers them.
     """
 
     is_kept: list[bool]
@@ -70,7 +76,12 @@ class Decision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """One request in two words: who answered (``edge``, ``cloud`` or ``mixed``), and the gravest reason of its rows."""
+    """Sums one request up.
+
+    Attributes:
+        served_by: ``edge``, ``cloud`` or ``mixed``.
+        reason: the gravest reason of its rows.
+    """
 
     served_by: str
     reason: Reason
@@ -133,13 +144,12 @@ def least(scores: Sequence[float]) -> float:
 
 
 def is_by_cloud(reason: Reason) -> bool:
-    """Does a row with this reason carry the cloud's answer?"""
+    """Say whether a row with this reason carries the cloud's answer."""
     return reason in (Reason.ESCALATED, Reason.UNCERTIFIED, Reason.CLOUD_ONLY)
 
 
 def usable_rows(outputs: Array) -> NDArray[np.bool_]:
-    """Say which rows [N] of the cloud's scored output [N, ...] are an answer at all: finite everywhere, and not
-    empty."""
+    """Say which rows [N] of the cloud's scored output [N, ...] are an answer: finite everywhere, and not empty."""
     return confidence.finite_rows(outputs) if outputs.size else np.zeros(len(outputs), dtype=np.bool_)
 
 

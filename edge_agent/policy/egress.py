@@ -1,4 +1,4 @@
-"""May uncertain rows go up to the cloud now, and for how long is it worth waiting? Pure: values in, values out.
+"""Decides whether uncertain rows may go up to the cloud now, and how long to wait. Pure: values in, values out.
 
 Which rows are uncertain is ``edge_agent.policy.cascade``. The order of the questions is the order of the reasons a
 caller sees: privacy before anything else, then whether the cloud can be reached, then time, then the budget.
@@ -24,7 +24,11 @@ _RESERVE_S = (0.001, 0.05)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundTrips:
-    """The latest round trips to the cloud: (when it ended, how long it took) in seconds, oldest first; bounded."""
+    """Holds the latest round trips to the cloud.
+
+    Attributes:
+        samples: (when it ended, how long it took) in seconds, oldest first; bounded.
+    """
 
     samples: tuple[tuple[float, float], ...] = ()
 
@@ -43,7 +47,12 @@ class RoundTrips:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Permit:
-    """``rows`` of the uncertain rows may go up (the least confident first); ``reason`` is why the others may not."""
+    """Says how many uncertain rows may go up.
+
+    Attributes:
+        rows: how many, the least confident first.
+        reason: why the others may not.
+    """
 
     rows: int
     reason: Reason = Reason.ESCALATED
