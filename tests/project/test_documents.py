@@ -169,3 +169,9 @@ def test_the_index_leads_to_every_page() -> None:
     pages = {page for page in PAGES if page.is_relative_to(index.parent) and page.parent != decisions}
     assert pages - led == {index}
     assert decisions in led
+
+
+def test_decisions_have_numbers_of_their_own() -> None:
+    decisions = sorted(path for path in (ROOT / "docs" / "adr").glob("*.md"))
+    assert [path.name[:4] for path in decisions] == [f"{number:04}" for number in range(len(decisions))]
+    assert [path.name for path in decisions if not _text(path).startswith(f"# {path.name[:4]}. ")] == []
