@@ -21,7 +21,8 @@ def run_directory(factory: pytest.TempPathFactory, name: str) -> Path:
 
 def kept_directory(config: pytest.Config, factory: pytest.TempPathFactory, name: str) -> Path:
     """Return a directory that later runs see too; without pytest's cache it is one of this run."""
-    return run_directory(factory, name) if config.cache is None else config.cache.mkdir(name)
+    cache = getattr(config, "cache", None)  # absent with -p no:cacheprovider
+    return run_directory(factory, name) if cache is None else cache.mkdir(name)
 
 
 @contextmanager
