@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from cloud_core.settings import ENV_PREFIX, CoreSettings, check
 from penstock.cli.output import output_option, print_fields, print_json, print_table
@@ -20,9 +18,9 @@ from penstock.errors import InvalidInput, Unavailable
 from penstock.process import config
 from penstock.process.supervision import stop_on_signals
 from penstock.process.telemetry import setup_logging
+from penstock.rest.connection import ask
+from penstock.rest.exchange import Answer
 from penstock.rest.status import error_from_http
-
-_STATUS_TIMEOUT_S = 5.0
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -95,16 +93,17 @@ Examples:
 def status(target: str, token: str, output: str) -> None:
     """Show whether a core is ready, and which model versions it serves."""
     base = target.rstrip("/")
+    models = _models(_asked(base, "POST", "/v2/repository/index", token))
     report = {
         "live": _is_well(base, "live"),
         "ready": _is_well(base, "ready"),
-        "models": _ask(base, "/v2/repository/index", token, method="POST"),
+        "models": models,
     }
     if output == "json":
         print_json(report)
         return
     print_fields({"target": base, "live": _yes(report["live"]), "ready": _yes(report["ready"])})
-    rows = [(m["name"], m["version"], m["state"], m["reason"] or "-") for m in report["models"]]
+    rows = [(m["name"], m["version"], m["state"], m["reason"] or "-") for m in models]
     if rows:
         click.echo()
         print_table(["model", "version", "state", "reason"], rows)
@@ -143,33 +142,31 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 
 
 def _is_well(base: str, probe: str) -> bool:
-    try:
-        return bool(_ask(base, f"/v2/health/{probe}", "")[probe])
-    except Unavailable as error:
-        if isinstance(error.__cause__, urllib.error.HTTPError):
-            return False  # it answers 503: there, and not well
-        raise
+    return _asked(base, "GET", f"/v2/health/{probe}", "", says_no=503).status == 200
 
 
-def _ask(base: str, path: str, token: str, *, method: str = "GET") -> Any:
-    """Ask a running core.
+def _asked(base: str, method: str, path: str, token: str, *, says_no: int = 0) -> Answer:
+    """What a core answers; ``says_no`` is the status that is an answer too.
 
     Raises:
-        InvalidInput: not a URL. Unavailable: nobody answers. What the core says otherwise.
+        InvalidInput: not a URL. Unavailable: nothing answers. PenstockError: what the core refuses with.
     """
-    if not base.startswith(("http://", "https://")):
-        raise InvalidInput(f"--target: {base!r} is not a URL such as http://127.0.0.1:8000", field="target")
-    request = urllib.request.Request(base + path, method=method, data=b"" if method == "POST" else None)
-    if token:
-        request.add_header("Authorization", f"Bearer {token}")
     try:
-        with urllib.request.urlopen(request, timeout=_STATUS_TIMEOUT_S) as response:
-            return json.load(response)
-    except urllib.error.HTTPError as error:
-        raise error_from_http(error.code, dict(error.headers), error.read()) from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise Unavailable(f"no core answers at {base}: {reason}") from error
+        answer = ask(base, method, path, token=token)
+    except InvalidInput as error:
+        raise InvalidInput(f"--target: {error}", field="target") from None
+    except Unavailable as error:
+        raise Unavailable(f"no core answers at {base}: {error}") from error
+    if answer.status not in (200, says_no):
+        raise error_from_http(answer.status, answer.headers, answer.body)
+    return answer
+
+
+def _models(answer: Answer) -> list[dict[str, str]]:
+    try:
+        return msgspec.json.decode(answer.body, type=list[dict[str, str]])
+    except msgspec.MsgspecError as error:
+        raise Unavailable(f"what answers there is no core: {error}") from None
 
 
 def _yes(value: object) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +12,10 @@ import msgspec
 from edge_agent import settings as agent_settings
 from penstock.cli.output import format_table, output_option, print_fields, print_json
 from penstock.errors import PenstockError, Unavailable
+from penstock.rest.connection import ask
 from penstock.rest.status import error_from_http
 from penstock.wire.outcomes import HEADINGS, OUTCOMES
 
-_TIMEOUT_S = 5.0
-_MAX_STATUS_BYTES = 4 * 1024 * 1024
 _COUNTS = ("requests", *OUTCOMES)
 _COLUMNS = ("model", "version", "phase", "mode", "threshold", *(HEADINGS[name] for name in _COUNTS))
 
@@ -90,34 +87,17 @@ def fetch_status(path: Path) -> dict[str, Any]:
     Raises:
         Unavailable: no agent answers there.
     """
-    connection = _UnixConnection(path)
     try:
-        connection.request("GET", "/status")
-        response = connection.getresponse()
-        body = response.read(_MAX_STATUS_BYTES)
-    except (OSError, http.client.HTTPException) as error:
-        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise Unavailable(f"no agent answers on {path}: {why}; start one with 'penstock agent run'") from error
-    finally:
-        connection.close()
-    if response.status != 200:
-        raise error_from_http(response.status, dict(response.getheaders()), body)
+        answer = ask(f"unix://{path}", "GET", "/status")
+    except Unavailable as error:
+        raise Unavailable(f"no agent answers on {path}: {error}; start one with 'penstock agent run'") from error
+    if answer.status != 200:
+        raise error_from_http(answer.status, answer.headers, answer.body)
     try:
-        document: dict[str, Any] = msgspec.json.decode(body, type=dict[str, Any])
+        document: dict[str, Any] = msgspec.json.decode(answer.body, type=dict[str, Any])
     except msgspec.MsgspecError as error:
         raise PenstockError(f"{path} answers, but not as an agent: {error}") from error
     return document
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("agent", timeout=_TIMEOUT_S)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(_TIMEOUT_S)
-        self.sock.connect(str(self._path))
 
 
 def _labels(pairs: Sequence[str]) -> dict[str, str]:

@@ -6,9 +6,7 @@ and a process that does not get ready fails with the end of its log.
 
 from __future__ import annotations
 
-import http.client
 import json
-import socket
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -23,6 +21,7 @@ from examples.digits.processes import Daemon, penstock
 from penstock.artifact.layout import Layout
 from penstock.registry import transfer
 from penstock.registry.client import RegistryClient
+from penstock.rest.connection import ask
 from tests.shared import one_at_a_time
 from tests.waiting import wait_until
 
@@ -37,17 +36,6 @@ flush_s = 0.2
 probation_s = 0.2
 """
 """A test has seconds where a fleet has hours."""
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=10)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
 
 
 def _answers_200(url: str) -> bool:
@@ -188,13 +176,8 @@ class AgentProcess:
 
     def get(self, path: str) -> tuple[int, bytes]:
         """One GET over the unix socket: status and body."""
-        connection = _UnixConnection(self.socket)
-        try:
-            connection.request("GET", path)
-            response = connection.getresponse()
-            return response.status, response.read()
-        finally:
-            connection.close()
+        answer = ask(f"unix://{self.socket}", "GET", path, timeout_s=10)
+        return answer.status, answer.body
 
     def status(self) -> dict[str, Any]:
         """``GET /status``."""

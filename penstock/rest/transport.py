@@ -7,11 +7,11 @@ connection turns out to have been closed by the server before any byte of an ans
 from __future__ import annotations
 
 import http.client
-import socket
 import threading
 import time
 
 from penstock.errors import DeadlineExceeded, Internal, TooLarge, Unavailable
+from penstock.rest.connection import UnixConnection
 from penstock.rest.exchange import (
     MAX_BODY_BYTES,
     Answer,
@@ -27,19 +27,6 @@ from penstock.wire.addresses import Target
 from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata
 
 _CHUNK_BYTES = 256 * 1024
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a unix socket."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost")
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
 
 
 class RestTransport:
@@ -126,7 +113,7 @@ class RestTransport:
             return self._idle.pop(), True
         except IndexError:
             if self._target.scheme == "unix":
-                return _UnixConnection(self._target.path), False
+                return UnixConnection(self._target.path), False
             return http.client.HTTPConnection(self._target.host, self._target.port), False
 
 

@@ -88,7 +88,7 @@ def test_a_port_in_use_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
         process = serve(tmp_path / "core", "--http-port", port)
         log = process.communicate(timeout=PATIENCE_S)[1]
     assert process.returncode == 2
-    assert f"port {port} on 127.0.0.1 is in use" in log
+    assert f"cannot listen on 127.0.0.1:{port}: it is in use" in log
     assert "Traceback" not in log
 
 

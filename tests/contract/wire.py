@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import http.client
 import json
-import socket
 from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 
+from penstock.rest.connection import UnixConnection
 from penstock.rpc.pb import oip_pb2, oip_pb2_grpc
 from penstock.wire.addresses import parse_target
 from tests.waiting import PATIENCE_S
@@ -48,17 +48,10 @@ class Answer:
         return self.hints.get("x-penstock-code", "")
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self.host)
-
-
 def connection(target: str) -> http.client.HTTPConnection:
     where = parse_target(target)
     if where.scheme == "unix":
-        return _UnixConnection(where.path, timeout=PATIENCE_S)
+        return UnixConnection(where.path, PATIENCE_S)
     return http.client.HTTPConnection(where.host, where.port, timeout=PATIENCE_S)
 
 
