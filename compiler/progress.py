@@ -66,18 +66,12 @@ class Doing:
         self._watcher.advanced(min(max(share, 0.0), 1.0), note)
 
 
-class Steps:
-    """Times steps and says how they went."""
-
-    def __init__(self, watcher: Watcher) -> None:
-        self._watcher = watcher
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[Doing]:
-        """Run one step. Nothing is said of a step that raises: the error says it."""
-        began = time.perf_counter()
-        doing = Doing(self._watcher)
-        self._watcher.started(name)
-        yield doing
-        seconds = "  kept " if doing.was_cached else f"{time.perf_counter() - began:5.1f} s"
-        self._watcher.finished(f"{name:<34} {seconds}  {'; '.join(doing.notes)}".rstrip())
+@contextmanager
+def step(watcher: Watcher, name: str) -> Iterator[Doing]:
+    """Announce a step, time it, and say how it went. Nothing is said of a step that raises: the error says it."""
+    began = time.perf_counter()
+    doing = Doing(watcher)
+    watcher.started(name)
+    yield doing
+    seconds = "  kept " if doing.was_cached else f"{time.perf_counter() - began:5.1f} s"
+    watcher.finished(f"{name:<34} {seconds}  {'; '.join(doing.notes)}".rstrip())

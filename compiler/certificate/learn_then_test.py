@@ -195,7 +195,7 @@ def certify(
         coverage_high=high,
         audit_max_harm=_audit_bound(data, float(grid[chosen]), max_harm, delta / len(grid)),
         harm="disagreement" if data.labels is None else "labels",
-        groups=() if data.groups is None else tuple(part.evidence(grid, chosen) for part in parts),
+        groups=() if data.groups is None else tuple(part.group(grid, chosen) for part in parts),
     )
 
 
@@ -231,7 +231,7 @@ class _Part:
     kept: NDArray[np.int64]
     passed: int
 
-    def evidence(self, grid: Floats, chosen: int) -> Group:
+    def group(self, grid: Floats, chosen: int) -> Group:
         return Group(
             name=self.name,
             n=self.n,

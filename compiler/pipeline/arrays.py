@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -143,17 +144,14 @@ class Arrays:
                 )
                 doing.note(packed.how)
         onnx = engine(graph.path)
-        spec = VariantSpec(
-            model=self._recipe.model.name,
+        spec = msgspec.structs.replace(
+            self._cloud_spec(onnx),
             role=role,
             engine=target.engine,
             target=target.name,
             provider=target.provider,
             precision=chosen.candidate.precision,
-            inputs=onnx.inputs,
-            outputs=onnx.outputs,
             max_batch=1 if is_certified and row_independence.affect_each_other(graph.path) else self._max_batch,
-            **self._common(),
         )
         files = {**{path.name: path for path in packed.files}, **self._travelling(role)}
         return pack.draft(spec, packed.path, onnx, pack.edge_golden_inputs(self._data.ranges), files=files)
@@ -162,20 +160,8 @@ class Arrays:
         """Pack the cloud's model as it came."""
         model = self.cloud.made
         onnx = engine(model.path)
-        spec = VariantSpec(
-            model=self._recipe.model.name,
-            role=CLOUD,
-            engine="onnx",
-            target=pack.CLOUD_TARGET,
-            provider="cpu",
-            precision=self.cloud.precision,
-            inputs=onnx.inputs,
-            outputs=onnx.outputs,
-            max_batch=self._max_batch,
-            **self._common(),
-        )
         inputs = pack.cloud_golden_inputs(self._inputs, self._recipe.model.input_range)
-        return pack.draft(spec, model.path, onnx, inputs, files=self._travelling(CLOUD))
+        return pack.draft(self._cloud_spec(onnx), model.path, onnx, inputs, files=self._travelling(CLOUD))
 
     def ask(self, candidate: Candidate, use: Use, doing: Doing) -> AnsweredRows:
         """Ask a candidate and the cloud one split."""
@@ -214,14 +200,24 @@ class Arrays:
     def _max_batch(self) -> int:
         return self._recipe.model.max_batch
 
-    def _common(self) -> dict[str, Any]:
-        """Return what the specs of all variants have in common."""
-        return {
-            "score_output": self._output,
-            "score_kind": self._recipe.model.output_kind,
-            "labels": self._labels,
-            "preprocessing": self.preprocessing,
-        }
+    def _cloud_spec(self, onnx: Engine) -> VariantSpec:
+        """Return the spec of the cloud's variant; others differ from it in what their target and precision say."""
+        model = self._recipe.model
+        return VariantSpec(
+            model=model.name,
+            role=CLOUD,
+            engine="onnx",
+            target=pack.CLOUD_TARGET,
+            provider="cpu",
+            precision=self.cloud.precision,
+            inputs=onnx.inputs,
+            outputs=onnx.outputs,
+            score_output=self._output,
+            score_kind=model.output_kind,
+            labels=self._labels,
+            max_batch=model.max_batch,
+            preprocessing=dict(self.preprocessing),
+        )
 
     def _answers(self, candidate: Candidate, use: Use, what: str, doing: Doing) -> Array:
         return self._steps.answers(

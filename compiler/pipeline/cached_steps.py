@@ -27,7 +27,7 @@ from compiler.measure import cost
 from compiler.measure.answers import answers
 from compiler.passes import table
 from compiler.passes.job import PassJob, PassResult
-from compiler.progress import Doing, Steps, Watcher
+from compiler.progress import Doing, Watcher, step
 from compiler.recipe.targets import Target
 from penstock import toolchain
 from penstock.artifact.blobs import digest_of
@@ -74,20 +74,20 @@ class CachedSteps:
 
     def __init__(self, cache: StepCache, watcher: Watcher) -> None:
         self._cache = cache
-        self._announce = Steps(watcher)
+        self._watcher = watcher
         self.taken: list[dict[str, Any]] = []
 
     def __call__(self, name: str) -> AbstractContextManager[Doing]:
         """Announce a step, time it, and say how it went."""
-        return self._announce(name)
+        return step(self._watcher, name)
 
     def keep(self, name: str, key: Mapping[str, Any], produce: Callable[[Path, Path], Any], doing: Doing) -> Step:
         """Find the result of a step, or make and keep it; ``key`` is completed with code and libraries."""
-        step = self._cache.run(name, {**key, "made_by": made_by()}, produce)
-        doing.note(step.note)
-        doing.took(was_cached=step.was_cached)
-        self.taken.append({"step": name, "id": step.id, "key": key})
-        return step
+        found = self._cache.run(name, {**key, "made_by": made_by()}, produce)
+        doing.note(found.note)
+        doing.took(was_cached=found.was_cached)
+        self.taken.append({"step": name, "id": found.id, "key": key})
+        return found
 
     def apply(
         self,
@@ -136,9 +136,8 @@ class CachedSteps:
             "seed": seed,
             "toolchain": toolchain.describe(options.get("toolchain") or info.toolchain) if info.toolchain else {},
         }
-        step = self.keep(name, key, produce, doing)
-        result = msgspec.convert(step.facts, PassResult)
-        return _model_in(step, result)
+        found = self.keep(name, key, produce, doing)
+        return _model_in(found, msgspec.convert(found.facts, PassResult))
 
     def answers(self, model: Model, split: Split, doing: Doing, *, output: str, max_batch: int, what: str) -> Array:
         """Ask an ONNX model for its scored output for every row; one by one where rows affect each other.
@@ -161,8 +160,8 @@ class CachedSteps:
             "max_batch": max_batch,
             "machine": machine_facts(),
         }
-        step = self.keep("answers", key, produce, doing)
-        loaded: Array = np.load(step.directory / "answers.npy")
+        found = self.keep("answers", key, produce, doing)
+        loaded: Array = np.load(found.directory / "answers.npy")
         return loaded
 
     def speeds(self, models: Mapping[str, Model], split: Split, doing: Doing) -> dict[str, Speed]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -225,23 +226,36 @@ class _Variant:
     digest: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Drafts:
+    """Everything that the artifact will hold, ready to pack."""
+
+    variants: tuple[_Variant, ...]
+    cloud: VariantDraft
+    cloud_digest: str
+
+
 def _write(recipe: Recipe, directory: Path, steps: CachedSteps, *, require_certificate: bool, smoke: bool) -> Layout:
     """Make everything, from models to an artifact in ``directory``."""
     check_passes(recipe)
     family = FAMILIES[recipe.model.task].load(steps, recipe, smoke=smoke)
     cloud = family.cloud_draft()
-    cloud_digest = variant_digest(cloud, directory)
-    variants = [_variant(family, goal, directory) for goal in _goals(recipe)]
+    drafts = _Drafts(
+        variants=tuple(_variant(family, goal, directory) for goal in _goals(recipe)),
+        cloud=cloud,
+        cloud_digest=variant_digest(cloud, directory),
+    )
+    claims = [_claim(family, recipe, one, drafts, is_required=require_certificate) for one in drafts.variants]
     cascades = [
-        _certified(family, recipe, steps, variant, cloud_digest, is_required=require_certificate)
-        for variant in variants
+        None if claim is None else cascade.build(steps, claim, partial(family.ask, one.chosen.candidate))
+        for claim, one in zip(claims, drafts.variants, strict=True)
     ]
-    figures = _evaluated(family, recipe, steps, variants, cascades, cloud, cloud_digest)
+    figures = _evaluated(family, recipe, steps, drafts, cascades)
     issued = [found.issued for found in cascades if found is not None and found.issued is not None]
     with steps("pack") as doing:
         layout = pack.write(
             directory,
-            [*(variant.draft for variant in variants), cloud],
+            [*(variant.draft for variant in drafts.variants), cloud],
             [one.certificate for one in issued],
             [
                 *(pack.evidence(one.evidence) for one in issued),
@@ -272,45 +286,40 @@ def _variant(family: Family, goal: Goal, directory: Path) -> _Variant:
     return _Variant(chosen=chosen, draft=draft, digest=variant_digest(draft, directory))
 
 
-def _certified(
-    family: Family, recipe: Recipe, steps: CachedSteps, variant: _Variant, cloud_digest: str, *, is_required: bool
-) -> Cascade | None:
-    """Certify a variant's cascade; None for a task that has none, and where the variant cannot be run."""
-    goal = variant.chosen.goal
+def _claim(family: Family, recipe: Recipe, variant: _Variant, drafts: _Drafts, *, is_required: bool) -> Claim | None:
+    """Say what is to be certified; None for a task that has no cascade, and where the variant cannot be run."""
+    goal, examples = variant.chosen.goal, family.splits["certify"]
     if recipe.model.task not in CERTIFIED or not goal.target.runs_here:
         return None
-    claim = Claim(
+    return Claim(
         what=goal.what,
         promise=certificate_section.for_rung(recipe.certificate, len(recipe.rungs)),
         subject=Subject(
             model=recipe.model.name,
             edge_digest=variant.digest,
-            cloud_digest=cloud_digest,
+            cloud_digest=drafts.cloud_digest,
             preprocessing_digest=manifests.preprocessing_digest(family.preprocessing),
         ),
-        rows=family.splits["certify"].rows,
-        data_digest=family.splits["certify"].digest,
+        rows=examples.rows,
+        data_digest=examples.digest,
         group_by=family.group_by,
         is_required=is_required,
     )
-    return cascade.build(steps, claim, lambda use, doing: family.ask(variant.chosen.candidate, use, doing))
 
 
 def _evaluated(
     family: Family,
     recipe: Recipe,
     steps: CachedSteps,
-    variants: Sequence[_Variant],
+    drafts: _Drafts,
     cascades: Sequence[Cascade | None],
-    cloud: VariantDraft,
-    cloud_digest: str,
 ) -> Evaluation:
     """Describe everything on the test split, beside what was found on the way."""
     with steps("test") as doing:
         tested = family.evaluate(family.cloud, CLOUD, doing)
-        whole = _figures(tested, cloud, cloud_digest)
+        whole = _figures(tested, drafts.cloud, drafts.cloud_digest)
         evaluated = tuple(
-            _target(family, variant, found, doing) for variant, found in zip(variants, cascades, strict=True)
+            _target(family, variant, found, doing) for variant, found in zip(drafts.variants, cascades, strict=True)
         )
         doing.note(f"{family.terms.metric} {whole.quality.value:.2%} (cloud)")
     return Evaluation(
@@ -322,7 +331,7 @@ def _evaluated(
         sources=dict(family.sources),
         targets=evaluated,
         cloud=whole,
-        generation=family.further_figures([variant.chosen for variant in variants]),
+        generation=family.further_figures([variant.chosen for variant in drafts.variants]),
     )
 
 
