@@ -195,7 +195,7 @@ class Core:
 
 
 def _host(host: str) -> str:
-    """An address that a client on this machine can dial."""
+    """Return an address that a client on this machine can dial."""
     if host in ("", "0.0.0.0", "::"):
         return "127.0.0.1"
     return f"[{host}]" if ":" in host else host

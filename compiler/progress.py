@@ -49,7 +49,7 @@ class Doing:
 
     @property
     def was_cached(self) -> bool:
-        """Whether everything that the step took was found, and nothing made."""
+        """Say whether everything that the step took was found, and nothing made."""
         return bool(self._took) and all(self._took)
 
     def took(self, *, was_cached: bool) -> None:

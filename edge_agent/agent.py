@@ -92,7 +92,7 @@ class Agent:
         )
 
     def status(self) -> Mapping[str, Any]:
-        """The document of ``GET /status``."""
+        """Make the document of ``GET /status``."""
         return status_document(self._parts, tcp_address=self.tcp_address)
 
     async def _build(self, stack: contextlib.AsyncExitStack) -> None:
@@ -241,7 +241,7 @@ async def _serve(settings: AgentSettings) -> None:
 
 
 def _loop_factory() -> Any:
-    """uvloop where it is installed; asyncio's own loop serves a third fewer requests, and nothing else changes."""
+    """Choose uvloop where it is installed; asyncio's own loop serves a third fewer requests, otherwise alike."""
     try:
         import uvloop
     except ImportError:

@@ -82,7 +82,7 @@ def status(path: str | None, output: str) -> None:
 
 
 def fetch_status(path: Path) -> dict[str, Any]:
-    """``GET /status`` over a unix socket.
+    """Ask ``GET /status`` over a unix socket.
 
     Raises:
         Unavailable: no agent answers there.
@@ -146,7 +146,7 @@ def _row(model: dict[str, Any]) -> tuple[object, ...]:
 
 
 def _notes(model: dict[str, Any]) -> list[str]:
-    """What does not fit into a table: promise, where an update stands, and what is wrong."""
+    """Say what does not fit into a table: promise, where an update stands, and what is wrong."""
     notes = [model["promise"]] if model["promise"] else []
     if model["desired"] and model["desired"] != model["version"]:
         progress = f", {model['fetched_bytes']} of {model['total_bytes']} bytes" if model["total_bytes"] else ""

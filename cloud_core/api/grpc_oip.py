@@ -43,7 +43,7 @@ class OipServicer:
         self._now = asyncio.get_running_loop().time
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler[bytes, bytes]]:
-        """One handler per method, for ``grpc.method_handlers_generic_handler(SERVICE, ...)``."""
+        """Make one handler per method, for ``grpc.method_handlers_generic_handler(SERVICE, ...)``."""
         unary: dict[str, _Call] = {
             "ServerLive": self._server_live,
             "ServerReady": self._server_ready,
@@ -134,7 +134,7 @@ class OipServicer:
                 await pending.put(None)
 
     async def _stream_infer(self, data: bytes, rpc: _Rpc) -> Message:
-        """One request of a stream, with limits of its own: its error is a message, because the stream goes on."""
+        """Answer one request of a stream, with limits of its own; its error is a message, so the stream goes on."""
         headers, context = self._begin(rpc)
         try:
             answer = await self._infer(data, headers, context, rpc.time_remaining())

@@ -66,7 +66,7 @@ class GrpcServer:
         return started
 
     async def set_serving(self, is_serving: bool) -> None:
-        """What ``grpc.health.v1`` answers."""
+        """Set what ``grpc.health.v1`` answers."""
         status = health_pb2.HealthCheckResponse.SERVING if is_serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in _PENDING_HEALTH:
             await self._statuses.set(name, status)

@@ -34,12 +34,12 @@ class Metrics(Collector):
         PlatformCollector(registry=self._registry)
 
     def render(self, accept: str) -> tuple[bytes, str]:
-        """The exposition and its content type, OpenMetrics for scrapers that accept it."""
+        """Return the exposition and its content type, OpenMetrics for scrapers that accept it."""
         encode, content_type = choose_encoder(accept)
         return encode(self._registry), content_type
 
     def collect(self) -> Iterable[Metric]:
-        """For the client library."""
+        """Yield all families; called by the client library."""
         info = InfoMetricFamily("penstock_build", "The Penstock that answers.")
         info.add_metric([], {"version": self._version})
         yield info

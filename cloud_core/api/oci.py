@@ -64,7 +64,7 @@ class OciApi:
         self._registry, self._now, self._is_draining = registry, now, is_draining
 
     def routes(self) -> list[Route]:
-        """The rows of the protocol, errors in its own words. ``GET /v2/`` is answered by the other protocol's row."""
+        """List the rows of the protocol, errors in its own words. ``GET /v2/`` is a row of the other protocol."""
         manifest, blob = "/v2/{name*}/manifests/{reference}", "/v2/{name*}/blobs/{digest}"
         uploads, upload = "/v2/{name*}/blobs/uploads", "/v2/{name*}/blobs/uploads/{upload}"
         rows: list[tuple[str, str, _Handler]] = [
@@ -238,7 +238,7 @@ def _created(name: str, digest: str) -> Reply:
 
 
 def _page(request: Request, names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """One page of a sorted listing by the ``n`` and ``last`` parameters, and the Link to the next."""
+    """Cut one page out of a sorted listing by the ``n`` and ``last`` parameters, and the Link to the next."""
     text = request.query.get("n", str(_MAX_PAGE))
     if not text.isascii() or not text.isdigit() or len(text) > 9:
         raise Refused(oci_errors.UNSUPPORTED, f"n={text[:20]!r} is not a number of entries")
@@ -259,7 +259,7 @@ def _refused(error: Refused) -> Reply:
 
 
 def _refusal(error: PenstockError) -> Reply:
-    """An error of the house in the words of this protocol."""
+    """Say an error of ours in the words of this protocol."""
     reply = refusal(error)
     if isinstance(error, DigestMismatch):  # of what is stored: the client sent nothing wrong
         return _error(500, "UNKNOWN", f"stored bytes are damaged: {error.message}")

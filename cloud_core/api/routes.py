@@ -19,7 +19,7 @@ _IS_REGISTRY = {"Docker-Distribution-Api-Version": "registry/2.0"}  # the regist
 def http_server(
     plane: DataPlane, oci: OciApi, metrics: Metrics, settings: HttpSettings, *, body_s: float
 ) -> HttpServer:
-    """The core's server, which does not listen yet. ``body_s``: how long a request's body may take to arrive."""
+    """Make the core's server, which does not listen yet. ``body_s``: how long a request's body may take to arrive."""
     oip = Oip(
         plane,
         asyncio.get_running_loop().time,

@@ -45,7 +45,7 @@ def by_token(tenants: Iterable[tuple[str, Tenant]]) -> Mapping[bytes, Tenant]:
 
 
 def authenticate(tenants: Mapping[bytes, Tenant], authorization: str) -> Tenant:
-    """The tenant whose ``Authorization: Bearer`` value this is.
+    """Return the tenant whose ``Authorization: Bearer`` value this is.
 
     Raises:
         Unauthenticated: no such credential. Says nothing about what exists.
@@ -102,7 +102,7 @@ class Backlog:
 
 
 def expected_answer_at(backlog: Backlog, rows: int, service: ServiceTime, now: float) -> float:
-    """When a chunk of ``rows`` that arrives now should be answered: the running batch, those that wait, its own.
+    """Estimate when a chunk of ``rows`` that arrives now is answered: the running batch, those that wait, its own.
 
     The last batch ahead is counted only when it is full: the chunk joins it otherwise.
     """

@@ -39,7 +39,7 @@ class Split:
 
     @property
     def digest(self) -> str:
-        """The digest of inputs, labels and groups; their order counts."""
+        """Return the digest of inputs, labels and groups; their order counts."""
         named = dict(self.inputs)
         if self.labels is not None:
             named["<labels>"] = self.labels

@@ -38,7 +38,7 @@ class Request:
 
     @property
     def path(self) -> Path:
-        """The source, where it is a file or a folder."""
+        """Return the source, where it is a file or a folder."""
         return self.base / self.section.source
 
 

@@ -44,10 +44,12 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """A student on its validation rows.
 
     Attributes:
-        accuracy, teacher_accuracy: shares of right answers; None without labels.
+        accuracy: the student's share of right answers; None without labels.
+        teacher_accuracy: the teacher's share of right answers; None without labels.
         agreement: share answered as the teacher does.
         temperature: fitted to the student's logits (Guo et al., arXiv 1706.04599); above 1 it was too sure.
-        calibration_error, calibrated_error: expected calibration error (15 bins) before and after that temperature.
+        calibration_error: expected calibration error (15 bins) before that temperature.
+        calibrated_error: the same after it.
         coverage_at_harm: for a share of all rows that may be kept and harmful, the share that can be kept.
     """
 

@@ -61,7 +61,8 @@ class Plain:
     Attributes:
         data: an npz file; see :func:`arrays`.
         labels: name of its labels, "" for none.
-        output, output_kind: the teacher's output, as in a recipe's [model].
+        output: the teacher's output, as in a recipe's [model].
+        output_kind: what that output holds, likewise.
     """
 
     teacher: str

@@ -28,7 +28,8 @@ class Rows:
 
     Attributes:
         split: what may be learned from.
-        train, validation: row numbers of ``split``, ascending; equal rows are on the same side.
+        train: row numbers of ``split`` to learn from, ascending.
+        validation: row numbers to judge by, ascending; equal rows are on the same side.
         left_out: rows that were equal to one of the held-out splits'.
     """
 

@@ -94,7 +94,7 @@ class Student:
 
     @property
     def summary(self) -> str:
-        """One line for people."""
+        """Say in one line what the student is worth."""
         return figures.summary(self.metrics)
 
 

@@ -42,12 +42,12 @@ class Teacher(Protocol):
 
     @property
     def is_pinned(self) -> bool:
-        """Whether the fingerprint alone proves that it is the same model; otherwise the cache asks a few rows again."""
+        """Say whether the fingerprint alone proves the same model; otherwise the cache asks a few rows again."""
         ...
 
     @property
     def chunk_rows(self) -> int:
-        """How many rows to ask for at a time."""
+        """Say how many rows to ask for at a time."""
         ...
 
     @property
@@ -55,7 +55,7 @@ class Teacher(Protocol):
 
     @property
     def output(self) -> TensorSpec:
-        """The output [-1, classes] that is learned; a size of -1 where it is known only from the answers."""
+        """Describe the output [-1, classes] that is learned; a size of -1 where it is known only from the answers."""
         ...
 
     def answer(self, inputs: Mapping[str, Array], report: Report) -> Array:

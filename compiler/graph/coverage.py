@@ -65,7 +65,8 @@ class Coverage:
     """Operators of the executed graph.
 
     Attributes:
-        integer, floating: matrix products and convolutions by operator: where the time goes.
+        integer: matrix products and convolutions in integers, by operator: where the time goes.
+        floating: those in floats, by operator.
         integer_others: other operators in integers (sums, pooling, ...), by operator.
         conversions: nodes that only turn floats into integers or back; each reads and writes a whole tensor.
         nodes: all of the above, in the order of execution.

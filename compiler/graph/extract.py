@@ -33,7 +33,8 @@ def work_of(
     """Return what the nodes of a graph need.
 
     Args:
-        seen, types: shapes and element types of the graph's inputs and of what nodes make, on typical inputs.
+        seen: shapes of the graph's inputs and of what nodes make, on typical inputs.
+        types: their element types.
     """
     graph = model.graph
     constants = rewrite.constants(graph)

@@ -27,11 +27,13 @@ class Work:
     """What a graph needs, node by node.
 
     Attributes:
-        reads, makes: tensors of each node; constants are not among them.
+        reads: tensors that each node reads; constants are not among them.
+        makes: tensors that each node makes.
         weights: constants of each node, by name.
         given: inputs of the graph.
         wanted: its outputs.
-        tensor_bytes, weight_bytes: sizes by name.
+        tensor_bytes: sizes of tensors, by name.
+        weight_bytes: sizes of constants, by name.
         forbidden: positions at which no cut may be: ``k`` is the cut before node k.
     """
 

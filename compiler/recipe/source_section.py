@@ -24,8 +24,9 @@ class InputSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     Attributes:
         shape: with the batch in front; -1 is a free dimension, and dimension 0 is always free.
         datatype: as in the Open Inference Protocol.
-        low, high: examples are drawn from here (integers: below ``high``). By default floats are standard normal and
-            integers 0 or 1, which is right for masks, and inside any vocabulary.
+        low: examples are drawn from here on. By default floats are standard normal and integers 0 or 1, which is right
+            for masks, and inside any vocabulary.
+        high: examples are drawn up to here (integers: below it).
     """
 
     shape: tuple[int, ...]

@@ -98,17 +98,17 @@ class Training:
 
     @property
     def best_epoch(self) -> int:
-        """The epoch with the best weights, counted over all phases from 1."""
+        """Return the epoch with the best weights, counted over all phases from 1."""
         return self._state["best_epoch"]
 
     @property
     def note(self) -> str:
-        """What a person should know of the phases, or ""."""
+        """Say what a person should know of the phases, or ""."""
         return self._state["note"]
 
     @property
     def stop(self) -> str:
-        """Why the last phase ended."""
+        """Say why the last phase ended."""
         return self._state["stops"][-1]
 
     def resume(self) -> str:

@@ -44,7 +44,8 @@ class Source:
     Attributes:
         location: the file or directory; for a factory the file that defines it, or ``base`` where it is installed in
             the toolchain.
-        module, factory: of a factory named ``module:factory``; ``module`` is "" where it was named by its file.
+        module: of a factory named ``module:factory``; "" where it was named by its file.
+        factory: the function's name in it.
         base: the recipe's directory, on the path of factories.
         what: in words, for people.
     """

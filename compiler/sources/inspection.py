@@ -34,7 +34,8 @@ class Seen:
 
     Attributes:
         output: the scored one; "" where it cannot be known, or there is no choice.
-        why_task, why_kind: the reason for the guess, in words.
+        why_task: the reason for the guess of the task, in words.
+        why_kind: the reason for the guess of the kind, in words.
         labels: names of the classes, where the model has them.
         feeds: what its data are before they become tensors.
         images: settings of ``[data.images]``, where the model says them.

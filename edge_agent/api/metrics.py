@@ -30,11 +30,11 @@ class Metrics(Collector):
         self._registry.register(self)
 
     def render(self) -> bytes:
-        """The text exposition format."""
+        """Write all metrics in the text exposition format."""
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
-        """All families; called by the registry."""
+        """Yield all families; called by the registry."""
         yield from self._requests()
         yield from self._models()
         yield from self._cloud()

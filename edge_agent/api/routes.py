@@ -19,7 +19,7 @@ SERVER_NAME = "penstock-agent"
 
 
 def http_server(pipeline: Pipeline, status: Callable[[], Mapping[str, Any]], *, body_s: float) -> HttpServer:
-    """The agent's server, which does not listen yet.
+    """Make the agent's server, which does not listen yet.
 
     Args:
         status: gives the document of ``GET /status``.

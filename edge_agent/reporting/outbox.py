@@ -133,7 +133,7 @@ class Outbox:
         return _counts(row) if row else NOTHING
 
     def batch(self) -> tuple[Record, ...]:
-        """The oldest records, at most ``max_batch``; from now on they count as sent.
+        """Return the oldest records, at most ``max_batch``; from now on they count as sent.
 
         Raises:
             StorageError: that they were sent could not be made durable; do not send them.
@@ -180,7 +180,7 @@ class Outbox:
                 self._db.execute("DELETE FROM records WHERE sequence <= ?", [durable_sequence])
 
     def last_sequence(self) -> int:
-        """The highest sequence ever given out."""
+        """Return the highest sequence ever given out."""
         row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'records'").fetchone()
         return int(row[0]) if row else 0
 

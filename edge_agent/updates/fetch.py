@@ -195,7 +195,7 @@ class _Pull:
         return (chosen[0], "") if chosen else ("", problem)
 
     def _referrers(self, artifact: Artifact, kind: str) -> list[str]:
-        """Of more referrers than are looked at, the last: registries that keep an order list the oldest first."""
+        """List referrers; of too many the last, as registries that keep an order list the oldest first."""
         found = self._client.referrers(self._model, artifact.digest, kind)
         return [entry.digest for entry in found[-self._settings.max_certificates :]]
 
@@ -261,7 +261,7 @@ def connector(url: str, settings: FetchSettings, *, token: str = "") -> Callable
 
 
 def choose_variant(artifact: Artifact, targets: Sequence[str], rung: manifests.Role = "edge") -> Variant:
-    """The variant of a rung for the first of ``targets`` (best first) that there is one for.
+    """Choose the variant of a rung for the first of ``targets`` (best first) that there is one for.
 
     Raises:
         ArtifactError: there is none; the message lists what there is.

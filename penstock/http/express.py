@@ -78,7 +78,7 @@ class Express(Generic[T]):
         self.heads: dict[bytes, tuple[T, int]] = {}
 
     def __call__(self) -> asyncio.Protocol:
-        """The protocol of a new connection."""
+        """Make the protocol of a new connection."""
         return _Connection(self)
 
     def close_idle(self, now: float) -> None:
@@ -96,7 +96,7 @@ class Express(Generic[T]):
             connection.abort()
 
     def understand(self, head: bytes) -> tuple[T, int] | None:
-        """What ``prepare`` made of a head (without the empty line), and its body's length; None when not plain."""
+        """Return what ``prepare`` made of a head (no empty line), and its body's length; None when not plain."""
         known = self.heads.get(head)
         if known is not None:
             return known
@@ -224,7 +224,7 @@ class _Connection(asyncio.Protocol, Generic[T]):
             self._advance()
 
     def _hand_over(self) -> None:
-        """The full server takes the connection from here, beginning with what is buffered."""
+        """Hand the connection to the full server, beginning with what is buffered."""
         transport, data = self._transport, self._buffer
         assert transport is not None
         self._lane.connections.discard(self)
@@ -257,7 +257,7 @@ _CLOCK = _Clock()
 
 
 def response(status: int, headers: bytes, body: bytes) -> bytes:
-    """A whole response. ``headers`` are lines joined by CRLF, without the last one's; framing and date are added."""
+    """Make a whole response. ``headers`` are lines joined by CRLF, none after the last; framing and date are added."""
     if status == 200:
         return b"HTTP/1.1 200 OK\r\n%b\r\nContent-Length: %d%b%b" % (headers, len(body), _CLOCK.line(), body)
     line = f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\n".encode()

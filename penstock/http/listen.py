@@ -27,7 +27,7 @@ def parse_address(text: str, *, setting: str) -> tuple[str, int]:
 
 
 def bind_tcp(host: str, port: int, *, setting: str) -> socket.socket:
-    """A bound socket. ``setting`` is where the address was chosen, for who reads the error.
+    """Bind a socket. ``setting`` is where the address was chosen, for the reader of the error.
 
     Raises:
         ConfigError: the port is in use, or the address cannot be bound.
@@ -54,7 +54,7 @@ def bind_tcp(host: str, port: int, *, setting: str) -> socket.socket:
 
 
 def address_of(bound: socket.socket) -> str:
-    """``host:port`` as clients write it."""
+    """Return a socket's ``host:port`` as clients write it."""
     host, port = bound.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 

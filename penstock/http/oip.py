@@ -46,7 +46,7 @@ class DataPlane(Protocol[Ticket]):
     def is_ready(self) -> bool: ...
 
     def authenticate(self, authorization: str, action: Action) -> str:
-        """The name of who may do ``action``; raises Unauthenticated or PermissionDenied."""
+        """Return the name of who may do ``action``; raises Unauthenticated or PermissionDenied."""
         ...
 
     def admit(self, context: RequestContext, model: str, version: str, size_bytes: int | None) -> Ticket:
@@ -103,7 +103,8 @@ class Oip(Generic[Ticket]):
         """
         Args:
             now: the event loop's clock.
-            name: of the server, in its metadata. ``server_headers``: what goes with that, for who else asks at /v2.
+            name: of the server, in its metadata.
+            server_headers: what goes with the metadata, for whatever else asks at /v2.
             queue_full_status: 503, or 429 for clients that only back off on that.
         """
         self._plane, self._now = plane, now
@@ -114,7 +115,7 @@ class Oip(Generic[Ticket]):
         self._infer_rows = Table(self._rows("/infer", "POST", self._infer))
 
     def routes(self) -> list[Route]:
-        """The rows of the protocol. Probes carry no credential."""
+        """List the rows of the protocol. Probes carry no credential."""
         ask = Action.INFER
         return [
             *self._rows("/infer", "POST", self._infer),
@@ -131,8 +132,11 @@ class Oip(Generic[Ticket]):
     # -- the express lane --------------------------------------------------------------------------------------------
 
     def prepare(self, target: str, headers: Mapping[str, str]) -> InferHead | None:
-        """The head of an inference request; None for what is the table's: every other request, and one to which a no
-        must be said, or a fresh id given, each time that it comes."""
+        """Read the head of an inference request.
+
+        None is for what is the table's: every other request, and one to which a no must be said, or a new id given,
+        each time that it comes.
+        """
         who = context_of(headers, 0.0)
         if who.request_id != headers.get(REQUEST_ID, ""):
             return None
@@ -150,7 +154,7 @@ class Oip(Generic[Ticket]):
             return None
 
     async def answer(self, head: InferHead, body: bytes) -> bytes:
-        """A whole response; never raises."""
+        """Answer with a whole response; never raises."""
         plane, who, timeout_s, arrived_at = self._plane, head.who, head.timeout_s, self._now()
         try:
             context = msgspec.structs.replace(
@@ -218,7 +222,7 @@ class Oip(Generic[Ticket]):
         )
 
     def _rows(self, suffix: str, method: str, handler: Handler) -> list[Route]:
-        """The same of a model's default version and of a version that is named."""
+        """Make the rows of a model's default version and of a version that is named."""
         model = "/v2/models/{model}"
         return [
             Route(method, f"{path}{suffix}", handler, Action.INFER, self._refuse)

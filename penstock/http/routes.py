@@ -27,11 +27,11 @@ class Body(Protocol):
 
     @property
     def size_bytes(self) -> int | None:
-        """As announced; None for a body that comes in chunks."""
+        """Return the size that was announced; None for a body that comes in chunks."""
         ...
 
     async def read(self, context: RequestContext) -> bytes:
-        """The whole body, before the request's deadline and within the server's limits.
+        """Read the whole body, before the request's deadline and within the server's limits.
 
         Raises:
             TooLarge: over the limit, whatever was announced. DeadlineExceeded: it did not arrive in time.
@@ -40,7 +40,7 @@ class Body(Protocol):
         ...
 
     def chunks(self, size_bytes: int) -> AsyncIterator[bytes]:
-        """The body in pieces of at most ``size_bytes``, of any length and however long it takes.
+        """Read the body in pieces of at most ``size_bytes``, of any length and however long it takes.
 
         Raises:
             InvalidInput: its encoding is broken.
@@ -82,7 +82,7 @@ Handler = Callable[[Request], Awaitable[Reply]]
 
 
 def refusal(error: PenstockError, *, queue_full: int = 503) -> Reply:
-    """An error as the inference protocol says it: a status of the one table, hints, and ``{"error": ...}``."""
+    """Say an error as the inference protocol does: a status of the one table, hints, and ``{"error": ...}``."""
     headers = {**headers_of(error), "Content-Type": codec.JSON}
     status = http_status(error, queue_full=queue_full)
     if isinstance(error, MethodNotAllowed):
@@ -92,7 +92,7 @@ def refusal(error: PenstockError, *, queue_full: int = 503) -> Reply:
 
 
 def json_reply(value: object, *, status: int = 200) -> Reply:
-    """A document as JSON."""
+    """Answer with a document as JSON."""
     return Reply(status=status, body=msgspec.json.encode(value), headers={"Content-Type": codec.JSON})
 
 
@@ -130,7 +130,7 @@ class Table:
         self._rows = [(_compiled(route.pattern), route) for route in routes]
 
     def find(self, method: str, path: str) -> tuple[Route, dict[str, str]]:
-        """The row for a method and a path as it was sent, without the query; and what the pattern's names stand for.
+        """Find the row for a method and a path as it was sent, without the query, and what the pattern's names are.
 
         Raises:
             NotFound: no row has this path. MethodNotAllowed: some have, and none the method.

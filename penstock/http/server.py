@@ -42,7 +42,8 @@ class HttpLimits:
     """How large and how slow a request may be.
 
     Attributes:
-        max_body_bytes: of a body that is read whole. ``max_body_setting``: the setting that says so, for refusals.
+        max_body_bytes: of a body that is read whole.
+        max_body_setting: the setting that says so, for refusals.
         max_header_bytes: of one header field.
         body_s: how long a body may take to arrive, also when its request names a later deadline.
         keepalive_s: a connection that is idle for longer is closed.

@@ -84,7 +84,7 @@ def read_metadata(answer: Answer) -> ModelMetadata:
 
 
 def read_probe(answer: Answer) -> bool:
-    """Whether a health or readiness probe was answered with yes.
+    """Say whether a health or readiness probe was answered with yes.
 
     Raises:
         PenstockError: the server did not let us ask (401, 403, 500).

@@ -11,7 +11,7 @@ _NONE: Mapping[str, str] = {}
 
 
 def headers_in(metadata: Iterable[tuple[str, str | bytes]] | None) -> Mapping[str, str]:
-    """The headers of a request context among a call's metadata. One that is given twice counts as it came first."""
+    """Pick a request context's headers out of a call's metadata. Of one that is given twice the first counts."""
     found = _NONE
     for name, value in metadata or ():
         if name in HEADERS and name not in found and isinstance(value, str):
@@ -20,5 +20,5 @@ def headers_in(metadata: Iterable[tuple[str, str | bytes]] | None) -> Mapping[st
 
 
 def echoed(context: RequestContext) -> Metadata:
-    """The trailers of every answer to a request: its id, where it has one."""
+    """Return the trailers of every answer to a request: its id, where it has one."""
     return ((REQUEST_ID, context.request_id),) if context.request_id else ()

@@ -24,7 +24,7 @@ AUTHORIZATION = "authorization"
 HEADERS = frozenset({REQUEST_ID, TIMEOUT_MS, TRACEPARENT, AUTHORIZATION})
 
 MAX_TIMEOUT_S = 3600.0
-"""A longer limit means this one, wherever it was given: nobody waits for longer, and clients write "for ever" as the
+"""A longer limit means this one, wherever it was given: nobody waits for longer, and clients write "no limit" as the
 largest number that they know."""
 
 _replace = msgspec.structs.replace
@@ -54,11 +54,11 @@ class RequestContext(msgspec.Struct, frozen=True, kw_only=True):  # a frozen dat
 
     @property
     def trace_id(self) -> str:
-        """The trace's id in hex; "" without one."""
+        """Return the trace's id in hex; "" without one."""
         return self.traceparent[3:35]
 
     def within(self, timeout_s: float | None) -> RequestContext:
-        """The same with one more limit, counted from arrival: the earliest of all wins. None adds nothing.
+        """Add one more limit, counted from arrival: the earliest of all wins. None adds nothing.
 
         A limit that is over stays over: it is never clamped to "now", and so to "most urgent".
         """
@@ -68,7 +68,7 @@ class RequestContext(msgspec.Struct, frozen=True, kw_only=True):  # a frozen dat
         return self if self.deadline <= deadline else _replace(self, deadline=deadline)
 
     def with_parameters(self, parameters: Mapping[str, Parameter]) -> RequestContext:
-        """The same with what the protocol's reserved parameters say: ``timeout`` (microseconds) and ``priority``.
+        """Add what the protocol's reserved parameters say: ``timeout`` (microseconds) and ``priority``.
 
         Raises:
             InvalidInput: one of them is not a number, or negative.
@@ -87,12 +87,12 @@ class RequestContext(msgspec.Struct, frozen=True, kw_only=True):  # a frozen dat
         return _replace(context, priority=priority)
 
     def or_within(self, default_s: float) -> RequestContext:
-        """The same with a deadline: where the caller named none, ``default_s`` from arrival."""
+        """Add a deadline where the caller named none: ``default_s`` from arrival."""
         return _replace(self, deadline=self.arrived_at + default_s) if self.deadline == math.inf else self
 
 
 def context_of(headers: Mapping[str, str], arrived_at: float) -> RequestContext:
-    """The context that headers give before their limit is looked at: id and trace. Refuses nothing.
+    """Make the context that headers give before their limit is looked at: id and trace. Refuses nothing.
 
     Args:
         headers: names in lower case, or a mapping that does not tell case.
@@ -101,12 +101,12 @@ def context_of(headers: Mapping[str, str], arrived_at: float) -> RequestContext:
 
 
 def client_context(request_id: str) -> RequestContext:
-    """The context of a request that a client begins. An id that cannot be a header travels in the message only."""
+    """Make the context of a request that a client begins. An id that is no header travels in the message only."""
     return RequestContext(arrived_at=0.0, request_id=request_id if is_request_id(request_id) else "")
 
 
 def request_id_of(headers: Mapping[str, str]) -> str:
-    """The client's request id; a fresh one in place of an id that cannot be echoed; "" where none was given."""
+    """Return the client's request id; a new one in place of an id that cannot be echoed; "" where none was given."""
     given = headers.get(REQUEST_ID)
     if given is None or is_request_id(given):
         return given or ""
@@ -114,12 +114,12 @@ def request_id_of(headers: Mapping[str, str]) -> str:
 
 
 def is_request_id(text: str) -> bool:
-    """Whether an id can travel as a header: printable ASCII without spaces, 1 to 128 characters."""
+    """Say whether an id can travel as a header: printable ASCII without spaces, 1 to 128 characters."""
     return _REQUEST_ID.fullmatch(text) is not None
 
 
 def traceparent_of(headers: Mapping[str, str]) -> str:
-    """The trace context to pass on; "" when malformed, so that a trace is restarted rather than a request refused.
+    """Return the trace context to pass on; "" when malformed: a trace is restarted rather than a request refused.
 
     Source: W3C Trace Context, section 3.2.2 (version ff and all-zero ids are invalid; later versions may append, and
     are passed on as the version that is known here).
@@ -134,7 +134,7 @@ def traceparent_of(headers: Mapping[str, str]) -> str:
 
 
 def timeout_s_of(headers: Mapping[str, str]) -> float | None:
-    """The limit in ``x-request-timeout-ms``, in seconds; 0 is a limit that is over.
+    """Read the limit in ``x-request-timeout-ms``, in seconds; 0 is a limit that is over.
 
     Raises:
         InvalidInput: not a number of milliseconds. An endless row of digits is a mistake, and told so; what is merely
@@ -152,7 +152,7 @@ def timeout_s_of(headers: Mapping[str, str]) -> float | None:
 
 
 def headers_of(context: RequestContext, timeout_s: float | None = None) -> dict[str, str]:
-    """The headers, or gRPC metadata, that carry a context to the next process.
+    """Make the headers, or gRPC metadata, that carry a context to the next process.
 
     Args:
         timeout_s: the time that *remains*; None over gRPC, whose own deadline says it.
