@@ -8,15 +8,18 @@ from typing import Any
 
 import pytest
 
+from cloud_core.api import fleet_codec
 from cloud_core.fleet.devices import Report, ReportedModel
 from cloud_core.fleet.messages import PlanRequest, RolloutStatus
 from cloud_core.fleet.outcome_totals import Record
 from cloud_core.fleet.service import FleetService
 from cloud_core.fleet.settings import FleetSettings
+from cloud_core.policy import gates
 from cloud_core.policy.gates import Gate
 from cloud_core.policy.planning import Selection
 from cloud_core.registry.registry import Registry
 from cloud_core.state import Database
+from penstock.cli.fleet_view import rollout_text
 from penstock.errors import Conflict, InvalidInput, NotFound, QueueFull
 from penstock.wire.outcomes import OutcomeCounts
 from tests.waiting import until
@@ -144,6 +147,33 @@ async def test_harm_stops_in_the_first_wave_and_says_why(rig: Rig) -> None:
     assert harm is not None
     assert (harm.verdict, harm.samples, harm.measured, harm.limit) == ("fail", 100, 0.2, 0.03)
     assert not view.waves[1].is_released
+
+
+async def test_a_new_test_is_a_function_and_a_row_and_is_kept_sent_and_shown(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Store, wire and command line know no test by name."""
+
+    def latency(case: gates.Case) -> gates.GateTest:
+        return gates.GateTest(
+            name="latency", verdict="hold", reason="p99 30 ms, limit 10 ms", measured=30.0, limit=10.0, samples=5
+        )
+
+    monkeypatch.setattr(gates, "TESTS", (*gates.TESTS, latency))
+    for name in "ab":
+        await rig.beat(name, "v1")
+    names = rig.wave(await rig.start(waves=(1.0,)))
+    view = await rig.pass_wave(names, "v2", 1)
+    assert (view.rollout.state, view.waves[0].gate and view.waves[0].gate.reason) == (
+        "running",
+        "p99 30 ms, limit 10 ms",
+    )
+    await rig.service.pause()
+    rig.restart()
+    message = fleet_codec.encode_rollout(rig.service.rollout())
+    assert [test.name for test in message.waves[0].gate.tests][-1] == "latency"
+    assert message.waves[0].gate.tests[-1].measured == 30.0
+    assert "latency    hold  p99 30 ms, limit 10 ms" in rollout_text(message)
 
 
 async def test_evidence_from_before_the_rollout_does_not_count(rig: Rig) -> None:

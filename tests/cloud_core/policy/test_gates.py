@@ -66,6 +66,24 @@ def test_harm_above_the_promise_fails_with_the_numbers() -> None:
     assert "limit 20 to 1" in verdict.reason
 
 
+def test_a_wave_that_fails_two_tests_names_both() -> None:
+    failed = [
+        device(f"d{i}", audit_harm=50, phase="reverted", active_digest=OLD, failed_digest=NEW, error="crashed")
+        for i in range(5)
+    ]
+    verdict = judge(*failed)
+    assert [test.name for test in verdict.tests if test.verdict == "fail"] == ["failures", "harm"]
+    assert "5 of 5 devices failed to update" in verdict.reason
+    assert "harm above the promise" in verdict.reason
+
+
+def test_every_test_has_a_name_of_its_own_and_says_something_in_every_verdict() -> None:
+    for verdict in (judge(device()), judge(device(audited=1), after_s=1), judge(), judge(device(), promised=None)):
+        names = [test.name for test in verdict.tests]
+        assert len(set(names)) == len(names) == len(gates.TESTS)
+        assert all(test.reason for test in verdict.tests)
+
+
 def test_harm_is_found_before_the_bake_is_over_and_while_devices_are_pending() -> None:
     pending = device("b", phase="fetching", active_digest=OLD)
     assert judge(device("a", audit_harm=50), pending, after_s=1).verdict == "fail"

@@ -380,7 +380,7 @@ def test_the_sequence_of_an_emptied_outbox_of_the_previous_release_goes_on(open_
     assert sequences(outbox) == [5]
 
 
-@pytest.mark.parametrize("name", COUNTERS)
+@pytest.mark.parametrize("name", ["kept", "audited", "audit_harm"])
 def test_a_counter_that_a_file_does_not_have_begins_at_0(open_outbox: Open, tmp_path: Path, name: str) -> None:
     shutil.copy(GOLDEN, tmp_path / "outbox.sqlite")
     altered(tmp_path / "outbox.sqlite", *(f"ALTER TABLE {table} DROP COLUMN {name}" for table in ("records", "totals")))

@@ -41,7 +41,7 @@ def test_counts_come_back_from_a_message_as_they_were(counts: OutcomeCounts) -> 
 def test_every_row_has_one_outcome_and_an_audit_is_not_one() -> None:
     counts = OutcomeCounts(**dict.fromkeys(COUNTERS, 1))
     assert counts.requests == len(OUTCOMES)
-    assert set(COUNTERS) - set(OUTCOMES) == {"audited", "audit_harm"}
+    assert not {"audited", "audit_harm"} & set(OUTCOMES)
 
 
 @given(COUNTS, COUNTS)
