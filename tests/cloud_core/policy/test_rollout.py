@@ -262,4 +262,4 @@ class AnyRollout(RuleBasedStateMachine):
 
 
 TestAnyRollout = AnyRollout.TestCase
-TestAnyRollout.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestAnyRollout.settings = settings(max_examples=40, stateful_step_count=25)

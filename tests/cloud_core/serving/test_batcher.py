@@ -326,7 +326,7 @@ def test_a_batch_that_does_not_keep_its_rows_falls_back_to_single_requests() -> 
     run_virtual(test)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(

@@ -85,7 +85,7 @@ def test_tensors_taken_in_turns_have_the_same_ranges(rows: np.ndarray, calibrato
     assert alone.ranges == together.ranges
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(0, 88), st.integers(0, 12), st.sampled_from(["minmax", "entropy"]))
 def test_one_extreme_value_anywhere_is_seen(row: int, column: int, calibrator: Calibrator) -> None:
     x = small.mlp("wine").fit.copy()

@@ -35,7 +35,7 @@ def of(values: np.ndarray, calibrator: str, *, percent: float = 99.99, symmetric
     return ranges.entropy(extremes, histogram, symmetric=symmetric)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(VALUES, st.sampled_from(["minmax", "percentile", "entropy"]), st.booleans())
 def test_every_range_holds_zero_and_no_more_than_was_seen(values: np.ndarray, calibrator: str, symmetric: bool) -> None:
     found = of(values, calibrator, symmetric=symmetric)

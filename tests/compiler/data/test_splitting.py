@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from compiler.data import splitting
@@ -13,7 +13,6 @@ SHARES = {"fit": 0.2, "tune": 0.2, "certify": 0.4, "test": 0.2}
 KEYS = st.lists(st.integers(0, 30).map(lambda n: n.to_bytes(2, "little")), min_size=1, max_size=120)
 
 
-@settings(deadline=None)
 @given(keys=KEYS, seed=st.integers(0, 2**60))
 def test_every_row_is_in_exactly_one_split(keys: list[bytes], seed: int) -> None:
     dealt = splitting.deal(keys, SHARES, seed=seed)
@@ -22,7 +21,6 @@ def test_every_row_is_in_exactly_one_split(keys: list[bytes], seed: int) -> None
     assert all((np.diff(rows) > 0).all() for rows in dealt.values())
 
 
-@settings(deadline=None)
 @given(keys=KEYS, seed=st.integers(0, 2**60))
 def test_equal_rows_stay_together(keys: list[bytes], seed: int) -> None:
     dealt = splitting.deal(keys, SHARES, seed=seed)
@@ -30,7 +28,6 @@ def test_equal_rows_stay_together(keys: list[bytes], seed: int) -> None:
     assert sum(len(side) for side in sides) == len(set(keys))
 
 
-@settings(deadline=None)
 @given(keys=KEYS, seed=st.integers(0, 2**60), shuffle=st.randoms(use_true_random=False))
 def test_the_order_of_rows_changes_nothing(keys: list[bytes], seed: int, shuffle: object) -> None:
     other = sorted(keys)
@@ -40,7 +37,6 @@ def test_the_order_of_rows_changes_nothing(keys: list[bytes], seed: int, shuffle
         assert sorted(keys[row] for row in one[name]) == sorted(other[row] for row in two[name])
 
 
-@settings(deadline=None)
 @given(rows=st.integers(1, 400), seed=st.integers(0, 99))
 def test_different_rows_are_dealt_to_the_row(rows: int, seed: int) -> None:
     keys = [n.to_bytes(4, "little") for n in range(rows)]

@@ -15,7 +15,7 @@ from compiler.distill import figures
     rows=st.lists(st.tuples(st.integers(0, 8), st.booleans()), min_size=1, max_size=60),
     max_harm=st.sampled_from([0.0, 0.01, 0.05, 0.2]),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_coverage_is_the_best_of_all_thresholds(rows: list[tuple[int, bool]], max_harm: float) -> None:
     scores = np.array([score / 8 for score, _ in rows])
     harmful = np.array([harm for _, harm in rows])

@@ -24,7 +24,7 @@ def split(values: list[int], name: str = "train") -> Split:
     certify=st.lists(st.integers(10, 30), min_size=1, max_size=30),
     seed=st.integers(0, 100),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_held_out_row_trains_or_validates(train: list[int], tune: list[int], certify: list[int], seed: int) -> None:
     held_out = (split(tune, "tune"), split(certify, "certify"))
     try:

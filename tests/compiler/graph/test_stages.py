@@ -63,7 +63,7 @@ def everything(work: Work, count: int) -> list[Plan]:
     return [measured(work, (0, *cuts, work.nodes)) for cuts in itertools.combinations(inner, count - 1)]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(seed=st.integers(0, 10**6), nodes=st.integers(2, 9), count=st.integers(1, 4), tightness=st.floats(0.5, 1.5))
 def test_the_plan_is_the_best_of_all(seed: int, nodes: int, count: int, tightness: float) -> None:
     work = random_work(seed, nodes)
@@ -84,7 +84,7 @@ def test_the_plan_is_the_best_of_all(seed: int, nodes: int, count: int, tightnes
     assert (sum(found.crossing_bytes), max(found.memory_bytes)) == best
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10**6), nodes=st.integers(4, 9))
 def test_without_limits_stages_are_nearly_even_and_least_crosses(seed: int, nodes: int) -> None:
     work = random_work(seed, nodes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -16,7 +16,6 @@ classes = hnp.arrays(np.int64, 12, elements=st.integers(0, 2))
 scores = hnp.arrays(np.float64, 12, elements=st.floats(0, 1) | st.just(float("nan")))
 
 
-@settings(deadline=None)  # a busy machine is no defect
 @given(scores=scores, edge=classes, cloud=classes, labels=classes, threshold=st.floats(0, 1))
 def test_cascade_is_what_a_row_by_row_count_gives(
     scores: np.ndarray, edge: np.ndarray, cloud: np.ndarray, labels: np.ndarray, threshold: float

@@ -203,7 +203,7 @@ EVENTS = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(natures=st.lists(NATURES, min_size=4, max_size=4), events=EVENTS, last=st.sampled_from(RELEASES))
 def test_every_life_ends_with_a_good_version_serving(natures: list[Nature], events: list[tuple[str, object]],
                                                      last: Release) -> None:  # fmt: skip

@@ -302,7 +302,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(steps=STEPS)
 def test_the_service_counts_exactly_what_was_appended(
     tmp_path_factory: pytest.TempPathFactory, steps: list[Any]

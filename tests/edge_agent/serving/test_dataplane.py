@@ -398,7 +398,7 @@ _REQUEST = st.tuples(
 )
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     requests=st.lists(_REQUEST, min_size=1, max_size=12),
     on_unreachable=st.sampled_from(["local_flagged", "fail"]),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from aiohttp import web
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.http import express
@@ -191,7 +191,7 @@ async def test_a_connection_is_handed_over_between_requests_and_for_good() -> No
         assert (made.by_lane, made.by_aiohttp) == (1, 2)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40)
 @given(
     bodies=st.lists(st.binary(max_size=40), min_size=1, max_size=6),
     slow_from=st.integers(0, 7),
