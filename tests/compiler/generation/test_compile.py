@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from compiler.cache.steps import StepCache
-from compiler.pipeline import compilation, evidence_check
+from compiler.pipeline import compilation, evidence_check, plan
 from compiler.pipeline.candidates import GateRefused
 from compiler.pipeline.compilation import Compiled
 from compiler.progress import Lines
@@ -107,6 +107,21 @@ def test_the_cascade_is_certified_on_whole_answers_or_says_what_is_missing(compi
     assert (cascade.certificate is None) == bool(cascade.refusal)
     if cascade.certificate is not None:
         assert [found.problems for found in evidence_check.check(compiled.directory)] == [()]
+
+
+def test_the_float_parent_is_asked_the_test_prompts_itself(compiled: Compiled) -> None:
+    """Its figures were once those of the variant that ships: nobody had asked it."""
+    taken = json.loads((compiled.directory / "lock.json").read_bytes())["steps"]
+    on_test = compiled.evaluation.splits["test"].digest
+    asked = {step["key"]["model"] for step in taken if step["step"] == "answers" and step["key"]["prompts"] == on_test}
+    assert len(asked) == 3  # the variant, its float parent and the cloud
+
+
+def test_a_plan_names_the_budget_of_a_language_model(directory: Path, compiled: Compiled) -> None:
+    (directory / "recipe.toml").write_text(RECIPE)
+    steps = dict(plan.plan(recipes.load(directory / "recipe.toml"), directory / "planned"))
+    assert steps["gate"] == "perplexity at most 0.5 above the float model's"
+    assert "disagreement harm <= 0.2" in steps["certify"]
 
 
 def test_an_unchanged_recipe_is_only_copied(directory: Path, compiled: Compiled) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import numpy as np
@@ -18,6 +19,7 @@ from compiler.pipeline.candidates import GateRefused
 from compiler.pipeline.compilation import Compiled
 from compiler.progress import Lines
 from compiler.recipe import recipes
+from compiler.recipe.choices import Task
 from penstock.artifact import golden, manifests
 from penstock.artifact.layout import Layout
 from penstock.errors import CalibrationError, CompileError, Conflict, InvalidInput
@@ -420,6 +422,11 @@ def test_a_destination_with_other_things(workspace: Path) -> None:
 
 
 # --- the plan
+
+
+def test_every_task_has_a_family() -> None:
+    assert set(compilation.FAMILIES) == set(get_args(Task))
+    assert set(compilation.FAMILIES) >= compilation.CERTIFIED
 
 
 def test_a_plan_names_every_step_and_writes_nothing(workspace: Path) -> None:
