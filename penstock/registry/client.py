@@ -244,12 +244,13 @@ class RegistryClient:
         headers = {"Range": f"bytes={writer.offset}-"} if writer.offset else {}
         path = f"{self._api}/{name}/blobs/{check_digest(blob.digest)}"
         with self._connection.response("GET", path, None, headers, expected=_NO_SUCH_RANGE) as response:
-            if writer.offset and not _continues(response, writer.offset):
-                held = writer.offset
+            held = writer.offset
+            if held and not _continues(response, held):
                 report(-held)
                 writer.restart()
-                if response.status != 200:  # 416: it has fewer bytes than we hold; or another range than was asked for
-                    raise Retryable(Unavailable(f"{self.url} cannot continue blob {blob.digest} at byte {held}"))
+            if response.status not in (200, 206) or (response.status == 206 and writer.offset < held):
+                # 416: it has fewer bytes than we hold; 206: it sent another range than was asked for
+                raise Retryable(Unavailable(f"{self.url} cannot continue blob {blob.digest} at byte {held}"))
             while chunk := response.read1(self._connection.limits.chunk_bytes):
                 writer.write(chunk)
                 report(len(chunk))

@@ -249,8 +249,8 @@ class Connection:
         return f"{parsed.scheme}://{parsed.netloc}" == self._home
 
     def _done(self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse) -> None:
-        if connection is not self._kept or not response.isclosed():
-            self._drop(connection)  # another host, or a body that was not read to its end
+        if connection is not self._kept or not response.isclosed() or connection.sock is None:
+            self._drop(connection)  # another host, a body that was not read to its end, or the registry closes it
 
     def _drop(self, connection: http.client.HTTPConnection) -> None:
         connection.close()
@@ -304,7 +304,7 @@ def _parsed(url: str) -> urllib.parse.SplitResult | None:
     """Return the parts of an HTTP URL; None where it is none (its port, too, is only checked by being read)."""
     try:
         parsed = urllib.parse.urlsplit(url)
-        is_http = parsed.scheme in ("http", "https") and bool(parsed.hostname) and parsed.port != 0
+        is_http = parsed.scheme in ("http", "https") and bool(parsed.hostname) and parsed.port != 0 and url.isascii()
     except ValueError:
         return None
     return parsed if is_http else None

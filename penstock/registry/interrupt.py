@@ -78,7 +78,11 @@ class Interrupt:
             OSError: no address answered; the last one's error. Cancelled: before or while it connected.
         """
         last = OSError(f"{host} has no address")
-        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except UnicodeError as error:  # a label that is too long, say, in an address that a registry redirects to
+            raise OSError(f"{host[:80]!r} is no name of a host") from error
+        for family, kind, protocol, _, address in found:
             sock = socket.socket(family, kind, protocol)
             try:
                 self.watch(sock)

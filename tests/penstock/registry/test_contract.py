@@ -67,6 +67,7 @@ ROWS = {
     "it ignores ranges": Row(setting(ignores_ranges=True), held=1000),
     "it sends another range": Row(setting(shifts_ranges=[7]), once=Unavailable, held=1000),
     "it cannot continue the part": Row(setting(statuses_of_blobs=[416]), once=Unavailable, held=1000),
+    "it refuses every range": Row(setting(statuses_of_blobs=[416] * 9), once=Unavailable, patient=Unavailable),
     "it cuts the line": Row(setting(cut_after=[300_000]), once=Unavailable, kept=300_000),
     "it cuts the line again": Row(setting(cut_after=[3000, 5000, 7000]), once=Unavailable, kept=3000),
     "it is overloaded": Row(setting(statuses_of_blobs=[429]), once=QueueFull, kept=1000, held=1000),
@@ -182,10 +183,26 @@ def test_a_redirect_to_another_host_gets_no_credential(registry: Registry, tmp_p
     assert elsewhere.credentials == [None]
 
 
-@pytest.mark.parametrize("location", ["ftp://host/x", "http://host:99999/x", "http://[::1/x", "file:///etc/passwd"])
+@pytest.mark.parametrize(
+    "location",
+    [
+        "ftp://host/x",
+        "http://host:99999/x",
+        "http://[::1/x",
+        "file:///etc/passwd",
+        "http://host/\xe9",
+        "http://h\xf6st/",
+    ],
+)
 def test_a_redirect_to_what_is_no_address_is_refused(registry: Registry, client: RegistryClient, location: str) -> None:
     registry.statuses = [(307, {"Location": location})] * PATIENT.attempts
     with pytest.raises(Unavailable, match="redirects to"):
+        client.small_blob("m", DIGEST)
+
+
+def test_a_redirect_to_a_name_that_is_none_is_an_outage(registry: Registry, client: RegistryClient) -> None:
+    registry.statuses = [(307, {"Location": f"http://{'a' * 70}.example/x"})] * PATIENT.attempts
+    with pytest.raises(Unavailable, match="is no name of a host"):
         client.small_blob("m", DIGEST)
 
 
