@@ -9,14 +9,17 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("penstock", "compiler", "edge_agent", "cloud_core")
+CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+LAYERED = [package for contract in CONTRACTS if contract.get("exhaustive") for package in contract["containers"]]
 LINT_IMPORTS = Path(sys.executable).parent / "lint-imports"
 
 
@@ -108,9 +111,15 @@ def test_a_wrong_import_is_found(tree: Path, importer: str, imported: str) -> No
     assert f"{importer} -> {imported} (l." in said
 
 
-@pytest.mark.parametrize("package", [*PACKAGES, "edge_agent.serving", "edge_agent.updates"])
-def test_a_module_without_a_place_is_found(tree: Path, package: str) -> None:
-    with changed(tree.joinpath(*package.split("."), "newcomer.py"), '"""A module that no layer names."""\n'):
+def test_every_package_has_exhaustive_layers() -> None:
+    assert set(PACKAGES) <= set(LAYERED)
+
+
+def test_a_module_without_a_place_is_found_in_each_of_them(tree: Path) -> None:
+    with ExitStack() as stack:
+        for package in LAYERED:
+            path = tree.joinpath(*package.split("."), "newcomer.py")
+            stack.enter_context(changed(path, '"""A module that no layer names."""\n'))
         kept, said = lint_imports(tree)
     assert not kept
-    assert "newcomer" in said
+    assert [package for package in LAYERED if f"{package}.newcomer" not in said] == []
