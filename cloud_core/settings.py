@@ -72,7 +72,8 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         default_timeout_s: deadline of a request that names none.
         max_loaded_models: cloud variants in memory at a time. Default versions are pinned; others go least recently
             used first.
-        inline_below_s: a model whose full batch takes less than this runs on the event loop, without a thread hop.
+        inline_below_s: a batch that should take less than this, as seen of batches of its size, runs on the event loop,
+            without a thread hop.
         stall_s: a batch that runs for longer than this makes the server report that it is not alive.
         retry_after_s: the hint that goes with "loading" and "draining".
         drain_s: how long admitted work may take to finish after SIGTERM.

@@ -205,6 +205,14 @@ ALL: Mapping[str, type[PenstockError]] = {
 }  # fmt: skip
 
 
+def copy_of(error: PenstockError) -> PenstockError:
+    """Make a second instance of the same error: one raised in several tasks would gather all of their tracebacks."""
+    copied = type(error).__new__(type(error))
+    copied.__dict__.update(error.__dict__)
+    copied.args = error.args
+    return copied
+
+
 def missing_extra(library: str, extra: str, purpose: str) -> MissingExtra:
     """Make the error for an optional library that is absent; it names the extra that brings the library."""
     return MissingExtra(f"{purpose} needs {library}, which is not installed: pip install 'penstock[{extra}]'")

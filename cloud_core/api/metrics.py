@@ -89,9 +89,9 @@ class Metrics(Collector):
         replicas = GaugeMetricFamily("penstock_replicas", "Loaded replicas.", labels=["model", "variant"])
         for served in plane.served():
             labels = [served.variant.spec.model, served.variant.digest]
-            queued.add_metric(labels, sum(b.queue_rows for b in served.batchers))
-            running.add_metric(labels, sum(b.running_rows for b in served.batchers))
-            replicas.add_metric(labels, len(served.batchers))
+            queued.add_metric(labels, sum(q.queue_rows for q in served.queues))
+            running.add_metric(labels, sum(q.running_rows for q in served.queues))
+            replicas.add_metric(labels, len(served.queues))
         yield from (queued, running, replicas)
         inflight, lag_s = plane.measures.inflight, plane.measures.loop_lag_s
         yield GaugeMetricFamily("penstock_inflight_requests", "Admitted and not yet answered.", inflight)

@@ -1,4 +1,4 @@
-"""Decides who may send, how much, and whether a deadline can still be met. Plain functions of values and ``now``.
+"""Decides who may send, and how much. Plain functions of values and ``now``.
 
 Decides; keeps no bucket, reads no header, waits for nothing. The data plane holds the states that are handed back here.
 """
@@ -11,9 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from penstock.errors import DeadlineExceeded, InvalidInput, PermissionDenied, QuotaExceeded, Unauthenticated
+from penstock.errors import InvalidInput, PermissionDenied, QuotaExceeded, Unauthenticated
 from penstock.policy.access import Action
-from penstock.policy.service_time import ServiceTime
 from penstock.policy.token_bucket import BucketState, TokenBucket
 
 ANONYMOUS = ""
@@ -90,41 +89,6 @@ def take_rows(tenant: Tenant, state: BucketState, rows: int, now: float) -> Buck
         remaining=max(0, int(after.tokens)),
         reset_s=wait_s,
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Backlog:
-    """What is before a new chunk at one replica: rows that wait, and when the running batch should be done."""
-
-    rows: int
-    max_batch_rows: int
-    busy_until: float | None = None
-
-
-def expected_answer_at(backlog: Backlog, rows: int, service: ServiceTime, now: float) -> float:
-    """Estimate when a chunk of ``rows`` that arrives now is answered: the running batch, those that wait, its own.
-
-    The last batch ahead is counted only when it is full: the chunk joins it otherwise.
-    """
-    start = now if backlog.busy_until is None else max(now, backlog.busy_until)
-    full_batches, left = divmod(backlog.rows, backlog.max_batch_rows)
-    last = left + rows if left + rows <= backlog.max_batch_rows else rows
-    ahead = full_batches * service.of(backlog.max_batch_rows) + (service.of(left) if last == rows and left else 0.0)
-    return start + ahead + service.of(last)
-
-
-def check_deadline(answer_at: float, deadline: float, now: float) -> None:
-    """
-    Raises:
-        DeadlineExceeded: it has passed, or the answer would come after it.
-    """
-    if deadline <= now:
-        raise DeadlineExceeded("the deadline passed before the work could start; nothing was executed")
-    if answer_at > deadline:
-        raise DeadlineExceeded(
-            f"the answer would take about {(answer_at - now) * 1e3:.1f} ms, and {(deadline - now) * 1e3:.1f} ms are "
-            "left; nothing was executed"
-        )
 
 
 def _hashed(token: str) -> bytes:

@@ -15,14 +15,15 @@ from dataclasses import dataclass, replace
 
 from cloud_core.policy.placement import Candidate, plan_loading
 from cloud_core.registry.registry import ModelVersion, Registry
-from cloud_core.serving.batcher import Batcher
 from cloud_core.serving.counters import Measures
-from cloud_core.serving.replica import Replica, load_replica
 from cloud_core.serving.router import Router, Served
 from cloud_core.settings import ServingSettings
 from penstock.artifact.manifests import Variant
 from penstock.errors import ArtifactError, Internal, NotFound, PenstockError, Unavailable
-from penstock.policy.batching import BatchLimits
+from penstock.hosting import loading
+from penstock.hosting.replica import EngineReplica, outputs_replica
+from penstock.hosting.replica_queue import ReplicaQueue
+from penstock.hosting.rows import Tensors
 from penstock.policy.retry import Backoff
 from penstock.process.telemetry import log
 from penstock.wire.inference import ModelState, Readiness
@@ -234,33 +235,29 @@ class Controller:
         self._loading = ""
         self._answered(digest)
 
-    def _load_replicas(self, variant: Variant) -> list[Replica]:
+    def _load_replicas(self, variant: Variant) -> list[EngineReplica[Tensors]]:
         settings = self._settings
         files = self._registry.verified_files(variant)
-        replicas: list[Replica] = []
-        while not replicas or (len(replicas) < settings.replicas and not replicas[0].inline_rows):
-            replicas.append(
-                load_replica(variant.spec, files, threads=settings.threads, inline_below_s=settings.inline_below_s)
-            )
+        replicas: list[EngineReplica[Tensors]] = []
+        while not replicas or (len(replicas) < settings.replicas and not replicas[0].is_always_short):
+            loaded = loading.load(variant.spec, files, threads=settings.threads)
+            replicas.append(outputs_replica(loaded, on_loop_below_s=settings.inline_below_s))
         return replicas
 
-    def _serve(self, variant: Variant, replicas: list[Replica]) -> Served:
+    def _serve(self, variant: Variant, replicas: list[EngineReplica[Tensors]]) -> Served:
         settings = self._settings
         measures = self._measures.batch(variant.spec.model, variant.digest)
-        batchers = [
-            Batcher(
+        queues = [
+            ReplicaQueue(
                 replica,
-                BatchLimits(
-                    max_rows=replica.max_batch,
-                    max_delay_s=settings.max_delay_s,
-                    max_queue_rows=settings.max_queue_rows,
-                ),
-                measures,
-                self._now,
+                max_queue_rows=settings.max_queue_rows,
+                max_delay_s=settings.max_delay_s,
+                measures=measures,
             )
             for replica in replicas
         ]
-        return Served(variant, tuple(batchers), now=self._now())
+        engine = replicas[0].engine
+        return Served(variant, tuple(queues), inputs=engine.inputs, outputs=engine.outputs, now=self._now())
 
     async def _unload(self, digest: str) -> None:
         served = self.router.take_out(digest)

@@ -38,6 +38,15 @@ class BatchMeasures:
         self.run_s = Histogram(SECONDS)
         self.queue_s = Histogram(SECONDS)
 
+    def waited(self, seconds: float) -> None:
+        """Count a request that waited in the queue."""
+        self.queue_s.observe(seconds)
+
+    def ran(self, rows: int, seconds: float) -> None:
+        """Count a batch."""
+        self.rows.observe(rows)
+        self.run_s.observe(seconds)
+
 
 class Measures:
     """All of them. Names that no model has are never a label: a client must not be able to grow this."""

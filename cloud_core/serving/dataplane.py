@@ -16,10 +16,10 @@ from cloud_core.policy.admission import Tenant
 from cloud_core.registry.registry import Registry
 from cloud_core.serving.controller import Controller
 from cloud_core.serving.counters import Measures
-from cloud_core.serving.replica import Chunk
 from cloud_core.serving.router import Route, Served
 from cloud_core.settings import ServingSettings, TenantSettings
 from penstock.errors import InvalidInput, PenstockError, QueueFull, Unavailable, outcome_code
+from penstock.hosting.replica import Chunk
 from penstock.policy.access import Action
 from penstock.policy.token_bucket import TokenBucket
 from penstock.runtime import platform_of
@@ -74,7 +74,7 @@ class DataPlane:
         """No engine hangs and every queue has its owner. A busy or saturated server is alive."""
         limit = self._now() - self._settings.stall_s
         return all(
-            served.is_alive and all(b.running_since is None or b.running_since > limit for b in served.batchers)
+            served.is_alive and all(q.running_since is None or q.running_since > limit for q in served.queues)
             for served in self._router.served.values()
         )
 

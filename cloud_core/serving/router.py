@@ -15,10 +15,11 @@ import numpy as np
 
 from cloud_core.policy.routing import least_loaded
 from cloud_core.registry.registry import ModelVersion, Registry
-from cloud_core.serving.batcher import Batcher
 from cloud_core.serving.counters import Measures, RouteMeasures
 from penstock.artifact.manifests import Variant
 from penstock.errors import InvalidInput, Unavailable
+from penstock.hosting.replica_queue import ReplicaQueue
+from penstock.hosting.rows import Tensors
 from penstock.wire.inference import Parameter
 from penstock.wire.tensors import Array, TensorSpec, check_inputs, numpy_dtype
 
@@ -26,30 +27,37 @@ _MAX_ROUTES = 4096
 
 
 class Served:
-    """A loaded variant: its specs and the batchers of its replicas (at least one)."""
+    """A loaded variant: its specs and the queues of its replicas (at least one)."""
 
-    def __init__(self, variant: Variant, batchers: tuple[Batcher, ...], *, now: float) -> None:
-        self.variant, self.batchers = variant, batchers
+    def __init__(
+        self,
+        variant: Variant,
+        queues: tuple[ReplicaQueue[Tensors], ...],
+        *,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        now: float,
+    ) -> None:
+        self.variant, self.queues = variant, queues
         self.last_used_at = now
-        engine = batchers[0].replica.engine
-        self.inputs: tuple[TensorSpec, ...] = engine.inputs
-        self.output_names = frozenset(spec.name for spec in engine.outputs)
-        self._has_free_shapes = any(-1 in spec.shape[1:] for spec in engine.inputs)
-        self._plain_input = _plain(engine.inputs)
+        self.inputs = inputs
+        self.output_names = frozenset(spec.name for spec in outputs)
+        self._has_free_shapes = any(-1 in spec.shape[1:] for spec in inputs)
+        self._plain_input = _plain(inputs)
 
     def __repr__(self) -> str:
-        return f"Served({self.variant.spec.model!r}, {self.variant.digest}, {len(self.batchers)} replicas)"
+        return f"Served({self.variant.spec.model!r}, {self.variant.digest}, {len(self.queues)} replicas)"
 
     @property
     def is_alive(self) -> bool:
-        return all(batcher.is_alive for batcher in self.batchers)
+        return all(queue.is_alive for queue in self.queues)
 
-    def pick(self) -> Batcher:
-        """The replica that takes the next chunk."""
-        batchers = self.batchers
-        if len(batchers) == 1:
-            return batchers[0]
-        return batchers[least_loaded([batcher.outstanding_rows for batcher in batchers])]
+    def pick(self) -> ReplicaQueue[Tensors]:
+        """Choose the replica that takes the next chunk."""
+        queues = self.queues
+        if len(queues) == 1:
+            return queues[0]
+        return queues[least_loaded([queue.outstanding_rows for queue in queues])]
 
     def check_inputs(self, inputs: Mapping[str, Array]) -> int:
         """The rows of a request whose inputs fit; see :func:`penstock.wire.tensors.check_inputs`.
@@ -86,12 +94,9 @@ class Served:
             )
 
     async def close(self, timeout_s: float) -> bool:
-        """Finish what is queued, then release engines and threads; whether all of them could be."""
-        await asyncio.gather(*(batcher.close(timeout_s) for batcher in self.batchers))
-        idle = [batcher.replica for batcher in self.batchers if batcher.running_since is None]
-        for replica in idle:
-            replica.close()
-        return len(idle) == len(self.batchers)
+        """Finish what is queued, then release the replicas; whether all of them could be."""
+        error = Unavailable("the model is being unloaded", retry_after_s=1.0)
+        return all(await asyncio.gather(*(queue.finish(error, timeout_s) for queue in self.queues)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

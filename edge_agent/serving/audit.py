@@ -68,7 +68,7 @@ class Auditor:
         return (
             hosted.certificate is not None
             and self._queued_rows < self._max_queue_rows
-            and self._escalator.lane_of(hosted).is_reachable
+            and self._escalator.queue_of(hosted).is_reachable
         )
 
     def submit(self, draw: Draw) -> None:
@@ -109,12 +109,12 @@ class Auditor:
 
     async def _carry_out(self, draws: list[Draw]) -> None:
         hosted = draws[0].hosted
-        lane = self._escalator.lane_of(hosted)
-        if not lane.is_reachable:
+        queue = self._escalator.queue_of(hosted)
+        if not queue.is_reachable:
             return
         inputs = {name: np.concatenate([draw.inputs[name] for draw in draws]) for name in draws[0].inputs}
         try:
-            answer = await lane.ask_alone(inputs, timeout_s=self._timeout_s)
+            answer = await queue.ask_alone(inputs, timeout_s=self._timeout_s)
             hosted.note_cloud(answer.variant)
             if hosted.is_certified_cloud(answer.variant):
                 _compare(hosted, draws, answer)

@@ -21,7 +21,7 @@ from edge_agent.serving.escalation import Escalator
 from edge_agent.serving.escalation_queue import CloudAnswer
 from edge_agent.serving.hosting import Hosted, Hosting
 from edge_agent.serving.inflight import InFlight, Ticket
-from edge_agent.serving.runner import LocalAnswer
+from edge_agent.serving.local_queue import LocalAnswer
 from edge_agent.settings import CascadeSettings, LimitsSettings
 from penstock.errors import DeadlineExceeded, Internal, InvalidInput, PenstockError, Unavailable
 from penstock.policy.access import Action
@@ -149,7 +149,7 @@ class Pipeline:
         hosted.in_flight += 1
         hosted.idle.clear()
         try:
-            local = await hosted.runner.run(request.inputs, work.rows, work.context.deadline, work.context.priority)
+            local = await hosted.queue.infer(request.inputs, work.rows, work.context.deadline, work.context.priority)
             return self._keep(work, local) or await self._escalate(work, local)
         except BaseException as error:  # whatever it was, also a client that went away: these rows got no answer
             hosted.tally.record(failed=work.rows)
@@ -230,15 +230,15 @@ class Pipeline:
 
     async def _ask(self, work: _Work, local: LocalAnswer, uncertain: Sequence[int]) -> _Escalated:
         """Send up what may go; never raises for a cloud that does not answer."""
-        lane = self.escalator.lane_of(work.hosted)
+        queue = self.escalator.queue_of(work.hosted)
         remaining_s = work.context.deadline - self._loop.time()
         permit = egress.permit(
             rows=len(uncertain),
             is_private=work.is_private,
-            is_reachable=lane.is_reachable,
-            p95_s=lane.p95_s(),
+            is_reachable=queue.is_reachable,
+            p95_s=queue.p95_s(),
             remaining_s=remaining_s,
-            free_rows=int(min(self.escalator.free_tokens(), lane.free_rows)),
+            free_rows=int(min(self.escalator.free_tokens(), queue.free_rows)),
         )
         rows = egress.least_confident(local.scores, uncertain, permit.rows)
         if len(rows) < len(uncertain) and not work.hosted.can_split:
@@ -251,7 +251,7 @@ class Pipeline:
             inputs = {name: array[rows] for name, array in inputs.items()}
         timeout_s = egress.call_timeout_s(remaining_s, self.escalator.settings.timeout_s)
         try:
-            answer = await lane.ask(inputs, len(rows), timeout_s=timeout_s, priority=work.context.priority)
+            answer = await queue.ask(inputs, len(rows), timeout_s=timeout_s, priority=work.context.priority)
         except PenstockError as error:
             return _Escalated(rows, None, [], self._failure(error, remaining_s), permit.reason)
         work.hosted.note_cloud(answer.variant)

@@ -1,6 +1,6 @@
-"""The cloud as the data path sees it: one channel, a lane for each model version, and the row budget they share.
+"""The cloud as the data path sees it: one channel, a queue for each model version, and the row budget they share.
 
-Any server that speaks the Open Inference Protocol over gRPC will do. What happens to rows inside a lane is
+Any server that speaks the Open Inference Protocol over gRPC will do. What happens to rows in a queue is
 ``edge_agent.serving.escalation_queue``; whether rows may go up is decided by ``policy.egress`` from the numbers that
 this module keeps.
 """
@@ -12,7 +12,7 @@ import math
 
 import grpc
 
-from edge_agent.serving.escalation_queue import Lane
+from edge_agent.serving.escalation_queue import EscalationQueue
 from edge_agent.serving.hosting import Hosted
 from edge_agent.settings import EscalationSettings
 from penstock.policy.token_bucket import TokenBucket
@@ -23,7 +23,7 @@ from penstock.wire.inference import InferRequest, InferResponse
 
 
 class Escalator:
-    """The channel to the cloud, its lanes, and the row budget that they share."""
+    """The channel to the cloud, its queues, and the row budget that they share."""
 
     def __init__(self, target: str, settings: EscalationSettings, *, token: str = "") -> None:
         """
@@ -42,24 +42,24 @@ class Escalator:
         self._channel = channels.open_channel(target, aio=True)
         self._stub = channels.oip_stub(self._channel)
         self._credential = channels.bearer(token)
-        self._lanes: dict[Hosted, Lane] = {}
+        self._queues: dict[Hosted, EscalationQueue] = {}
         self._bucket = (
             TokenBucket(rate=settings.rate_rows_per_s, burst=settings.burst_rows) if settings.rate_rows_per_s else None
         )
         self._tokens = self._bucket.full(self._loop.time()) if self._bucket else None
 
-    def lane_of(self, hosted: Hosted) -> Lane:
+    def queue_of(self, hosted: Hosted) -> EscalationQueue:
         """The way up for what this model escalates."""
-        lane = self._lanes.get(hosted)
-        if lane is None:
-            self._lanes = {key: old for key, old in self._lanes.items() if not (key.is_retired and old.is_idle)}
-            lane = self._lanes[hosted] = Lane(self, hosted, self.settings)
-        return lane
+        queue = self._queues.get(hosted)
+        if queue is None:
+            self._queues = {key: old for key, old in self._queues.items() if not (key.is_retired and old.is_idle)}
+            queue = self._queues[hosted] = EscalationQueue(self, hosted, self.settings)
+        return queue
 
     @property
     def is_reachable(self) -> bool:
-        """False when the lane of a model that answers is shut; True before anything was tried."""
-        return all(lane.is_reachable for hosted, lane in self._lanes.items() if not hosted.is_retired)
+        """False when the way up for a model that answers is shut; True before anything was tried."""
+        return all(queue.is_reachable for hosted, queue in self._queues.items() if not hosted.is_retired)
 
     def free_tokens(self) -> float:
         """Rows that the budget allows now; infinite without one."""
@@ -103,6 +103,6 @@ class Escalator:
 
     async def close(self) -> None:
         """Give up what is under way and close the channel."""
-        for lane in self._lanes.values():
-            await lane.close()
+        for queue in self._queues.values():
+            await queue.close()
         await self._channel.close(grace=None)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from edge_agent.policy import cascade
 from edge_agent.policy.cascade import CascadeMode, Decision
 from edge_agent.serving.counts import Outcomes, Tally
-from edge_agent.serving.runner import Runner
+from edge_agent.serving.local_queue import LocalQueue
 from penstock.artifact import certificates
 from penstock.artifact.certificates import Certificate, Subject
 from penstock.artifact.manifests import Variant
@@ -112,14 +112,7 @@ class Hosted:
         self._has_crossed = False
         self._decided = cascade.ModeDecision(mode=CascadeMode.CASCADE)
         self._update_mode()
-        self.runner = Runner(
-            engine,
-            self.judge,
-            can_join=self.can_split,
-            max_rows=loaded.max_batch,
-            max_queue_rows=max_queue_rows,
-            service_time_s=loaded.timing.full_batch_s,
-        )
+        self.queue = LocalQueue(loaded, self.judge, max_queue_rows=max_queue_rows)
 
     def __repr__(self) -> str:
         return f"Hosted({self.plan.model}:{self.plan.version}, {self.mode}, in_flight={self.in_flight})"
@@ -348,7 +341,7 @@ class Hosting:
             )
         if not any(other.tally is hosted.tally for other in self._active.values()):
             self._outcomes.retire(hosted.plan.model, hosted.plan.artifact_digest)
-        await hosted.runner.close()
+        await hosted.queue.close()
 
     async def close(self) -> None:
         """Retire every model."""

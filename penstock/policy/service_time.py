@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from penstock.errors import DeadlineExceeded
+
 _SMOOTHING = 0.1  # weight of the newest measurement
 _DOUBT = 0.98  # what a refusal leaves of an estimate
 
@@ -63,3 +65,38 @@ def fitted(one_row_s: float, *, full_rows: int, full_s: float) -> ServiceTime:
         return ServiceTime(fixed_s=max(one_row_s, full_s))
     per_row_s = min(max(0.0, (full_s - one_row_s) / (full_rows - 1)), full_s / full_rows)
     return ServiceTime(fixed_s=full_s - full_rows * per_row_s, per_row_s=per_row_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backlog:
+    """What is before a new chunk at one replica: rows that wait, and when the running batch should be done."""
+
+    rows: int
+    max_batch_rows: int
+    busy_until: float | None = None
+
+
+def expected_answer_at(backlog: Backlog, rows: int, service: ServiceTime, now: float) -> float:
+    """When a chunk of ``rows`` that arrives now should be answered: the running batch, those that wait, its own.
+
+    The last batch ahead is counted only when it is full: the chunk joins it otherwise.
+    """
+    start = now if backlog.busy_until is None else max(now, backlog.busy_until)
+    full_batches, left = divmod(backlog.rows, backlog.max_batch_rows)
+    last = left + rows if left + rows <= backlog.max_batch_rows else rows
+    ahead = full_batches * service.of(backlog.max_batch_rows) + (service.of(left) if last == rows and left else 0.0)
+    return start + ahead + service.of(last)
+
+
+def check_deadline(answer_at: float, deadline: float, now: float) -> None:
+    """
+    Raises:
+        DeadlineExceeded: it has passed, or the answer would come after it.
+    """
+    if deadline <= now:
+        raise DeadlineExceeded("the deadline passed before the work could start; nothing was executed")
+    if answer_at > deadline:
+        raise DeadlineExceeded(
+            f"the answer would take about {(answer_at - now) * 1e3:.1f} ms, and {(deadline - now) * 1e3:.1f} ms are "
+            "left; nothing was executed"
+        )

@@ -11,19 +11,20 @@ import random
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
 import numpy as np
 
-from penstock.errors import DeadlineExceeded, Internal, InvalidInput, PenstockError, Unavailable
+from penstock.errors import DeadlineExceeded, Internal, InvalidInput, PenstockError, Unavailable, copy_of
 from penstock.sdk import call
 from penstock.sdk.call import DEFAULT_TIMEOUT_S, InferResult, Inputs
-from penstock.sdk.coalesce import CoalesceLimits, Coalescer, Lane
+from penstock.sdk.coalesce import CoalesceLimits, Coalescer, MergeQueue
 from penstock.wire.addresses import Target, parse_target
 from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata, Parameter
 from penstock.wire.tensors import Array, TensorSpec, check_inputs
 
 _T = TypeVar("_T")
+_Arrays = Mapping[str, Array]
 _STALE_S = 1.0  # metadata older than this is asked for again before an input is refused on its word
 
 
@@ -145,10 +146,10 @@ class AsyncClient:
         deadline = opened.loop.time() + timeout_s
         merges = self._merges and not parameters and not request_id
         key = _key(model, version, inputs, outputs, priority) if merges else None
-        lane = opened.coalescer.lane(key)
-        if lane is not None:  # the way of nearly every row: nothing on it costs more than a dictionary look-up
-            columns = [inputs] if isinstance(inputs, np.ndarray) else list(inputs.values())  # type: ignore[union-attr]
-            return await self._infer_merged(lane, columns, deadline, timeout_s)
+        queue = opened.coalescer.queue(key)
+        if queue is not None:  # the way of nearly every row: nothing on it costs more than a dictionary look-up
+            arrays = {queue.names[0]: inputs} if isinstance(inputs, np.ndarray) else dict(cast("_Arrays", inputs))
+            return await self._infer_merged(queue, arrays, deadline, timeout_s)
         wanted = _Call(
             model=model,
             version=version,
@@ -212,24 +213,18 @@ class AsyncClient:
         timeout_s = self._timeout_s if timeout is None else call.check_timeout(timeout)
         return asyncio.get_running_loop().time() + timeout_s, timeout_s
 
-    async def _infer_merged(
-        self, lane: Lane, columns: Sequence[Array], deadline: float, timeout_s: float
-    ) -> InferResult:
-        coalescer = (self._opened or self._open()).coalescer
-        member = coalescer.submit(lane, columns, columns[0].shape[0], deadline, timeout_s)
+    async def _infer_merged(self, queue: MergeQueue, arrays: _Arrays, deadline: float, timeout_s: float) -> InferResult:
+        rows = arrays[queue.names[0]].shape[0]
         try:
-            return await member.future
-        except asyncio.CancelledError:
-            coalescer.abandon(member)
-            raise
+            return await queue.infer(arrays, rows, deadline, timeout_s)
         except InvalidInput:
-            self._forget_if_stale(lane.template.model, lane.template.version)
+            self._forget_if_stale(queue.template.model, queue.template.version)
             raise
         except PenstockError as error:
             raise call.located(error, self._target) from error.__cause__
 
     async def _infer_first(self, wanted: _Call) -> InferResult:
-        """Send the first request of its kind: check it against metadata, open a lane if rows can be merged."""
+        """Send the first request of its kind: check it against metadata, open a queue if rows can be merged."""
         arrays, known = await self._checked(wanted)
         if not all(spec.shape[:1] == (-1,) for spec in (*known.inputs, *known.outputs)):
             return await self._infer_alone(replace(wanted, inputs=arrays))
@@ -237,8 +232,8 @@ class AsyncClient:
         # bare arrays come back without a name, so they have a key of their own
         given = wanted.inputs if isinstance(wanted.inputs, np.ndarray) else arrays
         key = _key(wanted.model, wanted.version, given, wanted.outputs, wanted.priority)
-        lane = coalescer.lane(key) or coalescer.open_lane(key, wanted.request({}), tuple(arrays))
-        return await self._infer_merged(lane, list(arrays.values()), wanted.deadline, wanted.timeout_s)
+        queue = coalescer.queue(key) or coalescer.open_queue(key, wanted.request({}), tuple(arrays))
+        return await self._infer_merged(queue, arrays, wanted.deadline, wanted.timeout_s)
 
     async def _infer_alone(self, wanted: _Call) -> InferResult:
         specs: Sequence[TensorSpec] = ()
@@ -282,7 +277,7 @@ class AsyncClient:
         except TimeoutError:
             raise call.located(DeadlineExceeded(f"no answer within {timeout_s:g} s"), self._target) from None
         except PenstockError as error:
-            raise call.copy_of(error) from error.__cause__
+            raise copy_of(error) from error.__cause__
 
     def _asked(self, model: str, version: str, done: asyncio.Task[ModelMetadata]) -> None:
         self._asking.pop((model, version), None)

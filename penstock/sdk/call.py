@@ -201,14 +201,6 @@ def located(error: PenstockError, target: Target) -> PenstockError:
     return error
 
 
-def copy_of(error: PenstockError) -> PenstockError:
-    """Copy an error: one instance raised in several tasks would gather all of their tracebacks."""
-    copied = type(error).__new__(type(error))
-    copied.__dict__.update(error.__dict__)
-    copied.args = error.args
-    return copied
-
-
 def _array(value: Any, spec: TensorSpec | None) -> Array:
     if isinstance(value, np.ndarray):
         return value

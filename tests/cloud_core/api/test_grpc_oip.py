@@ -18,7 +18,8 @@ from cloud_core.app import Core
 from penstock.rpc import codec
 from penstock.rpc.pb import fleet_pb2, fleet_pb2_grpc, oip_pb2, oip_pb2_grpc
 from penstock.wire.inference import InferRequest
-from tests.cloud_core.rig import rows, soon, start_core
+from tests.cloud_core.rig import soon, start_core
+from tests.penstock.hosting.rig import rows
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 TENANT = {"name": "shop", "token": "shop-secret", "rate_rows_per_s": 1, "burst_rows": 2}
@@ -143,11 +144,11 @@ async def test_requests_of_one_stream_run_together_up_to_the_window(tmp_path: Pa
                 yield message(rows(number))
 
         call = oip_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(requests())  # type: ignore[no-untyped-call]
-        await soon(lambda: served.batchers[0].queue_rows >= 4)
+        await soon(lambda: served.queues[0].queue_rows >= 4)
         await asyncio.sleep(0.05)
-        assert served.batchers[0].queue_rows <= 6
+        assert served.queues[0].queue_rows <= 6
         call.cancel()
-        await soon(lambda: not (served.batchers[0].queue_rows or core.plane.measures.inflight))
+        await soon(lambda: not (served.queues[0].queue_rows or core.plane.measures.inflight))
 
 
 async def test_a_cancelled_call_takes_its_work_out_of_the_queue(tmp_path: Path) -> None:
@@ -158,9 +159,9 @@ async def test_a_cancelled_call_takes_its_work_out_of_the_queue(tmp_path: Path) 
         (served,) = core.plane.served()
         call = oip_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(message())  # type: ignore[no-untyped-call]
         waiting = asyncio.ensure_future(call)
-        await soon(lambda: served.batchers[0].queue_rows > 0)
+        await soon(lambda: served.queues[0].queue_rows > 0)
         call.cancel()
-        await soon(lambda: served.batchers[0].queue_rows == 0)
+        await soon(lambda: served.queues[0].queue_rows == 0)
         assert isinstance((await asyncio.gather(waiting, return_exceptions=True))[0], asyncio.CancelledError)
         assert core.plane.measures.routes["mlp", "v1"].requests == {"cancelled": 1}
 
@@ -173,7 +174,7 @@ async def test_a_full_queue_pushes_back_by_trailer(tmp_path: Path) -> None:
         (served,) = core.plane.served()
         stub: Any = oip_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
         waiting = asyncio.ensure_future(stub.ModelInfer(message(rows(1, 2))))
-        await soon(lambda: served.batchers[0].queue_rows == 2)
+        await soon(lambda: served.queues[0].queue_rows == 2)
         code, _, trailers = await failure(stub.ModelInfer(message(), timeout=20))
         assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert trailers["x-penstock-reason"] == "rejected-saturated"

@@ -19,7 +19,8 @@ from cloud_core.app import Core
 from penstock.errors import ConfigError, StorageError
 from penstock.rest import codec
 from penstock.wire.inference import InferRequest
-from tests.cloud_core.rig import core_settings, rows, soon, start_core, until
+from tests.cloud_core.rig import core_settings, soon, start_core
+from tests.penstock.hosting.rig import rows, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 INFER = "/v2/models/mlp/infer"
@@ -193,9 +194,9 @@ async def test_a_client_that_goes_away_takes_its_work_with_it(tmp_path: Path) ->
         _, writer = await asyncio.open_connection("127.0.0.1", core.http_port)
         body = json_body()
         writer.write(f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
-        await soon(lambda: served.batchers[0].queue_rows > 0)
+        await soon(lambda: served.queues[0].queue_rows > 0)
         writer.transport.abort()
-        await soon(lambda: served.batchers[0].queue_rows == 0)
+        await soon(lambda: served.queues[0].queue_rows == 0)
         assert core.plane.measures.routes["mlp", "v1"].requests == {"cancelled": 1}
 
 
@@ -214,7 +215,7 @@ async def test_a_full_queue_is_503_or_429_by_setting_with_hints(tmp_path: Path) 
         ask = asking(core)
         (served,) = core.plane.served()
         waiting = asyncio.create_task(ask("POST", INFER, json_body(rows(1, 2))))
-        await soon(lambda: served.batchers[0].queue_rows == 2)
+        await soon(lambda: served.queues[0].queue_rows == 2)
         status, headers, _ = await ask("POST", INFER, json_body())
         assert (status, headers["x-penstock-reason"]) == (429, "rejected-saturated")
         assert int(headers["retry-after"]) >= 1
@@ -248,7 +249,7 @@ async def test_draining_refuses_new_work_and_finishes_what_was_admitted(tmp_path
     ask = asking(core)
     (served,) = core.plane.served()
     admitted = asyncio.create_task(ask("POST", INFER, json_body()))
-    await soon(lambda: served.batchers[0].queue_rows > 0)
+    await soon(lambda: served.queues[0].queue_rows > 0)
     stopping = asyncio.create_task(core.stop())
     await until(lambda: core.plane.is_draining)
     live, ready, infer, upload = await asyncio.gather(

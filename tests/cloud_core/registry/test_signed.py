@@ -22,7 +22,8 @@ from penstock.errors import SignatureError
 from penstock.registry import transfer
 from penstock.signing import ed25519, trust
 from penstock.signing.ed25519 import SigningKey
-from tests.cloud_core.rig import Rig, outcome, rig_of, rows
+from tests.cloud_core.rig import Rig, rig_of
+from tests.penstock.hosting.rig import outcome, rows
 from tests.penstock.signed import make_layout, new_certificate, trusting
 
 Put = Callable[..., Any]

@@ -11,7 +11,8 @@ from cloud_core.registry.registry import Registry
 from cloud_core.settings import ServingSettings
 from penstock.artifact.layout import Layout, VariantDraft
 from penstock.errors import NotFound, Unavailable
-from tests.cloud_core.rig import Rig, onnx_layout, onnx_spec, outcome, rig_of, rows, soon, write_mlp
+from tests.cloud_core.rig import Rig, onnx_layout, onnx_spec, rig_of, soon, write_mlp
+from tests.penstock.hosting.rig import outcome, rows
 
 MakeRig = Callable[..., Rig]
 Put = Callable[..., Any]
@@ -182,10 +183,10 @@ async def test_more_replicas_only_for_models_that_do_not_run_on_the_loop(
     rig = make_rig(replicas=3, inline_below_s=10.0)
     await put(rig.registry, onnx_layout(tmp_path, "v1"))
     await rig.settle()
-    assert [len(served.batchers) for served in rig.plane.served()] == [1]
+    assert [len(served.queues) for served in rig.plane.served()] == [1]
     slow = make_rig(replicas=3, inline_below_s=0.0)
     await slow.settle()
-    assert [len(served.batchers) for served in slow.plane.served()] == [3]
+    assert [len(served.queues) for served in slow.plane.served()] == [3]
     answers = await asyncio.gather(*(slow.infer(rows(i)) for i in range(9)))
     assert len(answers) == 9
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from penstock.errors import (
     Unauthenticated,
     Unavailable,
 )
-from tests.cloud_core.rig import Rig, onnx_layout, outcome, rig_of, rows
+from penstock.hosting.replica import EngineReplica
+from tests.cloud_core.rig import Rig, onnx_layout, rig_of
+from tests.penstock.hosting.rig import outcome, rows, until
 
 MakeRig = Callable[..., Any]
 SHOP = TenantSettings(name="shop", token="shop-secret", rate_rows_per_s=10, burst_rows=20)
@@ -158,13 +161,19 @@ async def test_a_drain_with_nothing_to_wait_for_is_over_at_once(make_rig: MakeRi
 async def test_a_batch_that_hangs_costs_liveness_and_a_busy_queue_does_not(
     make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rig = await make_rig(stall_s=60.0)
-    (served,) = rig.plane.served()
-    now = asyncio.get_running_loop().time()
-    monkeypatch.setattr(served.batchers[0], "running_since", now - 59.0)
-    assert rig.plane.is_live
-    monkeypatch.setattr(served.batchers[0], "running_since", now - 61.0)
-    assert not rig.plane.is_live
+    rig = await make_rig(stall_s=60.0, inline_below_s=0.0)
+    queue = rig.plane.served()[0].queues[0]
+    assert isinstance(queue.replica, EngineReplica)
+    gate = threading.Event()
+    queue.replica.thread.submit(gate.wait)
+    hanging = asyncio.create_task(rig.infer(rows(1)))
+    await until(lambda: queue.running_since)
+    assert queue.running_since is not None
+    for seconds, is_live in ((59.0, True), (61.0, False)):
+        monkeypatch.setattr(rig.plane, "_now", lambda now=queue.running_since + seconds: now)
+        assert rig.plane.is_live is is_live
+    gate.set()
+    await hanging
 
 
 async def test_not_ready_before_what_should_be_loaded_was_tried(registry: Registry) -> None:

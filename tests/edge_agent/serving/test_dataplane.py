@@ -289,10 +289,10 @@ async def test_the_budget_goes_to_the_least_confident_rows(tmp_path: Path) -> No
 
 async def test_a_round_trip_that_cannot_fit_the_deadline_is_not_tried(tmp_path: Path) -> None:
     async with running_cloud() as cloud, data_path(tmp_path, cloud.target) as path:
-        lane = path.escalator.lane_of(path.hosted)
+        queue = path.escalator.queue_of(path.hosted)
         now = asyncio.get_running_loop().time()
         for _ in range(8):
-            lane._round_trips = lane._round_trips.record(1.5, now)
+            queue._round_trips = queue._round_trips.record(1.5, now)
         answer = await path.infer(rows(UNSURE), timeout_s=1.0)
         assert answer.parameters["reason"] == "deadline"
         assert not cloud.calls

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_agent.serving.escalation_queue import CALLS_IN_FLIGHT, Lane
+from edge_agent.serving.escalation_queue import CALLS_IN_FLIGHT, EscalationQueue
 from edge_agent.serving.hosting import Hosted
 from edge_agent.settings import EscalationSettings
 from penstock.errors import DeadlineExceeded, Internal, InvalidInput, PenstockError, QueueFull, Unavailable
@@ -51,10 +51,12 @@ class Held:
 
 
 @asynccontextmanager
-async def lane(tmp_path: Path, settings: EscalationSettings | None = None) -> AsyncIterator[tuple[Lane, Held, Hosted]]:
+async def way_up(
+    tmp_path: Path, settings: EscalationSettings | None = None
+) -> AsyncIterator[tuple[EscalationQueue, Held, Hosted]]:
     async with data_path(tmp_path) as path:
         cloud = Held()
-        made = Lane(cloud, path.hosted, settings or EscalationSettings(breaker_open_s=0.01))
+        made = EscalationQueue(cloud, path.hosted, settings or EscalationSettings(breaker_open_s=0.01))
         try:
             yield made, cloud, path.hosted
         finally:
@@ -65,7 +67,7 @@ def x(*values: float) -> dict[str, Rows]:
     return {"x": np.array([[value] * 3 for value in values], np.float32)}
 
 
-def ask(made: Lane, *values: float, timeout_s: float = 5.0) -> asyncio.Task[Rows]:
+def ask(made: EscalationQueue, *values: float, timeout_s: float = 5.0) -> asyncio.Task[Rows]:
     async def rows() -> Rows:
         answer = await made.ask(x(*values), len(values), timeout_s=timeout_s)
         assert answer.variant == "sha256:v"
@@ -79,8 +81,17 @@ async def turn(times: int = 5) -> None:
         await asyncio.sleep(0)
 
 
+async def busy(made: EscalationQueue) -> list[asyncio.Task[Rows]]:
+    """As many calls under way as there may be; rows of one turn of the loop would share one."""
+    tasks = []
+    for _ in range(CALLS_IN_FLIGHT):
+        tasks.append(ask(made, 0))
+        await turn()
+    return tasks
+
+
 async def test_the_first_rows_go_at_once_and_later_ones_gather_while_calls_are_under_way(tmp_path: Path) -> None:
-    async with lane(tmp_path) as (made, cloud, _):
+    async with way_up(tmp_path) as (made, cloud, _):
         first = []
         for value in range(CALLS_IN_FLIGHT):
             first.append(ask(made, value))
@@ -97,9 +108,8 @@ async def test_the_first_rows_go_at_once_and_later_ones_gather_while_calls_are_u
 
 
 async def test_a_call_has_at_most_max_rows_and_a_request_is_not_split(tmp_path: Path) -> None:
-    async with lane(tmp_path, EscalationSettings(max_rows=4)) as (made, cloud, _):
-        tasks = [ask(made, 0) for _ in range(CALLS_IN_FLIGHT)]
-        await turn()
+    async with way_up(tmp_path, EscalationSettings(max_rows=4)) as (made, cloud, _):
+        tasks = await busy(made)
         tasks += [ask(made, 1, 1, 1), ask(made, 2, 2), ask(made, *range(9))]
         await turn()
         cloud.gate.set()
@@ -108,7 +118,7 @@ async def test_a_call_has_at_most_max_rows_and_a_request_is_not_split(tmp_path: 
 
 
 async def test_rows_wait_for_company_only_as_long_as_they_are_told_to(tmp_path: Path) -> None:
-    async with lane(tmp_path, EscalationSettings(max_delay_s=0.05)) as (made, cloud, _):
+    async with way_up(tmp_path, EscalationSettings(max_delay_s=0.05)) as (made, cloud, _):
         cloud.gate.set()
         tasks = [ask(made, 1)]
         await turn()
@@ -119,21 +129,18 @@ async def test_rows_wait_for_company_only_as_long_as_they_are_told_to(tmp_path: 
 
 
 async def test_one_poisoned_request_does_not_fail_the_others(tmp_path: Path) -> None:
-    async with lane(tmp_path) as (made, cloud, _):
+    async with way_up(tmp_path) as (made, cloud, _):
         cloud.gate.set()
-        blockers = [ask(made, 0) for _ in range(CALLS_IN_FLIGHT)]
-        tasks = [ask(made, value) for value in (1, 13, 3)]
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.gather(*blockers)
+        results = await asyncio.gather(*(ask(made, value) for value in (1, 13, 3)), return_exceptions=True)
+        assert cloud.rows[0] == 3
         assert isinstance(results[1], InvalidInput)
         assert [np.asarray(results[index]).tolist() for index in (0, 2)] == [[2.0], [6.0]]
         assert made.is_reachable  # refusing an input says nothing about being there
 
 
 async def test_each_row_gives_up_at_its_own_deadline_and_the_call_goes_on_for_the_others(tmp_path: Path) -> None:
-    async with lane(tmp_path) as (made, cloud, _):
-        blockers = [ask(made, 0) for _ in range(CALLS_IN_FLIGHT)]
-        await turn()
+    async with way_up(tmp_path) as (made, cloud, _):
+        blockers = await busy(made)
         hurried, patient = ask(made, 1, timeout_s=0.02), ask(made, 2)
         waiting = ask(made, 3, timeout_s=0.02)
         for task in (hurried, waiting):
@@ -147,9 +154,8 @@ async def test_each_row_gives_up_at_its_own_deadline_and_the_call_goes_on_for_th
 
 
 async def test_the_queue_is_bounded(tmp_path: Path) -> None:
-    async with lane(tmp_path, EscalationSettings(max_queue_rows=3)) as (made, cloud, _):
-        tasks = [ask(made, 0) for _ in range(CALLS_IN_FLIGHT)]
-        await turn()
+    async with way_up(tmp_path, EscalationSettings(max_queue_rows=3)) as (made, cloud, _):
+        tasks = await busy(made)
         tasks.append(ask(made, 1, 2))
         await turn()
         assert made.free_rows == 1
@@ -161,9 +167,8 @@ async def test_the_queue_is_bounded(tmp_path: Path) -> None:
 
 
 async def test_a_caller_that_goes_away_is_taken_out_of_the_queue(tmp_path: Path) -> None:
-    async with lane(tmp_path) as (made, cloud, _):
-        tasks = [ask(made, 0) for _ in range(CALLS_IN_FLIGHT)]
-        await turn()
+    async with way_up(tmp_path) as (made, cloud, _):
+        tasks = await busy(made)
         gone = ask(made, 7)
         await turn()
         gone.cancel()
@@ -175,8 +180,8 @@ async def test_a_caller_that_goes_away_is_taken_out_of_the_queue(tmp_path: Path)
         assert made.is_idle
 
 
-async def test_failures_shut_the_lane_and_the_background_opens_it_again(tmp_path: Path) -> None:
-    async with lane(tmp_path) as (made, cloud, _):
+async def test_failures_shut_the_way_up_and_the_background_opens_it_again(tmp_path: Path) -> None:
+    async with way_up(tmp_path) as (made, cloud, _):
         cloud.gate.set()
         cloud.error = Unavailable("away")
         for failures in range(1, 4):
@@ -193,7 +198,7 @@ async def test_failures_shut_the_lane_and_the_background_opens_it_again(tmp_path
 
 
 async def test_a_success_in_between_starts_the_count_afresh(tmp_path: Path) -> None:
-    async with lane(tmp_path) as (made, cloud, _):
+    async with way_up(tmp_path) as (made, cloud, _):
         cloud.gate.set()
         for error in (Unavailable("away"), Internal("broken"), None, Unavailable("away"), Unavailable("away")):
             cloud.error = error
@@ -202,7 +207,7 @@ async def test_a_success_in_between_starts_the_count_afresh(tmp_path: Path) -> N
 
 
 async def test_round_trips_are_measured_from_calls_that_ended(tmp_path: Path) -> None:
-    async with lane(tmp_path) as (made, cloud, _):
+    async with way_up(tmp_path) as (made, cloud, _):
         assert made.p95_s() == 0.0
         cloud.gate.set()
         for _ in range(5):
@@ -211,7 +216,7 @@ async def test_round_trips_are_measured_from_calls_that_ended(tmp_path: Path) ->
 
 
 async def test_closing_settles_everything(tmp_path: Path) -> None:
-    async with lane(tmp_path) as (made, _, _):
+    async with way_up(tmp_path) as (made, _, _):
         tasks = [ask(made, value) for value in range(CALLS_IN_FLIGHT + 2)]
         await turn()
         await made.close()
@@ -220,7 +225,7 @@ async def test_closing_settles_everything(tmp_path: Path) -> None:
 
 
 async def test_a_hurried_callers_time_out_says_nothing_about_whether_the_cloud_is_there(tmp_path: Path) -> None:
-    async with lane(tmp_path) as (made, cloud, _):
+    async with way_up(tmp_path) as (made, cloud, _):
         cloud.error = DeadlineExceeded("late")
         cloud.gate.set()
         for _ in range(6):
@@ -233,10 +238,11 @@ async def test_a_hurried_callers_time_out_says_nothing_about_whether_the_cloud_i
 
 
 async def test_nobody_looks_for_the_cloud_on_behalf_of_a_retired_version(tmp_path: Path) -> None:
-    async with lane(tmp_path) as (made, cloud, hosted):
+    async with way_up(tmp_path) as (made, cloud, hosted):
         cloud.gate.set()
         cloud.error = Unavailable("away")
-        await asyncio.gather(*(ask(made, 1) for _ in range(3)), return_exceptions=True)
+        for _ in range(3):
+            await asyncio.gather(ask(made, 1), return_exceptions=True)
         await until("it is looked for", lambda: cloud.probes >= 1)
         hosted.is_retired = True
         await until("nobody looks any more", lambda: made.is_idle)

@@ -74,7 +74,7 @@ async def test_a_switch_is_atomic_and_the_old_one_finishes_what_it_has(tmp_path:
         assert (await request).version == "v1"
         await retiring
         with pytest.raises(Unavailable, match="being replaced"):
-            await path.hosted.runner.run({"x": rows(SURE)}, 1, None, 0)
+            await path.hosted.queue.infer({"x": rows(SURE)}, 1, None, 0)
         assert path.hosting.models() == (MODEL,)
         assert path.hosted.counts == OutcomeCounts(escalated=1)
         assert newer.counts == OutcomeCounts(kept=1)

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.policy.service_time import ServiceTime, fitted
+from penstock.errors import DeadlineExceeded
+from penstock.policy.service_time import Backlog, ServiceTime, check_deadline, expected_answer_at, fitted
 
 SECONDS = st.floats(1e-6, 10.0)
 
@@ -47,3 +48,27 @@ def test_doubt_lowers_the_estimate_until_something_is_let_through() -> None:
     for _ in range(500):
         service = service.doubted()
     assert service.of(1) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("backlog", "rows", "expected"),
+    [
+        (Backlog(rows=0, max_batch_rows=4), 1, 1.0),
+        (Backlog(rows=0, max_batch_rows=4, busy_until=12.5), 1, 3.5),
+        (Backlog(rows=0, max_batch_rows=4, busy_until=9.0), 1, 1.0),  # overrun: done any moment
+        (Backlog(rows=3, max_batch_rows=4), 1, 1.0),  # joins the batch that waits
+        (Backlog(rows=4, max_batch_rows=4), 1, 2.0),
+        (Backlog(rows=3, max_batch_rows=4), 2, 2.0),  # does not fit into it
+        (Backlog(rows=9, max_batch_rows=4), 3, 3.0),
+    ],
+)
+def test_when_an_answer_is_expected(backlog: Backlog, rows: int, expected: float) -> None:
+    assert expected_answer_at(backlog, rows, ServiceTime(fixed_s=1.0), now=10.0) == pytest.approx(10.0 + expected)
+
+
+def test_a_deadline_is_met_missed_or_over() -> None:
+    check_deadline(answer_at=11.0, deadline=11.0, now=10.0)
+    with pytest.raises(DeadlineExceeded, match="would take about 1100"):
+        check_deadline(answer_at=11.1, deadline=11.0, now=10.0)
+    with pytest.raises(DeadlineExceeded, match="passed"):
+        check_deadline(answer_at=10.0, deadline=10.0, now=10.0)

@@ -102,6 +102,6 @@ def test_only_errors_of_reaching_somebody_are_given_the_target() -> None:
 
 def test_a_copy_of_an_error_is_the_same_error() -> None:
     error = errors.QuotaExceeded("over", limit=3, reset_s=1.0)
-    copied = call.copy_of(error)
+    copied = errors.copy_of(error)
     assert copied is not error
     assert (type(copied), str(copied), vars(copied)) == (type(error), str(error), vars(error))

@@ -10,7 +10,7 @@ import pytest
 from penstock.errors import Internal, InvalidInput, PenstockError, QueueFull, Unavailable
 from penstock.sdk import coalesce
 from penstock.sdk.call import InferResult
-from penstock.sdk.coalesce import CoalesceLimits, Coalescer, Lane
+from penstock.sdk.coalesce import CoalesceLimits, Coalescer, MergeQueue
 from penstock.wire.inference import InferRequest, InferResponse
 
 Answer = Callable[[InferRequest], Awaitable[InferResponse]]
@@ -30,22 +30,22 @@ class Harness:
 
     def __post_init__(self) -> None:
         self.coalescer = Coalescer(self._send, self.limits)
-        self.lane = self.open("m")
+        self.queue = self.open("m")
 
-    def open(self, model: str) -> Lane:
-        return self.coalescer.open_lane(model, InferRequest(model=model, inputs={}), ("x",))
+    def open(self, model: str) -> MergeQueue:
+        return self.coalescer.open_queue(model, InferRequest(model=model, inputs={}), ("x",))
 
     async def _send(self, request: InferRequest, deadline: float) -> InferResponse:
         self.sent.append(request.inputs["x"][:, 0].tolist())
         return await self.answer(request)
 
-    def submit(self, *values: float) -> asyncio.Future[InferResult]:
+    def submit(self, *values: float) -> asyncio.Task[InferResult]:
         array = np.array(values, np.float32).reshape(-1, 1)
         deadline = asyncio.get_running_loop().time() + 30
-        return self.coalescer.submit(self.lane, [array], len(values), deadline, 30.0).future
+        return asyncio.create_task(self.queue.infer({"x": array}, len(values), deadline, 30.0))
 
 
-async def outcomes(*futures: asyncio.Future[InferResult]) -> list[list[float] | type[BaseException]]:
+async def outcomes(*futures: asyncio.Task[InferResult]) -> list[list[float] | type[BaseException]]:
     results = await asyncio.gather(*futures, return_exceptions=True)
     return [type(r) if isinstance(r, BaseException) else r.outputs["x"][:, 0].tolist() for r in results]
 
@@ -83,7 +83,7 @@ async def test_rows_that_wait_are_bounded() -> None:
     harness = Harness(limits=CoalesceLimits(max_queued_rows=2))
     futures = [harness.submit(1), harness.submit(2)]
     with pytest.raises(QueueFull, match="max_queued_rows"):
-        harness.submit(3)
+        await harness.submit(3)
     await outcomes(*futures)
     assert await outcomes(harness.submit(4)) == [[4]]
 
@@ -110,10 +110,10 @@ async def test_a_refusal_reaches_only_those_it_belongs_to() -> None:
     values = [1, -1, 2, 3, -4, 5, 6, 7]
     expected = [InvalidInput if value < 0 else [value] for value in values]
     assert await outcomes(*(harness.submit(value) for value in values)) == expected
-    assert harness.lane.max_rows == harness.limits.max_rows
+    assert harness.queue.max_rows == harness.limits.max_rows
 
 
-async def test_a_lane_learns_how_many_rows_a_server_takes() -> None:
+async def test_a_queue_learns_how_many_rows_a_server_takes() -> None:
     async def narrow(request: InferRequest) -> InferResponse:
         if request.inputs["x"].shape[0] > 3:
             raise InvalidInput("too many rows")
@@ -121,7 +121,7 @@ async def test_a_lane_learns_how_many_rows_a_server_takes() -> None:
 
     harness = Harness(answer=narrow)
     await outcomes(*(harness.submit(value) for value in range(8)))
-    assert harness.lane.max_rows == 2
+    assert harness.queue.max_rows == 2
     harness.sent.clear()
     await outcomes(*(harness.submit(value) for value in range(8)))
     assert {len(rows) for rows in harness.sent} == {2}
@@ -142,31 +142,29 @@ async def test_a_defect_reaches_the_callers_instead_of_leaving_them_waiting() ->
     with pytest.raises(Internal, match="KeyError"):
         await harness.submit(1)
     await asyncio.sleep(0)
-    assert harness.lane.in_flight == 0
+    assert harness.queue.is_idle
 
 
-async def test_lanes_are_bounded_and_forgetting_one_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coalesce, "MAX_LANES", 3)
+async def test_kinds_are_bounded_and_forgetting_one_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coalesce, "MAX_KINDS", 3)
     harness = Harness()
     future = harness.submit(1)
     for number in range(5):
         harness.open(f"m{number}")
-    assert harness.coalescer.lane("m") is None
+    assert harness.coalescer.queue("m") is None
     assert await outcomes(future) == [[1]]
 
 
 @pytest.mark.parametrize("turns", range(4))
-async def test_cancelling_in_any_turn_of_the_loop_leaves_the_lane_usable(turns: int) -> None:
+async def test_cancelling_in_any_turn_of_the_loop_leaves_the_queue_usable(turns: int) -> None:
     harness = Harness(limits=CoalesceLimits(max_in_flight=1))
-    array = np.ones((1, 1), np.float32)
-    deadline = asyncio.get_running_loop().time() + 30
-    member = harness.coalescer.submit(harness.lane, [array], 1, deadline, 30.0)
+    cancelled = harness.submit(1)
     for _ in range(turns):
         await asyncio.sleep(0)
-    member.future.cancel()
-    harness.coalescer.abandon(member)
+    cancelled.cancel()
     assert await outcomes(harness.submit(2)) == [[2]]
-    assert harness.lane.in_flight <= 1
+    await outcomes(cancelled)
+    assert harness.queue.is_idle
 
 
 async def test_closing_leaves_nobody_waiting() -> None:
@@ -176,8 +174,9 @@ async def test_closing_leaves_nobody_waiting() -> None:
 
     harness = Harness(answer=never, limits=CoalesceLimits(max_rows=1, max_in_flight=1))
     futures = [harness.submit(n) for n in range(3)]
-    await asyncio.sleep(0)
+    for _ in range(3):
+        await asyncio.sleep(0)
     await harness.coalescer.close()
     results = await asyncio.gather(*futures, return_exceptions=True)
     assert all(isinstance(result, PenstockError) and result.code == "cancelled" for result in results)
-    assert repr(harness.coalescer) == "<Coalescer lanes=1 batches=0 queued_rows=0>"
+    assert repr(harness.coalescer) == "<Coalescer kinds=1 queued_rows=0>"

@@ -1,0 +1,156 @@
+"""The queue before one replica: refuses what cannot be answered in time, and follows how long batches take.
+
+For a core's replica and for a device's variant alike. Which chunks run together is ``penstock.policy.batching``'s
+decision, whether a deadline can be met ``penstock.policy.service_time``'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Hashable, Sequence
+from typing import Generic, Protocol, TypeVar
+
+from penstock.errors import DeadlineExceeded, PenstockError
+from penstock.hosting.queue import BatchQueue, Behaviour
+from penstock.hosting.replica import Chunk, Replica
+from penstock.policy.batching import BatchLimits
+from penstock.policy.service_time import Backlog, check_deadline, expected_answer_at
+
+A = TypeVar("A")
+
+
+class Measures(Protocol):
+    """Who is told what batches did. Durations are in seconds."""
+
+    def waited(self, seconds: float) -> None: ...
+    def ran(self, rows: int, seconds: float) -> None: ...
+
+
+class Unmeasured:
+    """Counts nothing."""
+
+    def waited(self, seconds: float) -> None:
+        """Ignore it."""
+
+    def ran(self, rows: int, seconds: float) -> None:
+        """Ignore it."""
+
+
+class ReplicaQueue(Generic[A]):
+    """One replica and the requests before it. Everything here happens on the event loop."""
+
+    def __init__(
+        self,
+        replica: Replica[A],
+        *,
+        max_queue_rows: int,
+        max_delay_s: float = 0.0,
+        measures: Measures | None = None,
+    ) -> None:
+        self.replica = replica
+        self.service = replica.timing.service  # followed as batches are measured
+        self._measures = measures or Unmeasured()
+        self._loop = asyncio.get_running_loop()
+        self._queue: BatchQueue[Chunk, A] = BatchQueue(
+            self._run,
+            BatchLimits(max_rows=replica.max_batch, max_delay_s=max_delay_s, max_queue_rows=max_queue_rows),
+            Behaviour(place=replica.place, service_s=self._service_s, waited=self._measures.waited),
+        )
+
+    def __repr__(self) -> str:
+        return f"ReplicaQueue({self.replica!r}, {self._queue!r})"
+
+    @property
+    def queue_rows(self) -> int:
+        """Rows that wait."""
+        return self._queue.room.rows
+
+    @property
+    def running_rows(self) -> int:
+        """Rows that run."""
+        return self._queue.running_rows
+
+    @property
+    def outstanding_rows(self) -> int:
+        """Rows that wait or run."""
+        return self._queue.room.rows + self._queue.running_rows
+
+    @property
+    def running_since(self) -> float | None:
+        """When the batch that runs began, on the event loop's clock."""
+        return self._queue.running_since
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether somebody looks at the queue, and the replica can answer."""
+        return self._queue.is_alive and self.replica.health().is_well
+
+    def check_room(self, rows: int = 1) -> None:
+        """
+        Raises:
+            QueueFull: no room for ``rows`` more.
+        """
+        self._queue.check_room(rows)
+
+    async def infer(
+        self, chunk: Chunk, *, shape_key: Hashable = None, deadline: float | None = None, priority: int = 0
+    ) -> A:
+        """Queue a chunk and wait for its answer. A caller that is cancelled leaves nothing in the queue.
+
+        Raises:
+            QueueFull, Unavailable: not taken in. DeadlineExceeded: not run, or not done in time.
+            InvalidInput, Internal: from the replica.
+        """
+        if deadline is not None:
+            now = self._loop.time()
+            if not self._queue.is_idle or now + self.service.of(chunk.rows) > deadline:
+                self._queue.check_room(chunk.rows)
+                self._check_deadline(chunk.rows, deadline, priority, now)
+        return await self._queue.ask(chunk, rows=chunk.rows, deadline=deadline, priority=priority, shape_key=shape_key)
+
+    async def finish(self, error: PenstockError, timeout_s: float) -> bool:
+        """Run what is queued for at most ``timeout_s``, refuse the rest, and close the replica if nothing runs then.
+
+        Returns:
+            Whether the replica could be closed: what runs in a thread cannot be stopped.
+        """
+        await self._queue.finish(error, timeout_s)
+        if self._queue.running_rows:
+            return False
+        await self.replica.close()
+        return True
+
+    async def close(self, error: PenstockError) -> None:
+        """Refuse what is queued with ``error``, wait for the batch that runs, and close the replica; idempotent."""
+        await self._queue.close(error)
+        await self.replica.close()
+
+    async def _run(
+        self, chunks: Sequence[Chunk], rows: Sequence[int], deadline: float | None
+    ) -> Sequence[A | PenstockError]:
+        started_at = time.perf_counter()
+        try:
+            return await self.replica.run(chunks)
+        finally:
+            took_s = time.perf_counter() - started_at
+            total = sum(rows)
+            self._measures.ran(total, took_s)
+            if not self._queue.is_idle:  # what runs at once is too short for any deadline to depend on it
+                self.service = self.service.observed(total, took_s)
+
+    def _service_s(self, rows: int) -> float:
+        return self.service.of(rows)
+
+    def _check_deadline(self, rows: int, deadline: float, priority: int, now: float) -> None:
+        service, since = self.service, self._queue.running_since
+        busy_until = None if since is None else since + service.of(self._queue.running_rows)
+        # a priority of its own may overtake all that waits: only what surely comes first counts against it
+        waiting = 0 if priority else self._queue.room.rows
+        backlog = Backlog(rows=waiting, max_batch_rows=self._queue.limits.max_rows, busy_until=busy_until)
+        try:
+            check_deadline(expected_answer_at(backlog, rows, service, now), deadline, now)
+        except DeadlineExceeded:
+            if deadline > now:
+                self.service = service.doubted()
+            raise

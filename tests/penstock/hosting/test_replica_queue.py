@@ -1,0 +1,412 @@
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from penstock.errors import DeadlineExceeded, Internal, QueueFull, Unavailable
+from penstock.hosting.replica import Chunk, EngineReplica
+from penstock.hosting.replica_queue import ReplicaQueue
+from penstock.hosting.rows import Tensors
+from penstock.policy.run_times import Place
+from penstock.wire.tensors import Array
+from tests.penstock.hosting.rig import FakeEngine, LoopExecutor, outcome, replica_of, rows, run_virtual, until
+
+UNLOADED = Unavailable("the model is being unloaded", retry_after_s=1.0)
+
+
+def make(
+    engine: FakeEngine, *, is_short: bool = False, max_delay_s: float = 0.0, max_queue_rows: int = 1024, **timing: Any
+) -> ReplicaQueue[Tensors]:
+    replica = replica_of(engine, is_short=is_short, **timing)
+    return ReplicaQueue(replica, max_queue_rows=max_queue_rows, max_delay_s=max_delay_s)
+
+
+def infer(
+    queue: ReplicaQueue[Tensors], x: Array, *, after_s: float | None = None, **more: Any
+) -> asyncio.Task[Tensors]:
+    deadline = None if after_s is None else asyncio.get_running_loop().time() + after_s
+    return asyncio.create_task(queue.infer(Chunk(inputs={"x": x}, rows=len(x)), deadline=deadline, **more))
+
+
+def thread(queue: ReplicaQueue[Tensors]) -> LoopExecutor:
+    assert isinstance(queue.replica, EngineReplica)
+    assert isinstance(queue.replica.thread, LoopExecutor)
+    return queue.replica.thread
+
+
+async def close(queue: ReplicaQueue[Tensors], engine: FakeEngine) -> None:
+    assert await queue.finish(UNLOADED, 5.0)
+    assert engine.is_closed
+
+
+@pytest.mark.parametrize("is_short", [True, False])
+def test_chunks_that_wait_together_run_together_and_get_their_own_rows(is_short: bool) -> None:
+    async def test() -> None:
+        engine = FakeEngine()
+        queue = make(engine, is_short=is_short)
+        answers = await asyncio.gather(*(infer(queue, x) for x in (rows(1), rows(2, 3), rows(4))))
+        assert [answer["y"][:, 0].tolist() for answer in answers] == [[2], [4, 6], [8]]
+        # on the loop the first one of a turn is taken for a lone caller's
+        assert engine.batches == ([1, 3] if is_short else [4])
+        await close(queue, engine)
+
+    run_virtual(test)
+
+
+@pytest.mark.parametrize("is_short", [True, False])
+def test_an_idle_replica_starts_at_once(is_short: bool) -> None:
+    async def test() -> None:
+        engine = FakeEngine()
+        queue = make(engine, is_short=is_short)
+        start = asyncio.get_running_loop().time()
+        await infer(queue, rows(1))
+        assert asyncio.get_running_loop().time() == start
+        await close(queue, engine)
+
+    run_virtual(test)
+
+
+def test_a_batch_grows_while_the_replica_is_busy() -> None:
+    async def test() -> None:
+        engine = FakeEngine()
+        queue = make(engine, max_batch=8)
+        thread(queue).close()
+        first = infer(queue, rows(0))
+        await until(lambda: queue.running_rows == 1)
+        later = [infer(queue, rows(i)) for i in range(1, 6)]
+        await until(lambda: queue.queue_rows == 5)
+        thread(queue).open()
+        await asyncio.gather(first, *later)
+        assert engine.batches == [1, 5]
+        await close(queue, engine)
+
+    run_virtual(test)
+
+
+def test_a_chunk_larger_than_a_batch_goes_alone_and_in_pieces() -> None:
+    async def test() -> None:
+        engine = FakeEngine()
+        queue = make(engine, max_batch=2)
+        answer = await infer(queue, rows(1, 2, 3))
+        assert answer["y"][:, 0].tolist() == [2, 4, 6]
+        assert engine.batches == [2, 1]
+        await close(queue, engine)
+
+    run_virtual(test)
+
+
+def test_different_shape_keys_are_not_merged() -> None:
+    async def test() -> None:
+        engine = FakeEngine()
+        queue = make(engine)
+        await asyncio.gather(*(infer(queue, rows(i), shape_key=i % 2) for i in range(4)))
+        assert engine.batches == [2, 2]
+        await close(queue, engine)
+
+    run_virtual(test)
+
+
+def test_one_poisoned_request_fails_alone() -> None:
+    async def test() -> None:
+        engine = FakeEngine()
+        queue = make(engine)
+        good, bad, fine = (infer(queue, x) for x in (rows(1), rows(float("nan")), rows(3)))
+        assert isinstance(await outcome(bad), Internal)
+        assert (await good)["y"][0, 0] == 2
+        assert (await fine)["y"][0, 0] == 6
+        assert engine.batches == [3, 1, 2, 1, 1]
+        await close(queue, engine)
+
+    run_virtual(test)
+
+
+def test_an_engine_that_raises_anything_fails_its_request_and_not_the_queue() -> None:
+    class Wild(FakeEngine):
+        def run(self, inputs: Any, outputs: Any = None) -> dict[str, Array]:
+            if inputs["x"][0, 0] < 0:
+                raise ZeroDivisionError("of a library")
+            return super().run(inputs, outputs)
+
+    async def test() -> None:
+        engine = Wild()
+        queue = make(engine)
+        assert isinstance(await outcome(infer(queue, rows(-1))), Internal)
+        assert (await infer(queue, rows(1)))["y"][0, 0] == 2
+        await close(queue, engine)
+
+    run_virtual(test)
+
+
+def test_a_full_queue_refuses_before_any_work_and_says_when_to_come_back() -> None:
+    async def test() -> None:
+        engine = FakeEngine()
+        queue = make(engine, service_s=0.25, max_queue_rows=3)
+        thread(queue).close()
+        running = infer(queue, rows(0))
+        await until(lambda: queue.running_rows == 1)
+        waiting = infer(queue, rows(1, 2, 3))
+        await until(lambda: queue.queue_rows == 3)
+        refused = await outcome(infer(queue, rows(9)))
+        assert isinstance(refused, QueueFull)
+        assert refused.reason == "rejected-saturated"
+        assert refused.retry_after_s == pytest.approx(0.25)
+        thread(queue).open()
+        await asyncio.gather(running, waiting)
+        assert 9 not in engine.seen
+        await close(queue, engine)
+
+    run_virtual(test)
+
+
+def test_what_expires_while_the_replica_is_busy_is_answered_on_time_and_never_run() -> None:
+    async def test() -> None:
+        engine = FakeEngine()
+        queue = make(engine)
+        thread(queue).close()
+        running = infer(queue, rows(0))
+        await until(lambda: queue.running_rows == 1)
+        start = asyncio.get_running_loop().time()
+        late = infer(queue, rows(7), after_s=2.0)
+        patient = infer(queue, rows(8), after_s=50.0)
+        assert isinstance(await outcome(late), DeadlineExceeded)
+        assert asyncio.get_running_loop().time() == pytest.approx(start + 2.0, abs=0.1)
+        thread(queue).open()
+        await asyncio.gather(running, patient)
+        assert engine.seen == [0, 8]
+        await close(queue, engine)
+
+    run_virtual(test)
+
+
+def test_a_deadline_that_has_passed_or_cannot_be_met_is_refused_at_once() -> None:
+    async def test() -> None:
+        engine = FakeEngine()
+        queue = make(engine, service_s=1.0)
+        for after_s in (-1.0, 0.0, 0.5):
+            assert isinstance(await outcome(infer(queue, rows(1), after_s=after_s)), DeadlineExceeded)
+        assert engine.batches == []
+        await infer(queue, rows(1), after_s=1.5)
+        await close(queue, engine)
+
+    run_virtual(test)
+
+
+def test_the_work_ahead_counts_against_a_deadline_unless_it_may_be_overtaken() -> None:
+    async def test() -> None:
+        engine = FakeEngine()
+        queue = make(engine, service_s=1.0, max_batch=1)
+        thread(queue).close()
+        running = infer(queue, rows(0))
+        await until(lambda: queue.running_rows == 1)
+        waiting = [infer(queue, rows(i)) for i in (1, 2, 3)]
+        await until(lambda: queue.queue_rows == 3)
+        assert isinstance(await outcome(infer(queue, rows(9), after_s=3.5)), DeadlineExceeded)
+        urgent = infer(queue, rows(5), after_s=3.5, priority=1)
+        await until(lambda: queue.queue_rows == 4)
+        thread(queue).open()
+        await asyncio.gather(running, urgent, *waiting)
+        assert engine.seen == [0, 5, 1, 2, 3]
+        await close(queue, engine)
+
+    run_virtual(test)
+
+
+def test_an_estimate_that_was_too_high_does_not_refuse_for_ever() -> None:
+    async def test() -> None:
+        engine = FakeEngine()
+        queue = make(engine, service_s=100.0)
+        for attempt in range(1000):
+            if not isinstance(await outcome(infer(queue, rows(attempt), after_s=1.0)), DeadlineExceeded):
+                break
+        assert engine.batches == [1]
+        await close(queue, engine)
+
+    run_virtual(test)
+
+
+def test_a_cancelled_caller_leaves_the_queue_and_its_rows_are_not_run() -> None:
+    async def test() -> None:
+        engine = FakeEngine()
+        queue = make(engine)
+        thread(queue).close()
+        running = infer(queue, rows(0))
+        await until(lambda: queue.running_rows == 1)
+        gone, stays = infer(queue, rows(7)), infer(queue, rows(8))
+        await until(lambda: queue.queue_rows == 2)
+        gone.cancel()
+        await until(gone.done)
+        assert queue.queue_rows == 1
+        thread(queue).open()
+        await asyncio.gather(running, stays)
+        assert engine.seen == [0, 8]
+        await close(queue, engine)
+
+    run_virtual(test)
+
+
+def test_a_caller_cancelled_while_its_batch_runs_does_not_disturb_the_others() -> None:
+    async def test() -> None:
+        engine = FakeEngine()
+        queue = make(engine)
+        thread(queue).close()
+        gone, stays = infer(queue, rows(1)), infer(queue, rows(2))
+        await until(lambda: queue.running_rows == 2)
+        gone.cancel()
+        thread(queue).open()
+        assert (await stays)["y"][0, 0] == 4
+        assert isinstance(await outcome(gone), asyncio.CancelledError)
+        await close(queue, engine)
+
+    run_virtual(test)
+
+
+def test_closing_finishes_what_is_queued_and_takes_in_nothing_more() -> None:
+    async def test() -> None:
+        engine = FakeEngine()
+        queue = make(engine, max_batch=1)
+        thread(queue).close()
+        admitted = [infer(queue, rows(i)) for i in range(3)]
+        await until(lambda: queue.outstanding_rows == 3)
+        closing = asyncio.create_task(queue.finish(UNLOADED, 5.0))
+        await asyncio.sleep(0)
+        assert isinstance(await outcome(infer(queue, rows(9))), Unavailable)
+        thread(queue).open()
+        await asyncio.gather(closing, *admitted)
+        assert engine.seen == [0, 1, 2]
+
+    run_virtual(test)
+
+
+def test_closing_does_not_wait_longer_than_it_is_told() -> None:
+    async def test() -> None:
+        engine = FakeEngine()
+        queue = make(engine, max_batch=1)
+        thread(queue).close()
+        stuck, waiting = infer(queue, rows(0)), infer(queue, rows(1))
+        await until(lambda: queue.outstanding_rows == 2)
+        await queue.finish(UNLOADED, 3.0)
+        assert queue.running_since is not None
+        assert isinstance(await outcome(waiting), Unavailable)
+        thread(queue).open()
+        assert (await stuck)["y"][0, 0] == 0
+
+    run_virtual(test)
+
+
+def test_a_delay_waits_for_company_but_not_past_its_end() -> None:
+    async def test() -> None:
+        engine = FakeEngine()
+        queue = make(engine, max_delay_s=0.5)
+        start = asyncio.get_running_loop().time()
+        first = infer(queue, rows(1))
+        await asyncio.sleep(0.2)
+        await asyncio.gather(first, infer(queue, rows(2)))
+        assert engine.batches == [2]
+        assert asyncio.get_running_loop().time() - start == pytest.approx(0.5, abs=0.01)
+        await asyncio.gather(*(infer(queue, rows(i)) for i in range(4)))
+        assert asyncio.get_running_loop().time() - start == pytest.approx(0.5, abs=0.01)
+        await close(queue, engine)
+
+    run_virtual(test)
+
+
+def test_a_batch_that_does_not_keep_its_rows_falls_back_to_single_requests() -> None:
+    class Summing(FakeEngine):
+        def run(self, inputs: Any, outputs: Any = None) -> dict[str, Array]:
+            return {"y": super().run(inputs, outputs)["y"].sum(axis=0, keepdims=True)}
+
+    async def test() -> None:
+        engine = Summing()
+        queue = make(engine)
+        answers = await asyncio.gather(infer(queue, rows(1)), infer(queue, rows(2)))
+        assert [answer["y"][0, 0] for answer in answers] == [2, 4]
+        await close(queue, engine)
+
+    run_virtual(test)
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(1, 5), st.floats(0, 0.2), st.sampled_from(["stay", "cancel", "short"]), st.integers(0, 3)
+        ),
+        min_size=1,
+        max_size=30,
+    ),
+    st.booleans(),
+)
+def test_every_request_gets_exactly_its_own_answer_or_an_error_and_nothing_is_left(
+    arrivals: list[tuple[int, float, str, int]], is_short: bool
+) -> None:
+    async def test() -> None:
+        engine = FakeEngine()
+        queue = make(engine, is_short=is_short, max_batch=4, max_queue_rows=20)
+        tasks = []
+        for number, (count, pause_s, kind, priority) in enumerate(arrivals):
+            x = rows(*[number + 1] * count)
+            tasks.append(infer(queue, x, after_s=1e-9 if kind == "short" else 10.0, priority=priority))
+            if kind == "cancel":
+                await asyncio.sleep(0)
+                tasks[-1].cancel()
+            await asyncio.sleep(pause_s if number % 3 == 0 else 0)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        for number, ((count, _, kind, _), result) in enumerate(zip(arrivals, results, strict=True)):
+            if isinstance(result, dict):
+                assert np.array_equal(result["y"], rows(*[2.0 * (number + 1)] * count))
+            else:
+                allowed = {"stay": QueueFull, "cancel": asyncio.CancelledError, "short": DeadlineExceeded}
+                assert isinstance(result, (allowed[kind], QueueFull))
+        await queue.finish(UNLOADED, 5.0)  # a cancelled one may still be running
+        assert queue.outstanding_rows == 0
+        await close(queue, engine)
+
+    run_virtual(test)
+
+
+class Quick:
+    """A replica whose runs cost less than queueing, however busy the machine is."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self._replica = replica_of(engine)
+        self.max_batch, self.timing = self._replica.max_batch, self._replica.timing
+        self.run, self.health, self.close = self._replica.run, self._replica.health, self._replica.close
+
+    def place(self, chunk: Chunk) -> Place:
+        return Place.AT_ONCE
+
+
+def test_a_model_that_costs_less_than_queueing_runs_as_the_request_arrives() -> None:
+    async def test() -> None:
+        engine = FakeEngine()
+        queue = ReplicaQueue(Quick(engine), max_queue_rows=100)
+        answers = await asyncio.gather(*(infer(queue, rows(i)) for i in (1, 2)))
+        assert [answer["y"][0, 0] for answer in answers] == [2, 4]
+        assert engine.batches == [1, 1]
+        assert isinstance(await outcome(infer(queue, rows(float("nan")))), Internal)
+        assert isinstance(await outcome(infer(queue, rows(1), after_s=-1.0)), DeadlineExceeded)
+        assert engine.batches == [1, 1, 1]
+        await close(queue, engine)
+
+    run_virtual(test)
+
+
+def test_a_caller_is_answered_at_its_deadline_though_its_batch_still_runs() -> None:
+    async def test() -> None:
+        engine = FakeEngine()
+        queue = make(engine)
+        thread(queue).close()
+        hurried, patient = infer(queue, rows(1), after_s=2.0), infer(queue, rows(2))
+        start = asyncio.get_running_loop().time()
+        assert isinstance(await outcome(hurried), DeadlineExceeded)
+        assert asyncio.get_running_loop().time() == pytest.approx(start + 2.0, abs=0.1)
+        thread(queue).open()
+        assert (await patient)["y"][0, 0] == 4
+        await close(queue, engine)
+
+    run_virtual(test)
