@@ -250,8 +250,9 @@ class Pipeline:
         if len(rows) < work.rows:
             inputs = {name: array[rows] for name, array in inputs.items()}
         timeout_s = egress.call_timeout_s(remaining_s, self.escalator.settings.timeout_s)
+        context = work.context.until(self._loop.time() + timeout_s)
         try:
-            answer = await queue.ask(inputs, len(rows), timeout_s=timeout_s, priority=work.context.priority)
+            answer = await queue.ask(inputs, len(rows), context)
         except PenstockError as error:
             return _Escalated(rows, None, [], self._failure(error, remaining_s), permit.reason)
         work.hosted.note_cloud(answer.variant)

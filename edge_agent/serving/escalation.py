@@ -19,6 +19,7 @@ from penstock.policy.token_bucket import TokenBucket
 from penstock.rpc import channels, codec
 from penstock.rpc.pb import oip_pb2
 from penstock.rpc.status import error_from_rpc
+from penstock.wire.context import RequestContext, headers_of
 from penstock.wire.inference import InferRequest, InferResponse
 
 
@@ -73,8 +74,8 @@ class Escalator:
         if self._bucket is not None and self._tokens is not None:
             self._tokens, _ = self._bucket.take(self._tokens, rows, self._loop.time())
 
-    async def infer(self, request: InferRequest, timeout_s: float) -> InferResponse:
-        """One call.
+    async def infer(self, request: InferRequest, context: RequestContext) -> InferResponse:
+        """One call, under the id and the trace of the request that it is made for.
 
         Raises:
             PenstockError: the call failed (see the status table of ``penstock.rpc``), or the answer is none.
@@ -85,7 +86,9 @@ class Escalator:
         self.sent_rows += len(next(iter(request.inputs.values())))
         try:
             reply: oip_pb2.ModelInferResponse = await self._stub.ModelInfer(
-                message, timeout=timeout_s, metadata=self._credential
+                message,
+                timeout=context.deadline - self._loop.time(),
+                metadata=(*self._credential, *headers_of(context).items()),
             )
         except grpc.RpcError as error:
             self.failed_calls += 1

@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 from edge_agent.policy.egress import RoundTrips
 from edge_agent.serving.hosting import Hosted
 from edge_agent.settings import EscalationSettings
@@ -27,6 +29,7 @@ from penstock.hosting.waiting_line import Room
 from penstock.policy.batching import BatchLimits
 from penstock.policy.retry import CircuitBreaker
 from penstock.process import telemetry
+from penstock.wire.context import RequestContext
 from penstock.wire.inference import InferRequest, InferResponse, Parameter
 from penstock.wire.tensors import Array, TensorSpec, check_tensor
 
@@ -50,8 +53,8 @@ class CloudAnswer:
 class Cloud(Protocol):
     """A server of the Open Inference Protocol, as far as the way up needs it."""
 
-    async def infer(self, request: InferRequest, timeout_s: float) -> InferResponse:
-        """One call.
+    async def infer(self, request: InferRequest, context: RequestContext) -> InferResponse:
+        """One call, to be answered before the context's deadline.
 
         Raises:
             PenstockError: no answer, or one that is not a response.
@@ -61,6 +64,14 @@ class Cloud(Protocol):
     async def is_model_ready(self, model: str, version: str) -> bool:
         """Can it serve this model now? False also when it cannot be asked."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """Rows of one request that want an answer, and what travels beside them."""
+
+    inputs: Mapping[str, Array]
+    context: RequestContext
 
 
 class EscalationQueue:
@@ -79,7 +90,7 @@ class EscalationQueue:
             max_delay_s=settings.max_delay_s,
             max_queue_rows=settings.max_queue_rows,
         )
-        self._queue: BatchQueue[Mapping[str, Array], CloudAnswer] = BatchQueue(
+        self._queue: BatchQueue[_Question, CloudAnswer] = BatchQueue(
             self._run,
             limits,
             Behaviour(max_in_flight=CALLS_IN_FLIGHT, stops_unwanted=True, may_be_one=is_invalid),
@@ -117,18 +128,18 @@ class EscalationQueue:
             self._p95_s = (value, now)
         return value
 
-    async def ask(self, inputs: Mapping[str, Array], rows: int, *, timeout_s: float, priority: int = 0) -> CloudAnswer:
-        """Send ``rows`` rows up, together with those of others, and wait for the answer.
+    async def ask(self, inputs: Mapping[str, Array], rows: int, context: RequestContext) -> CloudAnswer:
+        """Send ``rows`` rows up, together with those of others, and wait for the answer until the context's deadline.
 
         Raises:
-            DeadlineExceeded: no answer within ``timeout_s``. QueueFull: too many rows wait.
+            DeadlineExceeded: no answer in time. QueueFull: too many rows wait.
             PenstockError: whatever the cloud answered instead; Internal when its answer makes no sense.
         """
         return await self._queue.ask(
-            inputs,
+            _Question(inputs, context),
             rows=rows,
-            deadline=self._loop.time() + timeout_s,
-            priority=priority,
+            deadline=context.deadline,
+            priority=context.priority,
             shape_key=_shape_key(inputs),
         )
 
@@ -138,7 +149,10 @@ class EscalationQueue:
         Raises:
             PenstockError: no usable answer.
         """
-        return await self._call(inputs, timeout_s, priority=AUDIT_PRIORITY)
+        now = self._loop.time()
+        return await self._call(
+            inputs, RequestContext(arrived_at=now, deadline=now + timeout_s, priority=AUDIT_PRIORITY)
+        )
 
     async def close(self) -> None:
         """Refuse what waits and cancel what is under way."""
@@ -148,18 +162,22 @@ class EscalationQueue:
             await asyncio.gather(self._probe, return_exceptions=True)
 
     async def _run(
-        self, asked: Sequence[Mapping[str, Array]], rows: Sequence[int], deadline: float | None
+        self, asked: Sequence[_Question], rows: Sequence[int], deadline: float | None
     ) -> Sequence[CloudAnswer | PenstockError]:
         assert deadline is not None  # every question has one
-        answer = await self._call(join(asked), deadline - self._loop.time())
+        # several requests in one call have no common id, so it goes under the most urgent one's; and it may take as
+        # long as the most patient one waits: who waits less has gone by then
+        context = msgspec.structs.replace(asked[0].context, deadline=deadline)
+        answer = await self._call(join([question.inputs for question in asked]), context)
         return [CloudAnswer(outputs=outputs, variant=answer.variant) for outputs in split(answer.outputs, rows)]
 
-    async def _call(self, inputs: Mapping[str, Array], timeout_s: float, *, priority: int = 0) -> CloudAnswer:
+    async def _call(self, inputs: Mapping[str, Array], context: RequestContext) -> CloudAnswer:
+        timeout_s = context.deadline - self._loop.time()
         if timeout_s <= 0:
             raise DeadlineExceeded("the deadline passed before the cloud was called")
         parameters: dict[str, Parameter] = {"timeout": max(1, int(timeout_s * 1e6))}
-        if priority:
-            parameters["priority"] = priority
+        if context.priority:
+            parameters["priority"] = context.priority
         request = InferRequest(
             model=self._model,
             version=self._version,
@@ -170,7 +188,7 @@ class EscalationQueue:
         rows = len(next(iter(inputs.values())))
         started_at = time.perf_counter()
         try:
-            response = await self._cloud.infer(request, timeout_s)
+            response = await self._cloud.infer(request, context)
             _check_outputs(response.outputs, self._outputs, rows)
         except PenstockError as error:
             self._record(error, time.perf_counter() - started_at, timeout_s)

@@ -116,6 +116,7 @@ class Cloud(oip_pb2_grpc.GRPCInferenceServiceServicer):
     gate: asyncio.Event = field(default_factory=asyncio.Event)  # answers wait for it; set at first
     calls: list[oip_pb2.ModelInferRequest] = field(default_factory=list)
     remaining_s: list[float | None] = field(default_factory=list)
+    metadata: list[dict[str, str | bytes]] = field(default_factory=list)
     cancelled: int = 0
 
     def __post_init__(self) -> None:
@@ -129,6 +130,7 @@ class Cloud(oip_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelInfer(self, request: oip_pb2.ModelInferRequest, context: Any) -> oip_pb2.ModelInferResponse:  # noqa: N802
         self.calls.append(request)
         self.remaining_s.append(context.time_remaining())
+        self.metadata.append(dict(context.invocation_metadata()))
         try:
             await self.gate.wait()
         except asyncio.CancelledError:

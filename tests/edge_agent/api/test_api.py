@@ -197,6 +197,19 @@ async def test_the_earliest_time_limit_wins(short_dir: Path, slow: bool) -> None
         assert (status, answer.parameters["reason"]) == (200, "deadline")
 
 
+@BOTH_WAYS
+async def test_id_trace_and_priority_go_up_with_the_rows(short_dir: Path, slow: bool) -> None:
+    trace = f"00-{'a' * 32}-{'b' * 16}-01"
+    async with served(short_dir) as agent:
+        headers = {"x-request-id": "r-1", "traceparent": trace}
+        _, received, _ = await agent.infer(rows(UNSURE), slow=slow, headers=headers, priority=3)
+        assert received["x-request-id"] == "r-1"
+        assert (agent.cloud.metadata[0]["x-request-id"], agent.cloud.metadata[0]["traceparent"]) == ("r-1", trace)
+        assert agent.cloud.calls[0].parameters["priority"].int64_param == 3
+        await agent.infer(rows(UNSURE), slow=slow, headers={"traceparent": "00-none"})
+        assert not {"x-request-id", "traceparent"} & agent.cloud.metadata[1].keys()
+
+
 async def test_a_full_queue_is_refused_before_the_body_is_decoded(short_dir: Path) -> None:
     async with served(short_dir, limits=LimitsSettings(max_queue_rows=2)) as agent:
         agent.cloud.gate.clear()

@@ -14,6 +14,7 @@ from edge_agent.serving.escalation_queue import CALLS_IN_FLIGHT, EscalationQueue
 from edge_agent.serving.hosting import Hosted
 from edge_agent.settings import EscalationSettings
 from penstock.errors import DeadlineExceeded, Internal, InvalidInput, PenstockError, QueueFull, Unavailable
+from penstock.wire.context import RequestContext
 from penstock.wire.inference import InferRequest, InferResponse
 from tests.edge_agent.datapath import Rows, data_path
 from tests.waiting import until
@@ -24,15 +25,17 @@ class Held:
 
     def __init__(self) -> None:
         self.requests: list[InferRequest] = []
+        self.contexts: list[RequestContext] = []
         self.timeouts_s: list[float] = []
         self.gate = asyncio.Event()
         self.error: PenstockError | None = None
         self.is_back = False
         self.probes = 0
 
-    async def infer(self, request: InferRequest, timeout_s: float) -> InferResponse:
+    async def infer(self, request: InferRequest, context: RequestContext) -> InferResponse:
         self.requests.append(request)
-        self.timeouts_s.append(timeout_s)
+        self.contexts.append(context)
+        self.timeouts_s.append(context.deadline - asyncio.get_running_loop().time())
         await self.gate.wait()
         x = request.inputs["x"]
         if (x == 13).any():
@@ -67,9 +70,12 @@ def x(*values: float) -> dict[str, Rows]:
     return {"x": np.array([[value] * 3 for value in values], np.float32)}
 
 
-def ask(made: EscalationQueue, *values: float, timeout_s: float = 5.0) -> asyncio.Task[Rows]:
+def ask(made: EscalationQueue, *values: float, timeout_s: float = 5.0, **who: str) -> asyncio.Task[Rows]:
+    now = asyncio.get_running_loop().time()
+    context = RequestContext(arrived_at=now, deadline=now + timeout_s, **who)
+
     async def rows() -> Rows:
-        answer = await made.ask(x(*values), len(values), timeout_s=timeout_s)
+        answer = await made.ask(x(*values), len(values), context)
         assert answer.variant == "sha256:v"
         return np.asarray(answer.outputs["logits"][:, 0], np.float32)
 
@@ -246,3 +252,15 @@ async def test_nobody_looks_for_the_cloud_on_behalf_of_a_retired_version(tmp_pat
         await until("it is looked for", lambda: cloud.probes >= 1)
         hosted.is_retired = True
         await until("nobody looks any more", lambda: made.is_idle)
+
+
+async def test_a_call_of_several_requests_goes_under_the_id_of_the_first(tmp_path: Path) -> None:
+    async with way_up(tmp_path) as (made, cloud, _):
+        blockers = [ask(made, 0) for _ in range(CALLS_IN_FLIGHT)]
+        await turn()
+        joined = [ask(made, 1, request_id="r-1"), ask(made, 2, request_id="r-2", timeout_s=7.0)]
+        await turn()
+        cloud.gate.set()
+        await asyncio.gather(*blockers, *joined)
+        assert (cloud.rows[-1], cloud.contexts[-1].request_id) == (2, "r-1")
+        assert cloud.timeouts_s[-1] > 5.0  # as long as the most patient one waits
