@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 PATIENCE_S = 100.0
 
@@ -35,3 +37,15 @@ async def until(what: str, holds: Callable[[], object], *, patience_s: float = P
     while not holds():
         assert time.monotonic() < give_up, f"{what}: not within {patience_s:g} s"
         await asyncio.sleep(0.002)
+
+
+@asynccontextmanager
+async def running(coroutine: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run a coroutine in the background for as long as the block takes, and cancel it then."""
+    task = asyncio.create_task(coroutine)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task

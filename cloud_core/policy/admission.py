@@ -31,7 +31,11 @@ _ALLOWED: Mapping[Role, frozenset[Action]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tenant:
-    """Who may call. ``bucket`` None: no rate."""
+    """Says who calls, and what the caller may do.
+
+    Attributes:
+        bucket: limits rows a second; None is no limit.
+    """
 
     name: str
     role: Role = "admin"
@@ -39,7 +43,7 @@ class Tenant:
 
 
 def by_token(tenants: Iterable[tuple[str, Tenant]]) -> Mapping[bytes, Tenant]:
-    """Tenants by the hash of their token, so that looking one up takes no longer for a token that is nearly right."""
+    """Index tenants by the hash of their token: looking one up takes no longer for a token that is nearly right."""
     return {_hashed(token): tenant for token, tenant in tenants}
 
 
@@ -57,7 +61,8 @@ def authenticate(tenants: Mapping[bytes, Tenant], authorization: str) -> Tenant:
 
 
 def authorize(tenant: Tenant, action: Action) -> None:
-    """
+    """Check that a tenant may do something.
+
     Raises:
         PermissionDenied: the tenant's role does not include the action. Says nothing about what exists.
     """

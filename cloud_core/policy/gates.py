@@ -289,7 +289,7 @@ TESTS: tuple[Callable[[Case], GateTest], ...] = (
 
 
 def _next_silence(case: Case) -> datetime | None:
-    """Return the next moment at which a device becomes a failure because nothing is heard of it."""
+    """Return the next moment at which a device becomes a failure because no report came."""
     limit_s, now = case.gate.max_silence_s, case.now
     # the first is when a device that cannot fetch or load begins to count (see outcome_of)
     moments = [_just_after(case.wave.released_at, limit_s)]

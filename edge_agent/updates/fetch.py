@@ -80,7 +80,7 @@ class Fetcher:
             Unavailable: the registry is out of reach, or says to come back.
             ArtifactError: malformed, or no variant for this machine.
             DigestMismatch: corrupt or tampered with.
-            SignatureError: nobody that this device trusts signed it; nothing heavy was fetched.
+            SignatureError: no key that this device trusts signed it; nothing heavy was fetched.
             StorageError: the disk is, or would be, full.
             TooLarge: over a limit.
         """

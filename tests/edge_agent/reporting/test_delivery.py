@@ -18,8 +18,7 @@ from edge_agent.settings import OutboxSettings
 from penstock.errors import NewerState, StorageError
 from penstock.wire.outcomes import OutcomeCounts
 from tests.edge_agent.cloud import FakeFleet
-from tests.edge_agent.reporting.conftest import running
-from tests.waiting import until
+from tests.waiting import running, until
 
 OUTBOX = OutboxSettings(flush_s=0.02, max_batch=3)
 DIGEST = "sha256:" + "a" * 64

@@ -15,8 +15,7 @@ from edge_agent.updates.fetch import Transferred
 from edge_agent.updates.reported import ReportedModel
 from penstock.rpc.pb import fleet_pb2
 from tests.edge_agent.cloud import FakeFleet
-from tests.edge_agent.reporting.conftest import running
-from tests.waiting import until
+from tests.waiting import running, until
 
 DEVICE = Device(device_id="d1", agent_version="0.1", labels={"site": "x"}, target="any", subscriptions=("*",))
 FAST = HeartbeatSettings(interval_s=0.05, min_s=0.01, max_s=0.2, timeout_s=2.0)
