@@ -295,7 +295,8 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _refuse_newer(db: sqlite3.Connection, path: Path) -> None:
-    """
+    """Refuse a file of a newer release.
+
     Raises:
         NewerState: the file has a later schema version, or counters that this release does not know. Opened all the
             same, those counters would be lost with every record that the service acknowledges.
