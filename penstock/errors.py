@@ -190,9 +190,15 @@ class CalibrationError(PenstockError):
 
 
 class CompileError(PenstockError):
-    """A compiler pass failed, or a candidate did not pass the gate."""
+    """A compiler pass failed."""
 
     code = "compile"
+
+
+class GateRefused(CompileError):
+    """Candidates were made, but none may ship: a refusal, not a failure. The message has the reason of each."""
+
+    code = "gate"
 
 
 ALL: Mapping[str, type[PenstockError]] = {
@@ -201,6 +207,7 @@ ALL: Mapping[str, type[PenstockError]] = {
         Internal, InvalidInput, NotFound, Unavailable, QueueFull, QuotaExceeded, DeadlineExceeded, Cancelled, TooLarge,
         Unauthenticated, PermissionDenied, Conflict, ConfigError, MissingExtra, MissingToolchain, StorageError,
         NewerState, ArtifactError, DigestMismatch, CertificateMismatch, SignatureError, CalibrationError, CompileError,
+        GateRefused,
     )
 }  # fmt: skip
 

@@ -20,15 +20,9 @@ from compiler.measure.gate import Budget, Measured
 from compiler.pipeline.cached_steps import Model
 from compiler.recipe.recipes import Rung
 from compiler.recipe.targets import Target
-from penstock.errors import CompileError
+from penstock.errors import GateRefused
 
 _NOT_ASKED_FOR = "the float parent; not among the precisions asked for"
-
-
-class GateRefused(CompileError):
-    """Candidates run, but none may ship: a refusal, not a failure."""
-
-    code = "gate"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ EXIT_FAILED, EXIT_USAGE, EXIT_REFUSED, EXIT_UNREACHABLE = 1, 2, 3, 4
 
 
 _REFUSED = frozenset(
-    {"conflict", "calibration", "certificate-mismatch", "signature", "permission-denied", "unauthenticated"}
+    {"conflict", "calibration", "gate", "certificate-mismatch", "signature", "permission-denied", "unauthenticated"}
 )
 
 

@@ -34,6 +34,7 @@ STATUS: Mapping[str, int] = {
     "signature": 409,
     "calibration": 422,
     "compile": 422,
+    "gate": 422,
 }
 
 # statuses of servers that are not ours (no x-penstock-code): the nearest error of ours

@@ -38,6 +38,7 @@ STATUS: Mapping[str, grpc.StatusCode] = {
     "signature": _S.FAILED_PRECONDITION,
     "calibration": _S.FAILED_PRECONDITION,
     "compile": _S.FAILED_PRECONDITION,
+    "gate": _S.FAILED_PRECONDITION,
 }
 
 # statuses of servers that are not ours, or of gRPC itself (no x-penstock-code): the nearest error of ours

@@ -10,14 +10,13 @@ import pytest
 
 from compiler.cache.steps import StepCache
 from compiler.pipeline import compilation, evidence_check, plan
-from compiler.pipeline.candidates import GateRefused
 from compiler.pipeline.compilation import Compiled
 from compiler.progress import Lines
 from compiler.recipe import recipes
 from examples.tiny_llama import data
 from penstock.artifact import golden
 from penstock.artifact.layout import Layout
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, GateRefused
 
 RECIPE = """
 [model]

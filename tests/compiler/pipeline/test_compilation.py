@@ -15,14 +15,13 @@ from compiler.artifact import evaluation
 from compiler.artifact.evaluation import CascadeEvaluation, Evaluation
 from compiler.cache.steps import StepCache, default_root
 from compiler.pipeline import arrays, compilation, plan
-from compiler.pipeline.candidates import GateRefused
 from compiler.pipeline.compilation import Compiled
 from compiler.progress import Lines
 from compiler.recipe import recipes
 from compiler.recipe.choices import Task
 from penstock.artifact import golden, manifests
 from penstock.artifact.layout import Layout
-from penstock.errors import CalibrationError, CompileError, Conflict, InvalidInput
+from penstock.errors import CalibrationError, CompileError, Conflict, GateRefused, InvalidInput
 from penstock.policy import confidence
 from penstock.process import machine
 from penstock.runtime import EngineOptions, load_engine
