@@ -146,7 +146,7 @@ def _is_well(base: str, probe: str) -> bool:
 
 
 def _asked(base: str, method: str, path: str, token: str, *, says_no: int = 0) -> Answer:
-    """What a core answers; ``says_no`` is the status that is an answer too.
+    """Ask a core; ``says_no`` is the status that is an answer too.
 
     Raises:
         InvalidInput: not a URL. Unavailable: nothing answers. PenstockError: what the core refuses with.

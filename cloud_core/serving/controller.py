@@ -68,7 +68,7 @@ class Controller:
         return f"Controller({len(self.router.served)} loaded, {len(self._failures)} failed)"
 
     async def run(self) -> None:
-        """Reconcile for ever."""
+        """Reconcile until cancelled."""
         while True:
             self._wake.clear()
             wake_at = await self.reconcile()
@@ -107,11 +107,11 @@ class Controller:
         return all(closed)
 
     def variant_of(self, digest: str) -> Variant:
-        """The cloud variant of an artifact; cached, since a digest never means anything else.
+        """Return the cloud variant of an artifact; cached, since a digest never means anything else.
 
         Raises:
             NotFound: it has none. Internal: its files were damaged since they were pushed.
-            SignatureError: nobody whom this core trusts signed it.
+            SignatureError: nobody that this core trusts signed it.
         """
         variant = self._variants.get(digest)
         if variant is None:
@@ -119,12 +119,12 @@ class Controller:
         return variant
 
     def state_of(self, version: ModelVersion) -> ModelState:
-        """Whether a version is served, and why not."""
+        """Say whether a version is served, and why not."""
         state, reason = self._state(version)
         return ModelState(model=version.model, version=version.tag or version.digest, state=state, reason=reason)
 
     def index(self) -> list[ModelState]:
-        """Every tagged version of every model."""
+        """List every tagged version of every model."""
         return [self.state_of(v) for model in self._registry.models() for v in self._registry.versions(model)]
 
     def _read_variant(self, digest: str) -> Variant:

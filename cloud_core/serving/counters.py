@@ -59,17 +59,17 @@ class Measures:
         self.loop_lag_s = 0.0
 
     def route(self, model: str, version: str) -> RouteMeasures:
-        """Of a version that exists. Counters of versions that are gone stay, up to a bound, as scrapers expect."""
+        """Return the counters of a version that exists. Those of versions that are gone stay, up to a bound."""
         if len(self.routes) >= _MAX_ROUTES and (model, version) not in self.routes:
             self.routes.pop(next(iter(self.routes)))
         return self.routes.setdefault((model, version), RouteMeasures())
 
     def batch(self, model: str, variant: str) -> BatchMeasures:
-        """Of a loaded variant."""
+        """Return the counters of a loaded variant."""
         if len(self.batches) >= _MAX_ROUTES and (model, variant) not in self.batches:
             self.batches.pop(next(iter(self.batches)))
         return self.batches.setdefault((model, variant), BatchMeasures())
 
     def refuse(self, code: str) -> None:
-        """A request that was refused before it was known which version it is for."""
+        """Count a request that was refused before it was known which version it is for."""
         self.refused[code] = self.refused.get(code, 0) + 1

@@ -71,7 +71,7 @@ class DataPlane:
 
     @property
     def is_live(self) -> bool:
-        """No engine hangs and every queue has its owner. A busy or saturated server is alive."""
+        """Say whether no engine hangs and every queue has its owner. A busy or saturated server is alive."""
         limit = self._now() - self._settings.stall_s
         return all(
             served.is_alive and all(q.running_since is None or q.running_since > limit for q in served.queues)
@@ -80,7 +80,7 @@ class DataPlane:
 
     @property
     def is_ready(self) -> bool:
-        """Whether requests are admitted: what should be loaded has been, and no drain has begun."""
+        """Say whether requests are admitted: what should be loaded has been, and no drain has begun."""
         return not self._is_draining and self.controller.settled.is_set()
 
     @property
@@ -88,7 +88,7 @@ class DataPlane:
         return self._is_draining
 
     def served(self) -> tuple[Served, ...]:
-        """What is in memory now."""
+        """List what is in memory now."""
         return tuple(self._router.served.values())
 
     def model_state(self, model: str, version: str = "") -> ModelState:
@@ -99,7 +99,7 @@ class DataPlane:
         return self.controller.state_of(self._registry.resolve(model, version))
 
     def index(self) -> list[ModelState]:
-        """Every version of every model, with its state and why it is not ready."""
+        """List every version of every model, with its state and why it is not ready."""
         return self.controller.index()
 
     def metadata(self, model: str, version: str = "") -> ModelMetadata:
@@ -121,11 +121,11 @@ class DataPlane:
 
     @property
     def wants_credentials(self) -> bool:
-        """Whether :meth:`authenticate` looks at what it is given."""
+        """Say whether :meth:`authenticate` looks at what it is given."""
         return bool(self._tenants)
 
     def authenticate(self, authorization: str, action: Action = Action.INFER) -> str:
-        """The name of the caller, who may do ``action``. Everybody may everything, where no tenants are set up.
+        """Name the caller, who may do ``action``. Where no tenants are set up, everybody may do everything.
 
         Raises:
             Unauthenticated: no known credential. PermissionDenied: one whose role does not include the action.

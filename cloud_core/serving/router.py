@@ -60,7 +60,7 @@ class Served:
         return queues[least_loaded([queue.outstanding_rows for queue in queues])]
 
     def check_inputs(self, inputs: Mapping[str, Array]) -> int:
-        """The rows of a request whose inputs fit; see :func:`penstock.wire.tensors.check_inputs`.
+        """Count the rows of a request whose inputs fit; see :func:`penstock.wire.tensors.check_inputs`.
 
         Raises:
             InvalidInput: which input is wrong, and what was expected.
@@ -145,12 +145,12 @@ class Router:
         self.forget()
 
     def take_out(self, digest: str) -> Served | None:
-        """No request is routed there after this."""
+        """Take a variant out; no request is routed there after this."""
         self.forget()
         return self.served.pop(digest, None)
 
     def forget(self) -> None:
-        """Names or defaults may have moved: resolve them again."""
+        """Forget how names were resolved: tags or defaults may have moved."""
         self._routes.clear()
 
     def _resolve(self, model: str, version: str) -> Route:

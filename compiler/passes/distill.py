@@ -53,7 +53,7 @@ class DistillJob:
 
     @property
     def section(self) -> DistillSection:
-        """The table [distill] as it is used here.
+        """Return the table [distill] as it is used here.
 
         Raises:
             ConfigError: what is wrong with it.

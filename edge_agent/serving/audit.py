@@ -98,7 +98,7 @@ class Auditor:
             self._resting.set()
 
     def _take(self) -> list[Draw]:
-        """The next draw and those behind it that fit into the same call."""
+        """Take the next draw and those behind it that fit into the same call."""
         first = self._queue.popleft()
         taken, rows, key = [first], len(first.kept), _key(first)
         while self._queue and _key(self._queue[0]) == key and rows + len(self._queue[0].kept) <= self._max_rows:

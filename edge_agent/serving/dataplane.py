@@ -99,12 +99,12 @@ class Pipeline:
 
     @property
     def is_live(self) -> bool:
-        """An agent that can be asked is alive, with or without a model."""
+        """Say yes: an agent that can be asked is alive, with or without a model."""
         return True
 
     @property
     def is_ready(self) -> bool:
-        """Whether requests are answered: there is a model, and no drain has begun."""
+        """Say whether requests are answered: there is a model, and no drain has begun."""
         return bool(self.hosting.models()) and not self.load.is_draining
 
     def model_state(self, model: str, version: str = "") -> ModelState:
@@ -115,7 +115,7 @@ class Pipeline:
         return _state(self.hosting.get(model, version))
 
     def index(self) -> list[ModelState]:
-        """The models that can answer; the reason is why a model's answers are not kept, where they are not."""
+        """List the models that can answer; the reason is why a model's answers are not kept, where they are not."""
         return [_state(hosted) for hosted in self.hosting.hosted()]
 
     def metadata(self, model: str, version: str = "") -> ModelMetadata:
@@ -183,7 +183,7 @@ class Pipeline:
         return _Work(hosted, request, context, rows, is_private, is_explained)
 
     def _keep(self, work: _Work, local: LocalAnswer) -> InferResponse | None:
-        """The response when every row is kept, which is what happens to most requests; None when one is not."""
+        """Make the response when every row is kept, as in most requests; None when one is not."""
         if False in local.decision.is_kept:
             return None
         drawn = self._draw(work)
@@ -314,7 +314,7 @@ def _flag(request: InferRequest, name: str) -> bool:
 
 
 def _reasons(local: LocalAnswer, uncertain: Sequence[int], sent: _Escalated) -> list[Reason]:
-    """The reason of every row of the request."""
+    """List the reason of every row of the request."""
     reasons = [Reason.CONFIDENT] * len(local.scores)
     for row in uncertain:
         reasons[row] = sent.refused
@@ -325,7 +325,7 @@ def _reasons(local: LocalAnswer, uncertain: Sequence[int], sent: _Escalated) -> 
 
 
 def _merged(outputs: Mapping[str, Array], sent: _Escalated, rows: int) -> Mapping[str, Array]:
-    """The device's rows with the cloud's in their places."""
+    """Put the cloud's rows into their places among the device's."""
     if sent.answer is None:
         return outputs
     cloud = sent.answer.outputs

@@ -50,7 +50,7 @@ class Escalator:
         self._tokens = self._bucket.full(self._loop.time()) if self._bucket else None
 
     def queue_of(self, hosted: Hosted) -> EscalationQueue:
-        """The way up for what this model escalates."""
+        """Return the queue for what this model escalates."""
         queue = self._queues.get(hosted)
         if queue is None:
             self._queues = {key: old for key, old in self._queues.items() if not (key.is_retired and old.is_idle)}
@@ -59,7 +59,7 @@ class Escalator:
 
     @property
     def is_reachable(self) -> bool:
-        """False when the way up for a model that answers is shut; True before anything was tried."""
+        """Say whether the cloud can be asked: no when a model that answers cannot reach it; yes before any try."""
         return all(queue.is_reachable for hosted, queue in self._queues.items() if not hosted.is_retired)
 
     def free_tokens(self) -> float:
@@ -75,7 +75,7 @@ class Escalator:
             self._tokens, _ = self._bucket.take(self._tokens, rows, self._loop.time())
 
     async def infer(self, request: InferRequest, context: RequestContext) -> InferResponse:
-        """One call, under the id and the trace of the request that it is made for.
+        """Ask the cloud once, under the id and the trace of the request that it is made for.
 
         Raises:
             PenstockError: the call failed (see the status table of ``penstock.rpc``), or the answer is none.

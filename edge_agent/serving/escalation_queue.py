@@ -54,7 +54,7 @@ class Cloud(Protocol):
     """A server of the Open Inference Protocol, as far as the way up needs it."""
 
     async def infer(self, request: InferRequest, context: RequestContext) -> InferResponse:
-        """One call, to be answered before the context's deadline.
+        """Ask the cloud once, to be answered before the context's deadline.
 
         Raises:
             PenstockError: no answer, or one that is not a response.
@@ -111,7 +111,7 @@ class EscalationQueue:
 
     @property
     def is_idle(self) -> bool:
-        """Nothing queued, nothing under way, and nothing to look for in the background."""
+        """Say whether nothing is queued or under way, and there is nothing to look for in the background."""
         return self._queue.is_idle and self._probe is None
 
     @property
@@ -144,7 +144,7 @@ class EscalationQueue:
         )
 
     async def ask_alone(self, inputs: Mapping[str, Array], *, timeout_s: float) -> CloudAnswer:
-        """One call of its own at low priority, past the queue: for audits, of which there is one at a time.
+        """Make a call of its own at low priority, past the queue: for audits, of which there is one at a time.
 
         Raises:
             PenstockError: no usable answer.
@@ -234,7 +234,7 @@ def _shape_key(inputs: Mapping[str, Array]) -> tuple[object, ...]:
 
 
 def _check_outputs(outputs: Mapping[str, Array], specs: Sequence[TensorSpec], rows: int) -> None:
-    """The cloud's answer must be one: it is merged with the device's own rows.
+    """Refuse an answer of the cloud that is none: it would be merged with the device's own rows.
 
     Raises:
         Internal: an output is missing, or has another datatype, rank or row count.

@@ -64,10 +64,11 @@ class Hosted:
     """One variant, ready to answer.
 
     Attributes:
-        failures: requests that the engine failed since activation. ``in_flight``: requests in it now.
+        failures: requests that the engine failed since activation.
+        in_flight: requests in it now.
         can_split: rows can be merged and taken apart, so a request may be answered row by row.
-        account: response parameters that say what answers here: artifact, certificate, threshold. ``kept_account``:
-            with those of an answer that is kept, the confidence aside.
+        account: response parameters that say what answers here: artifact, certificate, threshold.
+        kept_account: with those of an answer that is kept, the confidence aside.
     """
 
     def __init__(
@@ -119,17 +120,17 @@ class Hosted:
 
     @property
     def mode(self) -> CascadeMode:
-        """What the device may do with this model's answers now."""
+        """Return what the device may do with this model's answers now."""
         return self._decided.mode
 
     @property
     def mode_why(self) -> str:
-        """Why the mode is not ``cascade``; "" when it is."""
+        """Say why the mode is not ``cascade``; "" when it is."""
         return self._decided.why
 
     @property
     def certificate(self) -> Certificate | None:
-        """The certificate in use, at the level in use: None where there is none, or none that fits."""
+        """Return the certificate in use, at the level in use: None where there is none, or none that fits."""
         return self._certificate
 
     @property
@@ -166,11 +167,11 @@ class Hosted:
         return scores.tolist(), cascade.decide(scores, mode=self.mode, threshold=threshold)
 
     def predictions(self, outputs: Mapping[str, Array]) -> NDArray[np.int64]:
-        """The class [N] that each row of the scored output names."""
+        """Return the class [N] that each row of the scored output names."""
         return confidence.predicted(outputs[self.plan.variant.spec.score_output])
 
     def note_cloud(self, variant: str) -> None:
-        """The cloud answered with this variant ("" when it does not say, which proves nothing)."""
+        """Note with which variant the cloud answered ("" when it does not say, which proves nothing)."""
         if variant and variant != self._seen_cloud_digest:
             self._seen_cloud_digest = variant
             self._update_mode()
@@ -257,15 +258,15 @@ class Hosting:
         self._expected.update(models)
 
     def models(self) -> tuple[str, ...]:
-        """Names of the models that can answer."""
+        """List the names of the models that can answer."""
         return tuple(sorted(self._active))
 
     def hosted(self) -> tuple[Hosted, ...]:
-        """The models that can answer, by name."""
+        """Return the models that can answer, by name."""
         return tuple(self._active[name] for name in self.models())
 
     def get(self, model: str, version: str = "") -> Hosted:
-        """The active variant of a model.
+        """Return the active variant of a model.
 
         Raises:
             NotFound: no such model or version; the message names what there is. Unavailable: it is loading.

@@ -112,12 +112,12 @@ class BatchQueue(Generic[T, A]):
 
     @property
     def is_alive(self) -> bool:
-        """Whether anybody looks at what is queued. False after a defect of ours: only a restart helps."""
+        """Say whether anybody looks at what is queued. False after a defect of ours: only a restart helps."""
         return not self._has_died
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing waits and nothing runs."""
+        """Say whether nothing waits and nothing runs."""
         return not self._waiting and not self._batches
 
     @property
@@ -127,7 +127,7 @@ class BatchQueue(Generic[T, A]):
 
     @property
     def running_since(self) -> float | None:
-        """When the oldest batch that runs began, on the event loop's clock."""
+        """Say when the oldest batch that runs began, on the event loop's clock."""
         return min([batch.since for batch in self._batches], default=None)
 
     def check_room(self, rows: int = 1) -> None:
@@ -230,7 +230,7 @@ class BatchQueue(Generic[T, A]):
             self._look_soon()
 
     def _withdraw(self, waiting: Waiting[T, A]) -> None:
-        """A caller was cancelled. Its neighbours are not disturbed."""
+        """Take out what a cancelled caller queued; its neighbours are not disturbed."""
         if not waiting.future.cancelled():
             waiting.future.exception()  # the answer had come already, in the same turn of the loop; nobody takes it
         elif waiting.batch is None:
@@ -269,7 +269,7 @@ class BatchQueue(Generic[T, A]):
         self._is_look_due = False
         try:
             self._step(max(self._loop.time(), at))
-        except Exception as error:  # a defect of ours: nobody may wait for good, and liveness must tell
+        except Exception as error:  # a defect of ours: no caller must wait for good, and liveness must tell
             log(_LOG, logging.ERROR, "the queue died", exc_info=error)
             self._has_died = True
             self._refusal = Internal(f"the queue died: {type(error).__name__}: {error}")

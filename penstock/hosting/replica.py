@@ -130,7 +130,7 @@ class EngineReplica(Generic[A]):
 
     @property
     def is_always_short(self) -> bool:
-        """Whether nothing that may come is expected to leave the event loop: more replicas would have nothing to do."""
+        """Say whether nothing that may come is expected to leave the event loop: more replicas would be idle."""
         specs = self.engine.inputs
         if any(-1 in spec.shape[1:] or spec.datatype == "BYTES" for spec in specs):
             return False

@@ -78,12 +78,12 @@ class ReplicaQueue(Generic[A]):
 
     @property
     def running_since(self) -> float | None:
-        """When the batch that runs began, on the event loop's clock."""
+        """Say when the batch that runs began, on the event loop's clock."""
         return self._queue.running_since
 
     @property
     def is_alive(self) -> bool:
-        """Whether somebody looks at the queue, and the replica can answer."""
+        """Say whether somebody looks at the queue, and the replica can answer."""
         return self._queue.is_alive and self.replica.health().is_well
 
     def check_room(self, rows: int = 1) -> None:

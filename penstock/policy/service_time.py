@@ -77,7 +77,7 @@ class Backlog:
 
 
 def expected_answer_at(backlog: Backlog, rows: int, service: ServiceTime, now: float) -> float:
-    """When a chunk of ``rows`` that arrives now should be answered: the running batch, those that wait, its own.
+    """Estimate when a chunk of ``rows`` that arrives now is answered: the running batch, those that wait, its own.
 
     The last batch ahead is counted only when it is full: the chunk joins it otherwise.
     """

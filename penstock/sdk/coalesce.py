@@ -46,7 +46,8 @@ class MergeQueue:
     """Requests that may be merged, and how.
 
     Attributes:
-        template: the merged request without its inputs. ``names``: of the inputs, in order.
+        template: the merged request without its inputs.
+        names: of the inputs, in order.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class MergeQueue:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing waits and nothing is under way."""
+        """Say whether nothing waits and nothing is under way."""
         return self._queue.is_idle
 
     def infer(self, inputs: Tensors, rows: int, deadline: float, timeout_s: float) -> Awaitable[InferResult]:

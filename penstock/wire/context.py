@@ -67,7 +67,7 @@ class RequestContext(msgspec.Struct, frozen=True, kw_only=True):  # a frozen dat
         return self.until(self.arrived_at + min(timeout_s, MAX_TIMEOUT_S))
 
     def until(self, deadline: float) -> RequestContext:
-        """The same with one more limit, as a time on this process's clock."""
+        """Add one more limit, as a time on this process's clock."""
         return self if self.deadline <= deadline else _replace(self, deadline=deadline)
 
     def with_parameters(self, parameters: Mapping[str, Parameter]) -> RequestContext:
