@@ -148,7 +148,7 @@ class HttpServer:
         context = context_of(headers, self._loop.time())
         refuse: Callable[[PenstockError], Reply] = refusal
         try:
-            path = request.raw_path.partition("?")[0]
+            path = request.rel_url.raw_path  # without a host, which the absolute form of a request has
             route, names = self._table.find(request.method, path)
             refuse = route.refuse
             if route.may is not None:

@@ -137,6 +137,24 @@ async def test_every_address(ask: Any, method: str, path: str, status: int) -> N
         assert headers["allow"]
 
 
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        ("GET http://x/v2/models/mlp?a=b HTTP/1.1", 200),  # the absolute form, which servers must take
+        ("GET /v2/models/m%6cp HTTP/1.1", 200),
+        ("GET /v2/models/mlp#part HTTP/1.1", 200),
+        ("GET /v2/models/../models/mlp HTTP/1.1", 404),
+        ("GET /v2/models/m%2Flp HTTP/1.1", 404),
+        ("OPTIONS * HTTP/1.1", 404),
+    ],
+)
+async def test_every_form_of_a_target_is_read(core: Core, line: str, status: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", core.http_port)
+    writer.write(f"{line}\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    assert f" {status} ".encode() in await reader.readline()
+    writer.close()
+
+
 async def test_unknown_models_name_those_that_exist(ask: Any) -> None:
     _, _, body = await ask("POST", "/v2/models/ghost/infer", json_body())
     assert "mlp" in json.loads(body)["error"]
