@@ -8,7 +8,6 @@ the data plane's.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -137,7 +136,7 @@ class Oip(Generic[Ticket]):
         None is for what is the table's: every other request, and one to which a no must be said, or a new id given,
         each time that it comes.
         """
-        who = context_of(headers, 0.0)
+        who = context_of(headers)
         if who.request_id != headers.get(REQUEST_ID, ""):
             return None
         try:
@@ -155,14 +154,10 @@ class Oip(Generic[Ticket]):
 
     async def answer(self, head: InferHead, body: bytes) -> bytes:
         """Answer with a whole response; never raises."""
-        plane, who, timeout_s, arrived_at = self._plane, head.who, head.timeout_s, self._now()
+        plane, who = self._plane, head.who
         try:
-            context = msgspec.structs.replace(
-                who,
-                arrived_at=arrived_at,
-                deadline=math.inf if timeout_s is None else arrived_at + timeout_s,
-                tenant=plane.authenticate(head.authorization, Action.INFER),
-            )
+            tenant = plane.authenticate(head.authorization, Action.INFER)
+            context = who.begin(self._now(), timeout_s=head.timeout_s, tenant=tenant)
             with plane.admit(context, head.model, head.version, len(body)) as ticket:
                 decoded = codec.decode_request(
                     body, header_length=head.header_length, model=head.model, version=head.version

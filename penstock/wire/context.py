@@ -2,7 +2,7 @@
 
 The facts have the same names as HTTP headers and as gRPC metadata, and are read here by the same rules. Every transport
 makes one :class:`RequestContext` of them, which goes through every queue, and writes what goes on to the next process
-with :func:`headers_of`. Tracing, once there is any, begins in :func:`context_of` and nowhere else. Knows no transport.
+with :func:`headers_of`. Tracing will begin in :meth:`RequestContext.begin` and nowhere else. Knows no transport.
 """
 
 from __future__ import annotations
@@ -57,6 +57,11 @@ class RequestContext(msgspec.Struct, frozen=True, kw_only=True):  # a frozen dat
         """Return the trace's id in hex; "" without one."""
         return self.traceparent[3:35]
 
+    def begin(self, arrived_at: float, *, timeout_s: float | None = None, tenant: str = "") -> RequestContext:
+        """Begin a request under this id and trace. Every transport calls it once for each request."""
+        deadline = math.inf if timeout_s is None else arrived_at + timeout_s
+        return _replace(self, arrived_at=arrived_at, deadline=deadline, tenant=tenant)
+
     def within(self, timeout_s: float | None) -> RequestContext:
         """Add one more limit, counted from arrival: the earliest of all wins. None adds nothing.
 
@@ -94,13 +99,13 @@ class RequestContext(msgspec.Struct, frozen=True, kw_only=True):  # a frozen dat
         return _replace(self, deadline=self.arrived_at + default_s) if self.deadline == math.inf else self
 
 
-def context_of(headers: Mapping[str, str], arrived_at: float) -> RequestContext:
-    """Make the context that headers give before their limit is looked at: id and trace. Refuses nothing.
+def context_of(headers: Mapping[str, str]) -> RequestContext:
+    """Read id and trace from headers, for requests that have yet to begin. Refuses nothing.
 
     Args:
         headers: names in lower case, or a mapping that does not tell case.
     """
-    return RequestContext(arrived_at=arrived_at, request_id=request_id_of(headers), traceparent=traceparent_of(headers))
+    return RequestContext(arrived_at=0.0, request_id=request_id_of(headers), traceparent=traceparent_of(headers))
 
 
 def client_context(request_id: str) -> RequestContext:

@@ -119,7 +119,7 @@ def test_a_malformed_trace_is_ignored(text: str) -> None:
 def test_a_trace_is_read_and_one_of_a_later_version_goes_on_as_ours() -> None:
     assert context.traceparent_of({"traceparent": TRACE}) == TRACE
     assert context.traceparent_of({"traceparent": f"01{TRACE[2:]}-extra"}) == TRACE
-    assert context.context_of({"traceparent": TRACE}, 1.0).trace_id == "4bf92f3577b34da6a3ce929d0e0e4736"
+    assert context.context_of({"traceparent": TRACE}).trace_id == "4bf92f3577b34da6a3ce929d0e0e4736"
 
 
 def test_what_goes_on_is_the_id_the_trace_and_the_time_that_remains() -> None:
