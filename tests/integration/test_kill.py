@@ -50,14 +50,25 @@ def test_outcomes_survive_the_death_of_both(
     with Client(agent_process.target, timeout=PATIENCE_S) as client:
         for row in x[:50]:
             client.infer("digits", row[None])
-    wait_until("outcome records on disk", lambda: agent_process.status()["outbox"]["records"] > 0)
-    time.sleep(0.5)  # the agent writes what it counted every 0.2 s: by now the last row is on disk too
+        flush(agent_process, lambda: client.infer("digits", x[:1]))
     agent_process.kill()
     core_process.start()
     agent_process.start()
-    wait_until("outcomes delivered", lambda: _counted(core_process, agent_process.device_id) == 50)
+    wait_until("outcomes delivered", lambda: _counted(core_process, agent_process.device_id) >= 50)
     wait_until("an empty outbox", lambda: agent_process.status()["outbox"]["records"] == 0)
-    assert _counted(core_process, agent_process.device_id) == 50
+    # the row after them may have been counted in the same interval, or have died with the agent
+    assert _counted(core_process, agent_process.device_id) in (50, 51)
+
+
+def flush(agent: AgentProcess, ask: Callable[[], object]) -> None:
+    """Wait until everything that was counted so far is on disk.
+
+    Each interval in which something is counted becomes a record, so one more question makes one more; whatever was
+    counted before it is in that record or in an earlier one.
+    """
+    before = agent.status()["outbox"]["records"]
+    ask()
+    wait_until("a record of the last interval", lambda: agent.status()["outbox"]["records"] > before)
 
 
 def _counted(core: CoreProcess, device_id: str) -> int:
@@ -67,7 +78,7 @@ def _counted(core: CoreProcess, device_id: str) -> int:
     return 0
 
 
-@pytest.mark.parametrize("after_s", [0.0, 0.05, 0.15, 0.3, 0.6])
+@pytest.mark.parametrize("after_s", [0.0, 0.1, 0.4])
 def test_an_agent_killed_while_it_pulls_or_switches_ends_up_right(
     core_process: CoreProcess, agent_factory: Callable[..., AgentProcess], digits_build: DigitsBuild, after_s: float
 ) -> None:

@@ -166,19 +166,22 @@ async def test_whatever_is_not_plain_is_the_full_servers(data: bytes) -> None:
 
 
 async def _bytes_back(port: int, data: bytes) -> bytes:
+    """Send, and read until the connection ends or nothing has come for a hundred turns of the loop that serves it."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    received, quiet_turns = b"", 0
     try:
         writer.write(data)
-        received = b""
-        while True:
-            try:
-                async with asyncio.timeout(0.25):
-                    more = await reader.read(65536)
-            except TimeoutError:
-                return received
-            if not more:
-                return received
-            received += more
+        reading = asyncio.create_task(reader.read(65536))
+        while quiet_turns < 100:  # turns, not seconds: a busy machine may stop this process for longer than any time
+            await asyncio.sleep(0.001)
+            quiet_turns += 1
+            if reading.done():
+                if not reading.result():
+                    break
+                received, quiet_turns = received + reading.result(), 0
+                reading = asyncio.create_task(reader.read(65536))
+        reading.cancel()
+        return received
     finally:
         writer.close()
         await writer.wait_closed()
