@@ -39,8 +39,10 @@ TOGETHER = (
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
-    for item in items:
-        for place in TOGETHER:
+    for place in TOGETHER:
+        if not (here / place).exists():
+            raise pytest.UsageError(f"TOGETHER in tests/conftest.py names {place}, which is not there")
+        for item in items:
             if item.path.is_relative_to(here / place):
                 item.add_marker(pytest.mark.xdist_group(place))
 
