@@ -6,9 +6,10 @@ becomes of an uncertain row, nor who asked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from typing import Any
 
 from edge_agent.policy.cascade import Decision
 from penstock.errors import Unavailable
@@ -53,9 +54,9 @@ class LocalQueue:
     def __repr__(self) -> str:
         return f"LocalQueue({self._queue!r})"
 
-    async def infer(
+    def infer(
         self, inputs: Mapping[str, Array], rows: int, deadline: float | None = None, priority: int = 0
-    ) -> LocalAnswer:
+    ) -> Coroutine[Any, Any, LocalAnswer]:
         """Run one request of ``rows`` checked rows.
 
         Raises:
@@ -64,7 +65,7 @@ class LocalQueue:
         """
         key = tuple(array.shape[1:] for array in inputs.values()) if self._has_free_dims else None
         chunk = Chunk(inputs=inputs, rows=rows)
-        return await self._queue.infer(chunk, shape_key=key, deadline=deadline, priority=priority)
+        return self._queue.infer(chunk, shape_key=key, deadline=deadline, priority=priority)
 
     async def close(self) -> None:
         """Refuse what is queued, wait for the batch that runs, release the engine; idempotent."""

@@ -75,6 +75,7 @@ class BatchQueue(Generic[T, A]):
     Attributes:
         limits: of a batch; ``max_rows`` falls when it is found out that fewer are taken.
         room: the rows that wait.
+        running_rows: rows of the batches that run.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class BatchQueue(Generic[T, A]):
         self._run = run
         self._how = behaviour or Behaviour()
         self._loop = asyncio.get_running_loop()
+        self.running_rows = 0
         self._batches: set[Batch[T, A]] = set()
         self._is_look_due = False
         self._timer: asyncio.TimerHandle | None = None
@@ -119,11 +121,6 @@ class BatchQueue(Generic[T, A]):
     def is_idle(self) -> bool:
         """Say whether nothing waits and nothing runs."""
         return not self._waiting and not self._batches
-
-    @property
-    def running_rows(self) -> int:
-        """Rows of the batches that run."""
-        return sum([batch.rows for batch in self._batches])
 
     @property
     def running_since(self) -> float | None:
@@ -304,6 +301,7 @@ class BatchQueue(Generic[T, A]):
                 self._how.waited(began_at - member.queued_at)
         batch.task = self._loop.create_task(isolate(members, self._run_members, may_be_one=self._how.may_be_one))
         self._batches.add(batch)
+        self.running_rows += rows
         # a callback, not the end of the task: one that is cancelled before its first step runs none of its code
         batch.task.add_done_callback(partial(self._landed, batch))
 
@@ -314,6 +312,7 @@ class BatchQueue(Generic[T, A]):
 
     def _landed(self, batch: Batch[T, A], task: asyncio.Task[int | None]) -> None:
         self._batches.discard(batch)
+        self.running_rows -= batch.rows
         if task.cancelled():
             fail(batch.members, Cancelled("the batch was given up"))
         elif (error := task.exception()) is not None:

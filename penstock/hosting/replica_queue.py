@@ -104,7 +104,8 @@ class ReplicaQueue(Generic[A]):
         """
         if deadline is not None:
             now = self._loop.time()
-            if not self._queue.is_idle or now + self.service.of(chunk.rows) > deadline:
+            # row by row is the dearest way to run what is ahead: who has time for that need not be looked at closer
+            if now + (self.outstanding_rows + chunk.rows) * self.service.of(1) > deadline:
                 self._queue.check_room(chunk.rows)
                 self._check_deadline(chunk.rows, deadline, priority, now)
         return await self._queue.ask(chunk, rows=chunk.rows, deadline=deadline, priority=priority, shape_key=shape_key)
