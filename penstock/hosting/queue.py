@@ -150,22 +150,34 @@ class BatchQueue(Generic[T, A]):
             QueueFull, or what the queue was closed with: not taken in. DeadlineExceeded: no answer in time.
             PenstockError: the answer of ``run``.
         """
-        if self._refusal is not None:
-            raise copy_of(self._refusal)
-        self.check_room(rows)
-        now = self._loop.time()
-        if deadline is not None and deadline <= now:
-            raise self._how.late(item, False)
         if not self._waiting and not self._batches and self._runs_at_once(item):
+            self._check_open(item, deadline)
             return await self._run_at_once(item, rows, deadline)
-        future: asyncio.Future[A] = self._loop.create_future()
-        waiting = Waiting(item, future, rows, now, deadline, priority, shape_key)
-        self._take_in(waiting)
+        waiting = self.submit(item, rows=rows, deadline=deadline, priority=priority, shape_key=shape_key)
         try:
-            return await future
+            return await waiting.future
         except asyncio.CancelledError:
-            self._withdraw(waiting)
+            self.withdraw(waiting)
             raise
+
+    def submit(
+        self, item: T, *, rows: int, deadline: float | None = None, priority: int = 0, shape_key: Hashable = None
+    ) -> Waiting[T, A]:
+        """Queue a request. Its ``future`` is to be awaited, and :meth:`withdraw` called when that is cancelled.
+
+        Raises:
+            QueueFull, or what the queue was closed with: not taken in. DeadlineExceeded: it has passed.
+        """
+        self.check_room(rows)
+        now = self._check_open(item, deadline)
+        waiting: Waiting[T, A] = Waiting(item, self._loop.create_future(), rows, now, deadline, priority, shape_key)
+        self._waiting.add(waiting)
+        if deadline is not None and deadline < self._due_at:
+            self._due_at = deadline
+            self._look_at(deadline)
+        if not self._is_look_due and len(self._batches) < self._how.max_in_flight:
+            self._look_soon()
+        return waiting
 
     async def finish(self, error: PenstockError, timeout_s: float) -> None:
         """Take nothing more in and run what is queued, for at most ``timeout_s``; refuse the rest with ``error``.
@@ -217,16 +229,15 @@ class BatchQueue(Generic[T, A]):
             raise outcome
         return outcome
 
-    def _take_in(self, waiting: Waiting[T, A]) -> None:
-        self._waiting.add(waiting)
-        deadline = waiting.deadline
-        if deadline is not None and deadline < self._due_at:
-            self._due_at = deadline
-            self._look_at(deadline)
-        if not self._is_look_due and len(self._batches) < self._how.max_in_flight:
-            self._look_soon()
+    def _check_open(self, item: T, deadline: float | None) -> float:
+        if self._refusal is not None:
+            raise copy_of(self._refusal)
+        now = self._loop.time()
+        if deadline is not None and deadline <= now:
+            raise self._how.late(item, False)
+        return now
 
-    def _withdraw(self, waiting: Waiting[T, A]) -> None:
+    def withdraw(self, waiting: Waiting[T, A]) -> None:
         """Take out what a cancelled caller queued; its neighbours are not disturbed."""
         if not waiting.future.cancelled():
             waiting.future.exception()  # the answer had come already, in the same turn of the loop; nobody takes it

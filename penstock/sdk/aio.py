@@ -214,9 +214,12 @@ class AsyncClient:
         return asyncio.get_running_loop().time() + timeout_s, timeout_s
 
     async def _infer_merged(self, queue: MergeQueue, arrays: _Arrays, deadline: float, timeout_s: float) -> InferResult:
-        rows = arrays[queue.names[0]].shape[0]
         try:
-            return await queue.infer(arrays, rows, deadline, timeout_s)
+            waiting = queue.submit(arrays, arrays[queue.names[0]].shape[0], deadline, timeout_s)
+            return await waiting.future
+        except asyncio.CancelledError:
+            queue.withdraw(waiting)
+            raise
         except InvalidInput:
             self._forget_if_stale(queue.template.model, queue.template.version)
             raise

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from penstock.errors import Cancelled, DeadlineExceeded, PenstockError
 from penstock.hosting.queue import BatchQueue, Behaviour, is_invalid
 from penstock.hosting.rows import Tensors, join, split
-from penstock.hosting.waiting_line import Room
+from penstock.hosting.waiting_line import Room, Waiting
 from penstock.policy.batching import BatchLimits
 from penstock.sdk.call import InferResult, result_of
 from penstock.wire.inference import InferRequest, InferResponse
@@ -75,14 +75,20 @@ class MergeQueue:
         """Say whether nothing waits and nothing is under way."""
         return self._queue.is_idle
 
-    def infer(self, inputs: Tensors, rows: int, deadline: float, timeout_s: float) -> Awaitable[InferResult]:
-        """Send rows together with those of others, and wait for their answer.
+    def submit(self, inputs: Tensors, rows: int, deadline: float, timeout_s: float) -> Waiting[_Asked, InferResult]:
+        """Queue rows that leave together with those of others.
+
+        Its ``future`` is to be awaited, and :meth:`withdraw` called when that is cancelled: a coroutine around the two
+        would cost every call a tenth of its time.
 
         Raises:
-            QueueFull: too many rows wait already. DeadlineExceeded: no answer in time.
-            PenstockError: what the server answered instead.
+            QueueFull: too many rows wait already. DeadlineExceeded: no time is left.
         """
-        return self._queue.ask((inputs, timeout_s), rows=rows, deadline=deadline)
+        return self._queue.submit((inputs, timeout_s), rows=rows, deadline=deadline)
+
+    def withdraw(self, waiting: Waiting[_Asked, InferResult]) -> None:
+        """Forget rows whose caller was cancelled; a merged request that nobody waits for is cancelled too."""
+        self._queue.withdraw(waiting)
 
     async def close(self, error: PenstockError) -> None:
         """Cancel what is under way, and give ``error`` to everyone who waits."""

@@ -12,6 +12,7 @@ from penstock.sdk import coalesce
 from penstock.sdk.call import InferResult
 from penstock.sdk.coalesce import CoalesceLimits, Coalescer, MergeQueue
 from penstock.wire.inference import InferRequest, InferResponse
+from penstock.wire.tensors import Array
 
 Answer = Callable[[InferRequest], Awaitable[InferResponse]]
 
@@ -42,7 +43,15 @@ class Harness:
     def submit(self, *values: float) -> asyncio.Task[InferResult]:
         array = np.array(values, np.float32).reshape(-1, 1)
         deadline = asyncio.get_running_loop().time() + 30
-        return asyncio.create_task(self.queue.infer({"x": array}, len(values), deadline, 30.0))
+        return asyncio.create_task(self._infer(array, deadline))
+
+    async def _infer(self, array: Array, deadline: float) -> InferResult:
+        waiting = self.queue.submit({"x": array}, len(array), deadline, 30.0)
+        try:
+            return await waiting.future
+        except asyncio.CancelledError:
+            self.queue.withdraw(waiting)
+            raise
 
 
 async def outcomes(*futures: asyncio.Task[InferResult]) -> list[list[float] | type[BaseException]]:
