@@ -47,7 +47,9 @@ class LocalQueue:
         def judged(inputs: Mapping[str, Array], outputs: Mapping[str, Array], rows: int) -> LocalAnswer:
             return LocalAnswer(outputs, *judge(inputs, outputs, rows))
 
-        replica = EngineReplica(loaded, on_loop_below_s=ON_LOOP_BELOW_S, answer=judged, split=_split, thread=thread)
+        replica = EngineReplica(
+            loaded, on_loop_below_s=ON_LOOP_BELOW_S, answer=judged, split=_split, in_pieces=True, thread=thread
+        )
         self._queue: ReplicaQueue[LocalAnswer] = ReplicaQueue(replica, max_queue_rows=max_queue_rows)
         self._has_free_dims = any(-1 in spec.shape[1:] for spec in loaded.engine.inputs)
 

@@ -108,10 +108,13 @@ class EngineReplica(Generic[A]):
         on_loop_below_s: float,
         answer: Callable[[Tensors, Tensors, int], A],
         split: Callable[[A, Sequence[int]], Sequence[A]],
+        in_pieces: bool = False,
         thread: Executor | None = None,
     ) -> None:
         """
         Args:
+            in_pieces: a request larger than ``max_batch`` is run in several: on a device memory is short. Elsewhere it
+                is run whole, which is quicker.
             on_loop_below_s: what is expected to take longer runs in the thread; 0 for everything.
             answer: makes an answer from inputs, outputs and number of rows of a batch, where the engine runs.
             split: cuts a batch's answer into those of chunks of so many rows.
@@ -120,6 +123,7 @@ class EngineReplica(Generic[A]):
         self.thread = thread or ThreadPoolExecutor(1, thread_name_prefix="replica")
         self._on_loop_below_s = on_loop_below_s
         self._answer, self._split = answer, split
+        self._in_pieces = in_pieces and loaded.timing.is_batchable
         self._times = _seen_at_warm_up(loaded)
         self._is_in_thread = False
         self._is_closed = False
@@ -176,7 +180,7 @@ class EngineReplica(Generic[A]):
         total = sum(rows)
         try:
             inputs = join([chunk.inputs for chunk in chunks])
-            step = self.max_batch if self.timing.is_batchable else total
+            step = self.max_batch if self._in_pieces else total
             answer = self._answer(inputs, run_in_pieces(self.engine, inputs, total, step, chunks[0].outputs), total)
             parts = [answer] if len(rows) == 1 else self._split(answer, rows)
         except BaseException:

@@ -88,13 +88,13 @@ def test_a_batch_grows_while_the_replica_is_busy() -> None:
     run_virtual(test)
 
 
-def test_a_chunk_larger_than_a_batch_goes_alone_and_in_pieces() -> None:
+def test_a_chunk_larger_than_a_batch_goes_alone() -> None:
     async def test() -> None:
         engine = FakeEngine()
         queue = make(engine, max_batch=2)
         answer = await infer(queue, rows(1, 2, 3))
         assert answer["y"][:, 0].tolist() == [2, 4, 6]
-        assert engine.batches == [2, 1]
+        assert engine.batches == [3]
         await close(queue, engine)
 
     run_virtual(test)
