@@ -15,14 +15,8 @@ import numpy as np
 
 from compiler.graph import rewrite
 from compiler.graph.channels import Axis, Channels, Labels
+from compiler.graph.onnx_libraries import numpy_helper, onnx
 from compiler.graph.shapes import Shape
-from penstock.errors import missing_extra
-
-try:
-    import onnx
-    from onnx import numpy_helper
-except ImportError as error:  # the library is behind an extra
-    raise missing_extra("onnx", "compile", "compiling models") from error
 
 _UNARY = frozenset(
     {

@@ -16,13 +16,7 @@ from typing import Literal
 import numpy as np
 
 from compiler.graph import files
-from penstock.errors import missing_extra
-
-try:
-    import onnx
-    import onnxruntime as ort
-except ImportError as error:  # the libraries are behind an extra
-    raise missing_extra("onnx and onnxruntime", "compile", "compiling models") from error
+from compiler.graph.onnx_libraries import onnx, ort
 
 Kind = Literal["integer", "float", "convert"]
 

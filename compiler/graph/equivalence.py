@@ -16,15 +16,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from compiler.graph import files
-from penstock.errors import CompileError, missing_extra
+from compiler.graph.onnx_libraries import TensorProto, helper, onnx, ort
+from penstock.errors import CompileError
 from penstock.wire.tensors import Array
-
-try:
-    import onnx
-    import onnxruntime as ort
-    from onnx import TensorProto, helper
-except ImportError as error:  # the libraries are behind an extra
-    raise missing_extra("onnx and onnxruntime", "compile", "compiling models") from error
 
 Feeds = dict[str, Array]
 Examples = Callable[[], Iterator[Feeds]] | None

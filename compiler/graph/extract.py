@@ -8,14 +8,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from compiler.graph import rewrite, shapes
+from compiler.graph.onnx_libraries import helper, onnx
 from compiler.graph.stages import Work, alive
-from penstock.errors import CompileError, missing_extra
-
-try:
-    import onnx
-    from onnx import helper
-except ImportError as error:  # the library is behind an extra
-    raise missing_extra("onnx", "compile", "compiling models") from error
+from penstock.errors import CompileError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

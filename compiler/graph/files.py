@@ -11,16 +11,9 @@ import re
 from pathlib import Path
 
 from compiler.graph import untrusted
+from compiler.graph.onnx_libraries import DecodeError, EncodeError, TensorProto, onnx, ort
 from penstock.artifact.blobs import disk_errors
-from penstock.errors import CompileError, InvalidInput, missing_extra
-
-try:
-    import onnx
-    import onnxruntime as ort
-    from google.protobuf.message import DecodeError, EncodeError
-    from onnx import TensorProto
-except ImportError as error:  # the libraries are behind an extra
-    raise missing_extra("onnx and onnxruntime", "compile", "compiling models") from error
+from penstock.errors import CompileError, InvalidInput
 
 MAX_MODEL_BYTES = 2 * 1024**3 - 1  # protobuf cannot hold more in one message
 _KEPT_INSIDE_BYTES = 1024  # smaller tensors stay in the model file: shape inference reads them there

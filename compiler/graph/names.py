@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from penstock.errors import missing_extra
-
-try:
-    import onnx
-except ImportError as error:  # the library is behind an extra
-    raise missing_extra("onnx", "compile", "compiling models") from error
+from compiler.graph.onnx_libraries import onnx
 
 
 def named(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -12,14 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from penstock.errors import CalibrationError, CompileError, missing_extra
+from compiler.graph.onnx_libraries import onnx, ort
+from penstock.errors import CalibrationError, CompileError
 from penstock.wire.tensors import Array
-
-try:
-    import onnx
-    import onnxruntime as ort
-except ImportError as error:  # the libraries are behind an extra
-    raise missing_extra("onnx and onnxruntime", "compile", "compiling models") from error
 
 _ELEMENT_TYPES: Mapping[str, int] = {
     "tensor(float)": onnx.TensorProto.FLOAT,

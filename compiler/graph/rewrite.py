@@ -10,14 +10,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from penstock.errors import CompileError, missing_extra
+from compiler.graph.onnx_libraries import AttributeProto, TensorProto, helper, numpy_helper, onnx
+from penstock.errors import CompileError
 from penstock.wire.tensors import Array
-
-try:
-    import onnx
-    from onnx import AttributeProto, TensorProto, helper, numpy_helper
-except ImportError as error:  # the library is behind an extra
-    raise missing_extra("onnx", "compile", "compiling models") from error
 
 STANDARD_DOMAINS = ("", "ai.onnx")
 _LEAST_IR = 8

@@ -5,12 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from penstock.errors import missing_extra
-
-try:
-    import onnx
-except ImportError as error:  # the library is behind an extra
-    raise missing_extra("onnx", "compile", "compiling models") from error
+from compiler.graph.onnx_libraries import onnx
 
 _ONE_SCALE_A_BATCH = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"})
 """Operators that round all rows by one range, found in these rows."""

@@ -18,14 +18,9 @@ import numpy as np
 
 from compiler.graph import files, probe
 from compiler.graph.names import named
-from penstock.errors import CalibrationError, missing_extra
+from compiler.graph.onnx_libraries import helper, onnx
+from penstock.errors import CalibrationError
 from penstock.wire.tensors import Array
-
-try:
-    import onnx
-    from onnx import helper
-except ImportError as error:  # the library is behind an extra
-    raise missing_extra("onnx", "compile", "compiling models") from error
 
 __all__ = ["MAX_SQNR_DB", "Sensitivity", "named", "rank"]
 

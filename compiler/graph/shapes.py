@@ -5,13 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from compiler.graph import probe
-from penstock.errors import missing_extra
+from compiler.graph.onnx_libraries import onnx
 from penstock.wire.tensors import Array
-
-try:
-    import onnx
-except ImportError as error:  # the library is behind an extra
-    raise missing_extra("onnx", "compile", "compiling models") from error
 
 Shape = tuple[int | None, ...]
 """Free dimensions are None."""

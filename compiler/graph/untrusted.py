@@ -12,13 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from penstock.errors import CompileError, missing_extra
-
-try:
-    import onnx
-    from onnx import AttributeProto, TensorProto
-except ImportError as error:  # the library is behind an extra
-    raise missing_extra("onnx", "compile", "compiling models") from error
+from compiler.graph.onnx_libraries import AttributeProto, TensorProto, onnx
+from penstock.errors import CompileError
 
 MAX_SUBGRAPH_DEPTH = 16
 MAX_FUNCTION_DEPTH = 64

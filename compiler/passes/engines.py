@@ -16,17 +16,13 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from compiler.graph import files
+from compiler.graph.onnx_libraries import onnx
 from compiler.passes.job import Batches, PassJob, PassResult
 from penstock import toolchain
 from penstock.artifact.blobs import digest_of, digest_of_file, disk_errors
-from penstock.errors import CompileError, ConfigError, missing_extra
+from penstock.errors import CompileError, ConfigError
 from penstock.runtime import engine_header
 from penstock.runtime.engine_header import EngineHeader, Format, Range
-
-try:
-    import onnx
-except ImportError as error:  # the library is behind an extra
-    raise missing_extra("onnx", "compile", "compiling models") from error
 
 ENGINE_FILE = "model.engine"
 _MAX_EXAMPLE_BATCHES = 64

@@ -19,17 +19,16 @@ import numpy as np
 from compiler.graph import equivalence, files, probe, rewrite
 from compiler.graph.equivalence import Feeds
 from compiler.graph.names import named
+from compiler.graph.onnx_libraries import TensorProto, helper, numpy_helper, onnx
 from compiler.passes import integers
 from compiler.passes.job import PassJob, PassResult
 from compiler.passes.options import decode
 from penstock.errors import CompileError, missing_extra
 
 try:
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
     from onnxruntime.transformers import float16
-except ImportError as error:  # the libraries are behind an extra
-    raise missing_extra("onnx and onnxruntime", "compile", "compiling models") from error
+except ImportError as error:  # the library is behind an extra
+    raise missing_extra("onnxruntime", "compile", "compiling models") from error
 
 _FILE = "model.onnx"
 _LARGEST = float(np.finfo(np.float16).max)

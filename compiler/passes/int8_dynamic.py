@@ -16,6 +16,7 @@ from typing import Annotated
 import msgspec
 
 from compiler.graph import coverage, files
+from compiler.graph.onnx_libraries import onnx
 from compiler.passes import int8_plan, int8_smooth, integers
 from compiler.passes.job import PassJob, PassResult
 from compiler.passes.options import decode
@@ -23,10 +24,9 @@ from compiler.recipe.targets import IntegerTypes, integer_types
 from penstock.errors import CompileError, missing_extra
 
 try:
-    import onnx
     from onnxruntime import quantization as ortq
-except ImportError as error:  # the libraries are behind an extra
-    raise missing_extra("onnx and onnxruntime", "compile", "quantizing models") from error
+except ImportError as error:  # the library is behind an extra
+    raise missing_extra("onnxruntime", "compile", "quantizing models") from error
 
 _NAME = "int8-dynamic"
 _MODEL = "model.onnx"

@@ -20,13 +20,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from penstock.errors import missing_extra
-
-try:
-    import onnx
-    from onnx import numpy_helper
-except ImportError as error:  # the library is behind an extra
-    raise missing_extra("onnx", "compile", "compiling models") from error
+from compiler.graph.onnx_libraries import numpy_helper, onnx
 
 PRODUCTS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
 DENSE = ("MatMul", "Gemm")

@@ -18,14 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.graph import files, probe
+from compiler.graph.onnx_libraries import helper, numpy_helper, onnx
 from compiler.passes.job import Batches
-from penstock.errors import missing_extra
-
-try:
-    import onnx
-    from onnx import helper, numpy_helper
-except ImportError as error:  # the library is behind an extra
-    raise missing_extra("onnx", "compile", "compiling models") from error
 
 UNLIKE = 4.0
 """How many times the middle channel the largest has to be: below, one scale serves all of them well."""

@@ -17,6 +17,7 @@ from compiler.calibration import collect
 from compiler.calibration.collect import Calibration, Settings
 from compiler.calibration.ranges import Calibrator, Range
 from compiler.graph import coverage, files, probe
+from compiler.graph.onnx_libraries import onnx
 from compiler.passes import int8_plan, integers
 from compiler.passes.int8_plan import Plan
 from compiler.passes.job import PassJob, PassResult
@@ -25,13 +26,12 @@ from compiler.recipe.targets import IntegerTypes, integer_types
 from penstock.errors import CalibrationError, CompileError, missing_extra
 
 try:
-    import onnx
     from onnxruntime import quantization as ortq
     from onnxruntime.quantization.calibrate import TensorData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
     from onnxruntime.quantization.quant_utils import add_infer_metadata
-except ImportError as error:  # the libraries are behind an extra
-    raise missing_extra("onnx and onnxruntime", "compile", "quantizing models") from error
+except ImportError as error:  # the library is behind an extra
+    raise missing_extra("onnxruntime", "compile", "quantizing models") from error
 
 _NAME = "int8"
 _MODEL = "model.onnx"

@@ -7,13 +7,9 @@ from typing import Any
 
 from compiler.graph import coverage, files, probe
 from compiler.graph.names import named
+from compiler.graph.onnx_libraries import onnx
 from compiler.passes.job import PassJob
-from penstock.errors import CompileError, missing_extra
-
-try:
-    import onnx
-except ImportError as error:  # the library is behind an extra
-    raise missing_extra("onnx", "compile", "compiling models") from error
+from penstock.errors import CompileError
 
 PER_CHANNEL_OPSET = 13  # QuantizeLinear has an axis since then
 

@@ -20,16 +20,15 @@ import msgspec
 
 from compiler.graph import equivalence, files, names, probe, rewrite, shapes
 from compiler.graph.equivalence import Feeds
+from compiler.graph.onnx_libraries import onnx, ort
 from compiler.passes.job import PassJob, PassResult
 from compiler.passes.options import decode
 from penstock.errors import CompileError, missing_extra
 
 try:
-    import onnx
-    import onnxruntime as ort
     import onnxslim
-except ImportError as error:  # the libraries are behind an extra
-    raise missing_extra("onnx, onnxruntime and onnxslim", "compile", "compiling models") from error
+except ImportError as error:  # the library is behind an extra
+    raise missing_extra("onnxslim", "compile", "compiling models") from error
 
 _PER_CHANNEL_OPSET = 13  # QuantizeLinear has an axis since then
 _LIFTED_OPSET = 17  # what older models become: LayerNormalization exists since then

@@ -19,16 +19,11 @@ from numpy.typing import NDArray
 from compiler.graph import channel_flow, channels, equivalence, files, rewrite, shapes
 from compiler.graph.channels import Axis, Channels
 from compiler.graph.names import named
+from compiler.graph.onnx_libraries import TensorProto, numpy_helper, onnx
 from compiler.passes import integers
 from compiler.passes.job import PassJob, PassResult
 from compiler.passes.options import decode
-from penstock.errors import CompileError, ConfigError, missing_extra
-
-try:
-    import onnx
-    from onnx import TensorProto, numpy_helper
-except ImportError as error:  # the library is behind an extra
-    raise missing_extra("onnx", "compile", "compiling models") from error
+from penstock.errors import CompileError, ConfigError
 
 _FILE = "model.onnx"
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")

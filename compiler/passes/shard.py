@@ -19,15 +19,11 @@ from compiler.graph import equivalence, extract, files, probe, rewrite, shapes, 
 from compiler.graph.equivalence import Feeds
 from compiler.graph.extract import Stage
 from compiler.graph.names import named
+from compiler.graph.onnx_libraries import onnx
 from compiler.graph.stages import DoesNotFit, Plan
 from compiler.passes.job import PassJob, PassResult
 from compiler.passes.options import decode
-from penstock.errors import CompileError, ConfigError, missing_extra
-
-try:
-    import onnx
-except ImportError as error:  # the library is behind an extra
-    raise missing_extra("onnx", "compile", "compiling models") from error
+from penstock.errors import CompileError, ConfigError
 
 DOCUMENT = "stages.json"
 MAX_STAGES = 64

@@ -15,14 +15,9 @@ import msgspec
 import numpy as np
 
 from compiler.graph import files
+from compiler.graph.onnx_libraries import TensorProto, helper, numpy_helper, onnx
 from compiler.sources.detection import POOLING_LIST, read_json
-from penstock.errors import CompileError, ConfigError, InvalidInput, missing_extra
-
-try:
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-except ImportError as error:  # the library is behind an extra
-    raise missing_extra("onnx", "compile", "compiling models") from error
+from penstock.errors import CompileError, ConfigError, InvalidInput
 
 OUTPUT = "sentence_embedding"
 TOKENS, MASK = "last_hidden_state", "attention_mask"

@@ -13,16 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from compiler.graph import files
+from compiler.graph.onnx_libraries import onnx
 from compiler.sources import equivalence
 from compiler.sources.exported import Exported
 from penstock import toolchain
 from penstock.artifact.blobs import disk_errors
-from penstock.errors import missing_extra
-
-try:
-    import onnx
-except ImportError as error:  # the library is behind an extra
-    raise missing_extra("onnx", "compile", "compiling models") from error
 
 BATCH = "batch"
 _IMAGES = "pixel_values"

@@ -17,19 +17,14 @@ import numpy as np
 
 from compiler.graph import files, probe, rewrite
 from compiler.graph.names import named
+from compiler.graph.onnx_libraries import TensorProto, helper, numpy_helper, onnx
 from compiler.passes import integers
 from compiler.passes.job import Batches, PassJob, PassResult
 from compiler.passes.options import decode
 from compiler.passes.weights import blockwise, gptq
 from compiler.passes.weights.blockwise import Floats, Quantized
 from compiler.passes.weights.gptq import Hessian
-from penstock.errors import CalibrationError, CompileError, missing_extra
-
-try:
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-except ImportError as error:  # the library is behind an extra
-    raise missing_extra("onnx", "compile", "compiling models") from error
+from penstock.errors import CalibrationError, CompileError
 
 _FILE = "model.onnx"
 _DOMAIN = "com.microsoft"

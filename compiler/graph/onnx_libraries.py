@@ -1,0 +1,18 @@
+"""onnx and onnxruntime, which the extra ``compile`` brings: every module that works on graphs takes them from here.
+
+Owns the error for an installation without them. What only one pass needs (quantizers, onnxslim) is imported there.
+"""
+
+from __future__ import annotations
+
+from penstock.errors import missing_extra
+
+try:
+    import onnx
+    import onnxruntime as ort
+    from google.protobuf.message import DecodeError, EncodeError
+    from onnx import AttributeProto, TensorProto, helper, numpy_helper
+except ImportError as error:  # the libraries are behind an extra
+    raise missing_extra("onnx and onnxruntime", "compile", "compiling models") from error
+
+__all__ = ["AttributeProto", "DecodeError", "EncodeError", "TensorProto", "helper", "numpy_helper", "onnx", "ort"]
