@@ -47,7 +47,10 @@ _ASKED, _TRAINED = 0.2, 0.97  # shares of the whole at which the teacher has ans
 _EXPORT_TIMEOUT_S = 1800.0
 _PARITY_BATCHES = (1, 2, 7, 64)
 _RUNNERS = Path(__file__).parents[1] / "runners"
-_CODE = ("distill.py", "distill_models.py", "distill_training.py", "distill_losses.py", "distill_checkpoint.py")
+_CODE = (
+    "distill.py", "distill_models.py", "distill_training.py", "distill_losses.py", "distill_checkpoint.py",
+    "torch_factories.py",
+)  # fmt: skip
 
 
 def _unheard(share: float, note: str) -> None:

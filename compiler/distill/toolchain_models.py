@@ -28,7 +28,7 @@ def as_job(model: ToolchainModel | StudentKind) -> dict[str, Any]:
     """Return the form that ``compiler/runners/distill_models.py`` reads."""
     match model:
         case Factory():
-            return {"kind": "factory", "named": model.named, "function": model.function,
+            return {"kind": "factory", "named": model.named, "factory": model.function,
                     "module": model.module, "file": model.file}  # fmt: skip
         case Directory():
             return {"kind": "directory", "path": model.path}

@@ -20,12 +20,11 @@ from distill_models import (
     from_config,
     from_factory,
     load,
-    short,
     source_digest,
     with_fewer_layers,
 )
 from distill_training import VALIDATION_BATCH, Examples, Limits, Phase, Training, seed_everything
-from protocol import InputError, progress, serve
+from protocol import InputError, progress, serve, short
 from torch import nn
 
 DEFER_EPOCHS = 1 / 3  # of the epochs, after them

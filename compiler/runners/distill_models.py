@@ -7,18 +7,16 @@ looks like. Imported by the runners beside it; needs torch, and transformers for
 from __future__ import annotations
 
 import hashlib
-import importlib
-import importlib.util
 import inspect
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from protocol import InputError
+from protocol import InputError, short
 from torch import nn
+from torch_factories import made_by
 
 MAX_UNIT = 4  # modules that repeat together: Linear, norm, activation, dropout
 
@@ -81,45 +79,12 @@ def load(described: dict[str, Any], base: str) -> nn.Module:
 
 
 def from_factory(described: dict[str, Any], base: str) -> nn.Module:
-    named = described["named"]
-    module = _imported(described, base)
-    factory = getattr(module, described["function"], None)
-    if not callable(factory):
-        known = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        raise InputError(
-            f"{named}: there is no function {described['function']!r}; it has {', '.join(known) or 'none'}"
-        )
-    try:
-        made = factory()
-    except Exception as error:
-        raise InputError(f"{named}: the factory, called without arguments, fails: {short(error)}") from error
+    made = made_by(described, base)
     if isinstance(made, tuple) and made:
         made = made[0]  # a pair of a module and its example inputs, as export takes it
     if not isinstance(made, nn.Module):
-        raise InputError(f"{named} returns {type(made).__name__}; expected a torch.nn.Module")
+        raise InputError(f"{described['named']} returns {type(made).__name__}; expected a torch.nn.Module")
     return made.float()
-
-
-def _imported(described: dict[str, Any], base: str) -> Any:
-    sys.path.insert(0, base)
-    try:
-        if described["module"]:
-            return importlib.import_module(described["module"])
-        file = Path(described["file"])
-        sys.path.insert(0, str(file.parent))
-        spec = importlib.util.spec_from_file_location(f"penstock_factory_{file.stem}", file)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-    except ImportError as error:
-        raise InputError(
-            f"{described['named']}: {error}; a factory may import what is beside it, and what toolchain torch has"
-        ) from error
-    except Exception as error:
-        raise InputError(f"{described['named']}: importing it fails: {short(error)}") from error
-    return module
 
 
 def from_directory(path: Path) -> nn.Module:
@@ -158,13 +123,9 @@ def _auto(config: Any) -> Any:
     """Choose the head by the architecture that the config names; sequences where it names none."""
     import transformers
 
-    names = config.architectures or []
-    if any("ImageClassification" in name for name in names):
-        return transformers.AutoModelForImageClassification
-    if any("AudioClassification" in name or "SequenceClassification" in name for name in names):
-        kind = "Audio" if any("Audio" in name for name in names) else "Sequence"
-        return getattr(transformers, f"AutoModelFor{kind}Classification")
-    return transformers.AutoModelForSequenceClassification
+    named = " ".join(config.architectures or [])
+    kind = "Image" if "ImageClassification" in named else "Audio" if "Audio" in named else "Sequence"
+    return getattr(transformers, f"AutoModelFor{kind}Classification")
 
 
 def with_fewer_layers(teacher: nn.Module, keep_every: int) -> tuple[nn.Module, str]:
@@ -241,8 +202,3 @@ def source_digest(model: nn.Module) -> str:
         hasher.update(name.encode())
         hasher.update(value.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return hasher.hexdigest()
-
-
-def short(error: BaseException) -> str:
-    """Say an error in a line or two."""
-    return f"{type(error).__name__}: {str(error).strip()[:600]}"

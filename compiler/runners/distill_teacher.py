@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from distill_models import Scorer, load, short
-from protocol import InputError, progress, serve
+from distill_models import Scorer, load
+from protocol import InputError, progress, serve, short
 
 
 def answer(job: dict[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,17 @@ def answers(model: Any, inputs: Mapping[str, torch.Tensor]) -> Any:
     return first
 
 
+class Plain:
+    """A Hugging Face model's answer as a dict of its tensors; caches and the like are left out."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __call__(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        result = self._model(**inputs, return_dict=True)
+        return {name: value for name, value in result.items() if isinstance(value, torch.Tensor)}
+
+
 def tensors(result: Any) -> dict[str, torch.Tensor]:
     """Return the tensors of a result, in order: a tensor is "output", items of a tuple are "output_0", ..., keys are
     kept.

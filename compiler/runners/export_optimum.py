@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from export_cases import answers, save, tensors
+from export_cases import Plain, answers, save, tensors
 from optimum.exporters.onnx import onnx_export_from_model
 from optimum.exporters.tasks import TasksManager
-from protocol import InputError, progress, serve
+from protocol import InputError, progress, serve, short
 from transformers import AutoConfig
 
 FEATURES = "feature-extraction"
@@ -41,7 +41,7 @@ def export(job: dict[str, Any]) -> dict[str, Any]:
             no_post_process=True,
         )
     except (ValueError, NotImplementedError, KeyError) as error:
-        raise InputError(f"Optimum cannot export {model.config.model_type} for {task}: {_short(error)}") from error
+        raise InputError(f"Optimum cannot export {model.config.model_type} for {task}: {short(error)}") from error
     made = sorted((out / "optimum").glob("*.onnx"))
     if len(made) != 1:
         names = ", ".join(path.name for path in made)
@@ -66,7 +66,7 @@ def _load(job: dict[str, Any]) -> Any:
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise InputError(f"{directory}: transformers cannot load it for {task}: {_short(error)}") from error
+        raise InputError(f"{directory}: transformers cannot load it for {task}: {short(error)}") from error
     # a pooler that feature-extraction does not export may be missing; a head with random weights would be a wrong model
     missing = [name for name in info["missing_keys"] if not name.startswith("pooler.") or task != FEATURES]
     if missing:
@@ -97,25 +97,10 @@ def _case(out: Path, index: int, model: Any, onnx_config: Any) -> str:
     mask = inputs.get("attention_mask")
     if mask is not None and mask.ndim == 2:
         mask[-1, mask.shape[1] // 2 :] = 0  # a mask that the export ignores would show
-    given = tensors({k: v for k, v in answers(_Plain(model), inputs).items() if isinstance(v, torch.Tensor)})
+    given = tensors(answers(Plain(model), inputs))
     wanted = list(onnx_config.outputs)
     named = given if set(wanted) <= set(given) else dict(zip(wanted, given.values(), strict=False))
     return save(out / f"case{index}.npz", inputs, {name: named[name] for name in wanted if name in named})
-
-
-class _Plain:
-    """The model's answer as a dict of its tensors; caches and the like are left out."""
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-
-    def __call__(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-        result = self._model(**inputs, return_dict=True)
-        return {name: value for name, value in result.items() if isinstance(value, torch.Tensor)}
-
-
-def _short(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
 
 
 if __name__ == "__main__":

@@ -6,12 +6,9 @@ compares.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
 import os
 import random
-import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 from export_cases import answers, save, tensors
-from protocol import InputError, progress, serve
+from protocol import InputError, progress, serve, short
+from torch_factories import made_by
 
 ROWS = 2  # a batch of 1 would be taken for a constant by the exporter
 FREE_SIZE = 8  # of a free dimension when examples are made
@@ -60,7 +58,7 @@ def _case(out: Path, index: int, module: Any, inputs: Mapping[str, torch.Tensor]
         raise
     except Exception as error:
         sizes = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
-        raise InputError(f"the model itself cannot answer examples of sizes {sizes}: {_short(error)}") from error
+        raise InputError(f"the model itself cannot answer examples of sizes {sizes}: {short(error)}") from error
     return save(out / f"case{index}.npz", inputs, dict(zip(names, given.values(), strict=True)))
 
 
@@ -76,7 +74,7 @@ def _program(job: dict[str, Any]) -> tuple[Any, Any, dict[str, torch.Tensor], di
                 "put in; if you trust the file, set allow_pickle = true"
             ) from error
         raise InputError(
-            f"{Path(job['file']).name} is no ExportedProgram that this torch can load: {_short(error)}"
+            f"{Path(job['file']).name} is no ExportedProgram that this torch can load: {short(error)}"
         ) from error
     names = list(program.graph_signature.user_inputs)
     arguments, keywords = program.example_inputs or ((), {})
@@ -106,7 +104,7 @@ def _is_fixed(program: Any, name: str) -> bool:
 
 
 def _module(job: dict[str, Any]) -> tuple[torch.nn.Module, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    made = _call_factory(job)
+    made = made_by(job, job["base"])
     module, examples = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(module, torch.nn.Module):
         raise InputError(_not_a_module(module, job))
@@ -118,37 +116,6 @@ def _module(job: dict[str, Any]) -> tuple[torch.nn.Module, dict[str, torch.Tenso
         first = _given_examples(examples, names)
         second = _other(first, {name: tuple(axes) for name, axes in job["dynamic"].items()})
     return module, first, second
-
-
-def _call_factory(job: dict[str, Any]) -> Any:
-    sys.path.insert(0, job["base"])
-    try:
-        if job["module"]:
-            module = importlib.import_module(job["module"])
-        else:
-            sys.path.insert(0, str(Path(job["file"]).parent))
-            spec = importlib.util.spec_from_file_location("penstock_model_factory", job["file"])
-            assert spec is not None
-            assert spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = module
-            spec.loader.exec_module(module)
-    except ImportError as error:
-        raise InputError(
-            f"{job['named']}: {error}; a factory may import what is beside it, and what toolchain torch has"
-        ) from error
-    except Exception as error:
-        raise InputError(f"{job['named']}: importing it fails: {_short(error)}") from error
-    factory = getattr(module, job["factory"], None)
-    if not callable(factory):
-        known = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        raise InputError(
-            f"{job['named']}: there is no function {job['factory']!r}; it has {', '.join(known) or 'none'}"
-        )
-    try:
-        return factory()
-    except Exception as error:
-        raise InputError(f"{job['named']}: the factory, called without arguments, fails: {_short(error)}") from error
 
 
 def _not_a_module(made: Any, job: dict[str, Any]) -> str:
@@ -284,10 +251,6 @@ def _export_failure(error: BaseException) -> str:
     elif "onnx" in text.lower() and "dispatch" in text.lower():
         advice = "; torch's exporter has no ONNX form of that operator: replace it, or try another opset"
     return f"torch cannot export the model: {type(error).__name__}: {reason[:600]}{where[:400]}{advice}"
-
-
-def _short(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip()[:600]}"
 
 
 def _seed(seed: int) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 import onnx_ir
 import torch
 import transformers
-from export_cases import answers, save
-from protocol import InputError, progress, serve
+from export_cases import Plain, answers, save
+from protocol import InputError, progress, serve, short
 from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
 SIZES = ((2, 16), (3, 11))  # rows and tokens of the examples
@@ -33,7 +33,7 @@ def export(job: dict[str, Any]) -> dict[str, Any]:
     for index, (rows, tokens) in enumerate(SIZES):
         torch.manual_seed(index)
         inputs = _examples(model, rows, tokens)
-        cases.append(save(out / f"case{index}.npz", inputs, answers(_Plain(model), inputs)))
+        cases.append(save(out / f"case{index}.npz", inputs, answers(Plain(model), inputs)))
     progress(0.4, "exporting")
     config = OnnxConfig(dynamic=True, opset_version=job["opset"] or None)
     try:
@@ -93,21 +93,10 @@ def _examples(model: Any, rows: int, tokens: int) -> dict[str, torch.Tensor]:
     )
 
 
-class _Plain:
-    """The model's answer as a dict of its tensors; caches and the like are left out."""
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-
-    def __call__(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-        result = self._model(**inputs, return_dict=True)
-        return {name: value for name, value in result.items() if isinstance(value, torch.Tensor)}
-
-
 def _cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
+    return short(error)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 MAX_MESSAGE_CHARS = 4000
+MAX_QUOTED_CHARS = 600  # of a library's own words
 WATCH_STDIN = "PENSTOCK_RUNNER_WATCHES_STDIN"  # set by the caller, which holds the other end of stdin open
 _EXIT_ORPHAN = 70
 
@@ -56,6 +57,11 @@ def serve(function: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     else:
         _wire.write(line + "\n")
         _wire.flush()
+
+
+def short(error: BaseException) -> str:
+    """Say a library's error in one line, for a message of ours."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:MAX_QUOTED_CHARS]}"
 
 
 def _fail(kind: str, message: str) -> None:
