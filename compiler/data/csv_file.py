@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from compiler.data.parts import bad_source, too_large
 from compiler.recipe.data_section import LimitsSection
 from penstock.errors import InvalidInput
 from penstock.wire.tensors import Array
@@ -23,7 +24,6 @@ from penstock.wire.tensors import Array
 Use = Literal["float", "integer", "flag", "text", "label"]
 """What a column is read as; a label is a whole number, a number, or a word, whichever fits all of its cells."""
 
-_FIELD = "data.source"
 _CHUNK_ROWS = 4096
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
 _SHOWN = 60
@@ -60,16 +60,12 @@ class CsvFile:
             for lines, chunk in self._chunks(rows, len(header)):
                 total += len(chunk)
                 if total > self.limits.max_rows:
-                    raise InvalidInput(
-                        f"{self.path}: more than {self.limits.max_rows} rows (data.limits.max_rows); a sample is "
-                        "enough",
-                        field=_FIELD,
-                    )
+                    raise too_large(f"{self.path}: more than {self.limits.max_rows} rows", "max_rows")
                 for name, index in at.items():
                     done[name].append(self._convert([row[index] for row in chunk], lines, name, uses[name]))
                 progress(f"{total} rows")
         if not total:
-            raise InvalidInput(f"{self.path}: a header and no rows", field=_FIELD)
+            raise bad_source(f"{self.path}: a header and no rows")
         return {
             name: _label(np.concatenate(parts)) if uses[name] == "label" else np.concatenate(parts)
             for name, parts in done.items()
@@ -80,31 +76,27 @@ class CsvFile:
         try:
             size = self.path.stat().st_size
             if size > self.limits.max_bytes:
-                raise InvalidInput(
-                    f"{self.path}: {size} bytes, at most {self.limits.max_bytes} (data.limits.max_bytes); a sample is "
-                    "enough",
-                    field=_FIELD,
-                )
+                raise too_large(f"{self.path}: {size} bytes, at most {self.limits.max_bytes}", "max_bytes")
             with self.path.open(encoding="utf-8-sig", newline="") as file:
                 rows = csv.reader(file, delimiter=self.delimiter, strict=True)
                 try:
                     yield rows
                 except csv.Error as error:
-                    raise InvalidInput(f"{self.path}: line {rows.line_num}: not csv: {error}", field=_FIELD) from error
+                    raise bad_source(f"{self.path}: line {rows.line_num}: not csv: {error}") from error
         except FileNotFoundError:
-            raise InvalidInput(f"{self.path}: no such file", field=_FIELD) from None
+            raise bad_source(f"{self.path}: no such file") from None
         except UnicodeDecodeError as error:
-            raise InvalidInput(f"{self.path}: not UTF-8 text: {error}; save it as UTF-8", field=_FIELD) from error
+            raise bad_source(f"{self.path}: not UTF-8 text: {error}; save it as UTF-8") from error
         except OSError as error:
-            raise InvalidInput(f"{self.path}: {error.strerror}", field=_FIELD) from error
+            raise bad_source(f"{self.path}: {error.strerror}") from error
 
     def _header(self, rows: Any) -> list[str]:
         header = [name.strip() for name in next(rows, [])]
         if not header:
-            raise InvalidInput(f"{self.path}: empty; expected a line with the columns' names first", field=_FIELD)
+            raise bad_source(f"{self.path}: empty; expected a line with the columns' names first")
         twice = sorted({name for name in header if header.count(name) > 1})
         if twice:
-            raise InvalidInput(f"{self.path}: two columns are called {twice[0]!r}; rename one", field=_FIELD)
+            raise bad_source(f"{self.path}: two columns are called {twice[0]!r}; rename one")
         other = next((mark for mark in ";\t|" if len(header) == 1 and mark in header[0]), None)
         if other is not None:
             raise InvalidInput(
@@ -121,9 +113,7 @@ class CsvFile:
             if not row:
                 continue
             if len(row) != width:
-                raise InvalidInput(
-                    f"{self.path}: line {rows.line_num} has {len(row)} values, but the header has {width}", field=_FIELD
-                )
+                raise bad_source(f"{self.path}: line {rows.line_num} has {len(row)} values, but the header has {width}")
             lines.append(rows.line_num)
             chunk.append(row)
             if len(chunk) == _CHUNK_ROWS:

@@ -10,11 +10,10 @@ from typing import Any
 import msgspec
 
 from compiler.data import iterator, table, text
-from compiler.data.parts import Request, silent
+from compiler.data.parts import Request, bad_source, silent
 from compiler.recipe.data_section import DataSection, ImagesSection, kind_of
 from penstock.artifact.blobs import digest_of, digest_of_file
 from penstock.artifact.manifests import canonical_json
-from penstock.errors import InvalidInput
 from penstock.wire import tensors
 from penstock.wire.tensors import Array, TensorSpec
 
@@ -79,9 +78,9 @@ def _of_file(path: Path) -> str:
     try:
         return digest_of_file(path)
     except FileNotFoundError:
-        raise InvalidInput(f"{path}: no such file", field="data.source") from None
+        raise bad_source(f"{path}: no such file") from None
     except OSError as error:
-        raise InvalidInput(f"{path}: {error.strerror}", field="data.source") from error
+        raise bad_source(f"{path}: {error.strerror}") from error
 
 
 def _of_files(path: Path) -> Iterator[bytes]:

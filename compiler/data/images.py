@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.data import untrusted
-from compiler.data.parts import ALL, LABELS, Part, Request
+from compiler.data.parts import ALL, LABELS, Part, Request, bad_source, too_large
 from compiler.recipe.data_section import DataSection, ImagesSection
 from penstock.errors import InvalidInput, missing_extra
 from penstock.process.config import nearest
@@ -30,7 +30,6 @@ except ImportError as error:  # the library is behind an extra
     raise missing_extra("Pillow", "data", "reading images") from error
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
-_FIELD = "data.source"
 _SAY_EVERY = 500
 _DEEP = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 """Pillow's modes of more than 8 bits a channel; converting them to 8 would clip nearly every pixel to white."""
@@ -45,13 +44,12 @@ def read(request: Request) -> list[Part]:
     root = request.path
     if not root.is_dir():
         what = "not a folder" if root.exists() else "no such file or folder"
-        raise InvalidInput(
-            f"{root}: {what}; expected an .npz, .csv or .parquet file, a folder of images, or 'module:function'",
-            field=_FIELD,
+        raise bad_source(
+            f"{root}: {what}; expected an .npz, .csv or .parquet file, a folder of images, or 'module:function'"
         )
     if len(request.inputs) != 1:
         takes = ", ".join(spec.name for spec in request.inputs)
-        raise InvalidInput(f"{root}: images are one input, but the model takes {takes}; use an iterator", field=_FIELD)
+        raise bad_source(f"{root}: images are one input, but the model takes {takes}; use an iterator")
     return [_part(root / split, split, request) for split in splits_of(request.section, request.base)]
 
 
@@ -83,20 +81,18 @@ def pixels(path: Path, settings: ImagesSection, *, max_pixels: int) -> NDArray[n
             warnings.simplefilter("ignore")  # of odd metadata; sizes are checked here
             with Image.open(path) as file:
                 if file.width * file.height > max_pixels:
-                    raise InvalidInput(
-                        f"{path}: {file.width}x{file.height} pixels, at most {max_pixels} (data.limits.max_pixels)",
-                        field=_FIELD,
+                    raise bad_source(
+                        f"{path}: {file.width}x{file.height} pixels, at most {max_pixels} (data.limits.max_pixels)"
                     )
                 if file.mode in _DEEP:
-                    raise InvalidInput(
-                        f"{path}: more than 8 bits a channel (mode {file.mode}); convert it to 8 bits first",
-                        field=_FIELD,
+                    raise bad_source(
+                        f"{path}: more than 8 bits a channel (mode {file.mode}); convert it to 8 bits first"
                     )
                 image = _coloured(ImageOps.exif_transpose(file), settings)
     except Image.DecompressionBombError:
-        raise InvalidInput(f"{path}: too many pixels (data.limits.max_pixels: {max_pixels})", field=_FIELD) from None
+        raise bad_source(f"{path}: too many pixels (data.limits.max_pixels: {max_pixels})") from None
     except (OSError, SyntaxError, ValueError, EOFError, OverflowError, struct.error, zlib.error) as error:
-        raise InvalidInput(f"{path}: not a readable image: {error}", field=_FIELD) from error
+        raise bad_source(f"{path}: not a readable image: {error}") from error
     return _array(_cropped(_resized(image, settings), settings), settings)
 
 
@@ -105,26 +101,21 @@ def _part(root: Path, split: str, request: Request) -> Part:
     (spec,) = request.inputs
     section, limits = request.section, request.section.limits
     if len(files) > limits.max_rows:
-        raise InvalidInput(
-            f"{root}: {len(files)} images, at most {limits.max_rows} (data.limits.max_rows); a sample is enough",
-            field=_FIELD,
-        )
+        raise too_large(f"{root}: {len(files)} images, at most {limits.max_rows}", "max_rows")
     rows: Array | None = None
     for at, file in enumerate(files):
         row = _row(pixels(file, section.images, max_pixels=limits.max_pixels), section.images, spec, str(file))
         if rows is None:
             if row.nbytes * len(files) > limits.max_bytes:
-                raise InvalidInput(
-                    f"{root}: {len(files)} images become {row.nbytes * len(files)} bytes, at most {limits.max_bytes} "
-                    "(data.limits.max_bytes); a sample is enough",
-                    field=_FIELD,
+                size = row.nbytes * len(files)
+                raise too_large(
+                    f"{root}: {len(files)} images become {size} bytes, at most {limits.max_bytes}", "max_bytes"
                 )
             rows = np.empty((len(files), *row.shape), dtype=row.dtype)
         if row.shape != rows.shape[1:]:
-            raise InvalidInput(
+            raise bad_source(
                 f"{file}: gives {list(row.shape)}, but {files[0].name} gives {list(rows.shape[1:])}; set "
-                "data.images.resize = [height, width], or resize and center_crop",
-                field=_FIELD,
+                "data.images.resize = [height, width], or resize and center_crop"
             )
         rows[at] = row
         if (at + 1) % _SAY_EVERY == 0:
@@ -150,7 +141,7 @@ def _files(root: Path, request: Request) -> tuple[list[Path], list[str] | None]:
         and path.is_file()
     )
     if not below:
-        raise InvalidInput(f"{root}: no images in it; known suffixes: {', '.join(sorted(SUFFIXES))}", field=_FIELD)
+        raise bad_source(f"{root}: no images in it; known suffixes: {', '.join(sorted(SUFFIXES))}")
     if not request.wants_labels:
         return below, None
     loose = next((path for path in below if path.parent == root), None)
@@ -214,7 +205,7 @@ def _array(image: Image.Image, settings: ImagesSection) -> NDArray[np.uint8]:
 def _row(values: NDArray[np.uint8], settings: ImagesSection, spec: TensorSpec, field: str) -> Array:
     """Make one row of the input: rescaled, normalized, laid out, in its datatype and shape (without the batch)."""
     if spec.datatype == "BYTES":
-        raise InvalidInput(f"input {spec.name!r} takes BYTES; images become numbers", field=_FIELD)
+        raise bad_source(f"input {spec.name!r} takes BYTES; images become numbers")
     floats = numpy_dtype(spec.datatype).kind == "f"
     factor = settings.rescale or (1 / 255 if floats else 1.0)
     row: NDArray[Any] = values

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from compiler.data import iterator, npz, table, text
-from compiler.data.parts import Request, silent
+from compiler.data.parts import Request, bad_source, silent
 from compiler.recipe.data_section import DataSection, ImagesSection, SplitsSection, TokenizerSection, kind_of
 from penstock.errors import InvalidInput
 from penstock.wire.tensors import TensorSpec, datatype_of
@@ -39,7 +39,7 @@ class _Seen:
         names = list(self.parts)
         shown = ", ".join(f"{name}{self.parts[name]}" for name in names[:_SHOWN])
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        return InvalidInput(f"{self.where}: {why}; it has {shown or 'nothing'}{more}. {advice}", field="data.source")
+        return bad_source(f"{self.where}: {why}; it has {shown or 'nothing'}{more}. {advice}")
 
 
 def infer(source: Path | str, inputs: Sequence[TensorSpec], *, base: Path = Path()) -> DataSection:
@@ -177,10 +177,9 @@ def _of_images(source: str, inputs: Sequence[TensorSpec], base: Path) -> DataSec
     below = [path for path in root.rglob("*") if path.suffix.lower() in images.SUFFIXES] if root.is_dir() else []
     seen = _Seen(source, {"images": f": {len(below)}"})
     if not below:
-        raise InvalidInput(
+        raise bad_source(
             f"{source}: {'no images in this folder' if root.is_dir() else 'no such file or folder'}; expected .npz, "
-            ".csv, .parquet, a folder of images, or 'module:function'",
-            field="data.source",
+            ".csv, .parquet, a folder of images, or 'module:function'"
         )
     settings = _image_settings(inputs)
     if settings is None:
@@ -217,7 +216,7 @@ def _of_iterator(source: str, inputs: Sequence[TensorSpec], base: Path) -> DataS
     split = iterator.splits_of(plain, base)[0]
     row = next(iterator.rows(plain, base, split, silent), None)
     if row is None:
-        raise InvalidInput(f"{source}: gave no rows", field="data.source")
+        raise bad_source(f"{source}: gave no rows")
     seen = _Seen(source, {name: f" {np.asarray(value).dtype}{list(value.shape)}" for name, value in row.inputs.items()})
     missing = [spec for spec in inputs if spec.name not in row.inputs]
     if missing:

@@ -23,13 +23,12 @@ from typing import Any
 import numpy as np
 
 from compiler.data import text, untrusted
-from compiler.data.parts import ALL, GROUPS, LABELS, Part, Progress, Request
+from compiler.data.parts import ALL, GROUPS, LABELS, Part, Progress, Request, bad_source
 from compiler.recipe.data_section import DataSection
 from penstock.errors import InvalidInput, PenstockError
 from penstock.process.config import nearest
 from penstock.wire.tensors import Array
 
-_FIELD = "data.source"
 _SAY_EVERY = 500
 _SHOWN = 300
 
@@ -91,10 +90,9 @@ def rows(section: DataSection, base: Path, split: str, progress: Progress) -> It
             ("max_seconds", taken, limits.max_seconds),
         ):
             if value > limit:
-                raise InvalidInput(
+                raise bad_source(
                     f"{section.source}: not done after {at} rows: over data.limits.{name} = {limit:g}; give fewer, or "
-                    "raise the limit",
-                    field=_FIELD,
+                    "raise the limit"
                 )
         if (at + 1) % _SAY_EVERY == 0:
             progress(f"{at + 1} rows in {taken:.0f} s")
@@ -109,7 +107,7 @@ def _part(split: str, request: Request) -> Part:
     given = list(rows(section, request.base, split, request.progress))
     where = f"{section.source}({split!r})" if split else f"{section.source}()"
     if not given:
-        raise InvalidInput(f"{where}: gave no rows", field=_FIELD)
+        raise bad_source(f"{where}: gave no rows")
 
     def stacked(name: str) -> Array:
         return _stacked([_value(row, name, at, where) for at, row in enumerate(given)], f"{where}: {name!r}")
@@ -149,9 +147,7 @@ def _labels(given: list[Row], section: DataSection, where: str) -> Array:
 
 def _value(row: Row, name: str, at: int, where: str) -> Array:
     if name not in row.inputs:
-        raise InvalidInput(
-            f"{where}: row {at} has no {name!r}; {nearest(name, row.inputs)} (data.inputs renames)", field=_FIELD
-        )
+        raise bad_source(f"{where}: row {at} has no {name!r}; {nearest(name, row.inputs)} (data.inputs renames)")
     return row.inputs[name]
 
 
@@ -159,22 +155,20 @@ def _stacked(values: list[Array], field: str) -> Array:
     first = values[0]
     for at, value in enumerate(values):
         if value.shape != first.shape:
-            raise InvalidInput(
+            raise bad_source(
                 f"{field}: row {at} has shape {list(value.shape)}, but row 0 has {list(first.shape)}; rows must have "
-                "one size, so pad them",
-                field=_FIELD,
+                "one size, so pad them"
             )
         if (value.dtype.kind in "OUS") != (first.dtype.kind in "OUS"):
-            raise InvalidInput(f"{field}: row {at} is {value.dtype}, but row 0 is {first.dtype}", field=_FIELD)
+            raise bad_source(f"{field}: row {at} is {value.dtype}, but row 0 is {first.dtype}")
     return np.stack(values)
 
 
 def _row(item: object, at: int, section: DataSection) -> Row:
     inputs, label = item if isinstance(item, tuple) and len(item) == 2 else (item, None)
     if not isinstance(inputs, Mapping):
-        raise InvalidInput(
-            f"{section.source}: row {at} is {type(item).__name__}; expected a dict of inputs, or (dict, label)",
-            field=_FIELD,
+        raise bad_source(
+            f"{section.source}: row {at} is {type(item).__name__}; expected a dict of inputs, or (dict, label)"
         )
     arrays = {str(name): _array(value, f"{section.source}: row {at}, {name!r}") for name, value in inputs.items()}
     return Row(arrays, None if label is None else _array(label, f"{section.source}: row {at}, label"))
@@ -184,9 +178,9 @@ def _array(value: Any, field: str) -> Array:
     try:
         array: Array = np.asarray(value)
     except Exception as error:  # anything may be in a row, with an __array__ of its own
-        raise InvalidInput(f"{field}: no array can be made of it: {error}", field=_FIELD) from error
+        raise bad_source(f"{field}: no array can be made of it: {error}") from error
     if array.dtype.kind not in "biufUS":
-        raise InvalidInput(f"{field}: {type(value).__name__} of {array.dtype}; expected numbers or text", field=_FIELD)
+        raise bad_source(f"{field}: {type(value).__name__} of {array.dtype}; expected numbers or text")
     return array
 
 
@@ -197,14 +191,14 @@ def _function(source: str, base: Path) -> Callable[..., Any]:
     function = getattr(module, name, None)
     if not callable(function):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise InvalidInput(f"data.source: {where} has no function {name!r}; {nearest(name, known)}", field=_FIELD)
+        raise bad_source(f"data.source: {where} has no function {name!r}; {nearest(name, known)}")
     return function  # type: ignore[no-any-return]
 
 
 def _from_file(path: Path) -> ModuleType:
     """Import the module in a file; its folder can be imported from while it loads, as when it is run as a program."""
     if not path.is_file():
-        raise InvalidInput(f"data.source: {path}: no such file", field=_FIELD)
+        raise bad_source(f"data.source: {path}: no such file")
     name = f"_penstock_data_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
@@ -222,9 +216,8 @@ def _from_name(name: str, base: Path) -> ModuleType:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name and (name == error.name or name.startswith(f"{error.name}.")):
-                raise InvalidInput(
-                    f"data.source: no module {name!r} beside the recipe or installed; a file: 'path/file.py:function'",
-                    field=_FIELD,
+                raise bad_source(
+                    f"data.source: no module {name!r} beside the recipe or installed; a file: 'path/file.py:function'"
                 ) from None
             raise
 
@@ -248,7 +241,7 @@ def _users_code(source: str) -> Iterator[None]:
     except PenstockError:
         raise
     except (Exception, SystemExit) as error:
-        raise InvalidInput(f"data.source: {source}: {_place(error)}{_told(error)}", field=_FIELD) from error
+        raise bad_source(f"data.source: {source}: {_place(error)}{_told(error)}") from error
 
 
 def _place(error: BaseException) -> str:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from compiler.data import iterator, npz, splitting, table, untrusted
 from compiler.data.dataset import Dataset, Split
-from compiler.data.parts import ALL, GROUPS, LABELS, Part, Progress, Request, silent
+from compiler.data.parts import ALL, GROUPS, LABELS, Part, Progress, Request, silent, too_large
 from compiler.recipe.choices import Task
 from compiler.recipe.data_section import DataSection, Kind, check, kind_of
 from penstock.errors import InvalidInput
@@ -130,11 +130,7 @@ def _checked(
         rows = len(array)
     limit = request.section.limits.max_rows
     if rows > limit:
-        raise InvalidInput(
-            f"{part.fields[request.inputs[0].name]}: {rows} rows, at most {limit} (data.limits.max_rows); a sample is "
-            "enough",
-            field="data.limits.max_rows",
-        )
+        raise too_large(f"{part.fields[request.inputs[0].name]}: {rows} rows, at most {limit}", "max_rows")
     labels: NDArray[Any] | None = None
     if part.labels is not None and task == "regression":
         labels = untrusted.numeric_labels(part.labels, rows, field=part.fields[LABELS])

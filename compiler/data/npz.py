@@ -12,13 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from compiler.data.parts import ALL, GROUPS, LABELS, Part, Request
+from compiler.data.parts import ALL, GROUPS, LABELS, Part, Request, bad_source, too_large
 from compiler.recipe.data_section import DataSection
 from penstock.errors import InvalidInput
 from penstock.process.config import nearest
 from penstock.wire.tensors import Array, TensorSpec
-
-_FIELD = "data.source"
 
 
 def read(request: Request) -> list[Part]:
@@ -57,21 +55,17 @@ def arrays_of(path: Path, limit_bytes: int) -> dict[str, Array]:
     try:
         with path.open("rb") as raw:
             if raw.read(4) != b"PK\x03\x04":
-                raise InvalidInput(f"{path}: not a readable npz file: expected what numpy.savez writes", field=_FIELD)
+                raise bad_source(f"{path}: not a readable npz file: expected what numpy.savez writes")
             raw.seek(0)
             with np.load(raw, allow_pickle=False) as file:
                 unpacked = sum(member.file_size for member in file.zip.infolist())
                 if unpacked > limit_bytes:
-                    raise InvalidInput(
-                        f"{path}: {unpacked} bytes of arrays, at most {limit_bytes} (data.limits.max_bytes); a sample "
-                        "is enough",
-                        field=_FIELD,
-                    )
+                    raise too_large(f"{path}: {unpacked} bytes of arrays, at most {limit_bytes}", "max_bytes")
                 return {name: file[name] for name in file.files}
     except FileNotFoundError:
-        raise InvalidInput(f"{path}: no such file", field=_FIELD) from None
+        raise bad_source(f"{path}: no such file") from None
     except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
-        raise InvalidInput(f"{path}: not a readable npz file of plain arrays: {error}", field=_FIELD) from error
+        raise bad_source(f"{path}: not a readable npz file of plain arrays: {error}") from error
 
 
 def _part(arrays: Mapping[str, Array], split: str, request: Request) -> Part:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from compiler.data.csv_file import Use
+from compiler.data.parts import bad_source, too_large
 from compiler.recipe.data_section import LimitsSection
 from penstock.errors import InvalidInput, missing_extra
 from penstock.wire.tensors import Array
@@ -21,7 +22,6 @@ try:
 except ImportError as error:  # the library is behind an extra
     raise missing_extra("pyarrow", "data", "reading parquet files") from error
 
-_FIELD = "data.source"
 _BATCH_ROWS = 8192
 
 
@@ -50,27 +50,20 @@ class ParquetFile:
         done: dict[str, list[Array]] = {name: [] for name in uses}
         total = size = 0
         with self._open() as file:
-            if file.metadata.num_rows > self.limits.max_rows:
-                raise InvalidInput(
-                    f"{self.path}: {file.metadata.num_rows} rows, at most {self.limits.max_rows} "
-                    "(data.limits.max_rows); a sample is enough",
-                    field=_FIELD,
-                )
+            rows, most = file.metadata.num_rows, self.limits.max_rows
+            if rows > most:
+                raise too_large(f"{self.path}: {rows} rows, at most {most}", "max_rows")
             for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=list(uses)):
                 for name in uses:
                     array = self._convert(batch.column(name), name, total)
                     size += array.nbytes
                     done[name].append(array)
                 if size > self.limits.max_bytes:
-                    raise InvalidInput(
-                        f"{self.path}: more than {self.limits.max_bytes} bytes of values (data.limits.max_bytes); a "
-                        "sample is enough",
-                        field=_FIELD,
-                    )
+                    raise too_large(f"{self.path}: more than {self.limits.max_bytes} bytes of values", "max_bytes")
                 total += batch.num_rows
                 progress(f"{total} rows")
         if not total:
-            raise InvalidInput(f"{self.path}: no rows", field=_FIELD)
+            raise bad_source(f"{self.path}: no rows")
         return {name: self._joined(parts, name) for name, parts in done.items()}
 
     @contextmanager
@@ -79,10 +72,10 @@ class ParquetFile:
             with parquet.ParquetFile(self.path) as file:
                 yield file
         except FileNotFoundError:
-            raise InvalidInput(f"{self.path}: no such file", field=_FIELD) from None
+            raise bad_source(f"{self.path}: no such file") from None
         except (pa.ArrowException, OSError) as error:
             reason = str(error).strip().splitlines()[0][:300]
-            raise InvalidInput(f"{self.path}: not a readable parquet file: {reason}", field=_FIELD) from error
+            raise bad_source(f"{self.path}: not a readable parquet file: {reason}") from error
 
     def _convert(self, column: Any, name: str, start: int) -> Array:
         kind = column.type

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compiler.recipe.data_section import DataSection
+from penstock.errors import InvalidInput
 from penstock.wire.tensors import Array, TensorSpec
 
 Progress = Callable[[str], None]
@@ -15,6 +16,16 @@ Progress = Callable[[str], None]
 
 def silent(note: str) -> None:
     """Take progress that nothing watches; a :data:`Progress`."""
+
+
+def bad_source(message: str) -> InvalidInput:
+    """Make the error for a source that is not what it should be."""
+    return InvalidInput(message, field="data.source")
+
+
+def too_large(what: str, limit: str) -> InvalidInput:
+    """Make the error for a source over one of ``data.limits``; ``what`` says how much there is, and may be."""
+    return InvalidInput(f"{what} (data.limits.{limit}); a sample is enough", field="data.source")
 
 
 ALL = ""

@@ -15,7 +15,7 @@ import click
 
 from penstock.cli.artifact_view import size
 from penstock.cli.keys import key_option
-from penstock.cli.output import is_interactive, output_option, print_fields, print_json, print_table, progress
+from penstock.cli.output import is_interactive, output_option, print_fields, print_result, print_table, progress
 from penstock.errors import NotFound, SignatureError
 
 if TYPE_CHECKING:
@@ -75,10 +75,7 @@ def inspect(source: str, registry: str, token: str, output: str) -> None:
 
     found = _look(source, registry, token)
     signers = view.signers(found, _trust_root(None))
-    if output == "json":
-        print_json(view.document(found, signers))
-    else:
-        view.show(found, signers)
+    print_result(output, view.document(found, signers), lambda: view.show(found, signers))
 
 
 @command.command()
@@ -107,10 +104,8 @@ def verify(source: str, trust_root: Path | None, registry: str, token: str, outp
             with _progress(f"fetching {source}") as report:
                 transfer.pull(client, source, Path(scratch), report=report)
             checked = _checked(Layout(Path(scratch)), root)
-    if output == "json":
-        print_json({"source": source, "is_good": not checked.problems, **checked.document()})
-    else:
-        _print_checked(source, checked)
+    document = {"source": source, "is_good": not checked.problems, **checked.document()}
+    print_result(output, document, lambda: _print_checked(source, checked))
     if checked.problems:
         sys.exit(1)
 
@@ -131,10 +126,8 @@ def sign(layout: Path, key: str, output: str) -> None:
         raise click.UsageError("--key: which key signs? 'penstock keys generate NAME' makes one")
     private = load_signing_key(key)
     referrer = trust.sign(layout, private)
-    if output == "json":
-        print_json({"layout": layout, "signature": referrer.digest, "keyid": private.public.keyid})
-    else:
-        print_fields({"signed": layout, "signature": referrer.digest, "keyid": private.public.keyid})
+    signature = {"signature": referrer.digest, "keyid": private.public.keyid}
+    print_result(output, {"layout": layout, **signature}, lambda: print_fields({"signed": layout, **signature}))
 
 
 @command.command()
@@ -154,16 +147,17 @@ def diff(before: str, after: str, shows_all: bool, registry: str, token: str, ou
     lines = differences.compare(one, other)
     is_same = not differences.differs(lines)
     shown = [line for line in lines if shows_all or line.change != "same"]
-    if output == "json":
-        digests = {"before": one.artifact.digest, "after": other.artifact.digest}
-        print_json({**digests, "is_same": is_same, "lines": shown})
-    else:
+
+    def show() -> None:
         cut = differences.shortened
         rows = [(line.section, line.what, line.change, cut(line.before), cut(line.after)) for line in shown]
         if rows:
             print_table(["section", "what", "change", "before", "after"], rows)
         if is_same:
             click.echo(f"{before} and {after}: the same")
+
+    digests = {"before": one.artifact.digest, "after": other.artifact.digest}
+    print_result(output, {**digests, "is_same": is_same, "lines": shown}, show)
     if not is_same:
         sys.exit(1)
 
@@ -207,10 +201,7 @@ def push(layout: Path, reference: str, registry: str, token: str, output: str) -
 
     with _client(registry, token) as client, _progress(f"pushing to {registry}") as report:
         moved = transfer.push(client, Layout(layout), reference, report=report)
-    if output == "json":
-        print_json(moved)
-    else:
-        _print_moved("pushed", moved)
+    print_result(output, moved, lambda: _print_moved("pushed", moved))
 
 
 @command.command()
@@ -224,10 +215,7 @@ def pull(reference: str, directory: Path, registry: str, token: str, output: str
 
     with _client(registry, token) as client, _progress(f"pulling from {registry}") as report:
         moved = transfer.pull(client, reference, directory, report=report)
-    if output == "json":
-        print_json(moved)
-    else:
-        _print_moved("pulled", moved)
+    print_result(output, moved, lambda: _print_moved("pulled", moved))
 
 
 @command.command("list")
@@ -239,10 +227,8 @@ def list_artifacts(model: str, registry: str, token: str, output: str) -> None:
     with _client(registry, token) as client:
         names = [model] if model else client.repositories()
         rows = [(name, tag, client.manifest(name, tag).digest) for name in names for tag in client.tags(name)]
-    if output == "json":
-        print_json([{"model": name, "tag": tag, "digest": digest} for name, tag, digest in rows])
-    else:
-        print_table(["model", "tag", "digest"], rows)
+    columns = ["model", "tag", "digest"]
+    print_result(output, [dict(zip(columns, row, strict=True)) for row in rows], lambda: print_table(columns, rows))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from penstock.cli.output import is_interactive, output_option, print_json, progress
+from penstock.cli.output import is_interactive, output_option, print_result, progress
 from penstock.errors import DeadlineExceeded, InvalidInput, Unavailable
 
 if TYPE_CHECKING:
@@ -102,10 +102,7 @@ def devices(selector: tuple[str, ...], core: _Core, output: str) -> None:
 
     with _client(core) as client:
         found = client.devices(_labels(selector))
-    if output == "json":
-        print_json([as_data(device) for device in found])
-    else:
-        click.echo(devices_text(found))
+    print_result(output, [as_data(device) for device in found], lambda: click.echo(devices_text(found)))
 
 
 @command.command()
@@ -155,7 +152,7 @@ def status(rollout: str, show_all: bool, watch: bool, core: _Core, output: str) 
     with _client(core) as client:
         if show_all:
             found = client.rollouts()
-            click.echo(rollouts_text(found)) if output == "table" else print_json([as_data(r) for r in found])
+            print_result(output, [as_data(one) for one in found], lambda: click.echo(rollouts_text(found)))
             return
         shown = client.rollout(rollout)
         if watch:
@@ -261,21 +258,16 @@ def _show_plan(made: fleet_pb2.RolloutPlan, output: str) -> None:
     from penstock.cli.fleet_view import plan_text
     from penstock.rpc.fleet import as_data
 
-    if output == "json":
-        print_json(as_data(made))
-        return
-    click.echo(plan_text(made))
-    progress(f"\nrun it with: penstock fleet apply {made.rollout_id}")
+    print_result(output, as_data(made), lambda: click.echo(plan_text(made)))
+    if output != "json":
+        progress(f"\nrun it with: penstock fleet apply {made.rollout_id}")
 
 
 def _show(rollout: fleet_pb2.Rollout, output: str) -> None:
     from penstock.cli.fleet_view import rollout_text
     from penstock.rpc.fleet import as_data
 
-    if output == "json":
-        print_json(as_data(rollout))
-    else:
-        click.echo(rollout_text(rollout))
+    print_result(output, as_data(rollout), lambda: click.echo(rollout_text(rollout)))
 
 
 def _finish(client: FleetClient, rollout: fleet_pb2.Rollout, output: str, *, wait: bool, timeout_s: float) -> None:

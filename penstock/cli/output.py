@@ -29,9 +29,17 @@ def print_json(value: Any) -> None:
     click.echo(msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2).decode())
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
+def print_result(output: str, document: Any, show: Callable[[], None]) -> None:
+    """Print a command's result as ``--output`` asks: the document as JSON, or what ``show`` prints for people."""
+    if output == "json":
+        print_json(document)
+    else:
+        show()
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a plain, aligned table on stdout; columns of numbers are right-aligned."""
-    click.echo(format_table(columns, rows, title=title))
+    click.echo(format_table(columns, rows))
 
 
 def format_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> str:
