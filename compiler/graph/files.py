@@ -10,7 +10,7 @@ import os
 import re
 from pathlib import Path
 
-from compiler.graph import untrusted
+from compiler.graph import rewrite, untrusted
 from compiler.graph.onnx_libraries import DecodeError, EncodeError, TensorProto, onnx, ort
 from penstock.artifact.blobs import disk_errors
 from penstock.errors import CompileError, InvalidInput
@@ -198,12 +198,8 @@ def _with_data_file(model: onnx.ModelProto, data: Path, name: str) -> onnx.Model
     memory.
     """
     small = onnx.ModelProto()
-    for descriptor, value in model.ListFields():
-        if descriptor.name != "graph":
-            _copy_field(small, descriptor.name, value)
-    for descriptor, value in model.graph.ListFields():
-        if descriptor.name != "initializer":
-            _copy_field(small.graph, descriptor.name, value)
+    rewrite.copy_fields(model, small, besides="graph")
+    rewrite.copy_fields(model.graph, small.graph, besides="initializer")
     with data.open("wb") as file:
         for tensor in model.graph.initializer:
             raw = tensor.raw_data
@@ -218,15 +214,6 @@ def _with_data_file(model: onnx.ModelProto, data: Path, name: str) -> onnx.Model
                 outside.external_data.add(key=key, value=str(text))
             file.write(raw)
     return small
-
-
-def _copy_field(target: onnx.ModelProto | onnx.GraphProto, name: str, value: object) -> None:
-    if hasattr(value, "CopyFrom"):
-        getattr(target, name).CopyFrom(value)
-    elif isinstance(value, str | int | bytes):
-        setattr(target, name, value)
-    else:
-        getattr(target, name).MergeFrom(value)
 
 
 def _serialized(model: onnx.ModelProto, path: Path) -> bytes:

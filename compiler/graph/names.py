@@ -16,15 +16,16 @@ def named(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in model.graph.node:
         if not node.name or node.name in seen:
             first = next((name for name in node.output if name), "")
-            node.name = _free(f"{node.name or node.op_type}/{first}", taken)
+            node.name = first_free(f"{node.name or node.op_type}/{first}", taken, mark=".")
             taken.add(node.name)
         seen.add(node.name)
     return model
 
 
-def _free(name: str, taken: set[str]) -> str:
-    number, found = 1, name
-    while found in taken:
+def first_free(wanted: str, taken: set[str], *, mark: str = "_") -> str:
+    """Return ``wanted``, or the first of ``wanted_2``, ``wanted_3``... that is not taken."""
+    name, number = wanted, 1
+    while name in taken:
         number += 1
-        found = f"{name}.{number}"
-    return found
+        name = f"{wanted}{mark}{number}"
+    return name

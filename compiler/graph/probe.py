@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from compiler.graph.onnx_libraries import onnx, ort
+from compiler.graph import rewrite
+from compiler.graph.onnx_libraries import helper, onnx, ort
 from penstock.errors import CalibrationError, CompileError
 from penstock.wire.tensors import Array
 
@@ -29,7 +30,7 @@ _ELEMENT_TYPES: Mapping[str, int] = {
 FLOATS = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16})
 """Element types that the quantizer can turn into integers."""
 
-_SIZE_SUFFIX = "__penstock_elements"
+_SUFFIX = "__penstock_measured"
 
 
 class Probe:
@@ -123,12 +124,21 @@ def element_counts(model: onnx.ModelProto, names: Collection[str], inputs: Mappi
     Raises:
         CompileError, CalibrationError: as :class:`Probe`.
     """
-    measured = onnx.ModelProto()
-    measured.CopyFrom(model)
-    for name in names:
-        measured.graph.node.append(onnx.helper.make_node("Size", [name], [name + _SIZE_SUFFIX]))
-    counts = Probe(measured, [name + _SIZE_SUFFIX for name in names]).run(inputs)
-    return {name.removesuffix(_SIZE_SUFFIX): int(np.asarray(count).item()) for name, count in counts.items()}
+    return {name: int(np.asarray(count).item()) for name, count in measured(model, "Size", names, inputs).items()}
+
+
+def measured(
+    model: onnx.ModelProto, operator: str, names: Collection[str], inputs: Mapping[str, Array]
+) -> dict[str, Array]:
+    """Return what ``Size`` or ``Shape`` says of each tensor; nothing else leaves the graph.
+
+    Raises:
+        CompileError, CalibrationError: as :class:`Probe`.
+    """
+    asked = rewrite.copied(model)
+    asked.graph.node.extend(helper.make_node(operator, [name], [name + _SUFFIX]) for name in names)
+    found = Probe(asked, [name + _SUFFIX for name in names]).run(inputs)
+    return {name.removesuffix(_SUFFIX): value for name, value in found.items()}
 
 
 def pruned(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
@@ -137,35 +147,14 @@ def pruned(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
     for node in reversed(model.graph.node):
         if needed & set(node.output):
             kept.append(node)
-            needed.update(_reads(node))
+            needed.update(rewrite.reads(node))
     result = onnx.ModelProto()
-    for field, value in model.ListFields():
-        if field.name != "graph":
-            target = getattr(result, field.name)
-            if field.is_repeated:
-                target.extend(value)
-            elif field.message_type is not None:
-                target.CopyFrom(value)
-            else:
-                setattr(result, field.name, value)
+    rewrite.copy_fields(model, result, besides="graph")
     result.graph.name = model.graph.name
     result.graph.node.extend(reversed(kept))
     result.graph.input.extend(model.graph.input)
     result.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in needed)
     return result
-
-
-def _reads(node: onnx.NodeProto) -> set[str]:
-    """Return the names that a node reads, with those that its subgraphs capture (and a few of their own, which does no
-    harm).
-    """
-    names = set(node.input)
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            for inner in graph.node:
-                names |= _reads(inner)
-            names.update(output.name for output in graph.output)
-    return names
 
 
 def _first_line(error: Exception) -> str:

@@ -6,10 +6,13 @@ Every function changes the model it is given, in place, and leaves what it compu
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
+from compiler.graph.names import first_free
 from compiler.graph.onnx_libraries import AttributeProto, TensorProto, helper, numpy_helper, onnx
 from penstock.errors import CompileError
 from penstock.wire.tensors import Array
@@ -41,6 +44,12 @@ def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
             yield from graphs(inner)
 
 
+def bodies(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    """Return every graph of a model, and the body of every local function with the graphs nested in it."""
+    for body in (model.graph, *model.functions):
+        yield from graphs(body)
+
+
 def reads(node: onnx.NodeProto) -> Iterator[str]:
     """Return the names of the tensors a node needs, those that its subgraphs capture included."""
     yield from (name for name in node.input if name)
@@ -66,14 +75,48 @@ def attribute(node: onnx.NodeProto, name: str, default: object = None) -> object
 def set_attribute(node: onnx.NodeProto, name: str, value: object) -> None:
     """Replace an attribute."""
     kept = [entry for entry in node.attribute if entry.name != name]
-    del node.attribute[:]
-    node.attribute.extend([*kept, helper.make_attribute(name, value)])
+    refill(node.attribute, [*kept, helper.make_attribute(name, value)])
+
+
+def copied(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of a whole model."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def copy_fields(source: Any, target: Any, *, besides: str) -> None:
+    """Copy every field of a message that is set, but for the one named: the large one, which is filled otherwise."""
+    for field, value in source.ListFields():
+        if field.name == besides:
+            continue
+        if isinstance(value, str | int | bytes):
+            setattr(target, field.name, value)
+        else:
+            getattr(target, field.name).MergeFrom(value)
+
+
+def refill(field: Any, values: Iterable[Any]) -> None:
+    """Replace all messages of a repeated field."""
+    kept = list(values)
+    del field[:]
+    field.extend(kept)
 
 
 def constants(graph: onnx.GraphProto) -> dict[str, TensorProto]:
     """Return the graph's own initializers by name. Run :func:`lift_constants` first to have Constant nodes among
     them."""
     return {tensor.name: tensor for tensor in graph.initializer}
+
+
+def producers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
+    """Return the node that makes each tensor."""
+    return {name: node for node in graph.node for name in node.output if name}
+
+
+def uses(graph: onnx.GraphProto) -> Counter[str]:
+    """Count how often nodes of the graph itself read each tensor."""
+    return Counter(name for node in graph.node for name in node.input)
 
 
 def put_constant(graph: onnx.GraphProto, name: str, value: Array) -> str:
@@ -85,15 +128,7 @@ def put_constant(graph: onnx.GraphProto, name: str, value: Array) -> str:
 
 def free_name(graph: onnx.GraphProto, wanted: str) -> str:
     """Return ``wanted``, or the first of ``wanted_2``, ``wanted_3``... that no tensor has."""
-    return _first_free(wanted, names(graph))
-
-
-def _first_free(wanted: str, taken: set[str]) -> str:
-    name, count = wanted, 1
-    while name in taken:
-        count += 1
-        name = f"{wanted}_{count}"
-    return name
+    return first_free(wanted, names(graph))
 
 
 def names(graph: onnx.GraphProto) -> set[str]:
@@ -109,9 +144,7 @@ def names(graph: onnx.GraphProto) -> set[str]:
 def close(model: onnx.ModelProto) -> None:
     """Make initializers constants: take them off the inputs, where old exporters list them for callers to override."""
     fixed = {tensor.name for tensor in model.graph.initializer}
-    kept = [value for value in model.graph.input if value.name not in fixed]
-    del model.graph.input[:]
-    model.graph.input.extend(kept)
+    refill(model.graph.input, [value for value in model.graph.input if value.name not in fixed])
     model.ir_version = max(model.ir_version, _LEAST_IR)
 
 
@@ -126,8 +159,7 @@ def lift_constants(graph: onnx.GraphProto) -> None:
         tensor = graph.initializer.add()
         tensor.CopyFrom(value)
         tensor.name = node.output[0]
-    del graph.node[:]
-    graph.node.extend(kept)
+    refill(graph.node, kept)
 
 
 def _constant_value(node: onnx.NodeProto) -> TensorProto | None:
@@ -150,7 +182,7 @@ def split_constants(graph: onnx.GraphProto) -> None:
     for node in graph.node:
         for index, name in enumerate(node.input):
             if name in known and name in seen:
-                own = _first_free(f"{name}_own", taken)
+                own = first_free(f"{name}_own", taken)
                 taken.add(own)
                 graph.initializer.add().CopyFrom(known[name])
                 graph.initializer[-1].name = node.input[index] = own
@@ -181,33 +213,19 @@ def drop_dead(graph: onnx.GraphProto) -> None:
             needed.update(reads(node))
             alive.append(node)
     if len(alive) < len(graph.node):
-        del graph.node[:]
-        graph.node.extend(reversed(alive))
+        refill(graph.node, alive[::-1])
     used = [tensor for tensor in graph.initializer if tensor.name in needed]
     if len(used) < len(graph.initializer):
-        del graph.initializer[:]
-        graph.initializer.extend(used)
+        refill(graph.initializer, used)
     made = {name for node in graph.node for name in node.output}
-    described = [value for value in graph.value_info if value.name in made]
-    del graph.value_info[:]
-    graph.value_info.extend(described)
+    refill(graph.value_info, [value for value in graph.value_info if value.name in made])
 
 
 def drop_unused_domains(model: onnx.ModelProto) -> None:
     """Keep only the opset entries of domains that some node uses; onnxruntime writes all it knows."""
-    bodies = [*graphs(model.graph)]
-    bodies += [part for function in model.functions for part in _function_graphs(function)]
-    used = {_domain(node.domain) for body in bodies for node in body.node} | {""}
+    used = {_domain(node.domain) for body in bodies(model) for node in body.node} | {""}
     kept = [entry for entry in model.opset_import if _domain(entry.domain) in used]
-    del model.opset_import[:]
-    model.opset_import.extend(sorted(kept, key=lambda entry: entry.domain))
-
-
-def _function_graphs(function: onnx.FunctionProto) -> Iterator[onnx.GraphProto]:
-    yield function
-    for node in function.node:
-        for inner in subgraphs(node):
-            yield from graphs(inner)
+    refill(model.opset_import, sorted(kept, key=lambda entry: entry.domain))
 
 
 def _domain(name: str) -> str:
@@ -253,8 +271,7 @@ def gemm_to_matmul(graph: onnx.GraphProto, types: dict[str, int]) -> int:
             rewritten = _split_gemm(part, node, types) if is_standard(node, "Gemm") else None
             nodes += [node] if rewritten is None else rewritten
             count += rewritten is not None
-        del part.node[:]
-        part.node.extend(nodes)
+        refill(part.node, nodes)
     if count:
         drop_dead(graph)
     return count

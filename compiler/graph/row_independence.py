@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
+from compiler.graph import rewrite
 from compiler.graph.onnx_libraries import onnx
 
 _ONE_SCALE_A_BATCH = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"})
@@ -21,12 +21,4 @@ def affect_each_other(path: Path) -> bool:
         path: an ONNX file that was checked before; its external data are not read.
     """
     model = onnx.load(str(path), load_external_data=False)
-    return _any([*model.graph.node, *(node for function in model.functions for node in function.node)])
-
-
-def _any(nodes: Iterable[onnx.NodeProto]) -> bool:
-    return any(
-        node.op_type in _ONE_SCALE_A_BATCH
-        or any(_any(graph.node) for value in node.attribute for graph in (value.g, *value.graphs))
-        for node in nodes
-    )
+    return any(node.op_type in _ONE_SCALE_A_BATCH for body in rewrite.bodies(model) for node in body.node)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from compiler.graph import probe
+from compiler.graph import probe, rewrite
 from compiler.graph.onnx_libraries import onnx
 from penstock.wire.tensors import Array
 
 Shape = tuple[int | None, ...]
 """Free dimensions are None."""
-
-_SUFFIX = "__penstock_shape"
 
 
 def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -19,8 +17,7 @@ def inferred(model: onnx.ModelProto) -> onnx.ModelProto:
 
     onnxruntime's symbolic inference is not used: it fails on transformers that torch.export made.
     """
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
+    bare = rewrite.copied(model)
     del bare.graph.value_info[:]
     try:
         return onnx.shape_inference.infer_shapes(bare, data_prop=True)
@@ -50,9 +47,5 @@ def observed(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> dict[str, t
     """
     made = [name for node in model.graph.node for name in node.output if name]
     kinds = probe.Probe(model, made).element_types()
-    tensors = [name for name in made if kinds.get(name)]
-    measured = onnx.ModelProto()
-    measured.CopyFrom(model)
-    measured.graph.node.extend(onnx.helper.make_node("Shape", [name], [name + _SUFFIX]) for name in tensors)
-    found = probe.Probe(measured, [name + _SUFFIX for name in tensors]).run(inputs)
-    return {name.removesuffix(_SUFFIX): tuple(int(size) for size in value) for name, value in found.items()}
+    found = probe.measured(model, "Shape", [name for name in made if kinds.get(name)], inputs)
+    return {name: tuple(int(size) for size in value) for name, value in found.items()}

@@ -165,14 +165,12 @@ def _size(tensor: TensorProto) -> float:
 
 
 def _converted(source: onnx.ModelProto, options: Options, kept: _Kept) -> onnx.ModelProto:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(source)
     blocked = [*float16.DEFAULT_OP_BLOCK_LIST, *options.float32_operators]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of numbers too small for half precision; the error is measured below
             model = float16.convert_float_to_float16(
-                copy,
+                rewrite.copied(source),
                 keep_io_types=True,
                 disable_shape_infer=True,  # types are known from onnxruntime, for operators of all domains
                 op_block_list=blocked,
@@ -203,8 +201,7 @@ def _sort(graph: onnx.GraphProto) -> None:
         if len(later) == len(waiting):
             raise CompileError("fp16: the conversion made a graph that runs in a circle; report the model")
         waiting = later
-    del graph.node[:]
-    graph.node.extend(ordered)
+    rewrite.refill(graph.node, ordered)
 
 
 def _join_float32(graph: onnx.GraphProto) -> None:
@@ -253,8 +250,7 @@ def _rounded(source: onnx.ModelProto, types: Mapping[str, int], half: frozenset[
     A CPU has few operators in half precision: onnxruntime computes the others in float32, and does not round between
     them, so that the converted model shows neither the error nor the overflow that it will have elsewhere.
     """
-    model = onnx.ModelProto()
-    model.CopyFrom(source)
+    model = rewrite.copied(source)
     graph = model.graph
     read = {name for node in graph.node if node.name in half for name in node.input}
     for tensor in graph.initializer:
@@ -278,8 +274,7 @@ def _rounded(source: onnx.ModelProto, types: Mapping[str, int], half: frozenset[
             if types.get(name) == TensorProto.FLOAT:
                 node.output[index] = name + _EXACT
                 nodes += _rounding(name + _EXACT, name)
-    del graph.node[:]
-    graph.node.extend(nodes)
+    rewrite.refill(graph.node, nodes)
     del graph.value_info[:]
     return model
 

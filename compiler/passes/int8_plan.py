@@ -20,7 +20,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from compiler.graph import rewrite
 from compiler.graph.onnx_libraries import numpy_helper, onnx
+from compiler.graph.shapes import Shape
 
 PRODUCTS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
 DENSE = ("MatMul", "Gemm")
@@ -94,11 +96,11 @@ def cpu(graph: onnx.GraphProto, *, keep_float: frozenset[str]) -> Plan:
     return Plan(nodes=tuple(nodes), products=products)
 
 
-def tensorrt(graph: onnx.GraphProto, *, keep_float: frozenset[str], shapes: Mapping[str, tuple[int, ...]]) -> Plan:
+def tensorrt(graph: onnx.GraphProto, *, keep_float: frozenset[str], shapes: Mapping[str, Shape]) -> Plan:
     """Plan for TensorRT, which fuses around products by itself: products that are worth its integer kernels.
 
     Args:
-        shapes: known ones by tensor, a negative number for a free dimension.
+        shapes: known ones by tensor.
     """
     constants = {tensor.name: tensor for tensor in graph.initializer}
     nodes = [
@@ -129,15 +131,12 @@ def _tails(graph: onnx.GraphProto) -> set[str]:
     between them cannot be chosen. (And where the quantizer drops a ReLU because rounding clips as well, taking the
     rounding of an output off would take the ReLU off.)
     """
-    producers = {name: node for node in graph.node for name in node.output if name}
-    uses: dict[str, int] = {}
-    for node in graph.node:
-        for name in node.input:
-            uses[name] = uses.get(name, 0) + 1
+    producers = rewrite.producers(graph)
+    uses = rewrite.uses(graph)
     found = set()
     for output in graph.output:
         node, extra = producers.get(output.name), 0
-        while node is not None and is_tail(node) and uses.get(node.output[0], 0) <= extra:
+        while node is not None and is_tail(node) and uses[node.output[0]] <= extra:
             found.add(node.name)
             node, extra = producers.get(node.input[0]), 1
     return found
@@ -176,9 +175,7 @@ def _is_small(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -
     return bool(min(dims[0], dims[1] * groups) < _SMALL_CHANNELS)
 
 
-def _is_vector(
-    node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto], shapes: Mapping[str, tuple[int, ...]]
-) -> bool:
+def _is_vector(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto], shapes: Mapping[str, Shape]) -> bool:
     """Say whether this is a matrix times a vector, which reads each weight once: memory limits it, and conversions come
     on top.
     """

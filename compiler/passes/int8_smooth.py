@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.graph import files, probe
+from compiler.graph import files, probe, rewrite
 from compiler.graph.onnx_libraries import helper, numpy_helper, onnx
 from compiler.passes.job import Batches
 
@@ -68,10 +68,7 @@ def _groups(
     graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto], constants: Mapping[str, onnx.TensorProto]
 ) -> Iterator[_Group]:
     """Group products by the tensor that they read; weights that something else reads too cannot be changed."""
-    uses: dict[str, int] = {}
-    for node in graph.node:
-        for name in node.input:
-            uses[name] = uses.get(name, 0) + 1
+    uses = rewrite.uses(graph)
     outside = {value.name for value in (*graph.output, *graph.input)}
     found: dict[str, list[onnx.NodeProto]] = {}
     for node in nodes:
@@ -94,8 +91,7 @@ def _is_transposed(product: onnx.NodeProto) -> bool:
 
 def _largest(model: onnx.ModelProto, channels: Mapping[str, int], batches: Batches) -> dict[str, NDArray[np.float32]]:
     """Return the largest magnitude of each channel (last axis) of each tensor; only these leave the graph."""
-    opened = onnx.ModelProto()
-    opened.CopyFrom(model)
+    opened = rewrite.copied(model)
     axes_are_inputs = files.opset(model) >= _REDUCE_AXES_ARE_INPUTS
     opened.graph.initializer.append(numpy_helper.from_array(np.array([0], np.int64), f"axes{_SUFFIX}"))
     for tensor, count in channels.items():

@@ -16,7 +16,7 @@ import numpy as np
 from compiler.calibration import collect
 from compiler.calibration.collect import Calibration, Settings
 from compiler.calibration.ranges import Calibrator, Range
-from compiler.graph import coverage, files, probe
+from compiler.graph import coverage, files, probe, rewrite, shapes
 from compiler.graph.onnx_libraries import onnx
 from compiler.passes import int8_plan, integers
 from compiler.passes.int8_plan import Plan
@@ -105,22 +105,12 @@ def _write_sums_as_add(graph: onnx.GraphProto) -> None:
 
 def _plan(model: onnx.ModelProto, types: IntegerTypes, keep_float: frozenset[str]) -> Plan:
     if types.symmetric:
-        plan = int8_plan.tensorrt(model.graph, keep_float=keep_float, shapes=_shapes(model))
+        plan = int8_plan.tensorrt(model.graph, keep_float=keep_float, shapes=shapes.known(model))
     else:
         plan = int8_plan.cpu(model.graph, keep_float=keep_float)
     if plan.products == 0:
         raise CompileError(f"{_NAME}: there is nothing to quantize; {_WHY_NOTHING}")
     return plan
-
-
-def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Return the shapes as far as onnx can infer them; free dimensions are -1."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    return {
-        value.name: tuple(d.dim_value if d.HasField("dim_value") else -1 for d in value.type.tensor_type.shape.dim)
-        for value in (*graph.input, *graph.output, *graph.value_info)
-        if value.type.tensor_type.HasField("shape")
-    }
 
 
 def _tensors(graph: onnx.GraphProto, plan: Plan, types: IntegerTypes, elements: Mapping[str, int]) -> list[str]:
@@ -197,7 +187,7 @@ def _read_exact(graph: onnx.GraphProto, planned: set[str]) -> None:
     values, which cost 10 dB of the 6-layer encoder's output and saved nothing. Not where an integer operator computed
     the tensor: its kernel has no float result, and asking for one would turn it into a float operator.
     """
-    producers = {name: node for node in graph.node for name in node.output if name}
+    producers = rewrite.producers(graph)
     converts = ("QuantizeLinear", "DequantizeLinear")
     for dequantize in [node for node in graph.node if node.op_type == "DequantizeLinear"]:
         quantize = producers.get(dequantize.input[0])
@@ -220,22 +210,19 @@ def _keep_outputs_float(graph: onnx.GraphProto) -> None:
     What is left in between is the tail of the plan: operators on one tensor that run in float. Not before a pooling
     one: an average of many roundings is fine already, and a convolution without it would run in float.
     """
-    producers = {name: node for node in graph.node for name in node.output if name}
-    uses: dict[str, int] = {}
-    for node in graph.node:
-        for name in node.input:
-            uses[name] = uses.get(name, 0) + 1
+    producers = rewrite.producers(graph)
+    uses = rewrite.uses(graph)
     outputs = {output.name for output in graph.output}
     for output in graph.output:
         dequantize = producers.get(output.name)
-        while dequantize is not None and _passes_on(dequantize) and uses.get(dequantize.output[0], 0) <= 1:
+        while dequantize is not None and _passes_on(dequantize) and uses[dequantize.output[0]] <= 1:
             dequantize = producers.get(dequantize.input[0])
         quantize = producers.get(dequantize.input[0]) if dequantize is not None else None
         if dequantize is None or dequantize.op_type != "DequantizeLinear" or quantize is None:
             continue
         rounded, result, before = quantize.output[0], dequantize.output[0], quantize.input[0]
-        read_inside = result in outputs and uses.get(result, 0) > 0
-        if before not in producers or uses[before] > 1 or uses[rounded] > 1 or uses.get(result, 0) > 1 or read_inside:
+        read_inside = result in outputs and uses[result] > 0
+        if before not in producers or uses[before] > 1 or uses[rounded] > 1 or uses[result] > 1 or read_inside:
             continue  # something else reads the rounded values
         graph.node.remove(dequantize)
         graph.node.remove(quantize)
@@ -258,13 +245,9 @@ def _tidy(model: onnx.ModelProto) -> None:
     """Drop scales and zero points that lost their node, notes on tensors that are gone, and the quantizer's own."""
     graph = model.graph
     used = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+    rewrite.refill(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in used])
     del graph.value_info[:]
-    notes = [entry for entry in model.metadata_props if entry.key != _INFERRED_MARK]
-    del model.metadata_props[:]
-    model.metadata_props.extend(notes)
+    rewrite.refill(model.metadata_props, [one for one in model.metadata_props if one.key != _INFERRED_MARK])
 
 
 def _result(job: PassJob, options: Options, types: IntegerTypes, plan: Plan, found: Calibration) -> PassResult:

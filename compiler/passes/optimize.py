@@ -148,10 +148,8 @@ def _slimmed(
     onnxslim breaks on some graphs (28 of the 1,526 node cases of onnx that onnxruntime runs: it raises, or drops an
     input), so everything that it returns is checked.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
     try:
-        slim = onnxslim.slim(copy)
+        slim = onnxslim.slim(rewrite.copied(model))
         if slim is None or _signature(slim) != _signature(model):
             return model, "declined: it changed the inputs or outputs"
         rewrite.close(slim)
@@ -170,9 +168,8 @@ def _finish(model: onnx.ModelProto) -> None:
     rewrite.drop_dead(model.graph)
     rewrite.drop_unused_domains(model)
     names.named(model)
-    described = shapes.inferred(model)
-    del model.graph.value_info[:]
-    model.graph.value_info.extend(sorted(described.graph.value_info, key=lambda value: value.name))
+    described = shapes.inferred(model).graph.value_info
+    rewrite.refill(model.graph.value_info, sorted(described, key=lambda value: value.name))
     if equivalence.weight_bytes(model) > files.MAX_MODEL_BYTES // 2:
         return  # the checker holds such a model only as a file, and whoever reads that checks it
     try:

@@ -217,8 +217,7 @@ def _kept(found: Channels, axis: Axis, gone: frozenset[int]) -> NDArray[np.bool_
 
 def _masked(model: onnx.ModelProto, found: Channels, gone: frozenset[int]) -> onnx.ModelProto:
     """Return a copy in which no layer reads the channels that go."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = rewrite.copied(model)
     constants = rewrite.constants(copy.graph)
     for axis in found.axes:
         kept = _kept(found, axis, gone)

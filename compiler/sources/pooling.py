@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from compiler.graph import files
+from compiler.graph import files, rewrite
 from compiler.graph.onnx_libraries import TensorProto, helper, numpy_helper, onnx
 from compiler.sources.detection import POOLING_LIST, read_json
 from penstock.errors import CompileError, ConfigError, InvalidInput
@@ -88,8 +88,7 @@ def append(model: onnx.ModelProto, *, pooled: Pooling) -> onnx.ModelProto:
     if pooled.normalize:
         _normalize(graph, last, takes_axes=files.opset(model) >= _AXES_INPUT_OPSET)
     shape: list[Any] = ["batch", size.dim_value or "size"]
-    del graph.output[:]
-    graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, shape))
+    rewrite.refill(graph.output, [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, shape)])
     return model
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compiler.graph import files
+from compiler.graph import files, rewrite
 from compiler.graph.onnx_libraries import onnx
 from compiler.sources import equivalence
 from compiler.sources.exported import Exported
@@ -88,7 +88,7 @@ def tidy(model: onnx.ModelProto, exported: equivalence.Case) -> None:
     """Tidy a graph in place; see the module."""
     model.ClearField("metadata_props")
     model.ClearField("doc_string")
-    for graph in _graphs(model.graph):
+    for graph in rewrite.graphs(model.graph):
         for named in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
             named.ClearField("doc_string")
             named.ClearField("metadata_props")
@@ -101,17 +101,6 @@ def tidy(model: onnx.ModelProto, exported: equivalence.Case) -> None:
             node.ClearField("doc_string")
             node.ClearField("metadata_props")
     _name_dimensions(model.graph, exported)
-
-
-def _graphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
-    inner = [
-        found
-        for node in graph.node
-        for attribute in node.attribute
-        for child in ([attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs)
-        for found in _graphs(child)
-    ]
-    return [graph, *inner]
 
 
 def _name_dimensions(graph: onnx.GraphProto, exported: equivalence.Case) -> None:

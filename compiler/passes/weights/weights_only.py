@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 
-from compiler.graph import files, probe, rewrite
+from compiler.graph import files, probe, rewrite, shapes
 from compiler.graph.names import named
 from compiler.graph.onnx_libraries import TensorProto, helper, numpy_helper, onnx
 from compiler.passes import integers
@@ -118,13 +118,14 @@ def _level(options: Options, job: PassJob) -> int:
 def _find(model: onnx.ModelProto, keep_float: frozenset[str]) -> _Found:
     graph = model.graph
     constants = rewrite.constants(graph)
-    ranks = _ranks(model)
+    known = shapes.known(model)
     found = _Found()
     for node in graph.node:
         if not rewrite.is_standard(node, "MatMul") or node.input[1] not in constants:
             continue
         weight = constants[node.input[1]]
-        reason = _reason_to_leave(weight, ranks.get(node.input[0]), node.name in keep_float)
+        is_vector = len(known.get(node.input[0], ())) == 1
+        reason = _reason_to_leave(weight, is_vector=is_vector, is_kept=node.name in keep_float)
         if reason:
             found.left[node.name] = reason
         else:
@@ -134,7 +135,7 @@ def _find(model: onnx.ModelProto, keep_float: frozenset[str]) -> _Found:
     return found
 
 
-def _reason_to_leave(weight: TensorProto, rank: int | None, is_kept: bool) -> str:
+def _reason_to_leave(weight: TensorProto, *, is_vector: bool, is_kept: bool) -> str:
     if is_kept:
         return "sent back to float"
     if weight.data_type != TensorProto.FLOAT:
@@ -143,16 +144,7 @@ def _reason_to_leave(weight: TensorProto, rank: int | None, is_kept: bool) -> st
         return f"its weight has shape {list(weight.dims)}, not two dimensions"
     if not np.isfinite(numpy_helper.to_array(weight)).all():
         return "its weight holds NaN or infinity"
-    return "its input is a vector" if rank == 1 else ""
-
-
-def _ranks(model: onnx.ModelProto) -> dict[str, int]:
-    values = [*model.graph.input]
-    try:
-        values += onnx.shape_inference.infer_shapes(model).graph.value_info
-    except Exception:  # too large for one message, or unknown operators: an unknown rank is no hindrance
-        values += model.graph.value_info
-    return {v.name: len(v.type.tensor_type.shape.dim) for v in values if v.type.tensor_type.HasField("shape")}
+    return "its input is a vector" if is_vector else ""
 
 
 Quantize = Callable[[_Product, Floats], Quantized]
@@ -188,8 +180,7 @@ class _Hessians:
     """Sums over the inputs of products, gathered in as many runs over the examples as the memory asks for."""
 
     def __init__(self, model: onnx.ModelProto, products: list[_Product], batches: Batches) -> None:
-        self._model = onnx.ModelProto()
-        self._model.CopyFrom(model)  # as it is in float: products are replaced while others still wait
+        self._model = rewrite.copied(model)  # as it is in float: products are replaced while others still wait
         self._batches = batches
         self._sizes: dict[str, int] = {product.node.input[0]: product.rows for product in products}
         self._input_of = {product.node.name: product.node.input[0] for product in products}
