@@ -10,6 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+Progress = Callable[[float, str], None]
+"""Called with the share done, 0 to 1, and a short note."""
+
+
+def unwatched(share: float, note: str) -> None:
+    """Take progress that nothing watches; a :data:`Progress`."""
+
 
 class Watcher(Protocol):
     """Whoever shows the progress of a compilation."""
@@ -62,7 +69,7 @@ class Doing:
             self.notes.append(text)
 
     def advance(self, share: float, note: str) -> None:
-        """Take progress of a pass, as ``compiler.passes.job.Progress``."""
+        """Take progress of a pass, as a :data:`Progress`."""
         self._watcher.advanced(min(max(share, 0.0), 1.0), note)
 
 

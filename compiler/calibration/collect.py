@@ -17,6 +17,7 @@ from compiler.calibration import ranges
 from compiler.calibration.observers import Extremes, Histogram, Magnitudes
 from compiler.calibration.ranges import Calibrator, Range
 from compiler.graph import probe
+from compiler.progress import Progress, unwatched
 from penstock.errors import CalibrationError
 from penstock.wire.tensors import Array
 
@@ -58,7 +59,7 @@ def collect(
     tensors: Sequence[str],
     batches: Batches,
     settings: Settings,
-    progress: Callable[[float, str], None] = lambda share, note: None,
+    progress: Progress = unwatched,
 ) -> Calibration:
     """Find the ranges of ``tensors`` of a float graph.
 

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.distill.teacher import Report, Teacher
+from compiler.distill.teacher import Teacher
+from compiler.progress import Progress, unwatched
 from penstock.artifact.blobs import digest_of, disk_errors, write_atomically
 from penstock.artifact.manifests import canonical_json
 from penstock.errors import CompileError, DeadlineExceeded, InvalidInput, PenstockError, Unavailable
@@ -59,7 +60,7 @@ class AnswerCache:
         self._root = root
         self._max_bytes = max_bytes
 
-    def answers(self, teacher: Teacher, inputs: Mapping[str, Array], out: Path, report: Report) -> Answered:
+    def answers(self, teacher: Teacher, inputs: Mapping[str, Array], out: Path, report: Progress) -> Answered:
         """Write the teacher's answers to all rows to ``out``, asking only for those that are not kept.
 
         Raises:
@@ -83,7 +84,7 @@ class AnswerCache:
             return
         few = {name: array[:PROBED_ROWS] for name, array in chunks.inputs.items()}
         try:
-            now = _checked(teacher.answer(few, _unheard), _rows(few))
+            now = _checked(teacher.answer(few, unwatched), _rows(few))
         except (Unavailable, DeadlineExceeded):
             if not chunks.all_there():
                 raise
@@ -94,7 +95,7 @@ class AnswerCache:
             chunks.notes.append("the teacher answers otherwise than before under the same name; it is asked again")
             chunks.clear()
 
-    def _ask(self, chunks: _Chunks, report: Report) -> None:
+    def _ask(self, chunks: _Chunks, report: Progress) -> None:
         for index in range(chunks.count):
             if chunks.read(index) is not None:
                 continue
@@ -154,7 +155,7 @@ class _Chunks:
             path.unlink(missing_ok=True)
             return None
 
-    def put(self, index: int, report: Report) -> None:
+    def put(self, index: int, report: Progress) -> None:
         start, stop = self.span(index)
         asked = {name: array[start:stop] for name, array in self.inputs.items()}
         answers = _checked(self._teacher.answer(asked, report), stop - start)
@@ -254,7 +255,3 @@ def _rows(inputs: Mapping[str, Array]) -> int:
     if rows == 0:
         raise InvalidInput("distill: no rows to ask the teacher for", field="distill.split")
     return rows
-
-
-def _unheard(share: float, note: str) -> None:
-    """Take progress that nothing watches: a few rows need none."""

@@ -19,9 +19,9 @@ from compiler import sources
 from compiler.cache.steps import default_root
 from compiler.data import loading, npz, untrusted
 from compiler.data.dataset import Dataset, Split
-from compiler.distill.student import Progress
 from compiler.distill.teacher import CoreTeacher, LocalTeacher, Teacher, ToolchainTeacher
 from compiler.distill.toolchain_models import Directory, ToolchainModel
+from compiler.progress import Progress
 from compiler.recipe import recipes
 from compiler.recipe.data_section import LimitsSection
 from compiler.recipe.distill_section import DistillSection, factory_of, settled

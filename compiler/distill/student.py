@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from compiler.distill.rows import Rows, choose
 from compiler.distill.teacher import Teacher
 from compiler.distill.toolchain_models import ToolchainModel, as_job, toolchain_of
 from compiler.graph import files
+from compiler.progress import Progress, unwatched
 from compiler.recipe.distill_section import (
     DistillSection,
     Layers,
@@ -42,7 +43,6 @@ from penstock.policy.confidence import Kind
 from penstock.runtime import EngineOptions, load_engine
 from penstock.wire.tensors import Array, check_inputs
 
-Progress = Callable[[float, str], None]
 _ASKED, _TRAINED = 0.2, 0.97  # shares of the whole at which the teacher has answered and the student is trained
 _EXPORT_TIMEOUT_S = 1800.0
 _PARITY_BATCHES = (1, 2, 7, 64)
@@ -51,10 +51,6 @@ _CODE = (
     "distill.py", "distill_models.py", "distill_training.py", "distill_losses.py", "distill_checkpoint.py",
     "torch_factories.py",
 )  # fmt: skip
-
-
-def _unheard(share: float, note: str) -> None:
-    """Take progress that nothing watches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +80,7 @@ class Request:
     cache: AnswerCache
     work: Path
     out: Path
-    progress: Progress = _unheard
+    progress: Progress = unwatched
     timeout_s: float = field(default=_EXPORT_TIMEOUT_S)
 
 
@@ -239,7 +235,7 @@ def _job(request: Request, chosen: Rows, answered: Answered, settled: Mapping[st
         "output_kind": request.output_kind,
         "output_datatype": teacher.output.datatype,
         "settings": settings,
-        "processors": _processors(),
+        "processors": toolchain.usable_processors(),
         "checkpoint": request.work / "checkpoint",
         "onnx": request.work / "exported.onnx",
         "said": request.work / "said.npy",
@@ -363,8 +359,3 @@ def write_metrics(student: Student, path: Path) -> None:
 def _part(progress: Progress, low: float, high: float) -> Progress:
     """Return ``progress`` for a part of the whole."""
     return lambda share, note: progress(low + (high - low) * share, note)
-
-
-def _processors() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1

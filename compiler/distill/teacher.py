@@ -6,13 +6,14 @@ cache. Keeps nothing: ``compiler.distill.cache`` does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from compiler.distill.toolchain_models import ToolchainModel, as_job, content_of, toolchain_of
+from compiler.progress import Progress
 from penstock import toolchain
 from penstock.artifact.blobs import digest_of
 from penstock.artifact.manifests import canonical_json
@@ -21,9 +22,6 @@ from penstock.process.config import nearest
 from penstock.runtime import Engine
 from penstock.sdk.client import Client
 from penstock.wire.tensors import Array, TensorSpec
-
-Report = Callable[[float, str], None]
-"""Called with the share of the rows asked for that are answered, and a short note."""
 
 LOCAL_ROWS, CORE_ROWS, TOOLCHAIN_ROWS = 1024, 256, 16384
 """Rows between two visits to the disk: what an interruption costs. Starting a toolchain takes seconds, hence more."""
@@ -58,7 +56,7 @@ class Teacher(Protocol):
         """Describe the output [-1, classes] that is learned; a size of -1 where it is known only from the answers."""
         ...
 
-    def answer(self, inputs: Mapping[str, Array], report: Report) -> Array:
+    def answer(self, inputs: Mapping[str, Array], report: Progress) -> Array:
         """Return the output for all rows.
 
         Raises:
@@ -88,7 +86,7 @@ class LocalTeacher:
         self.output = _scored(engine.outputs, output, "the teacher")
         self.fingerprint = digest_of(canonical_json(["onnx", content, self.output.name]))
 
-    def answer(self, inputs: Mapping[str, Array], report: Report) -> Array:
+    def answer(self, inputs: Mapping[str, Array], report: Progress) -> Array:
         rows, parts = _rows(inputs), []
         for start in range(0, rows, _LOCAL_BATCH):
             batch = {name: array[start : start + _LOCAL_BATCH] for name, array in inputs.items()}
@@ -118,7 +116,7 @@ class CoreTeacher:
         specs = [metadata.inputs, self.output]
         self.fingerprint = digest_of(canonical_json(["core", model, version, specs]))
 
-    def answer(self, inputs: Mapping[str, Array], report: Report) -> Array:
+    def answer(self, inputs: Mapping[str, Array], report: Progress) -> Array:
         rows, parts = _rows(inputs), []
         for start in range(0, rows, _CORE_BATCH):
             batch = {name: array[start : start + _CORE_BATCH] for name, array in inputs.items()}
@@ -162,7 +160,7 @@ class ToolchainTeacher:
         name = toolchain_of(model)
         self.fingerprint = digest_of(canonical_json(["toolchain", name, content_of(model), toolchain.describe(name)]))
 
-    def answer(self, inputs: Mapping[str, Array], report: Report) -> Array:
+    def answer(self, inputs: Mapping[str, Array], report: Progress) -> Array:
         self._work.mkdir(parents=True, exist_ok=True)
         files = {}
         for index, (name, array) in enumerate(inputs.items()):

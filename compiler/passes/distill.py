@@ -19,9 +19,10 @@ from compiler import sources
 from compiler.data import Dataset, Split
 from compiler.distill import prepare
 from compiler.distill.cache import AnswerCache
-from compiler.distill.student import Progress, Request, Student, make_student, toolchain_for, write_metrics
+from compiler.distill.student import Request, Student, make_student, toolchain_for, write_metrics
 from compiler.distill.teacher import LocalTeacher, Teacher
 from compiler.distill.toolchain_models import content_of
+from compiler.progress import Progress
 from compiler.recipe.distill_section import DistillSection, settled, student_of
 from compiler.recipe.recipes import Recipe
 from penstock import toolchain

@@ -21,7 +21,7 @@ from compiler.graph.equivalence import Feeds
 from compiler.graph.names import named
 from compiler.graph.onnx_libraries import TensorProto, helper, numpy_helper, onnx
 from compiler.passes import integers
-from compiler.passes.job import PassJob, PassResult
+from compiler.passes.job import MODEL_FILE, PassJob, PassResult
 from compiler.passes.options import decode
 from penstock.errors import CompileError, missing_extra
 
@@ -30,7 +30,6 @@ try:
 except ImportError as error:  # the library is behind an extra
     raise missing_extra("onnxruntime", "compile", "compiling models") from error
 
-_FILE = "model.onnx"
 _LARGEST = float(np.finfo(np.float16).max)
 _NOTHING = "fp16: nothing was converted: the graph has no float32 operator that can be in float16"
 _HEADROOM = 0.5
@@ -102,7 +101,7 @@ def run(job: PassJob) -> PassResult:
     session = equivalence.Session(rounded)
     _check_finite(reference, session, asked, rounded, types)
     apart = equivalence.same(reference, session, asked, tolerance=options.max_error, what="fp16")
-    files.write(model, job.out / _FILE)
+    files.write(model, job.out / MODEL_FILE)
     return _result(source, model, half, kept, masks, apart.relative)
 
 
@@ -333,7 +332,7 @@ def _result(
 ) -> PassResult:
     before, after = (equivalence.weight_bytes(each) for each in (source, model))
     return PassResult(
-        model=_FILE,
+        model=MODEL_FILE,
         summary=(
             f"{len(half)} operators in half precision, {len(kept.reasons)} kept in float32 by name; weights "
             f"{before / 2**20:.3g} MiB to {after / 2**20:.3g}; answers within {error:.1g} of the float32 ones"

@@ -18,7 +18,7 @@ import msgspec
 from compiler.graph import coverage, files
 from compiler.graph.onnx_libraries import onnx
 from compiler.passes import int8_plan, int8_smooth, integers
-from compiler.passes.job import PassJob, PassResult
+from compiler.passes.job import MODEL_FILE, PassJob, PassResult
 from compiler.passes.options import decode
 from compiler.recipe.targets import IntegerTypes, integer_types
 from penstock.errors import CompileError, missing_extra
@@ -29,7 +29,6 @@ except ImportError as error:  # the library is behind an extra
     raise missing_extra("onnxruntime", "compile", "quantizing models") from error
 
 _NAME = "int8-dynamic"
-_MODEL = "model.onnx"
 _PRODUCTS = ("MatMul", "Gemm", "Attention")
 _TABLES = ("Gather", "EmbedLayerNormalization")
 _REWRITTEN = "_MatMul"  # what the quantizer adds to the name of a Gemm that it writes as MatMul and Add
@@ -74,10 +73,10 @@ def run(job: PassJob) -> PassResult:
     quantized = _quantized(job, model, names, types, options)
     if coverage.weight_bytes_of(quantized.graph).integer == 0:
         raise CompileError(f"{_NAME}: the quantizer changed nothing; {_why_nothing(model.graph)}")
-    files.write(quantized, job.out / _MODEL)
+    files.write(quantized, job.out / MODEL_FILE)
     job.progress(1.0, "written")
     return PassResult(
-        model=_MODEL,
+        model=MODEL_FILE,
         summary=f"int8 dynamic, {len(names)} operators, {'per channel' if options.per_channel else 'per tensor'}"
         + (f", {smoothed} smoothed" if smoothed else ""),
         facts={
@@ -86,7 +85,7 @@ def run(job: PassJob) -> PassResult:
             "calibrator": "none",
             "smoothed": smoothed,
             "per_channel": options.per_channel,
-            **integers.facts(job.out / _MODEL, job, quantized=names),
+            **integers.facts(job.out / MODEL_FILE, job, quantized=names),
         },
     )
 
@@ -122,7 +121,7 @@ def _is_table(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> b
 def _quantized(
     job: PassJob, model: onnx.ModelProto, names: list[str], types: IntegerTypes, options: Options
 ) -> onnx.ModelProto:
-    path = job.out / _MODEL
+    path = job.out / MODEL_FILE
     try:
         with _quiet():
             ortq.quantize_dynamic(

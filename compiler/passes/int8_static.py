@@ -20,7 +20,7 @@ from compiler.graph import coverage, files, probe, rewrite, shapes
 from compiler.graph.onnx_libraries import onnx
 from compiler.passes import int8_plan, integers
 from compiler.passes.int8_plan import Plan
-from compiler.passes.job import PassJob, PassResult
+from compiler.passes.job import MODEL_FILE, PassJob, PassResult
 from compiler.passes.options import decode
 from compiler.recipe.targets import IntegerTypes, integer_types
 from penstock.errors import CalibrationError, CompileError, missing_extra
@@ -34,7 +34,6 @@ except ImportError as error:  # the library is behind an extra
     raise missing_extra("onnxruntime", "compile", "quantizing models") from error
 
 _NAME = "int8"
-_MODEL = "model.onnx"
 _MIB = 1 << 20
 _INFERRED_MARK = "onnx.infer"  # the quantizer's note to itself that shapes are known
 
@@ -84,7 +83,7 @@ def run(job: PassJob) -> PassResult:
     _tidy(quantized)
     if coverage.weight_bytes_of(quantized.graph).integer == 0:
         raise CompileError(f"{_NAME}: the quantizer changed nothing; {_WHY_NOTHING}")
-    files.write(quantized, job.out / _MODEL)
+    files.write(quantized, job.out / MODEL_FILE)
     job.progress(1.0, "written")
     return _result(job, options, types, plan, found)
 
@@ -256,7 +255,7 @@ def _result(job: PassJob, options: Options, types: IntegerTypes, plan: Plan, fou
         how = f"{options.percentile:g}th {how}"
     channels = "per channel" if options.per_channel else "per tensor"
     return PassResult(
-        model=_MODEL,
+        model=MODEL_FILE,
         summary=f"int8 {types} {channels}, {how} from {found.rows} rows",
         facts={
             "types": str(types),
@@ -264,6 +263,6 @@ def _result(job: PassJob, options: Options, types: IntegerTypes, plan: Plan, fou
             "calibrator": options.calibrator,
             "per_channel": options.per_channel,
             "tensors": len(found.ranges),
-            **integers.facts(job.out / _MODEL, job, quantized=list(plan.nodes)),
+            **integers.facts(job.out / MODEL_FILE, job, quantized=list(plan.nodes)),
         },
     )

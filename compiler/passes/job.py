@@ -14,18 +14,15 @@ from typing import Any
 
 import msgspec
 
+from compiler.progress import Progress, unwatched
 from compiler.recipe.targets import Target
 from penstock.wire.tensors import Array
 
+MODEL_FILE = "model.onnx"
+"""What a pass that writes one graph calls it."""
+
 Batches = Callable[[], Iterator[dict[str, Array]]]
 """Calibration examples from the beginning at each call: batches by input name, never all in memory."""
-
-Progress = Callable[[float, str], None]
-"""Called with the share done, 0 to 1, and a short note."""
-
-
-def _silent(share: float, note: str) -> None:
-    """Take progress that nothing watches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +45,7 @@ class PassJob:
     calibration: Batches | None = None
     keep_float: frozenset[str] = frozenset()
     seed: int = 0
-    progress: Progress = _silent
+    progress: Progress = unwatched
     work: Path | None = None
 
 

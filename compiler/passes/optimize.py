@@ -21,7 +21,7 @@ import msgspec
 from compiler.graph import equivalence, files, names, probe, rewrite, shapes
 from compiler.graph.equivalence import Feeds
 from compiler.graph.onnx_libraries import onnx, ort
-from compiler.passes.job import PassJob, PassResult
+from compiler.passes.job import MODEL_FILE, PassJob, PassResult
 from compiler.passes.options import decode
 from penstock.errors import CompileError, missing_extra
 
@@ -34,7 +34,6 @@ _PER_CHANNEL_OPSET = 13  # QuantizeLinear has an axis since then
 _LIFTED_OPSET = 17  # what older models become: LayerNormalization exists since then
 _TOLERANCE = 1e-4
 """Of the largest value of an output. Folding a BatchNormalization moves the last bits, and deep graphs amplify them."""
-_FILE = "model.onnx"
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -72,10 +71,10 @@ def run(job: PassJob) -> PassResult:
     _finish(model)
     job.progress(0.8, "comparing")
     apart = equivalence.same(reference, equivalence.Session(model), asked, tolerance=_TOLERANCE, what="optimize")
-    files.write(model, job.out / _FILE)
+    files.write(model, job.out / MODEL_FILE)
     after = len(model.graph.node)
     return PassResult(
-        model=_FILE,
+        model=MODEL_FILE,
         summary=f"{before} operators to {after}, answers {_closeness(apart.relative)}",
         facts={
             "nodes_before": before,

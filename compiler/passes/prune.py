@@ -21,11 +21,10 @@ from compiler.graph.channels import Axis, Channels
 from compiler.graph.names import named
 from compiler.graph.onnx_libraries import TensorProto, numpy_helper, onnx
 from compiler.passes import integers
-from compiler.passes.job import PassJob, PassResult
+from compiler.passes.job import MODEL_FILE, PassJob, PassResult
 from compiler.passes.options import decode
 from penstock.errors import CompileError, ConfigError
 
-_FILE = "model.onnx"
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _TOLERANCE = 1e-3
 """Of the largest value of an output: a product over fewer numbers is added up in another order."""
@@ -89,11 +88,11 @@ def _by_magnitude(job: PassJob, options: Options, model: onnx.ModelProto) -> Pas
         pruned = dict(zip(arrays, _without_smallest(list(arrays.values()), options.share), strict=True))
     for name, tensor in weights.items():
         tensor.CopyFrom(numpy_helper.from_array(pruned[name], name))
-    files.write(model, job.out / _FILE)
+    files.write(model, job.out / MODEL_FILE)
     total, zeros = (sum(count(array) for array in pruned.values()) for count in (np.size, _zeros))
     after = _gzip_bytes(model)
     return PassResult(
-        model=_FILE,
+        model=MODEL_FILE,
         summary=(
             f"{zeros / total:.1%} of {total} weights are zero ({options.scope}); gzip {before / 2**20:.3g} MiB to "
             f"{after / 2**20:.3g}"
@@ -159,7 +158,7 @@ def _by_channel(job: PassJob, options: Options, model: onnx.ModelProto) -> PassR
     rewrite.merge_constants(model.graph)
     # without its channels the model must answer as it does when nothing reads them
     equivalence.same(equivalence.Session(masked), equivalence.Session(model), asked, tolerance=_TOLERANCE, what="prune")
-    files.write(model, job.out / _FILE)
+    files.write(model, job.out / MODEL_FILE)
     return _channels_result(found, gone, options, (before, parameters), model)
 
 
@@ -283,7 +282,7 @@ def _channels_result(
     layers, stay = dict(_layers(found, gone)), dict(_stay(found))
     after = (equivalence.weight_bytes(model), _parameters(model))
     return PassResult(
-        model=_FILE,
+        model=MODEL_FILE,
         summary=(
             f"{len(gone)} groups of channels taken out of {sum(kept < had for had, kept in layers.values())} layers, "
             f"{len(stay)} layers cannot lose any; {before[1]} parameters to {after[1]}"

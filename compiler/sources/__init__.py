@@ -6,9 +6,10 @@ Importing this imports no model library. Language models are only recognised her
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
+from compiler.progress import Progress
 from compiler.recipe.source_section import SourceSection
 from compiler.sources.content import fingerprint
 from compiler.sources.detection import Kind, Source, detect
@@ -16,8 +17,6 @@ from compiler.sources.exported import Exported
 from penstock.errors import CompileError
 
 __all__ = ["Exported", "Source", "SourceSection", "detect", "export", "fingerprint", "toolchain_of"]
-
-Progress = Callable[[float, str], None]
 
 _EXPORTERS: Mapping[Kind, str] = {
     "onnx": "compiler.sources.onnx_files",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from compiler.graph import files
+from compiler.progress import Progress
 from compiler.recipe.source_section import SourceSection
 from compiler.sources import equivalence
 from compiler.sources.detection import Source
@@ -41,9 +42,7 @@ _SCALES = (1.0, 10.0, 100.0, 1000.0)  # what is typical of the features is not k
 _MAX_OPSET = 21  # that every supported onnxruntime runs; operators for trees have not changed since
 
 
-def export(
-    source: Source, section: SourceSection, out: Path, *, progress: Callable[[float, str], None], seed: int
-) -> Exported:
+def export(source: Source, section: SourceSection, out: Path, *, progress: Progress, seed: int) -> Exported:
     """Export a fitted scikit-learn estimator.
 
     Raises:

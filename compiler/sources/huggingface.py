@@ -6,12 +6,13 @@ sentence's embedding and not one for each token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from compiler.progress import Progress
 from compiler.recipe.source_section import SourceSection
 from compiler.sources import companions, detection
 from compiler.sources.detection import Source
@@ -82,9 +83,7 @@ def _task(config: Mapping[str, Any], section: SourceSection) -> str:
     return section.task
 
 
-def export(
-    source: Source, section: SourceSection, out: Path, *, progress: Callable[[float, str], None], seed: int
-) -> Exported:
+def export(source: Source, section: SourceSection, out: Path, *, progress: Progress, seed: int) -> Exported:
     """Export a Hugging Face directory.
 
     Raises:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from compiler.graph import files
+from compiler.progress import Progress
 from compiler.recipe.source_section import SourceSection
 from compiler.sources import companions
 from compiler.sources.detection import Source
@@ -17,9 +17,7 @@ from penstock.errors import ConfigError
 MODEL_FILE = "model.onnx"
 
 
-def export(
-    source: Source, section: SourceSection, out: Path, *, progress: Callable[[float, str], None], seed: int
-) -> Exported:
+def export(source: Source, section: SourceSection, out: Path, *, progress: Progress, seed: int) -> Exported:
     """Write a checked copy into ``out``; a model in one file keeps its bytes, and so its digest.
 
     Raises:

@@ -14,6 +14,7 @@ from typing import Any
 
 from compiler.graph import files, rewrite
 from compiler.graph.onnx_libraries import onnx
+from compiler.progress import Progress
 from compiler.sources import equivalence
 from compiler.sources.exported import Exported
 from penstock import toolchain
@@ -37,7 +38,7 @@ class Job:
     tolerance: float
 
 
-def export(job: Job, out: Path, *, progress: Callable[[float, str], None], after: Change | None = None) -> Exported:
+def export(job: Job, out: Path, *, progress: Progress, after: Change | None = None) -> Exported:
     """Run the job and keep what it made, if it is the same model.
 
     Args:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
+from compiler.progress import Progress
 from compiler.recipe.source_section import SourceSection
 from compiler.sources import tidy
 from compiler.sources.detection import Source
@@ -15,9 +15,7 @@ from compiler.sources.exported import Exported
 RUNNER = "export_torch.py"
 
 
-def export(
-    source: Source, section: SourceSection, out: Path, *, progress: Callable[[float, str], None], seed: int
-) -> Exported:
+def export(source: Source, section: SourceSection, out: Path, *, progress: Progress, seed: int) -> Exported:
     """Export a torch module.
 
     Raises:

@@ -6,8 +6,8 @@ Nothing of a toolchain is ever imported into this process.
 
 from __future__ import annotations
 
-from penstock.toolchain.call import call
+from penstock.toolchain.call import call, usable_processors
 from penstock.toolchain.definitions import TOOLCHAINS, Toolchain
 from penstock.toolchain.locations import describe, require
 
-__all__ = ["TOOLCHAINS", "Toolchain", "call", "describe", "require"]
+__all__ = ["TOOLCHAINS", "Toolchain", "call", "describe", "require", "usable_processors"]

@@ -79,8 +79,14 @@ def environment(inherited: Mapping[str, str]) -> dict[str, str]:
     inside a container can be fewer than the machine has.
     """
     kept = child_process.scrubbed(inherited)
-    kept.setdefault("OMP_NUM_THREADS", str(_usable_processors()))
+    kept.setdefault("OMP_NUM_THREADS", str(usable_processors()))
     return {**kept, **_OFFLINE, "PYTHONHASHSEED": "0", "PYTHONUTF8": "1", protocol.WATCH_STDIN: "1"}
+
+
+def usable_processors() -> int:
+    """Return how many processors this process may use, which inside a container can be fewer than there are."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def ignore_progress(share: float, note: str) -> None:
@@ -170,11 +176,6 @@ def _message(line: bytes) -> dict[str, Any] | None:
     except msgspec.DecodeError:
         return None
     return message if isinstance(message, dict) and message.keys() & {"progress", "result", "error"} else None
-
-
-def _usable_processors() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _plain(value: object) -> object:

@@ -19,14 +19,14 @@ from compiler.graph import files, probe, rewrite, shapes
 from compiler.graph.names import named
 from compiler.graph.onnx_libraries import TensorProto, helper, numpy_helper, onnx
 from compiler.passes import integers
-from compiler.passes.job import Batches, PassJob, PassResult
+from compiler.passes.job import MODEL_FILE, Batches, PassJob, PassResult
 from compiler.passes.options import decode
 from compiler.passes.weights import blockwise, gptq
 from compiler.passes.weights.blockwise import Floats, Quantized
 from compiler.passes.weights.gptq import Hessian
+from compiler.progress import Progress
 from penstock.errors import CalibrationError, CompileError
 
-_FILE = "model.onnx"
 _DOMAIN = "com.microsoft"
 _INT8_ARITHMETIC = 4
 """``accuracy_level`` on a CPU: activations in 8 bits by blocks too. Without it 4 bits are half as fast, and 8 bits run
@@ -105,7 +105,7 @@ def run(job: PassJob) -> PassResult:
     rewrite.drop_dead(model.graph)
     del model.graph.value_info[:]
     rewrite.require_domain(model, _DOMAIN, 1)
-    files.write(model, job.out / _FILE)
+    files.write(model, job.out / MODEL_FILE)
     return _result(model, options, done, found.left, job)
 
 
@@ -224,7 +224,7 @@ def _replace(
     quantize: Quantize,
     options: Options,
     level: int,
-    progress: Callable[[float, str], None],
+    progress: Progress,
 ) -> _Done:
     graph = model.graph
     constants = rewrite.constants(graph)
@@ -286,7 +286,7 @@ def _result(model: onnx.ModelProto, options: Options, done: _Done, left: Mapping
         key, other = ("integer_nodes", "float_nodes") if level == _INT8_ARITHMETIC else ("float_nodes", "integer_nodes")
         executed = {key: {"MatMulNBits": count}, other: {}}
     return PassResult(
-        model=_FILE,
+        model=MODEL_FILE,
         summary=(
             f"{count} matrices in {options.bits} bits, {options.method}, blocks of {options.block_size}, {form}: "
             f"{done.float_bytes / 2**20:.3g} MiB to {done.packed_bytes / 2**20:.3g}"
