@@ -301,4 +301,4 @@ def test_users_settings_of_pip_are_kept_but_for_where_packages_go(monkeypatch: p
 
 def test_every_refusal_is_an_error_of_ours() -> None:
     assert issubclass(MissingToolchain, PenstockError)
-    assert MissingToolchain("").code == "missing-extra"
+    assert MissingToolchain("").code == "missing-toolchain"
