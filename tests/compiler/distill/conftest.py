@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from compiler.data.dataset import Split
 from compiler.distill.cache import AnswerCache
 from compiler.distill.student import Request
-from compiler.distill.teacher import LocalTeacher, Report
+from compiler.distill.teacher import LocalTeacher
+from compiler.progress import Progress
 from compiler.recipe.distill_section import DistillSection
 from examples.digits import data as digits_data
 from examples.digits import train as digits_train
@@ -118,7 +119,7 @@ class FakeTeacher:
     def output(self) -> TensorSpec:
         return TensorSpec(name="logits", datatype="FP32", shape=(-1, self.weight.shape[1]))
 
-    def answer(self, inputs: Mapping[str, Array], report: Report) -> Array:
+    def answer(self, inputs: Mapping[str, Array], report: Progress) -> Array:
         error = self.fail(len(self.asked))
         if error is not None:
             raise error
