@@ -107,7 +107,7 @@ class StepCache:
         """
         plain = msgspec.to_builtins(dict(key))
         identity = digest_of(canonical_json({"step": step, "key": plain}))
-        directory = self._root / "steps" / _name(identity)
+        directory = self._root / "steps" / identity.removeprefix("sha256:")[:40]
         note = ""
         self._used.add(directory)
         if self._reuse or identity in self._made:
@@ -176,10 +176,6 @@ def default_root(environment: Mapping[str, str] | None = None) -> Path:
     named = environment.get("PENSTOCK_CACHE")
     base = Path(named) if named else Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "penstock"
     return base / "compile"
-
-
-def _name(identity: str) -> str:
-    return identity.removeprefix("sha256:")[:40]
 
 
 def _read(directory: Path) -> Entry | None:

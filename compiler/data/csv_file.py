@@ -11,6 +11,7 @@ import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -137,20 +138,10 @@ class CsvFile:
         )
 
 
-def _floats(cells: Sequence[str]) -> Array:
+def _numbers(kind: type[int | float], cells: Sequence[str]) -> Array:
     if any("_" in cell for cell in cells):
         raise ValueError("Python reads 1_000 as a number; in data it is a mistake")
-    return np.array([float(cell) for cell in cells], dtype=np.float64)
-
-
-def _integers(cells: Sequence[str]) -> Array:
-    if any("_" in cell for cell in cells):
-        raise ValueError("as above")
-    return np.array([int(cell) for cell in cells], dtype=np.int64)
-
-
-def _flags(cells: Sequence[str]) -> Array:
-    return np.array([_FLAGS[cell.strip().lower()] for cell in cells], dtype=np.bool_)
+    return np.array([kind(cell) for cell in cells], dtype=np.int64 if kind is int else np.float64)
 
 
 def _filled(cells: Sequence[str]) -> Array:
@@ -160,9 +151,9 @@ def _filled(cells: Sequence[str]) -> Array:
 
 
 _PARSE: Mapping[Use, Callable[[Sequence[str]], Array]] = {
-    "float": _floats,
-    "integer": _integers,
-    "flag": _flags,
+    "float": partial(_numbers, float),
+    "integer": partial(_numbers, int),
+    "flag": lambda cells: np.array([_FLAGS[cell.strip().lower()] for cell in cells], dtype=np.bool_),
     "label": _filled,
 }
 _WORDS: Mapping[Use, str] = {"float": "a number", "integer": "a whole number", "flag": "true, false, 1 or 0"}
@@ -179,9 +170,9 @@ def _parses(cell: str, use: Use) -> bool:
 def _label(words: Array) -> Array:
     """Return the whole numbers if all cells are, else numbers, else the words themselves."""
     cells = [str(word) for word in words]
-    for parse in (_integers, _floats):
+    for kind in (int, float):
         try:
-            return parse(cells)
+            return _numbers(kind, cells)
         except (ValueError, OverflowError):
             continue
     return words

@@ -67,7 +67,8 @@ class AnswerCache:
             CompileError: answers that are not finite floats [rows, classes]. StorageError: the disk is full.
             Whatever the teacher raises; what it answered before that is kept.
         """
-        entry = self._root / _name(teacher, inputs)
+        key = digest_of(canonical_json([teacher.fingerprint, teacher.chunk_rows, inputs_digest(inputs)]))
+        entry = self._root / key.removeprefix("sha256:")[:40]
         with disk_errors(f"creating {entry}"):
             entry.mkdir(parents=True, exist_ok=True)
         chunks = _Chunks(entry, inputs, teacher)
@@ -214,11 +215,6 @@ def inputs_digest(inputs: Mapping[str, Array]) -> str:
 def _digest(index: int, data: bytes) -> bytes:
     """Return the digest of a chunk and its place: whole chunks in each other's places are damage too."""
     return hashlib.sha256(index.to_bytes(8, "little") + data).digest()
-
-
-def _name(teacher: Teacher, inputs: Mapping[str, Array]) -> str:
-    key = [teacher.fingerprint, teacher.chunk_rows, inputs_digest(inputs)]
-    return digest_of(canonical_json(key)).removeprefix("sha256:")[:40]
 
 
 def _checked(answers: Array, rows: int) -> NDArray[np.float32]:

@@ -81,7 +81,7 @@ def plan(work: Work, stages: int, *, limits: Sequence[int] = ()) -> Plan | DoesN
     Args:
         limits: memory of each device, in bytes; without any, stages may be a tenth larger than an even division's.
     """
-    crossing = _crossing(work)
+    crossing = [_bytes(work, names) for names in alive(work)]
     places = _places(work, crossing, stages)
     if len(places) < stages + 1:
         return DoesNotFit(largest_bytes=None)
@@ -118,10 +118,6 @@ def alive(work: Work) -> list[frozenset[str]]:
 
 def _bytes(work: Work, names: frozenset[str]) -> int:
     return sum(work.tensor_bytes.get(name, 0) for name in names)
-
-
-def _crossing(work: Work) -> list[int]:
-    return [_bytes(work, names) for names in alive(work)]
 
 
 def _places(work: Work, crossing: Sequence[int], stages: int) -> list[int]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from compiler.graph import rewrite
 from compiler.graph.onnx_libraries import AttributeProto, TensorProto, onnx
 from penstock.errors import CompileError
 
@@ -75,7 +76,12 @@ def check(model: onnx.ModelProto, directory: Path) -> list[tuple[TensorProto, Ex
                     f"{', '.join(sorted(RUNTIME_DOMAINS - {''}))})"
                 )
         _check_made_tensors(body)
-    external = [(tensor, external_range(tensor, directory)) for body in bodies for tensor in _external(body)]
+    external = [
+        (tensor, external_range(tensor, directory))
+        for body in bodies
+        for tensor in _tensors(body)
+        if tensor.data_location == TensorProto.EXTERNAL
+    ]
     _check_total([found for _, found in external])
     return external
 
@@ -192,7 +198,7 @@ def _check_functions(model: onnx.ModelProto) -> None:
     being_expanded: set[tuple[str, str]] = set()
 
     def expanded(body: onnx.GraphProto | onnx.FunctionProto) -> int:
-        calls = ((node.domain, node.op_type) for node in _all_nodes(body))
+        calls = ((node.domain, node.op_type) for part in _nested(body) for node in part.node)
         return sum(size(call) if call in functions else 1 for call in calls)
 
     def size(call: tuple[str, str]) -> int:
@@ -212,11 +218,6 @@ def _check_functions(model: onnx.ModelProto) -> None:
         raise CompileError(f"the graph has {total} operators with its functions expanded; at most {MAX_NODES} are read")
 
 
-def _all_nodes(body: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodeProto]:
-    for part in _nested(body):
-        yield from part.node
-
-
 def _bodies(model: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
     """Return every graph and function body, subgraphs included."""
     yield from _nested(model.graph)
@@ -234,20 +235,7 @@ def _nested(body: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.GraphPr
         if depth > MAX_SUBGRAPH_DEPTH:
             raise CompileError(f"subgraphs are nested more than {MAX_SUBGRAPH_DEPTH} deep")
         yield current
-        for node in current.node:
-            for attribute in node.attribute:
-                waiting += [(graph, depth + 1) for graph in _graphs(attribute)]
-
-
-def _graphs(attribute: AttributeProto) -> list[onnx.GraphProto]:
-    single = [attribute.g] if attribute.type == AttributeProto.GRAPH else []
-    return [*single, *attribute.graphs]
-
-
-def _external(body: onnx.GraphProto | onnx.FunctionProto) -> Iterator[TensorProto]:
-    for tensor in _tensors(body):
-        if tensor.data_location == TensorProto.EXTERNAL:
-            yield tensor
+        waiting += [(graph, depth + 1) for node in current.node for graph in rewrite.subgraphs(node)]
 
 
 def _tensors(body: onnx.GraphProto | onnx.FunctionProto) -> Iterator[TensorProto]:

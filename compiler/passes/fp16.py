@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -296,10 +296,12 @@ def _check_finite(
     """Name the operators at which values that were finite stop to be so."""
     for feeds in asked:
         expected, found = reference.run(feeds), session.run(feeds)
-        for name, value in _float_arrays(expected):
+        for name, value in expected.items():
             have = found.get(name)
             if (
-                isinstance(have, np.ndarray)
+                isinstance(value, np.ndarray)
+                and value.dtype.kind == "f"
+                and isinstance(have, np.ndarray)
                 and have.shape == value.shape
                 and np.any(np.isfinite(value) & ~np.isfinite(have))
             ):
@@ -308,12 +310,6 @@ def _check_finite(
                     f"fp16: output {name!r} overflows half precision, beginning at {where}; list its kind of operator "
                     "in float32_operators, or leave fp16 out"
                 )
-
-
-def _float_arrays(outputs: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
-    for name, value in outputs.items():
-        if isinstance(value, np.ndarray) and value.dtype.kind == "f":
-            yield name, value
 
 
 def _first_infinite(rounded: onnx.ModelProto, types: Mapping[str, int], feeds: Feeds) -> str:

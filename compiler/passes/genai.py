@@ -18,6 +18,7 @@ import msgspec
 
 from compiler.generation import gguf
 from compiler.passes.job import PassJob, PassResult
+from compiler.passes.options import decode
 from compiler.recipe.targets import Target
 from penstock import toolchain
 from penstock.artifact.blobs import disk_errors
@@ -66,7 +67,8 @@ def run(job: PassJob) -> PassResult:
         CompileError: an architecture, quantization or directory that cannot be converted, or nothing was quantized.
         MissingToolchain: the toolchain is not installed.
     """
-    options = _options(job)
+    options = decode(job.options, Options, name="genai")
+    _check(job, options)
     check_source(job.source)
     with tempfile.TemporaryDirectory(prefix="penstock-genai-", dir=job.work) as work:
         facts = toolchain.call(
@@ -133,18 +135,13 @@ def size_bytes(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
 
 
-def _options(job: PassJob) -> Options:
-    try:
-        options = msgspec.convert(dict(job.options), Options)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"genai: {error}") from error
+def _check(job: PassJob, options: Options) -> None:
     if job.target.engine != "genai":
         raise ConfigError(f"genai: target {job.target.name} runs no language models; use genai-cpu or genai-cuda")
     if options.precision == "fp16" and job.target.provider == "cpu":
         raise ConfigError('genai: precision fp16 is for genai-cuda; on a CPU use "int4", "int8" or "fp32"')
     if job.keep_float and options.precision not in _INTEGERS:
         raise ConfigError(f"genai: nothing to keep in float, the whole model is {options.precision}")
-    return options
 
 
 def _builder_options(options: Options, target: Target) -> dict[str, str]:

@@ -73,9 +73,10 @@ def run(job: PassJob) -> PassResult:
     apart = equivalence.same(reference, equivalence.Session(model), asked, tolerance=_TOLERANCE, what="optimize")
     files.write(model, job.out / MODEL_FILE)
     after = len(model.graph.node)
+    close = f"within {apart.relative:.1g} of the model's own" if apart.relative else "the same"
     return PassResult(
         model=MODEL_FILE,
-        summary=f"{before} operators to {after}, answers {_closeness(apart.relative)}",
+        summary=f"{before} operators to {after}, answers {close}",
         facts={
             "nodes_before": before,
             "nodes_after": after,
@@ -84,10 +85,6 @@ def run(job: PassJob) -> PassResult:
             "largest_difference": float(f"{apart.relative:.1e}"),
         },
     )
-
-
-def _closeness(relative: float) -> str:
-    return f"within {relative:.1g} of the model's own" if relative else "the same"
 
 
 def _prepared(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -260,26 +259,16 @@ def _parameters(model: onnx.ModelProto) -> int:
     )
 
 
-def _layers(found: Channels, gone: frozenset[int]) -> Iterable[tuple[str, list[int]]]:
-    for axis in found.axes:
-        if axis.role == "makes":
-            yield axis.node, [len(axis.labels), int(_kept(found, axis, gone).sum())]
-
-
-def _stay(found: Channels) -> Mapping[str, str]:
-    """Return the layers none of whose channels can go, with the reason."""
-    reasons = {}
-    for axis in found.axes:
-        roots = found.roots(axis.labels).tolist()
-        if axis.role == "makes" and all(root in found.frozen for root in roots):
-            reasons[axis.node] = found.frozen[roots[0]]
-    return reasons
-
-
 def _channels_result(
     found: channels.Channels, gone: frozenset[int], options: Options, before: tuple[int, int], model: onnx.ModelProto
 ) -> PassResult:
-    layers, stay = dict(_layers(found, gone)), dict(_stay(found))
+    made = [axis for axis in found.axes if axis.role == "makes"]
+    layers = {axis.node: [len(axis.labels), int(_kept(found, axis, gone).sum())] for axis in made}
+    stay = {}
+    for axis in made:
+        roots = found.roots(axis.labels).tolist()
+        if all(root in found.frozen for root in roots):
+            stay[axis.node] = found.frozen[roots[0]]  # why none of its channels can go
     after = (equivalence.weight_bytes(model), _parameters(model))
     return PassResult(
         model=MODEL_FILE,

@@ -34,7 +34,7 @@ def job(source: Path, out: Path, *, target: str = GENAI_CPU, **options: Any) -> 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precison": "int4"}, "unknown field `precison`"),
+        ({"precison": "int4"}, "unknown option 'precison'; did you mean 'precision'"),
         ({"precision": "int3"}, "int3"),
         ({"block_size": 48}, "48"),
         ({"timeout_s": 0}, "timeout_s"),
