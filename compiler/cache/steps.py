@@ -7,11 +7,12 @@ and made again. What a step depends on is the caller's to say, completely, in it
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,13 +160,25 @@ class StepCache:
         for left in self._root.glob("making-*"):
             if now - _used_at(left) > 24 * 3600:
                 shutil.rmtree(left, ignore_errors=True)
-        entries = sorted((_used_at(path / ENTRY_FILE), path) for path in (self._root / "steps").iterdir())
-        total = sum(_size_bytes(path) for _, path in entries)
-        for used_at, path in entries:
-            if total <= self._max_bytes or now - used_at < _RECENT_S:
-                return
-            if path in self._used:
-                continue
+        entries = [(_used_at(path / ENTRY_FILE), path) for path in (self._root / "steps").iterdir()]
+        evict(entries, self._max_bytes, kept=self._used, used_before=now - _RECENT_S)
+
+
+def evict(
+    entries: list[tuple[float, Path]], max_bytes: int, *, kept: Collection[Path], used_before: float = math.inf
+) -> None:
+    """Remove the least recently used directories until the others have at most ``max_bytes``.
+
+    Args:
+        entries: each with the time at which it was used last.
+        kept: those that stay, however old.
+        used_before: what was used since then stays, too.
+    """
+    total = sum(_size_bytes(path) for _, path in entries)
+    for used_at, path in sorted(entries):
+        if total <= max_bytes or used_at > used_before:
+            return
+        if path not in kept:
             total -= _size_bytes(path)
             shutil.rmtree(path, ignore_errors=True)
 

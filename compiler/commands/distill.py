@@ -16,8 +16,7 @@ from penstock.cli.output import is_interactive, print_fields, print_json, print_
 from penstock.errors import ConfigError
 
 if TYPE_CHECKING:
-    from compiler.distill.prepare import Prepared
-    from compiler.distill.student import Student
+    from compiler.distill.student import Request, Student
 
 _FORMATS = ("table", "json")
 _MAX_UNFINISHED = 16  # interrupted runs whose checkpoints are kept
@@ -95,8 +94,8 @@ def command(recipe: Path | None, outputs: tuple[str, ...], **flags: Any) -> None
     work = _work(recipe, out, flags)
     bar = _Bar()
     try:
-        with _prepared(recipe, flags, work, bar) as prepared:
-            student = _made(prepared, work, out, bar)
+        with _request(recipe, flags, out, work, bar) as request:
+            student = _made(request, out)
     except KeyboardInterrupt:
         bar.close()
         progress("interrupted: run the same command again to go on from the last checkpoint")
@@ -151,14 +150,14 @@ def _work(recipe: Path | None, out: Path, flags: dict[str, Any]) -> Path:
 
 
 @contextmanager
-def _prepared(recipe: Path | None, flags: dict[str, Any], work: Path, bar: _Bar) -> Iterator[Prepared]:
+def _request(recipe: Path | None, flags: dict[str, Any], out: Path, work: Path, bar: _Bar) -> Iterator[Request]:
     from compiler.distill import prepare
     from compiler.recipe.distill_section import DistillSection, settled
 
     own = {name: value for name, value in flags.items() if name in DistillSection.__struct_fields__}
     if recipe is not None:
-        with prepare.from_recipe(recipe, own, work=work, token=flags["token"], progress=bar.update) as prepared:
-            yield prepared
+        with prepare.from_recipe(recipe, own, out=out, work=work, token=flags["token"], progress=bar.update) as request:
+            yield request
         return
     plain = prepare.Plain(
         teacher=flags["teacher"],
@@ -168,31 +167,15 @@ def _prepared(recipe: Path | None, flags: dict[str, Any], work: Path, bar: _Bar)
         output_kind=flags["output_kind"] or "logits",
         section=settled(None, flags=own),
     )
-    with prepare.from_flags(plain, work=work, token=flags["token"]) as prepared:
-        yield prepared
+    with prepare.from_flags(plain, out=out, work=work, token=flags["token"], progress=bar.update) as request:
+        yield request
 
 
-def _made(prepared: Prepared, work: Path, out: Path, bar: _Bar) -> Student:
-    from compiler.distill.cache import AnswerCache
-    from compiler.distill.prepare import answers_root
-    from compiler.distill.student import Request, make_student, write_metrics
+def _made(request: Request, out: Path) -> Student:
+    from compiler.distill.student import make_student, write_metrics
 
     if out.is_dir():
         raise ConfigError(f"-o {out}: a directory is there; name a file")
-    request = Request(
-        section=prepared.section,
-        base=prepared.base,
-        teacher=prepared.teacher,
-        teacher_name=prepared.teacher_name,
-        teacher_model=prepared.teacher_model,
-        output_kind=prepared.output_kind,
-        train=prepared.train,
-        held_out=prepared.held_out,
-        cache=AnswerCache(answers_root()),
-        work=work,
-        out=out,
-        progress=bar.update,
-    )
     student = make_student(request)
     write_metrics(student, out.with_suffix(".json"))
     return student

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from compiler.cache.steps import evict
 from compiler.distill.teacher import Teacher
 from compiler.progress import Progress, unwatched
 from penstock.artifact.blobs import digest_of, disk_errors, write_atomically
@@ -75,7 +75,7 @@ class AnswerCache:
         self._check_same(teacher, chunks)
         self._ask(chunks, report)
         os.utime(entry)
-        self._evict(keep=entry)
+        evict([(path.stat().st_mtime, path) for path in self._root.iterdir()], self._max_bytes, kept={entry})
         return chunks.assemble(out)
 
     def _check_same(self, teacher: Teacher, chunks: _Chunks) -> None:
@@ -109,19 +109,6 @@ class AnswerCache:
                 chunks.put(index, within)
             except (Unavailable, DeadlineExceeded) as error:
                 raise _went_away(error, start, chunks.rows) from error
-
-    def _evict(self, *, keep: Path) -> None:
-        entries = sorted(
-            (path for path in self._root.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime
-        )
-        sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in entries}
-        total = sum(sizes.values())
-        for path in entries:
-            if total <= self._max_bytes:
-                return
-            if path != keep:
-                total -= sizes[path]
-                shutil.rmtree(path, ignore_errors=True)
 
 
 class _Chunks:

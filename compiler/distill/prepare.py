@@ -19,6 +19,8 @@ from compiler import sources
 from compiler.cache.steps import default_root
 from compiler.data import loading, npz, untrusted
 from compiler.data.dataset import Dataset, Split
+from compiler.distill.cache import AnswerCache
+from compiler.distill.student import Request
 from compiler.distill.teacher import CoreTeacher, LocalTeacher, Teacher, ToolchainTeacher
 from compiler.distill.toolchain_models import Directory, ToolchainModel
 from compiler.progress import Progress
@@ -38,20 +40,6 @@ from penstock.wire.tensors import Array, TensorSpec
 
 HELD_OUT = ("tune", "certify", "test")
 TRAINING = ("train", "fit")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """What :class:`compiler.distill.student.Request` needs, opened."""
-
-    section: DistillSection
-    base: Path
-    teacher: Teacher
-    teacher_name: str
-    teacher_model: ToolchainModel | None
-    output_kind: Kind
-    train: Split
-    held_out: tuple[Split, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,8 +63,8 @@ class Plain:
 
 @contextmanager
 def from_recipe(
-    file: Path, flags: Mapping[str, Any], *, work: Path, token: str, progress: Progress
-) -> Iterator[Prepared]:
+    file: Path, flags: Mapping[str, Any], *, out: Path, work: Path, token: str, progress: Progress
+) -> Iterator[Request]:
     """Read what a recipe's tables [distill], [cloud], [data] and [model] say, changed by flags.
 
     Raises:
@@ -93,7 +81,7 @@ def from_recipe(
     with opened(recipe, section, work=work, token=token, progress=progress) as teacher:
         classes = teacher.output.shape[1]
         found = with_split(recipe, section.split, teacher.inputs, classes=None if classes == -1 else classes)
-        yield Prepared(
+        yield Request(
             section=section,
             base=file.parent,
             teacher=teacher,
@@ -102,6 +90,10 @@ def from_recipe(
             output_kind=recipe.model.output_kind,
             train=found.ranges,
             held_out=(found.tune, found.certify, found.test),
+            cache=AnswerCache(answers_root()),
+            work=work,
+            out=out,
+            progress=progress,
         )
 
 
@@ -120,7 +112,7 @@ def opened(recipe: Recipe, section: DistillSection, *, work: Path, token: str, p
 
 
 @contextmanager
-def from_flags(plain: Plain, *, work: Path, token: str) -> Iterator[Prepared]:
+def from_flags(plain: Plain, *, out: Path, work: Path, token: str, progress: Progress) -> Iterator[Request]:
     """Prepare from a teacher, a student and one npz file; paths are relative to the current directory.
 
     Raises:
@@ -138,7 +130,7 @@ def from_flags(plain: Plain, *, work: Path, token: str) -> Iterator[Prepared]:
         else:
             teacher = _local(sources.detect(plain.teacher, base), plain.output)
         train = _checked(found, teacher, plain.data.name)
-        yield Prepared(
+        yield Request(
             section=plain.section,
             base=base,
             teacher=teacher,
@@ -146,7 +138,11 @@ def from_flags(plain: Plain, *, work: Path, token: str) -> Iterator[Prepared]:
             teacher_model=model,
             output_kind=plain.output_kind,
             train=train,
-            held_out=tuple(found.held_out),
+            held_out=found.held_out,
+            cache=AnswerCache(answers_root()),
+            work=work,
+            out=out,
+            progress=progress,
         )
 
 

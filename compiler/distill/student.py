@@ -7,8 +7,6 @@ ends with the same bytes.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,9 +123,7 @@ def make_student(request: Request) -> Student:
     metrics = _judge(request, chosen, answered, job, found, toolchain.describe(where))
     with disk_errors(f"writing {request.out}"):
         request.out.parent.mkdir(parents=True, exist_ok=True)
-        making = request.out.with_name(f".{request.out.name}.making")
-        shutil.copyfile(request.work / "student.onnx", making)
-        os.replace(making, request.out)
+        write_atomically(request.out, (request.work / "student.onnx").read_bytes())
     request.progress(1.0, figures.summary(metrics))
     return Student(path=request.out, metrics=metrics)
 

@@ -20,7 +20,12 @@ Kind = Literal["onnx", "huggingface", "torch", "program", "sklearn", "llm"]
 MAX_CONFIG_BYTES = 16 * 1024**2  # label names of thousands of classes fit
 CONFIG_FILE, POOLING_LIST = "config.json", "modules.json"
 _WEIGHTS = ("*.safetensors", "*.bin")
-_PICKLES = (".joblib", ".pkl", ".pickle")
+_FILES: Mapping[str, tuple[Kind, str]] = {
+    ".onnx": ("onnx", "an ONNX file"),
+    ".pt2": ("program", "an ExportedProgram of torch"),
+    ".gguf": ("llm", "a language model (GGUF)"),
+    **dict.fromkeys((".joblib", ".pkl", ".pickle"), ("sklearn", "a pickled scikit-learn estimator")),
+}
 
 _ELSEWHERE: Mapping[str, str] = {
     ".pt": "weights without the model; write a factory that makes the module and loads them: 'file.py:factory'",
@@ -132,19 +137,13 @@ def _hugging_face(path: Path, base: Path, section: SourceSection) -> Source:
 
 
 def _file(path: Path, base: Path, section: SourceSection) -> Source:
-    suffix = path.suffix.lower()
-    if suffix == ".onnx" or section.framework == "onnx":
-        return Source(kind="onnx", location=path, base=base, what="an ONNX file")
-    if suffix == ".pt2":
-        return Source(kind="program", location=path, base=base, what="an ExportedProgram of torch")
-    if suffix in _PICKLES:
-        return Source(kind="sklearn", location=path, base=base, what="a pickled scikit-learn estimator")
-    if suffix == ".gguf":
-        return Source(kind="llm", location=path, base=base, what="a language model (GGUF)")
-    advice = _ELSEWHERE.get(
-        suffix, "expected .onnx, .pt2, .joblib, .gguf, a Hugging Face directory, or 'file.py:factory'"
-    )
-    raise ConfigError(f"model: {path.name} is {advice}" if suffix in _ELSEWHERE else f"model: {path.name}: {advice}")
+    suffix = ".onnx" if section.framework == "onnx" else path.suffix.lower()
+    if suffix in _FILES:
+        kind, what = _FILES[suffix]
+        return Source(kind=kind, location=path, base=base, what=what)
+    known = "expected .onnx, .pt2, .joblib, .gguf, a Hugging Face directory, or 'file.py:factory'"
+    advice = f" is {_ELSEWHERE[suffix]}" if suffix in _ELSEWHERE else f": {known}"
+    raise ConfigError(f"model: {path.name}{advice}")
 
 
 def _factory(model: str, base: Path, section: SourceSection) -> Source:

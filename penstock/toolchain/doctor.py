@@ -25,6 +25,9 @@ _PROBE_TIMEOUT_S = 240.0  # the first import of transformers and torch from a co
 _MAX_PROBE_BYTES = 1024 * 1024
 
 
+Verdict = Literal["works", "broken", "absent", "impossible"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
     """What was found out about one toolchain.
@@ -39,7 +42,7 @@ class Diagnosis:
     """
 
     name: str
-    verdict: Literal["works", "broken", "absent", "impossible"]
+    verdict: Verdict
     state: str
     python: str
     findings: tuple[str, ...] = ()
@@ -85,19 +88,19 @@ def diagnose(name: str, *, timeout_s: float = _PROBE_TIMEOUT_S) -> Diagnosis:
 
 def _not_usable(toolchain: Toolchain, found: locations.Found) -> Diagnosis:
     advice = f"penstock toolchain install {toolchain.name}"
+    locked = lock.lock_of(toolchain)
+    size = locations.size_words(locked.download_bytes)
+    verdict: Verdict = "absent"
+    problem = f"not installed: {advice}" + (f" (downloads {size})" if size else "")
     if found.state == "outdated":
         words = "was installed for another version of Penstock" if found.stamp else "is incomplete"
-        problem = f"{found.directory} {words}: {advice}"
-        return Diagnosis(name=toolchain.name, verdict="broken", state=found.state, python="", problems=(problem,))
-    try:
-        refuse_if_impossible(toolchain, lock.lock_of(toolchain))
-    except PenstockError as error:
-        return Diagnosis(
-            name=toolchain.name, verdict="impossible", state=found.state, python="", problems=(error.message,)
-        )
-    size = locations.size_words(lock.lock_of(toolchain).download_bytes)
-    problem = f"not installed: {advice}" + (f" (downloads {size})" if size else "")
-    return Diagnosis(name=toolchain.name, verdict="absent", state=found.state, python="", problems=(problem,))
+        verdict, problem = "broken", f"{found.directory} {words}: {advice}"
+    else:
+        try:
+            refuse_if_impossible(toolchain, locked)
+        except PenstockError as error:
+            verdict, problem = "impossible", error.message
+    return Diagnosis(name=toolchain.name, verdict=verdict, state=found.state, python="", problems=(problem,))
 
 
 def _pair_problems(toolchain: Toolchain, timeout_s: float) -> list[str]:

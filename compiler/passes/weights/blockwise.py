@@ -47,11 +47,6 @@ class Quantized:
     whole: NDArray[np.uint8]
     rows: int
 
-    @property
-    def block(self) -> int:
-        """Values that share a scale."""
-        return int(self.whole.shape[2])
-
     def dequantized(self) -> Floats:
         """Return the weight as it will be multiplied with, FP32 [rows, N]."""
         return unblocked(self.grid.values(self.whole.astype(np.float32)), self.rows)

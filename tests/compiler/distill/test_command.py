@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from click.testing import CliRunner
 
 from compiler.commands.distill import command
 from compiler.distill import prepare
+from compiler.distill.student import Request
+from compiler.progress import unwatched
 from penstock.errors import ConfigError, InvalidInput, PenstockError, Unavailable
 from penstock.runtime import EngineOptions, load_engine
 from tests.compiler.distill.conftest import NETS, Digits
@@ -83,19 +86,21 @@ def test_a_recipe_says_everything(workspace: Path, torch: str, digits: Digits) -
     assert not any((workspace / "cache" / "compile" / "distill" / "unfinished").iterdir()), "no checkpoint stays behind"
 
 
+def asked(flags: dict[str, Any], workspace: Path) -> AbstractContextManager[Request]:
+    out = workspace / "student.onnx"
+    return prepare.from_recipe(Path("recipe.toml"), flags, out=out, work=workspace, token="", progress=unwatched)
+
+
 def test_without_a_split_of_its_own_training_takes_the_part_of_ranges(workspace: Path) -> None:
     (workspace / "recipe.toml").write_text(RECIPE.replace('split = "train"\n', ""))
-    prepared = prepare.from_recipe(Path("recipe.toml"), {}, work=workspace, token="", progress=lambda share, note: None)
-    with prepared as found:
+    with asked({}, workspace) as found:
         assert (found.train.name, found.train.rows) == ("ranges", 100), "the other half of fit is for choices"
         assert [split.rows for split in found.held_out] == [100, 450, 447]
         assert found.section.student == "nets.py:make"
 
 
 def test_a_split_of_its_own_leaves_the_others_as_they_are(workspace: Path) -> None:
-    nothing: dict[str, Any] = {"split": "train"}
-    prepared = prepare.from_recipe(Path("recipe.toml"), nothing, work=workspace, token="", progress=lambda s, n: None)
-    with prepared as found:
+    with asked({"split": "train"}, workspace) as found:
         assert (found.train.name, found.train.rows) == ("train", 700)
         assert [split.rows for split in found.held_out] == [200, 450, 447], "fit chooses as a whole now"
 

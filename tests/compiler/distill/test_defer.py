@@ -82,7 +82,7 @@ class Bench:
         return {
             "key": name,
             "base": at,
-            "student": {"kind": "factory", "named": net, "function": net, "module": "", "file": at / "nets.py"},
+            "student": {"kind": "factory", "named": net, "factory": net, "module": "", "file": at / "nets.py"},
             "teacher_model": None,
             "inputs": [{"name": "x", "file": at / "x.npy", "free": [0]}],
             **{array: at / f"{array}.npy" for array in ("labels", "train", "validation", "teacher")},
