@@ -8,7 +8,6 @@ wrong in it is shown with its own file and line, not as a traceback.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import sys
 import time
@@ -24,6 +23,7 @@ import numpy as np
 
 from compiler.data import text, untrusted
 from compiler.data.parts import ALL, GROUPS, LABELS, Part, Progress, Request, bad_source
+from compiler.python_code import importable, module_in
 from compiler.recipe.data_section import DataSection
 from penstock.errors import InvalidInput, PenstockError
 from penstock.process.config import nearest
@@ -187,7 +187,12 @@ def _array(value: Any, field: str) -> Array:
 def _function(source: str, base: Path) -> Callable[..., Any]:
     where, _, name = source.rpartition(":")
     with _users_code(source):
-        module = _from_file(base / where) if where.endswith(".py") else _from_name(where, base)
+        if not where.endswith(".py"):
+            module = _from_name(where, base)
+        elif (base / where).is_file():
+            module = module_in(base / where)
+        else:
+            raise bad_source(f"data.source: {base / where}: no such file")
     function = getattr(module, name, None)
     if not callable(function):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
@@ -195,23 +200,8 @@ def _function(source: str, base: Path) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
-def _from_file(path: Path) -> ModuleType:
-    """Import the module in a file; its folder can be imported from while it loads, as when it is run as a program."""
-    if not path.is_file():
-        raise bad_source(f"data.source: {path}: no such file")
-    name = f"_penstock_data_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with _importable(path.parent):
-        sys.modules[name] = module  # dataclasses and pickle look their module up
-        spec.loader.exec_module(module)
-    return module
-
-
 def _from_name(name: str, base: Path) -> ModuleType:
-    with _importable(base):
+    with importable(base):
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
@@ -220,17 +210,6 @@ def _from_name(name: str, base: Path) -> ModuleType:
                     f"data.source: no module {name!r} beside the recipe or installed; a file: 'path/file.py:function'"
                 ) from None
             raise
-
-
-@contextmanager
-def _importable(directory: Path) -> Iterator[None]:
-    entry = str(directory.resolve())
-    sys.path.insert(0, entry)
-    try:
-        yield
-    finally:
-        if entry in sys.path:
-            sys.path.remove(entry)
 
 
 @contextmanager
@@ -265,4 +244,4 @@ def _told(error: BaseException) -> str:
     return f"{type(error).__name__}: {words}"[:_SHOWN].rstrip(": ")
 
 
-_HERE = Path(__file__).resolve().parent
+_HERE = Path(__file__).resolve().parents[1]

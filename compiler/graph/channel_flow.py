@@ -146,10 +146,17 @@ class _Finder:
             if name:
                 self._tracked[name] = _Tracked(axis=axis, labels=labels)
 
-    def _made(self, node: onnx.NodeProto, weight_axis: int, bias: tuple[str, int] | None, axis: int) -> None:
-        """Make new channels for the outputs of a layer."""
-        labels = self._found.new(self._constant(node.input[1])[weight_axis])
-        self._put(node.input[1], weight_axis, labels, "makes", node)
+    def _layer(self, node: onnx.NodeProto, *, axis: int, reads: int, bias: tuple[str, int] | None = None) -> None:
+        """Follow the channels along ``axis`` into a layer, and make new channels for its outputs.
+
+        Args:
+            reads: the axis of the weight, 0 or 1, that is summed over; the other one makes the new channels.
+        """
+        tracked, weight = self._fed(node, axis), node.input[1]
+        labels = self._found.new(self._constant(weight)[1 - reads])
+        if tracked is not None:
+            self._put(weight, reads, tracked.labels, "reads", node)
+        self._put(weight, 1 - reads, labels, "makes", node)
         if bias is not None:
             self._put(bias[0], bias[1], labels, "follows", node)
         if node.name in self._fixed:
@@ -163,9 +170,7 @@ class _Finder:
         shape, group = self._constant(node.input[1]), _integer(node, "group", 1)
         bias = self._bias(node)
         if group == 1:
-            if tracked is not None:
-                self._put(node.input[1], 1, tracked.labels, "reads", node)
-            self._made(node, 0, bias, 1)
+            self._layer(node, axis=1, reads=1, bias=bias)
         elif shape[:2] == (group, 1) and tracked is not None:  # depthwise: each channel by itself
             self._put(node.input[1], 0, tracked.labels, "follows", node)
             if bias is not None:
@@ -176,14 +181,9 @@ class _Finder:
             raise _CannotFollowError
 
     def _conv_transpose(self, node: onnx.NodeProto) -> None:
-        tracked = self._fed(node, 1)
-        self._constant(node.input[1])
         if rewrite.attribute(node, "group", 1) != 1:
             raise _CannotFollowError
-        bias = self._bias(node)
-        if tracked is not None:
-            self._put(node.input[1], 0, tracked.labels, "reads", node)
-        self._made(node, 1, bias, 1)
+        self._layer(node, axis=1, reads=0, bias=self._bias(node))
 
     def _bias(self, node: onnx.NodeProto) -> tuple[str, int] | None:
         if len(node.input) < 3 or not node.input[2]:
@@ -192,8 +192,6 @@ class _Finder:
         return node.input[2], 0
 
     def _gemm(self, node: onnx.NodeProto) -> None:
-        tracked = self._fed(node, 1)
-        self._constant(node.input[1])
         if rewrite.attribute(node, "transA", 0):
             raise _CannotFollowError
         turned = bool(rewrite.attribute(node, "transB", 0))
@@ -202,18 +200,13 @@ class _Finder:
             shape = self._constant(node.input[2])
             if shape and shape[-1] != 1:
                 bias = (node.input[2], len(shape) - 1)
-        if tracked is not None:
-            self._put(node.input[1], int(turned), tracked.labels, "reads", node)
-        self._made(node, int(not turned), bias, 1)
+        self._layer(node, axis=1, reads=int(turned), bias=bias)
 
     def _matmul(self, node: onnx.NodeProto) -> None:
         rank = len(self._shape(node.input[0]))
         if len(self._constant(node.input[1])) != 2 or node.input[0] in self._constants or rank < 2:
             raise _CannotFollowError
-        tracked = self._fed(node, rank - 1)
-        if tracked is not None:
-            self._put(node.input[1], 0, tracked.labels, "reads", node)
-        self._made(node, 1, None, rank - 1)
+        self._layer(node, axis=rank - 1, reads=0)
 
     # --- what keeps channels apart
 

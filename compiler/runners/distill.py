@@ -61,9 +61,7 @@ def distill(job: dict[str, Any]) -> dict[str, Any]:
     return {
         "parameters": size,
         "threads": threads,
-        "curve": training.curve,
-        "best_epoch": training.best_epoch,
-        "stop": training.stop,
+        **training.account(),
         "notes": [text for text in (*notes, note, training.note) if text],
     }
 

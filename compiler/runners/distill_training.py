@@ -93,23 +93,16 @@ class Training:
         self._said_at = 0.0
 
     @property
-    def curve(self) -> list[dict[str, Any]]:
-        return self._state["curve"]
-
-    @property
-    def best_epoch(self) -> int:
-        """Return the epoch with the best weights, counted over all phases from 1."""
-        return self._state["best_epoch"]
-
-    @property
     def note(self) -> str:
         """Say what a person should know of the phases, or ""."""
         return self._state["note"]
 
-    @property
-    def stop(self) -> str:
-        """Say why the last phase ended."""
-        return self._state["stops"][-1]
+    def account(self) -> dict[str, Any]:
+        """Return the curve, the epoch with the best weights, counted over all phases from 1, and why the last one
+        ended.
+        """
+        state = self._state
+        return {"curve": state["curve"], "best_epoch": state["best_epoch"], "stop": state["stops"][-1]}
 
     def resume(self) -> str:
         """Take up the state on disk, if there is one of this very training; a note for people, or ""."""
@@ -281,9 +274,9 @@ class Training:
 
     def _words(self, phase: Phase) -> str:
         words = f"{phase.name}: epoch {self._state['epoch'] + 1} of {phase.epochs}"
-        if not self.curve:
+        if not self._state["curve"]:
             return words
-        last = self.curve[-1]
+        last = self._state["curve"][-1]
         return f"{words}, validation loss {last['validation_loss']:.4g}, {last['correct']:.1%} right"
 
     def _save(self) -> None:

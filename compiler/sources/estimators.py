@@ -8,18 +8,15 @@ the order of ``classes_``; the label that skl2onnx adds is their largest, and is
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from compiler.graph import files
 from compiler.progress import Progress
+from compiler.python_code import importable, module_in
 from compiler.recipe.source_section import SourceSection
 from compiler.sources import equivalence
 from compiler.sources.detection import Source
@@ -103,9 +100,9 @@ def _load(source: Source, section: SourceSection) -> tuple[Any, Any]:
 
 def _call(source: Source) -> Any:
     named = f"{source.module or source.location.name}:{source.factory}"
-    with _importable(source.base, source.location.parent):
+    with importable(source.base, source.location.parent):
         try:
-            module = importlib.import_module(source.module) if source.module else _module_of(source.location)
+            module = importlib.import_module(source.module) if source.module else module_in(source.location)
             return getattr(module, source.factory)()
         except AttributeError as error:
             if not hasattr(module, source.factory):
@@ -115,25 +112,6 @@ def _call(source: Source) -> Any:
             raise CompileError(f"model: {named}: {error}") from error
         except Exception as error:  # the recipe author's code may raise anything
             raise CompileError(f"model: {named} fails: {type(error).__name__}: {str(error)[:300]}") from error
-
-
-@contextmanager
-def _importable(*directories: Path) -> Iterator[None]:
-    before = list(sys.path)
-    sys.path[:0] = [str(directory.absolute()) for directory in directories]
-    try:
-        yield
-    finally:
-        sys.path[:] = before
-
-
-def _module_of(file: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"penstock_factory_{file.stem}", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _features(estimator: Any, source: Source) -> int:
