@@ -28,7 +28,7 @@ from edge_agent.reporting.fleet_link import FleetLink
 from edge_agent.reporting.heartbeat import Device, Heartbeats, Local
 from edge_agent.reporting.outbox import Outbox
 from edge_agent.serving.counts import Outcomes
-from edge_agent.serving.dataplane import Pipeline
+from edge_agent.serving.dataplane import DataPlane
 from edge_agent.serving.escalation import Escalator
 from edge_agent.serving.hosting import Hosting
 from edge_agent.settings import AgentSettings
@@ -86,7 +86,7 @@ class Agent:
                 "updater": self.updater.run(),
                 "heartbeats": self.heartbeats.run(),
                 "delivery": self.delivery.run(),
-                "auditor": self.pipeline.auditor.run(),
+                "auditor": self.dataplane.auditor.run(),
             },
             stop,
         )
@@ -133,14 +133,14 @@ class Agent:
         stack.callback(self.updater.stop)
         stack.push_async_callback(hosting.close)
         self.heartbeats = self._heartbeats(link)
-        self.pipeline = Pipeline(hosting, escalator, settings.cascade, settings.limits)
+        self.dataplane = DataPlane(hosting, escalator, settings.cascade, settings.limits)
         self._parts = Parts(
             settings=settings,
             device=self.device,
             updater=self.updater,
             heartbeats=self.heartbeats,
             delivery=self.delivery,
-            pipeline=self.pipeline,
+            dataplane=self.dataplane,
         )
         await self._listen(stack)
 
@@ -191,7 +191,7 @@ class Agent:
 
     async def _listen(self, stack: contextlib.AsyncExitStack) -> None:
         limits = self.settings.limits
-        self.http = http_server(self.pipeline, self.status, body_s=limits.default_timeout_s)
+        self.http = http_server(self.dataplane, self.status, body_s=limits.default_timeout_s)
         stack.push_async_callback(self._stop_serving)
         await self.http.listen_unix(Path(self.settings.socket))
         if self.settings.tcp:
@@ -202,8 +202,8 @@ class Agent:
 
     async def _stop_serving(self) -> None:
         """Refuse new requests at once, let admitted ones finish within ``drain_s``, then close every connection."""
-        self.pipeline.in_flight.begin_drain()
-        await self.pipeline.in_flight.drained(self.settings.limits.drain_s)
+        self.dataplane.in_flight.begin_drain()
+        await self.dataplane.in_flight.drained(self.settings.limits.drain_s)
         await self.http.stop(_CUT_S)
 
     def _announce(self) -> None:

@@ -14,7 +14,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from edge_agent.policy.cascade import CascadeMode
-from edge_agent.serving.dataplane import Pipeline
+from edge_agent.serving.dataplane import DataPlane
 from penstock.rest.status import STATUS
 from penstock.wire.outcomes import COUNTERS, MEANINGS, OUTCOMES
 
@@ -24,8 +24,8 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 class Metrics(Collector):
     """Reads the data path's numbers."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._pipeline = pipeline
+    def __init__(self, dataplane: DataPlane) -> None:
+        self._dataplane = dataplane
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -40,7 +40,7 @@ class Metrics(Collector):
         yield from self._cloud()
 
     def _requests(self) -> Iterator[Metric]:
-        duration_s = self._pipeline.in_flight.duration_s
+        duration_s = self._dataplane.in_flight.duration_s
         yield HistogramMetricFamily(
             "penstock_agent_request_duration_seconds",
             "Inference requests by duration, refused ones included.",
@@ -51,15 +51,15 @@ class Metrics(Collector):
             "penstock_agent_responses", "Answers to inference requests by HTTP status.", labels=["status"]
         )
         by_status: Counter[int] = Counter()
-        for code, count in self._pipeline.in_flight.answers.items():
+        for code, count in self._dataplane.in_flight.answers.items():
             by_status[STATUS.get(code, 200)] += count
         for status, count in sorted(by_status.items()):
             responses.add_metric([str(status)], count)
         yield responses
-        load = self._pipeline.load
+        load = self._dataplane.load
         yield GaugeMetricFamily("penstock_agent_rows_in_flight", "Admitted rows not yet answered.", load.rows)
         yield GaugeMetricFamily(
-            "penstock_agent_rows_in_flight_limit", "limits.max_queue_rows.", self._pipeline.limits.max_queue_rows
+            "penstock_agent_rows_in_flight_limit", "limits.max_queue_rows.", self._dataplane.limits.max_queue_rows
         )
 
     def _models(self) -> Iterator[Metric]:
@@ -77,7 +77,7 @@ class Metrics(Collector):
         failures = CounterMetricFamily(
             "penstock_agent_engine_failures", "Requests that the engine failed.", labels=labels
         )
-        for hosted in self._pipeline.hosting.hosted():
+        for hosted in self._dataplane.hosting.hosted():
             names = [hosted.plan.model, hosted.plan.version]
             counts = hosted.counts
             for outcome in OUTCOMES:
@@ -90,7 +90,7 @@ class Metrics(Collector):
         yield from (rows, *others.values(), failures, mode)
 
     def _cloud(self) -> Iterator[Metric]:
-        cloud = self._pipeline.escalator
+        cloud = self._dataplane.escalator
         calls, failed, rows, sent_bytes = cloud.calls, cloud.failed_calls, cloud.sent_rows, cloud.sent_bytes
         yield CounterMetricFamily("penstock_agent_escalation_calls", "Calls to the cloud, audits included.", calls)
         yield CounterMetricFamily("penstock_agent_escalation_failed_calls", "Calls to the cloud that failed.", failed)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from edge_agent.api.metrics import CONTENT_TYPE, Metrics
-from edge_agent.serving.dataplane import Pipeline
+from edge_agent.serving.dataplane import DataPlane
 from penstock.http.oip import Oip
 from penstock.http.routes import Reply, Request, Route, json_reply
 from penstock.http.server import HttpLimits, HttpServer
@@ -18,15 +18,15 @@ from penstock.http.server import HttpLimits, HttpServer
 SERVER_NAME = "penstock-agent"
 
 
-def http_server(pipeline: Pipeline, status: Callable[[], Mapping[str, Any]], *, body_s: float) -> HttpServer:
+def http_server(dataplane: DataPlane, status: Callable[[], Mapping[str, Any]], *, body_s: float) -> HttpServer:
     """Make the agent's server, which does not listen yet.
 
     Args:
         status: gives the document of ``GET /status``.
         body_s: how long a request's body may take to arrive.
     """
-    metrics = Metrics(pipeline)
-    oip = Oip(pipeline, asyncio.get_running_loop().time, name=SERVER_NAME)
+    metrics = Metrics(dataplane)
+    oip = Oip(dataplane, asyncio.get_running_loop().time, name=SERVER_NAME)
 
     async def scrape(request: Request) -> Reply:
         return Reply(body=metrics.render(), headers={"Content-Type": CONTENT_TYPE})
@@ -36,6 +36,6 @@ def http_server(pipeline: Pipeline, status: Callable[[], Mapping[str, Any]], *, 
 
     routes = [*oip.routes(), Route("GET", "/metrics", scrape), Route("GET", "/status", tell)]
     limits = HttpLimits(
-        max_body_bytes=pipeline.limits.max_body_bytes, max_body_setting="limits.max_body_bytes", body_s=body_s
+        max_body_bytes=dataplane.limits.max_body_bytes, max_body_setting="limits.max_body_bytes", body_s=body_s
     )
-    return HttpServer(routes, oip, limits, authenticate=pipeline.authenticate)
+    return HttpServer(routes, oip, limits, authenticate=dataplane.authenticate)

@@ -7,7 +7,7 @@ from typing import Any
 
 from edge_agent.reporting.delivery import Delivery
 from edge_agent.reporting.heartbeat import Device, Heartbeats
-from edge_agent.serving.dataplane import Pipeline
+from edge_agent.serving.dataplane import DataPlane
 from edge_agent.settings import AgentSettings
 from edge_agent.updates.reported import ReportedModel
 from edge_agent.updates.updater import Updater
@@ -22,13 +22,13 @@ class Parts:
     updater: Updater
     heartbeats: Heartbeats
     delivery: Delivery
-    pipeline: Pipeline
+    dataplane: DataPlane
 
 
 def status_document(parts: Parts, *, tcp_address: str) -> dict[str, Any]:
     """Plain values only: it becomes JSON. Enum names are those of ``fleet.proto``."""
     device, settings, heartbeats, delivery = parts.device, parts.settings, parts.heartbeats, parts.delivery
-    escalator = parts.pipeline.escalator
+    escalator = parts.dataplane.escalator
     return {
         "device_id": device.device_id,
         "agent_version": device.agent_version,

@@ -61,7 +61,7 @@ class _Escalated:
     refused: Reason
 
 
-class Pipeline:
+class DataPlane:
     """Answers requests. All methods are called from the event loop."""
 
     def __init__(

@@ -14,10 +14,10 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from penstock.errors import Cancelled, DeadlineExceeded, Internal, InvalidInput, PenstockError, QueueFull, copy_of
 from penstock.hosting.rows import as_ours, fail, isolate, settle
@@ -42,7 +42,8 @@ class Behaviour(Generic[T]):
         max_in_flight: batches under way at once. An engine takes one.
         stops_unwanted: a batch that nobody waits for any more is cancelled. A call can be, an engine's run cannot.
         may_be_one: whether a failed batch is worth running in halves; see :func:`penstock.hosting.rows.isolate`.
-        place: where a request would run: what is short runs at once while nobody else is there.
+        place: where requests would run together. ``run`` of what would run here returns without suspending; a lone
+            request of that kind does not even wait for the end of the turn.
         service_s: how long a batch of so many rows should take; what cannot be answered in time is not run.
         waited: told how long each request waited.
         late: the error of a request whose deadline passed, and whether it was running by then.
@@ -51,7 +52,7 @@ class Behaviour(Generic[T]):
     max_in_flight: int = 1
     stops_unwanted: bool = False
     may_be_one: Callable[[Exception], bool] = lambda error: True
-    place: Callable[[T], Place] = lambda item: Place.ELSEWHERE
+    place: Callable[[Sequence[T]], Place] = lambda items: Place.ELSEWHERE
     service_s: Callable[[int], float] = lambda rows: 0.0
     waited: Callable[[float], None] | None = None
     late: Callable[[T, bool], PenstockError] = lambda item, is_running: DeadlineExceeded(
@@ -66,7 +67,7 @@ def is_invalid(error: Exception) -> bool:
     return isinstance(error, InvalidInput)
 
 
-Run = Callable[[Sequence[T], Sequence[int], float | None], Awaitable[Sequence[A | PenstockError]]]
+Run = Callable[[Sequence[T], Sequence[int], float | None], Coroutine[Any, Any, Sequence[A | PenstockError]]]
 
 
 class BatchQueue(Generic[T, A]):
@@ -208,7 +209,7 @@ class BatchQueue(Generic[T, A]):
         """Is it better to run this one here and now than to queue it? Asked only when the queue is idle."""
         if self.limits.max_delay_s:
             return False
-        place = self._how.place(item)
+        place = self._how.place((item,))
         if place is not Place.ON_LOOP or self._is_crowded or self._is_look_due:
             return place is Place.AT_ONCE
         # Requests that come in one turn of the event loop share a batch, which runs when the loop has turned; after a
@@ -294,29 +295,54 @@ class BatchQueue(Generic[T, A]):
             plan = plan_batch(front, self.limits, now, service_time_s=service_s)
             self._expire([front[index] for index in plan.expire])
             if plan.dispatch:
-                self._dispatch([front[index] for index in plan.dispatch])
+                members = [front[index] for index in plan.dispatch]
+                self._take_out(members)
+                if not self._run_here(members):
+                    self._dispatch(members)
             elif not plan.expire:
                 if plan.wake_at is not None:
                     self._look_at(plan.wake_at)
                 return
 
-    def _dispatch(self, members: list[Waiting[T, A]]) -> None:
+    def _take_out(self, members: list[Waiting[T, A]]) -> None:
         self._remove(members)
-        rows = sum([member.rows for member in members])
-        batch = Batch(members=members, rows=rows, since=self._loop.time(), wanted=len(members))
-        for member in members:
-            member.batch = batch
         if self._how.waited is not None:
             began_at = time.perf_counter()
             for member in members:
                 self._how.waited(began_at - member.queued_at)
+
+    def _run_here(self, members: list[Waiting[T, A]]) -> bool:
+        """Run a batch that is short, at once: a task for it would cost more than it does. Say whether it is done.
+
+        A batch that fails is not: whom to blame is found out in a task, since what runs then may be long.
+        """
+        if self._how.place([member.item for member in members]) is Place.ELSEWHERE:
+            return False
+        run = self._run_members(members)
+        try:
+            run.send(None)
+        except StopIteration as done:
+            for member, outcome in zip(members, done.value, strict=True):
+                settle(member.future, outcome)
+            return True
+        except Exception as error:
+            log(_LOG, logging.DEBUG, "a short batch failed, running it again to see why", error=error)
+            return False
+        run.close()
+        raise Internal("what was to run at once is suspended")
+
+    def _dispatch(self, members: list[Waiting[T, A]]) -> None:
+        rows = sum([member.rows for member in members])
+        batch = Batch(members=members, rows=rows, since=self._loop.time(), wanted=len(members))
+        for member in members:
+            member.batch = batch
         batch.task = self._loop.create_task(isolate(members, self._run_members, may_be_one=self._how.may_be_one))
         self._batches.add(batch)
         self.running_rows += rows
         # a callback, not the end of the task: one that is cancelled before its first step runs none of its code
         batch.task.add_done_callback(partial(self._landed, batch))
 
-    def _run_members(self, members: Sequence[Waiting[T, A]]) -> Awaitable[Sequence[A | PenstockError]]:
+    def _run_members(self, members: Sequence[Waiting[T, A]]) -> Coroutine[Any, Any, Sequence[A | PenstockError]]:
         deadlines = [member.deadline for member in members]
         latest = None if None in deadlines else max(cast("list[float]", deadlines))
         return self._run([member.item for member in members], [member.rows for member in members], latest)

@@ -72,8 +72,8 @@ class Replica(Protocol[A_co]):
     @property
     def timing(self) -> Timing: ...
 
-    def place(self, chunk: Chunk) -> Place:
-        """Say where a chunk would run. ``run`` of one that would not run elsewhere returns without suspending."""
+    def place(self, chunks: Sequence[Chunk]) -> Place:
+        """Say where chunks would run together. ``run`` of what would not run elsewhere returns without suspending."""
         ...
 
     async def run(self, chunks: Sequence[Chunk]) -> Sequence[A_co | PenstockError]:
@@ -140,9 +140,9 @@ class EngineReplica(Generic[A]):
             return False
         return self._times.expected_s(_elements(specs, self.max_batch)) < self._on_loop_below_s
 
-    def place(self, chunk: Chunk) -> Place:
-        """Say where a chunk would run, from what was seen of runs of its size."""
-        return self._times.place(work_of(chunk.inputs), on_loop_below_s=self._on_loop_below_s)
+    def place(self, chunks: Sequence[Chunk]) -> Place:
+        """Say where chunks would run together, from what was seen of runs of their size."""
+        return self._times.place(_work(chunks), on_loop_below_s=self._on_loop_below_s)
 
     async def run(self, chunks: Sequence[Chunk]) -> Sequence[A | PenstockError]:
         """Run chunks as one batch.
@@ -152,7 +152,7 @@ class EngineReplica(Generic[A]):
         """
         if self._is_closed:
             raise Unavailable("the model is being unloaded; try again", retry_after_s=1.0)
-        work = sum([work_of(chunk.inputs) for chunk in chunks])
+        work = _work(chunks)
         if self._times.expected_s(work) < self._on_loop_below_s:
             return self._run(chunks, work)
         self._is_in_thread = True
@@ -216,6 +216,10 @@ def run_in_pieces(
         for start in range(0, rows, step)
     ]
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def _work(chunks: Sequence[Chunk]) -> int:
+    return sum([work_of(chunk.inputs) for chunk in chunks])
 
 
 def _seen_at_warm_up(loaded: Loaded) -> RunTimes:

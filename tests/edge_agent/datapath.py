@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from edge_agent.serving.counts import Outcomes
-from edge_agent.serving.dataplane import Pipeline
+from edge_agent.serving.dataplane import DataPlane
 from edge_agent.serving.escalation import Escalator
 from edge_agent.serving.hosting import Hosted, Hosting, LoadPlan
 from edge_agent.settings import CascadeSettings, EscalationSettings, LimitsSettings
@@ -171,7 +171,7 @@ class DataPath:
 
     hosting: Hosting
     hosted: Hosted
-    pipeline: Pipeline
+    dataplane: DataPlane
     escalator: Escalator
     outcomes: Outcomes
 
@@ -181,8 +181,8 @@ class DataPath:
 
     async def ask(self, request: InferRequest, context: RequestContext | None = None) -> InferResponse:
         context = context or self.context()
-        with self.pipeline.admit(context, request.model, request.version, 0) as ticket:
-            return await self.pipeline.infer(ticket, context, request)
+        with self.dataplane.admit(context, request.model, request.version, 0) as ticket:
+            return await self.dataplane.infer(ticket, context, request)
 
     def context(self) -> RequestContext:
         """Of a request that arrives now."""
@@ -210,10 +210,10 @@ async def data_path(
     hosted = await hosting.prepare(plan)
     hosting.activate(hosted)
     escalator = Escalator(core, escalation or EscalationSettings(breaker_open_s=0.01))
-    pipeline = Pipeline(hosting, escalator, cascade or CascadeSettings(), limits, random=random)
-    auditor = asyncio.create_task(pipeline.auditor.run())
+    dataplane = DataPlane(hosting, escalator, cascade or CascadeSettings(), limits, random=random)
+    auditor = asyncio.create_task(dataplane.auditor.run())
     try:
-        yield DataPath(hosting, hosted, pipeline, escalator, outcomes)
+        yield DataPath(hosting, hosted, dataplane, escalator, outcomes)
     finally:
         auditor.cancel()
         await asyncio.gather(auditor, return_exceptions=True)

@@ -56,8 +56,8 @@ class Served:
 
     async def stop(self, drain_s: float) -> None:
         """As the agent does it."""
-        self.path.pipeline.in_flight.begin_drain()
-        await self.path.pipeline.in_flight.drained(drain_s)
+        self.path.dataplane.in_flight.begin_drain()
+        await self.path.dataplane.in_flight.drained(drain_s)
         await self.http.stop(1.0)
 
     async def call(
@@ -87,7 +87,7 @@ async def served(
         running_cloud() as cloud,
         data_path(directory, cloud.target, limits=limits, is_certified=is_certified) as path,
     ):
-        http = http_server(path.pipeline, lambda: {"device_id": "d1"}, body_s=10.0)
+        http = http_server(path.dataplane, lambda: {"device_id": "d1"}, body_s=10.0)
         socket = directory / "a.sock"
         await http.listen_unix(socket)
         tcp_address = await http.listen_tcp("127.0.0.1", 0, setting="--tcp")
@@ -237,7 +237,7 @@ async def test_an_oversized_body_is_refused_while_it_is_read(short_dir: Path, is
         assert status == 413
         assert headers["x-penstock-limit-bytes"] == "16384"
         assert "16384" in json.loads(answer)["error"]
-        assert (agent.path.pipeline.load.requests, agent.path.pipeline.load.body_bytes) == (0, 0)
+        assert (agent.path.dataplane.load.requests, agent.path.dataplane.load.body_bytes) == (0, 0)
         assert (await agent.infer(rows(SURE)))[0] == 200
 
 
@@ -258,9 +258,9 @@ async def test_a_client_that_disconnects_takes_its_rows_out_of_every_queue(short
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await until("the cloud sees it", lambda: agent.cloud.cancelled == 1)
-        await until("nothing is in flight", lambda: agent.path.pipeline.load.rows == 0)
+        await until("nothing is in flight", lambda: agent.path.dataplane.load.rows == 0)
         assert agent.path.hosted.counts.failed == 1
-        assert agent.path.pipeline.in_flight.answers == {"cancelled": 1}
+        assert agent.path.dataplane.in_flight.answers == {"cancelled": 1}
 
 
 async def test_compressed_and_chunked_bodies_are_read(short_dir: Path) -> None:
@@ -404,7 +404,7 @@ async def test_a_socket_left_behind_by_a_killed_agent_is_replaced(short_dir: Pat
 
 async def test_what_cannot_be_listened_on_is_named(short_dir: Path) -> None:
     async with served(short_dir) as agent:
-        other = http_server(agent.path.pipeline, dict, body_s=10.0)
+        other = http_server(agent.path.dataplane, dict, body_s=10.0)
         with pytest.raises(ConfigError, match="another agent serves"):
             await other.listen_unix(agent.socket)
         with pytest.raises(ConfigError, match=f"{agent.tcp_address}.*in use.*--tcp"):

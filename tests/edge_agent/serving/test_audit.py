@@ -36,7 +36,7 @@ async def test_kept_rows_that_are_drawn_go_up_in_the_background_and_are_compared
     async with running_cloud() as cloud, data_path(tmp_path, cloud.target, cascade=EVERY, random=lambda: 0.5) as path:
         answer = await path.infer(rows(SURE, SURE))
         assert answer.parameters["reason"] == "confident"  # nobody waits for the audit
-        await path.pipeline.auditor.rest()
+        await path.dataplane.auditor.rest()
         assert path.hosted.counts == OutcomeCounts(kept=2, audited=2)
         assert cloud.seen_rows == [2]
         assert cloud.calls[0].parameters["priority"].int64_param == 9
@@ -46,7 +46,7 @@ async def test_draws_of_several_requests_share_a_call(tmp_path: Path) -> None:
     async with running_cloud() as cloud, data_path(tmp_path, cloud.target, cascade=EVERY, random=lambda: 0.5) as path:
         for _ in range(5):
             await path.infer(rows(SURE))
-        await path.pipeline.auditor.rest()
+        await path.dataplane.auditor.rest()
         assert cloud.seen_rows == [5]
 
 
@@ -58,7 +58,7 @@ async def test_the_share_decides_who_is_drawn(tmp_path: Path) -> None:
         data_path(tmp_path, cloud.target, cascade=cascade, random=lambda: next(numbers)) as path,
     ):
         await path.infer(rows(SURE, SURE, SURE, SURE, SURE))
-        await path.pipeline.auditor.rest()
+        await path.dataplane.auditor.rest()
         assert path.hosted.counts == OutcomeCounts(kept=5, audited=2)
 
 
@@ -68,7 +68,7 @@ async def test_a_drawn_row_that_was_escalated_anyway_counts_without_harm_and_wit
         data_path(tmp_path, cloud.target, cascade=EVERY, random=lambda: 0.5) as path,
     ):
         await path.infer(rows(UNSURE))
-        await path.pipeline.auditor.rest()
+        await path.dataplane.auditor.rest()
         assert path.hosted.counts == OutcomeCounts(escalated=1, audited=1)
         assert len(cloud.calls) == 1
 
@@ -81,7 +81,7 @@ async def test_a_drawn_row_that_was_neither_kept_nor_escalated_takes_the_way_of_
         data_path(tmp_path, cloud.target, cascade=EVERY, escalation=escalation, random=lambda: 0.5) as path,
     ):
         await path.infer(rows(UNSURE, UNSURE))
-        await path.pipeline.auditor.rest()
+        await path.dataplane.auditor.rest()
         assert path.hosted.counts == OutcomeCounts(escalated=1, unreachable=1, audited=2, audit_harm=0)
 
 
@@ -93,7 +93,7 @@ async def test_harm_above_the_promise_ends_keeping_for_this_artifact_and_says_wh
         sent = 0
         while path.hosted.mode is CascadeMode.CASCADE:
             await path.infer(rows(SURE))
-            await path.pipeline.auditor.rest()
+            await path.dataplane.auditor.rest()
             sent += 1
             assert sent < 10, "six harmful answers in a row refute a promise of 2%"
         counts = path.hosted.counts
@@ -101,7 +101,7 @@ async def test_harm_above_the_promise_ends_keeping_for_this_artifact_and_says_wh
         assert "more harm than was certified" in path.hosted.mode_why
         answer = await path.infer(rows(SURE))
         assert (answer.parameters["served_by"], answer.parameters["reason"]) == ("cloud", "cloud_only")
-        await path.pipeline.auditor.rest()
+        await path.dataplane.auditor.rest()
         assert path.hosted.counts.audited == sent  # nothing is kept, so there is nothing left to watch
         assert path.outcomes.drain()[0].counts.audit_harm == sent
 
@@ -128,7 +128,7 @@ async def test_an_audit_by_another_version_is_not_counted(tmp_path: Path) -> Non
         data_path(tmp_path, cloud.target, cascade=EVERY, random=lambda: 0.5) as path,
     ):
         await path.infer(rows(SURE))
-        await path.pipeline.auditor.rest()
+        await path.dataplane.auditor.rest()
         assert path.hosted.counts == OutcomeCounts(kept=1)
         assert path.hosted.mode is CascadeMode.ESCALATE_ALL
         cloud.variant = CLOUD
@@ -143,7 +143,7 @@ async def test_an_audit_that_does_not_get_through_is_not_counted(tmp_path: Path)
             data_path(tmp_path, cloud.target, cascade=EVERY, random=lambda: 0.5) as path,
         ):
             await path.infer(rows(SURE))
-            await path.pipeline.auditor.rest()
+            await path.dataplane.auditor.rest()
             assert len(cloud.calls) == 1
             assert path.hosted.counts == OutcomeCounts(kept=1)
 
@@ -156,15 +156,15 @@ async def test_nothing_is_drawn_while_the_cloud_is_out_of_reach_or_the_queue_is_
     ):
         for _ in range(5):
             await path.infer(rows(SURE))  # the auditor had no turn yet
-        await path.pipeline.auditor.rest()
+        await path.dataplane.auditor.rest()
         assert path.hosted.counts == OutcomeCounts(kept=5, audited=2)
         cloud.failure = grpc.StatusCode.UNAVAILABLE
         for _ in range(3):
             await path.infer(rows(UNSURE))
-        await path.pipeline.auditor.rest()
+        await path.dataplane.auditor.rest()
         calls = len(cloud.calls)
         await path.infer(rows(SURE))
-        await path.pipeline.auditor.rest()
+        await path.dataplane.auditor.rest()
         assert len(cloud.calls) == calls
 
 
@@ -174,6 +174,6 @@ async def test_an_uncertified_model_is_not_audited(tmp_path: Path) -> None:
         data_path(tmp_path, cloud.target, cascade=EVERY, is_certified=False, random=lambda: 0.5) as path,
     ):
         await path.infer(rows(SURE))
-        await path.pipeline.auditor.rest()
+        await path.dataplane.auditor.rest()
         assert path.hosted.counts == OutcomeCounts(escalated=1)
         assert [call.model_name for call in cloud.calls] == [MODEL]

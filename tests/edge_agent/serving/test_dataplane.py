@@ -249,7 +249,7 @@ async def test_a_model_with_a_fixed_batch_is_answered_whole(tmp_path: Path) -> N
         assert not path.hosted.can_split
         for _ in range(2):
             assert (await path.infer(rows(SURE, SURE))).parameters["served_by"] == "edge"
-        await path.pipeline.auditor.rest()
+        await path.dataplane.auditor.rest()
         assert cloud.seen_rows == [2, 2]
         answers = await asyncio.gather(*(path.infer(rows(SURE, UNSURE)) for _ in range(2)))
         assert {answer.parameters["served_by"] for answer in answers} == {"cloud"}
@@ -268,7 +268,7 @@ async def test_local_only_rows_never_leave_the_device(tmp_path: Path) -> None:
     ):
         answer = await path.infer(rows(UNSURE, SURE), local_only=True)
         assert (answer.parameters["served_by"], answer.parameters["reason"]) == ("edge", "privacy")
-        await path.pipeline.auditor.rest()
+        await path.dataplane.auditor.rest()
         assert not cloud.calls
         assert path.hosted.counts == OutcomeCounts(kept=1, unreachable=1)
         with pytest.raises(InvalidInput, match="local_only"):
@@ -370,7 +370,7 @@ async def test_rows_in_flight_are_bounded(tmp_path: Path) -> None:
         await path.infer(rows(SURE))
         cloud.gate.set()
         await waiting
-        assert path.pipeline.load.rows == 0
+        assert path.dataplane.load.rows == 0
 
 
 async def test_a_client_that_goes_away_takes_its_call_with_it(tmp_path: Path) -> None:
@@ -384,7 +384,7 @@ async def test_a_client_that_goes_away_takes_its_call_with_it(tmp_path: Path) ->
         assert path.hosted.counts == OutcomeCounts(failed=1)
         assert path.escalator.is_reachable  # a caller's impatience says nothing about the cloud
         assert path.hosted.in_flight == 0
-        assert path.pipeline.load.rows == 0
+        assert path.dataplane.load.rows == 0
 
 
 # --- accounting ---------------------------------------------------------------------------------------------------
@@ -439,7 +439,7 @@ def test_every_row_that_entered_ends_in_exactly_one_bucket(
             assert counts.requests == entered
             assert entered - counts.failed == answered
             assert counts.audit_harm <= counts.audited <= entered
-            assert path.pipeline.load.rows == 0
+            assert path.dataplane.load.rows == 0
             drained = path.outcomes.drain()
             assert sum(interval.counts.requests for interval in drained) == entered
 

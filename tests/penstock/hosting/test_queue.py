@@ -168,7 +168,7 @@ def test_room_may_be_shared_and_a_request_larger_than_all_of_it_may_come_when_no
 
 def test_a_lone_caller_does_not_wait_for_a_turn_of_the_loop() -> None:
     async def test() -> None:
-        queue = make(Server(), place=lambda item: Place.ON_LOOP)
+        queue = make(Server(), place=lambda items: Place.ON_LOOP)
         for item in range(3 * LOOK_EVERY):
             with pytest.raises(StopIteration):
                 queue.ask(item, rows=1).send(None)
@@ -180,7 +180,7 @@ def test_a_lone_caller_does_not_wait_for_a_turn_of_the_loop() -> None:
 def test_a_crowd_is_seen_and_shares_batches_until_it_has_gone() -> None:
     async def test() -> None:
         server = Server()
-        queue = make(server, place=lambda item: Place.ON_LOOP)
+        queue = make(server, place=lambda items: Place.ON_LOOP)
         for _ in range(LOOK_EVERY):
             await asyncio.gather(*(ask(queue, item) for item in range(4)))
         assert server.batches[-1] == [0, 1, 2, 3]
@@ -194,7 +194,7 @@ def test_a_crowd_is_seen_and_shares_batches_until_it_has_gone() -> None:
 def test_what_costs_less_than_queueing_never_waits_for_company() -> None:
     async def test() -> None:
         server = Server()
-        queue = make(server, place=lambda item: Place.AT_ONCE)
+        queue = make(server, place=lambda items: Place.AT_ONCE)
         for _ in range(LOOK_EVERY):
             await asyncio.gather(*(ask(queue, item) for item in range(4)))
         assert {len(batch) for batch in server.batches} == {1}

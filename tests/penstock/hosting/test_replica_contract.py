@@ -40,7 +40,7 @@ class Elsewhere:
         self._engine = engine
         self._health = WELL
 
-    def place(self, chunk: Chunk) -> Place:
+    def place(self, chunks: Sequence[Chunk]) -> Place:
         return Place.ELSEWHERE
 
     async def run(self, chunks: Sequence[Chunk]) -> Sequence[Tensors | PenstockError]:
@@ -73,7 +73,7 @@ class Streaming:
         self._health = WELL
         self.closed_early = 0
 
-    def place(self, chunk: Chunk) -> Place:
+    def place(self, chunks: Sequence[Chunk]) -> Place:
         return Place.ELSEWHERE
 
     async def run(self, chunks: Sequence[Chunk]) -> Sequence[AsyncIterator[Tensors] | PenstockError]:
@@ -151,7 +151,7 @@ async def test_a_failure_is_raised_for_all_or_given_to_the_one_it_belongs_to(mak
 async def test_what_would_not_run_elsewhere_is_run_without_suspending(make: Make) -> None:
     replica = make(FakeEngine())
     for _ in range(20):
-        if replica.place(chunk(1)) is Place.ELSEWHERE:
+        if replica.place([chunk(1)]) is Place.ELSEWHERE:
             await replica.run([chunk(1)])
         else:
             with pytest.raises(StopIteration):
@@ -223,7 +223,7 @@ def test_a_long_input_of_a_model_that_was_measured_at_one_leaves_the_event_loop(
         )
         one = Chunk(inputs={"x": np.ones((1, 1), np.float32)}, rows=1)
         long = Chunk(inputs={"x": np.ones((1, 6000), np.float32)}, rows=1)
-        assert queue.replica.place(one) is not Place.ELSEWHERE
+        assert queue.replica.place([one]) is not Place.ELSEWHERE
         waiting = asyncio.create_task(queue.infer(long))
         await until(lambda: queue.running_rows == 1)
         for _ in range(10):  # the loop goes on, and the engine has not been touched in it
@@ -240,9 +240,9 @@ async def test_a_run_that_took_long_sends_the_next_one_of_its_size_to_the_thread
     engine = FakeEngine()
     with ThreadPoolExecutor(1) as thread:
         replica = outputs_replica(loaded_of(engine), on_loop_below_s=1e-3, thread=thread)
-        assert replica.place(chunk(1)) is Place.ON_LOOP
+        assert replica.place([chunk(1)]) is Place.ON_LOOP
         replica._times.observe(4, 0.5)  # as a run does that took half a second
-        assert replica.place(chunk(1)) is Place.ELSEWHERE
+        assert replica.place([chunk(1)]) is Place.ELSEWHERE
         await replica.close()
 
 
@@ -256,7 +256,7 @@ async def test_what_is_refused_at_once_says_nothing_about_what_is_not() -> None:
         long = Chunk(inputs={"x": np.ones((1, 6000), np.float32)}, rows=1)
         for _ in range(3):
             assert isinstance(await outcome(replica.run([long])), InvalidInput)
-            assert replica.place(long) is Place.ELSEWHERE
+            assert replica.place([long]) is Place.ELSEWHERE
         await replica.close()
 
 
@@ -276,7 +276,7 @@ async def test_only_a_model_of_fixed_shapes_is_known_to_be_always_short(spec: Te
 
 async def test_a_model_that_could_not_be_measured_gets_the_thread() -> None:
     replica = outputs_replica(loaded_of(FakeEngine(), one_row_s=0.0, full_batch_s=0.0), on_loop_below_s=10.0)
-    assert replica.place(chunk(1)) is Place.ELSEWHERE
+    assert replica.place([chunk(1)]) is Place.ELSEWHERE
     await replica.close()
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -377,7 +378,7 @@ class Quick:
         self.max_batch, self.timing = self._replica.max_batch, self._replica.timing
         self.run, self.health, self.close = self._replica.run, self._replica.health, self._replica.close
 
-    def place(self, chunk: Chunk) -> Place:
+    def place(self, chunks: Sequence[Chunk]) -> Place:
         return Place.AT_ONCE
 
 
