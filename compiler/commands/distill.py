@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from penstock.cli.output import is_interactive, print_fields, print_json, print_table, progress
+from penstock.cli.output import print_fields, print_json, print_table, progress, shown
 from penstock.errors import ConfigError
 
 if TYPE_CHECKING:
     from compiler.distill.student import Request, Student
+    from compiler.progress import Progress
 
 _FORMATS = ("table", "json")
 _MAX_UNFINISHED = 16  # interrupted runs whose checkpoints are kept
@@ -92,15 +93,12 @@ def command(recipe: Path | None, outputs: tuple[str, ...], **flags: Any) -> None
     out, form = _outputs(outputs)
     _check_flags(recipe, flags)
     work = _work(recipe, out, flags)
-    bar = _Bar()
     try:
-        with _request(recipe, flags, out, work, bar) as request:
+        with shown("distilling", _lines()) as report, _request(recipe, flags, out, work, report) as request:
             student = _made(request, out)
     except KeyboardInterrupt:
-        bar.close()
         progress("interrupted: run the same command again to go on from the last checkpoint")
         raise click.Abort from None
-    bar.close()
     shutil.rmtree(work, ignore_errors=True)
     if form == "json":
         print_json({"student": student.path, "metrics": student.metrics})
@@ -150,13 +148,13 @@ def _work(recipe: Path | None, out: Path, flags: dict[str, Any]) -> Path:
 
 
 @contextmanager
-def _request(recipe: Path | None, flags: dict[str, Any], out: Path, work: Path, bar: _Bar) -> Iterator[Request]:
+def _request(recipe: Path | None, flags: dict[str, Any], out: Path, work: Path, report: Progress) -> Iterator[Request]:
     from compiler.distill import prepare
     from compiler.recipe.distill_section import DistillSection, settled
 
     own = {name: value for name, value in flags.items() if name in DistillSection.__struct_fields__}
     if recipe is not None:
-        with prepare.from_recipe(recipe, own, out=out, work=work, token=flags["token"], progress=bar.update) as request:
+        with prepare.from_recipe(recipe, own, out=out, work=work, token=flags["token"], progress=report) as request:
             yield request
         return
     plain = prepare.Plain(
@@ -167,7 +165,7 @@ def _request(recipe: Path | None, flags: dict[str, Any], out: Path, work: Path, 
         output_kind=flags["output_kind"] or "logits",
         section=settled(None, flags=own),
     )
-    with prepare.from_flags(plain, out=out, work=work, token=flags["token"], progress=bar.update) as request:
+    with prepare.from_flags(plain, out=out, work=work, token=flags["token"], progress=report) as request:
         yield request
 
 
@@ -181,39 +179,26 @@ def _made(request: Request, out: Path) -> Student:
     return student
 
 
-class _Bar:
-    """Live progress with the time left on a terminal; elsewhere a line now and then, and when something else begins."""
+def _lines() -> Callable[[float, str], None]:
+    """Return what writes a line now and then, and when something else begins."""
+    began = said_at = time.monotonic()
+    doing = ""
 
-    def __init__(self) -> None:
-        self._began = self._said_at = time.monotonic()
-        self._is_live = is_interactive()
-        self._width = 0
-        self._doing = ""
+    def say(share: float, note: str) -> None:
+        nonlocal said_at, doing
+        now, kind = time.monotonic(), note.partition(":")[0]
+        if now - said_at >= _LINE_EVERY_S or kind != doing:
+            said_at, doing = now, kind
+            progress(f"{share:4.0%}  {note}{_left(share, now - began)}")
 
-    def update(self, share: float, note: str) -> None:
-        now = time.monotonic()
-        doing = note.partition(":")[0]
-        if not self._is_live and now - self._said_at < _LINE_EVERY_S and doing == self._doing:
-            return
-        self._said_at, self._doing = now, doing
-        line = f"{share:4.0%}  {note}{self._left(share, now)}"
-        if self._is_live:
-            click.echo(f"\r{line.ljust(self._width)}", nl=False, err=True)
-            self._width = len(line)
-        else:
-            progress(line)
+    return say
 
-    def close(self) -> None:
-        """End the live line."""
-        if self._is_live and self._width:
-            click.echo(err=True)
-            self._width = 0
 
-    def _left(self, share: float, now: float) -> str:
-        seconds = (now - self._began) * (1 - share) / max(share, 0.05)
-        if share < 0.05 or seconds < 1:
-            return ""
-        return f", about {seconds:.0f} s left" if seconds < 120 else f", about {seconds / 60:.0f} min left"
+def _left(share: float, took_s: float) -> str:
+    seconds = took_s * (1 - share) / max(share, 0.05)
+    if share < 0.05 or seconds < 1:
+        return ""
+    return f", about {seconds:.0f} s left" if seconds < 120 else f", about {seconds / 60:.0f} min left"
 
 
 def _print(student: Student) -> None:

@@ -15,7 +15,7 @@ import click
 
 from penstock.cli.artifact_view import size
 from penstock.cli.keys import key_option
-from penstock.cli.output import is_interactive, output_option, print_fields, print_result, print_table, progress
+from penstock.cli.output import output_option, print_fields, print_result, print_table, progress, shown
 from penstock.errors import NotFound, SignatureError
 
 if TYPE_CHECKING:
@@ -347,27 +347,21 @@ def _client(registry: str, token: str) -> RegistryClient:
 
 @contextmanager
 def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a line on stderr: rewritten in place on a terminal, otherwise one line for each quarter."""
+    """Show how many bytes are moved; where there is no terminal, in one line for each quarter."""
     last = -1
 
-    def report(done: int, total: int) -> None:
+    def say(share: float, note: str) -> None:
         nonlocal last
-        percent = 100 * done // total if total else 100
-        live = is_interactive()
-        if percent == last or (not live and percent // 25 == last // 25):
-            return
-        last = percent
-        text = f"{what}: {size(done)} of {size(total)} ({percent}%)"
-        if live:
-            click.echo(f"\r{text}", err=True, nl=False)
-        else:
-            progress(text)
+        if int(4 * share) != last:
+            last = int(4 * share)
+            progress(f"{what}: {note}")
 
-    try:
+    def report(done: int, total: int) -> None:
+        share = done / total if total else 1.0
+        told(share, f"{size(done)} of {size(total)} ({int(100 * share)}%)")
+
+    with shown(what, say) as told:
         yield report
-    finally:
-        if is_interactive() and last >= 0:
-            click.echo(err=True)
 
 
 def _print_moved(verb: str, moved: Moved) -> None:

@@ -8,7 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-_NOTE_WIDTH = 40
+_NOTE_WIDTH = 60
 
 
 class LiveBar:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import click
@@ -70,6 +71,19 @@ def print_fields(fields: Mapping[str, object]) -> None:
 def progress(message: str) -> None:
     """Show one progress line on stderr."""
     click.echo(message, err=True)
+
+
+@contextmanager
+def shown(name: str, say: Callable[[float, str], None]) -> Iterator[Callable[[float, str], None]]:
+    """Show how far something is: as a bar with the time left on a terminal, elsewhere as ``say`` puts it."""
+    if not is_interactive():
+        yield say
+        return
+    from penstock.cli.live import LiveBar
+
+    with LiveBar() as bar:
+        bar.started(name)
+        yield bar.advanced
 
 
 def is_interactive() -> bool:

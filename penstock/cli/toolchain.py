@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
 
-from penstock.cli.output import is_interactive, output_option, print_json, print_table, progress
+from penstock.cli.output import output_option, print_json, print_table, progress, shown
 
 _STATE_WORDS = {
     "explicit": "named by {variable}",
@@ -129,7 +128,7 @@ def install_visibly(name: str, *, force: bool = False) -> Installed:
         + (sizes if locked.download_bytes else "")
         + f", into {locations.root() / name}"
     )
-    with _shown(name) as report:
+    with shown(f"toolchain {name}", _lines(name)) as report:
         return install_one(name, report=report, force=force)
 
 
@@ -217,22 +216,14 @@ def _wanted(names: tuple[str, ...], everything: bool) -> list[str]:
     return [name for name, toolchain in TOOLCHAINS.items() if not toolchain.needs_gpu or gpu.driver_problem() is None]
 
 
-@contextmanager
-def _shown(name: str) -> Iterator[Callable[[float, str], None]]:
-    """Show a bar that is rewritten in place on a terminal, else one line for each thing that pip does."""
-    if not is_interactive():
-        last = ""
+def _lines(name: str) -> Callable[[float, str], None]:
+    """Return what writes one line for each thing that pip does."""
+    last = ""
 
-        def say(share: float, note: str) -> None:
-            nonlocal last
-            if note != last:
-                last = note
-                progress(f"  {name} {share:4.0%}  {note}")
+    def say(share: float, note: str) -> None:
+        nonlocal last
+        if note != last:
+            last = note
+            progress(f"  {name} {share:4.0%}  {note}")
 
-        yield say
-        return
-    from penstock.cli.live import LiveBar
-
-    with LiveBar() as bar:
-        bar.started(f"toolchain {name}")
-        yield bar.advanced
+    return say
