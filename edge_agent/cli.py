@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from edge_agent import settings as agent_settings
-from penstock.cli.output import format_table, output_option, print_fields, print_json
+from penstock.cli.output import format_table, output_option, print_fields, print_result
 from penstock.errors import PenstockError, Unavailable
 from penstock.rest.connection import ask
 from penstock.rest.status import error_from_http
@@ -75,10 +75,7 @@ Examples:
 def status(path: str | None, output: str) -> None:
     """Ask a running agent how it is."""
     document = fetch_status(Path(path or agent_settings.load().socket))
-    if output == "json":
-        print_json(document)
-    else:
-        _print(document)
+    print_result(output, document, lambda: _print(document))
 
 
 def fetch_status(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import click
 from penstock.artifact.certificates import Level
 from penstock.cli.default_group import DefaultGroup
 from penstock.cli.keys import is_signed, key_option, signing
-from penstock.cli.output import output_option, print_json, print_table, progress
+from penstock.cli.output import output_option, print_result, print_table, progress
 from penstock.errors import CalibrationError
 
 if TYPE_CHECKING:
@@ -94,10 +94,7 @@ def certify(
         sign(artifact)
     elif any(outcome.certificate is not None for outcome in outcomes) and is_signed(artifact):
         progress(f"no signature covers what was certified now; next: penstock artifact sign {artifact} --key NAME")
-    if output == "json":
-        print_json({"artifact": artifact, "variants": outcomes})
-    else:
-        _print_outcomes(outcomes)
+    print_result(output, {"artifact": artifact, "variants": outcomes}, lambda: _print_outcomes(outcomes))
     refused = [outcome for outcome in outcomes if outcome.certificate is None]
     if refused:
         needed = [outcome.needed for outcome in refused if outcome.needed is not None]
@@ -117,10 +114,8 @@ def verify(ctx: click.Context, artifact: Path, output: str) -> None:
     from compiler.pipeline import evidence_check
 
     checked = evidence_check.check(artifact)
-    if output == "json":
-        print_json({"artifact": artifact, "is_good": not _bad(checked), "certificates": checked})
-    else:
-        _print_checked(artifact, checked)
+    document = {"artifact": artifact, "is_good": not _bad(checked), "certificates": checked}
+    print_result(output, document, lambda: _print_checked(artifact, checked))
     if _bad(checked):
         ctx.exit(1)
 

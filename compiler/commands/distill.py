@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from penstock.cli.output import print_fields, print_json, print_table, progress, shown
+from penstock.cli.output import print_fields, print_result, print_table, progress, shown
 from penstock.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -100,10 +100,7 @@ def command(recipe: Path | None, outputs: tuple[str, ...], **flags: Any) -> None
         progress("interrupted: run the same command again to go on from the last checkpoint")
         raise click.Abort from None
     shutil.rmtree(work, ignore_errors=True)
-    if form == "json":
-        print_json({"student": student.path, "metrics": student.metrics})
-    else:
-        _print(student)
+    print_result(form, {"student": student.path, "metrics": student.metrics}, lambda: _print(student))
 
 
 def _outputs(values: tuple[str, ...]) -> tuple[Path, str]:

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from compiler.graph import files
-from compiler.graph.onnx_libraries import onnx, ort
+from compiler.graph.onnx_libraries import onnx, ort, session_options
 
 Kind = Literal["integer", "float", "convert"]
 
@@ -93,11 +93,9 @@ def executed(path: Path) -> Coverage:
         CompileError: onnxruntime cannot run it.
     """
     with tempfile.TemporaryDirectory(prefix="penstock-coverage-") as directory:
-        options = ort.SessionOptions()
-        options.optimized_model_filepath = str(Path(directory) / "executed.onnx")
         # the last level only changes memory layouts, and cannot be written for another machine
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        options.log_severity_level = 4
+        options = session_options(ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED)
+        options.optimized_model_filepath = str(Path(directory) / "executed.onnx")
         files.check_runnable(path, field="model")
         ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         graph = onnx.load(options.optimized_model_filepath).graph

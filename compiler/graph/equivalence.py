@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from compiler.graph import files
-from compiler.graph.onnx_libraries import TensorProto, helper, onnx, ort
+from compiler.graph.onnx_libraries import TensorProto, helper, onnx, ort, session_options
 from penstock.errors import CompileError
 from penstock.wire.tensors import Array
 
@@ -52,10 +52,8 @@ class Session:
     """
 
     def __init__(self, model: onnx.ModelProto, *, level: Level = "written") -> None:
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
+        options = session_options(_LEVELS[level])
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.graph_optimization_level = _LEVELS[level]
         try:
             self._session = opened(model, options)
         except Exception as error:  # onnxruntime's exceptions share no base below Exception

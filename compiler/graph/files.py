@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from compiler.graph import rewrite, untrusted
-from compiler.graph.onnx_libraries import DecodeError, EncodeError, TensorProto, onnx, ort
+from compiler.graph.onnx_libraries import DecodeError, EncodeError, TensorProto, onnx, ort, session_options
 from penstock.artifact.blobs import disk_errors
 from penstock.errors import CompileError, InvalidInput
 
@@ -89,10 +89,8 @@ def check_runnable(path: Path, *, field: str) -> None:
     Raises:
         CompileError: it refuses; the message names the operator with its opset, or the version, and what is supported.
     """
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options = session_options(ort.GraphOptimizationLevel.ORT_DISABLE_ALL)
     options.intra_op_num_threads = 1
-    options.log_severity_level = 4
     try:
         ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base below Exception

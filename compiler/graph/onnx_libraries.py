@@ -1,6 +1,7 @@
 """onnx and onnxruntime, which the extra ``compile`` brings: every module that works on graphs takes them from here.
 
-Owns the error for an installation without them. What only one pass needs (quantizers, onnxslim) is imported there.
+Owns the error for an installation without them, and how quiet a session is. What only one pass needs (quantizers,
+onnxslim) is imported there.
 """
 
 from __future__ import annotations
@@ -15,4 +16,15 @@ try:
 except ImportError as error:  # the libraries are behind an extra
     raise missing_extra("onnx and onnxruntime", "compile", "compiling models") from error
 
-__all__ = ["AttributeProto", "DecodeError", "EncodeError", "TensorProto", "helper", "numpy_helper", "onnx", "ort"]
+__all__ = [
+    "AttributeProto", "DecodeError", "EncodeError", "TensorProto", "helper", "numpy_helper", "onnx", "ort",
+    "session_options",
+]  # fmt: skip
+
+
+def session_options(level: ort.GraphOptimizationLevel) -> ort.SessionOptions:
+    """Return options of a session that writes no warnings and optimizes the graph as far as ``level``."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = level
+    return options

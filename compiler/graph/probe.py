@@ -13,20 +13,12 @@ from typing import Any
 import numpy as np
 
 from compiler.graph import rewrite
-from compiler.graph.onnx_libraries import helper, onnx, ort
+from compiler.graph.onnx_libraries import TensorProto, helper, onnx, ort, session_options
 from penstock.errors import CalibrationError, CompileError
 from penstock.wire.tensors import Array
 
-_ELEMENT_TYPES: Mapping[str, int] = {
-    "tensor(float)": onnx.TensorProto.FLOAT,
-    "tensor(float16)": onnx.TensorProto.FLOAT16,
-    "tensor(double)": onnx.TensorProto.DOUBLE,
-    "tensor(int8)": onnx.TensorProto.INT8,
-    "tensor(uint8)": onnx.TensorProto.UINT8,
-    "tensor(int32)": onnx.TensorProto.INT32,
-    "tensor(int64)": onnx.TensorProto.INT64,
-    "tensor(bool)": onnx.TensorProto.BOOL,
-}
+_PLAIN = ("FLOAT", "FLOAT16", "DOUBLE", "INT8", "UINT8", "INT32", "INT64", "BOOL")
+_ELEMENT_TYPES: Mapping[str, int] = {f"tensor({name.lower()})": TensorProto.DataType.Value(name) for name in _PLAIN}
 FLOATS = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16})
 """Element types that the quantizer can turn into integers."""
 
@@ -84,10 +76,8 @@ def session(model: onnx.ModelProto) -> Any:
     Raises:
         CompileError: onnxruntime cannot run it.
     """
-    options = ort.SessionOptions()
     # fused operators compute other intermediate values, and which ones fuse depends on the outputs
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
+    options = session_options(ort.GraphOptimizationLevel.ORT_DISABLE_ALL)
     try:
         return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # see above; and ValueError for what protobuf cannot serialise

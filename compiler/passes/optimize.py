@@ -20,7 +20,7 @@ import msgspec
 
 from compiler.graph import equivalence, files, names, probe, rewrite, shapes
 from compiler.graph.equivalence import Feeds
-from compiler.graph.onnx_libraries import onnx, ort
+from compiler.graph.onnx_libraries import onnx, ort, session_options
 from compiler.passes.job import MODEL_FILE, PassJob, PassResult
 from compiler.passes.options import decode
 from penstock.errors import CompileError, missing_extra
@@ -102,9 +102,7 @@ def _by_onnxruntime(model: onnx.ModelProto, *, keep_matmul: bool) -> onnx.ModelP
     """Optimize at level "basic", which makes ONNX's own operators only; higher levels make what one processor or
     runtime has.
     """
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.log_severity_level = 4
+    options = session_options(ort.GraphOptimizationLevel.ORT_ENABLE_BASIC)
     with tempfile.TemporaryDirectory(prefix="penstock-optimize-") as directory:
         source, target = Path(directory) / "in.onnx", Path(directory) / "out.onnx"
         files.write(model, source)
