@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Annotated
 
 import msgspec
@@ -58,14 +57,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     max_error: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.02
 
 
-@dataclass(slots=True, kw_only=True)
-class _Kept:
-    """Nodes to leave in float32, with the reason."""
-
-    reasons: dict[str, str] = field(default_factory=dict)
-
-    def add(self, node: onnx.NodeProto, reason: str) -> None:
-        self.reasons.setdefault(node.name, reason)
+Kept = dict[str, str]
+"""Names of nodes to leave in float32, each with the reason."""
 
 
 def run(job: PassJob) -> PassResult:
@@ -86,7 +79,7 @@ def run(job: PassJob) -> PassResult:
     _check_operators(options, source)
     reference = equivalence.Session(source)
     asked = equivalence.examples(source, job.calibration, seed=job.seed)
-    kept = _Kept(reasons=dict.fromkeys(sorted(job.keep_float), "sent back to float"))
+    kept: Kept = dict.fromkeys(sorted(job.keep_float), "sent back to float")
     masks = _soften_masks(source.graph)
     job.progress(0.2, "ranges")
     _keep_overflows(source, types, asked, kept)
@@ -129,7 +122,7 @@ def _soften_masks(graph: onnx.GraphProto) -> list[str]:
     return found
 
 
-def _keep_overflows(model: onnx.ModelProto, types: Mapping[str, int], asked: Sequence[Feeds], kept: _Kept) -> None:
+def _keep_overflows(model: onnx.ModelProto, types: Mapping[str, int], asked: Sequence[Feeds], kept: Kept) -> None:
     """Keep the producers of values that half precision cannot hold; what reads those is then given float32 as well."""
     limit = _HEADROOM * _LARGEST
     large = {t.name: size for t in model.graph.initializer if (size := _size(t)) > _LARGEST}
@@ -147,10 +140,10 @@ def _keep_overflows(model: onnx.ModelProto, types: Mapping[str, int], asked: Seq
         reads = [name for name in rewrite.reads(node) if name in sizes or node.op_type not in _BOUNDING]
         for name in (*node.output, *reads):
             if name in large:
-                kept.add(node, f"{name} reaches {large[name]:.3g}")
+                kept.setdefault(node.name, f"{name} reaches {large[name]:.3g}")
     for node in model.graph.node:
         if node.op_type in _DRAWS:
-            kept.add(node, "draws random numbers")
+            kept.setdefault(node.name, "draws random numbers")
 
 
 def _size(tensor: TensorProto) -> float:
@@ -163,7 +156,7 @@ def _size(tensor: TensorProto) -> float:
     return float(values[np.isfinite(values)].max(initial=0))
 
 
-def _converted(source: onnx.ModelProto, options: Options, kept: _Kept) -> onnx.ModelProto:
+def _converted(source: onnx.ModelProto, options: Options, kept: Kept) -> onnx.ModelProto:
     blocked = [*float16.DEFAULT_OP_BLOCK_LIST, *options.float32_operators]
     try:
         with warnings.catch_warnings():
@@ -173,7 +166,7 @@ def _converted(source: onnx.ModelProto, options: Options, kept: _Kept) -> onnx.M
                 keep_io_types=True,
                 disable_shape_infer=True,  # types are known from onnxruntime, for operators of all domains
                 op_block_list=blocked,
-                node_block_list=list(kept.reasons),
+                node_block_list=list(kept),
             )
     except Exception as error:  # the converter asserts, and raises what protobuf and numpy raise
         raise CompileError(f"fp16: the conversion failed: {type(error).__name__}: {str(error)[:300]}") from error
@@ -324,18 +317,18 @@ def _first_infinite(rounded: onnx.ModelProto, types: Mapping[str, int], feeds: F
 
 
 def _result(
-    source: onnx.ModelProto, model: onnx.ModelProto, half: list[str], kept: _Kept, masks: list[str], error: float
+    source: onnx.ModelProto, model: onnx.ModelProto, half: list[str], kept: Kept, masks: list[str], error: float
 ) -> PassResult:
     before, after = (equivalence.weight_bytes(each) for each in (source, model))
     return PassResult(
         model=MODEL_FILE,
         summary=(
-            f"{len(half)} operators in half precision, {len(kept.reasons)} kept in float32 by name; weights "
+            f"{len(half)} operators in half precision, {len(kept)} kept in float32 by name; weights "
             f"{before / 2**20:.3g} MiB to {after / 2**20:.3g}; answers within {error:.1g} of the float32 ones"
         ),
         facts={
             "half_nodes": len(half),
-            "kept_float32": dict(sorted(kept.reasons.items())),
+            "kept_float32": dict(sorted(kept.items())),
             "masks": masks,
             "weight_bytes_before": before,
             "weight_bytes_after": after,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from time import perf_counter
-from types import TracebackType
 
 from edge_agent.policy import admission
 from penstock.errors import outcome_code
@@ -27,9 +26,7 @@ class Ticket:
     def __enter__(self) -> Ticket:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._in_flight._leave(self._reserved_bytes, outcome_code(error), perf_counter() - self._started_at)
 
 

@@ -19,21 +19,13 @@ class EchoEngine:
     """Returns each input under its own name."""
 
     def __init__(self, specs: tuple[TensorSpec, ...]) -> None:
-        self._specs = specs
+        self.inputs = self.outputs = specs
         self._is_closed = False
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return self._specs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return self._specs
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         if self._is_closed:
             raise Internal("the engine is closed")
-        names = [spec.name for spec in self._specs] if outputs is None else outputs
+        names = [spec.name for spec in self.outputs] if outputs is None else outputs
         try:
             return {name: inputs[name] for name in names}
         except KeyError as error:
