@@ -21,7 +21,7 @@ from compiler.data import loading, npz, untrusted
 from compiler.data.dataset import Dataset, Split
 from compiler.distill.cache import AnswerCache
 from compiler.distill.student import Request
-from compiler.distill.teacher import CoreTeacher, LocalTeacher, Teacher, ToolchainTeacher
+from compiler.distill.teacher import CoreTeacher, LocalTeacher, Teacher, ToolchainTeacher, local_teacher
 from compiler.distill.toolchain_models import Directory, ToolchainModel
 from compiler.progress import Progress
 from compiler.recipe import recipes
@@ -32,7 +32,6 @@ from compiler.sources import SourceSection
 from penstock.errors import ConfigError, InvalidInput
 from penstock.policy.confidence import Kind
 from penstock.process.config import nearest
-from penstock.runtime import EngineOptions, load_engine
 from penstock.sdk.client import Client
 from penstock.wire import tensors
 from penstock.wire.addresses import parse_target
@@ -302,8 +301,7 @@ def _exported(named: str, settings: SourceSection, recipe: Recipe, work: Path, p
     out = work / "exported-teacher"
     out.mkdir(parents=True, exist_ok=True)
     made = sources.export(source, settings, out, progress=progress, seed=recipe.seed)
-    engine = load_engine("onnx", made.model, EngineOptions(threads=1))
-    return LocalTeacher(engine, content=sources.fingerprint(source, settings), output=recipe.model.output)
+    return local_teacher(made.model, content=sources.fingerprint(source, settings), output=recipe.model.output)
 
 
 def _local(source: sources.Source, output: str) -> LocalTeacher:
@@ -312,9 +310,7 @@ def _local(source: sources.Source, output: str) -> LocalTeacher:
             f"teacher: {source.location.name} is {source.what}; expected an ONNX file, a Hugging Face directory, a "
             "torch factory or grpc://host:port/model. A recipe's [cloud] takes more"
         )
-    content = sources.fingerprint(source)
-    engine = load_engine("onnx", source.location, EngineOptions(threads=1))
-    return LocalTeacher(engine, content=content, output=output)
+    return local_teacher(source.location, content=sources.fingerprint(source), output=output)
 
 
 def _spec_of(name: str, array: Array) -> TensorSpec:

@@ -6,7 +6,7 @@ cache. Keeps nothing: ``compiler.distill.cache`` does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -19,7 +19,7 @@ from penstock.artifact.blobs import digest_of
 from penstock.artifact.manifests import canonical_json
 from penstock.errors import CompileError, InvalidInput
 from penstock.process.config import nearest
-from penstock.runtime import Engine
+from penstock.runtime import Engine, EngineOptions, load_engine
 from penstock.sdk.client import Client
 from penstock.wire.tensors import Array, TensorSpec
 
@@ -31,22 +31,17 @@ _TOOLCHAIN_TIMEOUT_S = 6 * 3600.0
 
 
 class Teacher(Protocol):
-    """A port: something that answers rows with [rows, classes]."""
+    """A port: something that answers rows with [rows, classes].
 
-    @property
-    def fingerprint(self) -> str:
-        """Digest of what it is, settings included; the same fingerprint answers the same."""
-        ...
+    Attributes:
+        fingerprint: digest of what it is, settings included; the same fingerprint answers the same.
+        is_pinned: the fingerprint alone proves the same model; otherwise the cache asks a few rows again.
+        chunk_rows: how many rows to ask for at a time.
+    """
 
-    @property
-    def is_pinned(self) -> bool:
-        """Say whether the fingerprint alone proves the same model; otherwise the cache asks a few rows again."""
-        ...
-
-    @property
-    def chunk_rows(self) -> int:
-        """Say how many rows to ask for at a time."""
-        ...
+    fingerprint: str
+    is_pinned: bool
+    chunk_rows: int
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]: ...
@@ -87,12 +82,10 @@ class LocalTeacher:
         self.fingerprint = digest_of(canonical_json(["onnx", content, self.output.name]))
 
     def answer(self, inputs: Mapping[str, Array], report: Progress) -> Array:
-        rows, parts = _rows(inputs), []
-        for start in range(0, rows, _LOCAL_BATCH):
-            batch = {name: array[start : start + _LOCAL_BATCH] for name, array in inputs.items()}
-            parts.append(self._engine.run(batch, [self.output.name])[self.output.name])
-            report(min(1.0, (start + _LOCAL_BATCH) / rows), "asking the teacher")
-        return np.concatenate(parts)
+        return _in_batches(inputs, _LOCAL_BATCH, self._ask, report, "asking the teacher")
+
+    def _ask(self, batch: Mapping[str, Array]) -> Array:
+        return self._engine.run(batch, [self.output.name])[self.output.name]
 
 
 class CoreTeacher:
@@ -117,12 +110,7 @@ class CoreTeacher:
         self.fingerprint = digest_of(canonical_json(["core", model, version, specs]))
 
     def answer(self, inputs: Mapping[str, Array], report: Progress) -> Array:
-        rows, parts = _rows(inputs), []
-        for start in range(0, rows, _CORE_BATCH):
-            batch = {name: array[start : start + _CORE_BATCH] for name, array in inputs.items()}
-            parts.append(self._ask(batch))
-            report(min(1.0, (start + _CORE_BATCH) / rows), "asking the core")
-        return np.concatenate(parts)
+        return _in_batches(inputs, _CORE_BATCH, self._ask, report, "asking the core")
 
     def _ask(self, batch: Mapping[str, Array]) -> Array:
         name = self.output.name
@@ -176,8 +164,23 @@ class ToolchainTeacher:
         return answered
 
 
-def _rows(inputs: Mapping[str, Array]) -> int:
-    return len(next(iter(inputs.values())))
+def local_teacher(model: Path, *, content: str, output: str) -> LocalTeacher:
+    """Open an ONNX file as a teacher.
+
+    Raises:
+        As :class:`LocalTeacher`; ArtifactError: the file cannot be loaded.
+    """
+    return LocalTeacher(load_engine("onnx", model, EngineOptions(threads=1)), content=content, output=output)
+
+
+def _in_batches(
+    inputs: Mapping[str, Array], size: int, ask: Callable[[Mapping[str, Array]], Array], report: Progress, note: str
+) -> Array:
+    rows, parts = len(next(iter(inputs.values()))), []
+    for start in range(0, rows, size):
+        parts.append(ask({name: array[start : start + size] for name, array in inputs.items()}))
+        report(min(1.0, (start + size) / rows), note)
+    return np.concatenate(parts)
 
 
 def _scored(outputs: Sequence[TensorSpec], name: str, who: str) -> TensorSpec:

@@ -20,13 +20,12 @@ from compiler.data import Dataset, Split
 from compiler.distill import prepare
 from compiler.distill.cache import AnswerCache
 from compiler.distill.student import Request, Student, make_student, toolchain_for, write_metrics
-from compiler.distill.teacher import LocalTeacher, Teacher
+from compiler.distill.teacher import LocalTeacher, Teacher, local_teacher
 from compiler.distill.toolchain_models import content_of
 from compiler.progress import Progress
 from compiler.recipe.distill_section import DistillSection, settled, student_of
 from compiler.recipe.recipes import Recipe
 from penstock import toolchain
-from penstock.runtime import EngineOptions, load_engine
 from penstock.wire.tensors import TensorSpec
 
 STUDENT_FILE, METRICS_FILE = "student.onnx", "student.json"
@@ -134,8 +133,7 @@ def _opened(job: DistillJob, work: Path, progress: Progress) -> Iterator[Teacher
 
 
 def _cloud(job: DistillJob) -> LocalTeacher:
-    engine = load_engine("onnx", job.teacher, EngineOptions(threads=1))
-    return LocalTeacher(engine, content=job.content, output=job.recipe.model.output)
+    return local_teacher(job.teacher, content=job.content, output=job.recipe.model.output)
 
 
 def _own_teacher(job: DistillJob) -> str:
