@@ -222,13 +222,8 @@ def _print(student: Student) -> None:
     fields["could keep"] = ", ".join(
         f"{share:.1%} at {float(harm):.1%} harm" for harm, share in figures.coverage_at_harm.items()
     )
-    fields["export"] = (
-        f"differs from torch by {found.largest_difference:g} at most, batches of {_listed(found.batches)}"
-    )
+    sizes = ", ".join(map(str, found.batches))
+    fields["export"] = f"differs from torch by {found.largest_difference:g} at most, batches of {sizes}"
     print_fields(fields)
     for note in found.notes:
         click.echo(f"note: {note}")
-
-
-def _listed(sizes: tuple[int, ...]) -> str:
-    return ", ".join(map(str, sizes))

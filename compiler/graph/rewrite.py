@@ -119,6 +119,13 @@ def uses(graph: onnx.GraphProto) -> Counter[str]:
     return Counter(name for node in graph.node for name in node.input)
 
 
+def rename(graph: onnx.GraphProto, old: str, new: str) -> None:
+    """Call a tensor otherwise wherever a node of the graph itself makes or reads it."""
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [new if name == old else name for name in names]
+
+
 def put_constant(graph: onnx.GraphProto, name: str, value: Array) -> str:
     """Add an initializer under a name that is still free, which is returned."""
     name = free_name(graph, name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -153,6 +153,7 @@ def ranges(
 
     Raises:
         ConfigError: an axis of free size of which nothing is known, or sizes that are out of order.
+        CompileError: not even the number of axes is known.
     """
     _check_order("batch", options.batch)
     for name, sizes in options.dims.items():
@@ -166,7 +167,10 @@ def ranges(
             raise ConfigError(f"dims.{name}: the model has no axis of that name; its axes of free size: {free}")
     found = {}
     for value in inputs:
-        axes = [_sizes(value, axis, options, seen.get(value.name, {})) for axis in _axes(value)]
+        kind = value.type.tensor_type
+        if not kind.HasField("shape"):
+            raise CompileError(f"input {value.name!r} has no shape in the model; export it with the number of its axes")
+        axes = [_sizes(value, axis, options, seen.get(value.name, {})) for axis in range(len(kind.shape.dim))]
         least, best, most = zip(*axes, strict=True) if axes else ((), (), ())
         found[value.name] = Range(least=tuple(least), best=tuple(best), most=tuple(most))
     return found
@@ -182,17 +186,6 @@ def seen_sizes(calibration: Batches | None) -> dict[str, dict[int, tuple[int, in
                 least, most = axes.get(axis, (size, size))
                 axes[axis] = (min(least, size), max(most, size))
     return found
-
-
-def _axes(value: onnx.ValueInfoProto) -> Iterator[int]:
-    """Return the indices of an input's axes.
-
-    Raises:
-        CompileError: not even the number of axes is known.
-    """
-    if not value.type.tensor_type.HasField("shape"):
-        raise CompileError(f"input {value.name!r} has no shape in the model; export it with the number of its axes")
-    return iter(range(len(value.type.tensor_type.shape.dim)))
 
 
 def _sizes(

@@ -225,19 +225,11 @@ def _keep_outputs_float(graph: onnx.GraphProto) -> None:
             continue  # something else reads the rounded values
         graph.node.remove(dequantize)
         graph.node.remove(quantize)
-        _rename(graph, before, result)
+        rewrite.rename(graph, before, result)
 
 
 def _passes_on(node: onnx.NodeProto) -> bool:
     return int8_plan.is_tail(node) and node.op_type not in int8_plan.POOLING
-
-
-def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
-    for node in graph.node:
-        for names in (node.input, node.output):
-            for index, name in enumerate(names):
-                if name == old:
-                    names[index] = new
 
 
 def _tidy(model: onnx.ModelProto) -> None:

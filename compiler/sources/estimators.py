@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from compiler.graph import files
+from compiler.graph import files, rewrite
 from compiler.progress import Progress
 from compiler.python_code import importable, module_in
 from compiler.recipe.source_section import SourceSection
@@ -153,9 +153,7 @@ def _one_output(model: Any, name: str, is_classes: bool) -> Any:
     graph = model.graph
     kept = graph.output[1] if is_classes else graph.output[0]
     old = kept.name
-    for node in graph.node:
-        node.input[:] = [name if value == old else value for value in node.input]
-        node.output[:] = [name if value == old else value for value in node.output]
+    rewrite.rename(graph, old, name)
     kept.name = name
     if is_classes:
         del graph.output[0]

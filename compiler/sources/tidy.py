@@ -89,18 +89,13 @@ def tidy(model: onnx.ModelProto, exported: equivalence.Case) -> None:
     """Tidy a graph in place; see the module."""
     model.ClearField("metadata_props")
     model.ClearField("doc_string")
-    for graph in rewrite.graphs(model.graph):
-        for named in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
+    for body in rewrite.bodies(model):
+        is_graph = isinstance(body, onnx.GraphProto)  # inputs and outputs of a local function are names alone
+        values = (*body.initializer, *body.input, *body.output) if is_graph else ()
+        for named in (body, *body.node, *values):
             named.ClearField("doc_string")
             named.ClearField("metadata_props")
-        del graph.value_info[:]
-    for function in model.functions:
-        function.ClearField("doc_string")
-        function.ClearField("metadata_props")
-        del function.value_info[:]
-        for node in function.node:
-            node.ClearField("doc_string")
-            node.ClearField("metadata_props")
+        del body.value_info[:]
     _name_dimensions(model.graph, exported)
 
 
