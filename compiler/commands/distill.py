@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,16 +144,15 @@ def _work(recipe: Path | None, out: Path, flags: dict[str, Any]) -> Path:
     return work
 
 
-@contextmanager
-def _request(recipe: Path | None, flags: dict[str, Any], out: Path, work: Path, report: Progress) -> Iterator[Request]:
+def _request(
+    recipe: Path | None, flags: dict[str, Any], out: Path, work: Path, report: Progress
+) -> AbstractContextManager[Request]:
     from compiler.distill import prepare
     from compiler.recipe.distill_section import DistillSection, settled
 
     own = {name: value for name, value in flags.items() if name in DistillSection.__struct_fields__}
     if recipe is not None:
-        with prepare.from_recipe(recipe, own, out=out, work=work, token=flags["token"], progress=report) as request:
-            yield request
-        return
+        return prepare.from_recipe(recipe, own, out=out, work=work, token=flags["token"], progress=report)
     plain = prepare.Plain(
         teacher=flags["teacher"],
         data=flags["data"],
@@ -162,8 +161,7 @@ def _request(recipe: Path | None, flags: dict[str, Any], out: Path, work: Path, 
         output_kind=flags["output_kind"] or "logits",
         section=settled(None, flags=own),
     )
-    with prepare.from_flags(plain, out=out, work=work, token=flags["token"], progress=report) as request:
-        yield request
+    return prepare.from_flags(plain, out=out, work=work, token=flags["token"], progress=report)
 
 
 def _made(request: Request, out: Path) -> Student:

@@ -7,8 +7,7 @@ model to change. Decides what a student depends on (:func:`key`); the work is ``
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,14 +121,11 @@ def run(job: DistillJob, out: Path, work: Path, progress: Progress) -> Student:
     return student
 
 
-@contextmanager
-def _opened(job: DistillJob, work: Path, progress: Progress) -> Iterator[Teacher]:
+def _opened(job: DistillJob, work: Path, progress: Progress) -> AbstractContextManager[Teacher]:
     if not job.section.teacher:
-        yield _cloud(job)
-        return
+        return nullcontext(_cloud(job))
     token = os.environ.get("PENSTOCK_TOKEN", "")
-    with prepare.opened(job.recipe, job.section, work=work, token=token, progress=progress) as teacher:
-        yield teacher
+    return prepare.opened(job.recipe, job.section, work=work, token=token, progress=progress)
 
 
 def _cloud(job: DistillJob) -> LocalTeacher:

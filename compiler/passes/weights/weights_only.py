@@ -69,14 +69,6 @@ class _Product:
     rows: int
 
 
-@dataclass(slots=True, kw_only=True)
-class _Found:
-    """Products to quantize, and why others stay in float, by node name."""
-
-    products: list[_Product] = field(default_factory=list)
-    left: dict[str, str] = field(default_factory=dict)
-
-
 def run(job: PassJob) -> PassResult:
     """Write the model with its constant matrices in ``bits`` bits.
 
@@ -93,20 +85,20 @@ def run(job: PassJob) -> PassResult:
     types = probe.typed(model)
     integers.check_kept(job, model, name="weights_only")
     rewrite.gemm_to_matmul(model.graph, types)
-    found = _find(model, job.keep_float)
-    if not found.products:
-        why = "; ".join(f"{name}: {reason}" for name, reason in sorted(found.left.items())[:5])
+    products, left = _find(model, job.keep_float)
+    if not products:
+        why = "; ".join(f"{name}: {reason}" for name, reason in sorted(left.items())[:5])
         raise CompileError(
             "weights_only: no bytes were quantized: the graph has no MatMul or Gemm with a constant float32 matrix"
             + (f" that may be ({why})" if why else "")
         )
-    quantize = _method(options, model, found.products, job.calibration)
-    done = _replace(model, found.products, quantize, options, _level(options, job), job.progress)
+    quantize = _method(options, model, products, job.calibration)
+    done = _replace(model, products, quantize, options, _level(options, job), job.progress)
     rewrite.drop_dead(model.graph)
     del model.graph.value_info[:]
     rewrite.require_domain(model, _DOMAIN, 1)
     files.write(model, job.out / MODEL_FILE)
-    return _result(model, options, done, found.left, job)
+    return _result(model, options, done, left, job)
 
 
 def _level(options: Options, job: PassJob) -> int:
@@ -115,11 +107,12 @@ def _level(options: Options, job: PassJob) -> int:
     return _INT8_ARITHMETIC if job.target.provider == "cpu" else 0
 
 
-def _find(model: onnx.ModelProto, keep_float: frozenset[str]) -> _Found:
+def _find(model: onnx.ModelProto, keep_float: frozenset[str]) -> tuple[list[_Product], dict[str, str]]:
+    """Return the products to quantize, and why others stay in float, by node name."""
     graph = model.graph
     constants = rewrite.constants(graph)
     known = shapes.known(model)
-    found = _Found()
+    products, left = list[_Product](), dict[str, str]()
     for node in graph.node:
         if not rewrite.is_standard(node, "MatMul") or node.input[1] not in constants:
             continue
@@ -127,12 +120,12 @@ def _find(model: onnx.ModelProto, keep_float: frozenset[str]) -> _Found:
         is_vector = len(known.get(node.input[0], ())) == 1
         reason = _reason_to_leave(weight, is_vector=is_vector, is_kept=node.name in keep_float)
         if reason:
-            found.left[node.name] = reason
+            left[node.name] = reason
         else:
-            found.products.append(_Product(node=node, weight=weight.name, rows=weight.dims[0]))
+            products.append(_Product(node=node, weight=weight.name, rows=weight.dims[0]))
     inner = [node for part in rewrite.graphs(graph) if part is not graph for node in part.node]
-    found.left |= {node.name: "inside a subgraph" for node in inner if rewrite.is_standard(node, "MatMul")}
-    return found
+    left |= {node.name: "inside a subgraph" for node in inner if rewrite.is_standard(node, "MatMul")}
+    return products, left
 
 
 def _reason_to_leave(weight: TensorProto, *, is_vector: bool, is_kept: bool) -> str:
