@@ -314,7 +314,7 @@ class BatchQueue(Generic[T, A]):
     def _run_here(self, members: list[Waiting[T, A]]) -> bool:
         """Run a batch that is short, at once: a task for it would cost more than it does. Say whether it is done.
 
-        A batch that fails is not: whom to blame is found out in a task, since what runs then may be long.
+        A batch that fails is not: the request to blame is found in a task, since what runs then may be long.
         """
         if self._how.place([member.item for member in members]) is Place.ELSEWHERE:
             return False
