@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -34,6 +36,12 @@ TOGETHER = (
     "examples/test_digits.py",
 )
 """Folders and files with fixtures that cost more than their tests: one worker of pytest-xdist takes the whole."""
+
+
+def pytest_configure() -> None:
+    # a shell that starts the run in the background has it ignore Ctrl-C, and programs that tests interrupt inherit that
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups

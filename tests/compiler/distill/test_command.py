@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -131,11 +132,14 @@ def test_ctrl_c_and_the_same_command_again(workspace: Path, torch: str) -> None:
     started = [sys.executable, "-c", program, *arguments]
     with subprocess.Popen(started, stderr=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stderr is not None
+        too_late = threading.Timer(PATIENCE_S, process.kill)  # one that does not end fails this test, and not the run
+        too_late.start()
         for line in process.stderr:
             if "distil: epoch" in line:
                 process.send_signal(signal.SIGINT)
                 break
         said = process.stderr.read()
+        too_late.cancel()
         assert process.wait(timeout=PATIENCE_S) == 130
     assert "run the same command again to go on from the last checkpoint" in said
     assert "Traceback" not in said
