@@ -157,7 +157,7 @@ class Hosted:
         for array in inputs.values():
             if array.dtype.kind != "f":
                 continue
-            floats = cast(NDArray[np.float64], array)
+            floats = cast("NDArray[np.float64]", array)  # as a string: the type itself would be made each time
             # the product is finite exactly when every number is, but for overflow; then the rows are looked at
             if not math.isfinite(np.vdot(floats, floats)):
                 is_finite = confidence.finite_rows(array) if array.shape[:1] == (rows,) else np.zeros(rows, dtype=bool)

@@ -27,16 +27,6 @@ class Measures(Protocol):
     def ran(self, rows: int, seconds: float) -> None: ...
 
 
-class Unmeasured:
-    """Counts nothing."""
-
-    def waited(self, seconds: float) -> None:
-        """Ignore it."""
-
-    def ran(self, rows: int, seconds: float) -> None:
-        """Ignore it."""
-
-
 class ReplicaQueue(Generic[A]):
     """One replica and the requests before it. Everything here happens on the event loop."""
 
@@ -50,12 +40,14 @@ class ReplicaQueue(Generic[A]):
     ) -> None:
         self.replica = replica
         self.service = replica.timing.service  # followed as batches are measured
-        self._measures = measures or Unmeasured()
+        self._measures = measures
         self._loop = asyncio.get_running_loop()
         self._queue: BatchQueue[Chunk, A] = BatchQueue(
             self._run,
             BatchLimits(max_rows=replica.max_batch, max_delay_s=max_delay_s, max_queue_rows=max_queue_rows),
-            Behaviour(place=replica.place, service_s=self._service_s, waited=self._measures.waited),
+            Behaviour(
+                place=replica.place, service_s=self._service_s, waited=None if measures is None else measures.waited
+            ),
         )
 
     def __repr__(self) -> str:
@@ -136,7 +128,8 @@ class ReplicaQueue(Generic[A]):
         finally:
             took_s = time.perf_counter() - started_at
             total = sum(rows)
-            self._measures.ran(total, took_s)
+            if self._measures is not None:
+                self._measures.ran(total, took_s)
             if not self._queue.is_idle:  # what runs at once is too short for any deadline to depend on it
                 self.service = self.service.observed(total, took_s)
 
