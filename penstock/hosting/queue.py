@@ -299,6 +299,9 @@ class BatchQueue(Generic[T, A]):
                 self._take_out(members)
                 if not self._run_here(members):
                     self._dispatch(members)
+                elif self._waiting:
+                    self._look_soon()  # not now: answers leave first, and nothing else is held up by a long queue
+                    return
             elif not plan.expire:
                 if plan.wake_at is not None:
                     self._look_at(plan.wake_at)
@@ -322,14 +325,21 @@ class BatchQueue(Generic[T, A]):
         try:
             run.send(None)
         except StopIteration as done:
-            for member, outcome in zip(members, done.value, strict=True):
-                settle(member.future, outcome)
-            return True
-        except Exception as error:
-            log(_LOG, logging.DEBUG, "a short batch failed, running it again to see why", error=error)
-            return False
-        run.close()
-        raise Internal("what was to run at once is suspended")
+            if len(done.value) == len(members):
+                for member, outcome in zip(members, done.value, strict=True):
+                    settle(member.future, outcome)
+                return True
+            error: Exception = Internal(f"{len(done.value)} answers came for {len(members)} requests")
+        except Exception as raised:
+            if len(members) > 1:
+                log(_LOG, logging.DEBUG, "a short batch failed, running it again to see why", error=raised)
+                return False
+            error = raised
+        else:
+            run.close()
+            error = Internal("what was to run at once is suspended")
+        fail(members, as_ours(error))  # they wait in no queue any more: nobody else would ever answer them
+        return True
 
     def _dispatch(self, members: list[Waiting[T, A]]) -> None:
         rows = sum([member.rows for member in members])

@@ -285,3 +285,19 @@ def test_what_runs_a_batch_and_answers_too_few_fails_it_and_not_the_queue() -> N
         assert queue.is_alive
 
     run_virtual(test)
+
+
+def test_a_short_batch_that_suspends_after_all_fails_its_callers_and_leaves_none_waiting() -> None:
+    async def test() -> None:
+        server = Server()
+        queue = make(server, place=lambda items: Place.ON_LOOP)
+        for _ in range(LOOK_EVERY):  # a crowd, so that the next ones are queued
+            await asyncio.gather(*(ask(queue, item) for item in range(4)))
+        server.gate.clear()  # against the promise of its place
+        refused = await asyncio.gather(*(outcome(ask(queue, item)) for item in range(4)))
+        assert [type(error) for error in refused] == [Internal] * 4
+        server.gate.set()
+        assert queue.is_alive
+        assert await ask(queue, 5) == 50
+
+    run_virtual(test)
