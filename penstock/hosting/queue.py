@@ -45,6 +45,8 @@ class Behaviour(Generic[T]):
         place: where requests would run together. ``run`` of what would run here returns without suspending; a lone
             request of that kind does not even wait for the end of the turn.
         service_s: how long a batch of so many rows should take; what cannot be answered in time is not run.
+        check_deadline: given rows, deadline, priority and time of a request that would wait; raises where it could not
+            be answered in time, so that it does not wait to learn that.
         waited: told how long each request waited.
         late: the error of a request whose deadline passed, and whether it was running by then.
     """
@@ -54,6 +56,7 @@ class Behaviour(Generic[T]):
     may_be_one: Callable[[Exception], bool] = lambda error: True
     place: Callable[[Sequence[T]], Place] = lambda items: Place.ELSEWHERE
     service_s: Callable[[int], float] = lambda rows: 0.0
+    check_deadline: Callable[[int, float, int, float], None] | None = None
     waited: Callable[[float], None] | None = None
     late: Callable[[T, bool], PenstockError] = lambda item, is_running: DeadlineExceeded(
         "the deadline passed before the answer came"
@@ -152,7 +155,7 @@ class BatchQueue(Generic[T, A]):
             PenstockError: the answer of ``run``.
         """
         if not self._waiting and not self._batches and self._runs_at_once(item):
-            self._check_open(item, deadline)
+            self._check_open(item, rows, deadline, priority)
             return await self._run_at_once(item, rows, deadline)
         waiting = self.submit(item, rows=rows, deadline=deadline, priority=priority, shape_key=shape_key)
         try:
@@ -170,7 +173,7 @@ class BatchQueue(Generic[T, A]):
             QueueFull, or what the queue was closed with: not taken in. DeadlineExceeded: it has passed.
         """
         self.check_room(rows)
-        now = self._check_open(item, deadline)
+        now = self._check_open(item, rows, deadline, priority)
         waiting: Waiting[T, A] = Waiting(item, self._loop.create_future(), rows, now, deadline, priority, shape_key)
         self._waiting.add(waiting)
         if deadline is not None and deadline < self._due_at:
@@ -230,12 +233,15 @@ class BatchQueue(Generic[T, A]):
             raise outcome
         return outcome
 
-    def _check_open(self, item: T, deadline: float | None) -> float:
+    def _check_open(self, item: T, rows: int, deadline: float | None, priority: int) -> float:
         if self._refusal is not None:
             raise copy_of(self._refusal)
         now = self._loop.time()
-        if deadline is not None and deadline <= now:
-            raise self._how.late(item, False)
+        if deadline is not None:
+            if deadline <= now:
+                raise self._how.late(item, False)
+            if self._how.check_deadline is not None:
+                self._how.check_deadline(rows, deadline, priority, now)
         return now
 
     def withdraw(self, waiting: Waiting[T, A]) -> None:

@@ -6,10 +6,9 @@ decision, whether a deadline can be met ``penstock.policy.service_time``'s.
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Hashable, Sequence
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Coroutine, Hashable, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
 from penstock.errors import DeadlineExceeded, PenstockError
 from penstock.hosting.queue import BatchQueue, Behaviour
@@ -41,12 +40,14 @@ class ReplicaQueue(Generic[A]):
         self.replica = replica
         self.service = replica.timing.service  # followed as batches are measured
         self._measures = measures
-        self._loop = asyncio.get_running_loop()
         self._queue: BatchQueue[Chunk, A] = BatchQueue(
             self._run,
             BatchLimits(max_rows=replica.max_batch, max_delay_s=max_delay_s, max_queue_rows=max_queue_rows),
             Behaviour(
-                place=replica.place, service_s=self._service_s, waited=None if measures is None else measures.waited
+                place=replica.place,
+                service_s=self._service_s,
+                check_deadline=self._check_deadline,
+                waited=None if measures is None else measures.waited,
             ),
         )
 
@@ -85,22 +86,16 @@ class ReplicaQueue(Generic[A]):
         """
         self._queue.check_room(rows)
 
-    async def infer(
+    def infer(
         self, chunk: Chunk, *, shape_key: Hashable = None, deadline: float | None = None, priority: int = 0
-    ) -> A:
+    ) -> Coroutine[Any, Any, A]:
         """Queue a chunk and wait for its answer. A caller that is cancelled leaves nothing in the queue.
 
         Raises:
             QueueFull, Unavailable: not taken in. DeadlineExceeded: not run, or not done in time.
             InvalidInput, Internal: from the replica.
         """
-        if deadline is not None:
-            now = self._loop.time()
-            # row by row is the dearest way to run what is ahead: who has time for that need not be looked at closer
-            if now + (self.outstanding_rows + chunk.rows) * self.service.of(1) > deadline:
-                self._queue.check_room(chunk.rows)
-                self._check_deadline(chunk.rows, deadline, priority, now)
-        return await self._queue.ask(chunk, rows=chunk.rows, deadline=deadline, priority=priority, shape_key=shape_key)
+        return self._queue.ask(chunk, rows=chunk.rows, deadline=deadline, priority=priority, shape_key=shape_key)
 
     async def finish(self, error: PenstockError, timeout_s: float) -> bool:
         """Run what is queued for at most ``timeout_s``, refuse the rest, and close the replica if nothing runs then.
@@ -137,6 +132,9 @@ class ReplicaQueue(Generic[A]):
         return self.service.of(rows)
 
     def _check_deadline(self, rows: int, deadline: float, priority: int, now: float) -> None:
+        # row by row is the dearest way to run what is ahead: who has time for that need not be looked at closer
+        if now + (self.outstanding_rows + rows) * self.service.of(1) <= deadline:
+            return
         service, since = self.service, self._queue.running_since
         busy_until = None if since is None else since + service.of(self._queue.running_rows)
         # a priority of its own may overtake all that waits: only what surely comes first counts against it

@@ -8,7 +8,6 @@ Source: Open Inference Protocol, "HTTP/REST"; Triton, "Binary Tensor Data Extens
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import msgspec
@@ -113,16 +112,14 @@ _ENCODER = msgspec.json.Encoder()
 _MALFORMED = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
-@dataclass(frozen=True, slots=True)
-class DecodedRequest:
+class DecodedRequest(msgspec.Struct, frozen=True):
     """A request, and which outputs its sender wants raw: all, none, or those named."""
 
     request: InferRequest
     binary_outputs: bool | frozenset[str] = False
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedBody:
+class EncodedBody(msgspec.Struct, frozen=True):
     """A body to send. ``header_length`` is None for plain JSON, else what ``Inference-Header-Content-Length`` says."""
 
     body: bytes

@@ -65,10 +65,13 @@ def datatype_of(array: Array, *, field: str = "array") -> str:
     Raises:
         InvalidInput: the dtype has no OIP datatype.
     """
+    datatype = _DATATYPE_OF.get(array.dtype)
+    if datatype is not None:
+        return datatype
     if array.dtype.kind in "OSU":
         return "BYTES"
     try:
-        return _DATATYPE_OF[array.dtype.newbyteorder("<") if array.dtype.byteorder == ">" else array.dtype]
+        return _DATATYPE_OF[array.dtype.newbyteorder("<")]
     except KeyError:
         raise InvalidInput(
             f"{field}: dtype {array.dtype} cannot travel; convert to one of {', '.join(DATATYPES)}", field=field
@@ -140,18 +143,14 @@ def check_inputs(inputs: Mapping[str, Array], specs: Sequence[TensorSpec]) -> in
     Raises:
         InvalidInput: which input is wrong, and what was expected.
     """
-    expected = {spec.name: spec for spec in specs}
-    for name in inputs:
-        if name not in expected:
-            raise InvalidInput(
-                f"inputs: no input named {name!r}; the model takes {_listing(specs)}", field=f"inputs.{name}"
-            )
+    if len(inputs) != len(specs):
+        raise _misnamed(inputs, specs)
     rows = -1
     for spec in specs:
         array = inputs.get(spec.name)
+        if array is None:  # as many as there should be, so that another one is unknown
+            raise _misnamed(inputs, specs)
         field = f"inputs.{spec.name}"
-        if array is None:
-            raise InvalidInput(f"inputs: {spec.name!r} is missing; the model takes {_listing(specs)}", field=field)
         check_tensor(array, spec, field=field)
         if spec.shape:
             if rows not in (-1, array.shape[0]):
@@ -171,9 +170,10 @@ def check_tensor(array: Array, spec: TensorSpec, *, field: str) -> None:
     datatype = datatype_of(array, field=field)
     if datatype != spec.datatype:
         raise InvalidInput(f"{field}: datatype is {datatype}, expected {spec.datatype}", field=field)
-    fits = len(array.shape) == len(spec.shape) and all(
-        want in (-1, have) for want, have in zip(spec.shape, array.shape, strict=True)
-    )
+    shape = array.shape
+    fits = len(shape) == len(spec.shape)
+    for want, have in zip(spec.shape, shape, strict=False):
+        fits = fits and want in (have, -1)
     if not fits:
         raise InvalidInput(
             f"{field}: shape is {list(array.shape)}, expected {list(spec.shape)} (-1 is any size)", field=field
@@ -207,6 +207,19 @@ def unpack(data: bytes | memoryview) -> dict[str, Array]:
     except msgspec.MsgspecError as error:
         raise InvalidInput(f"tensors: not a packed tensor document: {error}", field="tensors") from error
     return {f.name: from_bytes(f.data, f.datatype, f.shape, field=f.name) for f in frames}
+
+
+def _misnamed(inputs: Mapping[str, Array], specs: Sequence[TensorSpec]) -> InvalidInput:
+    """Say which name is unknown, or else which is missing."""
+    known = {spec.name: spec for spec in specs}
+    for name in inputs:
+        if name not in known:
+            text = f"no input named {name!r}"
+            break
+    else:
+        name = next(name for name in known if name not in inputs)
+        text = f"{name!r} is missing"
+    return InvalidInput(f"inputs: {text}; the model takes {_listing(specs)}", field=f"inputs.{name}")
 
 
 def _length_prefixed(item: object) -> bytes:
