@@ -16,7 +16,7 @@ QUICK := $(wildcard tests/*/policy) $(addprefix tests/penstock/,artifact http pr
 	$(filter-out %_simulation.py,$(wildcard tests/compiler/certificate/test_*.py)) $(addprefix tests/compiler/,measure recipe) \
 	tests/cloud_core/state tests/project
 
-.PHONY: help demo quick test lint proto docs bench bench-compiler wheel venv clean
+.PHONY: help demo quick test lint proto docs bench bench-compiler simulate wheel venv clean
 .DEFAULT_GOAL := help
 
 help:
@@ -53,6 +53,9 @@ bench: $(VENV)/.dev  ## measure against raw onnxruntime, a bare gRPC echo and a 
 
 bench-compiler: $(VENV)/.dev  ## measure compiled models against onnxruntime defaults and NNCF (about 20 minutes)
 	@$(BIN)/python -m benchmarks.compiler $(ARGS)
+
+simulate: $(VENV)/.dev  ## print what the sequential tests promise and see, as tables (about a minute)
+	@$(BIN)/python -m benchmarks.simulate $(ARGS)
 
 wheel: $(VENV)/.dev  ## build the wheel into dist/
 	@$(BIN)/python -m build --wheel --outdir dist .

@@ -42,6 +42,7 @@ def test_plain_make_lists_every_word() -> None:
         ("make test", ".venv/bin/python -m pytest .*--durations=20 --durations-min=1"),
         ("make bench", ".venv/bin/python -m benchmarks"),
         ("make bench-compiler", ".venv/bin/python -m benchmarks.compiler"),
+        ("make simulate", ".venv/bin/python -m benchmarks.simulate"),
         ("make lint", ".venv/bin/lint-imports"),
         ("make proto", ".venv/bin/python scripts/generate_proto.py"),
     ],
