@@ -1,8 +1,8 @@
 """Has a rate risen above its bound? A test that stays sharp however long all was well before.
 
 An e-process adds up everything since the first day, so that good evidence of years hides a change of today. An
-e-detector starts again at every outcome and adds all these starts up (Shiryaev-Roberts): under the claim "the rate is at
-most the bound" it grows by at most one an outcome on average, so the mean number of outcomes until a false alarm at
+e-detector starts again at every outcome and adds all these starts up (Shiryaev-Roberts): under the claim "the rate is
+at most the bound" it grows by at most one an outcome on average, so the mean number of outcomes until a false alarm at
 ``c`` is at least ``c``. What was good long ago leaves nothing behind. Decides whether there is enough evidence; what to
 do about it is the caller's decision.
 
