@@ -34,8 +34,8 @@ from edge_agent.serving.hosting import Hosting
 from edge_agent.settings import AgentSettings
 from edge_agent.updates import fetch
 from edge_agent.updates.fetch import Fetcher
-from edge_agent.updates.model_updater import Tools
 from edge_agent.updates.store import DataDirLock, Store
+from edge_agent.updates.tools import Tools
 from edge_agent.updates.updater import Updater
 from penstock.artifact.blobs import write_atomically
 from penstock.errors import StorageError
@@ -148,7 +148,7 @@ class Agent:
         limits, cascade = self.settings.limits, self.settings.cascade
         return Hosting(
             outcomes,
-            audit_alpha=cascade.audit_alpha,
+            run_length=cascade.audit_run_length,
             threads=limits.threads,
             max_queue_rows=limits.max_queue_rows,
             drain_s=limits.drain_s,

@@ -36,7 +36,8 @@ class CascadeSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     Attributes:
         audit_share: share of rows drawn for the audit; a kept one is sent to the cloud too, for comparison.
-        audit_alpha: error budget of the audit's sequential test: the chance to distrust a certificate that holds.
+        audit_run_length: audits until one distrusts a certificate that just holds, on average and at the least. Ten
+            times as many cost a fifth more audits until a real change is seen.
         on_unreachable: an uncertain answer while the cloud is out of reach is given anyway and flagged, or refused.
         max_harm: which of a certificate's levels is used; none given is the one that it names first. A level that was
             not certified is never replaced by another: the model then escalates everything and says which there are.
@@ -44,7 +45,7 @@ class CascadeSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """
 
     audit_share: Share = 0.01
-    audit_alpha: Annotated[float, Meta(gt=0, lt=1)] = 0.05
+    audit_run_length: Annotated[float, Meta(ge=100, le=1e12)] = 1e6
     on_unreachable: OnUnreachable = "local_flagged"
     max_harm: Harm | None = None
     max_harm_of: dict[str, Harm] = {}
@@ -133,6 +134,8 @@ class UpdateSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         max_failures: versions that failed and are remembered per model, oldest forgotten.
         retry_base_s: first pause before what failed is tried again; it doubles, with full jitter.
         retry_max_s: longest such pause.
+        audit_save_s: what the audit found reaches the disk at most that much later, and when the agent stops. A power
+            cut loses what was audited since; an alarm is written at once.
         patience: attempts that fail for want of a connection before the device reports FAILED instead of FETCHING.
     """
 
@@ -142,6 +145,7 @@ class UpdateSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_failures: Count = 16
     retry_base_s: Positive = 0.5
     retry_max_s: Positive = 300.0
+    audit_save_s: Positive = 600.0
     patience: Count = 3
 
 

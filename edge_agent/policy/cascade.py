@@ -88,7 +88,12 @@ class Verdict:
 
 
 def choose_mode(
-    *, certificate_problem: str, cloud_digest: str, seen_cloud_digest: str, has_crossed: bool
+    *,
+    certificate_problem: str,
+    cloud_digest: str,
+    seen_cloud_digest: str,
+    has_crossed: bool,
+    is_distrusted: bool = False,
 ) -> ModeDecision:
     """Choose the mode of one model. Level-triggered: call it whenever one of the values changes.
 
@@ -97,12 +102,17 @@ def choose_mode(
         cloud_digest: the cloud variant that the certificate was issued for.
         seen_cloud_digest: the variant that gave the cloud's last answer; "" when it does not say or gave none yet.
         has_crossed: the audit's test has crossed its bound.
+        is_distrusted: the fleet service said that the audits of all devices together did.
     """
     if certificate_problem:
         return ModeDecision(mode=CascadeMode.ESCALATE_ALL, why=certificate_problem)
     if has_crossed:
         return ModeDecision(
             mode=CascadeMode.CLOUD_ONLY, why="audited answers of the device show more harm than was certified"
+        )
+    if is_distrusted:
+        return ModeDecision(
+            mode=CascadeMode.CLOUD_ONLY, why="audited answers of the whole fleet show more harm than was certified"
         )
     if seen_cloud_digest and seen_cloud_digest != cloud_digest:
         return ModeDecision(

@@ -12,6 +12,9 @@ from typing import Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
+from edge_agent.policy import audit as auditing
+from edge_agent.policy.audit import Audit
+
 ReleaseKey = tuple[str, str]
 """(artifact digest, certificate digest asked for): another certificate for the same artifact is another release."""
 
@@ -90,6 +93,7 @@ class ModelState(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         desired: the newest release that the fleet service asked for; None before the first.
         trials: of ``active`` and ``desired`` at most.
         failures: releases that failed here, oldest first.
+        audits: evidence against the promises that were used here, the newest last.
     """
 
     model: str
@@ -99,6 +103,7 @@ class ModelState(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     desired: Release | None = None
     trials: tuple[Trial, ...] = ()
     failures: tuple[Failure, ...] = ()
+    audits: tuple[Audit, ...] = ()
 
     def failure_of(self, release: Release) -> Failure | None:
         """Return the failure of a release; None when it never failed here."""
@@ -187,6 +192,13 @@ def fail(state: ModelState, release: Release, kind: FailureKind, reason: str, *,
     failure = Failure(release=release, kind=kind, reason=reason, count=known.count + 1 if known else 1)
     others = tuple(f for f in state.failures if f is not known)
     return replace(_with_starts(state, release.key, 0), failures=(*others, failure)[-limit:])
+
+
+def note_audit(state: ModelState, audit: Audit) -> ModelState:
+    """Remember what an audit has found so far."""
+    if auditing.find(state.audits, audit.promise) == audit:
+        return state
+    return replace(state, audits=auditing.kept(state.audits, audit))
 
 
 def _renamed(state: ModelState, release: Release) -> ModelState:

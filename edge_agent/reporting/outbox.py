@@ -2,7 +2,7 @@
 
 Owns the sequence: it increases for as long as the device lives, across restarts, and also after the queue was emptied.
 A record is deleted only when the service said that it is durable there. Beside it, the totals of each artifact, so that
-the audit of a certificate outlives a restart. Sends nothing itself (``edge_agent.reporting.delivery``).
+counters go on after a restart. Sends nothing itself (``edge_agent.reporting.delivery``).
 
 When the queue is full and ``when_full`` is ``merge``, the two oldest records of one artifact that were never sent are
 folded into one: counts are kept, their resolution in time is not. Only when there is no such pair is the oldest record

@@ -9,14 +9,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_agent.policy import audit as auditing
 from edge_agent.policy import cascade
+from edge_agent.policy.audit import Audit
 from edge_agent.policy.cascade import CascadeMode, Decision
 from edge_agent.serving.counts import Outcomes, Tally
 from edge_agent.serving.local_queue import LocalQueue
@@ -27,7 +30,7 @@ from penstock.artifact.variant_files import VariantFiles
 from penstock.errors import CertificateMismatch, ConfigError, InvalidInput, NotFound, Unavailable
 from penstock.hosting import loading
 from penstock.hosting.loading import Loaded
-from penstock.policy import confidence, sequential
+from penstock.policy import confidence
 from penstock.process import telemetry
 from penstock.runtime import platform_of
 from penstock.wire.inference import ModelMetadata, Parameter
@@ -67,6 +70,7 @@ class Hosted:
         failures: requests that the engine failed since activation.
         in_flight: requests in it now.
         can_split: rows can be merged and taken apart, so a request may be answered row by row.
+        on_alarm: called when an audit ends keeping, so that it is on disk and reported at once.
         account: response parameters that say what answers here: artifact, certificate, threshold.
         kept_account: with those of an answer that is kept, the confidence aside.
     """
@@ -77,11 +81,12 @@ class Hosted:
         loaded: Loaded,
         tally: Tally,
         *,
-        audit_alpha: float,
+        run_length: float,
         max_queue_rows: int,
         max_harm: float | None = None,
+        audits: Sequence[Audit] = (),
     ) -> None:
-        """``max_harm``: level of the certificate, None its own."""
+        """``max_harm``: level of the certificate, None its own; ``audits``: what is remembered of this model's."""
         self.plan = plan
         self.engine = engine = loaded.engine
         self.tally = tally
@@ -98,8 +103,10 @@ class Hosted:
             outputs=engine.outputs,
         )
         self.can_split = loaded.timing.is_batchable
-        self._audit_alpha = audit_alpha
+        self._run_length = run_length
+        self.on_alarm: Callable[[], None] = lambda: None
         self._certificate, self._problem = _usable_certificate(plan, max_harm)
+        self._audit = _restored(plan, self._certificate, audits, tally.total)
         self.account: dict[str, Parameter] = {"artifact": plan.artifact_digest, "certificate": ""}
         if self._certificate is not None:
             self.account |= {"certificate": plan.certificate_digest, "threshold": self._certificate.threshold}
@@ -110,7 +117,6 @@ class Hosted:
             "rows_escalated": 0,
         }
         self._seen_cloud_digest = ""
-        self._has_crossed = False
         self._decided = cascade.ModeDecision(mode=CascadeMode.CASCADE)
         self._update_mode()
         self.queue = LocalQueue(loaded, self.judge, max_queue_rows=max_queue_rows)
@@ -132,6 +138,11 @@ class Hosted:
     def certificate(self) -> Certificate | None:
         """Return the certificate in use, at the level in use: None where there is none, or none that fits."""
         return self._certificate
+
+    @property
+    def audit(self) -> Audit | None:
+        """Return the evidence against the promise in use, for whoever keeps it on disk; None without a promise."""
+        return self._audit
 
     @property
     def counts(self) -> OutcomeCounts:
@@ -183,8 +194,21 @@ class Hosted:
     def note_audit(self, *, audited: int, harm: int) -> None:
         """Drawn rows whose harm is now known."""
         self.tally.record(audited=audited, audit_harm=harm)
-        if harm:  # without harm the evidence only falls
+        if self._certificate is None or self._audit is None:
+            return
+        bound = self._certificate.audit_max_harm
+        self._take(auditing.noted(self._audit, audited=audited, harm=harm, bound=bound, run_length=self._run_length))
+
+    def note_distrust(self, is_distrusted: bool) -> None:
+        """Note whether the fleet service distrusts this promise; it says so in every reply, until it does no more."""
+        if self._audit is not None:
+            self._take(msgspec.structs.replace(self._audit, is_distrusted=is_distrusted))
+
+    def _take(self, audit: Audit) -> None:
+        before, self._audit = self._audit, audit
+        if before and (before.has_alarmed, before.is_distrusted) != (audit.has_alarmed, audit.is_distrusted):
             self._update_mode()
+            self.on_alarm()
 
     def _scores(self, outputs: Mapping[str, Array], rows: int) -> NDArray[np.float64]:
         spec = self.plan.variant.spec
@@ -201,17 +225,13 @@ class Hosted:
         return scores if len(scores) == rows else np.full(rows, np.nan)
 
     def _update_mode(self) -> None:
-        certificate = self._certificate
-        if certificate is not None and not self._has_crossed:  # crossing is final: the test may stop there
-            counts = self.counts
-            self._has_crossed = sequential.crossed(
-                counts.audit_harm, counts.audited, certificate.audit_max_harm, self._audit_alpha
-            )
+        audit = self._audit
         decided = cascade.choose_mode(
             certificate_problem=self._problem,
             cloud_digest=self.plan.subject.cloud_digest,
             seen_cloud_digest=self._seen_cloud_digest,
-            has_crossed=self._has_crossed,
+            has_crossed=audit is not None and audit.has_alarmed,
+            is_distrusted=audit is not None and audit.is_distrusted,
         )
         if decided != self._decided:
             counts = self.counts
@@ -236,16 +256,16 @@ class Hosting:
         self,
         outcomes: Outcomes,
         *,
-        audit_alpha: float = 0.05,
+        run_length: float = 1e6,
         threads: int = 1,
         max_queue_rows: int = 1024,
         drain_s: float = 5.0,
         max_harm_of: Callable[[str], float | None] = lambda model: None,
     ) -> None:
-        """``max_harm_of``: the level that a model's certificate is used at, None for its default one."""
+        """``run_length``: audits until a false alarm; ``max_harm_of``: level of a model's certificate, None its own."""
         self._max_harm_of = max_harm_of
         self._outcomes = outcomes
-        self._audit_alpha = audit_alpha
+        self._run_length = run_length
         self._threads = threads
         self._max_queue_rows = max_queue_rows
         self._drain_s = drain_s
@@ -283,11 +303,12 @@ class Hosting:
             raise Unavailable(f"model {model!r} is loading", retry_after_s=0.5)
         raise NotFound(f"no model named {model!r}; this device runs {', '.join(self.models()) or 'no model yet'}")
 
-    async def prepare(self, plan: LoadPlan, *, counts: OutcomeCounts = NOTHING) -> Hosted:
+    async def prepare(self, plan: LoadPlan, *, counts: OutcomeCounts = NOTHING, audits: Sequence[Audit] = ()) -> Hosted:
         """Load a variant, warm it up and let it prove itself on its golden vectors. It does not answer yet.
 
         Args:
-            counts: what was counted for this artifact before (after a restart), so that a crossed audit stays crossed.
+            counts: what was counted for this artifact before (after a restart).
+            audits: what is remembered of this model's audits, so that an alarm stays one.
 
         Raises:
             ArtifactError and others: as :func:`penstock.hosting.loading.load`.
@@ -306,9 +327,10 @@ class Hosting:
             replace(plan, files=replace(plan.files, golden=None)),  # up to 64 MiB that have served their purpose
             loaded,
             tally,
-            audit_alpha=self._audit_alpha,
+            run_length=self._run_length,
             max_queue_rows=self._max_queue_rows,
             max_harm=self._max_harm_of(plan.model),
+            audits=audits,
         )
         telemetry.log(
             _LOG,
@@ -348,6 +370,15 @@ class Hosting:
         """Retire every model."""
         for hosted in self.hosted():
             await self.retire(hosted)
+
+
+def _restored(
+    plan: LoadPlan, certificate: Certificate | None, audits: Sequence[Audit], counts: OutcomeCounts
+) -> Audit | None:
+    if certificate is None:
+        return None
+    promise = (plan.artifact_digest, plan.certificate_digest, certificate.max_harm)
+    return auditing.restored(audits, promise, counts, certificate.audit_max_harm)
 
 
 def _usable_certificate(plan: LoadPlan, max_harm: float | None) -> tuple[Certificate | None, str]:

@@ -10,47 +10,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import assert_never
 
 from edge_agent.policy import model_state, update
 from edge_agent.policy.model_state import ModelState, Release, Slot
 from edge_agent.policy.update import LoadFailure, Progress, UpdateLimits
-from edge_agent.serving.hosting import Hosted, Hosting
-from edge_agent.settings import UpdateSettings
-from edge_agent.updates.fetch import Fetcher, Transferred
+from edge_agent.serving.hosting import Hosted
+from edge_agent.updates.fetch import Transferred
 from edge_agent.updates.reported import ReportedModel
-from edge_agent.updates.store import Store, in_thread
-from penstock.errors import DigestMismatch, Internal, NotFound, PenstockError, SignatureError, StorageError
+from edge_agent.updates.store import in_thread
+from edge_agent.updates.tools import Tools, as_internal
+from penstock.errors import DigestMismatch, NotFound, PenstockError, SignatureError, StorageError
 from penstock.policy.retry import Backoff
 from penstock.process.telemetry import log
-from penstock.wire.outcomes import OutcomeCounts
 
 _log = logging.getLogger(__name__)
 _POLL_S = 0.5  # how often failures and rows are looked at during a probation
 _MAX_ERROR_CHARS = 1000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tools:
-    """Holds what the tasks of all models share.
-
-    Attributes:
-        now: the event loop's clock.
-        random: uniform in [0, 1).
-        counted: returns the rows of (model, artifact digest) that were counted before a restart.
-        changed: called after every change that the fleet service should hear of.
-    """
-
-    store: Store
-    fetcher: Fetcher
-    hosting: Hosting
-    settings: UpdateSettings
-    now: Callable[[], float]
-    random: Callable[[], float]
-    counted: Callable[[str, str], Awaitable[OutcomeCounts]]
-    changed: Callable[[], None]
 
 
 class ModelUpdater:
@@ -74,6 +52,7 @@ class ModelUpdater:
         self._hosted: Hosted | None = None
         self._rows_at_clean = 0
         self._transferred = Transferred()
+        self._saved_audits, self._save_audits_at = state.audits, 0.0
 
     def __repr__(self) -> str:
         return f"ModelUpdater({self.state.model}, {self.reported().phase}, {self.state})"
@@ -125,6 +104,7 @@ class ModelUpdater:
 
     def stop(self) -> None:
         """Save that the process stops in an orderly way: what is on trial did not crash."""
+        self._take_audit()
         for key in {self.progress.loaded, self.progress.prepared}:
             if key is not None:
                 self.state = model_state.end_trial(self.state, key)
@@ -187,11 +167,34 @@ class ModelUpdater:
             self._rows_at_clean = rows
             self._set(failures=hosted.failures, clean_since=self._tools.now())
         self._set(clean_requests=rows - self._rows_at_clean)
+        await self._keep_audit()
+
+    def _take_audit(self) -> None:
+        """Take what the audit of the running slot has found into the state, which is written later."""
+        if self._hosted is not None and self._hosted.audit is not None:
+            self.state = model_state.note_audit(self.state, self._hosted.audit)
+
+    def _alarmed(self) -> None:
+        self._save_audits_at = 0.0
+        self._wake.set()
+        self._tools.changed()
+
+    async def _keep_audit(self) -> None:
+        """Write what the audit has found from time to time only: flash memory wears out."""
+        self._take_audit()
+        if self._tools.now() < self._save_audits_at:
+            return
+        self._save_audits_at = self._tools.now() + self._tools.settings.audit_save_s
+        if self.state.audits != self._saved_audits:
+            self._saved_audits = self.state.audits
+            await self._save_or_warn()
 
     async def _rest(self, wake_at: float | None) -> None:
         limits = [wake_at - self._tools.now()] if wake_at is not None else []
         if update.is_watched(self.state, self.progress):
             limits.append(_POLL_S)
+        if self._hosted is not None and self._hosted.audit is not None:
+            limits.append(self._save_audits_at - self._tools.now())
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), max(0.0, min(limits)) if limits else None)
 
@@ -233,7 +236,7 @@ class ModelUpdater:
             await self._not_fetched(error)
         else:  # a defect of ours in reading foreign bytes must not stop what runs
             log(_log, logging.ERROR, "fetch died", model=self.state.model, exc_info=error)
-            await self._not_fetched(_as_internal(error))
+            await self._not_fetched(as_internal(error))
 
     async def _not_fetched(self, error: PenstockError) -> None:
         desired = self.state.desired
@@ -279,8 +282,10 @@ class ModelUpdater:
         await self._answer_with(prepared, slot)
 
     async def _answer_with(self, hosted: Hosted, slot: Slot) -> None:
+        self._take_audit()
         before = self._tools.hosting.activate(hosted)
         self._hosted = hosted
+        hosted.on_alarm = self._alarmed
         self._rows_at_clean = hosted.counts.requests
         self._set(
             loaded=slot.key,
@@ -303,11 +308,11 @@ class ModelUpdater:
         plan = await in_thread(self._tools.store.load_plan, self.state.model, slot)
         counts = await self._tools.counted(self.state.model, slot.release.artifact_digest)
         try:
-            return await self._tools.hosting.prepare(plan, counts=counts)
+            return await self._tools.hosting.prepare(plan, counts=counts, audits=self.state.audits)
         except PenstockError:
             raise
         except Exception as error:  # a foreign runtime with a foreign model may raise anything; it must not end us
-            raise _as_internal(error) from error
+            raise as_internal(error) from error
 
     async def _revert(self, reason: str, should_block: bool) -> None:
         limit = self._tools.settings.max_failures
@@ -391,7 +396,3 @@ class ModelUpdater:
 
     def _set(self, **changes: object) -> None:
         self.progress = replace(self.progress, **changes)  # type: ignore[arg-type]  # names checked by replace
-
-
-def _as_internal(error: BaseException) -> Internal:
-    return Internal(f"{type(error).__name__}: {error}")

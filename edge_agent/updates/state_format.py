@@ -15,12 +15,15 @@ import msgspec
 from edge_agent.policy.model_state import ModelState
 from penstock.errors import ArtifactError, newer_state
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raise it when the document changes, add a step that brings older documents there, and keep a golden file."""
 
 _VERSION_KEY = "schema_version"
 _STEPS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: lambda document: document,  # version 0, of Penstock 0.1.0, was the same document without a version
+    2: lambda document: (
+        document
+    ),  # without audits: those that older releases kept beside the outbox are taken over once
 }
 
 

@@ -10,8 +10,9 @@ import logging
 from collections.abc import Iterable
 
 from edge_agent.policy.model_state import ModelState, Release
-from edge_agent.updates.model_updater import ModelUpdater, Tools
+from edge_agent.updates.model_updater import ModelUpdater
 from edge_agent.updates.reported import ReportedModel
+from edge_agent.updates.tools import Tools
 from penstock.errors import ArtifactError
 from penstock.process.telemetry import log
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -114,6 +115,33 @@ async def test_a_crossed_audit_stays_crossed_after_a_restart(tmp_path: Path) -> 
         )
         assert again.mode is CascadeMode.CLOUD_ONLY
         await path.hosting.retire(again)
+
+
+async def test_an_alarm_belongs_to_artifact_certificate_and_level(tmp_path: Path) -> None:
+    async with data_path(tmp_path) as path:
+        path.hosted.note_audit(audited=20, harm=10)
+        found = path.hosted.audit
+        assert found is not None
+        assert found.has_alarmed
+        same = await path.hosting.prepare(load_plan(tmp_path, certified=certificate()), audits=(found,))
+        assert same.mode is CascadeMode.CLOUD_ONLY
+        recertified = replace(load_plan(tmp_path, certified=certificate()), certificate_digest="sha256:" + "1" * 64)
+        another = await path.hosting.prepare(recertified, audits=(found,))
+        assert another.mode is CascadeMode.CASCADE
+        for hosted in (same, another):
+            await path.hosting.retire(hosted)
+
+
+async def test_twenty_thousand_good_audits_do_not_hide_a_change(tmp_path: Path) -> None:
+    """Added up from the first day, 4,110 audits with a fifth of them harmful would be needed here."""
+    async with data_path(tmp_path) as path:
+        for _ in range(2_000):
+            path.hosted.note_audit(audited=10, harm=0)
+        audits = 0
+        while path.hosted.mode is CascadeMode.CASCADE:
+            path.hosted.note_audit(audited=5, harm=1)
+            audits += 5
+            assert audits < 150
 
 
 async def test_harm_within_the_promise_changes_nothing(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from edge_agent.policy import model_state
+from edge_agent.policy.audit import Audit
 from edge_agent.policy.model_state import Failure, ModelState, Release, Slot, Trial
 from edge_agent.updates import state_format
 from edge_agent.updates.store import Store
@@ -47,6 +48,17 @@ FULL = ModelState(
 )  # fmt: skip
 
 
+AUDITED = msgspec.structs.replace(
+    FULL,
+    audits=(
+        Audit(artifact_digest=digest(1), certificate_digest=digest(9), max_harm=0.02, has_alarmed=True),
+        Audit(
+            artifact_digest=digest(2), certificate_digest=digest(10), max_harm=0.02, evidence=(0.1, 2.0, 3e9, 0, 0, 7)
+        ),
+    ),
+)
+
+
 def document(**changes: Any) -> bytes:
     return msgspec.json.encode(msgspec.json.decode(state_format.encode(FULL)) | changes)
 
@@ -61,8 +73,9 @@ def test_a_state_of_the_previous_release_is_read_completely(tmp_path: Path) -> N
 
 def test_a_state_says_its_schema_version_and_comes_back() -> None:
     data = state_format.encode(FULL)
-    assert msgspec.json.decode(data)["schema_version"] == state_format.SCHEMA_VERSION == 1
+    assert msgspec.json.decode(data)["schema_version"] == state_format.SCHEMA_VERSION == 2
     assert state_format.decode(data, "x") == FULL
+    assert state_format.decode(state_format.encode(AUDITED), "x") == AUDITED
 
 
 def test_the_previous_release_would_find_its_keys_where_they_were() -> None:
@@ -74,9 +87,9 @@ def test_the_previous_release_would_find_its_keys_where_they_were() -> None:
 def test_a_state_of_a_newer_release_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     store = Store(tmp_path)
     path = tmp_path / "models" / "digits.json"
-    path.write_bytes(document(schema_version=2, invented=[1, 2, 3]))
+    path.write_bytes(document(schema_version=state_format.SCHEMA_VERSION + 1, invented=[1, 2, 3]))
     before = path.read_bytes()
-    with pytest.raises(NewerState, match=r"digits.json has schema version 2, this Penstock knows 1; start the version"):
+    with pytest.raises(NewerState, match=r"digits.json has schema version \d+, this Penstock knows \d+; start"):
         store.states()
     assert path.read_bytes() == before
     assert not path.with_suffix(".bad").exists()

@@ -20,9 +20,9 @@ from edge_agent.serving.hosting import Hosting
 from edge_agent.settings import FetchSettings, UpdateSettings
 from edge_agent.updates import fetch
 from edge_agent.updates.fetch import Fetcher
-from edge_agent.updates.model_updater import Tools
 from edge_agent.updates.reported import ReportedModel
 from edge_agent.updates.store import Store
+from edge_agent.updates.tools import Tools
 from edge_agent.updates.updater import Updater
 from penstock.artifact.layout import Layout
 from penstock.errors import Internal, StorageError
@@ -455,6 +455,38 @@ async def test_a_certificate_that_comes_later_is_taken_on_without_a_new_download
         assert report.previous is not None
         assert report.previous.release.version == "v1"
         assert len(rig.registry.requests) == 2, "the certificate's manifest and its layer"
+
+
+async def test_a_distrusted_device_stays_so_after_a_power_cut_and_without_its_outbox(rig: Rig) -> None:
+    """``start`` counts nothing from before: the outbox is lost with every restart."""
+    v1 = rig.build("v1")
+    async with rig.start() as updater:
+        await commit(updater, v1)
+        changes = rig.changes
+        rig.hosting.get(MODEL).note_audit(audited=20, harm=20)
+        assert rig.changes > changes  # the fleet service hears of it with a heartbeat of its own
+        await until("the alarm is on disk", lambda: any(a.has_alarmed for a in rig.store.states()[MODEL].audits))
+    async with rig.start() as updater:  # ``stop`` was not called: everything that was not on disk is lost
+        await until("serving", lambda: rig.hosting.models() == (MODEL,))
+        assert rig.hosting.get(MODEL).mode is CascadeMode.CLOUD_ONLY
+
+
+async def test_what_audits_find_is_written_seldom_and_when_the_agent_stops(rig: Rig) -> None:
+    v1 = rig.build("v1")
+    async with rig.start() as updater:
+        await commit(updater, v1)
+        hosted = rig.hosting.get(MODEL)
+        await until("there is an audit on disk", lambda: bool(rig.store.states()[MODEL].audits))
+        written = rig.store.states()
+        for _ in range(50):
+            hosted.note_audit(audited=1, harm=0)
+            updater.desire(MODEL, release_of(v1))
+            await asyncio.sleep(0)
+        assert rig.store.states() == written
+        updater.stop()
+        (audit,) = rig.store.states()[MODEL].audits
+        assert audit == hosted.audit
+        assert audit.evidence != written[MODEL].audits[0].evidence
 
 
 async def test_two_models_live_side_by_side(rig: Rig) -> None:

@@ -1,0 +1,95 @@
+"""What the audit of one certificate remembers, and how outcomes change it: a few numbers that are kept on disk.
+
+Values and pure transitions only. They are kept with the model's state (``edge_agent.policy.model_state``) and not
+beside the records for the fleet service: a lost outbox must not give a distrusted device its trust back. Each of
+artifact, certificate and level makes it another promise, which begins without evidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from penstock.policy import change_detection, sequential
+from penstock.policy.change_detection import FRESH, Evidence
+from penstock.wire.outcomes import OutcomeCounts
+
+MAX_AUDITS = 16
+"""Audits of one model that are remembered; the first to go are the oldest that found nothing."""
+
+_ALPHA_BEFORE = 0.05  # of the test whose evidence an older release left in the outbox
+
+Promise = tuple[str, str, float]
+"""(artifact digest, certificate digest, level): what an audit is about."""
+
+
+class Audit(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Holds the evidence against one promise.
+
+    Attributes:
+        max_harm: the level of the certificate that is in use.
+        evidence: as ``penstock.policy.change_detection`` has it.
+        has_alarmed: the evidence reached the run length, which is final for this promise.
+        is_distrusted: the fleet service said that the fleet's evidence is against this promise.
+    """
+
+    artifact_digest: str
+    certificate_digest: str
+    max_harm: float
+    evidence: Evidence = FRESH
+    has_alarmed: bool = False
+    is_distrusted: bool = False
+
+    @property
+    def promise(self) -> Promise:
+        """Return what makes an audit another one."""
+        return self.artifact_digest, self.certificate_digest, self.max_harm
+
+
+def find(audits: Iterable[Audit], promise: Promise) -> Audit | None:
+    """Return what is remembered about a promise."""
+    return next((audit for audit in audits if audit.promise == promise), None)
+
+
+def restored(audits: Sequence[Audit], promise: Promise, counts: OutcomeCounts, bound: float) -> Audit:
+    """Return what is remembered about a promise; a new audit where nothing is.
+
+    Args:
+        counts: what was counted for the artifact before. A release that kept no audits added everything up: a device
+            that it distrusted stays distrusted.
+        bound: the share of audited rows that may be harmful.
+    """
+    found = find(audits, promise)
+    if found is not None:
+        return found
+    has_alarmed = not audits and sequential.crossed(counts.audit_harm, counts.audited, bound, _ALPHA_BEFORE)
+    artifact_digest, certificate_digest, max_harm = promise
+    return Audit(
+        artifact_digest=artifact_digest,
+        certificate_digest=certificate_digest,
+        max_harm=max_harm,
+        has_alarmed=has_alarmed,
+    )
+
+
+def noted(audit: Audit, *, audited: int, harm: int, bound: float, run_length: float) -> Audit:
+    """Take drawn rows in whose harm is known.
+
+    Args:
+        bound: the share of them that may be harmful.
+        run_length: audits until a false alarm, on average and at the least.
+    """
+    if audit.has_alarmed:
+        return audit
+    evidence = change_detection.updated(audit.evidence, harm=harm, n=audited, bound=bound)
+    return replace(audit, evidence=evidence, has_alarmed=change_detection.strength(evidence) >= run_length)
+
+
+def kept(audits: Iterable[Audit], newest: Audit) -> tuple[Audit, ...]:
+    """Return audits with the newest one in its place, as many as are remembered."""
+    found = [audit for audit in audits if audit.promise != newest.promise] + [newest]
+    while len(found) > MAX_AUDITS:
+        found.remove(next((audit for audit in found[:-1] if not audit.has_alarmed), found[0]))
+    return tuple(found)

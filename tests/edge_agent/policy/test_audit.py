@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from edge_agent.policy.audit import MAX_AUDITS, Audit, find, kept, noted, restored
+from penstock.policy.change_detection import FRESH
+from penstock.wire.outcomes import NOTHING, OutcomeCounts
+
+PROMISE = ("sha256:a", "sha256:c", 0.02)
+
+
+def audit(number: int = 0, *, has_alarmed: bool = False) -> Audit:
+    return Audit(
+        artifact_digest=f"sha256:{number}", certificate_digest="sha256:c", max_harm=0.02, has_alarmed=has_alarmed
+    )
+
+
+def test_an_alarm_is_final() -> None:
+    alarmed = noted(audit(), audited=20, harm=20, bound=0.02, run_length=1000)
+    assert alarmed.has_alarmed
+    assert noted(alarmed, audited=10**6, harm=0, bound=0.02, run_length=1000) == alarmed
+
+
+def test_what_is_remembered_is_bounded_and_an_alarm_goes_last() -> None:
+    audits = kept((), audit(has_alarmed=True))
+    for number in range(1, 3 * MAX_AUDITS):
+        audits = kept(audits, audit(number))
+    assert len(audits) == MAX_AUDITS
+    assert find(audits, audit().promise) == audit(has_alarmed=True)
+    assert audits[-1] == audit(3 * MAX_AUDITS - 1)
+
+
+def test_a_device_that_the_previous_release_distrusted_stays_distrusted_once() -> None:
+    counts = OutcomeCounts(kept=20, audited=20, audit_harm=10)
+    assert restored((), PROMISE, counts, 0.02).has_alarmed
+    assert not restored((audit(),), PROMISE, counts, 0.02).has_alarmed  # another certificate of the same artifact
+    assert restored((), PROMISE, NOTHING, 0.02).evidence == FRESH
