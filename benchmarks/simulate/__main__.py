@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 
-from benchmarks.simulate import audit
+from benchmarks.simulate import audit, fleet
 
 SUBJECTS: Mapping[str, Callable[[], str]] = {
     "audit": audit.table,
+    "fleet": fleet.table,
 }
 """By name: a function that runs the simulation and returns its table as Markdown."""
 

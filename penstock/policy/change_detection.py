@@ -59,6 +59,18 @@ def strength(evidence: Evidence) -> float:
     return math.fsum(evidence) / len(evidence)
 
 
+def log_factor(share: float, bound: float) -> Evidence:
+    """Return the logarithm that one outcome in [0, 1] multiplies by, for each alternative: a bet on its mean.
+
+    The outcome may be a share of many rows. Its mean is at most the bound under the claim, so the factor's is at most
+    1; for 0 and 1 it is the likelihood ratio.
+    """
+    if bound == 0:
+        return (_LARGEST_LOG if share else 0.0,) * len(ALTERNATIVES)
+    pairs = ((math.exp(up), math.exp(down)) for up, down in log_ratios(bound))
+    return tuple(math.log(down + share * (up - down)) for up, down in pairs)
+
+
 def log_ratios(bound: float) -> tuple[tuple[float, float], ...]:
     """Return the logarithms that a harmful and a harmless outcome multiply by, for each alternative; bound in (0, 1).
 
@@ -68,6 +80,9 @@ def log_ratios(bound: float) -> tuple[tuple[float, float], ...]:
     return tuple((math.log(rate / bound), math.log((1 - rate) / (1 - bound))) for rate in rates)
 
 
+_LARGEST_LOG = math.log(LARGEST)
+
+
 def _grown(sum_of_starts: float, log_factor: float) -> float:
     log_value = math.log(sum_of_starts) + log_factor
-    return LARGEST if log_value >= math.log(LARGEST) else math.exp(log_value)
+    return LARGEST if log_value >= _LARGEST_LOG else math.exp(log_value)
