@@ -146,12 +146,14 @@ class Core:
     async def _listen(self, registry: Registry, fleet: FleetService, version: str) -> None:
         settings = self._settings
         oip = OipServicer(self.plane, version=version, stream_window=settings.grpc.stream_window)
-        self.grpc = await GrpcServer.start(self.plane, oip, FleetServicer(fleet), settings.grpc)
+        self.grpc = await GrpcServer.start(
+            self.plane, oip, FleetServicer(fleet, self.plane.check_reporter), settings.grpc
+        )
         self._exit.push_async_callback(self.grpc.stop, _CUT_S)
         self.http = http_server(
             self.plane,
             OciApi(registry, now=_utc_now, is_draining=lambda: self.plane.is_draining),
-            Metrics(self.plane, version),
+            Metrics(self.plane, fleet, version),
             settings.http,
             body_s=settings.serving.default_timeout_s,
         )

@@ -100,6 +100,8 @@ class TenantSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         name: what logs call it.
         token: the bearer token that its requests carry.
         role: ``client`` may ask models; ``device`` may also pull artifacts and report; ``admin`` may do everything.
+        device_id: the only device that it may report for; "" for any device, so that the devices of a fleet may share
+            a token.
         rate_rows_per_s: rows it may send; 0 is unlimited.
         burst_rows: at once; 0 means one second's worth.
     """
@@ -107,6 +109,7 @@ class TenantSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
     token: Annotated[str, msgspec.Meta(min_length=8, max_length=512)]
     role: Role = "admin"
+    device_id: Annotated[str, msgspec.Meta(max_length=64)] = ""
     rate_rows_per_s: _Rate = 0.0
     burst_rows: _Rate = 0.0
 

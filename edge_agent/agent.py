@@ -184,6 +184,7 @@ class Agent:
         local = Local(
             reported=self.updater.reported,
             desire=self.updater.desire,
+            distrust=self.updater.distrust,
             queued=lambda: self.delivery.queued,
             reached=self.delivery.retry,
         )

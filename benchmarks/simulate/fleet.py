@@ -13,6 +13,7 @@ from cloud_core.policy.fleet_evidence import (
     fleet_strength,
     is_round_over,
     noted,
+    without_vote,
 )
 from penstock.policy.change_detection import FRESH, Evidence
 
@@ -42,8 +43,7 @@ class Fleet:
         if is_round_over(votes=len(self.votes), devices=len(self.devices), lasted_s=0.0, limits=LIMITS):
             self.rounds = after_round(self.rounds, [self.devices[name] for name in sorted(self.votes)])
             for name in self.votes:
-                one = self.devices[name]
-                self.devices[name] = DeviceEvidence(bound=BOUND, evidence=one.evidence)
+                self.devices[name] = without_vote(self.devices[name])
             self.votes.clear()
             strong = fleet_strength(self.rounds, list(self.devices.values()), LIMITS)
             self.has_alarmed = strong >= LIMITS.run_length
@@ -54,8 +54,8 @@ def table() -> str:
     random = np.random.default_rng(23)
     a_minute = _DEVICES * _AUDITS_A_DAY / 1440
     lines = [
-        f"{_DEVICES:,} devices, {_AUDITS_A_DAY} audits a day each, bound {BOUND:.0%}, run length {LIMITS.run_length:,.0f} "
-        f"votes; minutes until the drift is seen, median of {_RUNS}:",
+        f"{_DEVICES:,} devices, {_AUDITS_A_DAY} audits a day each, bound {BOUND:.0%}, run length "
+        f"{LIMITS.run_length:,.0f} votes; minutes until the drift is seen, median of {_RUNS}:",
         "",
         "| a fleet | 2x harm | 3x harm | 10x harm |",
         "|---|---|---|---|",
@@ -106,6 +106,6 @@ def _false_alarms(random: np.random.Generator) -> str:
             break
     said = "raises an alarm" if forged.has_alarmed else "raises no alarm"
     return (
-        f"At the bound: {alarms} false alarms in {audits:,} audits. One device of 100 that claims harm in every row, over "
-        f"20,000 deliveries, {said}."
+        f"At the bound: {alarms} false alarms in {audits:,} audits. One device of 100 that claims harm in every row, "
+        f"over 20,000 deliveries, {said}."
     )

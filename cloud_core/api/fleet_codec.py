@@ -13,6 +13,7 @@ from cloud_core.fleet.messages import (
     DesiredModel,
     DeviceStatus,
     PlanRequest,
+    PromiseStatus,
     RolloutStatus,
     WaveDeviceStatus,
     WaveStatus,
@@ -105,6 +106,7 @@ def encode_desired(models: tuple[DesiredModel, ...], next_heartbeat_s: float) ->
                 version=model.version,
                 artifact_digest=model.artifact_digest,
                 certificate_digest=model.certificate_digest,
+                is_distrusted=model.is_distrusted,
             )
             for model in models
         ],
@@ -160,6 +162,24 @@ def encode_plan(status: RolloutStatus) -> pb.RolloutPlan:
     )
 
 
+def encode_promise(status: PromiseStatus) -> pb.FleetPromise:
+    """Write what the audits of all devices say about a promise."""
+    return pb.FleetPromise(
+        model=status.model,
+        artifact_digest=status.artifact_digest,
+        certificate_digest=status.certificate_digest,
+        devices=status.devices,
+        audited=status.audited,
+        audit_harm=status.audit_harm,
+        bound=status.bound,
+        evidence=status.evidence,
+        run_length=status.run_length,
+        has_alarm=status.alarmed_at is not None,
+        alarmed_at=status.alarmed_at or 0.0,
+        is_distrusted=status.is_distrusted,
+    )
+
+
 def encode_rollout(status: RolloutStatus) -> pb.Rollout:
     """Write a rollout with its devices as they are now."""
     return pb.Rollout(
@@ -169,6 +189,7 @@ def encode_rollout(status: RolloutStatus) -> pb.Rollout:
         status=status.rollout.status,
         elapsed_s=status.elapsed_s,
         events=[f"{_stamp(event.at)} {event.text}" for event in status.rollout.events],
+        promises=[encode_promise(promise) for promise in status.promises],
     )
 
 
@@ -185,6 +206,7 @@ def _decode_model(model: pb.ReportedModel) -> ReportedModel:
         error=model.error,
         fetched_bytes=model.fetched_bytes,
         total_bytes=model.total_bytes,
+        max_harm=model.max_harm,
     )
 
 
@@ -201,6 +223,7 @@ def _encode_model(model: ReportedModel) -> pb.ReportedModel:
         error=model.error,
         fetched_bytes=model.fetched_bytes,
         total_bytes=model.total_bytes,
+        max_harm=model.max_harm,
     )
 
 

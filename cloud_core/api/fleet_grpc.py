@@ -14,9 +14,11 @@ from cloud_core.api import fleet_codec as codec
 from cloud_core.fleet.service import FleetService
 from penstock.errors import Internal, PenstockError
 from penstock.process.telemetry import log
+from penstock.rpc.metadata import headers_in
 from penstock.rpc.pb import fleet_pb2 as pb
 from penstock.rpc.pb import fleet_pb2_grpc
 from penstock.rpc.status import abort
+from penstock.wire.context import AUTHORIZATION
 
 _log = logging.getLogger(__name__)
 
@@ -45,11 +47,18 @@ def _statuses(method: _Method[Request, Reply]) -> _Method[Request, Reply]:
 class FleetServicer(fleet_pb2_grpc.FleetServicer):
     """The service's methods, one line each."""
 
-    def __init__(self, service: FleetService) -> None:
-        self._service = service
+    def __init__(
+        self, service: FleetService, check_reporter: Callable[[str, str], None] = lambda authorization, device_id: None
+    ) -> None:
+        """``check_reporter``: raises when the holder of a credential may not report for a device."""
+        self._service, self._check_reporter = service, check_reporter
+
+    def _check(self, context: _Context, device_id: str) -> None:
+        self._check_reporter(headers_in(context.invocation_metadata()).get(AUTHORIZATION, ""), device_id)
 
     @_statuses
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: _Context) -> pb.HeartbeatResponse:
+        self._check(context, request.device_id)
         models, next_heartbeat_s = await self._service.heartbeat(codec.decode_report(request))
         return codec.encode_desired(models, next_heartbeat_s)
 
@@ -57,6 +66,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
     async def DeliverOutcomes(
         self, request: pb.DeliverOutcomesRequest, context: _Context
     ) -> pb.DeliverOutcomesResponse:
+        self._check(context, request.device_id)
         sequence = await self._service.deliver_outcomes(request.device_id, codec.decode_records(request))
         return pb.DeliverOutcomesResponse(durable_sequence=sequence)
 
@@ -64,6 +74,10 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
     async def ListDevices(self, request: pb.ListDevicesRequest, context: _Context) -> pb.ListDevicesResponse:
         found = self._service.devices(dict(request.selector))
         return pb.ListDevicesResponse(devices=[codec.encode_device(device) for device in found])
+
+    @_statuses
+    async def ListPromises(self, request: pb.ListPromisesRequest, context: _Context) -> pb.ListPromisesResponse:
+        return pb.ListPromisesResponse(promises=[codec.encode_promise(one) for one in self._service.promises()])
 
     @_statuses
     async def PlanRollout(self, request: pb.PlanRolloutRequest, context: _Context) -> pb.RolloutPlan:

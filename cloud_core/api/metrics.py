@@ -1,4 +1,4 @@
-"""``/metrics``: what the data plane counted, as Prometheus families. Counts nothing itself.
+"""``/metrics``: what the data plane and the fleet counted, as Prometheus families. Counts nothing itself.
 
 Base units (seconds, rows), millisecond-level buckets; names follow what Triton's and vLLM's users look for: requests
 by outcome, queue and run time, batch size, queued and running as gauges.
@@ -19,6 +19,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from cloud_core.fleet.service import FleetService
 from cloud_core.serving.dataplane import DataPlane
 from penstock.process.histogram import Histogram
 
@@ -26,8 +27,8 @@ from penstock.process.histogram import Histogram
 class Metrics(Collector):
     """Everything there is to scrape of one core."""
 
-    def __init__(self, plane: DataPlane, version: str) -> None:
-        self._plane, self._version = plane, version
+    def __init__(self, plane: DataPlane, fleet: FleetService, version: str) -> None:
+        self._plane, self._fleet, self._version = plane, fleet, version
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -46,6 +47,7 @@ class Metrics(Collector):
         yield from self._requests()
         yield from self._batches()
         yield from self._gauges()
+        yield from self._promises()
 
     def _requests(self) -> Iterable[Metric]:
         measures = self._plane.measures
@@ -98,3 +100,17 @@ class Metrics(Collector):
         yield GaugeMetricFamily("penstock_ready", "1 when requests are admitted.", float(plane.is_ready))
         yield GaugeMetricFamily("penstock_live", "1 unless an engine hangs.", float(plane.is_live))
         yield GaugeMetricFamily("penstock_event_loop_lag_seconds", "How late the last heartbeat was.", lag_s)
+
+    def _promises(self) -> Iterable[Metric]:
+        labels = ["model", "artifact", "certificate"]
+        evidence = GaugeMetricFamily(
+            "penstock_fleet_evidence", "Against the promise, by all devices; 1 is an alarm.", labels=labels
+        )
+        alarm = GaugeMetricFamily(
+            "penstock_fleet_alarm", "1 once the fleet has seen more harm than was certified.", labels=labels
+        )
+        for promise in self._fleet.promises():
+            names = [promise.model, promise.artifact_digest, promise.certificate_digest]
+            evidence.add_metric(names, promise.evidence / promise.run_length)
+            alarm.add_metric(names, float(promise.alarmed_at is not None))
+        yield from (evidence, alarm)

@@ -33,7 +33,11 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportedModel:
-    """Holds what a device reports of one model; the fields of ``penstock.v1.ReportedModel``."""
+    """Holds what a device reports of one model; the fields of ``penstock.v1.ReportedModel``.
+
+    Attributes:
+        max_harm: level of the certificate in use; 0 where none is, or the device does not say.
+    """
 
     model: str
     active_digest: str = ""
@@ -42,6 +46,7 @@ class ReportedModel:
     desired_digest: str = ""
     phase: Phase = "idle"
     mode: Mode = "unknown"
+    max_harm: float = 0.0
     failed_digest: str = ""
     error: str = ""
     fetched_bytes: int = 0
@@ -197,6 +202,7 @@ def _bounded(model: ReportedModel) -> ReportedModel:
         active_digest=_cut(model.active_digest),
         active_version=_cut(model.active_version),
         certificate_digest=_cut(model.certificate_digest),
+        max_harm=model.max_harm if 0 <= model.max_harm <= 1 else 0.0,  # NaN would not come back from JSON
         desired_digest=_cut(model.desired_digest),
         failed_digest=_cut(model.failed_digest),
         error=_cut(model.error, _MAX_ERROR),

@@ -72,6 +72,7 @@ class FleetQueries:
             version=version.tag or digest.removeprefix("sha256:")[:12],
             artifact_digest=digest,
             certificate_digest=certificate[0] if certificate else "",
+            is_distrusted=self._store.evidence.is_distrusted(digest, report.model(model).certificate_digest),
         )
 
     def _edge_targets(self, digest: str) -> set[str]:
@@ -183,7 +184,11 @@ class FleetQueries:
         started = rollout.started_at
         elapsed_s = ((rollout.finished_at or now) - started).total_seconds() if started else 0.0
         return RolloutStatus(
-            rollout=rollout, plan_digest=entry.plan_digest, waves=tuple(waves), elapsed_s=max(0.0, elapsed_s)
+            rollout=rollout,
+            plan_digest=entry.plan_digest,
+            waves=tuple(waves),
+            elapsed_s=max(0.0, elapsed_s),
+            promises=self._store.evidence.statuses(rollout.plan.artifact_digest),
         )
 
     def _wave_device(self, entry: Entry, device_id: str) -> WaveDeviceStatus:

@@ -13,7 +13,9 @@ from datetime import datetime
 import msgspec
 
 from cloud_core.fleet.devices import Devices
+from cloud_core.fleet.evidence import FleetEvidence, evidence_rows
 from cloud_core.fleet.outcome_totals import Folded
+from cloud_core.fleet.settings import EvidenceSettings
 from cloud_core.policy import rollout as policy
 from cloud_core.policy.rollout import Rollout
 from cloud_core.registry.registry import Registry
@@ -58,11 +60,19 @@ class FleetStore:
         entries: rollouts by id, oldest first.
         assignments: the artifact that a device was told to run, by (device id, model).
         totals: outcome counts by device id and artifact digest.
+        evidence: what the audits of all devices say about each promise.
         busy: ids of the devices that an active rollout is about.
     """
 
-    def __init__(self, database: Database, registry: Registry, stored: rows.FleetRows) -> None:
+    def __init__(
+        self,
+        database: Database,
+        registry: Registry,
+        stored: rows.FleetRows,
+        evidence: EvidenceSettings | None = None,
+    ) -> None:
         self._database, self._registry = database, registry
+        self.evidence = FleetEvidence(registry, evidence or EvidenceSettings(), stored)
         self.entries = {row.rollout_id: _decoded(row) for row in stored.rollouts}
         self.assignments = {(row.device_id, row.model): row.digest for row in stored.assignments}
         self.totals: dict[str, dict[str, OutcomeCounts]] = {}
@@ -152,7 +162,7 @@ class FleetStore:
 
     @uncancelled
     async def deliver(self, device_id: str, folded: Folded, devices: Devices, *, at: datetime, keep: int) -> None:
-        """Record new totals with the sequence that they include; forget those of the oldest artifacts over ``keep``."""
+        """Record totals and evidence with the sequence that they include; forget the oldest artifacts over ``keep``."""
         before = self.totals.get(device_id, {})
         after = {**{d: c for d, c in before.items() if d not in folded.totals}, **folded.totals}
         dropped = list(after)[: max(0, len(after) - keep)]
@@ -168,8 +178,13 @@ class FleetStore:
             if digest not in dropped
         ]
         device = devices.row(device_id)
+        new = {digest: counts.since(before.get(digest, NOTHING)) for digest, counts in folded.totals.items()}
+        known = devices.get(device_id)
+        assert known is not None
+        change = self.evidence.change(known.report, new, folded.models, at=at.timestamp())
 
         def work(transaction: Transaction) -> None:
+            rows.record_evidence(transaction, **evidence_rows(device_id, change))
             rows.record_outcomes(transaction, device, folded.sequence, changed)
             if dropped:
                 rows.drop_counts(transaction, device_id, dropped)
@@ -177,6 +192,7 @@ class FleetStore:
         await self._database.run(work)
         self.totals[device_id] = {digest: counts for digest, counts in after.items() if digest not in dropped}
         devices.delivered(device_id, folded.sequence)
+        self.evidence.take_on(device_id, change)
 
     @uncancelled
     async def save_devices(self, devices: Devices, device_ids: list[str], *, forgotten: list[str]) -> None:
@@ -192,6 +208,7 @@ class FleetStore:
         gone = set(forgotten)
         for device_id in gone:
             self.totals.pop(device_id, None)
+        self.evidence.forget(gone)
         self.assignments = {key: value for key, value in self.assignments.items() if key[0] not in gone}
 
     def _busy(self) -> frozenset[str]:

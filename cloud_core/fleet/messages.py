@@ -20,12 +20,39 @@ class DesiredModel:
     Attributes:
         version: the tag, for people.
         certificate_digest: manifest digest of the certificate; "" when there is none that fits.
+        is_distrusted: the fleet's audits speak against it: the device keeps no answer.
     """
 
     model: str
     version: str
     artifact_digest: str
     certificate_digest: str
+    is_distrusted: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromiseStatus:
+    """Shows what the audits of all devices say about the promise of one certificate.
+
+    Attributes:
+        devices: that have audited something.
+        bound: share of audited rows that may be harmful, at the largest level in use.
+        evidence: compared with ``run_length``; the one of the last round that ended.
+        alarmed_at: UNIX seconds of the moment at which the evidence was enough; None before.
+        is_distrusted: devices are told to send everything to the cloud.
+    """
+
+    model: str
+    artifact_digest: str
+    certificate_digest: str
+    devices: int
+    audited: int
+    audit_harm: int
+    bound: float
+    evidence: float
+    run_length: float
+    alarmed_at: float | None
+    is_distrusted: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,9 +120,10 @@ class WaveStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutStatus:
-    """Shows a rollout with its devices as they are now."""
+    """Shows a rollout with its devices as they are now, and what the fleet says about its artifact's certificates."""
 
     rollout: Rollout
     plan_digest: str
     waves: tuple[WaveStatus, ...]
     elapsed_s: float
+    promises: tuple[PromiseStatus, ...] = ()

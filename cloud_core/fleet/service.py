@@ -18,7 +18,7 @@ from cloud_core.fleet import outcome_totals
 from cloud_core.fleet.devices import Device, Devices, Report, check_device_id
 from cloud_core.fleet.fleet_queries import FleetQueries
 from cloud_core.fleet.fleet_store import Entry, FleetStore, new_entry
-from cloud_core.fleet.messages import DesiredModel, DeviceStatus, PlanRequest, RolloutStatus
+from cloud_core.fleet.messages import DesiredModel, DeviceStatus, PlanRequest, PromiseStatus, RolloutStatus
 from cloud_core.fleet.outcome_totals import Record
 from cloud_core.fleet.settings import FleetSettings
 from cloud_core.policy import gates, planning
@@ -47,7 +47,7 @@ class FleetService:
         stored: rows.FleetRows,
     ) -> None:
         self.settings, self._registry, self._now = settings, registry, now
-        self._store = FleetStore(database, registry, stored)
+        self._store = FleetStore(database, registry, stored, settings.evidence)
         self._devices = Devices(
             stored.devices,
             max_devices=settings.max_devices,
@@ -142,6 +142,10 @@ class FleetService:
             for device in self._devices
             if all(device.report.labels.get(name) == value for name, value in (labels or {}).items())
         )
+
+    def promises(self) -> tuple[PromiseStatus, ...]:
+        """Return what the audits of all devices say about each certificate in use."""
+        return self._store.evidence.statuses()
 
     async def plan(self, request: PlanRequest) -> RolloutStatus:
         """Freeze a plan.

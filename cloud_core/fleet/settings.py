@@ -31,6 +31,24 @@ class GateDefaults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_wave_s: _Seconds = 24 * 3600.0
 
 
+class EvidenceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the audits of all devices together are watched, with and without a rollout. A device has one vote a round.
+
+    Attributes:
+        run_length: votes until a false alarm, on average and at the least.
+        min_devices: devices that a round and an alarm need at the least; fewer are left to their own audits.
+        round_s: a round that long ends although half of the devices have not voted.
+        demotes: after an alarm, devices are told to send everything to the cloud.
+        max_promises: certificates whose evidence is kept; the one that was audited longest ago goes first.
+    """
+
+    run_length: Annotated[float, msgspec.Meta(ge=100, le=1e12)] = 1e6
+    min_devices: Annotated[int, msgspec.Meta(ge=2)] = 8
+    round_s: _Seconds = 24 * 3600.0
+    demotes: bool = False
+    max_promises: _Count = 256
+
+
 class FleetSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Bounds and rhythm of the fleet service.
 
@@ -58,3 +76,4 @@ class FleetSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_records: _Count = 10_000
     max_artifacts_per_device: _Count = 64
     gate: GateDefaults = GateDefaults()
+    evidence: EvidenceSettings = EvidenceSettings()

@@ -34,11 +34,13 @@ class Tenant:
     """Says who calls, and what the caller may do.
 
     Attributes:
+        device_id: the only device that it may report for; "" for any.
         bucket: limits rows a second; None is no limit.
     """
 
     name: str
     role: Role = "admin"
+    device_id: str = ""
     bucket: TokenBucket | None = None
 
 
@@ -68,6 +70,19 @@ def authorize(tenant: Tenant, action: Action) -> None:
     """
     if action not in _ALLOWED[tenant.role]:
         raise PermissionDenied(f"a token with the role {tenant.role!r} may not do this; use one whose role allows it")
+
+
+def check_device(tenant: Tenant, device_id: str) -> None:
+    """Check that a tenant may report for a device: one that has an identity of its own, for itself alone.
+
+    Raises:
+        PermissionDenied: it is another device's report.
+    """
+    if tenant.device_id and device_id != tenant.device_id:
+        raise PermissionDenied(
+            f"this token belongs to device {tenant.device_id!r} and may not report for {device_id[:80]!r}; give each "
+            "device the token of its own [[tenants]] entry"
+        )
 
 
 def take_rows(tenant: Tenant, state: BucketState, rows: int, now: float) -> BucketState:

@@ -69,6 +69,11 @@ def noted(device: DeviceEvidence, *, audited: int, harm: int) -> DeviceEvidence:
     )
 
 
+def without_vote(device: DeviceEvidence) -> DeviceEvidence:
+    """Begin a round: nothing was audited in it yet."""
+    return replace(device, vote_audited=0, vote_harm=0)
+
+
 def is_round_over(*, votes: int, devices: int, lasted_s: float, limits: Limits) -> bool:
     """Say whether a round ends: with the votes of half of the devices, or after its time."""
     if votes < limits.min_devices:

@@ -137,6 +137,20 @@ class DataPlane:
             self.measures.refuse(error.code)
             raise
 
+    def check_reporter(self, authorization: str, device_id: str) -> None:
+        """Check that the caller may report for a device: a credential that names one, for that one alone.
+
+        Raises:
+            Unauthenticated, PermissionDenied: as :meth:`authenticate`, or the credential is another device's.
+        """
+        if not self._tenants:
+            return
+        try:
+            admission.check_device(admission.authenticate(self._tenants, authorization), device_id)
+        except PenstockError as error:
+            self.measures.refuse(error.code)
+            raise
+
     def admit(self, context: RequestContext, model: str, version: str, size_bytes: int | None = None) -> Ticket:
         """Let a request in before its payload is looked at, however large that is: transports bound it.
 
@@ -234,9 +248,9 @@ class DataPlane:
 def _tenant(settings: TenantSettings) -> Tenant:
     rate = settings.rate_rows_per_s
     if rate == 0:
-        return Tenant(name=settings.name, role=settings.role)
+        return Tenant(name=settings.name, role=settings.role, device_id=settings.device_id)
     bucket = TokenBucket(rate=rate, burst=settings.burst_rows or max(rate, 1.0))
-    return Tenant(name=settings.name, role=settings.role, bucket=bucket)
+    return Tenant(name=settings.name, role=settings.role, device_id=settings.device_id, bucket=bucket)
 
 
 def _refuse_sequences(request: InferRequest) -> None:

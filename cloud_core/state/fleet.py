@@ -65,6 +65,31 @@ class RolloutRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PoolRow:
+    """Holds the evidence of a fleet against the promise of one certificate; ``rounds`` is JSON."""
+
+    artifact_digest: str
+    certificate_digest: str
+    model: str
+    rounds: str
+    strength: float
+    started_at: float
+    updated_at: float
+    alarmed_at: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvidenceRow:
+    """Holds the evidence of one device against a promise as JSON, and whether its vote in the open round counts."""
+
+    device_id: str
+    artifact_digest: str
+    certificate_digest: str
+    document: str
+    has_vote: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FleetRows:
     """Holds everything, as read at start-up."""
 
@@ -72,6 +97,8 @@ class FleetRows:
     counts: tuple[CountsRow, ...]
     assignments: tuple[AssignmentRow, ...]
     rollouts: tuple[RolloutRow, ...]
+    pools: tuple[PoolRow, ...]
+    evidence: tuple[EvidenceRow, ...]
 
 
 def read(transaction: Transaction) -> FleetRows:
@@ -82,6 +109,8 @@ def read(transaction: Transaction) -> FleetRows:
         counts=tuple(_counts_row(row) for row in transaction.execute(select(tables.outcome_counts))),
         assignments=tuple(AssignmentRow(**row) for row in transaction.execute(select(tables.assignments)).mappings()),
         rollouts=tuple(RolloutRow(**row) for row in rollouts),
+        pools=tuple(PoolRow(**row) for row in transaction.execute(select(tables.evidence_pools)).mappings()),
+        evidence=tuple(EvidenceRow(**row) for row in transaction.execute(select(tables.device_evidence)).mappings()),
     )
 
 
@@ -93,7 +122,7 @@ def save_devices(transaction: Transaction, rows: Sequence[DeviceRow]) -> None:
 def forget_devices(transaction: Transaction, device_ids: Iterable[str]) -> None:
     """Remove devices with everything that is known of them."""
     wanted = list(device_ids)
-    for table in (tables.devices, tables.outcome_counts, tables.assignments):
+    for table in (tables.devices, tables.outcome_counts, tables.assignments, tables.device_evidence):
         transaction.execute(delete(table).where(table.c.device_id.in_(wanted)))
 
 
@@ -105,6 +134,32 @@ def record_outcomes(transaction: Transaction, device: DeviceRow, sequence: int, 
     if transaction.execute(moved).rowcount == 0:
         # its first heartbeat is not on disk yet; without a row, the sequence would be lost and rows counted twice
         transaction.execute(insert(table).values(**_values(device) | {"durable_sequence": sequence}))
+
+
+def record_evidence(
+    transaction: Transaction,
+    *,
+    pools: Sequence[PoolRow],
+    devices: Sequence[EvidenceRow],
+    closed: Iterable[tuple[str, str]],
+    dropped: Iterable[tuple[str, str]],
+) -> None:
+    """Store evidence; promises are (artifact digest, certificate digest).
+
+    Args:
+        closed: promises whose round is over: no vote counts any more.
+        dropped: promises to forget.
+    """
+    votes = tables.device_evidence
+    for artifact_digest, certificate_digest in closed:
+        chosen = (votes.c.artifact_digest == artifact_digest) & (votes.c.certificate_digest == certificate_digest)
+        transaction.execute(update(votes).where(chosen & votes.c.has_vote).values(has_vote=False))
+    upsert(transaction, tables.evidence_pools, [_values(row) for row in pools])
+    upsert(transaction, votes, [_values(row) for row in devices])
+    for artifact_digest, certificate_digest in dropped:
+        for table in (tables.evidence_pools, votes):
+            chosen = (table.c.artifact_digest == artifact_digest) & (table.c.certificate_digest == certificate_digest)
+            transaction.execute(delete(table).where(chosen))
 
 
 def drop_counts(transaction: Transaction, device_id: str, artifact_digests: Iterable[str]) -> None:
@@ -153,5 +208,5 @@ def _counts_values(row: CountsRow) -> dict[str, object]:
     return values | row.counts.columns()
 
 
-def _values(row: DeviceRow | AssignmentRow | RolloutRow) -> dict[str, object]:
+def _values(row: DeviceRow | AssignmentRow | RolloutRow | PoolRow | EvidenceRow) -> dict[str, object]:
     return {name: getattr(row, name) for name in type(row).__slots__}

@@ -67,6 +67,30 @@ outcome_counts = Table(
     Column("updated_at", Double, nullable=False),
 )
 
+evidence_pools = Table(
+    "evidence_pools",
+    metadata,
+    Column("artifact_digest", String(71), primary_key=True),
+    Column("certificate_digest", String(71), primary_key=True),
+    Column("model", String(255), nullable=False),
+    Column("rounds", Text, nullable=False),
+    Column("strength", Double, nullable=False),
+    Column("started_at", Double, nullable=False),
+    Column("updated_at", Double, nullable=False),
+    Column("alarmed_at", Double, nullable=True),
+)
+
+device_evidence = Table(
+    "device_evidence",
+    metadata,
+    Column("device_id", String(64), primary_key=True),
+    Column("artifact_digest", String(71), primary_key=True),
+    Column("certificate_digest", String(71), primary_key=True),
+    Column("document", Text, nullable=False),
+    # beside the document, because the end of a round makes all of them false at once
+    Column("has_vote", Boolean, nullable=False),
+)
+
 assignments = Table(
     "assignments",
     metadata,

@@ -50,12 +50,14 @@ class Local:
     Attributes:
         reported: tells what is true of every model.
         desire: takes what the service wants a model to run.
+        distrust: takes whether the service distrusts what a model runs, if it runs that release.
         queued: tells how many outcome records wait.
         reached: is called when the service answers again after it did not.
     """
 
     reported: Callable[[], Sequence[ReportedModel]]
     desire: Callable[[str, Release], None]
+    distrust: Callable[[str, Release, bool], None]
     queued: Callable[[], int]
     reached: Callable[[], None]
 
@@ -121,6 +123,7 @@ class Heartbeats:
                 certificate_digest=check_digest(desired.certificate_digest) if desired.certificate_digest else "",
             )
             self._local.desire(check_model_name(desired.model), release)
+            self._local.distrust(desired.model, release, desired.is_distrusted)
         except ArtifactError as error:
             log(_log, logging.WARNING, "desired model refused", model=desired.model[:128], error=error.message)
 
@@ -146,6 +149,7 @@ def heartbeat_request(device: Device, models: Sequence[ReportedModel], queued: i
 
 def _model_message(reported: ReportedModel) -> fleet_pb2.ReportedModel:
     active, desired = reported.active, reported.desired
+    certificate = reported.hosted.certificate if reported.hosted else None
     mode = reported.hosted.mode.name if reported.hosted else "CASCADE_MODE_UNSPECIFIED"
     return fleet_pb2.ReportedModel(
         model=reported.model,
@@ -159,4 +163,5 @@ def _model_message(reported: ReportedModel) -> fleet_pb2.ReportedModel:
         error=reported.error,
         fetched_bytes=reported.transferred.done_bytes,
         total_bytes=reported.transferred.total_bytes,
+        max_harm=certificate.max_harm if certificate else 0.0,
     )

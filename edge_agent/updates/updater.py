@@ -60,6 +60,13 @@ class Updater:
                 self._tasks.create_task(self._models[model].run(), name=f"update {model}")
         self._models[model].desire(release)
 
+    def distrust(self, model: str, release: Release, is_distrusted: bool) -> None:
+        """Take in whether the fleet service distrusts a release: it matters to what runs, if that is the one."""
+        found = self._models.get(model)
+        hosted = found.reported().hosted if found is not None else None
+        if found is not None and hosted is not None and found.state.active and found.state.active.key == release.key:
+            hosted.note_distrust(is_distrusted)
+
     def reported(self) -> tuple[ReportedModel, ...]:
         """Return what is true of every model, by name."""
         return tuple(self._models[model].reported() for model in sorted(self._models))

@@ -106,6 +106,19 @@ def devices(selector: tuple[str, ...], core: _Core, output: str) -> None:
 
 
 @command.command()
+@_core_options
+@output_option
+def evidence(core: _Core, output: str) -> None:
+    """Show what the audits of all devices say about each certificate in use."""
+    from penstock.cli.fleet_view import promises_text
+    from penstock.rpc.fleet import as_data
+
+    with _client(core) as client:
+        found = client.promises()
+    print_result(output, [as_data(one) for one in found], lambda: click.echo(promises_text(found)))
+
+
+@command.command()
 @click.argument("reference")
 @_plan_options
 @_core_options

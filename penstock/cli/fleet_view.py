@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from penstock.cli.output import format_table
 from penstock.rpc.fleet import state_name
 from penstock.rpc.pb import fleet_pb2 as pb
@@ -26,6 +28,17 @@ def devices_text(devices: list[pb.Device]) -> str:
             )  # fmt: skip
     columns = ["device", "target", "labels", "model", "runs", "phase", "mode", "seen", "outbox", "error"]
     return format_table(columns, rows) if rows else "no devices yet; an agent appears with its first heartbeat"
+
+
+def promises_text(promises: Sequence[pb.FleetPromise]) -> str:
+    """Write a row for each certificate in use."""
+    rows = [
+        (one.model, short(one.artifact_digest), short(one.certificate_digest), one.devices, one.audited, one.audit_harm,
+         f"{one.bound:.2%}", f"{min(one.evidence, 1e15):,.0f} of {one.run_length:,.0f}", _trust(one))
+        for one in promises
+    ]  # fmt: skip
+    columns = ["model", "artifact", "certificate", "devices", "audited", "harm", "promised", "evidence", "trust"]
+    return format_table(columns, rows) if rows else "no audits yet; devices audit answers under a certificate"
 
 
 def plan_text(plan: pb.RolloutPlan) -> str:
@@ -68,6 +81,12 @@ def rollout_text(rollout: pb.Rollout) -> str:
         if wave.HasField("gate"):
             lines += ["", f"gate of wave {wave.number + 1}: {_verdict(wave.gate)}: {wave.gate.reason}"]
             lines += [f"  {test.name:10} {_verdict(test):5} {test.reason}" for test in wave.gate.tests]
+    lines += [
+        f"\nfleet evidence: {one.audit_harm} of {one.audited} audited rows harmful on {one.devices} devices, "
+        f"promised at most {one.bound:.2%}: {_trust(one)} ('penstock fleet evidence')"
+        for one in rollout.promises
+        if one.has_alarm
+    ]
     return "\n".join(lines)
 
 
@@ -106,6 +125,12 @@ def progress_line(rollout: pb.Rollout) -> str:
 def short(digest: str) -> str:
     """Return the first 12 hex digits of a digest."""
     return digest.removeprefix("sha256:")[:12]
+
+
+def _trust(promise: pb.FleetPromise) -> str:
+    if not promise.has_alarm:
+        return "held so far"
+    return "BROKEN, devices ask the cloud" if promise.is_distrusted else "BROKEN"
 
 
 def _state(rollout: pb.Rollout) -> str:

@@ -55,6 +55,10 @@ class FleetClient:
         request = fleet_pb2.ListDevicesRequest(selector=dict(selector or {}))
         return list(self._call(self._stub.ListDevices, request).devices)
 
+    def promises(self) -> list[fleet_pb2.FleetPromise]:
+        """List what the audits of all devices say about each certificate in use. Raises as :meth:`devices`."""
+        return list(self._call(self._stub.ListPromises, fleet_pb2.ListPromisesRequest()).promises)
+
     def plan(self, request: fleet_pb2.PlanRolloutRequest) -> fleet_pb2.RolloutPlan:
         """Freeze a plan. Raises as :meth:`devices`; Conflict when it would be empty."""
         plan: fleet_pb2.RolloutPlan = self._call(self._stub.PlanRollout, request)

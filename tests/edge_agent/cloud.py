@@ -201,6 +201,7 @@ class FakeFleet(fleet_pb2_grpc.FleetServicer):
     """The device side of the fleet service: remembers heartbeats, counts each record once.
 
     Attributes:
+        distrusts: models whose answers no device may keep.
         loses_replies: DeliverOutcomes keeps the records, and the reply is lost.
     """
 
@@ -209,6 +210,7 @@ class FakeFleet(fleet_pb2_grpc.FleetServicer):
         self.desired: dict[str, Release] = {}
         self.records: dict[tuple[str, int], fleet_pb2.OutcomeRecord] = {}
         self.durable: dict[str, int] = {}
+        self.distrusts: set[str] = set()
         self.deliveries = 0
         self.loses_replies = False
         self.next_heartbeat_s = 0.2
@@ -263,7 +265,7 @@ class FakeFleet(fleet_pb2_grpc.FleetServicer):
         models = [
             fleet_pb2.DesiredModel(
                 model=model, version=release.version, artifact_digest=release.artifact_digest,
-                certificate_digest=release.certificate_digest,
+                certificate_digest=release.certificate_digest, is_distrusted=model in self.distrusts,
             )
             for model, release in self.desired.items()
         ]  # fmt: skip

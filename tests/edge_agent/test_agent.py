@@ -463,3 +463,23 @@ print(sorted(bad & {name.partition(".")[0] for name in sys.modules}))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
+
+
+async def test_a_device_that_the_fleet_distrusts_asks_the_cloud_until_it_is_trusted_again(device: Device) -> None:
+    layout = publish(device, "v1")
+    await device.start()
+    await device.committed("v1")
+    device.fleet.distrusts.add(MODEL)
+    model = await device.until("cloud only", lambda m: m["mode"] == "CLOUD_ONLY")
+    assert "whole fleet" in model["mode_why"]
+    await until("reported", lambda: device.fleet.last().mode == fleet_pb2.CLOUD_ONLY)
+    assert device.fleet.last().max_harm == layout.certificates()[0][1].max_harm
+    state = device.data_dir / "models" / f"{MODEL}.json"
+    await until("on disk", lambda: '"is_distrusted": true' in state.read_text())
+    await device.kill()
+    await device.fleet.stop()
+    await device.start()  # offline: it remembers
+    assert (await device.until("serving", lambda m: m["is_serving"]))["mode"] == "CLOUD_ONLY"
+    device.fleet.distrusts.clear()
+    await device.fleet.start()
+    await device.until("trusted again", lambda m: m["mode"] == "CASCADE")

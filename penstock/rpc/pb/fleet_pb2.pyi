@@ -86,7 +86,7 @@ class OutcomeCounts(_message.Message):
     def __init__(self, requests: _Optional[int] = ..., kept: _Optional[int] = ..., escalated: _Optional[int] = ..., unreachable: _Optional[int] = ..., failed: _Optional[int] = ..., audited: _Optional[int] = ..., audit_harm: _Optional[int] = ...) -> None: ...
 
 class ReportedModel(_message.Message):
-    __slots__ = ("model", "active_digest", "active_version", "certificate_digest", "desired_digest", "phase", "mode", "failed_digest", "error", "fetched_bytes", "total_bytes")
+    __slots__ = ("model", "active_digest", "active_version", "certificate_digest", "desired_digest", "phase", "mode", "failed_digest", "error", "fetched_bytes", "total_bytes", "max_harm")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -98,6 +98,7 @@ class ReportedModel(_message.Message):
     ERROR_FIELD_NUMBER: _ClassVar[int]
     FETCHED_BYTES_FIELD_NUMBER: _ClassVar[int]
     TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_HARM_FIELD_NUMBER: _ClassVar[int]
     model: str
     active_digest: str
     active_version: str
@@ -109,7 +110,8 @@ class ReportedModel(_message.Message):
     error: str
     fetched_bytes: int
     total_bytes: int
-    def __init__(self, model: _Optional[str] = ..., active_digest: _Optional[str] = ..., active_version: _Optional[str] = ..., certificate_digest: _Optional[str] = ..., desired_digest: _Optional[str] = ..., phase: _Optional[_Union[UpdatePhase, str]] = ..., mode: _Optional[_Union[CascadeMode, str]] = ..., failed_digest: _Optional[str] = ..., error: _Optional[str] = ..., fetched_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ...) -> None: ...
+    max_harm: float
+    def __init__(self, model: _Optional[str] = ..., active_digest: _Optional[str] = ..., active_version: _Optional[str] = ..., certificate_digest: _Optional[str] = ..., desired_digest: _Optional[str] = ..., phase: _Optional[_Union[UpdatePhase, str]] = ..., mode: _Optional[_Union[CascadeMode, str]] = ..., failed_digest: _Optional[str] = ..., error: _Optional[str] = ..., fetched_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., max_harm: _Optional[float] = ...) -> None: ...
 
 class HeartbeatRequest(_message.Message):
     __slots__ = ("device_id", "agent_version", "labels", "target", "subscriptions", "models", "outbox_records")
@@ -137,16 +139,18 @@ class HeartbeatRequest(_message.Message):
     def __init__(self, device_id: _Optional[str] = ..., agent_version: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., target: _Optional[str] = ..., subscriptions: _Optional[_Iterable[str]] = ..., models: _Optional[_Iterable[_Union[ReportedModel, _Mapping]]] = ..., outbox_records: _Optional[int] = ...) -> None: ...
 
 class DesiredModel(_message.Message):
-    __slots__ = ("model", "version", "artifact_digest", "certificate_digest")
+    __slots__ = ("model", "version", "artifact_digest", "certificate_digest", "is_distrusted")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ARTIFACT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    IS_DISTRUSTED_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     artifact_digest: str
     certificate_digest: str
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., certificate_digest: _Optional[str] = ...) -> None: ...
+    is_distrusted: bool
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., certificate_digest: _Optional[str] = ..., is_distrusted: _Optional[bool] = ...) -> None: ...
 
 class HeartbeatResponse(_message.Message):
     __slots__ = ("models", "next_heartbeat_s")
@@ -222,6 +226,44 @@ class DeliveredOutcomes(_message.Message):
     artifact_digest: str
     counts: OutcomeCounts
     def __init__(self, artifact_digest: _Optional[str] = ..., counts: _Optional[_Union[OutcomeCounts, _Mapping]] = ...) -> None: ...
+
+class FleetPromise(_message.Message):
+    __slots__ = ("model", "artifact_digest", "certificate_digest", "devices", "audited", "audit_harm", "bound", "evidence", "run_length", "has_alarm", "alarmed_at", "is_distrusted")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    AUDITED_FIELD_NUMBER: _ClassVar[int]
+    AUDIT_HARM_FIELD_NUMBER: _ClassVar[int]
+    BOUND_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    RUN_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    HAS_ALARM_FIELD_NUMBER: _ClassVar[int]
+    ALARMED_AT_FIELD_NUMBER: _ClassVar[int]
+    IS_DISTRUSTED_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    artifact_digest: str
+    certificate_digest: str
+    devices: int
+    audited: int
+    audit_harm: int
+    bound: float
+    evidence: float
+    run_length: float
+    has_alarm: bool
+    alarmed_at: float
+    is_distrusted: bool
+    def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., certificate_digest: _Optional[str] = ..., devices: _Optional[int] = ..., audited: _Optional[int] = ..., audit_harm: _Optional[int] = ..., bound: _Optional[float] = ..., evidence: _Optional[float] = ..., run_length: _Optional[float] = ..., has_alarm: _Optional[bool] = ..., alarmed_at: _Optional[float] = ..., is_distrusted: _Optional[bool] = ...) -> None: ...
+
+class ListPromisesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListPromisesResponse(_message.Message):
+    __slots__ = ("promises",)
+    PROMISES_FIELD_NUMBER: _ClassVar[int]
+    promises: _containers.RepeatedCompositeFieldContainer[FleetPromise]
+    def __init__(self, promises: _Optional[_Iterable[_Union[FleetPromise, _Mapping]]] = ...) -> None: ...
 
 class ListDevicesRequest(_message.Message):
     __slots__ = ("selector",)
@@ -420,17 +462,19 @@ class WaveDevice(_message.Message):
     def __init__(self, device_id: _Optional[str] = ..., phase: _Optional[_Union[UpdatePhase, str]] = ..., active_digest: _Optional[str] = ..., active_version: _Optional[str] = ..., is_silent: _Optional[bool] = ..., error: _Optional[str] = ..., counts: _Optional[_Union[OutcomeCounts, _Mapping]] = ...) -> None: ...
 
 class Rollout(_message.Message):
-    __slots__ = ("plan", "state", "waves", "status", "elapsed_s", "events")
+    __slots__ = ("plan", "state", "waves", "status", "elapsed_s", "events", "promises")
     PLAN_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     WAVES_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     ELAPSED_S_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
+    PROMISES_FIELD_NUMBER: _ClassVar[int]
     plan: RolloutPlan
     state: RolloutState
     waves: _containers.RepeatedCompositeFieldContainer[Wave]
     status: str
     elapsed_s: float
     events: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, plan: _Optional[_Union[RolloutPlan, _Mapping]] = ..., state: _Optional[_Union[RolloutState, str]] = ..., waves: _Optional[_Iterable[_Union[Wave, _Mapping]]] = ..., status: _Optional[str] = ..., elapsed_s: _Optional[float] = ..., events: _Optional[_Iterable[str]] = ...) -> None: ...
+    promises: _containers.RepeatedCompositeFieldContainer[FleetPromise]
+    def __init__(self, plan: _Optional[_Union[RolloutPlan, _Mapping]] = ..., state: _Optional[_Union[RolloutState, str]] = ..., waves: _Optional[_Iterable[_Union[Wave, _Mapping]]] = ..., status: _Optional[str] = ..., elapsed_s: _Optional[float] = ..., events: _Optional[_Iterable[str]] = ..., promises: _Optional[_Iterable[_Union[FleetPromise, _Mapping]]] = ...) -> None: ...

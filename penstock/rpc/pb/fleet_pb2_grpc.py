@@ -89,6 +89,11 @@ class FleetStub:
                 request_serializer=fleet__pb2.RolloutActionRequest.SerializeToString,
                 response_deserializer=fleet__pb2.Rollout.FromString,
                 _registered_method=True)
+        self.ListPromises = channel.unary_unary(
+                '/penstock.v1.Fleet/ListPromises',
+                request_serializer=fleet__pb2.ListPromisesRequest.SerializeToString,
+                response_deserializer=fleet__pb2.ListPromisesResponse.FromString,
+                _registered_method=True)
 
 
 class FleetServicer:
@@ -164,6 +169,12 @@ class FleetServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListPromises(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FleetServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -221,6 +232,11 @@ def add_FleetServicer_to_server(servicer, server):
                     servicer.UndoRollout,
                     request_deserializer=fleet__pb2.RolloutActionRequest.FromString,
                     response_serializer=fleet__pb2.Rollout.SerializeToString,
+            ),
+            'ListPromises': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPromises,
+                    request_deserializer=fleet__pb2.ListPromisesRequest.FromString,
+                    response_serializer=fleet__pb2.ListPromisesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -520,6 +536,33 @@ class Fleet:
             '/penstock.v1.Fleet/UndoRollout',
             fleet__pb2.RolloutActionRequest.SerializeToString,
             fleet__pb2.Rollout.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPromises(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.v1.Fleet/ListPromises',
+            fleet__pb2.ListPromisesRequest.SerializeToString,
+            fleet__pb2.ListPromisesResponse.FromString,
             options,
             channel_credentials,
             insecure,

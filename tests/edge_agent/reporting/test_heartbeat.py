@@ -29,6 +29,7 @@ class Models:
         self.taken: list[tuple[str, Release]] = []
         self.reported: list[ReportedModel] = []
         self.times_reached = 0
+        self.distrusted: list[bool] = []
 
     def heartbeats(self, link: FleetLink, settings: HeartbeatSettings = FAST) -> Heartbeats:
         def reached() -> None:
@@ -37,6 +38,7 @@ class Models:
         local = Local(
             reported=lambda: self.reported,
             desire=lambda model, release: self.taken.append((model, release)),
+            distrust=lambda model, release, is_distrusted: self.distrusted.append(is_distrusted),
             queued=lambda: 7,
             reached=reached,
         )
