@@ -46,7 +46,7 @@ class EvidenceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     min_devices: Annotated[int, msgspec.Meta(ge=2)] = 8
     round_s: _Seconds = 24 * 3600.0
     demotes: bool = False
-    max_promises: _Count = 256
+    max_promises: _Count = 32
 
 
 class FleetSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -165,11 +165,20 @@ def judge(
 
 
 def _test_harm(case: Case) -> GateTest:
-    """Compare audited rows that were harmful with what the certificate promises."""
+    """Compare audited rows that were harmful with what the certificate promises.
+
+    The e-value is the mean of two, itself an e-value: of all rows together, which sees a little harm on many devices,
+    and the mean of the devices' own. With the first alone, one device with a million healthy rows would hide what all
+    others see.
+    """
     audited, promised = case.audited, case.promised_harm
     # a device that claims more harm than audits would make the e-value impossible to compute
-    harm = sum(min(device.audit_harm, device.audited) for device in case.wave.observations)
-    e_value = 1.0 if promised is None else e_value_above(harm, audited, promised)
+    counts = [(min(device.audit_harm, device.audited), device.audited) for device in case.wave.observations]
+    harm = sum(harmful for harmful, _ in counts)
+    e_value = 1.0
+    if promised is not None and counts:
+        by_device = sum(e_value_above(harmful, n, promised) / len(counts) for harmful, n in counts)
+        e_value = (e_value_above(harm, audited, promised) + by_device) / 2
     audit = _audit_text(harm, audited, promised)
     is_crossed = e_value >= 1 / case.gate.alpha
     return GateTest(

@@ -185,9 +185,8 @@ class ModelUpdater:
         if self._tools.now() < self._save_audits_at:
             return
         self._save_audits_at = self._tools.now() + self._tools.settings.audit_save_s
-        if self.state.audits != self._saved_audits:
+        if self.state.audits != self._saved_audits and await self._save_or_warn():
             self._saved_audits = self.state.audits
-            await self._save_or_warn()
 
     async def _rest(self, wake_at: float | None) -> None:
         limits = [wake_at - self._tools.now()] if wake_at is not None else []
@@ -385,11 +384,13 @@ class ModelUpdater:
         self.state = state
         return True
 
-    async def _save_or_warn(self) -> None:
+    async def _save_or_warn(self) -> bool:
         try:
             await in_thread(self._tools.store.save, self.state)
         except StorageError as error:
             self._warn_unsaved(error)
+            return False
+        return True
 
     def _warn_unsaved(self, error: StorageError) -> None:
         log(_log, logging.WARNING, "state not saved", model=self.state.model, error=error.message)

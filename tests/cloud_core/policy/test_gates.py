@@ -66,6 +66,14 @@ def test_harm_above_the_promise_fails_with_the_numbers() -> None:
     assert "limit 20 to 1" in verdict.reason
 
 
+def test_a_device_with_a_million_healthy_rows_hides_nothing_from_a_gate() -> None:
+    harmful = [device(f"d{number}", audit_harm=20) for number in range(9)]
+    for heavy in (device("heavy", audited=10**6), device("heavy", audited=10**12)):
+        verdict = judge(heavy, *harmful)
+        assert verdict.verdict == "fail"
+        assert "harm above the promise" in verdict.reason
+
+
 def test_a_wave_that_fails_two_tests_names_both() -> None:
     failed = [
         device(f"d{i}", audit_harm=50, phase="reverted", active_digest=OLD, failed_digest=NEW, error="crashed")
