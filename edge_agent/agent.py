@@ -112,6 +112,7 @@ class Agent:
             labels=settings.labels,
             target=target,
             subscriptions=settings.subscriptions,
+            rung=settings.rung,
         )
         outcomes = Outcomes(now=time.time)
         hosting = self._hosting(outcomes)
@@ -185,6 +186,7 @@ class Agent:
             reported=self.updater.reported,
             desire=self.updater.desire,
             distrust=self.updater.distrust,
+            remove=self.updater.remove,
             queued=lambda: self.delivery.queued,
             reached=self.delivery.retry,
         )

@@ -129,5 +129,6 @@ def agent_process(
     """An agent that has committed digits:v1, which was pushed to ``core_process``."""
     core_process.push(digits_build.layout("v1"))
     agent = agent_factory(core_process)
+    core_process.release("digits:v1")
     agent.wait_until_runs("digits", "v1")
     return agent

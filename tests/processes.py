@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from examples.digits.processes import Daemon, penstock
+from examples.digits.processes import Daemon, penstock, penstock_json
 from penstock.artifact.layout import Layout
 from penstock.registry import transfer
 from penstock.registry.client import RegistryClient
 from penstock.rest.connection import ask
 from tests.shared import one_at_a_time
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 AGENT_CONFIG = """
 [heartbeat]
@@ -110,6 +110,13 @@ class CoreProcess:
             moved = transfer.push(registry, Layout(layout))
         path = f"{self.http_url}/v2/models/{moved.model}/versions/{moved.tag}/ready"
         wait_until(f"{moved.model}:{moved.tag} ready in the core", lambda: _answers_200(path))
+
+    def release(self, reference: str, *, devices: int = 1, is_awaited: bool = True) -> None:
+        """Bring a first version to the devices that are there, and when it succeeded to those that come later."""
+        where = ("--core", self.grpc_target)
+        wait_until("devices to plan for", lambda: len(penstock_json("fleet", "devices", *where)) >= devices)
+        wait = ("--wait", "--timeout", str(PATIENCE_S)) if is_awaited else ()
+        penstock("fleet", "apply", reference, "--at-once", "--yes", *wait, *where)
 
     @property
     def log(self) -> str:

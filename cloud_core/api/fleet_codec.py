@@ -66,6 +66,7 @@ def decode_report(message: pb.HeartbeatRequest) -> Report:
         subscriptions=tuple(message.subscriptions),
         models=tuple(_decode_model(model) for model in message.models),
         outbox_records=message.outbox_records,
+        rung=message.rung or "edge",
     )
 
 
@@ -91,6 +92,7 @@ def decode_plan_request(message: pb.PlanRolloutRequest, defaults: GateDefaults) 
         selection=Selection(device_ids=tuple(message.device_ids), labels=dict(message.selector)),
         waves=tuple(message.waves),
         seed=message.seed,
+        is_removal=message.is_removal,
         gate=Gate(
             **{name: getattr(asked if asked.HasField(name) else defaults, name) for name in Gate.__dataclass_fields__}
         ),
@@ -107,6 +109,7 @@ def encode_desired(models: tuple[DesiredModel, ...], next_heartbeat_s: float) ->
                 artifact_digest=model.artifact_digest,
                 certificate_digest=model.certificate_digest,
                 is_distrusted=model.is_distrusted,
+                is_removed=model.is_removed,
             )
             for model in models
         ],
@@ -143,7 +146,13 @@ def encode_plan(status: RolloutStatus) -> pb.RolloutPlan:
         artifact_digest=plan.artifact_digest,
         certificate_digest=plan.certificate_digest,
         devices=[
-            pb.PlannedDevice(device_id=device.device_id, wave=device.wave, base_digest=device.base_digest)
+            pb.PlannedDevice(
+                device_id=device.device_id,
+                wave=device.wave,
+                base_digest=device.base_digest,
+                certificate_digest=device.certificate_digest or "",
+                base_certificate=device.base_certificate or "",
+            )
             for device in plan.devices
         ],
         wave_count=plan.wave_count,
@@ -159,6 +168,7 @@ def encode_plan(status: RolloutStatus) -> pb.RolloutPlan:
         promised_harm=plan.promised_harm or 0.0,
         skipped=plan.skipped,
         plan_digest=status.plan_digest,
+        is_removal=plan.is_removal,
     )
 
 
@@ -207,6 +217,7 @@ def _decode_model(model: pb.ReportedModel) -> ReportedModel:
         fetched_bytes=model.fetched_bytes,
         total_bytes=model.total_bytes,
         max_harm=model.max_harm,
+        desired_certificate_digest=model.desired_certificate_digest,
     )
 
 
@@ -224,6 +235,7 @@ def _encode_model(model: ReportedModel) -> pb.ReportedModel:
         fetched_bytes=model.fetched_bytes,
         total_bytes=model.total_bytes,
         max_harm=model.max_harm,
+        desired_certificate_digest=model.desired_certificate_digest,
     )
 
 

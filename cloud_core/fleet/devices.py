@@ -16,6 +16,7 @@ import msgspec
 
 from cloud_core.policy.observations import Phase
 from cloud_core.state import fleet as rows
+from penstock.artifact.manifests import Artifact, Variant
 from penstock.errors import InvalidInput, QueueFull
 from penstock.process.machine import runnable_targets
 
@@ -51,6 +52,7 @@ class ReportedModel:
     error: str = ""
     fetched_bytes: int = 0
     total_bytes: int = 0
+    desired_certificate_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,7 @@ class Report:
     subscriptions: tuple[str, ...] = ()
     models: tuple[ReportedModel, ...] = ()
     outbox_records: int = 0
+    rung: str = "edge"
 
     def model(self, name: str) -> ReportedModel:
         """Return what is reported of a model; an idle one when nothing is."""
@@ -72,12 +75,14 @@ class Report:
     def subscribes(self, model: str) -> bool:
         return "*" in self.subscriptions or model in self.subscriptions
 
-    def runs(self, edge_targets: Iterable[str]) -> bool:
-        """Tell whether one of an artifact's edge variants runs on this device."""
+    def variant_of(self, artifact: Artifact) -> Variant | None:
+        """Return the variant that this device runs of an artifact: of its rung, the best for its target."""
+        edges = {v.spec.target: v for v in reversed(artifact.variants) if v.spec.role == self.rung}
         try:
-            return bool(set(edge_targets).intersection(runnable_targets(self.target)))
+            targets: tuple[str, ...] = runnable_targets(self.target)
         except InvalidInput:
-            return self.target in edge_targets  # a target newer than this core
+            targets = (self.target,)  # a target newer than this core
+        return next((edges[target] for target in targets if target in edges), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +197,7 @@ def sanitized(report: Report) -> Report:
         subscriptions=tuple(_cut(name) for name in report.subscriptions[:MAX_MODELS]),
         models=tuple(_bounded(model) for model in report.models[:MAX_MODELS]),
         outbox_records=min(report.outbox_records, _MAX_INTEGER),
+        rung=_cut(report.rung),
     )
 
 
@@ -204,6 +210,7 @@ def _bounded(model: ReportedModel) -> ReportedModel:
         certificate_digest=_cut(model.certificate_digest),
         max_harm=model.max_harm if 0 <= model.max_harm <= 1 else 0.0,  # NaN would not come back from JSON
         desired_digest=_cut(model.desired_digest),
+        desired_certificate_digest=_cut(model.desired_certificate_digest),
         failed_digest=_cut(model.failed_digest),
         error=_cut(model.error, _MAX_ERROR),
         fetched_bytes=min(model.fetched_bytes, _MAX_INTEGER),

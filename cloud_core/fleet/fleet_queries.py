@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from cloud_core.fleet.devices import MAX_MODELS, Devices, Report, ReportedModel
@@ -14,7 +15,7 @@ from cloud_core.fleet.fleet_store import Entry, FleetStore
 from cloud_core.fleet.messages import DesiredModel, PlanRequest, RolloutStatus, WaveDeviceStatus, WaveStatus
 from cloud_core.policy.observations import Observation
 from cloud_core.policy.planning import Candidate
-from cloud_core.policy.rollout import Plan, PlannedDevice, Rollout
+from cloud_core.policy.rollout import Assignment, FleetRelease, Plan, PlannedDevice, Rollout
 from cloud_core.registry.registry import ModelVersion, Registry
 from penstock.errors import ArtifactError, NotFound
 from penstock.process.telemetry import log
@@ -38,30 +39,80 @@ class FleetQueries:
         self._store, self._devices, self._registry, self._now = store, devices, registry, now
         self._max_silence_s = max_silence_s
 
-    def desired_digest(self, device_id: str, model: str) -> str:
-        """Return the assigned artifact, else the model's default; "" when there is neither."""
-        assigned = self._store.assignments.get((device_id, model))
-        if assigned is not None:
+    def desired(self, report: Report, model: str) -> Assignment:
+        """Return what was assigned, else the fleet's release with the certificate of the device's variant.
+
+        What was only pushed is neither: devices get it by a plan.
+        """
+        assigned = self._store.assignments.get((report.device_id, model))
+        if assigned is not None and assigned.certificate_digest is not None:
             return assigned
+        if assigned is not None:  # it names an artifact that could not be read at the start
+            return replace(assigned, certificate_digest=self.certificate_for(report, assigned.artifact_digest))
+        release = self._store.releases.get(model)
+        if release is None or not release.artifact_digest:
+            return Assignment(artifact_digest="")
+        digest = release.artifact_digest
+        found = self.certificate_for(report, digest, among=release.certificates)
+        return Assignment(artifact_digest=digest, certificate_digest=found)
+
+    def desired_of(self, device_id: str, model: str) -> Assignment:
+        """Return :meth:`desired` for a known device."""
+        device = self._devices.get(device_id)
+        return self.desired(device.report if device else Report(device_id=device_id), model)
+
+    def certificate_for(self, report: Report, digest: str, among: Sequence[str] | None = None) -> str:
+        """Return the certificate of the variant that a device runs of an artifact; "" when there is none.
+
+        Args:
+            among: manifests of the only certificates that count; None for the newest of each variant.
+        """
         try:
-            return self._registry.resolve(model).digest
-        except NotFound:
+            edge = report.variant_of(self._registry.artifact(digest))
+            if among is None:
+                found = self._registry.certificates_of(digest)
+            else:
+                found = tuple((one, self._registry.certificate(one)) for one in among)
+        except (NotFound, ArtifactError):
             return ""
+        return next((one for one, certificate in found if edge and certificate.edge_digest == edge.digest), "")
+
+    def unpinned(self) -> tuple[dict[tuple[str, str], Assignment], dict[str, FleetRelease]]:
+        """Return assignments and releases that an older release kept without certificates, with those of now."""
+        assignments = {
+            key: replace(self.desired_of(*key))
+            for key, assigned in self._store.assignments.items()
+            if assigned.certificate_digest is None
+        }
+        releases = {
+            model: replace(release, certificates=self.certificates(release.artifact_digest))
+            for model, release in self._store.releases.items()
+            if release.certificates is None
+        }
+        return assignments, releases
+
+    def certificates(self, digest: str) -> tuple[str, ...]:
+        """Return the newest certificate of each variant of an artifact."""
+        return tuple(one for one, _ in self._registry.certificates_of(digest)) if digest else ()
 
     def desired_models(self, report: Report) -> tuple[DesiredModel, ...]:
         """Return what a device should run, for each model that it subscribes to."""
-        names = self._registry.models() if "*" in report.subscriptions else report.subscriptions
+        known = dict.fromkeys((*self._registry.models(), *(model.model for model in report.models)))
+        names = tuple(known) if "*" in report.subscriptions else report.subscriptions
         found = (self._desired_model(report, model) for model in dict.fromkeys(names[:MAX_MODELS]))
         return tuple(desired for desired in found if desired is not None)
 
     def _desired_model(self, report: Report, model: str) -> DesiredModel | None:
-        digest = self.desired_digest(report.device_id, model)
+        desired = self.desired(report, model)
+        digest, certificate = desired.artifact_digest, desired.certificate_digest or ""
+        if not digest:
+            return self._removed(report, model)
         try:
-            if digest and not report.runs(self._edge_targets(digest)):
+            if report.variant_of(self._registry.artifact(digest)) is None:
                 # the default has no variant for this device: it stays with what it has
                 digest = report.model(model).active_digest
+                certificate = report.model(model).certificate_digest
             version = self._registry.resolve(model, digest) if digest else None
-            certificate = self._registry.certificate_of(digest) if version else None
         except (NotFound, ArtifactError) as error:
             log(_log, logging.WARNING, "nothing to run", device=report.device_id, model=model, error=error.message)
             return None
@@ -71,51 +122,64 @@ class FleetQueries:
             model=model,
             version=version.tag or digest.removeprefix("sha256:")[:12],
             artifact_digest=digest,
-            certificate_digest=certificate[0] if certificate else "",
             is_distrusted=self._store.evidence.is_distrusted(digest, report.model(model).certificate_digest),
+            certificate_digest=certificate,
         )
 
-    def _edge_targets(self, digest: str) -> set[str]:
-        return {v.spec.target for v in self._registry.artifact(digest).variants if v.spec.role == "edge"}
+    def _removed(self, report: Report, model: str) -> DesiredModel | None:
+        """Say that a model is to be dropped, where somebody decided that."""
+        is_decided = (report.device_id, model) in self._store.assignments or model in self._store.releases
+        if not is_decided or all(one.model != model for one in report.models):
+            return None
+        return DesiredModel(model=model, version="", artifact_digest="", certificate_digest="", is_removed=True)
 
-    def candidates(self, version: ModelVersion) -> list[Candidate]:
-        """Return every known device, as a rollout of ``version`` sees it."""
-        at, targets = self._now().timestamp(), self._edge_targets(version.digest)
-        return [
-            Candidate(
-                device_id=device.report.device_id,
-                labels=device.report.labels,
-                target=device.report.target,
-                is_subscribed=device.report.subscribes(version.model),
-                is_runnable=device.report.runs(targets),
-                silent_s=at - device.last_seen,
-                desired_digest=self.desired_digest(device.report.device_id, version.model),
+    def candidates(self, model: str, version: ModelVersion | None) -> list[Candidate]:
+        """Return every known device, as a rollout of ``version`` sees it; None for a removal."""
+        at = self._now().timestamp()
+        artifact = self._registry.artifact(version.digest) if version else None
+        found = []
+        for device in self._devices:
+            report = device.report
+            desired = self.desired(report, model)
+            found.append(
+                Candidate(
+                    device_id=report.device_id,
+                    labels=report.labels,
+                    target=report.target,
+                    is_subscribed=report.subscribes(model),
+                    is_runnable=artifact is not None and report.variant_of(artifact) is not None,
+                    silent_s=at - device.last_seen,
+                    desired_digest=desired.artifact_digest,
+                    desired_certificate=desired.certificate_digest or "",
+                    certificate_digest=self.certificate_for(report, version.digest) if version else "",
+                )
             )
-            for device in self._devices
-        ]
+        return found
 
     def frozen_plan(
         self,
         request: PlanRequest,
-        version: ModelVersion,
+        version: ModelVersion | None,
         planned: tuple[PlannedDevice, ...],
         skipped: Sequence[str],
         number: int,
     ) -> Plan:
         """Make the plan to freeze, for devices that were chosen and assigned to waves."""
-        certificate = self._registry.certificate_of(version.digest)
-        name = version.tag or version.digest.removeprefix("sha256:")[:12]
+        digest = version.digest if version else ""
+        certificates = self.certificates(digest)
+        name = (version.tag or digest.removeprefix("sha256:")[:12]) if version else "removal"
         return Plan(
-            rollout_id=f"{version.model}-{name}-{number}",
-            model=version.model,
+            rollout_id=f"{request.model}-{name}-{number}",
+            model=request.model,
             version=name,
-            artifact_digest=version.digest,
-            certificate_digest=certificate[0] if certificate else "",
+            artifact_digest=digest,
+            certificate_digest=certificates[0] if certificates else "",
+            certificates=certificates,
             devices=planned,
             wave_count=planned[-1].wave + 1,
             seed=request.seed,
             gate=request.gate,
-            promised_harm=self._promised_harm(version.digest),
+            promised_harm=self._promised_harm(digest) if digest else None,
             covers_fleet=request.selection.is_everyone,
             skipped=tuple(skipped),
         )
@@ -150,11 +214,20 @@ class FleetQueries:
         model = self._reported(device_id, plan.model)
         totals = self._store.counts(device_id, plan.artifact_digest)
         counts = totals.since(baselines.get(device_id, NOTHING))
+        wanted = next((d.certificate_digest for d in plan.devices if d.device_id == device_id), None)
+        is_as_assigned = plan.is_removal or wanted in (None, model.certificate_digest)
+        # a failure under the former certificate says nothing about this one; an older agent does not tell them apart
+        is_about_this = wanted is None or model.desired_certificate_digest in ("", wanted)
+        is_off = plan.is_removal and not model.active_digest
+        is_target = model.active_digest == plan.artifact_digest
+        # it took what was asked for, and cannot use the certificate: it escalates everything
+        is_settled = model.phase == "committed" and model.desired_certificate_digest == wanted
+        is_uncertified = is_target and not is_as_assigned and is_settled
         return Observation(
             device_id=device_id,
-            phase=model.phase,
-            active_digest=model.active_digest,
-            failed_digest=model.failed_digest,
+            phase="committed" if is_off else model.phase,
+            active_digest="" if is_target and not is_as_assigned else model.active_digest,
+            failed_digest=plan.artifact_digest if is_uncertified else model.failed_digest if is_about_this else "",
             silent_s=self._devices.silent_s(device_id, at),
             audited=counts.audited,
             audit_harm=counts.audit_harm,

@@ -17,7 +17,7 @@ from cloud_core.fleet.evidence import FleetEvidence, evidence_rows
 from cloud_core.fleet.outcome_totals import Folded
 from cloud_core.fleet.settings import EvidenceSettings
 from cloud_core.policy import rollout as policy
-from cloud_core.policy.rollout import Rollout
+from cloud_core.policy.rollout import Assignment, FleetRelease, Plan, Rollout
 from cloud_core.registry.registry import Registry
 from cloud_core.state import Database, Transaction, catalog, uncancelled
 from cloud_core.state import fleet as rows
@@ -58,7 +58,9 @@ class FleetStore:
 
     Attributes:
         entries: rollouts by id, oldest first.
-        assignments: the artifact that a device was told to run, by (device id, model).
+        assignments: what a device was told to run, by (device id, model).
+        releases: what devices without an assignment run, by model.
+        actions: what operators did, oldest first.
         totals: outcome counts by device id and artifact digest.
         evidence: what the audits of all devices say about each promise.
         busy: ids of the devices that an active rollout is about.
@@ -74,7 +76,18 @@ class FleetStore:
         self._database, self._registry = database, registry
         self.evidence = FleetEvidence(registry, evidence or EvidenceSettings(), stored)
         self.entries = {row.rollout_id: _decoded(row) for row in stored.rollouts}
-        self.assignments = {(row.device_id, row.model): row.digest for row in stored.assignments}
+        self.assignments = {
+            (row.device_id, row.model): Assignment(
+                artifact_digest=row.digest, certificate_digest=row.certificate_digest
+            )
+            for row in stored.assignments
+        }
+        self.releases = {
+            row.model: FleetRelease(artifact_digest=row.digest, certificates=row.certificates)
+            for row in stored.releases
+        }
+        self.actions = list(stored.actions)
+        self._rollout_ids = {(row.device_id, row.model): row.rollout_id for row in stored.assignments}
         self.totals: dict[str, dict[str, OutcomeCounts]] = {}
         for row in stored.counts:
             self.totals.setdefault(row.device_id, {})[row.artifact_digest] = row.counts
@@ -136,13 +149,17 @@ class FleetStore:
         changed = replace(entry, rollout=after, baselines={**entry.baselines, **baselines})
         # a fleet that went over as a whole follows the default from here on, latecomers included
         is_settled = after.state == "succeeded" and plan.covers_fleet
+        is_back = plan.covers_fleet and entry.rollout.state == "succeeded" and after.state == "undone"
+        release = _release_of(plan) if is_settled else after.previous_release
 
         def work(transaction: Transaction) -> None:
             rows.save_rollout(transaction, _row(changed))
             if is_settled:
                 rows.clear_assignments(transaction, plan.model)
             else:
-                rows.assign(transaction, plan.model, targets, plan.rollout_id)
+                rows.assign(transaction, [_assigned(plan, name, target) for name, target in targets.items()])
+            if is_settled or is_back:
+                _save_release(transaction, plan.model, release)
             if default:
                 catalog.set_default(transaction, plan.model, default, at.timestamp())
 
@@ -152,9 +169,51 @@ class FleetStore:
         if is_settled:
             self.assignments = {key: value for key, value in self.assignments.items() if key[1] != plan.model}
         else:
-            self.assignments.update({(device_id, plan.model): digest for device_id, digest in targets.items()})
+            self.assignments.update({(device_id, plan.model): target for device_id, target in targets.items()})
+        if is_settled or is_back:
+            self.releases.pop(plan.model, None)
+            if release is not None:
+                self.releases[plan.model] = release
         if default:
             await self._registry.reload()
+
+    def pin(self, assignments: Mapping[tuple[str, str], Assignment], releases: Mapping[str, FleetRelease]) -> None:
+        """Write down certificates that an older release looked up at each heartbeat. Blocks: for start-up."""
+        old = {key: self._rollout_ids.get(key, "") for key in assignments}
+
+        def work(transaction: Transaction) -> None:
+            rows.assign(
+                transaction,
+                [
+                    rows.AssignmentRow(
+                        device_id=device_id,
+                        model=model,
+                        digest=target.artifact_digest,
+                        rollout_id=old[device_id, model],
+                        certificate_digest=target.certificate_digest,
+                    )
+                    for (device_id, model), target in assignments.items()
+                ],
+            )
+            for model, release in releases.items():
+                _save_release(transaction, model, release)
+
+        if assignments or releases:
+            self._database.run_now(work)
+            self.assignments.update(assignments)
+            self.releases.update(releases)
+
+    @uncancelled
+    async def set_default(self, model: str, digest: str, action: rows.ActionRow) -> None:
+        """Move what the core serves by default, and record who did it, in one transaction."""
+
+        def work(transaction: Transaction) -> None:
+            catalog.set_default(transaction, model, digest, action.at)
+            rows.record_action(transaction, action)
+
+        await self._database.run(work)
+        self.actions = [*self.actions, action][-rows.MAX_ACTIONS :]
+        await self._registry.reload()
 
     def show(self, entry: Entry, after: Rollout) -> None:
         """Keep a changed status or verdict in memory only: both are worked out again after a restart."""
@@ -230,6 +289,28 @@ def _row(entry: Entry) -> rows.RolloutRow:
         state=entry.rollout.state,
         document=msgspec.json.encode(document).decode(),
     )
+
+
+def _assigned(plan: Plan, device_id: str, target: Assignment) -> rows.AssignmentRow:
+    return rows.AssignmentRow(
+        device_id=device_id,
+        model=plan.model,
+        digest=target.artifact_digest,
+        rollout_id=plan.rollout_id,
+        certificate_digest=target.certificate_digest,
+    )
+
+
+def _release_of(plan: Plan) -> FleetRelease:
+    return FleetRelease(artifact_digest=plan.artifact_digest, certificates=plan.certificates)
+
+
+def _save_release(transaction: Transaction, model: str, release: FleetRelease | None) -> None:
+    if release is None:
+        rows.drop_release(transaction, model)
+        return
+    row = rows.ReleaseRow(model=model, digest=release.artifact_digest, certificates=release.certificates)
+    rows.set_release(transaction, row)
 
 
 def _decoded(row: rows.RolloutRow) -> Entry:

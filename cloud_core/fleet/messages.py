@@ -21,6 +21,7 @@ class DesiredModel:
         version: the tag, for people.
         certificate_digest: manifest digest of the certificate; "" when there is none that fits.
         is_distrusted: the fleet's audits speak against it: the device keeps no answer.
+        is_removed: the device should drop the model.
     """
 
     model: str
@@ -28,6 +29,7 @@ class DesiredModel:
     artifact_digest: str
     certificate_digest: str
     is_distrusted: bool = False
+    is_removed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +62,7 @@ class PlanRequest:
     """Holds what an operator asks to be planned.
 
     Attributes:
+        is_removal: take the model off its devices; ``version`` is not looked at.
         waves: cumulative shares; empty for the default.
     """
 
@@ -69,6 +72,7 @@ class PlanRequest:
     waves: tuple[float, ...] = ()
     seed: int = 0
     gate: Gate
+    is_removal: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ from cloud_core.fleet.outcome_totals import Record
 from cloud_core.fleet.settings import FleetSettings
 from cloud_core.policy import gates, planning
 from cloud_core.policy import rollout as policy
-from cloud_core.policy.rollout import Action, Hold, Plan, Rollout
+from cloud_core.policy.rollout import Action, Assignment, Hold, Plan, Rollout
 from cloud_core.registry.registry import Registry
 from cloud_core.state import Database
 from cloud_core.state import fleet as rows
@@ -56,6 +56,7 @@ class FleetService:
         )
         limit_s = settings.gate.max_silence_s
         self._queries = FleetQueries(self._store, self._devices, registry, now, max_silence_s=limit_s)
+        self._store.pin(*self._queries.unpinned())
         self._changing = asyncio.Lock()
         self._news = asyncio.Event()
         self._flush_at = now()
@@ -157,19 +158,19 @@ class FleetService:
         """
         shares = planning.check_shares(request.waves)
         gates.check_gate(request.gate)
-        version = self._registry.resolve(request.model, request.version)
+        version = None if request.is_removal else self._registry.resolve(request.model, request.version)
         async with self._changing:
             chosen, skipped = planning.choose(
-                self._queries.candidates(version),
+                self._queries.candidates(request.model, version),
                 request.selection,
-                target=version.digest,
+                target=version.digest if version else "",
                 max_silence_s=request.gate.max_silence_s,
             )
             if not chosen:
                 why = "; ".join(skipped[:20]) or f"no known device subscribes to {request.model}"
                 raise Conflict(f"the plan is empty, nothing would be updated: {why}")
             number = self._store.next_number()
-            planned = planning.assign_waves(chosen, shares, request.seed)
+            planned = planning.assign_waves(chosen, shares or planning.default_shares(chosen), request.seed)
             rollout = Rollout(
                 plan=self._queries.frozen_plan(request, version, planned, skipped, number),
                 state="planned",
@@ -193,11 +194,19 @@ class FleetService:
             if plan_digest and plan_digest != entry.plan_digest:
                 raise Conflict(f"plan {rollout_id} has digest {entry.plan_digest}, not {plan_digest}; plan again")
             after = policy.applied(
-                entry.rollout, default_digest=self._registry.resolve(plan.model).digest, now=self._now()
+                entry.rollout,
+                default_digest=self._default(plan.model),
+                release=self._store.releases.get(plan.model),
+                now=self._now(),
             )
             self._check_alone(plan)
-            bases = {device.device_id: device.base_digest for device in plan.devices}
-            stale = [name for name, base in bases.items() if self._queries.desired_digest(name, plan.model) != base]
+            bases = {
+                device.device_id: Assignment(
+                    artifact_digest=device.base_digest, certificate_digest=device.base_certificate
+                )
+                for device in plan.devices
+            }
+            stale = self._elsewhere(plan, bases)
             if stale:
                 raise Conflict(
                     f"plan {rollout_id} is out of date: {', '.join(stale[:5])} should run something else by now; "
@@ -352,7 +361,9 @@ class FleetService:
     async def _commit(self, entry: Entry, after: Rollout) -> None:
         plan = after.plan
         default = ""
-        if plan.covers_fleet and after.state == "succeeded":
+        if plan.is_removal:
+            pass  # the core goes on serving it
+        elif plan.covers_fleet and after.state == "succeeded":
             default = plan.artifact_digest
         elif plan.covers_fleet and entry.rollout.state == "succeeded" and after.state == "undone":
             default = entry.rollout.previous_default
@@ -378,9 +389,24 @@ class FleetService:
         plan = rollout.plan
         if rollout.state not in policy.ACTIVE and rollout.state != "planned":
             self._check_alone(plan)
-        wanted = policy.desired_all(rollout)
-        newer = [name for name, digest in wanted.items() if self._queries.desired_digest(name, plan.model) != digest]
+        newer = self._elsewhere(plan, policy.desired_all(rollout))
         if newer:
             raise Conflict(
                 f"{', '.join(newer[:5])} should run something newer than {plan.version}; undo the later rollout first"
             )
+
+    def _elsewhere(self, plan: Plan, expected: Mapping[str, Assignment]) -> list[str]:
+        """Return the devices that should by now run something else than is expected of them."""
+        found = []
+        for name, wanted in expected.items():
+            current = self._queries.desired_of(name, plan.model)
+            is_same = wanted.certificate_digest in (None, current.certificate_digest) or not wanted.artifact_digest
+            if current.artifact_digest != wanted.artifact_digest or not is_same:
+                found.append(name)
+        return found
+
+    def _default(self, model: str) -> str:
+        try:
+            return self._registry.resolve(model).digest
+        except NotFound:
+            return ""  # a removal of what was deleted from the registry

@@ -19,6 +19,7 @@ class Observation:
     """What is known of one device, with regard to the artifact that is rolled out.
 
     Attributes:
+        active_digest: what it runs; "" also when that is the target, but not under the certificate that it should use.
         silent_s: time since its last report, by the server's clock and only while the server was listening.
         audited: audited rows of this artifact since its wave was released.
         audit_harm: the harmful ones among them.
@@ -69,7 +70,7 @@ def outcome_of(device: Observation, target: str, max_silence_s: float, released_
     if device.silent_s > max_silence_s:
         return "failed"  # a device that the update bricked never reports a failure
     # one that runs the target although it failed once has recovered: it was asked for a second time
-    if device.failed_digest == target and device.active_digest != target:
+    if device.failed_digest and device.failed_digest == target and device.active_digest != target:
         return "failed"
     # a device that cannot fetch or load tries again by itself: counted at once, a registry that restarts at the wrong
     # moment would stop every rollout

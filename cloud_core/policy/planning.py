@@ -24,6 +24,8 @@ class Candidate:
 
     Attributes:
         desired_digest: what it should run now, and would go back to; "" when there is nothing.
+        desired_certificate: the certificate that belongs to it.
+        certificate_digest: the one of its variant of the artifact that is planned.
         is_runnable: the artifact has an edge variant for its target.
     """
 
@@ -34,6 +36,8 @@ class Candidate:
     is_runnable: bool
     silent_s: float
     desired_digest: str
+    desired_certificate: str = ""
+    certificate_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,19 +86,24 @@ def assign_waves(chosen: Sequence[Candidate], shares: Sequence[float], seed: int
         # the small subtraction: 0.1 * 30 is 3.0000000000000004 and must not become 4
         end = min(math.ceil(share * len(shuffled) - 1e-9), len(shuffled))
         members = shuffled[len(planned) : end]
-        planned += [PlannedDevice(device_id=c.device_id, wave=wave, base_digest=c.desired_digest) for c in members]
+        planned += [_planned(candidate, wave) for candidate in members]
         wave += bool(members)
     return tuple(planned)
 
 
+def default_shares(chosen: Sequence[Candidate]) -> tuple[float, ...]:
+    """Return the waves of a plan that names none: where no device runs the model yet, all of them are one wave."""
+    return DEFAULT_WAVES if any(candidate.desired_digest for candidate in chosen) else (1.0,)
+
+
 def check_shares(shares: Sequence[float]) -> tuple[float, ...]:
-    """Check cumulative wave shares and return them; the default for none.
+    """Check cumulative wave shares and return them; none stay none.
 
     Raises:
         InvalidInput: not increasing from above 0 to exactly 1, or too many.
     """
     if not shares:
-        return DEFAULT_WAVES
+        return ()
     increasing = all(a < b for a, b in zip([0.0, *shares], shares, strict=False))
     if not increasing or shares[-1] != 1.0 or len(shares) > MAX_WAVES:
         listed = ", ".join(f"{share:g}" for share in shares[:10])
@@ -113,15 +122,25 @@ def _is_wanted(candidate: Candidate, selection: Selection) -> bool:
     return candidate.is_subscribed
 
 
+def _planned(candidate: Candidate, wave: int) -> PlannedDevice:
+    return PlannedDevice(
+        device_id=candidate.device_id,
+        wave=wave,
+        base_digest=candidate.desired_digest,
+        certificate_digest=candidate.certificate_digest,
+        base_certificate=candidate.desired_certificate,
+    )
+
+
 def _obstacle(candidate: Candidate, target: str, max_silence_s: float) -> str:
     if not candidate.is_subscribed:
         return "does not subscribe to this model"
-    if candidate.desired_digest == target:
+    if not target and not candidate.desired_digest:
+        return "does not have it"
+    is_same = candidate.desired_certificate == candidate.certificate_digest
+    if target and candidate.desired_digest == target and is_same:
         return "already on it"
-    # a rollout must be able to take everything back that it did
-    if not candidate.desired_digest:
-        return "has no version to go back to"
-    if not candidate.is_runnable:
+    if target and not candidate.is_runnable:
         return f"no edge variant for its target {candidate.target!r}"
     if candidate.silent_s > max_silence_s:
         return f"silent for {candidate.silent_s:.0f} s"

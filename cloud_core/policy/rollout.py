@@ -45,12 +45,42 @@ class PlannedDevice:
 
     Attributes:
         wave: 0 is the first.
-        base_digest: the artifact that the device goes back to.
+        base_digest: the artifact that the device goes back to; "" for nothing.
+        certificate_digest: the certificate that it is to use: that of its own variant.
+        base_certificate: the one that it goes back to; None in a plan of a release that did not keep it.
     """
 
     device_id: str
     wave: int
     base_digest: str
+    certificate_digest: str | None = None
+    base_certificate: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """Says what a device should run, exactly: both digests.
+
+    Attributes:
+        artifact_digest: "" when it should run nothing.
+        certificate_digest: None when an older release did not keep it: the newest that fits is meant.
+    """
+
+    artifact_digest: str
+    certificate_digest: str | None = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetRelease:
+    """Says what every device runs that no rollout says something else about, latecomers included.
+
+    Attributes:
+        artifact_digest: "" when the model was removed from the fleet.
+        certificates: one for each edge variant that has one; None when an older release did not keep them.
+    """
+
+    artifact_digest: str
+    certificates: tuple[str, ...] | None = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +89,9 @@ class Plan:
 
     Attributes:
         promised_harm: the certificate's audit bound; None for an artifact without a certificate.
+        artifact_digest: "" for a removal.
+        certificate_digest: the certificate to name to people.
+        certificates: of all edge variants, for devices that come later; None in a plan of a release without them.
         covers_fleet: made for all devices, so that success also moves the model's default version.
         skipped: ``device: reason`` for devices that were considered and left out.
     """
@@ -75,6 +108,12 @@ class Plan:
     promised_harm: float | None
     covers_fleet: bool
     skipped: tuple[str, ...]
+    certificates: tuple[str, ...] | None = None
+
+    @property
+    def is_removal(self) -> bool:
+        """Say whether the plan takes the model off its devices."""
+        return not self.artifact_digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +146,7 @@ class Rollout:
         is_kept: aborted, and updated devices stay on the new version.
         acknowledged: devices whose failure an operator accepted by resuming.
         previous_default: the model's default version when the rollout was applied.
+        previous_release: what the fleet ran then; None for nothing.
     """
 
     plan: Plan
@@ -118,6 +158,7 @@ class Rollout:
     is_kept: bool = False
     acknowledged: tuple[str, ...] = ()
     previous_default: str = ""
+    previous_release: FleetRelease | None = None
     status: str = ""
     events: tuple[Event, ...] = field(default=())
 
@@ -169,15 +210,15 @@ class Decision:
     verdicts: tuple[GateVerdict, ...]
 
 
-def desired(rollout: Rollout, device_id: str) -> str | None:
-    """Return the artifact a device should run according to this rollout; None when it says nothing about the device."""
+def desired(rollout: Rollout, device_id: str) -> Assignment | None:
+    """Return what a device should run according to this rollout; None when it says nothing about the device."""
     device = next((d for d in rollout.plan.devices if d.device_id == device_id), None)
     if device is None or rollout.started_at is None:
         return None
     return _desired(rollout, device)
 
 
-def desired_all(rollout: Rollout) -> dict[str, str]:
+def desired_all(rollout: Rollout) -> dict[str, Assignment]:
     """Return :func:`desired` for every device that it says something about."""
     if rollout.started_at is None:
         return {}  # also of a plan that was aborted: its bases may be out of date by then
@@ -224,7 +265,7 @@ def apply_step(rollout: Rollout, decision: Decision, now: datetime) -> Rollout:
             return _release(seen, now, f"wave {len(waves)} passed: {reason}; ")
 
 
-def applied(rollout: Rollout, *, default_digest: str, now: datetime) -> Rollout:
+def applied(rollout: Rollout, *, default_digest: str, now: datetime, release: FleetRelease | None = None) -> Rollout:
     """Start a rollout that was planned.
 
     Raises:
@@ -232,7 +273,9 @@ def applied(rollout: Rollout, *, default_digest: str, now: datetime) -> Rollout:
     """
     _check("apply", rollout)
     # the default is kept: undo of a rollout that moved it has to know where it was, whatever the registry says by then
-    running = replace(rollout, state="running", started_at=now, previous_default=default_digest)
+    running = replace(
+        rollout, state="running", started_at=now, previous_default=default_digest, previous_release=release
+    )
     return _release(running, now)
 
 
@@ -301,8 +344,9 @@ def allows(action: Action, rollout: Rollout) -> bool:
     return rollout.state in _ALLOWED[action] and not (action == "undo" and is_back)
 
 
-def _desired(rollout: Rollout, device: PlannedDevice) -> str:
-    target, base = rollout.plan.artifact_digest, device.base_digest
+def _desired(rollout: Rollout, device: PlannedDevice) -> Assignment:
+    target = Assignment(artifact_digest=rollout.plan.artifact_digest, certificate_digest=device.certificate_digest)
+    base = Assignment(artifact_digest=device.base_digest, certificate_digest=device.base_certificate)
     released = target if device.wave < len(rollout.waves) else base
     match rollout.state:
         case "running" | "paused":

@@ -5,6 +5,7 @@ SQL only: which pushes are acceptable is decided in ``cloud_core.registry``.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from sqlalchemy import delete, insert, select
@@ -109,6 +110,11 @@ def users_of(transaction: Transaction, model: str, digest: str) -> list[str]:
     )
     if transaction.execute(is_default).first() is not None:
         found.append("the default version")
+    released = select(tables.releases.c.digest, tables.releases.c.certificates).where(tables.releases.c.model == model)
+    for artifact, certificates in transaction.execute(released):
+        if digest == artifact or digest in json.loads(certificates or "[]"):
+            found.append("the fleet's release")
     table = tables.assignments
-    assigned = select(table.c.device_id).where((table.c.model == model) & (table.c.digest == digest)).limit(3)
+    is_meant = (table.c.digest == digest) | (table.c.certificate_digest == digest)
+    assigned = select(table.c.device_id).where((table.c.model == model) & is_meant).limit(3)
     return found + [f"device {device_id}" for (device_id,) in transaction.execute(assigned)]

@@ -6,7 +6,8 @@ SQL only: documents are opaque JSON here, and what to write is decided in ``clou
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,9 @@ from sqlalchemy import Row, delete, insert, select, update
 from cloud_core.state import tables
 from cloud_core.state.database import Transaction, upsert
 from penstock.wire.outcomes import OutcomeCounts, from_columns
+
+MAX_ACTIONS = 1000
+"""Actions of operators that are remembered; the log has them all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,12 +45,43 @@ class CountsRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AssignmentRow:
-    """Names the artifact that a device should run, and the rollout that said so."""
+    """Names what a device should run, and the rollout that said so.
+
+    Attributes:
+        digest: the artifact; "" for nothing.
+        certificate_digest: None when an older release did not keep it.
+    """
 
     device_id: str
     model: str
     digest: str
     rollout_id: str
+    certificate_digest: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseRow:
+    """Names what devices without an assignment run.
+
+    Attributes:
+        digest: the artifact; "" when the model was removed.
+        certificates: None when an older release did not keep them.
+    """
+
+    model: str
+    digest: str
+    certificates: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActionRow:
+    """Records what an operator did: when (UNIX seconds), who by their own account, to what, and why."""
+
+    at: float
+    who: str
+    action: str
+    subject: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +134,8 @@ class FleetRows:
     rollouts: tuple[RolloutRow, ...]
     pools: tuple[PoolRow, ...]
     evidence: tuple[EvidenceRow, ...]
+    releases: tuple[ReleaseRow, ...] = ()
+    actions: tuple[ActionRow, ...] = ()
 
 
 def read(transaction: Transaction) -> FleetRows:
@@ -111,6 +148,8 @@ def read(transaction: Transaction) -> FleetRows:
         rollouts=tuple(RolloutRow(**row) for row in rollouts),
         pools=tuple(PoolRow(**row) for row in transaction.execute(select(tables.evidence_pools)).mappings()),
         evidence=tuple(EvidenceRow(**row) for row in transaction.execute(select(tables.device_evidence)).mappings()),
+        releases=tuple(_release_row(row) for row in transaction.execute(select(tables.releases))),
+        actions=_actions(transaction),
     )
 
 
@@ -179,13 +218,28 @@ def drop_rollouts(transaction: Transaction, numbers: Iterable[int]) -> None:
     transaction.execute(delete(tables.rollouts).where(tables.rollouts.c.number.in_(list(numbers))))
 
 
-def assign(transaction: Transaction, model: str, digests: Mapping[str, str], rollout_id: str) -> None:
-    """Point devices at artifacts."""
-    rows = [
-        _values(AssignmentRow(device_id=device_id, model=model, digest=digest, rollout_id=rollout_id))
-        for device_id, digest in digests.items()
-    ]
-    upsert(transaction, tables.assignments, rows)
+def assign(transaction: Transaction, assigned: Iterable[AssignmentRow]) -> None:
+    """Point devices at artifacts and certificates."""
+    upsert(transaction, tables.assignments, [_values(row) for row in assigned])
+
+
+def set_release(transaction: Transaction, row: ReleaseRow) -> None:
+    """Say what devices without an assignment run."""
+    kept = None if row.certificates is None else json.dumps(row.certificates)
+    upsert(transaction, tables.releases, [{"model": row.model, "digest": row.digest, "certificates": kept}])
+
+
+def drop_release(transaction: Transaction, model: str) -> None:
+    """Forget that a model was ever released."""
+    transaction.execute(delete(tables.releases).where(tables.releases.c.model == model))
+
+
+def record_action(transaction: Transaction, row: ActionRow) -> None:
+    """Record what an operator did; the oldest beyond a limit go."""
+    table = tables.operator_actions
+    transaction.execute(insert(table).values(**_values(row)))
+    newest = select(table.c.id).order_by(table.c.id.desc()).limit(MAX_ACTIONS)
+    transaction.execute(delete(table).where(table.c.id.not_in(newest)))
 
 
 def clear_assignments(transaction: Transaction, model: str) -> None:
@@ -208,5 +262,16 @@ def _counts_values(row: CountsRow) -> dict[str, object]:
     return values | row.counts.columns()
 
 
-def _values(row: DeviceRow | AssignmentRow | RolloutRow | PoolRow | EvidenceRow) -> dict[str, object]:
+def _release_row(row: Row[Any]) -> ReleaseRow:
+    kept = None if row.certificates is None else tuple(json.loads(row.certificates))
+    return ReleaseRow(model=row.model, digest=row.digest, certificates=kept)
+
+
+def _actions(transaction: Transaction) -> tuple[ActionRow, ...]:
+    table = tables.operator_actions
+    found = transaction.execute(select(*(table.c[name] for name in ActionRow.__slots__)).order_by(table.c.id))
+    return tuple(ActionRow(**row) for row in found.mappings())
+
+
+def _values(row: DeviceRow | AssignmentRow | RolloutRow | PoolRow | EvidenceRow | ActionRow) -> dict[str, object]:
     return {name: getattr(row, name) for name in type(row).__slots__}

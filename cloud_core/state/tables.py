@@ -96,8 +96,29 @@ assignments = Table(
     metadata,
     Column("device_id", String(64), primary_key=True),
     Column("model", String(255), primary_key=True),
-    Column("digest", String(71), nullable=False),
+    Column("digest", String(71), nullable=False),  # empty: the device should run nothing
     Column("rollout_id", String(255), nullable=False),
+    Column("certificate_digest", String(71), nullable=True),  # NULL: from before it was kept
+)
+
+releases = Table(
+    "releases",
+    metadata,
+    # what devices run that have no assignment: written when a rollout over the whole fleet succeeds
+    Column("model", String(255), primary_key=True),
+    Column("digest", String(71), nullable=False),  # empty: the model was removed
+    Column("certificates", Text, nullable=True),  # JSON list; NULL: from before they were kept
+)
+
+operator_actions = Table(
+    "operator_actions",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("at", Double, nullable=False),
+    Column("who", String(255), nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("subject", String(512), nullable=False),
+    Column("reason", Text, nullable=False),
 )
 
 rollouts = Table(

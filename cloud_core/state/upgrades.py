@@ -69,8 +69,33 @@ def _verdict_2(old: dict[str, Any], plan: dict[str, Any]) -> dict[str, Any]:
     return {"verdict": old["verdict"], "reason": old["reason"], "tests": tests, "wake_at": old["wake_at"]}
 
 
+def _what_devices_run(transaction: Connection) -> None:
+    """Keep what devices run apart from what the core serves by default, with the certificates that belong to it.
+
+    Until now they were the same, under the newest certificate: NULL, which is looked up and written down at the start.
+    """
+    transaction.execute(text("ALTER TABLE assignments ADD COLUMN certificate_digest VARCHAR(71)"))
+    transaction.execute(
+        text(
+            "CREATE TABLE releases (model VARCHAR(255) NOT NULL PRIMARY KEY, digest VARCHAR(71) NOT NULL, "
+            "certificates TEXT)"
+        )
+    )
+    transaction.execute(text("INSERT INTO releases (model, digest) SELECT model, digest FROM defaults"))
+    for number, document in transaction.execute(text("SELECT number, document FROM rollouts")).all():
+        content = json.loads(document)
+        default = content["rollout"].get("previous_default", "")
+        if default:
+            content["rollout"]["previous_release"] = {"artifact_digest": default, "certificates": None}
+        transaction.execute(
+            text("UPDATE rollouts SET document = :document WHERE number = :number"),
+            {"document": json.dumps(content, separators=(",", ":")), "number": number},
+        )
+
+
 STEPS: Mapping[int, Callable[[Connection], None]] = {
     2: _verdicts_as_tests,
+    3: _what_devices_run,
 }
 """By the version that a step leads to."""
 

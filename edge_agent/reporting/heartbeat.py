@@ -34,6 +34,7 @@ class Device:
 
     Attributes:
         target: the compile target that the device can run.
+        rung: the role whose variants it runs.
     """
 
     device_id: str
@@ -41,6 +42,7 @@ class Device:
     labels: dict[str, str]
     target: str
     subscriptions: tuple[str, ...]
+    rung: str = "edge"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +53,7 @@ class Local:
         reported: tells what is true of every model.
         desire: takes what the service wants a model to run.
         distrust: takes whether the service distrusts what a model runs, if it runs that release.
+        remove: takes that the service wants a model to be dropped.
         queued: tells how many outcome records wait.
         reached: is called when the service answers again after it did not.
     """
@@ -58,6 +61,7 @@ class Local:
     reported: Callable[[], Sequence[ReportedModel]]
     desire: Callable[[str, Release], None]
     distrust: Callable[[str, Release, bool], None]
+    remove: Callable[[str], None]
     queued: Callable[[], int]
     reached: Callable[[], None]
 
@@ -117,6 +121,9 @@ class Heartbeats:
 
     def _take(self, desired: fleet_pb2.DesiredModel) -> None:
         try:
+            if desired.is_removed:
+                self._local.remove(check_model_name(desired.model))
+                return
             release = Release(
                 version=desired.version,
                 artifact_digest=check_digest(desired.artifact_digest),
@@ -144,6 +151,7 @@ def heartbeat_request(device: Device, models: Sequence[ReportedModel], queued: i
         subscriptions=device.subscriptions,
         models=[_model_message(model) for model in models],
         outbox_records=queued,
+        rung=device.rung,
     )
 
 
@@ -164,4 +172,5 @@ def _model_message(reported: ReportedModel) -> fleet_pb2.ReportedModel:
         fetched_bytes=reported.transferred.done_bytes,
         total_bytes=reported.transferred.total_bytes,
         max_harm=certificate.max_harm if certificate else 0.0,
+        desired_certificate_digest=desired.certificate_digest if desired else "",
     )

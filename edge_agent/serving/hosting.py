@@ -344,6 +344,11 @@ class Hosting:
         )
         return hosted
 
+    def withdraw(self, model: str) -> Hosted | None:
+        """Let a model answer no more; returns what answered, for the caller to ``retire``."""
+        self._expected.discard(model)
+        return self._active.pop(model, None)
+
     def activate(self, hosted: Hosted) -> Hosted | None:
         """Let it answer from now on; returns what answered before, for the caller to ``retire``."""
         previous = self._active.get(hosted.plan.model)

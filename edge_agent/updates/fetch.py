@@ -100,12 +100,12 @@ class Fetcher:
             signatures = pull.signatures(artifact) if self._needs_signatures else ()
             covered = self._store.check_signed(artifact, signatures)
             variant = choose_variant(artifact, self._targets, self._rung)
-            certificate_digest, note = pull.certificate(release, artifact, variant, covered)
+            note = pull.certificate(release, artifact, variant, covered)
             pull.layers(variant, on_progress)
         return Slot(
             release=release,
             variant_digest=variant.digest,
-            certificate_digest=certificate_digest,
+            certificate_digest="" if note else release.certificate_digest,
             note=note,
             signature_digests=signatures,
         )
@@ -172,27 +172,11 @@ class _Pull:
 
     def certificate(
         self, release: Release, artifact: Artifact, variant: Variant, covered: frozenset[str] | None
-    ) -> tuple[str, str]:
-        """Bring a certificate that was issued for exactly this variant.
-
-        Returns:
-            Its digest and "", or "" and why there is none.
-
-        An artifact with several edge variants has a certificate for each, and the fleet service names only one. The one
-        that it names is used where it fits; else the newest (highest serial) that does.
-        """
+    ) -> str:
+        """Bring the assigned certificate, and no other; return why there is none to use, "" when there is."""
         if not release.certificate_digest:
-            return "", "no certificate: every answer is escalated"
-        problem = self._why_unfit(release.certificate_digest, artifact, variant, covered)
-        if not problem:
-            return release.certificate_digest, ""
-        fitting = [
-            (digest, manifests.load_certificate(digest, self._store.document))
-            for digest in self._referrers(artifact, manifests.CERTIFICATE)
-            if digest != release.certificate_digest and not self._why_unfit(digest, artifact, variant, covered)
-        ]
-        chosen = certificates.newest(fitting)
-        return (chosen[0], "") if chosen else ("", problem)
+            return "no certificate: every answer is escalated"
+        return self._why_unfit(release.certificate_digest, artifact, variant, covered)
 
     def _referrers(self, artifact: Artifact, kind: str) -> list[str]:
         """List referrers; of too many the last, as registries that keep an order list the oldest first."""

@@ -34,10 +34,13 @@ _MAX_ERROR_CHARS = 1000
 class ModelUpdater:
     """Owns the state of one model, and the task that moves it."""
 
-    def __init__(self, state: ModelState, tools: Tools, collect: Callable[[], None]) -> None:
+    def __init__(
+        self, state: ModelState, tools: Tools, collect: Callable[[], None], forget: Callable[[str], None]
+    ) -> None:
         self.state = state
         self.progress = Progress()
-        self._tools, self._collect = tools, collect
+        self._tools, self._collect, self._forget = tools, collect, forget
+        self._is_unwanted = False
         self._limits = UpdateLimits(
             probation_s=tools.settings.probation_s,
             probation_requests=tools.settings.probation_requests,
@@ -60,9 +63,15 @@ class ModelUpdater:
     def desire(self, release: Release) -> None:
         """Take a desired release in; the newest one wins, also over one that is half done."""
         # compared with the newest of all: v2 taken back before the task saw it (v1, v2, v1) must end at v1
-        if release != (self._newly_desired or self.state.desired):
+        if self._is_unwanted or release != (self._newly_desired or self.state.desired):
+            self._is_unwanted = False
             self._newly_desired = release
             self._wake.set()
+
+    def remove(self) -> None:
+        """Take in that the model is to be dropped, unless it is desired again before that is done."""
+        self._is_unwanted, self._newly_desired = True, None
+        self._wake.set()
 
     def reported(self) -> ReportedModel:
         """Return what is true now."""
@@ -90,6 +99,8 @@ class ModelUpdater:
         try:
             while True:
                 self._wake.clear()
+                if await self._is_removed():
+                    return
                 await self._take_desired()
                 await self._observe()
                 action = update.plan(self.state, self.progress, self._limits, self._tools.now())
@@ -112,6 +123,26 @@ class ModelUpdater:
             self._tools.store.save(self.state)
         except StorageError as error:
             self._warn_unsaved(error)
+
+    async def _is_removed(self) -> bool:
+        """Drop the model where that is wanted: its state on disk first, so that no start brings it up again."""
+        if not self._is_unwanted:
+            return False
+        await self._forget_candidate()
+        try:
+            await in_thread(self._tools.store.forget, self.state.model)
+        except StorageError as error:
+            self._warn_unsaved(error)
+            return False  # the next heartbeat asks again
+        hosted, self._hosted = self._tools.hosting.withdraw(self.state.model), None
+        if self._is_unwanted:
+            log(_log, logging.INFO, "model removed", model=self.state.model)
+            self._forget(self.state.model)  # before the wait below: what is desired meanwhile begins anew
+        else:  # desired again while the file went
+            self.state, self.progress = ModelState(model=self.state.model), Progress()
+        if hosted is not None:
+            await self._tools.hosting.retire(hosted)
+        return self._is_unwanted
 
     async def _act(self, action: update.Action) -> None:
         match action:

@@ -17,7 +17,14 @@ from edge_agent.policy.model_state import ModelState, Slot
 from edge_agent.serving.hosting import LoadPlan
 from edge_agent.updates import state_format
 from penstock.artifact import manifests, variant_files
-from penstock.artifact.blobs import MAX_DOCUMENT_BYTES, BlobStore, digest_of, disk_errors, write_atomically
+from penstock.artifact.blobs import (
+    MAX_DOCUMENT_BYTES,
+    BlobStore,
+    digest_of,
+    disk_errors,
+    fsync_directory,
+    write_atomically,
+)
 from penstock.errors import ArtifactError, DigestMismatch, NotFound, PenstockError, SignatureError, StorageError
 from penstock.process.telemetry import log
 from penstock.signing.trust import TrustRoot
@@ -129,6 +136,17 @@ class Store:
         """
         path = self._models / f"{manifests.check_model_name(state.model)}.json"
         write_atomically(path, state_format.encode(state))
+
+    def forget(self, model: str) -> None:
+        """Delete the state of a model. Its blobs go with the next :meth:`collect`.
+
+        Raises:
+            StorageError: the disk said no; the state stands.
+        """
+        path = self._models / f"{manifests.check_model_name(model)}.json"
+        with disk_errors(f"deleting {path}"):
+            path.unlink(missing_ok=True)
+            fsync_directory(self._models)
 
     def document(self, digest: str) -> bytes:
         """Read a small blob and verify it; for ``penstock.artifact.manifests.load``."""

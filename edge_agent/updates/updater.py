@@ -28,7 +28,7 @@ class Updater:
         self._models: dict[str, ModelUpdater] = {}
         self._tasks: asyncio.TaskGroup | None = None
         for model, state in tools.store.states().items():
-            self._models[model] = ModelUpdater(state, tools, self._collect)
+            self._models[model] = ModelUpdater(state, tools, self._collect, self._forget)
 
     async def run(self) -> None:
         """Run every model's task until cancelled. The models of the last time come up first, without the cloud."""
@@ -55,7 +55,7 @@ class Updater:
             if len(self._models) >= self._max_models:
                 log(_log, logging.WARNING, "too many models", model=model, max_models=self._max_models)
                 return
-            self._models[model] = ModelUpdater(ModelState(model=model), self._tools, self._collect)
+            self._models[model] = ModelUpdater(ModelState(model=model), self._tools, self._collect, self._forget)
             if self._tasks is not None:
                 self._tasks.create_task(self._models[model].run(), name=f"update {model}")
         self._models[model].desire(release)
@@ -66,6 +66,17 @@ class Updater:
         hosted = found.reported().hosted if found is not None else None
         if found is not None and hosted is not None and found.state.active and found.state.active.key == release.key:
             hosted.note_distrust(is_distrusted)
+
+    def remove(self, model: str) -> None:
+        """Drop a model with everything that is kept of it; what is not here, or not subscribed to, stays as it is."""
+        if model in self._models and self._subscriptions & {"*", model}:
+            self._models[model].remove()
+
+    def _forget(self, model: str) -> None:
+        """Take a model that is off the disk from the list, and delete what only it needed."""
+        del self._models[model]
+        self._collect()
+        self._tools.changed()
 
     def reported(self) -> tuple[ReportedModel, ...]:
         """Return what is true of every model, by name."""

@@ -157,6 +157,10 @@ def _start(demo: Demo) -> None:
         penstock("artifact", "push", demo.directory / "v1", "--registry", demo.core_http)
         for name in AGENTS:
             _start_agent(demo, name)
+        wait_for(
+            "agents known", lambda: len(penstock_json("fleet", "devices", "--core", demo.core_grpc)) == len(AGENTS)
+        )
+        penstock("fleet", "apply", f"{MODEL}:v1", "--at-once", "--yes", "--wait", "--core", demo.core_grpc)
         for name in AGENTS:
             wait_for(f"{name} serving {MODEL}", lambda name=name: _runs(demo, name, "v1"))  # type: ignore[misc]
         say(f"  core   {demo.core_http}  {demo.core_grpc}")

@@ -55,6 +55,9 @@ def _plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
     core's default.
     """
     for option in (
+        click.option(
+            "--at-once", is_flag=True, help="One wave, no bake, no audited rows: for a first version or a test bench."
+        ),
         click.option("--max-wave", type=float, metavar="S", help="Pause when a wave takes longer."),
         click.option("--max-silence", type=float, metavar="S", help="A device silent for longer failed."),
         click.option("--max-failure-rate", type=float, metavar="SHARE", help="Failed updates tolerated."),
@@ -78,17 +81,23 @@ def _plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
     epilog="""\b
 Examples:
   penstock fleet devices
+  penstock fleet apply digits:v1 --at-once --yes --wait     # the first version
   penstock fleet plan digits:v2 --wave 0.34 --wave 1 --bake 60
   penstock fleet apply digits-v2-1 --wait
   penstock fleet apply digits:v2 --yes --wait
   penstock fleet status --watch
   penstock fleet abort digits-v2-1 --keep
   penstock fleet undo
+  penstock fleet remove digits --wait
 
 Without a rollout's name, the newest one that fits is meant."""
 )
 def command() -> None:
-    """Plan, start, watch and stop rollouts over many devices."""
+    """Plan, start, watch and stop rollouts over many devices.
+
+    Everything that changes what devices run is a plan: a first version, a new version, a new certificate for the same
+    version, a removal. What is only pushed reaches no device.
+    """
 
 
 @command.command()
@@ -124,7 +133,10 @@ def evidence(core: _Core, output: str) -> None:
 @_core_options
 @output_option
 def plan(reference: str, core: _Core, output: str, **options: Any) -> None:
-    """Freeze a plan to roll REFERENCE (model:tag or model@digest) out. Prints exactly what 'apply' will run."""
+    """Freeze a plan to roll REFERENCE (model:tag or model@digest) out, with the newest certificate of each variant.
+
+    Prints exactly what 'apply' will run. A version that devices run already is planned again for a new certificate.
+    """
     with _client(core) as client:
         _show_plan(client.plan(_plan_request(reference, options)), output)
 
@@ -149,6 +161,26 @@ def apply(
             if not yes:
                 _confirm(made)
         _finish(client, client.apply(name, plan_digest), output, wait=wait, timeout_s=timeout)
+
+
+@command.command()
+@click.argument("model")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("--wait", is_flag=True, help="Follow to the end: exit 0 when it succeeded, 3 when it was stopped.")
+@click.option("--timeout", type=float, default=0.0, metavar="S", help="With --wait: give up watching after this long.")
+@_plan_options
+@_core_options
+@output_option
+def remove(model: str, yes: bool, wait: bool, timeout: float, core: _Core, output: str, **options: Any) -> None:
+    """Plan to take MODEL off its devices, and run that after asking. 'undo' brings it back.
+
+    A device stops answering for it and deletes it. Artifacts stay in the registry, and the core goes on serving it.
+    """
+    with _client(core) as client:
+        made = client.plan(_removal_request(model, options))
+        if not yes:
+            _confirm(made)
+        _finish(client, client.apply(made.rollout_id, made.plan_digest), output, wait=wait, timeout_s=timeout)
 
 
 @command.command()
@@ -228,14 +260,34 @@ def _plan_request(reference: str, options: dict[str, Any]) -> fleet_pb2.PlanRoll
     model, version = split_reference(reference)
     if not version:
         raise InvalidInput(f"{reference}: name the version to roll out, as in {model}:v2", field="reference")
-    return fleet_pb2.PlanRolloutRequest(
-        model=model,
-        version=version,
-        selector=_labels(options["selector"]),
-        device_ids=options["devices"],
-        waves=options["waves"],
-        seed=options["seed"],
-        gate=fleet_pb2.GateSettings(
+    return fleet_pb2.PlanRolloutRequest(model=model, version=version, **_how(options))
+
+
+def _removal_request(model: str, options: dict[str, Any]) -> fleet_pb2.PlanRolloutRequest:
+    from penstock.artifact.manifests import check_model_name
+    from penstock.rpc.pb import fleet_pb2
+
+    if ":" in model or "@" in model:
+        raise InvalidInput(f"{model}: name the model alone; a removal is of all its versions", field="model")
+    return fleet_pb2.PlanRolloutRequest(model=check_model_name(model), is_removal=True, **_how(options))
+
+
+def _how(options: dict[str, Any]) -> dict[str, Any]:
+    """Return which devices, in which order, and what a wave must show."""
+    from penstock.rpc.pb import fleet_pb2
+
+    if options["at_once"]:
+        given = [name for name in ("waves", "bake", "min_audited") if options[name] not in (None, ())]
+        if given:
+            flag = "--" + {"waves": "wave"}.get(given[0], given[0]).replace("_", "-")
+            raise click.UsageError(f"--at-once means one wave that passes when its devices run it; drop it, or {flag}")
+        options = {**options, "waves": (1.0,), "bake": 0.0, "min_audited": 0}
+    return {
+        "selector": _labels(options["selector"]),
+        "device_ids": options["devices"],
+        "waves": options["waves"],
+        "seed": options["seed"],
+        "gate": fleet_pb2.GateSettings(
             alpha=options["alpha"],
             max_failure_rate=options["max_failure_rate"],
             min_audited=options["min_audited"],
@@ -243,7 +295,7 @@ def _plan_request(reference: str, options: dict[str, Any]) -> fleet_pb2.PlanRoll
             max_silence_s=options["max_silence"],
             max_wave_s=options["max_wave"],
         ),
-    )
+    }
 
 
 def _labels(selector: tuple[str, ...]) -> dict[str, str]:

@@ -45,8 +45,12 @@ def plan_text(plan: pb.RolloutPlan) -> str:
     """Write everything that ``apply`` will run."""
     gate = plan.gate
     promise = f"at most {plan.promised_harm:.2%} harm" if plan.certificate_digest else "none (no certificate)"
+    what = f"{plan.model}:{plan.version} ({short(plan.artifact_digest)})"
+    is_same = not plan.is_removal and all(d.base_digest == plan.artifact_digest for d in plan.devices)
+    if plan.is_removal:
+        what, promise = f"{plan.model} is taken off its devices", "none (a removal)"
     lines = [
-        f"plan      {plan.rollout_id}: {plan.model}:{plan.version} ({short(plan.artifact_digest)})",
+        f"plan      {plan.rollout_id}: {what}{', a new certificate only' if is_same else ''}",
         f"promise   {promise}",
         f"gate      bake {gate.bake_s:g} s, {gate.min_audited} audited rows, alpha {gate.alpha:g}, "
         f"failures at most {gate.max_failure_rate:.1%}, silence {gate.max_silence_s:g} s, wave {gate.max_wave_s:g} s",
@@ -54,8 +58,17 @@ def plan_text(plan: pb.RolloutPlan) -> str:
         f"digest    {plan.plan_digest}",
         "",
         format_table(
-            ["wave", "device", "goes back to"],
-            [(device.wave + 1, device.device_id, short(device.base_digest)) for device in plan.devices],
+            ["wave", "device", "certificate", "goes back to", "and to certificate"],
+            [
+                (
+                    d.wave + 1,
+                    d.device_id,
+                    short(d.certificate_digest) or "none",
+                    short(d.base_digest) or "nothing",
+                    short(d.base_certificate) or "none",
+                )
+                for d in plan.devices
+            ],
         ),
     ]
     lines += [f"skipped   {reason}" for reason in plan.skipped]

@@ -82,6 +82,7 @@ def world(digits_build: DigitsBuild) -> Iterator[World]:
         core.start()
         core.push(digits_build.layout("v1"))
         agent.start()
+        core.release("digits:v1")
         agent.wait_until_runs("digits", "v1")
         yield World(core, agent)
     finally:
@@ -318,6 +319,7 @@ def test_an_agent_with_all_rows_in_flight_pushes_back(
     patient = f"default_timeout_s = {PATIENCE_S}\n[escalation]\ntimeout_s = {PATIENCE_S}\n"
     config = f"{AGENT_CONFIG}\n[limits]\nmax_queue_rows = 1\n{patient}"
     agent = agent_factory(slow, config=config)
+    slow.release("digits:v1")
     agent.wait_until_runs("digits", "v1")
     unsure = Ask(raw=np.full((1, 64), np.nan, np.float32).tobytes())  # goes up, and waits there
     admitted = pool.submit(send, agent.target, unsure)
@@ -382,6 +384,7 @@ def test_without_a_certificate_everything_is_escalated_and_says_so(
     assert "certificate  none: agents escalate every answer" in shown
     core_process.push(uncertified)
     agent = agent_factory(core_process)
+    core_process.release("digits:v1")
     agent.wait_until_runs("digits", "v1")
     x, _ = digits_build.test_split()
     with Client(agent.target) as client:
@@ -464,6 +467,7 @@ def test_weights_that_were_changed_in_the_registry_are_refused_and_the_old_versi
 ) -> None:
     core_process.push(digits_build.layout("v1"))
     agent = agent_factory(core_process)
+    core_process.release("digits:v1")
     agent.wait_until_runs("digits", "v1")
     core_process.push(digits_build.layout("v2"))
     edge = next(v for v in Layout(digits_build.layout("v2")).artifact().variants if v.spec.role == "edge")
@@ -518,6 +522,7 @@ def test_a_disk_that_is_full_while_pulling_is_reported_and_the_pull_ends_when_th
         except OSError:
             pass
     core_process.push(digits_build.layout("v1"))
+    core_process.release("digits:v1", is_awaited=False)
     wait_until("the report", lambda: any("disk is full; free some" in m["error"] for m in agent.status()["models"]))
     assert [m["phase"] for m in agent.status()["models"]] == ["FAILED"]
     assert not agent.runs("digits", "v1")

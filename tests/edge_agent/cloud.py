@@ -87,12 +87,15 @@ def build(
     return layout
 
 
-def release_of(layout: Layout) -> Release:
-    """The release that a fleet service names for an artifact: its first certificate, if there is one."""
-    found = layout.referrers(manifests.CERTIFICATE)
-    return Release(
-        version=layout.tag, artifact_digest=layout.digest, certificate_digest=found[0].digest if found else ""
-    )
+def release_of(layout: Layout, target: str = "") -> Release:
+    """What a fleet service names: the first certificate, or the newest of a target's edge variant; "" for none."""
+    if target:
+        newest = layout.certificate_for(layout.artifact().variant("edge", target=target).digest)
+        certificate = newest[0] if newest else ""
+    else:
+        found = layout.referrers(manifests.CERTIFICATE)
+        certificate = found[0].digest if found else ""
+    return Release(version=layout.tag, artifact_digest=layout.digest, certificate_digest=certificate)
 
 
 @dataclass

@@ -21,7 +21,11 @@ _MAX_FAILURES = 8
 
 
 def slot_of(release: Release) -> Slot:
-    return Slot(release=release, variant_digest=f"edge of {release.artifact_digest}")
+    return Slot(
+        release=release,
+        variant_digest=f"edge of {release.artifact_digest}",
+        certificate_digest=release.certificate_digest,
+    )
 
 
 @dataclass

@@ -55,6 +55,7 @@ def test_tritonclient_over_http_against_an_agent(
     import tritonclient.http as triton
 
     agent = agent_factory(core, arguments=("--tcp", "127.0.0.1:0"))
+    core.release("digits:v1")
     agent.wait_until_runs("digits", "v1")
     _check_http(triton, agent.endpoints["tcp"], digits_build, binary)
 

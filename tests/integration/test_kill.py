@@ -85,6 +85,7 @@ def test_an_agent_killed_while_it_pulls_or_switches_ends_up_right(
     """Wherever the kill hits between the first byte and the commit, the next start finishes the job."""
     core_process.push(digits_build.layout("v1"))
     agent = agent_factory(core_process)
+    core_process.release("digits:v1", is_awaited=False)
     time.sleep(after_s)
     agent.restart()
     agent.wait_until_runs("digits", "v1")
@@ -98,6 +99,7 @@ def test_a_core_killed_while_an_agent_pulls_is_waited_for(
 ) -> None:
     core_process.push(digits_build.layout("v1"))
     agent = agent_factory(core_process)
+    core_process.release("digits:v1", is_awaited=False)
     core_process.kill()
     core_process.start()
     agent.wait_until_runs("digits", "v1")

@@ -36,12 +36,15 @@ def test_what_a_trusted_key_signed_runs_on_core_edge_and_middle_rung_and_nothing
     push(core, layout)
     edge = agent_factory(core, "e1", config=f"{trusts}{AGENT_CONFIG}")
     site = agent_factory(core, "s1", config=f'{trusts}rung = "site"\n{AGENT_CONFIG}')
+    core.release("digits:v1", devices=2, is_awaited=False)
     wait_until("the device refuses it", lambda: "is not signed" in edge.log)
     status = penstock("core", "status", "--target", core.http_url).stdout
     assert "is not signed" in status
 
     trust.sign(layout.root, key)
     core.push(layout.root)  # returns when the core serves it
+    penstock("fleet", "abort", "--core", core.grpc_target)  # planned before there was a certificate to be believed
+    core.release("digits:v1", devices=2)
     edge.wait_until_runs("digits", "v1")
     site.wait_until_runs("digits", "v1")
     for agent, scale in ((edge, 1.0), (site, 2.0)):

@@ -47,6 +47,7 @@ def test_a_device_with_a_token_pulls_escalates_and_reports(
     core: CoreProcess, agent_factory: Callable[..., AgentProcess]
 ) -> None:
     agent = agent_factory(core, config=f'token = "{TOKEN}"\n{AGENT_CONFIG}')
+    core.release("digits:v1")
     agent.wait_until_runs("digits", "v1")
     with Client(agent.target) as client:
         rows = np.random.default_rng(0).uniform(0, 16, (64, 64)).astype("f4")  # noise: nothing to be sure of

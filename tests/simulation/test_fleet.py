@@ -37,6 +37,7 @@ from penstock.rpc.pb import fleet_pb2 as pb
 from penstock.wire import tensors
 from penstock.wire.outcomes import OutcomeCounts
 from penstock.wire.tensors import TensorSpec
+from tests.cloud_core.releases import released
 from tests.edge_agent.simulated_device import Nature, SimulatedDevice
 from tests.factories import certificate_for, echo_spec
 
@@ -226,6 +227,7 @@ async def world(tmp_path: Path, seed: int) -> AsyncIterator[World]:
                 await registry.put_manifest("digits", descriptor.digest, descriptor.media_type, data)
         await registry.put_manifest("digits", tag, manifests.INDEX, layout.blobs.read(layout.digest))
         digests[tag] = layout.digest
+    released(database, registry, "digits", digests["v1"])
     yield World(tmp_path, seed, digests, database)
     database.close()
 

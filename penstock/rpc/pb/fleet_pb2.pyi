@@ -86,7 +86,7 @@ class OutcomeCounts(_message.Message):
     def __init__(self, requests: _Optional[int] = ..., kept: _Optional[int] = ..., escalated: _Optional[int] = ..., unreachable: _Optional[int] = ..., failed: _Optional[int] = ..., audited: _Optional[int] = ..., audit_harm: _Optional[int] = ...) -> None: ...
 
 class ReportedModel(_message.Message):
-    __slots__ = ("model", "active_digest", "active_version", "certificate_digest", "desired_digest", "phase", "mode", "failed_digest", "error", "fetched_bytes", "total_bytes", "max_harm")
+    __slots__ = ("model", "active_digest", "active_version", "certificate_digest", "desired_digest", "phase", "mode", "failed_digest", "error", "fetched_bytes", "total_bytes", "max_harm", "desired_certificate_digest")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -99,6 +99,7 @@ class ReportedModel(_message.Message):
     FETCHED_BYTES_FIELD_NUMBER: _ClassVar[int]
     TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_HARM_FIELD_NUMBER: _ClassVar[int]
+    DESIRED_CERTIFICATE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     model: str
     active_digest: str
     active_version: str
@@ -111,10 +112,11 @@ class ReportedModel(_message.Message):
     fetched_bytes: int
     total_bytes: int
     max_harm: float
-    def __init__(self, model: _Optional[str] = ..., active_digest: _Optional[str] = ..., active_version: _Optional[str] = ..., certificate_digest: _Optional[str] = ..., desired_digest: _Optional[str] = ..., phase: _Optional[_Union[UpdatePhase, str]] = ..., mode: _Optional[_Union[CascadeMode, str]] = ..., failed_digest: _Optional[str] = ..., error: _Optional[str] = ..., fetched_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., max_harm: _Optional[float] = ...) -> None: ...
+    desired_certificate_digest: str
+    def __init__(self, model: _Optional[str] = ..., active_digest: _Optional[str] = ..., active_version: _Optional[str] = ..., certificate_digest: _Optional[str] = ..., desired_digest: _Optional[str] = ..., phase: _Optional[_Union[UpdatePhase, str]] = ..., mode: _Optional[_Union[CascadeMode, str]] = ..., failed_digest: _Optional[str] = ..., error: _Optional[str] = ..., fetched_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., max_harm: _Optional[float] = ..., desired_certificate_digest: _Optional[str] = ...) -> None: ...
 
 class HeartbeatRequest(_message.Message):
-    __slots__ = ("device_id", "agent_version", "labels", "target", "subscriptions", "models", "outbox_records")
+    __slots__ = ("device_id", "agent_version", "labels", "target", "subscriptions", "models", "outbox_records", "rung")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -129,6 +131,7 @@ class HeartbeatRequest(_message.Message):
     SUBSCRIPTIONS_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
     OUTBOX_RECORDS_FIELD_NUMBER: _ClassVar[int]
+    RUNG_FIELD_NUMBER: _ClassVar[int]
     device_id: str
     agent_version: str
     labels: _containers.ScalarMap[str, str]
@@ -136,21 +139,24 @@ class HeartbeatRequest(_message.Message):
     subscriptions: _containers.RepeatedScalarFieldContainer[str]
     models: _containers.RepeatedCompositeFieldContainer[ReportedModel]
     outbox_records: int
-    def __init__(self, device_id: _Optional[str] = ..., agent_version: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., target: _Optional[str] = ..., subscriptions: _Optional[_Iterable[str]] = ..., models: _Optional[_Iterable[_Union[ReportedModel, _Mapping]]] = ..., outbox_records: _Optional[int] = ...) -> None: ...
+    rung: str
+    def __init__(self, device_id: _Optional[str] = ..., agent_version: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., target: _Optional[str] = ..., subscriptions: _Optional[_Iterable[str]] = ..., models: _Optional[_Iterable[_Union[ReportedModel, _Mapping]]] = ..., outbox_records: _Optional[int] = ..., rung: _Optional[str] = ...) -> None: ...
 
 class DesiredModel(_message.Message):
-    __slots__ = ("model", "version", "artifact_digest", "certificate_digest", "is_distrusted")
+    __slots__ = ("model", "version", "artifact_digest", "certificate_digest", "is_distrusted", "is_removed")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ARTIFACT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     IS_DISTRUSTED_FIELD_NUMBER: _ClassVar[int]
+    IS_REMOVED_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     artifact_digest: str
     certificate_digest: str
     is_distrusted: bool
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., certificate_digest: _Optional[str] = ..., is_distrusted: _Optional[bool] = ...) -> None: ...
+    is_removed: bool
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., certificate_digest: _Optional[str] = ..., is_distrusted: _Optional[bool] = ..., is_removed: _Optional[bool] = ...) -> None: ...
 
 class HeartbeatResponse(_message.Message):
     __slots__ = ("models", "next_heartbeat_s")
@@ -301,7 +307,7 @@ class GateSettings(_message.Message):
     def __init__(self, alpha: _Optional[float] = ..., max_failure_rate: _Optional[float] = ..., min_audited: _Optional[int] = ..., bake_s: _Optional[float] = ..., max_silence_s: _Optional[float] = ..., max_wave_s: _Optional[float] = ...) -> None: ...
 
 class PlanRolloutRequest(_message.Message):
-    __slots__ = ("model", "version", "selector", "device_ids", "waves", "seed", "gate")
+    __slots__ = ("model", "version", "selector", "device_ids", "waves", "seed", "gate", "is_removal")
     class SelectorEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -316,6 +322,7 @@ class PlanRolloutRequest(_message.Message):
     WAVES_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     GATE_FIELD_NUMBER: _ClassVar[int]
+    IS_REMOVAL_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     selector: _containers.ScalarMap[str, str]
@@ -323,20 +330,25 @@ class PlanRolloutRequest(_message.Message):
     waves: _containers.RepeatedScalarFieldContainer[float]
     seed: int
     gate: GateSettings
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., selector: _Optional[_Mapping[str, str]] = ..., device_ids: _Optional[_Iterable[str]] = ..., waves: _Optional[_Iterable[float]] = ..., seed: _Optional[int] = ..., gate: _Optional[_Union[GateSettings, _Mapping]] = ...) -> None: ...
+    is_removal: bool
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., selector: _Optional[_Mapping[str, str]] = ..., device_ids: _Optional[_Iterable[str]] = ..., waves: _Optional[_Iterable[float]] = ..., seed: _Optional[int] = ..., gate: _Optional[_Union[GateSettings, _Mapping]] = ..., is_removal: _Optional[bool] = ...) -> None: ...
 
 class PlannedDevice(_message.Message):
-    __slots__ = ("device_id", "wave", "base_digest")
+    __slots__ = ("device_id", "wave", "base_digest", "certificate_digest", "base_certificate")
     DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
     WAVE_FIELD_NUMBER: _ClassVar[int]
     BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    BASE_CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     device_id: str
     wave: int
     base_digest: str
-    def __init__(self, device_id: _Optional[str] = ..., wave: _Optional[int] = ..., base_digest: _Optional[str] = ...) -> None: ...
+    certificate_digest: str
+    base_certificate: str
+    def __init__(self, device_id: _Optional[str] = ..., wave: _Optional[int] = ..., base_digest: _Optional[str] = ..., certificate_digest: _Optional[str] = ..., base_certificate: _Optional[str] = ...) -> None: ...
 
 class RolloutPlan(_message.Message):
-    __slots__ = ("rollout_id", "model", "version", "artifact_digest", "certificate_digest", "devices", "wave_count", "seed", "gate", "promised_harm", "skipped", "plan_digest")
+    __slots__ = ("rollout_id", "model", "version", "artifact_digest", "certificate_digest", "devices", "wave_count", "seed", "gate", "promised_harm", "skipped", "plan_digest", "is_removal")
     ROLLOUT_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -349,6 +361,7 @@ class RolloutPlan(_message.Message):
     PROMISED_HARM_FIELD_NUMBER: _ClassVar[int]
     SKIPPED_FIELD_NUMBER: _ClassVar[int]
     PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    IS_REMOVAL_FIELD_NUMBER: _ClassVar[int]
     rollout_id: str
     model: str
     version: str
@@ -361,7 +374,8 @@ class RolloutPlan(_message.Message):
     promised_harm: float
     skipped: _containers.RepeatedScalarFieldContainer[str]
     plan_digest: str
-    def __init__(self, rollout_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., certificate_digest: _Optional[str] = ..., devices: _Optional[_Iterable[_Union[PlannedDevice, _Mapping]]] = ..., wave_count: _Optional[int] = ..., seed: _Optional[int] = ..., gate: _Optional[_Union[GateSettings, _Mapping]] = ..., promised_harm: _Optional[float] = ..., skipped: _Optional[_Iterable[str]] = ..., plan_digest: _Optional[str] = ...) -> None: ...
+    is_removal: bool
+    def __init__(self, rollout_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., certificate_digest: _Optional[str] = ..., devices: _Optional[_Iterable[_Union[PlannedDevice, _Mapping]]] = ..., wave_count: _Optional[int] = ..., seed: _Optional[int] = ..., gate: _Optional[_Union[GateSettings, _Mapping]] = ..., promised_harm: _Optional[float] = ..., skipped: _Optional[_Iterable[str]] = ..., plan_digest: _Optional[str] = ..., is_removal: _Optional[bool] = ...) -> None: ...
 
 class ApplyRolloutRequest(_message.Message):
     __slots__ = ("rollout_id", "plan_digest")

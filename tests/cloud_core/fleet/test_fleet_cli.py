@@ -18,6 +18,7 @@ from penstock.errors import Conflict, InvalidInput, NotFound, Unavailable
 from penstock.rpc.fleet import FleetClient, as_data, state_name
 from penstock.rpc.pb import fleet_pb2 as pb
 from penstock.rpc.pb import fleet_pb2_grpc
+from tests.cloud_core.releases import certificate_of, released
 from tests.waiting import until
 
 PLAN = ("--wave", "0.5", "--wave", "1", "--bake", "10", "--min-audited", "50", "--max-silence", "1000",
@@ -30,6 +31,7 @@ class Core:
     def __init__(self, service: FleetService, target: str, registry_url: str, clock: Any, digests: dict[str, str]):
         self.service, self.target, self.registry_url = service, target, registry_url
         self.clock, self.digests = clock, digests
+        self.registry: Any = None
 
     async def penstock(self, *arguments: str, code: int = 0) -> tuple[str, str]:
         """Run the command line; returns stdout and stderr."""
@@ -51,7 +53,7 @@ class Core:
             models=[
                 pb.ReportedModel(
                     model="digits", active_digest=self.digests[version], active_version=version, phase=phase,
-                    mode=pb.CASCADE,
+                    mode=pb.CASCADE, certificate_digest=certificate_of(self.registry, self.digests[version]),
                 )
             ],
         )  # fmt: skip
@@ -74,12 +76,15 @@ class Core:
 @pytest.fixture
 async def core(served: Any, database: Any, clock: Any, make_layout: Any, put: Any) -> AsyncIterator[Core]:
     digests = {tag: await put(served.registry, make_layout(tag)) for tag in ("v1", "v2", "v3")}
+    released(database, served.registry, "digits", digests["v1"])
     service = FleetService.open(database, served.registry, now=clock)
     server = grpc.aio.server()
     fleet_pb2_grpc.add_FleetServicer_to_server(FleetServicer(service), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    yield Core(service, f"grpc://127.0.0.1:{port}", served.url, clock, digests)
+    found = Core(service, f"grpc://127.0.0.1:{port}", served.url, clock, digests)
+    found.registry = served.registry
+    yield found
     await server.stop(None)
 
 

@@ -22,6 +22,7 @@ from cloud_core.state import Database
 from penstock.cli.fleet_view import rollout_text
 from penstock.errors import Conflict, InvalidInput, NotFound, QueueFull
 from penstock.wire.outcomes import OutcomeCounts
+from tests.cloud_core.releases import certificate_of, released
 from tests.waiting import until
 
 GATE = Gate(alpha=0.05, max_failure_rate=0.05, min_audited=50, bake_s=10.0, max_silence_s=30.0, max_wave_s=600.0)
@@ -33,6 +34,7 @@ class Rig:
 
     def __init__(self, database: Database, registry: Registry, clock: Any, digests: dict[str, str]) -> None:
         self.database, self.registry, self.clock, self.digests = database, registry, clock, digests
+        released(database, registry, "digits", digests["v1"])
         self.service = FleetService.open(database, registry, SETTINGS, clock)
 
     def restart(self) -> None:
@@ -43,6 +45,7 @@ class Rig:
         """A heartbeat of a device that runs ``version``; returns the version it is told to run."""
         active = self.digests.get(version, "")
         model = {"model": "digits", "active_digest": active, "active_version": version, "phase": "committed"}
+        model["certificate_digest"] = certificate_of(self.registry, active)
         report = Report(
             device_id=name,
             target=changes.pop("target", "any"),
@@ -91,7 +94,7 @@ async def rig(database: Database, registry: Registry, clock: Any, make_layout: A
     return Rig(database, registry, clock, digests)
 
 
-async def test_a_device_without_assignment_runs_the_default_with_its_certificate(rig: Rig) -> None:
+async def test_a_device_without_assignment_runs_the_release_with_its_certificate(rig: Rig) -> None:
     report = Report(device_id="cam-1", target="any", subscriptions=("digits", "unknown-model"))
     (desired,), next_s = await rig.service.heartbeat(report)
     assert (desired.version, desired.artifact_digest) == ("v1", rig.digests["v1"])
@@ -101,11 +104,12 @@ async def test_a_device_without_assignment_runs_the_default_with_its_certificate
     assert next_s == SETTINGS.heartbeat_s
 
 
-async def test_a_device_that_cannot_run_the_default_stays_with_what_it_has(
+async def test_a_device_that_cannot_run_the_release_stays_with_what_it_has(
     rig: Rig, make_layout: Any, put: Any
 ) -> None:
     await put(rig.registry, make_layout("v4", edge_target="x86-64-vnni"))
-    await rig.registry.set_default("digits", rig.registry.resolve("digits", "v4").digest)
+    released(rig.database, rig.registry, "digits", rig.registry.resolve("digits", "v4").digest)
+    rig.restart()
     assert await rig.beat("arm", "v1", target="arm64") == "v1"
     assert await rig.beat("new-arm", "", target="arm64") == ""
     assert await rig.beat("pc", "v1", target="x86-64-vnni") == "v4"

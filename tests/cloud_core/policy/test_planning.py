@@ -32,7 +32,6 @@ def test_each_device_left_out_says_why() -> None:
         candidate("there", desired_digest="new"),
         candidate("dead", silent_s=99.0),
         candidate("arm", is_runnable=False, target="arm64"),
-        candidate("empty", desired_digest=""),
         candidate("other", is_subscribed=False),
     ]
     chosen, skipped = planning.choose(candidates, EVERYONE, target="new", max_silence_s=30)
@@ -40,7 +39,6 @@ def test_each_device_left_out_says_why() -> None:
     assert skipped == [
         "arm: no edge variant for its target 'arm64'",
         "dead: silent for 99 s",
-        "empty: has no version to go back to",
         "there: already on it",
     ]
 
@@ -93,5 +91,26 @@ def test_shares_that_are_not_cumulative_are_refused(shares: tuple[float, ...]) -
         planning.check_shares(shares)
 
 
-def test_no_shares_means_the_default() -> None:
-    assert planning.check_shares(()) == (0.1, 0.5, 1.0)
+def test_no_shares_means_the_default_and_one_wave_where_nothing_runs_yet() -> None:
+    assert planning.check_shares(()) == ()
+    assert planning.default_shares([candidate("a"), candidate("b", desired_digest="")]) == (0.1, 0.5, 1.0)
+    assert planning.default_shares([candidate("a", desired_digest="")]) == (1.0,)
+
+
+def test_another_certificate_for_the_same_version_is_something_to_roll_out() -> None:
+    candidates = [
+        candidate("old", desired_digest="new", desired_certificate="c1", certificate_digest="c2"),
+        candidate("there", desired_digest="new", desired_certificate="c2", certificate_digest="c2"),
+    ]
+    chosen, skipped = planning.choose(candidates, EVERYONE, target="new", max_silence_s=30)
+    assert [c.device_id for c in chosen] == ["old"]
+    assert skipped == ["there: already on it"]
+    (planned,) = planning.assign_waves(chosen, (1.0,), seed=1)
+    assert (planned.certificate_digest, planned.base_certificate) == ("c2", "c1")
+
+
+def test_a_removal_is_for_devices_that_have_the_model_also_those_that_could_not_run_a_new_one() -> None:
+    candidates = [candidate("has", is_runnable=False), candidate("empty", desired_digest="")]
+    chosen, skipped = planning.choose(candidates, EVERYONE, target="", max_silence_s=30)
+    assert [c.device_id for c in chosen] == ["has"]
+    assert skipped == ["empty: does not have it"]

@@ -12,11 +12,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from cloud_core.policy import rollout as policy
 from cloud_core.policy.gates import Gate
 from cloud_core.policy.observations import Observation
-from cloud_core.policy.rollout import Hold, Pause, Plan, PlannedDevice, Release, Rollout, Stop, Succeed
+from cloud_core.policy.rollout import Assignment, Hold, Pause, Plan, PlannedDevice, Release, Rollout, Stop, Succeed
 from penstock.errors import Conflict
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 NEW, OLD = "sha256:" + "1" * 64, "sha256:" + "0" * 64
+ON_NEW, ON_OLD = (Assignment(artifact_digest=digest, certificate_digest=None) for digest in (NEW, OLD))
 GATE = Gate(alpha=0.05, max_failure_rate=0.05, min_audited=50, bake_s=10.0, max_silence_s=30.0, max_wave_s=100.0)
 
 
@@ -73,7 +74,7 @@ def step(rollout: Rollout, observations: dict[str, Observation], seconds: float)
 
 def test_a_healthy_rollout_goes_wave_by_wave() -> None:
     rollout = started(1, 2)
-    assert policy.desired_all(rollout) == {"d0-0": NEW, "d1-0": OLD, "d1-1": OLD}
+    assert policy.desired_all(rollout) == {"d0-0": ON_NEW, "d1-0": ON_OLD, "d1-1": ON_OLD}
     held, rollout = step(rollout, seen(rollout), 5)
     assert isinstance(held, Hold)
     assert rollout.status == "wave 1 of 2: baking for another 5 s"
@@ -81,13 +82,13 @@ def test_a_healthy_rollout_goes_wave_by_wave() -> None:
     assert at(10) < held.wake_at < at(10.1)
     released, rollout = step(rollout, seen(rollout), 11)
     assert isinstance(released, Release)
-    assert policy.desired(rollout, "d1-1") == NEW
+    assert policy.desired(rollout, "d1-1") == ON_NEW
     again, rollout = step(rollout, seen(rollout), 11)
     assert isinstance(again, Hold)
     done, rollout = step(rollout, seen(rollout), 22)
     assert isinstance(done, Succeed)
     assert (rollout.state, rollout.finished_at) == ("succeeded", at(22))
-    assert set(policy.desired_all(rollout).values()) == {NEW}
+    assert set(policy.desired_all(rollout).values()) == {ON_NEW}
     assert [event.text.split(":")[0] for event in rollout.events] == [
         "wave 1 of 2 released to 1 device", "wave 1 passed", "succeeded",
     ]  # fmt: skip
@@ -98,7 +99,7 @@ def test_harm_stops_the_rollout_and_everything_goes_back_at_once() -> None:
     stopped, rollout = step(rollout, seen(rollout, audit_harm=20), 3)
     assert isinstance(stopped, Stop)
     assert rollout.state == "stopped_by_gate"
-    assert set(policy.desired_all(rollout).values()) == {OLD}
+    assert set(policy.desired_all(rollout).values()) == {ON_OLD}
     assert "40 of 200 audited rows harmful (20.0%), promised at most 3.0%" in rollout.status
     verdict = rollout.waves[0].verdict
     assert verdict is not None
@@ -143,10 +144,10 @@ def test_a_paused_rollout_releases_nothing_but_still_stops_on_harm() -> None:
 def test_abort_reverts_or_keeps() -> None:
     rollout = started(1, 1)
     back = policy.aborted(rollout, keep=False, now=at(1))
-    assert set(policy.desired_all(back).values()) == {OLD}
+    assert set(policy.desired_all(back).values()) == {ON_OLD}
     kept = policy.aborted(rollout, keep=True, now=at(1))
-    assert policy.desired_all(kept) == {"d0-0": NEW, "d1-0": OLD}
-    assert set(policy.desired_all(policy.undone(kept, now=at(2))).values()) == {OLD}
+    assert policy.desired_all(kept) == {"d0-0": ON_NEW, "d1-0": ON_OLD}
+    assert set(policy.desired_all(policy.undone(kept, now=at(2))).values()) == {ON_OLD}
     with pytest.raises(Conflict, match="its devices are back already"):
         policy.undone(back, now=at(2))
 
@@ -241,14 +242,14 @@ class AnyRollout(RuleBasedStateMachine):
     def every_device_is_told_base_or_target(self) -> None:
         wanted = policy.desired_all(self.rollout)
         assert set(wanted) == set(self.world)
-        assert set(wanted.values()) <= {OLD, NEW}
+        assert set(wanted.values()) <= {ON_OLD, ON_NEW}
         for name, digest in wanted.items():
             assert policy.desired(self.rollout, name) == digest
 
     @invariant()
     def after_a_stop_everything_is_base(self) -> None:
         if self.rollout.state == "stopped_by_gate":
-            assert set(policy.desired_all(self.rollout).values()) == {OLD}
+            assert set(policy.desired_all(self.rollout).values()) == {ON_OLD}
 
     @invariant()
     def abort_and_undo_are_always_possible_until_it_is_over(self) -> None:
@@ -258,7 +259,7 @@ class AnyRollout(RuleBasedStateMachine):
                 policy.undone(self.rollout, now=self.now),
             ):
                 assert over.state not in policy.ACTIVE
-                assert set(policy.desired_all(over).values()) == {OLD}
+                assert set(policy.desired_all(over).values()) == {ON_OLD}
 
 
 TestAnyRollout = AnyRollout.TestCase

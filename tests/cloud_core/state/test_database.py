@@ -16,6 +16,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
 
 from cloud_core.fleet.fleet_store import FleetStore
+from cloud_core.fleet.service import FleetService
 from cloud_core.registry.registry import Registry
 from cloud_core.state import Database, catalog, tables, upgrades
 from cloud_core.state import fleet as rows
@@ -27,6 +28,7 @@ WRITER = """
 import asyncio, sys
 from pathlib import Path
 from cloud_core.fleet.fleet_store import FleetStore
+from cloud_core.fleet.service import FleetService
 from cloud_core.registry.registry import Registry
 from cloud_core.state import Database, catalog, tables, upgrades
 
@@ -162,6 +164,20 @@ def test_a_database_of_the_previous_release_is_upgraded_with_its_data_intact(gol
     assert {row.device_id for row in stored.assignments} == {"cam-1", "cam-2"}
     assert {tag.tag for tag in catalogue.tags} == {"v1", "v2"}
     assert set(catalogue.defaults) == {"digits"}
+    assert [(row.model, row.digest) for row in stored.releases] == list(catalogue.defaults.items())
+
+
+def test_certificates_that_devices_have_by_the_previous_release_are_written_down_at_the_first_start(
+    golden: Path, tmp_path: Path
+) -> None:
+    """Version 3: what devices run has its certificate; until then the newest was looked up at each heartbeat."""
+    database = Database.open(golden)
+    FleetService.open(database, Registry.open(tmp_path, database))
+    stored = database.run_now(rows.read)
+    database.close()
+    assert {row.certificate_digest for row in stored.assignments} == {""}  # there are no blobs here to find one in
+    assert {row.certificates for row in stored.releases} == {()}
+    assert {row.rollout_id for row in stored.assignments} <= {"digits-v2-1", "digits-v2-2"}
 
 
 def test_rollouts_of_the_previous_release_are_read_with_their_verdicts(golden: Path, tmp_path: Path) -> None:

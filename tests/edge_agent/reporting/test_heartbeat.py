@@ -27,6 +27,7 @@ class Models:
 
     def __init__(self) -> None:
         self.taken: list[tuple[str, Release]] = []
+        self.removed: list[str] = []
         self.reported: list[ReportedModel] = []
         self.times_reached = 0
         self.distrusted: list[bool] = []
@@ -39,6 +40,7 @@ class Models:
             reported=lambda: self.reported,
             desire=lambda model, release: self.taken.append((model, release)),
             distrust=lambda model, release, is_distrusted: self.distrusted.append(is_distrusted),
+            remove=self.removed.append,
             queued=lambda: 7,
             reached=reached,
         )
