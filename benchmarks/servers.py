@@ -20,6 +20,8 @@ from penstock.artifact.layout import Layout
 from penstock.errors import PenstockError
 from penstock.registry import transfer
 from penstock.registry.client import RegistryClient
+from penstock.rpc.fleet import FleetClient
+from penstock.rpc.pb import fleet_pb2
 
 START_TIMEOUT_S = 30.0
 PENSTOCK = (sys.executable, "-m", "penstock")
@@ -99,6 +101,7 @@ class Servers:
             *("--core", f"grpc://{core.endpoints['grpc']}", "--registry", f"http://{core.endpoints['http']}"),
         ]
         agent = self._penstock(arguments, data_dir / "endpoints.json")
+        _release(core, models)
         for model in models:
             _wait(f"agent serving {model.name}", partial(_runs, socket, model.name))
         return Server(pid=agent.pid, endpoints={"socket": str(socket)})
@@ -164,6 +167,17 @@ def _wait(what: str, is_ready: Callable[[], bool]) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not within {START_TIMEOUT_S:g} s")
         time.sleep(0.1)
+
+
+def _release(core: Server, models: Sequence[Model]) -> None:
+    """Bring every model to the agent: what was only pushed reaches no device."""
+    with FleetClient(f"grpc://{core.endpoints['grpc']}") as fleet:
+        _wait("agent known to the core", lambda: bool(fleet.devices()))
+        for model in models:
+            gate = fleet_pb2.GateSettings(min_audited=0, bake_s=0)
+            version = Layout(model.layout).digest
+            plan = fleet.plan(fleet_pb2.PlanRolloutRequest(model=model.name, version=version, waves=[1.0], gate=gate))
+            fleet.apply(plan.rollout_id, plan.plan_digest)
 
 
 def _runs(socket: Path, model: str) -> bool:

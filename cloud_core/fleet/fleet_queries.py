@@ -199,7 +199,7 @@ class FleetQueries:
         at = self._now().timestamp()
         baselines = self._store.get(rollout.plan.rollout_id).baselines
         return {
-            planned.device_id: self._observation(rollout.plan, planned.device_id, baselines, at)
+            planned.device_id: self._observation(rollout, planned, baselines, at)
             for planned in rollout.plan.devices
             if planned.wave < len(rollout.waves)
         }
@@ -209,16 +209,20 @@ class FleetQueries:
         return device.report.model(model) if device else ReportedModel(model=model)
 
     def _observation(
-        self, plan: Plan, device_id: str, baselines: Mapping[str, OutcomeCounts], at: float
+        self, rollout: Rollout, planned: PlannedDevice, baselines: Mapping[str, OutcomeCounts], at: float
     ) -> Observation:
+        plan, device_id, wanted = rollout.plan, planned.device_id, planned.certificate_digest
         model = self._reported(device_id, plan.model)
         totals = self._store.counts(device_id, plan.artifact_digest)
         counts = totals.since(baselines.get(device_id, NOTHING))
-        wanted = next((d.certificate_digest for d in plan.devices if d.device_id == device_id), None)
         is_as_assigned = plan.is_removal or wanted in (None, model.certificate_digest)
         # a failure under the former certificate says nothing about this one; an older agent does not tell them apart
         is_about_this = wanted is None or model.desired_certificate_digest in ("", wanted)
-        is_off = plan.is_removal and not model.active_digest
+        # a report that says nothing of the model is only evidence when it is newer than the order to drop it: the one
+        # on disk may be from before the device had it
+        device = self._devices.get(device_id)
+        is_fresh = device is not None and device.last_seen > rollout.waves[planned.wave].released_at.timestamp()
+        is_off = plan.is_removal and not model.active_digest and is_fresh
         is_target = model.active_digest == plan.artifact_digest
         # it took what was asked for, and cannot use the certificate: it escalates everything
         is_settled = model.phase == "committed" and model.desired_certificate_digest == wanted

@@ -53,6 +53,7 @@ class Fleet:
 
     async def follow(self, name: str) -> None:
         """Do what is desired, and report it."""
+        self.clock.advance(1)
         desired = await self.beat(name)
         if desired is not None:
             self.running[name] = ReportedModel(
@@ -223,3 +224,14 @@ async def test_a_removal_is_a_rollout_and_undo_brings_the_model_back(fleet: Flee
     await fleet.service.undo()
     await fleet.follow_all()
     assert fleet.on() == before
+
+
+async def test_what_was_reported_before_a_removal_is_no_evidence_that_it_is_done(fleet: Fleet) -> None:
+    """A core that is killed reads reports from its disk, and those may be older than the model on the device."""
+    await fleet.start()
+    await fleet.follow_all()
+    await fleet.start("", is_removal=True)
+    fleet.restart()
+    await fleet.service.reconcile()
+    assert fleet.service.rollout().rollout.state == "running"
+    assert (await fleet.follow_all()).rollout.state == "succeeded"

@@ -506,3 +506,46 @@ async def test_only_what_is_subscribed_to_and_not_too_many(rig: Rig) -> None:
         for name in ("third", "toy", "second"):
             updater.desire(name, Release(version="v1", artifact_digest="sha256:" + "0" * 64))
         assert [report.model for report in updater.reported()] == ["toy"]
+
+
+async def test_a_removed_model_answers_no_more_and_leaves_nothing_on_disk(rig: Rig) -> None:
+    first, second = rig.build("v1"), rig.build("v2")
+    async with rig.start() as updater:
+        updater.desire(MODEL, release_of(first))
+        await until("v1 serving", lambda: rig.hosting.models() == (MODEL,))
+        updater.remove(MODEL)
+        await until("it is gone", lambda: updater.reported() == ())
+        assert rig.hosting.models() == ()
+        assert list(rig.store.blobs.digests()) == []
+        updater.remove(MODEL)  # told again: there is nothing to do
+        updater.desire(MODEL, release_of(second))
+        await until("v2 serving", lambda: rig.hosting.models() == (MODEL,))
+    async with rig.start() as updater:
+        await until("v2 after a restart", lambda: rig.hosting.models() == (MODEL,))
+        updater.remove(MODEL)
+        await until("it is gone", lambda: updater.reported() == ())
+    async with rig.start() as updater:
+        assert updater.reported() == (), "no start brings it up again"
+
+
+async def test_a_model_that_is_desired_again_while_it_is_removed_stays(rig: Rig) -> None:
+    first = rig.build("v1")
+    async with rig.start() as updater:
+        updater.desire(MODEL, release_of(first))
+        await until("v1 serving", lambda: rig.hosting.models() == (MODEL,))
+        updater.remove(MODEL)
+        updater.desire(MODEL, release_of(first))
+        await until("committed", lambda: [m.phase for m in updater.reported()] == ["committed"])
+        assert rig.hosting.models() == (MODEL,)
+
+
+async def test_what_a_device_does_not_subscribe_to_is_not_removed_either(rig: Rig) -> None:
+    first = rig.build("v1")
+    async with rig.start() as updater:
+        updater.desire(MODEL, release_of(first))
+        await until("v1 serving", lambda: rig.hosting.models() == (MODEL,))
+    async with rig.start(subscriptions=()) as updater:
+        await until("v1 serving", lambda: rig.hosting.models() == (MODEL,))
+        updater.remove(MODEL)
+        await until("still there", lambda: [m.phase for m in updater.reported()] == ["committed"])
+        assert rig.hosting.models() == (MODEL,)
