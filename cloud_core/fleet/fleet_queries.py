@@ -13,10 +13,12 @@ from datetime import datetime
 from cloud_core.fleet.devices import MAX_MODELS, Devices, Report, ReportedModel
 from cloud_core.fleet.fleet_store import Entry, FleetStore
 from cloud_core.fleet.messages import DesiredModel, PlanRequest, RolloutStatus, WaveDeviceStatus, WaveStatus
+from cloud_core.policy.assignments import Assignment, FleetRelease, Plan, PlannedDevice
 from cloud_core.policy.observations import Observation
 from cloud_core.policy.planning import Candidate
-from cloud_core.policy.rollout import Assignment, FleetRelease, Plan, PlannedDevice, Rollout
+from cloud_core.policy.rollout import Rollout
 from cloud_core.registry.registry import ModelVersion, Registry
+from penstock.artifact import manifests
 from penstock.errors import ArtifactError, NotFound
 from penstock.process.telemetry import log
 from penstock.wire.outcomes import NOTHING, OutcomeCounts
@@ -61,6 +63,16 @@ class FleetQueries:
         device = self._devices.get(device_id)
         return self.desired(device.report if device else Report(device_id=device_id), model)
 
+    def elsewhere(self, plan: Plan, expected: Mapping[str, Assignment]) -> list[str]:
+        """Return the devices that should by now run something else than is expected of them."""
+        found = []
+        for name, wanted in expected.items():
+            current = self.desired_of(name, plan.model)
+            is_same = wanted.certificate_digest in (None, current.certificate_digest) or not wanted.artifact_digest
+            if current.artifact_digest != wanted.artifact_digest or not is_same:
+                found.append(name)
+        return found
+
     def certificate_for(self, report: Report, digest: str, among: Sequence[str] | None = None) -> str:
         """Return the certificate of the variant that a device runs of an artifact; "" when there is none.
 
@@ -72,7 +84,7 @@ class FleetQueries:
             if among is None:
                 found = self._registry.certificates_of(digest)
             else:
-                found = tuple((one, self._registry.certificate(one)) for one in among)
+                found = tuple((one, manifests.load_certificate(one, self._registry.store.read)) for one in among)
         except (NotFound, ArtifactError):
             return ""
         return next((one for one, certificate in found if edge and certificate.edge_digest == edge.digest), "")

@@ -23,7 +23,8 @@ from cloud_core.fleet.outcome_totals import Record
 from cloud_core.fleet.settings import FleetSettings
 from cloud_core.policy import gates, planning
 from cloud_core.policy import rollout as policy
-from cloud_core.policy.rollout import Action, Assignment, Hold, Plan, Rollout
+from cloud_core.policy.assignments import Plan
+from cloud_core.policy.rollout import Action, Hold, Rollout
 from cloud_core.registry.registry import Registry
 from cloud_core.state import Database
 from cloud_core.state import fleet as rows
@@ -200,13 +201,7 @@ class FleetService:
                 now=self._now(),
             )
             self._check_alone(plan)
-            bases = {
-                device.device_id: Assignment(
-                    artifact_digest=device.base_digest, certificate_digest=device.base_certificate
-                )
-                for device in plan.devices
-            }
-            stale = self._elsewhere(plan, bases)
+            stale = self._queries.elsewhere(plan, policy.bases(plan))
             if stale:
                 raise Conflict(
                     f"plan {rollout_id} is out of date: {', '.join(stale[:5])} should run something else by now; "
@@ -389,21 +384,11 @@ class FleetService:
         plan = rollout.plan
         if rollout.state not in policy.ACTIVE and rollout.state != "planned":
             self._check_alone(plan)
-        newer = self._elsewhere(plan, policy.desired_all(rollout))
+        newer = self._queries.elsewhere(plan, policy.desired_all(rollout))
         if newer:
             raise Conflict(
                 f"{', '.join(newer[:5])} should run something newer than {plan.version}; undo the later rollout first"
             )
-
-    def _elsewhere(self, plan: Plan, expected: Mapping[str, Assignment]) -> list[str]:
-        """Return the devices that should by now run something else than is expected of them."""
-        found = []
-        for name, wanted in expected.items():
-            current = self._queries.desired_of(name, plan.model)
-            is_same = wanted.certificate_digest in (None, current.certificate_digest) or not wanted.artifact_digest
-            if current.artifact_digest != wanted.artifact_digest or not is_same:
-                found.append(name)
-        return found
 
     def _default(self, model: str) -> str:
         try:

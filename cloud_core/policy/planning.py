@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cloud_core.policy.rollout import PlannedDevice
+from cloud_core.policy.assignments import PlannedDevice
 from penstock.errors import InvalidInput
 
 DEFAULT_WAVES = (0.1, 0.5, 1.0)

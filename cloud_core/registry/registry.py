@@ -176,14 +176,6 @@ class Registry:
             self._certificates[digest] = self._find_certificates(digest)
         return self._certificates[digest]
 
-    def certificate(self, digest: str) -> Certificate:
-        """Return a stored certificate by its manifest's digest.
-
-        Raises:
-            NotFound, ArtifactError: there is no such certificate.
-        """
-        return manifests.load_certificate(digest, self.store.read)
-
     async def set_default(self, model: str, digest: str) -> None:
         """Move a model's default version.
 

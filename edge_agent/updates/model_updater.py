@@ -137,7 +137,7 @@ class ModelUpdater:
         hosted, self._hosted = self._tools.hosting.withdraw(self.state.model), None
         if self._is_unwanted:
             log(_log, logging.INFO, "model removed", model=self.state.model)
-            self._forget(self.state.model)  # before the wait below: what is desired meanwhile begins anew
+            self._forget(self.state.model)  # before the wait below: what is desired meanwhile gets a task of its own
         else:  # desired again while the file went
             self.state, self.progress = ModelState(model=self.state.model), Progress()
         if hosted is not None:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from penstock.cli.fleet_plan import labels, plan_options, plan_request, removal_request
 from penstock.cli.output import is_interactive, output_option, print_result, progress
-from penstock.errors import DeadlineExceeded, InvalidInput, Unavailable
+from penstock.errors import DeadlineExceeded, Unavailable
 
 if TYPE_CHECKING:
     from penstock.rpc.fleet import FleetClient
@@ -50,33 +51,6 @@ def _core_options(function: Callable[..., Any]) -> Callable[..., Any]:
     )(call)
 
 
-def _plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add options of a plan: which devices, in which order, and what a wave must show. What is left out takes the
-    core's default.
-    """
-    for option in (
-        click.option(
-            "--at-once", is_flag=True, help="One wave, no bake, no audited rows: for a first version or a test bench."
-        ),
-        click.option("--max-wave", type=float, metavar="S", help="Pause when a wave takes longer."),
-        click.option("--max-silence", type=float, metavar="S", help="A device silent for longer failed."),
-        click.option("--max-failure-rate", type=float, metavar="SHARE", help="Failed updates tolerated."),
-        click.option("--alpha", type=float, help="Error budget of each sequential test."),
-        click.option(
-            "--min-audited", type=click.IntRange(min=0), metavar="ROWS", help="Audited rows a wave needs to pass."
-        ),
-        click.option("--bake", type=float, metavar="S", help="Shortest time a wave runs."),
-        click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, help="Order of the devices."),
-        click.option(
-            "--wave", "waves", type=float, multiple=True, metavar="SHARE", help="Cumulative share; repeat, end with 1."
-        ),
-        click.option("--device", "devices", multiple=True, metavar="ID", help="Only this device; repeat for more."),
-        click.option("--selector", multiple=True, metavar="LABEL=VALUE", help="Only devices with this label; repeat."),
-    ):
-        function = option(function)
-    return function
-
-
 @click.group(
     epilog="""\b
 Examples:
@@ -110,7 +84,7 @@ def devices(selector: tuple[str, ...], core: _Core, output: str) -> None:
     from penstock.rpc.fleet import as_data
 
     with _client(core) as client:
-        found = client.devices(_labels(selector))
+        found = client.devices(labels(selector))
     print_result(output, [as_data(device) for device in found], lambda: click.echo(devices_text(found)))
 
 
@@ -129,7 +103,7 @@ def evidence(core: _Core, output: str) -> None:
 
 @command.command()
 @click.argument("reference")
-@_plan_options
+@plan_options
 @_core_options
 @output_option
 def plan(reference: str, core: _Core, output: str, **options: Any) -> None:
@@ -138,7 +112,7 @@ def plan(reference: str, core: _Core, output: str, **options: Any) -> None:
     Prints exactly what 'apply' will run. A version that devices run already is planned again for a new certificate.
     """
     with _client(core) as client:
-        _show_plan(client.plan(_plan_request(reference, options)), output)
+        _show_plan(client.plan(plan_request(reference, options)), output)
 
 
 @command.command()
@@ -147,7 +121,7 @@ def plan(reference: str, core: _Core, output: str, **options: Any) -> None:
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.option("--wait", is_flag=True, help="Follow to the end: exit 0 when it succeeded, 3 when it was stopped.")
 @click.option("--timeout", type=float, default=0.0, metavar="S", help="With --wait: give up watching after this long.")
-@_plan_options
+@plan_options
 @_core_options
 @output_option
 def apply(
@@ -156,7 +130,7 @@ def apply(
     """Run a plan, or plan REFERENCE and run that after asking."""
     with _client(core) as client:
         if ":" in name or "@" in name:
-            made = client.plan(_plan_request(name, options))
+            made = client.plan(plan_request(name, options))
             name, plan_digest = made.rollout_id, made.plan_digest
             if not yes:
                 _confirm(made)
@@ -168,7 +142,7 @@ def apply(
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.option("--wait", is_flag=True, help="Follow to the end: exit 0 when it succeeded, 3 when it was stopped.")
 @click.option("--timeout", type=float, default=0.0, metavar="S", help="With --wait: give up watching after this long.")
-@_plan_options
+@plan_options
 @_core_options
 @output_option
 def remove(model: str, yes: bool, wait: bool, timeout: float, core: _Core, output: str, **options: Any) -> None:
@@ -177,7 +151,7 @@ def remove(model: str, yes: bool, wait: bool, timeout: float, core: _Core, outpu
     A device stops answering for it and deletes it. Artifacts stay in the registry, and the core goes on serving it.
     """
     with _client(core) as client:
-        made = client.plan(_removal_request(model, options))
+        made = client.plan(removal_request(model, options))
         if not yes:
             _confirm(made)
         _finish(client, client.apply(made.rollout_id, made.plan_digest), output, wait=wait, timeout_s=timeout)
@@ -251,61 +225,6 @@ def _client(core: _Core) -> FleetClient:
     from penstock.rpc.fleet import FleetClient
 
     return FleetClient(core.target, token=core.token)
-
-
-def _plan_request(reference: str, options: dict[str, Any]) -> fleet_pb2.PlanRolloutRequest:
-    from penstock.artifact.manifests import split_reference
-    from penstock.rpc.pb import fleet_pb2
-
-    model, version = split_reference(reference)
-    if not version:
-        raise InvalidInput(f"{reference}: name the version to roll out, as in {model}:v2", field="reference")
-    return fleet_pb2.PlanRolloutRequest(model=model, version=version, **_how(options))
-
-
-def _removal_request(model: str, options: dict[str, Any]) -> fleet_pb2.PlanRolloutRequest:
-    from penstock.artifact.manifests import check_model_name
-    from penstock.rpc.pb import fleet_pb2
-
-    if ":" in model or "@" in model:
-        raise InvalidInput(f"{model}: name the model alone; a removal is of all its versions", field="model")
-    return fleet_pb2.PlanRolloutRequest(model=check_model_name(model), is_removal=True, **_how(options))
-
-
-def _how(options: dict[str, Any]) -> dict[str, Any]:
-    """Return which devices, in which order, and what a wave must show."""
-    from penstock.rpc.pb import fleet_pb2
-
-    if options["at_once"]:
-        given = [name for name in ("waves", "bake", "min_audited") if options[name] not in (None, ())]
-        if given:
-            flag = "--" + {"waves": "wave"}.get(given[0], given[0]).replace("_", "-")
-            raise click.UsageError(f"--at-once means one wave that passes when its devices run it; drop it, or {flag}")
-        options = {**options, "waves": (1.0,), "bake": 0.0, "min_audited": 0}
-    return {
-        "selector": _labels(options["selector"]),
-        "device_ids": options["devices"],
-        "waves": options["waves"],
-        "seed": options["seed"],
-        "gate": fleet_pb2.GateSettings(
-            alpha=options["alpha"],
-            max_failure_rate=options["max_failure_rate"],
-            min_audited=options["min_audited"],
-            bake_s=options["bake"],
-            max_silence_s=options["max_silence"],
-            max_wave_s=options["max_wave"],
-        ),
-    }
-
-
-def _labels(selector: tuple[str, ...]) -> dict[str, str]:
-    labels = {}
-    for text in selector:
-        name, separator, value = text.partition("=")
-        if not separator or not name:
-            raise InvalidInput(f"selector: {text!r} is not LABEL=VALUE", field="selector")
-        labels[name] = value
-    return labels
 
 
 def _confirm(made: fleet_pb2.RolloutPlan) -> None:

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from cloud_core.policy import rollout as policy
+from cloud_core.policy.assignments import Assignment, Plan, PlannedDevice
 from cloud_core.policy.gates import Gate
 from cloud_core.policy.observations import Observation
-from cloud_core.policy.rollout import Assignment, Hold, Pause, Plan, PlannedDevice, Release, Rollout, Stop, Succeed
+from cloud_core.policy.rollout import Hold, Pause, Release, Rollout, Stop, Succeed
 from penstock.errors import Conflict
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
