@@ -56,7 +56,7 @@ def report(core: CoreProcess, layout: Layout, device_id: str, *, token: str = SH
             model="digits", active_digest=layout.digest, certificate_digest=layout.certificates()[0][0],
             phase=pb.COMMITTED, mode=pb.CASCADE,
         )  # fmt: skip
-        beat = pb.HeartbeatRequest(device_id=device_id, target="x86-64", subscriptions=["digits"], models=[model])
+        beat = pb.HeartbeatRequest(device_id=device_id, target=layout.artifact().variant("edge").spec.target, subscriptions=["digits"], models=[model])
         reply = stub.Heartbeat(beat, metadata=metadata, timeout=10)
         if sequence:
             counts = pb.OutcomeCounts(requests=20, kept=20, audited=20, audit_harm=4)
@@ -76,6 +76,8 @@ def test_a_fleet_that_sees_harm_is_heard_without_a_rollout_and_after_a_kill(
 ) -> None:
     layout = Layout(digits_build.layout("v1"))
     names = [f"kiosk-{number}" for number in range(10)]
+    assert not report(core, layout, names[0])
+    core.release("digits:v1", is_awaited=False)
     assert not report(core, layout, names[0])
     assert alarms(core) == []
     for sequence in (1, 2, 3):

@@ -15,6 +15,7 @@ from cloud_core.fleet.settings import EvidenceSettings, FleetSettings
 from cloud_core.registry.registry import Registry
 from cloud_core.state import Database
 from penstock.wire.outcomes import OutcomeCounts
+from tests.cloud_core.releases import released
 
 SETTINGS = FleetSettings(evidence=EvidenceSettings(demotes=True, max_promises=2), max_artifacts_per_device=3)
 NAMES = [f"cam-{number:02}" for number in range(12)]
@@ -28,6 +29,7 @@ class Fleet:
         certificate = registry.certificate_of(digest)
         assert certificate is not None
         self.certificate_digest = certificate[0]
+        released(database, registry, "digits", digest)
         self.sequences = dict.fromkeys(NAMES, 0)
         self.start()
 
