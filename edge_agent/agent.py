@@ -174,6 +174,7 @@ class Agent:
             fetcher=fetcher,
             hosting=hosting,
             settings=self.settings.update,
+            boot_id=machine.boot_id(Path(self.settings.update.boot_id_file)),
             now=asyncio.get_running_loop().time,
             random=random.random,
             counted=self.delivery.counted,
@@ -194,7 +195,7 @@ class Agent:
 
     async def _listen(self, stack: contextlib.AsyncExitStack) -> None:
         limits = self.settings.limits
-        self.http = http_server(self.dataplane, self.status, body_s=limits.default_timeout_s)
+        self.http = http_server(self.dataplane, self.status, self.updater.unblock, body_s=limits.default_timeout_s)
         stack.push_async_callback(self._stop_serving)
         await self.http.listen_unix(Path(self.settings.socket))
         if self.settings.tcp:

@@ -1,10 +1,11 @@
-"""``penstock agent run`` and ``penstock agent status``. Parses and prints; imports the agent only to run it."""
+"""``penstock agent run``, ``status`` and ``unblock``. Parses and prints; imports the agent only to run it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import click
 import msgspec
@@ -78,23 +79,43 @@ def status(path: str | None, output: str) -> None:
     print_result(output, document, lambda: _print(document))
 
 
+@command.command(
+    epilog="""\b
+Examples:
+  penstock agent unblock digits
+  penstock agent unblock digits --socket /run/penstock/agent.sock"""
+)
+@click.argument("model")
+@click.option("--socket", "path", help="The agent's unix socket; the default agent's when not given.")
+def unblock(model: str, path: str | None) -> None:
+    """Let a running agent try again, now, what failed for MODEL."""
+    socket = Path(path or agent_settings.load().socket)
+    _ask(socket, "POST", f"/models/{quote(model, safe='')}/unblock")
+    click.echo(f"{model}: what failed is tried again")
+
+
 def fetch_status(path: Path) -> dict[str, Any]:
     """Ask ``GET /status`` over a unix socket.
 
     Raises:
         Unavailable: no agent answers there.
     """
+    body = _ask(path, "GET", "/status")
     try:
-        answer = ask(f"unix://{path}", "GET", "/status")
-    except Unavailable as error:
-        raise Unavailable(f"no agent answers on {path}: {error}; start one with 'penstock agent run'") from error
-    if answer.status != 200:
-        raise error_from_http(answer.status, answer.headers, answer.body)
-    try:
-        document: dict[str, Any] = msgspec.json.decode(answer.body, type=dict[str, Any])
+        document: dict[str, Any] = msgspec.json.decode(body, type=dict[str, Any])
     except msgspec.MsgspecError as error:
         raise PenstockError(f"{path} answers, but not as an agent: {error}") from error
     return document
+
+
+def _ask(socket: Path, method: str, path: str) -> bytes:
+    try:
+        answer = ask(f"unix://{socket}", method, path)
+    except Unavailable as error:
+        raise Unavailable(f"no agent answers on {socket}: {error}; start one with 'penstock agent run'") from error
+    if answer.status != 200:
+        raise error_from_http(answer.status, answer.headers, answer.body)
+    return answer.body
 
 
 def _labels(pairs: Sequence[str]) -> dict[str, str]:
@@ -148,4 +169,6 @@ def _notes(model: dict[str, Any]) -> list[str]:
     if model["desired"] and model["desired"] != model["version"]:
         progress = f", {model['fetched_bytes']} of {model['total_bytes']} bytes" if model["total_bytes"] else ""
         notes.append(f"wanted: {model['desired']} ({model['phase'].lower()}{progress})")
+    if model.get("retry_in_s") is not None:
+        notes.append(f"tried again in {model['retry_in_s']:.0f} s")
     return notes + [text for text in dict.fromkeys((model["mode_why"], model["error"])) if text]

@@ -136,6 +136,9 @@ class UpdateSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         retry_max_s: longest such pause.
         audit_save_s: what the audit found reaches the disk at most that much later, and when the agent stops. A power
             cut loses what was audited since; an alarm is written at once.
+        boot_id_file: names this run of the machine. A process that ended with its machine was not killed by a model.
+        block_s: how long a version that failed here is left alone, in seconds during which the agent runs; doubled with
+            each further failure, up to 32-fold. ``penstock agent unblock MODEL`` ends it at once.
         patience: attempts that fail for want of a connection before the device reports FAILED instead of FETCHING.
     """
 
@@ -146,6 +149,8 @@ class UpdateSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     retry_base_s: Positive = 0.5
     retry_max_s: Positive = 300.0
     audit_save_s: Positive = 600.0
+    boot_id_file: str = "/proc/sys/kernel/random/boot_id"
+    block_s: Positive = 86_400.0
     patience: Count = 3
 
 

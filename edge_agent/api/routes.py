@@ -18,11 +18,18 @@ from penstock.http.server import HttpLimits, HttpServer
 SERVER_NAME = "penstock-agent"
 
 
-def http_server(dataplane: DataPlane, status: Callable[[], Mapping[str, Any]], *, body_s: float) -> HttpServer:
+def http_server(
+    dataplane: DataPlane,
+    status: Callable[[], Mapping[str, Any]],
+    unblock: Callable[[str], None],
+    *,
+    body_s: float,
+) -> HttpServer:
     """Make the agent's server, which does not listen yet.
 
     Args:
         status: gives the document of ``GET /status``.
+        unblock: lets a model try again what failed; ``POST /models/{model}/unblock``.
         body_s: how long a request's body may take to arrive.
     """
     metrics = Metrics(dataplane)
@@ -34,7 +41,16 @@ def http_server(dataplane: DataPlane, status: Callable[[], Mapping[str, Any]], *
     async def tell(request: Request) -> Reply:
         return json_reply(status())
 
-    routes = [*oip.routes(), Route("GET", "/metrics", scrape), Route("GET", "/status", tell)]
+    async def try_again(request: Request) -> Reply:
+        unblock(request.names["model"])
+        return json_reply({"model": request.names["model"]})
+
+    routes = [
+        *oip.routes(),
+        Route("GET", "/metrics", scrape),
+        Route("GET", "/status", tell),
+        Route("POST", "/models/{model}/unblock", try_again),
+    ]
     limits = HttpLimits(
         max_body_bytes=dataplane.limits.max_body_bytes, max_body_setting="limits.max_body_bytes", body_s=body_s
     )

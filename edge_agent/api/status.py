@@ -70,6 +70,7 @@ def _model(reported: ReportedModel) -> dict[str, Any]:
         "phase": reported.phase.upper(),
         "error": reported.error,
         "failed_artifact": reported.failed_digest,
+        "retry_in_s": None if reported.retry_in_s is None else round(reported.retry_in_s, 1),
         "fetched_bytes": reported.transferred.done_bytes,
         "total_bytes": reported.transferred.total_bytes,
         "is_serving": hosted is not None,

@@ -1,14 +1,16 @@
 """What a device remembers about one model, and how each event changes it: two slots, a trial, failures.
 
 Values and pure transitions only. What to do next is decided in ``edge_agent.policy.update``; keeping states on disk,
-also those that an older release wrote, is the work of ``edge_agent.updates.store``. No times are kept: a device's clock
-may be wrong by decades, and back-off starts from the beginning at every boot.
+also those that an older release wrote, is the work of ``edge_agent.updates.store``. No dates are kept: a device's clock
+may be wrong by decades. A block keeps the seconds that passed while the agent ran, and back-off starts from the
+beginning at every boot.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -60,27 +62,38 @@ class Slot(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.release.key
 
 
-class Failure(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Failure(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Remembers a release that failed here.
 
     Attributes:
         kind: ``reverted`` did not prove itself; ``failed`` could not be fetched or read at all.
         count: how often; from the second time on a new try waits longer.
-        is_blocked: it is not tried again until another release was desired in between.
+        is_blocked: it is not tried again until another release was desired in between, the block has passed, or an
+            operator says so.
+        blocked_s: how long it has been blocked, in seconds during which the agent ran.
     """
 
     release: Release
     kind: FailureKind
     reason: str
-    count: int = 1
-    is_blocked: bool = True
+    count: int = msgspec.field(default_factory=lambda: 1)  # these two are always written: earlier releases read them
+    is_blocked: bool = msgspec.field(default_factory=lambda: True)
+    blocked_s: float = 0.0
 
 
-class Trial(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Counts starts of a release that may kill the process: raised on disk before a load, cleared when healthy."""
+class Trial(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Counts starts of a release that may kill the process: raised on disk before a load, cleared when healthy.
+
+    Attributes:
+        starts: that were begun and did not end well, the open one among them.
+        is_open: one is going on; when the next process finds it so, this one died in it.
+        boot_id: of the machine when it began. A process that ended with its machine was not killed by a model.
+    """
 
     key: ReleaseKey
     starts: int
+    is_open: bool = False
+    boot_id: str = ""
 
 
 class ModelState(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -136,14 +149,55 @@ def desire(state: ModelState, release: Release) -> ModelState:
     return replace(_renamed(state, release), desired=release, failures=failures, trials=trials)
 
 
-def begin_trial(state: ModelState, key: ReleaseKey) -> ModelState:
+def begin_trial(state: ModelState, key: ReleaseKey, boot_id: str = "") -> ModelState:
     """Count a load that is about to begin; if it kills the process, the count is on disk."""
-    return _with_starts(state, key, state.starts_of(key) + 1)
+    if _is_open(state, key):
+        return state
+    return _with_trial(state, Trial(key=key, starts=state.starts_of(key) + 1, is_open=True, boot_id=boot_id))
 
 
 def end_trial(state: ModelState, key: ReleaseKey) -> ModelState:
     """Take a start back that ended without killing the process: by an orderly stop or an error."""
+    if not _is_open(state, key):
+        return state
     return _with_starts(state, key, state.starts_of(key) - 1)
+
+
+def survive(state: ModelState, key: ReleaseKey) -> ModelState:
+    """Take in that a release was loaded and proved itself; one that was committed before has nothing more to show."""
+    if state.is_committed and state.active is not None and state.active.key == key:
+        return _with_starts(state, key, 0)
+    return state
+
+
+def begin_boot(state: ModelState, boot_id: str) -> ModelState:
+    """Judge the trials that the process before left open: a death counts, the end of the machine does not."""
+    trials = []
+    for trial in state.trials:
+        died = trial.is_open and trial.boot_id != "" and trial.boot_id == boot_id
+        starts = trial.starts - (trial.is_open and not died)
+        # without a boot id the count is of a release that took each end of the process for the model's
+        if starts > 0 and (trial.boot_id or trial.is_open):
+            trials.append(Trial(key=trial.key, starts=starts, boot_id=trial.boot_id))
+    return replace(state, trials=tuple(trials))
+
+
+def age_blocks(state: ModelState, passed_s: float, block_s: float) -> ModelState:
+    """Let time pass for what is blocked; a block ends after ``block_s``, doubled with each failure up to 32-fold."""
+    if not any(failure.is_blocked for failure in state.failures):
+        return state
+    return replace(state, failures=tuple(_aged(failure, passed_s, block_s) for failure in state.failures))
+
+
+def block_left_s(failure: Failure, block_s: float) -> float:
+    """Return how long a failure stays blocked; 0 when it is not."""
+    return max(0.0, block_s * 2.0 ** min(failure.count - 1, 5) - failure.blocked_s) if failure.is_blocked else 0.0
+
+
+def unblock(state: ModelState) -> ModelState:
+    """Let everything that failed here be tried once more: the word of an operator."""
+    failures = tuple(replace(failure, is_blocked=False, blocked_s=0.0, count=1) for failure in state.failures)
+    return replace(state, failures=failures, trials=())
 
 
 def activate(state: ModelState, slot: Slot) -> ModelState:
@@ -159,7 +213,9 @@ def activate(state: ModelState, slot: Slot) -> ModelState:
         # v1 under another certificate is no slot to go back to either: when its weights are at fault, so are these.
         if state.is_committed and active.release.artifact_digest != slot.release.artifact_digest:
             kept = active
-    return replace(state, active=slot, previous=kept, is_committed=is_return)
+    # the same release once more: its bytes rotted and were brought again
+    is_repair = active is not None and active.key == slot.key and state.is_committed
+    return replace(state, active=slot, previous=kept, is_committed=is_return or is_repair)
 
 
 def commit(state: ModelState) -> ModelState:
@@ -171,13 +227,13 @@ def commit(state: ModelState) -> ModelState:
 
 
 def revert(state: ModelState, reason: str, *, limit: int, should_block: bool = True) -> ModelState:
-    """Go back to the previous slot, or to none; remember why.
+    """Go back to the previous slot; remember why. Without one a committed slot stays, and any other goes.
 
     Args:
         limit: failures that are remembered.
         should_block: False when the release is not to blame (its bytes rotted on this disk): it is fetched again.
     """
-    if state.active is None:
+    if state.active is None or (state.previous is None and state.is_committed):
         return state
     trialled = _with_starts(state, state.active.key, 0)
     # committed: the slot to go back to was committed before. There is none before that one: a device that reverted
@@ -208,6 +264,22 @@ def _renamed(state: ModelState, release: Release) -> ModelState:
     return replace(state, active=replace(state.active, release=release))
 
 
+def _aged(failure: Failure, passed_s: float, block_s: float) -> Failure:
+    if not failure.is_blocked:
+        return failure
+    aged = replace(failure, blocked_s=failure.blocked_s + max(0.0, passed_s))
+    return aged if block_left_s(aged, block_s) > 0 else replace(aged, is_blocked=False, blocked_s=0.0)
+
+
+def _is_open(state: ModelState, key: ReleaseKey) -> bool:
+    return any(trial.key == key and trial.is_open for trial in state.trials)
+
+
 def _with_starts(state: ModelState, key: ReleaseKey, starts: int) -> ModelState:
-    others = tuple(trial for trial in state.trials if trial.key != key)
-    return replace(state, trials=(*others, Trial(key=key, starts=starts)) if starts > 0 else others)
+    boot_id = next((trial.boot_id for trial in state.trials if trial.key == key), "")
+    return _with_trial(state, Trial(key=key, starts=starts, boot_id=boot_id))
+
+
+def _with_trial(state: ModelState, changed: Trial) -> ModelState:
+    others = tuple(trial for trial in state.trials if trial.key != changed.key)
+    return replace(state, trials=(*others, changed) if changed.starts > 0 else others)

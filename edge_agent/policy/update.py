@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from edge_agent.policy.model_state import ModelState, Release, ReleaseKey, Slot
+from edge_agent.policy.model_state import ModelState, Release, ReleaseKey, Slot, block_left_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +21,8 @@ class UpdateLimits:
     probation_requests: int
     max_crashes: int
     patience: int
+    block_s: float = 86_400.0
+    retry_max_s: float = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +43,7 @@ class Progress:
 
     Attributes:
         loaded: what answers requests.
+        started_at: when this process began with the model.
         fetching: what is being pulled.
         fetched: what is complete on disk and not loaded yet.
         prepared: what was proven and is in memory, but not switched to.
@@ -61,6 +64,7 @@ class Progress:
     fetching: ReleaseKey | None = None
     fetched: Slot | None = None
     prepared: ReleaseKey | None = None
+    started_at: float = 0.0
     load_failure: LoadFailure | None = None
     load_attempts: int = 0
     load_retry_at: float = 0.0
@@ -114,7 +118,7 @@ class Revert:
     """Go back to the previous slot.
 
     Attributes:
-        should_block: do not try this release again until another one was desired in between.
+        should_block: do not try this release again before its block has ended.
     """
 
     reason: str
@@ -123,7 +127,7 @@ class Revert:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refuse:
-    """Do not try the desired release again until another one was desired in between; what runs goes on."""
+    """Block the desired release (``edge_agent.policy.model_state.Failure``); what runs goes on."""
 
     release: Release
     reason: str
@@ -147,7 +151,6 @@ Phase = Literal["idle", "fetching", "proving", "probation", "committed", "revert
 Severity = Literal["wait", "failed", "final"]
 
 _WAIT = frozenset({"unavailable", "deadline-exceeded", "queue-full", "quota-exceeded"})
-_RETRIED = frozenset({"internal", "storage", "digest-mismatch", "unauthenticated", "permission-denied", "signature"})
 
 
 def plan(state: ModelState, progress: Progress, limits: UpdateLimits, now: float) -> Action:
@@ -173,15 +176,19 @@ def is_watched(state: ModelState, progress: Progress) -> bool:
     return not state.is_committed or state.starts_of(active.key) > 0
 
 
-def severity(code: str) -> Severity:
+def severity(code: str, *, is_fixed: bool) -> Severity:
     """Return what an error code (``penstock.errors``) means for a release that is being fetched.
 
     ``wait`` is an outage, which nothing is to blame for yet. ``failed`` is reported, and tried again: what another try
-    brings may be right (a signature can still be pushed). ``final`` is not tried again: it would only fail again.
+    brings may be right (a registry that is being restored answers 404, a proxy sends a page of its own). ``final`` is
+    not tried again: it would only fail again.
+
+    Args:
+        is_fixed: it follows from bytes that hash to the digest that was asked for.
     """
-    if code in _WAIT:
-        return "wait"
-    return "failed" if code in _RETRIED else "final"
+    if is_fixed:
+        return "final"
+    return "wait" if code in _WAIT else "failed"
 
 
 def phase(state: ModelState, progress: Progress, limits: UpdateLimits) -> tuple[Phase, str]:
@@ -205,6 +212,9 @@ def _resting_phase(state: ModelState, progress: Progress, limits: UpdateLimits) 
         return "idle", ""
     if progress.load_failure is not None:
         return "failed", progress.load_failure.reason
+    starts = state.starts_of(state.active.key)
+    if progress.loaded is None and starts >= limits.max_crashes:
+        return "failed", f"{starts} starts with it did not survive; there is no earlier version to go back to"
     if state.is_committed:
         return "committed", state.active.note
     if progress.failures >= limits.max_crashes:
@@ -219,13 +229,19 @@ def _serve(state: ModelState, progress: Progress, limits: UpdateLimits, now: flo
     starts = state.starts_of(state.active.key)
     # looked at before the load, not after it: this process may be the next that does not survive
     if starts >= limits.max_crashes:
-        return Revert(reason=f"{starts} starts with it did not survive", should_block=True)
+        if state.previous is not None or not state.is_committed:
+            return Revert(reason=f"{starts} starts with it did not survive", should_block=True)
+        # nothing to go back to: it is tried again, later each time, so that the other models of this device can work
+        pause_s = min(2.0 ** min(starts, 30), limits.retry_max_s)
+        if progress.load_failure is None and now < progress.started_at + pause_s:
+            reason = f"{starts} starts with it did not survive; there is no earlier version to go back to"
+            return Nothing(reason=reason, wake_at=progress.started_at + pause_s)
     broken = progress.load_failure
     if broken is None:
         return Load(slot=state.active)
     # the release is not to blame for bytes that rotted here: blocked, it would not be fetched again, and the device
     # would stay on the older version
-    if broken.is_damaged:
+    if broken.is_damaged and state.previous is not None:
         return Revert(reason=broken.reason, should_block=False)
     # with nothing to go back to, a revert would leave the device with no model at all: it tries again instead
     if state.previous is not None:
@@ -253,12 +269,13 @@ def _judge(state: ModelState, progress: Progress, limits: UpdateLimits, now: flo
 
 def _pursue(state: ModelState, progress: Progress, limits: UpdateLimits, now: float) -> Action:
     """Go one step from what runs towards what is desired."""
-    desired = state.desired
-    if desired is None or (state.active and state.active.key == desired.key):
+    desired = wanted(state, progress)
+    if desired is None:
         return Nothing(reason="")
     failure = state.failure_of(desired)
     if failure and failure.is_blocked:
-        return Nothing(reason=f"{desired.version} failed here: {failure.reason}")
+        left_s = block_left_s(failure, limits.block_s)
+        return Nothing(reason=f"{desired.version} failed here: {failure.reason}", wake_at=now + left_s)
     if now < progress.retry_at:
         return Nothing(reason=f"trying again: {progress.error}", wake_at=progress.retry_at)
     if progress.fetched is None or progress.fetched.key != desired.key:
@@ -273,6 +290,26 @@ def _pursue(state: ModelState, progress: Progress, limits: UpdateLimits, now: fl
     if starts >= limits.max_crashes:
         return Refuse(release=desired, reason=f"{starts} attempts to load it did not survive")
     return Prove(slot=progress.fetched)
+
+
+def wanted(state: ModelState, progress: Progress) -> Release | None:
+    """Return the release to bring here; None when there is none to bring.
+
+    It is the desired one where another runs. Where what should run is damaged and there is none to go back to, its
+    bytes are brought once more.
+    """
+    active, desired = state.active, state.desired
+    if active is None:
+        return desired
+    if desired is not None and desired.key != active.key:
+        failure = state.failure_of(desired)
+        if failure is None or not failure.is_blocked or not _is_damaged(progress):
+            return desired
+    return active.release if _is_damaged(progress) else None
+
+
+def _is_damaged(progress: Progress) -> bool:
+    return progress.load_failure is not None and progress.load_failure.is_damaged
 
 
 def _failures(progress: Progress) -> str:

@@ -272,10 +272,15 @@ class Hosting:
         self._active: dict[str, Hosted] = {}
         self._loading: dict[str, int] = {}
         self._expected: set[str] = set()
+        self._broken: dict[str, str] = {}
 
     def expect(self, models: Iterable[str]) -> None:
         """Models that ran before a restart and are about to be prepared: until then they are loading, not unknown."""
         self._expected.update(models)
+
+    def cannot_load(self, model: str, why: str) -> None:
+        """Note why a model that should answer does not, for whoever asks it."""
+        self._broken[model] = why
 
     def models(self) -> tuple[str, ...]:
         """List the names of the models that can answer."""
@@ -299,6 +304,8 @@ class Hosting:
                 f"model {model!r} has no version {version!r} here; "
                 f"this device runs {hosted.plan.version} ({hosted.plan.artifact_digest})"
             )
+        if model in self._broken and model not in self._loading:
+            raise Unavailable(f"model {model!r} cannot be loaded here: {self._broken[model]}", retry_after_s=5.0)
         if model in self._loading or model in self._expected:
             raise Unavailable(f"model {model!r} is loading", retry_after_s=0.5)
         raise NotFound(f"no model named {model!r}; this device runs {', '.join(self.models()) or 'no model yet'}")
@@ -353,6 +360,7 @@ class Hosting:
         """Let it answer from now on; returns what answered before, for the caller to ``retire``."""
         previous = self._active.get(hosted.plan.model)
         self._active[hosted.plan.model] = hosted
+        self._broken.pop(hosted.plan.model, None)
         return previous if previous is not hosted else None
 
     async def retire(self, hosted: Hosted) -> None:

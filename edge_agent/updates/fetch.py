@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from edge_agent.policy.model_state import Release, Slot
@@ -20,7 +21,7 @@ from edge_agent.settings import FetchSettings
 from edge_agent.updates.store import Store, to_its_end
 from penstock.artifact import certificates, manifests
 from penstock.artifact.manifests import Artifact, Descriptor, Variant
-from penstock.errors import ArtifactError, DigestMismatch, NotFound, StorageError, TooLarge
+from penstock.errors import ArtifactError, DigestMismatch, NotFound, SignatureError, StorageError, TooLarge
 from penstock.process.telemetry import log
 from penstock.registry.client import RegistryClient
 from penstock.registry.connection import Limits
@@ -35,6 +36,21 @@ class Transferred:
 
     done_bytes: int = 0
     total_bytes: int = 0
+
+
+class FixedByDigest(ArtifactError):
+    """What follows from bytes that hash to the digest asked for: no other try changes it."""
+
+
+@contextmanager
+def _read_from_digests() -> Iterator[None]:
+    """Mark what goes wrong with verified bytes; a disk that lost some of them is another matter."""
+    try:
+        yield
+    except (DigestMismatch, SignatureError, FixedByDigest):
+        raise
+    except (ArtifactError, TooLarge) as error:
+        raise FixedByDigest(error.message) from error
 
 
 OnProgress = Callable[[Transferred], None]
@@ -99,7 +115,9 @@ class Fetcher:
             artifact = pull.documents(release)
             signatures = pull.signatures(artifact) if self._needs_signatures else ()
             covered = self._store.check_signed(artifact, signatures)
-            variant = choose_variant(artifact, self._targets, self._rung)
+            with _read_from_digests():
+                variant = choose_variant(artifact, self._targets, self._rung)
+                pull.check_sizes(variant)
             note = pull.certificate(release, artifact, variant, covered)
             pull.layers(variant, on_progress)
         return Slot(
@@ -118,20 +136,25 @@ class _Pull:
         self._client, self._model, self._store, self._settings = client, model, store, settings
 
     def documents(self, release: Release) -> Artifact:
-        index = manifests.decode_index(self._manifest(release.artifact_digest))
+        data = self._manifest(release.artifact_digest)
+        with _read_from_digests():
+            index = manifests.decode_index(data)
         if len(index.manifests) > self._settings.max_variants:
-            raise ArtifactError(
+            raise FixedByDigest(
                 f"artifact {release.artifact_digest} has {len(index.manifests)} variants, "
                 f"more than the {self._settings.max_variants} allowed"
             )
         for entry in index.manifests:
-            manifest = manifests.decode_manifest(self._manifest(entry.digest))
+            data = self._manifest(entry.digest)
+            with _read_from_digests():
+                manifest = manifests.decode_manifest(data)
             for layer in manifest.layers:
                 if layer.media_type == manifests.VARIANT_SPEC:
                     self._small_layer(layer)
-        artifact = manifests.load(release.artifact_digest, self._store.document)
+        with _read_from_digests():
+            artifact = manifests.load(release.artifact_digest, self._store.document)
         if artifact.model != self._model:
-            raise ArtifactError(
+            raise FixedByDigest(
                 f"artifact {artifact.digest} is of model {artifact.model!r}, asked for as {self._model!r}"
             )
         return artifact
@@ -203,14 +226,16 @@ class _Pull:
             return error.message
         return ""
 
-    def layers(self, variant: Variant, on_progress: OnProgress) -> None:
-        layers = [layer for layer in (variant.golden, variant.weights, *variant.files) if layer is not None]
-        for layer in layers:
+    def check_sizes(self, variant: Variant) -> None:
+        for layer in _layers(variant):
             if layer.size > self._settings.max_blob_bytes:
                 limit = self._settings.max_blob_bytes
                 raise TooLarge(
                     f"blob {layer.digest} has {layer.size} bytes, more than the {limit} allowed", limit_bytes=limit
                 )
+
+    def layers(self, variant: Variant, on_progress: OnProgress) -> None:
+        layers = _layers(variant)
         missing = [layer for layer in layers if not self._store.blobs.has(layer.digest)]
         total = sum(layer.size for layer in layers)
         done = total - sum(layer.size for layer in missing)
@@ -225,6 +250,10 @@ class _Pull:
         moved(0)
         for layer in missing:
             self._client.fetch_blob(self._model, layer, self._store.blobs, moved)
+
+
+def _layers(variant: Variant) -> list[Descriptor]:
+    return [layer for layer in (variant.golden, variant.weights, *variant.files) if layer is not None]
 
 
 def connector(url: str, settings: FetchSettings, *, token: str = "") -> Callable[[], RegistryClient]:

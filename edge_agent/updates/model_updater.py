@@ -17,8 +17,8 @@ from typing import assert_never
 from edge_agent.policy import model_state, update
 from edge_agent.policy.model_state import ModelState, Release, Slot
 from edge_agent.policy.update import LoadFailure, Progress, UpdateLimits
-from edge_agent.serving.hosting import Hosted
-from edge_agent.updates.fetch import Transferred
+from edge_agent.serving.hosting import Hosted, LoadPlan
+from edge_agent.updates.fetch import FixedByDigest, Transferred
 from edge_agent.updates.reported import ReportedModel
 from edge_agent.updates.store import in_thread
 from edge_agent.updates.tools import Tools, as_internal
@@ -37,8 +37,9 @@ class ModelUpdater:
     def __init__(
         self, state: ModelState, tools: Tools, collect: Callable[[], None], forget: Callable[[str], None]
     ) -> None:
-        self.state = state
-        self.progress = Progress()
+        self.state = model_state.begin_boot(state, tools.boot_id)
+        self.progress = Progress(started_at=tools.now())
+        self._aged_at = tools.now()
         self._tools, self._collect, self._forget = tools, collect, forget
         self._is_unwanted = False
         self._limits = UpdateLimits(
@@ -46,16 +47,20 @@ class ModelUpdater:
             probation_requests=tools.settings.probation_requests,
             max_crashes=tools.settings.max_crashes,
             patience=tools.settings.patience,
+            block_s=tools.settings.block_s,
+            retry_max_s=tools.settings.retry_max_s,
         )
         self._backoff = Backoff(base_s=tools.settings.retry_base_s, max_s=tools.settings.retry_max_s)
         self._wake = asyncio.Event()
         self._pull: asyncio.Task[Slot] | None = None
         self._newly_desired: Release | None = None
+        self._should_unblock = False
         self._prepared: Hosted | None = None
         self._hosted: Hosted | None = None
         self._rows_at_clean = 0
         self._transferred = Transferred()
         self._saved_audits, self._save_audits_at = state.audits, 0.0
+        self._save_at = tools.now() + tools.settings.audit_save_s
 
     def __repr__(self) -> str:
         return f"ModelUpdater({self.state.model}, {self.reported().phase}, {self.state})"
@@ -73,6 +78,11 @@ class ModelUpdater:
         self._is_unwanted, self._newly_desired = True, None
         self._wake.set()
 
+    def unblock(self) -> None:
+        """Take in that an operator wants what failed here tried again, and not later but now."""
+        self._should_unblock = True
+        self._wake.set()
+
     def reported(self) -> ReportedModel:
         """Return what is true now."""
         phase, error = update.phase(self.state, self.progress, self._limits)
@@ -88,7 +98,15 @@ class ModelUpdater:
             failed_digest=failure.release.artifact_digest if failure and failure.is_blocked else "",
             transferred=self._transferred,
             hosted=self._hosted,
+            retry_in_s=self._retry_in_s(failure),
         )
+
+    def _retry_in_s(self, failure: model_state.Failure | None) -> float | None:
+        now = self._tools.now()
+        if failure is not None and failure.is_blocked:
+            return max(0.0, model_state.block_left_s(failure, self._limits.block_s) - (now - self._aged_at))
+        times = (self.progress.retry_at, self.progress.load_retry_at if self.progress.load_failure else 0.0)
+        return min((at - now for at in times if at > now), default=None)
 
     @property
     def is_fetching(self) -> bool:
@@ -103,6 +121,7 @@ class ModelUpdater:
                     return
                 await self._take_desired()
                 await self._observe()
+                await self._age_blocks()
                 action = update.plan(self.state, self.progress, self._limits, self._tools.now())
                 if isinstance(action, update.Nothing):
                     await self._rest(action.wake_at)
@@ -116,9 +135,9 @@ class ModelUpdater:
     def stop(self) -> None:
         """Save that the process stops in an orderly way: what is on trial did not crash."""
         self._take_audit()
-        for key in {self.progress.loaded, self.progress.prepared}:
-            if key is not None:
-                self.state = model_state.end_trial(self.state, key)
+        self._pass_time()
+        for trial in self.state.trials:
+            self.state = model_state.end_trial(self.state, trial.key)
         try:
             self._tools.store.save(self.state)
         except StorageError as error:
@@ -155,7 +174,9 @@ class ModelUpdater:
             case update.Activate(slot=slot):
                 await self._activate(slot)
             case update.Commit(reason=reason):
-                await self._try_save(model_state.commit(self.state), "committed", reason)
+                committed = model_state.commit(self.state)
+                if not await self._try_save(committed, "committed", reason):
+                    self.state = committed  # where nothing can be written, too: it has shown that it is healthy
             case update.Revert(reason=reason, should_block=should_block):
                 await self._revert(reason, should_block)
             case update.Refuse(release=release, reason=reason):
@@ -200,6 +221,26 @@ class ModelUpdater:
         self._set(clean_requests=rows - self._rows_at_clean)
         await self._keep_audit()
 
+    async def _age_blocks(self) -> None:
+        """Let blocks grow old by the time that passes here; a wrong date must neither end nor prolong one."""
+        before = self.state
+        self._pass_time()
+        if self._should_unblock:
+            self._should_unblock = False
+            self.state = model_state.unblock(self.state)
+            self._set(failed_attempts=0, error="", is_hard=False, retry_at=0.0, load_retry_at=0.0)
+            log(_log, logging.INFO, "unblocked by an operator", model=self.state.model)
+            self._tools.changed()
+        is_blocked = [failure.is_blocked for failure in self.state.failures]
+        if is_blocked != [failure.is_blocked for failure in before.failures] or self._tools.now() >= self._save_at:
+            self._save_at = self._tools.now() + self._tools.settings.audit_save_s
+            if self.state != before:
+                await self._save_or_warn()
+
+    def _pass_time(self) -> None:
+        passed_s, self._aged_at = self._tools.now() - self._aged_at, self._tools.now()
+        self.state = model_state.age_blocks(self.state, passed_s, self._limits.block_s)
+
     def _take_audit(self) -> None:
         """Take what the audit of the running slot has found into the state, which is written later."""
         if self._hosted is not None and self._hosted.audit is not None:
@@ -225,22 +266,28 @@ class ModelUpdater:
             limits.append(_POLL_S)
         if self._hosted is not None and self._hosted.audit is not None:
             limits.append(self._save_audits_at - self._tools.now())
+        if any(failure.is_blocked for failure in self.state.failures):
+            limits.append(self._save_at - self._tools.now())
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), max(0.0, min(limits)) if limits else None)
 
     async def _load(self, slot: Slot) -> None:
-        self.state = model_state.begin_trial(self.state, slot.key)
-        await self._save_or_warn()  # a full disk must not keep a proven model from answering
         try:
-            hosted = await self._prepare(slot)
+            plan = await self._plan(slot)
+            async with self._tools.one_load:
+                self.state = model_state.begin_trial(self.state, slot.key, self._tools.boot_id)
+                await self._save_or_warn()  # a full disk must not keep a proven model from answering
+                hosted = await self._prepare(plan, slot)
         except PenstockError as error:
             is_damaged = isinstance(error, DigestMismatch | NotFound | SignatureError)  # another fetch may mend it
             if is_damaged:
-                await in_thread(self._tools.store.discard_damaged, slot)
+                await self._discard_damaged(slot)
             log(_log, logging.ERROR, "cannot load", model=self.state.model, version=slot.release.version,
                 error=error.message)  # fmt: skip
             attempts = self.progress.load_attempts + 1
             self.state = model_state.end_trial(self.state, slot.key)  # it failed with an error, not with a crash
+            self._tools.hosting.cannot_load(self.state.model, f"{'damaged: ' if is_damaged else ''}{error.message}")
+            await self._save_or_warn()
             self._set(
                 load_failure=LoadFailure(reason=error.message[:_MAX_ERROR_CHARS], is_damaged=is_damaged),
                 load_attempts=attempts,
@@ -270,7 +317,9 @@ class ModelUpdater:
 
     async def _not_fetched(self, error: PenstockError) -> None:
         desired = self.state.desired
-        weight = update.severity(error.code)
+        is_repair = update.wanted(self.state, self.progress) != desired
+        is_fixed = isinstance(error, FixedByDigest) and not is_repair
+        weight = update.severity(error.code, is_fixed=is_fixed)
         log(_log, logging.WARNING, "fetch failed", model=self.state.model, code=error.code, error=error.message)
         if weight == "final" and desired is not None:
             await self._refuse(desired, "failed", error.message)
@@ -280,12 +329,16 @@ class ModelUpdater:
 
     async def _prove(self, slot: Slot) -> None:
         """Load a slot beside the running one. If that kills the process, the trial on disk counts it."""
-        if not await self._try_save(model_state.begin_trial(self.state, slot.key), "proving", slot.release.version):
-            return
         try:
-            self._prepared = await self._prepare(slot)
+            plan = await self._plan(slot)
+            async with self._tools.one_load:
+                trial = model_state.begin_trial(self.state, slot.key, self._tools.boot_id)
+                if not await self._try_save(trial, "proving", slot.release.version):
+                    return
+                self._prepared = await self._prepare(plan, slot)
         except PenstockError as error:
             self.state = model_state.end_trial(self.state, slot.key)  # it failed with an error, not with a crash
+            await self._save_or_warn()
             await self._not_proven(slot, error)
         else:
             self._set(prepared=slot.key)
@@ -295,7 +348,7 @@ class ModelUpdater:
             case StorageError():
                 self._back_off(error, is_hard=True)
             case DigestMismatch() | NotFound():  # the disk lost it since it was fetched
-                await in_thread(self._tools.store.discard_damaged, slot)
+                await self._discard_damaged(slot)
                 self._set(fetched=None)
                 self._back_off(error, is_hard=True)
             case _:
@@ -315,6 +368,10 @@ class ModelUpdater:
         self._take_audit()
         before = self._tools.hosting.activate(hosted)
         self._hosted = hosted
+        survived = model_state.survive(self.state, slot.key)
+        if survived != self.state:
+            self.state = survived
+            await self._save_or_warn()
         hosted.on_alarm = self._alarmed
         self._rows_at_clean = hosted.counts.requests
         self._set(
@@ -329,13 +386,29 @@ class ModelUpdater:
         if before is not None:
             await self._tools.hosting.retire(before)
 
-    async def _prepare(self, slot: Slot) -> Hosted:
+    async def _plan(self, slot: Slot) -> LoadPlan:
+        """Verify what a slot is loaded from.
+
+        Raises:
+            PenstockError: it is damaged, or the disk cannot be read.
+        """
+        try:
+            return await in_thread(self._tools.store.load_plan, self.state.model, slot)
+        except OSError as error:
+            raise StorageError(f"reading {slot.release.version}: {error}") from error
+
+    async def _discard_damaged(self, slot: Slot) -> None:
+        try:
+            await in_thread(self._tools.store.discard_damaged, slot)
+        except OSError as error:  # read-only or worn out: what is damaged is not loaded, wherever it lies
+            log(_log, logging.WARNING, "damaged blobs stay", model=self.state.model, error=error)
+
+    async def _prepare(self, plan: LoadPlan, slot: Slot) -> Hosted:
         """Load a slot for hosting.
 
         Raises:
             PenstockError: whatever went wrong, as an error of ours.
         """
-        plan = await in_thread(self._tools.store.load_plan, self.state.model, slot)
         counts = await self._tools.counted(self.state.model, slot.release.artifact_digest)
         try:
             return await self._tools.hosting.prepare(plan, counts=counts, audits=self.state.audits)

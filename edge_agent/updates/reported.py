@@ -17,6 +17,7 @@ class ReportedModel:
     Attributes:
         failed_digest: the desired artifact when it has failed here, until another one is desired; "" while it is still
             being tried.
+        retry_in_s: seconds until what failed is tried again; None when nothing waits for that.
     """
 
     model: str
@@ -28,3 +29,4 @@ class ReportedModel:
     failed_digest: str
     transferred: Transferred
     hosted: Hosted | None
+    retry_in_s: float | None = None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from edge_agent.serving.hosting import Hosting
 from edge_agent.settings import UpdateSettings
@@ -18,6 +19,8 @@ class Tools:
     """Holds what the tasks of all models share.
 
     Attributes:
+        boot_id: of the machine; another one at the next start says that the machine was started again.
+        one_load: held while a model is loaded and proves itself: one at a time, so that a death names its model.
         now: the event loop's clock.
         random: uniform in [0, 1).
         counted: returns the rows of (model, artifact digest) that were counted before a restart.
@@ -28,10 +31,12 @@ class Tools:
     fetcher: Fetcher
     hosting: Hosting
     settings: UpdateSettings
+    boot_id: str
     now: Callable[[], float]
     random: Callable[[], float]
     counted: Callable[[str, str], Awaitable[OutcomeCounts]]
     changed: Callable[[], None]
+    one_load: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 def as_internal(error: BaseException) -> Internal:

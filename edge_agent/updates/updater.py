@@ -13,7 +13,7 @@ from edge_agent.policy.model_state import ModelState, Release
 from edge_agent.updates.model_updater import ModelUpdater
 from edge_agent.updates.reported import ReportedModel
 from edge_agent.updates.tools import Tools
-from penstock.errors import ArtifactError
+from penstock.errors import ArtifactError, NotFound
 from penstock.process.telemetry import log
 
 _log = logging.getLogger(__name__)
@@ -77,6 +77,17 @@ class Updater:
         del self._models[model]
         self._collect()
         self._tools.changed()
+
+    def unblock(self, model: str) -> None:
+        """Let a model try again what failed here.
+
+        Raises:
+            NotFound: this device has no such model.
+        """
+        if model not in self._models:
+            have = ", ".join(sorted(self._models)) or "no model"
+            raise NotFound(f"no model named {model!r}; this device has {have}")
+        self._models[model].unblock()
 
     def reported(self) -> tuple[ReportedModel, ...]:
         """Return what is true of every model, by name."""

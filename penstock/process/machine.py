@@ -54,6 +54,14 @@ def runnable_targets(target: str) -> tuple[str, ...]:
         raise InvalidInput(f"target: unknown target {target!r}; {nearest(target, _RUNNABLE)}", field="target") from None
 
 
+def boot_id(path: Path) -> str:
+    """Return what the kernel calls this run of the machine; "" where it does not say."""
+    try:
+        return path.read_text().strip()[:64]
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
 def processor_name() -> str:
     """Return what the processor calls itself, for people; the architecture where it says nothing."""
     return _cpuinfo(Path("/proc/cpuinfo"), "model name") or platform.machine() or "unknown"

@@ -44,6 +44,7 @@ class SimulatedDevice:
     state: ModelState = field(default_factory=lambda: ModelState(model="digits"))
     progress: Progress = field(default_factory=Progress)
     now: float = 0.0
+    boot_id: str = "boot 0"
     loads: Counter[str] = field(default_factory=Counter)
     proven: set[str] = field(default_factory=set)
     _arrives_at: float = 0.0
@@ -59,7 +60,8 @@ class SimulatedDevice:
 
     def restart(self) -> None:
         """Kill the process and start it again: what is on disk remains."""
-        self.progress = Progress(clean_since=self.now)
+        self.state = model_state.begin_boot(self.state, self.boot_id)
+        self.progress = Progress(clean_since=self.now, started_at=self.now)
 
     def desire(self, release: Release) -> None:
         is_new = self.state.desired is None or self.state.desired.key != release.key
@@ -117,7 +119,7 @@ class SimulatedDevice:
             self.progress = replace(self.progress, fetched=slot_of(release))
 
     def _load(self, found: Slot, *, answers: bool) -> None:
-        self.state = model_state.begin_trial(self.state, found.key)
+        self.state = model_state.begin_trial(self.state, found.key, self.boot_id)
         self.loads[found.release.artifact_digest] += 1
         match self._nature(found.release):
             case "kills_on_load":
@@ -127,6 +129,7 @@ class SimulatedDevice:
                 self._refuse(found.release, "reverted", "golden outputs differ")
             case _ if answers:
                 self.progress = replace(self.progress, loaded=found.key, clean_since=self.now)
+                self.state = model_state.survive(self.state, found.key)
                 self._serve()
             case _:
                 self.proven.add(found.release.artifact_digest)

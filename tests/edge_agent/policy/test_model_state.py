@@ -96,7 +96,7 @@ def test_a_moved_tag_renames_what_runs() -> None:
 def test_starts_of_two_releases_are_counted_apart() -> None:
     state = model_state.desire(running("v1"), release("v2"))
     for key in (release("v1").key, release("v2").key, release("v2").key):
-        state = model_state.begin_trial(state, key)
+        state = model_state.begin_trial(model_state.begin_boot(state, "b"), key, "b")
     assert state.starts_of(release("v1").key) == 1
     assert state.starts_of(release("v2").key) == 2
     state = model_state.end_trial(state, release("v2").key)

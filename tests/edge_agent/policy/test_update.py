@@ -77,7 +77,7 @@ def test_starts_that_did_not_survive_revert_before_loading_again() -> None:
     state = model_state.activate(model_state.desire(COMMITTED, V2), slot_of(V2))
     for _ in range(3):
         assert isinstance(plan(state, Progress()), update.Load)
-        state = model_state.begin_trial(state, V2.key)
+        state = model_state.begin_boot(model_state.begin_trial(state, V2.key, "b"), "b")
     action = plan(state, Progress())
     assert isinstance(action, update.Revert)
     assert action.should_block
@@ -86,11 +86,44 @@ def test_starts_that_did_not_survive_revert_before_loading_again() -> None:
 def test_a_candidate_that_kills_the_process_while_it_is_proven_is_refused() -> None:
     state = model_state.desire(COMMITTED, V2)
     for _ in range(3):
-        state = model_state.begin_trial(state, V2.key)
-        state = model_state.begin_trial(state, V1.key)  # the next start loads what runs, which must not reset the count
+        state = model_state.begin_trial(state, V2.key, "b")
+        state = model_state.begin_boot(state, "b")
+        state = model_state.begin_trial(state, V1.key, "b")  # the next start loads what runs: no reset of the count
+        state = model_state.survive(state, V1.key)
     action = plan(state, replace(SERVING, fetched=slot_of(V2)))
     assert isinstance(action, update.Refuse)
     assert action.release == V2
+
+
+def test_an_end_of_the_machine_is_no_crash_and_one_of_the_process_is() -> None:
+    state = model_state.begin_trial(model_state.desire(COMMITTED, V2), V2.key, "boot 1")
+    assert model_state.begin_boot(state, "boot 2").starts_of(V2.key) == 0
+    assert model_state.begin_boot(state, "boot 1").starts_of(V2.key) == 1
+    assert model_state.begin_boot(model_state.end_trial(state, V2.key), "boot 1").starts_of(V2.key) == 0
+
+
+def test_a_committed_slot_with_nothing_before_it_is_never_given_up() -> None:
+    state = structs.replace(COMMITTED, trials=(model_state.Trial(key=V1.key, starts=4, boot_id="b"),))
+    action = plan(state, Progress(should_collect=False), now=1.0)
+    assert isinstance(action, update.Nothing)
+    assert action.wake_at == 16.0  # later each time, so that the other models get their turn
+    assert isinstance(plan(state, Progress(), now=16.0), update.Load)
+    assert update.phase(state, Progress(), LIMITS)[0] == "failed"
+    assert model_state.revert(state, "x", limit=4).active == state.active
+    damaged = Progress(load_failure=LoadFailure(reason="rotten", is_damaged=True), load_retry_at=9.0)
+    assert plan(COMMITTED, damaged, now=1.0) == update.Fetch(release=V1), "its bytes are brought once more"
+
+
+def test_a_block_ends_by_the_time_that_passed_and_by_a_word() -> None:
+    state = model_state.fail(model_state.desire(COMMITTED, V2), V2, "reverted", "crashed", limit=4)
+    assert not state.failures[0].blocked_s
+    aged = model_state.age_blocks(state, 100.0, block_s=150.0)
+    assert model_state.block_left_s(aged.failures[0], 150.0) == 50.0
+    assert model_state.age_blocks(aged, -1e9, block_s=150.0) == aged  # a clock that went back prolongs nothing
+    assert isinstance(plan(model_state.age_blocks(aged, 50.0, block_s=150.0)), update.Fetch)
+    assert isinstance(plan(model_state.unblock(state)), update.Fetch)
+    twice = model_state.fail(model_state.age_blocks(aged, 50.0, block_s=150.0), V2, "reverted", "x", limit=4)
+    assert model_state.block_left_s(twice.failures[0], 150.0) == 300.0
 
 
 def test_a_blocked_release_is_left_alone() -> None:
@@ -138,13 +171,14 @@ def test_garbage_is_collected_only_when_nothing_is_on_its_way() -> None:
         ("storage", "failed"),
         ("digest-mismatch", "failed"),
         ("internal", "failed"),
-        ("not-found", "final"),
-        ("artifact", "final"),
-        ("too-large", "final"),
+        ("not-found", "failed"),
+        ("artifact", "failed"),
+        ("too-large", "failed"),
     ],
 )
 def test_severity_of_errors(code: str, severity: str) -> None:
-    assert update.severity(code) == severity
+    assert update.severity(code, is_fixed=False) == severity
+    assert update.severity(code, is_fixed=True) == "final"
 
 
 @pytest.mark.parametrize(
@@ -176,17 +210,26 @@ class Life(SimulatedDevice):
     def __init__(self, natures: Sequence[Nature]) -> None:
         nature = {release.artifact_digest: nature for release, nature in zip(RELEASES, natures, strict=False)}
         super().__init__(limits=LIMITS, nature=nature)
+        self.has_committed = False
 
     def step(self) -> update.Action:
         self.now += 1.0
-        return super().step()
+        action = super().step()
+        self.has_committed |= self.state.is_committed and self.state.active is not None
+        assert self.state.active or not self.has_committed, "a device with a committed model never ends with none"
+        return action
+
+    def cut_power(self) -> None:
+        """The machine goes down and comes up again, whatever was going on."""
+        self.boot_id += "+"
+        self.restart()
 
     def settle(self) -> None:
         """Until there is nothing to do but wait, also after waiting."""
         for _ in range(200):
             action = self.step()
             if isinstance(action, update.Nothing):
-                if action.wake_at is None:
+                if action.wake_at is None or action.wake_at > self.now + LIMITS.retry_max_s:  # the end of a block
                     return
                 self.now = action.wake_at
         raise AssertionError(f"does not settle: {self.state} {self.progress}")
@@ -198,6 +241,7 @@ EVENTS = st.lists(
         st.tuples(st.just("desire"), st.sampled_from(RELEASES)),
         st.tuples(st.just("steps"), st.integers(1, 8)),
         st.tuples(st.just("kill"), st.just(0)),
+        st.tuples(st.just("cut"), st.just(0)),
     ),
     max_size=12,
 )
@@ -209,7 +253,8 @@ def test_every_life_ends_with_a_good_version_serving(natures: list[Nature], even
                                                      last: Release) -> None:  # fmt: skip
     """Whatever happened before: what was desired last runs if it is good, else the last good one; nothing spins.
 
-    Fewer kills from outside than ``max_crashes``: that many look like a release that kills the process.
+    Fewer kills from outside than ``max_crashes``: that many look like a release that kills the process. Power cuts look
+    like nothing of the kind, and there may be any number.
     """
     kills = 0
     life = Life(natures)
@@ -217,6 +262,8 @@ def test_every_life_ends_with_a_good_version_serving(natures: list[Nature], even
         if event == "desire":
             assert isinstance(value, Release)
             life.desire(value)
+        elif event == "cut":
+            life.cut_power()
         elif event == "kill":
             kills += 1
             if kills < LIMITS.max_crashes:

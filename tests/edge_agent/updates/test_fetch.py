@@ -14,7 +14,7 @@ import pytest
 from edge_agent.policy.model_state import Release
 from edge_agent.settings import FetchSettings
 from edge_agent.updates import fetch
-from edge_agent.updates.fetch import Fetcher, Transferred
+from edge_agent.updates.fetch import Fetcher, FixedByDigest, Transferred
 from edge_agent.updates.store import Store
 from penstock.artifact import manifests
 from penstock.artifact.blobs import digest_of
@@ -177,7 +177,7 @@ async def test_an_oversized_document_is_not_read_to_its_end(rig: Rig) -> None:
 
 
 async def test_a_layer_over_the_limit_is_refused_before_it_is_asked_for(rig: Rig) -> None:
-    with pytest.raises(TooLarge):
+    with pytest.raises(FixedByDigest, match="more than the 1000 allowed"):
         await rig.pull(max_blob_bytes=1000)
     assert rig.registry.asked_for(rig.weights) == []
 

@@ -73,7 +73,7 @@ def test_a_state_of_the_previous_release_is_read_completely(tmp_path: Path) -> N
 
 def test_a_state_says_its_schema_version_and_comes_back() -> None:
     data = state_format.encode(FULL)
-    assert msgspec.json.decode(data)["schema_version"] == state_format.SCHEMA_VERSION == 2
+    assert msgspec.json.decode(data)["schema_version"] == state_format.SCHEMA_VERSION == 3
     assert state_format.decode(data, "x") == FULL
     assert state_format.decode(state_format.encode(AUDITED), "x") == AUDITED
 

@@ -43,6 +43,7 @@ class Rig:
     settings: UpdateSettings = UPDATE
     max_models: int = 4
     changes: int = 0
+    boot_id: str = "boot 1"
 
     def build(self, tag: str, **options: Any) -> Layout:
         layout = build(self.directory / "src", tag, seed=int(tag.strip("v")), **options)
@@ -65,7 +66,7 @@ class Rig:
 
         tools = Tools(
             store=store, fetcher=fetcher, hosting=self.hosting, settings=self.settings, now=loop.time,
-            random=lambda: 0.5, counted=counted, changed=changed,
+            boot_id=self.boot_id, random=lambda: 0.5, counted=counted, changed=changed,
         )  # fmt: skip
         updater = Updater(tools, subscriptions=subscriptions, max_models=self.max_models)
         task = asyncio.create_task(updater.run())
@@ -207,18 +208,47 @@ async def test_failures_on_probation_revert_to_the_version_before(rig: Rig) -> N
         await until("v1 answers", lambda: rig.hosting.get(MODEL).plan.version == "v1")
 
 
-async def test_not_found_is_not_asked_for_again_until_something_else_is_wanted(rig: Rig) -> None:
+async def test_not_found_is_asked_for_again_and_says_when(rig: Rig) -> None:
+    rig.settings = msgspec.structs.replace(UPDATE, retry_base_s=1000.0, retry_max_s=1000.0)
     missing = Release(version="v9", artifact_digest="sha256:" + "9" * 64)
     v1 = rig.build("v1")
     async with rig.start() as updater:
         updater.desire(MODEL, missing)
         report = await reach(updater, "failed")
-        assert report.failed_digest == missing.artifact_digest
-        asked = len(rig.registry.requests)
-        updater.desire(MODEL, missing)
-        await asyncio.sleep(0.1)
-        assert len(rig.registry.requests) == asked
+        assert report.failed_digest == "", "it is still being tried"
+        assert report.retry_in_s is not None
+        assert 490 < report.retry_in_s <= 500
         await commit(updater, v1)
+
+
+@pytest.mark.parametrize("answer", [(404, {}), (500, {}), (403, {}), (200, {"content-length": "7"})])
+async def test_one_wrong_answer_of_a_registry_does_not_block_a_release(rig: Rig, answer: tuple[int, Any]) -> None:
+    v1 = rig.build("v1")
+    for digest in (v1.digest, v1.artifact().variant("edge").weights.digest):
+        rig.registry.answers[digest] = [answer]
+    async with rig.start() as updater:
+        await commit(updater, v1)
+
+
+async def test_one_oversized_page_does_not_block_a_release(rig: Rig) -> None:
+    v1 = rig.build("v1")
+    rig.registry.replaced[v1.digest] = b"<html>" * 1_000_000
+    async with rig.start() as updater:
+        updater.desire(MODEL, release_of(v1))
+        report = await reach(updater, "failed")
+        assert report.failed_digest == ""
+        del rig.registry.replaced[v1.digest]
+        await reach(updater, "committed", "v1")
+
+
+async def test_what_the_digest_fixes_is_final_until_the_block_has_passed(rig: Rig) -> None:
+    rig.settings = msgspec.structs.replace(UPDATE, block_s=0.2)
+    v1 = rig.build("v1", targets=("arm64",))
+    async with rig.start() as updater:
+        updater.desire(MODEL, release_of(v1))
+        report = await reach(updater, "failed")
+        assert report.failed_digest == v1.digest
+        await until("tried again", lambda: updater._models[MODEL].state.failures[0].count == 2)
 
 
 async def test_an_outage_of_the_registry_is_ridden_out(rig: Rig) -> None:
@@ -386,8 +416,33 @@ async def test_starts_that_did_not_survive_revert(rig: Rig) -> None:
     async with rig.start() as updater:
         report = await reach(updater, "reverted", "v1")
         assert "did not survive" in report.error
+        assert report.retry_in_s is not None
         await until("v1 answers", lambda: MODEL in rig.hosting.models())
         assert rig.hosting.get(MODEL).plan.version == "v1"
+        updater.unblock(MODEL)
+        await reach(updater, "probation", "v2")
+
+
+async def test_power_cuts_on_probation_blame_nobody(rig: Rig) -> None:
+    rig.settings = msgspec.structs.replace(UPDATE, probation_s=60.0)
+    v1 = rig.build("v1")
+    for number in range(6):
+        rig.boot_id = f"boot {number}"
+        async with rig.start() as updater:
+            updater.desire(MODEL, release_of(v1))
+            await reach(updater, "probation", "v1")
+            await until("v1 answers", lambda: MODEL in rig.hosting.models())
+
+
+async def test_a_committed_model_outlives_every_number_of_kills_after_its_load(rig: Rig) -> None:
+    v1 = rig.build("v1")
+    async with rig.start() as updater:
+        await commit(updater, v1)
+    rig.settings = msgspec.structs.replace(UPDATE, probation_s=60.0)
+    for _ in range(5):
+        async with rig.start():
+            await until("v1 answers", lambda: MODEL in rig.hosting.models())
+            await until("its load is off the record", lambda: not rig.store.states()[MODEL].trials)
 
 
 async def test_an_orderly_stop_is_not_a_crash(rig: Rig) -> None:
