@@ -13,7 +13,7 @@ import click
 import msgspec
 
 from cloud_core.settings import ENV_PREFIX, CoreSettings, check
-from penstock.cli.output import output_option, print_fields, print_json, print_table
+from penstock.cli.output import output_option, print_fields, print_json, print_result, print_table
 from penstock.errors import InvalidInput, Unavailable
 from penstock.process import config
 from penstock.process.supervision import stop_on_signals
@@ -109,6 +109,36 @@ def status(target: str, token: str, output: str) -> None:
         print_table(["model", "version", "state", "reason"], rows)
     else:
         click.echo("\nno models yet; push one with 'penstock artifact push'")
+
+
+@command.command(
+    epilog="""\b
+Examples:
+  penstock core default digits v2
+  penstock core default digits v2 --core grpc://127.0.0.1:8001 --reason 'v1 mislabels sevens' -o json
+
+Exit codes: 0 moved, 1 no such model or version, 3 refused because devices run the model, 4 no core answers."""
+)
+@click.argument("model")
+@click.argument("version")
+@click.option("--reason", default="", help="Why, for the record.")
+@click.option("--who", default=lambda: os.environ.get("USER", ""), help="Who, for the record.  [default: your login]")
+@click.option(
+    "--core", "core", envvar="PENSTOCK_CORE", default="grpc://127.0.0.1:8001", show_default=True, help="The core."
+)
+@click.option("--token", envvar="PENSTOCK_TOKEN", default="", help="Credential, where the core has tenants.")
+@output_option
+def default(model: str, version: str, reason: str, who: str, core: str, token: str, output: str) -> None:
+    """Make VERSION of MODEL what the core serves to callers that name none, where no device runs the model.
+
+    Where devices do, 'penstock fleet apply' moves the default together with them. Who did it, when and why is recorded.
+    """
+    from penstock.rpc.fleet import FleetClient, as_data
+    from penstock.rpc.pb import fleet_pb2
+
+    with FleetClient(core, token=token) as client:
+        moved = client.set_default(fleet_pb2.SetDefaultRequest(model=model, version=version, who=who, reason=reason))
+    print_result(output, as_data(moved), lambda: print_fields(as_data(moved)))
 
 
 async def _serve(settings: CoreSettings) -> bool:

@@ -110,5 +110,17 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
         return codec.encode_rollout(await self._service.abort(request.rollout_id, keep=request.keep))
 
     @_statuses
+    async def SetDefault(self, request: pb.SetDefaultRequest, context: _Context) -> pb.SetDefaultResponse:
+        version, previous = await self._service.set_default(
+            request.model, request.version, who=request.who[:255], reason=request.reason[:1000]
+        )
+        return pb.SetDefaultResponse(
+            model=version.model,
+            version=version.tag or request.version,
+            artifact_digest=version.digest,
+            previous_digest=previous,
+        )
+
+    @_statuses
     async def UndoRollout(self, request: pb.RolloutActionRequest, context: _Context) -> pb.Rollout:
         return codec.encode_rollout(await self._service.undo(request.rollout_id))

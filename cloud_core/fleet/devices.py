@@ -181,6 +181,11 @@ def check_device_id(device_id: str) -> str:
     return device_id
 
 
+def is_news(before: Device, after: Device, *, quiet_s: float) -> bool:
+    """Say whether a report is news: another state, or a voice after a silence that may have counted as failure."""
+    return after.last_seen - before.last_seen > quiet_s or before.report.models != after.report.models
+
+
 def sanitized(report: Report) -> Report:
     """Return a report whose every part is bounded.
 

@@ -19,7 +19,7 @@ from cloud_core.policy.planning import Candidate
 from cloud_core.policy.rollout import Rollout
 from cloud_core.registry.registry import ModelVersion, Registry
 from penstock.artifact import manifests
-from penstock.errors import ArtifactError, NotFound
+from penstock.errors import ArtifactError, Conflict, NotFound
 from penstock.process.telemetry import log
 from penstock.wire.outcomes import NOTHING, OutcomeCounts
 
@@ -62,6 +62,30 @@ class FleetQueries:
         """Return :meth:`desired` for a known device."""
         device = self._devices.get(device_id)
         return self.desired(device.report if device else Report(device_id=device_id), model)
+
+    def check_unused(self, model: str, version: str) -> None:
+        """Check that no device runs a model through the fleet.
+
+        Raises:
+            Conflict: one does, or will; says which.
+        """
+        release = self._store.releases.get(model)
+        users = ["the fleet's release"] if release is not None and release.artifact_digest else []
+        users += [f"rollout {entry.rollout.plan.rollout_id}" for entry in self._store.active(model)]
+        for (device, name), assigned in self._store.assignments.items():
+            users += [f"device {device}"] if name == model and assigned.artifact_digest else []
+        if users:
+            raise Conflict(
+                f"devices run {model} ({', '.join(users[:3])}), and the default moves with them: "
+                f"'penstock fleet apply {model}:{version}'"
+            )
+
+    def default(self, model: str) -> str:
+        """Return what the core serves by default; "" for nothing."""
+        try:
+            return self._registry.resolve(model).digest
+        except NotFound:
+            return ""  # a removal of what was deleted from the registry
 
     def elsewhere(self, plan: Plan, expected: Mapping[str, Assignment]) -> list[str]:
         """Return the devices that should by now run something else than is expected of them."""

@@ -205,8 +205,9 @@ class FleetStore:
             self.releases.update(releases)
 
     @uncancelled
-    async def set_default(self, model: str, digest: str, action: rows.ActionRow) -> None:
+    async def set_default(self, model: str, digest: str, *, at: datetime, who: str, reason: str) -> None:
         """Move what the core serves by default, and record who did it, in one transaction."""
+        action = rows.ActionRow(at=at.timestamp(), who=who, action="core default", subject=model, reason=reason)
 
         def work(transaction: Transaction) -> None:
             catalog.set_default(transaction, model, digest, action.at)

@@ -15,7 +15,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from cloud_core.fleet import outcome_totals
-from cloud_core.fleet.devices import Device, Devices, Report, check_device_id
+from cloud_core.fleet.devices import Devices, Report, check_device_id, is_news
 from cloud_core.fleet.fleet_queries import FleetQueries
 from cloud_core.fleet.fleet_store import Entry, FleetStore, new_entry
 from cloud_core.fleet.messages import DesiredModel, DeviceStatus, PlanRequest, PromiseStatus, RolloutStatus
@@ -25,7 +25,7 @@ from cloud_core.policy import gates, planning
 from cloud_core.policy import rollout as policy
 from cloud_core.policy.assignments import Plan
 from cloud_core.policy.rollout import Action, Hold, Rollout
-from cloud_core.registry.registry import Registry
+from cloud_core.registry.registry import ModelVersion, Registry
 from cloud_core.state import Database
 from cloud_core.state import fleet as rows
 from penstock.errors import Conflict, InvalidInput, NotFound, StorageError
@@ -95,7 +95,7 @@ class FleetService:
             async with self._changing:  # a new device is on disk before it is told anything
                 await self._store.save_devices(self._devices, [report.device_id], forgotten=forgotten)
         is_busy = report.device_id in self._store.busy
-        if is_busy and (before is None or self._is_news(before, device)):
+        if is_busy and (before is None or is_news(before, device, quiet_s=2 * self.settings.busy_heartbeat_s)):
             self._news.set()
         interval_s = self.settings.busy_heartbeat_s if is_busy else self.settings.heartbeat_s
         return self._queries.desired_models(device.report), interval_s
@@ -196,7 +196,7 @@ class FleetService:
                 raise Conflict(f"plan {rollout_id} has digest {entry.plan_digest}, not {plan_digest}; plan again")
             after = policy.applied(
                 entry.rollout,
-                default_digest=self._default(plan.model),
+                default_digest=self._queries.default(plan.model),
                 release=self._store.releases.get(plan.model),
                 now=self._now(),
             )
@@ -243,6 +243,20 @@ class FleetService:
             NotFound: no such rollout. Conflict: its devices are back already, or run something newer.
         """
         return await self._act("undo", rollout_id, lambda rollout, now: policy.undone(rollout, now=now))
+
+    async def set_default(self, model: str, version: str, *, who: str, reason: str) -> tuple[ModelVersion, str]:
+        """Move what the core serves by default; return that and the digest from before. Recorded with who and why.
+
+        Raises:
+            NotFound: no such model or version. Conflict: devices run the model, whose default moves with a rollout.
+        """
+        found = self._registry.resolve(model, version)
+        async with self._changing:
+            self._queries.check_unused(model, version)
+            before = self._queries.default(model)
+            await self._store.set_default(model, found.digest, at=self._now(), who=who, reason=reason)
+        log(_log, logging.WARNING, "default moved", model=model, to=found.digest, was=before, who=who, reason=reason)
+        return found, before
 
     def rollout(self, rollout_id: str = "") -> RolloutStatus:
         """Return a rollout; the newest for "".
@@ -295,11 +309,6 @@ class FleetService:
         """
         async with self._changing:
             await self._save_reported()
-
-    def _is_news(self, before: Device, after: Device) -> bool:
-        """Say whether a report is news: another state, or a voice after a silence that may have counted as failure."""
-        was_quiet = after.last_seen - before.last_seen > 2 * self.settings.busy_heartbeat_s
-        return was_quiet or before.report.models != after.report.models
 
     async def _news_or(self, wake_at: datetime) -> None:
         wait_s = max(0.0, (wake_at - self._now()).total_seconds())
@@ -389,9 +398,3 @@ class FleetService:
             raise Conflict(
                 f"{', '.join(newer[:5])} should run something newer than {plan.version}; undo the later rollout first"
             )
-
-    def _default(self, model: str) -> str:
-        try:
-            return self._registry.resolve(model).digest
-        except NotFound:
-            return ""  # a removal of what was deleted from the registry

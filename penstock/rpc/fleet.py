@@ -94,6 +94,11 @@ class FleetClient:
         """Send every device back to what it ran before. Raises as :meth:`devices`."""
         return self._rollout(self._stub.UndoRollout, fleet_pb2.RolloutActionRequest(rollout_id=rollout_id))
 
+    def set_default(self, request: fleet_pb2.SetDefaultRequest) -> fleet_pb2.SetDefaultResponse:
+        """Move what the core serves by default. Raises as :meth:`devices`; Conflict where devices run the model."""
+        answer: fleet_pb2.SetDefaultResponse = self._call(self._stub.SetDefault, request)
+        return answer
+
     def _rollout(self, method: Callable[..., Any], request: Any) -> fleet_pb2.Rollout:
         rollout: fleet_pb2.Rollout = self._call(method, request)
         return rollout

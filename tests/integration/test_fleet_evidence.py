@@ -56,7 +56,12 @@ def report(core: CoreProcess, layout: Layout, device_id: str, *, token: str = SH
             model="digits", active_digest=layout.digest, certificate_digest=layout.certificates()[0][0],
             phase=pb.COMMITTED, mode=pb.CASCADE,
         )  # fmt: skip
-        beat = pb.HeartbeatRequest(device_id=device_id, target=layout.artifact().variant("edge").spec.target, subscriptions=["digits"], models=[model])
+        beat = pb.HeartbeatRequest(
+            device_id=device_id,
+            target=layout.artifact().variant("edge").spec.target,
+            subscriptions=["digits"],
+            models=[model],
+        )
         reply = stub.Heartbeat(beat, metadata=metadata, timeout=10)
         if sequence:
             counts = pb.OutcomeCounts(requests=20, kept=20, audited=20, audit_harm=4)

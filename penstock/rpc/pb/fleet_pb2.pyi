@@ -385,6 +385,30 @@ class ApplyRolloutRequest(_message.Message):
     plan_digest: str
     def __init__(self, rollout_id: _Optional[str] = ..., plan_digest: _Optional[str] = ...) -> None: ...
 
+class SetDefaultRequest(_message.Message):
+    __slots__ = ("model", "version", "who", "reason")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    WHO_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: str
+    who: str
+    reason: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., who: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class SetDefaultResponse(_message.Message):
+    __slots__ = ("model", "version", "artifact_digest", "previous_digest")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: str
+    artifact_digest: str
+    previous_digest: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., previous_digest: _Optional[str] = ...) -> None: ...
+
 class GetRolloutRequest(_message.Message):
     __slots__ = ("rollout_id",)
     ROLLOUT_ID_FIELD_NUMBER: _ClassVar[int]

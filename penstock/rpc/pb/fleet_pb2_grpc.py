@@ -89,6 +89,11 @@ class FleetStub:
                 request_serializer=fleet__pb2.RolloutActionRequest.SerializeToString,
                 response_deserializer=fleet__pb2.Rollout.FromString,
                 _registered_method=True)
+        self.SetDefault = channel.unary_unary(
+                '/penstock.v1.Fleet/SetDefault',
+                request_serializer=fleet__pb2.SetDefaultRequest.SerializeToString,
+                response_deserializer=fleet__pb2.SetDefaultResponse.FromString,
+                _registered_method=True)
         self.ListPromises = channel.unary_unary(
                 '/penstock.v1.Fleet/ListPromises',
                 request_serializer=fleet__pb2.ListPromisesRequest.SerializeToString,
@@ -169,6 +174,13 @@ class FleetServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetDefault(self, request, context):
+        """What the core serves by default, where no device runs the model: a rollout moves it otherwise. Recorded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListPromises(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -232,6 +244,11 @@ def add_FleetServicer_to_server(servicer, server):
                     servicer.UndoRollout,
                     request_deserializer=fleet__pb2.RolloutActionRequest.FromString,
                     response_serializer=fleet__pb2.Rollout.SerializeToString,
+            ),
+            'SetDefault': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetDefault,
+                    request_deserializer=fleet__pb2.SetDefaultRequest.FromString,
+                    response_serializer=fleet__pb2.SetDefaultResponse.SerializeToString,
             ),
             'ListPromises': grpc.unary_unary_rpc_method_handler(
                     servicer.ListPromises,
@@ -536,6 +553,33 @@ class Fleet:
             '/penstock.v1.Fleet/UndoRollout',
             fleet__pb2.RolloutActionRequest.SerializeToString,
             fleet__pb2.Rollout.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetDefault(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.v1.Fleet/SetDefault',
+            fleet__pb2.SetDefaultRequest.SerializeToString,
+            fleet__pb2.SetDefaultResponse.FromString,
             options,
             channel_credentials,
             insecure,

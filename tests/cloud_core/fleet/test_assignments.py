@@ -15,6 +15,7 @@ from cloud_core.policy.gates import Gate
 from cloud_core.policy.planning import Selection
 from cloud_core.registry.registry import Registry
 from cloud_core.state import Database
+from cloud_core.state import fleet as rows
 from penstock.artifact.layout import Layout
 from penstock.errors import Conflict
 
@@ -224,6 +225,21 @@ async def test_a_removal_is_a_rollout_and_undo_brings_the_model_back(fleet: Flee
     await fleet.service.undo()
     await fleet.follow_all()
     assert fleet.on() == before
+
+
+async def test_the_core_s_default_moves_by_hand_only_where_no_device_runs_the_model(
+    fleet: Fleet, make_layout: Any, put: Any
+) -> None:
+    second = await put(fleet.registry, make_layout("v2"))
+    found, before = await fleet.service.set_default("digits", "v2", who="ada", reason="better")
+    assert (found.digest, before) == (second, fleet.layout.digest)
+    fleet.restart()
+    assert fleet.registry.resolve("digits").digest == second
+    (action,) = fleet.database.run_now(rows.read).actions
+    assert (action.who, action.action, action.reason) == ("ada", "core default", "better")
+    await fleet.start("v1")
+    with pytest.raises(Conflict, match="penstock fleet apply digits:v2"):
+        await fleet.service.set_default("digits", "v2", who="ada", reason="")
 
 
 async def test_what_was_reported_before_a_removal_is_no_evidence_that_it_is_done(fleet: Fleet) -> None:
