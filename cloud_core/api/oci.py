@@ -23,7 +23,7 @@ from cloud_core.registry.uploads import Upload
 from cloud_core.state import to_its_end
 from penstock.artifact import manifests
 from penstock.errors import DigestMismatch, NotFound, PenstockError, Unavailable
-from penstock.http.routes import MethodNotAllowed, Reply, Request, Route, refusal
+from penstock.http.routes import MethodNotAllowed, Reply, Request, Route, UnknownEncoding, refusal
 from penstock.policy.access import Action
 
 _CHUNK_BYTES = 1024 * 1024
@@ -263,7 +263,11 @@ def _refusal(error: PenstockError) -> Reply:
     reply = refusal(error)
     if isinstance(error, DigestMismatch):  # of what is stored: the client sent nothing wrong
         return _error(500, "UNKNOWN", f"stored bytes are damaged: {error.message}")
-    code = oci_errors.UNSUPPORTED if isinstance(error, MethodNotAllowed) else _CODES.get(error.code, "UNKNOWN")
+    code = (
+        oci_errors.UNSUPPORTED
+        if isinstance(error, MethodNotAllowed | UnknownEncoding)
+        else _CODES.get(error.code, "UNKNOWN")
+    )
     return _error(reply.status, code, error.message, headers=reply.headers)
 
 

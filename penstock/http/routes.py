@@ -88,6 +88,9 @@ def refusal(error: PenstockError, *, queue_full: int = 503) -> Reply:
     if isinstance(error, MethodNotAllowed):
         status = 405
         headers["Allow"] = ", ".join(error.allowed)
+    if isinstance(error, UnknownEncoding):
+        status = 415
+        headers["Accept-Encoding"] = ", ".join(error.accepted)  # RFC 9110, 12.5.3: in a 415 it names what would do
     return Reply(status=status, body=codec.encode_error(error), headers=headers)
 
 
@@ -121,6 +124,18 @@ class MethodNotAllowed(InvalidInput):
         super().__init__(f"method {method[:20]} does not fit this path; use {' or '.join(allowed)}", field="method")
         self.allowed = allowed
         self.route = route
+
+
+class UnknownEncoding(InvalidInput):
+    """The body is in a content coding that is not decoded here; answered with 415 (RFC 9110, 15.5.16)."""
+
+    def __init__(self, encoding: str, accepted: tuple[str, ...]) -> None:
+        super().__init__(
+            f"Content-Encoding: {encoding[:40]!r} is not decoded here; send the body as it is, or as "
+            f"{' or '.join(accepted)}",
+            field="Content-Encoding",
+        )
+        self.accepted = accepted
 
 
 class Table:

@@ -22,7 +22,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from penstock.errors import DeadlineExceeded, InvalidInput, PenstockError, TooLarge
 from penstock.http import listen
 from penstock.http.express import Express
-from penstock.http.routes import MethodNotAllowed, Reply, Request, Route, Table, refusal
+from penstock.http.routes import MethodNotAllowed, Reply, Request, Route, Table, UnknownEncoding, refusal
 from penstock.policy.access import Action
 from penstock.process.telemetry import refusal_of
 from penstock.wire.context import AUTHORIZATION, REQUEST_ID, RequestContext, context_of
@@ -34,6 +34,8 @@ _EXPRESS_BODY_BYTES = 256 * 1024  # larger bodies are read by aiohttp, after adm
 _LINGER_S = 2.0  # reading what a refused client still sends, so that it gets to see the refusal
 _FILE_CHUNK_BYTES = 1024 * 1024
 _BROKEN = (web.RequestPayloadError, ClientPayloadError, HttpProcessingError)  # a length not kept, a wrong encoding
+_PLAIN = ("", "identity")
+_ENCODINGS = ("gzip", "deflate")  # what aiohttp decodes with nothing but the standard library
 _log = logging.getLogger(__name__)
 
 
@@ -154,6 +156,9 @@ class HttpServer:
             if route.may is not None:
                 tenant = self._authenticate(headers.get(AUTHORIZATION, ""), route.may)
                 context = msgspec.structs.replace(context, tenant=tenant)
+            encoding = headers.get("Content-Encoding", "").strip().lower()
+            if encoding not in _PLAIN and encoding not in _ENCODINGS:
+                raise UnknownEncoding(encoding, _ENCODINGS)
             asked = Request(
                 method=request.method, path=path, names=names, headers=headers, query=request.query, context=context,
                 body=_Body(request, self._limits, self._loop),

@@ -154,14 +154,15 @@ def _arrays(tensors: Any, raws: Any, where: str) -> dict[str, Array]:
         field = f"{where}.{name}"
         if name in arrays:
             raise InvalidInput(f"{field}: given twice", field=field)
+        # first: a tensor in shared memory comes without contents, and "0 values" would be a riddle
+        if tensor.parameters and "shared_memory_region" in tensor.parameters:
+            raise InvalidInput(f"{field}: shared memory is not served; send the bytes", field=field)
         if count:
             if tensor.HasField("contents"):
                 raise InvalidInput(f"{field}: both contents and raw contents are given", field=field)
             arrays[name] = from_bytes(raws[index], tensor.datatype, tensor.shape, field=field)
         else:
             arrays[name] = _typed(tensor, field)
-        if tensor.parameters and "shared_memory_region" in tensor.parameters:
-            raise InvalidInput(f"{field}: shared memory is not served; send the bytes", field=field)
     return arrays
 
 

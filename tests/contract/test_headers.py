@@ -166,3 +166,20 @@ async def test_a_header_length_that_is_none_is_told_so(house: House, door: str, 
     assert (status_of(answer), answer.code) == (400, "invalid-input")
     assert answer.hints["x-penstock-field"] == "Inference-Header-Content-Length"
     assert f"{text[:40]!r} is not a length; expected a number of bytes" in answer.message
+
+
+@pytest.mark.parametrize("door", OVER_HTTP)
+@pytest.mark.parametrize("encoding", ["x-none-such", "gzip, deflate", "compress"])
+async def test_a_body_in_an_unknown_encoding_is_415_and_told_what_would_do(
+    house: House, door: str, encoding: str
+) -> None:
+    answer = await house.ask(door, Ask(headers={"Content-Encoding": encoding}))
+    assert (answer.status, answer.code) == (415, "invalid-input")
+    assert answer.hints["accept-encoding"] == "gzip, deflate"
+    assert f"{encoding!r} is not decoded here" in answer.message
+
+
+@pytest.mark.parametrize("door", OVER_HTTP)
+async def test_a_body_that_says_it_is_as_it_is_is_read(house: House, door: str) -> None:
+    answer = await house.ask(door, Ask(headers={"Content-Encoding": "Identity"}))
+    assert answer.status == 200, answer.message

@@ -141,6 +141,10 @@ def test_a_name_twice_a_parameter_without_value_and_shared_memory_are_refused() 
     message.inputs[0].parameters["shared_memory_region"].string_param = "r"
     with pytest.raises(InvalidInput, match="shared memory is not served"):
         codec.decode_request(message)
+    message = typed("FP32", [3])  # as Triton's client sends it: a shape, a region and no values
+    message.inputs[0].parameters["shared_memory_region"].string_param = "r"
+    with pytest.raises(InvalidInput, match="shared memory is not served"):
+        codec.decode_request(message)
     message = raw("FP32", [1], b"\0" * 4)
     message.outputs.add(name="y").parameters["classification"].int64_param = 2
     with pytest.raises(InvalidInput, match="not served"):
