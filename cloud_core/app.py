@@ -30,6 +30,7 @@ from cloud_core.serving.dataplane import DataPlane
 from cloud_core.settings import CoreSettings, check
 from cloud_core.state import Database
 from penstock.artifact.blobs import write_atomically
+from penstock.errors import StorageError
 from penstock.http.server import HttpServer
 from penstock.process.supervision import supervise
 from penstock.process.telemetry import log
@@ -121,7 +122,8 @@ class Core:
         database = Database.open(self._data_dir / "core.db")
         self._exit.callback(database.close)
         endpoints = self._data_dir / ENDPOINTS_FILE
-        endpoints.unlink(missing_ok=True)  # of a core that was killed: nobody listens there any more
+        with contextlib.suppress(OSError):
+            endpoints.unlink()  # of a core that was killed: nobody listens there any more
         trusted = trust.configured(settings.trust_root, os.environ)
         if trusted is not None:
             trusted.keys()  # a root that cannot be read is found out now, not when a version is asked for
@@ -172,8 +174,11 @@ class Core:
     def _announce(self, endpoints: Path) -> None:
         http = f"{_host(self._settings.http.host)}:{self.http_port}"
         grpc = f"{_host(self._settings.grpc.host)}:{self.grpc_port}"
-        write_atomically(endpoints, msgspec.json.encode({"http": http, "grpc": grpc}))
-        self._exit.callback(endpoints.unlink, missing_ok=True)
+        try:
+            write_atomically(endpoints, msgspec.json.encode({"http": http, "grpc": grpc}))
+            self._exit.callback(endpoints.unlink, missing_ok=True)
+        except StorageError as error:  # a full disk must not keep the core from serving
+            log(_log, logging.WARNING, "endpoints not written", error=error.message)
         log(_log, logging.INFO, "ready", http=http, grpc=grpc)
 
     async def _beat(self) -> None:

@@ -338,6 +338,17 @@ async def test_a_restart_serves_what_was_pushed_before(tmp_path: Path) -> None:
         assert status == 200  # at once: it was loaded before it said that it is ready
 
 
+async def test_a_restart_serves_where_the_file_that_says_where_cannot_be_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await (await start_core(tmp_path)).stop()
+    (tmp_path / "core" / "endpoints.json" / "in the way").mkdir(parents=True)  # refused for root too, as a full disk is
+    async with await Core.start(core_settings(tmp_path / "core")) as again:
+        status, _, _ = await asking(again)("POST", INFER, json_body())
+        assert status == 200
+    assert "endpoints not written" in caplog.text
+
+
 async def raw(core: Core, rest: bytes) -> tuple[int, bytes, dict[bytes, bytes]]:
     """Send a head and part of a body by hand; status, status line and headers of the answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", core.http_port)
