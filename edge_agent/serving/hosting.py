@@ -339,16 +339,8 @@ class Hosting:
             max_harm=self._max_harm_of(plan.model),
             audits=audits,
         )
-        telemetry.log(
-            _LOG,
-            logging.INFO,
-            "model proved itself",
-            model=plan.model,
-            version=plan.version,
-            target=spec.target,
-            batch_s=loaded.timing.full_batch_s,
-            mode=hosted.mode,
-        )
+        telemetry.log(_LOG, logging.INFO, "model proved itself", model=plan.model, version=plan.version,
+                      target=spec.target, batch_s=loaded.timing.full_batch_s, mode=hosted.mode)  # fmt: skip
         return hosted
 
     def withdraw(self, model: str) -> Hosted | None:
