@@ -117,6 +117,19 @@ def test_it_has_a_platform_of_project_and_format(name: str) -> None:
     assert "_" in platform_of(name)
 
 
+def test_onnx_raises_what_a_request_did_wrong_and_writes_nothing_to_stderr(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    onnx = pytest.importorskip("onnx", reason="writing a model needs onnx")
+    gather = onnx.helper.make_node("Gather", ["table", "x"], ["y"])
+    table = {"table": np.arange(3, dtype="f4")}
+    onnx.save(onnx_model([gather], table, inputs={"x": ["n"]}, outputs={"y": ["n"]}, ints=("x",)), tmp_path / "m.onnx")
+    engine = load_engine("onnx", tmp_path / "m.onnx", EngineOptions())
+    with pytest.raises(InvalidInput, match="idx=9 must be within"):
+        engine.run({"x": np.array([9])})
+    assert capfd.readouterr().err == ""
+
+
 def test_onnx_refuses_inputs_that_the_model_refuses(tmp_path: Path) -> None:
     engine = load_engine("onnx", _onnx_identity(tmp_path / "m.onnx"), EngineOptions())
     with pytest.raises(InvalidInput):
