@@ -202,7 +202,11 @@ class Agent:
             host, port = parse_address(self.settings.tcp, setting="tcp")
             self.tcp_address = await self.http.listen_tcp(host, port, setting="--tcp")
         self._announce()
-        stack.callback((self._data_dir / ENDPOINTS_FILE).unlink, missing_ok=True)
+        stack.callback(self._withdraw)
+
+    def _withdraw(self) -> None:
+        with contextlib.suppress(OSError):  # read-only or worn out: it was never written, or cannot be taken back
+            (self._data_dir / ENDPOINTS_FILE).unlink(missing_ok=True)
 
     async def _stop_serving(self) -> None:
         """Refuse new requests at once, let admitted ones finish within ``drain_s``, then close every connection."""

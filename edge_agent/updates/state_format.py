@@ -7,6 +7,7 @@ lost with the next write. A key that is not known is an error too: a misspelt on
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ from penstock.errors import ArtifactError, newer_state
 SCHEMA_VERSION = 3
 """Raise it when the document changes, add a step that brings older documents there, and keep a golden file."""
 
-_VERSION_KEY = "schema_version"
+_VERSION_KEY, _CHECKSUM_KEY = "schema_version", "checksum"
 _STEPS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: lambda document: document,  # version 0, of Penstock 0.1.0, was the same document without a version
     2: lambda document: (
@@ -32,7 +33,12 @@ def encode(state: ModelState) -> bytes:
     """Write a state as this release does."""
     # beside the state's own keys, not around them: a device that has to go back one release still finds its model
     document = {_VERSION_KEY: SCHEMA_VERSION} | msgspec.to_builtins(state)
+    document[_CHECKSUM_KEY] = _checksum(document)
     return msgspec.json.format(msgspec.json.encode(document), indent=1)
+
+
+def _checksum(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(msgspec.json.encode(document, order="deterministic")).hexdigest()
 
 
 def decode(data: bytes, where: str) -> ModelState:
@@ -50,6 +56,10 @@ def decode(data: bytes, where: str) -> ModelState:
         version = msgspec.convert(document.pop(_VERSION_KEY, 0), int)
         if version > SCHEMA_VERSION:
             raise newer_state(where, found=version, known=SCHEMA_VERSION)
+        if document.pop(_CHECKSUM_KEY, None) != (
+            _checksum({_VERSION_KEY: version} | document) if version >= 3 else None
+        ):
+            raise ArtifactError(f"{where}: damaged, its checksum differs")
         for number in range(version + 1, SCHEMA_VERSION + 1):
             document = _STEPS[number](document)
         return msgspec.convert(document, ModelState)

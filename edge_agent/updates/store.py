@@ -6,6 +6,8 @@ Owns durability and garbage collection. Which slot is active, and when that chan
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -32,6 +34,7 @@ from penstock.signing.trust import TrustRoot
 P = ParamSpec("P")
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
+_WORN_OUT = frozenset({errno.EROFS, errno.EIO, errno.ENOSPC, errno.EDQUOT})
 _MAX_STATE_BYTES = 1024 * 1024
 _HEAVY = (
     manifests.MODEL_WEIGHT,
@@ -51,7 +54,13 @@ class DataDirLock:
         """
         with disk_errors(f"using data directory {data_dir}"):
             data_dir.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                self._file = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                if error.errno not in _WORN_OUT:
+                    raise
+                log(_log, logging.WARNING, "the data directory takes no writes", directory=data_dir, error=error)
+                self._file = os.open(data_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -98,14 +107,18 @@ class Store:
         self.data_dir = data_dir
         self.blobs = BlobStore(data_dir)
         self._models = data_dir / "models"
+        self._copies = self._models / "copies"
         self._unpacked = data_dir / "unpacked"
         self._max_document_bytes = max_document_bytes
         self._rung, self._trust = rung, trust
         with disk_errors(f"creating {self._models}"):
             self._models.mkdir(parents=True, exist_ok=True)
-            for directory in (data_dir, self._models, self.blobs.path(digest_of(b"")).parent):
+            with contextlib.suppress(OSError):  # read-only, and of a release that made no copies
+                self._copies.mkdir(exist_ok=True)
+            for directory in (data_dir, self._models, self._copies, self.blobs.path(digest_of(b"")).parent):
                 for leftover in directory.glob(".tmp-*"):  # of writes that a kill -9 cut short
-                    leftover.unlink(missing_ok=True)
+                    with contextlib.suppress(OSError):  # read-only: what is committed is served all the same
+                        leftover.unlink(missing_ok=True)
         variant_files.discard(self._unpacked)  # made again by whatever is loaded
 
     def __repr__(self) -> str:
@@ -118,15 +131,29 @@ class Store:
             NewerState: a newer Penstock wrote one of them; it stays as it is.
         """
         found: dict[str, ModelState] = {}
-        for path in sorted(self._models.glob("*.json")):
+        names = {path.name for directory in (self._models, self._copies) for path in directory.glob("*.json")}
+        for path in sorted(self._models / name for name in names):
             try:
-                state = _decode_state(path)
+                state = self._either_copy(path)
             except (ArtifactError, OSError) as error:
                 log(_log, logging.ERROR, "state file unreadable, set aside as .bad", file=path, error=error)
-                os.replace(path, path.with_suffix(".bad"))
+                with contextlib.suppress(OSError):  # read-only or worn out
+                    os.replace(path, path.with_suffix(".bad"))
                 continue
             found[state.model] = state
         return found
+
+    def _either_copy(self, path: Path) -> ModelState:
+        """Read a state from its file, else from the copy of it."""
+        try:
+            return _decode_state(path)
+        except (ArtifactError, OSError) as error:
+            try:
+                state = _decode_state(self._copies / path.name)
+            except (ArtifactError, OSError):
+                raise error from None
+            log(_log, logging.WARNING, "state file damaged, its copy is used", file=path, error=error)
+            return state
 
     def save(self, state: ModelState) -> None:
         """Make a state durable.
@@ -134,8 +161,9 @@ class Store:
         Raises:
             StorageError: the disk is full or not writable; the old state stands.
         """
-        path = self._models / f"{manifests.check_model_name(state.model)}.json"
-        write_atomically(path, state_format.encode(state))
+        name, data = f"{manifests.check_model_name(state.model)}.json", state_format.encode(state)
+        write_atomically(self._models / name, data)
+        write_atomically(self._copies / name, data)
 
     def forget(self, model: str) -> None:
         """Delete the state of a model. Its blobs go with the next :meth:`collect`.
@@ -143,10 +171,12 @@ class Store:
         Raises:
             StorageError: the disk said no; the state stands.
         """
-        path = self._models / f"{manifests.check_model_name(model)}.json"
-        with disk_errors(f"deleting {path}"):
-            path.unlink(missing_ok=True)
-            fsync_directory(self._models)
+        name = f"{manifests.check_model_name(model)}.json"
+        with disk_errors(f"deleting the state of {model}"):
+            for directory in (self._copies, self._models):  # in this order: a copy that is left would bring it back
+                (directory / name).unlink(missing_ok=True)
+                if directory.is_dir():
+                    fsync_directory(directory)
 
     def document(self, digest: str) -> bytes:
         """Read a small blob and verify it; for ``penstock.artifact.manifests.load``."""

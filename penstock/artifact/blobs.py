@@ -93,7 +93,8 @@ class BlobStore:
             raise TooLarge(
                 f"blob {digest} has {size} bytes, more than the {limit_bytes} allowed here", limit_bytes=limit_bytes
             )
-        data = self.path(digest).read_bytes()
+        with disk_errors(f"reading {digest}"):
+            data = self.path(digest).read_bytes()
         if digest_of(data) != digest:
             raise _mismatch(digest, digest_of(data))
         return data
@@ -106,7 +107,8 @@ class BlobStore:
             DigestMismatch: the file was changed or truncated.
         """
         self.size_bytes(digest)
-        found = digest_of_file(self.path(digest))
+        with disk_errors(f"reading {digest}"):
+            found = digest_of_file(self.path(digest))
         if found != digest:
             raise _mismatch(digest, found)
         return self.path(digest)

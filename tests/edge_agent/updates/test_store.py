@@ -46,6 +46,7 @@ def test_an_unreadable_state_file_is_set_aside(tmp_path: Path, content: bytes) -
     store = Store(tmp_path)
     store.save(ModelState(model="good"))
     (tmp_path / "models" / "toy.json").write_bytes(content)
+    (tmp_path / "models" / "copies" / "toy.json").write_bytes(content)
     assert set(store.states()) == {"good"}
     assert (tmp_path / "models" / "toy.bad").read_bytes() == content
 
@@ -180,3 +181,17 @@ def test_a_data_directory_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="not a directory"):
         DataDirLock(tmp_path / "file" / "data")
+
+
+@pytest.mark.parametrize("which", ["", "copies"])
+def test_one_damaged_copy_of_a_state_costs_nothing(tmp_path: Path, which: str) -> None:
+    store = Store(tmp_path)
+    found = stored(store, build(tmp_path / "src", "v1", seed=1))
+    state = model_state.activate(ModelState(model=MODEL), found)
+    path = tmp_path / "models" / which / f"{MODEL}.json"
+    for place in range(0, 400, 7):
+        store.save(state)
+        data = bytearray(path.read_bytes())
+        data[place] ^= 1
+        path.write_bytes(data if place % 2 else data[:place])
+        assert store.states() == {MODEL: state}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from edge_agent.settings import FetchSettings, UpdateSettings
 from edge_agent.updates import fetch
 from edge_agent.updates.fetch import Fetcher
 from edge_agent.updates.reported import ReportedModel
-from edge_agent.updates.store import Store
+from edge_agent.updates.store import DataDirLock, Store
 from edge_agent.updates.tools import Tools
 from edge_agent.updates.updater import Updater
 from penstock.artifact.layout import Layout
@@ -604,3 +606,30 @@ async def test_what_a_device_does_not_subscribe_to_is_not_removed_either(rig: Ri
         updater.remove(MODEL)
         await until("still there", lambda: [m.phase for m in updater.reported()] == ["committed"])
         assert rig.hosting.models() == (MODEL,)
+
+
+def mount(*arguments: str) -> None:
+    subprocess.run(["mount", *arguments], check=True)
+
+
+@contextmanager
+def mounted(directory: Path) -> Iterator[None]:
+    mount("-t", "tmpfs", "-o", "size=8m", "none", str(directory))
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", directory], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system needs root")
+async def test_a_read_only_disk_serves_what_it_committed(rig: Rig) -> None:
+    device = rig.directory / "device"
+    device.mkdir()
+    with mounted(device):
+        async with rig.start() as updater:
+            await commit(updater, rig.build("v1"))
+        mount("-o", "remount,ro", str(device))
+        with DataDirLock(device):
+            async with rig.start() as updater:
+                await until("serving", lambda: rig.hosting.models() == (MODEL,))
+                assert only(updater).phase == "committed"
