@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import random
 import socket
 import ssl
@@ -94,6 +95,7 @@ class Connection:
         self._sleep = sleep or self._interrupt.pause
         self._backoff = Backoff(base_s=0.2, factor=2.0, max_s=5.0)
         self._kept: http.client.HTTPConnection | None = None
+        self._pid = os.getpid()
 
     def close(self) -> None:
         """Close the connection; the next call opens a new one."""
@@ -226,6 +228,10 @@ class Connection:
                     raise self._broken(error) from error
 
     def _connection(self, parsed: urllib.parse.SplitResult) -> http.client.HTTPConnection:
+        if self._pid != os.getpid():  # after a fork the one that is kept is the parent's: closing gives up ours only
+            self._pid = os.getpid()
+            if self._kept is not None:
+                self._drop(self._kept)
         if self._kept is not None and self._is_home(parsed):
             return self._kept
         assert parsed.hostname is not None

@@ -1,12 +1,14 @@
 """The synchronous client's HTTP: the standard library over TCP or a unix socket, with a bounded pool of connections.
 
 Thread-safe: a connection belongs to one call at a time. Tries again by itself in one case only: a kept-alive
-connection turns out to have been closed by the server before any byte of an answer came back.
+connection turns out to have been closed by the server before any byte of an answer came back. A process made by a
+fork takes connections of its own: what it inherited belongs to its parent.
 """
 
 from __future__ import annotations
 
 import http.client
+import os
 import threading
 import time
 
@@ -27,6 +29,15 @@ from penstock.wire.addresses import Target
 from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata
 
 _CHUNK_BYTES = 256 * 1024
+_FORK_LOCK = threading.Lock()
+
+
+def _renew_fork_lock() -> None:
+    global _FORK_LOCK
+    _FORK_LOCK = threading.Lock()  # a thread that does not exist in the child may have held it
+
+
+os.register_at_fork(after_in_child=_renew_fork_lock)
 
 
 class RestTransport:
@@ -35,6 +46,8 @@ class RestTransport:
     def __init__(self, target: Target, *, token: str | None = None, max_connections: int = 32) -> None:
         self._target = target
         self._token = token
+        self._max_connections = max_connections
+        self._pid = os.getpid()
         self._slots = threading.BoundedSemaphore(max_connections)
         self._idle: list[http.client.HTTPConnection] = []  # the last one back is the first one out: the rest go stale
         self._is_closed = False
@@ -60,12 +73,30 @@ class RestTransport:
         while self._idle:
             self._idle.pop().close()
 
+    def _leave_inherited(self) -> None:
+        """Drop the pool after a fork: two processes that read from one connection get each other's answers.
+
+        Closing gives up this process's descriptors only, the parent's connections stay as they are. Slots are new too:
+        one that a thread of the parent held at the fork would never come back.
+        """
+        with _FORK_LOCK:
+            if self._pid == os.getpid():
+                return
+            inherited, self._idle = self._idle, []
+            self._slots = threading.BoundedSemaphore(self._max_connections)
+            self._pid = os.getpid()
+        for connection in inherited:
+            connection.close()
+
     def _get(self, path: str, timeout_s: float) -> Answer:
         return self._exchange(get_exchange(path, timeout_s, self._token), timeout_s)
 
     def _exchange(self, exchange: Exchange, timeout_s: float) -> Answer:
         deadline = time.monotonic() + timeout_s
-        if not self._slots.acquire(timeout=timeout_s):
+        if self._pid != os.getpid():
+            self._leave_inherited()
+        slots = self._slots
+        if not slots.acquire(timeout=timeout_s):
             raise DeadlineExceeded(f"all connections were in use for {timeout_s:g} s")
         try:
             return self._send(exchange, deadline)
@@ -74,7 +105,7 @@ class RestTransport:
         except (OSError, http.client.HTTPException) as error:
             raise Unavailable(_reason(error)) from error
         finally:
-            self._slots.release()
+            slots.release()
 
     def _send(self, exchange: Exchange, deadline: float) -> Answer:
         while True:

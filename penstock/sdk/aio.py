@@ -1,7 +1,7 @@
 """The asyncio client. Over gRPC, concurrent calls for the same model become one request (``penstock.sdk.coalesce``).
 
 What a target needs is imported when it is first used: grpcio for ``grpc://``, aiohttp for ``http://`` and ``unix://``.
-Connections belong to the event loop in which the first call was made.
+Connections belong to the event loop in which the first call was made; a call in another one is refused.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class AsyncClient:
         An array must not be changed until the answer is there: a merged request is put together after this returns
         to the event loop.
         """
-        opened = self._opened or self._open()
+        opened = self._here()
         timeout_s = self._timeout_s if timeout is None else call.check_timeout(timeout)
         deadline = opened.loop.time() + timeout_s
         merges = self._merges and not parameters and not request_id
@@ -193,7 +193,18 @@ class AsyncClient:
             await opened.coalescer.close()
             await opened.transport.close()
 
+    def _here(self) -> _Opened:
+        opened = self._opened
+        if opened is not None and opened.loop is asyncio.get_running_loop():
+            return opened
+        return self._open()
+
     def _open(self) -> _Opened:
+        if self._opened is not None:
+            raise Internal(
+                "this AsyncClient was first used in another event loop or before a fork, and its connections belong "
+                "there; make one in each event loop and each process, for example with 'async with AsyncClient(...)'"
+            )
         if self._is_closed:
             raise Internal("the client is closed")
         self._opened = _Opened(
@@ -204,7 +215,7 @@ class AsyncClient:
         return self._opened
 
     def _transport(self) -> AioTransport:
-        return (self._opened or self._open()).transport
+        return self._here().transport
 
     def _deadline(self, timeout: float | None) -> tuple[float, float]:
         timeout_s = self._timeout_s if timeout is None else call.check_timeout(timeout)
@@ -228,7 +239,7 @@ class AsyncClient:
         arrays, known = await self._checked(wanted)
         if not all(spec.shape[:1] == (-1,) for spec in (*known.inputs, *known.outputs)):
             return await self._infer_alone(replace(wanted, inputs=arrays))
-        coalescer = (self._opened or self._open()).coalescer
+        coalescer = self._here().coalescer
         # bare arrays come back without a name, so they have a key of their own
         given = wanted.inputs if isinstance(wanted.inputs, np.ndarray) else arrays
         key = _key(wanted.model, wanted.version, given, wanted.outputs, wanted.priority)
