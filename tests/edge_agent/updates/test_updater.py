@@ -223,7 +223,7 @@ async def test_not_found_is_asked_for_again_and_says_when(rig: Rig) -> None:
         await commit(updater, v1)
 
 
-@pytest.mark.parametrize("answer", [(404, {}), (500, {}), (403, {}), (200, {"content-length": "7"})])
+@pytest.mark.parametrize("answer", [(404, {}), (500, {}), (403, {})])
 async def test_one_wrong_answer_of_a_registry_does_not_block_a_release(rig: Rig, answer: tuple[int, Any]) -> None:
     v1 = rig.build("v1")
     for digest in (v1.digest, v1.artifact().variant("edge").weights.digest):
