@@ -63,8 +63,9 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Bounds of the data plane.
 
     Attributes:
-        replicas: engines per model; a model so fast that it runs on the event loop gets one.
-        threads: intra-op threads of each engine.
+        replicas: engines per model; a model so fast that it runs on the event loop gets one. 0 for as many as fill the
+            CPUs that this process may use (affinity and control group counted), at most 8.
+        threads: intra-op threads of each engine; 0 for as many as make one row faster, measured at load.
         max_delay_s: how long an idle replica waits for a fuller batch; 0 dispatches at once.
         max_queue_rows: rows that may wait at one replica; more are refused with ``rejected-saturated``.
         max_rows_per_request: dimension 0 of a request's inputs.
@@ -79,8 +80,8 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         drain_s: how long admitted work may take to finish after SIGTERM.
     """
 
-    replicas: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
-    threads: Annotated[int, msgspec.Meta(ge=0)] = 1
+    replicas: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
+    threads: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0
     max_delay_s: _Seconds = 0.0
     max_queue_rows: _Count = 4096
     max_rows_per_request: _Count = 1024

@@ -24,7 +24,9 @@ from penstock.hosting import loading
 from penstock.hosting.replica import EngineReplica, outputs_replica
 from penstock.hosting.replica_queue import ReplicaQueue
 from penstock.hosting.rows import Tensors
+from penstock.policy import parallelism
 from penstock.policy.retry import Backoff
+from penstock.process.machine import usable_cpus
 from penstock.process.telemetry import log
 from penstock.wire.inference import ModelState, Readiness
 
@@ -238,9 +240,12 @@ class Controller:
     def _load_replicas(self, variant: Variant) -> list[EngineReplica[Tensors]]:
         settings = self._settings
         files = self._registry.verified_files(variant)
-        replicas: list[EngineReplica[Tensors]] = []
-        while not replicas or (len(replicas) < settings.replicas and not replicas[0].is_always_short):
-            loaded = loading.load(variant.spec, files, threads=settings.threads)
+        cpus = usable_cpus()
+        loaded = loading.load(variant.spec, files, threads=settings.threads, cpus=cpus)
+        replicas = [outputs_replica(loaded, on_loop_below_s=settings.inline_below_s)]
+        wanted = settings.replicas or parallelism.instances(cpus, loaded.threads)
+        while len(replicas) < wanted and not replicas[0].is_always_short:
+            loaded = loading.load(variant.spec, files, threads=loaded.threads)
             replicas.append(outputs_replica(loaded, on_loop_below_s=settings.inline_below_s))
         return replicas
 

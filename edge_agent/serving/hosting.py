@@ -32,6 +32,7 @@ from penstock.hosting import loading
 from penstock.hosting.loading import Loaded
 from penstock.policy import confidence
 from penstock.process import telemetry
+from penstock.process.machine import usable_cpus
 from penstock.runtime import platform_of
 from penstock.wire.inference import ModelMetadata, Parameter
 from penstock.wire.outcomes import NOTHING, OutcomeCounts
@@ -257,12 +258,17 @@ class Hosting:
         outcomes: Outcomes,
         *,
         run_length: float = 1e6,
-        threads: int = 1,
+        threads: int = 0,
         max_queue_rows: int = 1024,
         drain_s: float = 5.0,
         max_harm_of: Callable[[str], float | None] = lambda model: None,
     ) -> None:
-        """``run_length``: audits until a false alarm; ``max_harm_of``: level of a model's certificate, None its own."""
+        """
+        Args:
+            run_length: audits until a false alarm.
+            threads: of each engine; 0 chooses by measurement.
+            max_harm_of: the level that a model's certificate is used at, None for its default one.
+        """
         self._max_harm_of = max_harm_of
         self._outcomes = outcomes
         self._run_length = run_length
@@ -323,7 +329,9 @@ class Hosting:
         self._loading[plan.model] = self._loading.get(plan.model, 0) + 1
         spec = plan.variant.spec
         try:
-            loaded = await asyncio.to_thread(loading.load, spec, plan.files, threads=self._threads)
+            loaded = await asyncio.to_thread(
+                loading.load, spec, plan.files, threads=self._threads, cpus=usable_cpus()
+            )
         finally:
             self._expected.discard(plan.model)  # loaded or not, nothing more is known to come
             self._loading[plan.model] -= 1

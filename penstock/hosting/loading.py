@@ -18,6 +18,7 @@ from penstock.artifact import golden
 from penstock.artifact.manifests import VariantSpec
 from penstock.artifact.variant_files import VariantFiles
 from penstock.errors import ArtifactError, InvalidInput, PenstockError
+from penstock.policy import parallelism
 from penstock.policy.service_time import ServiceTime, Timing, fitted
 from penstock.process.telemetry import log
 from penstock.runtime import Engine, EngineOptions, load_engine
@@ -36,20 +37,22 @@ class Loaded:
 
     Attributes:
         engine: runs it; the caller closes it.
+        threads: of one run.
         timing: what it costs, and whether rows may be merged.
         max_batch: most rows of one run; 1 where rows cannot be merged.
     """
 
     engine: Engine
+    threads: int
     timing: Timing
     max_batch: int
 
 
-def load(spec: VariantSpec, files: VariantFiles, *, threads: int) -> Loaded:
+def load(spec: VariantSpec, files: VariantFiles, *, threads: int, cpus: int = 1) -> Loaded:
     """Load a variant, let it prove itself, warm it up and measure it.
 
     Args:
-        threads: of one run of the engine; 0 lets its library choose.
+        threads: of one run of the engine; 0 for as many of ``cpus`` as make one row faster, found out by measuring.
 
     Raises:
         ArtifactError: not a model, not the one that its spec describes, it computes something else on this machine
@@ -57,7 +60,15 @@ def load(spec: VariantSpec, files: VariantFiles, *, threads: int) -> Loaded:
         InvalidInput: an engine or provider that is not known here. MissingExtra: its library is not installed.
         Internal: the engine failed.
     """
-    engine = load_engine(spec.engine, files.weights, EngineOptions(provider=spec.provider, threads=threads))
+    chosen = threads or 1
+    proved = _proved(spec, files, chosen)
+    if not threads and _may_gain(spec, files, proved.timing):
+        proved = _with_more_threads(spec, files, proved, cpus)
+    return proved
+
+
+def _proved(spec: VariantSpec, files: VariantFiles, threads: int) -> Loaded:
+    engine = _engine(spec, files, threads)
     try:
         check_signature(spec, engine)
         timing = warm_up(engine, spec.max_batch, replay(spec, files.golden, engine))
@@ -67,7 +78,39 @@ def load(spec: VariantSpec, files: VariantFiles, *, threads: int) -> Loaded:
     except BaseException:
         engine.close()
         raise
-    return Loaded(engine=engine, timing=timing, max_batch=spec.max_batch if timing.is_batchable else 1)
+    max_batch = spec.max_batch if timing.is_batchable else 1
+    return Loaded(engine=engine, threads=threads, timing=timing, max_batch=max_batch)
+
+
+def _may_gain(spec: VariantSpec, files: VariantFiles, timing: Timing) -> bool:
+    """Say whether more threads are worth a try: the run is long, or nobody knows how long those of clients will be."""
+    is_typical = files.golden is not None or not any(-1 in tensor.shape[1:] for tensor in spec.inputs)
+    return not is_typical or timing.one_row_s >= parallelism.WORTH_SHARING_S
+
+
+def _with_more_threads(spec: VariantSpec, files: VariantFiles, proved: Loaded, cpus: int) -> Loaded:
+    """Load again with more threads while that makes one row faster. One engine is in memory at a time."""
+    samples = {} if files.golden is None else golden.decode(files.golden).inputs
+    chosen, best_s = proved.threads, proved.timing.one_row_s
+    row = _batch(proved.engine.inputs, samples, 1)
+    loaded: Loaded | None = proved
+    for threads in parallelism.thread_counts(cpus):
+        if loaded is not None:
+            loaded.engine.close()
+            loaded = None
+        engine = _engine(spec, files, threads)
+        try:
+            took_s = _measured_s(engine, row)
+        finally:
+            engine.close()
+        if not parallelism.is_worth_it(best_s, took_s):
+            break
+        chosen, best_s = threads, took_s
+    return loaded or _proved(spec, files, chosen)
+
+
+def _engine(spec: VariantSpec, files: VariantFiles, threads: int) -> Engine:
+    return load_engine(spec.engine, files.weights, EngineOptions(provider=spec.provider, threads=threads))
 
 
 def check_signature(spec: VariantSpec, engine: Engine) -> None:

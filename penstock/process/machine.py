@@ -1,11 +1,13 @@
 """What this machine is, in the compiler's words: the name of its edge target, and which targets' variants it can run.
 
-Reads ``/proc/cpuinfo`` once per call; imports nothing heavy, because an agent asks at every start. Decides names only:
-which integer types a target gets is ``compiler.recipe.targets``.
+And how many of its CPUs this process may use. Reads ``/proc`` and ``/sys`` at each call; imports nothing heavy, because
+an agent asks at every start. Decides names only: which integer types a target gets is ``compiler.recipe.targets``.
 """
 
 from __future__ import annotations
 
+import math
+import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,6 +67,48 @@ def boot_id(path: Path) -> str:
 def processor_name() -> str:
     """Return what the processor calls itself, for people; the architecture where it says nothing."""
     return _cpuinfo(Path("/proc/cpuinfo"), "model name") or platform.machine() or "unknown"
+
+
+def usable_cpus(root: Path = Path("/")) -> int:
+    """Count the CPUs that this process may use: those it may run on, or fewer where its control group has a quota.
+
+    A quota of one and a half counts as two: a thread more than fits waits now and then, one fewer leaves half a CPU
+    idle for good. Control groups of both versions; without any, the affinity alone.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quotas = [quota for quota in map(_quota, _group_directories(root)) if quota is not None]
+    return max(1, min([allowed, *(math.ceil(quota) for quota in quotas)]))
+
+
+def _group_directories(root: Path) -> list[Path]:
+    """List the directories of this process's control group and of those around it: each may have a quota."""
+    mounts = {"": root / "sys/fs/cgroup", "cpu": root / "sys/fs/cgroup/cpu"}
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return list(mounts.values())
+    directories = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        mount = mounts.get("cpu" if "cpu" in controllers.split(",") else controllers)
+        if mount is not None:
+            # in a container the path is often the host's, and the container's own group is mounted at the top
+            inner = [mount / part.strip("/") for part in (path, *map(str, Path(path).parents))]
+            directories += [*inner, mount]
+    return directories
+
+
+def _quota(group: Path) -> float | None:
+    """Read the CPUs that a control group may use; None where it says nothing or "as many as there are"."""
+    try:
+        if (group / "cpu.max").exists():
+            quota, period = (group / "cpu.max").read_text().split()
+        else:
+            quota = (group / "cpu.cfs_quota_us").read_text().strip()
+            period = (group / "cpu.cfs_period_us").read_text().strip()
+        return int(quota) / int(period) if quota not in ("max", "-1") else None
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
 
 
 def _cpu_flags(path: Path) -> frozenset[str]:

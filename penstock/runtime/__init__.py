@@ -17,7 +17,7 @@ from penstock.wire.tensors import Array, TensorSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
-    """How an engine may use the machine. ``threads`` is intra-op threads; 0 lets the runtime choose."""
+    """How an engine may use the machine. ``threads`` is intra-op threads of one run."""
 
     provider: str = "cpu"
     threads: int = 1

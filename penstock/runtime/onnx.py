@@ -59,6 +59,8 @@ def load(path: Path, options: EngineOptions) -> OnnxEngine:
     session_options.intra_op_num_threads = options.threads
     session_options.inter_op_num_threads = 1
     session_options.log_severity_level = 4  # an error is raised with the same text; a client's must not fill the log
+    # threads look out for work while a run lasts, and sleep between runs: the CPU is others' then
+    session_options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         return OnnxEngine(ort.InferenceSession(str(path), session_options, providers=[_PROVIDERS[options.provider]]))
     except _RUNTIME_ERRORS as error:
