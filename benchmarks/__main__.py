@@ -1,7 +1,8 @@
 """``python -m benchmarks``: everything side by side in one run, in interleaved rounds (``make bench``).
 
-A round measures every server once, so that what disturbs the machine disturbs both sides of a ratio. Servers share one
-CPU and the load generator has another; without a second CPU, or with --no-pin, the scheduler decides.
+A round measures every server once, so that what disturbs the machine disturbs both sides of a ratio. Servers run as a
+user would start them, on all CPUs; with --pin they share one CPU and the load generator has another, which tells more
+about what a request costs.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def _options() -> _Options:
     parser.add_argument("--models", nargs="+", choices=BUILDERS, default=list(BUILDERS))
     parser.add_argument("--servers", nargs="+", choices=SERVERS, default=list(SERVERS), help="default: all")
     parser.add_argument("--callers", nargs="+", type=int, default=[], help="only these numbers of callers")
-    parser.add_argument("--pin", action=flag, default=True, help="one CPU for servers, one for load")
+    parser.add_argument("--pin", action=flag, default=False, help="one CPU for servers, one for load")
     parser.add_argument("--save", action=flag, default=True, help="write benchmarks/results")
     options = parser.parse_args(namespace=_Options())
     options.rounds = options.rounds or (1 if options.quick else 3)

@@ -263,12 +263,8 @@ class Hosting:
         drain_s: float = 5.0,
         max_harm_of: Callable[[str], float | None] = lambda model: None,
     ) -> None:
-        """
-        Args:
-            run_length: audits until a false alarm.
-            threads: of each engine; 0 chooses by measurement.
-            max_harm_of: the level that a model's certificate is used at, None for its default one.
-        """
+        """Take ``run_length``, the audits until a false alarm, ``threads`` of each engine (0 chooses by measurement), and
+        ``max_harm_of``, the level of a model's certificate (None for its own)."""
         self._max_harm_of = max_harm_of
         self._outcomes = outcomes
         self._run_length = run_length
@@ -329,9 +325,7 @@ class Hosting:
         self._loading[plan.model] = self._loading.get(plan.model, 0) + 1
         spec = plan.variant.spec
         try:
-            loaded = await asyncio.to_thread(
-                loading.load, spec, plan.files, threads=self._threads, cpus=usable_cpus()
-            )
+            loaded = await asyncio.to_thread(loading.load, spec, plan.files, threads=self._threads, cpus=usable_cpus())
         finally:
             self._expected.discard(plan.model)  # loaded or not, nothing more is known to come
             self._loading[plan.model] -= 1

@@ -37,15 +37,15 @@ class Loaded:
 
     Attributes:
         engine: runs it; the caller closes it.
-        threads: of one run.
         timing: what it costs, and whether rows may be merged.
         max_batch: most rows of one run; 1 where rows cannot be merged.
+        threads: of one run.
     """
 
     engine: Engine
-    threads: int
     timing: Timing
     max_batch: int
+    threads: int = 1
 
 
 def load(spec: VariantSpec, files: VariantFiles, *, threads: int, cpus: int = 1) -> Loaded:

@@ -89,7 +89,7 @@ def _group_directories(root: Path) -> list[Path]:
         return list(mounts.values())
     directories = []
     for line in lines:
-        _, controllers, path = line.split(":", 2)
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
         mount = mounts.get("cpu" if "cpu" in controllers.split(",") else controllers)
         if mount is not None:
             # in a container the path is often the host's, and the container's own group is mounted at the top

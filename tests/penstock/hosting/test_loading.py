@@ -170,3 +170,41 @@ def test_an_engine_that_is_refused_is_closed(monkeypatch: pytest.MonkeyPatch, tm
     with pytest.raises(PenstockError):
         loading.load(spec_of(), VariantFiles(weights=tmp_path, golden=None), threads=1)
     assert made.is_closed
+
+
+@pytest.mark.parametrize(
+    ("took_s", "threads", "tried"),
+    [
+        ({1: 0.0001}, 1, [1]),  # short: nothing to gain
+        ({1: 0.040, 2: 0.022, 4: 0.012}, 4, [1, 2, 4, 4]),
+        ({1: 0.040, 2: 0.022, 4: 0.021}, 2, [1, 2, 4, 2]),  # four are hardly better than two
+        ({1: 0.040, 2: 0.045}, 1, [1, 2, 1]),
+    ],
+)
+def test_one_row_gets_as_many_threads_as_make_it_faster(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    took_s: Mapping[int, float],
+    threads: int,
+    tried: Sequence[int],
+) -> None:
+    made: list[int] = []
+    load_engine = loading.load_engine
+
+    def noted(name: str, path: Path, options: Any) -> Any:
+        made.append(options.threads)
+        return load_engine(name, path, options)
+
+    monkeypatch.setattr(loading, "load_engine", noted)
+    monkeypatch.setattr(loading, "_measured_s", lambda engine, inputs: took_s[made[-1]])
+    path = tmp_path / "model.json"
+    path.write_bytes(msgspec.json.encode([X]))
+    loaded = loading.load(spec_of(), VariantFiles(weights=path, golden=None), threads=0, cpus=4)
+    assert (loaded.threads, made) == (threads, tried)
+    assert loaded.engine.run({"x": ROWS})  # the one that is left is open
+
+
+def test_a_number_of_threads_that_is_set_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "model.json"
+    path.write_bytes(msgspec.json.encode([X]))
+    assert loading.load(spec_of(), VariantFiles(weights=path, golden=None), threads=3, cpus=4).threads == 3
