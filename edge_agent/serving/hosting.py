@@ -263,8 +263,9 @@ class Hosting:
         drain_s: float = 5.0,
         max_harm_of: Callable[[str], float | None] = lambda model: None,
     ) -> None:
-        """Take ``run_length``, the audits until a false alarm, ``threads`` of each engine (0 chooses by measurement), and
-        ``max_harm_of``, the level of a model's certificate (None for its own)."""
+        """Take ``run_length``, audits until a false alarm, ``threads`` of each engine (0 chooses by measurement), and
+        ``max_harm_of``, the level of a model's certificate (None for its own).
+        """
         self._max_harm_of = max_harm_of
         self._outcomes = outcomes
         self._run_length = run_length
