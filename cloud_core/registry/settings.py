@@ -17,6 +17,7 @@ class RegistrySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         max_blob_bytes: largest blob that is accepted.
         max_manifest_bytes: largest manifest (OCI asks for 4 MiB).
         max_uploads: unfinished uploads at a time.
+        upload_idle_s: an upload untouched for longer gives way to a new one when there are too many.
         upload_ttl_s: an upload untouched for longer is dropped.
         max_manifests: manifests in the whole registry; the catalog is held in memory.
         orphan_ttl_s: a blob that no manifest names is removed at start-up when it is older than this.
@@ -25,6 +26,7 @@ class RegistrySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     max_blob_bytes: _Count = 64 * 1024**3
     max_manifest_bytes: _Count = 4 * 1024**2
     max_uploads: _Count = 64
+    upload_idle_s: _Seconds = 60.0
     upload_ttl_s: _Seconds = 24 * 3600.0
     max_manifests: _Count = 100_000
     orphan_ttl_s: _Seconds = 24 * 3600.0

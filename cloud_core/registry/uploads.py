@@ -18,6 +18,7 @@ from cloud_core.registry import oci_errors
 from cloud_core.registry.oci_errors import Refused
 from cloud_core.registry.settings import RegistrySettings
 from penstock.artifact.blobs import BlobStore, disk_errors, fsync_directory
+from penstock.errors import StorageError
 
 _ID = re.compile(r"[0-9a-f]{32}")
 _CHUNK_BYTES = 1024 * 1024
@@ -51,18 +52,15 @@ class Uploads:
         return len(self._open)
 
     def begin(self, now: datetime) -> Upload:
-        """Start an upload.
+        """Start an upload. Where there are too many, the one that was left alone for longest gives way.
 
         Raises:
-            Refused: TOOMANYREQUESTS when too many are unfinished.
+            Refused: TOOMANYREQUESTS when too many are unfinished and all of them are being written to.
             StorageError: not writable.
         """
         self.expire(now)
         if len(self._open) >= self._settings.max_uploads:
-            raise Refused(
-                oci_errors.TOOMANYREQUESTS,
-                f"{len(self._open)} uploads are unfinished, which is the limit; finish or cancel one, or try later",
-            )
+            self._give_way(now.timestamp())
         name = uuid.uuid4().hex
         upload = Upload(id=name, path=self._root / name, touched_at=now.timestamp())
         with disk_errors(f"creating {upload.path}"):
@@ -86,16 +84,20 @@ class Uploads:
 
         Raises:
             Refused: SIZE_INVALID, the blob grows over the limit; the upload is dropped.
-            StorageError: the disk is full; what is written stays, and the offset says how much.
+            StorageError: the disk is full; the upload is dropped, so that its space is free at once.
         """
         if upload.offset + len(chunk) > self._settings.max_blob_bytes:
             self.cancel(upload)
             raise Refused(
                 oci_errors.SIZE_INVALID, f"the blob has more than the {self._settings.max_blob_bytes} bytes allowed"
             )
-        with disk_errors(f"writing {upload.path}"), upload.path.open("r+b") as file:
-            file.seek(upload.offset)  # not append mode: after a full disk the file may hold half a chunk more
-            file.write(chunk)
+        try:
+            with disk_errors(f"writing {upload.path}"), upload.path.open("r+b") as file:
+                file.seek(upload.offset)  # not append mode: after a kill the file may hold half a chunk more
+                file.write(chunk)
+        except StorageError:
+            self.cancel(upload)
+            raise
         upload.hasher.update(chunk)
         upload.offset += len(chunk)
         upload.touched_at = now.timestamp()
@@ -105,7 +107,7 @@ class Uploads:
 
         Raises:
             Refused: DIGEST_INVALID, the bytes hash to something else; the upload is dropped.
-            StorageError: the disk said no; the upload stays.
+            StorageError: the disk said no; the upload is dropped.
         """
         found = "sha256:" + upload.hasher.hexdigest()
         if found != digest:
@@ -115,12 +117,16 @@ class Uploads:
                 f"the {upload.offset} bytes sent hash to {found}, not to {digest}; send again",
             )
         target = self._store.path(digest)
-        with disk_errors(f"publishing {digest}"):
-            with upload.path.open("r+b") as file:
-                file.truncate(upload.offset)
-                os.fsync(file.fileno())
-            os.replace(upload.path, target)
-            fsync_directory(target.parent)
+        try:
+            with disk_errors(f"publishing {digest}"):
+                with upload.path.open("r+b") as file:
+                    file.truncate(upload.offset)
+                    os.fsync(file.fileno())
+                os.replace(upload.path, target)
+                fsync_directory(target.parent)
+        except StorageError:
+            self.cancel(upload)
+            raise
         self._open.pop(upload.id, None)
 
     def cancel(self, upload: Upload) -> None:
@@ -133,6 +139,18 @@ class Uploads:
         oldest = now.timestamp() - self._settings.upload_ttl_s
         for upload in [u for u in self._open.values() if u.touched_at < oldest and not u.is_busy]:
             self.cancel(upload)
+
+    def _give_way(self, now: float) -> None:
+        left_alone = [
+            u for u in self._open.values() if not u.is_busy and now - u.touched_at >= self._settings.upload_idle_s
+        ]
+        if not left_alone:
+            raise Refused(
+                oci_errors.TOOMANYREQUESTS,
+                f"{len(self._open)} uploads are unfinished, which is the limit, and none was left alone for "
+                f"{self._settings.upload_idle_s:g} s; finish or cancel one, or try later",
+            )
+        self.cancel(min(left_alone, key=lambda upload: upload.touched_at))
 
 
 def _reopened(path: Path) -> Upload:

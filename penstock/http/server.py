@@ -195,10 +195,18 @@ class _Body:
     async def chunks(self, size_bytes: int) -> AsyncIterator[bytes]:
         await self._invite()
         try:
-            async for chunk in self._request.content.iter_chunked(size_bytes):
+            while chunk := await self._next(size_bytes):
                 yield chunk
         except _BROKEN as error:
             raise InvalidInput(f"body: cannot be read: {error}", field="body") from error
+
+    async def _next(self, size_bytes: int) -> bytes:
+        """Wait for some bytes at most as long as a whole body may take: who sends none for that long has gone."""
+        try:
+            async with asyncio.timeout(self._limits.body_s):
+                return await self._request.content.read(size_bytes)
+        except TimeoutError:
+            raise DeadlineExceeded(f"nothing came of the request's body for {self._limits.body_s:g} s") from None
 
     async def _read(self) -> bytes:
         await self._invite()

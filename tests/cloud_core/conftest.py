@@ -127,7 +127,7 @@ async def served(registry: Registry, clock: Clock) -> AsyncIterator[Served]:
         answer = staticmethod(nothing)
 
     routes = [Route("GET", "/v2/", base), *OciApi(registry, now=clock).routes()]
-    limits = HttpLimits(max_body_bytes=1024, max_body_setting="none", body_s=10.0)
+    limits = HttpLimits(max_body_bytes=1024, max_body_setting="none", body_s=2.0)
     server = HttpServer(routes, Lane(), limits, authenticate=lambda credential, action: "")
     address = await server.listen_tcp("127.0.0.1", 0, setting="--http-port")
     yield Served(registry=registry, url=f"http://{address}", port=int(address.rpartition(":")[2]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import resource
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -198,6 +199,42 @@ async def test_uploads_are_bounded_in_number_and_age(http: aiohttp.ClientSession
     clock.advance(served.registry.settings.upload_ttl_s + 1)
     assert (await http.post("/v2/digits/blobs/uploads/")).status == 202
     assert len(served.registry.uploads) == 1
+
+
+async def test_an_upload_that_was_left_alone_gives_way_to_a_new_one(
+    http: aiohttp.ClientSession, served: Any, clock: Any
+) -> None:
+    first, *others = [(await http.post("/v2/digits/blobs/uploads/")).headers["Location"] for _ in range(3)]
+    clock.advance(served.registry.settings.upload_idle_s)
+    for location in others:
+        assert (await http.patch(location, data=DATA)).status == 202
+    assert (await http.post("/v2/digits/blobs/uploads/")).status == 202
+    await error_of(await http.get(first), 404, "BLOB_UPLOAD_UNKNOWN")
+    for location in others:
+        assert (await http.put(location, params={"digest": DIGEST})).status == 201
+
+
+async def test_a_push_that_the_disk_refuses_leaves_nothing_behind(http: aiohttp.ClientSession, served: Any) -> None:
+    location = (await http.post("/v2/digits/blobs/uploads/")).headers["Location"]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2 * 1024 * 1024, limits[1]))
+    try:
+        refused = await http.patch(location, data=io.BytesIO(b"\0" * (4 * 1024 * 1024)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert refused.status == 507
+    assert len(served.registry.uploads) == 0
+    assert list((served.registry.store.root / "uploads").iterdir()) == []
+
+
+async def test_an_upload_whose_bytes_stop_coming_is_let_go(http: aiohttp.ClientSession, served: Any) -> None:
+    location = (await http.post("/v2/digits/blobs/uploads/")).headers["Location"]
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    writer.write(f"PATCH {location} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nsome".encode())
+    answer = await asyncio.wait_for(reader.read(12), 30.0)
+    writer.close()
+    assert answer == b"HTTP/1.1 504"
+    assert (await http.delete(location)).status == 204  # nobody writes to it any more
 
 
 async def test_an_upload_can_be_cancelled(http: aiohttp.ClientSession, served: Any) -> None:
