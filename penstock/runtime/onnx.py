@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from penstock.errors import ArtifactError, Internal, InvalidInput, missing_extra
 from penstock.runtime import EngineOptions
 from penstock.wire.tensors import Array, TensorSpec
@@ -33,15 +35,22 @@ class OnnxEngine:
         self.inputs = tuple(_spec(arg) for arg in session.get_inputs())
         self.outputs = tuple(_spec(arg) for arg in session.get_outputs())
         self._output_names = [spec.name for spec in self.outputs]
+        self._text_inputs = [spec.name for spec in self.inputs if spec.datatype == "BYTES"]
+        self._text_outputs = frozenset(spec.name for spec in self.outputs if spec.datatype == "BYTES")
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         if self._session is None:
             raise Internal("the engine is closed")
         names = self._output_names if outputs is None else list(outputs)
+        if self._text_inputs:
+            inputs = {**inputs, **{name: _decoded(name, inputs[name]) for name in self._text_inputs if name in inputs}}
         try:
-            return dict(zip(names, self._session.run(names, inputs), strict=True))
+            answers = self._session.run(names, inputs)
         except _RUNTIME_ERRORS as error:
             raise _as_ours(error) from error
+        if self._text_outputs:
+            answers = [_encoded(a) if name in self._text_outputs else a for name, a in zip(names, answers, strict=True)]
+        return dict(zip(names, answers, strict=True))
 
     def close(self) -> None:
         self._session = None
@@ -65,6 +74,32 @@ def load(path: Path, options: EngineOptions) -> OnnxEngine:
         return OnnxEngine(ort.InferenceSession(str(path), session_options, providers=[_PROVIDERS[options.provider]]))
     except _RUNTIME_ERRORS as error:
         raise ArtifactError(f"{path.name}: onnxruntime cannot load it: {str(error)[:500]}") from error
+
+
+def _decoded(name: str, array: Array) -> Array:
+    """Make text of bytes: onnxruntime would take the ``b'...'`` that Python prints for the text.
+
+    Raises:
+        InvalidInput: an element is not UTF-8.
+    """
+    decoded = np.empty(array.shape, dtype=object)
+    for index, item in np.ndenumerate(array):
+        try:
+            decoded[index] = item if isinstance(item, str) else bytes(item).decode()  # type: ignore[call-overload]
+        except UnicodeDecodeError as error:
+            where = f"inputs.{name}[{', '.join(map(str, index))}]"
+            raise InvalidInput(
+                f"{where}: byte {error.start} is {item[error.start]:#04x}, which is not UTF-8; the model takes text, "  # type: ignore[index]
+                "encode it as UTF-8",
+                field=where,
+            ) from None
+    return decoded
+
+
+def _encoded(array: Array) -> Array:
+    encoded = np.empty(array.shape, dtype=object)
+    encoded.ravel()[:] = [str(item).encode() for item in array.ravel()]
+    return encoded
 
 
 def _as_ours(error: Exception) -> InvalidInput | Internal:
