@@ -175,7 +175,8 @@ class OutboxSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Outcome records on their way to the fleet service.
 
     Attributes:
-        flush_s: how often the counts since the last flush become a record and are delivered.
+        flush_s: how often the counts since the last flush become a record and are delivered. A power cut loses at most
+            the counts since the last flush; a shorter interval wears the disk in proportion (60 s: below 50 MB a day).
         max_records: records in the queue on disk.
         max_bytes: size of the queue on disk.
         ttl_s: age at which a record is given up.
@@ -184,7 +185,7 @@ class OutboxSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         max_batch: records in one call.
     """
 
-    flush_s: Positive = 2.0
+    flush_s: Positive = 60.0
     max_records: Count = 10_000
     max_bytes: Annotated[int, Meta(ge=128 * _KIB)] = 16 * _MIB
     ttl_s: Positive = 30 * 86_400.0

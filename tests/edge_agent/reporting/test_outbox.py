@@ -292,6 +292,27 @@ def test_writes_are_synchronous(open_outbox: Open) -> None:
     assert db.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
 
 
+def written() -> Counter[str]:
+    """Return what this process wrote so far: bytes handed over, and bytes of whole pages (none on a tmpfs)."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return Counter({name: int(number) for name, number in (line.split(": ") for line in lines) if "w" in name})
+
+
+def test_at_the_defaults_a_device_writes_less_than_50_mb_a_day(tmp_path: Path) -> None:
+    """One hour of one request a second, with a fleet service that takes everything at once."""
+    clock, defaults = Clock(), OutboxSettings()
+    outbox = Outbox(tmp_path / "outbox.sqlite", defaults, now=clock)
+    before = written()
+    for _ in range(round(3600 / defaults.flush_s)):
+        outbox.append([interval(round(defaults.flush_s), artifact="sha256:" + "a" * 64, at=clock.now)])
+        clock.now += defaults.flush_s
+        while batch := outbox.batch():
+            outbox.acknowledge(batch[-1].sequence)
+    outbox.close()
+    found = written() - before
+    assert 24 * max(found["wchar"], found["write_bytes"]) < 50e6
+
+
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("append"), st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 9)), max_size=4)),
