@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from penstock.errors import DeadlineExceeded
 
 _SMOOTHING = 0.1  # weight of the newest measurement
-_DOUBT = 0.98  # what a refusal leaves of an estimate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +30,10 @@ class ServiceTime:
             return replace(self, fixed_s=took_s)
         return self._scaled(1.0 + _SMOOTHING * (took_s / expected - 1.0))
 
-    def doubted(self) -> ServiceTime:
-        """Trust this estimate a little less, after a refusal that rests on it.
-
-        Refused work is never measured: without this, one slow spell could keep everything out for good.
-        """
-        return self._scaled(_DOUBT)
+    def corrected(self, rows: int, took_s: float) -> ServiceTime:
+        """Believe a batch of ``rows`` that took ``took_s`` on its own, after refusals that rested on the estimate."""
+        expected = self.of(rows)
+        return self._scaled(took_s / expected) if expected > 0.0 else ServiceTime(fixed_s=took_s)
 
     def _scaled(self, factor: float) -> ServiceTime:
         return ServiceTime(fixed_s=self.fixed_s * factor, per_row_s=self.per_row_s * factor)

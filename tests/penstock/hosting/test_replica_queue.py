@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from penstock.errors import DeadlineExceeded, Internal, QueueFull, Unavailable
 from penstock.hosting.replica import Chunk, EngineReplica
-from penstock.hosting.replica_queue import ReplicaQueue
+from penstock.hosting.replica_queue import PROBE_AFTER_S, ReplicaQueue
 from penstock.hosting.rows import Tensors
 from penstock.policy.run_times import Place
 from penstock.wire.tensors import Array
@@ -38,6 +39,25 @@ def thread(queue: ReplicaQueue[Tensors]) -> LoopExecutor:
     assert isinstance(queue.replica, EngineReplica)
     assert isinstance(queue.replica.thread, LoopExecutor)
     return queue.replica.thread
+
+
+def on_thread_that_takes(
+    took_s: float, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, **timing: Any
+) -> ReplicaQueue[Tensors]:
+    """A queue whose batches take that long, by the loop's clock and by the one that durations are taken from."""
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(time, "perf_counter", loop.time)
+    queue = make(engine, **timing)
+    monkeypatch.setattr(thread(queue), "_loop", _Later(loop, took_s))
+    return queue
+
+
+class _Later:
+    def __init__(self, loop: asyncio.AbstractEventLoop, after_s: float) -> None:
+        self._loop, self._after_s = loop, after_s
+
+    def call_soon(self, job: Any) -> None:
+        self._loop.call_later(self._after_s, job)
 
 
 async def close(queue: ReplicaQueue[Tensors], engine: FakeEngine) -> None:
@@ -217,14 +237,67 @@ def test_the_work_ahead_counts_against_a_deadline_unless_it_may_be_overtaken() -
     run_virtual(test)
 
 
-def test_an_estimate_that_was_too_high_does_not_refuse_for_ever() -> None:
+def test_an_estimate_that_was_too_high_does_not_refuse_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         engine = FakeEngine()
-        queue = make(engine, service_s=100.0)
-        for attempt in range(1000):
-            if not isinstance(await outcome(infer(queue, rows(attempt), after_s=1.0)), DeadlineExceeded):
-                break
-        assert engine.batches == [1]
+        queue = on_thread_that_takes(0.01, engine, monkeypatch, service_s=100.0)
+        assert isinstance(await outcome(infer(queue, rows(0), after_s=1.0)), DeadlineExceeded)
+        await asyncio.sleep(PROBE_AFTER_S)
+        assert not isinstance(await outcome(infer(queue, rows(1), after_s=1.0)), DeadlineExceeded)
+        assert not isinstance(await outcome(infer(queue, rows(2), after_s=1.0)), DeadlineExceeded)
+        assert engine.batches == [1, 1]
+        assert queue.service.of(1) == pytest.approx(0.01)
+        await close(queue, engine)
+
+    run_virtual(test)
+
+
+def test_refusals_do_not_lower_an_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        engine = FakeEngine()
+        queue = on_thread_that_takes(10.0, engine, monkeypatch, service_s=10.0)
+        for _ in range(500):
+            assert isinstance(await outcome(infer(queue, rows(1), after_s=0.001)), DeadlineExceeded)
+        assert engine.batches == []
+        assert queue.service.of(1) == pytest.approx(10.0)
+        await queue.close(UNLOADED)
+
+    run_virtual(test)
+
+
+@pytest.mark.parametrize("estimate_s", [0.0, 0.01, 1.0])
+def test_under_five_times_the_load_what_is_refused_did_not_wait_and_what_runs_is_wanted(
+    estimate_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    took_s, max_batch, after_s = 0.01, 4, 0.05
+    capacity = max_batch / took_s
+
+    async def test() -> None:
+        engine, now = FakeEngine(), asyncio.get_running_loop().time
+        queue = on_thread_that_takes(took_s, engine, monkeypatch, service_s=estimate_s, max_batch=max_batch)
+        waited_s: list[float] = []
+        answered: list[float] = []
+        late: list[float] = []
+
+        async def ask(number: int) -> None:
+            arrived_at = now()
+            if isinstance(await outcome(infer(queue, rows(number), after_s=after_s)), DeadlineExceeded):
+                waited_s.append(now() - arrived_at)
+            else:
+                answered.append(number)
+                late.extend([number] if now() - arrived_at > after_s + 1e-9 else [])
+
+        tasks = []
+        for number in range(int(5 * capacity * 4)):  # four seconds
+            tasks.append(asyncio.create_task(ask(number)))
+            await asyncio.sleep(1 / (5 * capacity))
+        await asyncio.gather(*tasks)
+        settled = waited_s[len(waited_s) // 4 :]  # the first second may learn what a batch takes
+        assert sum(waited == 0.0 for waited in settled) >= 0.95 * len(settled)
+        assert not late
+        for_nobody = len(engine.seen) - len(answered)
+        assert for_nobody <= 0.02 * len(engine.seen)
+        assert len(answered) >= 0.9 * capacity * 4 - 2 * max_batch - capacity * (estimate_s == 1.0)
         await close(queue, engine)
 
     run_virtual(test)

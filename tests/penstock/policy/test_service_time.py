@@ -43,11 +43,9 @@ def test_an_unmeasured_service_learns_from_its_first_batch() -> None:
     assert ServiceTime().observed(8, 0.5).of(1) == 0.5
 
 
-def test_doubt_lowers_the_estimate_until_something_is_let_through() -> None:
-    service = ServiceTime(fixed_s=1000.0)
-    for _ in range(500):
-        service = service.doubted()
-    assert service.of(1) < 0.1
+def test_what_is_measured_alone_after_refusals_is_believed() -> None:
+    assert ServiceTime(fixed_s=900.0, per_row_s=100.0).corrected(1, 0.5).of(1) == pytest.approx(0.5)
+    assert ServiceTime().corrected(8, 0.5).of(1) == 0.5
 
 
 @pytest.mark.parametrize(
