@@ -62,9 +62,14 @@ def load(spec: VariantSpec, files: VariantFiles, *, threads: int, cpus: int = 1)
     """
     chosen = threads or 1
     proved = _proved(spec, files, chosen)
-    if not threads and _may_gain(spec, files, proved.timing):
-        proved = _with_more_threads(spec, files, proved, cpus)
-    return proved
+    if threads or cpus == 1:
+        return proved
+    if files.golden is None and any(-1 in tensor.shape[1:] for tensor in spec.inputs):
+        proved.engine.close()  # nobody knows how long the inputs of clients will be
+        return _proved(spec, files, cpus)
+    if proved.timing.one_row_s < parallelism.WORTH_SHARING_S:
+        return proved
+    return _with_more_threads(spec, files, proved, cpus)
 
 
 def _proved(spec: VariantSpec, files: VariantFiles, threads: int) -> Loaded:
@@ -80,12 +85,6 @@ def _proved(spec: VariantSpec, files: VariantFiles, threads: int) -> Loaded:
         raise
     max_batch = spec.max_batch if timing.is_batchable else 1
     return Loaded(engine=engine, threads=threads, timing=timing, max_batch=max_batch)
-
-
-def _may_gain(spec: VariantSpec, files: VariantFiles, timing: Timing) -> bool:
-    """Say whether more threads are worth a try: the run is long, or nobody knows how long those of clients will be."""
-    is_typical = files.golden is not None or not any(-1 in tensor.shape[1:] for tensor in spec.inputs)
-    return not is_typical or timing.one_row_s >= parallelism.WORTH_SHARING_S
 
 
 def _with_more_threads(spec: VariantSpec, files: VariantFiles, proved: Loaded, cpus: int) -> Loaded:

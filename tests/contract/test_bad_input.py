@@ -45,6 +45,7 @@ SMALL_AGENT = AGENT_CONFIG + f"\n[limits]\nmax_body_bytes = {LIMIT_BYTES}\n"
 SLOW_CORE = """
 [serving]
 max_delay_s = 5.0
+replicas = 1
 max_queue_rows = 1
 """
 TENANT_CORE = """
