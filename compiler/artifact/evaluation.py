@@ -161,6 +161,8 @@ class VariantFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         quality: share of rows answered well.
         agreement_cloud: share answered as the cloud does.
         ranking: for embeddings, Spearman's correlation of all pairwise similarities with the float model's.
+        rows_mixed: which operator makes rows change each other's answers, so that they run one at a time; "" where
+            they are independent.
     """
 
     role: str
@@ -172,6 +174,7 @@ class VariantFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     agreement_cloud: Share
     ranking: float | None
     speed: Speed | None
+    rows_mixed: str = ""
 
 
 class TargetEvaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

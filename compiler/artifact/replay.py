@@ -17,7 +17,7 @@ from penstock.artifact.layout import Layout
 from penstock.artifact.manifests import Variant
 from penstock.errors import CompileError, ConfigError
 from penstock.hosting import loading
-from penstock.runtime import Engine
+from penstock.hosting.loading import Loaded
 
 
 def runs_here(variant: Variant) -> bool:
@@ -29,7 +29,7 @@ def runs_here(variant: Variant) -> bool:
 
 
 @contextmanager
-def opened(layout: Layout, variant: Variant) -> Iterator[Engine]:
+def opened(layout: Layout, variant: Variant) -> Iterator[Loaded]:
     """Load a packed variant and let it prove itself on this machine; it is closed afterwards.
 
     Raises:
@@ -44,8 +44,8 @@ def opened(layout: Layout, variant: Variant) -> Iterator[Engine]:
         scratch = tempfile.TemporaryDirectory(prefix="penstock-certify-")
     with scratch as root:
         files = variant_files.verified_files(variant, layout.blobs, Path(root))
-        engine = loading.load(variant.spec, files, threads=1).engine
+        loaded = loading.load(variant.spec, files, threads=1)
         try:
-            yield engine
+            yield loaded
         finally:
-            engine.close()
+            loaded.engine.close()

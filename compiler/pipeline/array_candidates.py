@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from compiler.artifact import pack
 from compiler.artifact.evaluation import Coverage, SensitivityFigures
 from compiler.data import Dataset, batches
 from compiler.measure import gate, quality
@@ -138,12 +139,13 @@ class _Bench:
                 summary = model.how
                 doing.note(summary)
         with self._steps(f"{self._what} ask") as doing:
-            self._reference = self._answers(model, doing, "the float model")
+            parent = self._seen(Candidate(name=name, precision=precision, model=model, summary=summary), doing)
+            self._reference = self._answers(parent, doing, "the float model")
             self._good = self._good_rows(self._reference)
             share = quality.share(self._good)
             metric = quality.metric_name(setting.recipe.model.task, has_labels=setting.data.tune.labels is not None)
             doing.note(f"{metric} {share.value:.2%} on {share.n} tuning rows")
-        parent = Candidate(name=name, precision=precision, model=model, summary=summary, quality=share)
+        parent = replace(parent, quality=share)
         self._base = model
         if setting.is_changed and section.prune is not None:
             self.pruned = self._prune(section.prune, parent)
@@ -172,18 +174,18 @@ class _Bench:
                     seed=setting.recipe.seed,
                 )
                 _check_same_interface(setting.source, model)
-                answered = self._answers(model, doing, trial.name)
+                tried = self._seen(replace(tried, model=model), doing)
+                answered = self._answers(tried, doing, trial.name)
             except (CalibrationError, CompileError, MissingExtra) as error:
                 doing.note(f"not made: {error.message}")
-                return replace(tried, refusal=error.message)
+                return replace(tried, model=None, refusal=error.message)
             good = self._good_rows(answered)
             assert self._good is not None
             drop = gate.paired_drop(self._good, good)
             doing.note(f"{model.how}; costs {100 * drop.value:.2f} points")
             return replace(
                 tried,
-                model=model,
-                summary=model.how,
+                summary=f"{model.how}; rows run one at a time" if tried.rows_mixed else model.how,
                 quality=quality.share(good),
                 drop=drop,
                 coverage=_coverage(model),
@@ -253,14 +255,25 @@ class _Bench:
                 doing.note(f"most sensitive: {ranked[0].node} at {ranked[0].sqnr_db:.1f} dB of {len(ranked)} operators")
         return ranked
 
-    def _answers(self, model: Model, doing: Doing, what: str) -> Array:
+    def _seen(self, candidate: Candidate, doing: Doing) -> Candidate:
+        """Look whether rows change each other's answers, on the rows that devices will try, too.
+
+        Raises:
+            CompileError: they do, and the recipe refuses that.
+        """
+        samples = pack.edge_golden_inputs(self._setting.data.ranges)
+        mixed = self._steps.rows_mixed_by(candidate.made, samples, doing, precision=candidate.precision)
+        refuse_mixed(self._setting.recipe, f"{self._what} {candidate.name}", mixed)
+        return replace(candidate, rows_mixed=mixed)
+
+    def _answers(self, candidate: Candidate, doing: Doing, what: str) -> Array:
         setting = self._setting
         return self._steps.answers(
-            model,
+            candidate.made,
             setting.data.tune,
             doing,
             output=setting.output,
-            max_batch=setting.recipe.model.max_batch,
+            max_batch=candidate.batch_rows(setting.recipe.model.max_batch),
             what=f"{self._what} {what}",
         )
 
@@ -269,6 +282,19 @@ class _Bench:
         reference = answered if self._reference is None else self._reference
         return quality.good_rows(
             self._setting.recipe.model.task, answered, reference, labels=tune.labels, inputs=tune.inputs
+        )
+
+
+def refuse_mixed(recipe: Recipe, what: str, mixed: str) -> None:
+    """Refuse a model whose rows change each other's answers, where the recipe says so.
+
+    Raises:
+        CompileError: the operator, and the ways out.
+    """
+    if mixed and recipe.quality.mixed_rows == "refuse":
+        raise CompileError(
+            f"{what}: {mixed}. Export the model so that each row is answered by itself (in inference mode, nothing "
+            'computed over axis 0), or set quality.mixed_rows = "alone" to have it run one row at a time'
         )
 
 

@@ -7,6 +7,7 @@ its answers are compared. Candidates are ``compiler.pipeline.array_candidates``.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,7 +19,6 @@ from compiler.artifact import pack
 from compiler.artifact.evaluation import Share, SplitFigures
 from compiler.certificate.issue import AnsweredRows
 from compiler.data import Dataset, fingerprint, loading, preprocessing
-from compiler.graph import row_independence
 from compiler.measure import quality
 from compiler.pipeline import array_candidates, recipe_models
 from compiler.pipeline.array_candidates import Setting
@@ -66,7 +66,7 @@ class Arrays:
         """
         self._steps, self._recipe, self._models, self._data = steps, recipe, models, data
         self._inputs, self._output, self._labels, self._smoke = inputs, output, labels, smoke
-        self.cloud = Candidate(name=CLOUD, precision="fp32", model=models[CLOUD])
+        self.cloud = _cloud(steps, recipe, models[CLOUD], inputs)
         self.splits: Mapping[str, SplitFigures] = {
             use: SplitFigures(rows=one.rows, digest=one.digest) for use, one in data.by_use().items()
         }
@@ -134,7 +134,6 @@ class Arrays:
         """Pack the chosen graph; for TensorRT targets, the engine that is built from it."""
         goal, graph = chosen.goal, chosen.candidate.made
         role, target = goal.rung.role, goal.target
-        is_certified = self._recipe.model.task == "classification"  # only then does it matter what a score was
         packed = graph
         if target.engine in ("tensorrt", "tensorrt-rtx"):
             with self._steps(f"{goal.what} engine") as doing:
@@ -151,7 +150,7 @@ class Arrays:
             target=target.name,
             provider=target.provider,
             precision=chosen.candidate.precision,
-            max_batch=1 if is_certified and row_independence.affect_each_other(graph.path) else self._max_batch,
+            max_batch=chosen.candidate.batch_rows(self._recipe.model.max_batch),
         )
         files = {**{path.name: path for path in packed.files}, **self._travelling(role)}
         return pack.draft(spec, packed.path, onnx, pack.edge_golden_inputs(self._data.ranges), files=files)
@@ -196,10 +195,6 @@ class Arrays:
         """Return nothing: everything that is measured of these models has its place in the evaluation."""
         return {}
 
-    @property
-    def _max_batch(self) -> int:
-        return self._recipe.model.max_batch
-
     def _cloud_spec(self, onnx: Engine) -> VariantSpec:
         """Return the spec of the cloud's variant; others differ from it in what their target and precision say."""
         model = self._recipe.model
@@ -215,7 +210,7 @@ class Arrays:
             score_output=self._output,
             score_kind=model.output_kind,
             labels=self._labels,
-            max_batch=model.max_batch,
+            max_batch=self.cloud.batch_rows(model.max_batch),
             preprocessing=dict(self.preprocessing),
         )
 
@@ -225,13 +220,28 @@ class Arrays:
             self._data.by_use()[use],
             doing,
             output=self._output,
-            max_batch=self._max_batch,
+            max_batch=candidate.batch_rows(self._recipe.model.max_batch),
             what=what,
         )
 
     def _travelling(self, role: str) -> Mapping[str, Path]:
         """Return the tokenizer and the like of a source; its weights have become the variant's own."""
         return {path.name: path for path in self._models[role].files if path.suffix != _DATA_SUFFIX or role == CLOUD}
+
+
+def _cloud(steps: CachedSteps, recipe: Recipe, model: Model, inputs: tuple[TensorSpec, ...]) -> Candidate:
+    """Look at the cloud's model, with rows that do not depend on the edge's examples: its digest must not, either.
+
+    Raises:
+        CompileError: its rows change each other's answers, and the recipe refuses that.
+    """
+    found = Candidate(name=CLOUD, precision="fp32", model=model)
+    samples = pack.cloud_golden_inputs(inputs, recipe.model.input_range)
+    with steps("cloud rows") as doing:
+        mixed = steps.rows_mixed_by(model, samples, doing, precision=found.precision)
+        array_candidates.refuse_mixed(recipe, CLOUD, mixed)
+        doing.note(f"{mixed}; rows run one at a time" if mixed else "independent of each other")
+    return replace(found, rows_mixed=mixed)
 
 
 def _cloud_first(recipe: Recipe) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from penstock.artifact.blobs import digest_of
 from penstock.errors import ArtifactError, CompileError
 from penstock.process import machine
 from penstock.runtime import Engine, EngineOptions, load_engine
+from penstock.wire import tensors
 from penstock.wire.tensors import Array
 
 _LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxslim", "onnx-ir", "ml-dtypes", "skl2onnx", "penstock")
@@ -139,8 +140,31 @@ class CachedSteps:
         found = self.keep(name, key, produce, doing)
         return _model_in(found, msgspec.convert(found.facts, PassResult))
 
+    def rows_mixed_by(self, model: Model, samples: Mapping[str, Array], doing: Doing, *, precision: str) -> str:
+        """Say which operator of an ONNX model mixes rows; "" where rows are independent of each other.
+
+        Raises:
+            CompileError: it cannot be loaded.
+        """
+
+        def produce(out: Path, work: Path) -> str:
+            del out, work
+            return row_independence.rows_mixed_by(model.path, engine(model.path), samples, precision=precision)
+
+        key = {
+            "model": model.content,
+            "samples": digest_of(tensors.pack(samples)),
+            "precision": precision,
+            "machine": machine_facts(),
+        }
+        found: str = self.keep("rows", key, produce, doing).facts
+        return found
+
     def answers(self, model: Model, split: Split, doing: Doing, *, output: str, max_batch: int, what: str) -> Array:
-        """Ask an ONNX model for its scored output for every row; one by one where rows affect each other.
+        """Ask an ONNX model for its scored output for every row.
+
+        Args:
+            max_batch: as the variant is served: 1 where rows change each other's answers.
 
         Raises:
             CompileError: it cannot be loaded or run, or answers with NaN or infinities.
@@ -148,8 +172,7 @@ class CachedSteps:
 
         def produce(out: Path, work: Path) -> dict[str, Any]:
             del work
-            size = 1 if row_independence.affect_each_other(model.path) else max_batch
-            values = answers(engine(model.path), split.inputs, output=output, max_batch=size, what=what)
+            values = answers(engine(model.path), split.inputs, output=output, max_batch=max_batch, what=what)
             np.save(out / "answers.npy", values)
             return {"rows": len(values)}
 

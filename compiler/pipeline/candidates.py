@@ -53,6 +53,8 @@ class Candidate:
         latency_ms: what the gate compares: of one row, or of one token.
         coverage: how much of it is integer; None for a float model.
         kept_float: names of operators that were sent back to float.
+        rows_mixed: which operator makes rows change each other's answers, so that they run one at a time; "" where
+            they are independent.
     """
 
     name: str
@@ -66,12 +68,17 @@ class Candidate:
     latency_ms: float | None = None
     coverage: Coverage | None = None
     kept_float: tuple[str, ...] = ()
+    rows_mixed: str = ""
 
     @property
     def made(self) -> Model:
         """Return the model of a candidate that was made."""
         assert self.model is not None, f"{self.name} was not made: {self.refusal}"
         return self.model
+
+    def batch_rows(self, most: int) -> int:
+        """Return how many rows it may be asked at once, of at most ``most``: as many as the variant is served with."""
+        return 1 if self.rows_mixed else most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,7 @@ from compiler.passes import table
 from compiler.pipeline import candidates, cascade, lock, recipe_models
 from compiler.pipeline.arrays import Arrays
 from compiler.pipeline.cached_steps import CachedSteps, engine, machine_facts, this_machine
-from compiler.pipeline.candidates import Chosen, Goal
+from compiler.pipeline.candidates import Candidate, Chosen, Goal
 from compiler.pipeline.cascade import Cascade, Claim
 from compiler.pipeline.family import Family, Tested
 from compiler.pipeline.language import Language
@@ -317,7 +317,7 @@ def _evaluated(
     """Describe everything on the test split, beside what was found on the way."""
     with steps("test") as doing:
         tested = family.evaluate(family.cloud, CLOUD, doing)
-        whole = _figures(tested, drafts.cloud, drafts.cloud_digest)
+        whole = _figures(tested, family.cloud, drafts.cloud, drafts.cloud_digest)
         evaluated = tuple(
             _target(family, variant, found, doing) for variant, found in zip(drafts.variants, cascades, strict=True)
         )
@@ -361,7 +361,7 @@ def _target(family: Family, variant: _Variant, found: Cascade | None, doing: Doi
             ranking=before.ranking,
             speed=before.speed,
         ),
-        variant=_figures(after, variant.draft, variant.digest),
+        variant=_figures(after, chosen.candidate, variant.draft, variant.digest),
         cascade=None if found is None else found.evaluation,
         not_measured=(
             "" if target.runs_here else f"this machine cannot run {target.name}: certify it on such a device"
@@ -369,7 +369,7 @@ def _target(family: Family, variant: _Variant, found: Cascade | None, doing: Doi
     )
 
 
-def _figures(tested: Tested, draft: VariantDraft, digest: str) -> VariantFigures:
+def _figures(tested: Tested, candidate: Candidate, draft: VariantDraft, digest: str) -> VariantFigures:
     """Put what was found of a variant beside what it is."""
     return VariantFigures(
         role=draft.spec.role,
@@ -381,4 +381,5 @@ def _figures(tested: Tested, draft: VariantDraft, digest: str) -> VariantFigures
         agreement_cloud=tested.agreement,
         ranking=tested.ranking,
         speed=tested.speed,
+        rows_mixed=candidate.rows_mixed,
     )

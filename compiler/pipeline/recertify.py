@@ -29,8 +29,8 @@ from penstock.artifact.certificates import Certificate, Harm
 from penstock.artifact.layout import Layout
 from penstock.artifact.manifests import Artifact, Variant, VariantSpec
 from penstock.errors import ArtifactError, CalibrationError, InvalidInput, PenstockError
+from penstock.hosting.loading import Loaded
 from penstock.process.config import nearest
-from penstock.runtime import Engine
 from penstock.wire.tensors import Array
 
 Say = Callable[[str], None]
@@ -135,8 +135,8 @@ class _Pair:
         cloud: what the cloud variant is.
     """
 
-    student: Engine
-    teacher: Engine
+    student: Loaded
+    teacher: Loaded
     variant: Variant
     cloud: Variant
 
@@ -155,9 +155,13 @@ class _Pair:
         )
 
 
-def _outputs(engine: Engine, spec: VariantSpec, split: Split) -> Array:
+def _outputs(loaded: Loaded, spec: VariantSpec, split: Split) -> Array:
     return answers(
-        engine, split.inputs, output=spec.score_output, max_batch=spec.max_batch, what=f"{spec.role} variant"
+        loaded.engine,
+        split.inputs,
+        output=spec.score_output,
+        max_batch=loaded.max_batch if loaded.timing.is_batchable else spec.max_batch,
+        what=f"{spec.role} variant",
     )
 
 

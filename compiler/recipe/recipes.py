@@ -121,10 +121,13 @@ class QualitySection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         max_accuracy_drop: a share: 0.02 is two points.
         restore_operators: over the budget, send sensitive operators of an int8 candidate back to float until it fits.
         max_perplexity_increase: the budget of a generation, as a share of the float model's perplexity.
+        mixed_rows: what becomes of a model whose rows change each other's answers in a batch: it is measured,
+            certified and served one row at a time ("alone"), or refused with the operator that mixes them.
     """
 
     max_accuracy_drop: float = 0.02
     restore_operators: bool = True
+    mixed_rows: Literal["alone", "refuse"] = "alone"
     max_perplexity_increase: float = 0.10
 
 

@@ -86,11 +86,12 @@ def show(found: Overview, signed_by: Sequence[str]) -> None:
             v.spec.engine,
             size(v.weights.size + sum(one.size for one in v.files)),
             "yes" if v.golden else "no",
+            "rows alone" if v.spec.max_batch == 1 else str(v.spec.max_batch),
             v.digest,
         )
         for v in artifact.variants
     ]
-    print_table(["role", "target", "precision", "engine", "size", "golden", "variant"], rows)
+    print_table(["role", "target", "precision", "engine", "size", "golden", "batch", "variant"], rows)
     files = [
         (f"{v.spec.role}/{v.spec.target}", _title(one), size(one.size), one.digest)
         for v in artifact.variants

@@ -18,6 +18,7 @@ from penstock.artifact import golden
 from penstock.artifact.manifests import VariantSpec
 from penstock.artifact.variant_files import VariantFiles
 from penstock.errors import ArtifactError, InvalidInput, PenstockError
+from penstock.hosting import row_independence
 from penstock.policy import parallelism
 from penstock.policy.service_time import ServiceTime, Timing, fitted
 from penstock.process.telemetry import log
@@ -38,13 +39,16 @@ class Loaded:
     Attributes:
         engine: runs it; the caller closes it.
         timing: what it costs, and whether rows may be merged.
-        max_batch: most rows of one run; 1 where rows cannot be merged.
+        max_batch: most rows of one run; 1 where rows cannot be merged, or change each other's answers.
+        rows_mixed: why rows run one at a time although the spec allows more; "" where it says so itself, or they
+            need not.
         threads: of one run.
     """
 
     engine: Engine
     timing: Timing
     max_batch: int
+    rows_mixed: str = ""
     threads: int = 1
 
 
@@ -76,15 +80,18 @@ def _proved(spec: VariantSpec, files: VariantFiles, threads: int) -> Loaded:
     engine = _engine(spec, files, threads)
     try:
         check_signature(spec, engine)
-        timing = warm_up(engine, spec.max_batch, replay(spec, files.golden, engine))
+        samples = replay(spec, files.golden, engine)
+        rows_mixed = _rows_mixed(spec, engine, samples)
+        max_batch = 1 if rows_mixed else spec.max_batch
+        timing = warm_up(engine, max_batch, samples)
     except ArtifactError as error:
         engine.close()
         raise ArtifactError(f"{spec.model}, {spec.role} variant for {spec.target}: {error.message}") from error
     except BaseException:
         engine.close()
         raise
-    max_batch = spec.max_batch if timing.is_batchable else 1
-    return Loaded(engine=engine, threads=threads, timing=timing, max_batch=max_batch)
+    max_batch = max_batch if timing.is_batchable else 1
+    return Loaded(engine=engine, timing=timing, max_batch=max_batch, rows_mixed=rows_mixed, threads=threads)
 
 
 def _with_more_threads(spec: VariantSpec, files: VariantFiles, proved: Loaded, cpus: int) -> Loaded:
@@ -186,6 +193,22 @@ def warm_up(engine: Engine, max_batch: int, samples: Mapping[str, Array]) -> Tim
         return Timing(service=service, is_batchable=False, one_row_s=one_row_s, full_batch_s=one_row_s)
     service = fitted(one_row_s, full_rows=rows, full_s=full_s)
     return Timing(service=service, is_batchable=True, one_row_s=one_row_s, full_batch_s=full_s)
+
+
+def _rows_mixed(spec: VariantSpec, engine: Engine, samples: Mapping[str, Array]) -> str:
+    """Say why rows may not be merged, "" where they may: what is certified for a row holds whoever else asks."""
+    found = row_independence.look(engine.run, engine, samples, precision=spec.precision, max_batch=spec.max_batch)
+    if found.reason:
+        log(
+            _LOG,
+            logging.WARNING,
+            "rows are run one at a time: they were not seen to be independent of each other",
+            model=spec.model,
+            role=spec.role,
+            target=spec.target,
+            reason=found.reason,
+        )
+    return found.reason
 
 
 def _is_same(described: Sequence[TensorSpec], loaded: Sequence[TensorSpec]) -> bool:

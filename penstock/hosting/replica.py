@@ -114,7 +114,7 @@ class EngineReplica(Generic[A]):
         """
         Args:
             in_pieces: a request larger than ``max_batch`` is run in several: on a device memory is short. Elsewhere it
-                is run whole, which is quicker.
+                is run whole, which is quicker, unless ``max_batch`` is 1: then each row runs alone.
             on_loop_below_s: what is expected to take longer runs in the thread; 0 for everything.
             answer: makes an answer from inputs, outputs and number of rows of a batch, where the engine runs.
             split: cuts a batch's answer into those of chunks of so many rows.
@@ -123,7 +123,8 @@ class EngineReplica(Generic[A]):
         self.thread = thread or ThreadPoolExecutor(1, thread_name_prefix="replica")
         self._on_loop_below_s = on_loop_below_s
         self._answer, self._split = answer, split
-        self._in_pieces = in_pieces and loaded.timing.is_batchable
+        # a largest batch of one is no limit of memory: rows of one request may change each other's answers, too
+        self._in_pieces = loaded.timing.is_batchable and (in_pieces or loaded.max_batch == 1)
         self._times = _seen_at_warm_up(loaded)
         self._is_in_thread = False
         self._is_closed = False

@@ -1,4 +1,4 @@
-"""Models whose answers depend on the batch are known by their operators."""
+"""The first operator that mixes rows is named, whatever the graph does between it and the answer."""
 
 from __future__ import annotations
 
@@ -6,18 +6,39 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import helper
+import pytest
 
 from compiler.graph import row_independence
 from compiler.passes import int8_dynamic, int8_static
+from penstock.runtime import EngineOptions, load_engine
+from penstock.wire.tensors import Array
 from tests.compiler import small_models as small
+from tests.penstock.hosting import mixing_graphs as graphs
 
 
-def test_dynamic_int8_answers_a_row_by_the_batch_it_came_in_and_is_known_for_it(tmp_path: Path) -> None:
+def mixed_by(path: Path, rows: Array, *, precision: str = "fp32") -> str:
+    engine = load_engine("onnx", path, EngineOptions(threads=1))
+    return row_independence.rows_mixed_by(path, engine, {"x": rows}, precision=precision)
+
+
+@pytest.mark.parametrize("kind", graphs.MIXING)
+def test_the_first_operator_that_mixes_rows_is_named(tmp_path: Path, kind: str) -> None:
+    made, operator = graphs.MIXING[kind]
+    onnx.save(made(), tmp_path / "m.onnx")
+    assert mixed_by(tmp_path / "m.onnx", graphs.rows(16)).startswith(f"operator {operator} mixes rows: output 'logits'")
+
+
+@pytest.mark.parametrize("kind", graphs.INDEPENDENT)
+def test_rows_that_are_independent_are_said_to_be(tmp_path: Path, kind: str) -> None:
+    onnx.save(graphs.INDEPENDENT[kind](), tmp_path / "m.onnx")
+    assert mixed_by(tmp_path / "m.onnx", graphs.rows(16)) == ""
+
+
+def test_our_own_dynamic_int8_answers_a_row_by_the_batch_it_came_in_and_is_known_for_it(tmp_path: Path) -> None:
     trained = small.mlp("digits")
     job = small.job(tmp_path, trained.model)
     model = job.out / int8_dynamic.run(job).model
-    assert row_independence.affect_each_other(model)
+    assert "DynamicQuantize" in mixed_by(model, trained.fit[:16], precision="int8-dynamic")
     together = small.run(model, trained.test[:32])
     alone = np.concatenate([small.run(model, row[None]) for row in trained.test[:32]])
     assert not np.array_equal(together, alone)  # the reason for all this
@@ -26,13 +47,16 @@ def test_dynamic_int8_answers_a_row_by_the_batch_it_came_in_and_is_known_for_it(
 def test_float_and_static_int8_answer_each_row_by_itself(tmp_path: Path) -> None:
     trained = small.mlp("digits")
     job = small.job(tmp_path, trained.model, calibration=trained.fit)
-    assert not row_independence.affect_each_other(job.source)
-    assert not row_independence.affect_each_other(job.out / int8_static.run(job).model)
+    assert mixed_by(job.source, trained.fit[:16]) == ""
+    assert mixed_by(job.out / int8_static.run(job).model, trained.fit[:16], precision="int8") == ""
 
 
-def test_branches_are_looked_into(tmp_path: Path) -> None:
-    made = helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"])
-    branch = helper.make_graph([made], "branch", [], [])
-    node = helper.make_node("If", ["yes"], ["y"], then_branch=branch, else_branch=branch)
-    onnx.save(helper.make_model(helper.make_graph([node], "g", [], [])), tmp_path / "m.onnx")
-    assert row_independence.affect_each_other(tmp_path / "m.onnx")
+def test_a_branch_that_mixes_rows_is_named_by_its_operator(tmp_path: Path) -> None:
+    from onnx import helper
+
+    made = helper.make_node("Softmax", ["x"], ["shares"], axis=0)
+    shares = helper.make_tensor_value_info("shares", onnx.TensorProto.FLOAT, None)
+    branch = helper.make_graph([made], "branch", [], [shares])
+    node = helper.make_node("If", ["yes"], ["hidden"], name="either", then_branch=branch, else_branch=branch)
+    onnx.save(graphs.graph([node], yes=np.array(True)), tmp_path / "m.onnx")
+    assert mixed_by(tmp_path / "m.onnx", graphs.rows(8)).startswith("operator 'either' (If) mixes rows")
