@@ -160,7 +160,7 @@ class Agent:
         settings = self.settings.outbox
         return Delivery(
             outcomes,
-            lambda: Outbox(self._data_dir / "outbox.sqlite", settings, now=time.time),
+            lambda: Outbox(self._data_dir / "outbox.sqlite", settings, now=time.monotonic),
             link,
             self.device.device_id,
             settings,

@@ -179,7 +179,7 @@ class OutboxSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             the counts since the last flush; a shorter interval wears the disk in proportion (60 s: below 50 MB a day).
         max_records: records in the queue on disk.
         max_bytes: size of the queue on disk.
-        ttl_s: age at which a record is given up.
+        ttl_s: age at which a record is given up: time in which the device ran, whatever its calendar says.
         when_full: ``merge`` folds the two oldest unsent records of one artifact into one (counts are kept, their
             resolution in time is not); ``overwrite`` drops the oldest record.
         max_batch: records in one call.

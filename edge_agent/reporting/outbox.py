@@ -28,9 +28,10 @@ from penstock.errors import StorageError, newer_state
 from penstock.process.telemetry import log
 from penstock.wire.outcomes import COLUMNS, COUNTERS, NOTHING, OutcomeCounts
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raise it when a table changes in another way than by a new counter, and say in ``_upgrade`` what becomes of older
-files. Version 0 is what Penstock 0.1.0 wrote: the same tables, without a version."""
+files. Version 0 is what Penstock 0.1.0 wrote: the tables of version 1, without a version. ``stored_at`` and
+``touched_at`` are seconds that passed; before version 2 they were dates."""
 
 _log = logging.getLogger(__name__)
 _COUNTS = ", ".join(f"{name} INTEGER NOT NULL DEFAULT 0" for name in COLUMNS)
@@ -52,8 +53,8 @@ _TABLES = (
 )
 _SUMS = ", ".join(f"{name} = {name} + excluded.{name}" for name in COLUMNS)
 _RECORD = ("model", "artifact_digest", *COLUMNS, "started_at", "ended_at")
+_PASSED = (("records", "stored_at"), ("totals", "touched_at"))
 _MAX_TOTALS = 256
-_PLAUSIBLE_CLOCK = 1_700_000_000.0  # before this (November 2023) a device's clock was never set
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +72,8 @@ class Outbox:
         """Open or create the file, and bring an older one up to date. One that is no database is set aside.
 
         Args:
-            now: wall clock, UNIX seconds; used for ``ttl_s`` only.
+            now: a clock that nobody sets, such as ``time.monotonic``. What has passed goes on from one opening to the
+                next: a record's age is time in which the device ran, whatever its calendar says.
 
         Raises:
             NewerState: a newer Penstock wrote the file.
@@ -87,6 +89,7 @@ class Outbox:
                 log(_log, logging.ERROR, "outbox unreadable, set aside", file=path, error=error)
                 os.replace(path, path.with_suffix(".bad"))
                 self._db = _connect(path)
+            self._opened_at, self._passed_before_s = now(), self._latest_s()
             self.dropped = 0
             self.depth = self._count()
 
@@ -109,7 +112,7 @@ class Outbox:
                 self._db.execute(
                     f"INSERT INTO records (stored_at, {', '.join(_RECORD)}) VALUES ({_marks(1 + len(_RECORD))})",
                     [
-                        self._now(),
+                        self._passed_s(),
                         interval.model,
                         interval.artifact_digest,
                         *interval.counts.columns().values(),
@@ -189,7 +192,7 @@ class Outbox:
             f"INSERT INTO totals (model, artifact_digest, touched_at, {', '.join(COLUMNS)}) "
             f"VALUES ({_marks(3 + len(COLUMNS))}) ON CONFLICT (model, artifact_digest) "
             f"DO UPDATE SET touched_at = excluded.touched_at, {_SUMS}",
-            [interval.model, interval.artifact_digest, self._now(), *interval.counts.columns().values()],
+            [interval.model, interval.artifact_digest, self._passed_s(), *interval.counts.columns().values()],
         )
         self._db.execute(
             "DELETE FROM totals WHERE rowid NOT IN (SELECT rowid FROM totals ORDER BY touched_at DESC LIMIT ?)",
@@ -246,15 +249,18 @@ class Outbox:
         return True
 
     def _expire(self) -> None:
-        now = self._now()
-        # records stored by a clock that was not set yet, or was set back since, begin to age now
-        self._db.execute(
-            "UPDATE records SET stored_at = :now "
-            "WHERE stored_at > :now OR (stored_at < :plausible AND :now >= :plausible)",
-            {"now": now, "plausible": _PLAUSIBLE_CLOCK},
+        oldest_s = self._passed_s() - self._settings.ttl_s
+        self.dropped += self._db.execute("DELETE FROM records WHERE stored_at < ?", [oldest_s]).rowcount
+
+    def _passed_s(self) -> float:
+        return self._passed_before_s + self._now() - self._opened_at
+
+    def _latest_s(self) -> float:
+        """Read what had passed when the file was last written; nothing is known of the time since."""
+        query = (
+            "SELECT max(coalesce((SELECT max(touched_at) FROM totals), 0), coalesce(max(stored_at), 0)) FROM records"
         )
-        gone = self._db.execute("DELETE FROM records WHERE stored_at < ?", [now - self._settings.ttl_s]).rowcount
-        self.dropped += gone
+        return float(self._db.execute(query).fetchone()[0])
 
     def _sent(self) -> int:
         return int(self._db.execute("SELECT sequence FROM sent").fetchone()[0])
@@ -318,6 +324,9 @@ def _upgrade(db: sqlite3.Connection) -> None:
                 db.execute(f"ALTER TABLE {table} ADD COLUMN {name} INTEGER NOT NULL DEFAULT 0")
     # only where it differs: a file that is up to date must open, and give its totals, on a disk that is full
     if db.execute("PRAGMA user_version").fetchone()[0] != SCHEMA_VERSION:
+        # dates, by a clock that may have been set since: ages begin now, and the order of the totals stays
+        db.execute("UPDATE records SET stored_at = 0")
+        db.execute("UPDATE totals SET touched_at = touched_at - (SELECT max(touched_at) FROM totals)")
         db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 

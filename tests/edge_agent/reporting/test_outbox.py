@@ -184,26 +184,38 @@ def test_old_records_are_given_up_and_counted(open_outbox: Open) -> None:
     assert outbox.dropped == 1
 
 
-def test_a_clock_that_is_set_for_the_first_time_does_not_age_records_by_decades(open_outbox: Open) -> None:
+@pytest.mark.parametrize("jump_s", [10 * 365 * 86400.0, -10 * 365 * 86400.0])
+def test_a_clock_that_begins_elsewhere_after_a_restart_ages_nothing(open_outbox: Open, jump_s: float) -> None:
     clock = Clock()
-    clock.now = 12.0
     outbox = open_outbox(clock)
     outbox.append([interval(1)])
-    clock.now = NOW
+    clock.now += 900
     outbox.append([interval(2)])
-    assert outbox.depth == 2
-
-
-def test_a_clock_that_is_set_back_does_not_keep_records_for_ever(open_outbox: Open) -> None:
-    clock = Clock()
-    clock.now = NOW + 10**8
+    outbox.close()
+    clock.now += jump_s
     outbox = open_outbox(clock)
-    outbox.append([interval(1)])
-    clock.now = NOW
-    outbox.append([interval(2)])
-    clock.now = NOW + 1001
+    clock.now += 90
     outbox.append([interval(3)])
-    assert [record.interval.counts.requests for record in outbox.batch()] == [3]
+    assert outbox.depth == 3
+    clock.now += 20  # what passed before the restart counts
+    outbox.append([interval(4)])
+    assert [record.interval.counts.requests for record in outbox.batch()] == [2, 3, 4]
+    assert outbox.dropped == 1
+
+
+def test_records_with_dates_of_an_earlier_release_begin_to_age_when_they_are_read(
+    open_outbox: Open, tmp_path: Path
+) -> None:
+    shutil.copy(GOLDEN.with_name("outbox-1.sqlite"), tmp_path / "outbox.sqlite")
+    clock = Clock()
+    outbox = open_outbox(clock)
+    kept = outbox.depth
+    clock.now += 999
+    outbox.append([interval(1)])
+    assert (kept > 0, outbox.depth) == (True, kept + 1)
+    clock.now += 2
+    outbox.append([interval(2)])
+    assert (outbox.depth, outbox.dropped) == (2, kept)
 
 
 def test_a_lost_queue_continues_above_what_the_service_has_seen(open_outbox: Open) -> None:
@@ -442,7 +454,7 @@ def test_opening_an_outbox_that_is_up_to_date_writes_nothing(open_outbox: Open) 
 
 def test_the_tables_of_this_schema_version_are_these(open_outbox: Open) -> None:
     """A changed table is a decision: raise SCHEMA_VERSION, keep a golden file of the old one, write its upgrade."""
-    assert SCHEMA_VERSION == 1
+    assert SCHEMA_VERSION == 2
     outbox = open_outbox()
     counts = [(name, "INTEGER", 1, "0") for name in COLUMNS]
     tables = {
