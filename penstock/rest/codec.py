@@ -340,7 +340,7 @@ def _sent_tensors(
     for name, array in arrays.items():
         datatype = datatype_of(array, field=name)
         if binary is True or (binary and name in binary):
-            raw = to_bytes(array)
+            raw = to_bytes(array, field=f"{where}.{name}")
             raws.append(raw)
             tensors.append(_SentTensor(name, datatype, array.shape, _TensorParameters(len(raw))))
         else:

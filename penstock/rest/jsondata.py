@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from penstock.errors import InvalidInput
-from penstock.wire.tensors import Array, numpy_dtype, reshape
+from penstock.wire.tensors import Array, bytes_elements, numpy_dtype, reshape
 
 _MAX_DEPTH = 32  # of nested lists; numpy allows 64 dimensions, no model has 32
 
@@ -73,11 +73,10 @@ def encode(array: Array, datatype: str, *, field: str) -> list[Any]:
     Raises:
         InvalidInput: a BYTES element is not UTF-8, so that only the binary form can carry it.
     """
-    values: list[Any] = array.ravel().tolist()
     if datatype != "BYTES":
-        return values
+        return array.ravel().tolist()
     try:
-        return [value if isinstance(value, str) else bytes(value).decode() for value in values]
+        return [element.decode() for element in bytes_elements(array, field=field)]
     except UnicodeDecodeError:
         raise InvalidInput(f"{field}: not UTF-8, so JSON cannot carry it; ask for binary data", field=field) from None
 

@@ -16,7 +16,16 @@ import numpy as np
 from penstock.errors import Internal, InvalidInput
 from penstock.rpc.pb import oip_pb2
 from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata, Parameter
-from penstock.wire.tensors import Array, TensorSpec, datatype_of, from_bytes, numpy_dtype, reshape, to_bytes
+from penstock.wire.tensors import (
+    Array,
+    TensorSpec,
+    bytes_elements,
+    datatype_of,
+    from_bytes,
+    numpy_dtype,
+    reshape,
+    to_bytes,
+)
 
 # the field of InferTensorContents that carries a datatype; FP16 has none and travels raw only
 _CONTENTS: Mapping[str, str] = {
@@ -79,11 +88,11 @@ def encode_response(response: InferResponse, decoded: DecodedRequest) -> oip_pb2
     if decoded.raw or any(datatype not in _CONTENTS for _, datatype, _ in outputs):
         for name, datatype, array in outputs:
             message.outputs.add(name=name, datatype=datatype, shape=array.shape)
-            message.raw_output_contents.append(to_bytes(array))
+            message.raw_output_contents.append(to_bytes(array, field=name))
     else:
         for name, datatype, array in outputs:
             tensor = message.outputs.add(name=name, datatype=datatype, shape=array.shape)
-            getattr(tensor.contents, _CONTENTS[datatype]).extend(_elements(array, datatype))
+            getattr(tensor.contents, _CONTENTS[datatype]).extend(_elements(array, datatype, name))
     return message
 
 
@@ -96,7 +105,7 @@ def encode_request(request: InferRequest) -> oip_pb2.ModelInferRequest:
     message = oip_pb2.ModelInferRequest(model_name=request.model, model_version=request.version, id=request.id)
     for name, array in request.inputs.items():
         message.inputs.add(name=name, datatype=datatype_of(array, field=name), shape=array.shape)
-        message.raw_input_contents.append(to_bytes(array))
+        message.raw_input_contents.append(to_bytes(array, field=f"inputs.{name}"))
     for output in request.outputs:
         message.outputs.add(name=output)
     _put_parameters(message.parameters, request.parameters)
@@ -189,9 +198,8 @@ def _wanted(output: oip_pb2.ModelInferRequest.InferRequestedOutputTensor) -> str
     return output.name
 
 
-def _elements(array: Array, datatype: str) -> Iterable[Any]:
-    values = array.ravel().tolist()
-    return (v.encode() if isinstance(v, str) else bytes(v) for v in values) if datatype == "BYTES" else values
+def _elements(array: Array, datatype: str, field: str) -> Iterable[Any]:
+    return bytes_elements(array, field=field) if datatype == "BYTES" else array.ravel().tolist()
 
 
 def _parameters(sent: Mapping[str, oip_pb2.InferParameter]) -> dict[str, Parameter]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from penstock.errors import ArtifactError, Internal, InvalidInput, missing_extra
 from penstock.runtime import EngineOptions
-from penstock.wire.tensors import Array, TensorSpec
+from penstock.wire.tensors import Array, TensorSpec, bytes_elements, element_place
 
 try:
     import onnxruntime as ort
@@ -80,20 +80,21 @@ def _decoded(name: str, array: Array) -> Array:
     """Make text of bytes: onnxruntime would take the ``b'...'`` that Python prints for the text.
 
     Raises:
-        InvalidInput: an element is not UTF-8.
+        InvalidInput: an element is not UTF-8, or neither text nor bytes.
     """
-    decoded = np.empty(array.shape, dtype=object)
-    for index, item in np.ndenumerate(array):
+    field = f"inputs.{name}"
+    decoded = np.empty(array.size, dtype=object)
+    for at, element in enumerate(bytes_elements(array, field=field)):
         try:
-            decoded[index] = item if isinstance(item, str) else bytes(item).decode()  # type: ignore[call-overload]
+            decoded[at] = element.decode()
         except UnicodeDecodeError as error:
-            where = f"inputs.{name}[{', '.join(map(str, index))}]"
+            place = element_place(field, at, array.shape)
             raise InvalidInput(
-                f"{where}: byte {error.start} is {item[error.start]:#04x}, which is not UTF-8; the model takes text, "  # type: ignore[index]
-                "encode it as UTF-8",
-                field=where,
+                f"{place}: byte {error.start} is {element[error.start]:#04x}, which is not UTF-8; the model takes "
+                "text, encode it as UTF-8",
+                field=place,
             ) from None
-    return decoded
+    return decoded.reshape(array.shape)
 
 
 def _encoded(array: Array) -> Array:

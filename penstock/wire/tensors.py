@@ -78,13 +78,43 @@ def datatype_of(array: Array, *, field: str = "array") -> str:
         ) from None
 
 
-def to_bytes(array: Array) -> bytes:
-    """Write an array as row-major little-endian bytes, in the OIP raw form."""
+def to_bytes(array: Array, *, field: str = "tensor") -> bytes:
+    """Write an array as row-major little-endian bytes, in the OIP raw form.
+
+    Raises:
+        InvalidInput: an element of a BYTES array is neither text nor bytes.
+    """
     if array.dtype.kind in "OSU":
-        return b"".join(_length_prefixed(item) for item in array.ravel())
+        return b"".join(struct.pack("<I", len(item)) + item for item in bytes_elements(array, field=field))
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
     return array.tobytes()
+
+
+def bytes_elements(array: Array, *, field: str) -> list[bytes]:
+    """List the elements of a BYTES array, text as UTF-8.
+
+    Raises:
+        InvalidInput: an element is neither text nor bytes (Python would make five zeros of the number 5), or text that
+            has no UTF-8 form.
+    """
+    elements = []
+    for at, item in enumerate(array.ravel().tolist()):
+        try:
+            if not isinstance(item, str | bytes | bytearray | memoryview):
+                raise TypeError(f"a {type(item).__name__}")
+            elements.append(item.encode() if isinstance(item, str) else bytes(item))
+        except (TypeError, UnicodeEncodeError) as error:
+            place = element_place(field, at, array.shape)
+            raise InvalidInput(
+                f"{place}: {str(item)[:40]!a} cannot be a BYTES element ({error}); expected text or bytes", field=place
+            ) from None
+    return elements
+
+
+def element_place(field: str, at: int, shape: Sequence[int]) -> str:
+    """Name an element by its place: ``field[row, column]`` for the ``at``-th one in row-major order."""
+    return f"{field}[{', '.join(str(index) for index in np.unravel_index(at, tuple(shape)))}]"
 
 
 def from_bytes(data: bytes | memoryview, datatype: str, shape: Sequence[int], *, field: str = "tensor") -> Array:
@@ -220,11 +250,6 @@ def _misnamed(inputs: Mapping[str, Array], specs: Sequence[TensorSpec]) -> Inval
         name = next(name for name in known if name not in inputs)
         text = f"{name!r} is missing"
     return InvalidInput(f"inputs: {text}; the model takes {_listing(specs)}", field=f"inputs.{name}")
-
-
-def _length_prefixed(item: object) -> bytes:
-    data = item.encode() if isinstance(item, str) else bytes(item)  # type: ignore[call-overload]  # object arrays hold bytes or str
-    return struct.pack("<I", len(data)) + data
 
 
 def _split_bytes(data: bytes | memoryview, count: int, field: str) -> Array:

@@ -80,3 +80,11 @@ def test_what_is_no_text_is_refused_by_its_place(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"inputs\.colour\[1, 0\]: byte 1 is 0xff, which is not UTF-8"):
         engine.run({"colour": column([b"red", b"r\xff"])})
     assert engine.run({"colour": column([b"red"])}, ["code"])["code"].tolist() == [[1]]
+
+
+@pytest.mark.parametrize("item", [5, None, [1]], ids=repr)
+def test_a_number_is_not_taken_for_text(tmp_path: Path, item: object) -> None:
+    given = column([b"red", b"red"])
+    given[1, 0] = item
+    with pytest.raises(InvalidInput, match=r"inputs\.colour\[1, 0\].*expected text or bytes"):
+        encoder(tmp_path / "m.onnx").run({"colour": given})

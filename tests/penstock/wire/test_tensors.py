@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,8 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from penstock.errors import InvalidInput
+from penstock.rest import codec as rest
+from penstock.rpc import codec as rpc
 from penstock.wire import tensors
-from penstock.wire.tensors import TensorSpec
+from penstock.wire.inference import InferRequest
+from penstock.wire.tensors import Array, TensorSpec
 
 X = TensorSpec(name="x", datatype="FP32", shape=(-1, 3))
 
@@ -109,3 +113,23 @@ def test_pack_is_deterministic_and_round_trips() -> None:
 def test_unpack_refuses_anything_else(data: bytes) -> None:
     with contextlib.suppress(InvalidInput):
         assert isinstance(tensors.unpack(data), dict)
+
+
+@pytest.mark.parametrize("item", [5, True, None, 1.5, [1], "\ud800"], ids=repr)
+@pytest.mark.parametrize(
+    "write",
+    [
+        tensors.to_bytes,
+        lambda array: rpc.encode_request(InferRequest(model="m", inputs={"x": array})),
+        lambda array: rest.encode_request(InferRequest(model="m", inputs={"x": array})),
+        lambda array: rest.encode_request(InferRequest(model="m", inputs={"x": array}), binary=False),
+    ],
+    ids=["bytes", "grpc", "http", "json"],
+)
+def test_what_is_neither_text_nor_bytes_is_refused_by_its_place(write: Callable[[Array], object], item: object) -> None:
+    """``bytes(5)`` is five zeros: such a request was answered, wrongly and without a word."""
+    array = np.empty((2, 2), dtype=object)
+    array[:] = b"a"
+    array[1, 0] = item
+    with pytest.raises(InvalidInput, match=r"\[1, 0\].*expected text or bytes"):
+        write(array)
