@@ -128,18 +128,22 @@ class ReplicaQueue(Generic[A]):
     async def _run(
         self, chunks: Sequence[Chunk], rows: Sequence[int], deadline: float | None
     ) -> Sequence[A | PenstockError]:
-        started_at = time.perf_counter()
+        started_at, has_answered = time.perf_counter(), False
         try:
-            return await self.replica.run(chunks)
+            answers = await self.replica.run(chunks)
+            has_answered = True
+            return answers
         finally:
             took_s = time.perf_counter() - started_at
             total = sum(rows)
             if self._measures is not None:
                 self._measures.ran(total, took_s)
-            if self._is_probing:
-                self.service, self._is_probing = self.service.corrected(total, took_s), False
+            is_probe, self._is_probing = self._is_probing, False
+            # what fails may fail early, and says nothing about what an answer takes
+            if has_answered and is_probe:
+                self.service = self.service.corrected(total, took_s)
                 self._measured_at = self._loop.time()
-            elif not self._queue.is_idle:  # what runs at once is too short for any deadline to depend on it
+            elif has_answered and not self._queue.is_idle:  # at once: no deadline depends on it
                 self.service = self.service.observed(total, took_s)
                 self._measured_at = self._loop.time()
 

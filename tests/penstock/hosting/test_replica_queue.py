@@ -252,6 +252,20 @@ def test_an_estimate_that_was_too_high_does_not_refuse_for_ever(monkeypatch: pyt
     run_virtual(test)
 
 
+def test_a_run_that_fails_does_not_change_an_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        engine = FakeEngine()
+        queue = on_thread_that_takes(0.001, engine, monkeypatch, service_s=10.0)
+        for is_probe in (False, True):
+            await asyncio.sleep(PROBE_AFTER_S if is_probe else 0.0)
+            failed = await outcome(infer(queue, rows(np.nan), after_s=1.0 if is_probe else 100.0))
+            assert isinstance(failed, Internal)
+            assert queue.service.of(1) == pytest.approx(10.0)
+        await queue.close(UNLOADED)
+
+    run_virtual(test)
+
+
 def test_refusals_do_not_lower_an_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         engine = FakeEngine()
