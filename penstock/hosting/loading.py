@@ -70,18 +70,20 @@ def load(spec: VariantSpec, files: VariantFiles, *, threads: int, cpus: int = 1)
         return proved
     if files.golden is None and any(-1 in tensor.shape[1:] for tensor in spec.inputs):
         proved.engine.close()  # nobody knows how long the inputs of clients will be
-        return _proved(spec, files, cpus)
+        return _proved(spec, files, cpus, rows_mixed=proved.rows_mixed)
     if proved.timing.one_row_s < parallelism.WORTH_SHARING_S:
         return proved
     return _with_more_threads(spec, files, proved, cpus)
 
 
-def _proved(spec: VariantSpec, files: VariantFiles, threads: int) -> Loaded:
+def _proved(spec: VariantSpec, files: VariantFiles, threads: int, *, rows_mixed: str | None = None) -> Loaded:
+    """Load and prove. ``rows_mixed``: what was seen of its rows with other threads; None to look now."""
     engine = _engine(spec, files, threads)
     try:
         check_signature(spec, engine)
         samples = replay(spec, files.golden, engine)
-        rows_mixed = _rows_mixed(spec, engine, samples)
+        if rows_mixed is None:
+            rows_mixed = _rows_mixed(spec, engine, samples)
         max_batch = 1 if rows_mixed else spec.max_batch
         timing = warm_up(engine, max_batch, samples)
     except ArtifactError as error:
@@ -112,7 +114,7 @@ def _with_more_threads(spec: VariantSpec, files: VariantFiles, proved: Loaded, c
         if not parallelism.is_worth_it(best_s, took_s):
             break
         chosen, best_s = threads, took_s
-    return loaded or _proved(spec, files, chosen)
+    return loaded or _proved(spec, files, chosen, rows_mixed=proved.rows_mixed)
 
 
 def _engine(spec: VariantSpec, files: VariantFiles, threads: int) -> Engine:
