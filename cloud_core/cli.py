@@ -124,7 +124,13 @@ Exit codes: 0 moved, 1 no such model or version, 3 refused because devices run t
 @click.option("--reason", default="", help="Why, for the record.")
 @click.option("--who", default=lambda: os.environ.get("USER", ""), help="Who, for the record.  [default: your login]")
 @click.option(
-    "--core", "core", envvar="PENSTOCK_CORE", default="grpc://127.0.0.1:8001", show_default=True, help="The core."
+    "--core",
+    envvar="PENSTOCK_CORE",
+    default="grpc://127.0.0.1:8001",
+    show_default=True,
+    show_envvar=True,
+    metavar="TARGET",
+    help="The core.",
 )
 @click.option("--token", envvar="PENSTOCK_TOKEN", default="", help="Credential, where the core has tenants.")
 @output_option

@@ -105,6 +105,29 @@ def test_a_wave_holds_until_baked_settled_and_audited() -> None:
     assert (few.verdict, few.reason) == ("hold", "20 of 50 audited rows")
 
 
+@pytest.mark.parametrize(("failed", "devices"), [(4, 24), (2, 30), (1, 10), (1, 3)])
+def test_more_failures_than_tolerated_hold_though_few_devices_prove_nothing(failed: int, devices: int) -> None:
+    crashed = [
+        device(f"c{i}", phase="reverted", active_digest=OLD, failed_digest=NEW, error="crashed") for i in range(failed)
+    ]
+    wave = [*crashed, *(device(f"d{i}") for i in range(devices - failed))]
+    verdict = judge(*wave)
+    assert verdict.verdict == "hold"
+    assert f"{failed} of {devices} devices of this wave failed" in verdict.reason
+    assert "tolerated 5.0%: c0 reverted: crashed" in verdict.reason
+    # an operator has looked at them and resumed
+    assert judge(*wave, acknowledged=frozenset(one.device_id for one in crashed)).verdict == "pass"
+
+
+def test_a_canary_of_one_that_fails_holds() -> None:
+    assert judge(device(phase="reverted", active_digest=OLD, failed_digest=NEW, error="crashed")).verdict == "hold"
+
+
+def test_failures_within_the_tolerance_pass() -> None:
+    crashed = device("c", phase="reverted", active_digest=OLD, failed_digest=NEW, error="crashed")
+    assert judge(crashed, *(device(f"d{i}") for i in range(19))).verdict == "pass"
+
+
 def test_an_uncertified_artifact_needs_no_audit() -> None:
     verdict = judge(device(audited=0), promised=None)
     assert verdict.verdict == "pass"
