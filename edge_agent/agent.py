@@ -117,9 +117,11 @@ class Agent:
         outcomes = Outcomes(now=time.time)
         hosting = self._hosting(outcomes)
         hosting.expect(model for model, state in store.states().items() if state.active)
-        link = FleetLink(settings.core, timeout_s=settings.heartbeat.timeout_s, token=settings.token)
+        link = FleetLink(
+            settings.core, timeout_s=settings.heartbeat.timeout_s, token=settings.token, link=settings.link
+        )
         stack.push_async_callback(link.close)
-        escalator = Escalator(settings.core, settings.escalation, token=settings.token)
+        escalator = Escalator(settings.core, settings.escalation, token=settings.token, link=settings.link)
         stack.push_async_callback(escalator.close)
         self.delivery = self._delivery(outcomes, link)
         stack.push_async_callback(self.delivery.close)

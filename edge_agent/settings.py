@@ -62,7 +62,9 @@ class EscalationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_field
         rate_rows_per_s: budget of rows; 0 is unlimited.
         burst_rows: what may go at once.
         breaker_failures: failures in a row that open the circuit.
-        breaker_open_s: how long it stays open before the cloud is tried again.
+        breaker_open_s: how long it stays open before the cloud is tried again, with an inference; doubled with each
+            try that fails.
+        breaker_max_open_s: longest such time, where it is more than ``breaker_open_s``.
         model_version: ``digest`` asks for exactly the certified version; "" for the default one of a server that does
             not know our digests (its answers are then taken at their word).
     """
@@ -76,6 +78,20 @@ class EscalationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_field
     burst_rows: Count = 256
     breaker_failures: Count = 3
     breaker_open_s: Positive = 2.0
+    breaker_max_open_s: Positive = 60.0
+
+
+class LinkSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The connections to the core, for escalations and for reports.
+
+    Attributes:
+        keepalive_s: how often an idle connection is looked at, so that one that went silent without a reset is found.
+            A server other than ours may want 300.
+        renew_after: calls in a row that got no answer in time, after which a connection is given up for a new one.
+    """
+
+    keepalive_s: Annotated[float, Meta(ge=10, le=7200)] = 25.0
+    renew_after: Count = 3
 
 
 class LimitsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -240,6 +256,7 @@ class AgentSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     trust_root: str = ""
     cascade: CascadeSettings = field(default_factory=CascadeSettings)
     escalation: EscalationSettings = field(default_factory=EscalationSettings)
+    link: LinkSettings = field(default_factory=LinkSettings)
     limits: LimitsSettings = field(default_factory=LimitsSettings)
     fetch: FetchSettings = field(default_factory=FetchSettings)
     update: UpdateSettings = field(default_factory=UpdateSettings)

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import logging
+
 import grpc
 
+from edge_agent.settings import LinkSettings
+from penstock.errors import DeadlineExceeded, PenstockError
+from penstock.process import telemetry
 from penstock.rpc import channels
 from penstock.rpc.pb import fleet_pb2, fleet_pb2_grpc
 from penstock.rpc.status import error_from_rpc
 
+_LOG = logging.getLogger(__name__)
+
 
 class FleetLink:
-    """Calls the fleet service over one channel."""
+    """Calls the fleet service over one channel at a time."""
 
-    def __init__(self, target: str, *, timeout_s: float, token: str = "") -> None:
+    def __init__(self, target: str, *, timeout_s: float, token: str = "", link: LinkSettings | None = None) -> None:
         """Open the channel; nothing is dialled before the first call.
 
         Args:
             target: ``grpc://host:port``.
             timeout_s: longest wait for each call.
             token: credential, where the core has tenants.
+            link: when a connection is looked at and given up; None for the defaults.
 
         Raises:
             InvalidInput: ``target`` is not ``grpc://host:port``.
         """
-        self._channel = channels.open_channel(target, aio=True)
-        self._stub = fleet_pb2_grpc.FleetStub(self._channel)  # type: ignore[no-untyped-call]  # generated
+        link = link or LinkSettings()
+        self._link = channels.RenewedChannel(
+            target, keepalive_s=link.keepalive_s, renew_after=link.renew_after, grace_s=timeout_s
+        )
         self._timeout_s = timeout_s
         self._credential = channels.bearer(token)
 
@@ -34,12 +44,14 @@ class FleetLink:
         Raises:
             PenstockError: the service is out of reach, or refuses.
         """
+        channel = self._link.channel
         try:
-            response: fleet_pb2.HeartbeatResponse = await self._stub.Heartbeat(
+            response: fleet_pb2.HeartbeatResponse = await _stub(channel).Heartbeat(
                 request, timeout=self._timeout_s, metadata=self._credential
             )
         except grpc.RpcError as error:
-            raise error_from_rpc(error) from error
+            raise self._failed(channel, error) from error
+        self._link.record(channel, is_late=False)
         return response
 
     async def deliver(self, request: fleet_pb2.DeliverOutcomesRequest) -> int:
@@ -48,12 +60,24 @@ class FleetLink:
         Raises:
             PenstockError: the service is out of reach, or refuses.
         """
+        channel = self._link.channel
         try:
-            response = await self._stub.DeliverOutcomes(request, timeout=self._timeout_s, metadata=self._credential)
+            response = await _stub(channel).DeliverOutcomes(request, timeout=self._timeout_s, metadata=self._credential)
         except grpc.RpcError as error:
-            raise error_from_rpc(error) from error
+            raise self._failed(channel, error) from error
+        self._link.record(channel, is_late=False)
         return int(response.durable_sequence)
 
     async def close(self) -> None:
         """Close the channel; calls that are under way fail."""
-        await self._channel.close(grace=None)
+        await self._link.close()
+
+    def _failed(self, channel: grpc.aio.Channel, rpc_error: grpc.RpcError) -> PenstockError:
+        error = error_from_rpc(rpc_error)
+        if self._link.record(channel, is_late=isinstance(error, DeadlineExceeded)):
+            telemetry.log(_LOG, logging.WARNING, "calls to the core got no answer in time: a new connection is made")
+        return error
+
+
+def _stub(channel: grpc.aio.Channel) -> fleet_pb2_grpc.FleetStub:
+    return fleet_pb2_grpc.FleetStub(channel)  # type: ignore[no-untyped-call]  # generated

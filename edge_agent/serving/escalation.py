@@ -8,25 +8,32 @@ this module keeps.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 
 import grpc
 
-from edge_agent.serving.escalation_queue import EscalationQueue
+from edge_agent.serving.escalation_queue import EscalationQueue, is_patient
 from edge_agent.serving.hosting import Hosted
-from edge_agent.settings import EscalationSettings
+from edge_agent.settings import EscalationSettings, LinkSettings
+from penstock.errors import DeadlineExceeded
 from penstock.policy.token_bucket import TokenBucket
+from penstock.process import telemetry
 from penstock.rpc import channels, codec
 from penstock.rpc.pb import oip_pb2
 from penstock.rpc.status import error_from_rpc
 from penstock.wire.context import RequestContext, headers_of
 from penstock.wire.inference import InferRequest, InferResponse
 
+_LOG = logging.getLogger(__name__)
+
 
 class Escalator:
     """The channel to the cloud, its queues, and the row budget that they share."""
 
-    def __init__(self, target: str, settings: EscalationSettings, *, token: str = "") -> None:
+    def __init__(
+        self, target: str, settings: EscalationSettings, *, token: str = "", link: LinkSettings | None = None
+    ) -> None:
         """
         Args:
             token: where the cloud has tenants.
@@ -40,8 +47,10 @@ class Escalator:
         self.calls = 0
         self.failed_calls = 0
         self._loop = asyncio.get_running_loop()
-        self._channel = channels.open_channel(target, aio=True)
-        self._stub = channels.oip_stub(self._channel)
+        link = link or LinkSettings()
+        self._link = channels.RenewedChannel(
+            target, keepalive_s=link.keepalive_s, renew_after=link.renew_after, grace_s=settings.timeout_s
+        )
         self._credential = channels.bearer(token)
         self._queues: dict[Hosted, EscalationQueue] = {}
         self._bucket = (
@@ -84,28 +93,44 @@ class Escalator:
         self.calls += 1
         self.sent_bytes += message.ByteSize()
         self.sent_rows += len(next(iter(request.inputs.values())))
+        channel = self._link.channel
+        timeout_s = context.deadline - self._loop.time()
         try:
-            reply: oip_pb2.ModelInferResponse = await self._stub.ModelInfer(
+            reply: oip_pb2.ModelInferResponse = await channels.oip_stub(channel).ModelInfer(
                 message,
-                timeout=context.deadline - self._loop.time(),
+                timeout=timeout_s,
                 metadata=(*self._credential, *headers_of(context).items()),
             )
         except grpc.RpcError as error:
             self.failed_calls += 1
-            raise error_from_rpc(error) from error
+            failure = error_from_rpc(error)
+            is_late = isinstance(failure, DeadlineExceeded)
+            if not is_late or is_patient(timeout_s, self.settings):
+                self._record(channel, is_late=is_late)
+            raise failure from error
+        self._record(channel, is_late=False)
         return codec.decode_response(reply)
 
     async def is_model_ready(self, model: str, version: str) -> bool:
         """Can the cloud serve this model now? False also when it cannot be asked."""
+        channel = self._link.channel
+        request = oip_pb2.ModelReadyRequest(name=model, version=version)
         try:
-            request = oip_pb2.ModelReadyRequest(name=model, version=version)
-            reply = await self._stub.ModelReady(request, timeout=self.settings.timeout_s, metadata=self._credential)
-        except grpc.RpcError:
+            reply = await channels.oip_stub(channel).ModelReady(
+                request, timeout=self.settings.timeout_s, metadata=self._credential
+            )
+        except grpc.RpcError as error:
+            self._record(channel, is_late=isinstance(error_from_rpc(error), DeadlineExceeded))
             return False
+        self._record(channel, is_late=False)
         return bool(reply.ready)
 
     async def close(self) -> None:
         """Give up what is under way and close the channel."""
         for queue in self._queues.values():
             await queue.close()
-        await self._channel.close(grace=None)
+        await self._link.close()
+
+    def _record(self, channel: grpc.aio.Channel, *, is_late: bool) -> None:
+        if self._link.record(channel, is_late=is_late):
+            telemetry.log(_LOG, logging.WARNING, "calls to the cloud got no answer in time: a new connection is made")

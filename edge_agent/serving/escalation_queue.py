@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
+import numpy as np
 
 from edge_agent.policy.egress import RoundTrips
 from edge_agent.serving.hosting import Hosted
 from edge_agent.settings import EscalationSettings
-from penstock.errors import Cancelled, DeadlineExceeded, Internal, InvalidInput, PenstockError, Unavailable
+from penstock.errors import Cancelled, DeadlineExceeded, Internal, InvalidInput, PenstockError, QueueFull, Unavailable
 from penstock.hosting.queue import BatchQueue, Behaviour, is_invalid
 from penstock.hosting.rows import join, split
 from penstock.hosting.waiting_line import Room
@@ -80,7 +81,7 @@ class EscalationQueue:
     def __init__(self, cloud: Cloud, hosted: Hosted, settings: EscalationSettings) -> None:
         self._cloud = cloud
         self._hosted = hosted
-        self._timeout_s = settings.timeout_s
+        self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._model = hosted.plan.model
         self._version = hosted.plan.artifact_digest if settings.model_version == "digest" else ""
@@ -96,10 +97,15 @@ class EscalationQueue:
             Behaviour(max_in_flight=CALLS_IN_FLIGHT, stops_unwanted=True, may_be_one=is_invalid),
             room=Room(settings.max_queue_rows, "escalation.max_queue_rows"),
         )
-        self._breaker = CircuitBreaker(failure_limit=settings.breaker_failures, open_s=settings.breaker_open_s)
+        self._breaker = CircuitBreaker(
+            failure_limit=settings.breaker_failures,
+            open_s=settings.breaker_open_s,
+            max_open_s=max(settings.breaker_open_s, settings.breaker_max_open_s),
+        )
         self._round_trips = RoundTrips()
         self._p95_s = (0.0, -math.inf)  # value, when computed
         self._probe: asyncio.Task[None] | None = None
+        self._blank: Mapping[str, Array] = {}  # what a probe asks, of the shape of a call that failed
 
     def __repr__(self) -> str:
         return f"EscalationQueue({self._model}, {self._breaker.phase}, {self._queue!r})"
@@ -175,6 +181,18 @@ class EscalationQueue:
         timeout_s = context.deadline - self._loop.time()
         if timeout_s <= 0:
             raise DeadlineExceeded("the deadline passed before the cloud was called")
+        started_at = time.perf_counter()
+        try:
+            response = await self._infer(inputs, context, timeout_s)
+        except PenstockError as error:
+            if self._probe is None:
+                self._blank = _blank(inputs, can_split=self._hosted.can_split)
+            self._record(error, time.perf_counter() - started_at, timeout_s)
+            raise
+        self._record(None, time.perf_counter() - started_at, timeout_s)
+        return CloudAnswer(outputs=response.outputs, variant=str(response.parameters.get("variant", "")))
+
+    async def _infer(self, inputs: Mapping[str, Array], context: RequestContext, timeout_s: float) -> InferResponse:
         parameters: dict[str, Parameter] = {"timeout": max(1, int(timeout_s * 1e6))}
         if context.priority:
             parameters["priority"] = context.priority
@@ -185,16 +203,9 @@ class EscalationQueue:
             outputs=tuple(spec.name for spec in self._outputs),
             parameters=parameters,
         )
-        rows = len(next(iter(inputs.values())))
-        started_at = time.perf_counter()
-        try:
-            response = await self._cloud.infer(request, context)
-            _check_outputs(response.outputs, self._outputs, rows)
-        except PenstockError as error:
-            self._record(error, time.perf_counter() - started_at, timeout_s)
-            raise
-        self._record(None, time.perf_counter() - started_at, timeout_s)
-        return CloudAnswer(outputs=response.outputs, variant=str(response.parameters.get("variant", "")))
+        response = await self._cloud.infer(request, context)
+        _check_outputs(response.outputs, self._outputs, len(next(iter(inputs.values()))))
+        return response
 
     def _record(self, error: PenstockError | None, took_s: float, timeout_s: float) -> None:
         now = self._loop.time()
@@ -205,7 +216,7 @@ class EscalationQueue:
         if error is None or is_late:  # a time-out is a round trip of at least that long
             self._round_trips = self._round_trips.record(max(took_s, timeout_s) if is_late else took_s, now)
             self._p95_s = (0.0, -math.inf)
-        if is_late and timeout_s < 0.9 * self._timeout_s:
+        if is_late and not is_patient(timeout_s, self._settings):
             return  # one caller was in more of a hurry than the settings are: the estimate above will spare the next
         self._breaker = self._breaker.record(error is None, now)
         if self._breaker.phase == "open" and self._probe is None:
@@ -221,12 +232,40 @@ class EscalationQueue:
                 await asyncio.sleep(self._breaker.wait_s(self._loop.time()) * jitter)
                 self._breaker, is_allowed = self._breaker.allows(self._loop.time())
                 if is_allowed:
-                    is_ready = await self._cloud.is_model_ready(self._model, self._version)
-                    self._breaker = self._breaker.record(is_ready, self._loop.time())
+                    is_back = await self._cloud.is_model_ready(self._model, self._version) and await self._answers()
+                    self._breaker = self._breaker.record(is_back, self._loop.time())
             if not self._hosted.is_retired:
                 telemetry.log(_LOG, logging.INFO, "the cloud is back", model=self._model)
         finally:
             self._probe = None
+
+    async def _answers(self) -> bool:
+        """Ask for an inference: a server that says it is ready may hang. What is asked is made up, so a server that
+        answers with an error about it is there.
+        """
+        now, timeout_s = self._loop.time(), self._settings.timeout_s
+        context = RequestContext(arrived_at=now, deadline=now + timeout_s, priority=AUDIT_PRIORITY)
+        try:
+            await self._infer(self._blank, context, timeout_s)
+        except (DeadlineExceeded, Unavailable, QueueFull):
+            return False
+        except PenstockError:
+            return True
+        return True
+
+
+def is_patient(timeout_s: float, settings: EscalationSettings) -> bool:
+    """Did a call get the time that the settings give it? One in more of a hurry says nothing when it is late."""
+    return timeout_s >= 0.9 * settings.timeout_s
+
+
+def _blank(inputs: Mapping[str, Array], *, can_split: bool) -> Mapping[str, Array]:
+    """Zeros, or empty strings, of the shape of the first row; of all rows where the batch is fixed."""
+    given = {name: array[:1] if can_split else array for name, array in inputs.items()}
+    return {
+        name: np.full(array.shape, b"", dtype=object) if array.dtype.kind == "O" else np.zeros_like(array)
+        for name, array in given.items()
+    }
 
 
 def _shape_key(inputs: Mapping[str, Array]) -> tuple[object, ...]:

@@ -61,8 +61,11 @@ class CircuitBreaker:
     ========== =================== ======================= ======================================
     closed     closed, 0 failures  closed; open at limit   yes
     open       open                open                    no; after open_s one probe, half_open
-    half_open  closed, 0 failures  open, for open_s again  no; after open_s another probe
+    half_open  closed, 0 failures  open, for twice as long no; after open_s another probe
     ========== =================== ======================= ======================================
+
+    The time doubles with each probe that fails, up to ``max_open_s``: a peer that hangs is not asked every two seconds
+    for days.
 
     An open breaker ignores results: they belong to calls from before it opened, and must neither close it early nor
     keep it open longer. A half-open one lets another probe through after ``open_s``, since the first may have been
@@ -70,23 +73,29 @@ class CircuitBreaker:
 
     Attributes:
         failure_limit: failures in a row that open it.
-        open_s: how long it stays open.
+        open_s: how long it stays open at first.
+        max_open_s: how long at the most; None for ``open_s`` each time.
         phase: where it stands in the table above.
         failures: failures in a row so far.
         since: when it opened, or when the last probe left.
+        failed_probes: in a row, since it opened.
     """
 
     failure_limit: int = 3
     open_s: float = 2.0
+    max_open_s: float | None = None
     phase: Phase = "closed"
     failures: int = 0
     since: float = 0.0
+    failed_probes: int = 0
 
     def __post_init__(self) -> None:
         if self.failure_limit < 1 or not 0 <= self.open_s < math.inf:
             raise ConfigError(
                 f"a breaker needs failure_limit >= 1 and open_s >= 0, not {self.failure_limit} and {self.open_s}"
             )
+        if self.max_open_s is not None and not self.open_s <= self.max_open_s < math.inf:
+            raise ConfigError(f"a breaker needs max_open_s >= open_s ({self.open_s}), not {self.max_open_s}")
 
     def allows(self, now: float) -> tuple[CircuitBreaker, bool]:
         """Return the breaker after asking, and whether a call may be made now. A call that was allowed should be
@@ -94,7 +103,7 @@ class CircuitBreaker:
         """
         if self.phase == "closed":
             return self, True
-        if now - self.since < self.open_s:
+        if now - self.since < self._pause_s:
             return self, False
         return replace(self, phase="half_open", since=now), True
 
@@ -106,12 +115,18 @@ class CircuitBreaker:
             return self if self.failures == 0 and self.phase == "closed" else self._closed()
         failures = self.failures + 1
         if failures >= self.failure_limit:  # a half-open breaker is there already: its one probe decides
-            return replace(self, phase="open", failures=failures, since=now)
+            failed = self.failed_probes + (self.phase == "half_open")
+            return replace(self, phase="open", failures=failures, since=now, failed_probes=failed)
         return replace(self, failures=failures)
 
     def wait_s(self, now: float) -> float:
         """Return seconds until a call may be allowed; 0.0 when one is now."""
-        return 0.0 if self.phase == "closed" else max(0.0, self.since + self.open_s - now)
+        return 0.0 if self.phase == "closed" else max(0.0, self.since + self._pause_s - now)
+
+    @property
+    def _pause_s(self) -> float:
+        longest_s = self.open_s if self.max_open_s is None else self.max_open_s
+        return min(self.open_s * 2.0 ** min(self.failed_probes, 64), longest_s)
 
     def _closed(self) -> CircuitBreaker:
-        return replace(self, phase="closed", failures=0, since=0.0)
+        return replace(self, phase="closed", failures=0, since=0.0, failed_probes=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Literal, overload
 
 import grpc
@@ -11,18 +12,26 @@ from penstock.rpc.pb import oip_pb2_grpc
 from penstock.wire.addresses import Target, parse_target
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+_FOREIGN_KEEPALIVE_S = 300.0
 _Options = list[tuple[str, Any]]
 
 
 def channel_options(*, max_message_bytes: int = MAX_MESSAGE_BYTES, keepalive_s: float = 300.0) -> _Options:
     """Return options of a client's channel. Servers other than ours answer pings more often than every 300 s with
-    GOAWAY.
+    GOAWAY; whoever asks for them more often pings between calls too, or a link without a call is never looked at.
     """
+    timeout_ms = int(min(10.0, keepalive_s) * 1000)
+    between_calls = [
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.ping_timeout_ms", timeout_ms),  # a minute otherwise, whatever keepalive_timeout_ms says
+    ]
     return [
+        *(between_calls if keepalive_s < _FOREIGN_KEEPALIVE_S else ()),
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.keepalive_time_ms", int(keepalive_s * 1000)),
-        ("grpc.keepalive_timeout_ms", 10_000),  # also TCP_USER_TIMEOUT: a link cut without a word is noticed
+        ("grpc.keepalive_timeout_ms", timeout_ms),  # also TCP_USER_TIMEOUT: a link cut without a word is noticed
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 2_000),  # a core that comes back is found within seconds, not minutes
         ("grpc.use_local_subchannel_pool", 1),  # a channel's back-off is its own, not that of an older one
@@ -66,6 +75,55 @@ def open_channel(
     if aio:
         return grpc.aio.insecure_channel(parsed.address, options=options)
     return grpc.insecure_channel(parsed.address, options=options)
+
+
+class RenewedChannel:
+    """An asyncio channel that is replaced after calls in a row that ran into their deadline.
+
+    grpc keeps a connection whose calls time out: it cannot tell a slow server from a path that swallows everything (a
+    forgotten NAT entry, a replaced proxy). Ask for :attr:`channel` at each call, and hand it to :meth:`record` after.
+    """
+
+    def __init__(self, target: str, *, keepalive_s: float, renew_after: int, grace_s: float) -> None:
+        """
+        Args:
+            renew_after: deadlines in a row.
+            grace_s: what calls on the old channel get before they are cut.
+
+        Raises:
+            InvalidInput: ``target`` is not ``grpc://host:port``.
+        """
+        self._target = parse_target(target)
+        self._keepalive_s = keepalive_s
+        self._renew_after = renew_after
+        self._grace_s = grace_s
+        self._late = 0
+        self._closing: set[asyncio.Task[None]] = set()
+        self.channel = self._open()
+
+    def record(self, channel: grpc.aio.Channel, *, is_late: bool) -> bool:
+        """Note how a call on ``channel`` ended, and say whether the channel was replaced for it."""
+        if channel is not self.channel:  # of a call from before: says nothing about this one
+            return False
+        self._late = self._late + 1 if is_late else 0
+        if self._late < self._renew_after:
+            return False
+        self._late = 0
+        self.channel = self._open()
+        task = asyncio.get_running_loop().create_task(channel.close(self._grace_s))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+        return True
+
+    async def close(self) -> None:
+        """Close the channel, and what is left of older ones; calls that are under way fail."""
+        for task in self._closing:
+            task.cancel()
+        await asyncio.gather(*self._closing, return_exceptions=True)
+        await self.channel.close(grace=None)
+
+    def _open(self) -> grpc.aio.Channel:
+        return open_channel(self._target, aio=True, keepalive_s=self._keepalive_s)
 
 
 def bearer(token: str | None) -> tuple[tuple[str, str], ...]:

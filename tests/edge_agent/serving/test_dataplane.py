@@ -320,7 +320,8 @@ async def test_an_unreachable_cloud_costs_nothing_once_the_circuit_is_open_and_i
         assert len(cloud.calls) == 3  # requests are not used to probe
         cloud.failure = None
         await until("the cloud is found", lambda: path.escalator.is_reachable)
-        assert len(cloud.calls) == 3
+        assert len(cloud.calls) == 4  # one inference of the agent's own
+        assert cloud.seen_rows[-1] == 1
         assert (await path.infer(rows(UNSURE))).parameters["reason"] == "escalated"
 
 

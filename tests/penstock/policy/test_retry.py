@@ -137,11 +137,25 @@ def test_a_peer_that_is_back_always_closes_the_breaker_within_one_period(events:
     assert breaker.record(True, now).phase == "closed"
 
 
+def test_each_probe_that_fails_doubles_the_wait_up_to_the_limit_and_a_success_ends_that() -> None:
+    breaker, now, waits = replace(OPEN, max_open_s=30.0), AT, []
+    for _ in range(100):
+        waits.append(breaker.wait_s(now))
+        now += waits[-1]
+        breaker, allowed = breaker.allows(now)
+        assert allowed
+        breaker = breaker.record(False, now)
+    assert waits[:5] == [5.0, 10.0, 20.0, 30.0, 30.0]
+    assert waits[-1] == 30.0
+    breaker = breaker.allows(now + 30.0)[0].record(True, now + 30.0)
+    assert (breaker.phase, breaker.failed_probes) == ("closed", 0)
+
+
 def test_the_wait_is_what_is_left_of_the_open_period() -> None:
     assert (OPEN.wait_s(11.0), OPEN.wait_s(20.0), CLOSED.wait_s(11.0)) == (4.0, 0.0, 0.0)
 
 
-@pytest.mark.parametrize("bad", [{"failure_limit": 0}, {"open_s": -1.0}, {"open_s": math.inf}])
+@pytest.mark.parametrize("bad", [{"failure_limit": 0}, {"open_s": -1.0}, {"open_s": math.inf}, {"max_open_s": 1.0}])
 def test_a_breaker_that_makes_no_sense_is_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="breaker"):
         CircuitBreaker(**bad)  # type: ignore[arg-type]

@@ -18,6 +18,11 @@ def test_our_servers_bear_the_keepalive_that_our_agents_may_ask_for() -> None:
     assert dict(channel_options(keepalive_s=10.0))["grpc.keepalive_time_ms"] >= allowed_ms
 
 
+def test_a_server_that_may_not_be_ours_is_never_pinged_between_calls() -> None:
+    assert "grpc.keepalive_permit_without_calls" not in dict(channel_options())
+    assert dict(channel_options(keepalive_s=25.0))["grpc.keepalive_permit_without_calls"] == 1
+
+
 @pytest.mark.parametrize("target", ["http://127.0.0.1:1", "unix:///x", "127.0.0.1:1"])
 def test_only_grpc_targets_have_a_channel(target: str) -> None:
     with pytest.raises(InvalidInput, match="grpc://"):
