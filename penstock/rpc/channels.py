@@ -16,7 +16,9 @@ _FOREIGN_KEEPALIVE_S = 300.0
 _Options = list[tuple[str, Any]]
 
 
-def channel_options(*, max_message_bytes: int = MAX_MESSAGE_BYTES, keepalive_s: float = _FOREIGN_KEEPALIVE_S) -> _Options:
+def channel_options(
+    *, max_message_bytes: int = MAX_MESSAGE_BYTES, keepalive_s: float = _FOREIGN_KEEPALIVE_S
+) -> _Options:
     """Return options of a client's channel. Servers other than ours answer pings more often than every 300 s with
     GOAWAY; whoever asks for them more often pings between calls too, or a link without a call is never looked at.
     """
@@ -61,7 +63,11 @@ def open_channel(
 
 
 def open_channel(
-    target: str | Target, *, aio: bool, max_message_bytes: int = MAX_MESSAGE_BYTES, keepalive_s: float = _FOREIGN_KEEPALIVE_S
+    target: str | Target,
+    *,
+    aio: bool,
+    max_message_bytes: int = MAX_MESSAGE_BYTES,
+    keepalive_s: float = _FOREIGN_KEEPALIVE_S,
 ) -> grpc.Channel | grpc.aio.Channel:
     """Open a plaintext channel to ``grpc://host:port``. Connects with the first call, not here.
 
