@@ -130,7 +130,7 @@ class Core:
             trusted.keys()  # a root that cannot be read is found out now, not when a version is asked for
         registry = Registry.open(self._data_dir, database, settings.registry, now=_utc_now, trust=trusted)
         fleet = FleetService.open(database, registry, settings.fleet, _utc_now)
-        self._exit.push_async_callback(fleet.close)
+        self._exit.push_async_callback(_close_fleet, fleet)
         measures = Measures()
         controller = Controller(registry, settings.serving, measures, now)
         self._exit.push_async_callback(self._close_controller, controller)
@@ -199,6 +199,13 @@ class Core:
     async def _close_controller(self, controller: Controller) -> None:
         if not await controller.close(_CUT_S):
             self._is_clean = False
+
+
+async def _close_fleet(fleet: FleetService) -> None:
+    try:
+        await fleet.close()
+    except StorageError as error:  # devices report again to the next core: nothing is lost for long
+        log(_log, logging.WARNING, "what devices reported last is not written", error=error.message)
 
 
 def _host(host: str) -> str:

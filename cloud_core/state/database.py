@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import functools
+import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,11 +24,19 @@ from sqlalchemy.pool import StaticPool
 from cloud_core.state.upgrades import upgrade
 from penstock.artifact.blobs import disk_errors
 from penstock.errors import StorageError
+from penstock.process.telemetry import log
 
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 P = ParamSpec("P")
 Transaction = Connection
 """What a piece of work gets. Named here so that nothing outside ``cloud_core.state`` imports SQLAlchemy."""
+
+_NO_ROOM_FOR_INDEX = ("SQLITE_IOERR_SHMOPEN", "SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_SHMMAP")
+
+
+class _NoRoomForIndex(StorageError):
+    """The write-ahead log's index, a file beside the database that is shared with other processes, cannot be made."""
 
 
 class Database:
@@ -67,9 +76,19 @@ class Database:
 
     @classmethod
     def _opened(cls, url: str, where: str, lock: IO[bytes] | None) -> Database:
+        try:
+            return cls._tried(url, where, lock, index_in_memory=False)
+        except _NoRoomForIndex:
+            # SQLite keeps it in memory where it need not be shared: a full disk must not keep a core from serving
+            effect = "it is kept in memory, and nobody else can read or back up the database"
+            log(_log, logging.WARNING, "no room for the index of the database", database=where, until_restart=effect)
+            return cls._tried(url, where, lock, index_in_memory=True)
+
+    @classmethod
+    def _tried(cls, url: str, where: str, lock: IO[bytes] | None, *, index_in_memory: bool) -> Database:
         engine = create_engine(url, poolclass=StaticPool, connect_args={"check_same_thread": False, "timeout": 5})
         if engine.dialect.name == "sqlite":
-            _tune_sqlite(engine)
+            _tune_sqlite(engine, ("locking_mode=EXCLUSIVE",) if index_in_memory else ())
         database = cls(engine, where=where, lock=lock)
         try:
             database.run_now(lambda tx: upgrade(tx, where))
@@ -148,11 +167,11 @@ def _upsert(dialect: str, table: Table, names: tuple[str, ...], leave: tuple[str
     return statement.on_conflict_do_update(index_elements=keys, set_=changed)
 
 
-def _tune_sqlite(engine: Engine) -> None:
+def _tune_sqlite(engine: Engine, first: tuple[str, ...]) -> None:
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _record: object) -> None:
         connection.isolation_level = None  # we say BEGIN ourselves; sqlite3 would leave DDL outside of transactions
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        for pragma in (*first, "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
@@ -177,6 +196,8 @@ def _database_errors(where: str) -> Iterator[None]:
         yield
     except DBAPIError as error:
         cause = str(error.orig)
+        if getattr(error.orig, "sqlite_errorname", "") in _NO_ROOM_FOR_INDEX:
+            raise _NoRoomForIndex(f"{where}: {cause}") from error
         if "full" in cause:
             cause += "; free some space and try again"
         raise StorageError(f"{where}: {cause}") from error
