@@ -13,7 +13,8 @@ import msgspec
 from cloud_core.fleet.settings import FleetSettings
 from cloud_core.policy.admission import Role
 from cloud_core.registry.settings import RegistrySettings
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, InvalidInput
+from penstock.wire.device_ids import check_device_id
 
 ENV_PREFIX = "PENSTOCK_CORE_"
 
@@ -110,7 +111,7 @@ class TenantSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
     token: Annotated[str, msgspec.Meta(min_length=8, max_length=512)]
     role: Role = "admin"
-    device_id: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    device_id: str = ""
     rate_rows_per_s: _Rate = 0.0
     burst_rows: _Rate = 0.0
 
@@ -155,12 +156,19 @@ def check(settings: CoreSettings) -> CoreSettings:
     """Check what types cannot say.
 
     Raises:
-        ConfigError: two tenants share a name or a token, or the service would be open to a network.
+        ConfigError: two tenants share a name or a token, one has no valid device id, or the service would be open to a
+            network.
     """
     for what in ("name", "token"):
         values = [getattr(tenant, what) for tenant in settings.tenants]
         if len(set(values)) != len(values):
             raise ConfigError(f"tenants: two of them have the same {what}")
+    for tenant in settings.tenants:
+        try:
+            if tenant.device_id:
+                check_device_id(tenant.device_id)
+        except InvalidInput as error:
+            raise ConfigError(f"tenants: {tenant.name}: {error.message}") from None
     if settings.tenants or settings.allow_anonymous:
         return settings
     for section, host in (("http", settings.http.host), ("grpc", settings.grpc.host)):

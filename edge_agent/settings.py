@@ -15,8 +15,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct, field
 
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, InvalidInput
 from penstock.process import config
+from penstock.wire.device_ids import check_device_id
 
 ENV_PREFIX = "PENSTOCK_AGENT_"
 _MAX_SOCKET_PATH_BYTES = 107  # sun_path of Linux has 108 bytes, the last of them NUL
@@ -225,7 +226,8 @@ class AgentSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """All settings of one agent.
 
     Attributes:
-        device_id: "" for one that is generated once and kept in the data directory.
+        device_id: 1 to 128 letters, digits and ``. _ : -``; "" for one that is generated once and kept in the data
+            directory.
         data_dir: "" for ``/var/lib/penstock/agent`` (root) or ``$XDG_DATA_HOME/penstock/agent`` (anybody else).
         socket: unix socket path, mode 0660; "" for ``agent.sock`` in a given data directory, else
             ``/run/penstock/agent.sock`` (root) or ``$XDG_RUNTIME_DIR/penstock/agent.sock``.
@@ -282,8 +284,13 @@ def with_paths(settings: AgentSettings, env: Mapping[str, str]) -> AgentSettings
     """Return ``settings`` with ``data_dir`` and ``socket`` filled in, both absolute.
 
     Raises:
-        ConfigError: a socket path longer than the operating system allows, a registry that is no URL.
+        ConfigError: a socket path longer than the operating system allows, a registry that is no URL, not a device id.
     """
+    try:
+        if settings.device_id:
+            check_device_id(settings.device_id)
+    except InvalidInput as error:
+        raise ConfigError(error.message) from None
     # found out here, not as the reason of a pull that fails again and again on a device far away
     if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", settings.registry):
         raise ConfigError(f"registry: {settings.registry!r} is not a URL such as http://core:8000")

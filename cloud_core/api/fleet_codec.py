@@ -25,6 +25,7 @@ from cloud_core.policy.observations import Phase
 from cloud_core.policy.planning import Selection
 from cloud_core.policy.rollout import State
 from penstock.rpc.pb import fleet_pb2 as pb
+from penstock.wire.device_ids import check_device_id
 from penstock.wire.outcomes import from_columns
 
 _PHASE_OF: Mapping[Phase, pb.UpdatePhase] = {
@@ -84,12 +85,16 @@ def decode_records(message: pb.DeliverOutcomesRequest) -> list[Record]:
 
 
 def decode_plan_request(message: pb.PlanRolloutRequest, defaults: GateDefaults) -> PlanRequest:
-    """Read a plan request; gate settings that are left out take the defaults (a 0 that is given is a 0)."""
+    """Read a plan request; gate settings that are left out take the defaults (a 0 that is given is a 0).
+
+    Raises:
+        InvalidInput: it names what is not a device id.
+    """
     asked = message.gate
     return PlanRequest(
         model=message.model,
         version=message.version,
-        selection=Selection(device_ids=tuple(message.device_ids), labels=dict(message.selector)),
+        selection=Selection(device_ids=tuple(map(check_device_id, message.device_ids)), labels=dict(message.selector)),
         waves=tuple(message.waves),
         seed=message.seed,
         is_removal=message.is_removal,

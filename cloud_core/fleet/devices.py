@@ -7,7 +7,6 @@ again.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -19,6 +18,7 @@ from cloud_core.state import fleet as rows
 from penstock.artifact.manifests import Artifact, Variant
 from penstock.errors import InvalidInput, QueueFull
 from penstock.process.machine import runnable_targets
+from penstock.wire.device_ids import check_device_id
 
 Mode = Literal["unknown", "cascade", "escalate_all", "cloud_only"]
 
@@ -29,7 +29,6 @@ _MAX_LABELS = 64
 _MAX_TEXT = 255
 _MAX_ERROR = 1024
 _MAX_INTEGER = 2**62
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,19 +165,6 @@ class Devices:
             del self._known[name]
             self.dirty.discard(name)
         return oldest
-
-
-def check_device_id(device_id: str) -> str:
-    """Return the id unchanged.
-
-    Raises:
-        InvalidInput: it is not a device id.
-    """
-    if not _ID.fullmatch(device_id):
-        raise InvalidInput(
-            f"device_id: {device_id[:80]!r} is not an id; use up to 64 letters, digits and . _ : -", field="device_id"
-        )
-    return device_id
 
 
 def is_news(before: Device, after: Device, *, quiet_s: float) -> bool:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from cloud_core.fleet import outcome_totals
-from cloud_core.fleet.devices import Devices, Report, check_device_id, is_news
+from cloud_core.fleet.devices import Devices, Report, is_news
 from cloud_core.fleet.fleet_queries import FleetQueries
 from cloud_core.fleet.fleet_store import Entry, FleetStore, new_entry
 from cloud_core.fleet.messages import DesiredModel, DeviceStatus, PlanRequest, PromiseStatus, RolloutStatus
@@ -30,6 +30,7 @@ from cloud_core.state import Database
 from cloud_core.state import fleet as rows
 from penstock.errors import Conflict, InvalidInput, NotFound, StorageError
 from penstock.process.telemetry import log
+from penstock.wire.device_ids import check_device_id
 
 _log = logging.getLogger(__name__)
 

@@ -50,7 +50,7 @@ defaults = Table(
 devices = Table(
     "devices",
     metadata,
-    Column("device_id", String(64), primary_key=True),
+    Column("device_id", String(128), primary_key=True),
     Column("reported", Text, nullable=False),
     Column("first_seen", Double, nullable=False),
     Column("last_seen", Double, nullable=False),
@@ -60,7 +60,7 @@ devices = Table(
 outcome_counts = Table(
     "outcome_counts",
     metadata,
-    Column("device_id", String(64), primary_key=True),
+    Column("device_id", String(128), primary_key=True),
     Column("artifact_digest", String(71), primary_key=True),
     Column("model", String(255), nullable=False),
     *(Column(name, BigInteger, nullable=False, server_default="0") for name in COLUMNS),
@@ -83,7 +83,7 @@ evidence_pools = Table(
 device_evidence = Table(
     "device_evidence",
     metadata,
-    Column("device_id", String(64), primary_key=True),
+    Column("device_id", String(128), primary_key=True),
     Column("artifact_digest", String(71), primary_key=True),
     Column("certificate_digest", String(71), primary_key=True),
     Column("document", Text, nullable=False),
@@ -94,7 +94,7 @@ device_evidence = Table(
 assignments = Table(
     "assignments",
     metadata,
-    Column("device_id", String(64), primary_key=True),
+    Column("device_id", String(128), primary_key=True),
     Column("model", String(255), primary_key=True),
     Column("digest", String(71), nullable=False),  # empty: the device should run nothing
     Column("rollout_id", String(255), nullable=False),

@@ -44,7 +44,7 @@ def plan_request(reference: str, options: dict[str, Any]) -> fleet_pb2.PlanRollo
     """Build the request to plan a rollout of ``model:version``.
 
     Raises:
-        InvalidInput: it is not that.
+        InvalidInput: it is not that, or not a device id.
     """
     from penstock.artifact.manifests import split_reference
     from penstock.rpc.pb import fleet_pb2
@@ -72,6 +72,7 @@ def removal_request(model: str, options: dict[str, Any]) -> fleet_pb2.PlanRollou
 def _how(options: dict[str, Any]) -> dict[str, Any]:
     """Return which devices, in which order, and what a wave must show."""
     from penstock.rpc.pb import fleet_pb2
+    from penstock.wire.device_ids import check_device_id
 
     if options["at_once"]:
         given = [name for name in ("waves", "bake", "min_audited") if options[name] not in (None, ())]
@@ -81,7 +82,7 @@ def _how(options: dict[str, Any]) -> dict[str, Any]:
         options = {**options, "waves": (1.0,), "bake": 0.0, "min_audited": 0}
     return {
         "selector": labels(options["selector"]),
-        "device_ids": options["devices"],
+        "device_ids": [check_device_id(name) for name in options["devices"]],
         "waves": options["waves"],
         "seed": options["seed"],
         "gate": fleet_pb2.GateSettings(

@@ -203,9 +203,20 @@ async def test_a_device_newer_than_the_core_is_understood_as_far_as_possible(cor
     model.MergeFromString(b"\x30\x63\x38\x63\xf2\x07\x03abc")  # phase 99, mode 99, an unknown field
     reply = await core.call("Heartbeat", request)
     assert [desired.version for desired in reply.models] == ["v1"]
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await core.call("Heartbeat", pb.HeartbeatRequest(device_id="no spaces"))
-    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("name", ["", "x" * 10_240, "cam\n1", "line/cam-1", "k\u00fchlung", "..", "no spaces"])
+async def test_the_front_door_refuses_a_hostile_device_id(core: Core, name: str) -> None:
+    requests = {
+        "Heartbeat": pb.HeartbeatRequest(device_id=name),
+        "DeliverOutcomes": pb.DeliverOutcomesRequest(device_id=name),
+        "PlanRollout": pb.PlanRolloutRequest(model="digits", version="v2", device_ids=[name]),
+    }
+    for method, request in requests.items():
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await core.call(method, request)
+        assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT, method
+        assert "is not a device id; it must be 1 to 128 letters, digits and . _ : -" in (refused.value.details() or "")
 
 
 async def test_artifacts_from_the_command_line(core: Core, make_layout: Any, tmp_path: Path) -> None:
