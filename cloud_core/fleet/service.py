@@ -33,7 +33,6 @@ from penstock.process.telemetry import log
 from penstock.wire.device_ids import check_device_id
 
 _log = logging.getLogger(__name__)
-
 Change = Callable[[Rollout, datetime], Rollout]
 
 
@@ -111,21 +110,21 @@ class FleetService:
             raise InvalidInput(
                 f"records: {len(records)} in one delivery, more than {self.settings.max_records}", field="records"
             )
-        checked = check_device_id(device_id)
+        check_device_id(device_id)
         async with self._changing:
-            if self._devices.get(checked) is None:
-                _, forgotten = self._devices.see(Report(device_id=checked), self._now().timestamp())
-                await self._store.save_devices(self._devices, [checked], forgotten=forgotten)
-            device = self._devices.get(checked)
+            if self._devices.get(device_id) is None:
+                _, forgotten = self._devices.see(Report(device_id=device_id), self._now().timestamp())
+                await self._store.save_devices(self._devices, [device_id], forgotten=forgotten)
+            device = self._devices.get(device_id)
             assert device is not None
-            totals = self._store.totals.get(checked, {})
+            totals = self._store.totals.get(device_id, {})
             folded = outcome_totals.fold(records, durable_sequence=device.durable_sequence, totals=totals)
             if folded.refused:
-                log(_log, logging.WARNING, "outcome records refused", device=checked, records=len(folded.refused),
+                log(_log, logging.WARNING, "outcome records refused", device=device_id, records=len(folded.refused),
                     reason=folded.refused[0])  # fmt: skip
             if folded.sequence > device.durable_sequence:
                 keep = self.settings.max_artifacts_per_device
-                await self._store.deliver(checked, folded, self._devices, at=self._now(), keep=keep)
+                await self._store.deliver(device_id, folded, self._devices, at=self._now(), keep=keep)
         if any(entry.rollout.plan.artifact_digest in folded.totals for entry in self._store.active()):
             self._news.set()
         return folded.sequence
