@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from cloud_core.api.fleet_grpc import FleetServicer
+from cloud_core.api.garbage import gc_route
 from cloud_core.api.grpc_oip import OipServicer
 from cloud_core.api.grpc_server import GrpcServer
 from cloud_core.api.metrics import Metrics
@@ -156,6 +157,7 @@ class Core:
         self.http = http_server(
             self.plane,
             OciApi(registry, now=_utc_now, is_draining=lambda: self.plane.is_draining),
+            gc_route(registry),
             Metrics(self.plane, fleet, version),
             settings.http,
             body_s=settings.serving.default_timeout_s,

@@ -13,6 +13,7 @@ import click
 import msgspec
 
 from cloud_core.settings import ENV_PREFIX, CoreSettings, check
+from penstock.cli.artifact_view import size
 from penstock.cli.output import output_option, print_fields, print_json, print_result, print_table
 from penstock.errors import InvalidInput, Unavailable
 from penstock.process import config
@@ -21,6 +22,9 @@ from penstock.process.telemetry import setup_logging
 from penstock.rest.connection import ask
 from penstock.rest.exchange import Answer
 from penstock.rest.status import error_from_http
+
+_ASK_TIMEOUT_S = 5.0
+_GC_TIMEOUT_S = 600.0  # a registry of many large blobs is looked through, and each is unlinked
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -147,6 +151,34 @@ def default(model: str, version: str, reason: str, who: str, core: str, token: s
     print_result(output, as_data(moved), lambda: print_fields(as_data(moved)))
 
 
+@command.command(
+    epilog="""\b
+Examples:
+  penstock core gc --dry-run
+  penstock core gc
+  penstock core gc --target http://127.0.0.1:8000 -o json
+
+\b
+What goes: blobs that no manifest refers to, when no push has sent or looked for them for registry.orphan_ttl_s;
+uploads that were left alone for registry.upload_ttl_s; temporary files that a killed process left. Pushes and
+inferences go on meanwhile. Versions go by deleting their manifests; what only they refer to is garbage then.
+
+Exit codes: 0 removed, or nothing to remove, 1 something could not be removed, 3 refused, 4 no core answers."""
+)
+@click.option("--dry-run", "is_dry_run", is_flag=True, help="Show what would be removed, and remove nothing.")
+@click.option("--target", default="http://127.0.0.1:8000", show_default=True, help="HTTP address of the core.")
+@click.option("--token", envvar="PENSTOCK_TOKEN", default="", help="Credential, where the core has tenants.")
+@output_option
+def gc(is_dry_run: bool, target: str, token: str, output: str) -> None:
+    """Remove what nothing refers to from the registry of a running core, to free space on its disk."""
+    path = f"/v2/_penstock/registry/gc?dry_run={str(is_dry_run).lower()}"
+    answer = _asked(target.rstrip("/"), "POST", path, token, timeout_s=_GC_TIMEOUT_S)
+    found: dict[str, Any] = msgspec.json.decode(answer.body)
+    print_result(output, found, lambda: _print_garbage(found))
+    if found["failed"]:
+        click.get_current_context().exit(1)
+
+
 async def _serve(settings: CoreSettings) -> bool:
     from cloud_core.app import Core  # the whole service: not needed for --help
 
@@ -181,14 +213,16 @@ def _is_well(base: str, probe: str) -> bool:
     return _asked(base, "GET", f"/v2/health/{probe}", "", says_no=503).status == 200
 
 
-def _asked(base: str, method: str, path: str, token: str, *, says_no: int = 0) -> Answer:
+def _asked(
+    base: str, method: str, path: str, token: str, *, says_no: int = 0, timeout_s: float = _ASK_TIMEOUT_S
+) -> Answer:
     """Ask a core; ``says_no`` is the status that is an answer too.
 
     Raises:
         InvalidInput: not a URL. Unavailable: nothing answers. PenstockError: what the core refuses with.
     """
     try:
-        answer = ask(base, method, path, token=token)
+        answer = ask(base, method, path, token=token, timeout_s=timeout_s)
     except InvalidInput as error:
         raise InvalidInput(f"--target: {error}", field="target") from None
     except Unavailable as error:
@@ -203,6 +237,43 @@ def _models(answer: Answer) -> list[dict[str, str]]:
         return msgspec.json.decode(answer.body, type=list[dict[str, str]])
     except msgspec.MsgspecError as error:
         raise Unavailable(f"what answers there is no core: {error}") from None
+
+
+def _print_garbage(found: dict[str, Any]) -> None:
+    rows = [(one["kind"], one["name"], size(one["size_bytes"]), _age(one["age_s"])) for one in found["items"]]
+    if rows:
+        print_table(["kind", "name", "size", "untouched"], rows)
+        click.echo()
+    removed, young = found["removed"], found["young"]
+    left_out = sum(total["count"] for total in removed.values()) - len(rows)
+    if left_out:
+        click.echo(f"and {left_out} more")
+    print_fields(
+        {
+            "would remove" if found["is_dry_run"] else "removed": _counted(removed),
+            "too young": f"{_counted(young)}; kept for {_age(found['limits']['orphan_ttl_s'])}, uploads for "
+            f"{_age(found['limits']['upload_ttl_s'])}",
+        }
+    )
+    for one in found["failed"]:
+        click.echo(f"not removed: {one['name']}: {one['reason']}", err=True)
+
+
+def _counted(totals: dict[str, Any]) -> str:
+    """Say ``2 blobs, 1 upload, 3.5 MiB``."""
+    counts = {kind: total["count"] for kind, total in totals.items() if total["count"]}
+    if not counts:
+        return "nothing"
+    names = {"temporary": "temporary file"}
+    parts = [f"{n} {names.get(kind, kind)}{'' if n == 1 else 's'}" for kind, n in counts.items()]
+    return ", ".join([*parts, size(sum(total["size_bytes"] for total in totals.values()))])
+
+
+def _age(seconds: float) -> str:
+    for unit, length_s in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length_s:
+            return f"{seconds / length_s:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _yes(value: object) -> str:

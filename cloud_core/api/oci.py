@@ -123,6 +123,8 @@ class OciApi:
 
     async def _get_blob(self, request: Request, name: str, digest: str) -> Reply:
         check_reference_digest(digest)
+        if request.method == "HEAD":
+            self._registry.garbage.has_for_push(digest)
         try:
             path = self._registry.blob_path(digest)
         except NotFound:
@@ -146,7 +148,7 @@ class OciApi:
 
     async def _begin_upload(self, request: Request, name: str) -> Reply:
         mount = request.query.get("mount", "")
-        if mount and self._registry.store.has(check_reference_digest(mount)):
+        if mount and self._registry.garbage.has_for_push(check_reference_digest(mount)):
             return _created(name, mount)  # blobs are shared by all repositories, so "from" does not matter
         upload = self._registry.uploads.begin(self._now())
         if "digest" not in request.query:
@@ -167,7 +169,7 @@ class OciApi:
             digest = check_reference_digest(request.query.get("digest", ""))
             _check_continues(request, session)
             await self._receive(request, session)
-            await to_its_end(asyncio.to_thread(self._registry.uploads.finish, session, digest))
+            await to_its_end(asyncio.to_thread(self._registry.uploads.finish, session, digest, self._now()))
         return _created(name, digest)
 
     async def _cancel_upload(self, request: Request, name: str, upload: str) -> Reply:

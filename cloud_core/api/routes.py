@@ -17,9 +17,14 @@ _IS_REGISTRY = {"Docker-Distribution-Api-Version": "registry/2.0"}  # the regist
 
 
 def http_server(
-    plane: DataPlane, oci: OciApi, metrics: Metrics, settings: HttpSettings, *, body_s: float
+    plane: DataPlane, oci: OciApi, gc: Route, metrics: Metrics, settings: HttpSettings, *, body_s: float
 ) -> HttpServer:
-    """Make the core's server, which does not listen yet. ``body_s``: how long a request's body may take to arrive."""
+    """Make the core's server, which does not listen yet.
+
+    Args:
+        gc: the row that collects garbage.
+        body_s: how long a request's body may take to arrive.
+    """
     oip = Oip(
         plane,
         asyncio.get_running_loop().time,
@@ -33,7 +38,7 @@ def http_server(
         return Reply(body=body, headers={"Content-Type": content_type})
 
     # the inference protocol goes first: what it has under /v2 is reserved, and never a repository's name
-    routes = [*oip.routes(), Route("GET", "/metrics", scrape, Action.INFER), *oci.routes()]
+    routes = [*oip.routes(), Route("GET", "/metrics", scrape, Action.INFER), gc, *oci.routes()]
     limits = HttpLimits(
         max_body_bytes=settings.max_body_bytes,
         max_body_setting="http.max_body_bytes",

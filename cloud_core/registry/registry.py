@@ -14,13 +14,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cloud_core.registry import manifest_rules, oci_errors, referrers
+from cloud_core.registry.garbage import GarbageCollector
 from cloud_core.registry.oci_errors import Refused
 from cloud_core.registry.settings import RegistrySettings
 from cloud_core.registry.uploads import Uploads
 from cloud_core.state import Database, Transaction, catalog, to_its_end, uncancelled
 from cloud_core.state.catalog import ManifestRow, Snapshot
 from penstock.artifact import manifests, variant_files
-from penstock.artifact.blobs import BlobStore, digest_of
+from penstock.artifact.blobs import BlobStore, digest_of, write_atomically
 from penstock.artifact.certificates import Certificate
 from penstock.artifact.manifests import Artifact, Descriptor, Variant
 from penstock.artifact.variant_files import VariantFiles
@@ -54,12 +55,16 @@ class Registry:
         now: Callable[[], datetime],
         trust: TrustRoot | None = None,
     ) -> None:
-        self.settings, self._database, self._now, self._trust = settings, database, now, trust
+        self.settings, self.now, self._database, self._trust = settings, now, database, trust
         self._unpacked = root / "unpacked"
         self.store = BlobStore(root)
         self.uploads = Uploads(root / "uploads", self.store, settings)
         self._listeners: list[Callable[[], None]] = []
         self._writing = asyncio.Lock()
+        self.garbage = GarbageCollector(
+            self.store, self.uploads, self._unpacked, settings, rows=lambda: self._manifests.values(),
+            writing=self._writing, now=now,
+        )  # fmt: skip
         self._load(database.run_now(catalog.snapshot))
 
     @classmethod
@@ -82,8 +87,7 @@ class Registry:
         """
         registry = cls(data_dir / "registry", database, settings or RegistrySettings(), now, trust)
         variant_files.discard(registry._unpacked)  # of the process before this one; made again by whatever is loaded
-        registry.uploads.expire(now())
-        registry.collect_orphans()
+        registry.garbage.collect_at_start()
         return registry
 
     def __repr__(self) -> str:
@@ -183,7 +187,7 @@ class Registry:
             NotFound: no such version.
         """
         version = self.resolve(model, digest)
-        at = self._now().timestamp()
+        at = self.now().timestamp()
         await self._change(lambda tx: catalog.set_default(tx, model, version.digest, at))
 
     def on_change(self, callback: Callable[[], None]) -> None:
@@ -259,7 +263,7 @@ class Registry:
         return row
 
     async def delete_manifest(self, repository: str, reference: str) -> None:
-        """Forget a tag, or a manifest with the tags that point at it. Blobs go at a later start.
+        """Forget a tag, or a manifest with the tags that point at it. Blobs go when garbage is collected.
 
         Raises:
             Refused: NAME_UNKNOWN, MANIFEST_UNKNOWN; DENIED while something relies on the manifest.
@@ -271,23 +275,6 @@ class Registry:
             else:
                 self._check_no_parent(row)
                 await self._change(lambda tx: _delete_unused(tx, row))
-
-    def collect_orphans(self) -> int:
-        """Remove blobs that no manifest names and that are older than ``orphan_ttl_s``; return how many.
-
-        Young ones may belong to a push that has not sent its manifest yet. Blocks: for start-up.
-        """
-        named: set[str] = set()
-        for row in self._manifests.values():
-            try:
-                named.update((row.digest, *self._children(row)))
-            except PenstockError:
-                return 0  # a damaged catalog is no time to delete anything
-        oldest = self._now().timestamp() - self.settings.orphan_ttl_s
-        orphans = [d for d in self.store.digests() if d not in named and self.store.path(d).stat().st_mtime < oldest]
-        for digest in orphans:
-            self.store.delete(digest)
-        return len(orphans)
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
@@ -321,9 +308,9 @@ class Registry:
             store=self.store,
             has_manifest=lambda child: (repository, child) in self._manifests,
         )
-        self.store.put(data)
+        write_atomically(self.store.path(digest), data)  # also where it is already: it may be damaged there
         return manifest_rules.row_of(
-            examined, repository, digest, media_type, size_bytes=len(data), pushed_at=self._now().timestamp()
+            examined, repository, digest, media_type, size_bytes=len(data), pushed_at=self.now().timestamp()
         )
 
     def _find_certificates(self, digest: str) -> tuple[tuple[str, Certificate], ...]:

@@ -18,9 +18,12 @@ class RegistrySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         max_manifest_bytes: largest manifest (OCI asks for 4 MiB).
         max_uploads: unfinished uploads at a time.
         upload_idle_s: an upload untouched for longer gives way to a new one when there are too many.
-        upload_ttl_s: an upload untouched for longer is dropped.
+        upload_ttl_s: an upload untouched for longer is dropped when another begins, at a start, and by
+            ``penstock core gc``.
         max_manifests: manifests in the whole registry; the catalog is held in memory.
-        orphan_ttl_s: a blob that no manifest names is removed at start-up when it is older than this.
+        orphan_ttl_s: a blob that no manifest refers to is kept for so long after a push sent or looked for it; the
+            manifest may be on its way. Then it is removed at the next start, or by ``penstock core gc``. Temporary
+            files that a killed process left are kept for as long.
     """
 
     max_blob_bytes: _Count = 64 * 1024**3

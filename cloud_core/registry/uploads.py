@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from cloud_core.policy.garbage import Stored
 from cloud_core.registry import oci_errors
 from cloud_core.registry.oci_errors import Refused
 from cloud_core.registry.settings import RegistrySettings
@@ -102,7 +103,7 @@ class Uploads:
         upload.offset += len(chunk)
         upload.touched_at = now.timestamp()
 
-    def finish(self, upload: Upload, digest: str) -> None:
+    def finish(self, upload: Upload, digest: str, now: datetime) -> None:
         """Verify, fsync and publish the blob under its digest. Blocks.
 
         Raises:
@@ -122,12 +123,20 @@ class Uploads:
                 with upload.path.open("r+b") as file:
                     file.truncate(upload.offset)
                     os.fsync(file.fileno())
+                os.utime(upload.path, (now.timestamp(), now.timestamp()))  # as a blob it is new, however long it took
                 os.replace(upload.path, target)
                 fsync_directory(target.parent)
         except StorageError:
             self.cancel(upload)
             raise
         self._open.pop(upload.id, None)
+
+    def unfinished(self) -> list[Stored]:
+        """List what is here, for whoever looks for garbage."""
+        return [
+            Stored(kind="upload", name=u.id, size_bytes=u.offset, touched_at=u.touched_at, is_needed=u.is_busy)
+            for u in self._open.values()
+        ]
 
     def cancel(self, upload: Upload) -> None:
         """Drop an upload."""

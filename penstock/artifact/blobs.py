@@ -22,6 +22,7 @@ MAX_DOCUMENT_BYTES = (
 )  # the OCI distribution specification asks registries to accept manifests this large
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _CHUNK_BYTES = 1024 * 1024
+_TEMPORARY = ".tmp-"
 
 
 def digest_of(data: bytes) -> str:
@@ -132,7 +133,7 @@ class BlobStore:
         """
         hasher = hashlib.sha256()
         with disk_errors(f"copying {source} into {self.root}"):
-            handle, name = tempfile.mkstemp(dir=self._blobs, prefix=".tmp-")
+            handle, name = tempfile.mkstemp(dir=self._blobs, prefix=_TEMPORARY)
             try:
                 with os.fdopen(handle, "wb") as target, source.open("rb") as file:
                     while chunk := file.read(_CHUNK_BYTES):
@@ -159,6 +160,46 @@ class BlobStore:
     def delete(self, digest: str) -> None:
         """Remove a blob; absent is fine."""
         self.path(digest).unlink(missing_ok=True)
+
+    def touch(self, digest: str, at: float, *, every_s: float) -> bool:
+        """Say whether a blob is here, and mark it as wanted ``at`` a time; not again within ``every_s``.
+
+        Whoever finds it will not send it: it must not be removed as something that nobody wanted for long.
+        """
+        path = self.path(digest)
+        try:
+            if at - path.stat().st_mtime > every_s:
+                os.utime(path, (at, at))
+        except FileNotFoundError:
+            return False
+        except OSError:  # not ours to write: nobody removes it either
+            return True
+        return True
+
+    def remove_untouched(self, digest: str, *, since: float) -> bool:
+        """Remove a blob, unless it was written or touched after ``since``; say whether it is gone.
+
+        It is looked at where nobody finds it any more: what is touched while this goes on was touched before, and is
+        brought back; whoever looks for it in between does not find it, and sends it again.
+
+        Raises:
+            StorageError: it cannot be removed.
+        """
+        aside = self._blobs / f"{_TEMPORARY}removed-{digest.removeprefix('sha256:')}"
+        with disk_errors(f"removing {digest}"):
+            try:
+                os.replace(self.path(digest), aside)
+            except FileNotFoundError:
+                return True
+            if aside.stat().st_mtime > since:
+                os.replace(aside, self.path(digest))
+                return False
+            aside.unlink()
+        return True
+
+    def temporary_files(self) -> tuple[Path, ...]:
+        """List files that are being written, or were when a process was killed."""
+        return tuple(path for path in self._blobs.iterdir() if path.name.startswith(_TEMPORARY))
 
     def digests(self) -> Iterator[str]:
         """Return all stored digests, in no order."""
@@ -290,7 +331,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         StorageError: the disk is full or not writable; the old file is untouched.
     """
     with disk_errors(f"writing {path}"):
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_TEMPORARY)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)

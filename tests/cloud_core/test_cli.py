@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from cloud_core.cli import command
 from cloud_core.settings import CoreSettings, check
@@ -98,6 +99,44 @@ def test_status_of_nobody_says_who_did_not_answer() -> None:
         result = CliRunner().invoke(command, ["status", "--target", f"http://127.0.0.1:{probe.getsockname()[1]}"])
     assert isinstance(result.exception, Unavailable)
     assert "no core answers" in result.exception.message
+
+
+def test_gc_removes_what_nothing_refers_to_from_a_core_that_runs(tmp_path: Path) -> None:
+    data_dir = tmp_path / "core"
+    process = serve(data_dir)
+    base = f"http://{endpoints(process, data_dir)['http']}"
+    with RegistryClient(base) as client:
+        push(client, onnx_layout(tmp_path, "v1"))
+    blobs = data_dir / "registry" / "blobs" / "sha256"
+    needed = set(blobs.iterdir())
+    old, young = blobs / ("a" * 64), blobs / ("b" * 64)
+    for path in (old, young):
+        path.write_bytes(b"x" * 2048)
+    os.utime(old, (0, 0))
+
+    def gc(*arguments: str) -> Result:
+        return CliRunner().invoke(command, ["gc", "--target", base, *arguments])
+
+    shown = gc("--dry-run")
+    assert shown.exit_code == 0, shown.output
+    assert f"sha256:{old.name}" in shown.output
+    assert "would remove  1 blob, 2.0 KiB" in shown.output
+    assert "too young     1 blob, 2.0 KiB; kept for 24 h, uploads for 24 h" in shown.output
+    assert set(blobs.iterdir()) == {*needed, old, young}
+    found = json.loads(gc("-o", "json").stdout)
+    assert found["removed"]["blob"] == {"count": 1, "size_bytes": 2048}
+    assert [item["name"] for item in found["items"]] == [f"sha256:{old.name}"]
+    assert set(blobs.iterdir()) == {*needed, young}
+    assert "removed    nothing" in gc().output
+
+    (blobs / ("c" * 64)).mkdir()
+    os.utime(blobs / ("c" * 64), (0, 0))
+    shown = gc()
+    assert shown.exit_code == 1
+    assert f"not removed: sha256:{'c' * 64}: " in shown.output
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=PATIENCE_S)
+    assert isinstance(gc().exception, Unavailable)
 
 
 def test_a_misspelt_setting_names_the_nearest(tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from cloud_core.cli import command
 from penstock.errors import StorageError
 from penstock.registry.transfer import RegistryClient, push
 from tests.cloud_core.rig import onnx_layout
@@ -104,6 +106,8 @@ def pushed(data_dir: Path, tmp_path: Path, ends_by: int) -> None:
 def test_a_core_starts_and_serves_with_no_byte_free(small_disk: Path, tmp_path: Path, ends_by: int) -> None:
     data_dir = small_disk / "core"
     pushed(data_dir, tmp_path, ends_by)
+    left_over = data_dir / "registry" / "blobs" / "sha256" / ("a" * 64)
+    left_over.write_bytes(b"x" * 512 * 1024)
     (data_dir / "endpoints.json").unlink(missing_ok=True)  # no page comes free at the start
     fill(small_disk)
     core = serve(data_dir, tmp_path / "full.log")
@@ -113,7 +117,9 @@ def test_a_core_starts_and_serves_with_no_byte_free(small_disk: Path, tmp_path: 
         with RegistryClient(core.url) as client, pytest.raises(StorageError, match="free some space"):
             push(client, onnx_layout(tmp_path, "v2", seed=2))
         assert is_served(core.url)
-        (small_disk / "filler").unlink()
+        os.utime(left_over, (0, 0))
+        freed = CliRunner().invoke(command, ["gc", "--target", core.url])
+        assert "1 blob, 512.0 KiB" in freed.output
         with RegistryClient(core.url) as client:
             push(client, onnx_layout(tmp_path, "v2", seed=2))
     finally:
@@ -121,7 +127,7 @@ def test_a_core_starts_and_serves_with_no_byte_free(small_disk: Path, tmp_path: 
     assert code == 0, core.log
     again = serve(data_dir, tmp_path / "again.log")
     with urllib.request.urlopen(f"{again.url}/v2/mlp/tags/list", timeout=PATIENCE_S) as response:
-        assert json.load(response)["tags"] == ["v1", "v2"], "what was pushed when there was room again is kept"
+        assert json.load(response)["tags"] == ["v1", "v2"], "what was pushed into the freed space is kept"
     again.end(signal.SIGTERM)
 
 

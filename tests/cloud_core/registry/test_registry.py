@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +93,7 @@ async def test_an_unfinished_upload_continues_after_a_restart(
     assert found.offset == 6
     again.uploads.append(found, b"second", clock())
     digest = digest_of(b"first second")
-    again.uploads.finish(found, digest)
+    again.uploads.finish(found, digest, clock())
     assert again.store.read(digest) == b"first second"
 
 
@@ -133,34 +132,6 @@ async def test_a_tampered_manifest_is_noticed(
     again = Registry.open(tmp_path / "core", database, now=clock)
     with pytest.raises(DigestMismatch):
         again.artifact(digest)
-
-
-async def test_blobs_that_nothing_names_go_when_they_are_old(
-    registry: Registry, database: Database, make_layout: Any, put: Any, tmp_path: Path, clock: Any
-) -> None:
-    layout = make_layout("v1")
-    await put(registry, layout)
-    old, young = registry.store.put(b"old"), registry.store.put(b"young")
-    now = clock().timestamp()
-    for digest in registry.store.digests():
-        age = 0 if digest == young else 2 * registry.settings.orphan_ttl_s
-        os.utime(registry.store.path(digest), (now - age, now - age))
-    again = Registry.open(tmp_path / "core", database, now=clock)
-    assert not again.store.has(old)
-    assert again.store.has(young)
-    assert all(again.store.has(descriptor.digest) for descriptor in layout.reachable())
-
-
-async def test_nothing_is_swept_up_while_the_catalog_is_damaged(
-    registry: Registry, make_layout: Any, put: Any, clock: Any
-) -> None:
-    layout = make_layout("v1")
-    await put(registry, layout)
-    registry.store.path(layout.digest).write_bytes(b"damaged")
-    for digest in registry.store.digests():
-        os.utime(registry.store.path(digest), (0, 0))
-    assert registry.collect_orphans() == 0
-    assert registry.store.has(layout.artifact().variants[0].weights.digest)
 
 
 async def test_the_catalog_is_bounded(database: Database, tmp_path: Path, make_layout: Any, put: Any) -> None:
