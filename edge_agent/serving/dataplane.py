@@ -7,29 +7,27 @@ module's (engine and certificate: ``hosting``; the cloud: ``escalation``; draws:
 from __future__ import annotations
 
 import asyncio
-import math
 import random as random_module
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from edge_agent.policy import admission, cascade, egress
-from edge_agent.policy.cascade import CascadeMode, Reason
+from edge_agent.policy.cascade import KEPT, CascadeMode, Reason, RowOutcome
+from edge_agent.serving import responses
 from edge_agent.serving.audit import Auditor, Draw
 from edge_agent.serving.escalation import Escalator
-from edge_agent.serving.escalation_queue import CloudAnswer
 from edge_agent.serving.hosting import Hosted, Hosting
 from edge_agent.serving.inflight import InFlight, Ticket
 from edge_agent.serving.local_queue import LocalAnswer
+from edge_agent.serving.responses import EXPLAIN_OUTPUTS, Escalated
 from edge_agent.settings import CascadeSettings, LimitsSettings
 from penstock.errors import DeadlineExceeded, Internal, InvalidInput, PenstockError, Unavailable
 from penstock.policy.access import Action
 from penstock.wire.context import RequestContext
 from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata, ModelState, Parameter
 from penstock.wire.tensors import Array, check_inputs
-
-EXPLAIN_OUTPUTS = ("penstock_served_by", "penstock_confidence", "penstock_reason")
 
 
 @dataclass(slots=True)  # not frozen: freezing costs a microsecond on each request
@@ -42,23 +40,6 @@ class _Work:
     rows: int
     is_private: bool
     is_explained: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Escalated:
-    """What became of the uncertain rows.
-
-    Attributes:
-        rows: those that were sent up, as indices into the request. ``answer`` has a row for each of them, and
-            ``usable`` says which of these are answers; ``failure`` is the reason of those that are not.
-        refused: the reason of those that were not sent.
-    """
-
-    rows: list[int]
-    answer: CloudAnswer | None
-    usable: list[bool]
-    failure: Reason
-    refused: Reason
 
 
 class DataPlane:
@@ -186,50 +167,76 @@ class DataPlane:
         """Make the response when every row is kept, as in most requests; None when one is not."""
         if False in local.decision.is_kept:
             return None
-        drawn = self._draw(work)
+        drawn = self._draw(work, local)
         parameters = {**work.hosted.kept_account, "confidence": cascade.least(local.scores)}
-        response = _respond(work, local.outputs, parameters, local.scores, (Reason.CONFIDENT,) * work.rows)
+        response = _respond(work, local.outputs, parameters, local.scores, (KEPT,) * work.rows)
         work.hosted.tally.record(kept=work.rows)
         if drawn:
             self._submit(work, local, drawn)
         return response
 
     async def _escalate(self, work: _Work, local: LocalAnswer) -> InferResponse:
-        hosted, is_kept = work.hosted, local.decision.is_kept
-        drawn = self._draw(work)
-        uncertain = [row for row in range(work.rows) if not (hosted.can_split and is_kept[row])]
-        sent = await self._ask(work, local, uncertain)
-        reasons = _reasons(local, uncertain, sent)
-        by_device = [row for row in uncertain if not cascade.is_by_cloud(reasons[row])]
+        hosted, decision = work.hosted, local.decision
+        drawn = self._draw(work, local)
+        uncertain = [row for row in range(work.rows) if not (hosted.can_split and decision.is_kept[row])]
+        asked = await self._ask(work, local, uncertain)
+        outcomes = responses.outcomes(local, asked, hosted.plan.variant.spec.score_output)
+        by_device = [row for row in uncertain if not outcomes[row].is_by_cloud]
         if by_device:
-            self._check_fallback(work, local, reasons[by_device[0]], len(by_device))
-        outputs = _merged(local.outputs, sent, work.rows)
-        response = _respond(work, outputs, _account(hosted, local.scores, reasons), local.scores, reasons)
-        by_cloud = len(uncertain) - len(by_device)
-        hosted.tally.record(kept=work.rows - len(uncertain), escalated=by_cloud, unreachable=len(by_device))
+            self._check_fallback(work, local, by_device, asked)
+        outputs = responses.merged(local.outputs, asked, work.rows)
+        account = {**hosted.account, **responses.account(local.scores, outcomes)}
+        response = _respond(work, outputs, account, local.scores, outcomes)
+        hosted.tally.record(kept=work.rows - len(uncertain), **cascade.counted([outcomes[row] for row in uncertain]))
         if drawn:
-            self._account_draws(work, local, drawn, reasons, sent)
+            self._account_draws(work, local, drawn, outcomes, asked)
         return response
 
-    def _check_fallback(self, work: _Work, local: LocalAnswer, reason: Reason, rows: int) -> None:
-        """May ``rows`` uncertain rows be answered by the device after all?
+    def _check_fallback(
+        self, work: _Work, local: LocalAnswer, by_device: Sequence[int], asked: Sequence[Escalated]
+    ) -> None:
+        """May these uncertain rows be answered by the device after all?
 
         Raises:
+            InvalidInput: not allowed, and the rows are not finite, which the cloud knows no answer to either.
             Unavailable: not allowed, or the device has no answer either.
         """
+        call = next(call for call in asked if by_device[0] in call.wanted)
         if self._cascade.on_unreachable == "fail":
+            if call.is_final and all(local.decision.is_broken(row) for row in by_device):
+                raise InvalidInput(
+                    f"inputs: row {by_device[0]} holds NaN or infinity, and the cloud has no answer to it; send finite "
+                    "numbers (is a sensor broken?)",
+                    field="inputs",
+                )
             problem = "and cascade.on_unreachable is 'fail'"
         elif any(not array.ndim or len(array) != work.rows for array in local.outputs.values()):
             problem = "and the device's own output is malformed"
         else:
             return
         raise Unavailable(
-            f"{rows} of {work.rows} rows need the cloud, which did not answer them ({reason}), {problem}",
+            f"{len(by_device)} of {work.rows} rows need the cloud, which did not answer them "
+            f"({call.why_not(by_device[0])}), {problem}",
             retry_after_s=self.escalator.settings.breaker_open_s,
         )
 
-    async def _ask(self, work: _Work, local: LocalAnswer, uncertain: Sequence[int]) -> _Escalated:
-        """Send up what may go; never raises for a cloud that does not answer."""
+    async def _ask(self, work: _Work, local: LocalAnswer, uncertain: Sequence[int]) -> Sequence[Escalated]:
+        """Send up what may go; never raises for a cloud that does not answer.
+
+        Rows that are not finite go up apart, after the others: a cloud may fail on them, and a broken sensor must not
+        use up the budget.
+        """
+        broken = [row for row in uncertain if local.decision.is_broken(row)]
+        if len(broken) in (0, len(uncertain)) or not work.hosted.can_split:
+            return [await self._ask_about(work, local, uncertain, is_finite=not broken)]
+        sound = [row for row in uncertain if not local.decision.is_broken(row)]
+        return await asyncio.gather(
+            self._ask_about(work, local, sound, is_finite=True), self._ask_about(work, local, broken, is_finite=False)
+        )
+
+    async def _ask_about(
+        self, work: _Work, local: LocalAnswer, uncertain: Sequence[int], *, is_finite: bool
+    ) -> Escalated:
         queue = self.escalator.queue_of(work.hosted)
         remaining_s = work.context.deadline - self._loop.time()
         permit = egress.permit(
@@ -244,43 +251,52 @@ class DataPlane:
         if len(rows) < len(uncertain) and not work.hosted.can_split:
             rows = []  # a fixed batch goes up whole or not at all
         if not rows:
-            return _Escalated([], None, [], permit.reason, permit.reason)
+            return Escalated(wanted=uncertain, refused=permit.reason)
         self.escalator.take_tokens(len(rows))
         inputs = work.request.inputs
         if len(rows) < work.rows:
             inputs = {name: array[rows] for name, array in inputs.items()}
         timeout_s = egress.call_timeout_s(remaining_s, self.escalator.settings.timeout_s)
         context = work.context.until(self._loop.time() + timeout_s)
+        sent = Escalated(wanted=uncertain, rows=rows, refused=permit.reason)
         try:
-            answer = await queue.ask(inputs, len(rows), context)
+            answer = await queue.ask(inputs, len(rows), context, is_finite=is_finite)
         except PenstockError as error:
-            return _Escalated(rows, None, [], self._failure(error, remaining_s), permit.reason)
+            return replace(sent, failure=self._failure(error, remaining_s), is_final=isinstance(error, InvalidInput))
         work.hosted.note_cloud(answer.variant)
-        usable = cascade.usable_rows(answer.outputs[work.hosted.plan.variant.spec.score_output])
-        return _Escalated(rows, answer, usable.tolist(), Reason.CLOUD_UNREACHABLE, permit.reason)
+        scored = answer.outputs[work.hosted.plan.variant.spec.score_output]
+        usable = cascade.usable_rows(scored).tolist()
+        failure = Reason.NOT_FINITE if scored.size else Reason.CLOUD_UNREACHABLE
+        return replace(sent, answer=answer, usable=usable, failure=failure, is_final=True)
 
     def _failure(self, error: PenstockError, remaining_s: float) -> Reason:
         was_hurried = remaining_s < self.escalator.settings.timeout_s
         return Reason.DEADLINE if isinstance(error, DeadlineExceeded) and was_hurried else Reason.CLOUD_UNREACHABLE
 
-    def _draw(self, work: _Work) -> Sequence[int]:
+    def _draw(self, work: _Work, local: LocalAnswer) -> Sequence[int]:
         share = self._cascade.audit_share
         hosted = work.hosted
         if not share or work.is_private or hosted.mode is not CascadeMode.CASCADE:
             return ()
         # a fixed batch goes up whole, so it is drawn whole: by one number for all of its rows
         numbers = [self._random() for _ in range(work.rows)] if hosted.can_split else [self._random()] * work.rows
-        drawn = cascade.drawn(numbers, share)
+        drawn = cascade.evidence(cascade.drawn(numbers, share), local.decision, can_split=hosted.can_split)
         return drawn if drawn and self.auditor.can_draw(hosted) else ()
 
     def _account_draws(
-        self, work: _Work, local: LocalAnswer, drawn: Sequence[int], reasons: Sequence[Reason], sent: _Escalated
+        self,
+        work: _Work,
+        local: LocalAnswer,
+        drawn: Sequence[int],
+        outcomes: Sequence[RowOutcome],
+        asked: Sequence[Escalated],
     ) -> None:
         """Draws that the cloud answered anyway are harmless and known; the others go up now."""
-        known = [row for row in drawn if cascade.is_by_cloud(reasons[row])]
-        if known and sent.answer is not None and work.hosted.is_certified_cloud(sent.answer.variant):
+        known = [row for row in drawn if outcomes[row].is_by_cloud]
+        variants = [each.answer.variant for each in asked if each.answer is not None]
+        if known and all(work.hosted.is_certified_cloud(variant) for variant in variants):
             work.hosted.note_audit(audited=len(known), harm=0)
-        unknown = [row for row in drawn if not cascade.is_by_cloud(reasons[row])]
+        unknown = [row for row in drawn if not outcomes[row].is_by_cloud]
         if unknown:
             self._submit(work, local, unknown)
 
@@ -313,66 +329,17 @@ def _flag(request: InferRequest, name: str) -> bool:
     return value
 
 
-def _reasons(local: LocalAnswer, uncertain: Sequence[int], sent: _Escalated) -> list[Reason]:
-    """List the reason of every row of the request."""
-    reasons = [Reason.CONFIDENT] * len(local.scores)
-    for row in uncertain:
-        reasons[row] = sent.refused
-    for position, row in enumerate(sent.rows):
-        is_answered = sent.answer is not None and sent.usable[position]
-        reasons[row] = local.decision.escalate_reason if is_answered else sent.failure
-    return reasons
-
-
-def _merged(outputs: Mapping[str, Array], sent: _Escalated, rows: int) -> Mapping[str, Array]:
-    """Put the cloud's rows into their places among the device's."""
-    if sent.answer is None:
-        return outputs
-    cloud = sent.answer.outputs
-    if len(sent.rows) == rows and all(sent.usable):
-        return {name: cloud[name] for name in outputs}
-    positions = [position for position, is_usable in enumerate(sent.usable) if is_usable]
-    target = [sent.rows[position] for position in positions]
-    merged = {}
-    for name, array in outputs.items():
-        merged[name] = array.copy()
-        merged[name][target] = cloud[name][positions]
-    return merged
-
-
-def _account(hosted: Hosted, scores: Sequence[float], reasons: Sequence[Reason]) -> dict[str, Parameter]:
-    verdict = cascade.verdict(reasons)
-    return {
-        **hosted.account,
-        "served_by": verdict.served_by,
-        "confidence": cascade.least(scores),
-        "reason": verdict.reason.value,
-        "rows_escalated": sum(1 for reason in reasons if cascade.is_by_cloud(reason)),
-    }
-
-
 def _respond(
     work: _Work,
     outputs: Mapping[str, Array],
     parameters: dict[str, Parameter],
     scores: Sequence[float],
-    reasons: Sequence[Reason],
+    outcomes: Sequence[RowOutcome],
 ) -> InferResponse:
     request, plan = work.request, work.hosted.plan
     if work.is_explained:
-        outputs = {**outputs, **_explanation(scores, reasons)}
+        outputs = {**outputs, **responses.explanation(scores, outcomes)}
     if request.outputs:
         wanted = dict.fromkeys((*request.outputs, *(EXPLAIN_OUTPUTS if work.is_explained else ())))
         outputs = {name: outputs[name] for name in wanted}
     return InferResponse(model=plan.model, version=plan.version, id=request.id, outputs=outputs, parameters=parameters)
-
-
-def _explanation(scores: Sequence[float], reasons: Sequence[Reason]) -> dict[str, Array]:
-    """Three outputs [N]: who answered (BYTES), confidence (FP32, 0 for no usable score), reason (BYTES)."""
-    served_by = [b"cloud" if cascade.is_by_cloud(reason) else b"edge" for reason in reasons]
-    arrays: tuple[Array, ...] = (
-        np.array(served_by, dtype=object),
-        np.array([0.0 if math.isnan(score) else score for score in scores], dtype=np.float32),
-        np.array([reason.value.encode() for reason in reasons], dtype=object),
-    )
-    return dict(zip(EXPLAIN_OUTPUTS, arrays, strict=True))

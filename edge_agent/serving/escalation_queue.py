@@ -134,8 +134,13 @@ class EscalationQueue:
             self._p95_s = (value, now)
         return value
 
-    async def ask(self, inputs: Mapping[str, Array], rows: int, context: RequestContext) -> CloudAnswer:
+    async def ask(
+        self, inputs: Mapping[str, Array], rows: int, context: RequestContext, *, is_finite: bool = True
+    ) -> CloudAnswer:
         """Send ``rows`` rows up, together with those of others, and wait for the answer until the context's deadline.
+
+        Args:
+            is_finite: no input holds NaN or infinity. A cloud may fail on one that does: such rows join no others.
 
         Raises:
             DeadlineExceeded: no answer in time. QueueFull: too many rows wait.
@@ -146,7 +151,7 @@ class EscalationQueue:
             rows=rows,
             deadline=context.deadline,
             priority=context.priority,
-            shape_key=_shape_key(inputs),
+            shape_key=(is_finite, *_shape_key(inputs)),
         )
 
     async def ask_alone(self, inputs: Mapping[str, Array], *, timeout_s: float) -> CloudAnswer:
@@ -187,7 +192,9 @@ class EscalationQueue:
         except PenstockError as error:
             if self._probe is None:
                 self._blank = _blank(inputs, can_split=self._hosted.can_split)
-            self._record(error, time.perf_counter() - started_at, timeout_s)
+            # a server that failed on rows that are not finite is there: a broken sensor is not a broken network
+            if not (isinstance(error, Internal) and not _is_finite(inputs)):
+                self._record(error, time.perf_counter() - started_at, timeout_s)
             raise
         self._record(None, time.perf_counter() - started_at, timeout_s)
         return CloudAnswer(outputs=response.outputs, variant=str(response.parameters.get("variant", "")))
@@ -266,6 +273,10 @@ def _blank(inputs: Mapping[str, Array], *, can_split: bool) -> Mapping[str, Arra
         name: np.full(array.shape, b"", dtype=object) if array.dtype.kind == "O" else np.zeros_like(array)
         for name, array in given.items()
     }
+
+
+def _is_finite(inputs: Mapping[str, Array]) -> bool:
+    return all(bool(np.isfinite(array).all()) for array in inputs.values() if array.dtype.kind == "f")
 
 
 def _shape_key(inputs: Mapping[str, Array]) -> tuple[object, ...]:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 import msgspec
 import numpy as np
@@ -166,17 +164,18 @@ class Hosted:
         an input row with NaN or infinity: an integer model turns it into finite numbers, and may sound sure of them.
         """
         scores = self._scores(outputs, rows)
-        for array in inputs.values():
-            if array.dtype.kind != "f":
-                continue
-            floats = cast("NDArray[np.float64]", array)  # as a string: the type itself would be made each time
-            # the product is finite exactly when every number is, but for overflow; then the rows are looked at
-            if not math.isfinite(np.vdot(floats, floats)):
-                is_finite = confidence.finite_rows(array) if array.shape[:1] == (rows,) else np.zeros(rows, dtype=bool)
-                scores = np.where(is_finite, scores, np.nan)
+        is_finite = cascade.finite_inputs(inputs, rows)
+        if is_finite is not None:
+            scores = np.where(is_finite, scores, np.nan)
         certificate = self._certificate
         threshold = certificate.threshold if certificate else float("nan")
-        return scores.tolist(), cascade.decide(scores, mode=self.mode, threshold=threshold)
+        decision = cascade.decide(
+            scores,
+            mode=self.mode,
+            threshold=threshold,
+            is_finite=() if is_finite is None else is_finite.tolist(),
+        )
+        return scores.tolist(), decision
 
     def predictions(self, outputs: Mapping[str, Array]) -> NDArray[np.int64]:
         """Return the class [N] that each row of the scored output names."""

@@ -9,7 +9,7 @@ from penstock.rpc.fleet import state_name
 from penstock.rpc.pb import fleet_pb2 as pb
 from penstock.wire.outcomes import HEADINGS
 
-_COUNTS = ("requests", "kept", "audited", "audit_harm")  # what decides a wave
+_COUNTS = ("requests", "kept", "not_finite", "audited", "audit_harm")  # what decides a wave, and broken sensors
 
 
 def devices_text(devices: list[pb.Device]) -> str:

@@ -31,6 +31,8 @@ class OutcomeCounts:
         escalated: the cloud answered. A call to the cloud that failed is not counted here.
         unreachable: the cloud should have answered; the device did instead, and the answer is flagged with the reason
             (``cloud_unreachable``, ``deadline``, ``budget`` or ``privacy``).
+        not_finite: the row, or the answer that came of it, holds NaN or infinity (reason ``not_finite``), whoever
+            answered: a broken sensor, or numbers that overflow, and no broken network.
         failed: there was no answer. The engine failed, the deadline passed, the client went away, or
             ``on_unreachable`` is ``fail`` and the cloud could not be asked.
         audited: rows drawn for the audit whose harm is known.
@@ -40,6 +42,9 @@ class OutcomeCounts:
     kept: int = _counter("Answered on the device.", heading="kept", is_outcome=True)
     escalated: int = _counter("Answered by the cloud.", heading="escalated", is_outcome=True)
     unreachable: int = _counter("Answered on the device, flagged.", heading="unreachable", is_outcome=True)
+    not_finite: int = _counter(
+        "Flagged: NaN or infinity in the row or in its answer.", heading="not finite", is_outcome=True
+    )
     failed: int = _counter("Not answered.", heading="failed", is_outcome=True)
     audited: int = _counter("Drawn rows whose harm is known.", heading="audited")
     audit_harm: int = _counter("Drawn and kept rows on which the cloud disagrees.", heading="harm")

@@ -68,7 +68,7 @@ FAIL: Verdict
 HOLD: Verdict
 
 class OutcomeCounts(_message.Message):
-    __slots__ = ("requests", "kept", "escalated", "unreachable", "failed", "audited", "audit_harm")
+    __slots__ = ("requests", "kept", "escalated", "unreachable", "failed", "audited", "audit_harm", "not_finite")
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
     KEPT_FIELD_NUMBER: _ClassVar[int]
     ESCALATED_FIELD_NUMBER: _ClassVar[int]
@@ -76,6 +76,7 @@ class OutcomeCounts(_message.Message):
     FAILED_FIELD_NUMBER: _ClassVar[int]
     AUDITED_FIELD_NUMBER: _ClassVar[int]
     AUDIT_HARM_FIELD_NUMBER: _ClassVar[int]
+    NOT_FINITE_FIELD_NUMBER: _ClassVar[int]
     requests: int
     kept: int
     escalated: int
@@ -83,7 +84,8 @@ class OutcomeCounts(_message.Message):
     failed: int
     audited: int
     audit_harm: int
-    def __init__(self, requests: _Optional[int] = ..., kept: _Optional[int] = ..., escalated: _Optional[int] = ..., unreachable: _Optional[int] = ..., failed: _Optional[int] = ..., audited: _Optional[int] = ..., audit_harm: _Optional[int] = ...) -> None: ...
+    not_finite: int
+    def __init__(self, requests: _Optional[int] = ..., kept: _Optional[int] = ..., escalated: _Optional[int] = ..., unreachable: _Optional[int] = ..., failed: _Optional[int] = ..., audited: _Optional[int] = ..., audit_harm: _Optional[int] = ..., not_finite: _Optional[int] = ...) -> None: ...
 
 class ReportedModel(_message.Message):
     __slots__ = ("model", "active_digest", "active_version", "certificate_digest", "desired_digest", "phase", "mode", "failed_digest", "error", "fetched_bytes", "total_bytes", "max_harm", "desired_certificate_digest")

@@ -147,7 +147,7 @@ async def test_without_a_cloud_and_with_nan_the_answer_is_still_valid_json(short
         body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": UNSURE}]})
         status, _, answer = await agent.call("POST", INFER, body.encode())
         assert status == 200
-        assert json.loads(answer)["parameters"]["reason"] == "cloud_unreachable"
+        assert json.loads(answer)["parameters"]["reason"] == "not_finite"
 
 
 @BOTH_WAYS

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.policy import cascade
-from edge_agent.policy.cascade import CascadeMode, Reason
+from edge_agent.policy.cascade import CascadeMode, Decision, Reason, RowOutcome
+from penstock.wire.outcomes import OUTCOMES as OUTCOME_NAMES
 
 SCORES = st.lists(st.one_of(st.floats(0, 1), st.just(float("nan"))), max_size=30)
 THRESHOLDS = st.one_of(st.floats(0, 1), st.just(float("nan")))
@@ -65,14 +66,61 @@ def test_mode(problem: str, seen: str, crossed: bool, expected: CascadeMode) -> 
     assert bool(decided.why) == (expected is not CascadeMode.CASCADE)
 
 
-@given(st.lists(st.sampled_from(list(Reason)), min_size=1, max_size=10))
-def test_a_verdict_names_the_gravest_reason_and_everybody_who_answered(reasons: list[Reason]) -> None:
-    verdict = cascade.verdict(reasons)
+OUTCOMES = st.builds(RowOutcome, st.sampled_from(list(Reason)), st.booleans())
+
+
+@given(st.lists(OUTCOMES, min_size=1, max_size=10))
+def test_a_verdict_names_the_gravest_reason_and_everybody_who_answered(outcomes: list[RowOutcome]) -> None:
+    verdict = cascade.verdict(outcomes)
+    reasons = [outcome.reason for outcome in outcomes]
     assert verdict.reason in reasons
     assert (verdict.reason is Reason.CONFIDENT) == all(reason is Reason.CONFIDENT for reason in reasons)
-    assert (verdict.reason is Reason.CLOUD_UNREACHABLE) == (Reason.CLOUD_UNREACHABLE in reasons)
-    answered_by = {"cloud" if cascade.is_by_cloud(reason) else "edge" for reason in reasons}
+    assert (verdict.reason is Reason.NOT_FINITE) == (Reason.NOT_FINITE in reasons)
+    answered_by = {"cloud" if outcome.is_by_cloud else "edge" for outcome in outcomes}
     assert verdict.served_by == ("mixed" if len(answered_by) == 2 else answered_by.pop())
+
+
+@given(st.lists(OUTCOMES, max_size=10))
+def test_every_row_raises_one_counter_and_one_that_is_not_finite_its_own(outcomes: list[RowOutcome]) -> None:
+    counted = cascade.counted(outcomes)
+    assert sum(counted.values()) == len(outcomes)
+    assert counted["not_finite"] == sum(outcome.reason is Reason.NOT_FINITE for outcome in outcomes)
+    assert set(counted) <= set(OUTCOME_NAMES)
+
+
+@pytest.mark.parametrize("failure", [Reason.CLOUD_UNREACHABLE, Reason.BUDGET, Reason.DEADLINE, Reason.PRIVACY])
+@pytest.mark.parametrize("has_cloud", [True, False])
+def test_a_broken_sensor_is_the_reason_whatever_else_went_wrong(failure: Reason, has_cloud: bool) -> None:
+    def outcome(*, is_broken: bool, is_usable: bool) -> RowOutcome:
+        return cascade.row_outcome(
+            escalate_reason=Reason.ESCALATED, failure=failure, has_cloud=has_cloud, is_broken=is_broken,
+            is_usable=is_usable,
+        )  # fmt: skip
+
+    assert outcome(is_broken=True, is_usable=True) == RowOutcome(Reason.NOT_FINITE, has_cloud)
+    assert outcome(is_broken=False, is_usable=True) == RowOutcome(Reason.ESCALATED if has_cloud else failure, has_cloud)
+    # the device's own answer overflowed: that matters only where it goes out
+    expected = Reason.ESCALATED if has_cloud else Reason.NOT_FINITE
+    assert outcome(is_broken=False, is_usable=False) == RowOutcome(expected, has_cloud)
+
+
+def test_inputs_that_are_not_finite_are_found_by_row() -> None:
+    x = np.array([[1, 2], [np.nan, 1], [0, -np.inf]], np.float32)
+    found = cascade.finite_inputs({"x": x, "n": np.array([1, 2, 3])}, 3)
+    assert found is not None
+    assert found.tolist() == [True, False, False]
+    assert cascade.finite_inputs({"x": x[:1], "words": np.array([[b"nan"]], dtype=object)}, 1) is None
+    assert cascade.finite_inputs({"x": np.full((2, 2), 1e30, np.float32)}, 2) is None  # only the check overflows
+    shared = cascade.finite_inputs({"x": np.zeros((2, 2), np.float32), "k": np.array([np.nan], np.float32)}, 2)
+    assert shared is not None
+    assert not shared.any()  # an input without rows speaks for every row
+
+
+def test_only_finite_rows_are_evidence() -> None:
+    decision = Decision([False] * 3, Reason.ESCALATED, [True, False, True])
+    assert cascade.evidence([0, 1, 2], decision, can_split=True) == [0, 2]
+    assert cascade.evidence([0, 1, 2], decision, can_split=False) == []
+    assert cascade.evidence([0, 2], Decision([True] * 3, Reason.ESCALATED), can_split=False) == [0, 2]
 
 
 @given(st.lists(st.floats(0, 1, exclude_max=True), max_size=20), st.floats(0, 1))

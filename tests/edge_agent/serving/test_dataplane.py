@@ -115,7 +115,7 @@ async def test_an_output_with_nan_is_escalated_not_kept(tmp_path: Path) -> None:
         answer = await path.infer(rows(NAN, SURE))
         assert (answer.parameters["served_by"], answer.parameters["confidence"]) == ("mixed", 0.0)
         assert np.isfinite(answer.outputs["logits"]).all()
-        assert path.hosted.counts == OutcomeCounts(kept=1, escalated=1)
+        assert path.hosted.counts == OutcomeCounts(kept=1, not_finite=1)
 
 
 async def test_probabilities_of_exactly_zero_and_one_are_scored_without_a_logarithm_of_zero(tmp_path: Path) -> None:
@@ -175,8 +175,8 @@ async def test_a_failed_cloud_call_is_never_counted_as_collaboration(tmp_path: P
 
 @pytest.mark.parametrize(
     "answer",
-    [lambda x: x * np.nan, lambda x: x[:0], lambda x: np.zeros((len(x), 4), "f4"), lambda x: x.astype("f8")],
-    ids=["nan", "no rows", "another shape", "another datatype"],
+    [lambda x: x[:0], lambda x: np.zeros((len(x), 4), "f4"), lambda x: x.astype("f8")],
+    ids=["no rows", "another shape", "another datatype"],
 )
 async def test_an_answer_of_the_cloud_that_is_none_is_not_used(tmp_path: Path, answer: Any) -> None:
     async with running_cloud(answer=answer) as cloud, data_path(tmp_path, cloud.target) as path:
