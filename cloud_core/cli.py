@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from penstock.cli.output import output_option, print_fields, print_json, print_r
 from penstock.errors import InvalidInput, Unavailable
 from penstock.process import config
 from penstock.process.supervision import stop_on_signals
-from penstock.process.telemetry import setup_logging
+from penstock.process.telemetry import flush_log, setup_service_logging
 from penstock.rest.connection import ask
 from penstock.rest.exchange import Answer
 from penstock.rest.status import error_from_http
@@ -76,12 +75,12 @@ def serve(config_file: Path | None, **flags: Any) -> None:
     settings = check(
         config.load(CoreSettings, file=config_file, env=os.environ, env_prefix=ENV_PREFIX, flags=_dotted(flags))
     )
-    setup_logging(settings.log.level, settings.log.format)
+    setup_service_logging(settings.log)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         is_clean = runner.run(_serve(settings))
     if not is_clean:
         # a thread still runs a batch, or hangs in one; the interpreter would wait for it without end
-        logging.shutdown()
+        flush_log(settings.log.flush_s)
         os._exit(1)
 
 

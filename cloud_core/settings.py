@@ -14,6 +14,7 @@ from cloud_core.fleet.settings import FleetSettings
 from cloud_core.policy.admission import Role
 from cloud_core.registry.settings import RegistrySettings
 from penstock.errors import ConfigError, InvalidInput
+from penstock.process.telemetry import LogSettings
 from penstock.wire.device_ids import check_device_id
 
 ENV_PREFIX = "PENSTOCK_CORE_"
@@ -114,18 +115,6 @@ class TenantSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     device_id: str = ""
     rate_rows_per_s: _Rate = 0.0
     burst_rows: _Rate = 0.0
-
-
-class LogSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Logs go to stderr, one line an event.
-
-    Attributes:
-        level: the least severe events that are written.
-        format: ``text`` for people, ``json`` for machines.
-    """
-
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    format: Literal["text", "json"] = "text"
 
 
 class CoreSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -17,6 +17,7 @@ from msgspec import Meta, Struct, field
 
 from penstock.errors import ConfigError, InvalidInput
 from penstock.process import config
+from penstock.process.telemetry import LogSettings
 from penstock.wire.device_ids import check_device_id
 
 ENV_PREFIX = "PENSTOCK_AGENT_"
@@ -208,18 +209,6 @@ class OutboxSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ttl_s: Positive = 30 * 86_400.0
     when_full: Literal["merge", "overwrite"] = "merge"
     max_batch: Annotated[int, Meta(ge=1, le=1000)] = 256
-
-
-class LogSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Logs go to stderr, one line an event.
-
-    Attributes:
-        level: the least severe events that are written.
-        format: ``text`` for people, ``json`` for machines.
-    """
-
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    format: Literal["text", "json"] = "text"
 
 
 class AgentSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

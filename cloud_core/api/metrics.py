@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 from cloud_core.fleet.service import FleetService
 from cloud_core.serving.dataplane import DataPlane
 from penstock.process.histogram import Histogram
+from penstock.process.telemetry import dropped_lines
 
 
 class Metrics(Collector):
@@ -100,6 +101,7 @@ class Metrics(Collector):
         yield GaugeMetricFamily("penstock_ready", "1 when requests are admitted.", float(plane.is_ready))
         yield GaugeMetricFamily("penstock_live", "1 unless an engine hangs.", float(plane.is_live))
         yield GaugeMetricFamily("penstock_event_loop_lag_seconds", "How late the last heartbeat was.", lag_s)
+        yield CounterMetricFamily("penstock_dropped_log_lines", "Log lines that nobody read.", dropped_lines())
 
     def _promises(self) -> Iterable[Metric]:
         labels = ["model", "artifact", "certificate"]

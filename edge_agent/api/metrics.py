@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from edge_agent.policy.cascade import CascadeMode
 from edge_agent.serving.dataplane import DataPlane
+from penstock.process.telemetry import dropped_lines
 from penstock.rest.status import STATUS
 from penstock.wire.outcomes import COUNTERS, MEANINGS, OUTCOMES
 
@@ -38,6 +39,7 @@ class Metrics(Collector):
         yield from self._requests()
         yield from self._models()
         yield from self._cloud()
+        yield CounterMetricFamily("penstock_agent_dropped_log_lines", "Log lines that nobody read.", dropped_lines())
 
     def _requests(self) -> Iterator[Metric]:
         duration_s = self._dataplane.in_flight.duration_s

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import click
 
+from penstock.cli import streams
 from penstock.errors import MissingExtra, PenstockError
 
 EXIT_FAILED, EXIT_USAGE, EXIT_REFUSED, EXIT_UNREACHABLE = 1, 2, 3, 4
@@ -97,6 +98,7 @@ def command() -> None:
 
 def main() -> None:
     """Run a command line: errors of ours become one line and an exit code, never a traceback."""
+    streams.secure()
     try:
         code = command(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)  # click returns what ctx.exit() was given, and raises nothing
@@ -109,6 +111,11 @@ def main() -> None:
     except PenstockError as error:
         click.echo(f"penstock: {error.message}", err=True)
         sys.exit(exit_code(error))
+    except streams.OutputLostError as error:
+        streams.give_up()
+        if not isinstance(error.__cause__, BrokenPipeError):  # a reader that has seen enough knows that it left
+            click.echo(f"penstock: standard output cannot be written: {error}", err=True)
+        sys.exit(EXIT_FAILED)
 
 
 def exit_code(error: PenstockError) -> int:

@@ -26,8 +26,8 @@ def output_option(function: F) -> F:
 
 
 def print_json(value: Any) -> None:
-    """Print indented JSON on stdout; dataclasses and Structs included."""
-    click.echo(msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2).decode())
+    """Print indented JSON on stdout, in UTF-8 on every terminal; dataclasses and Structs included."""
+    click.echo(msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2))
 
 
 def print_result(output: str, document: Any, show: Callable[[], None]) -> None:

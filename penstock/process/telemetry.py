@@ -1,22 +1,26 @@
 """How processes tell what they do: one log line per event on stderr, and what a client is told of a failure.
 
 Logging goes through the standard library: ``log(logger, logging.INFO, "ready", http="127.0.0.1:8000")``. Values are
-escaped, so a client's text cannot forge a second line. No metrics here: each room owns its own registry.
+escaped, so a client's text cannot forge a second line. A process that serves logs through a queue; a command, which
+has nobody to keep waiting, writes its lines at once. No metrics here: each room owns its own registry.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
 import re
 import sys
 import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Literal, TextIO
+from typing import Annotated, Any, Literal, TextIO
 
 import msgspec
 
 from penstock.errors import ConfigError, Internal, PenstockError
+from penstock.process.log_queue import QueuedStream
 from penstock.wire.context import RequestContext
 
 LEVELS: Mapping[str, int] = {
@@ -26,14 +30,68 @@ LEVELS: Mapping[str, int] = {
     "error": logging.ERROR,
 }
 LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 
+_LOG = logging.getLogger(__name__)
+_STDERR = 2
 _FIELDS = "penstock_fields"
 _HTTP_SERVER = logging.getLogger("aiohttp.server")
 _MAX_VALUE_CHARS = 2048
 _BARE = re.compile(r"[A-Za-z0-9_./:@+\-\[\]{},%*<>]+")
 
 
-def setup_logging(level: str = "info", format: LogFormat = "text", *, stream: TextIO | None = None) -> None:
+class LogSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Logs go to stderr, one line an event.
+
+    Attributes:
+        level: the least severe events that are written.
+        format: ``text`` for people, ``json`` for machines.
+        max_waiting_bytes: of lines that wait for a reader of stderr that is slow or stalls; lines beyond it are
+            dropped and counted.
+        flush_s: how long a process that ends waits for its last lines to be taken.
+    """
+
+    level: LogLevel = "info"
+    format: LogFormat = "text"
+    max_waiting_bytes: Annotated[int, msgspec.Meta(ge=64 * 1024)] = 1024 * 1024
+    flush_s: Annotated[float, msgspec.Meta(ge=0.0)] = 1.0
+
+
+def setup_service_logging(settings: LogSettings) -> None:
+    """Log to stderr through a queue, for a process that must go on whatever becomes of the reader of its log.
+
+    ``sys.stderr`` is the queue from now on: warnings, tracebacks and the last words of a command wait for nobody
+    either. What a library in C writes to descriptor 2 by itself passes by it, so that a crash can still be read.
+    """
+    formatter = _formatter(settings.format)
+
+    def notice(lines: int) -> str:
+        record = _LOG.makeRecord(
+            _LOG.name, logging.WARNING, "", 0, "log lines dropped", (), None, extra={_FIELDS: {"lines": lines}}
+        )
+        return f"{formatter.format(record)}\n"
+
+    stream = QueuedStream(_STDERR, max_bytes=settings.max_waiting_bytes, notice=notice)
+    os.register_at_fork(after_in_child=stream.begin_again)
+    atexit.register(flush_log, settings.flush_s)
+    sys.stderr = stream
+    setup_logging(settings.level, settings.format, stream=stream)
+
+
+def flush_log(timeout_s: float) -> None:
+    """Wait until the lines of this process are written, ``timeout_s`` at most."""
+    if isinstance(sys.stderr, QueuedStream):
+        sys.stderr.drain(timeout_s)
+
+
+def dropped_lines() -> int:
+    """Return how many log lines of this process nobody took."""
+    return sys.stderr.dropped if isinstance(sys.stderr, QueuedStream) else 0
+
+
+def setup_logging(
+    level: str = "info", format: LogFormat = "text", *, stream: TextIO | QueuedStream | None = None
+) -> None:
     """Send the root logger to ``stream`` (stderr by default) in our format. Calling it again replaces the handler.
 
     Raises:
@@ -44,7 +102,7 @@ def setup_logging(level: str = "info", format: LogFormat = "text", *, stream: Te
     if format not in ("text", "json"):
         raise ConfigError(f"log.format: {format!r} is not one of text, json")
     handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(_JsonFormatter() if format == "json" else _TextFormatter())
+    handler.setFormatter(_formatter(format))
     logging.root.handlers[:] = [handler]
     logging.root.setLevel(LEVELS[level])
     _HTTP_SERVER.filters[:] = [_is_ours_to_mend]
@@ -100,6 +158,10 @@ class _JsonFormatter(logging.Formatter):
         if trace:
             document["traceback"] = trace
         return msgspec.json.encode(document, enc_hook=str).decode()
+
+
+def _formatter(format: LogFormat) -> logging.Formatter:
+    return _JsonFormatter() if format == "json" else _TextFormatter()
 
 
 def _is_ours_to_mend(record: logging.LogRecord) -> bool:
