@@ -42,7 +42,7 @@ from penstock.errors import StorageError
 from penstock.http.listen import parse_address
 from penstock.process import machine
 from penstock.process.supervision import stop_on_signals, supervise
-from penstock.process.telemetry import log, setup_service_logging
+from penstock.process.telemetry import log
 from penstock.signing import trust
 
 _log = logging.getLogger(__name__)
@@ -234,7 +234,6 @@ def serve(settings: AgentSettings) -> None:
     Raises:
         PenstockError: it could not start, or a part of it died.
     """
-    setup_service_logging(settings.log)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_serve(settings))
 

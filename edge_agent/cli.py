@@ -13,6 +13,7 @@ import msgspec
 from edge_agent import settings as agent_settings
 from penstock.cli.output import format_table, output_option, print_fields, print_result
 from penstock.errors import PenstockError, Unavailable
+from penstock.process.telemetry import setup_service_logging
 from penstock.rest.connection import ask
 from penstock.rest.status import error_from_http
 from penstock.wire.outcomes import HEADINGS, OUTCOMES
@@ -60,6 +61,7 @@ def run(
     if labels:
         given["labels"] = _labels(labels)
     settings = agent_settings.load(file=config, flags=given)
+    setup_service_logging(settings.log)
     from edge_agent.agent import serve
 
     serve(settings)

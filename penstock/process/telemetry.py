@@ -71,6 +71,8 @@ def setup_service_logging(settings: LogSettings) -> None:
         )
         return f"{formatter.format(record)}\n"
 
+    # gRPC's C core writes a line of its own for every malformed header that it gets; read when grpc is imported
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     stream = QueuedStream(_STDERR, max_bytes=settings.max_waiting_bytes, notice=notice)
     os.register_at_fork(after_in_child=stream.begin_again)
     atexit.register(flush_log, settings.flush_s)

@@ -14,6 +14,7 @@ import numpy as np
 from penstock.errors import DeadlineExceeded, InvalidInput, PenstockError, QueueFull, Unavailable
 from penstock.policy.retry import Backoff
 from penstock.wire.addresses import Target
+from penstock.wire.context import MAX_TIMEOUT_S
 from penstock.wire.inference import InferRequest, InferResponse, Parameter
 from penstock.wire.tensors import Array, TensorSpec, numpy_dtype
 
@@ -123,13 +124,14 @@ def seconds_left(deadline: float, now: float, timeout_s: float) -> float:
 
 
 def check_timeout(timeout_s: float) -> float:
-    """
+    """Return a limit that every transport can hold: what is longer than anybody waits is ``MAX_TIMEOUT_S``.
+
     Raises:
         InvalidInput: not a positive number of seconds.
     """
     if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not 0 < timeout_s < float("inf"):
         raise InvalidInput(f"timeout: {timeout_s!r} is not a positive number of seconds", field="timeout")
-    return float(timeout_s)
+    return min(float(timeout_s), MAX_TIMEOUT_S)
 
 
 def make_request(

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from penstock.rest.connection import ask
+from tests import http2
+from tests.processes import CoreProcess
 from tests.waiting import PATIENCE_S, wait_until
 
 CONFIG = '[log]\nlevel = "debug"\nmax_waiting_bytes = 65536\nflush_s = 0.1\n'
@@ -125,6 +127,19 @@ def test_a_log_that_goes_nowhere_stops_nothing(start: Start, redirection: str) -
         assert service.is_refused()
     assert service.get("/v2/health/live")[0] == 200
     assert service.stop() == 0
+
+
+def test_what_a_client_sends_wrong_over_grpc_writes_nothing_past_the_queue(core_process: CoreProcess) -> None:
+    host, _, port = core_process.grpc_address.rpartition(":")
+    for _ in range(10):
+        _, said = http2.call(
+            (host, int(port)), "/inference.GRPCInferenceService/ModelInfer", b"", {"grpc-timeout": "-1S"}
+        )
+        assert "grpc-timeout" in said
+    core_process.stop()
+    lines = core_process.log.splitlines()
+    assert [line for line in lines if not re.match(r"\d{4}-\S+Z (debug|info|warning) ", line)] == []
+    assert not [line for line in lines if "grpc-timeout" in line]
 
 
 def test_the_last_line_of_a_service_is_said_before_it_ends(start: Start) -> None:

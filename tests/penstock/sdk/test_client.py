@@ -148,6 +148,13 @@ def test_a_timeout_that_is_none_is_refused(target: str, timeout: float) -> None:
         client.infer("digits", ROWS, timeout=timeout)
 
 
+@pytest.mark.parametrize("timeout", [1e10, 3.6e12, 1e300])
+def test_a_timeout_of_centuries_is_one_of_an_hour(target: str, timeout: float) -> None:
+    with Client(target, timeout=timeout) as client:
+        assert client.is_live()
+        client.infer("digits", ROWS, timeout=timeout)
+
+
 def test_a_timeout_among_the_parameters_and_a_negative_priority_are_refused(target: str) -> None:
     with Client(target) as client:
         with pytest.raises(InvalidInput, match="pass timeout="):
