@@ -118,7 +118,8 @@ def _with_more_threads(spec: VariantSpec, files: VariantFiles, proved: Loaded, c
 
 
 def _engine(spec: VariantSpec, files: VariantFiles, threads: int) -> Engine:
-    return load_engine(spec.engine, files.weights, EngineOptions(provider=spec.provider, threads=threads))
+    options = EngineOptions(provider=spec.provider, threads=threads, usual_rows=spec.max_batch)
+    return load_engine(spec.engine, files.weights, options)
 
 
 def check_signature(spec: VariantSpec, engine: Engine) -> None:

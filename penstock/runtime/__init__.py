@@ -17,10 +17,16 @@ from penstock.wire.tensors import Array, TensorSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
-    """How an engine may use the machine. ``threads`` is intra-op threads of one run."""
+    """How an engine may use the machine.
+
+    Attributes:
+        threads: intra-op threads of one run.
+        usual_rows: the largest batch that is usual. Memory that a much larger one took may be given back.
+    """
 
     provider: str = "cpu"
     threads: int = 1
+    usual_rows: int = 1
 
 
 class Engine(Protocol):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 
 import numpy as np
 
 from penstock.errors import ArtifactError, Internal, InvalidInput, missing_extra
+from penstock.process.memory import TRIMMER
 from penstock.runtime import EngineOptions
-from penstock.wire.tensors import Array, TensorSpec, bytes_elements, element_place
+from penstock.runtime.arena import ArenaUse
+from penstock.wire.tensors import Array, TensorSpec, bytes_elements, element_place, numpy_dtype
 
 try:
     import onnxruntime as ort
@@ -27,14 +30,20 @@ _DATATYPES = {
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 
+_GIVE_BACK = ort.RunOptions()
+_GIVE_BACK.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+
+
 class OnnxEngine:
     """One onnxruntime session."""
 
-    def __init__(self, session: ort.InferenceSession) -> None:
+    def __init__(self, session: ort.InferenceSession, *, usual_rows: int = 1) -> None:
+        """``usual_rows``: a batch of so many never makes the session give memory back."""
         self._session: ort.InferenceSession | None = session
         self.inputs = tuple(_spec(arg) for arg in session.get_inputs())
         self.outputs = tuple(_spec(arg) for arg in session.get_outputs())
         self._output_names = [spec.name for spec in self.outputs]
+        self._arena = ArenaUse(sum(_row_bytes(spec) for spec in self.inputs) * usual_rows)
         self._text_inputs = [spec.name for spec in self.inputs if spec.datatype == "BYTES"]
         self._text_outputs = frozenset(spec.name for spec in self.outputs if spec.datatype == "BYTES")
 
@@ -44,10 +53,14 @@ class OnnxEngine:
         names = self._output_names if outputs is None else list(outputs)
         if self._text_inputs:
             inputs = {**inputs, **{name: _decoded(name, inputs[name]) for name in self._text_inputs if name in inputs}}
+        gives_back = self._arena.gives_back(sum([array.nbytes for array in inputs.values()]))
         try:
-            answers = self._session.run(names, inputs)
+            answers = self._session.run(names, inputs, _GIVE_BACK if gives_back else None)
         except _RUNTIME_ERRORS as error:
             raise _as_ours(error) from error
+        finally:
+            if gives_back:
+                TRIMMER.ask()
         if self._text_outputs:
             answers = [_encoded(a) if name in self._text_outputs else a for name, a in zip(names, answers, strict=True)]
         return dict(zip(names, answers, strict=True))
@@ -71,9 +84,15 @@ def load(path: Path, options: EngineOptions) -> OnnxEngine:
     # threads look out for work while a run lasts, and sleep between runs: the CPU is others' then
     session_options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
-        return OnnxEngine(ort.InferenceSession(str(path), session_options, providers=[_PROVIDERS[options.provider]]))
+        session = ort.InferenceSession(str(path), session_options, providers=[_PROVIDERS[options.provider]])
+        return OnnxEngine(session, usual_rows=options.usual_rows)
     except _RUNTIME_ERRORS as error:
         raise ArtifactError(f"{path.name}: onnxruntime cannot load it: {str(error)[:500]}") from error
+
+
+def _row_bytes(spec: TensorSpec) -> int:
+    """Count the bytes of a row; a free dimension counts as 1, the least that may come."""
+    return numpy_dtype(spec.datatype).itemsize * prod(abs(dim) for dim in spec.shape)
 
 
 def _decoded(name: str, array: Array) -> Array:
