@@ -17,6 +17,7 @@ from cloud_core.serving.controller import Controller
 from cloud_core.serving.counters import Measures
 from cloud_core.serving.router import Route, Served
 from cloud_core.settings import ServingSettings, TenantSettings
+from penstock.artifact.manifests import columns_of
 from penstock.errors import InvalidInput, PenstockError, QueueFull, Unavailable, outcome_code
 from penstock.hosting.replica import Chunk
 from penstock.policy.access import Action
@@ -112,6 +113,7 @@ class DataPlane:
             platform=platform_of(spec.engine),
             inputs=spec.inputs,
             outputs=spec.outputs,
+            columns=columns_of(spec),
         )
 
     # -- requests ----------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from edge_agent.serving.counts import Outcomes, Tally
 from edge_agent.serving.local_queue import LocalQueue
 from penstock.artifact import certificates
 from penstock.artifact.certificates import Certificate, Subject
-from penstock.artifact.manifests import Variant
+from penstock.artifact.manifests import Variant, columns_of
 from penstock.artifact.variant_files import VariantFiles
 from penstock.errors import CertificateMismatch, ConfigError, InvalidInput, NotFound, Unavailable
 from penstock.hosting import loading
@@ -100,6 +100,7 @@ class Hosted:
             platform=platform_of(plan.variant.spec.engine),
             inputs=engine.inputs,
             outputs=engine.outputs,
+            columns=columns_of(plan.variant.spec),
         )
         self.can_split = loaded.timing.is_batchable
         self._run_length = run_length

@@ -179,6 +179,19 @@ def preprocessing_digest(preprocessing: Mapping[str, Any]) -> str:
     return digest_of(canonical_json(dict(preprocessing)))
 
 
+def columns_of(spec: VariantSpec) -> dict[str, tuple[str, ...]]:
+    """Return the columns of a table that make each input, in order, as far as the preprocessing names them."""
+    named = spec.preprocessing.get("columns")
+    if not isinstance(named, dict):  # a recipe's own table [preprocessing] may hold anything
+        return {}
+    known = {one.name for one in spec.inputs}
+    return {
+        name: tuple(columns)
+        for name, columns in named.items()
+        if name in known and isinstance(columns, list) and columns and all(isinstance(each, str) for each in columns)
+    }
+
+
 def check_model_name(name: str) -> str:
     """Check that a model's name can be a repository's.
 

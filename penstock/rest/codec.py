@@ -7,14 +7,21 @@ Source: Open Inference Protocol, "HTTP/REST"; Triton, "Binary Tensor Data Extens
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
 
 from penstock.errors import Internal, InvalidInput, PenstockError
 from penstock.rest import jsondata
-from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata, Parameter
+from penstock.wire.inference import (
+    InferRequest,
+    InferResponse,
+    ModelMetadata,
+    Parameter,
+    columns_from,
+    columns_text,
+)
 from penstock.wire.tensors import Array, TensorSpec, datatype_of, from_bytes, to_bytes
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -94,6 +101,7 @@ class _MetadataTensor(msgspec.Struct):
     name: str
     datatype: str
     shape: list[int]
+    parameters: dict[str, Any] | None = None  # MLServer sends null
 
 
 class _Metadata(msgspec.Struct):
@@ -216,7 +224,7 @@ def encode_metadata(metadata: ModelMetadata) -> bytes:
             "name": metadata.name,
             "versions": metadata.versions,
             "platform": metadata.platform,
-            "inputs": metadata.inputs,
+            "inputs": [_input_document(spec, metadata.columns.get(spec.name, ())) for spec in metadata.inputs],
             "outputs": metadata.outputs,
         }
     )
@@ -238,6 +246,11 @@ def decode_metadata(body: bytes) -> ModelMetadata:
         platform=sent.platform,
         inputs=tuple(_spec(tensor) for tensor in sent.inputs),
         outputs=tuple(_spec(tensor) for tensor in sent.outputs),
+        columns={
+            tensor.name: names
+            for tensor in sent.inputs
+            if (names := columns_from((tensor.parameters or {}).get("columns")))
+        },
     )
 
 
@@ -355,6 +368,11 @@ def _joined(header: bytes, raws: list[bytes]) -> EncodedBody:
     # spaces are JSON's own padding: they let the receiver view the tensors in place
     header += b" " * (-len(header) % _ALIGNMENT)
     return EncodedBody(b"".join([header, *raws]), len(header))
+
+
+def _input_document(spec: TensorSpec, columns: Sequence[str]) -> dict[str, Any]:
+    document: dict[str, Any] = {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape}
+    return document | ({"parameters": {"columns": columns_text(columns)}} if columns else {})
 
 
 def _spec(tensor: _MetadataTensor) -> TensorSpec:

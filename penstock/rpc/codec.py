@@ -15,7 +15,14 @@ import numpy as np
 
 from penstock.errors import Internal, InvalidInput
 from penstock.rpc.pb import oip_pb2
-from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata, Parameter
+from penstock.wire.inference import (
+    InferRequest,
+    InferResponse,
+    ModelMetadata,
+    Parameter,
+    columns_from,
+    columns_text,
+)
 from penstock.wire.tensors import (
     Array,
     TensorSpec,
@@ -137,7 +144,9 @@ def encode_metadata(metadata: ModelMetadata) -> oip_pb2.ModelMetadataResponse:
     message = oip_pb2.ModelMetadataResponse(name=metadata.name, versions=metadata.versions, platform=metadata.platform)
     for specs, tensors in ((metadata.inputs, message.inputs), (metadata.outputs, message.outputs)):
         for spec in specs:
-            tensors.add(name=spec.name, datatype=spec.datatype, shape=spec.shape)
+            tensor = tensors.add(name=spec.name, datatype=spec.datatype, shape=spec.shape)
+            if specs is metadata.inputs and spec.name in metadata.columns:
+                tensor.parameters["columns"].string_param = columns_text(metadata.columns[spec.name])
     return message
 
 
@@ -149,6 +158,11 @@ def decode_metadata(message: oip_pb2.ModelMetadataResponse) -> ModelMetadata:
         platform=message.platform,
         inputs=tuple(_spec(tensor) for tensor in message.inputs),
         outputs=tuple(_spec(tensor) for tensor in message.outputs),
+        columns={
+            tensor.name: names
+            for tensor in message.inputs
+            if "columns" in tensor.parameters and (names := columns_from(tensor.parameters["columns"].string_param))
+        },
     )
 
 

@@ -20,7 +20,7 @@ from penstock.sdk.call import DEFAULT_TIMEOUT_S, InferResult, Inputs
 from penstock.sdk.coalesce import CoalesceLimits, Coalescer, MergeQueue
 from penstock.wire.addresses import Target, parse_target
 from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata, Parameter
-from penstock.wire.tensors import Array, TensorSpec, check_inputs
+from penstock.wire.tensors import Array, check_inputs
 
 _T = TypeVar("_T")
 _Arrays = Mapping[str, Array]
@@ -247,10 +247,11 @@ class AsyncClient:
         return await self._infer_merged(queue, arrays, wanted.deadline, wanted.timeout_s)
 
     async def _infer_alone(self, wanted: _Call) -> InferResult:
-        specs: Sequence[TensorSpec] = ()
-        if call.needs_metadata(wanted.inputs):
-            specs = (await self._metadata(wanted.model, wanted.version, wanted.deadline, wanted.timeout_s)).inputs
-        request = wanted.request(call.arrays_of(wanted.inputs, specs))
+        arrays = wanted.inputs
+        if call.needs_metadata(arrays):
+            known = await self._metadata_for(wanted)
+            arrays = call.arrays_of(arrays, known.inputs, known.columns)
+        request = wanted.request(call.arrays_of(arrays, ()))
         try:
             return call.result_of(await self._send(request, wanted.deadline))
         except InvalidInput:
@@ -263,7 +264,7 @@ class AsyncClient:
         Raises:
             InvalidInput: they do not fit the model as it is now.
         """
-        known = await self._metadata(wanted.model, wanted.version, wanted.deadline, wanted.timeout_s)
+        known = await self._metadata_for(wanted)
         try:
             return _fitting(wanted.inputs, known), known
         except InvalidInput:
@@ -271,6 +272,13 @@ class AsyncClient:
                 raise
         known = await self._metadata(wanted.model, wanted.version, wanted.deadline, wanted.timeout_s)
         return _fitting(wanted.inputs, known), known
+
+    async def _metadata_for(self, wanted: _Call) -> ModelMetadata:
+        if call.has_frame(
+            wanted.inputs
+        ):  # a version with another order of columns must not get those of the one before
+            self._forget_if_stale(wanted.model, wanted.version)
+        return await self._metadata(wanted.model, wanted.version, wanted.deadline, wanted.timeout_s)
 
     async def _metadata(self, model: str, version: str, deadline: float, timeout_s: float) -> ModelMetadata:
         """Known metadata, or one question to the server however many callers ask."""
@@ -363,7 +371,7 @@ def _key(model: str, version: str, inputs: Inputs, outputs: Sequence[str], prior
 
 
 def _fitting(inputs: Inputs, known: ModelMetadata) -> dict[str, Array]:
-    arrays = call.arrays_of(inputs, known.inputs)
+    arrays = call.arrays_of(inputs, known.inputs, known.columns)
     check_inputs(arrays, known.inputs)
     return arrays
 

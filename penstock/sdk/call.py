@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from penstock.errors import DeadlineExceeded, InvalidInput, PenstockError, QueueFull, Unavailable
 from penstock.policy.retry import Backoff
+from penstock.sdk import frames
 from penstock.wire.addresses import Target
 from penstock.wire.context import MAX_TIMEOUT_S
 from penstock.wire.inference import InferRequest, InferResponse, Parameter
@@ -20,7 +21,15 @@ from penstock.wire.tensors import Array, TensorSpec, numpy_dtype
 
 DEFAULT_TIMEOUT_S = 30.0
 MAX_KNOWN_MODELS = 256  # metadata kept per client
-Inputs = Array | Sequence[Any] | Mapping[str, Array | Sequence[Any]]
+
+
+class Frame(Protocol):
+    """A table with named columns: of pandas, polars, pyarrow, or another library that gives a column by its name."""
+
+    def __getitem__(self, name: Any, /) -> Any: ...
+
+
+Inputs = Array | Sequence[Any] | Frame | Mapping[str, Array | Sequence[Any] | Frame]
 
 _BACKOFF = Backoff(base_s=0.05, factor=2.0, max_s=30.0)
 
@@ -90,15 +99,27 @@ def needs_metadata(inputs: Inputs) -> bool:
     return not all(isinstance(value, np.ndarray) for value in inputs.values())
 
 
-def arrays_of(inputs: Inputs, specs: Sequence[TensorSpec]) -> dict[str, Array]:
-    """Inputs as arrays by name. Arrays are taken as they are; lists get the datatype that the model asks for.
+def has_frame(inputs: Inputs) -> bool:
+    """Say whether inputs hold a table, whose columns are matched by name."""
+    return any(frames.is_frame(value) for value in (inputs.values() if isinstance(inputs, Mapping) else (inputs,)))
+
+
+def arrays_of(
+    inputs: Inputs, specs: Sequence[TensorSpec], columns: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, Array]:
+    """Inputs as arrays by name. Arrays are taken as they are; lists get the datatype that the model asks for; a table
+    gives its columns by their names.
 
     Args:
         specs: the model's inputs; may be empty when :func:`needs_metadata` says so.
+        columns: the columns that make each input, as far as the model says.
 
     Raises:
-        InvalidInput: a bare array for a model with several inputs, or a list that does not convert.
+        InvalidInput: a bare array for a model with several inputs, a list that does not convert, or a table whose
+            columns are not the model's.
     """
+    if frames.is_frame(inputs):
+        return frames.inputs_of(inputs, specs, columns or {})
     if not isinstance(inputs, Mapping):
         if len(specs) != 1:
             names = ", ".join(spec.name for spec in specs)
@@ -106,7 +127,7 @@ def arrays_of(inputs: Inputs, specs: Sequence[TensorSpec]) -> dict[str, Array]:
         return {specs[0].name: _array(inputs, specs[0])}
     by_name = {spec.name: spec for spec in specs}
     return {
-        name: value if isinstance(value, np.ndarray) else _array(value, by_name.get(name))
+        name: value if isinstance(value, np.ndarray) else _named(name, value, by_name.get(name), columns or {})
         for name, value in inputs.items()
     }
 
@@ -201,6 +222,12 @@ def located(error: PenstockError, target: Target) -> PenstockError:
         error.message = f"{where}: {error.message}"
         error.args = (error.message,)
     return error
+
+
+def _named(name: str, value: Any, spec: TensorSpec | None, columns: Mapping[str, Sequence[str]]) -> Array:
+    if spec is not None and frames.is_frame(value):
+        return frames.inputs_of(value, (spec,), columns, field=f"inputs.{name}")[name]
+    return _array(value, spec)
 
 
 def _array(value: Any, spec: TensorSpec | None) -> Array:

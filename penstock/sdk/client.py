@@ -16,6 +16,7 @@ from penstock.sdk import call
 from penstock.sdk.call import DEFAULT_TIMEOUT_S, InferResult, Inputs
 from penstock.wire.addresses import Target, parse_target
 from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata, Parameter
+from penstock.wire.tensors import Array
 
 _T = TypeVar("_T")
 
@@ -78,7 +79,8 @@ class Client:
 
         Args:
             inputs: an array [N, ...] for a model with one input, else a dict by input name. Arrays are sent with the
-                dtype they have; lists get the one the model asks for.
+                dtype they have; lists get the one the model asks for. A table with named columns (pandas, polars,
+                pyarrow) is matched with the model's columns by name, in whatever order they are.
             version: a tag, a digest, or "" for the default version.
             outputs: names wanted; all by default.
             timeout: seconds, all tries together; the server is told what remains.
@@ -91,8 +93,7 @@ class Client:
             QueueFull, QuotaExceeded, TooLarge, Unauthenticated, PermissionDenied: as their names say.
         """
         deadline, timeout_s = self._deadline(timeout)
-        specs = self._metadata(model, version, deadline, timeout_s).inputs if call.needs_metadata(inputs) else ()
-        arrays = call.arrays_of(inputs, specs)
+        arrays = self._arrays(model, version, inputs, deadline, timeout_s)
         request = call.make_request(
             model,
             arrays,
@@ -140,6 +141,16 @@ class Client:
     def _deadline(self, timeout: float | None) -> tuple[float, float]:
         timeout_s = self._timeout_s if timeout is None else call.check_timeout(timeout)
         return time.monotonic() + timeout_s, timeout_s
+
+    def _arrays(
+        self, model: str, version: str, inputs: Inputs, deadline: float, timeout_s: float
+    ) -> Mapping[str, Array]:
+        if not call.needs_metadata(inputs):
+            return call.arrays_of(inputs, ())
+        if call.has_frame(inputs):  # a version with another order of columns must not get those of the one before
+            self._known.pop((model, version), None)
+        known = self._metadata(model, version, deadline, timeout_s)
+        return call.arrays_of(inputs, known.inputs, known.columns)
 
     def _metadata(self, model: str, version: str, deadline: float, timeout_s: float) -> ModelMetadata:
         known = self._known.get((model, version))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import msgspec
@@ -47,13 +47,32 @@ class InferResponse(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelMetadata:
-    """What ``ModelMetadata`` of the OIP answers."""
+    """What ``ModelMetadata`` of the OIP answers.
+
+    Attributes:
+        columns: for inputs that are made of a table's columns, their names in order. They travel as the parameter
+            ``columns`` of the input's metadata, a list in JSON, where others keep parameters of tensors as well.
+    """
 
     name: str
     versions: tuple[str, ...]
     platform: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def columns_text(names: Sequence[str]) -> str:
+    """Write the names of an input's columns as a parameter."""
+    return msgspec.json.encode(names).decode()
+
+
+def columns_from(text: object) -> tuple[str, ...]:
+    """Undo :func:`columns_text`; () for anything else, which only means that the server names no columns."""
+    try:
+        return msgspec.json.decode(text, type=tuple[str, ...]) if isinstance(text, str) else ()
+    except msgspec.MsgspecError:
+        return ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
