@@ -42,11 +42,21 @@ class _Seen:
         return bad_source(f"{self.where}: {why}; it has {shown or 'nothing'}{more}. {advice}")
 
 
-def infer(source: Path | str, inputs: Sequence[TensorSpec], *, base: Path = Path()) -> DataSection:
+def infer(
+    source: Path | str,
+    inputs: Sequence[TensorSpec],
+    *,
+    base: Path = Path(),
+    columns: Mapping[str, Sequence[str]] | None = None,
+) -> DataSection:
     """Work out the settings that read ``source`` for a model with these inputs.
 
     Text is tokenized by the ``tokenizer.json`` beside the source. Nothing is known of the mean and deviation that
     images were normalized with: they are scaled to 0..1, and a model that wants more needs a recipe.
+
+    Args:
+        columns: the columns of a table that make an input, in order, where they are known: a file in another order is
+            then read by their names, and other columns are left alone.
 
     Raises:
         ConfigError: a file of another kind. MissingExtra: the library of this kind of source.
@@ -57,7 +67,7 @@ def infer(source: Path | str, inputs: Sequence[TensorSpec], *, base: Path = Path
         case "npz":
             return _of_npz(name, inputs, base)
         case "csv" | "parquet":
-            return _of_table(name, inputs, base)
+            return _of_table(name, inputs, base, columns or {})
         case "images":
             return _of_images(name, inputs, base)
         case "iterator":
@@ -115,19 +125,22 @@ def _labels(names: Sequence[str], inputs: Sequence[TensorSpec], seen: _Seen) -> 
     return found[0] if found else ""
 
 
-def _of_table(source: str, inputs: Sequence[TensorSpec], base: Path) -> DataSection:
+def _of_table(source: str, inputs: Sequence[TensorSpec], base: Path, known: Mapping[str, Sequence[str]]) -> DataSection:
     plain = DataSection(source=source)
     request = Request(section=plain, base=base, inputs=inputs, wants_labels=False, progress=silent)
     names = table.open_table(request).names()
     seen = _Seen(source, dict.fromkeys(names, ""))
-    labels = _labels(names, inputs, seen)
-    splits = SplitsSection(column=_SPLIT_COLUMN if _SPLIT_COLUMN in names else "")
-    rest = [name for name in names if name not in (labels, splits.column)]
-    tokens = [spec for spec in inputs if spec.name in text.MADE and spec.name not in names]
-    others = [spec for spec in inputs if spec not in tokens and spec.name not in names]
+    taken = {column for columns in known.values() for column in columns}
+    free = [name for name in names if name not in taken]
+    labels = _labels(free, inputs, seen)
+    splits = SplitsSection(column=_SPLIT_COLUMN if _SPLIT_COLUMN in free else "")
+    rest = [name for name in free if name not in (labels, splits.column)]
+    tokens = [spec for spec in inputs if spec.name in text.MADE and spec.name not in (*names, *known)]
+    others = [spec for spec in inputs if spec not in tokens and spec.name not in (*names, *known)]
     texts = _texts(rest, seen, base / source) if tokens else ()
     tokenizer = str(Path(source).parent / _TOKENIZER) if tokens else ""
-    columns = _columns(others, inputs, [name for name in rest if name not in texts], seen)
+    columns: dict[str, str | tuple[str, ...]] = {name: tuple(settled) for name, settled in known.items()}
+    columns |= _columns(others, inputs, [name for name in rest if name not in texts], seen)
     return DataSection(
         source=source,
         columns=columns,

@@ -21,6 +21,8 @@ from penstock.errors import InvalidInput
 from penstock.process.config import nearest
 from penstock.wire.tensors import Array, TensorSpec
 
+_SHOWN = 20
+
 
 class TableFile(Protocol):
     """A file of named columns."""
@@ -78,9 +80,49 @@ def columns_by_input(request: Request, names: Sequence[str]) -> dict[str, list[s
     return {spec.name: _columns_of(spec, request, names) for spec in _from_columns(request)}
 
 
+def matched(request: Request, known: Mapping[str, Sequence[str]]) -> dict[str, str | tuple[str, ...]]:
+    """Return ``data.columns`` for a model that was made with ``known`` columns: the same ones in its own order.
+
+    A list of other names is what its author says they are called here. A pattern, or nothing, has to give the same
+    names: in the order of the file they would be matched by place.
+
+    Raises:
+        InvalidInput: a pattern that gives other columns; the message names what is missing and what is new.
+    """
+    settled = dict(request.section.columns)
+    names = open_table(request).names()
+    for spec in _from_columns(request):
+        if spec.name not in known:
+            continue
+        given = settled.get(spec.name)
+        if given is None and spec.name not in names:
+            settled[spec.name] = tuple(known[spec.name])
+            continue
+        found, wanted = _columns_of(spec, request, names), list(known[spec.name])
+        patterns = [one for one in ((given,) if isinstance(given, str) else given or ()) if "*" in one]
+        if sorted(found) == sorted(wanted):
+            settled[spec.name] = tuple(wanted)
+        elif patterns:
+            missing = [name for name in wanted if name not in found]
+            extra = [name for name in found if name not in wanted]
+            raise InvalidInput(
+                f"{request.path}: {patterns[0]!r} gives other columns than the model was made with: "
+                f"{_listed('missing', missing)}{_listed('new', extra)}list those that it takes in "
+                f"data.columns.{spec.name}",
+                field=f"data.columns.{spec.name}",
+            )
+    return settled
+
+
+def _listed(word: str, names: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, names[:_SHOWN])) + (f" and {len(names) - _SHOWN} more" if names[_SHOWN:] else "")
+    return f"{word} {shown}; " if names else ""
+
+
 def _columns_of(spec: TensorSpec, request: Request, names: Sequence[str]) -> list[str]:
     given = request.section.columns.get(spec.name, spec.name)
     columns: list[str] = []
+    _check_all([one for one in ((given,) if isinstance(given, str) else given) if "*" not in one], names, request, spec)
     for pattern in (given,) if isinstance(given, str) else given:
         if "*" in pattern and pattern not in names:
             found = [name for name in names if fnmatchcase(name, pattern)]
@@ -91,9 +133,21 @@ def _columns_of(spec: TensorSpec, request: Request, names: Sequence[str]) -> lis
                 )
             columns += found
         else:
-            _check_name(pattern, names, request, f"data.columns.{spec.name}")
             columns.append(pattern)
     return columns
+
+
+def _check_all(wanted: Sequence[str], names: Sequence[str], request: Request, spec: TensorSpec) -> None:
+    missing = [name for name in wanted if name not in names]
+    setting = f"data.columns.{spec.name}"
+    if len(missing) > 1:
+        raise InvalidInput(
+            f"{request.path}: {_listed('no columns', missing)}they make input {spec.name} ({setting}); "
+            f"{nearest(missing[0], names)}",
+            field=setting,
+        )
+    for name in missing:
+        _check_name(name, names, request, setting)
 
 
 def _check_name(name: str, names: Sequence[str], request: Request, setting: str) -> None:

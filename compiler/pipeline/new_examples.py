@@ -13,8 +13,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from compiler.data import DataSection, Dataset, Split, infer, loading
-from compiler.recipe.data_section import SharesSection
+from compiler.data import DataSection, Dataset, Split, infer, loading, table
+from compiler.data.parts import Request, silent
+from compiler.recipe.data_section import SharesSection, kind_of
+from penstock.artifact import manifests
 from penstock.artifact.manifests import VariantSpec
 from penstock.errors import ConfigError, InvalidInput
 
@@ -104,12 +106,18 @@ def _joined(splits: Sequence[Split], *, name: str) -> Split:
 
 
 def _section(source: ExampleSource, spec: VariantSpec) -> tuple[DataSection, Path]:
-    """Return the settings of the new examples, and what relative paths in them are relative to."""
-    given = Path(source.data)
+    """Return the settings of the new examples, and what relative paths in them are relative to.
+
+    Columns of a table are those that the model was made with, by their names: new files may have another order.
+    """
+    given, columns = Path(source.data), manifests.columns_of(spec)
     if given.suffix == ".toml":
         section, base = _from_toml(given), given.parent
+        if columns and kind_of(section.source) in ("csv", "parquet"):
+            request = Request(section=section, base=base, inputs=spec.inputs, wants_labels=False, progress=silent)
+            section = msgspec.structs.replace(section, columns=table.matched(request, columns))
     else:
-        section, base = infer(source.data, spec.inputs), Path()
+        section, base = infer(source.data, spec.inputs, columns=columns), Path()
     asked = {"labels": source.labels, "group_by": source.group_by}
     return msgspec.structs.replace(section, **{name: value for name, value in asked.items() if value is not None}), base
 

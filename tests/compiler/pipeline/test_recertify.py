@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,10 @@ def model(weight: np.ndarray, path: Path) -> Path:
     return path
 
 
-def draft(path: Path, role: str, target: str) -> VariantDraft:
+def draft(path: Path, role: str, target: str, preprocessing: dict[str, Any] | None = None) -> VariantDraft:
     engine = load_engine("onnx", path, EngineOptions())
     x = np.random.default_rng(1).normal(0, 1, (4, 4)).astype(np.float32)
-    spec = variant_spec(role, model="blobs", target=target, preprocessing={"scale": 1})
+    spec = variant_spec(role, model="blobs", target=target, preprocessing=preprocessing or {"scale": 1})
     return VariantDraft(
         spec=spec, weights=path, golden=golden.encode(Golden(inputs={"x": x}, outputs=engine.run({"x": x})))
     )
@@ -456,3 +457,64 @@ def test_examples_that_certified_a_variant_do_not_certify_it_again(packed_layout
     assert code == 3
     assert "certificate 2 of this variant rests on these very examples" in message
     assert packed_layout.index == before
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+NAMES = ("alcohol", "ash", "hue", "magnesium")
+SHUFFLED = ("hue", "id", "y", "magnesium", "alcohol", "ash")
+
+
+@pytest.fixture
+def table_layout(tmp_path: Path) -> Layout:
+    """An artifact that was made with named columns."""
+    named = {"columns": {"x": list(NAMES)}}
+    layout = Layout.create(tmp_path / "wine")
+    student = model(CENTRES.T * 2 + np.random.default_rng(7).normal(0, 0.9, (4, 3)), tmp_path / "student.onnx")
+    teacher = model(CENTRES.T * 2, tmp_path / "teacher.onnx")
+    layout.pack([draft(student, "edge", machine.ANY, named), draft(teacher, "cloud", "cpu", named)], tag="v1")
+    return layout
+
+
+def table_file(path: Path, order: tuple[str, ...]) -> Path:
+    """The same 900 examples, with the columns in another order."""
+    arrays = arrays_of(data(path.with_suffix(".npz"), 1, 900))
+    columns = {name: arrays["x"][:, place].tolist() for place, name in enumerate(NAMES)}
+    columns |= {"y": arrays["y"].tolist(), "id": list(range(900))}
+    lines = [",".join(order), *(",".join(repr(columns[name][row]) for name in order) for row in range(900))]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def figures(layout: Layout, path: Path) -> tuple[int, int, int, float]:
+    copy = layout.root.with_name(f"{layout.root.name}-{path.name}")  # examples certify one artifact once
+    shutil.copytree(layout.root, copy)
+    found = certify(Layout(copy), path)
+    return found.n, found.kept_count, found.harm_count, found.threshold
+
+
+def test_a_table_in_another_order_certifies_the_same(table_layout: Layout, tmp_path: Path) -> None:
+    """Also with columns that the model does not know, as a recipe's table, and as a pattern."""
+    expected = figures(table_layout, table_file(tmp_path / "plain.csv", (*NAMES, "y")))
+    assert figures(table_layout, table_file(tmp_path / "shuffled.csv", SHUFFLED)) == expected
+    for number, columns in enumerate(("", 'columns = { x = ["hue", "magnesium", "alcohol", "ash"] }')):
+        recipe = tmp_path / f"{number}.toml"
+        recipe.write_text(f'[data]\nsource = "shuffled.csv"\n{columns}\n')
+        assert figures(table_layout, recipe) == expected
+
+
+def test_columns_that_are_not_there_are_named(table_layout: Layout, tmp_path: Path) -> None:
+    path = table_file(tmp_path / "less.csv", ("hue", "id", "y", "alcohol"))
+    code, message = refusal("certify", table_layout.root, "--data", path)
+    assert code == 2
+    assert "no columns 'ash', 'magnesium'" in message
+
+
+def test_a_pattern_is_not_matched_by_place(table_layout: Layout, tmp_path: Path) -> None:
+    table_file(tmp_path / "shuffled.csv", SHUFFLED)
+    recipe = tmp_path / "data.toml"
+    recipe.write_text('[data]\nsource = "shuffled.csv"\ncolumns = { x = "*a*" }\n')
+    _, message = refusal("certify", table_layout.root, "--data", recipe)
+    assert "missing 'hue'" in message
+    recipe.write_text('[data]\nsource = "shuffled.csv"\ncolumns = { x = ["*h*", "magnesium"] }\n')
+    assert figures(table_layout, recipe) == figures(table_layout, tmp_path / "shuffled.csv")
