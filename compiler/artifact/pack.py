@@ -2,8 +2,8 @@
 nothing.
 
 Owns that the same inputs give the same digests, and that the cloud variant's digest depends only on the cloud model and
-what the recipe says of the model: its golden inputs are drawn from a fixed seed, never from the edge's examples. So
-versions that share a cloud model share its variant, and a core loads it once.
+what the recipe says of the model (``compiler.artifact.golden_inputs``). So versions that share a cloud model share its
+variant, and a core loads it once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import msgspec
 import numpy as np
 
 from compiler.cache.steps import ENTRY_FILE
-from compiler.data import Split
 from penstock.artifact import golden, manifests
 from penstock.artifact.blobs import disk_errors, fsync_directory
 from penstock.artifact.certificates import Certificate
@@ -30,15 +29,12 @@ from penstock.artifact.manifests import Role, VariantSpec
 from penstock.errors import CompileError, Conflict, PenstockError, StorageError
 from penstock.policy import confidence
 from penstock.runtime import Engine
-from penstock.wire.tensors import Array, TensorSpec, numpy_dtype
+from penstock.wire.tensors import Array
 
 REPORT_FILE, EVALUATION_FILE, LOCK_FILE = "report.html", "evaluation.json", "lock.json"
 CLOUD_TARGET = "cpu"
 
-_GOLDEN_ROWS = 16
-_GOLDEN_SEED = 0
 _STEPS = {"fp32": 1e-3, "none": 1e-3, "fp16": 1e-2}
-_FREE_DIMENSION = 8  # of a golden input, where the model leaves a dimension other than the batch free
 _OURS = frozenset({"oci-layout", "index.json", "blobs", REPORT_FILE, EVALUATION_FILE, LOCK_FILE})
 
 
@@ -58,26 +54,6 @@ def draft(
     found, document = _golden(spec.role, onnx, inputs)
     spec = msgspec.structs.replace(spec, golden_tolerance=_tolerance(found.outputs, spec.precision))
     return VariantDraft(spec=spec, weights=weights, golden=document, files=files)
-
-
-def edge_golden_inputs(split: Split) -> dict[str, Array]:
-    """Take the first rows of a split. They travel to devices, so never those of the certifying one."""
-    return dict(split.take(slice(0, _GOLDEN_ROWS), name="golden").inputs)
-
-
-def cloud_golden_inputs(specs: tuple[TensorSpec, ...], value_range: tuple[float, float] | None) -> dict[str, Array]:
-    """Draw noise over the declared range, else 0 to 1, from a fixed seed: equal for all who share a cloud model."""
-    low, high = value_range or (0.0, 1.0)
-    source = np.random.default_rng(_GOLDEN_SEED)
-    inputs: dict[str, Array] = {}
-    for spec in specs:
-        shape = (_GOLDEN_ROWS, *(_FREE_DIMENSION if size == -1 else size for size in spec.shape[1:]))
-        dtype = numpy_dtype(spec.datatype)
-        if dtype.kind == "f":
-            inputs[spec.name] = source.uniform(low, high, shape).astype(dtype)
-        else:
-            inputs[spec.name] = source.integers(int(low), int(high), shape, endpoint=True).astype(dtype)
-    return inputs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,8 +22,9 @@ from compiler.recipe.data_section import LimitsSection
 from penstock.errors import InvalidInput
 from penstock.wire.tensors import Array
 
-Use = Literal["float", "integer", "flag", "text", "label"]
-"""What a column is read as; a label is a whole number, a number, or a word, whichever fits all of its cells."""
+Use = Literal["float", "integer", "flag", "text", "word", "label"]
+"""What a column is read as; a label is a whole number, a number, or a word, whichever fits all of its cells. A text may
+be empty, a word not: in csv an empty cell looks like a missing value."""
 
 _CHUNK_ROWS = 4096
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
@@ -132,7 +133,7 @@ class CsvFile:
             pass
         row = next(row for row, cell in enumerate(cells) if not _parses(cell, use))
         cell = cells[row].strip()
-        wrong = "is empty" if not cell else f"{cell[:_SHOWN]!r} is not {_WORDS[use]}"
+        wrong = "is empty" + _EMPTY.get(use, "") if not cell else f"{cell[:_SHOWN]!r} is not {_WORDS[use]}"
         raise InvalidInput(
             f"{self.path}: line {lines[row]}, column {name!r}: {wrong}", field=f"{self.path.name}:{name}"
         )
@@ -150,13 +151,23 @@ def _filled(cells: Sequence[str]) -> Array:
     return np.array(cells, dtype=object)
 
 
+def _words(cells: Sequence[str]) -> Array:
+    if "" in cells:
+        raise ValueError("a word is missing")
+    return np.array(cells, dtype=object)
+
+
 _PARSE: Mapping[Use, Callable[[Sequence[str]], Array]] = {
     "float": partial(_numbers, float),
     "integer": partial(_numbers, int),
     "flag": lambda cells: np.array([_FLAGS[cell.strip().lower()] for cell in cells], dtype=np.bool_),
+    "word": _words,
     "label": _filled,
 }
 _WORDS: Mapping[Use, str] = {"float": "a number", "integer": "a whole number", "flag": "true, false, 1 or 0"}
+_EMPTY: Mapping[Use, str] = {
+    "word": '; write a word of your own for what is missing, or set data.empty_cells = "text" where it is an empty text'
+}
 
 
 def _parses(cell: str, use: Use) -> bool:

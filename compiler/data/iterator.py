@@ -82,7 +82,7 @@ def rows(section: DataSection, base: Path, split: str, progress: Progress) -> It
         if item is _END:
             return
         row = _row(item, at, section)
-        size += sum(array.nbytes for array in row.inputs.values())
+        size += sum(_size_bytes(array) for array in row.inputs.values())
         taken = time.monotonic() - began
         for name, value, limit in (
             ("max_rows", at + 1, limits.max_rows),
@@ -160,8 +160,13 @@ def _stacked(values: list[Array], field: str) -> Array:
                 "one size, so pad them"
             )
         if (value.dtype.kind in "OUS") != (first.dtype.kind in "OUS"):
-            raise bad_source(f"{field}: row {at} is {value.dtype}, but row 0 is {first.dtype}")
+            raise bad_source(f"{field}: row {at} holds {_shown(value)}, but row 0 {_shown(first)}")
     return np.stack(values)
+
+
+def _shown(array: Array) -> str:
+    kind = "text" if array.dtype.kind in "OUS" else str(array.dtype)
+    return f"{' '.join(str(array).split())[:_SHOWN]} ({kind})"
 
 
 def _row(item: object, at: int, section: DataSection) -> Row:
@@ -177,11 +182,34 @@ def _row(item: object, at: int, section: DataSection) -> Row:
 def _array(value: Any, field: str) -> Array:
     try:
         array: Array = np.asarray(value)
+        if array.dtype.kind in "US" and isinstance(value, list | tuple):
+            array = np.asarray(value, dtype=object)  # what is no text in it would have become text
     except Exception as error:  # anything may be in a row, with an __array__ of its own
         raise bad_source(f"{field}: no array can be made of it: {error}") from error
+    if array.dtype.kind == "O" and array.size and array.ndim:
+        return _words(array, field)
     if array.dtype.kind not in "biufUS":
         raise bad_source(f"{field}: {type(value).__name__} of {array.dtype}; expected numbers or text")
-    return array
+    return array.astype(object) if array.dtype.kind == "U" else array
+
+
+def _words(array: Array, field: str) -> Array:
+    """Return an array of words of one row, or say which is none."""
+    items = array.ravel().tolist()
+    is_text = [isinstance(item, str | bytes) for item in items]
+    if all(is_text):
+        return array
+    odd = [isinstance(item, int | float) for item in items] if not any(is_text) else is_text
+    at = next((at for at, is_plain in enumerate(odd) if not is_plain), 0)
+    place = ", ".join(str(index) for index in np.unravel_index(at, array.shape))
+    raise bad_source(
+        f"{field}, column {place}: {str(items[at])[:_SHOWN]} ({type(items[at]).__name__}); expected numbers alone or "
+        "text alone"
+    )
+
+
+def _size_bytes(array: Array) -> int:
+    return sum(map(len, array.ravel().tolist())) if array.dtype.kind == "O" else array.nbytes
 
 
 def _function(source: str, base: Path) -> Callable[..., Any]:

@@ -1,7 +1,7 @@
 """Examples from one npz file: arrays ``<input>_<split>``, or ``<input>`` alone for a file without splits of its own.
 
 Owns that reading runs no code (no pickles) and that sizes are checked before arrays are made. Arrays must have the
-model's own datatypes: whoever saved them chose one, and a cast would hide a mistake.
+model's own datatypes: whoever saved them chose one, and a cast would hide a mistake. Text is an array of str.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from compiler.data import untrusted
 from compiler.data.parts import ALL, GROUPS, LABELS, Part, Request, bad_source, too_large
 from compiler.recipe.data_section import DataSection
 from penstock.errors import InvalidInput
@@ -65,6 +66,11 @@ def arrays_of(path: Path, limit_bytes: int) -> dict[str, Array]:
     except FileNotFoundError:
         raise bad_source(f"{path}: no such file") from None
     except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+        if "allow_pickle" in str(error):
+            raise bad_source(
+                f"{path}: holds an array of Python objects, and reading one would run code; save text as "
+                "array.astype(str), and numbers as numbers"
+            ) from error
         raise bad_source(f"{path}: not a readable npz file of plain arrays: {error}") from error
 
 
@@ -82,7 +88,9 @@ def _part(arrays: Mapping[str, Array], split: str, request: Request) -> Part:
         return arrays[key]
 
     for spec in request.inputs:
-        inputs[spec.name] = array(section.inputs.get(spec.name, spec.name), spec.name)
+        given = array(section.inputs.get(spec.name, spec.name), spec.name)
+        is_text = given.dtype.kind in "SU"  # an array of str is as wide as its longest word
+        inputs[spec.name] = untrusted.words(given, field=fields[spec.name]) if is_text else given
     return Part(
         split=split,
         inputs=inputs,

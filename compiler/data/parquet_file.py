@@ -56,7 +56,7 @@ class ParquetFile:
             for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=list(uses)):
                 for name in uses:
                     array = self._convert(batch.column(name), name, total)
-                    size += array.nbytes
+                    size += max(array.nbytes, batch.column(name).nbytes)  # an array of words has pointers alone
                     done[name].append(array)
                 if size > self.limits.max_bytes:
                     raise too_large(f"{self.path}: more than {self.limits.max_bytes} bytes of values", "max_bytes")

@@ -182,7 +182,7 @@ def _uses(request: Request, plan: Mapping[str, Sequence[str]]) -> dict[str, Use]
     uses: dict[str, Use] = dict.fromkeys(_single(request), "text")
     if request.wants_labels:
         uses[section.labels] = "label"
-    kinds: dict[str, Use] = {"FP": "float", "BO": "flag", "BY": "text"}
+    kinds: dict[str, Use] = {"FP": "float", "BO": "flag", "BY": "text" if section.empty_cells == "text" else "word"}
     for spec in _from_columns(request):
         uses |= dict.fromkeys(plan[spec.name], kinds.get(spec.datatype[:2], "integer"))
     return uses

@@ -41,7 +41,7 @@ def cast(array: Array, datatype: str, *, field: str) -> Array:
         InvalidInput: a value that ``datatype`` cannot hold; the message names its row.
     """
     if datatype == "BYTES":
-        return text(array, field=field).astype(object)
+        return words(array, field=field)
     dtype = tensors.numpy_dtype(datatype, field=field)
     if array.dtype == dtype:
         return array
@@ -75,15 +75,39 @@ def text(array: Array, *, field: str) -> NDArray[np.str_]:
     Raises:
         InvalidInput: something else than words and whole numbers.
     """
-    if array.dtype.kind in "OS":
-        words = [item.decode("utf-8", "replace") if isinstance(item, bytes) else item for item in array.ravel()]
-        for row, word in enumerate(words):
-            if not isinstance(word, str):
-                raise InvalidInput(f"{field}: row {row} holds {type(word).__name__}, expected text", field=field)
-        return np.array(words, dtype=np.str_).reshape(array.shape)
-    if array.dtype.kind not in "Uiub":
+    return words(array, field=field).astype(np.str_)
+
+
+def words(array: Array, *, field: str) -> NDArray[np.object_]:
+    """Return words as an array of str objects: those of a str array all take the room of the longest.
+
+    Raises:
+        InvalidInput: something else than words and whole numbers, with its row and column; bytes that are not UTF-8.
+    """
+    if array.dtype.kind in "iub":
+        return array.astype(np.str_).astype(object)
+    if array.dtype.kind not in "OSU":
         raise InvalidInput(f"{field}: holds {_kind(array)}, expected words or whole numbers", field=field)
-    return array.astype(np.str_)
+    done = np.empty(array.size, dtype=object)
+    for at, item in enumerate(array.ravel().tolist()):
+        try:
+            done[at] = _word(item)
+        except (TypeError, UnicodeError) as error:
+            place = ", column ".join(str(index) for index in np.unravel_index(at, array.shape)[:2])
+            raise InvalidInput(f"{field}: row {place} holds {error}", field=field) from None
+    return done.reshape(array.shape)
+
+
+def _word(item: object) -> str:
+    if isinstance(item, bytes):
+        item = item.decode()
+    if not isinstance(item, str):
+        is_missing = item is None or item != item  # NaN, and what pandas calls missing times
+        shown = f"{str(item)[:_SHOWN]}{'' if is_missing else f' ({type(item).__name__})'}"
+        advice = "; write a word of your own for what is missing" if is_missing else ""
+        raise TypeError(f"{shown}, expected text{advice}")
+    item.encode()  # half of a surrogate pair has no UTF-8 form, and could not travel
+    return item
 
 
 def check_input(array: Array, spec: TensorSpec, allowed: tuple[float, float] | None, *, field: str) -> None:

@@ -15,8 +15,8 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from compiler.graph import files
-from compiler.graph.onnx_libraries import TensorProto, helper, onnx, ort, session_options
+from compiler.graph import files, vocabulary
+from compiler.graph.onnx_libraries import helper, onnx, ort, session_options
 from penstock.errors import CompileError
 from penstock.wire.tensors import Array
 
@@ -95,7 +95,8 @@ def examples(model: onnx.ModelProto, given: Examples, *, seed: int) -> list[Feed
     """Return what a graph is asked when it is compared with another: a few of the given examples, else inputs from a
     seed.
 
-    Seeded numbers are normal, whole numbers are 0 and 1: every vocabulary has two entries.
+    Seeded numbers are normal, whole numbers are 0 and 1: every vocabulary has two entries. Text is made of words that
+    the graph knows.
 
     Raises:
         CompileError: without given examples, when no inputs of our making suit the graph.
@@ -107,7 +108,7 @@ def examples(model: onnx.ModelProto, given: Examples, *, seed: int) -> list[Feed
     session = Session(model)
     reason = ""
     for size in _OTHERS:
-        feeds = _seeded(model.graph, size, np.random.default_rng(seed))
+        feeds = _seeded(model, size, np.random.default_rng(seed))
         try:
             session.run(feeds)
         except CompileError as error:
@@ -139,11 +140,15 @@ def _first_rows(batch: Feeds) -> Feeds:
 _ASK = "give it examples (the data section of the recipe)"
 
 
-def _seeded(graph: onnx.GraphProto, size: int, source: np.random.Generator) -> Feeds:
+def _seeded(model: onnx.ModelProto, size: int, source: np.random.Generator) -> Feeds:
+    graph = model.graph
     sizes: dict[str, int] = {}
+    words = vocabulary.words_of_inputs(model)
     fixed = {tensor.name for tensor in graph.initializer}
     return {
-        value.name: _drawn(value, _shape(value, sizes, size), source)
+        value.name: words[value.name].drawn(_shape(value, sizes, size), source)
+        if value.name in words
+        else _drawn(value, _shape(value, sizes, size), source)
         for value in graph.input
         if value.name not in fixed
     }
@@ -163,10 +168,7 @@ def _shape(value: onnx.ValueInfoProto, sizes: dict[str, int], size: int) -> tupl
 
 
 def _drawn(value: onnx.ValueInfoProto, shape: tuple[int, ...], source: np.random.Generator) -> Array:
-    element = value.type.tensor_type.elem_type
-    if element == TensorProto.STRING:
-        return np.full(shape, "a", dtype=object)
-    dtype = helper.tensor_dtype_to_np_dtype(element)
+    dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
     if dtype.kind in "iub":
         return source.integers(0, 2, shape).astype(dtype)
     return source.normal(size=shape).astype(dtype)

@@ -14,6 +14,7 @@ from compiler.graph import rewrite, untrusted
 from compiler.graph.onnx_libraries import DecodeError, EncodeError, TensorProto, onnx, ort, session_options
 from penstock.artifact.blobs import disk_errors
 from penstock.errors import CompileError, InvalidInput
+from penstock.runtime.onnx import missing_locale
 
 MAX_MODEL_BYTES = 2 * 1024**3 - 1  # protobuf cannot hold more in one message
 _KEPT_INSIDE_BYTES = 1024  # smaller tensors stay in the model file: shape inference reads them there
@@ -132,6 +133,8 @@ _REFUSALS: tuple[tuple[str, str], ...] = (
 
 
 def _refusal(text: str, path: Path) -> str:
+    if advice := missing_locale(text):
+        return advice
     known = _known_refusal(text)
     if known:
         model = onnx.load(str(path), load_external_data=False)

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from compiler.graph import files
-from compiler.graph.onnx_libraries import onnx
+from compiler.graph.onnx_libraries import TensorProto, onnx
 from compiler.passes.job import Batches, PassJob, PassResult
 from penstock import toolchain
 from penstock.artifact.blobs import digest_of, digest_of_file, disk_errors
@@ -56,6 +56,12 @@ def prepare(job: PassJob, options: Options, *, words: str) -> tuple[onnx.ModelPr
         InvalidInput, CompileError: no such model, or not a valid one. ConfigError: an axis whose sizes nobody knows.
     """
     model = files.read(job.source, field="model")
+    text = [value.name for value in model.graph.input if value.type.tensor_type.elem_type == TensorProto.STRING]
+    if text:
+        raise CompileError(
+            f"input {text[0]!r} holds text, which TensorRT has not; compile for a target that onnxruntime runs, or put "
+            "what reads the text in front of the model"
+        )
     profiles = ranges(model, options, seen_sizes(job.calibration))
     runner_job = {
         "source": job.source,

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.artifact import pack
+from compiler.artifact import golden_inputs
 from compiler.artifact.evaluation import Coverage, SensitivityFigures
 from compiler.data import Dataset, batches
 from compiler.measure import gate, quality
@@ -261,7 +261,7 @@ class _Bench:
         Raises:
             CompileError: they do, and the recipe refuses that.
         """
-        samples = pack.edge_golden_inputs(self._setting.data.ranges)
+        samples = golden_inputs.of_edge(self._setting.data.ranges)
         mixed = self._steps.rows_mixed_by(candidate.made, samples, doing, precision=candidate.precision)
         refuse_mixed(self._setting.recipe, f"{self._what} {candidate.name}", mixed)
         return replace(candidate, rows_mixed=mixed)

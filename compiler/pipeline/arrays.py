@@ -15,10 +15,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.artifact import pack
+from compiler.artifact import golden_inputs, pack
 from compiler.artifact.evaluation import Share, SplitFigures
 from compiler.certificate.issue import AnsweredRows
 from compiler.data import Dataset, fingerprint, loading, preprocessing
+from compiler.graph import files, vocabulary
 from compiler.measure import quality
 from compiler.pipeline import array_candidates, recipe_models
 from compiler.pipeline.array_candidates import Setting
@@ -29,7 +30,7 @@ from compiler.progress import Doing
 from compiler.recipe.recipes import CLOUD, Recipe
 from penstock.artifact.layout import VariantDraft
 from penstock.artifact.manifests import VariantSpec
-from penstock.errors import CompileError
+from penstock.errors import CompileError, Internal, InvalidInput
 from penstock.runtime import Engine
 from penstock.wire.tensors import Array, TensorSpec
 
@@ -66,7 +67,8 @@ class Arrays:
         """
         self._steps, self._recipe, self._models, self._data = steps, recipe, models, data
         self._inputs, self._output, self._labels, self._smoke = inputs, output, labels, smoke
-        self.cloud = _cloud(steps, recipe, models[CLOUD], inputs)
+        self._cloud_rows = _cloud_rows(recipe, models[CLOUD], inputs)
+        self.cloud = _cloud(steps, recipe, models[CLOUD], self._cloud_rows)
         self.splits: Mapping[str, SplitFigures] = {
             use: SplitFigures(rows=one.rows, digest=one.digest) for use, one in data.by_use().items()
         }
@@ -153,14 +155,13 @@ class Arrays:
             max_batch=chosen.candidate.batch_rows(self._recipe.model.max_batch),
         )
         files = {**{path.name: path for path in packed.files}, **self._travelling(role)}
-        return pack.draft(spec, packed.path, onnx, pack.edge_golden_inputs(self._data.ranges), files=files)
+        return pack.draft(spec, packed.path, onnx, golden_inputs.of_edge(self._data.ranges), files=files)
 
     def cloud_draft(self) -> VariantDraft:
         """Pack the cloud's model as it came."""
         model = self.cloud.made
         onnx = engine(model.path)
-        inputs = pack.cloud_golden_inputs(self._inputs, self._recipe.model.input_range)
-        return pack.draft(self._cloud_spec(onnx), model.path, onnx, inputs, files=self._travelling(CLOUD))
+        return pack.draft(self._cloud_spec(onnx), model.path, onnx, self._cloud_rows, files=self._travelling(CLOUD))
 
     def ask(self, candidate: Candidate, use: Use, doing: Doing) -> AnsweredRows:
         """Ask a candidate and the cloud one split."""
@@ -229,14 +230,38 @@ class Arrays:
         return {path.name: path for path in self._models[role].files if path.suffix != _DATA_SUFFIX or role == CLOUD}
 
 
-def _cloud(steps: CachedSteps, recipe: Recipe, model: Model, inputs: tuple[TensorSpec, ...]) -> Candidate:
-    """Look at the cloud's model, with rows that do not depend on the edge's examples: its digest must not, either.
+def _cloud_rows(recipe: Recipe, model: Model, inputs: tuple[TensorSpec, ...]) -> dict[str, Array]:
+    """Return rows for the cloud's model that do not depend on the edge's examples: its digest must not, either.
+
+    Raises:
+        CompileError: the model refuses even text that is made of its own words.
+    """
+    allowed = recipe.model.input_range
+    if all(spec.datatype != "BYTES" for spec in inputs):
+        return golden_inputs.of_cloud(inputs, allowed)
+    words = vocabulary.words_of_inputs(files.read(model.path, field=f"{CLOUD}.model"))
+    onnx, reason = engine(model.path), ""
+    for has_unknown in (True, False):
+        rows = golden_inputs.of_cloud(inputs, allowed, words, has_unknown=has_unknown)
+        try:
+            onnx.run(rows)
+        except (InvalidInput, Internal) as error:
+            reason = error.message
+            continue
+        return rows
+    raise CompileError(
+        f"{CLOUD}.model: refuses text of our making: {reason}. Let it take words that it does not know, which clients "
+        'will send (scikit-learn: OneHotEncoder(handle_unknown="ignore"))'
+    )
+
+
+def _cloud(steps: CachedSteps, recipe: Recipe, model: Model, samples: Mapping[str, Array]) -> Candidate:
+    """Look at the cloud's model.
 
     Raises:
         CompileError: its rows change each other's answers, and the recipe refuses that.
     """
     found = Candidate(name=CLOUD, precision="fp32", model=model)
-    samples = pack.cloud_golden_inputs(inputs, recipe.model.input_range)
     with steps("cloud rows") as doing:
         mixed = steps.rows_mixed_by(model, samples, doing, precision=found.precision)
         array_candidates.refuse_mixed(recipe, CLOUD, mixed)

@@ -177,7 +177,3 @@ def _check_inputs(role: str, inputs: tuple[TensorSpec, ...]) -> None:
                 f"{role}.model: input {spec.name!r} has shape {list(spec.shape)}: export it with a free first "
                 "dimension (the batch)"
             )
-        if spec.datatype == "BYTES":
-            raise CompileError(
-                f"{role}.model: input {spec.name!r} holds strings; put the tokenizer in front of the model"
-            )

@@ -146,6 +146,8 @@ class DataSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         text: column of the text, or the two columns of a pair, for the tokenizer.
         group_by: array or column that names each row's group, for certificates by group.
         delimiter: of csv files.
+        empty_cells: of csv files, in a column of words that the model takes as they are: "refuse" one, since it looks
+            like a missing value, or take it as an empty "text".
         duplicates: "refuse" a row that is in two splits ("allow" it where rows repeat by nature, as when there are
             few distinct ones). A source without splits of its own keeps equal rows together, or deals each by itself.
         seed: for dividing.
@@ -158,6 +160,7 @@ class DataSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     text: str | tuple[str, str] = ""
     group_by: str = ""
     delimiter: str = ","
+    empty_cells: Literal["refuse", "text"] = "refuse"
     duplicates: Literal["refuse", "allow"] = "refuse"
     seed: int = 0
     splits: SplitsSection = SplitsSection()
@@ -241,6 +244,7 @@ def _check_kind(section: DataSection, kind: Kind) -> None:
         "text": (*table, "iterator"),
         "group_by": (*table, *arrays),
         "delimiter": ("csv",),
+        "empty_cells": ("csv",),
         "images": ("images",),
     }
     for name, kinds in belongs.items():

@@ -19,7 +19,7 @@ MIN_OPSET, MAX_OPSET = 13, 64  # QuantizeLinear has an axis since 13; the export
 
 
 class InputSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One input of a torch module, for the examples that it is exported and compared with.
+    """One input of a model that is exported, for the examples that it is exported and compared with.
 
     Attributes:
         shape: with the batch in front; -1 is a free dimension, and dimension 0 is always free.
@@ -88,6 +88,8 @@ def check(section: SourceSection, *, field: str) -> None:
             raise ConfigError(
                 f"{where}.shape: {list(given.shape)} given; dimensions are 1 or more, or -1 for free ones"
             )
+        if given.datatype == "BYTES" and (given.low, given.high) != (None, None):
+            raise ConfigError(f"{where}: low and high are for numbers, and BYTES are text")
         if given.low is not None and given.high is not None and given.low >= given.high:
             raise ConfigError(f"{where}: low {given.low:g} is not below high {given.high:g}")
         _check_datatype(given.datatype, where)
@@ -101,5 +103,3 @@ def _check_datatype(datatype: str, where: str) -> None:
         numpy_dtype(datatype, field=f"{where}.datatype")
     except InvalidInput as error:
         raise ConfigError(error.message) from error
-    if datatype == "BYTES":
-        raise ConfigError(f"{where}.datatype: BYTES are strings; put the tokenizer in front of the model")

@@ -94,11 +94,6 @@ def _onnx(path: Path) -> Seen:
         for spec in inputs
         if not spec.shape or spec.shape[0] != -1
     ]
-    problems += [
-        f"input {spec.name} holds strings: put the tokenizer in front of the model"
-        for spec in inputs
-        if spec.datatype == "BYTES"
-    ]
     return Seen(
         inputs=inputs,
         outputs=outputs,

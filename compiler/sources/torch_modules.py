@@ -11,6 +11,7 @@ from compiler.recipe.source_section import SourceSection
 from compiler.sources import tidy
 from compiler.sources.detection import Source
 from compiler.sources.exported import Exported
+from penstock.errors import ConfigError
 
 RUNNER = "export_torch.py"
 
@@ -20,7 +21,11 @@ def export(source: Source, section: SourceSection, out: Path, *, progress: Progr
 
     Raises:
         MissingToolchain: torch is not installed. CompileError: the model cannot be made, exported, or differs.
+        ConfigError: an input of text, which torch has no type for.
     """
+    for name, given in section.inputs.items():
+        if given.datatype == "BYTES":
+            raise ConfigError(f"source.inputs.{name}: torch has no text; put the tokenizer in front of the model")
     named = f"{source.module or source.location.name}:{source.factory}" if source.factory else source.location.name
     settings = {
         "kind": "program" if source.kind == "program" else "factory",

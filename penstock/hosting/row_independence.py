@@ -27,6 +27,7 @@ _INTEGER_STEP = 4 / 256
 """Of the largest value of an output: what another order of adding may move. In integers a sum beside a rounding border
 lands one step off and carries on from there, as with golden vectors."""
 _HUGE = 1e30
+_LONG_TEXT = " ".join(["word"] * 256)
 _SEED = 0
 
 
@@ -120,7 +121,8 @@ def rows_of(specs: Sequence[TensorSpec], samples: Mapping[str, Array], most: int
 
 
 def companies(rows: Mapping[str, Array]) -> Iterator[Company]:
-    """Yield the same rows with other neighbours each time: themselves turned round, zeros, extremes, NaN.
+    """Yield the same rows with other neighbours each time: themselves turned round, zeros, extremes, NaN, and for text
+    none and a long one.
 
     Only numbers with a fraction become extreme: whole numbers may be places in a table. A row comes before its
     neighbour and, the first aside, behind another's.
@@ -130,9 +132,10 @@ def companies(rows: Mapping[str, Array]) -> Iterator[Company]:
     turned = {name: array[::-1] for name, array in rows.items()}
     yield Company(name="other rows", batch=_mixed(rows, turned), places=places)
     yield Company(name="other rows before it", batch=_mixed(turned, rows), places=tuple(range(1, 2 * count, 2)))
-    if not any(array.dtype.kind == "f" for array in rows.values()):
-        return
-    for name, value in (("zeros", 0.0), ("1e30", _HUGE), ("-1e30", -_HUGE), ("NaN", float("nan"))):
+    kinds = {array.dtype.kind for array in rows.values()}
+    for name, text in (("no text", ""), ("long text", _LONG_TEXT)) if kinds & set("OSU") else ():
+        yield Company(name=name, batch=_mixed(rows, _worded(rows, text)), places=places)
+    for name, value in (("zeros", 0.0), ("1e30", _HUGE), ("-1e30", -_HUGE), ("NaN", np.nan)) if "f" in kinds else ():
         yield Company(name=name, batch=_mixed(rows, _filled(rows, value)), places=places)
 
 
@@ -169,6 +172,13 @@ def _mixed(first: Mapping[str, Array], second: Mapping[str, Array]) -> dict[str,
 
 def _filled(rows: Mapping[str, Array], value: float) -> dict[str, Array]:
     return {name: _extreme(array, value) if array.dtype.kind == "f" else array[::-1] for name, array in rows.items()}
+
+
+def _worded(rows: Mapping[str, Array], text: str) -> dict[str, Array]:
+    return {
+        name: np.full(array.shape, text, dtype=object) if array.dtype.kind in "OSU" else array[::-1]
+        for name, array in rows.items()
+    }
 
 
 def _extreme(array: Array, value: float) -> Array:

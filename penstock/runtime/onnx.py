@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
@@ -28,6 +29,7 @@ _DATATYPES = {
     **{f"tensor({kind}{bits})": f"{kind}{bits}".upper() for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
 }
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+_LOCALE = re.compile(r"Failed to construct locale with name:\s*([^\s:]+)")
 
 
 _GIVE_BACK = ort.RunOptions()
@@ -87,7 +89,21 @@ def load(path: Path, options: EngineOptions) -> OnnxEngine:
         session = ort.InferenceSession(str(path), session_options, providers=[_PROVIDERS[options.provider]])
         return OnnxEngine(session, usual_rows=options.usual_rows)
     except _RUNTIME_ERRORS as error:
-        raise ArtifactError(f"{path.name}: onnxruntime cannot load it: {str(error)[:500]}") from error
+        reason = missing_locale(str(error)) or f"onnxruntime cannot load it: {str(error)[:500]}"
+        raise ArtifactError(f"{path.name}: {reason}") from error
+
+
+def missing_locale(text: str) -> str:
+    """Say what to do where onnxruntime's error is about a locale that this machine has not; "" for any other error."""
+    found = _LOCALE.search(text)
+    if found is None:
+        return ""
+    return (
+        f"its operator StringNormalizer wants the locale {found[1]!r}, which this machine does not have. Export the "
+        'model with locale = "C.UTF-8", which Linux machines have without installing anything (skl2onnx: '
+        'options={id(vectorizer): {"locale": "C.UTF-8"}}; "C" would lower ASCII letters only), or install '
+        f"{found[1]} here and on every device"
+    )
 
 
 def _row_bytes(spec: TensorSpec) -> int:
@@ -134,7 +150,10 @@ def _as_ours(error: Exception) -> InvalidInput | Internal:
 def _spec(arg: ort.NodeArg) -> TensorSpec:
     shape = tuple(dim if isinstance(dim, int) else -1 for dim in arg.shape)
     if arg.type not in _DATATYPES:
-        raise ArtifactError(f"tensor {arg.name!r} has type {arg.type}, which cannot be served")
+        advice = '; it comes from a ZipMap: export without (skl2onnx: options={id(model): {"zipmap": False}})'
+        raise ArtifactError(
+            f"tensor {arg.name!r} has type {arg.type}, which cannot be served{advice if 'map(' in arg.type else ''}"
+        )
     return TensorSpec(name=arg.name, datatype=_DATATYPES[arg.type], shape=shape)
 
 

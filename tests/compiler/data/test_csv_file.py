@@ -66,6 +66,18 @@ def test_flags_words_and_text_are_read(write_csv: Write, load: Load) -> None:
     assert loaded.certify.digest.startswith("sha256:")
 
 
+def test_an_empty_word_may_be_a_missing_one_and_is_refused_unless_the_recipe_says_otherwise(
+    write_csv: Write, load: Load
+) -> None:
+    words = TensorSpec(name="words", datatype="BYTES", shape=(-1, 2))
+    write_csv({"a": [f"grün {n}" for n in range(40)], "b": ["", " ", "nan", "None"] * 10, **LABELS})
+    settings: dict[str, Any] = {"source": "table.csv", "columns": {"words": ("a", "b")}}
+    with pytest.raises(InvalidInput, match=r"line 2, column 'b': is empty; write a word.*data.empty_cells = \"text\""):
+        load([words], **settings)
+    loaded = load([words], empty_cells="text", **settings)
+    assert set(everything(loaded, "words")[:, 1]) == {"", " ", "nan", "None"}
+
+
 def test_splits_may_be_named_by_a_column_and_other_rows_are_left_out(write_csv: Write, load: Load) -> None:
     part = ["train"] * 10 + ["fit"] * 10 + ["certify"] * 12 + ["test"] * 8
     write_csv({**NUMBERS, **LABELS, "part": part, "site": ["a", "b"] * 20})

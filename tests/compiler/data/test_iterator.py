@@ -101,9 +101,11 @@ def test_a_file_may_import_its_neighbours(tmp_path: Path, load: Load, monkeypatc
             "def rows():\n    yield {'x': [1, 2]}, 0\n    yield {'x': [1]}, 0",
             r"'x': row 1 has shape \[1\], but row 0 has \[2\]; rows must have one size, so pad them",
         ),
-        ("def rows():\n    yield {'x': [1, 2]}, 0\n    yield {'x': ['a', 'b']}, 0", "row 1 is <U1, but row 0 is int64"),
-        ("def rows():\n    yield {'x': [1, 'a']}, 0", "holds text, but the model takes FP32"),
-        ("def rows():\n    yield {'x': [1, None]}, 0", "row 0, 'x': list of object; expected numbers or text"),
+        ("def rows():\n    yield {'x': [1, 2]}, 0\n    yield {'x': ['a', 'b']}, 0", "row 1 holds .'a' 'b'. .text."),
+        ("def rows():\n    yield {'x': ['1', 'a']}, 0", "holds text or objects, but the model takes FP32"),
+        ("def rows():\n    yield {'x': [1, 'a']}, 0", r"row 0, 'x', column 0: 1 \(int\); expected numbers alone"),
+        ("def rows():\n    yield {'x': [1, None]}, 0", r"row 0, 'x', column 1: None \(NoneType\); expected numbers al"),
+        ("def rows():\n    yield {'x': None}, 0", "row 0, 'x': NoneType of object; expected numbers or text"),
         ("def rows():\n    yield {'x': [[1], [1, 2]]}, 0", "row 0, 'x': no array can be made of it"),
         ("def rows():\n    yield {'x': [1, float('nan')]}, 0", "'x': NaN or infinite values in 1 rows, first row 0"),
         ("def rows():\n    yield {'x': [1, 1e300]}, 0", r"'x': row 0 holds 1e\+300, which FP32 cannot hold"),
@@ -117,6 +119,43 @@ def test_what_goes_wrong_is_told_in_one_line(
     with pytest.raises(InvalidInput, match=message) as caught:
         load([X], source="rows.py:rows")
     assert "\n" not in caught.value.message
+
+
+WORDS = TensorSpec(name="x", datatype="BYTES", shape=(-1, 2))
+
+
+def test_words_are_taken_as_they_are_whatever_holds_them(write: Callable[[str], None], load: Load) -> None:
+    write(
+        "import numpy as np\n"
+        "def rows():\n"
+        "    for n in range(10):\n"
+        "        yield {'x': [f'grün {n}', '']}, 0\n"
+        "        yield {'x': np.array([f'blau {n}', 'a' * 20])}, 0\n"
+        "        yield {'x': np.array([f'rot {n}', '🦕'], object)}, 0\n"
+        "        yield {'x': [f'gelb {n}'.encode(), 'x'.encode()]}, 0\n"
+    )
+    x = np.concatenate([split.inputs["x"] for split in load([WORDS], source="rows.py:rows").by_use().values()])
+    assert x.dtype == object
+    assert {type(word) for word in x.ravel()} == {str}
+    assert {("grün 3", ""), ("blau 0", "a" * 20), ("rot 9", "🦕"), ("gelb 1", "x")} <= set(map(tuple, x.tolist()))
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ("['a', None]", r"row 1, 'x', column 1: None \(NoneType\); expected numbers alone or text alone"),
+        ("['a', float('nan')]", r"row 1, 'x', column 1: nan \(float\)"),
+        ("['a', 5]", r"row 1, 'x', column 1: 5 \(int\)"),
+        ("[5, 5]", r"row 1 holds \[5 5\] \(int64\), but row 0 \['a' 'b'\] \(text\)"),
+        ("None", "row 1, 'x': NoneType of object; expected numbers or text"),
+    ],
+)
+def test_what_is_no_text_is_named_by_row_and_column(
+    write: Callable[[str], None], load: Load, second: str, message: str
+) -> None:
+    write(f"def rows():\n    yield {{'x': ['a', 'b']}}, 0\n    yield {{'x': {second}}}, 0\n")
+    with pytest.raises(InvalidInput, match=message):
+        load([WORDS], source="rows.py:rows")
 
 
 def test_modules_and_files_that_are_not_there(load: Load) -> None:

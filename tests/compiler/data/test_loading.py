@@ -90,7 +90,7 @@ def test_inputs_may_have_other_names_in_the_file(edit: Edit, load: Load) -> None
             "has 1 row, 1 different; it needs two",
         ),
         ({"x_fit": np.ones((9, 4), np.float32), "y_fit": np.zeros(9, np.int64)}, "has 9 rows, 1 different"),
-        ({"x_test": np.array([object()] * 3, dtype=object)}, "plain arrays"),
+        ({"x_test": np.array([object()] * 3, dtype=object)}, "an array of Python objects.*save text as array.astype"),
     ],
 )
 def test_bad_arrays_are_refused_by_name(edit: Edit, load: Load, change: dict[str, Any], message: str) -> None:
@@ -308,3 +308,17 @@ def test_progress_is_told(tmp_path: Path, write_csv: Callable[..., Path]) -> Non
     spec = TensorSpec(name="x", datatype="FP32", shape=(-1, 1))
     loading.load(DataSection(source="table.csv"), tmp_path, [spec], classes=3, progress=notes.append)
     assert notes == ["9 rows"]
+
+
+def test_text_is_taken_as_the_model_takes_it_without_the_room_of_the_longest(tmp_path: Path, load: Load) -> None:
+    words = np.array([[f"grün {n}", "x" * (n % 40)] for n in range(80)])
+    np.savez(tmp_path / "d.npz", x=words, y=np.arange(80) % 3)
+    spec = TensorSpec(name="x", datatype="BYTES", shape=(-1, 2))
+    loaded = load([spec], source="d.npz")
+    found = np.concatenate([split.inputs["x"] for split in loaded.by_use().values()])
+    assert (found.dtype, {type(word) for word in found.ravel()}) == (object, {str})
+    assert sorted(map(tuple, found.tolist())) == sorted(map(tuple, words.tolist()))
+    np.savez(tmp_path / "b.npz", x=np.char.encode(words, "utf-8"), y=np.arange(80) % 3)
+    assert load([spec], source="b.npz").test.digest == loaded.test.digest
+    with pytest.raises(InvalidInput, match=r"datatype is BYTES, expected FP32"):
+        load([TensorSpec(name="x", datatype="FP32", shape=(-1, 2))], source="d.npz")

@@ -56,6 +56,20 @@ def test_numbers_of_every_width(write: Callable[..., Path], load: Load, column: 
     ]
 
 
+def test_words_become_one_input_and_a_missing_one_is_named(write: Callable[..., Path], load: Load) -> None:
+    words = [f"grün {n}" for n in range(40)]
+    spec = TensorSpec(name="x", datatype="BYTES", shape=(-1, 2))
+    settings: dict[str, Any] = {"source": "d.parquet", "labels": "", "columns": {"x": ("a", "b")}}
+    write(a=words, b=pa.array(["", "🦕"] * 20).dictionary_encode())
+    assert values(load([spec], **settings), "x") == sorted([word, ["", "🦕"][n % 2]] for n, word in enumerate(words))
+    write(a=words, b=[*words[:7], None, *words[8:]])
+    with pytest.raises(InvalidInput, match=r"column 'b': row 7 is missing \(null\)"):
+        load([spec], **settings)
+    write(a=words, b=pa.array([0.5] * 40))
+    with pytest.raises(InvalidInput, match=r"d.parquet:b: holds float64, expected words or whole numbers"):
+        load([spec], **settings)
+
+
 def test_words_may_be_in_a_dictionary_and_names_may_have_dots(tmp_path: Path, load: Load) -> None:
     kinds = pa.array(["no", "yes"] * 20).dictionary_encode()
     parquet.write_table(pa.table({"sepal.length": range(40), "kind": kinds}), tmp_path / "d.parquet")

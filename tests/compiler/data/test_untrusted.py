@@ -55,7 +55,12 @@ def test_a_cast_keeps_every_value_or_is_refused(array: Any, datatype: str) -> No
         (np.array(["a"]), "FP32", r"holds text, but the model takes FP32; give it numbers, or set data.text"),
         (np.array([1 + 2j]), "FP32", "holds complex128, but the model takes FP32; give it numbers"),
         (np.array([0.5]), "BYTES", "holds float64, expected words or whole numbers"),
-        (np.array(["a", None], object), "BYTES", "row 1 holds NoneType, expected text"),
+        (np.array(["a", None], object), "BYTES", "row 1 holds None, expected text; write a word of your own"),
+        (np.array(["a", np.nan], object), "BYTES", "row 1 holds nan, expected text; write a word of your own"),
+        (np.array([["a", "b"], ["c", 1.5]], object), "BYTES", r"row 1, column 1 holds 1.5 \(float\), expected text"),
+        (np.array([["a", b"\xff"]], object), "BYTES", "row 0, column 1 holds 'utf-8' codec can't decode byte 0xff"),
+        (np.array([b"a", b"\xff"]), "BYTES", "row 1 holds 'utf-8' codec can't decode byte 0xff"),
+        (np.array(["a", "\ud800"]), "BYTES", r"row 1 holds 'utf-8' codec can't encode character '\\ud800'"),
     ],
 )
 def test_what_cannot_be_held_is_named(array: Any, datatype: str, message: str) -> None:
@@ -75,3 +80,11 @@ def test_rows_take_the_inputs_shape() -> None:
 def test_text_may_be_bytes_words_or_whole_numbers() -> None:
     assert untrusted.text(np.array([b"a", "b"], object), field="x").tolist() == ["a", "b"]
     assert untrusted.text(np.array([3, 4]), field="x").tolist() == ["3", "4"]
+    assert untrusted.text(np.array([b"gr\xc3\xbcn"]), field="x").tolist() == ["grün"]
+
+
+def test_words_take_no_more_room_than_they_need() -> None:
+    words = np.array(["a", "b" * 1000], object)
+    done = untrusted.cast(words.astype(np.str_), "BYTES", field="x")
+    assert (done.dtype, done.tolist()) == (object, words.tolist())
+    assert untrusted.cast(np.array(["a\0"], object), "BYTES", field="x").tolist() == ["a\0"]

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from compiler.graph import files, untrusted
-from penstock.errors import CompileError, InvalidInput, StorageError
+from penstock.errors import ArtifactError, CompileError, InvalidInput, StorageError
 from penstock.runtime import EngineOptions, load_engine
 
 WEIGHT = np.arange(1024, dtype=np.float32).reshape(4, 256)
@@ -411,3 +411,16 @@ def test_nothing_half_written_when_the_disk_is_full(tmp_path: Path, monkeypatch:
     with pytest.raises(StorageError, match="the disk is full"):
         files.write(small(), tmp_path / "model.onnx", limit_bytes=1000)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_locale_that_is_not_here_is_named_with_one_that_is_everywhere(tmp_path: Path) -> None:
+    node = helper.make_node("StringNormalizer", ["x"], ["y"], case_change_action="LOWER", locale="tlh_QO.UTF-8")
+    text = [helper.make_tensor_value_info(name, TensorProto.STRING, ["n"]) for name in "xy"]
+    graph = helper.make_graph([node], "lower", text[:1], text[1:])
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    message = r"locale 'tlh_QO.UTF-8'.*locale = \"C.UTF-8\".*skl2onnx: options=.*install tlh_QO.UTF-8 here and on every"
+    with pytest.raises(CompileError, match=message):
+        files.check_runnable(path, field="model")
+    with pytest.raises(ArtifactError, match=message):
+        load_engine("onnx", path, EngineOptions())

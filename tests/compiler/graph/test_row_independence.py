@@ -14,6 +14,7 @@ from penstock.runtime import EngineOptions, load_engine
 from penstock.wire.tensors import Array
 from tests.compiler import small_models as small
 from tests.penstock.hosting import mixing_graphs as graphs
+from tests.penstock.hosting import text_graphs
 
 
 def mixed_by(path: Path, rows: Array, *, precision: str = "fp32") -> str:
@@ -60,3 +61,9 @@ def test_a_branch_that_mixes_rows_is_named_by_its_operator(tmp_path: Path) -> No
     node = helper.make_node("If", ["yes"], ["hidden"], name="either", then_branch=branch, else_branch=branch)
     onnx.save(graphs.graph([node], yes=np.array(True)), tmp_path / "m.onnx")
     assert mixed_by(tmp_path / "m.onnx", graphs.rows(8)).startswith("operator 'either' (If) mixes rows")
+
+
+def test_the_operator_that_mixes_texts_is_named(tmp_path: Path) -> None:
+    onnx.save(text_graphs.longest(), tmp_path / "m.onnx")
+    texts = np.array([["eins"], ["eins zwei"], ["🦕 zwei drei"], [""]], dtype=object)
+    assert mixed_by(tmp_path / "m.onnx", texts).startswith("operator 'longest' (ReduceMax) mixes rows")

@@ -14,6 +14,8 @@ from penstock.errors import ConfigError
 
 def test_nothing_is_required() -> None:
     source_section.check(msgspec.convert({}, SourceSection), field="edge.source")
+    text = {"inputs": {"x": {"shape": [-1, 1], "datatype": "BYTES"}}}
+    source_section.check(msgspec.convert(text, SourceSection), field="edge.source")
 
 
 @pytest.mark.parametrize(
@@ -26,7 +28,7 @@ def test_nothing_is_required() -> None:
         ({"inputs": {"x": {"shape": []}}}, "the first dimension is the batch and must be -1"),
         ({"inputs": {"x": {"shape": [-1, 0]}}}, "dimensions are 1 or more, or -1"),
         ({"inputs": {"x": {"shape": [-1], "datatype": "FLOAT"}}}, "unknown datatype 'FLOAT'"),
-        ({"inputs": {"x": {"shape": [-1], "datatype": "BYTES"}}}, "put the tokenizer in front of the model"),
+        ({"inputs": {"x": {"shape": [-1], "datatype": "BYTES", "low": 1}}}, "low and high are for numbers"),
         ({"inputs": {"x": {"shape": [-1], "low": 3, "high": 3}}}, "low 3 is not below high 3"),
         ({"dynamic": {"x": [0]}}, "count from 1, dimension 0 is always free"),
     ],

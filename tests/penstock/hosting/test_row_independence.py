@@ -15,9 +15,11 @@ from penstock.errors import InvalidInput, PenstockError
 from penstock.hosting import loading, row_independence
 from penstock.hosting.loading import Loaded
 from penstock.hosting.replica import Chunk, outputs_replica
+from penstock.runtime import EngineOptions, load_engine
 from penstock.wire.tensors import Array, TensorSpec
 from tests.factories import variant_spec
 from tests.penstock.hosting import mixing_graphs as graphs
+from tests.penstock.hosting import text_graphs
 
 X = TensorSpec(name="x", datatype="FP32", shape=(-1, graphs.FEATURES))
 LOGITS = TensorSpec(name="logits", datatype="FP32", shape=(-1, graphs.CLASSES))
@@ -119,3 +121,21 @@ def test_whole_numbers_never_leave_what_was_given() -> None:
     rows = {"ids": np.array([[3, 4], [5, 6]]), "x": np.ones((2, 1), np.float32)}
     for company in row_independence.companies(rows):
         assert set(company.batch["ids"].ravel()) <= {3, 4, 5, 6}
+
+
+@pytest.mark.parametrize("text", [b"eins zwei", "eins zwei"], ids=["bytes", "str"])
+def test_rows_that_a_longer_text_changes_are_found_though_all_samples_are_equal(
+    tmp_path: Path, text: bytes | str
+) -> None:
+    onnx.save(text_graphs.longest(), tmp_path / "m.onnx")
+    engine = load_engine("onnx", tmp_path / "m.onnx", EngineOptions(threads=1))
+    samples = {"x": np.full((4, 1), text, dtype=object)}
+    found = row_independence.look(engine.run, engine, samples, precision="fp32", max_batch=64)
+    assert found.reason == "output 'logits' of a row changes beside long text"
+
+
+def test_texts_that_are_looked_up_one_by_one_are_independent(tmp_path: Path) -> None:
+    onnx.save(text_graphs.embedding(), tmp_path / "m.onnx")
+    engine = load_engine("onnx", tmp_path / "m.onnx", EngineOptions(threads=1))
+    samples = {"x": np.array(text_graphs.WORDS[:16], dtype=object).reshape(8, 2)}
+    assert row_independence.look(engine.run, engine, samples, precision="fp32", max_batch=64).reason == ""

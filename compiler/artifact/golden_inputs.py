@@ -1,0 +1,64 @@
+"""What variants are asked for their golden vectors, and to see whether their rows are independent.
+
+Owns that the cloud's rows depend on its model and its recipe alone, never on the edge's examples: numbers are noise
+from a fixed seed, and text is made of the words that the model itself knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compiler.data import Split
+from compiler.graph.vocabulary import Words
+from penstock.wire.tensors import Array, TensorSpec, numpy_dtype
+
+ROWS = 16
+
+_SEED = 0
+_FREE_DIMENSION = 8  # where the model leaves a dimension other than the batch free
+_UNKNOWN = ("penstock", "")  # at the end: what clients send, too
+
+
+def of_edge(split: Split) -> dict[str, Array]:
+    """Take the first rows of a split. They travel to devices, so never those of the certifying one."""
+    return dict(split.take(slice(0, ROWS), name="golden").inputs)
+
+
+def of_cloud(
+    specs: tuple[TensorSpec, ...],
+    value_range: tuple[float, float] | None,
+    words: Mapping[str, Words] | None = None,
+    *,
+    has_unknown: bool = True,
+) -> dict[str, Array]:
+    """Draw noise over the declared range, else 0 to 1, and words that the model knows: equal for all who share it.
+
+    Args:
+        words: by text input.
+        has_unknown: whether the last rows hold a word that no model knows, and no text at all.
+    """
+    low, high = value_range or (0.0, 1.0)
+    source, source_of_words = np.random.default_rng(_SEED), np.random.default_rng(_SEED)
+    inputs: dict[str, Array] = {}
+    for spec in specs:
+        shape = (ROWS, *(_FREE_DIMENSION if size == -1 else size for size in spec.shape[1:]))
+        dtype = numpy_dtype(spec.datatype)
+        if dtype.kind == "O":
+            inputs[spec.name] = _text(spec, (words or {}).get(spec.name, Words()), source_of_words, has_unknown)
+        elif dtype.kind == "f":
+            inputs[spec.name] = source.uniform(low, high, shape).astype(dtype)
+        else:
+            inputs[spec.name] = source.integers(int(low), int(high), shape, endpoint=True).astype(dtype)
+    return inputs
+
+
+def _text(spec: TensorSpec, words: Words, source: np.random.Generator, has_unknown: bool) -> NDArray[Any]:
+    free = 1 + max(words.of_column, default=0)  # columns, where their number is free
+    rows = words.drawn([ROWS, *(free if size == -1 else size for size in spec.shape[1:])], source)
+    for row, text in enumerate(_UNKNOWN if has_unknown else (), start=ROWS - len(_UNKNOWN)):
+        rows[row] = text
+    return rows

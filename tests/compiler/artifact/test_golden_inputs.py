@@ -1,0 +1,55 @@
+"""What variants are asked for their golden vectors: noise, and words that the model knows."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from compiler.artifact import golden_inputs
+from compiler.graph.vocabulary import Words
+from penstock.wire.tensors import TensorSpec
+
+
+def fp32(name: str, *shape: int, datatype: str = "FP32") -> TensorSpec:
+    return TensorSpec(name=name, datatype=datatype, shape=shape)
+
+
+def test_the_clouds_rows_depend_on_the_model_alone() -> None:
+    specs = (fp32("x", -1, 64), fp32("ids", -1, -1, datatype="INT64"))
+    first, again = (golden_inputs.of_cloud(specs, (0.0, 16.0)) for _ in range(2))
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, again[name])
+    assert first["x"].shape == (16, 64)
+    assert first["ids"].shape == (16, 8)
+    assert first["x"].dtype == np.float32
+    assert 0 <= first["x"].min() < 1 < 15 < first["x"].max() <= 16
+    assert set(np.unique(first["ids"])) <= set(range(17))
+
+
+def test_golden_inputs_of_other_ranges_differ() -> None:
+    spec = (fp32("x", -1, 4),)
+    assert not np.array_equal(golden_inputs.of_cloud(spec, None)["x"], golden_inputs.of_cloud(spec, (0.0, 2.0))["x"])
+
+
+def test_text_is_made_of_the_models_own_words_and_numbers_stay_as_they_were() -> None:
+    specs = (fp32("x", -1, 4), fp32("words", -1, 2, datatype="BYTES"))
+    known = {"words": Words(of_column={0: ["rot", "grün"], 1: ["S", "M"]})}
+    made = golden_inputs.of_cloud(specs, None, known)
+    np.testing.assert_array_equal(made["x"], golden_inputs.of_cloud(specs[:1], None)["x"])
+    assert made["words"].shape == (16, 2)
+    assert [set(column) for column in made["words"][:-2].T] == [{"rot", "grün"}, {"S", "M"}]
+    assert made["words"][-1].tolist() == ["", ""]
+    assert "" not in golden_inputs.of_cloud(specs, None, known, has_unknown=False)["words"]
+
+
+def test_prose_has_several_words() -> None:
+    spec = (fp32("x", -1, datatype="BYTES"),)
+    made = golden_inputs.of_cloud(spec, None, {"x": Words(of_all=["gut", "schön"], is_prose=True)})["x"]
+    assert made.shape == (16,)
+    assert max(len(text.split()) for text in made) > 2
+    assert {word for text in made[:-2] for word in text.split()} == {"gut", "schön"}
+
+
+def test_a_model_without_words_still_gets_text() -> None:
+    made = golden_inputs.of_cloud((fp32("x", -1, -1, datatype="BYTES"),), None)["x"]
+    assert made.shape == (16, 1)
+    assert all(isinstance(text, str) for text in made.ravel())
