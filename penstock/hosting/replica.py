@@ -8,6 +8,7 @@ keep to the port. A replica holds no queue: what runs together and when is ``pen
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -17,7 +18,7 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from penstock.errors import PenstockError, Unavailable
+from penstock.errors import DeadlineExceeded, PenstockError, Unavailable
 from penstock.hosting.loading import Loaded
 from penstock.hosting.rows import Tensors, join, split, work_of
 from penstock.policy.run_times import Place, RunTimes
@@ -36,11 +37,14 @@ class Chunk:
     Attributes:
         inputs: checked, dimension 0 is the batch.
         outputs: names of the outputs wanted; None for all.
+        deadline: when its answer is worth nothing any more, on the event loop's clock. What has not begun by then is
+            not run.
     """
 
     inputs: Tensors
     rows: int
     outputs: tuple[str, ...] | None = None
+    deadline: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +132,7 @@ class EngineReplica(Generic[A]):
         self._times = _seen_at_warm_up(loaded)
         self._is_in_thread = False
         self._is_closed = False
+        self._now: Callable[[], float] | None = None  # of the loop that it first runs in
 
     def __repr__(self) -> str:
         where = "on the loop" if self.is_always_short else "by what a batch is expected to take"
@@ -146,19 +151,23 @@ class EngineReplica(Generic[A]):
         return self._times.place(_work(chunks), on_loop_below_s=self._on_loop_below_s)
 
     async def run(self, chunks: Sequence[Chunk]) -> Sequence[A | PenstockError]:
-        """Run chunks as one batch.
+        """Run chunks as one batch, without those that are late when it begins.
 
         Raises:
             InvalidInput, Internal: from the engine, as other errors of its library. Unavailable: it is closed.
         """
         if self._is_closed:
             raise Unavailable("the model is being unloaded; try again", retry_after_s=1.0)
+        if self._now is None:
+            self._now = clock_of(asyncio.get_running_loop())
         work = _work(chunks)
         if self._times.expected_s(work) < self._on_loop_below_s:
-            return self._run(chunks, work)
+            return self._run_in_time(chunks, work, self._now)
         self._is_in_thread = True
         try:
-            return await asyncio.get_running_loop().run_in_executor(self.thread, self._run, chunks, work)
+            return await asyncio.get_running_loop().run_in_executor(
+                self.thread, self._run_in_time, chunks, work, self._now
+            )
         finally:
             self._is_in_thread = False
 
@@ -173,6 +182,16 @@ class EngineReplica(Generic[A]):
             await asyncio.to_thread(self.thread.shutdown)
         self.thread.shutdown(wait=False)
         self.engine.close()
+
+    def _run_in_time(self, chunks: Sequence[Chunk], work: int, now: Callable[[], float]) -> Sequence[A | PenstockError]:
+        """Look at the clock where the run begins: planning, a turn of the loop and the way to a thread take time."""
+        at = now()
+        late = [chunk.deadline <= at for chunk in chunks]
+        if not any(late):
+            return self._run(chunks, work)
+        wanted = [chunk for chunk, is_late in zip(chunks, late, strict=True) if not is_late]
+        answers = iter(self._run(wanted, _work(wanted)) if wanted else ())
+        return [_too_late() if is_late else next(answers) for is_late in late]
 
     def _run(self, chunks: Sequence[Chunk], work: int) -> Sequence[A]:
         """Run where it is called, and learn how long that takes; one run at a time, so nobody else learns meanwhile."""
@@ -217,6 +236,18 @@ def run_in_pieces(
         for start in range(0, rows, step)
     ]
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
+    """Return the loop's clock as it is at any moment and in any thread.
+
+    uvloop's own moves once a turn, in milliseconds; it has the same origin as ``time.monotonic``.
+    """
+    return time.monotonic if type(loop).__module__.startswith("uvloop") else loop.time
+
+
+def _too_late() -> DeadlineExceeded:
+    return DeadlineExceeded("the deadline passed before the work could start; nothing was executed")
 
 
 def _work(chunks: Sequence[Chunk]) -> int:

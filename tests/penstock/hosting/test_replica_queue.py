@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.errors import DeadlineExceeded, Internal, QueueFull, Unavailable
-from penstock.hosting.replica import Chunk, EngineReplica
+from penstock.hosting.replica import Chunk, EngineReplica, clock_of
 from penstock.hosting.replica_queue import PROBE_AFTER_S, ReplicaQueue
 from penstock.hosting.rows import Tensors
 from penstock.policy.run_times import Place
@@ -498,3 +498,77 @@ def test_a_caller_is_answered_at_its_deadline_though_its_batch_still_runs() -> N
         await close(queue, engine)
 
     run_virtual(test)
+
+
+def test_what_is_late_when_the_run_begins_is_left_out_of_it() -> None:
+    async def test() -> None:
+        engine = FakeEngine()
+        queue = make(engine)
+        thread(queue).close()  # the way to the thread takes longer than anybody thought
+        hurried, patient = infer(queue, rows(1, 2), after_s=1.0), infer(queue, rows(3), after_s=9.0)
+        await asyncio.sleep(2.0)
+        thread(queue).open()
+        assert isinstance(await outcome(hurried), DeadlineExceeded)
+        assert (await patient)["y"][0, 0] == 6
+        assert engine.seen == [3]
+        await close(queue, engine)
+
+    run_virtual(test)
+
+
+def test_a_batch_that_is_late_as_a_whole_is_not_run_and_teaches_nothing() -> None:
+    async def test() -> None:
+        engine, measured = FakeEngine(), Measured()
+        queue = ReplicaQueue(replica_of(engine, is_short=False, service_s=0.5), max_queue_rows=9, measures=measured)
+        before = queue.service
+        thread(queue).close()
+        late = [infer(queue, rows(number), after_s=1.0) for number in (1, 2)]
+        await asyncio.sleep(2.0)
+        thread(queue).open()
+        for answer in late:
+            assert isinstance(await outcome(answer), DeadlineExceeded)
+        await until(lambda: queue.outstanding_rows == 0)
+        assert (engine.batches, measured.rows, queue.service) == ([], [], before)
+        await close(queue, engine)
+
+    run_virtual(test)
+
+
+def test_what_gets_late_while_others_fail_is_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        engine = FakeEngine()
+        queue = on_thread_that_takes(1.0, engine, monkeypatch)
+        poisoned = infer(queue, rows(float("nan")))
+        hurried, patient = infer(queue, rows(1), after_s=2.5), infer(queue, rows(2))
+        assert isinstance(await outcome(poisoned), Internal)
+        assert isinstance(await outcome(hurried), DeadlineExceeded)
+        assert (await patient)["y"][0, 0] == 4
+        assert engine.seen == [2]  # the batch took until 1.0, the poisoned one alone until 2.0, this one until 3.0
+        await close(queue, engine)
+
+    run_virtual(test)
+
+
+class Measured:
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+
+    def waited(self, seconds: float) -> None: ...
+
+    def ran(self, rows: int, seconds: float) -> None:
+        self.rows.append(rows)
+
+
+def test_the_clock_of_a_loop_goes_on_while_a_callback_runs() -> None:
+    import uvloop
+
+    async def test() -> None:
+        now, before = clock_of(asyncio.get_running_loop()), asyncio.get_running_loop().time()
+        time.sleep(0.02)  # noqa: ASYNC251, a callback that takes long is what this is about
+        assert now() >= before + 0.02
+        await asyncio.sleep(0)
+        assert asyncio.get_running_loop().time() <= now()
+
+    for factory in (asyncio.new_event_loop, uvloop.new_event_loop):
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(test())
