@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import time
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
@@ -10,7 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from penstock.errors import ArtifactError, Internal, InvalidInput, missing_extra
+from penstock.policy.repeats import Repeats
 from penstock.process.memory import TRIMMER
+from penstock.process.telemetry import log
 from penstock.runtime import EngineOptions
 from penstock.runtime.arena import ArenaUse
 from penstock.wire.tensors import Array, TensorSpec, bytes_elements, element_place, numpy_dtype
@@ -20,6 +24,9 @@ try:
 except ImportError as error:  # the library is behind an extra
     raise missing_extra("onnxruntime", "agent", "running ONNX models") from error
 
+_LOG = logging.getLogger(__name__)
+_FATAL = 4
+_SAID = Repeats(every_s=600.0, max_kinds=100)
 _DATATYPES = {
     "tensor(float)": "FP32",
     "tensor(double)": "FP64",
@@ -82,7 +89,7 @@ def load(path: Path, options: EngineOptions) -> OnnxEngine:
     session_options = ort.SessionOptions()
     session_options.intra_op_num_threads = options.threads
     session_options.inter_op_num_threads = 1
-    session_options.log_severity_level = 4  # an error is raised with the same text; a client's must not fill the log
+    session_options.log_severity_level = _SEVERITY
     # threads look out for work while a run lasts, and sleep between runs: the CPU is others' then
     session_options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
@@ -109,6 +116,21 @@ def missing_locale(text: str) -> str:
 def _row_bytes(spec: TensorSpec) -> int:
     """Count the bytes of a row; a free dimension counts as 1, the least that may come."""
     return numpy_dtype(spec.datatype).itemsize * prod(abs(dim) for dim in spec.shape)
+
+
+def _say(severity: int, category: str, log_id: str, where: str, text: str) -> None:
+    """Log what onnxruntime says, in whatever thread. What fails is raised as well: none of this is an error of ours."""
+    kept_back = _SAID.heard(where, time.monotonic())
+    if kept_back is not None:
+        level = logging.ERROR if severity >= _FATAL else logging.INFO
+        log(_LOG, level, "onnxruntime says", where=where, text=text, kept_back=kept_back)
+
+
+if hasattr(ort, "set_default_logger_callback"):
+    ort.set_default_logger_callback(_say)
+    _SEVERITY = 2  # warnings
+else:  # before 1.32 it wrote to stderr and nowhere else, where a client's errors must not fill the log
+    _SEVERITY = _FATAL
 
 
 def _decoded(name: str, array: Array) -> Array:

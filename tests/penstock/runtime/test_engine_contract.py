@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 import penstock.runtime
 from penstock.errors import ArtifactError, Internal, InvalidInput
+from penstock.policy.repeats import Repeats
 from penstock.runtime import Engine, EngineOptions, load_engine, platform_of
 from penstock.wire.tensors import TensorSpec
 from tests.factories import onnx_model
@@ -127,6 +129,25 @@ def test_onnx_raises_what_a_request_did_wrong_and_writes_nothing_to_stderr(
     engine = load_engine("onnx", tmp_path / "m.onnx", EngineOptions())
     with pytest.raises(InvalidInput, match="idx=9 must be within"):
         engine.run({"x": np.array([9])})
+    assert capfd.readouterr().err == ""
+
+
+def test_what_onnxruntime_says_is_logged_once_in_a_while_and_not_written_to_stderr(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx = pytest.importorskip("onnx", reason="writing a model needs onnx")
+    engines = pytest.importorskip("penstock.runtime.onnx")
+    if not hasattr(engines.ort, "set_default_logger_callback"):
+        pytest.skip("this onnxruntime has no callback for its log")
+    monkeypatch.setattr(engines, "_SAID", Repeats(every_s=600.0, max_kinds=2))
+    same = onnx.helper.make_node("Identity", ["x"], ["y"])
+    unused = {"unused": np.zeros(3, "f4")}
+    onnx.save(onnx_model([same], unused, inputs={"x": ["n"]}, outputs={"y": ["n"]}), tmp_path / "m.onnx")
+    with caplog.at_level(logging.INFO):
+        for _ in range(3):
+            load_engine("onnx", tmp_path / "m.onnx", EngineOptions()).close()
+    (said,) = [record for record in caplog.records if record.message == "onnxruntime says"]
+    assert "initializer 'unused'" in said.penstock_fields["text"]  # type: ignore[attr-defined]
     assert capfd.readouterr().err == ""
 
 
