@@ -125,6 +125,10 @@ def _source(source: Source, seen: Seen) -> Iterator[str]:
         yield _noted("# [edge.source.inputs.x]", "one table an input, if the factory returns no example inputs")
         yield "# shape = [-1, 3, 224, 224]"
         yield '# datatype = "FP32"'
+    if source.kind == "sklearn" or seen.framework == "sklearn":
+        yield _noted("# [edge.source.inputs.city]", "one table an input, in the order of the columns, if some are text")
+        yield "# shape = [-1, 1]"
+        yield '# datatype = "BYTES"'
 
 
 def _cloud(source: Source) -> Iterator[str]:

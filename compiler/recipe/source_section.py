@@ -23,7 +23,7 @@ class InputSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     Attributes:
         shape: with the batch in front; -1 is a free dimension, and dimension 0 is always free.
-        datatype: as in the Open Inference Protocol.
+        datatype: as in the Open Inference Protocol; "BYTES" is text, which estimators may take.
         low: examples are drawn from here on. By default floats are standard normal and integers 0 or 1, which is right
             for masks, and inside any vocabulary.
         high: examples are drawn up to here (integers: below it).
@@ -44,7 +44,8 @@ class SourceSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         task: of a Hugging Face model, in Optimum's words ("text-classification"); by default what its class is for.
         toolchain: which exporter takes Hugging Face directories: Optimum's, or that of transformers 5.
         opset: version of ONNX's operators to export; 0 is the exporter's own choice.
-        inputs: of a torch module whose factory gives no examples, by name in the order of ``forward``.
+        inputs: where the factory gives no examples, by name: of a torch module in the order of ``forward``, of a
+            scikit-learn estimator in the order of its columns, where some are text.
         dynamic: free dimensions besides the batch, by input, where the factory gives the examples.
         outputs: names for a torch module's outputs; by default the keys of a dict, or output, output_0, ...
         files: what the factory reads (weights): they count when it is decided whether an export can be reused.

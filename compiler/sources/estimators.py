@@ -2,24 +2,26 @@
 
 A factory is the recipe author's own code and is run as such. A pickled file is somebody's bytes and runs whatever they
 say, so it is loaded only where the recipe allows it. Classifiers give one output, the probabilities of their classes in
-the order of ``classes_``; the label that skl2onnx adds is their largest, and is dropped.
+the order of ``classes_``; the label that skl2onnx adds is their largest, and is dropped. Inputs may be text
+(``compiler.sources.estimator_inputs``).
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from compiler.graph import files, rewrite
+from compiler.graph import files, rewrite, vocabulary
 from compiler.progress import Progress
 from compiler.python_code import importable, module_in
 from compiler.recipe.source_section import SourceSection
-from compiler.sources import equivalence
+from compiler.sources import equivalence, estimator_inputs
 from compiler.sources.detection import Source
+from compiler.sources.estimator_inputs import NUMBERS, TEXT, Input
 from compiler.sources.exported import Exported
 from penstock.errors import CompileError, ConfigError, missing_extra
 from penstock.wire.tensors import Array
@@ -28,14 +30,17 @@ try:
     import joblib
     import skl2onnx
     import sklearn
-    from skl2onnx.common.data_types import FloatTensorType
+    from skl2onnx.common.data_types import FloatTensorType, StringTensorType
     from sklearn.base import BaseEstimator, is_classifier
+    from sklearn.feature_extraction.text import CountVectorizer
 except ImportError as error:  # the libraries are behind an extra
     raise missing_extra("scikit-learn and skl2onnx", "sklearn", "compiling scikit-learn models") from error
 
-INPUT, PROBABILITIES, VALUES = "x", "probabilities", "values"
-_ROWS = (64, 65)  # of the examples: the second proves that the batch is free
-_SCALES = (1.0, 10.0, 100.0, 1000.0)  # what is typical of the features is not known, so examples cover four decades
+PROBABILITIES, VALUES = "probabilities", "values"
+_TYPES: Mapping[str, Any] = {NUMBERS: FloatTensorType, TEXT: StringTensorType}
+_LOCALE = "C.UTF-8"
+_TOKENS: Mapping[str | None, str] = {r"(?u)\b\w\w+\b": r"[\p{L}\p{N}_]{2,}", r"(?u)\b\w+\b": r"[\p{L}\p{N}_]+"}
+"""What scikit-learn's patterns mean, as ONNX's tokenizer reads patterns."""
 _MAX_OPSET = 21  # that every supported onnxruntime runs; operators for trees have not changed since
 
 
@@ -49,13 +54,15 @@ def export(source: Source, section: SourceSection, out: Path, *, progress: Progr
     progress(0.1, "loading the estimator")
     estimator, examples = _load(source, section)
     features = _features(estimator, source)
+    examples = estimator_inputs.by_name(examples)
+    inputs = estimator_inputs.inputs_of(estimator, examples, section.inputs, features=features)
     progress(0.4, "converting")
-    model = _converted(estimator, features, section)
+    model = _converted(estimator, inputs, section)
     target = out / "model.onnx"
     files.write(model, target)
     files.check_runnable(target, field="model")
     progress(0.8, "comparing with the original")
-    cases = [_case(estimator, x) for x in _examples(examples, features, seed)]
+    cases = _cases(estimator, examples, inputs, model, seed)
     seen = equivalence.check(target, cases, tolerance=section.tolerance)
     progress(1.0, "exported")
     facts: dict[str, Any] = {
@@ -115,17 +122,20 @@ def _call(source: Source) -> Any:
 
 
 def _features(estimator: Any, source: Source) -> int:
+    """Count the columns of a fitted estimator; a list of texts counts as one."""
     if not isinstance(estimator, BaseEstimator):
         is_module = any(kind.__module__.startswith("torch.") for kind in type(estimator).__mro__)
         advice = 'set framework = "torch"' if is_module else "expected a fitted estimator"
         raise ConfigError(f"model: {source.what} gives {type(estimator).__name__}, no scikit-learn estimator; {advice}")
+    if estimator_inputs.takes_texts(estimator):
+        return 1
     features = getattr(estimator, "n_features_in_", None)
     if features is None:
         raise ConfigError(f"model: {type(estimator).__name__} is not fitted; call fit before it is returned or saved")
     return int(features)
 
 
-def _converted(estimator: Any, features: int, section: SourceSection) -> Any:
+def _converted(estimator: Any, inputs: Sequence[Input], section: SourceSection) -> Any:
     is_classes = is_classifier(estimator)
     if is_classes and not hasattr(estimator, "predict_proba"):
         raise CompileError(
@@ -133,12 +143,14 @@ def _converted(estimator: Any, features: int, section: SourceSection) -> Any:
             "CalibratedClassifierCV"
         )
     opset = section.opset or min(_MAX_OPSET, skl2onnx.__max_supported_opset__)
+    options: dict[int, Any] = {id(estimator): {"zipmap": False}} if is_classes else {}
+    options |= {id(part): _tokenizing(part) for part in estimator_inputs.parts(estimator) if _is_vectorizer(part)}
     try:
         model = skl2onnx.convert_sklearn(
             estimator,
             "estimator",
-            initial_types=[(INPUT, FloatTensorType([None, features]))],
-            options={id(estimator): {"zipmap": False}} if is_classes else None,
+            initial_types=[(one.name, _TYPES[one.datatype]([None, one.columns])) for one in inputs],
+            options=options or None,
             target_opset={"": opset, "ai.onnx.ml": 3},
         )
     except Exception as error:  # skl2onnx raises its own classes, NameError, RuntimeError, ...
@@ -146,6 +158,19 @@ def _converted(estimator: Any, features: int, section: SourceSection) -> Any:
             f"model: skl2onnx {skl2onnx.__version__} cannot convert {type(estimator).__name__}: {str(error)[:500]}"
         ) from error
     return _one_output(model, PROBABILITIES if is_classes else VALUES, is_classes)
+
+
+def _is_vectorizer(part: Any) -> bool:
+    return isinstance(part, CountVectorizer)
+
+
+def _tokenizing(vectorizer: Any) -> dict[str, str]:
+    """Return what makes skl2onnx lower and cut text as scikit-learn does, in every language and on every machine.
+
+    By itself it wants a locale that few machines have, and takes letters outside of ASCII for the ends of words.
+    """
+    cut = _TOKENS.get(vectorizer.token_pattern) if vectorizer.analyzer == "word" else None
+    return {"locale": _LOCALE} | ({"tokenexp": cut} if cut else {})
 
 
 def _one_output(model: Any, name: str, is_classes: bool) -> Any:
@@ -162,24 +187,34 @@ def _one_output(model: Any, name: str, is_classes: bool) -> Any:
     return model
 
 
-def _case(estimator: Any, x: Array) -> equivalence.Case:
-    given = estimator.predict_proba(x) if is_classifier(estimator) else np.asarray(estimator.predict(x))
+def _cases(estimator: Any, examples: Any, inputs: tuple[Input, ...], model: Any, seed: int) -> list[equivalence.Case]:
+    """Ask the estimator what its export is compared with.
+
+    Raises:
+        ConfigError, InvalidInput: examples that do not fit. CompileError: the estimator refuses them.
+    """
+    if examples is not None:
+        return [_case(estimator, rows) for rows in estimator_inputs.given_examples(examples, inputs)]
+    words = vocabulary.words_of_inputs(model)
+    if words:
+        try:
+            made = estimator_inputs.made_examples(inputs, words, seed, has_unknown=True)
+            return [_case(estimator, rows) for rows in made]
+        except CompileError:
+            pass  # an encoder may refuse words that it does not know
+    return [_case(estimator, rows) for rows in estimator_inputs.made_examples(inputs, words, seed, has_unknown=False)]
+
+
+def _case(estimator: Any, inputs: Mapping[str, Array]) -> equivalence.Case:
+    rows = len(next(iter(inputs.values())))
+    x = estimator_inputs.matrix(estimator, inputs)
+    try:
+        given = estimator.predict_proba(x) if is_classifier(estimator) else np.asarray(estimator.predict(x))
+    except Exception as error:  # scikit-learn's, the estimator's own, or a library's below it
+        raise CompileError(
+            f"model: {type(estimator).__name__} cannot answer examples: {type(error).__name__}: {str(error)[:300]}. "
+            "Let the factory return (estimator, {name: examples})"
+        ) from error
     name = PROBABILITIES if is_classifier(estimator) else VALUES
-    outputs: Mapping[str, Array] = {name: np.asarray(given, dtype=np.float32).reshape(len(x), -1)}
-    return equivalence.Case(inputs={INPUT: x}, outputs=outputs)
-
-
-def _examples(given: Any, features: int, seed: int) -> list[Array]:
-    if given is not None:
-        rows = np.asarray(next(iter(given.values())) if isinstance(given, Mapping) else given, dtype=np.float32)
-        if rows.ndim != 2 or rows.shape[1] != features:
-            raise ConfigError(
-                f"model: the factory's examples have shape {list(rows.shape)}, expected [rows, {features}]"
-            )
-        return [rows, rows[::-1][: max(1, len(rows) - 1)].copy()]
-    source = np.random.default_rng(seed)
-    scales = np.array(_SCALES, dtype=np.float32)
-    return [
-        (source.standard_normal((rows, features)) * scales[np.arange(rows) % len(scales), None]).astype(np.float32)
-        for rows in _ROWS
-    ]
+    outputs: Mapping[str, Array] = {name: np.asarray(given, dtype=np.float32).reshape(rows, -1)}
+    return equivalence.Case(inputs=inputs, outputs=outputs)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import onnx
 import skl2onnx
@@ -112,6 +113,22 @@ def _mixed(directory: Path) -> TextModel:
     return _model("mixed", directory, estimators, inputs, awkward, matrix)
 
 
+def _pickles(directory: Path) -> TextModel:
+    """The estimators of ``mixed`` as they are, for the compiler to export."""
+    model = _mixed(directory)
+    tables = ""
+    for role, estimator in model.estimators.items():
+        (directory / f"{role}.onnx").unlink()
+        joblib.dump(estimator, directory / f"{role}.joblib")
+        tables += f"[{role}.source]\nallow_pickle = true\n"
+        for name, array in model.test.items():
+            datatype = "BYTES" if array.dtype == object else "FP32"
+            tables += f'[{role}.source.inputs.{name}]\nshape = [-1, {array.shape[1]}]\ndatatype = "{datatype}"\n'
+    recipe = directory / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace(".onnx", ".joblib").replace('"mixed"', '"pickles"') + tables)
+    return replace(model, name="pickles")
+
+
 def _texts(directory: Path, locale: str = "C.UTF-8") -> TextModel:
     texts, y = _opinions()
     estimators = _fitted(lambda head: make_pipeline(TfidfVectorizer(), head), texts[:, 0], y)
@@ -131,6 +148,7 @@ KINDS: Mapping[str, Callable[[Path], TextModel]] = {
     "ordinal": _ordinal,
     "mixed": _mixed,
     "texts": _texts,
+    "pickles": _pickles,
     "foreign locale": _texts_of_a_locale_that_is_not_here,
 }
 
