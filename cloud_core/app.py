@@ -135,7 +135,15 @@ class Core:
         measures = Measures()
         controller = Controller(registry, settings.serving, measures, now)
         self._exit.push_async_callback(self._close_controller, controller)
-        self.plane = DataPlane(controller, registry, measures, settings.serving, settings.tenants, now)
+        self.plane = DataPlane(
+            controller,
+            registry,
+            measures,
+            settings.serving,
+            settings.tenants,
+            now,
+            max_body_bytes=settings.http.max_body_bytes,
+        )
         # what was pushed here is closed in reverse: listeners first, the database last
         self._exit.push_async_callback(self._stop_tasks)
         await self._listen(registry, fleet, version)

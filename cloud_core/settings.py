@@ -71,7 +71,10 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         max_delay_s: how long an idle replica waits for a fuller batch; 0 dispatches at once.
         max_queue_rows: rows that may wait at one replica; more are refused with ``rejected-saturated``.
         max_rows_per_request: dimension 0 of a request's inputs.
-        max_inflight_requests: admitted requests in the whole server, which bounds the memory of bodies being read.
+        max_inflight_requests: admitted requests in the whole server.
+        max_inflight_bytes: of their bodies, or of their tensors where they are larger; one model may have half of it.
+            More are refused with ``rejected-memory``. 0 for a quarter of the memory that this process may use (control
+            group counted).
         default_timeout_s: deadline of a request that names none.
         max_loaded_models: cloud variants in memory at a time. Default versions are pinned; others go least recently
             used first.
@@ -88,6 +91,7 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     max_queue_rows: _Count = 4096
     max_rows_per_request: _Count = 1024
     max_inflight_requests: _Count = 4096
+    max_inflight_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0
     default_timeout_s: Annotated[float, msgspec.Meta(gt=0.0)] = 30.0
     max_loaded_models: _Count = 32
     inline_below_s: _Seconds = 0.0003

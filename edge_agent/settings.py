@@ -103,6 +103,8 @@ class LimitsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         max_body_bytes: of one HTTP request.
         max_rows_per_request: dimension 0 of its inputs.
         max_queue_rows: rows waiting for one model on this device; beyond it requests are refused.
+        max_inflight_bytes: of the bodies of requests that are not answered yet; beyond it requests are refused. 0 for
+            an eighth of the memory that the agent may use (control group counted), and at least one largest body.
         default_timeout_s: deadline of a request that names none.
         max_models: models on this device at the same time; what is desired beyond it is refused and logged.
         drain_s: how long a stopping agent waits for requests that it has begun.
@@ -113,6 +115,7 @@ class LimitsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_body_bytes: Count = 16 * _MIB
     max_queue_rows: Count = 1024
     max_rows_per_request: Count = 1024
+    max_inflight_bytes: Annotated[int, Meta(ge=0)] = 0
     default_timeout_s: Positive = 5.0
     max_models: Count = 16
     drain_s: Seconds = 5.0

@@ -61,6 +61,13 @@ class QueueFull(PenstockError):
     reason = "rejected-saturated"
 
 
+class MemoryFull(QueueFull):
+    """The bytes of requests in flight leave no room for this one's; refused before its body was read."""
+
+    code = "memory-full"
+    reason = "rejected-memory"
+
+
 class QuotaExceeded(PenstockError):
     """A tenant is over its rate. ``limit``, ``remaining`` and ``reset_s`` become ``x-ratelimit-*``."""
 
@@ -204,10 +211,10 @@ class GateRefused(CompileError):
 ALL: Mapping[str, type[PenstockError]] = {
     cls.code: cls
     for cls in (
-        Internal, InvalidInput, NotFound, Unavailable, QueueFull, QuotaExceeded, DeadlineExceeded, Cancelled, TooLarge,
-        Unauthenticated, PermissionDenied, Conflict, ConfigError, MissingExtra, MissingToolchain, StorageError,
-        NewerState, ArtifactError, DigestMismatch, CertificateMismatch, SignatureError, CalibrationError, CompileError,
-        GateRefused,
+        Internal, InvalidInput, NotFound, Unavailable, QueueFull, MemoryFull, QuotaExceeded, DeadlineExceeded,
+        Cancelled, TooLarge, Unauthenticated, PermissionDenied, Conflict, ConfigError, MissingExtra, MissingToolchain,
+        StorageError, NewerState, ArtifactError, DigestMismatch, CertificateMismatch, SignatureError, CalibrationError,
+        CompileError, GateRefused,
     )
 }  # fmt: skip
 

@@ -153,7 +153,7 @@ class OipServicer:
         if tenant:
             context = msgspec.structs.replace(context, tenant=tenant)
         message = _parse(pb.ModelInferRequest, data)
-        with plane.admit(context, message.model_name, message.model_version) as ticket:
+        with plane.admit(context, message.model_name, message.model_version, len(data)) as ticket:
             context = context.within(remaining_s).within(timeout_s_of(headers))
             decoded = codec.decode_request(message)
             return codec.encode_response(await plane.infer(ticket, context, decoded.request), decoded)

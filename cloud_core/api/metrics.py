@@ -98,6 +98,8 @@ class Metrics(Collector):
         yield from (queued, running, replicas)
         inflight, lag_s = plane.measures.inflight, plane.measures.loop_lag_s
         yield GaugeMetricFamily("penstock_inflight_requests", "Admitted and not yet answered.", inflight)
+        held = plane.measures.inflight_bytes
+        yield GaugeMetricFamily("penstock_inflight_bytes", "Bytes of these requests, as admission counts them.", held)
         yield GaugeMetricFamily("penstock_ready", "1 when requests are admitted.", float(plane.is_ready))
         yield GaugeMetricFamily("penstock_live", "1 unless an engine hangs.", float(plane.is_live))
         yield GaugeMetricFamily("penstock_event_loop_lag_seconds", "How late the last heartbeat was.", lag_s)

@@ -55,7 +55,7 @@ class Measures:
         self.routes: dict[tuple[str, str], RouteMeasures] = {}
         self.batches: dict[tuple[str, str], BatchMeasures] = {}
         self.refused: dict[str, int] = {}
-        self.inflight = 0
+        self.inflight = self.inflight_bytes = 0
         self.loop_lag_s = 0.0
 
     def route(self, model: str, version: str) -> RouteMeasures:

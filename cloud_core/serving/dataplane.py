@@ -21,21 +21,24 @@ from penstock.artifact.manifests import columns_of
 from penstock.errors import InvalidInput, PenstockError, QueueFull, Unavailable, outcome_code
 from penstock.hosting.replica import Chunk
 from penstock.policy.access import Action
+from penstock.policy.memory import MemoryLimit
 from penstock.policy.token_bucket import TokenBucket
+from penstock.process.machine import usable_memory_bytes
 from penstock.runtime import platform_of
 from penstock.wire.context import RequestContext
 from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata, ModelState
 
 SERVER_NAME = "penstock"
+_MEMORY_PARTS = 4  # one for requests; the rest is for models, and for what their runs and answers take
 
 
 class Ticket:
     """One admitted request. Use as a context manager: leaving it counts the request and gives its place back."""
 
-    __slots__ = ("_plane", "route", "started_at")
+    __slots__ = ("_plane", "route", "size_bytes", "started_at")
 
-    def __init__(self, plane: DataPlane, route: Route) -> None:
-        self._plane, self.route = plane, route
+    def __init__(self, plane: DataPlane, route: Route, size_bytes: int) -> None:
+        self._plane, self.route, self.size_bytes = plane, route, size_bytes
         self.started_at = perf_counter()  # the loop's own clock may move in milliseconds
 
     def __enter__(self) -> Ticket:
@@ -56,9 +59,18 @@ class DataPlane:
         settings: ServingSettings,
         tenants: Sequence[TenantSettings],
         now: Callable[[], float],
+        *,
+        max_body_bytes: int = 64 * 1024 * 1024,
     ) -> None:
+        """``max_body_bytes``: what a body counts for that does not say how large it is."""
         self.controller, self.measures = controller, measures
         self._registry, self._router, self._settings, self._now = registry, controller.router, settings, now
+        self._max_body_bytes = max_body_bytes
+        self._memory = MemoryLimit(
+            max_bytes=settings.max_inflight_bytes or usable_memory_bytes() // _MEMORY_PARTS,
+            setting="serving.max_inflight_bytes",
+            retry_after_s=settings.retry_after_s,
+        )
         self._tenants = admission.by_token((tenant.token, _tenant(tenant)) for tenant in tenants)
         self._limited = {tenant.name: tenant for tenant in self._tenants.values() if tenant.bucket is not None}
         self._buckets = {t.name: t.bucket.full(now()) for t in self._limited.values() if t.bucket is not None}
@@ -154,27 +166,32 @@ class DataPlane:
             raise
 
     def admit(self, context: RequestContext, model: str, version: str, size_bytes: int | None = None) -> Ticket:
-        """Let a request in before its payload is looked at, however large that is: transports bound it.
+        """Let a request in before its payload is looked at.
+
+        Args:
+            size_bytes: of its body; None where nobody knows before it is read.
 
         Raises:
             Unavailable: draining, or the version is not loaded. NotFound: no such model or version.
-            QueueFull: saturated.
+            QueueFull: saturated. MemoryFull: so many bytes do not fit beside those in flight.
         """
+        size_bytes = self._max_body_bytes if size_bytes is None else size_bytes
         try:
-            route = self._admitted_route(model, version)
+            route = self._admitted_route(model, version, size_bytes)
         except PenstockError as error:
             self.measures.refuse(error.code)
             raise
         self.measures.inflight += 1
-        return Ticket(self, route)
+        self._hold(route, size_bytes)
+        return Ticket(self, route, size_bytes)
 
     async def infer(self, ticket: Ticket, context: RequestContext, request: InferRequest) -> InferResponse:
         """Answer an admitted, decoded request.
 
         Raises:
             InvalidInput: inputs, outputs or parameters are wrong. QuotaExceeded: over the tenant's rate.
-            QueueFull: no room for this many rows. DeadlineExceeded: nothing was executed. Unavailable: being unloaded.
-            Internal: the model failed.
+            QueueFull: no room for this many rows. MemoryFull: tensors far larger than their body.
+            DeadlineExceeded: nothing was executed. Unavailable: being unloaded. Internal: the model failed.
         """
         settings, route = self._settings, ticket.route
         served = route.served
@@ -183,6 +200,7 @@ class DataPlane:
             _refuse_sequences(request)
         context = context.or_within(settings.default_timeout_s)
         rows = served.check_inputs(request.inputs)
+        self._hold_tensors(ticket, request)
         if rows > settings.max_rows_per_request:
             raise InvalidInput(
                 f"inputs: {rows} rows, at most {settings.max_rows_per_request} in one request", field="inputs"
@@ -225,7 +243,7 @@ class DataPlane:
             return False
         return True
 
-    def _admitted_route(self, model: str, version: str) -> Route:
+    def _admitted_route(self, model: str, version: str, size_bytes: int) -> Route:
         if self._is_draining:
             raise Unavailable("the server is shutting down", retry_after_s=self._settings.retry_after_s)
         if self.measures.inflight >= self._settings.max_inflight_requests:
@@ -235,13 +253,36 @@ class DataPlane:
             )
         route = self._router.route(model, version)
         route.served.pick().check_room()
+        self._check_memory(route, size_bytes)
         return route
+
+    def _check_memory(self, route: Route, asked: int, *, but: int = 0) -> None:
+        """Look whether so many bytes fit beside all others, ``but`` those that the request itself holds."""
+        held = self.measures.inflight_bytes - but
+        if held + asked <= self._memory.max_bytes // 2:
+            return
+        refusal = self._memory.refusal(asked, held=held, held_by_model=route.served.inflight_bytes - but)
+        if refusal is not None:
+            raise refusal
+
+    def _hold(self, route: Route, size_bytes: int) -> None:
+        self.measures.inflight_bytes += size_bytes
+        route.served.inflight_bytes += size_bytes
+
+    def _hold_tensors(self, ticket: Ticket, request: InferRequest) -> None:
+        """Count what was decoded where that is more than what was announced: text and compression make it so."""
+        size_bytes = sum([array.nbytes for array in request.inputs.values()])
+        if size_bytes > ticket.size_bytes:
+            self._check_memory(ticket.route, size_bytes, but=ticket.size_bytes)
+            self._hold(ticket.route, size_bytes - ticket.size_bytes)
+            ticket.size_bytes = size_bytes
 
     def _take_rows(self, tenant: Tenant, rows: int) -> None:
         self._buckets[tenant.name] = admission.take_rows(tenant, self._buckets[tenant.name], rows, self._now())
 
     def _leave(self, ticket: Ticket, code: str) -> None:
         self.measures.inflight -= 1
+        self._hold(ticket.route, -ticket.size_bytes)
         ticket.route.measures.finished(code, perf_counter() - ticket.started_at)
         if self._is_draining and self.measures.inflight == 0:
             self._idle.set()

@@ -40,6 +40,7 @@ class Served:
     ) -> None:
         self.variant, self.queues = variant, queues
         self.last_used_at = now
+        self.inflight_bytes = 0  # of admitted requests
         self.inputs = inputs
         self.output_names = frozenset(spec.name for spec in outputs)
         self._has_free_shapes = any(-1 in spec.shape[1:] for spec in inputs)

@@ -8,9 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from penstock.errors import DeadlineExceeded, InvalidInput, PenstockError, QueueFull, TooLarge, Unavailable
-
-BODIES_AT_ONCE = 16
-"""Memory for bodies is bounded by this many of the largest; many more small ones fit."""
+from penstock.policy.memory import MemoryLimit
 
 RETRY_AFTER_S = 0.05
 """A queue on a device drains in milliseconds; a hint of a whole second would idle it."""
@@ -23,6 +21,7 @@ class Limits:
     max_body_bytes: int
     max_queue_rows: int
     max_rows_per_request: int
+    max_inflight_bytes: int
 
 
 @dataclass(slots=True)
@@ -53,9 +52,13 @@ def on_arrival(load: Load, limits: Limits, *, content_length: int | None) -> Pen
             f"{load.rows} rows are in flight, the limit is {limits.max_queue_rows} (limits.max_queue_rows)",
             retry_after_s=RETRY_AFTER_S,
         )
-    if load.body_bytes + reserved_bytes(limits, content_length) > BODIES_AT_ONCE * limits.max_body_bytes:
-        return QueueFull("too many large bodies are being read", retry_after_s=RETRY_AFTER_S)
-    return None
+    asked = reserved_bytes(limits, content_length)
+    if load.body_bytes + asked <= limits.max_inflight_bytes:
+        return None
+    memory = MemoryLimit(
+        max_bytes=limits.max_inflight_bytes, setting="limits.max_inflight_bytes", retry_after_s=RETRY_AFTER_S
+    )
+    return memory.refusal(asked, held=load.body_bytes)
 
 
 def reserved_bytes(limits: Limits, content_length: int | None) -> int:

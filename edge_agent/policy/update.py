@@ -150,7 +150,7 @@ Action = Load | Fetch | Prove | Activate | Commit | Revert | Refuse | Collect | 
 Phase = Literal["idle", "fetching", "proving", "probation", "committed", "reverted", "failed"]
 Severity = Literal["wait", "failed", "final"]
 
-_WAIT = frozenset({"unavailable", "deadline-exceeded", "queue-full", "quota-exceeded"})
+_WAIT = frozenset({"unavailable", "deadline-exceeded", "queue-full", "memory-full", "quota-exceeded"})
 
 
 def plan(state: ModelState, progress: Progress, limits: UpdateLimits, now: float) -> Action:

@@ -25,9 +25,12 @@ from edge_agent.serving.responses import EXPLAIN_OUTPUTS, Escalated
 from edge_agent.settings import CascadeSettings, LimitsSettings
 from penstock.errors import DeadlineExceeded, Internal, InvalidInput, PenstockError, Unavailable
 from penstock.policy.access import Action
+from penstock.process.machine import usable_memory_bytes
 from penstock.wire.context import RequestContext
 from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata, ModelState, Parameter
 from penstock.wire.tensors import Array, check_inputs
+
+_MEMORY_PARTS = 8  # one for bodies; an agent is a guest on its device
 
 
 @dataclass(slots=True)  # not frozen: freezing costs a microsecond on each request
@@ -61,6 +64,8 @@ class DataPlane:
             max_body_bytes=limits.max_body_bytes,
             max_queue_rows=limits.max_queue_rows,
             max_rows_per_request=limits.max_rows_per_request,
+            max_inflight_bytes=limits.max_inflight_bytes
+            or max(limits.max_body_bytes, usable_memory_bytes() // _MEMORY_PARTS),
         )
         self.in_flight = InFlight(self.limits)
         self.load = self.in_flight.load

@@ -27,7 +27,7 @@ class Body(Protocol):
 
     @property
     def size_bytes(self) -> int | None:
-        """Return the size that was announced; None for a body that comes in chunks."""
+        """Return the size that was announced; None for a body that comes in chunks, or compressed."""
         ...
 
     async def read(self, context: RequestContext) -> bytes:

@@ -179,7 +179,9 @@ class _Body:
 
     def __init__(self, request: web.BaseRequest, limits: HttpLimits, loop: asyncio.AbstractEventLoop) -> None:
         self._request, self._limits, self._loop = request, limits, loop
-        self.size_bytes = request.content_length
+        # of a compressed body it is not known what will come of it
+        is_plain = request.headers.get("Content-Encoding", "identity").lower() == "identity"
+        self.size_bytes = request.content_length if is_plain else None
 
     async def read(self, context: RequestContext) -> bytes:
         if (self.size_bytes or 0) > self._limits.max_body_bytes:

@@ -1,7 +1,8 @@
 """What this machine is, in the compiler's words: the name of its edge target, and which targets' variants it can run.
 
-And how many of its CPUs this process may use. Reads ``/proc`` and ``/sys`` at each call; imports nothing heavy, because
-an agent asks at every start. Decides names only: which integer types a target gets is ``compiler.recipe.targets``.
+And how much of its CPUs and memory this process may use. Reads ``/proc`` and ``/sys`` at each call; imports nothing
+heavy, because an agent asks at every start. Decides names only: which integer types a target gets is
+``compiler.recipe.targets``.
 """
 
 from __future__ import annotations
@@ -80,9 +81,34 @@ def usable_cpus(root: Path = Path("/")) -> int:
     return max(1, min([allowed, *(math.ceil(quota) for quota in quotas)]))
 
 
-def _group_directories(root: Path) -> list[Path]:
-    """List the directories of this process's control group and of those around it: each may have a quota."""
-    mounts = {"": root / "sys/fs/cgroup", "cpu": root / "sys/fs/cgroup/cpu"}
+def usable_memory_bytes(root: Path = Path("/")) -> int:
+    """Count the memory that this process may use: the machine's, or less where its control group has a limit."""
+    total_bytes = _memory_total(root / "proc/meminfo")
+    limits = [limit for limit in map(_memory_limit, _group_directories(root, "memory")) if limit is not None]
+    return min([total_bytes, *limits])
+
+
+def _memory_total(path: Path) -> int:
+    words = _cpuinfo(path, "MemTotal").split()
+    if words and words[0].isdigit():
+        return int(words[0]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _memory_limit(group: Path) -> int | None:
+    """Read the bytes that a control group may have; None where it says nothing, or "as many as there are"."""
+    for name in ("memory.max", "memory.limit_in_bytes"):
+        try:
+            text = (group / name).read_text().strip()
+        except (OSError, UnicodeDecodeError):
+            continue
+        return int(text) if text.isdigit() else None
+    return None
+
+
+def _group_directories(root: Path, wanted: str = "cpu") -> list[Path]:
+    """List the directories of this process's control group and of those around it: each may have a limit."""
+    mounts = {"": root / "sys/fs/cgroup", wanted: root / "sys/fs/cgroup" / wanted}
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -90,7 +116,7 @@ def _group_directories(root: Path) -> list[Path]:
     directories = []
     for line in lines:
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        mount = mounts.get("cpu" if "cpu" in controllers.split(",") else controllers)
+        mount = mounts.get(wanted if wanted in controllers.split(",") else controllers)
         if mount is not None:
             # in a container the path is often the host's, and the container's own group is mounted at the top
             inner = [mount / part.strip("/") for part in (path, *map(str, Path(path).parents))]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from penstock.errors import PenstockError
+from penstock.errors import PenstockError, QueueFull
 from penstock.wire.hints import CODE, error_of, hints_of
 
 STATUS: Mapping[str, int] = {
@@ -16,6 +16,7 @@ STATUS: Mapping[str, int] = {
     "not-found": 404,
     "unavailable": 503,
     "queue-full": 503,
+    "memory-full": 503,
     "quota-exceeded": 429,
     "deadline-exceeded": 504,
     "cancelled": 499,  # nginx's "client closed request": nobody is left to read it but the access log
@@ -66,7 +67,7 @@ _ERROR = msgspec.json.Decoder(_ErrorBody)
 
 def http_status(error: PenstockError, *, queue_full: int = 503) -> int:
     """Return the HTTP status of an error; ``queue_full`` may be 429 for clients that only back off on that."""
-    return queue_full if error.code == "queue-full" else STATUS[error.code]
+    return queue_full if isinstance(error, QueueFull) else STATUS[error.code]
 
 
 def headers_of(error: PenstockError) -> dict[str, str]:

@@ -20,6 +20,7 @@ STATUS: Mapping[str, grpc.StatusCode] = {
     "not-found": _S.NOT_FOUND,
     "unavailable": _S.UNAVAILABLE,
     "queue-full": _S.RESOURCE_EXHAUSTED,
+    "memory-full": _S.RESOURCE_EXHAUSTED,
     "quota-exceeded": _S.RESOURCE_EXHAUSTED,
     "deadline-exceeded": _S.DEADLINE_EXCEEDED,
     "cancelled": _S.CANCELLED,

@@ -85,7 +85,7 @@ class Rig:
     ) -> Any:
         request = InferRequest(model=model, version=version, inputs={"x": x}, **more)
         context = self.context(token=token).within(timeout_s)
-        with self.plane.admit(context, model, version) as ticket:
+        with self.plane.admit(context, model, version, x.nbytes) as ticket:
             return await self.plane.infer(ticket, context, request)
 
     def context(self, *, token: str = "") -> RequestContext:

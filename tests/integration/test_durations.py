@@ -81,7 +81,9 @@ def test_a_request_of_an_agent_is_measured_below_a_millisecond(tmp_path: Path) -
         async with data_path(tmp_path) as path:
             for _ in range(TIMES):
                 await path.infer(rows(SURE))
-            in_flight = InFlight(Limits(max_body_bytes=100, max_queue_rows=100, max_rows_per_request=100))
+            in_flight = InFlight(
+                Limits(max_body_bytes=100, max_queue_rows=100, max_rows_per_request=100, max_inflight_bytes=100)
+            )
             for _ in range(TIMES):
                 with in_flight.admit(0):
                     work()

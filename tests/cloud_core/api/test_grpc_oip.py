@@ -183,6 +183,27 @@ async def test_a_full_queue_pushes_back_by_trailer(tmp_path: Path) -> None:
         assert (await failure(waiting))[0] == grpc.StatusCode.UNAVAILABLE
 
 
+async def test_a_message_that_does_not_fit_beside_those_in_flight_pushes_back(tmp_path: Path) -> None:
+    limits = {"max_delay_s": 20.0, "max_inflight_bytes": 200}
+    async with (
+        await start_core(tmp_path, serving=limits) as core,
+        grpc.aio.insecure_channel(f"127.0.0.1:{core.grpc_port}") as channel,
+    ):
+        (served,) = core.plane.served()
+        stub: Any = oip_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
+        waiting = asyncio.ensure_future(stub.ModelInfer(message(rows(1, 2))))
+        await soon(lambda: served.queues[0].queue_rows == 2)
+        assert core.plane.measures.inflight_bytes > 0
+        code, details, trailers = await failure(stub.ModelInfer(message(rows(*range(12))), timeout=20))
+        assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "serving.max_inflight_bytes" in details
+        assert (trailers["x-penstock-code"], trailers["x-penstock-reason"]) == ("memory-full", "rejected-memory")
+        assert int(trailers["grpc-retry-pushback-ms"]) >= 0
+        await core.plane.controller.close(0.0)
+        assert (await failure(waiting))[0] == grpc.StatusCode.UNAVAILABLE
+        assert core.plane.measures.inflight_bytes == 0
+
+
 async def test_tenants_over_grpc(tmp_path: Path) -> None:
     async with (
         await start_core(tmp_path, tenants=[TENANT]) as core,

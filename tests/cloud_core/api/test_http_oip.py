@@ -241,6 +241,32 @@ async def test_a_full_queue_is_503_or_429_by_setting_with_hints(tmp_path: Path) 
         assert (await waiting)[0] == 503
 
 
+async def test_a_body_that_does_not_fit_beside_those_in_flight_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    async with await start_core(tmp_path, serving={"max_inflight_bytes": 100_000}) as core:
+        ask = asking(core)
+        _, writer = await asyncio.open_connection("127.0.0.1", core.http_port)
+        head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n"
+        writer.write(head.encode())  # and no body: it is larger than the limit, and alone
+        await soon(lambda: core.plane.measures.inflight_bytes == 300_000)
+        status, headers, body = await ask("POST", INFER, json_body())
+        assert (status, headers["x-penstock-code"], headers["x-penstock-reason"]) == (
+            503, "memory-full", "rejected-memory",
+        )  # fmt: skip
+        assert int(headers["retry-after"]) >= 1
+        assert "serving.max_inflight_bytes" in json.loads(body)["error"]
+        assert core.plane.measures.refused == {"memory-full": 1}
+        _, _, metrics = await ask("GET", "/metrics")
+        assert b'penstock_refused_total{code="memory-full"} 1.0' in metrics
+        assert b"penstock_inflight_bytes 300000.0" in metrics
+        writer.close()
+        await soon(lambda: core.plane.measures.inflight_bytes == 0)
+        for compressed in (False, True):  # how large the second one is is known when it was read
+            sent = gzip.compress(json_body()) if compressed else json_body()
+            encoding = {"Content_Encoding": "gzip"} if compressed else {}
+            assert (await ask("POST", INFER, sent, **encoding))[0] == 200
+        assert core.plane.measures.inflight_bytes == 0
+
+
 async def test_tenants_are_asked_for_their_token_everywhere_but_at_the_probes(tmp_path: Path) -> None:
     tenants = [{"name": "shop", "token": "shop-secret", "rate_rows_per_s": 1, "burst_rows": 2}]
     async with await start_core(tmp_path, tenants=tenants) as core:

@@ -16,6 +16,7 @@ from cloud_core.settings import ServingSettings, TenantSettings
 from penstock.errors import (
     DeadlineExceeded,
     InvalidInput,
+    MemoryFull,
     NotFound,
     QueueFull,
     QuotaExceeded,
@@ -23,6 +24,7 @@ from penstock.errors import (
     Unavailable,
 )
 from penstock.hosting.replica import EngineReplica
+from penstock.wire.inference import InferRequest
 from tests.cloud_core.conftest import put_layout
 from tests.cloud_core.rig import Rig, onnx_layout, rig_of
 from tests.penstock.hosting.rig import outcome, rows, until
@@ -133,6 +135,34 @@ async def test_requests_in_flight_are_bounded(make_rig: MakeRig) -> None:
     with rig.plane.admit(context, "mlp", ""):
         pass
     assert rig.measures.inflight == 0
+
+
+async def test_bytes_in_flight_are_bounded_and_refusals_counted_apart(make_rig: MakeRig) -> None:
+    rig = await make_rig(max_inflight_bytes=1000)
+    with rig.plane.admit(rig.context(), "mlp", "", 5000):
+        with pytest.raises(MemoryFull, match="5000 bytes are in flight and 10 more") as refused:
+            rig.plane.admit(rig.context(), "mlp", "", 10)
+        assert refused.value.retry_after_s
+        with pytest.raises(MemoryFull):
+            rig.plane.admit(rig.context(), "mlp", "", None)
+    assert rig.measures.refused == {"memory-full": 2}
+    with rig.plane.admit(rig.context(), "mlp", "", 300):
+        assert (await rig.infer(rows(1))).version == "v1"
+        assert rig.measures.inflight_bytes == 300
+    assert rig.measures.inflight_bytes == rig.measures.inflight == 0
+    assert all(served.inflight_bytes == 0 for served in rig.plane.served())
+
+
+async def test_tensors_that_are_larger_than_their_body_count_as_what_they_are(make_rig: MakeRig) -> None:
+    rig = await make_rig(max_inflight_bytes=1000)
+    with rig.plane.admit(rig.context(), "mlp", "", 100):
+        context, x = rig.context(), np.zeros((32, 4), np.float32)
+        with rig.plane.admit(context, "mlp", "", 50) as ticket, pytest.raises(MemoryFull, match="100 bytes are in"):
+            await rig.plane.infer(ticket, context, InferRequest(model="mlp", version="", inputs={"x": x}))
+        with rig.plane.admit(context, "mlp", "", 50) as ticket:
+            await rig.plane.infer(ticket, context, InferRequest(model="mlp", version="", inputs={"x": x[:16]}))
+            assert rig.measures.inflight_bytes == 100 + 16 * 16
+    assert rig.measures.inflight_bytes == 0
 
 
 async def test_drain_fails_readiness_at_once_keeps_liveness_and_finishes_what_was_admitted(make_rig: MakeRig) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_agent.policy import admission
 from edge_agent.policy.admission import Limits, Load
-from penstock.errors import DeadlineExceeded, InvalidInput, QueueFull, TooLarge, Unavailable
+from penstock.errors import DeadlineExceeded, InvalidInput, MemoryFull, QueueFull, TooLarge, Unavailable
 
-LIMITS = Limits(max_body_bytes=1000, max_queue_rows=10, max_rows_per_request=8)
+LIMITS = Limits(max_body_bytes=1000, max_queue_rows=10, max_rows_per_request=8, max_inflight_bytes=16_000)
 
 
 def test_an_empty_house_lets_everybody_in() -> None:
@@ -35,6 +37,15 @@ def test_a_body_of_unknown_length_counts_as_the_largest() -> None:
     assert admission.on_arrival(Load(body_bytes=15_500), LIMITS, content_length=500) is None
 
 
+def test_bytes_in_flight_are_bounded_and_one_largest_body_always_fits() -> None:
+    limits = replace(LIMITS, max_inflight_bytes=800)
+    assert admission.on_arrival(Load(), limits, content_length=1000) is None
+    refused = admission.on_arrival(Load(body_bytes=1), limits, content_length=1000)
+    assert isinstance(refused, MemoryFull)
+    assert refused.code == "memory-full"
+    assert refused.retry_after_s
+
+
 def test_rows() -> None:
     assert isinstance(admission.on_rows(Load(), LIMITS, rows=9), InvalidInput)
     assert admission.on_rows(Load(rows=2), LIMITS, rows=8) is None
@@ -42,7 +53,7 @@ def test_rows() -> None:
 
 
 def test_a_request_larger_than_the_queue_may_run_alone() -> None:
-    limits = Limits(max_body_bytes=1000, max_queue_rows=4, max_rows_per_request=8)
+    limits = replace(LIMITS, max_queue_rows=4)
     assert admission.on_rows(Load(), limits, rows=8) is None
     assert isinstance(admission.on_rows(Load(rows=1), limits, rows=8), QueueFull)
 

@@ -1,4 +1,4 @@
-"""CPUs that a process may use: affinity and quotas of control groups, of either version, in containers and outside."""
+"""CPUs and memory that a process may use: affinity, and control groups of either version, in containers and outside."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from penstock.process import machine
-from penstock.process.machine import usable_cpus
+from penstock.process.machine import usable_cpus, usable_memory_bytes
 
 
 @pytest.fixture(autouse=True)
@@ -62,3 +62,28 @@ def test_the_smallest_limit_counts(tmp_path: Path, files: dict[str, str], cpus: 
 def test_affinity_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: {3})
     assert usable_cpus(tmp_path) == 1
+
+
+_TOTAL = {"proc/meminfo": "MemTotal:        8388608 kB\nMemFree: 1 kB\n"}
+
+
+@pytest.mark.parametrize(
+    ("files", "gib"),
+    [
+        ({}, 8),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "max\n"}, 8),
+        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/memory.max": f"{2 << 30}\n"}, 2),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": f"{64 << 30}\n"}, 8),
+        (
+            {"proc/self/cgroup": "9:memory:/pod\n0::/\n",
+             "sys/fs/cgroup/memory/pod/memory.limit_in_bytes": f"{1 << 30}\n"},
+            1,
+        ),
+        (
+            {"proc/self/cgroup": "9:memory:/\n", "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{(1 << 63) - 4096}\n"},
+            8,
+        ),
+    ],
+)  # fmt: skip
+def test_memory_is_the_machines_or_the_smallest_limit(tmp_path: Path, files: dict[str, str], gib: int) -> None:
+    assert usable_memory_bytes(written(tmp_path, {**_TOTAL, **files})) == gib << 30
