@@ -397,7 +397,7 @@ def test_without_a_certificate_everything_is_escalated_and_says_so(
         assert "certificate" in told
         core_process.kill()
         alone = client.infer("digits", x[:32], timeout=PATIENCE_S)
-        assert (alone.served_by, alone.reason) == ("edge", "not_finite")
+        assert (alone.served_by, alone.reason) == ("edge", "cloud_unreachable")
 
 
 def test_a_certificate_for_other_digests_fits_nothing_and_is_not_pushed(
