@@ -13,6 +13,7 @@ import logging
 import os
 import random
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,7 @@ class Agent:
             target=target,
             subscriptions=settings.subscriptions,
             rung=settings.rung,
+            run=uuid.uuid4().hex,
         )
         outcomes = Outcomes(now=time.time)
         hosting = self._hosting(outcomes)
@@ -162,7 +164,9 @@ class Agent:
         settings = self.settings.outbox
         return Delivery(
             outcomes,
-            lambda: Outbox(self._data_dir / "outbox.sqlite", settings, now=time.monotonic),
+            lambda: Outbox(
+                self._data_dir / "outbox.sqlite", settings, now=time.monotonic, place=identity.place(self._data_dir)
+            ),
             link,
             self.device.device_id,
             settings,
@@ -192,6 +196,8 @@ class Agent:
             remove=self.updater.remove,
             queued=lambda: self.delivery.queued,
             reached=self.delivery.retry,
+            instance=lambda: self.delivery.instance,
+            learn=lambda counts, must_renew: self.delivery.learn(counts_instances=counts, must_renew=must_renew),
         )
         return Heartbeats(link, self.device, local, self.settings.heartbeat, random=random.random)
 

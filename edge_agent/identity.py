@@ -8,11 +8,26 @@ from __future__ import annotations
 import uuid
 from pathlib import Path
 
+from edge_agent.policy.place import Place
 from penstock.artifact.blobs import disk_errors, write_atomically
 from penstock.errors import InvalidInput, StorageError
+from penstock.process import machine
 from penstock.wire.device_ids import check_device_id
 
+LOCK_FILE = "lock"
 _FILE = "device_id"
+
+
+def place(data_dir: Path) -> Place:
+    """Return what can be seen of where the data directory is, so that a copy of it is found to be one.
+
+    The witness is the lock file: it is made once, never written, and comes along with a copy as a file of its own.
+    """
+    try:
+        found = (data_dir / LOCK_FILE).stat()
+    except OSError:
+        return Place(serial=machine.serial_number())
+    return Place(inode=found.st_ino, changed_at_ns=found.st_ctime_ns, serial=machine.serial_number())
 
 
 def device_id(data_dir: Path, configured: str = "") -> str:

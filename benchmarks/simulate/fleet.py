@@ -41,11 +41,11 @@ class Fleet:
         self.devices[device] = noted(known, audited=audited, harm=harm)
         self.votes.add(device)
         if is_round_over(votes=len(self.votes), devices=len(self.devices), lasted_s=0.0, limits=LIMITS):
-            self.rounds = after_round(self.rounds, [self.devices[name] for name in sorted(self.votes)])
+            self.rounds = after_round(self.rounds, [[self.devices[name]] for name in sorted(self.votes)])
             for name in self.votes:
                 self.devices[name] = without_vote(self.devices[name])
             self.votes.clear()
-            strong = fleet_strength(self.rounds, list(self.devices.values()), LIMITS)
+            strong = fleet_strength(self.rounds, [[one] for one in self.devices.values()], LIMITS)
             self.has_alarmed = strong >= LIMITS.run_length
 
 

@@ -10,8 +10,8 @@ from datetime import datetime
 
 from cloud_core.fleet.devices import Mode, Report, ReportedModel
 from cloud_core.fleet.messages import (
-    DesiredModel,
     DeviceStatus,
+    HeartbeatReply,
     PlanRequest,
     PromiseStatus,
     RolloutStatus,
@@ -26,7 +26,7 @@ from cloud_core.policy.planning import Selection
 from cloud_core.policy.rollout import State
 from penstock.rpc.pb import fleet_pb2 as pb
 from penstock.wire.device_ids import check_device_id
-from penstock.wire.outcomes import from_columns
+from penstock.wire.outcomes import OutcomeCounts, from_columns
 
 _PHASE_OF: Mapping[Phase, pb.UpdatePhase] = {
     "idle": pb.IDLE,
@@ -68,6 +68,8 @@ def decode_report(message: pb.HeartbeatRequest) -> Report:
         models=tuple(_decode_model(model) for model in message.models),
         outbox_records=message.outbox_records,
         rung=message.rung or "edge",
+        instance=message.instance,
+        run=message.run,
     )
 
 
@@ -104,7 +106,7 @@ def decode_plan_request(message: pb.PlanRolloutRequest, defaults: GateDefaults) 
     )
 
 
-def encode_desired(models: tuple[DesiredModel, ...], next_heartbeat_s: float) -> pb.HeartbeatResponse:
+def encode_reply(reply: HeartbeatReply) -> pb.HeartbeatResponse:
     """Write the reply to a heartbeat."""
     return pb.HeartbeatResponse(
         models=[
@@ -116,9 +118,11 @@ def encode_desired(models: tuple[DesiredModel, ...], next_heartbeat_s: float) ->
                 is_distrusted=model.is_distrusted,
                 is_removed=model.is_removed,
             )
-            for model in models
+            for model in reply.models
         ],
-        next_heartbeat_s=next_heartbeat_s,
+        next_heartbeat_s=reply.next_heartbeat_s,
+        counts_instances=True,
+        must_renew_instance=reply.must_renew_instance,
     )
 
 
@@ -134,9 +138,16 @@ def encode_device(status: DeviceStatus) -> pb.Device:
         last_seen_s=status.last_seen_s,
         is_silent=status.is_silent,
         outbox_records=report.outbox_records,
-        outcomes=[
-            pb.DeliveredOutcomes(artifact_digest=digest, counts=pb.OutcomeCounts(**counts.columns()))
-            for digest, counts in status.outcomes.items()
+        outcomes=_encode_outcomes(status.outcomes),
+        is_duplicated=status.is_duplicated,
+        instances=[
+            pb.DeviceInstance(
+                instance=one.instance,
+                agents=one.agents,
+                durable_sequence=one.durable_sequence,
+                outcomes=_encode_outcomes(one.outcomes),
+            )
+            for one in status.instances
         ],
     )
 
@@ -226,6 +237,13 @@ def _decode_model(model: pb.ReportedModel) -> ReportedModel:
     )
 
 
+def _encode_outcomes(outcomes: Mapping[str, OutcomeCounts]) -> list[pb.DeliveredOutcomes]:
+    return [
+        pb.DeliveredOutcomes(artifact_digest=digest, counts=pb.OutcomeCounts(**counts.columns()))
+        for digest, counts in outcomes.items()
+    ]
+
+
 def _encode_model(model: ReportedModel) -> pb.ReportedModel:
     return pb.ReportedModel(
         model=model.model,
@@ -262,6 +280,7 @@ def _encode_wave_device(device: WaveDeviceStatus) -> pb.WaveDevice:
         is_silent=device.is_silent,
         error=device.error,
         counts=pb.OutcomeCounts(**device.counts.columns()),
+        is_duplicated=device.is_duplicated,
     )
 
 

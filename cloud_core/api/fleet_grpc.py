@@ -59,15 +59,15 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
     @_statuses
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: _Context) -> pb.HeartbeatResponse:
         self._check(context, request.device_id)
-        models, next_heartbeat_s = await self._service.heartbeat(codec.decode_report(request))
-        return codec.encode_desired(models, next_heartbeat_s)
+        return codec.encode_reply(await self._service.heartbeat(codec.decode_report(request)))
 
     @_statuses
     async def DeliverOutcomes(
         self, request: pb.DeliverOutcomesRequest, context: _Context
     ) -> pb.DeliverOutcomesResponse:
         self._check(context, request.device_id)
-        sequence = await self._service.deliver_outcomes(request.device_id, codec.decode_records(request))
+        records = codec.decode_records(request)
+        sequence = await self._service.deliver_outcomes(request.device_id, records, instance=request.instance)
         return pb.DeliverOutcomesResponse(durable_sequence=sequence)
 
     @_statuses

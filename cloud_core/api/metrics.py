@@ -118,3 +118,6 @@ class Metrics(Collector):
             evidence.add_metric(names, promise.evidence / promise.run_length)
             alarm.add_metric(names, float(promise.alarmed_at is not None))
         yield from (evidence, alarm)
+        yield GaugeMetricFamily(
+            "penstock_fleet_duplicated_devices", "Ids under which several agents report.", self._fleet.duplicated
+        )

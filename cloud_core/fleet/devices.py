@@ -2,17 +2,20 @@
 
 Owns the guard against what a broken or hostile device may send: ids are checked, everything else is cut to size.
 Silence is measured by the server's clock and only while the server listens: after a restart every device gets its time
-again.
+again. Which agents report under one id is noted here, and decided in ``cloud_core.policy.instances``.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import msgspec
 
+from cloud_core.policy import instances
+from cloud_core.policy.instances import Voice
 from cloud_core.policy.observations import Phase
 from cloud_core.state import fleet as rows
 from penstock.artifact.manifests import Artifact, Variant
@@ -29,6 +32,7 @@ _MAX_LABELS = 64
 _MAX_TEXT = 255
 _MAX_ERROR = 1024
 _MAX_INTEGER = 2**62
+_KEY = re.compile(r"[A-Za-z0-9._-]{0,64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +60,11 @@ class ReportedModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """Holds what a device reports of itself in a heartbeat."""
+    """Holds what a device reports of itself in a heartbeat.
+
+    Attributes:
+        instance: names its data directory, and ``run`` its process; "" from older agents.
+    """
 
     device_id: str
     agent_version: str = ""
@@ -66,6 +74,8 @@ class Report:
     models: tuple[ReportedModel, ...] = ()
     outbox_records: int = 0
     rung: str = "edge"
+    instance: str = ""
+    run: str = ""
 
     def model(self, name: str) -> ReportedModel:
         """Return what is reported of a model; an idle one when nothing is."""
@@ -86,12 +96,36 @@ class Report:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """Holds what is known of a device. Times are UNIX seconds by the server's clock."""
+    """Holds what is known of a device. Times are UNIX seconds by the server's clock.
+
+    Attributes:
+        report: the last one, of whichever agent.
+        delivered: by instance, what of it is counted.
+        voices: who reported of late.
+        reports: the last one of each instance that was heard since the start.
+    """
 
     report: Report
     first_seen: float
     last_seen: float
-    durable_sequence: int = 0
+    delivered: Mapping[str, Delivered] = field(default_factory=dict)
+    voices: tuple[Voice, ...] = ()
+    reports: Mapping[str, Report] = field(default_factory=dict)
+
+    def report_of(self, instance: str) -> Report:
+        """Return the last report of an instance; what nobody named, or nobody else did, is the device's own."""
+        known = self.reports.get(instance, self.report if instance in ("", self.report.instance) else None)
+        # what another instance runs says nothing of this one
+        found = known or Report(device_id=self.report.device_id)
+        return replace(found, instance=instance)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivered:
+    """Holds the highest sequence of an instance that is on disk, and when that changed last."""
+
+    sequence: int
+    updated_at: float
 
 
 class Devices:
@@ -102,10 +136,21 @@ class Devices:
     """
 
     def __init__(
-        self, stored: Iterable[rows.DeviceRow], *, max_devices: int, forget_s: float, opened_at: float
-    ) -> None:
-        self._known = {row.device_id: _decoded(row) for row in stored}
+        self, stored: rows.FleetRows, *, max_devices: int, max_instances: int, forget_s: float, window_s: float,
+        opened_at: float,
+    ) -> None:  # fmt: skip
+        """
+        Args:
+            max_instances: data directories, and agents, of one device.
+            window_s: an agent that reported within it is there.
+        """
+        delivered: dict[str, dict[str, Delivered]] = {}
+        for row in stored.instances:
+            found = Delivered(sequence=row.durable_sequence, updated_at=row.updated_at)
+            delivered.setdefault(row.device_id, {})[row.instance] = found
+        self._known = {row.device_id: _decoded(row, delivered.get(row.device_id, {})) for row in stored.devices}
         self._max_devices, self._forget_s, self._opened_at = max_devices, forget_s, opened_at
+        self._max_instances, self._window_s = max_instances, window_s
         self.dirty: set[str] = set()
 
     def __len__(self) -> int:
@@ -133,16 +178,47 @@ class Devices:
         checked = sanitized(report)
         before = self._known.get(report.device_id)
         forgotten = [] if before or len(self._known) < self._max_devices else self._make_room(at)
-        if before is None:
-            self._known[report.device_id] = Device(report=checked, first_seen=at, last_seen=at)
-        else:
-            self._known[report.device_id] = replace(before, report=checked, last_seen=max(at, before.last_seen))
+        known = before or Device(report=checked, first_seen=at, last_seen=at)
+        self._known[report.device_id] = replace(
+            known,
+            report=checked,
+            last_seen=max(at, known.last_seen),
+            voices=instances.heard(
+                known.voices, run=checked.run, instance=checked.instance, at=at, window_s=self._window_s,
+                most=self._max_instances,
+            ),
+            reports=self._with_report(known.reports, checked),
+        )  # fmt: skip
         self.dirty.add(report.device_id)
         return before, forgotten
 
-    def delivered(self, device_id: str, sequence: int) -> None:
-        """Note the highest sequence that is on disk."""
-        self._known[device_id] = replace(self._known[device_id], durable_sequence=sequence)
+    def agents(self, device_id: str, at: float) -> tuple[Voice, ...]:
+        """Return the agents that report under an id; several only where that is certain."""
+        device = self._known.get(device_id)
+        return instances.live(device.voices, at=at, window_s=self._window_s) if device else ()
+
+    def room_for(self, device_id: str, instance: str, at: float) -> tuple[str, ...]:
+        """Return the instances that are forgotten when one delivers.
+
+        Raises:
+            QueueFull: all that are known report now, and there is no room for one more.
+        """
+        known = {name: one.updated_at for name, one in self._known[device_id].delivered.items()}
+        alive = frozenset(voice.instance for voice in self.agents(device_id, at))
+        found = instances.to_forget(known, newcomer=instance, alive=alive, most=self._max_instances)
+        if found is None:
+            raise QueueFull(
+                f"{len(known)} agents report as {device_id}, which is the limit ([fleet] max_instances_per_device): "
+                "a data directory was copied; give each device an id and a directory of its own",
+                retry_after_s=60.0,
+            )
+        return found
+
+    def note_delivered(self, device_id: str, instance: str, delivered: Delivered, forgotten: Iterable[str]) -> None:
+        """Note what is on disk by now."""
+        device, gone = self._known[device_id], set(forgotten)
+        kept = {name: one for name, one in device.delivered.items() if name not in gone}
+        self._known[device_id] = replace(device, delivered={**kept, instance: delivered})
 
     def row(self, device_id: str) -> rows.DeviceRow:
         """Return a device as it is stored."""
@@ -152,8 +228,13 @@ class Devices:
             reported=msgspec.json.encode(device.report).decode(),
             first_seen=device.first_seen,
             last_seen=device.last_seen,
-            durable_sequence=device.durable_sequence,
         )
+
+    def _with_report(self, reports: Mapping[str, Report], report: Report) -> Mapping[str, Report]:
+        if len(reports) <= 1 and report.instance in reports:
+            return {report.instance: report}
+        kept = {name: one for name, one in reports.items() if name != report.instance} | {report.instance: report}
+        return dict(list(kept.items())[-self._max_instances :])
 
     def _make_room(self, at: float) -> list[str]:
         oldest = [name for name, device in self._known.items() if at - device.last_seen > self._forget_s]
@@ -172,13 +253,27 @@ def is_news(before: Device, after: Device, *, quiet_s: float) -> bool:
     return after.last_seen - before.last_seen > quiet_s or before.report.models != after.report.models
 
 
+def check_key(field: str, key: str) -> str:
+    """Return the name of an instance or a run unchanged.
+
+    Raises:
+        InvalidInput: it is not what an agent makes.
+    """
+    if not _KEY.fullmatch(key):
+        shown = ascii(key[:40])
+        raise InvalidInput(f"{field}: {shown} must be at most 64 letters, digits and . _ -", field=field)
+    return key
+
+
 def sanitized(report: Report) -> Report:
     """Return a report whose every part is bounded.
 
     Raises:
-        InvalidInput: it has no valid device id.
+        InvalidInput: it has no valid device id, or names an instance or a run in another way than agents do.
     """
     check_device_id(report.device_id)
+    check_key("instance", report.instance)
+    check_key("run", report.run)
     labels = sorted(report.labels.items())[:_MAX_LABELS]
     return Report(
         device_id=report.device_id,
@@ -189,6 +284,8 @@ def sanitized(report: Report) -> Report:
         models=tuple(_bounded(model) for model in report.models[:MAX_MODELS]),
         outbox_records=min(report.outbox_records, _MAX_INTEGER),
         rung=_cut(report.rung),
+        instance=report.instance,
+        run=report.run,
     )
 
 
@@ -216,10 +313,10 @@ def _cut(text: str, limit: int = _MAX_TEXT) -> str:
     return cut if cut.isprintable() else "".join(c if c.isprintable() else " " for c in cut)
 
 
-def _decoded(row: rows.DeviceRow) -> Device:
+def _decoded(row: rows.DeviceRow, delivered: Mapping[str, Delivered]) -> Device:
     return Device(
         report=msgspec.json.decode(row.reported, type=Report),
         first_seen=row.first_seen,
         last_seen=row.last_seen,
-        durable_sequence=row.durable_sequence,
+        delivered=delivered,
     )

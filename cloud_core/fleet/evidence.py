@@ -8,7 +8,7 @@ Owns the pools in memory. What a delivery changes is worked out first and taken 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -38,6 +38,7 @@ class Pool:
 
     Attributes:
         started_at: when the open round began; UNIX seconds, as ``alarmed_at``, which is None before an alarm.
+        devices: the evidence of each instance of a device, apart: together they are one device with one vote.
         votes: devices that have voted in the open round.
     """
 
@@ -47,7 +48,7 @@ class Pool:
     started_at: float
     updated_at: float
     alarmed_at: float | None = None
-    devices: dict[str, DeviceEvidence] = field(default_factory=dict)
+    devices: dict[str, dict[str, DeviceEvidence]] = field(default_factory=dict)
     votes: set[str] = field(default_factory=set)
 
 
@@ -57,7 +58,7 @@ class Change:
 
     Attributes:
         pools: by promise, without their devices.
-        devices: what is new of the device that delivered, by promise.
+        devices: what is new of the instance that delivered, by promise.
         closed: promises whose round is over: all votes begin at nothing.
         dropped: promises that make room for new ones.
     """
@@ -90,17 +91,18 @@ class FleetEvidence:
             found = self._pools.get((row.artifact_digest, row.certificate_digest))
             if found is not None:
                 device = msgspec.json.decode(row.document, type=DeviceEvidence)
-                found.devices[row.device_id] = device if row.has_vote else policy.without_vote(device)
+                of_device = found.devices.setdefault(row.device_id, {})
+                of_device[row.instance] = device if row.has_vote else policy.without_vote(device)
                 if row.has_vote:
                     found.votes.add(row.device_id)
 
     def change(
         self, report: Report, delivered: Mapping[str, OutcomeCounts], models: Mapping[str, str], *, at: float
     ) -> Change:
-        """Work out what the audits of one device change.
+        """Work out what the audits of one instance of a device change.
 
         Args:
-            report: the last one of the device: which certificate of an artifact it uses, at which level.
+            report: the last one of the instance: which certificate of an artifact it uses, at which level.
             delivered: counts that are new, by artifact digest, and ``models`` the names of their models.
         """
         pools: dict[Promise, Pool] = {}
@@ -112,9 +114,10 @@ class FleetEvidence:
                 continue
             promise, bound = found
             pool = self._pools.get(promise) or Pool(model=models[digest], started_at=at, updated_at=at)
-            known = pool.devices.get(report.device_id, DeviceEvidence(bound=bound))
+            of_device = pool.devices.get(report.device_id, {})
+            known = of_device.get(report.instance, DeviceEvidence(bound=bound))
             mine = policy.noted(replace(known, bound=bound), audited=counts.audited, harm=counts.audit_harm)
-            after, is_closed = self._looked_at(pool, report.device_id, mine, at)
+            after, is_closed = self._looked_at(pool, report.device_id, {**of_device, report.instance: mine}, at)
             pools[promise], devices[promise] = after, policy.without_vote(mine) if is_closed else mine
             if is_closed:
                 closed.add(promise)
@@ -123,7 +126,7 @@ class FleetEvidence:
         dropped = frozenset([promise for promise in self._pools if promise not in pools][:over])
         return Change(pools=pools, devices=devices, closed=frozenset(closed), dropped=dropped)
 
-    def take_on(self, device_id: str, change: Change) -> None:
+    def take_on(self, device_id: str, instance: str, change: Change) -> None:
         """Take on what is durable by now."""
         for promise in change.dropped:
             del self._pools[promise]
@@ -131,11 +134,11 @@ class FleetEvidence:
             before = self._pools.pop(promise, after)  # the newest is the last
             alarmed_before = None if before is after else before.alarmed_at
             kept = replace(after, devices=before.devices, votes=before.votes)
-            kept.devices[device_id] = change.devices[promise]
+            kept.devices.setdefault(device_id, {})[instance] = change.devices[promise]
             kept.votes.add(device_id)
             if promise in change.closed:
                 for name in kept.votes:
-                    kept.devices[name] = policy.without_vote(kept.devices[name])
+                    kept.devices[name] = {key: policy.without_vote(one) for key, one in kept.devices[name].items()}
                 kept.votes.clear()
             self._pools[promise] = kept
             if after.alarmed_at is not None and after.alarmed_at != alarmed_before:
@@ -150,6 +153,13 @@ class FleetEvidence:
                 del pool.devices[device_id]
                 pool.votes.discard(device_id)
 
+    def forget_instances(self, device_id: str, instances: Iterable[str]) -> None:
+        """Forget instances of a device."""
+        for pool in self._pools.values():
+            of_device = pool.devices.get(device_id, {})
+            for instance in instances:
+                of_device.pop(instance, None)
+
     def is_distrusted(self, artifact_digest: str, certificate_digest: str) -> bool:
         """Tell whether devices have to end keeping answers under a promise."""
         pool = self._pools.get((artifact_digest, certificate_digest))
@@ -163,7 +173,7 @@ class FleetEvidence:
                 artifact_digest=artifact_digest,
                 certificate_digest=certificate_digest,
                 devices=len(pool.devices),
-                bound=max((device.bound for device in pool.devices.values()), default=0.0),
+                bound=max((one.bound for one in _instances(pool)), default=0.0),
                 evidence=pool.strength,
                 run_length=self._limits.run_length,
                 alarmed_at=pool.alarmed_at,
@@ -174,15 +184,16 @@ class FleetEvidence:
             if artifact in ("", artifact_digest)
         )
 
-    def _looked_at(self, pool: Pool, device_id: str, mine: DeviceEvidence, at: float) -> tuple[Pool, bool]:
+    def _looked_at(self, pool: Pool, device_id: str, mine: dict[str, DeviceEvidence], at: float) -> tuple[Pool, bool]:
         """Return the pool after a vote, and whether that ended the round."""
         votes = len(pool.votes) + (device_id not in pool.votes)
         known = len(pool.devices) + (device_id not in pool.devices)
         if not policy.is_round_over(votes=votes, devices=known, lasted_s=at - pool.started_at, limits=self._limits):
             return replace(pool, updated_at=at), False
         devices = {**pool.devices, device_id: mine}
-        rounds = policy.after_round(pool.rounds, [devices[name] for name in sorted(pool.votes | {device_id})])
-        strength = policy.fleet_strength(rounds, list(devices.values()), self._limits)
+        voted = sorted(pool.votes | {device_id})
+        rounds = policy.after_round(pool.rounds, [tuple(devices[name].values()) for name in voted])
+        strength = policy.fleet_strength(rounds, [tuple(one.values()) for one in devices.values()], self._limits)
         is_alarm = pool.alarmed_at is None and strength >= self._limits.run_length
         return replace(
             pool,
@@ -209,11 +220,15 @@ class FleetEvidence:
         return (digest, reported.certificate_digest), bound
 
     def _sums(self, pool: Pool) -> dict[str, int]:
-        audited = sum(device.audited for device in pool.devices.values())
-        return {"audited": audited, "audit_harm": sum(device.harm for device in pool.devices.values())}
+        audited = sum(one.audited for one in _instances(pool))
+        return {"audited": audited, "audit_harm": sum(one.harm for one in _instances(pool))}
 
 
-def evidence_rows(device_id: str, change: Change) -> dict[str, Any]:
+def _instances(pool: Pool) -> Iterator[DeviceEvidence]:
+    return (one for of_device in pool.devices.values() for one in of_device.values())
+
+
+def evidence_rows(device_id: str, instance: str, change: Change) -> dict[str, Any]:
     """Return a change as it is stored: the arguments of ``cloud_core.state.fleet.record_evidence``."""
     return {
         "pools": [
@@ -232,6 +247,7 @@ def evidence_rows(device_id: str, change: Change) -> dict[str, Any]:
         "devices": [
             rows.EvidenceRow(
                 device_id=device_id,
+                instance=instance,
                 artifact_digest=promise[0],
                 certificate_digest=promise[1],
                 document=msgspec.json.encode(device).decode(),

@@ -10,9 +10,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from cloud_core.fleet.devices import MAX_MODELS, Devices, Report, ReportedModel
+from cloud_core.fleet.devices import MAX_MODELS, Device, Devices, Report, ReportedModel
 from cloud_core.fleet.fleet_store import Entry, FleetStore
-from cloud_core.fleet.messages import DesiredModel, PlanRequest, RolloutStatus, WaveDeviceStatus, WaveStatus
+from cloud_core.fleet.messages import (
+    DesiredModel,
+    DeviceStatus,
+    InstanceStatus,
+    PlanRequest,
+    RolloutStatus,
+    WaveDeviceStatus,
+    WaveStatus,
+)
+from cloud_core.policy import instances
 from cloud_core.policy.assignments import Assignment, FleetRelease, Plan, PlannedDevice
 from cloud_core.policy.observations import Observation
 from cloud_core.policy.planning import Candidate
@@ -21,7 +30,7 @@ from cloud_core.registry.registry import ModelVersion, Registry
 from penstock.artifact import manifests
 from penstock.errors import ArtifactError, Conflict, NotFound
 from penstock.process.telemetry import log
-from penstock.wire.outcomes import NOTHING, OutcomeCounts
+from penstock.wire.outcomes import summed
 
 _log = logging.getLogger(__name__)
 
@@ -233,9 +242,9 @@ class FleetQueries:
     def observed(self, rollout: Rollout) -> dict[str, Observation]:
         """Return what the devices of released waves do, by device id."""
         at = self._now().timestamp()
-        baselines = self._store.get(rollout.plan.rollout_id).baselines
+        entry = self._store.get(rollout.plan.rollout_id)
         return {
-            planned.device_id: self._observation(rollout, planned, baselines, at)
+            planned.device_id: self._observation(entry, planned, at)
             for planned in rollout.plan.devices
             if planned.wave < len(rollout.waves)
         }
@@ -244,13 +253,12 @@ class FleetQueries:
         device = self._devices.get(device_id)
         return device.report.model(model) if device else ReportedModel(model=model)
 
-    def _observation(
-        self, rollout: Rollout, planned: PlannedDevice, baselines: Mapping[str, OutcomeCounts], at: float
-    ) -> Observation:
+    def _observation(self, entry: Entry, planned: PlannedDevice, at: float) -> Observation:
+        rollout = entry.rollout
         plan, device_id, wanted = rollout.plan, planned.device_id, planned.certificate_digest
         model = self._reported(device_id, plan.model)
-        totals = self._store.counts(device_id, plan.artifact_digest)
-        counts = totals.since(baselines.get(device_id, NOTHING))
+        by_instance = tuple(self._store.counts_since(entry, device_id).values())
+        counts = summed(by_instance)
         is_as_assigned = plan.is_removal or wanted in (None, model.certificate_digest)
         # a failure under the former certificate says nothing about this one; an older agent does not tell them apart
         is_about_this = wanted is None or model.desired_certificate_digest in ("", wanted)
@@ -273,7 +281,13 @@ class FleetQueries:
             audit_harm=counts.audit_harm,
             is_cloud_only=model.mode == "cloud_only",
             error=model.error,
+            by_instance=tuple((one.audited, one.audit_harm) for one in by_instance) if len(by_instance) > 1 else (),
+            is_duplicated=self.is_duplicated(device_id),
         )
+
+    def is_duplicated(self, device_id: str) -> bool:
+        """Tell whether several agents report under one id."""
+        return len(self._devices.agents(device_id, self._now().timestamp())) > 1
 
     def is_silent(self, device_id: str) -> bool:
         """Tell whether the last report of a device is older than the default limit."""
@@ -307,7 +321,7 @@ class FleetQueries:
     def _wave_device(self, entry: Entry, device_id: str) -> WaveDeviceStatus:
         plan = entry.rollout.plan
         model = self._reported(device_id, plan.model)
-        totals = self._store.counts(device_id, plan.artifact_digest)
+        is_released = device_id in entry.baselines
         return WaveDeviceStatus(
             device_id=device_id,
             phase=model.phase,
@@ -315,5 +329,30 @@ class FleetQueries:
             active_version=model.active_version,
             is_silent=self._devices.silent_s(device_id, self._now().timestamp()) > plan.gate.max_silence_s,
             error=model.error,
-            counts=totals.since(entry.baselines[device_id]) if device_id in entry.baselines else NOTHING,
+            counts=summed(self._store.counts_since(entry, device_id).values() if is_released else ()),
+            is_duplicated=self.is_duplicated(device_id),
+        )
+
+    def device_status(self, device: Device) -> DeviceStatus:
+        """Return a device with everything that it has delivered."""
+        at, device_id = self._now().timestamp(), device.report.device_id
+        agents = instances.agents_by_instance(self._devices.agents(device_id, at))
+        totals = self._store.totals.get(device_id, {})
+        found = tuple(
+            InstanceStatus(
+                instance=name,
+                agents=agents[name],
+                durable_sequence=device.delivered[name].sequence if name in device.delivered else 0,
+                outcomes=dict(totals.get(name, {})),
+            )
+            for name in sorted({*device.delivered, *agents})
+        )
+        digests = dict.fromkeys(digest for one in totals.values() for digest in one)
+        return DeviceStatus(
+            report=device.report,
+            last_seen_s=max(0.0, at - device.last_seen),
+            is_silent=self.is_silent(device_id),
+            outcomes={digest: summed(self._store.counts(device_id, digest).values()) for digest in digests},
+            is_duplicated=sum(agents.values()) > 1,
+            instances=found,
         )

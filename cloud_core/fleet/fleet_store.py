@@ -12,7 +12,7 @@ from datetime import datetime
 
 import msgspec
 
-from cloud_core.fleet.devices import Devices
+from cloud_core.fleet.devices import Delivered, Devices
 from cloud_core.fleet.evidence import FleetEvidence, evidence_rows
 from cloud_core.fleet.outcome_totals import Folded
 from cloud_core.fleet.settings import EvidenceSettings
@@ -34,7 +34,8 @@ class Entry:
 
     Attributes:
         plan_digest: of the plan's canonical JSON; what ``apply`` may insist on.
-        baselines: totals of the artifact per device when the device's wave was released.
+        baselines: totals of the artifact when the device's wave was released, by device; beside them those of each
+            instance that has a name, by ``DEVICE/INSTANCE``.
     """
 
     number: int
@@ -47,6 +48,16 @@ def new_entry(number: int, rollout: Rollout, baselines: Mapping[str, OutcomeCoun
     """Make the entry of a rollout that is put into the store."""
     digest = digest_of(canonical_json(rollout.plan))
     return Entry(number=number, rollout=rollout, plan_digest=digest, baselines=baselines or {})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """Says what an instance of a device delivered, and which others make room for it."""
+
+    device_id: str
+    instance: str
+    folded: Folded
+    forgotten: tuple[str, ...] = ()
 
 
 class _Document(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,7 +73,7 @@ class FleetStore:
         assignments: what a device was told to run, by (device id, model).
         releases: what devices without an assignment run, by model.
         actions: what operators did, oldest first.
-        totals: outcome counts by device id and artifact digest.
+        totals: outcome counts by device id, instance and artifact digest.
         evidence: what the audits of all devices say about each promise.
         busy: ids of the devices that an active rollout is about.
     """
@@ -89,9 +100,10 @@ class FleetStore:
         }
         self.actions = list(stored.actions)
         self._rollout_ids = {(row.device_id, row.model): row.rollout_id for row in stored.assignments}
-        self.totals: dict[str, dict[str, OutcomeCounts]] = {}
+        self.totals: dict[str, dict[str, dict[str, OutcomeCounts]]] = {}
         for row in stored.counts:
-            self.totals.setdefault(row.device_id, {})[row.artifact_digest] = row.counts
+            of_device = self.totals.setdefault(row.device_id, {})
+            of_device.setdefault(row.instance, {})[row.artifact_digest] = row.counts
         self.busy = self._busy()
 
     def get(self, rollout_id: str) -> Entry:
@@ -114,9 +126,19 @@ class FleetStore:
             if entry.rollout.state in policy.ACTIVE and model in (None, entry.rollout.plan.model)
         ]
 
-    def counts(self, device_id: str, artifact_digest: str) -> OutcomeCounts:
-        """Return the totals of an artifact on a device."""
-        return self.totals.get(device_id, {}).get(artifact_digest, NOTHING)
+    def counts(self, device_id: str, artifact_digest: str) -> dict[str, OutcomeCounts]:
+        """Return the totals of an artifact on a device, by instance."""
+        of_device = self.totals.get(device_id, {})
+        return {name: totals[artifact_digest] for name, totals in of_device.items() if artifact_digest in totals}
+
+    def counts_since(self, entry: Entry, device_id: str) -> dict[str, OutcomeCounts]:
+        """Return what each instance of a device counted of a rollout's artifact since the device's wave was released.
+
+        An instance that came later counts from its beginning.
+        """
+        found = self.counts(device_id, entry.rollout.plan.artifact_digest)
+        since = entry.baselines
+        return {name: one.since(since.get(_baseline(device_id, name), NOTHING)) for name, one in found.items()}
 
     @uncancelled
     async def add(self, entry: Entry, *, keep: int) -> None:
@@ -142,11 +164,11 @@ class FleetStore:
         """
         plan = after.plan
         targets = policy.desired_all(after)
-        baselines = {
-            device.device_id: self.counts(device.device_id, plan.artifact_digest)
-            for device in plan.devices
-            if device.wave < len(after.waves) and device.device_id not in entry.baselines
-        }
+        baselines: dict[str, OutcomeCounts] = {}
+        for device in plan.devices:
+            if device.wave < len(after.waves) and device.device_id not in entry.baselines:
+                counts = {"": NOTHING, **self.counts(device.device_id, plan.artifact_digest)}
+                baselines.update({_baseline(device.device_id, name): one for name, one in counts.items()})
         changed = replace(entry, rollout=after, baselines={**entry.baselines, **baselines})
         # a fleet that went over as a whole follows the default from here on, latecomers included
         is_settled = after.state == "succeeded" and plan.covers_fleet
@@ -222,14 +244,16 @@ class FleetStore:
         self.entries[after.plan.rollout_id] = replace(entry, rollout=after)
 
     @uncancelled
-    async def deliver(self, device_id: str, folded: Folded, devices: Devices, *, at: datetime, keep: int) -> None:
+    async def deliver(self, delivery: Delivery, devices: Devices, *, at: datetime, keep: int) -> None:
         """Record totals and evidence with the sequence that they include; forget the oldest artifacts over ``keep``."""
-        before = self.totals.get(device_id, {})
+        device_id, instance, folded = delivery.device_id, delivery.instance, delivery.folded
+        before = self.totals.get(device_id, {}).get(instance, {})
         after = {**{d: c for d, c in before.items() if d not in folded.totals}, **folded.totals}
         dropped = list(after)[: max(0, len(after) - keep)]
         changed = [
             rows.CountsRow(
                 device_id=device_id,
+                instance=instance,
                 artifact_digest=digest,
                 model=folded.models[digest],
                 counts=counts,
@@ -238,22 +262,31 @@ class FleetStore:
             for digest, counts in folded.totals.items()
             if digest not in dropped
         ]
+        delivered = Delivered(sequence=folded.sequence, updated_at=at.timestamp())
         device = devices.row(device_id)
+        row = rows.InstanceRow(
+            device_id=device_id, instance=instance, durable_sequence=delivered.sequence, updated_at=delivered.updated_at
+        )
         new = {digest: counts.since(before.get(digest, NOTHING)) for digest, counts in folded.totals.items()}
         known = devices.get(device_id)
         assert known is not None
-        change = self.evidence.change(known.report, new, folded.models, at=at.timestamp())
+        change = self.evidence.change(known.report_of(instance), new, folded.models, at=at.timestamp())
 
         def work(transaction: Transaction) -> None:
-            rows.record_evidence(transaction, **evidence_rows(device_id, change))
-            rows.record_outcomes(transaction, device, folded.sequence, changed)
+            rows.forget_instances(transaction, device_id, delivery.forgotten)
+            rows.record_evidence(transaction, **evidence_rows(device_id, instance, change))
+            rows.record_outcomes(transaction, device, row, changed)
             if dropped:
-                rows.drop_counts(transaction, device_id, dropped)
+                rows.drop_counts(transaction, device_id, instance, dropped)
 
         await self._database.run(work)
-        self.totals[device_id] = {digest: counts for digest, counts in after.items() if digest not in dropped}
-        devices.delivered(device_id, folded.sequence)
-        self.evidence.take_on(device_id, change)
+        totals = self.totals.setdefault(device_id, {})
+        for gone in delivery.forgotten:
+            totals.pop(gone, None)
+        totals[instance] = {digest: counts for digest, counts in after.items() if digest not in dropped}
+        devices.note_delivered(device_id, instance, delivered, delivery.forgotten)
+        self.evidence.take_on(device_id, instance, change)
+        self.evidence.forget_instances(device_id, delivery.forgotten)
 
     @uncancelled
     async def save_devices(self, devices: Devices, device_ids: list[str], *, forgotten: list[str]) -> None:
@@ -279,6 +312,10 @@ class FleetStore:
     def next_number(self) -> int:
         """Return the number of the next rollout."""
         return max((entry.number for entry in self.entries.values()), default=0) + 1
+
+
+def _baseline(device_id: str, instance: str) -> str:
+    return f"{device_id}/{instance}" if instance else device_id  # neither has a slash
 
 
 def _row(entry: Entry) -> rows.RolloutRow:

@@ -33,6 +33,20 @@ class DesiredModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HeartbeatReply:
+    """Answers a heartbeat.
+
+    Attributes:
+        next_heartbeat_s: when to report again.
+        must_renew_instance: another agent has the same instance: this one takes a new one.
+    """
+
+    models: tuple[DesiredModel, ...]
+    next_heartbeat_s: float
+    must_renew_instance: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PromiseStatus:
     """Shows what the audits of all devices say about the promise of one certificate.
 
@@ -76,18 +90,37 @@ class PlanRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceStatus:
+    """Shows one data directory behind a device's id.
+
+    Attributes:
+        instance: "" for what older agents delivered.
+        agents: processes that report with it now.
+        outcomes: counts by artifact digest.
+    """
+
+    instance: str
+    agents: int
+    durable_sequence: int
+    outcomes: Mapping[str, OutcomeCounts]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceStatus:
     """Shows a device: its last report, how old that is, and all outcomes that it has delivered.
 
     Attributes:
         last_seen_s: seconds since the last report.
-        outcomes: counts by artifact digest, over all deliveries.
+        outcomes: counts by artifact digest, over all deliveries of all instances.
+        is_duplicated: several agents report under the id.
     """
 
     report: Report
     last_seen_s: float
     is_silent: bool
     outcomes: Mapping[str, OutcomeCounts]
+    is_duplicated: bool
+    instances: tuple[InstanceStatus, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +129,7 @@ class WaveDeviceStatus:
 
     Attributes:
         counts: of the rolled-out artifact, since the wave was released.
+        is_duplicated: several agents report under the id.
     """
 
     device_id: str
@@ -105,6 +139,7 @@ class WaveDeviceStatus:
     is_silent: bool
     error: str
     counts: OutcomeCounts
+    is_duplicated: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

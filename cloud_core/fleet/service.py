@@ -1,6 +1,7 @@
 """The fleet service: takes reports in, answers what devices should run, and carries rollouts from wave to wave.
 
-Observe, decide, act: decisions are ``cloud_core.policy``'s, writing is ``fleet_store``'s. The loop is level-triggered;
+Observe, decide, act: decisions are ``cloud_core.policy``'s, writing is ``fleet_store``'s, the dialogue with devices is
+``reception``'s. The loop is level-triggered;
 running it at any time, twice, or after ``kill -9`` is harmless. The service never calls a device: the device always
 dials.
 """
@@ -14,12 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from cloud_core.fleet import outcome_totals
-from cloud_core.fleet.devices import Devices, Report, is_news
+from cloud_core.fleet.devices import Devices, Report
 from cloud_core.fleet.fleet_queries import FleetQueries
 from cloud_core.fleet.fleet_store import Entry, FleetStore, new_entry
-from cloud_core.fleet.messages import DesiredModel, DeviceStatus, PlanRequest, PromiseStatus, RolloutStatus
+from cloud_core.fleet.messages import DeviceStatus, HeartbeatReply, PlanRequest, PromiseStatus, RolloutStatus
 from cloud_core.fleet.outcome_totals import Record
+from cloud_core.fleet.reception import Reception
 from cloud_core.fleet.settings import FleetSettings
 from cloud_core.policy import gates, planning
 from cloud_core.policy import rollout as policy
@@ -28,9 +29,8 @@ from cloud_core.policy.rollout import Action, Hold, Rollout
 from cloud_core.registry.registry import ModelVersion, Registry
 from cloud_core.state import Database
 from cloud_core.state import fleet as rows
-from penstock.errors import Conflict, InvalidInput, NotFound, StorageError
+from penstock.errors import Conflict, NotFound, StorageError
 from penstock.process.telemetry import log
-from penstock.wire.device_ids import check_device_id
 
 _log = logging.getLogger(__name__)
 Change = Callable[[Rollout, datetime], Rollout]
@@ -50,16 +50,18 @@ class FleetService:
         self.settings, self._registry, self._now = settings, registry, now
         self._store = FleetStore(database, registry, stored, settings.evidence)
         self._devices = Devices(
-            stored.devices,
+            stored,
             max_devices=settings.max_devices,
+            max_instances=settings.max_instances_per_device,
             forget_s=settings.forget_s,
+            window_s=settings.gate.max_silence_s,
             opened_at=now().timestamp(),
         )
         limit_s = settings.gate.max_silence_s
         self._queries = FleetQueries(self._store, self._devices, registry, now, max_silence_s=limit_s)
         self._store.pin(*self._queries.unpinned())
-        self._changing = asyncio.Lock()
-        self._news = asyncio.Event()
+        self._reception = Reception(self._store, self._devices, self._queries, settings, now)
+        self._changing, self._news = self._reception.changing, self._reception.news
         self._flush_at = now()
 
     @classmethod
@@ -82,68 +84,28 @@ class FleetService:
 
     # -- devices dial in ---------------------------------------------------------------------------------------------
 
-    async def heartbeat(self, report: Report) -> tuple[tuple[DesiredModel, ...], float]:
-        """Take a report in; answer what the device should run, and when to report again (seconds).
+    async def heartbeat(self, report: Report) -> HeartbeatReply:
+        """Take a report in; answer what the device should run, and when to report again. See :class:`Reception`."""
+        return await self._reception.heartbeat(report)
 
-        Raises:
-            InvalidInput: not a device id. QueueFull: too many devices.
-        """
-        before, forgotten = self._devices.see(report, self._now().timestamp())
-        device = self._devices.get(report.device_id)
-        assert device is not None
-        if before is None or forgotten:
-            async with self._changing:  # a new device is on disk before it is told anything
-                await self._store.save_devices(self._devices, [report.device_id], forgotten=forgotten)
-        is_busy = report.device_id in self._store.busy
-        if is_busy and (before is None or is_news(before, device, quiet_s=2 * self.settings.busy_heartbeat_s)):
-            self._news.set()
-        interval_s = self.settings.busy_heartbeat_s if is_busy else self.settings.heartbeat_s
-        return self._queries.desired_models(device.report), interval_s
-
-    async def deliver_outcomes(self, device_id: str, records: Sequence[Record]) -> int:
-        """Count outcome records once each; answer the highest sequence that is durable.
-
-        Raises:
-            InvalidInput: not a device id, or too many records at once. QueueFull: too many devices.
-        """
-        if len(records) > self.settings.max_records:
-            raise InvalidInput(
-                f"records: {len(records)} in one delivery, more than {self.settings.max_records}", field="records"
-            )
-        check_device_id(device_id)
-        async with self._changing:
-            if self._devices.get(device_id) is None:
-                _, forgotten = self._devices.see(Report(device_id=device_id), self._now().timestamp())
-                await self._store.save_devices(self._devices, [device_id], forgotten=forgotten)
-            device = self._devices.get(device_id)
-            assert device is not None
-            totals = self._store.totals.get(device_id, {})
-            folded = outcome_totals.fold(records, durable_sequence=device.durable_sequence, totals=totals)
-            if folded.refused:
-                log(_log, logging.WARNING, "outcome records refused", device=device_id, records=len(folded.refused),
-                    reason=folded.refused[0])  # fmt: skip
-            if folded.sequence > device.durable_sequence:
-                keep = self.settings.max_artifacts_per_device
-                await self._store.deliver(device_id, folded, self._devices, at=self._now(), keep=keep)
-        if any(entry.rollout.plan.artifact_digest in folded.totals for entry in self._store.active()):
-            self._news.set()
-        return folded.sequence
+    async def deliver_outcomes(self, device_id: str, records: Sequence[Record], *, instance: str = "") -> int:
+        """Count outcome records once each; answer the highest sequence of that instance that is durable."""
+        return await self._reception.deliver(device_id, instance, records)
 
     # -- operators ask -----------------------------------------------------------------------------------------------
 
     def devices(self, labels: Mapping[str, str] | None = None) -> tuple[DeviceStatus, ...]:
         """Return the known devices whose labels match, by id."""
-        at = self._now().timestamp()
         return tuple(
-            DeviceStatus(
-                report=device.report,
-                last_seen_s=max(0.0, at - device.last_seen),
-                is_silent=self._queries.is_silent(device.report.device_id),
-                outcomes=dict(self._store.totals.get(device.report.device_id, {})),
-            )
+            self._queries.device_status(device)
             for device in self._devices
             if all(device.report.labels.get(name) == value for name, value in (labels or {}).items())
         )
+
+    @property
+    def duplicated(self) -> int:
+        """Return how many device ids several agents report under."""
+        return self._reception.duplicated
 
     def promises(self) -> tuple[PromiseStatus, ...]:
         """Return what the audits of all devices say about each certificate in use."""
@@ -308,7 +270,7 @@ class FleetService:
             StorageError: the disk said no.
         """
         async with self._changing:
-            await self._save_reported()
+            await self._reception.save_reported()
 
     async def _news_or(self, wake_at: datetime) -> None:
         wait_s = max(0.0, (wake_at - self._now()).total_seconds())
@@ -318,19 +280,9 @@ class FleetService:
     async def _flush(self) -> datetime:
         now = self._now()
         if now >= self._flush_at:
-            await self._save_reported()
+            await self._reception.save_reported()
             self._flush_at = now + timedelta(seconds=self.settings.flush_s)
         return self._flush_at
-
-    async def _save_reported(self) -> None:
-        dirty = self._devices.dirty.copy()
-        self._devices.dirty.clear()  # before the wait: what is reported meanwhile is dirty again
-        try:
-            if dirty:
-                await self._store.save_devices(self._devices, sorted(dirty), forgotten=[])
-        except StorageError:
-            self._devices.dirty |= dirty
-            raise
 
     async def _advance(self, entry: Entry) -> datetime | None:
         """Take the steps of one rollout until it holds."""

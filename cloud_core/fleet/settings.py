@@ -62,7 +62,10 @@ class FleetSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         max_rollouts: finished rollouts that are kept.
         max_events: events kept for each rollout.
         max_records: outcome records in one delivery.
-        max_artifacts_per_device: artifacts with counts per device.
+        max_artifacts_per_device: artifacts with counts per instance of a device.
+        max_instances_per_device: data directories, and agents that report at once, behind one id. Of those that do not
+            report any more, the one that delivered longest ago makes room; beyond that a delivery is refused, and its
+            rows stay on the device.
     """
 
     heartbeat_s: _Seconds = 5.0
@@ -75,5 +78,6 @@ class FleetSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_events: _Count = 100
     max_records: _Count = 10_000
     max_artifacts_per_device: _Count = 64
+    max_instances_per_device: Annotated[int, msgspec.Meta(ge=2)] = 16
     gate: GateDefaults = GateDefaults()
     evidence: EvidenceSettings = EvidenceSettings()

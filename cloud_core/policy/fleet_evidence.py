@@ -7,6 +7,9 @@ A device needs days to see a drift that thousands of devices see within minutes 
   number of rows that share is of. The factor of the vote that speaks most against the promise is left out.
 - *devices*: the mean of what each device's own audits say (a mean of e-values is an e-value), with a limit for each.
 
+Where a data directory was copied, several instances stand behind one device: each has evidence of its own, and the mean
+of their factors is the device's vote (a mean of e-values is an e-value).
+
 So neither a device with a million healthy rows nor a forged record hides what the others see, and no single device
 raises an alarm. Decides from values; keeps none (``cloud_core.fleet.evidence`` does).
 """
@@ -40,7 +43,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceEvidence:
-    """Holds what one device's audits say about one promise.
+    """Holds what the audits of one instance of a device say about one promise.
 
     Attributes:
         bound: share of audited rows that may be harmful, at the level that the device uses.
@@ -81,9 +84,9 @@ def is_round_over(*, votes: int, devices: int, lasted_s: float, limits: Limits) 
     return votes >= min(MOST_VOTES, math.ceil(devices / 2)) or lasted_s >= limits.round_s
 
 
-def after_round(rounds: Evidence, votes: Iterable[DeviceEvidence]) -> Evidence:
-    """Take the votes of a round in: one start for each, all of them before the first."""
-    factors = [_factors(vote) for vote in votes if vote.vote_audited and vote.bound < 1]
+def after_round(rounds: Evidence, votes: Iterable[Sequence[DeviceEvidence]]) -> Evidence:
+    """Take the votes of a round in, each by its instances: one start for each vote, all of them before the first."""
+    factors = [found for vote in votes if (found := _factors(vote))]
     if not factors:
         return rounds
     return tuple(
@@ -91,18 +94,31 @@ def after_round(rounds: Evidence, votes: Iterable[DeviceEvidence]) -> Evidence:
     )
 
 
-def fleet_strength(rounds: Evidence, devices: Sequence[DeviceEvidence], limits: Limits) -> float:
-    """Return the evidence of the whole fleet, to be compared with the run length."""
+def fleet_strength(rounds: Evidence, devices: Sequence[Sequence[DeviceEvidence]], limits: Limits) -> float:
+    """Return the evidence of the whole fleet, each device by its instances, to be compared with the run length."""
     if not devices:
         return 0.0
     # at the limit, ``min_devices`` of them are needed to reach the run length
     most = limits.run_length * len(devices) / limits.min_devices
-    mean = math.fsum(min(strength(device.evidence), most) for device in devices) / len(devices)
+    mean = math.fsum(min(_own_strength(device), most) for device in devices) / len(devices)
     return (strength(rounds) + mean) / 2
 
 
-def _factors(vote: DeviceEvidence) -> tuple[float, ...]:
-    return log_factor(vote.vote_harm / vote.vote_audited, vote.bound)
+def _own_strength(device: Sequence[DeviceEvidence]) -> float:
+    return math.fsum(strength(one.evidence) for one in device) / len(device) if device else 0.0
+
+
+def _factors(vote: Sequence[DeviceEvidence]) -> tuple[float, ...]:
+    """Return the logarithms that a device multiplies by; none where nothing was audited."""
+    found = [
+        log_factor(one.vote_harm / one.vote_audited, one.bound) for one in vote if one.vote_audited and one.bound < 1
+    ]
+    return found[0] if len(found) == 1 else tuple(_log_mean(column) for column in zip(*found, strict=True))
+
+
+def _log_mean(logarithms: Sequence[float]) -> float:
+    most = max(logarithms)
+    return most + math.log(math.fsum(math.exp(one - most) for one in logarithms) / len(logarithms))
 
 
 def _grown(starts: float, column: Sequence[float]) -> float:

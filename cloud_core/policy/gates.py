@@ -174,11 +174,11 @@ def _test_harm(case: Case) -> GateTest:
     """
     audited, promised = case.audited, case.promised_harm
     # a device that claims more harm than audits would make the e-value impossible to compute
-    counts = [(min(device.audit_harm, device.audited), device.audited) for device in case.wave.observations]
-    harm = sum(harmful for harmful, _ in counts)
+    devices = case.wave.observations
+    harm = sum(min(device.audit_harm, device.audited) for device in devices)
     e_value = 1.0
-    if promised is not None and counts:
-        by_device = sum(e_value_above(harmful, n, promised) / len(counts) for harmful, n in counts)
+    if promised is not None and devices:
+        by_device = sum(_device_e_value(device, promised) / len(devices) for device in devices)
         e_value = (e_value_above(harm, audited, promised) + by_device) / 2
     audit = _audit_text(harm, audited, promised)
     is_crossed = e_value >= 1 / case.gate.alpha
@@ -191,6 +191,12 @@ def _test_harm(case: Case) -> GateTest:
         samples=audited,
         e_value=e_value,
     )
+
+
+def _device_e_value(device: Observation, promised: float) -> float:
+    """Return the evidence of a device: the mean over its instances, so that no copy hides what another one sees."""
+    counts = device.by_instance or ((device.audited, device.audit_harm),)
+    return sum(e_value_above(min(harm, audited), audited, promised) for audited, harm in counts) / len(counts)
 
 
 def _test_failures(case: Case) -> GateTest:
@@ -338,6 +344,8 @@ def _just_after(since: datetime, seconds: float) -> datetime:
 
 
 def _doing(device: Observation) -> str:
+    if device.is_duplicated:
+        return "several agents report under this id"
     if device.error:
         return device.error[:120]
     # at rest with another artifact: it was not told of this one yet

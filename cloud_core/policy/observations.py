@@ -24,6 +24,8 @@ class Observation:
         audited: audited rows of this artifact since its wave was released.
         audit_harm: the harmful ones among them.
         is_cloud_only: the device's own audit crossed its bound, and it keeps no answer of this artifact any more.
+        by_instance: audited and harmful rows of each data directory behind the device's id, where there are several.
+        is_duplicated: several agents report under its id: what one of them has reached, another may not have.
     """
 
     device_id: str
@@ -35,6 +37,8 @@ class Observation:
     audit_harm: int
     is_cloud_only: bool = False
     error: str = ""
+    by_instance: tuple[tuple[int, int], ...] = ()
+    is_duplicated: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +82,8 @@ def outcome_of(device: Observation, target: str, max_silence_s: float, released_
         return "failed"
     if device.active_digest == target and device.is_cloud_only:
         return "failed"  # it runs, but it does not do what it was rolled out for
+    if device.is_duplicated:
+        return "pending"  # the report is of one agent, and says nothing of the other
     # "committed" alone is not enough: a device that was not told of the target yet has committed the old version
     if device.active_digest == target and device.phase == "committed":
         return "committed"

@@ -334,6 +334,11 @@ def _waves(rollout: Rollout, observations: Mapping[str, Observation]) -> list[Wa
     ]
 
 
+def with_event(rollout: Rollout, text: str, now: datetime) -> Rollout:
+    """Tell something about a rollout that does not change where it stands."""
+    return replace(rollout, events=(*rollout.events, Event(at=now, text=text)))
+
+
 def _release(rollout: Rollout, now: datetime, why: str = "") -> Rollout:
     number = len(rollout.waves)
     count = sum(device.wave == number for device in rollout.plan.devices)

@@ -20,6 +20,8 @@ from penstock.wire.outcomes import OutcomeCounts, from_columns
 MAX_ACTIONS = 1000
 """Actions of operators that are remembered; the log has them all."""
 
+_BY_INSTANCE = (tables.device_instances, tables.outcome_counts, tables.device_evidence)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceRow:
@@ -29,14 +31,24 @@ class DeviceRow:
     reported: str
     first_seen: float
     last_seen: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceRow:
+    """Holds the highest sequence that is counted of one data directory of a device; "" is that of older agents."""
+
+    device_id: str
+    instance: str
     durable_sequence: int
+    updated_at: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CountsRow:
-    """Holds cumulative outcome counts of one artifact on one device."""
+    """Holds cumulative outcome counts of one artifact on one instance of a device."""
 
     device_id: str
+    instance: str
     artifact_digest: str
     model: str
     counts: OutcomeCounts
@@ -115,9 +127,14 @@ class PoolRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvidenceRow:
-    """Holds the evidence of one device against a promise as JSON, and whether its vote in the open round counts."""
+    """Holds the evidence of one instance of a device against a promise as JSON.
+
+    Attributes:
+        has_vote: whether what it audited in the open round counts.
+    """
 
     device_id: str
+    instance: str
     artifact_digest: str
     certificate_digest: str
     document: str
@@ -129,6 +146,7 @@ class FleetRows:
     """Holds everything, as read at start-up."""
 
     devices: tuple[DeviceRow, ...]
+    instances: tuple[InstanceRow, ...]
     counts: tuple[CountsRow, ...]
     assignments: tuple[AssignmentRow, ...]
     rollouts: tuple[RolloutRow, ...]
@@ -143,6 +161,7 @@ def read(transaction: Transaction) -> FleetRows:
     rollouts = transaction.execute(select(tables.rollouts).order_by(tables.rollouts.c.number)).mappings()
     return FleetRows(
         devices=tuple(DeviceRow(**row) for row in transaction.execute(select(tables.devices)).mappings()),
+        instances=tuple(InstanceRow(**row) for row in transaction.execute(select(tables.device_instances)).mappings()),
         counts=tuple(_counts_row(row) for row in transaction.execute(select(tables.outcome_counts))),
         assignments=tuple(AssignmentRow(**row) for row in transaction.execute(select(tables.assignments)).mappings()),
         rollouts=tuple(RolloutRow(**row) for row in rollouts),
@@ -154,25 +173,35 @@ def read(transaction: Transaction) -> FleetRows:
 
 
 def save_devices(transaction: Transaction, rows: Sequence[DeviceRow]) -> None:
-    """Insert or replace devices; of known ones, ``durable_sequence`` is only moved by :func:`record_outcomes`."""
-    upsert(transaction, tables.devices, [_values(row) for row in rows], leave=("first_seen", "durable_sequence"))
+    """Insert or replace devices."""
+    upsert(transaction, tables.devices, [_values(row) for row in rows], leave=("first_seen",))
 
 
 def forget_devices(transaction: Transaction, device_ids: Iterable[str]) -> None:
     """Remove devices with everything that is known of them."""
     wanted = list(device_ids)
-    for table in (tables.devices, tables.outcome_counts, tables.assignments, tables.device_evidence):
+    for table in (tables.devices, tables.assignments, *_BY_INSTANCE):
         transaction.execute(delete(table).where(table.c.device_id.in_(wanted)))
 
 
-def record_outcomes(transaction: Transaction, device: DeviceRow, sequence: int, counts: Sequence[CountsRow]) -> None:
+def forget_instances(transaction: Transaction, device_id: str, instances: Iterable[str]) -> None:
+    """Remove data directories of a device with everything that they delivered."""
+    wanted = list(instances)
+    for table in _BY_INSTANCE:
+        chosen = (table.c.device_id == device_id) & table.c.instance.in_(wanted)
+        transaction.execute(delete(table).where(chosen))
+
+
+def record_outcomes(
+    transaction: Transaction, device: DeviceRow, instance: InstanceRow, counts: Sequence[CountsRow]
+) -> None:
     """Store new totals and the sequence they include, together."""
     upsert(transaction, tables.outcome_counts, [_counts_values(row) for row in counts])
+    upsert(transaction, tables.device_instances, [_values(instance)])
     table = tables.devices
-    moved = update(table).where(table.c.device_id == device.device_id).values(durable_sequence=sequence)
-    if transaction.execute(moved).rowcount == 0:
-        # its first heartbeat is not on disk yet; without a row, the sequence would be lost and rows counted twice
-        transaction.execute(insert(table).values(**_values(device) | {"durable_sequence": sequence}))
+    if transaction.execute(select(table.c.device_id).where(table.c.device_id == device.device_id)).first() is None:
+        # its first heartbeat is not on disk yet; without a row, what it delivered would be nobody's
+        transaction.execute(insert(table).values(**_values(device)))
 
 
 def record_evidence(
@@ -201,10 +230,11 @@ def record_evidence(
             transaction.execute(delete(table).where(chosen))
 
 
-def drop_counts(transaction: Transaction, device_id: str, artifact_digests: Iterable[str]) -> None:
+def drop_counts(transaction: Transaction, device_id: str, instance: str, artifact_digests: Iterable[str]) -> None:
     """Forget counts of old artifacts."""
     table = tables.outcome_counts
-    chosen = (table.c.device_id == device_id) & table.c.artifact_digest.in_(list(artifact_digests))
+    mine = (table.c.device_id == device_id) & (table.c.instance == instance)
+    chosen = mine & table.c.artifact_digest.in_(list(artifact_digests))
     transaction.execute(delete(table).where(chosen))
 
 
@@ -250,6 +280,7 @@ def clear_assignments(transaction: Transaction, model: str) -> None:
 def _counts_row(row: Row[Any]) -> CountsRow:
     return CountsRow(
         device_id=row.device_id,
+        instance=row.instance,
         artifact_digest=row.artifact_digest,
         model=row.model,
         counts=from_columns(row),
@@ -273,5 +304,7 @@ def _actions(transaction: Transaction) -> tuple[ActionRow, ...]:
     return tuple(ActionRow(**row) for row in found.mappings())
 
 
-def _values(row: DeviceRow | AssignmentRow | RolloutRow | PoolRow | EvidenceRow | ActionRow) -> dict[str, object]:
+def _values(
+    row: DeviceRow | InstanceRow | AssignmentRow | RolloutRow | PoolRow | EvidenceRow | ActionRow,
+) -> dict[str, object]:
     return {name: getattr(row, name) for name in type(row).__slots__}

@@ -54,13 +54,23 @@ devices = Table(
     Column("reported", Text, nullable=False),
     Column("first_seen", Double, nullable=False),
     Column("last_seen", Double, nullable=False),
+)
+
+device_instances = Table(
+    "device_instances",
+    metadata,
+    # data directories behind one device id, each with sequences of its own; empty: what older agents delivered
+    Column("device_id", String(128), primary_key=True),
+    Column("instance", String(64), primary_key=True),
     Column("durable_sequence", BigInteger, nullable=False),
+    Column("updated_at", Double, nullable=False),
 )
 
 outcome_counts = Table(
     "outcome_counts",
     metadata,
     Column("device_id", String(128), primary_key=True),
+    Column("instance", String(64), primary_key=True),
     Column("artifact_digest", String(71), primary_key=True),
     Column("model", String(255), nullable=False),
     *(Column(name, BigInteger, nullable=False, server_default="0") for name in COLUMNS),
@@ -84,6 +94,7 @@ device_evidence = Table(
     "device_evidence",
     metadata,
     Column("device_id", String(128), primary_key=True),
+    Column("instance", String(64), primary_key=True),
     Column("artifact_digest", String(71), primary_key=True),
     Column("certificate_digest", String(71), primary_key=True),
     Column("document", Text, nullable=False),

@@ -93,9 +93,57 @@ def _what_devices_run(transaction: Connection) -> None:
         )
 
 
+def _instances_of_devices(transaction: Connection) -> None:
+    """Count by data directory as well as by device: what was delivered until now belongs to the one without a name."""
+    transaction.execute(
+        text(
+            "CREATE TABLE device_instances (device_id VARCHAR(128) NOT NULL, instance VARCHAR(64) NOT NULL, "
+            "durable_sequence BIGINT NOT NULL, updated_at DOUBLE PRECISION NOT NULL, "
+            "PRIMARY KEY (device_id, instance))"
+        )
+    )
+    transaction.execute(
+        text("INSERT INTO device_instances SELECT device_id, '', durable_sequence, last_seen FROM devices")
+    )
+    transaction.execute(text("ALTER TABLE devices DROP COLUMN durable_sequence"))
+    counters = sorted(_count_columns(transaction) - {"device_id", "artifact_digest", "model", "updated_at"})
+    _with_instance(
+        transaction,
+        "outcome_counts",
+        keys=["artifact_digest VARCHAR(71)"],
+        others=[
+            "model VARCHAR(255) NOT NULL",
+            *(f"{name} BIGINT DEFAULT '0' NOT NULL" for name in counters),
+            "updated_at DOUBLE PRECISION NOT NULL",
+        ],
+    )
+    if inspect(transaction).has_table("device_evidence"):  # databases of before have no such table
+        _with_instance(
+            transaction,
+            "device_evidence",
+            keys=["artifact_digest VARCHAR(71)", "certificate_digest VARCHAR(71)"],
+            others=["document TEXT NOT NULL", "has_vote BOOLEAN NOT NULL"],
+        )
+
+
+def _with_instance(transaction: Connection, table: str, *, keys: list[str], others: list[str]) -> None:
+    """Make a table again, with ``instance`` in its primary key: few databases change one in place."""
+    names = [column.split()[0] for column in (*keys, *others)]
+    key_names = ", ".join(["device_id", "instance", *names[: len(keys)]])
+    columns = ["device_id VARCHAR(128) NOT NULL", "instance VARCHAR(64) NOT NULL", *(f"{key} NOT NULL" for key in keys)]
+    transaction.execute(text(f"ALTER TABLE {table} RENAME TO {table}_3"))
+    transaction.execute(text(f"CREATE TABLE {table} ({', '.join([*columns, *others])}, PRIMARY KEY ({key_names}))"))
+    copied = ", ".join(names)
+    transaction.execute(
+        text(f"INSERT INTO {table} (device_id, instance, {copied}) SELECT device_id, '', {copied} FROM {table}_3")
+    )
+    transaction.execute(text(f"DROP TABLE {table}_3"))
+
+
 STEPS: Mapping[int, Callable[[Connection], None]] = {
     2: _verdicts_as_tests,
     3: _what_devices_run,
+    4: _instances_of_devices,
 }
 """By the version that a step leads to."""
 

@@ -31,6 +31,7 @@ def status_document(parts: Parts, *, tcp_address: str) -> dict[str, Any]:
     escalator = parts.dataplane.escalator
     return {
         "device_id": device.device_id,
+        "instance": delivery.instance,
         "agent_version": device.agent_version,
         "target": device.target,
         "labels": device.labels,

@@ -1,5 +1,8 @@
 """Delivers outcome counts to the fleet service: from memory into the durable outbox, and from there up.
 
+Records go up under the instance of their outbox where the service counts by instance; that is known from its answer to
+a heartbeat, and nothing is delivered before.
+
 Owns the rhythm, and what happens when the disk or the service refuses: counts wait, in memory up to a bound and in the
 outbox up to its own, so that an outage costs nothing but time. What a count means is defined in
 ``penstock.wire.outcomes``.
@@ -13,7 +16,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from edge_agent.reporting.fleet_link import FleetLink
-from edge_agent.reporting.outbox import Outbox, Record
+from edge_agent.reporting.outbox import Batch, Outbox
 from edge_agent.serving.counts import IntervalCounts, Outcomes
 from edge_agent.settings import OutboxSettings
 from edge_agent.updates.store import in_thread
@@ -56,6 +59,8 @@ class Delivery:
         self._failures = 0
         self._retry_at = 0.0
         self._wake = asyncio.Event()
+        self._counts_instances: bool | None = None
+        self._renewal: asyncio.Task[None] | None = None
         self.error = ""
 
     @property
@@ -68,11 +73,28 @@ class Delivery:
         """Return how many records were given up since the start: too old, or no room."""
         return self._outbox.dropped if self._outbox else 0
 
+    @property
+    def instance(self) -> str:
+        """Return the name of this data directory; "" before the outbox could be opened."""
+        return self._outbox.instance if self._outbox else ""
+
+    def learn(self, *, counts_instances: bool, must_renew: bool = False) -> None:
+        """Take what the service said of instances in its answer to a heartbeat.
+
+        Args:
+            must_renew: another agent reports with our instance.
+        """
+        if self._counts_instances is None:
+            self._wake.set()
+        self._counts_instances = counts_instances
+        if must_renew and self._outbox is not None and self._renewal is None:
+            self._renewal = asyncio.create_task(self._renew(), name="instance")
+
     async def run(self) -> None:
         """Flush and deliver until cancelled. What was left before a restart goes first."""
         while True:
             await self.flush()
-            if self._now() >= self._retry_at:
+            if self._counts_instances is not None and self._now() >= self._retry_at:
                 await self._deliver_or_back_off()
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
@@ -122,6 +144,8 @@ class Delivery:
 
     async def close(self) -> None:
         """Flush for the last time. Call it when nothing is counted any more."""
+        if self._renewal is not None:
+            await asyncio.wait([self._renewal])
         await self.flush()
         if self._outbox is not None:
             self._outbox.close()
@@ -144,18 +168,33 @@ class Delivery:
         Raises:
             PenstockError: out of reach, refused, or the disk; what was not acknowledged stays.
         """
-        while batch := await self._batch():
+        while (batch := await self._batch()).records:
             durable = await self._link.deliver(delivery_request(self._device_id, batch))
             async with self._one_call:
                 outbox = await self._opened()
-                await in_thread(outbox.acknowledge, durable)
-            if durable < batch[0].sequence:
-                raise Unavailable(f"the fleet service keeps nothing: durable up to {durable} of {batch[0].sequence}")
+                await in_thread(outbox.acknowledge, batch.instance, durable)
+            first = batch.records[0].sequence
+            if durable < first:
+                raise Unavailable(f"the fleet service keeps nothing: durable up to {durable} of {first}")
 
-    async def _batch(self) -> Sequence[Record]:
+    async def _batch(self) -> Batch:
         async with self._one_call:
             outbox = await self._opened()
-            return await in_thread(outbox.batch) if outbox.depth else ()
+            if not outbox.depth:
+                return Batch(instance="", records=())
+            return await in_thread(lambda: outbox.batch(instance=None if self._counts_instances else ""))
+
+    async def _renew(self) -> None:
+        try:
+            async with self._one_call:
+                outbox = await self._opened()
+                instance = await in_thread(outbox.renew_instance)
+            log(_log, logging.WARNING, "another agent reports under our device id, from a copy of our data directory; "
+                "this one counts apart from now on", device=self._device_id, instance=instance)  # fmt: skip
+        except StorageError as error:
+            self._note(error)  # the service asks again
+        finally:
+            self._renewal = None
 
     async def _opened(self) -> Outbox:
         if self._outbox is None:
@@ -168,10 +207,11 @@ class Delivery:
         self.error = error.message
 
 
-def delivery_request(device_id: str, batch: Sequence[Record]) -> fleet_pb2.DeliverOutcomesRequest:
-    """Build the message that carries records, ascending by sequence."""
+def delivery_request(device_id: str, batch: Batch) -> fleet_pb2.DeliverOutcomesRequest:
+    """Build the message that carries records of one instance, ascending by sequence."""
     return fleet_pb2.DeliverOutcomesRequest(
         device_id=device_id,
+        instance=batch.instance,
         records=[
             fleet_pb2.OutcomeRecord(
                 sequence=record.sequence,
@@ -181,7 +221,7 @@ def delivery_request(device_id: str, batch: Sequence[Record]) -> fleet_pb2.Deliv
                 started_at=record.interval.started_at,
                 ended_at=record.interval.ended_at,
             )
-            for record in batch
+            for record in batch.records
         ],
     )
 

@@ -35,6 +35,7 @@ class Device:
     Attributes:
         target: the compile target that the device can run.
         rung: the role whose variants it runs.
+        run: names this process.
     """
 
     device_id: str
@@ -43,6 +44,7 @@ class Device:
     target: str
     subscriptions: tuple[str, ...]
     rung: str = "edge"
+    run: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +58,8 @@ class Local:
         remove: takes that the service wants a model to be dropped.
         queued: tells how many outcome records wait.
         reached: is called when the service answers again after it did not.
+        instance: tells the name of the data directory; "" while it is not known.
+        learn: takes whether the service counts by instance, and whether another agent has ours.
     """
 
     reported: Callable[[], Sequence[ReportedModel]]
@@ -64,6 +68,8 @@ class Local:
     remove: Callable[[str], None]
     queued: Callable[[], int]
     reached: Callable[[], None]
+    instance: Callable[[], str]
+    learn: Callable[[bool, bool], None]
 
 
 class Heartbeats:
@@ -103,15 +109,17 @@ class Heartbeats:
 
     async def _beat(self) -> float:
         """Send one heartbeat; return how long to wait before the next, in seconds."""
-        request = heartbeat_request(self._device, self._local.reported(), self._local.queued())
+        local = self._local
+        request = heartbeat_request(self._device, local.reported(), local.queued(), instance=local.instance())
         try:
             response = await self._link.heartbeat(request)
         except PenstockError as error:
             self._note_failure(error)
             return self._backoff.delay_s(self._failures - 1, self._random(), retry_after_s=error.retry_after_s)
+        local.learn(response.counts_instances, response.must_renew_instance)
         if not self.is_reachable:
             log(_log, logging.INFO, "fleet service reached")
-            self._local.reached()
+            local.reached()
         self.is_reachable, self.error, self._failures = True, "", 0
         for desired in response.models:
             self._take(desired)
@@ -141,7 +149,9 @@ class Heartbeats:
         self.is_reachable, self.error = False, error.message
 
 
-def heartbeat_request(device: Device, models: Sequence[ReportedModel], queued: int) -> fleet_pb2.HeartbeatRequest:
+def heartbeat_request(
+    device: Device, models: Sequence[ReportedModel], queued: int, *, instance: str = ""
+) -> fleet_pb2.HeartbeatRequest:
     """Build the message that says what is true of this device."""
     return fleet_pb2.HeartbeatRequest(
         device_id=device.device_id,
@@ -152,6 +162,8 @@ def heartbeat_request(device: Device, models: Sequence[ReportedModel], queued: i
         models=[_model_message(model) for model in models],
         outbox_records=queued,
         rung=device.rung,
+        instance=instance,
+        run=device.run,
     )
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from edge_agent.identity import LOCK_FILE
 from edge_agent.policy.model_state import ModelState, Slot
 from edge_agent.serving.hosting import LoadPlan
 from edge_agent.updates import state_format
@@ -55,7 +56,7 @@ class DataDirLock:
         with disk_errors(f"using data directory {data_dir}"):
             data_dir.mkdir(parents=True, exist_ok=True)
             try:
-                self._file = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                self._file = os.open(data_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             except OSError as error:
                 if error.errno not in _WORN_OUT:
                     raise

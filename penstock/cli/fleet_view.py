@@ -17,6 +17,7 @@ def devices_text(devices: list[pb.Device]) -> str:
     rows = []
     for device in devices:
         seen = f"{device.last_seen_s:.0f} s ago" + (" (silent)" if device.is_silent else "")
+        seen += f" ({_agents(device)} agents)" if device.is_duplicated else ""
         labels = ",".join(f"{name}={value}" for name, value in sorted(device.labels.items())) or "-"
         for model in device.models or [pb.ReportedModel(model="-")]:
             phase = _word(pb.UpdatePhase.Name(model.phase)) if model.model != "-" else "-"
@@ -27,7 +28,10 @@ def devices_text(devices: list[pb.Device]) -> str:
                  device.outbox_records, model.error or "-")
             )  # fmt: skip
     columns = ["device", "target", "labels", "model", "runs", "phase", "mode", "seen", "outbox", "error"]
-    return format_table(columns, rows) if rows else "no devices yet; an agent appears with its first heartbeat"
+    if not rows:
+        return "no devices yet; an agent appears with its first heartbeat"
+    notes = [_duplicate(device) for device in devices if device.is_duplicated]
+    return "\n".join([format_table(columns, rows), *notes])
 
 
 def promises_text(promises: Sequence[pb.FleetPromise]) -> str:
@@ -82,6 +86,8 @@ def rollout_text(rollout: pb.Rollout) -> str:
     for wave in rollout.waves:
         for device in wave.devices:
             note = "silent" if device.is_silent else device.error or "-"
+            if device.is_duplicated:
+                note = "several agents report under this id ('penstock fleet devices')"
             counts = device.counts
             runs = device.active_version or short(device.active_digest) or "-"
             phase = _word(pb.UpdatePhase.Name(device.phase))
@@ -138,6 +144,21 @@ def progress_line(rollout: pb.Rollout) -> str:
 def short(digest: str) -> str:
     """Return the first 12 hex digits of a digest."""
     return digest.removeprefix("sha256:")[:12]
+
+
+def _agents(device: pb.Device) -> int:
+    return sum(one.agents for one in device.instances)
+
+
+def _duplicate(device: pb.Device) -> str:
+    counted = ", ".join(
+        f"{one.instance[:8] or 'older agents'}: {sum(found.counts.requests for found in one.outcomes)} rows"
+        for one in device.instances
+    )
+    return (
+        f"\n{device.device_id}: {_agents(device)} agents report under this id, because a data directory was copied "
+        f"(counted apart: {counted}); give each device an id and a directory of its own"
+    )
 
 
 def _trust(promise: pb.FleetPromise) -> str:

@@ -65,6 +65,21 @@ def boot_id(path: Path) -> str:
         return ""
 
 
+_SERIALS = (Path("/sys/firmware/devicetree/base/serial-number"), Path("/sys/class/dmi/id/product_uuid"))
+
+
+def serial_number(paths: tuple[Path, ...] = _SERIALS) -> str:
+    """Return the serial number of the board or the virtual machine; "" where none is told, or not to this user."""
+    for path in paths:
+        try:
+            found = path.read_bytes()[:256].decode("ascii", "replace").strip("\0 \n")
+        except OSError:
+            continue
+        if found:
+            return found
+    return ""
+
+
 def processor_name() -> str:
     """Return what the processor calls itself, for people; the architecture where it says nothing."""
     return _cpuinfo(Path("/proc/cpuinfo"), "model name") or platform.machine() or "unknown"

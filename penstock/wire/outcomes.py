@@ -10,6 +10,9 @@ unknown model, queue full) have no rows here. The audit's counters come on top: 
 
 from __future__ import annotations
 
+import functools
+import operator
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -85,6 +88,11 @@ HEADINGS: dict[str, str] = {"requests": "rows"} | {
 """Headings of columns in tables for people."""
 
 NOTHING = OutcomeCounts()
+
+
+def summed(counts: Iterable[OutcomeCounts]) -> OutcomeCounts:
+    """Return the sum; nothing of none."""
+    return functools.reduce(operator.add, counts, NOTHING)
 
 
 def from_columns(values: Any) -> OutcomeCounts:

@@ -206,13 +206,18 @@ class FakeFleet(fleet_pb2_grpc.FleetServicer):
     Attributes:
         distrusts: models whose answers no device may keep.
         loses_replies: DeliverOutcomes keeps the records, and the reply is lost.
+        counts_instances: False for a core of before, which takes all records of a device for one sequence.
+        must_renew: agents are told that another one has their instance.
+        durable: highest sequence that is kept, by device and instance.
     """
 
     def __init__(self) -> None:
         self.heartbeats: list[fleet_pb2.HeartbeatRequest] = []
         self.desired: dict[str, Release] = {}
-        self.records: dict[tuple[str, int], fleet_pb2.OutcomeRecord] = {}
-        self.durable: dict[str, int] = {}
+        self.records: dict[tuple[str, str, int], fleet_pb2.OutcomeRecord] = {}
+        self.durable: dict[tuple[str, str], int] = {}
+        self.counts_instances = True
+        self.must_renew = False
         self.distrusts: set[str] = set()
         self.deliveries = 0
         self.loses_replies = False
@@ -272,17 +277,22 @@ class FakeFleet(fleet_pb2_grpc.FleetServicer):
             )
             for model, release in self.desired.items()
         ]  # fmt: skip
-        return fleet_pb2.HeartbeatResponse(models=models, next_heartbeat_s=self.next_heartbeat_s)
+        return fleet_pb2.HeartbeatResponse(
+            models=models,
+            next_heartbeat_s=self.next_heartbeat_s,
+            counts_instances=self.counts_instances,
+            must_renew_instance=self.must_renew,
+        )
 
     async def DeliverOutcomes(  # noqa: N802
         self, request: fleet_pb2.DeliverOutcomesRequest, context: Any
     ) -> fleet_pb2.DeliverOutcomesResponse:
         self.deliveries += 1
-        device = request.device_id
+        key = (request.device_id, request.instance if self.counts_instances else "")
         for record in request.records:
-            if record.sequence > self.durable.get(device, 0):
-                self.records[device, record.sequence] = record
-                self.durable[device] = record.sequence
+            if record.sequence > self.durable.get(key, 0):
+                self.records[*key, record.sequence] = record
+                self.durable[key] = record.sequence
         if self.loses_replies:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the reply was lost")
-        return fleet_pb2.DeliverOutcomesResponse(durable_sequence=self.durable.get(device, 0))
+        return fleet_pb2.DeliverOutcomesResponse(durable_sequence=self.durable.get(key, 0))

@@ -324,7 +324,7 @@ async def test_kill_9_during_outbox_writes_counts_nothing_twice_and_loses_nothin
     await until("the last row", lambda: device.fleet.rows(layout.digest) >= flushed + 1)
     await asyncio.sleep(0.2)
     assert device.fleet.rows(layout.digest) <= asked
-    sequences = sorted(sequence for _, sequence in device.fleet.records)
+    sequences = sorted(sequence for _, _, sequence in device.fleet.records)
     assert len(sequences) == len(set(sequences))
 
 

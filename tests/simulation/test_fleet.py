@@ -150,8 +150,7 @@ class World:
         agent.next_at = self.now_s + agent.dice.choice((1, 2, 2, 3))
         desired: Sequence[pb.DesiredModel] = ()
         if self.is_up:
-            models, next_s = await self.service.heartbeat(codec.decode_report(agent.heartbeat()))
-            desired = codec.encode_desired(models, next_s).models
+            desired = codec.encode_reply(await self.service.heartbeat(codec.decode_report(agent.heartbeat()))).models
             if agent.outbox and agent.dice.random() < 0.3:
                 delivery = pb.DeliverOutcomesRequest(device_id=agent.name, records=agent.outbox)
                 durable = await self.service.deliver_outcomes(agent.name, codec.decode_records(delivery))
@@ -189,7 +188,10 @@ class World:
         return [agent for agent in self.agents if agent.dies_at > self.now_s]
 
     def counted(self) -> dict[str, int]:
-        return {name: sum(c.requests for c in per.values()) for name, per in self.service._store.totals.items()}
+        return {
+            name: sum(counts.requests for totals in by_instance.values() for counts in totals.values())
+            for name, by_instance in self.service._store.totals.items()
+        }
 
 
 def write_artifact(root: Path, tag: str) -> Layout:
@@ -349,4 +351,4 @@ async def test_an_aborted_rollout_and_the_next_one(world: World) -> None:
 def _durable(world: World, agent: Agent) -> int:
     device = world.service._devices.get(agent.name)
     assert device is not None
-    return device.durable_sequence
+    return device.delivered[""].sequence if device.delivered else 0

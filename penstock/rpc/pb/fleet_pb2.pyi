@@ -118,7 +118,7 @@ class ReportedModel(_message.Message):
     def __init__(self, model: _Optional[str] = ..., active_digest: _Optional[str] = ..., active_version: _Optional[str] = ..., certificate_digest: _Optional[str] = ..., desired_digest: _Optional[str] = ..., phase: _Optional[_Union[UpdatePhase, str]] = ..., mode: _Optional[_Union[CascadeMode, str]] = ..., failed_digest: _Optional[str] = ..., error: _Optional[str] = ..., fetched_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., max_harm: _Optional[float] = ..., desired_certificate_digest: _Optional[str] = ...) -> None: ...
 
 class HeartbeatRequest(_message.Message):
-    __slots__ = ("device_id", "agent_version", "labels", "target", "subscriptions", "models", "outbox_records", "rung")
+    __slots__ = ("device_id", "agent_version", "labels", "target", "subscriptions", "models", "outbox_records", "rung", "instance", "run")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -134,6 +134,8 @@ class HeartbeatRequest(_message.Message):
     MODELS_FIELD_NUMBER: _ClassVar[int]
     OUTBOX_RECORDS_FIELD_NUMBER: _ClassVar[int]
     RUNG_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
     device_id: str
     agent_version: str
     labels: _containers.ScalarMap[str, str]
@@ -142,7 +144,9 @@ class HeartbeatRequest(_message.Message):
     models: _containers.RepeatedCompositeFieldContainer[ReportedModel]
     outbox_records: int
     rung: str
-    def __init__(self, device_id: _Optional[str] = ..., agent_version: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., target: _Optional[str] = ..., subscriptions: _Optional[_Iterable[str]] = ..., models: _Optional[_Iterable[_Union[ReportedModel, _Mapping]]] = ..., outbox_records: _Optional[int] = ..., rung: _Optional[str] = ...) -> None: ...
+    instance: str
+    run: str
+    def __init__(self, device_id: _Optional[str] = ..., agent_version: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., target: _Optional[str] = ..., subscriptions: _Optional[_Iterable[str]] = ..., models: _Optional[_Iterable[_Union[ReportedModel, _Mapping]]] = ..., outbox_records: _Optional[int] = ..., rung: _Optional[str] = ..., instance: _Optional[str] = ..., run: _Optional[str] = ...) -> None: ...
 
 class DesiredModel(_message.Message):
     __slots__ = ("model", "version", "artifact_digest", "certificate_digest", "is_distrusted", "is_removed")
@@ -161,12 +165,16 @@ class DesiredModel(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., certificate_digest: _Optional[str] = ..., is_distrusted: _Optional[bool] = ..., is_removed: _Optional[bool] = ...) -> None: ...
 
 class HeartbeatResponse(_message.Message):
-    __slots__ = ("models", "next_heartbeat_s")
+    __slots__ = ("models", "next_heartbeat_s", "counts_instances", "must_renew_instance")
     MODELS_FIELD_NUMBER: _ClassVar[int]
     NEXT_HEARTBEAT_S_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_INSTANCES_FIELD_NUMBER: _ClassVar[int]
+    MUST_RENEW_INSTANCE_FIELD_NUMBER: _ClassVar[int]
     models: _containers.RepeatedCompositeFieldContainer[DesiredModel]
     next_heartbeat_s: float
-    def __init__(self, models: _Optional[_Iterable[_Union[DesiredModel, _Mapping]]] = ..., next_heartbeat_s: _Optional[float] = ...) -> None: ...
+    counts_instances: bool
+    must_renew_instance: bool
+    def __init__(self, models: _Optional[_Iterable[_Union[DesiredModel, _Mapping]]] = ..., next_heartbeat_s: _Optional[float] = ..., counts_instances: _Optional[bool] = ..., must_renew_instance: _Optional[bool] = ...) -> None: ...
 
 class OutcomeRecord(_message.Message):
     __slots__ = ("sequence", "model", "artifact_digest", "counts", "started_at", "ended_at")
@@ -185,12 +193,14 @@ class OutcomeRecord(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., counts: _Optional[_Union[OutcomeCounts, _Mapping]] = ..., started_at: _Optional[float] = ..., ended_at: _Optional[float] = ...) -> None: ...
 
 class DeliverOutcomesRequest(_message.Message):
-    __slots__ = ("device_id", "records")
+    __slots__ = ("device_id", "records", "instance")
     DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
     RECORDS_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
     device_id: str
     records: _containers.RepeatedCompositeFieldContainer[OutcomeRecord]
-    def __init__(self, device_id: _Optional[str] = ..., records: _Optional[_Iterable[_Union[OutcomeRecord, _Mapping]]] = ...) -> None: ...
+    instance: str
+    def __init__(self, device_id: _Optional[str] = ..., records: _Optional[_Iterable[_Union[OutcomeRecord, _Mapping]]] = ..., instance: _Optional[str] = ...) -> None: ...
 
 class DeliverOutcomesResponse(_message.Message):
     __slots__ = ("durable_sequence",)
@@ -199,7 +209,7 @@ class DeliverOutcomesResponse(_message.Message):
     def __init__(self, durable_sequence: _Optional[int] = ...) -> None: ...
 
 class Device(_message.Message):
-    __slots__ = ("device_id", "agent_version", "labels", "target", "models", "last_seen_s", "is_silent", "outbox_records", "outcomes")
+    __slots__ = ("device_id", "agent_version", "labels", "target", "models", "last_seen_s", "is_silent", "outbox_records", "outcomes", "is_duplicated", "instances")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -216,6 +226,8 @@ class Device(_message.Message):
     IS_SILENT_FIELD_NUMBER: _ClassVar[int]
     OUTBOX_RECORDS_FIELD_NUMBER: _ClassVar[int]
     OUTCOMES_FIELD_NUMBER: _ClassVar[int]
+    IS_DUPLICATED_FIELD_NUMBER: _ClassVar[int]
+    INSTANCES_FIELD_NUMBER: _ClassVar[int]
     device_id: str
     agent_version: str
     labels: _containers.ScalarMap[str, str]
@@ -225,7 +237,21 @@ class Device(_message.Message):
     is_silent: bool
     outbox_records: int
     outcomes: _containers.RepeatedCompositeFieldContainer[DeliveredOutcomes]
-    def __init__(self, device_id: _Optional[str] = ..., agent_version: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., target: _Optional[str] = ..., models: _Optional[_Iterable[_Union[ReportedModel, _Mapping]]] = ..., last_seen_s: _Optional[float] = ..., is_silent: _Optional[bool] = ..., outbox_records: _Optional[int] = ..., outcomes: _Optional[_Iterable[_Union[DeliveredOutcomes, _Mapping]]] = ...) -> None: ...
+    is_duplicated: bool
+    instances: _containers.RepeatedCompositeFieldContainer[DeviceInstance]
+    def __init__(self, device_id: _Optional[str] = ..., agent_version: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., target: _Optional[str] = ..., models: _Optional[_Iterable[_Union[ReportedModel, _Mapping]]] = ..., last_seen_s: _Optional[float] = ..., is_silent: _Optional[bool] = ..., outbox_records: _Optional[int] = ..., outcomes: _Optional[_Iterable[_Union[DeliveredOutcomes, _Mapping]]] = ..., is_duplicated: _Optional[bool] = ..., instances: _Optional[_Iterable[_Union[DeviceInstance, _Mapping]]] = ...) -> None: ...
+
+class DeviceInstance(_message.Message):
+    __slots__ = ("instance", "agents", "durable_sequence", "outcomes")
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    AGENTS_FIELD_NUMBER: _ClassVar[int]
+    DURABLE_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    OUTCOMES_FIELD_NUMBER: _ClassVar[int]
+    instance: str
+    agents: int
+    durable_sequence: int
+    outcomes: _containers.RepeatedCompositeFieldContainer[DeliveredOutcomes]
+    def __init__(self, instance: _Optional[str] = ..., agents: _Optional[int] = ..., durable_sequence: _Optional[int] = ..., outcomes: _Optional[_Iterable[_Union[DeliveredOutcomes, _Mapping]]] = ...) -> None: ...
 
 class DeliveredOutcomes(_message.Message):
     __slots__ = ("artifact_digest", "counts")
@@ -484,7 +510,7 @@ class Wave(_message.Message):
     def __init__(self, number: _Optional[int] = ..., is_released: _Optional[bool] = ..., devices: _Optional[_Iterable[_Union[WaveDevice, _Mapping]]] = ..., gate: _Optional[_Union[GateVerdict, _Mapping]] = ...) -> None: ...
 
 class WaveDevice(_message.Message):
-    __slots__ = ("device_id", "phase", "active_digest", "active_version", "is_silent", "error", "counts")
+    __slots__ = ("device_id", "phase", "active_digest", "active_version", "is_silent", "error", "counts", "is_duplicated")
     DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -492,6 +518,7 @@ class WaveDevice(_message.Message):
     IS_SILENT_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     COUNTS_FIELD_NUMBER: _ClassVar[int]
+    IS_DUPLICATED_FIELD_NUMBER: _ClassVar[int]
     device_id: str
     phase: UpdatePhase
     active_digest: str
@@ -499,7 +526,8 @@ class WaveDevice(_message.Message):
     is_silent: bool
     error: str
     counts: OutcomeCounts
-    def __init__(self, device_id: _Optional[str] = ..., phase: _Optional[_Union[UpdatePhase, str]] = ..., active_digest: _Optional[str] = ..., active_version: _Optional[str] = ..., is_silent: _Optional[bool] = ..., error: _Optional[str] = ..., counts: _Optional[_Union[OutcomeCounts, _Mapping]] = ...) -> None: ...
+    is_duplicated: bool
+    def __init__(self, device_id: _Optional[str] = ..., phase: _Optional[_Union[UpdatePhase, str]] = ..., active_digest: _Optional[str] = ..., active_version: _Optional[str] = ..., is_silent: _Optional[bool] = ..., error: _Optional[str] = ..., counts: _Optional[_Union[OutcomeCounts, _Mapping]] = ..., is_duplicated: _Optional[bool] = ...) -> None: ...
 
 class Rollout(_message.Message):
     __slots__ = ("plan", "state", "waves", "status", "elapsed_s", "events", "promises")

@@ -112,8 +112,8 @@ class FleetServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeliverOutcomes(self, request, context):
-        """Idempotent: a record is counted once per (device_id, boot-independent sequence). Replies with the highest
-        sequence that is durable; the device drops its records up to there.
+        """Idempotent: a record is counted once per (device_id, instance, boot-independent sequence). Replies with the
+        highest sequence of that instance that is durable; the device drops its records up to there.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

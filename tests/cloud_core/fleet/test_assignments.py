@@ -49,7 +49,7 @@ class Fleet:
         model = self.running[name]
         models = (model,) if model.active_digest else ()
         report = Report(device_id=name, target="any", subscriptions=("*",), models=models)
-        desired, _ = await self.service.heartbeat(report)
+        desired = (await self.service.heartbeat(report)).models
         return desired[0] if desired else None
 
     async def follow(self, name: str) -> None:
@@ -105,11 +105,11 @@ async def test_a_first_version_reaches_devices_by_a_plan_of_one_wave_and_latecom
     assert view.rollout.plan.wave_count == 1
     assert [device.base_digest for device in view.rollout.plan.devices] == ["", ""]
     report = Report(device_id="late", target="any", subscriptions=("*",))
-    assert (await fleet.service.heartbeat(report))[0] == ()
+    assert (await fleet.service.heartbeat(report)).models == ()
     assert (await fleet.follow_all()).rollout.state == "succeeded"
     first = fleet.layout.certificates()[0][0]
     assert fleet.on() == dict.fromkeys(NAMES, (fleet.layout.digest, first))
-    ((late,), _) = await fleet.service.heartbeat(report)
+    (late,) = (await fleet.service.heartbeat(report)).models
     assert (late.artifact_digest, late.certificate_digest) == (fleet.layout.digest, first)
 
 
@@ -163,7 +163,7 @@ async def test_a_certificate_travels_in_waves_and_is_taken_back_by_undo(fleet: F
     await fleet.follow_all()
     assert fleet.on() == before
     # and a device that comes now gets what the fleet has, not the newest
-    ((late,), _) = await fleet.service.heartbeat(Report(device_id="late", target="any", subscriptions=("*",)))
+    (late,) = (await fleet.service.heartbeat(Report(device_id="late", target="any", subscriptions=("*",)))).models
     assert late.certificate_digest == before[first_name][1]
 
 
@@ -210,14 +210,13 @@ async def test_a_removal_is_a_rollout_and_undo_brings_the_model_back(fleet: Flee
     assert (await fleet.follow_all()).rollout.state == "succeeded"
     assert {artifact for artifact, _ in fleet.on().values()} == {""}
     assert fleet.registry.resolve("digits").digest == fleet.layout.digest, "the core goes on serving it"
-    ((asleep,), _) = await fleet.service.heartbeat(
-        Report(
-            device_id="asleep",
-            target="any",
-            subscriptions=("*",),
-            models=(ReportedModel(model="digits", active_digest=fleet.layout.digest),),
-        )
+    report = Report(
+        device_id="asleep",
+        target="any",
+        subscriptions=("*",),
+        models=(ReportedModel(model="digits", active_digest=fleet.layout.digest),),
     )
+    (asleep,) = (await fleet.service.heartbeat(report)).models
     assert asleep.is_removed, "one that was away meanwhile drops it too"
     with pytest.raises(Conflict, match="does not have it"):
         await fleet.start("", is_removal=True)

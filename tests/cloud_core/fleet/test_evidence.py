@@ -47,7 +47,7 @@ class Fleet:
             **changes,
         )
         report = Report(device_id=name, target="any", subscriptions=("*",), models=(model,))
-        (desired,), _ = await self.service.heartbeat(report)
+        (desired,) = (await self.service.heartbeat(report)).models
         return desired.is_distrusted
 
     async def audit(self, name: str, audited: int, harm: int) -> None:
@@ -105,7 +105,7 @@ async def test_a_round_that_a_restart_interrupts_goes_on(fleet: Fleet) -> None:
     fleet.start()
     pool = next(iter(fleet.service._store.evidence._pools.values()))
     assert pool.votes == {*NAMES[8:], *NAMES[:3]}
-    assert pool.devices[NAMES[0]].vote_harm == 5
+    assert pool.devices[NAMES[0]][""].vote_harm == 5
 
 
 async def test_nobody_is_demoted_unless_the_operator_wants_it(fleet: Fleet) -> None:

@@ -53,7 +53,7 @@ class Rig:
             subscriptions=("*",),
             models=(ReportedModel(**{**model, **changes}),),
         )
-        desired, _ = await self.service.heartbeat(report)
+        desired = (await self.service.heartbeat(report)).models
         return desired[0].version if desired else ""
 
     async def audit(self, name: str, sequence: int, version: str, audited: int = 100, harm: int = 0) -> int:
@@ -96,12 +96,13 @@ async def rig(database: Database, registry: Registry, clock: Any, make_layout: A
 
 async def test_a_device_without_assignment_runs_the_release_with_its_certificate(rig: Rig) -> None:
     report = Report(device_id="cam-1", target="any", subscriptions=("digits", "unknown-model"))
-    (desired,), next_s = await rig.service.heartbeat(report)
+    reply = await rig.service.heartbeat(report)
+    (desired,) = reply.models
     assert (desired.version, desired.artifact_digest) == ("v1", rig.digests["v1"])
     found = rig.registry.certificate_of(rig.digests["v1"])
     assert found is not None
     assert desired.certificate_digest == found[0]
-    assert next_s == SETTINGS.heartbeat_s
+    assert reply.next_heartbeat_s == SETTINGS.heartbeat_s
 
 
 async def test_a_device_that_cannot_run_the_release_stays_with_what_it_has(
@@ -370,7 +371,7 @@ async def test_giant_reports_are_cut_to_size(rig: Rig) -> None:
         device_id="big", labels=labels, subscriptions=(big,) * 1000, models=(model,) * 1000, agent_version=big,
         outbox_records=2**64 - 1,
     )  # fmt: skip
-    assert (await rig.service.heartbeat(report))[0] == ()
+    assert (await rig.service.heartbeat(report)).models == ()
     await rig.service.close()
     rig.restart()
     (seen,) = rig.service.devices()
@@ -395,7 +396,7 @@ async def test_records_count_once_whatever_order_they_come_in(rig: Rig) -> None:
     assert await rig.service.deliver_outcomes("a", records) == 3
     rig.restart()
     assert await rig.service.deliver_outcomes("a", records) == 3
-    assert rig.service._store.counts("a", rig.digests["v1"]) == OutcomeCounts(kept=6, audited=6)
+    assert rig.service._store.counts("a", rig.digests["v1"])[""] == OutcomeCounts(kept=6, audited=6)
 
 
 async def test_records_that_cannot_be_true_are_dropped_and_do_not_block_later_ones(rig: Rig) -> None:
@@ -409,7 +410,7 @@ async def test_records_that_cannot_be_true_are_dropped_and_do_not_block_later_on
         Record(sequence=2**64 - 1, model="digits", artifact_digest=rig.digests["v1"], counts=good),
     ]
     assert await rig.service.deliver_outcomes("a", bad) == 5
-    assert rig.service._store.counts("a", rig.digests["v1"]) == good
+    assert rig.service._store.counts("a", rig.digests["v1"])[""] == good
 
 
 async def test_a_delivery_is_bounded(rig: Rig) -> None:
@@ -424,7 +425,7 @@ async def test_artifacts_per_device_are_bounded(rig: Rig) -> None:
         record = Record(sequence=n, model="digits", artifact_digest=digest, counts=OutcomeCounts(kept=1))
         assert await rig.service.deliver_outcomes("a", [record]) == n
     rig.restart()
-    assert len(rig.service._store.totals["a"]) == 3
+    assert len(rig.service._store.totals["a"][""]) == 3
 
 
 async def test_the_fleet_is_bounded_and_forgets_what_it_has_not_seen_for_long(rig: Rig) -> None:

@@ -34,12 +34,12 @@ class Pool:
         self.devices[device] = noted(known, audited=audited, harm=harm)
         voted = [one for one in self.devices.values() if one.vote_audited]
         if is_round_over(votes=len(voted), devices=len(self.devices), lasted_s=0.0, limits=LIMITS):
-            self.rounds = after_round(self.rounds, voted)
+            self.rounds = after_round(self.rounds, [[one] for one in voted])
             self.devices = {name: without_vote(one) for name, one in self.devices.items()}
 
     @property
     def has_alarm(self) -> bool:
-        return fleet_strength(self.rounds, list(self.devices.values()), LIMITS) >= LIMITS.run_length
+        return fleet_strength(self.rounds, [[one] for one in self.devices.values()], LIMITS) >= LIMITS.run_length
 
 
 def run(pool: Pool, rate: float, audits: int, rng: random.Random, devices: int = 40) -> int:
@@ -107,8 +107,8 @@ def test_false_alarms_at_the_bound_are_as_rare_as_promised() -> None:
     for _ in range(2_000):
         devices = [noted(one, audited=1, harm=int(rng.random() < BOUND)) for one in devices]
         votes += len(devices)
-        rounds = after_round(rounds, devices)
+        rounds = after_round(rounds, [[one] for one in devices])
         devices = [without_vote(one) for one in devices]
-        if fleet_strength(rounds, devices, limits) >= limits.run_length:
+        if fleet_strength(rounds, [[one] for one in devices], limits) >= limits.run_length:
             alarms, rounds, devices = alarms + 1, FRESH, [DeviceEvidence(bound=BOUND)] * 16
     assert alarms <= votes / limits.run_length

@@ -112,11 +112,13 @@ async def test_a_full_disk_is_a_storage_error_with_advice(tmp_path: Path) -> Non
 
 async def test_a_device_whose_first_heartbeat_is_not_on_disk_keeps_its_sequence(tmp_path: Path) -> None:
     database = Database.open(tmp_path / "state.db")
-    device = rows.DeviceRow(device_id="a", reported="{}", first_seen=1.0, last_seen=1.0, durable_sequence=0)
-    await database.run(lambda tx: rows.record_outcomes(tx, device, 7, []))
+    device = rows.DeviceRow(device_id="a", reported="{}", first_seen=1.0, last_seen=1.0)
+    instance = rows.InstanceRow(device_id="a", instance="i", durable_sequence=7, updated_at=1.0)
+    await database.run(lambda tx: rows.record_outcomes(tx, device, instance, []))
+    stored = database.run_now(rows.read)
+    assert (stored.devices, stored.instances) == ((device,), (instance,))
     await database.run(lambda tx: rows.save_devices(tx, [device]))
-    (stored,) = database.run_now(rows.read).devices
-    assert stored.durable_sequence == 7
+    assert database.run_now(rows.read).instances == (instance,)
     database.close()
 
 
@@ -154,7 +156,11 @@ def test_a_database_of_the_previous_release_is_upgraded_with_its_data_intact(gol
     version = database.run_now(lambda tx: tx.exec_driver_sql("SELECT version FROM schema_version").scalar())
     database.close()
     assert version == upgrades.SCHEMA_VERSION
-    assert [(device.device_id, device.durable_sequence) for device in stored.devices] == [("cam-1", 5), ("cam-2", 0)]
+    assert {device.device_id for device in stored.devices} == {"cam-1", "cam-2"}
+    assert [(one.device_id, one.instance, one.durable_sequence) for one in stored.instances] == [
+        ("cam-1", "", 5),
+        ("cam-2", "", 0),
+    ]
     (counts,) = stored.counts
     assert counts.counts == OutcomeCounts(kept=70, escalated=20, unreachable=6, failed=4, audited=60, audit_harm=30)
     assert [(row.number, row.rollout_id, row.state) for row in stored.rollouts] == [
@@ -201,6 +207,35 @@ def test_rollouts_of_the_previous_release_are_read_with_their_verdicts(golden: P
     assert (waiting.verdict.verdict, waiting.verdict.wake_at is not None) == ("hold", True)
 
 
+def test_what_devices_delivered_before_instances_belongs_to_the_one_without_a_name(tmp_path: Path) -> None:
+    """Version 4: sequences, counts and evidence by device and instance. What was counted stays so, and counts once."""
+    copied = Path(shutil.copy(GOLDEN.with_name("state-3.db"), tmp_path / "state.db"))
+    database = Database.open(copied)
+    stored = database.run_now(rows.read)
+    assert {(one.device_id, one.instance): one.durable_sequence for one in stored.instances} == {
+        ("cam-1", ""): 6,
+        ("cam-2", ""): 1,
+    }
+    assert sorted((row.device_id, row.instance, row.counts.audited) for row in stored.counts) == [
+        ("cam-1", "", 4),
+        ("cam-1", "", 50),
+        ("cam-2", "", 7),
+    ]
+    assert sorted((row.device_id, row.instance, row.has_vote) for row in stored.evidence) == [
+        ("cam-1", "", True),
+        ("cam-1", "", True),
+        ("cam-2", "", True),
+    ]
+    columns = database.run_now(lambda tx: tx.exec_driver_sql("SELECT name FROM pragma_table_info('devices')").all())
+    assert ("durable_sequence",) not in columns
+    service = FleetService.open(database, Registry.open(tmp_path, database))
+    (first, second) = service.devices()
+    assert [sum(counts.audited for counts in one.outcomes.values()) for one in (first, second)] == [54, 7]
+    assert service.rollout().rollout.state == "paused"
+    database.close()
+    Database.open(copied).close()  # a second time there is nothing to do
+
+
 def test_a_counter_that_the_database_does_not_have_begins_at_0(golden: Path) -> None:
     altered(golden, "ALTER TABLE outcome_counts DROP COLUMN audit_harm")
     database = Database.open(golden)
@@ -208,7 +243,8 @@ def test_a_counter_that_the_database_does_not_have_begins_at_0(golden: Path) -> 
     assert counts.counts == OutcomeCounts(kept=70, escalated=20, unreachable=6, failed=4, audited=60)
     changed = replace(counts, counts=OutcomeCounts(audit_harm=3))
     (device, _) = database.run_now(rows.read).devices
-    database.run_now(lambda tx: rows.record_outcomes(tx, device, 6, [changed]))
+    instance = rows.InstanceRow(device_id="cam-1", instance="", durable_sequence=6, updated_at=1.0)
+    database.run_now(lambda tx: rows.record_outcomes(tx, device, instance, [changed]))
     assert database.run_now(rows.read).counts == (changed,)
     database.close()
 

@@ -37,6 +37,7 @@ async def delivering(
     outcomes = Outcomes(now=lambda: Wall.now)
     opened = open_outbox or (lambda: Outbox(path, OUTBOX, now=lambda: Wall.now))
     delivery = Delivery(outcomes, opened, link, "d1", OUTBOX, now=asyncio.get_running_loop().time, random=lambda: 0.0)
+    delivery.learn(counts_instances=True)
     try:
         yield delivery, outcomes
     finally:
@@ -96,13 +97,50 @@ async def test_records_from_before_a_restart_are_delivered(fleet: FakeFleet, lin
 async def test_a_lost_queue_under_a_known_device_id_is_not_taken_for_duplicates(
     fleet: FakeFleet, link: FleetLink, tmp_path: Path
 ) -> None:
-    fleet.durable["d1"] = 500
+    fleet.durable["d1", ""] = 500
+    fleet.counts_instances = False
     async with delivering(link, tmp_path / "o.sqlite") as (delivery, outcomes):
+        delivery.learn(counts_instances=False)
         outcomes.open("toy", DIGEST).record(kept=5)
         async with running(delivery.run()):
             await until("delivered", lambda: fleet.rows() == 5)
             await until("acknowledged", lambda: delivery.queued == 0)
-    assert fleet.durable["d1"] == 501
+    assert fleet.durable["d1", ""] == 501
+
+
+async def test_nothing_goes_up_before_it_is_known_under_which_name(
+    fleet: FakeFleet, link: FleetLink, tmp_path: Path
+) -> None:
+    outcomes = Outcomes(now=lambda: Wall.now)
+    outbox = Outbox(tmp_path / "o.sqlite", OUTBOX, now=lambda: Wall.now)
+    delivery = Delivery(
+        outcomes, lambda: outbox, link, "d1", OUTBOX, now=asyncio.get_running_loop().time, random=lambda: 0.0
+    )
+    outcomes.open("toy", DIGEST).record(kept=5)
+    async with running(delivery.run()):
+        await until("queued", lambda: delivery.queued == 1)
+        await delivery.flush()
+        assert fleet.deliveries == 0
+        delivery.learn(counts_instances=True)
+        await until("delivered", lambda: fleet.rows() == 5)
+    assert list(fleet.durable) == [("d1", outbox.instance)]
+    await delivery.close()
+
+
+async def test_an_agent_that_has_to_renew_its_instance_loses_nothing(
+    fleet: FakeFleet, link: FleetLink, tmp_path: Path
+) -> None:
+    async with delivering(link, tmp_path / "o.sqlite") as (delivery, outcomes):
+        tally = outcomes.open("toy", DIGEST)
+        async with running(delivery.run()):
+            tally.record(kept=5)
+            await until("delivered", lambda: fleet.rows() == 5)
+            before = delivery.instance
+            delivery.learn(counts_instances=True, must_renew=True)
+            await until("renewed", lambda: delivery.instance != before)
+            tally.record(kept=7)
+            await until("delivered", lambda: fleet.rows() == 12)
+            assert set(fleet.durable) == {("d1", before), ("d1", delivery.instance)}
 
 
 async def test_counts_stay_in_memory_while_the_disk_refuses(fleet: FakeFleet, link: FleetLink, tmp_path: Path) -> None:

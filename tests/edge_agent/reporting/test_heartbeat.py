@@ -17,7 +17,7 @@ from penstock.rpc.pb import fleet_pb2
 from tests.edge_agent.cloud import FakeFleet
 from tests.waiting import running, until
 
-DEVICE = Device(device_id="d1", agent_version="0.1", labels={"site": "x"}, target="any", subscriptions=("*",))
+DEVICE = Device(device_id="d1", agent_version="0.1", labels={"site": "x"}, target="any", subscriptions=("*",), run="r1")
 FAST = HeartbeatSettings(interval_s=0.05, min_s=0.01, max_s=0.2, timeout_s=2.0)
 DIGEST = "sha256:" + "a" * 64
 
@@ -31,6 +31,7 @@ class Models:
         self.reported: list[ReportedModel] = []
         self.times_reached = 0
         self.distrusted: list[bool] = []
+        self.learned: list[tuple[bool, bool]] = []
 
     def heartbeats(self, link: FleetLink, settings: HeartbeatSettings = FAST) -> Heartbeats:
         def reached() -> None:
@@ -43,6 +44,8 @@ class Models:
             remove=self.removed.append,
             queued=lambda: 7,
             reached=reached,
+            instance=lambda: "i1",
+            learn=lambda counts, must_renew: self.learned.append((counts, must_renew)),
         )
         return Heartbeats(link, DEVICE, local, settings, random=lambda: 0.5)
 
@@ -73,6 +76,7 @@ async def test_a_heartbeat_says_what_is(fleet: FakeFleet, link: FleetLink) -> No
         "d1", "any", {"site": "x"}, ["*"],
     )  # fmt: skip
     assert beat.outbox_records == 7
+    assert (beat.instance, beat.run) == ("i1", "r1")
     model = beat.models[0]
     assert (model.active_digest, model.active_version, model.phase) == (DIGEST, "v1", fleet_pb2.COMMITTED)
     assert model.certificate_digest == "sha256:" + "f" * 64, "the certificate that is used, not the one asked for"
@@ -139,3 +143,14 @@ async def test_an_outage_backs_off_within_bounds_and_ends(fleet: FakeFleet, link
         await until("reached again", lambda: heartbeats.is_reachable)
     assert models.times_reached == 1
     assert heartbeats.error == ""
+
+
+async def test_what_the_service_says_of_instances_is_passed_on(fleet: FakeFleet, link: FleetLink) -> None:
+    models = Models()
+    async with running(models.heartbeats(link).run()):
+        await until("an answer", lambda: models.learned)
+        assert models.learned[-1] == (True, False)
+        fleet.must_renew = True
+        await until("another one", lambda: models.learned[-1] == (True, True))
+        fleet.counts_instances, fleet.must_renew = False, False
+        await until("an older core", lambda: models.learned[-1] == (False, False))

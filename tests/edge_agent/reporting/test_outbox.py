@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.reporting.outbox import SCHEMA_VERSION, Outbox
+from edge_agent.policy.place import Place
+from edge_agent.reporting.outbox import Outbox
+from edge_agent.reporting.outbox_file import SCHEMA_VERSION
 from edge_agent.serving.counts import IntervalCounts
 from edge_agent.settings import OutboxSettings
 from penstock.errors import NewerState, StorageError
@@ -58,7 +61,7 @@ def open_outbox(tmp_path: Path) -> Iterator[Open]:
 
 
 def sequences(outbox: Outbox) -> list[int]:
-    return [record.sequence for record in outbox.batch()]
+    return [record.sequence for record in outbox.batch().records]
 
 
 def rows(outbox: Outbox) -> int:
@@ -68,12 +71,16 @@ def rows(outbox: Outbox) -> int:
 def test_records_come_out_in_order_and_leave_when_acknowledged(open_outbox: Open) -> None:
     outbox = open_outbox()
     outbox.append([interval(i) for i in range(1, 6)])
-    assert [(record.sequence, record.interval.counts.requests) for record in outbox.batch()] == [(1, 1), (2, 2), (3, 3)]
-    outbox.acknowledge(2)
+    assert [(record.sequence, record.interval.counts.requests) for record in outbox.batch().records] == [
+        (1, 1),
+        (2, 2),
+        (3, 3),
+    ]
+    outbox.acknowledge(outbox.instance, 2)
     assert sequences(outbox) == [3, 4, 5]
     assert outbox.depth == 3
-    outbox.acknowledge(5)
-    assert outbox.batch() == ()
+    outbox.acknowledge(outbox.instance, 5)
+    assert outbox.batch().records == ()
     assert outbox.depth == 0
 
 
@@ -82,13 +89,14 @@ def test_nothing_in_a_record_is_changed_on_its_way(open_outbox: Open) -> None:
     counts = OutcomeCounts(**{name: 1 + number for number, name in enumerate(COUNTERS)})
     found = IntervalCounts(model="m", artifact_digest="sha256:x", counts=counts, started_at=1.25, ended_at=2.5)
     outbox.append([found])
-    assert outbox.batch()[0].interval == found
+    assert outbox.batch().records[0].interval == found
 
 
 def test_the_sequence_survives_restarts_and_emptying(open_outbox: Open) -> None:
     outbox = open_outbox()
     outbox.append([interval(), interval()])
-    outbox.acknowledge(2)
+    outbox.batch()
+    outbox.acknowledge(outbox.instance, 2)
     outbox.close()
     again = open_outbox()
     again.append([interval()])
@@ -98,11 +106,12 @@ def test_the_sequence_survives_restarts_and_emptying(open_outbox: Open) -> None:
 def test_an_acknowledged_record_does_not_come_back(open_outbox: Open) -> None:
     outbox = open_outbox()
     outbox.append([interval()])
-    outbox.acknowledge(1)
-    outbox.acknowledge(1)
-    outbox.acknowledge(0)
+    outbox.batch()
+    outbox.acknowledge(outbox.instance, 1)
+    outbox.acknowledge(outbox.instance, 1)
+    outbox.acknowledge(outbox.instance, 0)
     outbox.close()
-    assert open_outbox().batch() == ()
+    assert open_outbox().batch().records == ()
 
 
 def test_full_merges_the_oldest_unsent_records_and_loses_no_count(open_outbox: Open) -> None:
@@ -112,7 +121,7 @@ def test_full_merges_the_oldest_unsent_records_and_loses_no_count(open_outbox: O
     assert outbox.depth == 8
     assert rows(outbox) == 40
     assert outbox.dropped == 0
-    first = outbox.batch()[0].interval
+    first = outbox.batch().records[0].interval
     assert first.started_at == NOW
     assert first.counts.requests == 33
 
@@ -180,7 +189,7 @@ def test_old_records_are_given_up_and_counted(open_outbox: Open) -> None:
     assert outbox.depth == 2
     clock.now += 2
     outbox.append([interval(3)])
-    assert [record.interval.counts.requests for record in outbox.batch()] == [2, 3]
+    assert [record.interval.counts.requests for record in outbox.batch().records] == [2, 3]
     assert outbox.dropped == 1
 
 
@@ -199,7 +208,7 @@ def test_a_clock_that_begins_elsewhere_after_a_restart_ages_nothing(open_outbox:
     assert outbox.depth == 3
     clock.now += 20  # what passed before the restart counts
     outbox.append([interval(4)])
-    assert [record.interval.counts.requests for record in outbox.batch()] == [2, 3, 4]
+    assert [record.interval.counts.requests for record in outbox.batch().records] == [2, 3, 4]
     assert outbox.dropped == 1
 
 
@@ -221,19 +230,20 @@ def test_records_with_dates_of_an_earlier_release_begin_to_age_when_they_are_rea
 def test_a_lost_queue_continues_above_what_the_service_has_seen(open_outbox: Open) -> None:
     outbox = open_outbox()
     outbox.append([interval(i) for i in range(1, 5)])
-    outbox.acknowledge(1000)
+    outbox.acknowledge(outbox.instance, 1000)
     assert outbox.depth == 4, "these were not counted: the service took them for old ones"
-    found = [(record.sequence, record.interval.counts.kept) for record in outbox.batch()]
+    found = [(record.sequence, record.interval.counts.kept) for record in outbox.batch().records]
     assert found == [(1001, 1), (1002, 2), (1003, 3)]
-    outbox.acknowledge(1004)
+    outbox.acknowledge(outbox.instance, 1003)
     outbox.append([interval(9)])
-    assert sequences(outbox) == [1005]
+    assert sequences(outbox) == [1004, 1005]
 
 
 def test_totals_survive_emptying_and_restart(open_outbox: Open) -> None:
     outbox = open_outbox()
     outbox.append([interval(3), interval(4), interval(5, artifact="b")])
-    outbox.acknowledge(3)
+    outbox.batch()
+    outbox.acknowledge(outbox.instance, 3)
     outbox.close()
     again = open_outbox()
     assert again.totals("m", "a") == OutcomeCounts(kept=7)
@@ -281,7 +291,7 @@ def test_an_append_that_returned_survives_kill_9(tmp_path: Path) -> None:
     code = """
 import os, sys
 from pathlib import Path
-from edge_agent.reporting.outbox import SCHEMA_VERSION, Outbox
+from edge_agent.reporting.outbox import Outbox
 from edge_agent.settings import OutboxSettings
 from tests.edge_agent.reporting.test_outbox import interval
 outbox = Outbox(Path(sys.argv[1]), OutboxSettings(), now=lambda: 1.8e9)
@@ -318,8 +328,8 @@ def test_at_the_defaults_a_device_writes_less_than_50_mb_a_day(tmp_path: Path) -
     for _ in range(round(3600 / defaults.flush_s)):
         outbox.append([interval(round(defaults.flush_s), artifact="sha256:" + "a" * 64, at=clock.now)])
         clock.now += defaults.flush_s
-        while batch := outbox.batch():
-            outbox.acknowledge(batch[-1].sequence)
+        while batch := outbox.batch().records:
+            outbox.acknowledge(outbox.instance, batch[-1].sequence)
     outbox.close()
     found = written() - before
     assert 24 * max(found["wchar"], found["write_bytes"]) < 50e6
@@ -349,14 +359,14 @@ def test_the_service_counts_exactly_what_was_appended(
 
     def deliver(is_reply_lost: bool) -> None:
         nonlocal durable
-        batch = outbox.batch()
+        batch = outbox.batch().records
         assert [record.sequence for record in batch] == sorted(record.sequence for record in batch)
         for record in batch:
             if record.sequence > durable:
                 durable = record.sequence
                 counted[record.interval.artifact_digest] += record.interval.counts.requests
         if not is_reply_lost:
-            outbox.acknowledge(durable)
+            outbox.acknowledge(outbox.instance, durable)
 
     for what, value in steps:
         if what == "append":
@@ -393,7 +403,7 @@ def test_an_outbox_of_the_previous_release_is_read_and_goes_on(open_outbox: Open
     shutil.copy(GOLDEN, tmp_path / "outbox.sqlite")
     outbox = open_outbox(max_batch=10)
     one, two = "sha256:" + "1" * 64, "sha256:" + "2" * 64
-    found = [(r.sequence, r.interval.artifact_digest, r.interval.counts) for r in outbox.batch()]
+    found = [(r.sequence, r.interval.artifact_digest, r.interval.counts) for r in outbox.batch().records]
     assert found == [
         (2, one, OutcomeCounts(kept=7, escalated=3)),
         (3, one, OutcomeCounts(kept=1, unreachable=2, failed=4, audited=3, audit_harm=1)),
@@ -418,10 +428,11 @@ def test_a_counter_that_a_file_does_not_have_begins_at_0(open_outbox: Open, tmp_
     shutil.copy(GOLDEN, tmp_path / "outbox.sqlite")
     altered(tmp_path / "outbox.sqlite", *(f"ALTER TABLE {table} DROP COLUMN {name}" for table in ("records", "totals")))
     outbox = open_outbox(max_batch=10)
-    assert [getattr(record.interval.counts, name) for record in outbox.batch()] == [0, 0, 0]
+    assert [getattr(record.interval.counts, name) for record in outbox.batch().records] == [0, 0, 0]
     counts = OutcomeCounts(**{name: 9})
     outbox.append([IntervalCounts(model="m", artifact_digest="a", counts=counts, started_at=0.0, ended_at=1.0)])
-    assert outbox.batch()[-1].interval.counts == counts
+    outbox.acknowledge("", 4)
+    assert outbox.batch().records[-1].interval.counts == counts
     assert outbox.totals("m", "a") == counts
 
 
@@ -454,18 +465,181 @@ def test_opening_an_outbox_that_is_up_to_date_writes_nothing(open_outbox: Open) 
 
 def test_the_tables_of_this_schema_version_are_these(open_outbox: Open) -> None:
     """A changed table is a decision: raise SCHEMA_VERSION, keep a golden file of the old one, write its upgrade."""
-    assert SCHEMA_VERSION == 2
+    assert SCHEMA_VERSION == 3
     outbox = open_outbox()
     counts = [(name, "INTEGER", 1, "0") for name in COLUMNS]
     tables = {
         name: [tuple(row[1:5]) for row in outbox._db.execute(f"PRAGMA table_info({name})")]
-        for name in ("records", "totals", "sent")
+        for name in ("records", "totals", "instance")
     }
     assert tables == {
-        "records": [("sequence", "INTEGER", 0, None), ("stored_at", "REAL", 1, None), ("model", "TEXT", 1, None),
+        "records": [("sequence", "INTEGER", 0, None), ("instance", "TEXT", 0, None),
+                    ("stored_at", "REAL", 1, None), ("model", "TEXT", 1, None),
                     ("artifact_digest", "TEXT", 1, None), *counts, ("started_at", "REAL", 1, None),
                     ("ended_at", "REAL", 1, None)],
         "totals": [("model", "TEXT", 1, None), ("artifact_digest", "TEXT", 1, None), ("touched_at", "REAL", 1, None),
                    *counts],
-        "sent": [("one", "INTEGER", 0, None), ("sequence", "INTEGER", 1, None)],
+        "instance": [("one", "INTEGER", 0, None), ("key", "TEXT", 1, None), ("place", "TEXT", 1, None)],
     }  # fmt: skip
+
+
+def test_what_an_outbox_of_before_instances_holds_goes_up_without_one(open_outbox: Open, tmp_path: Path) -> None:
+    """Version 3: the service may have some of it, under no instance; sent under one it would be counted twice."""
+    shutil.copy(GOLDEN.with_name("outbox-2.sqlite"), tmp_path / "outbox.sqlite")
+    outbox = open_outbox(max_batch=10)
+    outbox.append([interval(9)])
+    batch = outbox.batch()
+    assert (batch.instance, [record.sequence for record in batch.records]) == ("", [2, 3, 4, 5])
+    outbox.acknowledge("", 5)
+    batch = outbox.batch()
+    assert (batch.instance, [record.sequence for record in batch.records]) == (outbox.instance, [6])
+    assert len(outbox.instance) == 32
+
+
+# -- copies of the data directory ------------------------------------------------------------------------------------
+
+HERE = Place(inode=7, changed_at_ns=1_000)
+THERE = Place(inode=8, changed_at_ns=2_000)
+
+
+def test_the_instance_stays_over_restarts_and_is_another_one_in_a_copy(tmp_path: Path) -> None:
+    def opened(name: str, place: Place) -> Outbox:
+        return Outbox(tmp_path / name, SETTINGS, now=lambda: NOW, place=place)
+
+    first = opened("a.sqlite", HERE)
+    first.append([interval(1)])
+    first.close()
+    again = opened("a.sqlite", HERE)
+    assert again.instance == first.instance
+    again.close()
+    shutil.copy(tmp_path / "a.sqlite", tmp_path / "b.sqlite")
+    copy = opened("b.sqlite", THERE)
+    assert copy.instance != first.instance
+    assert copy.batch().instance == first.instance, "what it found is the original's, and counted once"
+    copy.close()
+    restarted = opened("b.sqlite", THERE)
+    assert restarted.instance == copy.instance
+    restarted.close()
+
+
+def test_a_lost_queue_has_a_new_instance(open_outbox: Open, tmp_path: Path) -> None:
+    outbox = open_outbox()
+    outbox.close()
+    (tmp_path / "outbox.sqlite").unlink()
+    assert open_outbox().instance != outbox.instance
+
+
+def test_a_directory_whose_witness_was_touched_keeps_its_instance_and_its_queue(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.sqlite"
+    outbox = Outbox(path, SETTINGS, now=lambda: NOW, place=HERE)
+    outbox.append([interval(1)])
+    outbox.close()
+    touched = Outbox(path, SETTINGS, now=lambda: NOW, place=replace(HERE, changed_at_ns=5))
+    assert (touched.instance, touched.depth) == (outbox.instance, 1)
+    touched.close()
+
+
+def test_an_agent_that_is_asked_to_renew_counts_apart_from_then_on(open_outbox: Open) -> None:
+    outbox = open_outbox()
+    outbox.append([interval(1), interval(2)])
+    before = outbox.instance
+    after = outbox.renew_instance()
+    outbox.append([interval(3)])
+    batch = outbox.batch()
+    assert (batch.instance, [record.sequence for record in batch.records]) == (before, [1, 2])
+    outbox.acknowledge(before, 50)  # the other one has gone on under the old name
+    batch = outbox.batch()
+    assert (batch.instance, [record.sequence for record in batch.records]) == (after, [3])
+    outbox.close()
+    assert open_outbox().instance == after
+
+
+def test_a_service_of_before_gets_no_instance_and_what_it_got_stays_so(open_outbox: Open) -> None:
+    outbox = open_outbox()
+    outbox.append([interval(1), interval(2)])
+    assert outbox.batch(instance="").instance == ""
+    outbox.append([interval(3)])
+    batch = outbox.batch()  # the service was updated, and the reply to the first delivery was lost
+    assert (batch.instance, [record.sequence for record in batch.records]) == ("", [1, 2])
+    outbox.acknowledge("", 2)
+    assert outbox.batch().instance == outbox.instance
+
+
+def test_what_a_copy_found_is_never_merged(tmp_path: Path) -> None:
+    """The original may have delivered one of two: merged into the other, it would be counted twice."""
+    first = Outbox(tmp_path / "a.sqlite", SETTINGS, now=lambda: NOW, place=HERE)
+    first.append([interval(1) for _ in range(4)])
+    first.close()
+    shutil.copy(tmp_path / "a.sqlite", tmp_path / "b.sqlite")
+    copy = Outbox(tmp_path / "b.sqlite", SETTINGS, now=lambda: NOW, place=THERE)
+    copy.append([interval(1) for _ in range(30)])
+    batch = copy.batch()
+    assert [(record.sequence, record.interval.counts.kept) for record in batch.records] == [(1, 1), (2, 1), (3, 1)]
+    copy.close()
+
+
+COPIES = st.lists(
+    st.one_of(
+        st.tuples(st.just("append"), st.integers(0, 2), st.integers(1, 9)),
+        st.tuples(st.just("deliver"), st.integers(0, 2), st.booleans()),
+        st.tuples(st.just("restart"), st.integers(0, 2), st.none()),
+        st.tuples(st.just("copy"), st.integers(0, 2), st.none()),
+    ),
+    max_size=40,
+)
+
+
+class Copies:
+    """Directories that are copies of each other, and a service that counts by instance."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.durable: Counter[str] = Counter()
+        self.counted = self.appended = 0
+        self.outboxes = [self.opened(0)]
+
+    def opened(self, number: int) -> Outbox:
+        place = Place(inode=1 + number, changed_at_ns=1 + number)
+        return Outbox(self.root / f"{number}.sqlite", SETTINGS, now=lambda: NOW, place=place)
+
+    def append(self, number: int, rows: int) -> None:
+        if self.outboxes[number].depth < SETTINGS.max_records - 1:  # beyond it a copy drops, and says so
+            self.outboxes[number].append([interval(rows)])
+            self.appended += rows
+
+    def deliver(self, number: int, is_reply_lost: bool) -> None:
+        batch = self.outboxes[number].batch()
+        for record in batch.records:
+            if record.sequence > self.durable[batch.instance]:
+                self.durable[batch.instance] = record.sequence
+                self.counted += record.interval.counts.requests
+        if batch.records and not is_reply_lost:
+            self.outboxes[number].acknowledge(batch.instance, self.durable[batch.instance])
+
+    def restart(self, number: int, _: None) -> None:
+        self.outboxes[number].close()
+        self.outboxes[number] = self.opened(number)
+
+    def copy(self, number: int, _: None) -> None:
+        if len(self.outboxes) < 3:
+            self.outboxes[number].close()
+            shutil.copy(self.root / f"{number}.sqlite", self.root / f"{len(self.outboxes)}.sqlite")
+            self.outboxes[number] = self.opened(number)
+            self.outboxes.append(self.opened(len(self.outboxes)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps=COPIES)
+def test_of_a_directory_and_its_copies_every_count_arrives_once(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[Any]
+) -> None:
+    """Whatever is copied, and when: rows from before are counted once, rows from after all of them."""
+    copies = Copies(tmp_path_factory.mktemp("copies"))
+    for what, index, value in steps:
+        getattr(copies, what)(index % len(copies.outboxes), value)
+    for number, outbox in enumerate(copies.outboxes):
+        while outbox.depth:
+            copies.deliver(number, is_reply_lost=False)
+        assert outbox.dropped == 0
+        outbox.close()
+    assert copies.counted == copies.appended
