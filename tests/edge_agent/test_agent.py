@@ -443,7 +443,7 @@ async def test_the_status_command_prints_a_table_and_json(device: Device) -> Non
     assert "d1" in table
     assert "95% confidence" in table
     row = next(line for line in table.splitlines() if line.startswith(MODEL + " "))
-    assert row.split() == [MODEL, "v1", "committed", "cascade", "0.9000", "3", "3", "0", "0", "0"]
+    assert row.split() == [MODEL, "v1", "committed", "cascade", "0.9000", "3", "3", "0", "0", "0", "0"]
     document = json.loads(await asyncio.to_thread(run, "-o", "json"))
     assert document["tcp"].startswith("127.0.0.1:")
     assert document["outbox"]["dropped"] == 0
