@@ -104,7 +104,8 @@ class LimitsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         max_rows_per_request: dimension 0 of its inputs.
         max_queue_rows: rows waiting for one model on this device; beyond it requests are refused.
         max_inflight_bytes: of the bodies of requests that are not answered yet; beyond it requests are refused. 0 for
-            an eighth of the memory that the agent may use (control group counted), and at least one largest body.
+            an eighth of the memory that the agent may use (control group counted), and at least one largest body. Rows
+            that wait for their audit may take a quarter as much.
         default_timeout_s: deadline of a request that names none.
         max_models: models on this device at the same time; what is desired beyond it is refused and logged.
         drain_s: how long a stopping agent waits for requests that it has begun.

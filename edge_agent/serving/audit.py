@@ -48,16 +48,28 @@ class Auditor:
     """Sends draws up, one call at a time, and tells the model what came of them."""
 
     def __init__(
-        self, escalator: Escalator, *, max_rows: int, max_queue_rows: int, timeout_s: float, gather_s: float = GATHER_S
+        self,
+        escalator: Escalator,
+        *,
+        max_rows: int,
+        max_queue_rows: int,
+        max_queue_bytes: int,
+        timeout_s: float,
+        gather_s: float = GATHER_S,
     ) -> None:
-        """``gather_s``: how long draws wait for company, unless they fill a call of ``max_rows``."""
+        """
+        Args:
+            max_queue_rows: nothing more is drawn while so many wait.
+            max_queue_bytes: nor while their inputs take so many bytes.
+            gather_s: how long draws wait for company, unless they fill a call of ``max_rows``.
+        """
         self._escalator = escalator
         self._max_rows = max_rows
-        self._max_queue_rows = max_queue_rows
+        self._max_queue_rows, self._max_queue_bytes = max_queue_rows, max_queue_bytes
         self._timeout_s = timeout_s
         self._gather_s = gather_s
         self._queue: deque[Draw] = deque()
-        self._queued_rows = 0
+        self._queued_rows = self._queued_bytes = 0
         self._arrived = asyncio.Event()
         self._filled = asyncio.Event()
         self._resting = asyncio.Event()
@@ -68,6 +80,7 @@ class Auditor:
         return (
             hosted.certificate is not None
             and self._queued_rows < self._max_queue_rows
+            and self._queued_bytes < self._max_queue_bytes
             and self._escalator.queue_of(hosted).is_reachable
         )
 
@@ -75,6 +88,7 @@ class Auditor:
         """Queue a draw. Arrays must not be views of anything larger that would be kept alive."""
         self._queue.append(draw)
         self._queued_rows += len(draw.kept)
+        self._queued_bytes += _bytes_of(draw)
         self._resting.clear()
         self._arrived.set()
         if self._queued_rows >= self._max_rows:
@@ -105,6 +119,7 @@ class Auditor:
             rows += len(self._queue[0].kept)
             taken.append(self._queue.popleft())
         self._queued_rows -= rows
+        self._queued_bytes -= sum(map(_bytes_of, taken))
         return taken
 
     async def _carry_out(self, draws: list[Draw]) -> None:
@@ -128,6 +143,10 @@ def _compare(hosted: Hosted, draws: Sequence[Draw], answer: CloudAnswer) -> None
     edge = np.concatenate([draw.predictions for draw in draws])
     cloud = hosted.predictions(answer.outputs)
     hosted.note_audit(audited=int(np.count_nonzero(usable)), harm=harm_count(edge[kept], cloud[kept]))
+
+
+def _bytes_of(draw: Draw) -> int:
+    return sum([array.nbytes for array in draw.inputs.values()])
 
 
 def _key(draw: Draw) -> tuple[object, ...]:

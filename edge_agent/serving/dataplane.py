@@ -30,6 +30,7 @@ from penstock.wire.context import RequestContext
 from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata, ModelState, Parameter
 from penstock.wire.tensors import Array, check_inputs
 
+_AUDIT_PARTS = 4  # of what bodies may take: nobody waits for an audit
 _MEMORY_PARTS = 8  # one for bodies; an agent is a guest on its device
 
 
@@ -74,6 +75,7 @@ class DataPlane:
             escalator,
             max_rows=settings.max_rows,
             max_queue_rows=settings.max_queue_rows,
+            max_queue_bytes=self.limits.max_inflight_bytes // _AUDIT_PARTS,
             timeout_s=settings.timeout_s,
         )
         self._cascade = cascade_settings

@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 
 from edge_agent.policy.cascade import CascadeMode
-from edge_agent.settings import CascadeSettings, EscalationSettings
+from edge_agent.settings import CascadeSettings, EscalationSettings, LimitsSettings
 from penstock.wire.outcomes import OutcomeCounts
 from tests.edge_agent.datapath import (
     CLOUD,
@@ -194,6 +194,19 @@ async def test_nothing_is_drawn_while_the_cloud_is_out_of_reach_or_the_queue_is_
         await path.infer(rows(SURE))
         await path.dataplane.auditor.rest()
         assert len(cloud.calls) == calls
+
+
+async def test_nothing_is_drawn_while_what_was_drawn_takes_its_share_of_memory(tmp_path: Path) -> None:
+    limits = LimitsSettings(max_inflight_bytes=4 * 2 * rows(SURE).nbytes)
+    async with (
+        running_cloud() as cloud,
+        data_path(tmp_path, cloud.target, cascade=EVERY, limits=limits, random=lambda: 0.5) as path,
+    ):
+        for _ in range(2):  # what was carried out makes room again
+            for _ in range(5):
+                await path.infer(rows(SURE))  # the auditor had no turn yet
+            await path.dataplane.auditor.rest()
+        assert path.hosted.counts == OutcomeCounts(kept=10, audited=4)
 
 
 async def test_an_uncertified_model_is_not_audited(tmp_path: Path) -> None:
