@@ -1,4 +1,4 @@
-"""The two models that are measured: the digits student (a compact MLP) and a CNN of ResNet-18's size and shape.
+"""What is measured: the digits student (a compact MLP), a CNN of ResNet-18's size and shape, and one of uneven cost.
 
 Both are packed as artifacts whose edge and cloud variants are the same file, with a certificate that keeps every
 answer: what is measured is the way an answer takes, not the cascade's choices.
@@ -97,8 +97,34 @@ def resnet18(directory: Path, *, seed: int = 0) -> Model:
         helper.make_node("Gemm", ["flat", "fc.w", "fc.b"], ["logits"]),
     ]
     directory.mkdir(parents=True, exist_ok=True)
-    path = _save(directory / "resnet18.onnx", nodes, weights)
+    path = _save(directory / "resnet18.onnx", nodes, weights, row=[3, 224, 224], classes=1000)
     return _packed("resnet18", path, rng.random((1, 3, 224, 224), dtype=np.float32), max_batch=8, in_thread=True)
+
+
+def uneven(directory: Path, *, row_steps: int = 100, size: int = 160) -> Model:
+    """Build a model that multiplies matrices as many times as the largest value among its rows FP32 [N, 4] says.
+
+    Its logits are its rows, so the rows of a batch do not change each other's answers, only how long they take.
+    """
+    square, info = [size, size], helper.make_tensor_value_info
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["goes_on"]), helper.make_node("MatMul", ["m", "eye"], ["next"])],
+        "step",
+        [info("i", TensorProto.INT64, []), info("go", TensorProto.BOOL, []), info("m", TensorProto.FLOAT, square)],
+        [info("goes_on", TensorProto.BOOL, []), info("next", TensorProto.FLOAT, square)],
+    )
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
+        helper.make_node("Cast", ["most"], ["steps"], to=TensorProto.INT64),
+        helper.make_node("Loop", ["steps", "true", "eye"], ["last"], body=body),
+        helper.make_node("ReduceMin", ["last"], ["zero"], keepdims=0),
+        helper.make_node("Add", ["x", "zero"], ["logits"]),
+    ]
+    weights = [numpy_helper.from_array(np.eye(size, dtype=np.float32), "eye")]
+    weights.append(numpy_helper.from_array(np.array(True), "true"))
+    directory.mkdir(parents=True, exist_ok=True)
+    path = _save(directory / "uneven.onnx", nodes, weights, row=[4], classes=4)
+    return _packed("uneven", path, np.full((1, 4), row_steps, np.float32), max_batch=4, in_thread=True)
 
 
 def _he(rng: np.random.Generator, shape: tuple[int, ...], fan_in: int) -> Rows:
@@ -106,12 +132,14 @@ def _he(rng: np.random.Generator, shape: tuple[int, ...], fan_in: int) -> Rows:
     return weights
 
 
-def _save(path: Path, nodes: list[onnx.NodeProto], weights: list[onnx.TensorProto]) -> Path:
+def _save(
+    path: Path, nodes: list[onnx.NodeProto], weights: list[onnx.TensorProto], *, row: list[int], classes: int
+) -> Path:
     graph = helper.make_graph(
         nodes,
         path.stem,
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 224, 224])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 1000])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", *row])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", classes])],
         weights,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)

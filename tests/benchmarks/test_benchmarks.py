@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.load import Sample, sample_of
 from benchmarks.plan import CALLERS, GOALS, SERVERS, ratios
+from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -66,3 +67,14 @@ def test_a_run_measures_every_server() -> None:
     assert done.returncode == 0, done.stderr
     measured = set(re.findall(r"^(\S+) +(?:1|64) +[\d,.]+ ", done.stdout, re.M))
     assert measured == set(CALLERS["digits"])
+
+
+def test_under_overload_every_request_is_accounted_for() -> None:
+    options = ["--seconds", "0.5", "--deadline-s", "0.2"]
+    command = [sys.executable, "-m", "benchmarks.overload", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 0, done.stderr
+    figures = dict(re.findall(r"^(\S.*?)  +(\d+)", done.stdout, re.M))
+    ended = [int(count) for name, count in figures.items() if name == "answered in time" or name.isupper()]
+    assert sum(ended) == int(figures["sent"]) > 0
+    assert int(figures["ran"]) >= int(figures["answered in time"])
