@@ -47,9 +47,13 @@ class Words:
         text = np.empty((rows, columns), dtype=object)
         for column in range(columns):
             known = self.column(column) or [_ANY_WORD]
+            order = source.permutation(len(known))  # each word once before one comes again
             for row in range(rows):
-                count = int(source.integers(1, _MOST_WORDS, endpoint=True)) if self.is_prose else 1
-                text[row, column] = " ".join(known[at] for at in source.integers(0, len(known), count))
+                if self.is_prose:
+                    count = int(source.integers(1, _MOST_WORDS, endpoint=True))
+                    text[row, column] = " ".join(known[at] for at in source.integers(0, len(known), count))
+                else:
+                    text[row, column] = known[order[row % len(known)]]
         return text.reshape(sizes)
 
 

@@ -34,7 +34,7 @@ from compiler.progress import Doing, Watcher
 from compiler.recipe import certificate_section, recipes, targets
 from compiler.recipe.choices import Task
 from compiler.recipe.recipes import CLOUD, Recipe
-from compiler.sources import SourceSection
+from compiler.sources import SourceSection, inspection
 from penstock import toolchain
 from penstock.artifact import manifests
 from penstock.artifact.certificates import Subject
@@ -142,7 +142,9 @@ def recipe_of_flags(model: str, base: Path, flags: Flags, *, cache: StepCache, w
         InvalidInput, ConfigError, CompileError: no such model or data, or what they are for cannot be guessed.
     """
     exported = recipe_models.export(CachedSteps(cache, watcher), "edge", model, SourceSection(), base=base, seed=0)
-    examples = infer(flags.data, engine(exported.path).inputs)
+    loaded = engine(exported.path)
+    examples = infer(flags.data, loaded.inputs)
+    is_scored = flags.task in (None, "classification")
     return recipes.of_model(
         model,
         examples,
@@ -151,6 +153,7 @@ def recipe_of_flags(model: str, base: Path, flags: Flags, *, cache: StepCache, w
         precisions=flags.precisions,
         task=flags.task,
         max_harm=flags.max_harm,
+        scored=inspection.only_scores(exported.path, loaded.outputs) if is_scored else None,
     )
 
 

@@ -205,14 +205,19 @@ def of_model(
     precisions: tuple[str, ...] = (),
     task: str | None = None,
     max_harm: float | None = None,
+    scored: tuple[str, Kind] | None = None,
 ) -> Recipe:
     """Make the recipe of a compilation without one: one model, quantized for the device and as it is for the cloud.
+
+    Args:
+        scored: the output that is scored and what it holds, where the model has several.
 
     Raises:
         ConfigError: as :func:`load`.
     """
+    output = {} if scored is None else {"output": scored[0], "output_kind": scored[1]}
     tree: dict[str, Any] = {
-        "model": {"name": _name_of(model), **({} if task is None else {"task": task})},
+        "model": {"name": _name_of(model), **({} if task is None else {"task": task}), **output},
         "edge": {"model": model, "targets": (target,), "precisions": precisions},
         "data": data,
         "certificate": {

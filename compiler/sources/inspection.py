@@ -106,6 +106,20 @@ def _onnx(path: Path) -> Seen:
     )
 
 
+def only_scores(path: Path, outputs: Sequence[TensorSpec]) -> tuple[str, Kind] | None:
+    """Return the only output of several that can hold scores of classes, and what it holds; None for any other case.
+
+    Classifiers that others export give the label of each row beside its scores.
+    """
+    scores = [spec for spec in outputs if spec.datatype.startswith("FP") and len(spec.shape) == 2 and spec.shape[1] > 1]
+    if len(outputs) < 2 or len(scores) != 1:
+        return None
+    from compiler.graph import files  # imports onnx
+
+    made_by = {name: node for node in files.read(path, field="model").graph.node for name in node.output}
+    return scores[0].name, _output_kind(scores[0].name, made_by)[0]
+
+
 def _guess(outputs: Sequence[TensorSpec]) -> tuple[TensorSpec, Task, str]:
     """Guess the scored output and the task, and say why: scores of classes before embeddings before single numbers."""
 

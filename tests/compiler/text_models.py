@@ -80,6 +80,16 @@ def _categories(directory: Path) -> TextModel:
     return _model("categories", directory, estimators, {"x": cities}, {"x": awkward}, lambda given: given["x"])
 
 
+def _strict(directory: Path) -> TextModel:
+    """Categories whose encoder refuses every other word, which is scikit-learn's default."""
+    cities, _, y = _orders()
+    estimators = _fitted(lambda head: make_pipeline(OneHotEncoder(), head), cities, y)
+    _export(directory, estimators, [("x", StringTensorType([None, 2]))])
+    _write(directory, "strict", {"x": cities}, y)
+    awkward = np.array([["Köln", "Größe L"]], object)
+    return _model("strict", directory, estimators, {"x": cities}, {"x": awkward}, lambda given: given["x"])
+
+
 def _ordinal(directory: Path) -> TextModel:
     cities, _, y = _orders()
     encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
@@ -145,6 +155,7 @@ def _texts_of_a_locale_that_is_not_here(directory: Path) -> TextModel:
 
 KINDS: Mapping[str, Callable[[Path], TextModel]] = {
     "categories": _categories,
+    "strict": _strict,
     "ordinal": _ordinal,
     "mixed": _mixed,
     "texts": _texts,

@@ -14,6 +14,7 @@ from compiler import sources
 from compiler.sources import inspection
 from compiler.sources.inspection import Seen
 from penstock.errors import InvalidInput
+from penstock.wire.tensors import TensorSpec
 from tests.factories import onnx_model
 
 
@@ -118,3 +119,20 @@ def test_python_is_read_and_not_run(tmp_path: Path) -> None:
     (tmp_path / "f.py").write_text("def make(:")
     with pytest.raises(InvalidInput, match="cannot be read as Python"):
         inspection.look(sources.detect("f.py:make", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "expected"),
+    [
+        ({"scores": ["batch", 3], "label": ["batch"]}, ("scores", "probabilities")),
+        ({"scores": ["batch", 3], "label": ["batch", 1]}, ("scores", "probabilities")),
+        ({"scores": ["batch", 3], "more": ["batch", 3]}, None),
+        ({"scores": ["batch", 3]}, None),
+    ],
+)
+def test_scores_beside_other_outputs_are_found_where_there_is_one_reading(
+    outputs: dict[str, list[Any]], expected: tuple[str, str] | None, tmp_path: Path
+) -> None:
+    specs = [TensorSpec(name=n, datatype="FP32", shape=(-1, *shape[1:])) for n, shape in outputs.items()]
+    path = onnx_file(tmp_path, {"scores": ["batch", 3]}, last="Softmax")
+    assert inspection.only_scores(path, specs) == expected
