@@ -98,6 +98,7 @@ class Arrays:
         classes = _classes(recipe, teacher, output)
         _check_pairs(recipe, models)
         labels = recipe.model.labels or tuple(models[CLOUD].facts.get("labels") or ())
+        recipe = recipe_models.with_columns(recipe, models, teacher.inputs)
         data = _examples(steps, recipe, teacher.inputs, classes, labels, smoke=smoke)
         rows = SMOKE_ROWS if smoke else None
         for rung in recipe.rungs:

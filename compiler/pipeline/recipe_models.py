@@ -6,14 +6,19 @@ Owns that errors say which of a recipe's models they are about. What kind of sou
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from compiler import sources
-from compiler.data import Dataset
+from compiler.data import Dataset, table
+from compiler.data.parts import Request, silent
 from compiler.pipeline.cached_steps import CachedSteps, Model, engine
+from compiler.recipe.data_section import kind_of
 from compiler.recipe.recipes import CLOUD, CloudSection, Recipe, Rung, RungSection
 from compiler.recipe.source_section import SourceSection
 from penstock import toolchain
@@ -53,6 +58,31 @@ def toolchains_needed(recipe: Recipe) -> set[str]:
         for role, section in named(recipe, students=False).items()
     }
     return found - {""}
+
+
+def with_columns(recipe: Recipe, models: Mapping[str, Model], inputs: Sequence[TensorSpec]) -> Recipe:
+    """Return the recipe with the columns that the models themselves were fitted on, by name and in their order.
+
+    Raises:
+        CompileError: two models were fitted on different columns, or in different orders: they get the same input.
+        InvalidInput: the table has others.
+    """
+    known: dict[str, list[str]] = {}
+    by: dict[str, str] = {}
+    for role, model in models.items():
+        for name, columns in (model.facts.get("columns") or {}).items():
+            if known.setdefault(name, columns) != columns:
+                raise CompileError(
+                    f"the models of {by[name]} and {role} were fitted on different columns for input {name}, or in "
+                    f"another order: {', '.join(known[name][:20])} and {', '.join(columns[:20])}. Fit both on the same"
+                )
+            by.setdefault(name, role)
+    if not known:
+        return recipe
+    if kind_of(recipe.data.source) not in ("csv", "parquet"):
+        return replace(recipe, preprocessing={"columns": known, **recipe.preprocessing})
+    request = Request(section=recipe.data, base=recipe.base, inputs=inputs, wants_labels=False, progress=silent)
+    return replace(recipe, data=msgspec.structs.replace(recipe.data, columns=table.matched(request, known)))
 
 
 def _fingerprint(role: str, section: RungSection | CloudSection, recipe: Recipe) -> str:

@@ -78,6 +78,20 @@ def inputs_of(estimator: Any, given: Any, sections: Mapping[str, InputSection], 
     return found
 
 
+def columns_of(estimator: Any, inputs: tuple[Input, ...]) -> dict[str, list[str]]:
+    """Return the columns of each input by the names that an estimator was fitted with; {} where it knows none, or
+    where an input that is called like one of them stands in another place.
+    """
+    names = list(getattr(estimator, "feature_names_in_", ()))
+    if not all(isinstance(name, str) for name in names) or len(names) != sum(one.columns for one in inputs):
+        return {}
+    found, start = {}, 0
+    for one in inputs:
+        found[one.name] = [str(name) for name in names[start : start + one.columns]]
+        start += one.columns
+    return {} if any(name in names and name not in columns for name, columns in found.items()) else found
+
+
 def by_name(given: Any) -> Any:
     """Return examples as arrays by name where names matter: a mapping, or a data frame that holds text; else an array
     or None.

@@ -9,6 +9,7 @@ the order of ``classes_``; the label that skl2onnx adds is their largest, and is
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,8 @@ def export(source: Source, section: SourceSection, out: Path, *, progress: Progr
     }
     if is_classifier(estimator):
         facts["labels"] = [str(label) for label in estimator.classes_]
+    if columns := estimator_inputs.columns_of(estimator, inputs):
+        facts["columns"] = columns
     return Exported(
         model=target,
         how=f"{type(estimator).__name__} converted by skl2onnx {skl2onnx.__version__}",
@@ -209,7 +212,9 @@ def _case(estimator: Any, inputs: Mapping[str, Array]) -> equivalence.Case:
     rows = len(next(iter(inputs.values())))
     x = estimator_inputs.matrix(estimator, inputs)
     try:
-        given = estimator.predict_proba(x) if is_classifier(estimator) else np.asarray(estimator.predict(x))
+        with warnings.catch_warnings():  # an array has no names, and here it is in the order of the estimator's
+            warnings.filterwarnings("ignore", message=".*valid feature names", category=UserWarning)
+            given = estimator.predict_proba(x) if is_classifier(estimator) else np.asarray(estimator.predict(x))
     except Exception as error:  # scikit-learn's, the estimator's own, or a library's below it
         raise CompileError(
             f"model: {type(estimator).__name__} cannot answer examples: {type(error).__name__}: {str(error)[:300]}. "

@@ -16,7 +16,8 @@ class Exported:
         model: the ONNX file; above 2 GiB its tensors are in ``NAME.data`` beside it.
         files: what travels along: tokenizer, preprocessing, configuration.
         how: in words, for people.
-        facts: for the lock document, plain JSON: exporter, versions, opset, task, labels.
+        facts: for the lock document, plain JSON: exporter, versions, opset, task, labels, and the columns of a
+            table that make an input, where the model was fitted on one and knows their names.
         passthrough: no neural network: packed as it is, never quantized.
         parity: how far the export's answers are from the original's; empty where the original is ONNX itself.
     """

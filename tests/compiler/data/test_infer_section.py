@@ -203,3 +203,12 @@ def test_an_iterator_by_its_first_row(tmp_path: Path) -> None:
 def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected .npz, .csv, .parquet"):
         data.infer("d.pickle", [X], base=tmp_path)
+
+
+def test_columns_that_a_model_knows_are_taken_by_name_and_others_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text("class,id,d,y,c,b\n" + "1,2,3,0,5,6\n" * 3)
+    known = {"x": ("b", "c", "d", "class")}  # a name that would mean labels, were it not taken
+    section = data.infer("d.csv", [X], base=tmp_path, columns=known)
+    assert section == DataSection(source="d.csv", columns=known, labels="y")
+    with pytest.raises(InvalidInput, match="class and y may all be the labels"):
+        data.infer("d.csv", [X], base=tmp_path)
