@@ -34,6 +34,7 @@ from cloud_core.state import Database
 from penstock.artifact.blobs import write_atomically
 from penstock.errors import StorageError
 from penstock.http.server import HttpServer
+from penstock.process.clock import SteadyClock
 from penstock.process.supervision import supervise
 from penstock.process.telemetry import log
 from penstock.signing import trust
@@ -130,7 +131,7 @@ class Core:
         if trusted is not None:
             trusted.keys()  # a root that cannot be read is found out now, not when a version is asked for
         registry = Registry.open(self._data_dir, database, settings.registry, now=_utc_now, trust=trusted)
-        fleet = FleetService.open(database, registry, settings.fleet, _utc_now)
+        fleet = FleetService.open(database, registry, settings.fleet, SteadyClock())
         self._exit.push_async_callback(_close_fleet, fleet)
         measures = Measures()
         controller = Controller(registry, settings.serving, measures, now)
