@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 
-from benchmarks.simulate import audit, fleet
+from benchmarks.simulate import audit, fleet, gates
 
 SUBJECTS: Mapping[str, Callable[[], str]] = {
     "audit": audit.table,
     "fleet": fleet.table,
+    "gates": gates.table,
 }
 """By name: a function that runs the simulation and returns its table as Markdown."""
 

@@ -6,6 +6,7 @@ A device may be newer than this core: enum values that are not known here become
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import datetime
 
 from cloud_core.fleet.devices import Mode, Report, ReportedModel
@@ -20,7 +21,8 @@ from cloud_core.fleet.messages import (
 )
 from cloud_core.fleet.outcome_totals import Record
 from cloud_core.fleet.settings import GateDefaults
-from cloud_core.policy.gates import Gate, GateVerdict, Verdict
+from cloud_core.policy.gate_settings import Gate
+from cloud_core.policy.gates import GateVerdict, Verdict
 from cloud_core.policy.observations import Phase
 from cloud_core.policy.planning import Selection
 from cloud_core.policy.rollout import State
@@ -173,14 +175,7 @@ def encode_plan(status: RolloutStatus) -> pb.RolloutPlan:
         ],
         wave_count=plan.wave_count,
         seed=plan.seed,
-        gate=pb.GateSettings(
-            alpha=gate.alpha,
-            max_failure_rate=gate.max_failure_rate,
-            min_audited=gate.min_audited,
-            bake_s=gate.bake_s,
-            max_silence_s=gate.max_silence_s,
-            max_wave_s=gate.max_wave_s,
-        ),
+        gate=pb.GateSettings(**asdict(gate)),
         promised_harm=plan.promised_harm or 0.0,
         skipped=plan.skipped,
         plan_digest=status.plan_digest,

@@ -6,7 +6,7 @@ Reads memory only; changes nothing, waits for nothing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from datetime import datetime
 
@@ -23,6 +23,7 @@ from cloud_core.fleet.messages import (
 )
 from cloud_core.policy import instances
 from cloud_core.policy.assignments import Assignment, FleetRelease, Plan, PlannedDevice
+from cloud_core.policy.gate_settings import audits_needed
 from cloud_core.policy.observations import Observation
 from cloud_core.policy.planning import Candidate
 from cloud_core.policy.rollout import Rollout
@@ -212,6 +213,8 @@ class FleetQueries:
         """Make the plan to freeze, for devices that were chosen and assigned to waves."""
         digest = version.digest if version else ""
         certificates = self.certificates(digest)
+        promised_harm = self._promised_harm(digest) if digest else None
+        wave_count = planned[-1].wave + 1
         name = (version.tag or digest.removeprefix("sha256:")[:12]) if version else "removal"
         return Plan(
             rollout_id=f"{request.model}-{name}-{number}",
@@ -221,10 +224,10 @@ class FleetQueries:
             certificate_digest=certificates[0] if certificates else "",
             certificates=certificates,
             devices=planned,
-            wave_count=planned[-1].wave + 1,
+            wave_count=wave_count,
             seed=request.seed,
-            gate=request.gate,
-            promised_harm=self._promised_harm(digest) if digest else None,
+            gate=replace(request.gate, min_audited=audits_needed(request.gate, promised_harm, wave_count)),
+            promised_harm=promised_harm,
             covers_fleet=request.selection.is_everyone,
             skipped=tuple(skipped),
         )
@@ -279,6 +282,7 @@ class FleetQueries:
             silent_s=self._devices.silent_s(device_id, at),
             audited=counts.audited,
             audit_harm=counts.audit_harm,
+            is_handed=device_id in self._store.handed.get(entry.number, ()) or is_off,
             is_cloud_only=model.mode == "cloud_only",
             error=model.error,
             by_instance=tuple((one.audited, one.audit_harm) for one in by_instance) if len(by_instance) > 1 else (),

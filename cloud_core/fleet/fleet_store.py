@@ -6,7 +6,7 @@ point leaves a state that the next start continues from. Decides nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -14,6 +14,7 @@ import msgspec
 
 from cloud_core.fleet.devices import Delivered, Devices
 from cloud_core.fleet.evidence import FleetEvidence, evidence_rows
+from cloud_core.fleet.messages import DesiredModel
 from cloud_core.fleet.outcome_totals import Folded
 from cloud_core.fleet.settings import EvidenceSettings
 from cloud_core.policy import rollout as policy
@@ -76,6 +77,7 @@ class FleetStore:
         totals: outcome counts by device id, instance and artifact digest.
         evidence: what the audits of all devices say about each promise.
         busy: ids of the devices that an active rollout is about.
+        handed: devices that were told to run the artifact of an active rollout, by the rollout's number.
     """
 
     def __init__(
@@ -105,6 +107,9 @@ class FleetStore:
             of_device = self.totals.setdefault(row.device_id, {})
             of_device.setdefault(row.instance, {})[row.artifact_digest] = row.counts
         self.busy = self._busy()
+        self.handed: dict[int, set[str]] = {}
+        for number, device_id in stored.handed:
+            self.handed.setdefault(number, set()).add(device_id)
 
     def get(self, rollout_id: str) -> Entry:
         """Return a rollout.
@@ -175,8 +180,12 @@ class FleetStore:
         is_back = plan.covers_fleet and entry.rollout.state == "succeeded" and after.state == "undone"
         release = _release_of(plan) if is_settled else after.previous_release
 
+        is_over = after.state not in policy.ACTIVE
+
         def work(transaction: Transaction) -> None:
             rows.save_rollout(transaction, _row(changed))
+            if is_over:
+                rows.drop_handed(transaction, [entry.number])
             if is_settled:
                 rows.clear_assignments(transaction, plan.model)
             else:
@@ -189,6 +198,8 @@ class FleetStore:
         await self._database.run(work)
         self.entries[plan.rollout_id] = changed
         self.busy = self._busy()
+        if is_over:
+            self.handed.pop(entry.number, None)
         if is_settled:
             self.assignments = {key: value for key, value in self.assignments.items() if key[1] != plan.model}
         else:
@@ -199,6 +210,29 @@ class FleetStore:
                 self.releases[plan.model] = release
         if default:
             await self._registry.reload()
+
+    def newly_told(self, device_id: str, models: Sequence[DesiredModel]) -> list[int]:
+        """Return the numbers of the active rollouts whose artifact a device is told to run for the first time."""
+        if device_id not in self.busy:
+            return []
+        told = {(model.model, model.artifact_digest) for model in models}
+        return [
+            entry.number
+            for entry in self.active()
+            if device_id in entry.baselines
+            and device_id not in self.handed.get(entry.number, ())
+            and (entry.rollout.plan.model, entry.rollout.plan.artifact_digest) in told
+        ]
+
+    @uncancelled
+    async def hand(self, device_id: str, models: Sequence[DesiredModel], *, at: datetime) -> None:
+        """Record what a device is about to be told by active rollouts."""
+        numbers = self.newly_told(device_id, models)
+        await self._database.run(
+            lambda transaction: rows.record_handed(transaction, device_id, numbers, at.timestamp())
+        )
+        for number in numbers:
+            self.handed.setdefault(number, set()).add(device_id)
 
     def pin(self, assignments: Mapping[tuple[str, str], Assignment], releases: Mapping[str, FleetRelease]) -> None:
         """Write down certificates that an older release looked up at each heartbeat. Blocks: for start-up."""
@@ -303,6 +337,8 @@ class FleetStore:
         for device_id in gone:
             self.totals.pop(device_id, None)
         self.evidence.forget(gone)
+        for handed in self.handed.values():
+            handed -= gone
         self.assignments = {key: value for key, value in self.assignments.items() if key[0] not in gone}
 
     def _busy(self) -> frozenset[str]:

@@ -16,7 +16,7 @@ from cloud_core.fleet import outcome_totals
 from cloud_core.fleet.devices import Delivered, Devices, Report, check_key, is_news
 from cloud_core.fleet.fleet_queries import FleetQueries
 from cloud_core.fleet.fleet_store import Delivery, FleetStore
-from cloud_core.fleet.messages import HeartbeatReply
+from cloud_core.fleet.messages import DesiredModel, HeartbeatReply
 from cloud_core.fleet.outcome_totals import Record
 from cloud_core.fleet.settings import FleetSettings
 from cloud_core.policy import rollout as policy
@@ -73,10 +73,24 @@ class Reception:
         if is_busy and (before is None or is_news(before, device, quiet_s=2 * self._settings.busy_heartbeat_s)):
             self.news.set()
         return HeartbeatReply(
-            models=self._queries.desired_models(device.report),
+            models=await self._told(report.device_id),
             next_heartbeat_s=self._settings.busy_heartbeat_s if is_busy else self._settings.heartbeat_s,
             must_renew_instance=self._look_at_agents(report, now),
         )
+
+    async def _told(self, device_id: str) -> tuple[DesiredModel, ...]:
+        """Return what a device should run. That it was told so by a rollout is on disk before it is."""
+        device = self._devices.get(device_id)
+        assert device is not None
+        answer = self._queries.desired_models(device.report)
+        if not self._store.newly_told(device_id, answer):
+            return answer
+        # a device that an update kills must not be taken for one that was switched off
+        async with self.changing:
+            answer = self._queries.desired_models(device.report)
+            await self._store.hand(device_id, answer, at=self._now())
+        self.news.set()
+        return answer
 
     async def deliver(self, device_id: str, instance: str, records: Sequence[Record]) -> int:
         """Count outcome records once each; answer the highest sequence of the instance that is durable.

@@ -22,9 +22,10 @@ from cloud_core.fleet.messages import DeviceStatus, HeartbeatReply, PlanRequest,
 from cloud_core.fleet.outcome_totals import Record
 from cloud_core.fleet.reception import Reception
 from cloud_core.fleet.settings import FleetSettings
-from cloud_core.policy import gates, planning
+from cloud_core.policy import planning
 from cloud_core.policy import rollout as policy
 from cloud_core.policy.assignments import Plan
+from cloud_core.policy.gate_settings import check_gate
 from cloud_core.policy.rollout import Action, Hold, Rollout
 from cloud_core.registry.registry import ModelVersion, Registry
 from cloud_core.state import Database
@@ -120,7 +121,7 @@ class FleetService:
             Conflict: there is no device to update; the message says why, device by device.
         """
         shares = planning.check_shares(request.waves)
-        gates.check_gate(request.gate)
+        check_gate(request.gate)
         version = None if request.is_removal else self._registry.resolve(request.model, request.version)
         async with self._changing:
             chosen, skipped = planning.choose(

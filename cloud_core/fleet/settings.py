@@ -15,19 +15,28 @@ class GateDefaults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """What a plan uses for gate settings that its request leaves out.
 
     Attributes:
-        alpha: error budget of each sequential test.
+        alpha: error budget of a rollout, over all its waves and sequential tests.
         max_failure_rate: tolerated share of failed updates.
-        min_audited: audited rows a wave needs to pass, when the artifact has a certificate.
+        min_audited: audited rows a wave needs to pass, when the artifact has a certificate; left out, as many as can
+            see ``detectable_ratio`` times the promised harm.
+        detectable_ratio: how many times the promised harm the audited rows of a wave have to be able to see.
+        power: with which chance they have to.
         bake_s: shortest time a wave runs.
-        max_silence_s: a device silent for longer counts as failed.
+        max_silence_s: a device that was told to update and is silent for longer counts as failed.
+        max_unreached_s: how long a wave waits for devices that did not come by to be told.
+        max_unreached_rate: share of a wave that may be unreached when it passes.
         max_wave_s: a wave that has not passed by then pauses the rollout.
     """
 
     alpha: _Share = 0.05
     max_failure_rate: _Share = 0.05
-    min_audited: Annotated[int, msgspec.Meta(ge=0)] = 100
+    min_audited: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    detectable_ratio: Annotated[float, msgspec.Meta(gt=1, le=1000)] = 3.0
+    power: _Share = 0.9
     bake_s: Annotated[float, msgspec.Meta(ge=0)] = 300.0
     max_silence_s: _Seconds = 120.0
+    max_unreached_s: Annotated[float, msgspec.Meta(ge=0)] = 600.0
+    max_unreached_rate: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.2
     max_wave_s: _Seconds = 24 * 3600.0
 
 

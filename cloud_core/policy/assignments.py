@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cloud_core.policy.gates import Gate
+from cloud_core.policy.gate_settings import Gate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

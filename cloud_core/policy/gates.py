@@ -3,7 +3,9 @@
 Decides from observations, the promise and ``now``; releases nothing, reverts nothing, reads no clock. A wave fails when
 one of the tests fails, holds while one of them holds, and passes otherwise. ``harm`` (audited answers that the device
 kept and the cloud would have given differently) and ``failures`` (updates that failed) are sequential tests: both are
-e-processes, so they may be looked at after every report. The others say what a wave must have shown before it passes.
+e-processes, so they may be looked at after every report. They share the rollout's error budget with those of the other
+waves. The others say what a wave must have shown before it passes: a version passes because it was seen to be good, not
+because too little was seen to call it bad.
 
 A new test is a function from :class:`Case` to :class:`GateTest`, and a row of ``TESTS``. What carries verdicts (the
 store, the wire, the command line) knows no test by name.
@@ -12,39 +14,18 @@ store, the wire, the command line) knows no test by name.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
+from cloud_core.policy.gate_settings import Gate, alpha_of_pooled, alpha_of_test, audits_needed
 from cloud_core.policy.observations import Observation, Outcome, Tally, Wave, outcomes_of, tally
-from penstock.errors import InvalidInput
+from penstock.policy.power import detectable_rate, detectable_share
 from penstock.policy.sequential import e_value_above
 
 Verdict = Literal["pass", "fail", "hold"]
 
 _MAX_NAMED = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gate:
-    """Settings of the tests: what a wave must show.
-
-    Attributes:
-        alpha: error budget of each sequential test of a wave: the chance that it ever stops one that keeps its
-            promises. It is not divided over the waves of a rollout.
-        max_failure_rate: tolerated share of devices that fail to update.
-        min_audited: audited rows a wave needs to pass, when the artifact has a certificate.
-        bake_s: shortest time a wave runs.
-        max_silence_s: a device silent for longer counts as failed.
-        max_wave_s: a wave that has not passed by then pauses the rollout.
-    """
-
-    alpha: float
-    max_failure_rate: float
-    min_audited: int
-    bake_s: float
-    max_silence_s: float
-    max_wave_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +75,7 @@ class Case:
 
     Attributes:
         earlier: failures of the waves before this one.
+        alpha: the part of the error budget that each sequential test of this wave has.
         target: digest of the artifact that is rolled out.
         promised_harm: the certificate's audit bound; None for an artifact without one (its devices keep no answer, so
             there is no harm to watch).
@@ -104,6 +86,7 @@ class Case:
     earlier: Tally
     target: str
     gate: Gate
+    alpha: float
     promised_harm: float | None
     now: datetime
     outcomes: Mapping[str, Outcome]
@@ -123,34 +106,19 @@ class Case:
         return [device for device in self.wave.observations if self.outcomes.get(device.device_id) == outcome]
 
 
-def check_gate(gate: Gate) -> None:
-    """Check settings before a plan is frozen with them.
-
-    Raises:
-        InvalidInput: settings that make no sense.
-    """
-    shares = {"alpha": gate.alpha, "max_failure_rate": gate.max_failure_rate}
-    seconds = {"bake_s": gate.bake_s, "max_silence_s": gate.max_silence_s, "max_wave_s": gate.max_wave_s}
-    for name, value in shares.items():
-        if not 0 < value < 1:
-            raise InvalidInput(f"gate.{name}: {value:g} is not between 0 and 1", field=f"gate.{name}")
-    for name, value in seconds.items():
-        if not 0 <= value <= 10 * 365 * 86400:
-            raise InvalidInput(f"gate.{name}: {value:g} is not a number of seconds", field=f"gate.{name}")
-    if gate.bake_s >= gate.max_wave_s:
-        raise InvalidInput(
-            f"gate.max_wave_s: {gate.max_wave_s:g} s is over before the bake of {gate.bake_s:g} s",
-            field="gate.max_wave_s",
-        )
-
-
 def judge(
-    wave: Wave, earlier: Tally, target: str, gate: Gate, *, promised_harm: float | None, now: datetime
+    wave: Wave, earlier: Tally, target: str, gate: Gate, *, promised_harm: float | None, wave_count: int, now: datetime
 ) -> GateVerdict:
-    """Run all tests on one released wave; the arguments are explained at :class:`Case`."""
-    outcomes = outcomes_of(wave, target, gate.max_silence_s, now)
+    """Run all tests on one released wave of ``wave_count``; the arguments are explained at :class:`Case`."""
     case = Case(
-        wave=wave, earlier=earlier, target=target, gate=gate, promised_harm=promised_harm, now=now, outcomes=outcomes
+        wave=wave,
+        earlier=earlier,
+        target=target,
+        gate=replace(gate, min_audited=audits_needed(gate, promised_harm, wave_count)),
+        alpha=alpha_of_test(gate, wave_count),
+        promised_harm=promised_harm,
+        now=now,
+        outcomes=outcomes_of(wave, target, gate.max_silence_s, now),
     )
     tests = tuple(run(case) for run in TESTS)
     failed = [test.reason for test in tests if test.verdict == "fail"]
@@ -181,12 +149,18 @@ def _test_harm(case: Case) -> GateTest:
         by_device = sum(_device_e_value(device, promised) / len(devices) for device in devices)
         e_value = (e_value_above(harm, audited, promised) + by_device) / 2
     audit = _audit_text(harm, audited, promised)
-    is_crossed = e_value >= 1 / case.gate.alpha
+    share = harm / audited if audited else 0.0
+    verdict: Verdict = "pass"
+    # a share above the promise is no proof that the promise is broken; it is no sign that it is kept, either
+    if promised is not None and case.gate.min_audited and share > promised:
+        verdict = "hold"
+    if e_value >= 1 / case.alpha:
+        verdict, audit = "fail", f"harm above the promise: {audit} ({_evidence_text(e_value, case.alpha)})"
     return GateTest(
         name="harm",
-        verdict="fail" if is_crossed else "pass",
-        reason=f"harm above the promise: {audit} ({_evidence_text(e_value, case.gate)})" if is_crossed else audit,
-        measured=harm / audited if audited else 0.0,
+        verdict=verdict,
+        reason=audit,
+        measured=share,
         limit=promised or 0.0,
         samples=audited,
         e_value=e_value,
@@ -211,14 +185,16 @@ def _test_failures(case: Case) -> GateTest:
         e_value_above(own.failed, own.devices, gate.max_failure_rate)
         + e_value_above(both.failed, both.devices, gate.max_failure_rate)
     ) / 2
-    if e_value >= 1 / gate.alpha:
+    if e_value >= 1 / case.alpha:
         verdict: Verdict = "fail"
         count = f"{both.failed} of {both.devices} devices failed to update, tolerated {gate.max_failure_rate:.1%}"
-        reason = f"{count}: {_failures_text(case)} ({_evidence_text(e_value, gate)})"
+        reason = f"{count}: {_failures_text(case)} ({_evidence_text(e_value, case.alpha)})"
     else:
         verdict, reason = "pass", f"{_devices(own.devices - own.failed)} committed, {own.failed} failed"
         if case.having("pending"):
             reason = f"{own.failed} of {_devices(own.devices)} failed"
+        unreached = len(case.having("unreached"))
+        reason += f", {unreached} not reached" if unreached else ""
     return GateTest(
         name="failures",
         verdict=verdict,
@@ -235,16 +211,19 @@ def _test_tolerated(case: Case) -> GateTest:
     """Hold while more of this wave's devices failed than is tolerated, even where too few are there to prove it.
 
     On few devices the sequential test sees nothing: 4 of 24 failing are evidence of 3 to 1. What could not be proven
-    bad was not seen to be good; a person looks, and resumes or aborts.
+    bad was not seen to be good; a person looks, and resumes or aborts. What a pass is worth is said with it: no one
+    sees one failure in twenty with a canary of one.
     """
     own, limit = case.own, case.gate.max_failure_rate
     share = own.failed / own.devices if own.devices else 0.0
     is_above = share > limit
     count = f"{own.failed} of {_devices(own.devices)} of this wave failed ({share:.1%}), tolerated {limit:.1%}"
+    seen = detectable_share(own.devices, limit, case.gate.power)
+    worth = f"{_devices(own.devices)} see a rate of {seen:.0%} with {case.gate.power:.0%}" if own.devices else ""
     return GateTest(
         name="tolerated",
         verdict="hold" if is_above else "pass",
-        reason=f"{count}: {_failures_text(case)}" if is_above else count,
+        reason=f"{count}: {_failures_text(case)}" if is_above else "; ".join(filter(None, (count, worth))),
         measured=share,
         limit=limit,
         samples=own.devices,
@@ -266,11 +245,37 @@ def _test_settled(case: Case) -> GateTest:
     )
 
 
+def _test_reached(case: Case) -> GateTest:
+    """Hold for devices that did not come by to be told, for a while; then pass without them when they are few.
+
+    A device that is switched off is no failure and no success. It takes the version when it comes back.
+    """
+    unreached, gate = case.having("unreached"), case.gate
+    waited_s = (case.now - case.wave.released_at).total_seconds()
+    share = len(unreached) / len(case.outcomes) if case.outcomes else 0.0
+    is_waiting = bool(unreached) and waited_s <= gate.max_unreached_s
+    named = ", ".join(device.device_id for device in unreached[:_MAX_NAMED])
+    more = f" and {len(unreached) - _MAX_NAMED} more" if len(unreached) > _MAX_NAMED else ""
+    reason = "all devices were told to update"
+    if unreached:
+        count = f"{len(unreached)} of {_devices(len(case.outcomes))} not reached yet ({named}{more})"
+        reason = f"{count}, tolerated {gate.max_unreached_rate:.0%} after {gate.max_unreached_s:g} s"
+    return GateTest(
+        name="reached",
+        verdict="hold" if is_waiting or share > gate.max_unreached_rate else "pass",
+        reason=reason,
+        measured=share,
+        limit=gate.max_unreached_rate,
+        samples=len(case.outcomes),
+        wake_at=_just_after(case.wave.released_at, gate.max_unreached_s) if is_waiting else None,
+    )
+
+
 def _test_committed(case: Case) -> GateTest:
     """Hold while no device has committed. A wave of few devices can fail as a whole without an e-value that says so."""
     committed = len(case.having("committed"))
     # while one is pending, the wave waits for that one; with every failure accepted, there is nothing left to wait for
-    is_lacking = bool(case.outcomes) and not committed and not case.having("pending")
+    is_lacking = bool(case.having("failed")) and not committed and not case.having("pending")
     return GateTest(
         name="committed",
         verdict="hold" if is_lacking else "pass",
@@ -300,13 +305,13 @@ def _test_bake(case: Case) -> GateTest:
 
 def _test_audited(case: Case) -> GateTest:
     """Hold until enough rows were audited for the harm test to have seen the contrary."""
-    audited, needed = case.audited, case.gate.min_audited
+    audited, needed = case.audited, case.gate.min_audited or 0
     # without a certificate nothing is audited, and when every failure was accepted no device is left to audit
     is_needed = case.promised_harm is not None and bool(case.outcomes)
     return GateTest(
         name="audited",
         verdict="hold" if is_needed and audited < needed else "pass",
-        reason=f"{audited} of {needed} audited rows" if is_needed else "no audit is needed",
+        reason=_power_text(case, audited, needed) if is_needed else "no audit is needed",
         measured=audited,
         limit=needed if is_needed else 0,
         samples=len(case.outcomes),
@@ -318,6 +323,7 @@ TESTS: tuple[Callable[[Case], GateTest], ...] = (
     _test_harm,
     _test_tolerated,
     _test_settled,
+    _test_reached,
     _test_committed,
     _test_bake,
     _test_audited,
@@ -333,7 +339,7 @@ def _next_silence(case: Case) -> datetime | None:
     moments += [
         _just_after(now, limit_s - device.silent_s)
         for device in case.wave.observations
-        if device.silent_s <= limit_s and device.device_id in case.outcomes
+        if device.silent_s <= limit_s and case.outcomes.get(device.device_id) not in (None, "unreached")
     ]
     return min((moment for moment in moments if moment > now), default=None)
 
@@ -376,8 +382,16 @@ def _audit_text(harm: int, audited: int, promised: float | None) -> str:
     return f"{harm} of {audited} audited rows harmful{share}, promised at most {promised:.1%}"
 
 
-def _evidence_text(e_value: float, gate: Gate) -> str:
-    return f"evidence {min(e_value, 1e15):,.0f} to 1, limit {1 / gate.alpha:,.0f} to 1"
+def _evidence_text(e_value: float, alpha: float) -> str:
+    return f"evidence {min(e_value, 1e15):,.0f} to 1, limit {1 / alpha:,.0f} to 1"
+
+
+def _power_text(case: Case, audited: int, needed: int) -> str:
+    """Write how many rows there are, and which harm they would have shown."""
+    promised, power = case.promised_harm or 0.0, case.gate.power
+    seen = detectable_rate(audited, promised, alpha_of_pooled(case.alpha), power)
+    worth = f"they see harm of {seen:.1%} with {power:.0%}" if seen < 1 else "too few to see harm"
+    return f"{audited} of {needed} audited rows; {worth}"
 
 
 def _devices(count: int) -> str:

@@ -24,7 +24,7 @@ from typing import Literal
 from cloud_core.policy import gates
 from cloud_core.policy.assignments import Assignment, FleetRelease, Plan, PlannedDevice
 from cloud_core.policy.gates import GateVerdict
-from cloud_core.policy.observations import Observation, Tally, Wave, all_outcomes_of, outcomes_of, tally
+from cloud_core.policy.observations import Observation, Outcome, Tally, Wave, all_outcomes_of, outcomes_of, tally
 from penstock.errors import Conflict
 
 State = Literal["planned", "running", "paused", "succeeded", "stopped_by_gate", "aborted", "undone"]
@@ -69,6 +69,7 @@ class Rollout:
         waves: the released ones.
         is_kept: aborted, and updated devices stay on the new version.
         acknowledged: devices whose failure an operator accepted by resuming.
+        not_awaited: devices that were not reached when an operator resumed; waves pass without them.
         previous_default: the model's default version when the rollout was applied.
         previous_release: what the fleet ran then; None for nothing.
     """
@@ -81,6 +82,7 @@ class Rollout:
     finished_at: datetime | None = None
     is_kept: bool = False
     acknowledged: tuple[str, ...] = ()
+    not_awaited: tuple[str, ...] = ()
     previous_default: str = ""
     previous_release: FleetRelease | None = None
     status: str = ""
@@ -224,24 +226,32 @@ def paused(rollout: Rollout, *, now: datetime) -> Rollout:
 def resumed(rollout: Rollout, observations: Mapping[str, Observation], *, now: datetime) -> Rollout:
     """Continue; the wave's clock starts again, and failures seen so far are acknowledged: they count no more.
 
+    Devices that were not reached are no longer waited for. One that comes back counts again.
+
     Raises:
         Conflict: it is not paused.
     """
     _check("resume", rollout)
     target, max_silence_s = rollout.plan.artifact_digest, rollout.plan.gate.max_silence_s
-    failed = {
-        device_id
-        for wave in _waves(rollout, observations)
-        for device_id, outcome in all_outcomes_of(wave, target, max_silence_s, now).items()
-        if outcome == "failed"
-    }
+    outcomes: dict[str, Outcome] = {}
+    for wave in _waves(rollout, observations):
+        outcomes |= all_outcomes_of(wave, target, max_silence_s, now)
+    failed = {device_id for device_id, outcome in outcomes.items() if outcome == "failed"}
     # those accepted before stay accepted: one that recovered and fails again must not stop the rollout now
     acknowledged = tuple(sorted(failed.union(rollout.acknowledged)))
+    unreached = tuple(sorted(device_id for device_id, outcome in outcomes.items() if outcome == "unreached"))
     # the clock starts again, or a wave that was paused for taking too long would be paused again by the next look
     last = replace(rollout.waves[-1], released_at=now)
-    again = replace(rollout, state="running", waves=(*rollout.waves[:-1], last), acknowledged=acknowledged)
-    text = f"resumed by the operator; accepted failures: {', '.join(acknowledged[:10])}" if acknowledged else "resumed"
-    return _note(again, text, now)
+    again = replace(
+        rollout,
+        state="running",
+        waves=(*rollout.waves[:-1], last),
+        acknowledged=acknowledged,
+        not_awaited=unreached,
+    )
+    accepted = {"accepted failures": acknowledged, "not waited for": unreached}
+    texts = [f"{what}: {', '.join(devices[:10])}" for what, devices in accepted.items() if devices]
+    return _note(again, "; ".join(["resumed by the operator", *texts]), now)
 
 
 def aborted(rollout: Rollout, *, keep: bool, now: datetime) -> Rollout:
@@ -312,7 +322,15 @@ def _verdicts(rollout: Rollout, observations: Mapping[str, Observation], now: da
     plan = rollout.plan
     verdicts, earlier = [], Tally(failed=0, devices=0)
     for wave in _waves(rollout, observations):
-        verdict = gates.judge(wave, earlier, plan.artifact_digest, plan.gate, promised_harm=plan.promised_harm, now=now)
+        verdict = gates.judge(
+            wave,
+            earlier,
+            plan.artifact_digest,
+            plan.gate,
+            promised_harm=plan.promised_harm,
+            wave_count=plan.wave_count,
+            now=now,
+        )
         verdicts.append(verdict)
         # only waves before a wave count against it: a failing second wave must not make the first one look bad
         earlier += tally(outcomes_of(wave, plan.artifact_digest, plan.gate.max_silence_s, now).values())
@@ -329,6 +347,7 @@ def _waves(rollout: Rollout, observations: Mapping[str, Observation]) -> list[Wa
             released_at=wave.released_at,
             observations=tuple(devices),
             acknowledged=frozenset(rollout.acknowledged),
+            not_awaited=frozenset(rollout.not_awaited),
         )
         for wave, devices in zip(rollout.waves, members, strict=True)
     ]

@@ -154,6 +154,7 @@ class FleetRows:
     evidence: tuple[EvidenceRow, ...]
     releases: tuple[ReleaseRow, ...] = ()
     actions: tuple[ActionRow, ...] = ()
+    handed: tuple[tuple[int, str], ...] = ()
 
 
 def read(transaction: Transaction) -> FleetRows:
@@ -169,6 +170,7 @@ def read(transaction: Transaction) -> FleetRows:
         evidence=tuple(EvidenceRow(**row) for row in transaction.execute(select(tables.device_evidence)).mappings()),
         releases=tuple(_release_row(row) for row in transaction.execute(select(tables.releases))),
         actions=_actions(transaction),
+        handed=tuple((row.rollout, row.device_id) for row in transaction.execute(select(tables.handed))),
     )
 
 
@@ -180,7 +182,7 @@ def save_devices(transaction: Transaction, rows: Sequence[DeviceRow]) -> None:
 def forget_devices(transaction: Transaction, device_ids: Iterable[str]) -> None:
     """Remove devices with everything that is known of them."""
     wanted = list(device_ids)
-    for table in (tables.devices, tables.assignments, *_BY_INSTANCE):
+    for table in (tables.devices, tables.assignments, tables.handed, *_BY_INSTANCE):
         transaction.execute(delete(table).where(table.c.device_id.in_(wanted)))
 
 
@@ -246,6 +248,16 @@ def save_rollout(transaction: Transaction, row: RolloutRow) -> None:
 def drop_rollouts(transaction: Transaction, numbers: Iterable[int]) -> None:
     """Forget rollouts."""
     transaction.execute(delete(tables.rollouts).where(tables.rollouts.c.number.in_(list(numbers))))
+
+
+def record_handed(transaction: Transaction, device_id: str, numbers: Iterable[int], at: float) -> None:
+    """Record that a device was told to run the artifacts of these rollouts."""
+    upsert(transaction, tables.handed, [{"rollout": n, "device_id": device_id, "handed_at": at} for n in numbers])
+
+
+def drop_handed(transaction: Transaction, numbers: Iterable[int]) -> None:
+    """Forget which devices were told to run the artifacts of these rollouts."""
+    transaction.execute(delete(tables.handed).where(tables.handed.c.rollout.in_(list(numbers))))
 
 
 def assign(transaction: Transaction, assigned: Iterable[AssignmentRow]) -> None:

@@ -132,6 +132,15 @@ operator_actions = Table(
     Column("reason", Text, nullable=False),
 )
 
+handed = Table(
+    "handed",
+    metadata,
+    # devices that were told to run the artifact of an active rollout
+    Column("rollout", Integer, primary_key=True, autoincrement=False),
+    Column("device_id", String(64), primary_key=True),
+    Column("handed_at", Double, nullable=False),
+)
+
 rollouts = Table(
     "rollouts",
     metadata,

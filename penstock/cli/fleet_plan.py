@@ -22,11 +22,26 @@ def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
             "--at-once", is_flag=True, help="One wave, no bake, no audited rows: for a first version or a test bench."
         ),
         click.option("--max-wave", type=float, metavar="S", help="Pause when a wave takes longer."),
-        click.option("--max-silence", type=float, metavar="S", help="A device silent for longer failed."),
-        click.option("--max-failure-rate", type=float, metavar="SHARE", help="Failed updates tolerated."),
-        click.option("--alpha", type=float, help="Error budget of each sequential test."),
         click.option(
-            "--min-audited", type=click.IntRange(min=0), metavar="ROWS", help="Audited rows a wave needs to pass."
+            "--max-silence", type=float, metavar="S", help="A device that was told and is silent for longer failed."
+        ),
+        click.option(
+            "--max-unreached-rate", type=float, metavar="SHARE", help="Devices that a wave may pass without, if off."
+        ),
+        click.option(
+            "--max-unreached", type=float, metavar="S", help="How long a wave waits for devices that are off."
+        ),
+        click.option("--max-failure-rate", type=float, metavar="SHARE", help="Failed updates tolerated."),
+        click.option("--alpha", type=float, help="Chance that a good version is stopped by its tests."),
+        click.option("--power", type=float, metavar="CHANCE", help="... with this chance."),
+        click.option(
+            "--detectable-ratio", type=float, metavar="TIMES", help="Audited rows have to see so much more harm ..."
+        ),
+        click.option(
+            "--min-audited",
+            type=click.IntRange(min=0),
+            metavar="ROWS",
+            help="Audited rows a wave needs to pass; as many as the two below ask for, when left out.",
         ),
         click.option("--bake", type=float, metavar="S", help="Shortest time a wave runs."),
         click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, help="Order of the devices."),
@@ -92,6 +107,10 @@ def _how(options: dict[str, Any]) -> dict[str, Any]:
             bake_s=options["bake"],
             max_silence_s=options["max_silence"],
             max_wave_s=options["max_wave"],
+            max_unreached_s=options["max_unreached"],
+            max_unreached_rate=options["max_unreached_rate"],
+            detectable_ratio=options["detectable_ratio"],
+            power=options["power"],
         ),
     }
 

@@ -56,8 +56,9 @@ def plan_text(plan: pb.RolloutPlan) -> str:
     lines = [
         f"plan      {plan.rollout_id}: {what}{', a new certificate only' if is_same else ''}",
         f"promise   {promise}",
-        f"gate      bake {gate.bake_s:g} s, {gate.min_audited} audited rows, alpha {gate.alpha:g}, "
+        f"gate      bake {gate.bake_s:g} s, {gate.min_audited} audited rows in each wave, alpha {gate.alpha:g}, "
         f"failures at most {gate.max_failure_rate:.1%}, silence {gate.max_silence_s:g} s, wave {gate.max_wave_s:g} s",
+        f"          switched off at most {gate.max_unreached_rate:.0%}, after {gate.max_unreached_s:g} s",
         f"seed      {plan.seed}",
         f"digest    {plan.plan_digest}",
         "",

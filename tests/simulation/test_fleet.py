@@ -21,7 +21,7 @@ from cloud_core.api import fleet_codec as codec
 from cloud_core.fleet.messages import PlanRequest, RolloutStatus
 from cloud_core.fleet.service import FleetService
 from cloud_core.fleet.settings import FleetSettings
-from cloud_core.policy.gates import Gate
+from cloud_core.policy.gate_settings import Gate
 from cloud_core.policy.planning import Selection
 from cloud_core.registry.registry import Registry
 from cloud_core.state import Database
@@ -43,7 +43,10 @@ from tests.factories import certificate_for, echo_spec
 
 AGENTS = 200
 PROMISED = 0.03
-GATE = Gate(alpha=0.05, max_failure_rate=0.05, min_audited=100, bake_s=20.0, max_silence_s=15.0, max_wave_s=300.0)
+GATE = Gate(
+    alpha=0.05, max_failure_rate=0.05, min_audited=100, bake_s=20.0, max_silence_s=15.0, max_wave_s=300.0,
+    max_unreached_s=25.0,
+)  # fmt: skip
 LIMITS = UpdateLimits(probation_s=4.0, probation_requests=1_000_000, max_crashes=3, patience=3)
 X = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))
 
@@ -287,6 +290,22 @@ async def test_a_few_devices_that_die_do_not_block_a_healthy_version(world: Worl
     assert world.service.rollout().rollout.state == "succeeded", world.service.rollout().rollout.status
     assert len(world.alive()) == AGENTS - 4
     assert {agent.active for agent in world.alive()} == {world.digests["v2"]}
+
+
+async def test_a_tenth_of_the_fleet_is_switched_off_at_night_and_follows_in_the_morning(world: World) -> None:
+    await world.settle()
+    view = await world.start("v2")
+    off = {name for wave in view.waves for name in [device.device_id for device in wave.devices][::10]}
+    for agent in world.agents:
+        if agent.name in off:
+            agent.next_at = world.now_s + 400  # silent from before it was told
+    await world.run_until_over(250)
+    view = world.service.rollout()
+    assert view.rollout.state == "succeeded", view.rollout.status
+    assert any("2 not reached" in event.text for event in view.rollout.events), view.rollout.events
+    assert {agent.active for agent in world.agents if agent.name in off} == {world.digests["v1"]}
+    await world.run_until(world.now_s + 400)
+    assert {agent.active for agent in world.agents} == {world.digests["v2"]}
 
 
 async def test_a_core_that_is_killed_again_and_again_loses_nothing(world: World) -> None:

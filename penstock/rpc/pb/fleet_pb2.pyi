@@ -319,20 +319,28 @@ class ListDevicesResponse(_message.Message):
     def __init__(self, devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ...) -> None: ...
 
 class GateSettings(_message.Message):
-    __slots__ = ("alpha", "max_failure_rate", "min_audited", "bake_s", "max_silence_s", "max_wave_s")
+    __slots__ = ("alpha", "max_failure_rate", "min_audited", "bake_s", "max_silence_s", "max_wave_s", "max_unreached_s", "max_unreached_rate", "detectable_ratio", "power")
     ALPHA_FIELD_NUMBER: _ClassVar[int]
     MAX_FAILURE_RATE_FIELD_NUMBER: _ClassVar[int]
     MIN_AUDITED_FIELD_NUMBER: _ClassVar[int]
     BAKE_S_FIELD_NUMBER: _ClassVar[int]
     MAX_SILENCE_S_FIELD_NUMBER: _ClassVar[int]
     MAX_WAVE_S_FIELD_NUMBER: _ClassVar[int]
+    MAX_UNREACHED_S_FIELD_NUMBER: _ClassVar[int]
+    MAX_UNREACHED_RATE_FIELD_NUMBER: _ClassVar[int]
+    DETECTABLE_RATIO_FIELD_NUMBER: _ClassVar[int]
+    POWER_FIELD_NUMBER: _ClassVar[int]
     alpha: float
     max_failure_rate: float
     min_audited: int
     bake_s: float
     max_silence_s: float
     max_wave_s: float
-    def __init__(self, alpha: _Optional[float] = ..., max_failure_rate: _Optional[float] = ..., min_audited: _Optional[int] = ..., bake_s: _Optional[float] = ..., max_silence_s: _Optional[float] = ..., max_wave_s: _Optional[float] = ...) -> None: ...
+    max_unreached_s: float
+    max_unreached_rate: float
+    detectable_ratio: float
+    power: float
+    def __init__(self, alpha: _Optional[float] = ..., max_failure_rate: _Optional[float] = ..., min_audited: _Optional[int] = ..., bake_s: _Optional[float] = ..., max_silence_s: _Optional[float] = ..., max_wave_s: _Optional[float] = ..., max_unreached_s: _Optional[float] = ..., max_unreached_rate: _Optional[float] = ..., detectable_ratio: _Optional[float] = ..., power: _Optional[float] = ...) -> None: ...
 
 class PlanRolloutRequest(_message.Message):
     __slots__ = ("model", "version", "selector", "device_ids", "waves", "seed", "gate", "is_removal")

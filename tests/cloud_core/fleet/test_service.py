@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from cloud_core.fleet.outcome_totals import Record
 from cloud_core.fleet.service import FleetService
 from cloud_core.fleet.settings import FleetSettings
 from cloud_core.policy import gates
-from cloud_core.policy.gates import Gate
+from cloud_core.policy.gate_settings import Gate, audits_needed
 from cloud_core.policy.planning import Selection
 from cloud_core.registry.registry import Registry
 from cloud_core.state import Database
@@ -65,8 +66,9 @@ class Rig:
         self, version: str = "v2", *, waves: tuple[float, ...] = (0.5, 1.0), **changes: Any
     ) -> RolloutStatus:
         selection = Selection(device_ids=changes.pop("devices", ()), labels=changes.pop("labels", {}))
+        gate = changes.pop("gate", GATE)
         return await self.service.plan(
-            PlanRequest(model="digits", version=version, selection=selection, waves=waves, gate=GATE, **changes)
+            PlanRequest(model="digits", version=version, selection=selection, waves=waves, gate=gate, **changes)
         )
 
     async def start(self, version: str = "v2", **changes: Any) -> RolloutStatus:
@@ -207,6 +209,71 @@ async def test_everything_survives_a_restart_in_the_middle(rig: Rig) -> None:
     assert rig.service.rollout().waves[0].devices[0].counts.audited == 100, "a redelivered record counts once"
     view = await rig.pass_wave(first, "v2", 2)
     assert len(view.rollout.waves) == 2
+
+
+async def test_a_device_that_was_told_and_falls_silent_failed_also_after_a_restart(rig: Rig) -> None:
+    for name in "ab":
+        await rig.beat(name, "v1")
+    await rig.start(waves=(1.0,))
+    assert await rig.beat("a", "v1") == "v2"  # told, and never heard of again
+    rig.restart()
+    for _ in range(70):
+        rig.clock.advance(10)
+        await rig.beat("b", "v2")
+        await rig.service.reconcile()
+    status = rig.service.rollout().rollout.status
+    assert "1 of 2 devices of this wave failed (50.0%), tolerated 5.0%: a silent for" in status
+
+
+async def test_a_device_that_was_switched_off_before_it_was_told_is_waited_for_and_then_left_out(rig: Rig) -> None:
+    names = [f"d{number}" for number in range(6)]
+    for name in names:
+        await rig.beat(name, "v1")
+    view = await rig.start(waves=(1.0,))
+    off, *others = rig.wave(view)
+    for name in others:
+        await rig.beat(name, "v1")
+        await rig.audit(name, 1, "v2")
+    for _ in range(61):
+        assert rig.service.rollout().rollout.state == "running"
+        rig.clock.advance(10)
+        for name in others:
+            await rig.beat(name, "v2")
+        await rig.service.reconcile()
+    after = rig.service.rollout()
+    assert after.rollout.state == "succeeded", after.rollout.status
+    assert "5 devices committed, 0 failed, 1 not reached" in after.rollout.events[-1].text
+    assert await rig.beat(off, "v1") == "v2"  # it takes the version when it is back
+
+
+async def test_an_operator_who_resumes_no_longer_waits_for_devices_that_are_off(rig: Rig) -> None:
+    for name in "ab":
+        await rig.beat(name, "v1")
+    view = await rig.start(waves=(1.0,))
+    off, other = rig.wave(view)
+    await rig.beat(other, "v1")
+    await rig.audit(other, 1, "v2")
+    for _ in range(61):
+        rig.clock.advance(10)
+        await rig.beat(other, "v2")
+        await rig.service.reconcile()
+    paused = rig.service.rollout().rollout
+    assert paused.state == "paused"
+    assert f"1 of 2 devices not reached yet ({off})" in paused.status
+    await rig.service.resume()
+    for _ in range(2):
+        rig.clock.advance(11)
+        await rig.beat(other, "v2")
+        await rig.service.reconcile()
+    after = rig.service.rollout().rollout
+    assert after.state == "succeeded", after.status
+    assert any(f"not waited for: {off}" in event.text for event in after.events)
+
+
+async def test_a_plan_shows_how_many_audited_rows_it_asks_for(rig: Rig) -> None:
+    await rig.beat("a", "v1")
+    view = await rig.plan(gate=replace(GATE, min_audited=None))
+    assert view.rollout.plan.gate.min_audited == audits_needed(replace(GATE, min_audited=None), 0.03, 1)
 
 
 async def test_a_restart_does_not_make_devices_look_silent(rig: Rig) -> None:

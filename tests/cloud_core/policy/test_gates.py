@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -9,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloud_core.policy import gates
-from cloud_core.policy.gates import Gate
+from cloud_core.policy.gate_settings import Gate, audits_needed, check_gate
 from cloud_core.policy.observations import Observation, Tally, Wave, outcome_of
 from penstock.errors import InvalidInput
+from penstock.policy.power import detection_power
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 NEW, OLD = "sha256:" + "1" * 64, "sha256:" + "0" * 64
@@ -38,10 +40,13 @@ def judge(
     promised: float | None = 0.03,
     earlier: Tally = NONE,
     acknowledged: frozenset[str] = frozenset(),
+    not_awaited: frozenset[str] = frozenset(),
+    gate: Gate = GATE,
+    waves: int = 1,
 ) -> gates.GateVerdict:
-    wave = Wave(released_at=T0, observations=devices, acknowledged=acknowledged)
+    wave = Wave(released_at=T0, observations=devices, acknowledged=acknowledged, not_awaited=not_awaited)
     now = T0 + timedelta(seconds=after_s)
-    return gates.judge(wave, earlier, NEW, GATE, promised_harm=promised, now=now)
+    return gates.judge(wave, earlier, NEW, gate, promised_harm=promised, wave_count=waves, now=now)
 
 
 def test_a_healthy_wave_passes_and_says_with_what() -> None:
@@ -63,7 +68,7 @@ def test_harm_above_the_promise_fails_with_the_numbers() -> None:
     assert harm.e_value is not None
     assert harm.e_value >= 20
     assert "17 of 200 audited rows harmful (8.5%), promised at most 3.0%" in verdict.reason
-    assert "limit 20 to 1" in verdict.reason
+    assert "limit 40 to 1" in verdict.reason  # 0.05 for two tests
 
 
 def test_a_device_with_a_million_healthy_rows_hides_nothing_from_a_gate() -> None:
@@ -102,7 +107,7 @@ def test_a_wave_holds_until_baked_settled_and_audited() -> None:
     pending = judge(device("a"), device("b", phase="probation"))
     assert (pending.verdict, pending.reason) == ("hold", "waiting for b (probation)")
     few = judge(device(audited=20))
-    assert (few.verdict, few.reason) == ("hold", "20 of 50 audited rows")
+    assert (few.verdict, few.reason) == ("hold", "20 of 50 audited rows; they see harm of 36.1% with 90%")
 
 
 @pytest.mark.parametrize(("failed", "devices"), [(4, 24), (2, 30), (1, 10), (1, 3)])
@@ -147,6 +152,10 @@ def test_an_uncertified_artifact_needs_no_audit() -> None:
         ({"silent_s": 30.1}, "failed"),
         ({"is_cloud_only": True}, "failed"),
         ({"is_cloud_only": True, "active_digest": OLD, "phase": "fetching"}, "pending"),
+        ({"is_handed": False}, "unreached"),
+        ({"is_handed": False, "silent_s": 99.0, "active_digest": OLD}, "unreached"),
+        # it failed with it long ago, and was not asked again yet
+        ({"is_handed": False, "phase": "reverted", "active_digest": OLD, "failed_digest": NEW}, "unreached"),
     ],
 )
 def test_outcome_of_an_update(changes: dict[str, object], outcome: str) -> None:
@@ -206,7 +215,82 @@ def test_acknowledged_failures_count_no_more_but_recovered_devices_do() -> None:
     assert judge(dead, acknowledged=frozenset({"dead"})).verdict == "pass"
     assert judge(dead, device("b"), acknowledged=frozenset({"dead"})).verdict == "pass"
     back = judge(device("dead", audited=10), acknowledged=frozenset({"dead"}))
-    assert (back.verdict, back.reason) == ("hold", "10 of 50 audited rows")
+    assert back.verdict == "hold"
+    assert back.reason.startswith("10 of 50 audited rows")
+
+
+def off(name: str) -> Observation:
+    """Describe a device that was switched off before it could be told."""
+    return device(name, is_handed=False, silent_s=99.0, active_digest=OLD, audited=0)
+
+
+def test_devices_that_are_switched_off_are_no_failures() -> None:
+    devices = [*(device(f"d{i}") for i in range(18)), off("x"), off("y")]
+    waiting = judge(*devices, after_s=590)
+    assert (waiting.verdict, waiting.wake_at) == ("hold", T0 + timedelta(seconds=GATE.max_unreached_s, milliseconds=1))
+    assert waiting.reason == "2 of 20 devices not reached yet (x, y), tolerated 20% after 600 s"
+    passed = judge(*devices, after_s=601)
+    assert passed.verdict == "pass"
+    assert "18 devices committed, 0 failed, 2 not reached" in passed.reason
+
+
+def test_more_devices_off_than_tolerated_hold_until_an_operator_no_longer_waits_for_them() -> None:
+    devices = [device("a"), off("x"), off("y")]
+    assert judge(*devices, after_s=9999).verdict == "hold"
+    assert judge(*devices, after_s=9999, not_awaited=frozenset({"x", "y"})).verdict == "pass"
+
+
+def test_a_device_that_nobody_waits_for_counts_once_it_was_told() -> None:
+    bad = device("x", phase="reverted", active_digest=OLD, failed_digest=NEW, error="crashed")
+    verdict = judge(device("a"), bad, not_awaited=frozenset({"x"}))
+    assert verdict.verdict == "hold"
+    assert "1 of 2 devices of this wave failed" in verdict.reason
+
+
+def test_devices_that_are_off_do_not_dilute_the_failures_of_the_others() -> None:
+    crashed = [device(f"c{i}", phase="reverted", active_digest=OLD, failed_digest=NEW) for i in range(5)]
+    assert judge(*crashed, *(off(f"o{i}") for i in range(1000))).verdict == "fail"
+
+
+def test_a_wave_that_is_off_as_a_whole_holds() -> None:
+    verdict = judge(off("x"), after_s=9999)
+    assert (verdict.verdict, verdict.wake_at) == ("hold", None)
+
+
+def test_the_error_budget_is_shared_by_all_waves_and_tests() -> None:
+    # evidence of 83 to 1: enough for one wave with a limit of 40, not for ten with one of 400
+    devices = device("a", audit_harm=8), device("b", audit_harm=9)
+    assert judge(*devices, waves=1).verdict == "fail"
+    shared = judge(*devices, waves=10)
+    assert shared.verdict == "hold"
+    assert "17 of 200 audited rows harmful (8.5%), promised at most 3.0%" in shared.reason
+
+
+def test_a_share_of_harm_above_the_promise_holds_though_it_proves_nothing() -> None:
+    assert judge(device(audit_harm=4)).verdict == "hold"
+    assert judge(device(audit_harm=3)).verdict == "pass"
+    asks_nothing = replace(GATE, min_audited=0)
+    assert judge(device(audit_harm=4), gate=asks_nothing).verdict == "pass"
+
+
+def test_audited_rows_follow_from_what_they_have_to_see() -> None:
+    gate = replace(GATE, min_audited=None)
+    needed = audits_needed(gate, 0.02, 3)
+    assert detection_power(needed, 0.06, 0.02, gate.alpha / 12) >= 0.9
+    assert judge(device(audited=needed - 1), promised=0.02, gate=gate, waves=3).verdict == "hold"
+    assert judge(device(audited=needed), promised=0.02, gate=gate, waves=3).verdict == "pass"
+    assert audits_needed(replace(gate, detectable_ratio=2.0), 0.02, 3) > 2 * needed
+    assert audits_needed(gate, None, 3) == 0
+    assert audits_needed(replace(gate, min_audited=0), 0.02, 3) == 0
+    # of a promise of 0, and of one that can hardly be broken
+    assert 0 < audits_needed(gate, 0.0, 3) < 10_000
+    assert 0 < audits_needed(gate, 0.9, 3) < 10_000
+
+
+def test_what_a_pass_is_worth_is_said() -> None:
+    tolerated = judge(*(device(f"d{i}") for i in range(24))).test("tolerated")
+    assert tolerated is not None
+    assert tolerated.reason.endswith("; 24 devices see a rate of 15% with 90%")
 
 
 def test_a_promise_of_zero_is_broken_by_one_case() -> None:
@@ -224,6 +308,7 @@ def test_a_promise_of_zero_is_broken_by_one_case() -> None:
             silent_s=st.floats(0, 100),
             audited=st.integers(0, 2**62),
             audit_harm=st.integers(0, 2**62),
+            is_handed=st.booleans(),
             is_cloud_only=st.booleans(),
             error=st.text(max_size=30),
         ),
@@ -253,10 +338,15 @@ def test_any_observation_gets_a_verdict_with_a_reason_and_later_wake_up(
         ({"bake_s": -1.0}, "gate.bake_s"),
         ({"max_silence_s": float("inf")}, "gate.max_silence_s"),
         ({"max_wave_s": 5.0}, "gate.max_wave_s"),
+        ({"max_unreached_s": -1.0}, "gate.max_unreached_s"),
+        ({"max_unreached_rate": 1.1}, "gate.max_unreached_rate"),
+        ({"power": 1.0}, "gate.power"),
+        ({"detectable_ratio": 1.0}, "gate.detectable_ratio"),
+        ({"detectable_ratio": float("nan")}, "gate.detectable_ratio"),
     ],
 )
 def test_gate_settings_that_make_no_sense_are_refused(changes: dict[str, float], field: str) -> None:
     values = {name: getattr(GATE, name) for name in Gate.__slots__}
     with pytest.raises(InvalidInput) as caught:
-        gates.check_gate(Gate(**{**values, **changes}))
+        check_gate(Gate(**{**values, **changes}))
     assert caught.value.field == field

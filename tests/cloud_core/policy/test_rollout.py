@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from cloud_core.policy import rollout as policy
 from cloud_core.policy.assignments import Assignment, Plan, PlannedDevice
-from cloud_core.policy.gates import Gate
+from cloud_core.policy.gate_settings import Gate
 from cloud_core.policy.observations import Observation
 from cloud_core.policy.rollout import Hold, Pause, Release, Rollout, Stop, Succeed
 from penstock.errors import Conflict
