@@ -192,7 +192,7 @@ class Agent:
         local = Local(
             reported=self.updater.reported,
             desire=self.updater.desire,
-            distrust=self.updater.distrust,
+            judge=self.updater.judge,
             remove=self.updater.remove,
             queued=lambda: self.delivery.queued,
             reached=self.delivery.retry,

@@ -50,7 +50,8 @@ def _highest_e_values(random: np.random.Generator) -> NDArray[np.float64]:
     # devices that are not done count as not failed
     counts = np.full(_DEVICES, _DEVICES)
     by_devices = _e_values(failed.cumsum(axis=1), counts, GATE.max_failure_rate)
-    return np.maximum(by_rows.max(axis=1), by_devices.max(axis=1))
+    highest: NDArray[np.float64] = np.concatenate([by_rows, by_devices], axis=1).max(axis=1)
+    return highest
 
 
 def _e_values(counts: NDArray[np.int64], of: NDArray[np.int64], bound: float) -> NDArray[np.float64]:

@@ -119,6 +119,7 @@ def encode_reply(reply: HeartbeatReply) -> pb.HeartbeatResponse:
                 certificate_digest=model.certificate_digest,
                 is_distrusted=model.is_distrusted,
                 is_removed=model.is_removed,
+                trusted_at=model.trusted_at,
             )
             for model in reply.models
         ],
@@ -180,6 +181,22 @@ def encode_plan(status: RolloutStatus) -> pb.RolloutPlan:
         skipped=plan.skipped,
         plan_digest=status.plan_digest,
         is_removal=plan.is_removal,
+    )
+
+
+def encode_trusted(device_id: str, models: tuple[ReportedModel, ...]) -> pb.TrustDeviceResponse:
+    """Write what an operator trusts on a device."""
+    return pb.TrustDeviceResponse(
+        device_id=device_id,
+        models=[
+            pb.TrustedModel(
+                model=model.model,
+                artifact_digest=model.active_digest,
+                certificate_digest=model.certificate_digest,
+                mode=_encode_model(model).mode,
+            )
+            for model in models
+        ],
     )
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 import grpc
@@ -111,7 +112,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
 
     @_statuses
     async def SetDefault(self, request: pb.SetDefaultRequest, context: _Context) -> pb.SetDefaultResponse:
-        version, previous = await self._service.set_default(
+        version, previous = await self._service.actions.set_default(
             request.model, request.version, who=request.who[:255], reason=request.reason[:1000]
         )
         return pb.SetDefaultResponse(
@@ -119,6 +120,19 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
             version=version.tag or request.version,
             artifact_digest=version.digest,
             previous_digest=previous,
+        )
+
+    @_statuses
+    async def TrustDevice(self, request: pb.TrustDeviceRequest, context: _Context) -> pb.TrustDeviceResponse:
+        found = await self._service.actions.trust(
+            request.device_id, request.model, who=request.who[:255], reason=request.reason[:1000]
+        )
+        return codec.encode_trusted(request.device_id, found)
+
+    @_statuses
+    async def ListActions(self, request: pb.ListActionsRequest, context: _Context) -> pb.ListActionsResponse:
+        return pb.ListActionsResponse(
+            actions=[pb.OperatorAction(**asdict(one)) for one in self._service.actions.done()]
         )
 
     @_statuses

@@ -6,7 +6,7 @@ Reads memory only; changes nothing, waits for nothing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -123,6 +123,25 @@ class FleetQueries:
             return ""
         return next((one for one, certificate in found if edge and certificate.edge_digest == edge.digest), "")
 
+    def to_trust(self, device_id: str, model: str) -> tuple[ReportedModel, ...]:
+        """Return the models that a device runs under a certificate: the given one, or all for "".
+
+        Raises:
+            NotFound: no such device, or it runs no such model under a certificate.
+        """
+        device = self._devices.get(device_id)
+        if device is None:
+            raise NotFound(f"no device {device_id[:80]!r}; 'penstock fleet devices' lists them")
+        found = tuple(
+            one
+            for one in device.report.models
+            if model in ("", one.model) and one.active_digest and one.certificate_digest
+        )
+        if not found:
+            what = f"{model} under a certificate" if model else "no model under a certificate"
+            raise NotFound(f"{device_id} runs {'no ' if model else ''}{what}: there is no audit to begin again")
+        return found
+
     def unpinned(self) -> tuple[dict[tuple[str, str], Assignment], dict[str, FleetRelease]]:
         """Return assignments and releases that an older release kept without certificates, with those of now."""
         assignments = {
@@ -170,6 +189,7 @@ class FleetQueries:
             artifact_digest=digest,
             is_distrusted=self._store.evidence.is_distrusted(digest, report.model(model).certificate_digest),
             certificate_digest=certificate,
+            trusted_at=self._store.trusted_at(report.device_id, model, digest, certificate),
         )
 
     def _removed(self, report: Report, model: str) -> DesiredModel | None:

@@ -107,6 +107,7 @@ class FleetStore:
             of_device = self.totals.setdefault(row.device_id, {})
             of_device.setdefault(row.instance, {})[row.artifact_digest] = row.counts
         self.busy = self._busy()
+        self._trusts = {(row.device_id, row.model): row for row in stored.trusts}
         self.handed: dict[int, set[str]] = {}
         for number, device_id in stored.handed:
             self.handed.setdefault(number, set()).add(device_id)
@@ -273,6 +274,25 @@ class FleetStore:
         self.actions = [*self.actions, action][-rows.MAX_ACTIONS :]
         await self._registry.reload()
 
+    @uncancelled
+    async def trust(self, trusted: Sequence[rows.TrustRow], action: rows.ActionRow) -> None:
+        """Record that an operator trusts promises of a device, and who did it, in one transaction."""
+
+        def work(transaction: Transaction) -> None:
+            rows.trust(transaction, trusted)
+            rows.record_action(transaction, action)
+
+        await self._database.run(work)
+        self.actions = [*self.actions, action][-rows.MAX_ACTIONS :]
+        self._trusts.update({(row.device_id, row.model): row for row in trusted})
+
+    def trusted_at(self, device_id: str, model: str, artifact_digest: str, certificate_digest: str) -> float:
+        """Return when an operator trusted a promise on a device (UNIX seconds); 0 for never."""
+        found = self._trusts.get((device_id, model))
+        if found is None or (found.artifact_digest, found.certificate_digest) != (artifact_digest, certificate_digest):
+            return 0.0
+        return found.trusted_at
+
     def show(self, entry: Entry, after: Rollout) -> None:
         """Keep a changed status or verdict in memory only: both are worked out again after a restart."""
         self.entries[after.plan.rollout_id] = replace(entry, rollout=after)
@@ -337,6 +357,7 @@ class FleetStore:
         for device_id in gone:
             self.totals.pop(device_id, None)
         self.evidence.forget(gone)
+        self._trusts = {key: row for key, row in self._trusts.items() if key[0] not in gone}
         for handed in self.handed.values():
             handed -= gone
         self.assignments = {key: value for key, value in self.assignments.items() if key[0] not in gone}

@@ -23,6 +23,7 @@ class DesiredModel:
         certificate_digest: manifest digest of the certificate; "" when there is none that fits.
         is_distrusted: the fleet's audits speak against it: the device keeps no answer.
         is_removed: the device should drop the model.
+        trusted_at: UNIX seconds of an operator's word that the audit should begin without evidence; 0 for never.
     """
 
     model: str
@@ -31,6 +32,7 @@ class DesiredModel:
     certificate_digest: str
     is_distrusted: bool = False
     is_removed: bool = False
+    trusted_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,7 @@ from cloud_core.fleet.devices import Devices, Report
 from cloud_core.fleet.fleet_queries import FleetQueries
 from cloud_core.fleet.fleet_store import Entry, FleetStore, new_entry
 from cloud_core.fleet.messages import DeviceStatus, HeartbeatReply, PlanRequest, PromiseStatus, RolloutStatus
+from cloud_core.fleet.operator_actions import OperatorActions
 from cloud_core.fleet.outcome_totals import Record
 from cloud_core.fleet.reception import Reception
 from cloud_core.fleet.settings import FleetSettings
@@ -27,7 +28,7 @@ from cloud_core.policy import rollout as policy
 from cloud_core.policy.assignments import Plan
 from cloud_core.policy.gate_settings import check_gate
 from cloud_core.policy.rollout import Action, Hold, Rollout
-from cloud_core.registry.registry import ModelVersion, Registry
+from cloud_core.registry.registry import Registry
 from cloud_core.state import Database
 from cloud_core.state import fleet as rows
 from penstock.errors import Conflict, NotFound, StorageError
@@ -38,7 +39,11 @@ Change = Callable[[Rollout, datetime], Rollout]
 
 
 class FleetService:
-    """Owns devices, outcomes and rollouts of one core."""
+    """Owns devices, outcomes and rollouts of one core.
+
+    Attributes:
+        actions: what operators do beside rollouts.
+    """
 
     def __init__(
         self,
@@ -63,6 +68,7 @@ class FleetService:
         self._store.pin(*self._queries.unpinned())
         self._reception = Reception(self._store, self._devices, self._queries, settings, now)
         self._changing, self._news = self._reception.changing, self._reception.news
+        self.actions = OperatorActions(self._store, self._queries, registry, now, self._changing)
         self._flush_at = now()
 
     @classmethod
@@ -206,20 +212,6 @@ class FleetService:
             NotFound: no such rollout. Conflict: its devices are back already, or run something newer.
         """
         return await self._act("undo", rollout_id, lambda rollout, now: policy.undone(rollout, now=now))
-
-    async def set_default(self, model: str, version: str, *, who: str, reason: str) -> tuple[ModelVersion, str]:
-        """Move what the core serves by default; return that and the digest from before. Recorded with who and why.
-
-        Raises:
-            NotFound: no such model or version. Conflict: devices run the model, whose default moves with a rollout.
-        """
-        found = self._registry.resolve(model, version)
-        async with self._changing:
-            self._queries.check_unused(model, version)
-            before = self._queries.default(model)
-            await self._store.set_default(model, found.digest, at=self._now(), who=who, reason=reason)
-        log(_log, logging.WARNING, "default moved", model=model, to=found.digest, was=before, who=who, reason=reason)
-        return found, before
 
     def rollout(self, rollout_id: str = "") -> RolloutStatus:
         """Return a rollout; the newest for "".

@@ -86,6 +86,17 @@ class ReleaseRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrustRow:
+    """Records which promise of a model an operator trusts on a device, and since when (UNIX seconds)."""
+
+    device_id: str
+    model: str
+    artifact_digest: str
+    certificate_digest: str
+    trusted_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ActionRow:
     """Records what an operator did: when (UNIX seconds), who by their own account, to what, and why."""
 
@@ -155,6 +166,7 @@ class FleetRows:
     releases: tuple[ReleaseRow, ...] = ()
     actions: tuple[ActionRow, ...] = ()
     handed: tuple[tuple[int, str], ...] = ()
+    trusts: tuple[TrustRow, ...] = ()
 
 
 def read(transaction: Transaction) -> FleetRows:
@@ -171,6 +183,7 @@ def read(transaction: Transaction) -> FleetRows:
         releases=tuple(_release_row(row) for row in transaction.execute(select(tables.releases))),
         actions=_actions(transaction),
         handed=tuple((row.rollout, row.device_id) for row in transaction.execute(select(tables.handed))),
+        trusts=tuple(TrustRow(**row) for row in transaction.execute(select(tables.trusts)).mappings()),
     )
 
 
@@ -182,7 +195,7 @@ def save_devices(transaction: Transaction, rows: Sequence[DeviceRow]) -> None:
 def forget_devices(transaction: Transaction, device_ids: Iterable[str]) -> None:
     """Remove devices with everything that is known of them."""
     wanted = list(device_ids)
-    for table in (tables.devices, tables.assignments, tables.handed, *_BY_INSTANCE):
+    for table in (tables.devices, tables.assignments, tables.handed, tables.trusts, *_BY_INSTANCE):
         transaction.execute(delete(table).where(table.c.device_id.in_(wanted)))
 
 
@@ -284,6 +297,11 @@ def record_action(transaction: Transaction, row: ActionRow) -> None:
     transaction.execute(delete(table).where(table.c.id.not_in(newest)))
 
 
+def trust(transaction: Transaction, rows: Sequence[TrustRow]) -> None:
+    """Record which promises an operator trusts."""
+    upsert(transaction, tables.trusts, [_values(row) for row in rows])
+
+
 def clear_assignments(transaction: Transaction, model: str) -> None:
     """Let every device follow the model's default again."""
     transaction.execute(delete(tables.assignments).where(tables.assignments.c.model == model))
@@ -317,6 +335,6 @@ def _actions(transaction: Transaction) -> tuple[ActionRow, ...]:
 
 
 def _values(
-    row: DeviceRow | InstanceRow | AssignmentRow | RolloutRow | PoolRow | EvidenceRow | ActionRow,
+    row: TrustRow | DeviceRow | InstanceRow | AssignmentRow | RolloutRow | PoolRow | EvidenceRow | ActionRow,
 ) -> dict[str, object]:
     return {name: getattr(row, name) for name in type(row).__slots__}

@@ -121,6 +121,17 @@ releases = Table(
     Column("certificates", Text, nullable=True),  # JSON list; NULL: from before they were kept
 )
 
+trusts = Table(
+    "trusts",
+    metadata,
+    # an operator's word that a device's audit of a promise should begin without evidence
+    Column("device_id", String(64), primary_key=True),
+    Column("model", String(255), primary_key=True),
+    Column("artifact_digest", String(71), nullable=False),
+    Column("certificate_digest", String(71), nullable=False),
+    Column("trusted_at", Double, nullable=False),
+)
+
 operator_actions = Table(
     "operator_actions",
     metadata,

@@ -33,6 +33,7 @@ class Audit(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         evidence: as ``penstock.policy.change_detection`` has it.
         has_alarmed: the evidence reached the run length, which is final for this promise.
         is_distrusted: the fleet service said that the fleet's evidence is against this promise.
+        trusted_at: the operator's word that this audit began after (UNIX seconds, the core's clock); 0 for none.
     """
 
     artifact_digest: str
@@ -41,6 +42,7 @@ class Audit(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     evidence: Evidence = FRESH
     has_alarmed: bool = False
     is_distrusted: bool = False
+    trusted_at: float = 0.0
 
     @property
     def promise(self) -> Promise:
@@ -85,6 +87,17 @@ def noted(audit: Audit, *, audited: int, harm: int, bound: float, run_length: fl
         return audit
     evidence = change_detection.updated(audit.evidence, harm=harm, n=audited, bound=bound)
     return replace(audit, evidence=evidence, has_alarmed=change_detection.strength(evidence) >= run_length)
+
+
+def told(audit: Audit, *, is_distrusted: bool, trusted_at: float) -> Audit:
+    """Take in what the fleet service says about a promise. It says so in every reply.
+
+    Args:
+        trusted_at: when an operator trusted it; evidence from before another such word counts no more.
+    """
+    if trusted_at in (0.0, audit.trusted_at):
+        return replace(audit, is_distrusted=is_distrusted)
+    return replace(audit, is_distrusted=is_distrusted, trusted_at=trusted_at, evidence=FRESH, has_alarmed=False)
 
 
 def kept(audits: Iterable[Audit], newest: Audit) -> tuple[Audit, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -54,7 +55,7 @@ class Local:
     Attributes:
         reported: tells what is true of every model.
         desire: takes what the service wants a model to run.
-        distrust: takes whether the service distrusts what a model runs, if it runs that release.
+        judge: takes what the service says about a release: whether it distrusts it, and when an operator trusted it.
         remove: takes that the service wants a model to be dropped.
         queued: tells how many outcome records wait.
         reached: is called when the service answers again after it did not.
@@ -64,7 +65,7 @@ class Local:
 
     reported: Callable[[], Sequence[ReportedModel]]
     desire: Callable[[str, Release], None]
-    distrust: Callable[[str, Release, bool], None]
+    judge: Callable[[str, Release, bool, float], None]
     remove: Callable[[str], None]
     queued: Callable[[], int]
     reached: Callable[[], None]
@@ -138,7 +139,8 @@ class Heartbeats:
                 certificate_digest=check_digest(desired.certificate_digest) if desired.certificate_digest else "",
             )
             self._local.desire(check_model_name(desired.model), release)
-            self._local.distrust(desired.model, release, desired.is_distrusted)
+            trusted_at = desired.trusted_at if math.isfinite(desired.trusted_at) else 0.0
+            self._local.judge(desired.model, release, desired.is_distrusted, trusted_at)
         except ArtifactError as error:
             log(_log, logging.WARNING, "desired model refused", model=desired.model[:128], error=error.message)
 

@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -200,10 +199,10 @@ class Hosted:
         bound = self._certificate.audit_max_harm
         self._take(auditing.noted(self._audit, audited=audited, harm=harm, bound=bound, run_length=self._run_length))
 
-    def note_distrust(self, is_distrusted: bool) -> None:
-        """Note whether the fleet service distrusts this promise; it says so in every reply, until it does no more."""
+    def note_judgement(self, *, is_distrusted: bool, trusted_at: float) -> None:
+        """Note what the fleet service says about this promise, and when an operator trusted it (0 for never)."""
         if self._audit is not None:
-            self._take(msgspec.structs.replace(self._audit, is_distrusted=is_distrusted))
+            self._take(auditing.told(self._audit, is_distrusted=is_distrusted, trusted_at=trusted_at))
 
     def _take(self, audit: Audit) -> None:
         before, self._audit = self._audit, audit

@@ -60,12 +60,12 @@ class Updater:
                 self._tasks.create_task(self._models[model].run(), name=f"update {model}")
         self._models[model].desire(release)
 
-    def distrust(self, model: str, release: Release, is_distrusted: bool) -> None:
-        """Take in whether the fleet service distrusts a release: it matters to what runs, if that is the one."""
+    def judge(self, model: str, release: Release, is_distrusted: bool, trusted_at: float) -> None:
+        """Take in what the fleet service and its operators say about a release: it matters if that is what runs."""
         found = self._models.get(model)
         hosted = found.reported().hosted if found is not None else None
         if found is not None and hosted is not None and found.state.active and found.state.active.key == release.key:
-            hosted.note_distrust(is_distrusted)
+            hosted.note_judgement(is_distrusted=is_distrusted, trusted_at=trusted_at)
 
     def remove(self, model: str) -> None:
         """Drop a model with everything that is kept of it; what is not here, or not subscribed to, stays as it is."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -63,6 +64,7 @@ Examples:
   penstock fleet abort digits-v2-1 --keep
   penstock fleet undo
   penstock fleet remove digits --wait
+  penstock fleet trust cam-17 --reason 'lens was dirty, cleaned'
 
 Without a rollout's name, the newest one that fits is meant."""
 )
@@ -99,6 +101,49 @@ def evidence(core: _Core, output: str) -> None:
     with _client(core) as client:
         found = client.promises()
     print_result(output, [as_data(one) for one in found], lambda: click.echo(promises_text(found)))
+
+
+@command.command(
+    epilog="""\b
+Examples:
+  penstock fleet trust cam-17 --reason 'lens was dirty, cleaned'
+  penstock fleet trust cam-17 --model digits -o json
+
+Exit codes: 0 recorded, 1 no such device or nothing to trust on it, 4 no core answers."""
+)
+@click.argument("device")
+@click.option("--model", default="", help="Only this model.  [default: all that run there under a certificate]")
+@click.option("--reason", default="", help="Why, for the record.")
+@click.option("--who", default=lambda: os.environ.get("USER", ""), help="Who, for the record.  [default: your login]")
+@_core_options
+@output_option
+def trust(device: str, model: str, reason: str, who: str, core: _Core, output: str) -> None:
+    """Let DEVICE keep answers again after its audit found more harm than was certified.
+
+    For when you looked and know why. Its audit begins again without evidence, with the next heartbeat. A new
+    certificate does the same by plan: 'penstock fleet apply' of the version that runs.
+    """
+    from penstock.cli.fleet_view import trusted_text
+    from penstock.rpc.fleet import as_data
+    from penstock.rpc.pb import fleet_pb2
+
+    asked = fleet_pb2.TrustDeviceRequest(device_id=device, model=model, who=who, reason=reason)
+    with _client(core) as client:
+        found = client.trust(asked)
+    print_result(output, as_data(found), lambda: click.echo(trusted_text(found)))
+
+
+@command.command()
+@_core_options
+@output_option
+def actions(core: _Core, output: str) -> None:
+    """List what operators did beside rollouts: who, when and why."""
+    from penstock.cli.fleet_view import actions_text
+    from penstock.rpc.fleet import as_data
+
+    with _client(core) as client:
+        found = client.actions()
+    print_result(output, [as_data(one) for one in found], lambda: click.echo(actions_text(found)))
 
 
 @command.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from penstock.cli.output import format_table
 from penstock.rpc.fleet import state_name
@@ -43,6 +44,26 @@ def promises_text(promises: Sequence[pb.FleetPromise]) -> str:
     ]  # fmt: skip
     columns = ["model", "artifact", "certificate", "devices", "audited", "harm", "promised", "evidence", "trust"]
     return format_table(columns, rows) if rows else "no audits yet; devices audit answers under a certificate"
+
+
+def trusted_text(trusted: pb.TrustDeviceResponse) -> str:
+    """Write which audits of a device begin again."""
+    rows = [
+        (one.model, short(one.artifact_digest), short(one.certificate_digest), _word(pb.CascadeMode.Name(one.mode)))
+        for one in trusted.models
+    ]
+    table = format_table(["model", "artifact", "certificate", "mode until now"], rows)
+    return f"{table}\n{trusted.device_id} begins these audits without evidence, with its next heartbeat"
+
+
+def actions_text(actions: Sequence[pb.OperatorAction]) -> str:
+    """Write a row for each action."""
+    rows = [
+        (datetime.fromtimestamp(one.at, UTC).strftime("%Y-%m-%d %H:%M:%SZ"), one.who or "-", one.action, one.subject,
+         one.reason or "-")
+        for one in actions
+    ]  # fmt: skip
+    return format_table(["at", "who", "action", "on", "why"], rows) if rows else "no actions yet, beside rollouts"
 
 
 def plan_text(plan: pb.RolloutPlan) -> str:

@@ -16,8 +16,9 @@ from penstock.errors import InvalidInput
 
 STAKES = (0.9, 0.65, 0.45, 0.3, 0.2, 0.12, 0.06, 0.03, 0.015, 0.0075, 0.003, 0.001)
 """Shares of the largest stake (1/bound) that are bet at once, with equal weight. Large ones see a bad failure within a
-few outcomes, small ones a slight excess over many, or over a small bound. Fixed, so that the value depends on nothing but the totals: outcomes
-may arrive in any order, in batches of any size, from any number of devices, and a restart loses nothing."""
+few outcomes, small ones a slight excess over many, or over a small bound. Fixed, so that the value depends on nothing
+but the totals: outcomes may arrive in any order, in batches of any size, from any number of devices, and a restart
+loses nothing."""
 
 _LARGEST_LOG = 690.0  # e**690 is still a finite double, and finite in JSON
 

@@ -99,6 +99,15 @@ class FleetClient:
         answer: fleet_pb2.SetDefaultResponse = self._call(self._stub.SetDefault, request)
         return answer
 
+    def trust(self, request: fleet_pb2.TrustDeviceRequest) -> fleet_pb2.TrustDeviceResponse:
+        """Let a device's audit begin without evidence. Raises as :meth:`devices`; NotFound where it has none."""
+        answer: fleet_pb2.TrustDeviceResponse = self._call(self._stub.TrustDevice, request)
+        return answer
+
+    def actions(self) -> list[fleet_pb2.OperatorAction]:
+        """List what operators did beside rollouts, oldest first. Raises as :meth:`devices`."""
+        return list(self._call(self._stub.ListActions, fleet_pb2.ListActionsRequest()).actions)
+
     def _rollout(self, method: Callable[..., Any], request: Any) -> fleet_pb2.Rollout:
         rollout: fleet_pb2.Rollout = self._call(method, request)
         return rollout

@@ -149,20 +149,22 @@ class HeartbeatRequest(_message.Message):
     def __init__(self, device_id: _Optional[str] = ..., agent_version: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., target: _Optional[str] = ..., subscriptions: _Optional[_Iterable[str]] = ..., models: _Optional[_Iterable[_Union[ReportedModel, _Mapping]]] = ..., outbox_records: _Optional[int] = ..., rung: _Optional[str] = ..., instance: _Optional[str] = ..., run: _Optional[str] = ...) -> None: ...
 
 class DesiredModel(_message.Message):
-    __slots__ = ("model", "version", "artifact_digest", "certificate_digest", "is_distrusted", "is_removed")
+    __slots__ = ("model", "version", "artifact_digest", "certificate_digest", "is_distrusted", "trusted_at", "is_removed")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ARTIFACT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     IS_DISTRUSTED_FIELD_NUMBER: _ClassVar[int]
+    TRUSTED_AT_FIELD_NUMBER: _ClassVar[int]
     IS_REMOVED_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     artifact_digest: str
     certificate_digest: str
     is_distrusted: bool
+    trusted_at: float
     is_removed: bool
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., certificate_digest: _Optional[str] = ..., is_distrusted: _Optional[bool] = ..., is_removed: _Optional[bool] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., certificate_digest: _Optional[str] = ..., is_distrusted: _Optional[bool] = ..., trusted_at: _Optional[float] = ..., is_removed: _Optional[bool] = ...) -> None: ...
 
 class HeartbeatResponse(_message.Message):
     __slots__ = ("models", "next_heartbeat_s", "counts_instances", "must_renew_instance")
@@ -444,6 +446,62 @@ class SetDefaultResponse(_message.Message):
     artifact_digest: str
     previous_digest: str
     def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., previous_digest: _Optional[str] = ...) -> None: ...
+
+class TrustDeviceRequest(_message.Message):
+    __slots__ = ("device_id", "model", "who", "reason")
+    DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    WHO_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    device_id: str
+    model: str
+    who: str
+    reason: str
+    def __init__(self, device_id: _Optional[str] = ..., model: _Optional[str] = ..., who: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class TrustedModel(_message.Message):
+    __slots__ = ("model", "artifact_digest", "certificate_digest", "mode")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    artifact_digest: str
+    certificate_digest: str
+    mode: CascadeMode
+    def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., certificate_digest: _Optional[str] = ..., mode: _Optional[_Union[CascadeMode, str]] = ...) -> None: ...
+
+class TrustDeviceResponse(_message.Message):
+    __slots__ = ("device_id", "models")
+    DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    device_id: str
+    models: _containers.RepeatedCompositeFieldContainer[TrustedModel]
+    def __init__(self, device_id: _Optional[str] = ..., models: _Optional[_Iterable[_Union[TrustedModel, _Mapping]]] = ...) -> None: ...
+
+class OperatorAction(_message.Message):
+    __slots__ = ("at", "who", "action", "subject", "reason")
+    AT_FIELD_NUMBER: _ClassVar[int]
+    WHO_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    at: float
+    who: str
+    action: str
+    subject: str
+    reason: str
+    def __init__(self, at: _Optional[float] = ..., who: _Optional[str] = ..., action: _Optional[str] = ..., subject: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ListActionsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListActionsResponse(_message.Message):
+    __slots__ = ("actions",)
+    ACTIONS_FIELD_NUMBER: _ClassVar[int]
+    actions: _containers.RepeatedCompositeFieldContainer[OperatorAction]
+    def __init__(self, actions: _Optional[_Iterable[_Union[OperatorAction, _Mapping]]] = ...) -> None: ...
 
 class GetRolloutRequest(_message.Message):
     __slots__ = ("rollout_id",)

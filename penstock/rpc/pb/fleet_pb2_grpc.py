@@ -99,6 +99,16 @@ class FleetStub:
                 request_serializer=fleet__pb2.ListPromisesRequest.SerializeToString,
                 response_deserializer=fleet__pb2.ListPromisesResponse.FromString,
                 _registered_method=True)
+        self.TrustDevice = channel.unary_unary(
+                '/penstock.v1.Fleet/TrustDevice',
+                request_serializer=fleet__pb2.TrustDeviceRequest.SerializeToString,
+                response_deserializer=fleet__pb2.TrustDeviceResponse.FromString,
+                _registered_method=True)
+        self.ListActions = channel.unary_unary(
+                '/penstock.v1.Fleet/ListActions',
+                request_serializer=fleet__pb2.ListActionsRequest.SerializeToString,
+                response_deserializer=fleet__pb2.ListActionsResponse.FromString,
+                _registered_method=True)
 
 
 class FleetServicer:
@@ -187,6 +197,19 @@ class FleetServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TrustDevice(self, request, context):
+        """Lets a device that distrusts its certificate begin its audit without evidence. Recorded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListActions(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FleetServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -254,6 +277,16 @@ def add_FleetServicer_to_server(servicer, server):
                     servicer.ListPromises,
                     request_deserializer=fleet__pb2.ListPromisesRequest.FromString,
                     response_serializer=fleet__pb2.ListPromisesResponse.SerializeToString,
+            ),
+            'TrustDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.TrustDevice,
+                    request_deserializer=fleet__pb2.TrustDeviceRequest.FromString,
+                    response_serializer=fleet__pb2.TrustDeviceResponse.SerializeToString,
+            ),
+            'ListActions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListActions,
+                    request_deserializer=fleet__pb2.ListActionsRequest.FromString,
+                    response_serializer=fleet__pb2.ListActionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -607,6 +640,60 @@ class Fleet:
             '/penstock.v1.Fleet/ListPromises',
             fleet__pb2.ListPromisesRequest.SerializeToString,
             fleet__pb2.ListPromisesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TrustDevice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.v1.Fleet/TrustDevice',
+            fleet__pb2.TrustDeviceRequest.SerializeToString,
+            fleet__pb2.TrustDeviceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListActions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.v1.Fleet/ListActions',
+            fleet__pb2.ListActionsRequest.SerializeToString,
+            fleet__pb2.ListActionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -230,7 +230,7 @@ async def test_the_core_s_default_moves_by_hand_only_where_no_device_runs_the_mo
     fleet: Fleet, make_layout: Any, put: Any
 ) -> None:
     second = await put(fleet.registry, make_layout("v2"))
-    found, before = await fleet.service.set_default("digits", "v2", who="ada", reason="better")
+    found, before = await fleet.service.actions.set_default("digits", "v2", who="ada", reason="better")
     assert (found.digest, before) == (second, fleet.layout.digest)
     fleet.restart()
     assert fleet.registry.resolve("digits").digest == second
@@ -238,7 +238,7 @@ async def test_the_core_s_default_moves_by_hand_only_where_no_device_runs_the_mo
     assert (action.who, action.action, action.reason) == ("ada", "core default", "better")
     await fleet.start("v1")
     with pytest.raises(Conflict, match="penstock fleet apply digits:v2"):
-        await fleet.service.set_default("digits", "v2", who="ada", reason="")
+        await fleet.service.actions.set_default("digits", "v2", who="ada", reason="")
 
 
 async def test_what_was_reported_before_a_removal_is_no_evidence_that_it_is_done(fleet: Fleet) -> None:

@@ -229,12 +229,12 @@ async def test_a_device_that_was_switched_off_before_it_was_told_is_waited_for_a
     names = [f"d{number}" for number in range(6)]
     for name in names:
         await rig.beat(name, "v1")
-    view = await rig.start(waves=(1.0,))
+    view = await rig.start(waves=(1.0,), gate=replace(GATE, max_unreached_s=500.0))
     off, *others = rig.wave(view)
     for name in others:
         await rig.beat(name, "v1")
         await rig.audit(name, 1, "v2")
-    for _ in range(61):
+    for _ in range(51):
         assert rig.service.rollout().rollout.state == "running"
         rig.clock.advance(10)
         for name in others:
@@ -280,6 +280,8 @@ async def test_a_restart_does_not_make_devices_look_silent(rig: Rig) -> None:
     for name in "ab":
         await rig.beat(name, "v1")
     await rig.start(waves=(1.0,))
+    for name in "ab":
+        await rig.beat(name, "v1")
     rig.clock.advance(500)  # the core was down, nobody could have been heard
     rig.restart()
     await rig.service.reconcile()

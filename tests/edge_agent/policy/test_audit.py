@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from edge_agent.policy.audit import MAX_AUDITS, Audit, find, kept, noted, restored
+from msgspec.structs import replace
+
+from edge_agent.policy.audit import MAX_AUDITS, Audit, find, kept, noted, restored, told
 from penstock.policy.change_detection import FRESH
 from penstock.wire.outcomes import NOTHING, OutcomeCounts
 
@@ -33,3 +35,20 @@ def test_a_device_that_the_previous_release_distrusted_stays_distrusted_once() -
     assert restored((), PROMISE, counts, 0.02).has_alarmed
     assert not restored((audit(),), PROMISE, counts, 0.02).has_alarmed  # another certificate of the same artifact
     assert restored((), PROMISE, NOTHING, 0.02).evidence == FRESH
+
+
+def test_an_operators_word_counts_once_and_evidence_after_it_counts() -> None:
+    broken = replace(Audit(artifact_digest="a", certificate_digest="c", max_harm=0.02), has_alarmed=True)
+    trusted = told(broken, is_distrusted=False, trusted_at=7.0)
+    assert (trusted.has_alarmed, trusted.evidence, trusted.trusted_at) == (False, FRESH, 7.0)
+    # the fleet service repeats it in every reply
+    broken_again = replace(trusted, has_alarmed=True)
+    assert told(broken_again, is_distrusted=False, trusted_at=7.0) == broken_again
+    assert not told(broken_again, is_distrusted=False, trusted_at=9.0).has_alarmed
+    # a service that lost its state says nothing, which takes nothing back
+    assert told(trusted, is_distrusted=False, trusted_at=0.0) == trusted
+
+
+def test_an_operators_word_for_a_device_is_not_one_for_the_fleet() -> None:
+    audit = Audit(artifact_digest="a", certificate_digest="c", max_harm=0.02)
+    assert told(audit, is_distrusted=True, trusted_at=7.0).is_distrusted

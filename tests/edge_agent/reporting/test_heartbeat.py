@@ -40,7 +40,7 @@ class Models:
         local = Local(
             reported=lambda: self.reported,
             desire=lambda model, release: self.taken.append((model, release)),
-            distrust=lambda model, release, is_distrusted: self.distrusted.append(is_distrusted),
+            judge=lambda model, release, is_distrusted, trusted_at: self.distrusted.append(is_distrusted),
             remove=self.removed.append,
             queued=lambda: 7,
             reached=reached,
