@@ -296,17 +296,18 @@ async def test_a_tenth_of_the_fleet_is_switched_off_at_night_and_follows_in_the_
     await world.settle()
     view = await world.start("v2")
     off = {name for wave in view.waves for name in [device.device_id for device in wave.devices][::10]}
+    morning_s = world.now_s + 200
     for agent in world.agents:
         if agent.name in off:
-            agent.next_at = world.now_s + 400  # silent from before it was told
-    await world.run_until_over(250)
+            agent.next_at = morning_s  # silent from before it was told
+    await world.run_until_over(170)
     view = world.service.rollout()
     assert view.rollout.state == "succeeded", view.rollout.status
     passed = [event.text for event in view.rollout.events if "committed" in event.text]
     assert len(passed) == 3
     assert all("not reached" in text for text in passed), passed
     assert {agent.active for agent in world.agents if agent.name in off} == {world.digests["v1"]}
-    await world.run_until(world.now_s + 400)
+    await world.run_until(morning_s + 30)
     assert {agent.active for agent in world.agents} == {world.digests["v2"]}
 
 
