@@ -70,7 +70,10 @@ def _text(raw: io.FileIO) -> io.TextIOWrapper:
 
 def _goes_to(stream: object, descriptor: int) -> bool:
     """Say whether it is Python's own stream for the descriptor, and not what a test put in its place."""
-    return isinstance(stream, io.TextIOWrapper) and stream.fileno() == descriptor
+    try:
+        return isinstance(stream, io.TextIOWrapper) and stream.fileno() == descriptor
+    except io.UnsupportedOperation:  # a stream in memory
+        return False
 
 
 def _fill(descriptor: int, flags: int) -> bool:
