@@ -92,7 +92,8 @@ NOTHING = OutcomeCounts()
 
 def summed(counts: Iterable[OutcomeCounts]) -> OutcomeCounts:
     """Return the sum; nothing of none."""
-    return functools.reduce(operator.add, counts, NOTHING)
+    found = tuple(counts)
+    return functools.reduce(operator.add, found) if found else NOTHING
 
 
 def from_columns(values: Any) -> OutcomeCounts:

@@ -16,6 +16,7 @@ from penstock.wire.outcomes import (
     OUTCOMES,
     OutcomeCounts,
     from_columns,
+    summed,
 )
 
 COUNTS = st.builds(OutcomeCounts, **{name: st.integers(0, MAX_TOTAL) for name in COUNTERS})
@@ -54,3 +55,10 @@ def test_sums_stop_where_a_database_s_integers_still_hold_them(first: OutcomeCou
 def test_what_was_counted_since_a_baseline_is_never_negative(first: OutcomeCounts, second: OutcomeCounts) -> None:
     assert all(value >= 0 for value in first.since(second).columns().values())
     assert first.since(NOTHING) == first
+
+
+def test_a_sum_of_none_is_nothing_and_of_several_all_of_them() -> None:
+    one, two = OutcomeCounts(kept=1, audited=2), OutcomeCounts(kept=3, failed=4)
+    assert summed([]) == OutcomeCounts()
+    assert summed(iter([one])) == one
+    assert summed([one, two, one]) == OutcomeCounts(kept=5, failed=4, audited=4)
