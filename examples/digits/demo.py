@@ -12,9 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,64 +24,12 @@ from penstock.cli.output import format_table
 from penstock.errors import StorageError
 
 from . import train
-from .processes import Daemon, DemoError, penstock, penstock_json, wait_for
+from .outages import cut_the_cloud, cut_the_power
+from .processes import DemoError, penstock, penstock_json, wait_for
+from .stage import AGENTS, Demo, heading, runs, say, start_agent, start_core
 from .traffic import MODEL, Answers, Background, stream
 
-AGENTS = ("kiosk-1", "kiosk-2", "kiosk-3")
-# A demo has seconds where a fleet has hours: devices report quickly and send a quarter of their answers to the audit,
-# where production sends 0.5 to 2 percent.
-AGENT_CONFIG = """
-[cascade]
-audit_share = 0.25
-
-[heartbeat]
-interval_s = 0.25
-max_s = 0.5
-
-[outbox]
-flush_s = 0.25
-
-[update]
-probation_s = 0.5
-"""
 WAVES = ("--wave", "0.3", "--wave", "1.0", "--bake", "1", "--min-audited", "60", "--max-wave", "40")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
-    """One sentence of the verdict, whether it held, and the figures behind it."""
-
-    text: str
-    holds: bool
-    evidence: str
-
-
-@dataclass
-class Demo:
-    """What the steps share: directories, processes, figures and claims."""
-
-    directory: Path
-    runtime: Path
-    seed: int
-    figures: dict[str, Any] = field(default_factory=dict)
-    claims: list[Claim] = field(default_factory=list)
-    core: Daemon | None = None
-    agents: dict[str, Daemon] = field(default_factory=dict)
-    core_http: str = ""
-    core_grpc: str = ""
-    sent_rows: dict[str, int] = field(default_factory=dict)
-    began: float = field(default_factory=time.monotonic)
-
-    def socket(self, agent: str) -> str:
-        return f"unix://{self.runtime}/{agent}.sock"
-
-    def claim(self, text: str, holds: bool, evidence: str) -> None:
-        self.claims.append(Claim(text=text, holds=bool(holds), evidence=evidence))
-        say(f"  {'ok  ' if holds else 'FAIL'} {text}: {evidence}")
-
-    def status(self, agent: str) -> dict[str, Any]:
-        status: dict[str, Any] = penstock_json("agent", "status", "--socket", f"{self.runtime}/{agent}.sock")
-        return status
 
 
 def run(*, json_file: Path | None = None, keep: bool = False, directory: Path | None = None, seed: int = 0) -> int:
@@ -97,7 +43,7 @@ def run(*, json_file: Path | None = None, keep: bool = False, directory: Path | 
     demo = Demo(directory=directory, runtime=Path(tempfile.mkdtemp(prefix="penstock-")), seed=seed)
     finished = False
     try:
-        for step in (_train, _compile, _start, _measure, _cut_the_cloud, _roll_out_better, _roll_out_bad):
+        for step in (_train, _compile, _start, _measure, cut_the_cloud, _roll_out_better, _roll_out_bad, cut_the_power):
             step(demo)
         finished = True
     except DemoError as error:
@@ -111,18 +57,6 @@ def run(*, json_file: Path | None = None, keep: bool = False, directory: Path | 
     if keep and finished:
         _what_next(demo)
     return code
-
-
-def say(text: str = "") -> None:
-    print(text, flush=True)
-
-
-@contextmanager
-def heading(number: int, text: str) -> Iterator[None]:
-    began = time.monotonic()
-    say(f"\n{number}. {text}")
-    yield
-    say(f"  ({time.monotonic() - began:.1f} s)")
 
 
 # --- the steps ---------------------------------------------------------------------------------------------------
@@ -153,41 +87,19 @@ def _compile_version(demo: Demo, version: str) -> dict[str, Any]:
 def _start(demo: Demo) -> None:
     with heading(3, "Start a core and three agents; they pull what they should run"):
         core_dir = demo.runtime / "core"
-        _start_core(demo, core_dir, http_port="0", grpc_port="0")
+        start_core(demo, core_dir, http_port="0", grpc_port="0")
         penstock("artifact", "push", demo.directory / "v1", "--registry", demo.core_http)
         for name in AGENTS:
-            _start_agent(demo, name)
+            start_agent(demo, name)
         wait_for(
             "agents known", lambda: len(penstock_json("fleet", "devices", "--core", demo.core_grpc)) == len(AGENTS)
         )
         penstock("fleet", "apply", f"{MODEL}:v1", "--at-once", "--yes", "--wait", "--core", demo.core_grpc)
         for name in AGENTS:
-            wait_for(f"{name} serving {MODEL}", lambda name=name: _runs(demo, name, "v1"))  # type: ignore[misc]
+            wait_for(f"{name} serving {MODEL}", lambda name=name: runs(demo, name, "v1"))  # type: ignore[misc]
         say(f"  core   {demo.core_http}  {demo.core_grpc}")
         for name in AGENTS:
             say(f"  agent  {demo.socket(name)}  {MODEL}:v1, every digest verified, golden inputs replayed")
-
-
-def _start_core(demo: Demo, data_dir: Path, *, http_port: str, grpc_port: str) -> None:
-    data_dir.mkdir(parents=True, exist_ok=True)
-    arguments = ["core", "serve", "--data-dir", str(data_dir), "--http-port", http_port, "--grpc-port", grpc_port]
-    demo.core = Daemon(name="core", arguments=arguments, data_dir=data_dir, log=demo.runtime / "core.log")
-    endpoints = demo.core.start()
-    demo.core_http, demo.core_grpc = f"http://{endpoints['http']}", f"grpc://{endpoints['grpc']}"
-
-
-def _start_agent(demo: Demo, name: str) -> None:
-    data_dir = demo.runtime / name
-    data_dir.mkdir(parents=True, exist_ok=True)
-    config = demo.runtime / f"{name}.toml"
-    config.write_text(AGENT_CONFIG)
-    arguments = [
-        *("agent", "run", "--config", str(config), "--device-id", name, "--data-dir", str(data_dir)),
-        *("--socket", f"{demo.runtime}/{name}.sock", "--core", demo.core_grpc, "--registry", demo.core_http),
-        *("--label", "site=demo"),
-    ]
-    demo.agents[name] = Daemon(name=name, arguments=arguments, data_dir=data_dir, log=demo.runtime / f"{name}.log")
-    demo.agents[name].start()
 
 
 def _measure(demo: Demo) -> None:
@@ -250,56 +162,11 @@ def _escalated_bytes(status: dict[str, Any]) -> int:
     return int(status["escalation"]["sent_bytes"])
 
 
-def _cut_the_cloud(demo: Demo) -> None:
-    with heading(5, "Cut the cloud (kill -9 the core), keep asking, bring it back"):
-        assert demo.core is not None
-        x, y = train.test_split(demo.directory / "models")
-        demo.core.kill()
-        answers = stream(demo.socket(AGENTS[0]), x[:200])
-        demo.sent_rows[AGENTS[0]] += 201
-        flagged = answers.reasons.count("cloud_unreachable")
-        wait_for("outcome records on disk", lambda: _queued(demo) > 0)
-        queued = _queued(demo)
-        say(f"  {len(x[:200])} answers, {flagged} flagged cloud_unreachable, {queued} outcome records on disk")
-        accuracy = answers.accuracy(y[:200])
-        demo.claim("every request is answered without the cloud", flagged > 0, f"{accuracy:.1%} right, none refused")
-        _start_core(
-            demo,
-            demo.core.data_dir,
-            http_port=demo.core_http.rsplit(":", 1)[1],
-            grpc_port=demo.core_grpc.rsplit(":", 1)[1],
-        )
-        wait_for(
-            "outcome records delivered", lambda: _queued(demo) == 0 and _counted(demo) >= demo.sent_rows[AGENTS[0]]
-        )
-        sent, counted = demo.sent_rows[AGENTS[0]], _counted(demo)
-        demo.claim("no outcome was lost", sent == counted, f"{sent:,} rows sent, {counted:,} counted by the core")
-        demo.figures["outage"] = {
-            "answered": 200,
-            "flagged": flagged,
-            "queued": queued,
-            "sent": sent,
-            "counted": counted,
-        }
-
-
-def _queued(demo: Demo) -> int:
-    return int(demo.status(AGENTS[0])["outbox"]["records"])
-
-
-def _counted(demo: Demo) -> int:
-    """Count the rows of the first agent that the core knows of."""
-    for device in penstock_json("fleet", "devices", "--core", demo.core_grpc):
-        if device["device_id"] == AGENTS[0]:
-            return sum(int(outcomes["counts"]["requests"]) for outcomes in device["outcomes"])
-    return 0
-
-
 def _roll_out_better(demo: Demo) -> None:
     with heading(6, "Roll out v2, a better student, in waves"):
         rollout, traffic = _roll_out(demo, "v2")
         demo.figures["rollout_v2"] = rollout
-        on_v2 = [name for name in AGENTS if _runs(demo, name, "v2")]
+        on_v2 = [name for name in AGENTS if runs(demo, name, "v2")]
         demo.claim("v2 reached every device", len(on_v2) == len(AGENTS), f"{rollout['status']}")
         _claim_no_failures(demo, traffic, "the update")
 
@@ -313,7 +180,7 @@ def _roll_out_bad(demo: Demo) -> None:
         demo.claim(
             "only the first wave ever ran it", released == [True, False], f"waves released: {sum(released)} of 2"
         )
-        wait_for("devices back on v2", lambda: all(_runs(demo, name, "v2") for name in AGENTS))
+        wait_for("devices back on v2", lambda: all(runs(demo, name, "v2") for name in AGENTS))
         demo.claim("every device is back on v2", True, ", ".join(f"{n} {MODEL}:v2" for n in AGENTS))
         _claim_no_failures(demo, traffic, "the stop")
 
@@ -345,11 +212,6 @@ def _claim_no_failures(demo: Demo, traffic: Background, during: str) -> None:
     rows = sum(traffic.rows.values())
     evidence = f"{rows:,} rows answered, {len(failures)} refused" + (f" ({failures[0]})" if failures else "")
     demo.claim(f"no caller noticed {during}", not failures, evidence)
-
-
-def _runs(demo: Demo, agent: str, version: str) -> bool:
-    models = demo.status(agent)["models"]
-    return any(m["model"] == MODEL and m["version"] == version and m["phase"] == "COMMITTED" for m in models)
 
 
 # --- the end -----------------------------------------------------------------------------------------------------
