@@ -15,7 +15,7 @@ import msgspec
 from cloud_core.fleet.devices import Delivered, Devices
 from cloud_core.fleet.evidence import FleetEvidence, evidence_rows
 from cloud_core.fleet.messages import DesiredModel
-from cloud_core.fleet.outcome_totals import Folded
+from cloud_core.fleet.outcome_totals import Delivery, counts_rows
 from cloud_core.fleet.settings import EvidenceSettings
 from cloud_core.policy import rollout as policy
 from cloud_core.policy.assignments import Assignment, FleetRelease, Plan
@@ -49,16 +49,6 @@ def new_entry(number: int, rollout: Rollout, baselines: Mapping[str, OutcomeCoun
     """Make the entry of a rollout that is put into the store."""
     digest = digest_of(canonical_json(rollout.plan))
     return Entry(number=number, rollout=rollout, plan_digest=digest, baselines=baselines or {})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delivery:
-    """Says what an instance of a device delivered, and which others make room for it."""
-
-    device_id: str
-    instance: str
-    folded: Folded
-    forgotten: tuple[str, ...] = ()
 
 
 class _Document(msgspec.Struct, frozen=True, kw_only=True):
@@ -304,18 +294,7 @@ class FleetStore:
         before = self.totals.get(device_id, {}).get(instance, {})
         after = {**{d: c for d, c in before.items() if d not in folded.totals}, **folded.totals}
         dropped = list(after)[: max(0, len(after) - keep)]
-        changed = [
-            rows.CountsRow(
-                device_id=device_id,
-                instance=instance,
-                artifact_digest=digest,
-                model=folded.models[digest],
-                counts=counts,
-                updated_at=at.timestamp(),
-            )
-            for digest, counts in folded.totals.items()
-            if digest not in dropped
-        ]
+        changed = counts_rows(delivery, at.timestamp(), without=dropped)
         delivered = Delivered(sequence=folded.sequence, updated_at=at.timestamp())
         device = devices.row(device_id)
         row = rows.InstanceRow(

@@ -6,9 +6,10 @@ decided in ``cloud_core.policy.gates``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 
+from cloud_core.state import fleet as rows
 from penstock.artifact.blobs import check_digest
 from penstock.errors import ArtifactError
 from penstock.wire.outcomes import COUNTERS, NOTHING, OutcomeCounts
@@ -44,6 +45,32 @@ class Folded:
     models: dict[str, str]
     sequence: int
     refused: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """Says what an instance of a device delivered, and which others make room for it."""
+
+    device_id: str
+    instance: str
+    folded: Folded
+    forgotten: tuple[str, ...] = ()
+
+
+def counts_rows(delivery: Delivery, at: float, *, without: Container[str]) -> list[rows.CountsRow]:
+    """Return the totals that a delivery changed as they are stored."""
+    return [
+        rows.CountsRow(
+            device_id=delivery.device_id,
+            instance=delivery.instance,
+            artifact_digest=digest,
+            model=delivery.folded.models[digest],
+            counts=counts,
+            updated_at=at,
+        )
+        for digest, counts in delivery.folded.totals.items()
+        if digest not in without
+    ]
 
 
 def fold(records: Iterable[Record], *, durable_sequence: int, totals: Mapping[str, OutcomeCounts]) -> Folded:

@@ -15,9 +15,9 @@ from datetime import datetime
 from cloud_core.fleet import outcome_totals
 from cloud_core.fleet.devices import Delivered, Devices, Report, check_key, is_news
 from cloud_core.fleet.fleet_queries import FleetQueries
-from cloud_core.fleet.fleet_store import Delivery, FleetStore
+from cloud_core.fleet.fleet_store import FleetStore
 from cloud_core.fleet.messages import DesiredModel, HeartbeatReply
-from cloud_core.fleet.outcome_totals import Record
+from cloud_core.fleet.outcome_totals import Delivery, Record
 from cloud_core.fleet.settings import FleetSettings
 from cloud_core.policy import rollout as policy
 from cloud_core.policy.instances import agents_by_instance, must_renew
