@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 
-from benchmarks.simulate import audit, fleet, gates
+from benchmarks.simulate import audit, fleet, gates, unreached
 
 SUBJECTS: Mapping[str, Callable[[], str]] = {
     "audit": audit.table,
     "fleet": fleet.table,
     "gates": gates.table,
+    "unreached": unreached.table,
 }
 """By name: a function that runs the simulation and returns its table as Markdown."""
 

@@ -336,11 +336,14 @@ def _next_silence(case: Case) -> datetime | None:
     limit_s, now = case.gate.max_silence_s, case.now
     # the first is when a device that cannot fetch or load begins to count (see outcome_of)
     moments = [_just_after(case.wave.released_at, limit_s)]
-    moments += [
-        _just_after(now, limit_s - device.silent_s)
+    heard = (
+        device.silent_s
         for device in case.wave.observations
         if device.silent_s <= limit_s and case.outcomes.get(device.device_id) not in (None, "unreached")
-    ]
+    )
+    longest_s = max(heard, default=None)
+    if longest_s is not None:
+        moments.append(_just_after(now, limit_s - longest_s))
     return min((moment for moment in moments if moment > now), default=None)
 
 
