@@ -85,15 +85,17 @@ def status(path: str | None, output: str) -> None:
     epilog="""\b
 Examples:
   penstock agent unblock digits
-  penstock agent unblock digits --socket /run/penstock/agent.sock"""
+  penstock agent unblock digits --socket /run/penstock/agent.sock -o json"""
 )
 @click.argument("model")
 @click.option("--socket", "path", help="The agent's unix socket; the default agent's when not given.")
-def unblock(model: str, path: str | None) -> None:
+@output_option
+def unblock(model: str, path: str | None, output: str) -> None:
     """Let a running agent try again, now, what failed for MODEL."""
     socket = Path(path or agent_settings.load().socket)
     _ask(socket, "POST", f"/models/{quote(model, safe='')}/unblock")
-    click.echo(f"{model}: what failed is tried again")
+    document = {"model": model, "unblocked": True}
+    print_result(output, document, lambda: click.echo(f"{model}: what failed is tried again"))
 
 
 def fetch_status(path: Path) -> dict[str, Any]:
@@ -173,4 +175,5 @@ def _notes(model: dict[str, Any]) -> list[str]:
         notes.append(f"wanted: {model['desired']} ({model['phase'].lower()}{progress})")
     if model.get("retry_in_s") is not None:
         notes.append(f"tried again in {model['retry_in_s']:.0f} s")
-    return notes + [text for text in dict.fromkeys((model["mode_why"], model["error"])) if text]
+    wrong = dict.fromkeys((model["mode_why"], model["error"], model.get("damaged", "")))
+    return notes + [text for text in wrong if text]

@@ -80,6 +80,7 @@ def _model(reported: ReportedModel) -> dict[str, Any]:
         "certificate": active.certificate_digest if active else "",
         "threshold": certificate.threshold if certificate else None,
         "promise": certificate.promise() if certificate else "",
+        "damaged": hosted.plan.damaged if hosted else "",
         "failures": hosted.failures if hosted else 0,
         "counts": counts.columns() if counts else {},
     }

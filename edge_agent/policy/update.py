@@ -47,6 +47,7 @@ class Progress:
         fetching: what is being pulled.
         fetched: what is complete on disk and not loaded yet.
         prepared: what was proven and is in memory, but not switched to.
+        damaged: what of the loaded slot could not be read, for people; "" when all of it could.
         load_failure: why the last try to load the active slot failed; None when it did not.
         load_attempts: tries to load the active slot that failed in a row.
         load_retry_at: when to try that again.
@@ -65,6 +66,7 @@ class Progress:
     fetched: Slot | None = None
     prepared: ReleaseKey | None = None
     started_at: float = 0.0
+    damaged: str = ""
     load_failure: LoadFailure | None = None
     load_attempts: int = 0
     load_retry_at: float = 0.0
@@ -216,7 +218,7 @@ def _resting_phase(state: ModelState, progress: Progress, limits: UpdateLimits) 
     if progress.loaded is None and starts >= limits.max_crashes:
         return "failed", f"{starts} starts with it did not survive; there is no earlier version to go back to"
     if state.is_committed:
-        return "committed", state.active.note
+        return "committed", progress.damaged or state.active.note
     if progress.failures >= limits.max_crashes:
         return "failed", f"{_failures(progress)}; there is no earlier version to go back to"
     return "probation", state.active.note
@@ -295,8 +297,8 @@ def _pursue(state: ModelState, progress: Progress, limits: UpdateLimits, now: fl
 def wanted(state: ModelState, progress: Progress) -> Release | None:
     """Return the release to bring here; None when there is none to bring.
 
-    It is the desired one where another runs. Where what should run is damaged and there is none to go back to, its
-    bytes are brought once more.
+    It is the desired one where another runs. Where what should run is damaged and there is none to go back to, or what
+    runs was loaded without what is damaged of it, its bytes are brought once more.
     """
     active, desired = state.active, state.desired
     if active is None:
@@ -309,7 +311,7 @@ def wanted(state: ModelState, progress: Progress) -> Release | None:
 
 
 def _is_damaged(progress: Progress) -> bool:
-    return progress.load_failure is not None and progress.load_failure.is_damaged
+    return progress.damaged != "" or (progress.load_failure is not None and progress.load_failure.is_damaged)
 
 
 def _failures(progress: Progress) -> str:

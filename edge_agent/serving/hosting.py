@@ -47,8 +47,9 @@ class LoadPlan:
         version: the tag.
         files: what the variant is loaded from, verified.
         certificate_digest: of its manifest; "" where there is none.
-        certificate: None where the artifact has none.
+        certificate: None where the artifact has none, or it cannot be read.
         subject: what a certificate of this variant has to be about, its cloud variant among it.
+        damaged: what of it cannot be read on this disk, and what that means; "" when all of it can.
     """
 
     model: str
@@ -59,6 +60,7 @@ class LoadPlan:
     certificate_digest: str
     certificate: Certificate | None
     subject: Subject
+    damaged: str = ""
 
 
 class Hosted:
@@ -391,7 +393,7 @@ def _restored(
 def _usable_certificate(plan: LoadPlan, max_harm: float | None) -> tuple[Certificate | None, str]:
     """Return the plan's certificate at the level asked for, and why it must not be used; one of them is empty."""
     if plan.certificate is None:
-        return None, "the artifact has no certificate"
+        return None, plan.damaged if plan.certificate_digest else "the artifact has no certificate"
     try:
         return certificates.usable(plan.certificate, plan.subject, max_harm=max_harm), ""
     except (CertificateMismatch, ConfigError) as error:

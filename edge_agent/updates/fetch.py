@@ -170,8 +170,13 @@ class _Pull:
         return data
 
     def _small_layer(self, layer: Descriptor) -> None:
-        if not self._store.blobs.has(layer.digest):
-            self._store.blobs.put(self._client.small_blob(self._model, layer.digest))
+        if self._store.blobs.has(layer.digest):
+            try:
+                self._store.document(layer.digest)
+                return
+            except DigestMismatch:
+                self._store.blobs.delete(layer.digest)  # as with a manifest
+        self._store.blobs.put(self._client.small_blob(self._model, layer.digest))
 
     def signatures(self, artifact: Artifact) -> tuple[str, ...]:
         """Bring the artifact's signatures and return their manifests' digests.

@@ -17,12 +17,14 @@ from typing import assert_never
 from edge_agent.policy import model_state, update
 from edge_agent.policy.model_state import ModelState, Release, Slot
 from edge_agent.policy.update import LoadFailure, Progress, UpdateLimits
-from edge_agent.serving.hosting import Hosted, LoadPlan
+from edge_agent.serving.hosting import Hosted
+from edge_agent.updates import slot_loading
 from edge_agent.updates.fetch import FixedByDigest, Transferred
 from edge_agent.updates.reported import ReportedModel
+from edge_agent.updates.slot_loading import SlotLoader
 from edge_agent.updates.store import in_thread
 from edge_agent.updates.tools import Tools, as_internal
-from penstock.errors import DigestMismatch, NotFound, PenstockError, SignatureError, StorageError
+from penstock.errors import DigestMismatch, NotFound, PenstockError, StorageError
 from penstock.policy.retry import Backoff
 from penstock.process.telemetry import log
 
@@ -41,6 +43,7 @@ class ModelUpdater:
         self.progress = Progress(started_at=tools.now())
         self._aged_at = tools.now()
         self._tools, self._collect, self._forget = tools, collect, forget
+        self._loader = SlotLoader(state.model, tools)
         self._is_unwanted = False
         self._limits = UpdateLimits(
             probation_s=tools.settings.probation_s,
@@ -272,16 +275,20 @@ class ModelUpdater:
             await asyncio.wait_for(self._wake.wait(), max(0.0, min(limits)) if limits else None)
 
     async def _load(self, slot: Slot) -> None:
+        async def begin() -> bool:
+            self.state = model_state.begin_trial(self.state, slot.key, self._tools.boot_id)
+            await self._save_or_warn()
+            return True
+
+        active = self.state.active
+        has_run = self.state.is_committed and active is not None and active.key == slot.key
         try:
-            plan = await self._plan(slot)
-            async with self._tools.one_load:
-                self.state = model_state.begin_trial(self.state, slot.key, self._tools.boot_id)
-                await self._save_or_warn()  # a full disk must not keep a proven model from answering
-                hosted = await self._prepare(plan, slot)
+            hosted = await self._loader.load(slot, begin, audits=self.state.audits, has_run=has_run)
+            assert hosted is not None  # a full disk keeps no proven model from answering
         except PenstockError as error:
-            is_damaged = isinstance(error, DigestMismatch | NotFound | SignatureError)  # another fetch may mend it
+            is_damaged = slot_loading.is_damaged(error)
             if is_damaged:
-                await self._discard_damaged(slot)
+                await self._loader.discard_damaged(slot)
             log(_log, logging.ERROR, "cannot load", model=self.state.model, version=slot.release.version,
                 error=error.message)  # fmt: skip
             attempts = self.progress.load_attempts + 1
@@ -329,26 +336,26 @@ class ModelUpdater:
 
     async def _prove(self, slot: Slot) -> None:
         """Load a slot beside the running one. If that kills the process, the trial on disk counts it."""
+
+        async def begin() -> bool:
+            trial = model_state.begin_trial(self.state, slot.key, self._tools.boot_id)
+            return await self._try_save(trial, "proving", slot.release.version)
+
         try:
-            plan = await self._plan(slot)
-            async with self._tools.one_load:
-                trial = model_state.begin_trial(self.state, slot.key, self._tools.boot_id)
-                if not await self._try_save(trial, "proving", slot.release.version):
-                    return
-                self._prepared = await self._prepare(plan, slot)
+            self._prepared = await self._loader.load(slot, begin, audits=self.state.audits)
         except PenstockError as error:
             self.state = model_state.end_trial(self.state, slot.key)  # it failed with an error, not with a crash
             await self._save_or_warn()
             await self._not_proven(slot, error)
         else:
-            self._set(prepared=slot.key)
+            self._set(prepared=slot.key if self._prepared else None)
 
     async def _not_proven(self, slot: Slot, error: PenstockError) -> None:
         match error:
             case StorageError():
                 self._back_off(error, is_hard=True)
             case DigestMismatch() | NotFound():  # the disk lost it since it was fetched
-                await self._discard_damaged(slot)
+                await self._loader.discard_damaged(slot)
                 self._set(fetched=None)
                 self._back_off(error, is_hard=True)
             case _:
@@ -376,6 +383,7 @@ class ModelUpdater:
         self._rows_at_clean = hosted.counts.requests
         self._set(
             loaded=slot.key,
+            damaged=hosted.plan.damaged,
             load_failure=None,
             load_attempts=0,
             failures=hosted.failures,
@@ -385,37 +393,6 @@ class ModelUpdater:
         )
         if before is not None:
             await self._tools.hosting.retire(before)
-
-    async def _plan(self, slot: Slot) -> LoadPlan:
-        """Verify what a slot is loaded from.
-
-        Raises:
-            PenstockError: it is damaged, or the disk cannot be read.
-        """
-        try:
-            return await in_thread(self._tools.store.load_plan, self.state.model, slot)
-        except OSError as error:
-            raise StorageError(f"reading {slot.release.version}: {error}") from error
-
-    async def _discard_damaged(self, slot: Slot) -> None:
-        try:
-            await in_thread(self._tools.store.discard_damaged, slot)
-        except OSError as error:  # read-only or worn out: what is damaged is not loaded, wherever it lies
-            log(_log, logging.WARNING, "damaged blobs stay", model=self.state.model, error=error)
-
-    async def _prepare(self, plan: LoadPlan, slot: Slot) -> Hosted:
-        """Load a slot for hosting.
-
-        Raises:
-            PenstockError: whatever went wrong, as an error of ours.
-        """
-        counts = await self._tools.counted(self.state.model, slot.release.artifact_digest)
-        try:
-            return await self._tools.hosting.prepare(plan, counts=counts, audits=self.state.audits)
-        except PenstockError:
-            raise
-        except Exception as error:  # a foreign runtime with a foreign model may raise anything; it must not end us
-            raise as_internal(error) from error
 
     async def _revert(self, reason: str, should_block: bool) -> None:
         limit = self._tools.settings.max_failures

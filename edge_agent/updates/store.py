@@ -19,6 +19,7 @@ from edge_agent.identity import LOCK_FILE
 from edge_agent.policy.model_state import ModelState, Slot
 from edge_agent.serving.hosting import LoadPlan
 from edge_agent.updates import state_format
+from edge_agent.updates.documents import Documents
 from penstock.artifact import manifests, variant_files
 from penstock.artifact.blobs import (
     MAX_DOCUMENT_BYTES,
@@ -28,7 +29,17 @@ from penstock.artifact.blobs import (
     fsync_directory,
     write_atomically,
 )
-from penstock.errors import ArtifactError, DigestMismatch, NotFound, PenstockError, SignatureError, StorageError
+from penstock.artifact.certificates import Certificate
+from penstock.artifact.variant_files import VariantFiles
+from penstock.errors import (
+    ArtifactError,
+    DigestMismatch,
+    NotFound,
+    PenstockError,
+    SignatureError,
+    StorageError,
+    TooLarge,
+)
 from penstock.process.telemetry import log
 from penstock.signing.trust import TrustRoot
 
@@ -110,13 +121,14 @@ class Store:
         self._models = data_dir / "models"
         self._copies = self._models / "copies"
         self._unpacked = data_dir / "unpacked"
-        self._max_document_bytes = max_document_bytes
         self._rung, self._trust = rung, trust
         with disk_errors(f"creating {self._models}"):
             self._models.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(OSError):  # read-only, and of a release that made no copies
                 self._copies.mkdir(exist_ok=True)
-            for directory in (data_dir, self._models, self._copies, self.blobs.path(digest_of(b"")).parent):
+            documents = self._copies / "documents"
+            self._documents = Documents(self.blobs, documents, limit_bytes=max_document_bytes)
+            for directory in (data_dir, self._models, self._copies, documents, self.blobs.path(digest_of(b"")).parent):
                 for leftover in directory.glob(".tmp-*"):  # of writes that a kill -9 cut short
                     with contextlib.suppress(OSError):  # read-only: what is committed is served all the same
                         leftover.unlink(missing_ok=True)
@@ -181,10 +193,16 @@ class Store:
 
     def document(self, digest: str) -> bytes:
         """Read a small blob and verify it; for ``penstock.artifact.manifests.load``."""
-        return self.blobs.read(digest, limit_bytes=self._max_document_bytes)
+        return self._documents.read(digest)
 
-    def load_plan(self, model: str, slot: Slot) -> LoadPlan:
+    def load_plan(self, model: str, slot: Slot, *, has_run: bool = False) -> LoadPlan:
         """Collect everything that hosting needs to run a slot; every byte is verified against its digest (invariant 3).
+
+        What vouches for a slot may be damaged once it has run: without golden vectors it is not replayed again, without
+        its certificate nothing is promised. The plan then says what is damaged.
+
+        Args:
+            has_run: it was committed on this device: it has shown here that it computes what was compiled.
 
         Raises:
             NotFound: a blob is gone, or the slot is of another rung.
@@ -199,21 +217,32 @@ class Store:
         if variant.spec.role != self._rung:  # the setting changed: the other rung is fetched
             raise NotFound(f"rung {self._rung!r} of {model!r} is not here yet; rung {variant.spec.role!r} is")
         covered = self.check_signed(artifact, slot.signature_digests)
-        certificate = None
-        if slot.certificate_digest:
-            if covered is not None and slot.certificate_digest not in covered:
-                raise SignatureError(f"certificate {slot.certificate_digest} is not among what was signed")
-            certificate = manifests.load_certificate(slot.certificate_digest, self.document)
+        if covered is not None and slot.certificate_digest and slot.certificate_digest not in covered:
+            raise SignatureError(f"certificate {slot.certificate_digest} is not among what was signed")
+        certificate = self._certificate(slot, may_lack=has_run)
+        files = variant_files.verified_files(variant, self.blobs, self._unpacked, may_lack_golden=has_run)
+        self._documents.keep(self._documents_of(slot))
         return LoadPlan(
             model=model,
             version=slot.release.version,
             artifact_digest=artifact.digest,
             variant=variant,
-            files=variant_files.verified_files(variant, self.blobs, self._unpacked),
+            files=files,
             certificate_digest=slot.certificate_digest,
             certificate=certificate,
             subject=manifests.subject_of(artifact, variant),
+            damaged=_damaged(slot, certificate, files),
         )
+
+    def _certificate(self, slot: Slot, *, may_lack: bool) -> Certificate | None:
+        if not slot.certificate_digest:
+            return None
+        try:
+            return manifests.load_certificate(slot.certificate_digest, self.document)
+        except (NotFound, DigestMismatch, TooLarge, StorageError):
+            if not may_lack:
+                raise
+            return None
 
     def check_signed(self, artifact: manifests.Artifact, signature_digests: Iterable[str]) -> frozenset[str] | None:
         """Return manifest digests of the referrers that were signed; None where this device has no trust root.
@@ -239,7 +268,7 @@ class Store:
                 self.blobs.verify(digest)
             except NotFound:
                 continue
-            except DigestMismatch as error:
+            except (DigestMismatch, StorageError) as error:  # changed, or on a part of the disk that cannot be read
                 log(_log, logging.WARNING, "damaged blob deleted", digest=digest, error=error.message)
                 self.blobs.delete(digest)
 
@@ -251,10 +280,17 @@ class Store:
 
         Must not run while something is being fetched: a manifest that is not there yet cannot protect its layers.
         """
+        states = list(states)
+        for state in states:
+            if state.active is not None and not self._is_readable(state.active):
+                log(_log, logging.WARNING, "nothing is collected: what the active version needs cannot be read",
+                    model=state.model, version=state.active.release.version)  # fmt: skip
+                return 0
         needed = {digest for state in states for digest in self._needed(state)}
         needed |= {digest for slot in also for digest in self._of_slot(slot)}
         freed = 0
         variant_files.discard(self._unpacked, frozenset(needed))
+        self._documents.collect(needed)
         for digest in list(self.blobs.digests()):
             if digest not in needed:
                 freed += self.blobs.size_bytes(digest)
@@ -263,6 +299,20 @@ class Store:
             if digest not in needed:
                 self.blobs.discard_partial(digest)
         return freed
+
+    def _is_readable(self, slot: Slot) -> bool:
+        """Tell whether the documents are here that say which blobs a slot needs."""
+        try:
+            manifests.decode_index(self.document(slot.release.artifact_digest))
+            manifests.decode_manifest(self.document(slot.variant_digest))
+        except PenstockError:
+            return False
+        return True
+
+    def _documents_of(self, slot: Slot) -> set[str]:
+        """Return the digests of what a slot is found by and vouched for with, weights and golden vectors aside."""
+        heavy = {layer.digest for layer in self._layers(slot.variant_digest) if layer.media_type in _HEAVY}
+        return {digest for digest in self._of_slot(slot) - heavy if self.blobs.has(digest)}
 
     def _needed(self, state: ModelState) -> set[str]:
         slots = [slot for slot in (state.active, state.previous) if slot is not None]
@@ -321,6 +371,16 @@ async def to_its_end(work: asyncio.Future[T], on_cancel: Callable[[], object] = 
         if not work.cancelled():
             work.exception()  # seen; what it was does not matter any more
         raise
+
+
+def _damaged(slot: Slot, certificate: Certificate | None, files: VariantFiles) -> str:
+    """Say what of a slot cannot be read, and what that means; "" when all of it can."""
+    found = []
+    if files.is_golden_damaged:
+        found.append("golden vectors (not replayed at this start)")
+    if slot.certificate_digest and certificate is None:
+        found.append("certificate (every answer is escalated)")
+    return f"damaged on this disk: {', '.join(found)}; fetched again when the registry answers" if found else ""
 
 
 def _decode_state(path: Path) -> ModelState:

@@ -16,6 +16,7 @@ from pathlib import Path
 from penstock.artifact import golden, manifests
 from penstock.artifact.blobs import BlobStore, disk_errors
 from penstock.artifact.manifests import Variant
+from penstock.errors import DigestMismatch, NotFound, StorageError, TooLarge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,26 +25,33 @@ class VariantFiles:
 
     Attributes:
         weights: the model file, with the further files of the model beside it.
-        golden: the golden vectors' document; None where the variant was packed without.
+        golden: the golden vectors' document; None where the variant was packed without, or it is damaged.
+        is_golden_damaged: there is one, but not in a state to be replayed.
     """
 
     weights: Path
     golden: bytes | None
+    is_golden_damaged: bool = False
 
 
-def verified_files(variant: Variant, blobs: BlobStore, root: Path) -> VariantFiles:
+def verified_files(variant: Variant, blobs: BlobStore, root: Path, *, may_lack_golden: bool = False) -> VariantFiles:
     """Verify every blob of a variant; several files of one model are put side by side in a directory under ``root``.
 
     The directory is made new each time, of hard links where the file system has them: it costs no space, and what is
     loaded is what was verified just now.
 
+    Args:
+        may_lack_golden: damaged golden vectors are left out: the variant has proved itself on this machine before.
+
     Raises:
         NotFound, DigestMismatch: a blob is gone or was changed. ArtifactError: a name that leads elsewhere.
         TooLarge: golden vectors beyond ``golden.MAX_BYTES``. StorageError: not writable.
     """
-    vectors = blobs.read(variant.golden.digest, limit_bytes=golden.MAX_BYTES) if variant.golden else None
+    vectors = _golden(variant, blobs, may_lack=may_lack_golden)
+    is_golden_damaged = variant.golden is not None and vectors is None
     if not variant.files:
-        return VariantFiles(weights=blobs.verify(variant.weights.digest), golden=vectors)
+        weights = blobs.verify(variant.weights.digest)
+        return VariantFiles(weights=weights, golden=vectors, is_golden_damaged=is_golden_damaged)
     parts = {_name(described): blobs.verify(described.digest) for described in (variant.weights, *variant.files)}
     directory = root / variant.digest.removeprefix("sha256:")
     with disk_errors(f"unpacking {variant.digest}"):
@@ -57,7 +65,8 @@ def verified_files(variant: Variant, blobs: BlobStore, root: Path) -> VariantFil
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
-    return VariantFiles(weights=directory / _name(variant.weights), golden=vectors)
+    weights = directory / _name(variant.weights)
+    return VariantFiles(weights=weights, golden=vectors, is_golden_damaged=is_golden_damaged)
 
 
 def discard(root: Path, keep: frozenset[str] = frozenset()) -> None:
@@ -66,6 +75,17 @@ def discard(root: Path, keep: frozenset[str] = frozenset()) -> None:
     for path in root.iterdir() if root.is_dir() else ():
         if path.name not in names:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _golden(variant: Variant, blobs: BlobStore, *, may_lack: bool) -> bytes | None:
+    if variant.golden is None:
+        return None
+    try:
+        return blobs.read(variant.golden.digest, limit_bytes=golden.MAX_BYTES)
+    except (NotFound, DigestMismatch, TooLarge, StorageError):
+        if not may_lack:
+            raise
+        return None
 
 
 def _name(described: manifests.Descriptor) -> str:

@@ -81,11 +81,11 @@ def _proved(spec: VariantSpec, files: VariantFiles, threads: int, *, rows_mixed:
     engine = _engine(spec, files, threads)
     try:
         check_signature(spec, engine)
-        samples = replay(spec, files.golden, engine)
+        samples = {} if files.is_golden_damaged else replay(spec, files.golden, engine)
         if rows_mixed is None:
             rows_mixed = _rows_mixed(spec, engine, samples)
         max_batch = 1 if rows_mixed else spec.max_batch
-        timing = warm_up(engine, max_batch, samples)
+        timing = warm_up(engine, max_batch, samples, must_run=not files.is_golden_damaged)
     except ArtifactError as error:
         engine.close()
         raise ArtifactError(f"{spec.model}, {spec.role} variant for {spec.target}: {error.message}") from error
@@ -166,7 +166,7 @@ def replay(spec: VariantSpec, vectors: bytes | None, engine: Engine) -> Mapping[
     return expected.inputs
 
 
-def warm_up(engine: Engine, max_batch: int, samples: Mapping[str, Array]) -> Timing:
+def warm_up(engine: Engine, max_batch: int, samples: Mapping[str, Array], *, must_run: bool = True) -> Timing:
     """Run one row and a full batch, and measure both.
 
     Golden rows are repeated to fill the batch where there are any, since zeros may be far quicker than data and may
@@ -175,9 +175,10 @@ def warm_up(engine: Engine, max_batch: int, samples: Mapping[str, Array]) -> Tim
 
     Args:
         samples: golden inputs; empty for zeros.
+        must_run: False where the model has shown before that it runs: what zeros do to it says nothing.
 
     Raises:
-        ArtifactError: the model fails although every dimension but the batch is fixed.
+        ArtifactError: it must run, and fails although every dimension but the batch is fixed.
     """
     can_grow = all(spec.shape[:1] == (-1,) for spec in (*engine.inputs, *engine.outputs))
     rows = max_batch if can_grow else 1
@@ -186,7 +187,7 @@ def warm_up(engine: Engine, max_batch: int, samples: Mapping[str, Array]) -> Tim
         full_s = _measured_s(engine, _batch(engine.inputs, samples, rows)) if rows > 1 else one_row_s
         is_batchable = can_grow and _keeps_rows(engine, samples)
     except PenstockError as error:
-        if not any(-1 in spec.shape[1:] for spec in engine.inputs):
+        if must_run and not any(-1 in spec.shape[1:] for spec in engine.inputs):
             what = "its golden rows, repeated to a full batch" if samples else "zeros"
             raise ArtifactError(f"the model fails on {what}: {error.message}") from error
         log(_LOG, logging.WARNING, "warm-up failed, serving unmeasured", error=error.message)

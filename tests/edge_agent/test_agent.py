@@ -484,3 +484,20 @@ async def test_a_device_that_the_fleet_distrusts_asks_the_cloud_until_it_is_trus
     device.fleet.distrusts.clear()
     await device.fleet.start()
     await device.until("trusted again", lambda m: m["mode"] == "CASCADE")
+
+
+async def test_the_unblock_command_says_what_it_did_to_people_and_scripts(device: Device) -> None:
+    publish(device, "v1", lies=True)
+    await device.start()
+    await device.until("blocked", lambda m: m["phase"] == "REVERTED")
+
+    def run(model: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "penstock", "agent", "unblock", model, "--socket", str(device.socket)]
+        return subprocess.run([*command, *arguments], check=False, capture_output=True, text=True, timeout=30)
+
+    assert (await asyncio.to_thread(run, MODEL)).stdout == f"{MODEL}: what failed is tried again\n"
+    answer = await asyncio.to_thread(run, MODEL, "-o", "json")
+    assert json.loads(answer.stdout) == {"model": MODEL, "unblocked": True}
+    refused = await asyncio.to_thread(run, "other", "-o", "json")
+    assert refused.returncode != 0
+    assert "this device has toy" in refused.stderr

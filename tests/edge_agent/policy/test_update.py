@@ -114,6 +114,17 @@ def test_a_committed_slot_with_nothing_before_it_is_never_given_up() -> None:
     assert plan(COMMITTED, damaged, now=1.0) == update.Fetch(release=V1), "its bytes are brought once more"
 
 
+def test_what_runs_without_what_is_damaged_of_it_stays_and_is_mended() -> None:
+    damaged = replace(SERVING, damaged="golden vectors")
+    assert plan(COMMITTED, damaged) == update.Fetch(release=V1)
+    assert update.phase(COMMITTED, damaged, LIMITS) == ("committed", "golden vectors")
+    assert plan(COMMITTED, replace(damaged, fetched=slot_of(V1))) == update.Prove(slot=slot_of(V1))
+    mended = model_state.activate(structs.replace(COMMITTED, previous=slot_of(V2)), slot_of(V1))
+    assert mended.is_committed
+    assert mended.previous == slot_of(V2), "the way back is what it was"
+    assert plan(structs.replace(COMMITTED, desired=V2), damaged) == update.Fetch(release=V2)
+
+
 def test_a_block_ends_by_the_time_that_passed_and_by_a_word() -> None:
     state = model_state.fail(model_state.desire(COMMITTED, V2), V2, "reverted", "crashed", limit=4)
     assert not state.failures[0].blocked_s

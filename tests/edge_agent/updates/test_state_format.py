@@ -73,7 +73,7 @@ def test_a_state_of_the_previous_release_is_read_completely(tmp_path: Path) -> N
 
 def test_a_state_says_its_schema_version_and_comes_back() -> None:
     data = state_format.encode(FULL)
-    assert msgspec.json.decode(data)["schema_version"] == state_format.SCHEMA_VERSION == 3
+    assert msgspec.json.decode(data)["schema_version"] == state_format.SCHEMA_VERSION == 4
     assert state_format.decode(data, "x") == FULL
     assert state_format.decode(state_format.encode(AUDITED), "x") == AUDITED
 
@@ -87,7 +87,9 @@ def test_the_previous_release_would_find_its_keys_where_they_were() -> None:
 def test_a_state_of_a_newer_release_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     store = Store(tmp_path)
     path = tmp_path / "models" / "digits.json"
-    path.write_bytes(document(schema_version=state_format.SCHEMA_VERSION + 1, invented=[1, 2, 3]))
+    newer = msgspec.json.decode(document(schema_version=state_format.SCHEMA_VERSION + 1, invented=[1, 2, 3]))
+    del newer["checksum"]
+    path.write_bytes(msgspec.json.encode(newer | {"checksum": state_format._checksum(newer)}))
     before = path.read_bytes()
     with pytest.raises(NewerState, match=r"digits.json has schema version \d+, this Penstock knows \d+; start"):
         store.states()
