@@ -170,11 +170,20 @@ def survive(state: ModelState, key: ReleaseKey) -> ModelState:
     return state
 
 
-def begin_boot(state: ModelState, boot_id: str) -> ModelState:
-    """Judge the trials that the process before left open: a death counts, the end of the machine does not."""
+def has_died(state: ModelState, boot_id: str) -> bool:
+    """Tell whether the process before died, in this boot of the machine, while a version of this model was on trial."""
+    return any(_died(trial, boot_id) for trial in state.trials)
+
+
+def begin_boot(state: ModelState, boot_id: str, *, counts: bool = True) -> ModelState:
+    """Judge the trials that the process before left open: a death counts, the end of the machine does not.
+
+    Args:
+        counts: False for a death that may have been another model's (``edge_agent.policy.blame``).
+    """
     trials = []
     for trial in state.trials:
-        died = trial.is_open and trial.boot_id != "" and trial.boot_id == boot_id
+        died = counts and _died(trial, boot_id)
         starts = trial.starts - (trial.is_open and not died)
         # without a boot id the count is of a release that took each end of the process for the model's
         if starts > 0 and (trial.boot_id or trial.is_open):
@@ -269,6 +278,10 @@ def _aged(failure: Failure, passed_s: float, block_s: float) -> Failure:
         return failure
     aged = replace(failure, blocked_s=failure.blocked_s + max(0.0, passed_s))
     return aged if block_left_s(aged, block_s) > 0 else replace(aged, is_blocked=False, blocked_s=0.0)
+
+
+def _died(trial: Trial, boot_id: str) -> bool:
+    return trial.is_open and trial.boot_id != "" and trial.boot_id == boot_id
 
 
 def _is_open(state: ModelState, key: ReleaseKey) -> bool:

@@ -24,6 +24,7 @@ from edge_agent.updates.reported import ReportedModel
 from edge_agent.updates.slot_loading import SlotLoader
 from edge_agent.updates.store import in_thread
 from edge_agent.updates.tools import Tools, as_internal
+from edge_agent.updates.turns import Turns
 from penstock.errors import DigestMismatch, NotFound, PenstockError, StorageError
 from penstock.policy.retry import Backoff
 from penstock.process.telemetry import log
@@ -37,12 +38,13 @@ class ModelUpdater:
     """Owns the state of one model, and the task that moves it."""
 
     def __init__(
-        self, state: ModelState, tools: Tools, collect: Callable[[], None], forget: Callable[[str], None]
+        self, state: ModelState, tools: Tools, turns: Turns, collect: Callable[[], None], forget: Callable[[str], None]
     ) -> None:
-        self.state = model_state.begin_boot(state, tools.boot_id)
+        """Take the ``state`` to begin with, in which the deaths of earlier processes are judged."""
+        self.state = state
         self.progress = Progress(started_at=tools.now())
         self._aged_at = tools.now()
-        self._tools, self._collect, self._forget = tools, collect, forget
+        self._tools, self._turns, self._collect, self._forget = tools, turns, collect, forget
         self._loader = SlotLoader(state.model, tools)
         self._is_unwanted = False
         self._limits = UpdateLimits(
@@ -126,6 +128,8 @@ class ModelUpdater:
                 await self._observe()
                 await self._age_blocks()
                 action = update.plan(self.state, self.progress, self._limits, self._tools.now())
+                if not isinstance(action, update.Load) and not any(trial.is_open for trial in self.state.trials):
+                    await self._turns.pass_on(self.state.model)
                 if isinstance(action, update.Nothing):
                     await self._rest(action.wake_at)
                     continue
@@ -134,6 +138,7 @@ class ModelUpdater:
                 self._tools.changed()
         finally:
             await self._cancel_pull()
+            await self._turns.pass_on(self.state.model)
 
     def stop(self) -> None:
         """Save that the process stops in an orderly way: what is on trial did not crash."""
@@ -282,6 +287,7 @@ class ModelUpdater:
 
         active = self.state.active
         has_run = self.state.is_committed and active is not None and active.key == slot.key
+        await self._turns.take(self.state.model)
         try:
             hosted = await self._loader.load(slot, begin, audits=self.state.audits, has_run=has_run)
             assert hosted is not None  # a full disk keeps no proven model from answering
@@ -341,6 +347,7 @@ class ModelUpdater:
             trial = model_state.begin_trial(self.state, slot.key, self._tools.boot_id)
             return await self._try_save(trial, "proving", slot.release.version)
 
+        await self._turns.take(self.state.model)
         try:
             self._prepared = await self._loader.load(slot, begin, audits=self.state.audits)
         except PenstockError as error:

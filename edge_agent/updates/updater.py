@@ -9,10 +9,12 @@ import asyncio
 import logging
 from collections.abc import Iterable
 
+from edge_agent.policy import blame
 from edge_agent.policy.model_state import ModelState, Release
 from edge_agent.updates.model_updater import ModelUpdater
 from edge_agent.updates.reported import ReportedModel
 from edge_agent.updates.tools import Tools
+from edge_agent.updates.turns import Turns
 from penstock.errors import ArtifactError, NotFound
 from penstock.process.telemetry import log
 
@@ -27,8 +29,13 @@ class Updater:
         self._subscriptions = frozenset(subscriptions)
         self._models: dict[str, ModelUpdater] = {}
         self._tasks: asyncio.TaskGroup | None = None
-        for model, state in tools.store.states().items():
-            self._models[model] = ModelUpdater(state, tools, self._collect, self._forget)
+        judged = blame.judge(tools.store.states().values(), tools.boot_id)
+        self._turns = Turns(judged.order)
+        for state in judged.states:
+            self._models[state.model] = self._updater(state)
+        if judged.order:
+            log(_log, logging.WARNING, "the process before died: models are on trial one at a time",
+                order=" ".join(judged.order))  # fmt: skip
 
     async def run(self) -> None:
         """Run every model's task until cancelled. The models of the last time come up first, without the cloud."""
@@ -55,7 +62,7 @@ class Updater:
             if len(self._models) >= self._max_models:
                 log(_log, logging.WARNING, "too many models", model=model, max_models=self._max_models)
                 return
-            self._models[model] = ModelUpdater(ModelState(model=model), self._tools, self._collect, self._forget)
+            self._models[model] = self._updater(ModelState(model=model))
             if self._tasks is not None:
                 self._tasks.create_task(self._models[model].run(), name=f"update {model}")
         self._models[model].desire(release)
@@ -71,6 +78,9 @@ class Updater:
         """Drop a model with everything that is kept of it; what is not here, or not subscribed to, stays as it is."""
         if model in self._models and self._subscriptions & {"*", model}:
             self._models[model].remove()
+
+    def _updater(self, state: ModelState) -> ModelUpdater:
+        return ModelUpdater(state, self._tools, self._turns, self._collect, self._forget)
 
     def _forget(self, model: str) -> None:
         """Take a model that is off the disk from the list, and delete what only it needed."""

@@ -101,14 +101,14 @@ class Device:
     async def status(self) -> dict[str, Any]:
         return await asyncio.to_thread(cli.fetch_status, self.socket)
 
-    async def model(self) -> dict[str, Any]:
-        return next((m for m in (await self.status())["models"] if m["model"] == MODEL), {})
+    async def model(self, name: str = MODEL) -> dict[str, Any]:
+        return next((m for m in (await self.status())["models"] if m["model"] == name), {})
 
-    async def until(self, what: str, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    async def until(self, what: str, holds: Callable[[dict[str, Any]], bool], model: str = MODEL) -> dict[str, Any]:
         found: dict[str, Any] = {}
         give_up = time.monotonic() + PATIENCE_S
         while time.monotonic() < give_up:
-            found = await self.model()
+            found = await self.model(model)
             if found and holds(found):
                 return found
             await asyncio.sleep(0.02)
@@ -143,14 +143,14 @@ class Device:
         state = json.loads(path.read_text()) if path.exists() else {}
         return bool(state.get("is_committed")) and not state["trials"]
 
-    async def infer(self, rows: int = 1) -> dict[str, Any]:
+    async def infer(self, rows: int = 1, model: str = MODEL) -> dict[str, Any]:
         """One request of sure rows over the unix socket, as curl would send it."""
         body = json.dumps({"inputs": [
             {"name": "x", "shape": [rows, 4], "datatype": "FP32", "data": [9.0, 0.0, 0.0, 0.0] * rows}
         ]}).encode()  # fmt: skip
         reader, writer = await asyncio.open_unix_connection(str(self.socket))
         writer.write(
-            f"POST /v2/models/{MODEL}/infer HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n"
+            f"POST /v2/models/{model}/infer HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n"
             "Connection: close\r\n\r\n".encode()
             + body
         )
