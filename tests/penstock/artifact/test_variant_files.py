@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import msgspec
@@ -13,7 +15,7 @@ import pytest
 from penstock.artifact import manifests, variant_files
 from penstock.artifact.blobs import digest_of
 from penstock.artifact.layout import Layout, VariantDraft
-from penstock.errors import ArtifactError, DigestMismatch
+from penstock.errors import ArtifactError, DigestMismatch, StorageError
 from penstock.runtime import EngineOptions, load_engine
 from tests.penstock.signed import DATA, external_model, make_layout
 
@@ -51,6 +53,31 @@ def test_every_file_is_verified_and_what_was_unpacked_before_is_made_anew(tmp_pa
     blob.write_bytes(data)
     with pytest.raises(DigestMismatch):
         variant_files.verified_files(variant, layout.blobs, root)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system needs root")
+def test_a_disk_that_takes_no_writes_keeps_what_was_unpacked_if_it_is_whole(tmp_path: Path) -> None:
+    layout = make_layout(tmp_path)
+    variant, disk = layout.artifact().variant("edge"), tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", disk], check=True)
+    try:
+        path = variant_files.verified_files(variant, layout.blobs, disk / "unpacked").weights
+        for flipped in (False, True):
+            if flipped:
+                data = bytearray(path.read_bytes())
+                data[-1] ^= 1
+                path.write_bytes(data)
+            subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+            variant_files.discard(disk / "unpacked")  # as at every start
+            if flipped:
+                with pytest.raises(StorageError, match="read-only"):
+                    variant_files.verified_files(variant, layout.blobs, disk / "unpacked")
+            else:
+                assert variant_files.verified_files(variant, layout.blobs, disk / "unpacked").weights == path
+            subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 def test_what_is_not_kept_is_discarded(tmp_path: Path) -> None:
