@@ -25,6 +25,7 @@ from edge_agent import identity
 from edge_agent.api.routes import http_server
 from edge_agent.api.status import Parts, status_document
 from edge_agent.reporting.delivery import Delivery
+from edge_agent.reporting.ends import EndsFile
 from edge_agent.reporting.fleet_link import FleetLink
 from edge_agent.reporting.heartbeat import Device, Heartbeats, Local
 from edge_agent.reporting.outbox import Outbox
@@ -48,6 +49,7 @@ from penstock.signing import trust
 
 _log = logging.getLogger(__name__)
 ENDPOINTS_FILE = "endpoints.json"
+ENDS_FILE = "ends.json"
 _CUT_S = 1.0  # what connections get after the drain, before what is left is cut
 
 
@@ -172,6 +174,7 @@ class Agent:
             settings,
             now=asyncio.get_running_loop().time,
             random=random.random,
+            ends=EndsFile(self._data_dir / ENDS_FILE, settings.flush_s),
         )
 
     def _updater(self, store: Store, fetcher: Fetcher, hosting: Hosting) -> Updater:
@@ -203,7 +206,13 @@ class Agent:
 
     async def _listen(self, stack: contextlib.AsyncExitStack) -> None:
         limits = self.settings.limits
-        self.http = http_server(self.dataplane, self.status, self.updater.unblock, body_s=limits.default_timeout_s)
+        self.http = http_server(
+            self.dataplane,
+            self.status,
+            self.updater.unblock,
+            body_s=limits.default_timeout_s,
+            unclean_ends=lambda: self.delivery.ends.unclean,
+        )
         stack.push_async_callback(self._stop_serving)
         await self.http.listen_unix(Path(self.settings.socket))
         if self.settings.tcp:

@@ -144,7 +144,7 @@ def _print(document: dict[str, Any]) -> None:
             "tcp": document["tcp"] or "off",
             "cloud": f"{cloud['core']} {reach}",
             "escalated": f"{escalation['sent_rows']} rows, {escalation['sent_bytes']} bytes sent up",
-            "outbox": f"{outbox['records']} records waiting, {outbox['dropped']} dropped",
+            "outbox": f"{outbox['records']} records waiting, {outbox['dropped']} dropped{_lost(outbox)}",
         }
     )
     click.echo()
@@ -152,6 +152,12 @@ def _print(document: dict[str, Any]) -> None:
     for model in document["models"]:
         for line in _notes(model):
             click.echo(f"{model['model']}: {line}")
+
+
+def _lost(outbox: dict[str, Any]) -> str:
+    """Say what may be missing after power cuts and kills; nothing of an agent that does not tell."""
+    ends = outbox.get("unclean_ends", 0)
+    return f"; {ends} unclean ends, at most {outbox['max_lost_s']:g} s of counts lost" if ends else ""
 
 
 def _row(model: dict[str, Any]) -> tuple[object, ...]:

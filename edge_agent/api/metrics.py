@@ -6,7 +6,7 @@ Owns names and labels. Names follow Prometheus' conventions: base units, ``_tota
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -25,8 +25,8 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 class Metrics(Collector):
     """Reads the data path's numbers."""
 
-    def __init__(self, dataplane: DataPlane) -> None:
-        self._dataplane = dataplane
+    def __init__(self, dataplane: DataPlane, unclean_ends: Callable[[], int] = lambda: 0) -> None:
+        self._dataplane, self._unclean_ends = dataplane, unclean_ends
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -40,6 +40,12 @@ class Metrics(Collector):
         yield from self._models()
         yield from self._cloud()
         yield CounterMetricFamily("penstock_agent_dropped_log_lines", "Log lines that nobody read.", dropped_lines())
+
+        yield CounterMetricFamily(
+            "penstock_agent_unclean_ends",
+            "Agents that ended without a last flush (power cut, kill): at most outbox.flush_s of counts lack for each.",
+            self._unclean_ends(),
+        )
 
     def _requests(self) -> Iterator[Metric]:
         duration_s = self._dataplane.in_flight.duration_s

@@ -24,6 +24,7 @@ def http_server(
     unblock: Callable[[str], None],
     *,
     body_s: float,
+    unclean_ends: Callable[[], int] = lambda: 0,
 ) -> HttpServer:
     """Make the agent's server, which does not listen yet.
 
@@ -31,8 +32,9 @@ def http_server(
         status: gives the document of ``GET /status``.
         unblock: lets a model try again what failed; ``POST /models/{model}/unblock``.
         body_s: how long a request's body may take to arrive.
+        unclean_ends: tells how many agents of this data directory ended without a last flush.
     """
-    metrics = Metrics(dataplane)
+    metrics = Metrics(dataplane, unclean_ends)
     oip = Oip(dataplane, asyncio.get_running_loop().time, name=SERVER_NAME)
 
     async def scrape(request: Request) -> Reply:

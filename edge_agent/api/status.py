@@ -45,7 +45,13 @@ def status_document(parts: Parts, *, tcp_address: str) -> dict[str, Any]:
             "error": heartbeats.error,
         },
         "models": [_model(reported) for reported in parts.updater.reported()],
-        "outbox": {"records": delivery.queued, "dropped": delivery.dropped, "error": delivery.error},
+        "outbox": {
+            "records": delivery.queued,
+            "dropped": delivery.dropped,
+            "unclean_ends": delivery.ends.unclean,
+            "max_lost_s": delivery.ends.max_lost_s,
+            "error": delivery.error,
+        },
         "escalation": {
             "is_reachable": escalator.is_reachable,
             "calls": escalator.calls,

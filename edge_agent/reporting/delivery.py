@@ -15,6 +15,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 
+from edge_agent.reporting.ends import Ends, EndsFile
 from edge_agent.reporting.fleet_link import FleetLink
 from edge_agent.reporting.outbox import Batch, Outbox
 from edge_agent.serving.counts import IntervalCounts, Outcomes
@@ -43,21 +44,24 @@ class Delivery:
         *,
         now: Callable[[], float],
         random: Callable[[], float],
+        ends: EndsFile | None = None,
     ) -> None:
         """
         Args:
+            ends: learns whether all was flushed when the agent ended; None where nobody asks.
             open_outbox: may raise StorageError, and is then tried again: a full disk must not stop the agent.
             now: the event loop's clock.
             random: uniform in [0, 1).
         """
         self._outcomes, self._open_outbox, self._link = outcomes, open_outbox, link
         self._device_id, self._settings, self._now, self._random = device_id, settings, now, random
+        self._ends = ends
         self._backoff = Backoff(base_s=settings.flush_s, max_s=max(settings.flush_s, 60.0))
         self._one_call = asyncio.Lock()  # the outbox takes one at a time
         self._outbox: Outbox | None = None
         self._pending: list[IntervalCounts] = []
         self._failures = 0
-        self._retry_at = 0.0
+        self._retry_at = self._flush_at = 0.0
         self._wake = asyncio.Event()
         self._counts_instances: bool | None = None
         self._renewal: asyncio.Task[None] | None = None
@@ -78,6 +82,11 @@ class Delivery:
         """Return the name of this data directory; "" before the outbox could be opened."""
         return self._outbox.instance if self._outbox else ""
 
+    @property
+    def ends(self) -> Ends:
+        """Return how the agents before this one ended."""
+        return self._ends.ends if self._ends else Ends()
+
     def learn(self, *, counts_instances: bool, must_renew: bool = False) -> None:
         """Take what the service said of instances in its answer to a heartbeat.
 
@@ -93,17 +102,25 @@ class Delivery:
     async def run(self) -> None:
         """Flush and deliver until cancelled. What was left before a restart goes first."""
         while True:
-            await self.flush()
+            self._wake.clear()  # here, and not before the wait: the service may be back while a delivery fails
+            if self._now() >= self._flush_at:  # a link that comes and goes must not wear out the disk
+                self._flush_at = self._now() + self._settings.flush_s
+                await self.flush()
             if self._counts_instances is not None and self._now() >= self._retry_at:
                 await self._deliver_or_back_off()
-            self._wake.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._settings.flush_s)
+                # not wait_for: that of Python 3.11 forgets a stop that comes while it wakes
+                async with asyncio.timeout(max(0.0, self._wake_at() - self._now())):
+                    await self._wake.wait()
 
     def retry(self) -> None:
         """Deliver now, because the service answers again, instead of waiting for the back-off to end."""
         self._failures, self._retry_at = 0, 0.0
         self._wake.set()
+
+    def _wake_at(self) -> float:
+        is_waiting = self._failures > 0 and self._retry_at > self._now()
+        return min(self._flush_at, self._retry_at) if is_waiting else self._flush_at
 
     async def counted(self, model: str, artifact_digest: str) -> OutcomeCounts:
         """Return all counts of an artifact from before; none when the disk cannot be read."""
@@ -127,6 +144,8 @@ class Delivery:
             raise
         except StorageError as error:
             self._note(error)
+        if self._ends is not None:
+            await in_thread(self._ends.begin)
 
     async def flush(self) -> None:
         """Make the counts since the last flush durable; when the disk refuses they stay in memory, bounded."""
@@ -134,13 +153,23 @@ class Delivery:
         if not self._pending:
             return
         pending, self._pending = self._pending, []
+        is_durable = False
+
+        def append(outbox: Outbox) -> None:
+            nonlocal is_durable
+            outbox.append(pending)
+            is_durable = True
+
         try:
             async with self._one_call:
-                outbox = await self._opened()
-                await in_thread(outbox.append, pending)
+                await in_thread(append, await self._opened())
+                if self._ends is not None:
+                    await in_thread(self._ends.begin)  # nothing to do, but where the disk refused it before
         except StorageError as error:
-            self._pending = [*pending, *self._pending]
             self._note(error)
+        finally:
+            if not is_durable:  # refused, or cancelled while another call had the outbox
+                self._pending = [*pending, *self._pending]
 
     async def close(self) -> None:
         """Flush for the last time. Call it when nothing is counted any more."""
@@ -150,15 +179,19 @@ class Delivery:
         if self._outbox is not None:
             self._outbox.close()
             self._outbox = None
+        if self._ends is not None and not self._pending:
+            await in_thread(self._ends.end)
 
     async def _deliver_or_back_off(self) -> None:
         try:
             await self._deliver()
         except PenstockError as error:
+            self._note(error)
+            if self._wake.is_set():
+                return  # the service answered meanwhile: what failed is tried again at once
             self._failures += 1
             delay_s = self._backoff.delay_s(self._failures - 1, self._random(), retry_after_s=error.retry_after_s)
             self._retry_at = self._now() + delay_s
-            self._note(error)
         else:
             self._failures, self.error = 0, ""
 

@@ -104,7 +104,9 @@ class Heartbeats:
             await asyncio.sleep(min(self._settings.min_s, delay_s))
             if self.is_reachable:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), max(0.0, delay_s - self._settings.min_s))
+                    # not wait_for: that of Python 3.11 forgets a stop that comes while it wakes
+                    async with asyncio.timeout(max(0.0, delay_s - self._settings.min_s)):
+                        await self._changed.wait()
             else:  # changes do not make an unreachable service reachable
                 await asyncio.sleep(max(0.0, delay_s - self._settings.min_s))
 

@@ -6,6 +6,7 @@ one is refused before anything in it is changed. What the tables mean is ``edge_
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,12 @@ SCHEMA_VERSION = 3
 files. Version 0 is what Penstock 0.1.0 wrote: the tables of version 1, without a version. ``stored_at`` and
 ``touched_at`` are seconds that passed; before version 2 they were dates. Before version 3 there was no instance, and
 the highest sequence that was sent stood in a table of its own."""
+
+_PAGE_BYTES = 1024
+"""A commit writes whole pages, and a record changes four of them; smaller ones hold barely one record."""
+_CHECKPOINT_PAGES = 100
+"""The log begins again after that many pages: while it grows, each commit has the file system write its own journal;
+over what is there already it has not. With SQLite's 1000 a log grew for hours (docs/adr/0026-wear.md)."""
 
 _COUNTS = ", ".join(f"{name} INTEGER NOT NULL DEFAULT 0" for name in COLUMNS)
 _TABLES = (
@@ -51,9 +58,11 @@ def connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=5.0, isolation_level=None, check_same_thread=False)
     try:
         _refuse_newer(db, path)  # before the first statement that changes the file
+        _resize_pages(db)
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")  # an append that returned survives a power cut
         db.execute("PRAGMA journal_size_limit = 1048576")
+        db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
         db.execute("BEGIN IMMEDIATE")
         _upgrade(db)
         db.execute("COMMIT")
@@ -74,6 +83,16 @@ def _refuse_newer(db: sqlite3.Connection, path: Path) -> None:
     unknown = _columns(db, "records") - {"sequence", "instance", "stored_at", *RECORD}
     if version > SCHEMA_VERSION or unknown:
         raise newer_state(f"outbox {path}", found=max(version, SCHEMA_VERSION + 1), known=SCHEMA_VERSION)
+
+
+def _resize_pages(db: sqlite3.Connection) -> None:
+    """Give the file small pages. One of an earlier release is rewritten, once, as a whole or not at all."""
+    if db.execute("PRAGMA page_size").fetchone()[0] == _PAGE_BYTES:
+        return
+    with contextlib.suppress(sqlite3.OperationalError):  # a full or read-only disk: it does with large pages too
+        db.execute("PRAGMA journal_mode = DELETE")  # pages of a file with a write-ahead log keep their size
+        db.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
+        db.execute("VACUUM")
 
 
 def _upgrade(db: sqlite3.Connection) -> None:

@@ -267,6 +267,7 @@ class ModelUpdater:
         self._save_audits_at = self._tools.now() + self._tools.settings.audit_save_s
         if self.state.audits != self._saved_audits and await self._save_or_warn():
             self._saved_audits = self.state.audits
+            self._save_at = self._save_audits_at  # how old blocks are was written with it
 
     async def _rest(self, wake_at: float | None) -> None:
         limits = [wake_at - self._tools.now()] if wake_at is not None else []
@@ -277,7 +278,9 @@ class ModelUpdater:
         if any(failure.is_blocked for failure in self.state.failures):
             limits.append(self._save_at - self._tools.now())
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), max(0.0, min(limits)) if limits else None)
+            # not wait_for: that of Python 3.11 forgets a stop that comes while it wakes
+            async with asyncio.timeout(max(0.0, min(limits)) if limits else None):
+                await self._wake.wait()
 
     async def _load(self, slot: Slot) -> None:
         async def begin() -> bool:

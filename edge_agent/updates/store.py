@@ -28,6 +28,7 @@ from penstock.artifact.blobs import (
     disk_errors,
     fsync_directory,
     write_atomically,
+    write_over,
 )
 from penstock.artifact.certificates import Certificate
 from penstock.artifact.variant_files import VariantFiles
@@ -176,7 +177,7 @@ class Store:
         """
         name, data = f"{manifests.check_model_name(state.model)}.json", state_format.encode(state)
         write_atomically(self._models / name, data)
-        write_atomically(self._copies / name, data)
+        write_over(self._copies / name, data)
 
     def forget(self, model: str) -> None:
         """Delete the state of a model. Its blobs go with the next :meth:`collect`.

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from edge_agent import cli
 from penstock.artifact.layout import Layout
@@ -222,6 +223,26 @@ async def test_an_orderly_stop_drains_flushes_and_leaves_nothing_behind(device: 
     assert device.fleet.rows() == 0
     await device.start()
     await until("what was counted before the stop", lambda: device.fleet.rows(layout.digest) == 7)
+
+
+async def test_a_power_cut_is_counted_with_what_it_can_have_cost_and_an_orderly_stop_is_not(device: Device) -> None:
+    device.config = CONFIG.replace("flush_s = 0.05", "flush_s = 600")
+    publish(device, "v1")
+    await device.start()
+    await device.committed("v1")
+    for number, unclean in ((signal.SIGKILL, 1), (signal.SIGTERM, 1), (signal.SIGKILL, 2)):
+        await device.kill(number)
+        await device.start()
+        outbox = (await device.status())["outbox"]
+        assert (outbox["unclean_ends"], outbox["max_lost_s"]) == (unclean, 600.0 * unclean)
+    assert device.log.count("counts may be missing") == 2
+    reader, writer = await asyncio.open_unix_connection(str(device.socket))
+    writer.write(b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    assert b"penstock_agent_unclean_ends_total 2.0" in await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    shown = await asyncio.to_thread(CliRunner().invoke, cli.command, ["status", "--socket", str(device.socket)])
+    assert "2 unclean ends, at most 1200 s of counts lost" in shown.output
 
 
 async def test_serves_after_a_reboot_while_offline(device: Device) -> None:

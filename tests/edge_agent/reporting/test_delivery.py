@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.reporting.delivery import Delivery, bounded
+from edge_agent.reporting.ends import EndsFile
 from edge_agent.reporting.fleet_link import FleetLink
 from edge_agent.reporting.outbox import Outbox
 from edge_agent.serving.counts import IntervalCounts, Outcomes
@@ -162,6 +163,24 @@ async def test_counts_stay_in_memory_while_the_disk_refuses(fleet: FakeFleet, li
             is_full = False
             delivery.retry()
             await until("delivered", lambda: fleet.rows() == 7)
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+async def test_an_end_is_unclean_while_counts_are_in_memory_only(
+    link: FleetLink, tmp_path: Path, is_full: bool
+) -> None:
+    def open_outbox() -> Outbox:
+        if is_full:
+            raise StorageError("the disk is full")
+        return Outbox(tmp_path / "o.sqlite", OUTBOX, now=lambda: Wall.now)
+
+    outcomes, loop = Outcomes(now=lambda: Wall.now), asyncio.get_running_loop()
+    ends = EndsFile(tmp_path / "ends.json", OUTBOX.flush_s)
+    delivery = Delivery(outcomes, open_outbox, link, "d1", OUTBOX, now=loop.time, random=lambda: 0.0, ends=ends)
+    await delivery.open()
+    outcomes.open("toy", DIGEST).record(kept=5)
+    await delivery.close()
+    assert EndsFile(tmp_path / "ends.json", OUTBOX.flush_s).ends.unclean == int(is_full)
 
 
 def test_counts_in_memory_are_bounded_by_summing() -> None:

@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from edge_agent.policy import model_state
-from edge_agent.policy.model_state import ModelState, Slot
+from edge_agent.policy.model_state import ModelState, Release, Slot
 from edge_agent.updates.store import DataDirLock, Store
 from penstock.artifact import manifests
 from penstock.artifact.layout import Layout
@@ -195,3 +195,24 @@ def test_one_damaged_copy_of_a_state_costs_nothing(tmp_path: Path, which: str) -
         data[place] ^= 1
         path.write_bytes(data if place % 2 else data[:place])
         assert store.states() == {MODEL: state}
+
+
+def test_a_copy_of_a_state_is_written_over_in_blocks_of_one_size(tmp_path: Path) -> None:
+    """A file that is replaced has the file system write its journal: ten times the bytes of a small state."""
+    store, path = Store(tmp_path), tmp_path / "models" / "copies" / f"{MODEL}.json"
+    store.save(ModelState(model=MODEL))
+    before = path.stat()
+    longer = ModelState(model=MODEL, desired=Release(version="v2", artifact_digest="sha256:" + "a" * 64))
+    store.save(longer)
+    assert (path.stat().st_ino, path.stat().st_size) == (before.st_ino, before.st_size) == (before.st_ino, 4096)
+    (tmp_path / "models" / f"{MODEL}.json").unlink()
+    assert store.states() == {MODEL: longer}
+
+
+def test_a_copy_that_shrinks_keeps_nothing_of_what_was_there(tmp_path: Path) -> None:
+    store, path = Store(tmp_path), tmp_path / "models" / "copies" / f"{MODEL}.json"
+    store.save(ModelState(model=MODEL, desired=Release(version="v" * 9000, artifact_digest="sha256:" + "a" * 64)))
+    store.save(ModelState(model=MODEL))
+    (tmp_path / "models" / f"{MODEL}.json").unlink()
+    assert path.stat().st_size == 4096
+    assert store.states() == {MODEL: ModelState(model=MODEL)}
