@@ -12,6 +12,7 @@ import pytest
 
 from tests.edge_agent.cloud import MODEL, FakeFleet, FakeRegistry, build, release_of
 from tests.edge_agent.test_agent import CONFIG, Device, publish
+from tests.waiting import until
 
 ON_PROBATION = CONFIG.replace("probation_s = 0.1", "probation_s = 300")
 SECOND = "second"
@@ -39,9 +40,15 @@ def state(device: Device, model: str = MODEL) -> dict[str, Any]:
     return found
 
 
-async def killed_three_times(device: Device, config: str, *, is_reboot: bool) -> None:
+def is_on_trial(device: Device) -> bool:
+    return any(trial.get("is_open") for trial in state(device)["trials"])
+
+
+async def killed_three_times(device: Device, config: str, *, is_reboot: bool, is_on_probation: bool = True) -> None:
     for number in (1, 2, 3):
         await asyncio.sleep(A_SECOND_S)
+        if is_on_probation:  # on a slow machine it may not have begun by now
+            await until("it is on trial", lambda: is_on_trial(device))
         await device.kill()
         configured(device, config, number if is_reboot else 0)
         await device.start()
@@ -54,7 +61,7 @@ async def test_a_committed_version_serves_after_every_kill(device: Device, is_re
     await device.start()
     await device.committed("v1")
     await device.fleet.stop()
-    await killed_three_times(device, ON_PROBATION, is_reboot=is_reboot)
+    await killed_three_times(device, ON_PROBATION, is_reboot=is_reboot, is_on_probation=False)
     assert (await device.infer_when_served())["model_version"] == "v1"
     assert (await device.committed("v1"))["phase"] == "COMMITTED"
     assert state(device)["failures"] == []
