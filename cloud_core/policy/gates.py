@@ -13,7 +13,7 @@ store, the wire, the command line) knows no test by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal
@@ -110,16 +110,12 @@ def judge(
     wave: Wave, earlier: Tally, target: str, gate: Gate, *, promised_harm: float | None, wave_count: int, now: datetime
 ) -> GateVerdict:
     """Run all tests on one released wave of ``wave_count``; the arguments are explained at :class:`Case`."""
+    asked = replace(gate, min_audited=audits_needed(gate, promised_harm, wave_count))
+    outcomes = outcomes_of(wave, target, gate.max_silence_s, now)
     case = Case(
-        wave=wave,
-        earlier=earlier,
-        target=target,
-        gate=replace(gate, min_audited=audits_needed(gate, promised_harm, wave_count)),
-        alpha=alpha_of_test(gate, wave_count),
-        promised_harm=promised_harm,
-        now=now,
-        outcomes=outcomes_of(wave, target, gate.max_silence_s, now),
-    )
+        wave=wave, earlier=earlier, target=target, gate=asked, alpha=alpha_of_test(gate, wave_count),
+        promised_harm=promised_harm, now=now, outcomes=outcomes,
+    )  # fmt: skip
     tests = tuple(run(case) for run in TESTS)
     failed = [test.reason for test in tests if test.verdict == "fail"]
     if failed:
@@ -233,12 +229,11 @@ def _test_tolerated(case: Case) -> GateTest:
 def _test_settled(case: Case) -> GateTest:
     """Hold while a device is still updating."""
     pending = case.having("pending")
-    named = ", ".join(f"{device.device_id} ({_doing(device)})" for device in pending[:_MAX_NAMED])
-    more = f" and {len(pending) - _MAX_NAMED} more" if len(pending) > _MAX_NAMED else ""
+    named = _listed([f"{device.device_id} ({_doing(device)})" for device in pending])
     return GateTest(
         name="settled",
         verdict="hold" if pending else "pass",
-        reason=f"waiting for {named}{more}" if pending else "no device is still updating",
+        reason=f"waiting for {named}" if pending else "no device is still updating",
         measured=len(pending),
         limit=0,
         samples=len(case.outcomes),
@@ -254,11 +249,10 @@ def _test_reached(case: Case) -> GateTest:
     waited_s = (case.now - case.wave.released_at).total_seconds()
     share = len(unreached) / len(case.outcomes) if case.outcomes else 0.0
     is_waiting = bool(unreached) and waited_s <= gate.max_unreached_s
-    named = ", ".join(device.device_id for device in unreached[:_MAX_NAMED])
-    more = f" and {len(unreached) - _MAX_NAMED} more" if len(unreached) > _MAX_NAMED else ""
+    named = _listed([device.device_id for device in unreached])
     reason = "all devices were told to update"
     if unreached:
-        count = f"{len(unreached)} of {_devices(len(case.outcomes))} not reached yet ({named}{more})"
+        count = f"{len(unreached)} of {_devices(len(case.outcomes))} not reached yet ({named})"
         reason = f"{count}, tolerated {gate.max_unreached_rate:.0%} after {gate.max_unreached_s:g} s"
     return GateTest(
         name="reached",
@@ -350,6 +344,11 @@ def _next_silence(case: Case) -> datetime | None:
 def _just_after(since: datetime, seconds: float) -> datetime:
     """Return a moment strictly later than a limit: "silent for longer than" is not "silent for"."""
     return since + timedelta(seconds=seconds, milliseconds=1)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return ", ".join(names[:_MAX_NAMED]) + more
 
 
 def _doing(device: Observation) -> str:
