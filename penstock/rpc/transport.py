@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import grpc
 
-from penstock.errors import NotFound
+from penstock.errors import Internal, NotFound
 from penstock.rpc import codec
 from penstock.rpc.channels import bearer, oip_stub, open_channel
 from penstock.rpc.metadata import Metadata
@@ -18,12 +19,13 @@ from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata
 
 
 class RpcTransport:
-    """For the synchronous client. Thread-safe, as the channel is."""
+    """For the synchronous client. Thread-safe, as the channel is. Only for the process that made it."""
 
     def __init__(self, target: Target, *, token: str | None = None) -> None:
         self._channel = open_channel(target, aio=False)
         self._stub: Any = oip_stub(self._channel)  # generated, without types
         self._credential = bearer(token)
+        self._pid = os.getpid()
 
     def infer(self, request: InferRequest, timeout_s: float) -> InferResponse:
         metadata = _with_id(self._credential, request.id)
@@ -47,9 +49,16 @@ class RpcTransport:
             return False
 
     def close(self) -> None:
-        self._channel.close()
+        if self._pid == os.getpid():  # after a fork the channel is the parent's
+            self._channel.close()
 
     def _call(self, method: str, message: Any, timeout_s: float, metadata: Metadata) -> Any:
+        if self._pid != os.getpid():
+            # the threads that would move its bytes are in the parent: a call would wait out its deadline
+            raise Internal(
+                "this Client was made before a fork, and gRPC's connections stay with the parent; make the Client in "
+                "the child, or use http:// or unix://"
+            )
         try:
             return getattr(self._stub, method)(message, timeout=timeout_s, metadata=metadata)
         except grpc.RpcError as error:

@@ -53,6 +53,35 @@ def test_children_of_a_fork_and_their_parent_get_their_own_answers(threaded: Ser
     assert said.returncode == 0, said.stderr
 
 
+OVER_GRPC = """
+import os, sys
+import numpy as np
+from penstock import Client
+from penstock.errors import Internal
+
+client = Client(sys.argv[1])
+rows = np.zeros((2, 4), np.float32)
+client.infer("digits", rows)
+child = os.fork()
+if child == 0:
+    try:
+        client.infer("digits", rows)
+    except Internal as error:
+        client.close()
+        os._exit(0 if "made before a fork" in error.message else 2)
+    os._exit(3)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+client.infer("digits", rows)
+"""
+
+
+def test_a_child_of_a_fork_is_told_that_grpc_stays_with_its_parent(threaded: Servers) -> None:
+    said = subprocess.run(
+        [sys.executable, "-c", OVER_GRPC, threaded.target("grpc")], capture_output=True, text=True, timeout=60
+    )
+    assert said.returncode == 0, said.stderr
+
+
 @pytest.mark.parametrize("scheme", ["grpc", "http", "unix"])
 def test_a_second_event_loop_is_told_what_is_wrong(threaded: Servers, scheme: str) -> None:
     client = AsyncClient(threaded.target(scheme))
