@@ -64,7 +64,7 @@ def weights(path: Path) -> dict[str, np.ndarray]:
 
 
 def test_products_with_constants_and_tables_are_quantized(tmp_path: Path) -> None:
-    result, path = quantized(tmp_path, encoder())
+    result, path = quantized(tmp_path, encoder(), target=small.HERE)
     facts = result.facts
     assert facts["quantized"] == ["lookup", "dense", "head"]
     assert facts["integer_weight_bytes"] == 50 * 16 + 16 * 32 + 32 * 3
@@ -170,7 +170,7 @@ def test_the_quantizers_advice_is_not_the_users(tmp_path: Path, caplog: pytest.L
 
 
 def test_answers_are_the_reference_evaluators(tmp_path: Path) -> None:
-    _, path = quantized(tmp_path, small.mlp("wine").model)
+    _, path = quantized(tmp_path, small.mlp("wine").model, target=small.HERE)
     x = small.mlp("wine").test
     (expected,) = ReferenceEvaluator(onnx.load(str(path))).run(None, {"x": x})
     np.testing.assert_allclose(small.run(path, x), expected, rtol=1e-3, atol=0.02)

@@ -214,7 +214,8 @@ def test_so_do_scores_behind_an_operator_of_their_own(tmp_path: Path, tail: str)
     model.CopyFrom(trained.model)
     model.graph.node[-1].output[0] = "inner"
     model.graph.node.append(helper.make_node(tail, ["inner"], ["logits"], name="tail"))
-    _, path = quantized(tmp_path, small.Trained(model=model, fit=trained.fit, test=trained.test, labels=trained.labels))
+    with_tail = small.Trained(model=model, fit=trained.fit, test=trained.test, labels=trained.labels)
+    _, path = quantized(tmp_path, with_tail, target=small.HERE)
     found, expected = small.run(path, trained.test), small.run(model, trained.test)
     assert len(np.unique(found)) > 500
     assert found.min() >= 0  # a ReLU that was dropped for its rounding, and then lost with it, would show here
@@ -286,6 +287,7 @@ def test_a_clip_whose_bounds_leave_zero_out_is_kept(tmp_path: Path) -> None:
 # --- oracles
 
 
+@small.needs_vnni
 def test_quantized_convolutions_are_bit_equal_to_the_reference_evaluator(tmp_path: Path) -> None:
     trained = small.cnn()
     _, path = quantized(tmp_path, trained)
