@@ -15,6 +15,7 @@ from compiler.passes import fp16, int8_dynamic, int8_static, optimize, prune, sh
 from compiler.passes.weights import weights_only
 from tests.compiler.passes import cases
 from tests.compiler.passes.cases import Case, Outcome, Run
+from tests.compiler.small_models import needs_vnni
 
 LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 ORT_DIFFERS = 5
@@ -92,7 +93,9 @@ def test_prune_half_of_the_channels_of_single_layers() -> None:
     check(outcome, accepted=0)
 
 
-@pytest.mark.parametrize(("run", "accepted"), [(int8_static.run, 21), (int8_dynamic.run, 8)])
+@pytest.mark.parametrize(
+    ("run", "accepted"), [(int8_static.run, 21), pytest.param(int8_dynamic.run, 8, marks=needs_vnni)]
+)
 def test_int8(run: Run, accepted: int) -> None:
     check(cases.judge(run, with_weights(), tolerance=0.1), accepted=accepted)
 
