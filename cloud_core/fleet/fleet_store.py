@@ -66,7 +66,7 @@ class FleetStore:
         actions: what operators did, oldest first.
         totals: outcome counts by device id, instance and artifact digest.
         evidence: what the audits of all devices say about each promise.
-        busy: ids of the devices that an active rollout is about.
+        busy: the active rollouts that are about a device, by its id.
         handed: devices that were told to run the artifact of an active rollout, by the rollout's number.
     """
 
@@ -204,12 +204,10 @@ class FleetStore:
 
     def newly_told(self, device_id: str, models: Sequence[DesiredModel]) -> list[int]:
         """Return the numbers of the active rollouts whose artifact a device is told to run for the first time."""
-        if device_id not in self.busy:
-            return []
         told = {(model.model, model.artifact_digest) for model in models}
         return [
             entry.number
-            for entry in self.active()
+            for entry in (self.entries[rollout_id] for rollout_id in self.busy.get(device_id, ()))
             if device_id in entry.baselines
             and device_id not in self.handed.get(entry.number, ())
             and (entry.rollout.plan.model, entry.rollout.plan.artifact_digest) in told
@@ -341,9 +339,13 @@ class FleetStore:
             handed -= gone
         self.assignments = {key: value for key, value in self.assignments.items() if key[0] not in gone}
 
-    def _busy(self) -> frozenset[str]:
-        """Return the devices of active rollouts."""
-        return frozenset(device.device_id for entry in self.active() for device in entry.rollout.plan.devices)
+    def _busy(self) -> dict[str, list[str]]:
+        """Return the active rollouts of each device that has any."""
+        found: dict[str, list[str]] = {}
+        for entry in self.active():
+            for device in entry.rollout.plan.devices:
+                found.setdefault(device.device_id, []).append(entry.rollout.plan.rollout_id)
+        return found
 
     def next_number(self) -> int:
         """Return the number of the next rollout."""

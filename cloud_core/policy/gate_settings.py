@@ -65,7 +65,7 @@ def check_gate(gate: Gate) -> None:
         text = f"gate.max_unreached_rate: {gate.max_unreached_rate:g} is not a share from 0 to 1"
         raise InvalidInput(text, field="gate.max_unreached_rate")
     if not 1 < gate.detectable_ratio <= _MAX_RATIO:
-        text = f"gate.detectable_ratio: {gate.detectable_ratio:g} is not above 1 and at most {_MAX_RATIO}"
+        text = f"gate.detectable_ratio: {gate.detectable_ratio:g} is not a number of times above 1, up to {_MAX_RATIO}"
         raise InvalidInput(text, field="gate.detectable_ratio")
     if gate.bake_s >= gate.max_wave_s:
         raise InvalidInput(
@@ -78,8 +78,8 @@ def audits_needed(gate: Gate, promised_harm: float | None, wave_count: int) -> i
     """Return how many audited rows a wave needs to pass."""
     if gate.min_audited is not None:
         return gate.min_audited
-    if promised_harm is None:
-        return 0
+    if promised_harm is None or promised_harm >= 1:
+        return 0  # there is no harm above it to see
     # of a promise of 0, one harmful row is enough; how rare a row must be seen is then a matter of taste
     rate = min(gate.detectable_ratio * max(promised_harm, _SMALLEST_PROMISE), (1 + promised_harm) / 2)
     return rows_needed(rate, promised_harm, alpha_of_pooled(alpha_of_test(gate, wave_count)), gate.power)

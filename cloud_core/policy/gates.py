@@ -75,8 +75,8 @@ class Case:
 
     Attributes:
         earlier: failures of the waves before this one.
-        alpha: the part of the error budget that each sequential test of this wave has.
         target: digest of the artifact that is rolled out.
+        alpha: the part of the error budget that each sequential test of this wave has.
         promised_harm: the certificate's audit bound; None for an artifact without one (its devices keep no answer, so
             there is no harm to watch).
         outcomes: how the updates went, by device; acknowledged failures are left out.
@@ -195,7 +195,7 @@ def _test_failures(case: Case) -> GateTest:
         name="failures",
         verdict=verdict,
         reason=reason,
-        measured=both.failed / both.devices if both.devices else 0.0,
+        measured=both.share,
         limit=gate.max_failure_rate,
         samples=both.devices,
         e_value=e_value,
@@ -204,25 +204,26 @@ def _test_failures(case: Case) -> GateTest:
 
 
 def _test_tolerated(case: Case) -> GateTest:
-    """Hold while more of this wave's devices failed than is tolerated, even where too few are there to prove it.
+    """Hold while more devices failed than is tolerated, of this wave or of all so far, though too few to prove it.
 
     On few devices the sequential test sees nothing: 4 of 24 failing are evidence of 3 to 1. What could not be proven
-    bad was not seen to be good; a person looks, and resumes or aborts. What a pass is worth is said with it: no one
-    sees one failure in twenty with a canary of one.
+    bad was not seen to be good; a person looks, and resumes or aborts. Of all so far, because devices that a wave
+    passed without may come back and fail. What a pass is worth is said: a canary of one does not see one in twenty.
     """
-    own, limit = case.own, case.gate.max_failure_rate
-    share = own.failed / own.devices if own.devices else 0.0
-    is_above = share > limit
-    count = f"{own.failed} of {_devices(own.devices)} of this wave failed ({share:.1%}), tolerated {limit:.1%}"
+    own, both, limit = case.own, case.own + case.earlier, case.gate.max_failure_rate
+    counted, where = (own, "this wave") if own.share >= both.share else (both, "the waves so far")
+    is_above = counted.share > limit
+    count = f"{counted.failed} of {_devices(counted.devices)} of {where} failed ({counted.share:.1%})"
+    count += f", tolerated {limit:.1%}"
     seen = detectable_share(own.devices, limit, case.gate.power)
     worth = f"{_devices(own.devices)} see a rate of {seen:.0%} with {case.gate.power:.0%}" if own.devices else ""
     return GateTest(
         name="tolerated",
         verdict="hold" if is_above else "pass",
         reason=f"{count}: {_failures_text(case)}" if is_above else "; ".join(filter(None, (count, worth))),
-        measured=share,
+        measured=counted.share,
         limit=limit,
-        samples=own.devices,
+        samples=counted.devices,
     )
 
 
@@ -269,13 +270,12 @@ def _test_committed(case: Case) -> GateTest:
     """Hold while no device has committed. A wave of few devices can fail as a whole without an e-value that says so."""
     committed = len(case.having("committed"))
     # while one is pending, the wave waits for that one; with every failure accepted, there is nothing left to wait for
-    is_lacking = bool(case.having("failed")) and not committed and not case.having("pending")
+    is_lacking = bool(case.outcomes) and not committed and not case.having("pending")
+    why = f": {_failures_text(case)}" if case.having("failed") else ""
     return GateTest(
         name="committed",
         verdict="hold" if is_lacking else "pass",
-        reason=f"no device of this wave has committed: {_failures_text(case)}"
-        if is_lacking
-        else f"{_devices(committed)} committed",
+        reason=f"no device of this wave has committed{why}" if is_lacking else f"{_devices(committed)} committed",
         measured=committed,
         limit=1,
         samples=len(case.outcomes),

@@ -70,6 +70,11 @@ class Tally:
     failed: int
     devices: int
 
+    @property
+    def share(self) -> float:
+        """Return the share of devices that failed; 0 where none was told yet."""
+        return self.failed / self.devices if self.devices else 0.0
+
     def __add__(self, other: Tally) -> Tally:
         return Tally(failed=self.failed + other.failed, devices=self.devices + other.devices)
 

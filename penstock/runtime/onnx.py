@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from math import prod
@@ -27,6 +28,7 @@ except ImportError as error:  # the library is behind an extra
 _LOG = logging.getLogger(__name__)
 _FATAL = 4
 _SAID = Repeats(every_s=600.0, max_kinds=100)
+_SAYING = threading.Lock()
 _DATATYPES = {
     "tensor(float)": "FP32",
     "tensor(double)": "FP64",
@@ -120,7 +122,8 @@ def _row_bytes(spec: TensorSpec) -> int:
 
 def _say(severity: int, category: str, log_id: str, where: str, text: str) -> None:
     """Log what onnxruntime says, in whatever thread. What fails is raised as well: none of this is an error of ours."""
-    kept_back = _SAID.heard(where, time.monotonic())
+    with _SAYING:
+        kept_back = _SAID.heard(where, time.monotonic())
     if kept_back is not None:
         level = logging.ERROR if severity >= _FATAL else logging.INFO
         log(_LOG, level, "onnxruntime says", where=where, text=text, kept_back=kept_back)

@@ -257,6 +257,20 @@ def test_a_wave_that_is_off_as_a_whole_holds() -> None:
     assert (verdict.verdict, verdict.wake_at) == ("hold", None)
 
 
+def test_a_wave_that_is_off_as_a_whole_holds_also_where_all_may_be_off() -> None:
+    gate = replace(GATE, max_unreached_rate=1.0, min_audited=0)
+    verdict = judge(off("x"), after_s=590, gate=replace(gate, max_unreached_s=0.0))
+    assert (verdict.verdict, verdict.reason) == ("hold", "no device of this wave has committed")
+
+
+def test_devices_that_come_back_and_fail_after_their_wave_passed_hold_the_next_one() -> None:
+    healthy = [device(f"d{i}") for i in range(20)]
+    assert judge(*healthy, earlier=Tally(failed=1, devices=10)).verdict == "pass"
+    held = judge(*healthy, earlier=Tally(failed=2, devices=10))
+    assert held.verdict == "hold"
+    assert "2 of 30 devices of the waves so far failed (6.7%), tolerated 5.0%" in held.reason
+
+
 def test_the_error_budget_is_shared_by_all_waves_and_tests() -> None:
     # evidence of 83 to 1: enough for one wave with a limit of 40, not for ten with one of 400
     devices = device("a", audit_harm=8), device("b", audit_harm=9)
@@ -285,6 +299,7 @@ def test_audited_rows_follow_from_what_they_have_to_see() -> None:
     # of a promise of 0, and of one that can hardly be broken
     assert 0 < audits_needed(gate, 0.0, 3) < 10_000
     assert 0 < audits_needed(gate, 0.9, 3) < 10_000
+    assert audits_needed(gate, 1.0, 3) == 0
 
 
 def test_what_a_pass_is_worth_is_said() -> None:
