@@ -22,10 +22,10 @@ from cloud_core.fleet.messages import (
 from cloud_core.fleet.outcome_totals import Record
 from cloud_core.fleet.settings import GateDefaults
 from cloud_core.policy.gate_settings import Gate
-from cloud_core.policy.gates import GateVerdict, Verdict
 from cloud_core.policy.observations import Phase
 from cloud_core.policy.planning import Selection
 from cloud_core.policy.rollout import State
+from cloud_core.policy.verdicts import GateVerdict, Verdict
 from penstock.rpc.pb import fleet_pb2 as pb
 from penstock.wire.device_ids import check_device_id
 from penstock.wire.outcomes import OutcomeCounts, from_columns

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from cloud_core.fleet.devices import Report
 from cloud_core.policy.gate_settings import Gate
-from cloud_core.policy.gates import GateVerdict
 from cloud_core.policy.observations import Phase
 from cloud_core.policy.planning import Selection
 from cloud_core.policy.rollout import Rollout
+from cloud_core.policy.verdicts import GateVerdict
 from penstock.wire.outcomes import OutcomeCounts
 
 

@@ -16,57 +16,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Literal
 
 from cloud_core.policy.gate_settings import Gate, alpha_of_pooled, alpha_of_test, audits_needed
 from cloud_core.policy.observations import Observation, Outcome, Tally, Wave, outcomes_of, tally
+from cloud_core.policy.verdicts import GateTest, GateVerdict, Verdict
 from penstock.policy.power import detectable_rate, detectable_share
 from penstock.policy.sequential import e_value_above
 
-Verdict = Literal["pass", "fail", "hold"]
-
 _MAX_NAMED = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GateTest:
-    """How one named test of a wave came out.
-
-    Attributes:
-        reason: one phrase with the numbers.
-        measured: what was measured, in the unit of ``limit``.
-        limit: what it was compared with.
-        samples: how many rows or devices were looked at.
-        e_value: evidence against the claim under test; None where the test is a plain comparison.
-        wake_at: when time alone could change the verdict; None when only a report can.
-    """
-
-    name: str
-    verdict: Verdict
-    reason: str
-    measured: float
-    limit: float
-    samples: int
-    e_value: float | None = None
-    wake_at: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GateVerdict:
-    """A verdict on one wave, and the tests that it follows from.
-
-    Attributes:
-        wake_at: when time alone could change the verdict; None when only a report can.
-    """
-
-    verdict: Verdict
-    reason: str
-    tests: tuple[GateTest, ...]
-    wake_at: datetime | None = None
-
-    def test(self, name: str) -> GateTest | None:
-        """Return the test of that name; None when the verdict has none, as one of an older release may."""
-        return next((test for test in self.tests if test.name == name), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +57,18 @@ class Case:
     def audited(self) -> int:
         """Count audited rows of all devices."""
         return sum(device.audited for device in self.wave.observations)
+
+    @property
+    def unreached_share(self) -> float:
+        """Return the share of devices that were not told yet."""
+        return len(self.having("unreached")) / len(self.outcomes) if self.outcomes else 0.0
+
+    @property
+    def awaits_unreached(self) -> bool:
+        """Tell whether the wave waits for devices that were not told: for a while for any, then where they are many."""
+        waited_s = (self.now - self.wave.released_at).total_seconds()
+        limit = 0.0 if waited_s <= self.gate.max_unreached_s else self.gate.max_unreached_rate
+        return self.unreached_share > limit
 
     def having(self, outcome: Outcome) -> list[Observation]:
         """Return the devices whose update went that way."""
@@ -216,7 +185,7 @@ def _test_tolerated(case: Case) -> GateTest:
     count = f"{counted.failed} of {_devices(counted.devices)} of {where} failed ({counted.share:.1%})"
     count += f", tolerated {limit:.1%}"
     seen = detectable_share(own.devices, limit, case.gate.power)
-    worth = f"{_devices(own.devices)} see a rate of {seen:.0%} with {case.gate.power:.0%}" if own.devices else ""
+    worth = f"a rate of {seen:.0%} would have shown with a chance of {case.gate.power:.0%}" if own.devices else ""
     return GateTest(
         name="tolerated",
         verdict="hold" if is_above else "pass",
@@ -247,9 +216,7 @@ def _test_reached(case: Case) -> GateTest:
     A device that is switched off is no failure and no success. It takes the version when it comes back.
     """
     unreached, gate = case.having("unreached"), case.gate
-    waited_s = (case.now - case.wave.released_at).total_seconds()
-    share = len(unreached) / len(case.outcomes) if case.outcomes else 0.0
-    is_waiting = bool(unreached) and waited_s <= gate.max_unreached_s
+    over_at = _just_after(case.wave.released_at, gate.max_unreached_s)
     named = _listed([device.device_id for device in unreached])
     reason = "all devices were told to update"
     if unreached:
@@ -257,12 +224,12 @@ def _test_reached(case: Case) -> GateTest:
         reason = f"{count}, tolerated {gate.max_unreached_rate:.0%} after {gate.max_unreached_s:g} s"
     return GateTest(
         name="reached",
-        verdict="hold" if is_waiting or share > gate.max_unreached_rate else "pass",
+        verdict="hold" if case.awaits_unreached else "pass",
         reason=reason,
-        measured=share,
+        measured=case.unreached_share,
         limit=gate.max_unreached_rate,
         samples=len(case.outcomes),
-        wake_at=_just_after(case.wave.released_at, gate.max_unreached_s) if is_waiting else None,
+        wake_at=over_at if unreached and case.now < over_at else None,
     )
 
 
@@ -270,7 +237,7 @@ def _test_committed(case: Case) -> GateTest:
     """Hold while no device has committed. A wave of few devices can fail as a whole without an e-value that says so."""
     committed = len(case.having("committed"))
     # while one is pending, the wave waits for that one; with every failure accepted, there is nothing left to wait for
-    is_lacking = bool(case.outcomes) and not committed and not case.having("pending")
+    is_lacking = bool(case.outcomes) and not committed and not case.having("pending") and not case.awaits_unreached
     why = f": {_failures_text(case)}" if case.having("failed") else ""
     return GateTest(
         name="committed",
@@ -392,7 +359,7 @@ def _power_text(case: Case, audited: int, needed: int) -> str:
     """Write how many rows there are, and which harm they would have shown."""
     promised, power = case.promised_harm or 0.0, case.gate.power
     seen = detectable_rate(audited, promised, alpha_of_pooled(case.alpha), power)
-    worth = f"they see harm of {seen:.1%} with {power:.0%}" if seen < 1 else "too few to see harm"
+    worth = f"harm of {seen:.1%} would have shown with a chance of {power:.0%}" if seen < 1 else "too few to see harm"
     return f"{audited} of {needed} audited rows; {worth}"
 
 

@@ -23,8 +23,8 @@ from typing import Literal
 
 from cloud_core.policy import gates
 from cloud_core.policy.assignments import Assignment, FleetRelease, Plan, PlannedDevice
-from cloud_core.policy.gates import GateVerdict
 from cloud_core.policy.observations import Observation, Outcome, Tally, Wave, all_outcomes_of, outcomes_of, tally
+from cloud_core.policy.verdicts import GateVerdict
 from penstock.errors import Conflict
 
 State = Literal["planned", "running", "paused", "succeeded", "stopped_by_gate", "aborted", "undone"]

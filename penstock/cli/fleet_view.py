@@ -157,10 +157,14 @@ def progress_line(rollout: pb.Rollout) -> str:
     parts = []
     for wave in rollout.waves:
         if wave.is_released:
-            target = rollout.plan.artifact_digest
-            done = sum(d.phase == pb.COMMITTED and d.active_digest == target for d in wave.devices)
+            done = sum(_is_done(device, rollout.plan) for device in wave.devices)
             parts.append(f"wave {wave.number + 1}: {done}/{len(wave.devices)}")
     return f"{rollout.elapsed_s:6.1f} s  {_state(rollout):15}  {', '.join(parts) or '-':24}  {rollout.status}"
+
+
+def _is_done(device: pb.WaveDevice, plan: pb.RolloutPlan) -> bool:
+    # of a removal, nothing is left that could be committed
+    return device.active_digest == plan.artifact_digest and (plan.is_removal or device.phase == pb.COMMITTED)
 
 
 def short(digest: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 from cloud_core.fleet.devices import Report, ReportedModel
 from cloud_core.fleet.messages import PlanRequest
 from cloud_core.fleet.service import FleetService
-from cloud_core.policy.gates import Gate
+from cloud_core.policy.gate_settings import Gate
 from cloud_core.policy.planning import Selection
 from cloud_core.registry.registry import Registry
 from cloud_core.state import Database

@@ -14,7 +14,7 @@ from cloud_core.fleet.messages import DeviceStatus, PlanRequest
 from cloud_core.fleet.outcome_totals import Record
 from cloud_core.fleet.service import FleetService
 from cloud_core.fleet.settings import EvidenceSettings, FleetSettings
-from cloud_core.policy.gates import Gate
+from cloud_core.policy.gate_settings import Gate
 from cloud_core.policy.planning import Selection
 from cloud_core.registry.registry import Registry
 from cloud_core.state import Database

@@ -18,6 +18,7 @@ from cloud_core.fleet.settings import FleetSettings
 from cloud_core.policy import gates
 from cloud_core.policy.gate_settings import Gate, audits_needed
 from cloud_core.policy.planning import Selection
+from cloud_core.policy.verdicts import GateTest
 from cloud_core.registry.registry import Registry
 from cloud_core.state import Database
 from penstock.cli.fleet_view import rollout_text
@@ -161,8 +162,8 @@ async def test_a_new_test_is_a_function_and_a_row_and_is_kept_sent_and_shown(
 ) -> None:
     """Store, wire and command line know no test by name."""
 
-    def latency(case: gates.Case) -> gates.GateTest:
-        return gates.GateTest(
+    def latency(case: gates.Case) -> GateTest:
+        return GateTest(
             name="latency", verdict="hold", reason="p99 30 ms, limit 10 ms", measured=30.0, limit=10.0, samples=5
         )
 
