@@ -125,7 +125,7 @@ trusts = Table(
     "trusts",
     metadata,
     # an operator's word that a device's audit of a promise should begin without evidence
-    Column("device_id", String(64), primary_key=True),
+    Column("device_id", String(128), primary_key=True),
     Column("model", String(255), primary_key=True),
     Column("artifact_digest", String(71), nullable=False),
     Column("certificate_digest", String(71), nullable=False),
@@ -148,7 +148,7 @@ handed = Table(
     metadata,
     # devices that were told to run the artifact of an active rollout
     Column("rollout", Integer, primary_key=True, autoincrement=False),
-    Column("device_id", String(64), primary_key=True),
+    Column("device_id", String(128), primary_key=True),
     Column("handed_at", Double, nullable=False),
 )
 

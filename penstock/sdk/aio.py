@@ -274,9 +274,8 @@ class AsyncClient:
         return _fitting(wanted.inputs, known), known
 
     async def _metadata_for(self, wanted: _Call) -> ModelMetadata:
-        if call.has_frame(
-            wanted.inputs
-        ):  # a version with another order of columns must not get those of the one before
+        # a version with another order of columns must not get those of the one before
+        if call.has_frame(wanted.inputs):
             self._forget_if_stale(wanted.model, wanted.version)
         return await self._metadata(wanted.model, wanted.version, wanted.deadline, wanted.timeout_s)
 
