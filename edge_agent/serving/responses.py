@@ -56,11 +56,11 @@ def outcomes(local: LocalAnswer, asked: Sequence[Escalated], score_output: str) 
     found = [KEPT] * len(local.scores)
     usable = _usable(local.outputs.get(score_output), len(found))
     for call in asked:
-        answered = call.answered
+        answered, sent = call.answered, frozenset(call.rows)
         for row in call.wanted:
             found[row] = cascade.row_outcome(
                 escalate_reason=local.decision.escalate_reason,
-                failure=call.why_not(row),
+                failure=call.failure if row in sent else call.refused,
                 has_cloud=row in answered,
                 is_broken=local.decision.is_broken(row),
                 is_usable=usable[row],
