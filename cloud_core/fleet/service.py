@@ -268,7 +268,9 @@ class FleetService:
     async def _news_or(self, wake_at: datetime) -> None:
         wait_s = max(0.0, (wake_at - self._now()).total_seconds())
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._news.wait(), timeout=wait_s)
+            # not wait_for: that of Python 3.11 forgets a cancellation that comes while news wake it
+            async with asyncio.timeout(wait_s):
+                await self._news.wait()
 
     async def _flush(self) -> datetime:
         now = self._now()

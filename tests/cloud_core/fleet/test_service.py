@@ -277,6 +277,16 @@ async def test_a_plan_shows_how_many_audited_rows_it_asks_for(rig: Rig) -> None:
     assert view.rollout.plan.gate.min_audited == audits_needed(replace(GATE, min_audited=None), 0.03, 1)
 
 
+async def test_the_loop_ends_when_it_is_cancelled_while_news_wake_it(rig: Rig) -> None:
+    loop = asyncio.create_task(rig.service.run())
+    await asyncio.sleep(SETTINGS.reconcile_s + 0.05)  # it waits for news by now
+    rig.service._news.set()
+    await asyncio.sleep(0)
+    loop.cancel()
+    done, _ = await asyncio.wait([loop], timeout=5)
+    assert done, "it runs on"
+
+
 async def test_a_restart_does_not_make_devices_look_silent(rig: Rig) -> None:
     for name in "ab":
         await rig.beat(name, "v1")
