@@ -4,6 +4,8 @@ First each writer by itself: an hour of it on a clock that is set forward, with 
 once. Then an agent as a whole, a real one, with its times divided and its requests multiplied by ``--speed``. Two
 figures each: whole pages of files, and, with ``--loop`` (as root), what reached the device below an ext4 file system
 of its own, journal included. Prints figures, asserts nothing.
+
+A clock that is set forward hides what the system writes back between two flushes; ``--flushes N`` waits for N of them.
 """
 
 from __future__ import annotations
@@ -63,6 +65,7 @@ def main() -> int:
     parser.add_argument("--loop", action="store_true", help="write to an ext4 file system on a loop device (as root)")
     parser.add_argument("--speed", type=int, default=60, help="of the real agent (default 60); 0 leaves it out")
     parser.add_argument("--minutes", type=int, default=60, help="that the real agent lives through (default 60)")
+    parser.add_argument("--flushes", type=int, default=0, help="of counts at their real pace (default 0: left out)")
     options = parser.parse_args()
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wear-")))
@@ -72,6 +75,9 @@ def main() -> int:
         for name, written in found.items():
             _print(name, written.files, written.device)
         _print("all of them", *_figures(found))
+        if options.flushes:
+            slow = at_real_pace(disk / "slow", options.flushes, device=device_of(disk) if options.loop else None)
+            _print(f"outcome counts, {options.flushes} flushes waited for", slow.files, slow.device)
         if options.speed:
             agent = whole_agent(scratch, disk, options.speed, options.minutes, is_on_loop=options.loop)
             _print(f"a real agent, {options.speed} times as fast", agent.files, agent.device)
@@ -101,27 +107,52 @@ def writers(directory: Path, *, device: Path | None = None) -> dict[str, Written
     return found
 
 
+def at_real_pace(directory: Path, flushes: int, *, device: Path | None = None) -> Written:
+    """Return bytes a day of outcome counts, measured over so many flushes with the time between them."""
+    directory.mkdir()
+    settings = AgentSettings()
+    flush_s = settings.outbox.flush_s
+    outbox = Outbox(directory / "outbox.sqlite", settings.outbox, now=time.monotonic)
+    clock = _Clock()
+    _count_for_an_hour(outbox, clock, settings)  # a log that is new has to grow first
+
+    def work() -> None:
+        for _ in range(flushes):
+            time.sleep(flush_s)
+            _count_once(outbox, clock, settings)
+
+    written = _measured(work, device, Path("/proc/self/io"))
+    outbox.close()
+    times = HOURS_A_DAY * HOUR_S / flush_s / flushes
+    return Written(files=times * written.files, device=None if written.device is None else times * written.device)
+
+
 class _Clock:
     now = 0.0
 
 
 def _count_for_an_hour(outbox: Outbox, clock: _Clock, settings: AgentSettings) -> None:
-    rows, end = round(settings.outbox.flush_s), clock.now + HOUR_S
+    end = clock.now + HOUR_S
     while clock.now < end:
-        outbox.append(
-            [
-                IntervalCounts(
-                    model="digits",
-                    artifact_digest="sha256:" + "a" * 64,
-                    counts=OutcomeCounts(kept=rows - 6, escalated=6, audited=1),
-                    started_at=clock.now,
-                    ended_at=clock.now + settings.outbox.flush_s,
-                )
-            ]
-        )
-        clock.now += settings.outbox.flush_s
-        while (batch := outbox.batch()).records:
-            outbox.acknowledge(batch.instance, batch.records[-1].sequence)
+        _count_once(outbox, clock, settings)
+
+
+def _count_once(outbox: Outbox, clock: _Clock, settings: AgentSettings) -> None:
+    rows = round(settings.outbox.flush_s)
+    outbox.append(
+        [
+            IntervalCounts(
+                model="digits",
+                artifact_digest="sha256:" + "a" * 64,
+                counts=OutcomeCounts(kept=rows - 6, escalated=6, audited=1),
+                started_at=clock.now,
+                ended_at=clock.now + settings.outbox.flush_s,
+            )
+        ]
+    )
+    clock.now += settings.outbox.flush_s
+    while (batch := outbox.batch()).records:
+        outbox.acknowledge(batch.instance, batch.records[-1].sequence)
 
 
 def _audit_for_an_hour(store: Store, settings: AgentSettings) -> None:
