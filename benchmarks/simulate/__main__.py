@@ -1,4 +1,4 @@
-"""``python -m benchmarks.simulate``: what the sequential tests promise and see, a table a subject (``make simulate``).
+"""``python -m benchmarks.simulate``: what tests promise and see, a table a subject (``make simulate``).
 
 A new subject is a module with a function that gives its table, and a row of ``SUBJECTS``. Every table is the same on
 each run: seeds are fixed.
@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 
-from benchmarks.simulate import audit, fleet, gates, unreached
+from benchmarks.simulate import audit, fleet, gates, groups, unreached
 
 SUBJECTS: Mapping[str, Callable[[], str]] = {
     "audit": audit.table,
     "fleet": fleet.table,
     "gates": gates.table,
+    "groups": groups.table,
     "unreached": unreached.table,
 }
 """By name: a function that runs the simulation and returns its table as Markdown."""

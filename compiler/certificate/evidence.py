@@ -8,8 +8,9 @@ tested. It holds no inputs: what the examples were cannot be read from it. Devic
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.certificate.columns import CertifyData, Integers, check
-from compiler.certificate.learn_then_test import Certified, Promised, certify
+from compiler.certificate.learn_then_test import Certified, Promised, certify, which_test
 from penstock.artifact.blobs import digest_of
 from penstock.artifact.certificates import MAX_GROUPS, Certificate, Level, RefusedLevel, Subject
 from penstock.errors import ArtifactError, CalibrationError, InvalidInput
@@ -141,23 +142,28 @@ def bind(
         data_digest=data_digest,
         evidence_digest=digest_of(evidence) if evidence else "",
         serial=serial,
+        test=found.test,
     )
 
 
 def differences(certificate: Certificate, evidence: Evidence) -> list[str]:
     """List what a certificate says and its evidence does not; [] when every figure is found again.
 
-    Every level is certified again on the stored examples, at the delta it names. Counts and thresholds must be equal;
-    intervals to nine digits, since another machine's logarithms differ in the last. Only numbers are compared, never
-    the words of a refusal: a certificate outlives the release that worded it.
+    Every level is certified again on the stored examples, by the test and at the delta it names. Counts and thresholds
+    must be equal; intervals to nine digits, since another machine's logarithms differ in the last. Only numbers are
+    compared, never the words of a refusal: a certificate outlives the release that worded it.
     """
     harm = "disagreement" if evidence.data.labels is None else "labels"
     found = [] if harm == certificate.harm else [f"harm: {certificate.harm} certified, the evidence is of {harm}"]
-    levels = certificate.levels or (_own_level(certificate),)
-    found += [f"level {level.max_harm:g}: {text}" for level in levels for text in _level_differences(level, evidence)]
+    found += _test_differences(certificate, evidence)
+    again = partial(
+        certify, evidence.data, thresholds=evidence.thresholds, is_delta_divided=certificate.test == "binomial"
+    )
+    for level in certificate.levels or (_own_level(certificate),):
+        found += [f"level {level.max_harm:g}: {text}" for text in _level_differences(level, again)]
     for refused in certificate.refused:
         try:
-            certify(evidence.data, max_harm=refused.max_harm, delta=refused.delta, thresholds=evidence.thresholds)
+            again(max_harm=refused.max_harm, delta=refused.delta)
             found.append(f"level {refused.max_harm:g}: refused, but the evidence supports it")
         except CalibrationError as error:
             # the reason is prose: a later release may word it better, and the number says the same thing
@@ -167,14 +173,19 @@ def differences(certificate: Certificate, evidence: Evidence) -> list[str]:
     return found
 
 
-def _level_differences(level: Level, evidence: Evidence) -> list[str]:
+def _test_differences(certificate: Certificate, evidence: Evidence) -> list[str]:
+    """Compare the test with the evidence; before there were others, "binomial" was of groups too."""
+    made = which_test(evidence.data)
+    known = {"binomial", made} if made == "binomial-each" else {made}
+    return [] if certificate.test in known else [f"test: {certificate.test} certified, the evidence is for {made}"]
+
+
+def _level_differences(level: Level, again: Callable[..., Certified]) -> list[str]:
     try:
-        again = _level(
-            certify(evidence.data, max_harm=level.max_harm, delta=level.delta, thresholds=evidence.thresholds)
-        )
+        found = _level(again(max_harm=level.max_harm, delta=level.delta))
     except CalibrationError as error:
         return [f"the evidence does not support it: {error.message}"]
-    return _differences(msgspec.to_builtins(level), msgspec.to_builtins(again))
+    return _differences(msgspec.to_builtins(level), msgspec.to_builtins(found))
 
 
 def _differences(said: Mapping[str, Any], found: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -8,9 +8,11 @@ each with the exact binomial p-value ``P(Binomial(n, max_harm) <= harm_count)`` 
 delta, up to the first that is not rejected. The thresholds are fixed in advance: a grid read off the certifying data
 would be a choice made by looking. The data must not have been used to fit or choose anything else.
 
-With groups the same is done within each group at delta / groups, and the strictest of their thresholds is taken. Harm
-only falls as the threshold rises, so then every group keeps the promise, all at once with probability 1 - delta; and so
-does any mixture of them, whatever the shares in service turn out to be.
+With groups a threshold passes only if every group's own test of it does, each at the whole of delta. That is an
+intersection-union test: where the promise is false at a threshold, some group breaks it there, and that group's test
+alone passes with probability at most delta. So no delta is divided, and the sequence over thresholds keeps its level.
+Every group then keeps the promise, all at once with probability 1 - delta; and so does any mixture of them, whatever
+the shares in service turn out to be.
 
 Does not build the certificate document: that binds these figures to digests (``compiler.certificate.evidence.bind``).
 """
@@ -32,7 +34,7 @@ from compiler.certificate.binomial import (
 )
 from compiler.certificate.columns import CertifyData, check, counts_at, harmful
 from compiler.recipe.certificate_section import CertificateSection
-from penstock.artifact.certificates import Group, Harm
+from penstock.artifact.certificates import Group, Harm, Test
 from penstock.errors import CalibrationError
 
 Floats = NDArray[np.float64]
@@ -103,11 +105,13 @@ class Promised:
         levels: those that were certified, the default first.
         refused: those that were not.
         thresholds: the grid that was tested.
+        test: which test that was.
     """
 
     levels: tuple[Certified, ...]
     refused: tuple[Refused, ...]
     thresholds: tuple[float, ...]
+    test: Test
 
     @property
     def default(self) -> Certified:
@@ -152,11 +156,22 @@ def promise(data: CertifyData, section: CertificateSection, *, thresholds: Seque
         levels=tuple(levels),
         refused=tuple(refused for refused, _ in refusals),
         thresholds=tuple(grid.tolist()),
+        test=which_test(data),
     )
 
 
+def which_test(data: CertifyData) -> Test:
+    """Say which test :func:`certify` makes of these columns."""
+    return "binomial" if data.groups is None else "binomial-each"
+
+
 def certify(
-    data: CertifyData, *, max_harm: float, delta: float, thresholds: Sequence[float] | None = None
+    data: CertifyData,
+    *,
+    max_harm: float,
+    delta: float,
+    thresholds: Sequence[float] | None = None,
+    is_delta_divided: bool = False,
 ) -> Certified:
     """Find the lowest threshold for which E[harm] <= max_harm holds with probability at least 1 - delta, in every
     group.
@@ -165,6 +180,8 @@ def certify(
         max_harm: promised bound on E[harm], a share of all requests (of each group's requests).
         delta: chance, over the certifying sample, that the promise does not hold.
         thresholds: the grid, if not :data:`THRESHOLDS`; chosen without looking at ``data``. Order does not matter.
+        is_delta_divided: give each group delta / groups, which is valid and stricter than need be: how certificates
+            were made that name no test.
 
     Raises:
         CalibrationError: malformed data or promise; fewer examples (of a group) than :func:`samples_needed`; or no
@@ -174,7 +191,7 @@ def certify(
     minimum = samples_needed(max_harm, delta)
     check(data)
     grid = _grid(thresholds)
-    parts = _parts(data, grid, max_harm, delta)
+    parts = _parts(data, grid, max_harm, delta, is_delta_divided=is_delta_divided)
     _check_sizes(parts, len(data.scores), minimum, max_harm, delta)
     chosen = min(part.passed for part in parts) - 1  # the strictest of the parts' own thresholds
     harm = np.sum([part.harm for part in parts], axis=0)
@@ -242,13 +259,13 @@ class _Part:
         )
 
 
-def _parts(data: CertifyData, grid: Floats, max_harm: float, delta: float) -> list[_Part]:
+def _parts(data: CertifyData, grid: Floats, max_harm: float, delta: float, *, is_delta_divided: bool) -> list[_Part]:
     names = [""] if data.groups is None else np.unique(data.groups).tolist()
     harms = harmful(data)
     parts = []
     for name in names:
         rows = np.full(len(data.scores), True) if data.groups is None else data.groups == name
-        n, level = int(np.count_nonzero(rows)), delta / len(names)
+        n, level = int(np.count_nonzero(rows)), delta / len(names) if is_delta_divided else delta
         harm = counts_at(grid, data.scores, harms & rows)
         passed = harm <= allowed_harm(n, max_harm, level)
         parts.append(

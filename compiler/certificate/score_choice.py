@@ -222,7 +222,7 @@ def _predicted_coverage(
         rows = np.full(n, True) if name is None else np.asarray(data.groups == name)
         count = int(np.count_nonzero(rows))
         certifying = max(1, round((rows_to_certify or n) * count / n))
-        allowed = max(0, allowed_harm(certifying, promise.levels[0], promise.level_delta / len(names))) / certifying
+        allowed = max(0, allowed_harm(certifying, promise.levels[0], promise.level_delta)) / certifying
         within = counts_at(grid, scores, harms & rows) <= allowed * count
         passed = min(passed, int(np.argmin(np.append(within, False))))
     return float(counts_at(grid, scores, None)[passed - 1] / n) if passed else 0.0

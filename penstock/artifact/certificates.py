@@ -21,6 +21,10 @@ MEDIA_TYPE = "application/vnd.penstock.certificate.v1+json"
 MAX_LEVELS = 8
 MAX_GROUPS = 64
 
+Test = Literal["binomial", "binomial-each"]
+"""How a threshold passes: an exact binomial test of all examples at delta (``binomial``), or of every group's examples,
+each at the whole of delta (``binomial-each``). A ``binomial`` with groups gave each group delta / groups."""
+
 Harm = Literal["labels", "disagreement"]
 """What counts as harm for a kept answer: edge wrong and cloud right (labels), or edge != cloud (disagreement)."""
 
@@ -103,7 +107,9 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         refused: levels that were asked for and not certified.
         evidence_digest: of the document that every figure can be recomputed from; "" where none was kept.
         serial: 1 for the first certificate of an edge variant, the next number for each later one. The highest is used.
-        method: how the threshold was found.
+        method: how the threshold was found, in words.
+        test: which test that was, so that it can be made again. It is written only where it is not "binomial", the one
+            that there was first: a release from before there were others reads what it can use.
     """
 
     schema: Literal[1] = 1
@@ -132,6 +138,7 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     evidence_digest: str = ""
     serial: Annotated[int, msgspec.Meta(ge=1)] = 1
     method: str = "fixed-sequence testing, exact binomial p-values (Learn then Test, arXiv 2110.01052)"
+    test: Test = "binomial"
 
     @property
     def max_harms(self) -> tuple[float, ...]:
@@ -174,7 +181,10 @@ def fields_of(level: Level) -> dict[str, Any]:
 
 def encode(certificate: Certificate) -> bytes:
     """Write canonical JSON; same certificate, same bytes."""
-    return msgspec.json.encode(certificate, order="sorted")
+    plain = msgspec.to_builtins(certificate)
+    if certificate.test == "binomial":
+        del plain["test"]
+    return msgspec.json.encode(plain, order="sorted")
 
 
 def decode(data: bytes) -> Certificate:

@@ -8,8 +8,11 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks.simulate import audit
+from benchmarks.simulate import audit, groups
 from benchmarks.simulate.__main__ import SUBJECTS
+from compiler.certificate.binomial import allowed_harm
+from compiler.certificate.columns import CertifyData
+from compiler.certificate.learn_then_test import THRESHOLDS, certify
 from penstock.policy.change_detection import FRESH, updated
 
 
@@ -28,3 +31,29 @@ def test_the_audit_is_simulated_with_the_numbers_of_a_device() -> None:
         state = audit._after(state, np.array([is_harm]))
         evidence = updated(evidence, harm=int(is_harm), n=1, bound=audit.BOUND)
     assert state[0] == pytest.approx(evidence)
+
+
+@pytest.mark.parametrize("divided", [False, True])
+def test_groups_are_simulated_as_they_are_certified(divided: bool) -> None:
+    """The simulation draws counts at the thresholds; rows with these counts get the same threshold from ``certify``."""
+    counts = [groups._harm_counts(np.random.default_rng(seed), slope)[seed] for seed, slope in ((1, 0.1), (2, 0.4))]
+    grid = np.array(THRESHOLDS)
+    scores, harmful, names = [], [], []
+    for number, upto in enumerate(counts):
+        harms = np.repeat(grid, np.diff(upto, prepend=0))
+        rest = groups._ROWS - len(harms)
+        scores += [*harms, *np.ones(rest)]
+        harmful += [1] * len(harms) + [0] * rest
+        names += [f"g{number}"] * groups._ROWS
+    zero = np.zeros(len(scores), dtype=np.int64)
+    data = CertifyData(
+        scores=np.array(scores),
+        edge_predictions=np.array(harmful),
+        cloud_predictions=zero,
+        labels=zero,
+        groups=np.array(names),
+    )
+    found = certify(data, max_harm=groups._MAX_HARM, delta=groups._DELTA, is_delta_divided=divided)
+    allowed = allowed_harm(groups._ROWS, groups._MAX_HARM, groups._DELTA / 2 if divided else groups._DELTA)
+    passed = min(int(groups._passed(upto[None], allowed)[0]) for upto in counts)
+    assert found.threshold == grid[passed - 1]

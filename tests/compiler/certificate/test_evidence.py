@@ -197,6 +197,32 @@ def test_certificates_of_the_first_release_verify(name: str) -> None:
     assert evidence.differences(certificate, evidence.decode(document)) == []
 
 
+@pytest.mark.parametrize(("has_groups", "test"), [(False, "binomial"), (True, "binomial-each")])
+def test_a_certificate_names_its_test_and_only_where_an_older_release_would_not_know_it(
+    has_groups: bool, test: str
+) -> None:
+    certificate, _, _ = issue(examples(groups=has_groups))
+    assert certificate.test == test
+    written = msgspec.json.decode(certificates.encode(certificate))
+    assert ("test" in written) == has_groups
+    assert certificates.decode(certificates.encode(certificate)) == certificate
+
+
+def test_groups_are_recomputed_by_the_test_that_the_certificate_names() -> None:
+    """Without a name each group had delta / groups, which gives other thresholds."""
+    certificate, document, _ = issue(examples(groups=True), CertificateSection(max_harm=0.04, delta=0.1))
+    renamed = msgspec.structs.replace(certificate, test="binomial")
+    assert any("threshold" in text for text in evidence.differences(renamed, evidence.decode(document)))
+
+
+def test_a_test_that_the_evidence_is_not_for_is_named() -> None:
+    certificate, document, _ = issue(examples())
+    renamed = msgspec.structs.replace(certificate, test="binomial-each")
+    assert evidence.differences(renamed, evidence.decode(document))[0] == (
+        "test: binomial-each certified, the evidence is for binomial"
+    )
+
+
 def test_a_refusal_in_other_words_verifies_and_one_with_another_number_does_not() -> None:
     """What a message says may be worded better one day; that must not invalidate what was issued before."""
     certificate, document, _ = issue(examples())

@@ -119,7 +119,7 @@ def reference(examples: CertifyData, max_harm: float, delta: float) -> float | N
         found = None
         for threshold in THRESHOLDS:
             harm = np.count_nonzero(examples.edge_predictions[rows & (examples.scores >= threshold)])
-            if scipy.stats.binom.cdf(harm, np.count_nonzero(rows), max_harm) > delta / len(names):
+            if scipy.stats.binom.cdf(harm, np.count_nonzero(rows), max_harm) > delta:
                 break
             found = threshold
         if found is None:
@@ -171,12 +171,34 @@ def test_one_group_is_the_promise_over_all() -> None:
 def test_groups_that_are_too_small_are_each_named_with_the_number_they_need() -> None:
     groups = np.array(["a"] * 1000 + ["b"] * 90 + ["c"] * 3)
     examples = data(np.full(1093, 0.9), np.zeros(1093, dtype=bool), groups)
-    needed = samples_needed(0.02, 0.05 / 3)
+    needed = samples_needed(0.02, 0.05)
     with pytest.raises(CalibrationError) as caught:
         certify(examples, max_harm=0.02, delta=0.05)
-    assert caught.value.needed == needed == 203
-    assert "'b' has 90, 'c' has 3, and each needs 203" in caught.value.message
+    assert caught.value.needed == needed == 149
+    assert "'b' has 90, 'c' has 3, and each needs 149" in caught.value.message
     assert "'a'" not in caught.value.message
+
+
+def test_sixty_four_groups_need_no_more_examples_each_than_one() -> None:
+    """An intersection-union test divides no delta: with it divided, each of them would need 355."""
+    rows = MAX_GROUPS * 149
+    groups = np.array([f"g{row % MAX_GROUPS}" for row in range(rows)])
+    examples = data(np.full(rows, 0.9), np.zeros(rows, dtype=bool), groups)
+    assert certify(examples, max_harm=0.02, delta=0.05).coverage == 1
+    with pytest.raises(CalibrationError) as caught:
+        certify(examples, max_harm=0.02, delta=0.05, is_delta_divided=True)
+    assert caught.value.needed == 355
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_dividing_delta_among_groups_is_only_stricter(seed: int) -> None:
+    examples, _ = two_groups(seed, 900)
+    whole, divided = (
+        certify(examples, max_harm=0.04, delta=0.1, is_delta_divided=is_divided) for is_divided in (False, True)
+    )
+    assert whole.threshold <= divided.threshold
+    assert divided.threshold == certify(examples, max_harm=0.04, delta=0.05).threshold
+    assert divided.groups == certify(examples, max_harm=0.04, delta=0.05).groups
 
 
 def test_a_group_that_harms_at_every_threshold_is_named_in_the_refusal() -> None:
