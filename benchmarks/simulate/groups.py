@@ -65,4 +65,4 @@ def _harm_counts(rng: np.random.Generator, slope: float) -> Counts:
 
 def _passed(harm: Counts, allowed: int) -> Counts:
     """Count the thresholds that pass in a row, from the strictest."""
-    return np.count_nonzero(harm <= allowed, axis=1)  # counts only grow along the thresholds
+    return np.asarray(np.count_nonzero(harm <= allowed, axis=1))  # counts only grow along the thresholds
