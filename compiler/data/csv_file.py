@@ -145,6 +145,20 @@ def _numbers(kind: type[int | float], cells: Sequence[str]) -> Array:
     return np.array([kind(cell) for cell in cells], dtype=np.int64 if kind is int else np.float64)
 
 
+def _values(kind: type[int | float], cells: Sequence[str]) -> Array:
+    """Read numbers, or flags as the numbers 1 and 0, which is how models take them."""
+    try:
+        return _numbers(kind, cells)
+    except ValueError:
+        if not {cell.strip().lower() for cell in cells} <= {"true", "false"}:
+            raise
+        return _flags(cells).astype(np.int64 if kind is int else np.float64)
+
+
+def _flags(cells: Sequence[str]) -> Array:
+    return np.array([_FLAGS[cell.strip().lower()] for cell in cells], dtype=np.bool_)
+
+
 def _filled(cells: Sequence[str]) -> Array:
     if not all(cell.strip() for cell in cells):
         raise ValueError("a label is missing")
@@ -158,9 +172,9 @@ def _words(cells: Sequence[str]) -> Array:
 
 
 _PARSE: Mapping[Use, Callable[[Sequence[str]], Array]] = {
-    "float": partial(_numbers, float),
-    "integer": partial(_numbers, int),
-    "flag": lambda cells: np.array([_FLAGS[cell.strip().lower()] for cell in cells], dtype=np.bool_),
+    "float": partial(_values, float),
+    "integer": partial(_values, int),
+    "flag": _flags,
     "word": _words,
     "label": _filled,
 }
@@ -170,9 +184,16 @@ _EMPTY: Mapping[Use, str] = {
 }
 
 
+_PARSE_ONE: Mapping[Use, Callable[[Sequence[str]], Array]] = {
+    **_PARSE,
+    "float": partial(_numbers, float),  # beside numbers, "true" is none
+    "integer": partial(_numbers, int),
+}
+
+
 def _parses(cell: str, use: Use) -> bool:
     try:
-        _PARSE[use]([cell])
+        _PARSE_ONE[use]([cell])
     except (ValueError, KeyError, OverflowError):
         return False
     return True

@@ -125,10 +125,13 @@ def _columns_of(spec: TensorSpec, request: Request, names: Sequence[str]) -> lis
     _check_all([one for one in ((given,) if isinstance(given, str) else given) if "*" not in one], names, request, spec)
     for pattern in (given,) if isinstance(given, str) else given:
         if "*" in pattern and pattern not in names:
-            found = [name for name in names if fnmatchcase(name, pattern)]
+            others = _single(request)  # a label that lands in the input would be learnt by heart
+            found = [name for name in names if fnmatchcase(name, pattern) and name not in others]
             if not found:
+                taken = sorted({what for name, what in others.items() if fnmatchcase(name, pattern)})
+                but = f"but {' and '.join(taken)} " if taken else ""
                 raise InvalidInput(
-                    f"data.columns.{spec.name}: no column matches {pattern!r}; {nearest(pattern, names)}",
+                    f"data.columns.{spec.name}: no column {but}matches {pattern!r}; {nearest(pattern, names)}",
                     field=f"data.columns.{spec.name}",
                 )
             columns += found

@@ -1,13 +1,15 @@
 """The inputs of a fitted scikit-learn estimator: one matrix of numbers, or columns of text and numbers by name.
 
-Decides what an estimator takes: the recipe says it, or the factory's examples show it, or an estimator that begins with
-one encoder of categories or texts tells. In their order, inputs are the estimator's columns. Also makes the examples
-that an export is compared with. Knows estimators by their attributes; exporting is ``compiler.sources.estimators``.
+Decides what an estimator takes: the recipe says it, or the factory's examples show it, or the estimator tells: one that
+begins with one encoder of categories or texts, or one that was fitted with named columns and looks for some of them by
+name, which takes an input for each. In their order, inputs are the estimator's columns. Also makes the examples that an
+export is compared with. Knows estimators by their attributes; exporting is ``compiler.sources.estimators``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +27,15 @@ _ROWS = (64, 65)  # of the examples: the second proves that the batch is free
 _SCALES = np.array([1.0, 10.0, 100.0, 1000.0], dtype=np.float32)
 """What is typical of the features is not known, so examples cover four decades."""
 _UNKNOWN = ("penstock", "")
-_PARTS = ("steps", "transformers_", "transformer_list", "estimators_")
+_PARTS = (
+    "steps",
+    "transformers_",
+    "transformer_list",
+    "estimators_",
+    "best_estimator_",
+    "calibrated_classifiers_",
+    "estimator",
+)
 _ADVICE = (
     'say which columns are text: [edge.source.inputs.NAME] shape = [-1, COLUMNS], datatype = "BYTES" or "FP32" for '
     "each input in the order of the columns, or let the factory return (estimator, {name: examples})"
@@ -34,13 +44,20 @@ _ADVICE = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Input:
-    """Some columns that travel as one tensor [N, columns]; ``low`` and ``high`` bound examples that are made up."""
+    """Some columns that travel as one tensor [N, columns].
+
+    Attributes:
+        low: least value of examples that are made up.
+        high: their largest value.
+        values: the only ones that examples may have, where an encoder knows no others; () for any.
+    """
 
     name: str
     datatype: str
     columns: int
     low: float | None = None
     high: float | None = None
+    values: tuple[float, ...] = ()
 
 
 def inputs_of(estimator: Any, given: Any, sections: Mapping[str, InputSection], *, features: int) -> tuple[Input, ...]:
@@ -63,6 +80,8 @@ def inputs_of(estimator: Any, given: Any, sections: Mapping[str, InputSection], 
         found = (_shown(INPUT, given),)
     elif text_columns := _own_text_columns(estimator):
         found = (Input(name=INPUT, datatype=TEXT, columns=text_columns),)
+    elif named := _named_columns(estimator):
+        found = named
     elif any(_is_text_encoder(part) for part in parts(estimator)):
         raise ConfigError(f"model: {type(estimator).__name__} takes text in some of its columns; {_ADVICE}")
     else:
@@ -110,12 +129,10 @@ def by_name(given: Any) -> Any:
 
 def takes_texts(estimator: Any) -> bool:
     """Say whether an estimator takes a list of texts and no matrix: one that begins with a fitted text vectorizer."""
-    first = estimator
-    while True:
-        chain = getattr(first, "steps", None) or getattr(first, "transformer_list", None)
-        if not chain:
-            return hasattr(first, "vocabulary_") and hasattr(first, "token_pattern")
-        first = chain[0][1]
+    first = _first_step(estimator)
+    while union := getattr(first, "transformer_list", None):
+        first = _first_step(union[0][1])
+    return hasattr(first, "vocabulary_") and hasattr(first, "token_pattern")
 
 
 def parts(estimator: Any) -> Iterator[Any]:
@@ -193,6 +210,8 @@ def _made(one: Input, words: Words, rows: int, source: np.random.Generator, has_
         for row, unknown in enumerate(_UNKNOWN if has_unknown else ()):
             text[row] = unknown
         return text
+    if one.values:
+        return source.choice(np.array(one.values, np.float32), (rows, one.columns))
     if one.low is not None or one.high is not None:
         low = 0.0 if one.low is None else one.low
         high = low + 1 if one.high is None else one.high
@@ -240,11 +259,100 @@ def _own_text_columns(estimator: Any) -> int:
     """Count the columns of an estimator that takes nothing but text, as its first step shows; 0 for any other."""
     if takes_texts(estimator):
         return 1
-    first = estimator
-    while getattr(first, "steps", None):
-        first = first.steps[0][1]
-    categories = getattr(first, "categories_", ())
+    categories = getattr(_first_step(estimator), "categories_", ())
     return len(categories) if len(categories) and all(_is_text(np.asarray(one)) for one in categories) else 0
+
+
+def _named_columns(estimator: Any) -> tuple[Input, ...]:
+    """Return an input for each column that an estimator was fitted with by name, in order; () where it needs none.
+
+    It needs them where its first step sends columns different ways, by their names: then each is of a kind of its own.
+    """
+    names = [str(name) for name in getattr(estimator, "feature_names_in_", ())]
+    first = _first_step(estimator)
+    if not names or not getattr(first, "transformers_", None):
+        return ()
+    seen = _kinds(first, list(range(len(names))))
+    return tuple(
+        Input(
+            name=name,
+            datatype=TEXT if _is_text(np.asarray(seen.get(column, ()))) else NUMBERS,
+            columns=1,
+            values=_numbers_of(seen.get(column, ())),
+        )
+        for column, name in enumerate(names)
+    )
+
+
+def _first_step(estimator: Any) -> Any:
+    """Return what sees an estimator's columns first, through what only wraps it: a search, or a calibration."""
+    while True:
+        if steps := getattr(estimator, "steps", None):
+            estimator = steps[0][1]
+        elif best := getattr(estimator, "best_estimator_", None):
+            estimator = best
+        elif calibrated := getattr(estimator, "calibrated_classifiers_", None):
+            estimator = calibrated[0].estimator
+        else:
+            return estimator
+
+
+def _kinds(part: Any, columns: Sequence[int]) -> dict[int, Any]:
+    """Return values that a fitted part knows of some of its columns: its categories, or what it fills gaps with."""
+    if hasattr(part, "transformers_"):
+        indices = part._transformer_to_input_indices  # the columns by place, however they were chosen
+        seen: dict[int, Any] = {}
+        for name, inner, _ in part.transformers_:
+            seen |= _kinds(inner, [columns[at] for at in indices.get(name, ())])
+        return seen
+    for step in _steps(part):
+        if hasattr(step, "vocabulary_"):
+            return dict.fromkeys(columns, ("",))
+        known = getattr(step, "categories_", None)
+        if known is None:
+            fills = np.asarray(getattr(step, "statistics_", ()))
+            known = [(fill,) for fill in fills.tolist()] if _is_text(fills) else None
+        if known is not None and len(known) == len(columns):
+            return dict(zip(columns, known, strict=True))
+    return {}
+
+
+def _steps(part: Any) -> Iterator[Any]:
+    """Yield what a column meets one after the other, up to what may turn it into something else."""
+    for _, step in getattr(part, "steps", ()) or (("", part),):
+        if getattr(step, "steps", None):
+            yield from _steps(step)
+        else:
+            yield step
+
+
+def without_text_imputers(estimator: Any) -> Any:
+    """Return a copy of an estimator without the imputers of its text columns; itself where it has none.
+
+    A tensor of text has no missing values, so they change nothing; ONNX has no word for what they look for.
+    """
+    if not any(_is_text_imputer(part) for part in parts(estimator)):
+        return estimator
+    copied = deepcopy(estimator)
+    for part in parts(copied):
+        if steps := getattr(part, "steps", None):
+            left = [(name, step) for name, step in steps if not _is_text_imputer(step)]
+            part.steps = left or [(steps[0][0], "passthrough")]
+        if hasattr(part, "transformers_"):
+            part.transformers_ = [
+                (name, "passthrough" if _is_text_imputer(inner) else inner, columns)
+                for name, inner, columns in part.transformers_
+            ]
+    return copied
+
+
+def _is_text_imputer(part: Any) -> bool:
+    return _is_text(np.asarray(getattr(part, "statistics_", ())))
+
+
+def _numbers_of(categories: Any) -> tuple[float, ...]:
+    array = np.asarray(categories)
+    return tuple(float(value) for value in array) if array.dtype.kind in "biuf" else ()
 
 
 def _is_text_encoder(part: Any) -> bool:

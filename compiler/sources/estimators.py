@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def export(source: Source, section: SourceSection, out: Path, *, progress: Progr
     files.write(model, target)
     files.check_runnable(target, field="model")
     progress(0.8, "comparing with the original")
-    cases = _cases(estimator, examples, inputs, model, seed)
+    cases = [_of_graph(case, model) for case in _cases(estimator, examples, inputs, model, seed)]
     seen = equivalence.check(target, cases, tolerance=section.tolerance)
     progress(1.0, "exported")
     facts: dict[str, Any] = {
@@ -74,8 +75,9 @@ def export(source: Source, section: SourceSection, out: Path, *, progress: Progr
     }
     if is_classifier(estimator):
         facts["labels"] = [str(label) for label in estimator.classes_]
+    read = {value.name for value in model.graph.input}
     if columns := estimator_inputs.columns_of(estimator, inputs):
-        facts["columns"] = columns
+        facts["columns"] = {name: given for name, given in columns.items() if name in read}
     return Exported(
         model=target,
         how=f"{type(estimator).__name__} converted by skl2onnx {skl2onnx.__version__}",
@@ -97,7 +99,8 @@ def _load(source: Source, section: SourceSection) -> tuple[Any, Any]:
     if not section.allow_pickle:
         raise ConfigError(
             f"model: {source.location.name} is pickled, and loading it runs whatever code its author put in. If you "
-            'trust where it comes from, set allow_pickle = true; safer: a factory "file.py:function" that fits it'
+            "trust where it comes from, set allow_pickle = true under [edge.source] (or [cloud.source]) in the recipe; "
+            'safer: a factory "file.py:function" that fits it'
         )
     try:
         return joblib.load(source.location), None
@@ -145,6 +148,7 @@ def _converted(estimator: Any, inputs: Sequence[Input], section: SourceSection) 
             f"model: {type(estimator).__name__} has no predict_proba, and a cascade needs probabilities; wrap it in "
             "CalibratedClassifierCV"
         )
+    estimator = estimator_inputs.without_text_imputers(estimator)
     opset = section.opset or min(_MAX_OPSET, skl2onnx.__max_supported_opset__)
     options: dict[int, Any] = {id(estimator): {"zipmap": False}} if is_classes else {}
     options |= {id(part): _tokenizing(part) for part in estimator_inputs.parts(estimator) if _is_vectorizer(part)}
@@ -157,10 +161,31 @@ def _converted(estimator: Any, inputs: Sequence[Input], section: SourceSection) 
             target_opset={"": opset, "ai.onnx.ml": 3},
         )
     except Exception as error:  # skl2onnx raises its own classes, NameError, RuntimeError, ...
+        advice = ""
+        if len(inputs) > 1 and hasattr(estimator, "calibrated_classifiers_"):
+            advice = ". It does where the columns come first: make_pipeline(columns, CalibratedClassifierCV(...))"
+        name = type(estimator).__name__
         raise CompileError(
-            f"model: skl2onnx {skl2onnx.__version__} cannot convert {type(estimator).__name__}: {str(error)[:500]}"
+            f"model: skl2onnx {skl2onnx.__version__} cannot convert {name}: {str(error)[:500]}{advice}"
         ) from error
+    _name_inputs(model.graph, inputs)
     return _one_output(model, PROBABILITIES if is_classes else VALUES, is_classes)
+
+
+def _name_inputs(graph: Any, inputs: Sequence[Input]) -> None:
+    """Call columns by their names, which skl2onnx does not where there are spaces; drop those that nobody reads."""
+    for value, one in zip(list(graph.input), inputs, strict=True):
+        if value.name != one.name:
+            rewrite.rename(graph, value.name, one.name)
+            value.name = one.name
+    if len(inputs) > 1:
+        read = {name for node in graph.node for name in node.input}
+        for value in [value for value in graph.input if value.name not in read]:
+            graph.input.remove(value)
+
+
+def _of_graph(case: equivalence.Case, model: Any) -> equivalence.Case:
+    return replace(case, inputs={value.name: case.inputs[value.name] for value in model.graph.input})
 
 
 def _is_vectorizer(part: Any) -> bool:

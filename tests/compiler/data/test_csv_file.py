@@ -66,6 +66,25 @@ def test_flags_words_and_text_are_read(write_csv: Write, load: Load) -> None:
     assert loaded.certify.digest.startswith("sha256:")
 
 
+def test_words_for_yes_and_no_are_the_numbers_1_and_0_to_a_model_of_numbers(write_csv: Write, load: Load) -> None:
+    write_csv({**NUMBERS, "w": ["True", "FALSE"] * 20, **LABELS})
+    sizes = everything(load([SIZE], source="table.csv", columns={"size": ("w", "h")}), "size")
+    assert sorted(map(tuple, sizes.tolist())) == sorted(((n + 1) % 2, n / 4) for n in range(40))
+    write_csv({"w": ["True", "2"] * 20, "h": ["1"] * 40, **LABELS})
+    with pytest.raises(InvalidInput, match="line 2, column 'w': 'True' is not a number"):
+        load([SIZE], source="table.csv", columns={"size": ("w", "h")})
+
+
+def test_a_pattern_takes_no_label_group_or_split(write_csv: Write, load: Load) -> None:
+    part = ["fit"] * 20 + ["certify"] * 12 + ["test"] * 8
+    write_csv({**NUMBERS, "y": ["1", "0"] * 20, "z": ["1", "0"] * 20, "part": part})
+    settings: dict[str, Any] = {"source": "table.csv", "group_by": "z", "splits": SplitsSection(column="part")}
+    loaded = load([SIZE], columns={"size": "[!c]*"}, **settings)
+    assert loaded.certify.inputs["size"][:, 0].tolist() == list(range(20, 32))
+    with pytest.raises(InvalidInput, match="no column but data.labels matches 'y\\*'"):
+        load([SIZE], columns={"size": "y*"}, source="table.csv")
+
+
 def test_an_empty_word_may_be_a_missing_one_and_is_refused_unless_the_recipe_says_otherwise(
     write_csv: Write, load: Load
 ) -> None:
