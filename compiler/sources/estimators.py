@@ -34,6 +34,7 @@ try:
     import sklearn
     from skl2onnx.common.data_types import FloatTensorType, StringTensorType
     from sklearn.base import BaseEstimator, is_classifier
+    from sklearn.exceptions import InconsistentVersionWarning
     from sklearn.feature_extraction.text import CountVectorizer
 except ImportError as error:  # the libraries are behind an extra
     raise missing_extra("scikit-learn and skl2onnx", "sklearn", "compiling scikit-learn models") from error
@@ -54,7 +55,13 @@ def export(source: Source, section: SourceSection, out: Path, *, progress: Progr
         CompileError: skl2onnx cannot convert it, or the graph answers differently.
     """
     progress(0.1, "loading the estimator")
-    estimator, examples = _load(source, section)
+    with warnings.catch_warnings():  # whoever waits can do nothing about a library's; an older pickle is told apart
+        warnings.simplefilter("ignore")
+        return _export(source, section, out, progress, seed)
+
+
+def _export(source: Source, section: SourceSection, out: Path, progress: Progress, seed: int) -> Exported:
+    estimator, examples, fitted_with = _load(source, section)
     features = _features(estimator, source)
     examples = estimator_inputs.by_name(examples)
     inputs = estimator_inputs.inputs_of(estimator, examples, section.inputs, features=features)
@@ -80,22 +87,31 @@ def export(source: Source, section: SourceSection, out: Path, *, progress: Progr
         facts["columns"] = {name: given for name, given in columns.items() if name in read}
     return Exported(
         model=target,
-        how=f"{type(estimator).__name__} converted by skl2onnx {skl2onnx.__version__}",
+        how=f"{type(estimator).__name__} converted by skl2onnx {skl2onnx.__version__}" + _warning(fitted_with),
         facts=facts,
         passthrough=True,
         parity=seen,
     )
 
 
-def _load(source: Source, section: SourceSection) -> tuple[Any, Any]:
-    """Load the fitted estimator, and example rows where the factory gives them.
+def _warning(fitted_with: str) -> str:
+    if not fitted_with:
+        return ""
+    return (
+        f" (WARNING: fitted with scikit-learn {fitted_with} and loaded by {sklearn.__version__}, which may answer "
+        "otherwise: fit it again, or install what it was fitted with)"
+    )
+
+
+def _load(source: Source, section: SourceSection) -> tuple[Any, Any, str]:
+    """Load the fitted estimator, example rows where the factory gives them, and the other version that fitted it ("").
 
     Raises:
         ConfigError, CompileError.
     """
     if source.factory:
         made = _call(source)
-        return made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+        return (*made, "") if isinstance(made, tuple) and len(made) == 2 else (made, None, "")
     if not section.allow_pickle:
         raise ConfigError(
             f"model: {source.location.name} is pickled, and loading it runs whatever code its author put in. If you "
@@ -103,7 +119,11 @@ def _load(source: Source, section: SourceSection) -> tuple[Any, Any]:
             'safer: a factory "file.py:function" that fits it'
         )
     try:
-        return joblib.load(source.location), None
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always", InconsistentVersionWarning)
+            estimator = joblib.load(source.location)
+        other = [one.message for one in seen if isinstance(one.message, InconsistentVersionWarning)]
+        return estimator, None, other[0].original_sklearn_version if other else ""
     except Exception as error:  # unpickling runs arbitrary code, which may raise anything
         raise CompileError(
             f"model: {source.location.name} cannot be loaded by scikit-learn {sklearn.__version__}: "
@@ -237,9 +257,7 @@ def _case(estimator: Any, inputs: Mapping[str, Array]) -> equivalence.Case:
     rows = len(next(iter(inputs.values())))
     x = estimator_inputs.matrix(estimator, inputs)
     try:
-        with warnings.catch_warnings():  # an array has no names, and here it is in the order of the estimator's
-            warnings.filterwarnings("ignore", message=".*valid feature names", category=UserWarning)
-            given = estimator.predict_proba(x) if is_classifier(estimator) else np.asarray(estimator.predict(x))
+        given = estimator.predict_proba(x) if is_classifier(estimator) else np.asarray(estimator.predict(x))
     except Exception as error:  # scikit-learn's, the estimator's own, or a library's below it
         raise CompileError(
             f"model: {type(estimator).__name__} cannot answer examples: {type(error).__name__}: {str(error)[:300]}. "

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_wine
 from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import Ridge
 
 from compiler.sources import Exported
 from penstock.errors import CompileError, ConfigError
@@ -67,6 +68,17 @@ def test_what_a_factory_may_not_give(base: Path, exported: Export, factory: str,
     with pytest.raises((CompileError, ConfigError), match=message):
         exported(f"estimators.py:{factory}", base, framework="sklearn")
     assert sys.path == before
+
+
+def test_a_pickle_of_another_version_is_told(
+    tmp_path: Path, exported: Export, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("sklearn.base.__version__", "1.2.2")
+        joblib.dump(Ridge().fit(X, Y), tmp_path / "m.joblib")
+    made = exported("m.joblib", tmp_path, allow_pickle=True)
+    assert "WARNING: fitted with scikit-learn 1.2.2 and loaded by" in made.how
+    assert not recwarn.list  # in the middle of the progress, a library's own words help nobody
 
 
 def test_pickles_are_loaded_only_when_that_is_allowed(tmp_path: Path, exported: Export) -> None:
