@@ -28,7 +28,6 @@ from cloud_core.policy.observations import Observation
 from cloud_core.policy.planning import Candidate
 from cloud_core.policy.rollout import Rollout
 from cloud_core.registry.registry import ModelVersion, Registry
-from penstock.artifact import manifests
 from penstock.errors import ArtifactError, Conflict, NotFound
 from penstock.process.telemetry import log
 from penstock.wire.outcomes import summed
@@ -118,7 +117,7 @@ class FleetQueries:
             if among is None:
                 found = self._registry.certificates_of(digest)
             else:
-                found = tuple((one, manifests.load_certificate(one, self._registry.store.read)) for one in among)
+                found = tuple((one, self._registry.certificate(one)) for one in among)
         except (NotFound, ArtifactError):
             return ""
         return next((one for one, certificate in found if edge and certificate.edge_digest == edge.digest), "")

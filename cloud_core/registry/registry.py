@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 
 from cloud_core.registry import manifest_rules, oci_errors, referrers
@@ -131,13 +132,16 @@ class Registry:
             NotFound: no such artifact.
             ArtifactError: its files were tampered with since the push.
         """
-        found = self._artifacts.get(digest)
-        if found is None:
-            found = manifests.load(digest, self.store.read)
-            if len(self._artifacts) >= _MAX_CACHED:
-                self._artifacts.clear()
-            self._artifacts[digest] = found
-        return found
+        return self._artifact(digest)
+
+    def certificate(self, digest: str) -> Certificate:
+        """Return the certificate that a manifest carries; each heartbeat of a device asks for some.
+
+        Raises:
+            NotFound: no such manifest.
+            ArtifactError: it carries none, or its files were tampered with since the push.
+        """
+        return self._certificate(digest)
 
     def check_signed(self, artifact: Artifact) -> frozenset[str] | None:
         """Return the manifest digests of the referrers that are vouched for; None where the core has no trust root.
@@ -296,7 +300,9 @@ class Registry:
             if row.subject:
                 self._referrers.setdefault((row.repository, row.subject), []).append(row)
         self._defaults = snapshot.defaults
-        self._artifacts: dict[str, Artifact] = {}
+        read = self.store.read
+        self._artifact = lru_cache(_MAX_CACHED)(lambda digest: manifests.load(digest, read))
+        self._certificate = lru_cache(_MAX_CACHED)(lambda digest: manifests.load_certificate(digest, read))
         self._certificates: dict[str, tuple[tuple[str, Certificate], ...]] = {}
 
     def _store_manifest(self, repository: str, digest: str, media_type: str, data: bytes) -> ManifestRow:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -106,6 +107,14 @@ async def test_a_device_without_assignment_runs_the_release_with_its_certificate
     assert found is not None
     assert desired.certificate_digest == found[0]
     assert reply.next_heartbeat_s == SETTINGS.heartbeat_s
+
+
+async def test_heartbeats_find_artifact_and_certificate_in_memory(rig: Rig) -> None:
+    (before,) = (await rig.service.heartbeat(Report(device_id="a", target="any", subscriptions=("*",)))).models
+    assert before.certificate_digest
+    shutil.rmtree(rig.registry.store.root / "blobs")
+    (after,) = (await rig.service.heartbeat(Report(device_id="b", target="any", subscriptions=("*",)))).models
+    assert after == before
 
 
 async def test_a_device_that_cannot_run_the_release_stays_with_what_it_has(
