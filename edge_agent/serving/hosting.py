@@ -100,7 +100,7 @@ class Hosted:
             versions=(plan.version,),
             platform=platform_of(plan.variant.spec.engine),
             inputs=engine.inputs,
-            outputs=engine.outputs,
+            outputs=tuple(one for one in engine.outputs if one.name != plan.variant.spec.probe),
             columns=columns_of(plan.variant.spec),
         )
         self.can_split = loaded.timing.is_batchable
@@ -120,7 +120,7 @@ class Hosted:
         self._seen_cloud_digest = ""
         self._decided = cascade.ModeDecision(mode=CascadeMode.CASCADE)
         self._update_mode()
-        self.queue = LocalQueue(loaded, self.judge, max_queue_rows=max_queue_rows)
+        self.queue = LocalQueue(loaded, self.judge, max_queue_rows=max_queue_rows, hidden=plan.variant.spec.probe)
 
     def __repr__(self) -> str:
         return f"Hosted({self.plan.model}:{self.plan.version}, {self.mode}, in_flight={self.in_flight})"
@@ -213,15 +213,15 @@ class Hosted:
             self.on_alarm()
 
     def _scores(self, outputs: Mapping[str, Array], rows: int) -> NDArray[np.float64]:
-        spec = self.plan.variant.spec
-        certificate = self._certificate
+        spec, certificate = self.plan.variant.spec, self._certificate
+        name = certificate.score if certificate else "max_prob"
         try:
-            scores = confidence.score(
-                outputs[spec.score_output],
-                kind=spec.score_kind,
-                name=certificate.score if certificate else "max_prob",
-                temperature=certificate.temperature if certificate else 1.0,
-            )
+            scored = outputs[spec.score_output]
+            if name in confidence.LEARNED_SCORES:
+                scores = confidence.learned_score(outputs[spec.probe], answers=scored)
+            else:
+                temperature = certificate.temperature if certificate else 1.0
+                scores = confidence.score(scored, kind=spec.score_kind, name=name, temperature=temperature)
         except (KeyError, InvalidInput):
             return np.full(rows, np.nan)
         return scores if len(scores) == rows else np.full(rows, np.nan)
@@ -395,6 +395,6 @@ def _usable_certificate(plan: LoadPlan, max_harm: float | None) -> tuple[Certifi
     if plan.certificate is None:
         return None, plan.damaged if plan.certificate_digest else "the artifact has no certificate"
     try:
-        return certificates.usable(plan.certificate, plan.subject, max_harm=max_harm), ""
+        return certificates.usable(plan.certificate, plan.subject, max_harm=max_harm, probe=plan.variant.spec.probe), ""
     except (CertificateMismatch, ConfigError) as error:
         return None, error.message

@@ -38,14 +38,20 @@ class LocalAnswer:
 class LocalQueue:
     """The queue of one variant. All methods are called from the event loop."""
 
-    def __init__(self, loaded: Loaded, judge: Judge, *, max_queue_rows: int, thread: Executor | None = None) -> None:
+    def __init__(
+        self, loaded: Loaded, judge: Judge, *, max_queue_rows: int, thread: Executor | None = None, hidden: str = ""
+    ) -> None:
         """
         Args:
             thread: runs what is too long for the event loop; None for one of its own.
+            hidden: an output that is for ``judge`` alone, and part of no answer; "" for none.
         """
 
         def judged(inputs: Mapping[str, Array], outputs: Mapping[str, Array], rows: int) -> LocalAnswer:
-            return LocalAnswer(outputs, *judge(inputs, outputs, rows))
+            scores, decision = judge(inputs, outputs, rows)
+            if hidden:
+                outputs = {name: array for name, array in outputs.items() if name != hidden}
+            return LocalAnswer(outputs, scores, decision)
 
         replica = EngineReplica(
             loaded, on_loop_below_s=ON_LOOP_BELOW_S, answer=judged, split=_split, in_pieces=True, thread=thread

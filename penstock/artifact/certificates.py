@@ -93,8 +93,8 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         edge_digest: manifest digest of the variant that answers on the device.
         cloud_digest: manifest digest of the variant that answers above it.
         preprocessing_digest: of the canonical JSON of the preprocessing that both variants expect.
-        score: name of the confidence score (``penstock.policy.confidence.SCORES``); ``temperature`` divides the logits
-            first.
+        score: name of the confidence score (``penstock.policy.confidence``: ``SCORES``, ``LEARNED_SCORES``);
+            ``temperature`` divides the logits first.
         n: certifying examples; ``harm_count`` of them harmful and ``kept_count`` kept at the threshold.
         coverage: expected share answered on the device; ``coverage_low``/``coverage_high`` its 1 - delta interval.
         audit_max_harm: bound on P(kept and edge != cloud), the rate an audit without labels can watch in service.
@@ -229,20 +229,29 @@ def check(certificate: Certificate, subject: Subject) -> None:
         )
 
 
-def usable(certificate: Certificate, subject: Subject, *, max_harm: float | None = None) -> Certificate:
+def usable(
+    certificate: Certificate, subject: Subject, *, max_harm: float | None = None, probe: str = ""
+) -> Certificate:
     """Check that a certificate may decide about this subject's answers; return it at the level asked for.
 
     Args:
         max_harm: the level; None for the certificate's default.
+        probe: the variant's output that holds a score of its own; "" where it has none.
 
     Raises:
-        CertificateMismatch: issued for other digests, or with a score that this release does not know.
+        CertificateMismatch: issued for other digests, or with a score that this release does not know or the variant
+            does not have.
         ConfigError: it has no such level.
     """
     check(certificate, subject)
-    if certificate.score not in confidence.SCORES:
+    if certificate.score in confidence.LEARNED_SCORES and not probe:
         raise CertificateMismatch(
-            f"the certificate's score {certificate.score!r} is not known here; known: {', '.join(confidence.SCORES)}"
+            f"the certificate's score {certificate.score!r} is an output of the variant, and this variant has none"
+        )
+    known = (*confidence.SCORES, *confidence.LEARNED_SCORES)
+    if certificate.score not in known:
+        raise CertificateMismatch(
+            f"the certificate's score {certificate.score!r} is not known here; known: {', '.join(known)}"
         )
     return certificate.at(max_harm)
 

@@ -6,7 +6,7 @@ business of the caller.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,9 @@ from penstock.wire.tensors import Array
 
 MAX_BYTES = 64 * 1024**2
 """Largest document that is packed, pushed and replayed: a device holds it in memory while it loads."""
+
+SHARE_TOLERANCE = 0.05
+"""How far a golden number in [0, 1] may be off: a sum that lands one rounding step off moves a confidence by less."""
 
 _INPUT, _OUTPUT = "inputs/", "outputs/"  # an input and an output may have the same name
 
@@ -51,11 +54,13 @@ def decode(data: bytes | memoryview) -> Golden:
     return golden
 
 
-def check(golden: Golden, produced: Mapping[str, Array], *, tolerance: float) -> None:
+def check(golden: Golden, produced: Mapping[str, Array], *, tolerance: float, shares: Collection[str] = ()) -> None:
     """Compare outputs with the golden ones.
 
     Args:
         tolerance: largest absolute difference of a number; other datatypes must be equal.
+        shares: outputs that lie in [0, 1], which ``tolerance``, made for larger numbers, may be no check of: they may
+            differ by ``SHARE_TOLERANCE`` at most.
 
     Raises:
         ArtifactError: which output differs, and by how much. NaN never agrees with anything.
@@ -70,9 +75,10 @@ def check(golden: Golden, produced: Mapping[str, Array], *, tolerance: float) ->
                 raise ArtifactError(f"golden output {name!r} differs from the one recorded when it was compiled")
             continue
         difference = np.abs(found.astype(np.float64) - expected.astype(np.float64))
-        if not np.all(difference <= tolerance):
+        allowed = min(tolerance, SHARE_TOLERANCE) if name in shares else tolerance
+        if not np.all(difference <= allowed):
             raise ArtifactError(
-                f"golden output {name!r} is off by {np.max(difference):.4g}, more than the {tolerance:.4g} allowed: "
+                f"golden output {name!r} is off by {np.max(difference):.4g}, more than the {allowed:.4g} allowed: "
                 "this machine does not compute what was certified"
             )
 

@@ -310,10 +310,11 @@ def _check_drafts(drafts: Sequence[VariantDraft]) -> None:
         raise ArtifactError("nothing to pack: an artifact needs at least one variant")
     first = drafts[0].spec
     for draft in drafts[1:]:
-        for what in ("model", "inputs", "outputs", "score_output"):
+        for what in ("model", "inputs", "answers", "score_output"):
             if getattr(draft.spec, what) != getattr(first, what):
+                named = "outputs" if what == "answers" else what
                 raise ArtifactError(
-                    f"variants disagree on {what}: {getattr(first, what)!r} ({first.role}) and "
+                    f"variants disagree on {named}: {getattr(first, what)!r} ({first.role}) and "
                     f"{getattr(draft.spec, what)!r} ({draft.spec.role}); the cloud could not answer for the edge"
                 )
 

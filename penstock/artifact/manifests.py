@@ -101,6 +101,8 @@ class VariantSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         preprocessing: what was done to raw data before it becomes ``inputs``, as plain JSON; see
             :func:`preprocessing_digest`.
         golden_tolerance: largest absolute difference accepted when golden inputs are replayed on the target.
+        probe_output: the output [-1] that holds the variant's own confidence in each row, which no client sees; left
+            out where it has none, so that such a spec is read by releases that know of no such output.
     """
 
     model: str
@@ -117,6 +119,17 @@ class VariantSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_batch: int = 64
     preprocessing: dict[str, Any] = {}
     golden_tolerance: float = 1e-3
+    probe_output: str | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def probe(self) -> str:
+        """Return the name of the output that holds the variant's own confidence; "" where it has none."""
+        return self.probe_output or ""
+
+    @property
+    def answers(self) -> tuple[TensorSpec, ...]:
+        """List the outputs that are answers: what clients see, and what the cloud gives as well."""
+        return tuple(output for output in self.outputs if output.name != self.probe)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -137,8 +137,9 @@ def check_signature(spec: VariantSpec, engine: Engine) -> None:
                 f"the weights are not what the spec describes: {what} are {_listing(loaded)}, described "
                 f"{_listing(described)}"
             )
-    if spec.score_output not in {output.name for output in engine.outputs}:
-        raise ArtifactError(f"score_output {spec.score_output!r} is no output; there are {_listing(engine.outputs)}")
+    for what, name in (("score_output", spec.score_output), ("probe_output", spec.probe or spec.score_output)):
+        if name not in {output.name for output in engine.outputs}:
+            raise ArtifactError(f"{what} {name!r} is no output; there are {_listing(engine.outputs)}")
 
 
 def replay(spec: VariantSpec, vectors: bytes | None, engine: Engine) -> Mapping[str, Array]:
@@ -162,7 +163,7 @@ def replay(spec: VariantSpec, vectors: bytes | None, engine: Engine) -> Mapping[
         tensors.check_inputs(expected.inputs, engine.inputs)
     except InvalidInput as error:
         raise ArtifactError(f"golden vectors do not fit the model: {error.message}") from error
-    golden.check(expected, engine.run(expected.inputs), tolerance=spec.golden_tolerance)
+    golden.check(expected, engine.run(expected.inputs), tolerance=spec.golden_tolerance, shares=(spec.probe,))
     return expected.inputs
 
 

@@ -27,6 +27,13 @@ SCORES: Mapping[str, str] = {
 }
 """Every score's name and what it is. All lie in [0, 1]; larger is more confident."""
 
+PROBE = "probe"
+
+LEARNED_SCORES: Mapping[str, str] = {
+    PROBE: "chance that keeping the answer does no harm, by a small head that was trained on the variant itself",
+}
+"""Scores that a variant computes: an output of its graph, never computed from its answers. In [0, 1] as well."""
+
 TOKEN_SCORES: Mapping[str, str] = {
     "token_min": "smallest probability of a chosen token",
     "token_q10": "probability that nine of ten chosen tokens reach (10% quantile)",
@@ -90,6 +97,29 @@ def score(outputs: ArrayLike, *, kind: Kind, name: str = "max_prob", temperature
         shifted, _ = _shifted(matrix, temperature)
         return np.asarray(1.0 / np.exp(shifted).sum(axis=1))
     return _OF_PROBABILITIES[name](_probabilities(matrix, kind, temperature))
+
+
+def learned_score(values: ArrayLike, *, answers: ArrayLike) -> Floats:
+    """Return the confidence that a variant gave each row itself, in an output of its own.
+
+    Args:
+        values: real numbers [N].
+        answers: the scored output [N, ...]. How sure a head is says nothing of an answer that is no number.
+
+    Returns:
+        float64 [N] in [0, 1], or NaN for a row whose value is none of these, or whose answer is not finite.
+
+    Raises:
+        InvalidInput: wrong rank, not numeric, or not as many as there are answers.
+    """
+    array, scored = np.asarray(values), np.asarray(answers)
+    if array.dtype.kind != "f" or array.shape != scored.shape[:1]:
+        raise InvalidInput(
+            f"confidence: {array.dtype} {list(array.shape)}, expected one real number for each of {scored.shape[:1]}",
+            field="confidence",
+        )
+    usable = (array >= 0) & (array <= 1) & finite_rows(scored)  # False for NaN
+    return np.where(usable, array.astype(np.float64), np.nan)
 
 
 def token_score(probabilities: Sequence[ArrayLike], *, name: str = "token_q10") -> Floats:

@@ -45,6 +45,15 @@ def test_another_answer_is_refused(produced: dict[str, tensors.Array], message: 
         golden.check(VECTORS, produced, tolerance=0.01)
 
 
+def test_a_share_is_not_checked_by_a_tolerance_for_larger_numbers() -> None:
+    sure = np.array([0.9, 0.2], np.float32)
+    vectors = Golden(inputs={"x": X}, outputs={"x": X * 2, "probe": sure})
+    produced = {"x": X * 2 + np.float32(0.3), "probe": sure - np.float32(0.04)}
+    golden.check(vectors, produced, tolerance=0.4, shares=["probe"])
+    with pytest.raises(ArtifactError, match="'probe' is off by 0.2, more than the 0.05 allowed"):
+        golden.check(vectors, {**produced, "probe": sure - np.float32(0.2)}, tolerance=0.4, shares=["probe"])
+
+
 @pytest.mark.parametrize("data", [b"", b"\x93garbage", tensors.pack({}), tensors.pack({"inputs/x": X})])
 def test_a_document_that_proves_nothing_is_refused(data: bytes) -> None:
     with pytest.raises(ArtifactError, match="golden vectors"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from penstock.artifact.layout import Layout, VariantDraft, variant_digest
 from penstock.artifact.manifests import VariantSpec
 from penstock.errors import ArtifactError, CertificateMismatch, NotFound
 from penstock.wire import tensors
+from penstock.wire.tensors import TensorSpec
 from tests.factories import X, certificate_for, echo_spec
 
 
@@ -109,6 +111,17 @@ def test_variants_must_be_interchangeable(tmp_path: Path) -> None:
     other = VariantDraft(spec=spec("cloud", score_output="y"), weights=cloud.weights)
     with pytest.raises(ArtifactError, match="disagree on score_output"):
         Layout.create(tmp_path / "l").pack([edge, other], tag="v1")
+
+
+def test_a_variants_own_confidence_is_no_answer_that_the_cloud_must_give_too(tmp_path: Path) -> None:
+    edge, cloud = drafts(tmp_path)
+    probe = TensorSpec(name="probe", datatype="FP32", shape=(-1,))
+    probed = msgspec.structs.replace(edge.spec, outputs=(*edge.spec.outputs, probe), probe_output="probe")
+    assert b"probe" not in manifests.canonical_json(edge.spec)  # read by releases that know of none
+    made = Layout.create(tmp_path / "l")
+    made.pack([dataclasses.replace(edge, spec=probed), cloud], tag="v1")
+    assert made.artifact().variant("edge").spec.probe == "probe"
+    assert made.artifact().variant("cloud").spec.probe == ""
 
 
 def test_a_directory_that_is_no_layout_is_refused(tmp_path: Path) -> None:

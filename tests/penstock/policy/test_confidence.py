@@ -20,6 +20,7 @@ from penstock.policy.confidence import (
     TOKEN_SCORES,
     finite_rows,
     fit_temperature,
+    learned_score,
     predicted,
     score,
     softmax,
@@ -337,3 +338,17 @@ def test_token_scores_that_do_not_exist_and_rows_that_are_none_are_refused() -> 
         token_score([np.zeros((2, 2))])
     with pytest.raises(InvalidInput, match=r"expected real numbers \[tokens\]"):
         token_score([np.array(["a"])])
+
+
+def test_a_learned_score_is_taken_as_it_comes_and_never_for_an_answer_that_is_no_number() -> None:
+    values = np.array([0.5, 1.0, 0.0, np.nan, 1.5, -0.1, 0.9], np.float32)
+    answers = np.zeros((7, 2), np.float32)
+    answers[6, 1] = np.inf
+    expected = [0.5, 1.0, 0.0, *[np.nan] * 4]
+    np.testing.assert_array_equal(learned_score(values, answers=answers), expected)
+
+
+@pytest.mark.parametrize("values", [np.ones(3, np.float32), np.ones((2, 1), np.float32), np.ones(2, np.int64)])
+def test_a_learned_score_that_is_not_one_number_a_row_is_refused(values: np.ndarray) -> None:  # type: ignore[type-arg]
+    with pytest.raises(InvalidInput, match="one real number for each"):
+        learned_score(values, answers=np.zeros((2, 5), np.float32))
