@@ -40,6 +40,7 @@ def read(path: Path, *, field: str) -> onnx.ModelProto:
             _bring_in(tensor, found)
     except (OSError, ValueError, EncodeError, onnx.checker.ValidationError) as error:
         raise _invalid(path, field, str(error)) from error
+    _free_negative(model.graph)
     return model
 
 
@@ -168,6 +169,14 @@ def _guarded(model: onnx.ModelProto, path: Path, field: str) -> list[tuple[Tenso
         return untrusted.check(model, path.parent)
     except CompileError as error:
         raise CompileError(f"{field}: {path.name}: {error.message}") from error
+
+
+def _free_negative(graph: onnx.GraphProto) -> None:
+    """Let dimensions of -1 be the free ones that they mean: some exporters write the number, and nobody has so many."""
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_value < 0:
+                dim.ClearField("dim_value")
 
 
 def _bring_in(tensor: TensorProto, found: untrusted.ExternalRange) -> None:

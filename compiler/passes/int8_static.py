@@ -8,6 +8,7 @@ quantized, because the quantizer itself passes over what it does not know withou
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import msgspec
@@ -17,7 +18,7 @@ from compiler.calibration import collect
 from compiler.calibration.collect import Calibration, Settings
 from compiler.calibration.ranges import Calibrator, Range
 from compiler.graph import coverage, files, probe, rewrite, shapes
-from compiler.graph.onnx_libraries import onnx
+from compiler.graph.onnx_libraries import numpy_helper, onnx
 from compiler.passes import int8_plan, integers
 from compiler.passes.int8_plan import Plan
 from compiler.passes.job import MODEL_FILE, PassJob, PassResult
@@ -68,6 +69,7 @@ def run(job: PassJob) -> PassResult:
     model, elements = integers.source(job, name=_NAME)
     integers.check_kept(job, model, name=_NAME)
     _write_sums_as_add(model.graph)
+    _flatten_biases(model.graph)
     plan = _plan(model, types, job.keep_float)
     tensors = _tensors(model.graph, plan, types, elements)
     settings = Settings(
@@ -77,7 +79,7 @@ def run(job: PassJob) -> PassResult:
         memory_bytes=options.memory_mib * _MIB,
     )
     found = collect.collect(model, tensors, job.calibration, settings, job.progress)
-    quantized = _quantized(model, plan, types, options, _tensor_data(found, elements))
+    quantized, cure = _quantized(model, plan, types, options, _tensor_data(found, elements))
     _read_exact(quantized.graph, set(plan.nodes))
     _keep_outputs_float(quantized.graph)
     _tidy(quantized)
@@ -85,7 +87,7 @@ def run(job: PassJob) -> PassResult:
         raise CompileError(f"{_NAME}: the quantizer changed nothing; {_WHY_NOTHING}")
     files.write(quantized, job.out / MODEL_FILE)
     job.progress(1.0, "written")
-    return _result(job, options, types, plan, found)
+    return _result(job, options, types, plan, found, cure)
 
 
 _WHY_NOTHING = (
@@ -100,6 +102,21 @@ def _write_sums_as_add(graph: onnx.GraphProto) -> None:
     for node in graph.node:
         if node.op_type == "Sum" and len(node.input) == 2:
             node.op_type = "Add"
+
+
+def _flatten_biases(graph: onnx.GraphProto) -> None:
+    """Give constant biases of Gemm one value a column. As [1, N], [1] or a scalar they mean the same, and the quantizer
+    fails where weights have a scale a column: it compares a row of the bias where it wants a number.
+    """
+    known = rewrite.constants(graph)
+    for node in graph.node:
+        if node.op_type != "Gemm" or len(node.input) < 3 or not {node.input[1], node.input[2]} <= set(known):
+            continue
+        columns = known[node.input[1]].dims[0 if rewrite.attribute(node, "transB", 0) else 1]
+        bias = numpy_helper.to_array(known[node.input[2]])
+        if bias.shape != (columns,) and bias.size in (1, columns):
+            flat = np.broadcast_to(bias.reshape(-1), (columns,))
+            node.input[2] = rewrite.put_constant(graph, f"{node.input[2]}_flat", flat)
 
 
 def _plan(model: onnx.ModelProto, types: IntegerTypes, keep_float: frozenset[str]) -> Plan:
@@ -138,29 +155,72 @@ def _tensor_data(found: Calibration, elements: Mapping[str, int]) -> dict[str, T
     return {name: of(name, values) for name, values in found.ranges.items()}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Attempt:
+    """One way of asking onnxruntime's quantizer; ``cure`` says what was given up where the ways before it failed."""
+
+    per_channel: bool
+    adjusts_weights: bool = True
+    cure: str = ""
+
+
+def _attempts(options: Options) -> list[_Attempt]:
+    unadjusted = "weights not adjusted to their biases"
+    found = [
+        _Attempt(per_channel=options.per_channel),
+        _Attempt(per_channel=options.per_channel, adjusts_weights=False, cure=unadjusted),
+    ]
+    if options.per_channel:
+        found.append(_Attempt(per_channel=False, adjusts_weights=False, cure=f"per tensor, {unadjusted}"))
+    return found
+
+
 def _quantized(
     model: onnx.ModelProto, plan: Plan, types: IntegerTypes, options: Options, ranges: dict[str, TensorData]
+) -> tuple[onnx.ModelProto, str]:
+    """Let onnxruntime write the pairs; return the model and what had to be given up for it, "" for nothing.
+
+    Its adjustment of weights to biases fails on some graphs. It is an improvement of rounding, not a need: without it,
+    and then with one scale a tensor, the same ranges are tried again before the model is given up.
+
+    Raises:
+        CompileError: every attempt failed; with the reason of the first.
+    """
+    reason = ""
+    for attempt in _attempts(options):
+        try:
+            written = _written(rewrite.copied(model), plan, types, attempt, ranges)
+            if attempt.cure:
+                probe.session(written)  # a bias that the first attempt failed on may not be what kernels take either
+            return written, attempt.cure
+        except Exception as error:  # the quantizer raises whatever it meets: ValueError, RuntimeError, AssertionError
+            reason = reason or f"{type(error).__name__}: {str(error)[:500]}"
+    raise CompileError(
+        f"{_NAME}: onnxruntime's quantizer failed, also per tensor and without adjusting weights to biases: {reason}"
+    )
+
+
+def _written(
+    model: onnx.ModelProto, plan: Plan, types: IntegerTypes, attempt: _Attempt, ranges: dict[str, TensorData]
 ) -> onnx.ModelProto:
     add_infer_metadata(model)  # or the quantizer infers types again, and loses those behind other domains
     kinds = sorted({node.op_type for node in model.graph.node if node.name in set(plan.nodes)})
-    try:
-        quantizer = QDQQuantizer(
-            model,
-            options.per_channel,
-            types.reduce_range,
-            ortq.QuantType[types.weights],
-            ortq.QuantType[types.activations],
-            ranges,
-            list(plan.nodes),
-            [],
-            kinds,
-            _extra_options(types),
-        )
-        quantizer.quantize_model()
-        quantizer.model.topological_sort()
-    except Exception as error:  # the quantizer raises whatever it meets: ValueError, RuntimeError, AssertionError
-        raise CompileError(f"{_NAME}: quantization failed: {type(error).__name__}: {str(error)[:500]}") from error
-    return quantizer.model.model
+    quantizer = QDQQuantizer(
+        model,
+        attempt.per_channel,
+        types.reduce_range,
+        ortq.QuantType[types.weights],
+        ortq.QuantType[types.activations],
+        ranges,
+        list(plan.nodes),
+        [],
+        kinds,
+        {**_extra_options(types), "QDQDisableWeightAdjustForInt32Bias": not attempt.adjusts_weights},
+    )
+    quantizer.quantize_model()
+    quantizer.model.topological_sort()
+    written: onnx.ModelProto = quantizer.model.model
+    return written
 
 
 def _extra_options(types: IntegerTypes) -> dict[str, Any]:
@@ -241,11 +301,13 @@ def _tidy(model: onnx.ModelProto) -> None:
     rewrite.refill(model.metadata_props, [one for one in model.metadata_props if one.key != _INFERRED_MARK])
 
 
-def _result(job: PassJob, options: Options, types: IntegerTypes, plan: Plan, found: Calibration) -> PassResult:
+def _result(
+    job: PassJob, options: Options, types: IntegerTypes, plan: Plan, found: Calibration, cure: str
+) -> PassResult:
     how = f"{options.calibrator} ranges"
     if options.calibrator == "percentile":
         how = f"{options.percentile:g}th {how}"
-    channels = "per channel" if options.per_channel else "per tensor"
+    channels = cure or ("per channel" if options.per_channel else "per tensor")
     return PassResult(
         model=MODEL_FILE,
         summary=f"int8 {types} {channels}, {how} from {found.rows} rows",
@@ -254,6 +316,7 @@ def _result(job: PassJob, options: Options, types: IntegerTypes, plan: Plan, fou
             "rows": found.rows,
             "calibrator": options.calibrator,
             "per_channel": options.per_channel,
+            "cure": cure,
             "tensors": len(found.ranges),
             **integers.facts(job.out / MODEL_FILE, job, quantized=list(plan.nodes)),
         },

@@ -22,11 +22,12 @@ from compiler.data import Dataset, batches
 from compiler.measure import gate, quality
 from compiler.pipeline.cached_steps import CachedSteps, Model, engine
 from compiler.pipeline.candidates import Candidate, Contest, Goal
+from compiler.pipeline.recipe_models import listing
 from compiler.progress import Doing
 from compiler.recipe.recipes import PruneSection, Recipe
 from compiler.recipe.targets import Precision
 from penstock.errors import CalibrationError, CompileError, MissingExtra
-from penstock.wire.tensors import Array
+from penstock.wire.tensors import Array, is_compatible
 
 CALIBRATORS = ("minmax", "percentile", "entropy")
 MAX_PROBES = 16
@@ -85,7 +86,9 @@ def compete(steps: CachedSteps, setting: Setting) -> Contest:
     bench = _Bench(steps, setting)
     parent = bench.parent()
     tried = trials(setting)
-    candidates = [bench.make(trial, parent) for trial in tried]
+    candidates: list[Candidate] = []
+    for trial in tried:
+        candidates.append(_as_before(trial, candidates) or bench.make(trial, parent))
     if bench.pruned is not None:
         candidates.append(bench.pruned)
     candidates, sensitivity = bench.restored(tried, candidates, parent)
@@ -115,6 +118,15 @@ def trials(setting: Setting) -> tuple[Trial, ...]:
     return tuple(found)
 
 
+def _as_before(trial: Trial, made: Sequence[Candidate]) -> Candidate | None:
+    """Refuse a static int8 candidate where another could not be made: with other ranges it fails alike."""
+    failed = next((one for one in made if one.precision == trial.precision == "int8" and one.model is None), None)
+    if failed is None:
+        return None
+    refusal = f"not tried: {failed.name} could not be made, and other ranges do not change that"
+    return Candidate(name=trial.name, precision=trial.precision, refusal=refusal)
+
+
 class _Bench:
     """Makes the candidates of one setting; holds the answers of the float parent that all are compared with."""
 
@@ -134,8 +146,15 @@ class _Bench:
         if setting.is_changed:
             name = "fp32"
             with self._steps(f"{self._what} fp32") as doing:
-                options, target = section.passes.get("optimize", {}), setting.goal.target
-                model = self._steps.apply("optimize", setting.source, doing, target=target, options=options)
+                model = self._steps.apply(
+                    "optimize",
+                    setting.source,
+                    doing,
+                    target=setting.goal.target,
+                    options=section.passes.get("optimize", {}),
+                    calibration=golden_inputs.rows_of(setting.data.ranges),
+                    max_batch=setting.recipe.model.max_batch,
+                )
                 summary = model.how
                 doing.note(summary)
         with self._steps(f"{self._what} ask") as doing:
@@ -317,5 +336,6 @@ def _cost(candidate: Candidate) -> float:
 
 def _check_same_interface(source: Model, made: Model) -> None:
     before, after = engine(source.path), engine(made.path)
-    if before.inputs != after.inputs or before.outputs != after.outputs:
-        raise CompileError("the pass changed what the model takes or gives")
+    for what, ours, theirs in (("takes", before.inputs, after.inputs), ("gives", before.outputs, after.outputs)):
+        if not is_compatible(ours, theirs):  # an optimizer may have inferred what the original leaves open
+            raise CompileError(f"the pass changed what the model {what}: {listing(theirs)}, not {listing(ours)}")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from compiler.artifact import golden_inputs, pack
 from compiler.artifact.evaluation import Share, SplitFigures
 from compiler.certificate.issue import AnsweredRows
-from compiler.data import Dataset, fingerprint, loading, preprocessing
+from compiler.data import Dataset, Split, fingerprint, loading, preprocessing
 from compiler.graph import files, vocabulary
 from compiler.measure import quality
 from compiler.pipeline import array_candidates, recipe_models
@@ -31,8 +31,9 @@ from compiler.recipe.recipes import CLOUD, Recipe
 from penstock.artifact.layout import VariantDraft
 from penstock.artifact.manifests import VariantSpec
 from penstock.errors import CompileError, Internal, InvalidInput
+from penstock.policy import confidence
 from penstock.runtime import Engine
-from penstock.wire.tensors import Array, TensorSpec
+from penstock.wire.tensors import Array, TensorSpec, is_compatible
 
 SMOKE_ROWS = 64
 _DATA_SUFFIX = ".data"
@@ -67,7 +68,7 @@ class Arrays:
         """
         self._steps, self._recipe, self._models, self._data = steps, recipe, models, data
         self._inputs, self._output, self._labels, self._smoke = inputs, output, labels, smoke
-        self._cloud_rows = _cloud_rows(recipe, models[CLOUD], inputs)
+        self._cloud_rows = _cloud_rows(recipe, models[CLOUD], inputs, data.ranges)
         self.cloud = _cloud(steps, recipe, models[CLOUD], self._cloud_rows)
         self.splits: Mapping[str, SplitFigures] = {
             use: SplitFigures(rows=one.rows, digest=one.digest) for use, one in data.by_use().items()
@@ -231,25 +232,32 @@ class Arrays:
         return {path.name: path for path in self._models[role].files if path.suffix != _DATA_SUFFIX or role == CLOUD}
 
 
-def _cloud_rows(recipe: Recipe, model: Model, inputs: tuple[TensorSpec, ...]) -> dict[str, Array]:
+def _cloud_rows(recipe: Recipe, model: Model, inputs: tuple[TensorSpec, ...], examples: Split) -> dict[str, Array]:
     """Return rows for the cloud's model that do not depend on the edge's examples: its digest must not, either.
+
+    Where the model leaves sizes open they are those of the examples; where it refuses noise of that size (a sampling
+    rate of 0 or 1), rows of the examples are all that is left.
 
     Raises:
         CompileError: the model refuses even text that is made of its own words.
     """
     allowed = recipe.model.input_range
-    if all(spec.datatype != "BYTES" for spec in inputs):
+    has_text = any(spec.datatype == "BYTES" for spec in inputs)
+    if not has_text and all(-1 not in spec.shape[1:] for spec in inputs):
         return golden_inputs.of_cloud(inputs, allowed)
-    words = vocabulary.words_of_inputs(files.read(model.path, field=f"{CLOUD}.model"))
+    words = vocabulary.words_of_inputs(files.read(model.path, field=f"{CLOUD}.model")) if has_text else {}
     onnx, reason = engine(model.path), ""
-    for has_unknown in (True, False):
-        rows = golden_inputs.of_cloud(inputs, allowed, words, has_unknown=has_unknown)
+    for has_unknown in (True, False) if has_text else (False,):
+        rows = golden_inputs.of_cloud(inputs, allowed, words, like=examples.inputs, has_unknown=has_unknown)
         try:
-            onnx.run(rows)
+            outputs = onnx.run(rows)
         except (InvalidInput, Internal) as error:
             reason = error.message
             continue
-        return rows
+        if has_text or all(confidence.finite_rows(array).all() for array in outputs.values()):
+            return rows
+    if not has_text:
+        return golden_inputs.of_edge(examples)
     raise CompileError(
         f"{CLOUD}.model: refuses text of our making: {reason}. Let it take words that it does not know, which clients "
         'will send (scikit-learn: OneHotEncoder(handle_unknown="ignore"))'
@@ -338,7 +346,7 @@ def _check_pairs(recipe: Recipe, models: Mapping[str, Model]) -> None:
     for role in (rung.role for rung in recipe.rungs if rung.role in models):
         edge = engine(models[role].path)
         for what, ours, theirs in (("inputs", edge.inputs, cloud.inputs), ("outputs", edge.outputs, cloud.outputs)):
-            if ours != theirs:
+            if not is_compatible(ours, theirs):
                 raise CompileError(
                     f"{role}.model and cloud.model disagree on {what}: {recipe_models.listing(ours)} and "
                     f"{recipe_models.listing(theirs)}; the cloud could not answer for the edge"

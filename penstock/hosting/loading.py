@@ -132,7 +132,7 @@ def check_signature(spec: VariantSpec, engine: Engine) -> None:
         ArtifactError: inputs or outputs differ, or there is no output to score.
     """
     for what, described, loaded in (("inputs", spec.inputs, engine.inputs), ("outputs", spec.outputs, engine.outputs)):
-        if not _is_same(described, loaded):
+        if not tensors.is_compatible(described, loaded):
             raise ArtifactError(
                 f"the weights are not what the spec describes: {what} are {_listing(loaded)}, described "
                 f"{_listing(described)}"
@@ -214,16 +214,6 @@ def _rows_mixed(spec: VariantSpec, engine: Engine, samples: Mapping[str, Array])
             reason=found.reason,
         )
     return found.reason
-
-
-def _is_same(described: Sequence[TensorSpec], loaded: Sequence[TensorSpec]) -> bool:
-    by_name = {spec.name: spec for spec in loaded}
-    return set(by_name) == {spec.name for spec in described} and all(
-        spec.datatype == by_name[spec.name].datatype
-        and len(spec.shape) == len(by_name[spec.name].shape)
-        and all(-1 in dims or dims[0] == dims[1] for dims in zip(spec.shape, by_name[spec.name].shape, strict=True))
-        for spec in described
-    )
 
 
 def _measured_s(engine: Engine, inputs: Mapping[str, Array]) -> float:

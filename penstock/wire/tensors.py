@@ -210,6 +210,19 @@ def check_tensor(array: Array, spec: TensorSpec, *, field: str) -> None:
         )
 
 
+def is_compatible(ones: Sequence[TensorSpec], others: Sequence[TensorSpec]) -> bool:
+    """Say whether two lists describe the same tensors: names, datatypes and ranks are equal, and so is every dimension
+    that is known on both sides. Exporters and optimizers differ in which they infer.
+    """
+    by_name = {spec.name: spec for spec in others}
+    return set(by_name) == {spec.name for spec in ones} and all(
+        spec.datatype == by_name[spec.name].datatype
+        and len(spec.shape) == len(by_name[spec.name].shape)
+        and all(-1 in dims or dims[0] == dims[1] for dims in zip(spec.shape, by_name[spec.name].shape, strict=True))
+        for spec in ones
+    )
+
+
 class _Frame(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: str
     datatype: str

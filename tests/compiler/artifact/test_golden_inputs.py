@@ -25,6 +25,18 @@ def test_the_clouds_rows_depend_on_the_model_alone() -> None:
     assert set(np.unique(first["ids"])) <= set(range(17))
 
 
+def test_open_sizes_are_those_of_real_rows_and_values_are_not() -> None:
+    specs = (fp32("image", -1, 3, -1, -1), fp32("ids", -1, -1, datatype="INT64"))
+    rows = {"image": np.full((5, 3, 4, 6), 7, np.float32), "ids": np.full((5, 12), 7)}
+    made, again = (
+        golden_inputs.of_cloud(specs, None, like=like) for like in (rows, {n: 2 * a for n, a in rows.items()})
+    )
+    assert made["image"].shape == (16, 3, 4, 6)
+    assert made["ids"].shape == (16, 12)
+    for name, array in made.items():
+        np.testing.assert_array_equal(array, again[name])
+
+
 def test_golden_inputs_of_other_ranges_differ() -> None:
     spec = (fp32("x", -1, 4),)
     assert not np.array_equal(golden_inputs.of_cloud(spec, None)["x"], golden_inputs.of_cloud(spec, (0.0, 2.0))["x"])

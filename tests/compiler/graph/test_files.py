@@ -424,3 +424,13 @@ def test_a_locale_that_is_not_here_is_named_with_one_that_is_everywhere(tmp_path
         files.check_runnable(path, field="model")
     with pytest.raises(ArtifactError, match=message):
         load_engine("onnx", path, EngineOptions())
+
+
+def test_a_dimension_of_minus_one_is_a_free_one(save: Callable[[onnx.ModelProto], Path]) -> None:
+    model = small()
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_value = -1
+    found = files.read(save(model), field="model").graph
+    for value in (found.input[0], found.output[0]):
+        assert not value.type.tensor_type.shape.dim[0].WhichOneof("value")
+    assert found.input[0].type.tensor_type.shape.dim[1].dim_value == 4

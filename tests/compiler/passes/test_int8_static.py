@@ -404,6 +404,65 @@ def test_unnamed_nodes_are_told_apart(tmp_path: Path) -> None:
     assert result.facts["integer_nodes"]["QLinearConv"] == 1
 
 
+# --- what onnxruntime's quantizer fails on
+
+
+def with_bias(bias: np.ndarray, *, rows: int | str = "n") -> onnx.ModelProto:
+    """Two Gemms; the first adds a bias so large that the quantizer adjusts the weights to it."""
+    source = np.random.default_rng(0)
+    constants = {
+        "w0": source.standard_normal((16, 8)).astype(np.float32),
+        "b0": bias.astype(np.float32),
+        "w1": source.standard_normal((8, 3)).astype(np.float32),
+        "b1": np.zeros(3, np.float32),
+    }
+    nodes = [
+        helper.make_node("Gemm", ["x", "w0", "b0"], ["z"], name="first"),
+        helper.make_node("Relu", ["z"], ["h"], name="relu"),
+        helper.make_node("Gemm", ["h", "w1", "b1"], ["logits"], name="second"),
+    ]
+    return small.graph(nodes, constants, x=[rows, 16], y=[rows, 3])
+
+
+@pytest.mark.parametrize("shape", [(1, 8), (1,), ()], ids=["[1, N]", "[1]", "a scalar"])
+def test_a_bias_of_another_shape_is_quantized_as_the_same_bias(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """ValueError: the truth value of an array with more than one element is ambiguous."""
+    x = np.random.default_rng(1).standard_normal((64, 16)).astype(np.float32)
+    found = []
+    for given in (np.full(shape, 1e4), np.full(8, 1e4)):
+        job = small.job(tmp_path / str(given.shape), with_bias(given), calibration=x)
+        result = int8_static.run(job)
+        assert result.facts["cure"] == ""
+        assert "per channel" in result.summary
+        found.append(small.run(job.out / result.model, x))
+    np.testing.assert_array_equal(*found)
+
+
+def test_where_weights_cannot_be_adjusted_they_are_not_and_the_summary_says_so(tmp_path: Path) -> None:
+    x = np.random.default_rng(1).standard_normal((64, 16)).astype(np.float32)
+    model = with_bias(np.full((4, 8), 1e4), rows=4)  # a bias of its own for each row of a fixed batch
+    job = small.job(tmp_path, model, calibration=x)
+    result = int8_static.run(job)
+    assert "weights not adjusted to their biases" in result.summary
+    assert result.facts["integer_weight_bytes"] == 16 * 8 + 8 * 3
+    exact, rounded = small.run(model, x[:4]), small.run(job.out / result.model, x[:4])
+    assert np.abs(exact - rounded).max() < 0.05 * np.abs(exact).max()
+
+
+def test_what_no_way_of_quantizing_cures_is_told_with_the_first_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reasons = iter(["the first", "the second", "the third"])
+
+    def fails(self: object) -> None:
+        raise ValueError(next(reasons))
+
+    monkeypatch.setattr(int8_static.QDQQuantizer, "quantize_model", fails)
+    with pytest.raises(CompileError, match="also per tensor and without adjusting .*: ValueError: the first"):
+        quantized(tmp_path, small.cnn())
+    assert not list(reasons), "not every way was tried"
+
+
 # --- refusals
 
 

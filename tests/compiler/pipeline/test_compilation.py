@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 from compiler.artifact import evaluation
 from compiler.artifact.evaluation import CascadeEvaluation, Evaluation
@@ -25,6 +26,7 @@ from penstock.errors import CalibrationError, CompileError, Conflict, GateRefuse
 from penstock.policy import confidence
 from penstock.process import machine
 from penstock.runtime import EngineOptions, load_engine
+from tests.factories import onnx_model
 
 CENTRES = np.array([[3, 0, 0, 1], [0, 3, 0, 1], [0, 0, 3, 1]], dtype=np.float32)
 EditRecipe = Callable[[str, str], Path]
@@ -377,6 +379,24 @@ def test_operators_go_back_to_float_until_the_budget_is_kept(
     assert shipped.kept_float == (target.sensitivity[0].node,)
     assert shipped.drop is not None
     assert shipped.drop.value <= target.max_drop
+
+
+def test_other_ranges_are_not_tried_on_a_model_that_cannot_be_quantized(
+    workspace: Path, edit_recipe: EditRecipe
+) -> None:
+    edit_recipe('precisions = ["int8"]\nobjective = "size"', 'precisions = ["int8", "fp32"]')
+    student = onnx_model(
+        [helper.make_node("Slice", ["x", "from", "to", "axis"], ["logits"], name="first_three")],
+        {name: np.array([value]) for name, value in (("from", 0), ("to", 3), ("axis", 1))},
+        inputs={"x": ["batch", 4]},
+    )
+    onnx.save(student, workspace / "student.onnx")
+    (target,) = compile_here(workspace).evaluation.targets
+    verdicts = {line.name: line.verdict for line in target.candidates}
+    assert "there is nothing to quantize" in verdicts.pop("int8 minmax")
+    assert verdicts.pop("fp32") == "ships"
+    assert set(verdicts) == {"int8 percentile", "int8 entropy"}
+    assert set(verdicts.values()) == {"not tried: int8 minmax could not be made, and other ranges do not change that"}
 
 
 def test_models_that_disagree_on_a_name(workspace: Path, make_model: Callable[..., onnx.ModelProto]) -> None:

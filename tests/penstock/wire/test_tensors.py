@@ -133,3 +133,20 @@ def test_what_is_neither_text_nor_bytes_is_refused_by_its_place(write: Callable[
     array[1, 0] = item
     with pytest.raises(InvalidInput, match=r"\[1, 0\].*expected text or bytes"):
         write(array)
+
+
+@pytest.mark.parametrize(
+    ("shape", "datatype", "fits"),
+    [((-1, 3), "FP32", True), ((-1, -1), "FP32", True), ((4, 3), "FP32", True), ((-1, 4), "FP32", False),
+     ((-1,), "FP32", False), ((-1, 3), "FP16", False)],
+)  # fmt: skip
+def test_descriptions_agree_where_both_know_a_size(shape: tuple[int, ...], datatype: str, fits: bool) -> None:
+    other = TensorSpec(name="x", datatype=datatype, shape=shape)
+    assert tensors.is_compatible([X], [other]) is tensors.is_compatible([other], [X]) is fits
+
+
+def test_descriptions_of_other_names_never_agree() -> None:
+    y = TensorSpec(name="y", datatype="FP32", shape=(-1, 3))
+    assert not tensors.is_compatible([X], [y])
+    assert not tensors.is_compatible([X, y], [X])
+    assert tensors.is_compatible([X, y], [y, X])
