@@ -41,15 +41,22 @@ class Grid:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantized:
-    """A weight of shape [``rows``, N] on a grid; ``whole``: UINT8 [N, blocks, block]."""
+    """A weight of shape [``rows``, N] on a grid.
+
+    Attributes:
+        whole: UINT8 [N, blocks, block].
+        divisors: what the inputs have to be divided by first, FP32 [rows]; None for nothing.
+    """
 
     grid: Grid
     whole: NDArray[np.uint8]
     rows: int
+    divisors: Floats | None = None
 
     def dequantized(self) -> Floats:
-        """Return the weight as it will be multiplied with, FP32 [rows, N]."""
-        return unblocked(self.grid.values(self.whole.astype(np.float32)), self.rows)
+        """Return the weight that inputs are multiplied with in effect, FP32 [rows, N]."""
+        values = unblocked(self.grid.values(self.whole.astype(np.float32)), self.rows)
+        return values if self.divisors is None else values / self.divisors[:, None]
 
 
 def blocked(weight: Floats, block: int) -> Floats:

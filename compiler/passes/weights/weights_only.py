@@ -1,7 +1,7 @@
 """Weights in 4 or 8 bits by blocks, activations in float: for models that wait for memory rather than for arithmetic.
 
-Decides which products are quantized and by which method; the arithmetic is ``compiler.passes.weights.blockwise`` and
-``compiler.passes.weights.gptq``. Made here rather than by onnxruntime's ``MatMulNBitsQuantizer``, which passes over
+Decides which products are quantized and by which method; the arithmetic is ``compiler.passes.weights.blockwise``, with
+``gptq`` and ``awq`` beside it. Made here rather than by onnxruntime's ``MatMulNBitsQuantizer``, which passes over
 Gemm without a word, crashes on an odd number of blocks in its asymmetric form, needs torch for HQQ (and gives it float
 zero points, which are slow on a CPU), and needs onnx_ir; the files are the same.
 """
@@ -21,7 +21,7 @@ from compiler.graph.onnx_libraries import TensorProto, helper, numpy_helper, onn
 from compiler.passes import integers
 from compiler.passes.job import MODEL_FILE, Batches, PassJob, PassResult
 from compiler.passes.options import decode
-from compiler.passes.weights import blockwise, gptq
+from compiler.passes.weights import awq, blockwise, gptq
 from compiler.passes.weights.blockwise import Floats, Quantized
 from compiler.passes.weights.gptq import Hessian
 from compiler.progress import Progress
@@ -40,8 +40,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     Attributes:
         bits: of a weight; the precision asked for decides, 4 or 8.
-        method: ``rtn`` rounds each value; ``hqq`` fits scales to the weights, without data; ``gptq`` to the inputs that
-            the examples cause.
+        method: ``rtn`` rounds each value; ``hqq`` fits scales to the weights, without data; ``gptq`` and ``awq`` fit
+            to the inputs that the examples cause: by making up for each rounding, or by giving the weights of large
+            inputs more of the grid.
         block_size: values of a column that share a scale; fewer are more precise and larger.
         symmetric: no zero points. Left out: symmetric, except for ``hqq``, which gains from them.
         accuracy_level: of ``MatMulNBits``; left out, 4 on a CPU (8-bit arithmetic) and none elsewhere.
@@ -49,11 +50,16 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """
 
     bits: Literal[4, 8] = 4
-    method: Literal["rtn", "hqq", "gptq"] = "rtn"
+    method: Literal["rtn", "hqq", "gptq", "awq"] = "rtn"
     block_size: Literal[16, 32, 64, 128, 256] = 32
     symmetric: bool | None = None
     accuracy_level: Annotated[int, msgspec.Meta(ge=0, le=4)] | None = None
     damping: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.01
+
+    @property
+    def is_fitted(self) -> bool:
+        """Say whether the method looks at the inputs that the examples cause."""
+        return self.method in ("gptq", "awq")
 
     @property
     def is_symmetric(self) -> bool:
@@ -74,11 +80,13 @@ def run(job: PassJob) -> PassResult:
 
     Raises:
         ConfigError: options. InvalidInput, CompileError: the model is wrong, or has nothing to quantize.
-        CalibrationError: GPTQ without examples, or with ones that the model refuses.
+        CalibrationError: a method that needs examples without any, or with ones that the model refuses.
     """
     options = decode(job.options, Options, name="weights_only")
-    if options.method == "gptq" and job.calibration is None:
-        raise CalibrationError("weights_only: gptq fits weights to examples, and there are none; give some, or use hqq")
+    if options.is_fitted and job.calibration is None:
+        raise CalibrationError(
+            f"weights_only: {options.method} fits weights to examples, and there are none; give some, or use hqq"
+        )
     model = named(files.read(job.source, field="model"))
     rewrite.close(model)
     rewrite.lift_constants(model.graph)
@@ -154,16 +162,18 @@ def _method(options: Options, model: onnx.ModelProto, products: list[_Product], 
     if options.method == "hqq":
         return lambda product, weight: blockwise.hqq(weight, **shape)
     assert batches is not None
-    hessians = _Hessians(model, products, batches)
+    hessians = _Hessians(model, products, batches, options.method)
 
     def fitted(product: _Product, weight: Floats) -> Quantized:
         inputs = hessians.of(product)
         try:
+            if options.method == "awq":
+                return awq.awq(weight, inputs, **shape)
             return gptq.gptq(weight, inputs, **shape, damping=options.damping)
         except np.linalg.LinAlgError as error:
             raise CalibrationError(
-                f"weights_only: gptq cannot fit {product.node.name!r}: the inputs that the examples cause there are "
-                "not finite or span too little; give other examples, or raise damping"
+                f"weights_only: {options.method} cannot fit {product.node.name!r}: the inputs that the examples cause "
+                "there are not finite or span too little; give other examples, or raise damping"
             ) from error
 
     return fitted
@@ -172,7 +182,8 @@ def _method(options: Options, model: onnx.ModelProto, products: list[_Product], 
 class _Hessians:
     """Sums over the inputs of products, gathered in as many runs over the examples as the memory asks for."""
 
-    def __init__(self, model: onnx.ModelProto, products: list[_Product], batches: Batches) -> None:
+    def __init__(self, model: onnx.ModelProto, products: list[_Product], batches: Batches, method: str) -> None:
+        self._method = method
         self._model = rewrite.copied(model)  # as it is in float: products are replaced while others still wait
         self._batches = batches
         self._sizes: dict[str, int] = {product.node.input[0]: product.rows for product in products}
@@ -200,7 +211,9 @@ class _Hessians:
             for name, value in opened.run(batch).items():
                 sums[name].add(value)
         if not next(iter(sums.values())).rows:
-            raise CalibrationError("weights_only: gptq was given no examples; give at least one row", needed=1)
+            raise CalibrationError(
+                f"weights_only: {self._method} was given no examples; give at least one row", needed=1
+            )
         return sums
 
 
@@ -227,20 +240,34 @@ def _replace(
         node = product.node
         weight = numpy_helper.to_array(constants[product.weight])
         # a weight used twice is stored once; fitted to inputs, each input has a form of its own
-        key = (product.weight, node.input[0] if options.method == "gptq" else "")
+        key = (product.weight, node.input[0] if options.is_fitted else "")
         if key not in shared:
             quantized = quantize(product, weight)
             done.sqnr_db[node.name] = round(blockwise.sqnr_db(weight, quantized.dequantized()), 2)
             packed = blockwise.packed(quantized, symmetric=options.is_symmetric)
-            shared[key] = [
+            given = node.input[0]
+            if quantized.divisors is not None:
+                given = _divided(graph, node, quantized.divisors)
+            stored = [
                 rewrite.put_constant(graph, f"{product.weight}_{what}", value)
                 for what, value in _stored(packed, options.bits)
             ]
+            shared[key] = [given, *stored]
             done.float_bytes += weight.nbytes
             done.packed_bytes += sum(value.nbytes for _, value in _stored(packed, options.bits))
-        _become(node, [node.input[0], *shared[key]], weight.shape, options, level)
+        inputs = shared[key] if options.is_fitted else [node.input[0], *shared[key][1:]]
+        _become(node, inputs, weight.shape, options, level)
         progress((index + 1) / len(products), node.name)
     return done
+
+
+def _divided(graph: onnx.GraphProto, node: onnx.NodeProto, divisors: Floats) -> str:
+    """Put a product before a node that divides its first input, and return what the node is to read."""
+    result = rewrite.free_name(graph, f"{node.input[0]}_divided")
+    factors = rewrite.put_constant(graph, f"{node.name}_factors", 1 / divisors)
+    at = next(index for index, other in enumerate(graph.node) if other.name == node.name)
+    graph.node.insert(at, helper.make_node("Mul", [node.input[0], factors], [result], name=f"{node.name}_divide"))
+    return result
 
 
 def _stored(packed: blockwise.Packed, bits: int) -> Iterator[tuple[str, Any]]:

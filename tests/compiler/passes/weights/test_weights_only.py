@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from onnxruntime.capi._pybind_state import quantize_matmul_4bits, quantize_matmul_8bits
 from sklearn.datasets import load_digits
 
-from compiler.passes.weights import blockwise, gptq, weights_only
+from compiler.passes.weights import awq, blockwise, gptq, weights_only
 from penstock.errors import CalibrationError, CompileError, ConfigError
 from tests.compiler.passes import build, graphs
 
@@ -189,6 +191,62 @@ def test_gptq_follows_the_published_recursion() -> None:
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def uneven() -> NDArray[np.float32]:
+    """Inputs of which a few are many times as large as the others, as those of language models are."""
+    source = np.random.default_rng(3)
+    size = np.where(np.arange(64) % 16 == 5, 30.0, 1.0) * source.uniform(0.5, 1.5, 64)
+    return (source.standard_normal((1200, 64)) * size).astype(np.float32)
+
+
+@BITS
+@SYMMETRIC
+def test_awq_answers_better_than_rtn_where_some_inputs_are_large(bits: int, symmetric: bool) -> None:
+    x, weight = uneven(), heavy(64, 30)
+    shape = {"bits": bits, "block": 32, "symmetric": symmetric}
+    rounded = blockwise.rtn(weight, **shape).dequantized()
+    fitted = awq.awq(weight, hessian_of(x[:900]), **shape).dequantized()
+    for rows in (slice(0, 900), slice(900, None)):
+        exact = x[rows] @ weight
+        assert np.linalg.norm(x[rows] @ fitted - exact) < 0.8 * np.linalg.norm(x[rows] @ rounded - exact)
+
+
+@given(seed=st.integers(0, 10_000), columns=st.sampled_from([1, 7, 300]), symmetric=st.booleans())
+@settings(max_examples=30)
+def test_awq_is_never_worse_than_rtn_on_its_examples(seed: int, columns: int, symmetric: bool) -> None:
+    source = np.random.default_rng(seed)
+    x = (source.standard_normal((90, 40)) * source.lognormal(0, 2, 40)).astype(np.float32)
+    x[:, source.random(40) < 0.1] = 0.0
+    weight, hessian = heavy(40, columns, seed), hessian_of(x)
+
+    def loss(quantized: blockwise.Quantized) -> float:
+        difference = quantized.dequantized() - weight
+        return float(np.sum((hessian @ difference) * difference))
+
+    fitted = awq.awq(weight, hessian, bits=4, block=16, symmetric=symmetric)
+    assert loss(fitted) <= loss(blockwise.rtn(weight, bits=4, block=16, symmetric=symmetric))
+    assert fitted.divisors is None or (np.isfinite(fitted.divisors).all() and (fitted.divisors > 0).all())
+
+
+def test_awq_on_equal_inputs_is_rtn() -> None:
+    assert awq.awq(heavy(64, 12), 3.0 * np.eye(64), bits=4, block=16, symmetric=True).divisors is None
+
+
+def test_awq_divides_inside_the_graph_what_it_multiplied(tmp_path: Path) -> None:
+    nodes = [node("MatMul", ["x", "a"], ["h"], name="one"), node("MatMul", ["x", "b"], ["y"], name="two")]
+    source = build.model(
+        nodes, {"a": heavy(64, 9), "b": heavy(64, 5, 1)}, {"x": ["n", 64]}, {"h": ["n", 9], "y": ["n", 5]}
+    )
+    x = uneven()
+    options = {"method": "awq", "accuracy_level": 0}
+    made, result = build.apply(weights_only.run, source, tmp_path, options, examples=[{"x": x}])
+    assert sorted(build.kinds(made)) == ["MatMulNBits", "MatMulNBits", "Mul", "Mul"]
+    found = build.answer(made, {"x": x})
+    for name, weight in (("h", heavy(64, 9)), ("y", heavy(64, 5, 1))):
+        meant = awq.awq(weight, hessian_of(x), bits=4, block=32, symmetric=True).dequantized()
+        np.testing.assert_allclose(found[name], x @ meant, rtol=1e-4, atol=1e-4 * np.abs(x @ meant).max())
+    assert result.facts["method"] == "awq"
+
+
 def test_inputs_that_are_never_seen_keep_their_weights() -> None:
     """The paper's program zeroes them, which is wrong for the first example that has them."""
     x, weight = digits(), heavy(64, 8)
@@ -223,18 +281,16 @@ def test_gptq_takes_its_inputs_from_inside_the_graph_in_turns(tmp_path: Path, mo
     assert errors[0] < errors[1]
 
 
-def test_gptq_without_examples(tmp_path: Path) -> None:
-    with pytest.raises(CalibrationError, match="gptq fits weights to examples, and there are none.*or use hqq"):
-        build.apply(weights_only.run, linear(heavy(32, 4)), tmp_path, {"method": "gptq"})
-    with pytest.raises(CalibrationError, match="given no examples") as caught:
-        build.apply(weights_only.run, linear(heavy(32, 4)), tmp_path, {"method": "gptq"}, examples=[])
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_a_method_that_fits_to_examples_without_usable_ones(tmp_path: Path, method: str) -> None:
+    with pytest.raises(CalibrationError, match=f"{method} fits weights to examples, and there are none.*or use hqq"):
+        build.apply(weights_only.run, linear(heavy(32, 4)), tmp_path, {"method": method})
+    with pytest.raises(CalibrationError, match=f"{method} was given no examples") as caught:
+        build.apply(weights_only.run, linear(heavy(32, 4)), tmp_path, {"method": method}, examples=[])
     assert caught.value.needed == 1
-
-
-def test_gptq_with_examples_that_are_not_finite(tmp_path: Path) -> None:
     bad = [{"x": np.full((4, 32), np.nan, np.float32)}]
-    with pytest.raises(CalibrationError, match="gptq cannot fit 'layer'.*not finite"):
-        build.apply(weights_only.run, linear(heavy(32, 4)), tmp_path, {"method": "gptq"}, examples=bad)
+    with pytest.raises(CalibrationError, match=f"{method} cannot fit 'layer'.*not finite"):
+        build.apply(weights_only.run, linear(heavy(32, 4)), tmp_path, {"method": method}, examples=bad)
 
 
 # --- graphs
@@ -335,7 +391,7 @@ def test_bytes_shrink_as_reported(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"bits": 2}, "option 'bits': Invalid enum value 2"),
-        ({"method": "awq"}, "option 'method': Invalid enum value 'awq'"),
+        ({"method": "nearest"}, "option 'method': Invalid enum value 'nearest'"),
         ({"block_size": 48}, "option 'block_size'"),
         ({"damping": 0}, "option 'damping'"),
         ({"blocksize": 32}, "did you mean 'block_size'"),
