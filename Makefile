@@ -48,7 +48,7 @@ proto: $(VENV)/.dev  ## regenerate penstock/rpc/pb from proto/
 docs: $(VENV)/.dev  ## regenerate the reference pages of docs/reference/ from settings, recipes, passes, commands, metrics and errors
 	@$(BIN)/python scripts/generate_docs.py
 
-bench: $(VENV)/.dev  ## measure against raw onnxruntime, a bare gRPC echo and a one-file server (about 5 minutes)
+bench: $(VENV)/.dev  ## measure against Triton, MLServer, a one-file server and bare onnxruntime (about 9 minutes)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 bench-compiler: $(VENV)/.dev  ## measure compiled models against onnxruntime defaults and NNCF (about 20 minutes)

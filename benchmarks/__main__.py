@@ -12,16 +12,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
-from benchmarks import models, report, startup
+from benchmarks import environments, models, report, startup
 from benchmarks.load import Sample, Spec
 from benchmarks.models import Model
+from benchmarks.peers import PEERS
 from benchmarks.plan import CALLERS, SERVERS, Key
-from benchmarks.servers import Pins, Servers, choose_pins, cpu_s, pinned, running
+from benchmarks.servers import Pins, ServerError, Servers, choose_pins, cpu_s, pinned, running
 from penstock.rest import codec as rest
 from penstock.rpc import codec as rpc
 from penstock.wire.inference import InferRequest, InferResponse
@@ -34,7 +35,9 @@ def main() -> int:
     pins = choose_pins(pin=options.pin)
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch, running(Path(scratch), pins) as servers:
         measured = [build(CACHE / name) for name, build in BUILDERS.items() if name in options.models]
-        specs = {key: spec for key, spec in _specs(servers, measured, options).items() if options.callers_ok(key[2])}
+        found = _start(servers, measured, options)
+        peers, left_out = start_peers(servers, measured, options.servers, CACHE / "peers")
+        specs = _specs(servers, measured, options, {**found, **peers})
         samples: dict[Key, list[Sample]] = {key: [] for key in specs}
         for number in range(options.rounds):
             for position, (key, spec) in enumerate(specs.items(), start=1):
@@ -42,10 +45,14 @@ def main() -> int:
                 samples[key].append(_measure(spec, pins))
     _progress("import and --help")
     started = startup.measure(rounds=5 if options.quick else 10)
-    report.show(samples, started)
+    chosen = {"rounds": options.rounds, "duration_s": options.duration_s, "pinned": pins.server is not None}
+    results = report.gather(samples, started, chosen)
+    report.show(results)
+    for line in left_out:
+        print(f"\n{line}")
     if options.save:
-        chosen = {"rounds": options.rounds, "duration_s": options.duration_s, "pinned": pins.server is not None}
-        print(f"\n{report.save(samples, started, chosen)}")
+        path = report.save(results)
+        print(f"\n{path}; README's section of it:\n\n{report.for_readme(results, path)}")
     return 0
 
 
@@ -60,7 +67,7 @@ class _Options(argparse.Namespace):
     servers: Sequence[str]
     callers: Sequence[int]
     pin: bool
-    save: bool
+    save: bool | None
 
     def callers_ok(self, callers: int) -> bool:
         return not self.callers or callers in self.callers
@@ -73,21 +80,25 @@ def _options() -> _Options:
     parser.add_argument("--rounds", type=int, help="interleaved rounds (default 3)")
     parser.add_argument("--duration-s", type=float, help="of one measurement (default 1; for resnet18 3 times that)")
     parser.add_argument("--models", nargs="+", choices=BUILDERS, default=list(BUILDERS))
-    parser.add_argument("--servers", nargs="+", choices=SERVERS, default=list(SERVERS), help="default: all")
+    parser.add_argument("--servers", nargs="+", choices=SERVERS, default=list(SERVERS), help="rows (default: all)")
     parser.add_argument("--callers", nargs="+", type=int, default=[], help="only these numbers of callers")
     parser.add_argument("--pin", action=flag, default=False, help="one CPU for servers, one for load")
-    parser.add_argument("--save", action=flag, default=True, help="write benchmarks/results")
+    parser.add_argument("--save", action=flag, help="write benchmarks/results (default: unless --quick)")
     options = parser.parse_args(namespace=_Options())
     options.rounds = options.rounds or (1 if options.quick else 3)
     options.duration_s = options.duration_s or (0.5 if options.quick else 1.0)
+    options.save = not options.quick if options.save is None else options.save
     return options
 
 
-def _specs(servers: Servers, measured: Sequence[Model], options: _Options) -> dict[Key, Spec]:
-    """Start every server that is asked for, and write down how each is measured, in the order of one round."""
+_Found = dict[tuple[str, str], tuple[str, int]]
+"""(model, server) -> where it listens, and the process whose CPU time counts."""
+
+
+def _start(servers: Servers, measured: Sequence[Model], options: _Options) -> _Found:
+    """Start every server of ours that is asked for."""
     wanted = set(options.servers)
-    requests = {model.name: _requests(servers.directory, model) for model in measured}
-    found: dict[tuple[str, str], tuple[str, int]] = {}
+    found: _Found = {}
     if wanted & {"core-http", "core-grpc", "core-sdk", "agent-unix"}:
         _progress("starting core")
         core = servers.core(measured)
@@ -107,16 +118,47 @@ def _specs(servers: Servers, measured: Sequence[Model], options: _Options) -> di
             found[model.name, "yardstick-http"] = yardstick.endpoints["http"], yardstick.pid
             found[model.name, "yardstick-unix"] = f"unix:{yardstick.endpoints['socket']}", yardstick.pid
         if "echo-grpc" in wanted & set(CALLERS[model.name]):
-            echo = servers.echo(requests[model.name]["echo"])
+            echo = servers.echo(_requests(servers.directory, model)["echo"])
             found[model.name, "echo-grpc"] = echo.endpoints["grpc"], echo.pid
+    return found
+
+
+def start_peers(
+    servers: Servers, measured: Sequence[Model], wanted: Collection[str], root: Path
+) -> tuple[_Found, list[str]]:
+    """Start every peer of which a row is wanted, and say of each that does not install or start here that it is left
+    out.
+    """
+    found: _Found = {}
+    left_out = []
+    for peer in PEERS:
+        if not peer.rows.keys() & set(wanted):
+            continue
+        try:
+            python = environments.interpreter(root / peer.name, peer.requirements, announce=_progress)
+            _progress(f"starting {peer.name}")
+            server = servers.peer(peer, python, measured)
+        except (environments.NotInstalled, ServerError) as problem:
+            left_out.append(f"{peer.name} is left out: {environments.last_line(str(problem))}")
+            _progress(left_out[-1])
+            continue
+        for row, protocol in peer.rows.items():
+            found.update({(model.name, row): (server.endpoints[protocol], server.pid) for model in measured})
+    return found, left_out
+
+
+def _specs(servers: Servers, measured: Sequence[Model], options: _Options, found: _Found) -> dict[Key, Spec]:
+    """Write down how each server that runs is measured, in the order of one round."""
+    requests = {model.name: _requests(servers.directory, model) for model in measured}
     return {
         (model.name, server, callers): _spec(
             model, server, callers, found[model.name, server], requests[model.name], options
         )
         for model in measured
         for server, loads in CALLERS[model.name].items()
-        if server in wanted
+        if server in options.servers and (model.name, server) in found
         for callers in loads
+        if options.callers_ok(callers)
     }
 
 
@@ -129,6 +171,9 @@ _PREPARED = {  # server -> (mode, which prepared request, whether the logits are
     "agent-unix": ("http", "oip", True),
     "core-grpc": ("grpc", "grpc", True),
     "core-sdk": ("sdk", "row", True),
+    "triton-http": ("http", "oip", True),
+    "triton-grpc": ("grpc", "grpc", True),
+    "mlserver-grpc": ("grpc", "grpc", True),
 }
 
 

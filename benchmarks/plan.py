@@ -57,7 +57,25 @@ SERVERS: Mapping[str, str] = {
     "core-grpc": "core, OIP gRPC, one row a call",
     "core-sdk": "core, gRPC through AsyncClient, rows coalesced",
     "agent-unix": "agent over its unix socket, OIP REST with raw tensors",
+    "triton-http": "Triton by PyTriton, the core's request over HTTP",
+    "triton-grpc": "Triton by PyTriton, the core's request over gRPC",
+    "mlserver-grpc": "MLServer, the core's request over gRPC",
 }
+
+NAMES: Mapping[str, str] = {
+    "yardstick-http": "one-file aiohttp server without checks",
+    "yardstick-unix": "the one-file server on a unix socket",
+    "echo-grpc": "bare grpc.aio echo",
+    "core-http": "core over HTTP",
+    "core-grpc": "core over unary gRPC",
+    "agent-unix": "agent over its unix socket",
+    "triton-http": "Triton over HTTP",
+    "triton-grpc": "Triton over gRPC",
+    "mlserver-grpc": "MLServer over gRPC",
+    "digits": "digits MLP",
+    "resnet18": "ResNet-18",
+}
+"""What README calls the servers that are set against each other, and the models."""
 
 CALLERS: Mapping[str, Mapping[str, tuple[int, ...]]] = {
     "digits": {
@@ -67,7 +85,10 @@ CALLERS: Mapping[str, Mapping[str, tuple[int, ...]]] = {
         "core-http": (1, 16, 64),
         "yardstick-unix": (1, 16, 64),
         "agent-unix": (1, 16, 64),
+        "triton-http": (1, 16, 64),
         "core-grpc": (1, 16, 64),
+        "triton-grpc": (1, 16, 64),
+        "mlserver-grpc": (1, 16, 64),
         "core-sdk": (64, 512),
     },
     "resnet18": {
@@ -76,13 +97,22 @@ CALLERS: Mapping[str, Mapping[str, tuple[int, ...]]] = {
         "core-http": (1, 16),
         "yardstick-unix": (1, 16),
         "agent-unix": (1, 16),
+        "triton-http": (1, 16),
         "core-grpc": (1, 16),
+        "triton-grpc": (1, 16),
+        "mlserver-grpc": (1, 16),
         "core-sdk": (16,),
     },
 }
 
 _ALL, _SOME = (1, 16, 64), (1, 16)
 GOALS: Sequence[Goal] = (
+    Goal(model="digits", over="core-http", under="triton-http", callers=_ALL, at_least=None),
+    Goal(model="digits", over="core-grpc", under="triton-grpc", callers=_ALL, at_least=None),
+    Goal(model="digits", over="core-grpc", under="mlserver-grpc", callers=_ALL, at_least=None),
+    Goal(model="resnet18", over="core-http", under="triton-http", callers=_SOME, at_least=None),
+    Goal(model="resnet18", over="core-grpc", under="triton-grpc", callers=_SOME, at_least=None),
+    Goal(model="resnet18", over="core-grpc", under="mlserver-grpc", callers=_SOME, at_least=None),
     Goal(model="digits", over="core-http", under="yardstick-http", callers=_ALL, at_least=0.8),
     Goal(model="digits", over="agent-unix", under="yardstick-unix", callers=_ALL, at_least=0.8),
     Goal(model="digits", over="core-grpc", under="echo-grpc", callers=_ALL, at_least=0.8),

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import psutil
+
 from benchmarks.models import Model
+from benchmarks.peers import Peer
 from penstock import Client
 from penstock.artifact.layout import Layout
 from penstock.errors import PenstockError
@@ -24,6 +28,7 @@ from penstock.rpc.fleet import FleetClient
 from penstock.rpc.pb import fleet_pb2
 
 START_TIMEOUT_S = 30.0
+PEER_START_TIMEOUT_S = 120.0  # Triton loads a model in seconds, one after the other
 PENSTOCK = (sys.executable, "-m", "penstock")
 
 
@@ -76,8 +81,8 @@ class Servers:
     def yardstick(self, model: Model) -> Server:
         """Start the one-file server: endpoints ``http`` and ``socket``."""
         options = ["--max-batch", str(model.max_batch), *(["--in-thread"] if model.in_thread else [])]
-        socket = self.directory / f"y-{model.name}.sock"
-        return self._announcing("benchmarks.yardstick", [str(model.path), str(socket), *options])
+        path = self.directory / f"y-{model.name}.sock"
+        return self._announcing("benchmarks.yardstick", [str(model.path), str(path), *options])
 
     def echo(self, response: Path) -> Server:
         """Start the gRPC echo: endpoint ``grpc``."""
@@ -95,16 +100,41 @@ class Servers:
 
     def agent(self, core: Server, models: Sequence[Model]) -> Server:
         """Start an agent that serves every model of the core: endpoint ``socket``."""
-        data_dir, socket = self.directory / "agent", self.directory / "a.sock"
+        data_dir, path = self.directory / "agent", self.directory / "a.sock"
         arguments = [
-            *("agent", "run", "--device-id", "bench", "--data-dir", str(data_dir), "--socket", str(socket)),
+            *("agent", "run", "--device-id", "bench", "--data-dir", str(data_dir), "--socket", str(path)),
             *("--core", f"grpc://{core.endpoints['grpc']}", "--registry", f"http://{core.endpoints['http']}"),
         ]
         agent = self._penstock(arguments, data_dir / "endpoints.json")
         _release(core, models)
         for model in models:
-            _wait(f"agent serving {model.name}", partial(_runs, socket, model.name))
-        return Server(pid=agent.pid, endpoints={"socket": str(socket)})
+            _wait(f"agent serving {model.name}", partial(_runs, f"unix://{path}", model.name))
+        return Server(pid=agent.pid, endpoints={"socket": str(path)})
+
+    def peer(self, peer: Peer, python: Path, models: Sequence[Model]) -> Server:
+        """Start a peer by the interpreter of its environment, serving every model: endpoints ``http`` and ``grpc``.
+
+        Raises:
+            ServerError: it exited, or did not serve the models in time.
+        """
+        directory = self.directory / peer.name
+        directory.mkdir()
+        http_port, grpc_port, metrics_port = _free_ports(3)
+        job = {
+            "directory": str(directory),
+            "models": [{"name": m.name, "path": str(m.path.resolve()), "max_batch": m.max_batch} for m in models],
+            "http_port": http_port,
+            "grpc_port": grpc_port,
+            "metrics_port": metrics_port,
+        }
+        endpoints = {"http": f"127.0.0.1:{http_port}", "grpc": f"127.0.0.1:{grpc_port}"}
+
+        def is_ready() -> bool:
+            return all(_runs(f"grpc://{endpoints['grpc']}", model.name) for model in models)
+
+        command = [str(python), str(peer.program), json.dumps(job)]
+        pid = self._logged(peer.name, command, is_ready, timeout_s=PEER_START_TIMEOUT_S)
+        return Server(pid=pid, endpoints=endpoints)
 
     def _announcing(self, module: str, arguments: Sequence[str]) -> Server:
         command = pinned([sys.executable, "-m", module, *arguments], self.pins.server)
@@ -117,22 +147,27 @@ class Servers:
         return Server(pid=process.pid, endpoints=json.loads(line))
 
     def _penstock(self, arguments: Sequence[str], announced: Path) -> Server:
-        log = self.directory / f"{arguments[0]}.log"
+        name = f"penstock {arguments[0]}"
+        pid = self._logged(name, [*PENSTOCK, *arguments], announced.exists, timeout_s=START_TIMEOUT_S)
+        return Server(pid=pid, endpoints=json.loads(announced.read_text()))
+
+    def _logged(self, name: str, command: Sequence[str], is_ready: Callable[[], bool], *, timeout_s: float) -> int:
+        """Start ``command``, what it says going to a file, and return its process id once it is ready."""
+        log = self.directory / f"{name}.log"
         with log.open("w") as output:
-            command = pinned([*PENSTOCK, *arguments], self.pins.server)
-            process = subprocess.Popen(command, stdout=output, stderr=output, text=True)
+            process = subprocess.Popen(pinned(command, self.pins.server), stdout=output, stderr=output, text=True)
         self.processes.append(process)
 
-        def is_ready() -> bool:
+        def is_up() -> bool:
             if process.poll() is not None:
-                raise ServerError(f"penstock {arguments[0]} exited {process.returncode}:\n{log.read_text()[-2000:]}")
-            return announced.exists()
+                raise ServerError(f"{name} exited {process.returncode}:\n{log.read_text()[-2000:]}")
+            return is_ready()
 
         try:
-            _wait(f"penstock {arguments[0]} getting ready", is_ready)
+            _wait(f"{name} getting ready", is_up, timeout_s=timeout_s)
         except TimeoutError as error:
             raise ServerError(f"{error}:\n{log.read_text()[-2000:]}") from None
-        return Server(pid=process.pid, endpoints=json.loads(announced.read_text()))
+        return process.pid
 
 
 @contextmanager
@@ -142,6 +177,7 @@ def running(directory: Path, pins: Pins) -> Iterator[Servers]:
     try:
         yield servers
     finally:
+        children = [child for process in servers.processes for child in _family(process.pid)[1:]]
         for process in servers.processes:
             process.send_signal(signal.SIGTERM)
         for process in servers.processes:
@@ -150,22 +186,48 @@ def running(directory: Path, pins: Pins) -> Iterator[Servers]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        for child in children:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()  # a peer's worker that outlived it
 
 
 def cpu_s(pid: int) -> float:
-    """Return the CPU time that all threads of a process have had so far; 0 where the system does not say."""
+    """Return the CPU time that all threads of a process and of its children have had so far; 0 where the system does
+    not say.
+    """
+    total = 0
+    for process in _family(pid):
+        with suppress(OSError):
+            stats = [task.read_text() for task in Path(f"/proc/{process.pid}/task").glob("*/schedstat")]
+            total += sum(int(stat.split()[0]) for stat in stats)
+    return total / 1e9
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    """Return a process and all its children; nothing when it is gone, or 0."""
+    if not pid:
+        return []
     try:
-        stats = [task.read_text() for task in Path(f"/proc/{pid}/task").glob("*/schedstat")]
-    except OSError:
-        return 0.0
-    return sum(int(stat.split()[0]) for stat in stats) / 1e9
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
 
 
-def _wait(what: str, is_ready: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
+def _free_ports(count: int) -> list[int]:
+    """Choose loopback ports for servers that cannot choose their own and say which."""
+    bound = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in bound]
+    for each in bound:
+        each.close()
+    return ports
+
+
+def _wait(what: str, is_ready: Callable[[], bool], *, timeout_s: float = START_TIMEOUT_S) -> None:
+    deadline = time.monotonic() + timeout_s
     while not is_ready():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: not within {START_TIMEOUT_S:g} s")
+            raise TimeoutError(f"{what}: not within {timeout_s:g} s")
         time.sleep(0.1)
 
 
@@ -180,9 +242,9 @@ def _release(core: Server, models: Sequence[Model]) -> None:
             fleet.apply(plan.rollout_id, plan.plan_digest)
 
 
-def _runs(socket: Path, model: str) -> bool:
+def _runs(target: str, model: str) -> bool:
     try:
-        with Client(f"unix://{socket}", timeout=2.0) as client:
+        with Client(target, timeout=2.0) as client:
             return bool(client.model_ready(model))
     except PenstockError:
         return False

@@ -16,7 +16,9 @@ from typing import Any
 
 from onnxruntime import quantization as ortq
 
+from benchmarks import environments
 from benchmarks.compiler.case import Case
+from benchmarks.environments import last_line
 from compiler.cache.steps import StepCache
 from compiler.pipeline import compilation
 from compiler.progress import Lines
@@ -69,7 +71,7 @@ def penstock(case: Case, out: Path) -> Made:
         recipes.load(file),
         out / "artifact",
         cache=StepCache(out / "cache"),
-        watcher=Lines(lambda line: print(f"  {line}", file=sys.stderr, flush=True)),
+        watcher=Lines(_announce),
         require_certificate=False,
     )
     seconds = time.monotonic() - began
@@ -118,16 +120,16 @@ def nncf(case: Case, out: Path) -> Made:
     }
     began = time.monotonic()
     try:
-        python = _nncf_environment(root)
+        python = environments.interpreter(root / "nncf", NNCF, announce=_announce)
         began = time.monotonic()  # installing is not compiling
         command = [str(python), str(Path(__file__).parent / "nncf_quantize.py"), json.dumps(job)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=_NNCF_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:
         return Made(model=None, problem=f"not done after {_NNCF_TIMEOUT_S:.0f} s", seconds=time.monotonic() - began)
-    except RuntimeError as error:
+    except environments.NotInstalled as error:
         return Made(model=None, problem=str(error))
     if done.returncode != 0:
-        return Made(model=None, problem=_last_line(done.stderr), seconds=time.monotonic() - began)
+        return Made(model=None, problem=last_line(done.stderr), seconds=time.monotonic() - began)
     return Made(model=out / "model.onnx", note="accuracy control", seconds=time.monotonic() - began)
 
 
@@ -164,27 +166,5 @@ def _batches(rows: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
         yield {name: values[start : start + _CALIBRATION_BATCH] for name, values in rows.items()}
 
 
-def _nncf_environment(root: Path) -> Path:
-    """Return the interpreter of a virtual environment with ``NNCF``, made once.
-
-    Raises:
-        RuntimeError: it cannot be installed, with pip's last line.
-    """
-    directory = root / "nncf"
-    python, stamp = directory / "bin" / "python", directory / "installed.json"
-    if stamp.exists() and json.loads(stamp.read_text()) == list(NNCF):
-        return python
-    shutil.rmtree(directory, ignore_errors=True)
-    print("  installing NNCF into an environment of its own", file=sys.stderr, flush=True)
-    pip = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", *NNCF]
-    for command in ([sys.executable, "-m", "venv", str(directory)], pip):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise RuntimeError(f"not installed: {_last_line(done.stderr)}")
-    stamp.write_text(json.dumps(list(NNCF)))
-    return python
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return (lines[-1] if lines else "no message")[:_ERROR_CHARS]
+def _announce(line: str) -> None:
+    print(f"  {line}", file=sys.stderr, flush=True)

@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import report
+from benchmarks.__main__ import start_peers
 from benchmarks.load import Sample, sample_of
-from benchmarks.plan import CALLERS, GOALS, SERVERS, ratios
+from benchmarks.peers import PEER_ROWS, PEERS, Peer
+from benchmarks.plan import CALLERS, GOALS, NAMES, SERVERS, ratios
+from benchmarks.servers import Pins, Servers
 from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,15 +62,58 @@ def test_every_goal_compares_what_is_measured() -> None:
         under = {goal.raw_batch} if goal.raw_batch else set(goal.callers)
         assert under <= set(measured[goal.under])
         assert goal.over in SERVERS
+        assert {goal.over, goal.under} <= NAMES.keys() | {"raw", "core-sdk"}
 
 
-def test_a_run_measures_every_server() -> None:
-    short = ["--models", "digits", "--callers", "1", "64", "--rounds", "1", "--duration-s", "0.05", "--no-save"]
+@pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
+def test_a_peer_is_measured_beside_ours_and_is_pinned(peer: Peer) -> None:
+    assert {goal.under for goal in GOALS} >= peer.rows.keys()
+    assert peer.program.exists()
+    assert peer.version
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in peer.requirements)
+    assert "onnxruntime==" + report.version("onnxruntime") in peer.requirements
+
+
+def test_a_peer_that_cannot_be_installed_is_left_out_with_one_line(tmp_path: Path) -> None:
+    no_directory = tmp_path / "peers"
+    no_directory.write_text("")
+    servers = Servers(tmp_path, Pins(server=None, client=None), [])
+    found, left_out = start_peers(servers, [], ["core-grpc", "mlserver-grpc"], no_directory)
+    assert found == {}
+    assert len(left_out) == 1
+    assert re.fullmatch(r"mlserver is left out: not installed: .*\S.*", left_out[0])
+
+
+def test_readme_says_what_the_saved_results_say() -> None:
+    """Its section is pasted from ``python -m benchmarks.report``, never typed."""
+    readme = (ROOT / "README.md").read_text()
+    pasted = re.search(r"<!-- python -m benchmarks.report (\S+) -->.*?<!-- end -->", readme, re.S)
+    assert pasted
+    results = report.load(ROOT / pasted[1])
+    assert pasted[0] == report.for_readme(results, Path(pasted[1]))
+
+
+def test_a_run_measures_every_server_of_ours() -> None:
+    ours = set(CALLERS["digits"]) - PEER_ROWS
+    short = [
+        "--servers",
+        *ours,
+        "--models",
+        "digits",
+        "--callers",
+        "1",
+        "64",
+        "--rounds",
+        "1",
+        "--duration-s",
+        "0.05",
+        "--no-save",
+    ]
     command = [sys.executable, "-m", "benchmarks", *short]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr
     measured = set(re.findall(r"^(\S+) +(?:1|64) +[\d,.]+ ", done.stdout, re.M))
-    assert measured == set(CALLERS["digits"])
+    assert measured == ours
 
 
 def test_under_overload_every_request_is_accounted_for() -> None:
