@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from compiler.graph import files
+from compiler.graph import files, rewrite
 from compiler.graph.onnx_libraries import onnx, ort, session_options
+from compiler.recipe.targets import Precision
 
 Kind = Literal["integer", "float", "convert"]
 
@@ -39,6 +40,11 @@ _INTEGER_OTHERS = frozenset(
     }
 )  # fmt: skip
 _CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
+_BLOCKWISE = frozenset({"MatMulNBits", "GatherBlockQuantized"})
+_ROUNDS_AT_RUN_TIME = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"})
+_STATIC_PRODUCTS = frozenset({"QLinearConv", "QLinearMatMul", "QGemm", "QLinearConvTranspose", "QAttention"})
+_HALF = frozenset({onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16})
+_WIDE = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE})
 _STORED_INTEGERS = frozenset({onnx.TensorProto.INT8, onnx.TensorProto.UINT8})
 _STORED_FLOATS: Mapping[int, int] = {onnx.TensorProto.FLOAT: 4, onnx.TensorProto.FLOAT16: 2, onnx.TensorProto.DOUBLE: 8}
 _QUANTIZED_SUFFIX = "_quant"  # what the dynamic quantizer adds to the name of an operator that it replaces
@@ -140,6 +146,44 @@ def weight_bytes_of(graph: onnx.GraphProto) -> WeightBytes:
         elif tensor.data_type in _STORED_FLOATS:
             floating += _STORED_FLOATS[tensor.data_type] * count
     return WeightBytes(integer=integer, floating=floating)
+
+
+def precision_of(model: onnx.ModelProto) -> Precision:
+    """Say in which numbers a model computes, whoever made it: by its operators, and by what its weights are stored as.
+
+    Integers count from one quantized product or weight on: a model that holds any has been quantized by its author.
+    """
+    graphs = list(rewrite.graphs(model.graph))
+    nodes = [node for graph in graphs for node in graph.node]
+    kinds = {node.op_type for node in nodes}
+    blocks = [node for node in nodes if node.op_type in _BLOCKWISE]
+    if blocks:
+        return "int4-weights" if all(rewrite.attribute(node, "bits", 4) == 4 for node in blocks) else "int8-weights"
+    if kinds & _ROUNDS_AT_RUN_TIME and not kinds & _STATIC_PRODUCTS:
+        return "int8-dynamic"
+    weights = [weight_bytes_of(graph) for graph in graphs]
+    if kinds & _STATIC_PRODUCTS or ("DequantizeLinear" in kinds and any(one.integer for one in weights)):
+        constants = {tensor.name for graph in graphs for tensor in graph.initializer}
+        constants |= {node.output[0] for node in nodes if node.op_type == "Constant"}
+        rounded = {node.output[0] for node in nodes if node.op_type == "QuantizeLinear" and node.input[0] in constants}
+        dequantized = {node.input[0] for node in nodes if node.op_type == "DequantizeLinear"}
+        has_integer_activations = bool(kinds & _STATIC_PRODUCTS or dequantized - constants - rounded)
+        return "int8" if has_integer_activations else "int8-weights"
+    halves = sum(_elements(tensor) for tensor in _tensors(graphs, nodes) if tensor.data_type in _HALF)
+    wide = sum(_elements(tensor) for tensor in _tensors(graphs, nodes) if tensor.data_type in _WIDE)
+    return "fp16" if halves > wide else "fp32"
+
+
+def _tensors(graphs: Sequence[onnx.GraphProto], nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for graph in graphs:
+        yield from graph.initializer
+    for node in nodes:
+        if node.op_type == "Constant":
+            yield from (entry.t for entry in node.attribute if entry.name == "value")
+
+
+def _elements(tensor: onnx.TensorProto) -> int:
+    return int(np.prod(tensor.dims, dtype=np.int64))
 
 
 def _kind(node: onnx.NodeProto) -> Kind | None:

@@ -32,6 +32,8 @@ from penstock.wire.tensors import Array, is_compatible
 CALIBRATORS = ("minmax", "percentile", "entropy")
 MAX_PROBES = 16
 MAX_CHANGED_BYTES = 2 * 1024**3 - 1
+AS_IT_IS = "as it is"
+_FLOATS = ("fp32", "fp16")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,13 +55,10 @@ class Setting:
 
     @property
     def is_changed(self) -> bool:
-        """Say whether passes may change the model: a neural network that fits into one message of protobuf (2 GiB)."""
-        return self.source.is_neural and self.source.size_bytes <= MAX_CHANGED_BYTES
-
-    @property
-    def own_precision(self) -> Precision:
-        """Return the precision of a model that is packed as it is."""
-        return "fp32" if self.source.is_neural else "none"
+        """Say whether passes may change the model: a neural network in floats that fits into one message of protobuf
+        (2 GiB). What its author has quantized is measured and served as it is.
+        """
+        return self.source.precision in _FLOATS and self.source.size_bytes <= MAX_CHANGED_BYTES
 
     @property
     def max_drop(self) -> float:
@@ -100,10 +99,12 @@ def trials(setting: Setting) -> tuple[Trial, ...]:
     """List what is tried for a target, the careful first."""
     section = setting.goal.rung.section
     if not setting.is_changed:
-        return (Trial(name="as it is", precision=setting.own_precision, pass_name=""),)
+        return (Trial(name=AS_IT_IS, precision=setting.source.precision, pass_name=""),)
     found: list[Trial] = []
-    for precision in section.precisions or setting.goal.target.precisions:
-        options = dict(section.passes.get("optimize" if precision == "fp32" else precision, {}))
+    wanted = section.precisions or setting.goal.target.precisions
+    own = setting.source.precision
+    for precision in dict.fromkeys(own if one in ("fp32", own) else one for one in wanted):
+        options = dict(section.passes.get("optimize" if precision == own else precision, {}))
         if precision == "int8" and "calibrator" not in options:
             calibrators = CALIBRATORS[:1] if setting.smoke else CALIBRATORS
             found += [
@@ -113,9 +114,15 @@ def trials(setting: Setting) -> tuple[Trial, ...]:
         else:
             if precision in ("int8-weights", "int4-weights"):
                 options = {"bits": 8 if precision == "int8-weights" else 4, **options}
-            name = "optimize" if precision == "fp32" else precision
+            name = "optimize" if precision == own else precision
             found.append(Trial(name=precision, precision=precision, pass_name=name, options=options))
     return tuple(found)
+
+
+def _why_as_it_is(source: Model) -> str:
+    if source.precision in (*_FLOATS, "none"):
+        return ""
+    return f"quantized already ({source.precision}): measured and served as it came"
 
 
 def _as_before(trial: Trial, made: Sequence[Candidate]) -> Candidate | None:
@@ -142,10 +149,11 @@ class _Bench:
     def parent(self) -> Candidate:
         """Make the float parent: the optimized source, or a model that passes may not change as it is."""
         setting, section = self._setting, self._setting.goal.rung.section
-        name, precision, model, summary = "as it is", setting.own_precision, setting.source, ""
+        precision = setting.source.precision
+        name, model, summary = AS_IT_IS, setting.source, _why_as_it_is(setting.source)
         if setting.is_changed:
-            name = "fp32"
-            with self._steps(f"{self._what} fp32") as doing:
+            name = precision
+            with self._steps(f"{self._what} {name}") as doing:
                 model = self._steps.apply(
                     "optimize",
                     setting.source,

@@ -270,7 +270,7 @@ def _cloud(steps: CachedSteps, recipe: Recipe, model: Model, samples: Mapping[st
     Raises:
         CompileError: its rows change each other's answers, and the recipe refuses that.
     """
-    found = Candidate(name=CLOUD, precision="fp32", model=model)
+    found = Candidate(name=CLOUD, precision=model.precision, model=model)
     with steps("cloud rows") as doing:
         mixed = steps.rows_mixed_by(model, samples, doing, precision=found.precision)
         array_candidates.refuse_mixed(recipe, CLOUD, mixed)

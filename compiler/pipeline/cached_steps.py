@@ -28,7 +28,7 @@ from compiler.measure.answers import answers
 from compiler.passes import table
 from compiler.passes.job import PassJob, PassResult
 from compiler.progress import Doing, Watcher, step
-from compiler.recipe.targets import Target
+from compiler.recipe.targets import Precision, Target
 from penstock import toolchain
 from penstock.artifact.blobs import digest_of
 from penstock.errors import ArtifactError, CompileError
@@ -50,7 +50,7 @@ class Model:
         how: how it came to be, in a line for people.
         files: further files that belong to it (external data, tokenizer).
         facts: figures that its exporter or pass gave, as plain JSON.
-        is_neural: whether it is a neural network, which passes may change.
+        precision: what it computes in, as it came; "none" for a model that is no neural network.
     """
 
     path: Path
@@ -58,7 +58,7 @@ class Model:
     how: str = ""
     files: tuple[Path, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
-    is_neural: bool = True
+    precision: Precision = "fp32"
 
     @property
     def size_bytes(self) -> int:

@@ -113,7 +113,7 @@ def export(steps: CachedSteps, role: str, model: str, section: SourceSection, *,
             "how": exported.how,
             "facts": exported.facts,
             "parity": exported.parity,
-            "passthrough": exported.passthrough,
+            "precision": "none" if exported.passthrough else _precision(exported.model),
         }
 
     with steps(f"{role} model") as doing:
@@ -139,8 +139,14 @@ def export(steps: CachedSteps, role: str, model: str, section: SourceSection, *,
         how=facts["how"],
         files=tuple(sorted(beside)),
         facts=facts["facts"],
-        is_neural=not facts["passthrough"],
+        precision=facts["precision"],
     )
+
+
+def _precision(path: Path) -> str:
+    from compiler.graph import coverage, files  # imports onnx
+
+    return coverage.precision_of(files.read(path, field="model"))
 
 
 def _detect(role: str, model: str, base: Path, section: SourceSection) -> sources.Source:

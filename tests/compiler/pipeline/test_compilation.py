@@ -15,6 +15,7 @@ from onnx import helper
 from compiler.artifact import evaluation
 from compiler.artifact.evaluation import CascadeEvaluation, Evaluation
 from compiler.cache.steps import StepCache, default_root
+from compiler.passes import int8_static
 from compiler.pipeline import arrays, compilation, plan
 from compiler.pipeline.compilation import Compiled
 from compiler.progress import Lines
@@ -26,6 +27,7 @@ from penstock.errors import CalibrationError, CompileError, Conflict, GateRefuse
 from penstock.policy import confidence
 from penstock.process import machine
 from penstock.runtime import EngineOptions, load_engine
+from tests.compiler import small_models as small
 from tests.factories import onnx_model
 
 CENTRES = np.array([[3, 0, 0, 1], [0, 3, 0, 1], [0, 0, 3, 1]], dtype=np.float32)
@@ -397,6 +399,26 @@ def test_other_ranges_are_not_tried_on_a_model_that_cannot_be_quantized(
     assert verdicts.pop("fp32") == "ships"
     assert set(verdicts) == {"int8 percentile", "int8 entropy"}
     assert set(verdicts.values()) == {"not tried: int8 minmax could not be made, and other ranges do not change that"}
+
+
+def test_a_model_that_its_author_quantized_is_measured_and_served_as_it_came(
+    workspace: Path, edit_recipe: EditRecipe, tmp_path: Path
+) -> None:
+    edit_recipe('precisions = ["int8"]\nobjective = "size"', "")
+    with np.load(workspace / "data.npz") as data:
+        job = small.job(tmp_path, onnx.load(str(workspace / "student.onnx")), calibration=data["x_fit"], target="host")
+    came = (job.out / int8_static.run(job).model).read_bytes()
+    (workspace / "student.onnx").write_bytes(came)
+    compiled = compile_here(workspace)
+    (target,) = compiled.evaluation.targets
+    (line,) = target.candidates
+    assert (line.name, line.precision, line.verdict) == ("as it is", "int8", "ships")
+    assert line.summary == "quantized already (int8): measured and served as it came"
+    layout = Layout(workspace / "out")
+    edge, cloud = layout.artifact().variant("edge"), layout.artifact().variant("cloud")
+    assert (edge.spec.precision, cloud.spec.precision) == ("int8", "fp32")
+    assert layout.blobs.read(edge.weights.digest) == came
+    assert cascade_of(compiled.evaluation).certificate is not None
 
 
 def test_models_that_disagree_on_a_name(workspace: Path, make_model: Callable[..., onnx.ModelProto]) -> None:
