@@ -7,9 +7,13 @@ and a process that does not get ready fails with the end of its log.
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,17 +21,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from examples.digits.processes import Daemon, penstock, penstock_json
+from examples.digits.processes import Daemon, penstock
 from penstock.artifact.layout import Layout
 from penstock.registry import transfer
 from penstock.registry.client import RegistryClient
 from penstock.rest.connection import ask
+from penstock.rpc.fleet import FleetClient
 from tests.shared import one_at_a_time
 from tests.waiting import PATIENCE_S, wait_until
 
 AGENT_CONFIG = """
 [heartbeat]
 interval_s = 0.2
+max_s = 0.2
 
 [outbox]
 flush_s = 0.2
@@ -35,7 +41,7 @@ flush_s = 0.2
 [update]
 probation_s = 0.2
 """
-"""A test has seconds where a fleet has hours."""
+"""A test has seconds where a fleet has hours; ``max_s`` also caps what the core asks for, which is seconds."""
 
 
 def _answers_200(url: str) -> bool:
@@ -114,7 +120,8 @@ class CoreProcess:
     def release(self, reference: str, *, devices: int = 1, is_awaited: bool = True) -> None:
         """Bring a first version to the devices that are there, and when it succeeded to those that come later."""
         where = ("--core", self.grpc_target)
-        wait_until("devices to plan for", lambda: len(penstock_json("fleet", "devices", *where)) >= devices)
+        with FleetClient(self.grpc_target, token=os.environ.get("PENSTOCK_TOKEN", "")) as fleet:
+            wait_until("devices to plan for", lambda: len(fleet.devices()) >= devices)
         wait = ("--wait", "--timeout", str(PATIENCE_S)) if is_awaited else ()
         penstock("fleet", "apply", reference, "--at-once", "--yes", *wait, *where)
 
@@ -233,3 +240,24 @@ class DigitsBuild:
         """Held-out digits x FP32 [N, 64] and their labels y INT64 [N]."""
         with np.load(self.models / "data.npz") as data:
             return data["x_test"], data["y_test"]
+
+
+@contextmanager
+def digits_served(
+    build: DigitsBuild, *, core_config: str = "", agent_config: str = AGENT_CONFIG, arguments: Sequence[str] = ()
+) -> Iterator[AgentProcess]:
+    """A core with digits:v1 and an agent that runs it, for tests of one module that leave no trace."""
+    directory = Path(tempfile.mkdtemp(prefix="pk-", dir="/tmp"))
+    core = CoreProcess(directory=directory / "c", config=core_config)
+    agent = AgentProcess(directory=directory, device_id="a1", core=core, config=agent_config, arguments=arguments)
+    try:
+        core.start()
+        core.push(build.layout("v1"))
+        agent.start()
+        core.release("digits:v1")
+        agent.wait_until_runs("digits", "v1")
+        yield agent
+    finally:
+        agent.kill()
+        core.kill()
+        shutil.rmtree(directory, ignore_errors=True)

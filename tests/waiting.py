@@ -16,15 +16,19 @@ PATIENCE_S = 100.0
 
 
 def wait_until(what: str, holds: Callable[[], object], *, patience_s: float = PATIENCE_S) -> None:
-    """Poll until ``holds()`` is true.
+    """Poll until ``holds()`` is true; between two looks it rests as long as a look takes: what it waits for needs the
+    processor, too.
 
     Raises:
         AssertionError: it was not in time; the message is ``what``.
     """
     give_up = time.monotonic() + patience_s
+    looked_at = time.monotonic()
     while not holds():
-        assert time.monotonic() < give_up, f"{what}: not within {patience_s:g} s"
-        time.sleep(0.02)
+        now = time.monotonic()
+        assert now < give_up, f"{what}: not within {patience_s:g} s"
+        time.sleep(min(max(0.02, now - looked_at), 0.25))
+        looked_at = time.monotonic()
 
 
 async def until(what: str, holds: Callable[[], object], *, patience_s: float = PATIENCE_S) -> None:

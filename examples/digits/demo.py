@@ -1,7 +1,7 @@
 """The whole path on real data, in one command: compile -> core -> agents -> certified cascade -> rollout -> verdict.
 
-Everything here goes through the public faces: ``penstock`` commands as subprocesses, and the SDK. Each step adds
-claims; the demo exits non-zero if one of them does not hold.
+Everything here goes through the public faces: ``penstock`` commands as subprocesses, the SDK, and what agents answer to
+``GET /status``. Each step adds claims; the demo exits non-zero if one of them does not hold.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .processes import Daemon, penstock_json
+from penstock.rest.connection import ask
+
+from .processes import Daemon
 from .traffic import MODEL
 
 AGENTS = ("kiosk-1", "kiosk-2", "kiosk-3")
@@ -64,7 +67,8 @@ class Demo:
         say(f"  {'ok  ' if holds else 'FAIL'} {text}: {evidence}")
 
     def status(self, agent: str) -> dict[str, Any]:
-        status: dict[str, Any] = penstock_json("agent", "status", "--socket", f"{self.runtime}/{agent}.sock")
+        """Return what ``penstock agent status`` shows, without a process for each look."""
+        status: dict[str, Any] = json.loads(ask(self.socket(agent), "GET", "/status", timeout_s=10.0).body)
         return status
 
 

@@ -12,7 +12,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from penstock.registry.client import RegistryClient
 from penstock.rpc.fleet import FleetClient
 from penstock.rpc.pb import fleet_pb2, oip_pb2_grpc
 from tests.contract.wire import ROW_BYTES, Answer, Ask, connection, grpc_message, http_message, send
-from tests.processes import AGENT_CONFIG, AgentProcess, CoreProcess, DigitsBuild
+from tests.processes import AGENT_CONFIG, AgentProcess, CoreProcess, DigitsBuild, digits_served
 from tests.waiting import PATIENCE_S, wait_until
 
 LIMIT_BYTES = 65_536
@@ -74,22 +73,10 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(digits_build: DigitsBuild) -> Iterator[World]:
-    directory = Path(tempfile.mkdtemp(prefix="pk-", dir="/tmp"))
-    core = CoreProcess(directory=directory / "c", config=SMALL_CORE)
-    agent = AgentProcess(
-        directory=directory, device_id="a1", core=core, config=SMALL_AGENT, arguments=("--tcp", "127.0.0.1:0")
-    )
-    try:
-        core.start()
-        core.push(digits_build.layout("v1"))
-        agent.start()
-        core.release("digits:v1")
-        agent.wait_until_runs("digits", "v1")
-        yield World(core, agent)
-    finally:
-        agent.kill()
-        core.kill()
-        shutil.rmtree(directory, ignore_errors=True)
+    with digits_served(
+        digits_build, core_config=SMALL_CORE, agent_config=SMALL_AGENT, arguments=("--tcp", "127.0.0.1:0")
+    ) as agent:
+        yield World(agent.core, agent)
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from examples.digits.processes import penstock, penstock_json
+from examples.digits.processes import penstock
 from penstock.artifact.layout import Layout
+from penstock.rpc.fleet import FleetClient, state_name
 from tests.processes import AgentProcess, CoreProcess, DigitsBuild
 from tests.waiting import wait_until
 
@@ -35,15 +36,15 @@ def test_a_certificate_and_a_removal_reach_a_device_by_plan_and_are_taken_back(
     layout = Path(shutil.copytree(digits_build.layout("v1"), tmp_path / "v1"))
     second = certify_again(layout)
     core.push(layout)
-    beats = heartbeats(core)
-    wait_until("more heartbeats", lambda: heartbeats(core) != beats)
+    pushed_at = time.time()
+    wait_until("a heartbeat", lambda: heard_at(core) > pushed_at)
     assert certificate_on(agent) == first, "what was only pushed reaches no device"
 
     penstock("fleet", "apply", "digits:v1", "--at-once", "--yes", *where)
     agent.restart()
     core.restart()
     wait_until("the new certificate", lambda: certificate_on(agent) == second)
-    wait_until("the end of the rollout", lambda: penstock_json("fleet", "status", *where)["state"] == "SUCCEEDED")
+    wait_until("the end of the rollout", lambda: has_succeeded(core))
     penstock("fleet", "undo", *where)
     core.restart()
     wait_until("the former certificate", lambda: certificate_on(agent) == first)
@@ -51,7 +52,7 @@ def test_a_certificate_and_a_removal_reach_a_device_by_plan_and_are_taken_back(
     penstock("fleet", "remove", "digits", "--at-once", "--yes", *where)
     agent.restart()
     core.restart()
-    wait_until("the end of the removal", lambda: penstock_json("fleet", "status", *where)["state"] == "SUCCEEDED")
+    wait_until("the end of the removal", lambda: has_succeeded(core))
     assert agent.status()["models"] == []
     assert list((agent.data_dir / "models").glob("*.json")) == []
     penstock("fleet", "undo", *where)
@@ -60,9 +61,14 @@ def test_a_certificate_and_a_removal_reach_a_device_by_plan_and_are_taken_back(
     assert certificate_on(agent) == first
 
 
-def heartbeats(core: CoreProcess) -> Any:
-    (device,) = penstock_json("fleet", "devices", "--core", core.grpc_target)
-    return device["last_seen_s"]
+def has_succeeded(core: CoreProcess) -> bool:
+    with FleetClient(core.grpc_target) as fleet:
+        return state_name(fleet.rollout()) == "SUCCEEDED"
+
+
+def heard_at(core: CoreProcess) -> float:
+    with FleetClient(core.grpc_target) as fleet:
+        return max((time.time() - device.last_seen_s for device in fleet.devices()), default=0.0)
 
 
 def test_a_first_version_that_was_only_pushed_reaches_no_device(
@@ -70,7 +76,6 @@ def test_a_first_version_that_was_only_pushed_reaches_no_device(
 ) -> None:
     core_process.push(digits_build.layout("v1"))
     agent = agent_factory(core_process)
-    wait_until(
-        "the device is known", lambda: bool(penstock_json("fleet", "devices", "--core", core_process.grpc_target))
-    )
+    pushed_at = time.time()
+    wait_until("a heartbeat", lambda: heard_at(core_process) > pushed_at)
     assert agent.status()["models"] == []

@@ -6,21 +6,26 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import grpc
 import numpy as np
 import pytest
 
-from tests.processes import AgentProcess, CoreProcess, DigitsBuild
+from tests.processes import AgentProcess, CoreProcess, DigitsBuild, digits_served
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of tritonclient and gevent
 
 
-@pytest.fixture
-def core(core_process: CoreProcess, digits_build: DigitsBuild) -> CoreProcess:
-    core_process.push(digits_build.layout("v1"))
-    return core_process
+@pytest.fixture(scope="module")
+def agent(digits_build: DigitsBuild) -> Iterator[AgentProcess]:
+    with digits_served(digits_build, arguments=("--tcp", "127.0.0.1:0")) as agent:
+        yield agent
+
+
+@pytest.fixture(scope="module")
+def core(agent: AgentProcess) -> CoreProcess:
+    return agent.core
 
 
 def test_tritonclient_over_grpc(core: CoreProcess, digits_build: DigitsBuild) -> None:
@@ -49,14 +54,9 @@ def test_tritonclient_over_http(core: CoreProcess, digits_build: DigitsBuild, bi
 
 
 @pytest.mark.parametrize("binary", [True, False], ids=["binary", "json"])
-def test_tritonclient_over_http_against_an_agent(
-    core: CoreProcess, agent_factory: Callable[..., AgentProcess], digits_build: DigitsBuild, binary: bool
-) -> None:
+def test_tritonclient_over_http_against_an_agent(agent: AgentProcess, digits_build: DigitsBuild, binary: bool) -> None:
     import tritonclient.http as triton
 
-    agent = agent_factory(core, arguments=("--tcp", "127.0.0.1:0"))
-    core.release("digits:v1")
-    agent.wait_until_runs("digits", "v1")
     _check_http(triton, agent.endpoints["tcp"], digits_build, binary)
 
 
@@ -98,10 +98,10 @@ def test_grpc_health_and_reflection(core: CoreProcess) -> None:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_curl_over_the_agents_socket(agent_process: AgentProcess, digits_build: DigitsBuild) -> None:
+def test_curl_over_the_agents_socket(agent: AgentProcess, digits_build: DigitsBuild) -> None:
     x, _ = digits_build.test_split()
     body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 64], "data": x[0].tolist()}]}
-    command = ["curl", "--silent", "--fail-with-body", "--max-time", "10", "--unix-socket", str(agent_process.socket)]
+    command = ["curl", "--silent", "--fail-with-body", "--max-time", "10", "--unix-socket", str(agent.socket)]
     done = subprocess.run(
         [*command, "--json", json.dumps(body), "http://localhost/v2/models/digits/infer"],
         capture_output=True,

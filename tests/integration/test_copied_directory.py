@@ -12,8 +12,9 @@ import msgspec
 import pytest
 
 from edge_agent import identity
-from examples.digits.processes import penstock, penstock_json
+from examples.digits.processes import penstock
 from penstock import Client
+from penstock.rpc.fleet import FleetClient, as_data
 from tests.processes import AgentProcess, CoreProcess, DigitsBuild
 from tests.waiting import PATIENCE_S, wait_until
 
@@ -61,9 +62,9 @@ def ask(agent: AgentProcess, build: DigitsBuild, rows: int) -> None:
 
 
 def device(core: CoreProcess) -> dict[str, Any]:
-    (found,) = penstock_json("fleet", "devices", "--core", core.grpc_target)
-    result: dict[str, Any] = found
-    return result
+    with FleetClient(core.grpc_target) as fleet:
+        (found,) = fleet.devices()
+    return as_data(found)
 
 
 def counted(core: CoreProcess) -> int:

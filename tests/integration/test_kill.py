@@ -8,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from examples.digits.processes import penstock_json
 from penstock import Client
 from penstock.errors import NotFound
+from penstock.rpc.fleet import FleetClient
 from tests.processes import AgentProcess, CoreProcess, DigitsBuild
 from tests.waiting import PATIENCE_S, wait_until
 
@@ -72,10 +72,9 @@ def flush(agent: AgentProcess, ask: Callable[[], object]) -> None:
 
 
 def _counted(core: CoreProcess, device_id: str) -> int:
-    for device in penstock_json("fleet", "devices", "--core", core.grpc_target):
-        if device["device_id"] == device_id:
-            return sum(int(outcomes["counts"]["requests"]) for outcomes in device["outcomes"])
-    return 0
+    with FleetClient(core.grpc_target) as fleet:
+        found = [device for device in fleet.devices() if device.device_id == device_id]
+    return sum(outcomes.counts.requests for device in found for outcomes in device.outcomes)
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.1, 0.4])

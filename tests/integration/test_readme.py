@@ -114,6 +114,7 @@ def test_readme_walk_through(short_dir: Path) -> None:
         "XDG_DATA_HOME": str(short_dir),
         "PENSTOCK_AGENT_DATA_DIR": str(short_dir / "agent"),
         "PENSTOCK_AGENT_HEARTBEAT__INTERVAL_S": "0.2",
+        "PENSTOCK_AGENT_HEARTBEAT__MAX_S": "0.2",
         "PENSTOCK_AGENT_UPDATE__PROBATION_S": "0.2",
     }
     done = run_script(script(walk), short_dir, **env)

@@ -11,17 +11,10 @@ import numpy as np
 from examples.digits.processes import penstock, penstock_json
 from penstock import Client
 from tests.integration.test_assignments import certify_again
-from tests.processes import AgentProcess, CoreProcess, DigitsBuild
+from tests.processes import AGENT_CONFIG, AgentProcess, CoreProcess, DigitsBuild
 from tests.waiting import wait_until
 
-CONFIG = """
-[heartbeat]
-interval_s = 0.2
-
-[cascade]
-audit_share = 0.5
-audit_run_length = 100
-"""
+CONFIG = AGENT_CONFIG + "\n[cascade]\naudit_share = 0.5\naudit_run_length = 100\n"
 
 
 def mode(agent: AgentProcess) -> str:
