@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from compiler.artifact.evaluation import CandidateFigures, CascadeEvaluation, CurvePoint, TargetEvaluation
 from penstock.errors import missing_extra
 
-try:
+if TYPE_CHECKING:
     import matplotlib as mpl
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-except ImportError as error:  # the library is behind an extra
-    raise missing_extra("matplotlib", "compile", "drawing the report") from error
+
+# looked for here, so that its absence is said before anything is compiled; loaded by the first picture: that takes half
+# a second, for which a recipe that is refused, or a compilation that is only copied, need not wait
+if importlib.util.find_spec("matplotlib") is None:  # the library is behind an extra
+    raise missing_extra("matplotlib", "compile", "drawing the report")
 
 # matplotlib wants colours, the page wants light and dark: these stand in, and become CSS variables afterwards
 _INK, _FAINT, _GRID, _FIRST, _SECOND, _BAD, _GOOD = (f"#{index:02x}{index:02x}{index:02x}" for index in range(1, 8))
@@ -153,6 +156,10 @@ def reliability(cascade: CascadeEvaluation) -> str:
 
 
 def _picture(draw: Callable[[mpl.axes.Axes], None], *, height: float) -> str:
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(8.6, height))
         FigureCanvasSVG(figure)

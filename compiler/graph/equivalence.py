@@ -52,10 +52,8 @@ class Session:
     """
 
     def __init__(self, model: onnx.ModelProto, *, level: Level = "written") -> None:
-        options = session_options(_LEVELS[level])
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            self._session = opened(model, options)
+            self._session = opened(model, session_options(_LEVELS[level]))
         except Exception as error:  # onnxruntime's exceptions share no base below Exception
             raise CompileError(f"onnxruntime cannot load the graph: {_reason(error)}") from error
         self.outputs: tuple[str, ...] = tuple(value.name for value in self._session.get_outputs())

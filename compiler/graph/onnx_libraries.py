@@ -23,8 +23,13 @@ __all__ = [
 
 
 def session_options(level: ort.GraphOptimizationLevel) -> ort.SessionOptions:
-    """Return options of a session that writes no warnings and optimizes the graph as far as ``level``."""
+    """Return options of a session that writes no warnings and optimizes the graph as far as ``level``.
+
+    Its threads wait instead of spinning: a compilation opens sessions by the hundred for a call or two each, and what
+    their threads burn between calls is taken from whatever else runs here.
+    """
     options = ort.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4
     options.graph_optimization_level = level
     return options

@@ -6,6 +6,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from compiler.graph import probe
+from compiler.graph.onnx_libraries import ort, session_options
 from tests.compiler import small_models as small
 
 
@@ -66,3 +67,8 @@ def test_types_are_known_behind_other_domains_and_stale_notes_are_gone() -> None
         "logits": TensorProto.FLOAT,
     }
     assert {value.name for value in model.graph.value_info} == {"g", "i"}
+
+
+def test_threads_of_a_session_do_not_spin_between_calls() -> None:
+    options = session_options(ort.GraphOptimizationLevel.ORT_DISABLE_ALL)
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
