@@ -30,6 +30,7 @@ settings.load_profile("suite")
 TOGETHER = (
     "compiler/distill/test_hugging_face.py",
     "compiler/generation",
+    "compiler/passes/test_node_cases.py",
     "compiler/passes/test_vision_graphs.py",
     "compiler/sources",
     "contract/test_bad_input.py",
