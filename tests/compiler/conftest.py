@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,10 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper
 
+from compiler.cache.steps import StepCache
+from compiler.pipeline import compilation
+from compiler.progress import Lines
+from compiler.recipe import recipes
 from tests.factories import onnx_model
 
 CENTRES = np.array([[3, 0, 0, 1], [0, 3, 0, 1], [0, 0, 3, 1]], dtype=np.float32)
@@ -64,6 +69,24 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     return root / "compile"
 
 
+@pytest.fixture(scope="session")
+def steps_of_the_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The step cache after :func:`workspace` was compiled as it is."""
+    directory = tmp_path_factory.mktemp("compiled")
+    fill(directory)
+    steps = StepCache(directory / "compile")
+    compilation.compile_recipe(
+        recipes.load(directory / "recipe.toml"), directory / "out", cache=steps, watcher=Lines(lambda line: None)
+    )
+    return directory / "compile"
+
+
+@pytest.fixture
+def warm(cache: Path, steps_of_the_workspace: Path) -> None:
+    """The cache of a user who has compiled the workspace before: only what a test changes is compiled again."""
+    shutil.copytree(steps_of_the_workspace, cache)
+
+
 @pytest.fixture
 def make_model() -> Callable[..., onnx.ModelProto]:
     return linear
@@ -72,18 +95,22 @@ def make_model() -> Callable[..., onnx.ModelProto]:
 @pytest.fixture
 def workspace(tmp_path: Path) -> Path:
     """A directory with recipe.toml, student.onnx, teacher.onnx and data.npz that compile."""
+    fill(tmp_path)
+    return tmp_path
+
+
+def fill(directory: Path) -> None:
     source = np.random.default_rng(7)
-    onnx.save(linear(CENTRES.T * 2, np.zeros(3, np.float32)), tmp_path / "teacher.onnx")
+    onnx.save(linear(CENTRES.T * 2, np.zeros(3, np.float32)), directory / "teacher.onnx")
     sloppy = CENTRES.T * 2 + source.normal(0, 0.9, (4, 3)).astype(np.float32)
-    onnx.save(linear(sloppy, np.zeros(3, np.float32)), tmp_path / "student.onnx")
+    onnx.save(linear(sloppy, np.zeros(3, np.float32)), directory / "student.onnx")
     arrays: dict[str, NDArray[np.generic]] = {}
     for split, rows in {"fit": 200, "certify": 600, "test": 300}.items():
         labels = source.integers(0, 3, rows)
         arrays[f"x_{split}"] = (CENTRES[labels] + source.normal(0, 0.7, (rows, 4))).astype(np.float32)
         arrays[f"y_{split}"] = labels
-    np.savez(tmp_path / "data.npz", **arrays)
-    (tmp_path / "recipe.toml").write_text(RECIPE)
-    return tmp_path
+    np.savez(directory / "data.npz", **arrays)
+    (directory / "recipe.toml").write_text(RECIPE)
 
 
 @pytest.fixture

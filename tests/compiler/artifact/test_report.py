@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,6 +20,7 @@ from compiler.progress import Lines
 from compiler.recipe import recipes
 from penstock.artifact.certificates import Certificate
 
+pytestmark = pytest.mark.usefixtures("warm")
 QUIET = Lines(lambda line: None)
 
 
@@ -205,3 +208,8 @@ def test_sizes_for_people(count: int, text: str) -> None:
 @pytest.mark.parametrize(("value", "text"), [(0.01149, "0.011"), (1.234, "1.23"), (123.4, "123.4")])
 def test_milliseconds_for_people(value: float, text: str) -> None:
     assert report.milliseconds(value) == text
+
+
+def test_matplotlib_is_loaded_by_the_first_picture_and_not_for_a_recipe_that_is_refused() -> None:
+    code = "import sys; from compiler.pipeline import compilation; print('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"False\n"

@@ -99,6 +99,7 @@ def test_an_interrupted_compilation_says_how_to_go_on(
     monkeypatch.undo()
 
 
+@pytest.mark.usefixtures("warm")
 def test_json_has_what_scripts_need(workspace: Path, run: Run) -> None:
     code, out, _ = run(workspace / "recipe.toml", "-o", workspace / "out", "-o", "json")
     found = json.loads(out)
@@ -112,6 +113,7 @@ def test_json_has_what_scripts_need(workspace: Path, run: Run) -> None:
     assert found["evaluation"]["schema"] == 2
 
 
+@pytest.mark.usefixtures("warm")
 def test_refused_certificate_is_exit_3_with_the_number_needed(
     workspace: Path, run: Run, edit_recipe: Callable[[str, str], Path]
 ) -> None:
@@ -124,6 +126,7 @@ def test_refused_certificate_is_exit_3_with_the_number_needed(
     assert not (workspace / "out").exists()
 
 
+@pytest.mark.usefixtures("warm")
 def test_without_certificate_says_that_everything_is_escalated(
     workspace: Path, run: Run, edit_recipe: Callable[[str, str], Path]
 ) -> None:

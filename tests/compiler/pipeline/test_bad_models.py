@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from onnx import TensorProto, helper
 from compiler.cache import steps
 from compiler.graph import files
 from penstock.artifact.layout import Layout
+from penstock.cli import main
 from penstock.errors import CompileError
 from tests.factories import onnx_model
 
@@ -39,18 +42,32 @@ def save(path: Path, *nodes: onnx.NodeProto, batch: int | str = "n", opset: int 
 
 
 def compile_here(
-    workspace: Path, *arguments: str, before: Callable[[], None] | None = None, **environment: str
+    workspace: Path, *arguments: str, out: str = "out", **environment: str
 ) -> subprocess.CompletedProcess[str]:
+    """``penstock compile`` in this process, by its entry point: what it prints and its exit code."""
+    command = ["penstock", "compile", "recipe.toml", "-o", out, *arguments]
+    code: str | int | None = 0
+    printed, said = (TextIOWrapper(BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), redirect_stderr(said):
+        patch.chdir(workspace)
+        patch.setattr(sys, "argv", command)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code
+    assert code is None or isinstance(code, int)
+    streams = (stream.buffer.getvalue().decode() for stream in (printed, said))
+    return subprocess.CompletedProcess(command, code or 0, *streams)
+
+
+def compile_in_a_process(workspace: Path, before: Callable[[], None]) -> subprocess.CompletedProcess[str]:
+    """The same in a process of its own, which calls ``before`` first."""
     return subprocess.run(
-        [*PENSTOCK, "compile", "recipe.toml", "-o", "out", *arguments],
-        cwd=workspace,
-        env={**os.environ, **environment},
-        preexec_fn=before,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+        [*PENSTOCK, "compile", "recipe.toml", "-o", "out"],
+        cwd=workspace, preexec_fn=before, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
@@ -173,10 +190,7 @@ def test_a_destination_that_cannot_be_is_found_before_the_first_step(workspace: 
     (workspace / "file").write_text("")
     done = compile_here(workspace, "-o", "json", "--dry-run")
     assert done.returncode == 0
-    refused = subprocess.run(
-        [*PENSTOCK, "compile", "recipe.toml", "-o", "file/out"],
-        cwd=workspace, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    refused = compile_here(workspace, out="file/out")
     assert_refused(refused, 1, "file")
     assert "edge model" not in refused.stderr
 
@@ -187,7 +201,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(workspace: Path, cache: Path
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
-    assert_refused(compile_here(workspace, before=limit), 1, "File too large")
+    assert_refused(compile_in_a_process(workspace, limit), 1, "File too large")
     assert_nothing_left(workspace)
     assert not list(cache.glob("making-*"))
     assert compile_here(workspace).returncode == 0

@@ -34,7 +34,7 @@ CENTRES = np.array([[3, 0, 0, 1], [0, 3, 0, 1], [0, 0, 3, 1]], dtype=np.float32)
 EditRecipe = Callable[[str, str], Path]
 EditData = Callable[..., None]
 
-
+pytestmark = pytest.mark.usefixtures("warm")
 QUIET = Lines(lambda line: None)
 
 

@@ -31,6 +31,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result
     return call
 
 
+@pytest.mark.usefixtures("warm")
 def test_what_is_compiled_and_certified_anew_is_signed(
     workspace: Path, run: Callable[..., Result], tmp_path: Path
 ) -> None:
