@@ -131,7 +131,7 @@ def _check_seen(extremes: Mapping[str, Extremes]) -> None:
 class _Feed:
     """Non-empty batches, as many rows at a time as the model takes; every walk must have the same number of rows."""
 
-    def __init__(self, batches: Batches, fixed: int) -> None:
+    def __init__(self, batches: Batches, fixed: int | None) -> None:
         self._batches, self._fixed = batches, fixed
         self.rows = 0
 
@@ -159,6 +159,9 @@ class _Feed:
 
     def _walk(self) -> Iterator[dict[str, Array]]:
         for batch in self._batches():
+            if self._fixed is None:
+                yield batch
+                continue
             rows = len(next(iter(batch.values())))
             if self._fixed and rows % self._fixed:
                 raise CalibrationError(
@@ -170,11 +173,9 @@ class _Feed:
                 yield {name: np.asarray(array)[start : start + step] for name, array in batch.items()}
 
 
-def _fixed_batch(model: Any) -> int:
-    """Return the rows that the graph takes at a time; 0 for any number."""
+def _fixed_batch(model: Any) -> int | None:
+    """Return the rows that the graph takes at a time; 0 for any number, None where inputs are no rows of one."""
     constants = {tensor.name for tensor in model.graph.initializer}
-    for value in model.graph.input:
-        shape = value.type.tensor_type.shape
-        if value.name not in constants and len(shape.dim) > 0:
-            return int(shape.dim[0].dim_value)
-    return 0
+    shapes = [value.type.tensor_type.shape for value in model.graph.input if value.name not in constants]
+    firsts = {int(shape.dim[0].dim_value) if len(shape.dim) else None for shape in shapes}
+    return firsts.pop() if len(firsts) == 1 else None

@@ -228,6 +228,23 @@ def drop_dead(graph: onnx.GraphProto) -> None:
     refill(graph.value_info, [value for value in graph.value_info if value.name in made])
 
 
+def sort(graph: onnx.GraphProto) -> None:
+    """Put every node behind those that make what it reads, its subgraphs included; a sorted graph stays as it is."""
+    made_by = {name: at for at, node in enumerate(graph.node) for name in node.output}
+    needs = [[made_by[name] for name in reads(node) if name in made_by] for node in graph.node]
+    placed: dict[int, None] = {}
+    for start in range(len(needs)):
+        waiting = [start]
+        while waiting:
+            at = waiting[-1]
+            missing = [other for other in needs[at] if other not in placed and other != at]
+            if at in placed or not missing:
+                placed.setdefault(waiting.pop())
+            else:
+                waiting += reversed(missing)
+    refill(graph.node, [graph.node[at] for at in placed])
+
+
 def drop_unused_domains(model: onnx.ModelProto) -> None:
     """Keep only the opset entries of domains that some node uses; onnxruntime writes all it knows."""
     used = {_domain(node.domain) for body in bodies(model) for node in body.node} | {""}

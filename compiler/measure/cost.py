@@ -40,13 +40,13 @@ def latencies_ms(engines: Mapping[str, Engine], inputs: Mapping[str, Array]) -> 
 
 
 def memory_bytes(model: Path, inputs: Mapping[str, Array], scratch: Path) -> int:
-    """Measure the bytes that a fresh process grows by (peak resident set) to load an ONNX file and run one row.
+    """Measure the bytes that a fresh process grows by (peak resident set) to load an ONNX file and run one call.
 
     Raises:
         Internal: the process failed.
     """
     row = scratch / "row.msgpack"
-    row.write_bytes(tensors.pack({name: array[:1] for name, array in inputs.items()}))
+    row.write_bytes(tensors.pack(inputs))
     done = subprocess.run(
         [sys.executable, "-m", "compiler.measure.memory", str(model), str(row)],
         capture_output=True,

@@ -218,8 +218,8 @@ def _written(
         {**_extra_options(types), "QDQDisableWeightAdjustForInt32Bias": not attempt.adjusts_weights},
     )
     quantizer.quantize_model()
-    quantizer.model.topological_sort()
     written: onnx.ModelProto = quantizer.model.model
+    rewrite.sort(written.graph)  # the quantizer's own does not see what the branches of an If read
     return written
 
 

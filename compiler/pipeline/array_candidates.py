@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from compiler.artifact import golden_inputs
 from compiler.artifact.evaluation import Coverage, SensitivityFigures
-from compiler.data import Dataset, batches
+from compiler.data import Dataset, calls
 from compiler.measure import gate, quality
-from compiler.pipeline.cached_steps import CachedSteps, Model, engine
+from compiler.pipeline.cached_steps import CachedSteps, Model, as_it_is
 from compiler.pipeline.candidates import Candidate, Contest, Goal
 from compiler.pipeline.recipe_models import listing
 from compiler.progress import Doing
@@ -266,11 +266,14 @@ class _Bench:
 
         base, setting = self._base, self._setting
         assert base is not None
+        takes = as_it_is(base.path).inputs
 
         def produce(out: Path, work: Path) -> list[SensitivityFigures]:
             del out, work
             ranked = sensitivity.rank(
-                base.path, quantized.path, lambda: batches(setting.data.ranges, setting.recipe.model.max_batch)
+                base.path,
+                quantized.path,
+                lambda: calls.each(setting.data.ranges, setting.recipe.model.max_batch, takes),
             )
             return [SensitivityFigures(node=r.name, operator=r.operator, sqnr_db=r.sqnr_db) for r in ranked]
 
@@ -343,7 +346,7 @@ def _cost(candidate: Candidate) -> float:
 
 
 def _check_same_interface(source: Model, made: Model) -> None:
-    before, after = engine(source.path), engine(made.path)
+    before, after = as_it_is(source.path), as_it_is(made.path)
     for what, ours, theirs in (("takes", before.inputs, after.inputs), ("gives", before.outputs, after.outputs)):
         if not is_compatible(ours, theirs):  # an optimizer may have inferred what the original leaves open
             raise CompileError(f"the pass changed what the model {what}: {listing(theirs)}, not {listing(ours)}")

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from compiler.artifact import golden_inputs, pack
 from compiler.artifact.evaluation import Share, SplitFigures
 from compiler.certificate.issue import AnsweredRows
-from compiler.data import Dataset, Split, fingerprint, loading, preprocessing
+from compiler.data import Dataset, Split, calls, fingerprint, loading, preprocessing
 from compiler.graph import files, vocabulary
 from compiler.measure import quality
 from compiler.pipeline import array_candidates, recipe_models
 from compiler.pipeline.array_candidates import Setting
-from compiler.pipeline.cached_steps import CachedSteps, Model, engine
+from compiler.pipeline.cached_steps import CachedSteps, Model, as_it_is, engine
 from compiler.pipeline.candidates import Candidate, Chosen, Contest, Goal
 from compiler.pipeline.family import Terms, Tested, Use
 from compiler.progress import Doing
@@ -89,7 +89,15 @@ class Arrays:
     def load(cls, steps: CachedSteps, recipe: Recipe, *, smoke: bool) -> Self:
         """Read or export every model, read the examples, train students, and check that all of it fits."""
         models = {
-            role: recipe_models.export(steps, role, section.model, section.source, base=recipe.base, seed=recipe.seed)
+            role: recipe_models.export(
+                steps,
+                role,
+                section.model,
+                section.source,
+                base=recipe.base,
+                seed=recipe.seed,
+                shapes=recipe.model.shapes,
+            )
             for role, section in _cloud_first(recipe).items()
         }
         if CLOUD not in models:  # the float model of the last rung answers for the cloud
@@ -146,7 +154,7 @@ class Arrays:
                     target.engine, graph, doing, target=target, options=options, calibration=ranges
                 )
                 doing.note(packed.how)
-        onnx = engine(graph.path)
+        onnx = as_it_is(graph.path)
         spec = msgspec.structs.replace(
             self._cloud_spec(onnx),
             role=role,
@@ -154,16 +162,18 @@ class Arrays:
             target=target.name,
             provider=target.provider,
             precision=chosen.candidate.precision,
-            max_batch=chosen.candidate.batch_rows(self._recipe.model.max_batch),
+            max_batch=self._batch_rows(chosen.candidate, onnx),
         )
         files = {**{path.name: path for path in packed.files}, **self._travelling(role)}
-        return pack.draft(spec, packed.path, onnx, golden_inputs.of_edge(self._data.ranges), files=files)
+        rows = calls.first(self._data.ranges.inputs, onnx.inputs, rows=golden_inputs.ROWS)
+        return pack.draft(spec, packed.path, onnx, rows, files=files)
 
     def cloud_draft(self) -> VariantDraft:
         """Pack the cloud's model as it came."""
         model = self.cloud.made
-        onnx = engine(model.path)
-        return pack.draft(self._cloud_spec(onnx), model.path, onnx, self._cloud_rows, files=self._travelling(CLOUD))
+        onnx = as_it_is(model.path)
+        rows = calls.first(self._cloud_rows, onnx.inputs, rows=golden_inputs.ROWS)
+        return pack.draft(self._cloud_spec(onnx), model.path, onnx, rows, files=self._travelling(CLOUD))
 
     def ask(self, candidate: Candidate, use: Use, doing: Doing) -> AnsweredRows:
         """Ask a candidate and the cloud one split."""
@@ -213,9 +223,13 @@ class Arrays:
             score_output=self._output,
             score_kind=model.output_kind,
             labels=self._labels,
-            max_batch=self.cloud.batch_rows(model.max_batch),
+            max_batch=self._batch_rows(self.cloud, onnx),
             preprocessing=dict(self.preprocessing),
         )
+
+    def _batch_rows(self, candidate: Candidate, onnx: Engine) -> int:
+        """Return how many rows of a call the variant is served with: one where the model takes no more."""
+        return candidate.batch_rows(self._recipe.model.max_batch) if calls.has_rows(onnx.inputs) else 1
 
     def _answers(self, candidate: Candidate, use: Use, what: str, doing: Doing) -> Array:
         return self._steps.answers(

@@ -21,7 +21,7 @@ import numpy as np
 from compiler import sources
 from compiler.artifact.evaluation import Machine, Speed
 from compiler.cache.steps import ENTRY_FILE, Step, StepCache
-from compiler.data import Split, batches
+from compiler.data import Split, calls
 from compiler.graph import row_independence
 from compiler.measure import cost
 from compiler.measure.answers import answers
@@ -112,7 +112,8 @@ class CachedSteps:
         options = dict(options or {})
 
         def produce(out: Path, work: Path) -> PassResult:
-            examples = None if calibration is None else lambda: batches(calibration, max_batch)
+            takes = cache(lambda: as_it_is(model.path).inputs)
+            examples = None if calibration is None else lambda: calls.each(calibration, max_batch, takes())
             return info.load()(
                 PassJob(
                     source=model.path,
@@ -149,7 +150,7 @@ class CachedSteps:
 
         def produce(out: Path, work: Path) -> str:
             del out, work
-            return row_independence.rows_mixed_by(model.path, engine(model.path), samples, precision=precision)
+            return row_independence.rows_mixed_by(model.path, as_it_is(model.path), samples, precision=precision)
 
         key = {
             "model": model.content,
@@ -201,7 +202,8 @@ class CachedSteps:
             memory = {}
             for done, (name, model) in enumerate(models.items()):
                 doing.advance(done / (len(models) + 1), f"memory of {name}")
-                memory[name] = cost.memory_bytes(model.path, split.inputs, out)
+                one = calls.first(split.inputs, as_it_is(model.path).inputs, rows=1)
+                memory[name] = cost.memory_bytes(model.path, one, out)
             (out / "row.msgpack").unlink(missing_ok=True)
             doing.advance(len(models) / (len(models) + 1), "latencies")
             p50 = cost.latencies_ms({name: engine(model.path) for name, model in models.items()}, split.inputs)
@@ -217,6 +219,15 @@ class CachedSteps:
 
 
 def engine(path: Path) -> Engine:
+    """Load one model file to be asked for rows, also where it takes one example a call (``compiler.data.calls``).
+
+    Raises:
+        CompileError: onnxruntime does not load it.
+    """
+    return calls.by_rows(as_it_is(path))
+
+
+def as_it_is(path: Path) -> Engine:
     """Load one model file under onnxruntime with one thread: what a device has, and the same on every run.
 
     Raises:

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from compiler.data import DataSection, Dataset, Split, infer, loading, table
+from compiler.data import DataSection, Dataset, Split, calls, infer, loading, table
 from compiler.data.parts import Request, silent
 from compiler.recipe.data_section import SharesSection, kind_of
 from penstock.artifact import manifests
@@ -73,14 +73,14 @@ def read(source: ExampleSource, spec: VariantSpec, *, needs_labels: bool, tunes:
             "disagreement",
             field="labels",
         )
-    is_whole = not loading.has_splits(section, base, spec.inputs)
+    is_whole = not loading.has_splits(section, base, calls.as_rows(spec.inputs))
     if is_whole:
         # which row goes where is the data's business (equal rows together); the parts are put together again below
         shares = SharesSection(fit=_FEW, tune=_TUNE_SHARE - _FEW, certify=1 - _TUNE_SHARE - _FEW, test=_FEW)
         section = msgspec.structs.replace(section, shares=shares)
     (output,) = (out for out in spec.outputs if out.name == spec.score_output)
     classes = output.shape[1] if len(output.shape) == 2 and output.shape[1] > 0 else None
-    dataset = loading.load(section, base, spec.inputs, classes=classes, labels=spec.labels)
+    dataset = loading.load(section, base, calls.as_rows(spec.inputs), classes=classes, labels=spec.labels)
     tune, certify = _divided(dataset, is_whole=is_whole, tunes=tunes)
     return Examples(tune=tune, certify=certify, group_by=section.group_by)
 
@@ -114,10 +114,12 @@ def _section(source: ExampleSource, spec: VariantSpec) -> tuple[DataSection, Pat
     if given.suffix == ".toml":
         section, base = _from_toml(given), given.parent
         if columns and kind_of(section.source) in ("csv", "parquet"):
-            request = Request(section=section, base=base, inputs=spec.inputs, wants_labels=False, progress=silent)
+            request = Request(
+                section=section, base=base, inputs=calls.as_rows(spec.inputs), wants_labels=False, progress=silent
+            )
             section = msgspec.structs.replace(section, columns=table.matched(request, columns))
     else:
-        section, base = infer(source.data, spec.inputs, columns=columns), Path()
+        section, base = infer(source.data, calls.as_rows(spec.inputs), columns=columns), Path()
     asked = {"labels": source.labels, "group_by": source.group_by}
     return msgspec.structs.replace(section, **{name: value for name, value in asked.items() if value is not None}), base
 

@@ -17,7 +17,7 @@ from compiler.artifact.replay import opened, runs_here
 from compiler.certificate import evidence, learn_then_test
 from compiler.certificate.issue import AnsweredRows, issue
 from compiler.certificate.score_choice import Choice
-from compiler.data import Split
+from compiler.data import Split, calls
 from compiler.measure.answers import answers
 from compiler.pipeline import new_examples
 from compiler.pipeline.new_examples import Examples, ExampleSource
@@ -157,7 +157,7 @@ class _Pair:
 
 def _outputs(loaded: Loaded, spec: VariantSpec, split: Split) -> Array:
     return answers(
-        loaded.engine,
+        calls.by_rows(loaded.engine),
         split.inputs,
         output=spec.score_output,
         max_batch=loaded.max_batch if loaded.timing.is_batchable else spec.max_batch,

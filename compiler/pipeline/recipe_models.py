@@ -17,10 +17,11 @@ import msgspec
 from compiler import sources
 from compiler.data import Dataset, table
 from compiler.data.parts import Request, silent
-from compiler.pipeline.cached_steps import CachedSteps, Model, engine
+from compiler.pipeline.cached_steps import CachedSteps, Model, as_it_is
 from compiler.recipe.data_section import kind_of
 from compiler.recipe.recipes import CLOUD, CloudSection, Recipe, Rung, RungSection
 from compiler.recipe.source_section import SourceSection
+from compiler.sources.exported import Exported
 from penstock import toolchain
 from penstock.errors import CompileError, InvalidInput
 from penstock.wire.tensors import TensorSpec
@@ -95,8 +96,17 @@ def _fingerprint(role: str, section: RungSection | CloudSection, recipe: Recipe)
         return sources.fingerprint(source, section.source)
 
 
-def export(steps: CachedSteps, role: str, model: str, section: SourceSection, *, base: Path, seed: int) -> Model:
-    """Export one model as ONNX.
+def export(
+    steps: CachedSteps,
+    role: str,
+    model: str,
+    section: SourceSection,
+    *,
+    base: Path,
+    seed: int,
+    shapes: Mapping[str, int | tuple[int, ...]] | None = None,
+) -> Model:
+    """Export one model as ONNX, its sizes fixed as the recipe says, and a batch that is frozen freed where that works.
 
     Raises:
         InvalidInput, ConfigError: there is no such model. CompileError, MissingToolchain: it cannot be exported.
@@ -107,10 +117,11 @@ def export(steps: CachedSteps, role: str, model: str, section: SourceSection, *,
         del work
         with _naming(role):
             exported = sources.export(source, section, out, progress=doing.advance, seed=seed)
+            how = exported.how + _reshaped(exported, shapes or {}, seed)
         return {
             "model": str(exported.model.relative_to(out)),
             "files": [str(path.relative_to(out)) for path in exported.files],
-            "how": exported.how,
+            "how": how,
             "facts": exported.facts,
             "parity": exported.parity,
             "precision": "none" if exported.passthrough else _precision(exported.model),
@@ -123,6 +134,7 @@ def export(steps: CachedSteps, role: str, model: str, section: SourceSection, *,
         key = {
             "source": content,
             "section": section,
+            "shapes": dict(shapes or {}),
             "seed": seed,
             "toolchain": toolchain.describe(needed) if needed else {},
         }
@@ -130,7 +142,7 @@ def export(steps: CachedSteps, role: str, model: str, section: SourceSection, *,
         facts = step.facts
         path = step.directory / facts["model"]
         beside = {step.directory / name for name in facts["files"]} | set(step.directory.glob(f"{path.name}.data"))
-        loaded = engine(path)
+        loaded = as_it_is(path)
         _check_inputs(role, loaded.inputs)
         doing.note(f"{facts['how']}: {listing(loaded.inputs)} -> {listing(loaded.outputs)}")
     return Model(
@@ -141,6 +153,22 @@ def export(steps: CachedSteps, role: str, model: str, section: SourceSection, *,
         facts=facts["facts"],
         precision=facts["precision"],
     )
+
+
+def _reshaped(exported: Exported, shapes: Mapping[str, int | tuple[int, ...]], seed: int) -> str:
+    """Free the batch of an export and fix its sizes; return what became of it, for people."""
+    from compiler.graph import files, interface  # imports onnx
+
+    model, said = files.read(exported.model, field="model"), ""
+    frozen = interface.frozen_batch(model)
+    if frozen:
+        freed = interface.with_free_batch(model, seed=seed)
+        said = f", frozen to {frozen} row{'s' * (frozen > 1)} a call" if freed is None else ", its frozen batch freed"
+        model = freed or model
+    interface.with_shapes(model, shapes)
+    if shapes or said:
+        files.write(model, exported.model)
+    return said + (f", {len(shapes)} sizes fixed" if shapes else "")
 
 
 def _precision(path: Path) -> str:
@@ -202,14 +230,14 @@ def listing(specs: tuple[TensorSpec, ...]) -> str:
 
 
 def _check_inputs(role: str, inputs: tuple[TensorSpec, ...]) -> None:
-    """Check that the inputs of a model can be served.
+    """Check that the inputs of a model can be served: with rows, or one example a call.
 
     Raises:
-        CompileError: an input that cannot be.
+        CompileError: every call takes the same number of examples, and more than one.
     """
-    for spec in inputs:
-        if not spec.shape or spec.shape[0] != -1:
-            raise CompileError(
-                f"{role}.model: input {spec.name!r} has shape {list(spec.shape)}: export it with a free first "
-                "dimension (the batch)"
-            )
+    firsts = {spec.shape[0] if spec.shape else -1 for spec in inputs}
+    if len(firsts) == 1 and (frozen := firsts.pop()) > 1:
+        raise CompileError(
+            f"{role}.model: takes exactly {frozen} rows a call ({listing(inputs)}), and does not work for other "
+            "numbers: export it with a free first dimension (the batch), or with one of 1"
+        )

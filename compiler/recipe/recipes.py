@@ -44,6 +44,8 @@ class ModelSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         output: the output whose rows are scored; may be left out when there is only one.
         output_kind: what that output holds.
         max_batch: rows of one batch, at most.
+        shapes: sizes to fix that the models leave open: of a dimension by its name (``height = 640``), or the shape of
+            an input by the input's name (``x = [-1, 3, 48, 320]``, where -1 stays open).
     """
 
     name: str
@@ -54,6 +56,7 @@ class ModelSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     output: str = ""
     output_kind: Kind = "logits"
     max_batch: int = 64
+    shapes: dict[str, int | tuple[int, ...]] = {}
 
 
 class PruneSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -287,12 +290,21 @@ def _check_rung(rung: Rung, where: str) -> None:
         raise ConfigError(f"{key}.prune.share: {section.prune.share} given, expected a share between 0 and 1")
 
 
+def _is_size(wanted: int | tuple[int, ...]) -> bool:
+    return wanted >= 1 if isinstance(wanted, int) else all(size == -1 or size >= 1 for size in wanted)
+
+
 def _check_ranges(parsed: RecipeFile, where: str) -> None:
     model, quality = parsed.model, parsed.quality
     low, high = model.input_range or (0.0, 1.0)
     in_range = {
         "model.input_range": (low < high, f"[{low:g}, {high:g}]", "the smallest value before the largest"),
         "model.max_batch": (1 <= model.max_batch <= 4096, model.max_batch, "1 to 4096"),
+        "model.shapes": (
+            all(_is_size(wanted) for wanted in model.shapes.values()),
+            dict(model.shapes),
+            "sizes of 1 or more, or shapes of them where -1 stays open",
+        ),
         "quality.max_accuracy_drop": (
             0 <= quality.max_accuracy_drop <= 1,
             quality.max_accuracy_drop,

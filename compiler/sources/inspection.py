@@ -89,10 +89,11 @@ def _onnx(path: Path) -> Seen:
     scored, task, why = _guess(outputs)
     made_by = {name: node for node in model.graph.node for name in node.output}
     kind, why_kind = _output_kind(scored.name, made_by)
+    firsts = {spec.shape[0] if spec.shape else -1 for spec in inputs}
     problems = [
-        f"input {spec.name} has a fixed first dimension {list(spec.shape)}: export it with a free one (the batch)"
-        for spec in inputs
-        if not spec.shape or spec.shape[0] != -1
+        f"inputs have a fixed first dimension of {rows}: unless it can be freed, export them with a free one"
+        for rows in firsts
+        if len(firsts) == 1 and rows > 1
     ]
     return Seen(
         inputs=inputs,

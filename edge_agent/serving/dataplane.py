@@ -217,7 +217,9 @@ class DataPlane:
                     field="inputs",
                 )
             problem = "and cascade.on_unreachable is 'fail'"
-        elif any(not array.ndim or len(array) != work.rows for array in local.outputs.values()):
+        elif work.hosted.can_split and any(
+            not array.ndim or len(array) != work.rows for array in local.outputs.values()
+        ):
             problem = "and the device's own output is malformed"
         else:
             return
@@ -310,9 +312,10 @@ class DataPlane:
     def _submit(self, work: _Work, local: LocalAnswer, rows: Sequence[int]) -> None:
         index = list(rows)
         kept = tuple(local.decision.is_kept[row] for row in index)
-        # indexing by a list copies: the draw must not keep the whole batch alive
+        # indexing by a list copies: the draw must not keep the whole batch alive. A fixed batch is drawn whole
         predictions = work.hosted.predictions(local.outputs)[index] if any(kept) else np.zeros(len(index), np.int64)
-        inputs = {name: array[index] for name, array in work.request.inputs.items()}
+        given = work.request.inputs
+        inputs = {name: array[index] if work.hosted.can_split else array.copy() for name, array in given.items()}
         self.auditor.submit(Draw(work.hosted, inputs, predictions, kept))
 
 

@@ -211,7 +211,8 @@ class EscalationQueue:
             parameters=parameters,
         )
         response = await self._cloud.infer(request, context)
-        _check_outputs(response.outputs, self._outputs, len(next(iter(inputs.values()))))
+        rows = len(next(iter(inputs.values()))) if self._hosted.can_split else None
+        _check_outputs(response.outputs, self._outputs, rows)
         return response
 
     def _record(self, error: PenstockError | None, took_s: float, timeout_s: float) -> None:
@@ -283,8 +284,11 @@ def _shape_key(inputs: Mapping[str, Array]) -> tuple[object, ...]:
     return tuple((name, array.dtype.str, array.shape[1:]) for name, array in inputs.items())
 
 
-def _check_outputs(outputs: Mapping[str, Array], specs: Sequence[TensorSpec], rows: int) -> None:
+def _check_outputs(outputs: Mapping[str, Array], specs: Sequence[TensorSpec], rows: int | None) -> None:
     """Refuse an answer of the cloud that is none: it would be merged with the device's own rows.
+
+    Args:
+        rows: of every output; None where a request goes up whole, and some outputs need have no rows.
 
     Raises:
         Internal: an output is missing, or has another datatype, rank or row count.
@@ -297,5 +301,5 @@ def _check_outputs(outputs: Mapping[str, Array], specs: Sequence[TensorSpec], ro
             check_tensor(array, spec, field=spec.name)
         except InvalidInput as error:
             raise Internal(f"the cloud's answer does not fit: {error.message}") from error
-        if len(array) != rows:
+        if rows is not None and len(array) != rows:
             raise Internal(f"the cloud answered {len(array)} rows of {spec.name!r} for {rows}")

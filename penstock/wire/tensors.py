@@ -168,7 +168,8 @@ def element_count(shape: Sequence[int], *, field: str = "shape") -> int:
 def check_inputs(inputs: Mapping[str, Array], specs: Sequence[TensorSpec]) -> int:
     """Check names, datatypes and shapes of a request against a model's inputs; return the number of rows.
 
-    All inputs share dimension 0, the batch.
+    Inputs with a free dimension 0 share it: the batch. Where there is none, all inputs have one number of rows that is
+    fixed, or none: then a request is one call.
 
     Raises:
         InvalidInput: which input is wrong, and what was expected.
@@ -182,13 +183,16 @@ def check_inputs(inputs: Mapping[str, Array], specs: Sequence[TensorSpec]) -> in
             raise _misnamed(inputs, specs)
         field = f"inputs.{spec.name}"
         check_tensor(array, spec, field=field)
-        if spec.shape:
+        if spec.shape and spec.shape[0] == -1:
             if rows not in (-1, array.shape[0]):
                 raise InvalidInput(f"{field}: {array.shape[0]} rows, but another input has {rows}", field=field)
             rows = array.shape[0]
     if rows == 0:
         raise InvalidInput("inputs: the batch has no rows; send at least one", field="inputs")
-    return max(rows, 1)
+    if rows == -1:
+        fixed = {spec.shape[0] if spec.shape else 1 for spec in specs}
+        rows = fixed.pop() if len(fixed) == 1 else 1
+    return rows
 
 
 def check_tensor(array: Array, spec: TensorSpec, *, field: str) -> None:

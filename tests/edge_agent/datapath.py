@@ -7,7 +7,7 @@ The model is the identity on three classes, so a test chooses confidence by choo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,6 +111,7 @@ class Cloud(oip_pb2_grpc.GRPCInferenceServiceServicer):
     target: str = ""
     variant: str = CLOUD
     answer: Callable[[Rows], Rows] = lambda x: x + np.float32(FROM_CLOUD)
+    further: Mapping[str, Rows] = field(default_factory=dict)  # outputs beside the logits
     failure: grpc.StatusCode | None = None
     is_ready: bool = True
     gate: asyncio.Event = field(default_factory=asyncio.Event)  # answers wait for it; set at first
@@ -142,7 +143,7 @@ class Cloud(oip_pb2_grpc.GRPCInferenceServiceServicer):
         parameters: dict[str, Parameter] = {"variant": self.variant} if self.variant else {}
         response = InferResponse(
             model=request.model_name,
-            outputs={"logits": self.answer(decoded.request.inputs["x"].astype(np.float32))},
+            outputs={"logits": self.answer(decoded.request.inputs["x"].astype(np.float32)), **self.further},
             parameters=parameters,
         )
         return codec.encode_response(response, decoded)

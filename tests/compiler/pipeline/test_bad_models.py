@@ -113,9 +113,11 @@ def test_a_check_of_onnx_is_one_line_without_its_context(tmp_path: Path) -> None
     assert "not a valid ONNX model" not in caught.value.message
 
 
-def test_a_model_with_a_fixed_batch_is_told_what_to_export(workspace: Path) -> None:
-    save(workspace / "student.onnx", batch=1)
-    assert_refused(compile_here(workspace), 1, "edge.model: input 'x' has shape [1, 4]", "free first dimension")
+def test_a_model_that_takes_four_rows_and_no_others_is_told_what_to_export(workspace: Path) -> None:
+    rows = helper.make_node("Add", ["x", "each"], ["logits"], name="of_four")
+    model = onnx_model([rows], {"each": np.ones((4, 4), np.float32)}, inputs={"x": [4, 4]}, outputs={"logits": [4, 4]})
+    onnx.save(model, workspace / "student.onnx")
+    assert_refused(compile_here(workspace), 1, "edge.model: takes exactly 4 rows a call", "free first dimension")
 
 
 def test_free_dimensions_that_the_data_cannot_fix_are_named(workspace: Path) -> None:

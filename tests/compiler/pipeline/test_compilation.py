@@ -432,15 +432,6 @@ def test_models_that_disagree_on_a_shape(workspace: Path, make_model: Callable[.
     refused(workspace, CompileError, r"disagree on inputs: x FP32\[-1, 4\] and x FP32\[-1, 5\]")
 
 
-def test_a_fixed_batch(workspace: Path) -> None:
-    for name in ("student.onnx", "teacher.onnx"):
-        model = onnx.load(str(workspace / name))
-        for value in (*model.graph.input, *model.graph.output):
-            value.type.tensor_type.shape.dim[0].dim_value = 1
-        onnx.save(model, workspace / name)
-    refused(workspace, CompileError, r"export it with a free first dimension \(the batch\)")
-
-
 def test_an_output_that_is_not_there(workspace: Path, edit_recipe: EditRecipe) -> None:
     edit_recipe('version = "v1"', 'version = "v1"\noutput = "probs"')
     refused(workspace, CompileError, "model.output: no output 'probs'; the model has logits")

@@ -56,8 +56,9 @@ def test_the_scored_one_of_several_outputs(tmp_path: Path) -> None:
     assert found.output == "logits"
 
 
-def test_a_fixed_batch_is_a_problem_before_anything_is_compiled(tmp_path: Path) -> None:
-    assert "fixed first dimension" in seen(onnx_file(tmp_path, {"y": [1, 4]}, batch=1)).problems[0]
+def test_a_fixed_batch_of_several_is_a_problem_before_anything_is_compiled(tmp_path: Path) -> None:
+    assert "fixed first dimension of 4" in seen(onnx_file(tmp_path, {"y": [4, 4]}, batch=4)).problems[0]
+    assert not seen(onnx_file(tmp_path, {"y": [1, 4]}, batch=1)).problems
 
 
 def hugging_face(path: Path, config: dict[str, Any], **files: Any) -> Path:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
+import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from onnx import helper
 
 from edge_agent.policy.cascade import CascadeMode
 from edge_agent.settings import CascadeSettings, EscalationSettings, LimitsSettings
@@ -24,10 +27,12 @@ from tests.edge_agent.datapath import (
     CLOUD,
     DIGEST,
     FROM_CLOUD,
+    INPUTS,
     MODEL,
     NAN,
     NOWHERE,
     OTHER_CLOUD,
+    OUTPUTS,
     SURE,
     UNSURE,
     certificate,
@@ -37,6 +42,7 @@ from tests.edge_agent.datapath import (
     running_cloud,
     variant_spec,
 )
+from tests.factories import onnx_model
 from tests.waiting import until
 
 
@@ -255,6 +261,36 @@ async def test_a_model_with_a_fixed_batch_is_answered_whole(tmp_path: Path) -> N
         assert {answer.parameters["served_by"] for answer in answers} == {"cloud"}
         assert cloud.seen_rows == [2, 2, 2, 2]
         assert path.hosted.counts == OutcomeCounts(kept=4, escalated=4, audited=4)
+
+
+async def test_a_state_on_another_axis_goes_up_as_it_came_and_comes_back_so(tmp_path: Path) -> None:
+    """The second dimension of the state is the batch: cut by rows it would be half a state."""
+    state = TensorSpec(name="state", datatype="FP32", shape=(2, -1, 4))
+    spec = variant_spec(
+        inputs=(*INPUTS, state), outputs=(*OUTPUTS, TensorSpec(name="next", datatype="FP32", shape=state.shape))
+    )
+    nodes = [helper.make_node("Identity", ["x"], ["logits"]), helper.make_node("Neg", ["state"], ["next"])]
+    shapes = {"inputs": {"x": ["n", 3], "state": [2, "n", 4]}, "outputs": {"logits": ["n", 3], "next": [2, "n", 4]}}
+    plan = load_plan(tmp_path, certified=certificate(), spec=spec)
+    onnx.save(onnx_model(nodes, **shapes), tmp_path / "state.onnx")
+    plan = replace(plan, files=replace(plan.files, weights=tmp_path / "state.onnx"))
+    before = np.arange(8, dtype=np.float32).reshape(2, 1, 4)
+    audited = CascadeSettings(audit_share=0.1)
+    async with (
+        running_cloud(further={"next": before + 100}) as cloud,
+        data_path(tmp_path, cloud.target, plan=plan, cascade=audited, random=lambda: 0.05) as path,
+    ):
+        assert not path.hosted.can_split
+        kept, asked = [
+            await path.ask(InferRequest(model=MODEL, inputs={"x": rows(row), "state": before}))
+            for row in (SURE, UNSURE)
+        ]
+        await path.dataplane.auditor.rest()
+        assert [answer.parameters["served_by"] for answer in (kept, asked)] == ["edge", "cloud"]
+        np.testing.assert_array_equal(kept.outputs["next"], -before)
+        np.testing.assert_array_equal(asked.outputs["next"], before + 100)
+        assert [[list(one.shape) for one in call.inputs] for call in cloud.calls] == [[[1, 3], [2, 1, 4]]] * 2
+        assert path.hosted.counts == OutcomeCounts(kept=1, escalated=1, audited=2)
 
 
 # --- what may go up -----------------------------------------------------------------------------------------------

@@ -96,6 +96,25 @@ def test_inputs_must_agree_on_the_number_of_rows() -> None:
         tensors.check_inputs({"x": np.zeros((1, 3), "f4"), "y": np.zeros(2, "f4")}, specs)
 
 
+def spec(name: str, *shape: int) -> TensorSpec:
+    return TensorSpec(name=name, datatype="FP32", shape=shape)
+
+
+@pytest.mark.parametrize(
+    ("specs", "sent", "rows"),
+    [
+        ([spec("x", -1, 4), spec("state", 2, -1, 8), spec("rate")], [(3, 4), (2, 3, 8), ()], 3),
+        ([spec("x", 1, 4), spec("state", 2, 1, 8)], [(1, 4), (2, 1, 8)], 1),
+        ([spec("x", 4, 3), spec("y", 4)], [(4, 3), (4,)], 4),
+        ([spec("rate")], [()], 1),
+    ],
+    ids=["a state on another axis", "one call", "a fixed batch", "a number"],
+)
+def test_what_is_no_batch_does_not_count_rows(specs: list[TensorSpec], sent: list[tuple[int, ...]], rows: int) -> None:
+    inputs: dict[str, Array] = {one.name: np.zeros(shape, "f4") for one, shape in zip(specs, sent, strict=True)}
+    assert tensors.check_inputs(inputs, specs) == rows
+
+
 def test_check_inputs_counts_rows() -> None:
     assert tensors.check_inputs({"x": np.zeros((5, 3), "f4")}, [X]) == 5
 
