@@ -72,7 +72,7 @@ def collect(
             tensor that is empty on every example, or examples that the model cannot run on.
         CompileError: onnxruntime cannot run the graph.
     """
-    feed = _Feed(batches, _fixed_batch(model))
+    feed = Feed(model, batches)
     turns = _turns(probe.element_counts(model, tensors, feed.first()), settings.memory_bytes)
     found: dict[str, Range] = {}
     rounds = 2 if settings.calibrator == "entropy" else 1
@@ -82,7 +82,7 @@ def collect(
     return Calibration(ranges={name: found[name] for name in tensors}, rows=feed.rows, turns=len(turns))
 
 
-def _turn(opened: probe.Probe, names: Sequence[str], feed: _Feed, settings: Settings, rounds: int) -> dict[str, Range]:
+def _turn(opened: probe.Probe, names: Sequence[str], feed: Feed, settings: Settings, rounds: int) -> dict[str, Range]:
     extremes = {name: Extremes(name) for name in names}
     magnitudes = {name: Magnitudes() for name in names} if settings.calibrator != "minmax" else {}
     for batch in feed.all():
@@ -128,11 +128,11 @@ def _check_seen(extremes: Mapping[str, Extremes]) -> None:
         )
 
 
-class _Feed:
+class Feed:
     """Non-empty batches, as many rows at a time as the model takes; every walk must have the same number of rows."""
 
-    def __init__(self, batches: Batches, fixed: int | None) -> None:
-        self._batches, self._fixed = batches, fixed
+    def __init__(self, model: Any, batches: Batches) -> None:
+        self._batches, self._fixed = batches, _fixed_batch(model)
         self.rows = 0
 
     def first(self) -> dict[str, Array]:
@@ -146,6 +146,11 @@ class _Feed:
         raise CalibrationError("calibration: there are no examples; give at least one row", needed=1)
 
     def all(self) -> Iterator[dict[str, Array]]:
+        """Walk over all batches.
+
+        Raises:
+            CalibrationError: another number of rows than in an earlier walk, or one that the model does not take.
+        """
         rows = 0
         for batch in self._walk():
             rows += len(next(iter(batch.values())))

@@ -19,7 +19,7 @@ from compiler.calibration.collect import Calibration, Settings
 from compiler.calibration.ranges import Calibrator, Range
 from compiler.graph import coverage, files, probe, rewrite, shapes
 from compiler.graph.onnx_libraries import numpy_helper, onnx
-from compiler.passes import int8_plan, integers
+from compiler.passes import int8_plan, int8_smooth, integers
 from compiler.passes.int8_plan import Plan
 from compiler.passes.job import MODEL_FILE, PassJob, PassResult
 from compiler.passes.options import decode
@@ -46,12 +46,15 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         calibrator: how ranges follow from examples.
         percentile: percent of each tensor's values that a percentile range holds.
         per_channel: a scale for each output channel of a weight instead of one for all.
+        smooth: how much of the difference between channels of unlike size moves from the inputs of MatMul and Gemm into
+            their weights (``int8_smooth``); 0: none.
         memory_mib: for intermediate tensors while ranges are found; less means more runs over the examples.
     """
 
     calibrator: Calibrator = "minmax"
     percentile: Annotated[float, msgspec.Meta(gt=50, le=100)] = 99.99
     per_channel: bool = True
+    smooth: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.8
     memory_mib: Annotated[int, msgspec.Meta(ge=1)] = 256
 
 
@@ -71,6 +74,12 @@ def run(job: PassJob) -> PassResult:
     _write_sums_as_add(model.graph)
     _flatten_biases(model.graph)
     plan = _plan(model, types, job.keep_float)
+    smoothed = 0
+    if options.smooth > 0:
+        nodes = [node for node in model.graph.node if node.name in set(plan.nodes)]
+        feed = collect.Feed(model, job.calibration)
+        smoothed = int8_smooth.smooth(model, nodes, feed.all, strength=options.smooth)
+        elements = probe.typed(model)
     tensors = _tensors(model.graph, plan, types, elements)
     settings = Settings(
         calibrator=options.calibrator,
@@ -87,7 +96,7 @@ def run(job: PassJob) -> PassResult:
         raise CompileError(f"{_NAME}: the quantizer changed nothing; {_WHY_NOTHING}")
     files.write(quantized, job.out / MODEL_FILE)
     job.progress(1.0, "written")
-    return _result(job, options, types, plan, found, cure)
+    return _result(job, options, types, plan, found, {"cure": cure, "smoothed": smoothed})
 
 
 _WHY_NOTHING = (
@@ -302,21 +311,22 @@ def _tidy(model: onnx.ModelProto) -> None:
 
 
 def _result(
-    job: PassJob, options: Options, types: IntegerTypes, plan: Plan, found: Calibration, cure: str
+    job: PassJob, options: Options, types: IntegerTypes, plan: Plan, found: Calibration, done: Mapping[str, Any]
 ) -> PassResult:
     how = f"{options.calibrator} ranges"
     if options.calibrator == "percentile":
         how = f"{options.percentile:g}th {how}"
-    channels = cure or ("per channel" if options.per_channel else "per tensor")
+    channels = done["cure"] or ("per channel" if options.per_channel else "per tensor")
     return PassResult(
         model=MODEL_FILE,
-        summary=f"int8 {types} {channels}, {how} from {found.rows} rows",
+        summary=f"int8 {types} {channels}, {how} from {found.rows} rows"
+        + (f", {done['smoothed']} smoothed" if done["smoothed"] else ""),
         facts={
             "types": str(types),
             "rows": found.rows,
             "calibrator": options.calibrator,
             "per_channel": options.per_channel,
-            "cure": cure,
+            **done,
             "tensors": len(found.ranges),
             **integers.facts(job.out / MODEL_FILE, job, quantized=list(plan.nodes)),
         },

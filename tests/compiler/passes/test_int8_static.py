@@ -174,10 +174,10 @@ def test_float_readers_of_a_float_tensor_do_not_read_its_rounding(tmp_path: Path
 def test_facts_of_a_cnn(tmp_path: Path) -> None:
     result, path = quantized(tmp_path, small.cnn(), calibrator="entropy")
     facts = result.facts
-    assert result.summary == "int8 u8s8 per channel, entropy ranges from 900 rows"
+    assert result.summary == "int8 u8s8 per channel, entropy ranges from 900 rows, 1 smoothed"
     assert facts["rows"] == 900
     assert facts["integer_weight_bytes"] == 16 * 9 + 32 * 16 * 9 + 512 * 10
-    assert facts["float_weight_bytes"] == 0
+    assert facts["float_weight_bytes"] == 4 * 512  # the factors of evened channels
     assert {"conv0", "relu0", "conv1", "relu1", "pool", "head"} <= set(facts["quantized"])
     onnx.checker.check_model(onnx.load(str(path)), full_check=True)
 
@@ -323,7 +323,7 @@ def test_every_calibration_row_counts(tmp_path: Path, row: int) -> None:
     row = min(row, len(x) - 1)
     x[row, 5] = 1000
     moved = small.Trained(model=trained.model, fit=x, test=trained.test, labels=trained.labels)
-    result, path = quantized(tmp_path, moved)
+    result, path = quantized(tmp_path, moved, smooth=0.0)
     scale = constants(path)["x_scale"]
     assert scale == pytest.approx(1000 / 255, rel=0.05)
     assert result.facts["rows"] == len(x)

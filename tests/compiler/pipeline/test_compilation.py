@@ -364,6 +364,7 @@ def absurd_ranges(workspace: Path, edit_recipe: EditRecipe, edit_data: EditData)
 @pytest.mark.usefixtures("absurd_ranges")
 def test_quantization_that_costs_too_much(workspace: Path, edit_recipe: EditRecipe) -> None:
     edit_recipe("[certificate]", "[quality]\nrestore_operators = false\n\n[certificate]")
+    edit_recipe('precisions = ["int8"]', 'precisions = ["int8"]\npasses.int8.smooth = 0.0')
     refused(workspace, GateRefused, r"int8 minmax: costs .* points, 2.00 points allowed")
     refused(workspace, GateRefused, "int8 minmax: costs", require_certificate=False)
 
@@ -372,7 +373,7 @@ def test_quantization_that_costs_too_much(workspace: Path, edit_recipe: EditReci
 def test_operators_go_back_to_float_until_the_budget_is_kept(
     workspace: Path, edit_recipe: EditRecipe, make_model: Callable[..., onnx.ModelProto]
 ) -> None:
-    edit_recipe('precisions = ["int8"]', 'precisions = ["int8"]\npasses.int8.calibrator = "minmax"')
+    edit_recipe('precisions = ["int8"]', 'precisions = ["int8"]\npasses.int8 = { calibrator = "minmax", smooth = 0.0 }')
     deaf = 2 * CENTRES.T * [[1], [1], [1], [0]]  # to the absurd input, so that only the first product suffers from it
     onnx.save(make_model(deaf.astype(np.float32), np.zeros(3, np.float32)), workspace / "student.onnx")
     (target,) = compile_here(workspace).evaluation.targets
