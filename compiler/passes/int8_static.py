@@ -114,8 +114,11 @@ def _write_sums_as_add(graph: onnx.GraphProto) -> None:
 
 
 def _flatten_biases(graph: onnx.GraphProto) -> None:
-    """Give constant biases of Gemm one value a column. As [1, N], [1] or a scalar they mean the same, and the quantizer
-    fails where weights have a scale a column: it compares a row of the bias where it wants a number.
+    """Give constant biases of Gemm one value a column, ``beta`` times.
+
+    As [1, N], [1] or a scalar they mean the same, and the quantizer fails where weights have a scale a column: it
+    compares a row of the bias where it wants a number. A quantized Gemm of onnxruntime knows no ``beta``: it adds the
+    bias once.
     """
     known = rewrite.constants(graph)
     for node in graph.node:
@@ -123,9 +126,12 @@ def _flatten_biases(graph: onnx.GraphProto) -> None:
             continue
         columns = known[node.input[1]].dims[0 if rewrite.attribute(node, "transB", 0) else 1]
         bias = numpy_helper.to_array(known[node.input[2]])
-        if bias.shape != (columns,) and bias.size in (1, columns):
-            flat = np.broadcast_to(bias.reshape(-1), (columns,))
-            node.input[2] = rewrite.put_constant(graph, f"{node.input[2]}_flat", flat)
+        beta = rewrite.attribute(node, "beta", 1.0)
+        if (bias.shape == (columns,) and beta == 1.0) or bias.size not in (1, columns):
+            continue
+        flat = np.broadcast_to(bias.reshape(-1) * bias.dtype.type(beta), (columns,))
+        node.input[2] = rewrite.put_constant(graph, f"{node.input[2]}_flat", flat)
+        rewrite.refill(node.attribute, [given for given in node.attribute if given.name != "beta"])
 
 
 def _plan(model: onnx.ModelProto, types: IntegerTypes, keep_float: frozenset[str]) -> Plan:
