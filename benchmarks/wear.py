@@ -210,7 +210,7 @@ def whole_agent(scratch: Path, disk: Path, speed: int, minutes: int, *, is_on_lo
         with Client(f"unix://{agent.endpoints['socket']}") as client:
             _live(client, model.row, speed, 60 * _FIRST_MINUTES)  # what a first start writes is over
             os.sync()
-            log = servers.directory / "agent.log"
+            log = servers.directory / "penstock agent.log"
             log_bytes = log.stat().st_size
             device = device_of(disk) if is_on_loop else None
             requests = 60 * minutes
