@@ -242,8 +242,3 @@ def row_outcome(
 def usable_rows(outputs: Array) -> NDArray[np.bool_]:
     """Say which rows [N] of the cloud's scored output [N, ...] are an answer: finite everywhere, and not empty."""
     return confidence.finite_rows(outputs) if outputs.size else np.zeros(len(outputs), dtype=np.bool_)
-
-
-def harm_count(edge: NDArray[np.int64], cloud: NDArray[np.int64]) -> int:
-    """Count audited kept rows on which device and cloud disagree: harm without labels."""
-    return int(np.count_nonzero(edge != cloud))

@@ -17,13 +17,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from edge_agent.policy.cascade import harm_count, usable_rows
+from edge_agent.policy.cascade import usable_rows
 from edge_agent.serving.escalation import Escalator
 from edge_agent.serving.escalation_queue import CloudAnswer
 from edge_agent.serving.hosting import Hosted
 from penstock.errors import PenstockError
+from penstock.policy.decoding import Answers, joined
 from penstock.process import telemetry
 from penstock.wire.tensors import Array
 
@@ -36,11 +36,11 @@ _LOG = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class Draw:
     """Rows of one request that the audit drew: ``kept`` [N] says which of them the device answered, and
-    ``predictions`` [N] with which class (any number for the others)."""
+    ``answers`` with what, one entry for each of those."""
 
     hosted: Hosted
     inputs: Mapping[str, Array]
-    predictions: NDArray[np.int64]
+    answers: Answers
     kept: tuple[bool, ...]
 
 
@@ -139,14 +139,17 @@ class Auditor:
 
 def _compare(hosted: Hosted, draws: Sequence[Draw], answer: CloudAnswer) -> None:
     usable = usable_rows(answer.outputs[hosted.plan.variant.spec.score_output])
-    kept = np.array([is_kept for draw in draws for is_kept in draw.kept], dtype=bool) & usable
-    edge = np.concatenate([draw.predictions for draw in draws])
-    cloud = hosted.predictions(answer.outputs)
-    hosted.note_audit(audited=int(np.count_nonzero(usable)), harm=harm_count(edge[kept], cloud[kept]))
+    was_kept = np.array([is_kept for draw in draws for is_kept in draw.kept], dtype=bool)
+    rows = np.flatnonzero(was_kept & usable).tolist()
+    edge = [draw.answers for draw in draws if any(draw.kept)]
+    # harm without labels: answers that were kept and are not the cloud's
+    same = hosted.decoder.same(joined(edge)[usable[was_kept]], hosted.answers(answer.outputs, rows)) if rows else None
+    harm = 0 if same is None else int(np.count_nonzero(~same))
+    hosted.note_audit(audited=int(np.count_nonzero(usable)), harm=harm)
 
 
 def _bytes_of(draw: Draw) -> int:
-    return sum([array.nbytes for array in draw.inputs.values()])
+    return draw.answers.nbytes + sum([array.nbytes for array in draw.inputs.values()])
 
 
 def _key(draw: Draw) -> tuple[object, ...]:

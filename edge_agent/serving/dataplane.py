@@ -312,11 +312,13 @@ class DataPlane:
     def _submit(self, work: _Work, local: LocalAnswer, rows: Sequence[int]) -> None:
         index = list(rows)
         kept = tuple(local.decision.is_kept[row] for row in index)
-        # indexing by a list copies: the draw must not keep the whole batch alive. A fixed batch is drawn whole
-        predictions = work.hosted.predictions(local.outputs)[index] if any(kept) else np.zeros(len(index), np.int64)
+        rows_kept = [row for row in index if local.decision.is_kept[row]]
+        # an answer that was not kept may be malformed; indexing by a list copies: the batch must not be kept alive
+        answers = work.hosted.answers(local.outputs, rows_kept) if rows_kept else np.zeros(0)
         given = work.request.inputs
+        # a fixed batch is drawn whole
         inputs = {name: array[index] if work.hosted.can_split else array.copy() for name, array in given.items()}
-        self.auditor.submit(Draw(work.hosted, inputs, predictions, kept))
+        self.auditor.submit(Draw(work.hosted, inputs, answers, kept))
 
 
 def _state(hosted: Hosted) -> ModelState:

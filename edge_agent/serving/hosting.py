@@ -22,12 +22,12 @@ from edge_agent.serving.counts import Outcomes, Tally
 from edge_agent.serving.local_queue import LocalQueue
 from penstock.artifact import certificates
 from penstock.artifact.certificates import Certificate, Subject
-from penstock.artifact.manifests import Variant, columns_of
+from penstock.artifact.manifests import Variant, columns_of, decoder_of
 from penstock.artifact.variant_files import VariantFiles
 from penstock.errors import CertificateMismatch, ConfigError, InvalidInput, NotFound, Unavailable
 from penstock.hosting import loading
 from penstock.hosting.loading import Loaded
-from penstock.policy import confidence
+from penstock.policy.decoding import Answers
 from penstock.process import telemetry
 from penstock.process.machine import usable_cpus
 from penstock.runtime import platform_of
@@ -69,6 +69,7 @@ class Hosted:
     Attributes:
         failures: requests that the engine failed since activation.
         in_flight: requests in it now.
+        decoder: reads and compares answers.
         can_split: rows can be merged and taken apart, so a request may be answered row by row.
         on_alarm: called when an audit ends keeping, so that it is on disk and reported at once.
         account: response parameters that say what answers here: artifact, certificate, threshold.
@@ -104,6 +105,7 @@ class Hosted:
             columns=columns_of(plan.variant.spec),
         )
         self.can_split = loaded.timing.is_batchable
+        self.decoder = decoder_of(plan.variant.spec)
         self._run_length = run_length
         self.on_alarm: Callable[[], None] = lambda: None
         self._certificate, self._problem = _usable_certificate(plan, max_harm)
@@ -179,9 +181,9 @@ class Hosted:
         )
         return scores.tolist(), decision
 
-    def predictions(self, outputs: Mapping[str, Array]) -> NDArray[np.int64]:
-        """Return the class [N] that each row of the scored output names."""
-        return confidence.predicted(outputs[self.plan.variant.spec.score_output])
+    def answers(self, outputs: Mapping[str, Array], rows: Sequence[int]) -> Answers:
+        """Read what some rows of the scored output say; they are copied, or the whole batch would be kept alive."""
+        return self.decoder.answers({self.decoder.output: outputs[self.decoder.output][list(rows)]})
 
     def note_cloud(self, variant: str) -> None:
         """Note with which variant the cloud answered ("" when it does not say, which proves nothing)."""
@@ -213,15 +215,10 @@ class Hosted:
             self.on_alarm()
 
     def _scores(self, outputs: Mapping[str, Array], rows: int) -> NDArray[np.float64]:
-        spec, certificate = self.plan.variant.spec, self._certificate
-        name = certificate.score if certificate else "max_prob"
+        one, default = self._certificate, next(iter(self.decoder.scores), "")
+        name, temperature = (one.score, one.temperature) if one else (default, 1.0)
         try:
-            scored = outputs[spec.score_output]
-            if name in confidence.LEARNED_SCORES:
-                scores = confidence.learned_score(outputs[spec.probe], answers=scored)
-            else:
-                temperature = certificate.temperature if certificate else 1.0
-                scores = confidence.score(scored, kind=spec.score_kind, name=name, temperature=temperature)
+            scores = self.decoder.score(outputs, name=name, temperature=temperature)
         except (KeyError, InvalidInput):
             return np.full(rows, np.nan)
         return scores if len(scores) == rows else np.full(rows, np.nan)

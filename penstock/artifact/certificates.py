@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from penstock.errors import ArtifactError, CertificateMismatch, ConfigError
-from penstock.policy import confidence
+from penstock.policy import confidence, decoding
 
 MEDIA_TYPE = "application/vnd.penstock.certificate.v1+json"
 
@@ -93,8 +93,8 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         edge_digest: manifest digest of the variant that answers on the device.
         cloud_digest: manifest digest of the variant that answers above it.
         preprocessing_digest: of the canonical JSON of the preprocessing that both variants expect.
-        score: name of the confidence score (``penstock.policy.confidence``: ``SCORES``, ``LEARNED_SCORES``);
-            ``temperature`` divides the logits first.
+        score: name of the confidence score (``penstock.policy.decoding.SCORES``); ``temperature`` divides the logits
+            first.
         n: certifying examples; ``harm_count`` of them harmful and ``kept_count`` kept at the threshold.
         coverage: expected share answered on the device; ``coverage_low``/``coverage_high`` its 1 - delta interval.
         audit_max_harm: bound on P(kept and edge != cloud), the rate an audit without labels can watch in service.
@@ -110,6 +110,8 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         method: how the threshold was found, in words.
         test: which test that was, so that it can be made again. It is written only where it is not "binomial", the one
             that there was first: a release from before there were others reads what it can use.
+        correct: by what an answer was right, where answers are no classes: a metric with the least that it had to be,
+            or a function of the recipe's author with the digest of its source.
     """
 
     schema: Literal[1] = 1
@@ -139,6 +141,7 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     serial: Annotated[int, msgspec.Meta(ge=1)] = 1
     method: str = "fixed-sequence testing, exact binomial p-values (Learn then Test, arXiv 2110.01052)"
     test: Test = "binomial"
+    correct: str | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def max_harms(self) -> tuple[float, ...]:
@@ -248,10 +251,9 @@ def usable(
         raise CertificateMismatch(
             f"the certificate's score {certificate.score!r} is an output of the variant, and this variant has none"
         )
-    known = (*confidence.SCORES, *confidence.LEARNED_SCORES)
-    if certificate.score not in known:
+    if certificate.score not in decoding.SCORES:
         raise CertificateMismatch(
-            f"the certificate's score {certificate.score!r} is not known here; known: {', '.join(known)}"
+            f"the certificate's score {certificate.score!r} is not known here; known: {', '.join(decoding.SCORES)}"
         )
     return certificate.at(max_harm)
 

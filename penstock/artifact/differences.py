@@ -22,7 +22,7 @@ Change = Literal["same", "changed", "added", "removed"]
 _ABSENT = ""
 _SPEC_FIELDS = (
     "engine", "provider", "precision", "score_output", "score_kind", "max_batch", "golden_tolerance", "inputs",
-    "outputs", "labels", "preprocessing",
+    "outputs", "labels", "preprocessing", "decoding",
 )  # fmt: skip
 _MAX_CHARS = 120
 
@@ -70,7 +70,8 @@ def _figures(variant: Variant) -> dict[str, str]:
     figures = {"weights": variant.weights.digest, "size": f"{variant.weights.size} B"}
     figures |= {"golden": variant.golden.digest if variant.golden else _ABSENT}
     figures |= {f"file {_title(one)}": f"{one.digest} {one.size} B" for one in variant.files}
-    return figures | {field: _text(msgspec.to_builtins(getattr(spec, field))) for field in _SPEC_FIELDS}
+    fields = msgspec.to_builtins(spec)  # without those that are left out
+    return figures | {field: _text(fields[field]) if field in fields else _ABSENT for field in _SPEC_FIELDS}
 
 
 def _certificates(before: Overview, after: Overview) -> Iterator[Line]:

@@ -18,6 +18,7 @@ from penstock.artifact import certificates
 from penstock.artifact.blobs import check_digest, digest_of
 from penstock.artifact.certificates import Certificate, Subject
 from penstock.errors import ArtifactError, DigestMismatch
+from penstock.policy.decoding import CLASSES, Decoder, Decoding
 from penstock.wire.tensors import TensorSpec
 
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -103,6 +104,7 @@ class VariantSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         golden_tolerance: largest absolute difference accepted when golden inputs are replayed on the target.
         probe_output: the output [-1] that holds the variant's own confidence in each row, which no client sees; left
             out where it has none, so that such a spec is read by releases that know of no such output.
+        decoding: how the scored output is read, where it holds no classes; left out where it does.
     """
 
     model: str
@@ -120,6 +122,7 @@ class VariantSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     preprocessing: dict[str, Any] = {}
     golden_tolerance: float = 1e-3
     probe_output: str | msgspec.UnsetType = msgspec.UNSET
+    decoding: Decoding | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def probe(self) -> str:
@@ -130,6 +133,12 @@ class VariantSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def answers(self) -> tuple[TensorSpec, ...]:
         """List the outputs that are answers: what clients see, and what the cloud gives as well."""
         return tuple(output for output in self.outputs if output.name != self.probe)
+
+
+def decoder_of(spec: VariantSpec) -> Decoder:
+    """Return what reads the scored output of a variant."""
+    decoding = CLASSES if spec.decoding is msgspec.UNSET else spec.decoding
+    return Decoder(output=spec.score_output, kind=spec.score_kind, decoding=decoding, probe=spec.probe)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

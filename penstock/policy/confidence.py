@@ -73,7 +73,8 @@ def score(outputs: ArrayLike, *, kind: Kind, name: str = "max_prob", temperature
     """Compute one confidence for each row.
 
     Args:
-        outputs: logits or probabilities [N, C], C >= 2; N may be 0. Probabilities of exactly 0 and 1 are fine.
+        outputs: logits or probabilities [N, C]; N may be 0. Probabilities of exactly 0 and 1 are fine. A single column
+            is that of the second of two classes, as a sigmoid's.
         kind: what ``outputs`` are.
         name: one of :data:`SCORES`.
         temperature: divides the logits first; probabilities are turned into logits by their logarithm.
@@ -82,13 +83,13 @@ def score(outputs: ArrayLike, *, kind: Kind, name: str = "max_prob", temperature
         float64 [N] in [0, 1], or NaN for a row with a non-finite entry or, for probabilities, no distribution.
 
     Raises:
-        InvalidInput: wrong rank, fewer than 2 classes, not numeric, unknown kind or name, a temperature that is not
-            positive, or the energy of probabilities (normalising has removed it).
+        InvalidInput: wrong rank, no class, not numeric, unknown kind or name, a temperature that is not positive, or
+            the energy of probabilities (normalising has removed it).
     """
     if name not in SCORES:
         raise InvalidInput(f"score: unknown score {name!r}; known: {', '.join(SCORES)}", field="score")
     temperature = _positive(temperature)
-    matrix = _matrix(outputs, field="outputs")
+    matrix = _two_columns(_matrix(outputs, field="outputs", least=1), kind)
     if name == "energy":
         if kind != "logits":
             raise InvalidInput("score: energy needs logits; probabilities are normalised and have none", field="score")
@@ -145,14 +146,37 @@ def token_score(probabilities: Sequence[ArrayLike], *, name: str = "token_q10") 
     return np.array([_of_tokens(row, name) for row in probabilities], dtype=np.float64)
 
 
-def predicted(outputs: ArrayLike) -> NDArray[np.int64]:
+def predicted(outputs: ArrayLike, *, kind: Kind = "logits") -> NDArray[np.int64]:
     """Return the class with the largest output, int64 [N]; the first of equals. Rows with NaN give some class: score
     them too.
 
+    Args:
+        outputs: [N, C]; a single column is that of the second of two classes.
+        kind: what that column holds; with two or more it makes no difference.
+
     Raises:
-        InvalidInput: wrong rank, fewer than 2 classes, or not numeric.
+        InvalidInput: wrong rank, no class, or not numeric.
     """
-    return np.asarray(np.argmax(_matrix(outputs, field="outputs"), axis=1), dtype=np.int64)
+    matrix = _two_columns(_matrix(outputs, field="outputs", least=1), kind)
+    return np.asarray(np.argmax(matrix, axis=1), dtype=np.int64)
+
+
+def two_columns(outputs: ArrayLike, *, kind: Kind) -> Floats:
+    """Return outputs [N, C] with both columns where only that of the second of two classes is given.
+
+    Raises:
+        InvalidInput: wrong rank, no class, or not numeric.
+    """
+    return _two_columns(_matrix(outputs, field="outputs", least=1), kind)
+
+
+def each(values: ArrayLike, *, kind: Kind) -> Floats:
+    """Turn each number by itself, as a sigmoid does, into a probability; float64 of the same shape."""
+    numbers = np.asarray(values, dtype=np.float64)
+    if kind == "probabilities":
+        return np.clip(numbers, 0.0, 1.0)
+    with np.errstate(over="ignore"):  # exp(710) is infinite, and its probability 0
+        return np.asarray(1.0 / (1.0 + np.exp(-numbers)))
 
 
 def finite_rows(array: NDArray[np.generic]) -> NDArray[np.bool_]:
@@ -188,13 +212,20 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     return math.exp(_golden_section(loss, *_LOG_TEMPERATURE))
 
 
-def _matrix(values: ArrayLike, *, field: str) -> Floats:
+def _matrix(values: ArrayLike, *, field: str, least: int = 2) -> Floats:
     array = np.asarray(values)
     if array.dtype.kind not in "fiu":
         raise InvalidInput(f"{field}: dtype {array.dtype} is not numeric; expected real numbers [N, C]", field=field)
-    if array.ndim != 2 or array.shape[1] < 2:
-        raise InvalidInput(f"{field}: shape is {list(array.shape)}, expected [N, C] with C >= 2", field=field)
+    if array.ndim != 2 or array.shape[1] < least:
+        raise InvalidInput(f"{field}: shape is {list(array.shape)}, expected [N, C] with C >= {least}", field=field)
     return array.astype(np.float64)
+
+
+def _two_columns(matrix: Floats, kind: Kind) -> Floats:
+    if matrix.shape[1] != 1:
+        return matrix
+    first = 1 - matrix if kind == "probabilities" else np.zeros_like(matrix)
+    return np.concatenate([first, matrix], axis=1)
 
 
 def _of_tokens(row: ArrayLike, name: str) -> float:

@@ -141,7 +141,3 @@ def test_rows_of_the_cloud_that_are_no_answer() -> None:
     assert cascade.usable_rows(array).tolist() == [True, False, False, True]
     assert cascade.usable_rows(np.zeros((2, 0), np.float32)).tolist() == [False, False]
     assert cascade.usable_rows(np.zeros((2, 3), np.int64)).tolist() == [True, True]
-
-
-def test_harm_is_disagreement_on_kept_rows() -> None:
-    assert cascade.harm_count(np.array([1, 2, 3]), np.array([1, 0, 0])) == 2

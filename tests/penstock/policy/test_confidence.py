@@ -199,9 +199,23 @@ def test_an_empty_batch_has_no_scores(name: str) -> None:
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 0), (2, 1), (2, 3, 4), (0,)])
 def test_outputs_of_the_wrong_rank_or_with_one_class_are_refused(shape: tuple[int, ...]) -> None:
-    for call in (softmax, predicted, lambda x: score(x, kind="logits"), lambda x: score(x, kind="probabilities")):
-        with pytest.raises(InvalidInput, match="expected \\[N, C\\] with C >= 2"):
+    with pytest.raises(InvalidInput, match="expected \\[N, C\\] with C >= 2"):
+        softmax(np.zeros(shape))
+    if shape == (2, 1):
+        return  # the second of two classes
+    for call in (predicted, lambda x: score(x, kind="logits"), lambda x: score(x, kind="probabilities")):
+        with pytest.raises(InvalidInput, match="expected \\[N, C\\] with C >= 1"):
             call(np.zeros(shape))
+
+
+@given(hnp.arrays(np.float64, st.tuples(st.integers(0, 6), st.just(1)), elements=st.floats(-40, 40)))
+def test_a_single_column_is_that_of_the_second_of_two_classes(logits: NDArray[np.float64]) -> None:
+    p = 1 / (1 + np.exp(-logits))
+    both = np.concatenate([1 - p, p], axis=1)
+    np.testing.assert_allclose(score(logits, kind="logits"), score(both, kind="probabilities"))
+    np.testing.assert_allclose(score(p, kind="probabilities"), score(both, kind="probabilities"))
+    np.testing.assert_array_equal(predicted(logits), (logits[:, 0] > 0).astype(int))
+    np.testing.assert_array_equal(predicted(p, kind="probabilities"), (p[:, 0] > 0.5).astype(int))
 
 
 @pytest.mark.parametrize("values", [np.array([["a", "b"]]), np.array([[None, 1.0]]), np.array([[True, False]])])
