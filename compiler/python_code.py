@@ -1,16 +1,29 @@
-"""Python code of a recipe's author: imported from its file or its module, beside which other modules can be imported.
+"""Python code of a recipe's author: found in its file or its module, beside which other modules can be imported.
 
-What it raises is the caller's to explain.
+Owns how it is named (``module:function`` or ``path/file.py:function``), that what goes wrong in it is told with its own
+file and line rather than as a traceback, and by which digest a change of it is noticed.
 """
 
 from __future__ import annotations
 
+import ast
+import hashlib
+import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+from penstock.errors import InvalidInput, PenstockError
+from penstock.process.config import nearest
+
+_SHOWN = 300
+_MAX_FILES = 200
+_HERE = Path(__file__).resolve().parent
 
 
 @contextmanager
@@ -27,7 +40,7 @@ def importable(*directories: Path) -> Iterator[None]:
 
 
 def module_in(file: Path) -> ModuleType:
-    """Import the module in a file, from beside which it can import others."""
+    """Import the module in a file, from beside which it can import others; what it raises is the caller's to tell."""
     name = f"_penstock_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
@@ -37,3 +50,152 @@ def module_in(file: Path) -> ModuleType:
         sys.modules[name] = module  # dataclasses and pickle look their module up
         spec.loader.exec_module(module)
     return module
+
+
+def function_in(source: str, base: Path, *, setting: str) -> Callable[..., Any]:
+    """Import the function that ``module:function`` or ``path/file.py:function`` names.
+
+    Args:
+        base: what paths are relative to, and where modules are looked for first.
+        setting: of the recipe that names it, for messages.
+
+    Raises:
+        InvalidInput: there is none, or importing it failed.
+    """
+    where, _, name = source.rpartition(":")
+    with telling(source, setting=setting):
+        if not where.endswith(".py"):
+            module = _from_name(where, base, setting)
+        elif (base / where).is_file():
+            module = module_in(base / where)
+        else:
+            raise InvalidInput(f"{setting}: {base / where}: no such file", field=setting)
+    function = getattr(module, name, None)
+    if not callable(function):
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise InvalidInput(f"{setting}: {where} has no function {name!r}; {nearest(name, known)}", field=setting)
+    return function  # type: ignore[no-any-return]
+
+
+def digest_of_code(source: str, base: Path, *, setting: str) -> str:
+    """Return ``sha256:<hex>`` over the source of a function's module and of the modules beside it that it imports.
+
+    Installed packages do not count, and nothing is run: imports are read from the text.
+
+    Raises:
+        InvalidInput: there is no such file, it is no Python, or it imports more than a small program does.
+    """
+    where = source.rpartition(":")[0]
+    first = base / where if where.endswith(".py") else _file_of(where, base, setting)
+    directories = (first.parent, base)
+    waiting, seen = [first], dict[Path, bytes]()
+    while waiting:
+        file = waiting.pop()
+        if file in seen:
+            continue
+        if len(seen) >= _MAX_FILES:
+            raise InvalidInput(f"{setting}: {source} imports more than {_MAX_FILES} files beside it", field=setting)
+        try:
+            seen[file] = file.read_bytes()
+            tree = ast.parse(seen[file], filename=str(file))
+        except FileNotFoundError:
+            raise InvalidInput(f"{setting}: {file}: no such file", field=setting) from None
+        except (OSError, SyntaxError, ValueError, RecursionError) as error:
+            place = f"{file.name}:{error.lineno}" if isinstance(error, SyntaxError) else str(file)
+            raise InvalidInput(f"{setting}: {place}: {_told(error)}", field=setting) from error
+        waiting += [found for name in _imported(tree) for found in _beside(name, (file.parent, *directories))]
+    hasher = hashlib.sha256()
+    for digest in sorted(hashlib.sha256(content).digest() for content in seen.values()):
+        hasher.update(digest)
+    return "sha256:" + hasher.hexdigest()
+
+
+@contextmanager
+def telling(source: str, *, setting: str) -> Iterator[None]:
+    """Turn whatever the author's code raises into one line, with the place in it that raised.
+
+    Raises:
+        InvalidInput: the code raised.
+    """
+    try:
+        yield
+    except PenstockError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise InvalidInput(f"{setting}: {source}: {_place(error)}{_told(error)}", field=setting) from error
+
+
+def _from_name(name: str, base: Path, setting: str) -> ModuleType:
+    with importable(base):
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name and (name == error.name or name.startswith(f"{error.name}.")):
+                raise _no_module(name, setting) from None
+            raise
+
+
+def _no_module(name: str, setting: str) -> InvalidInput:
+    return InvalidInput(
+        f"{setting}: no module {name!r} beside the recipe or installed; a file: 'path/file.py:function'", field=setting
+    )
+
+
+def _file_of(name: str, base: Path, setting: str) -> Path:
+    beside = _beside(name, (base,))
+    if beside:
+        return beside[-1]
+    with importable(base), telling(name, setting=setting):
+        try:
+            spec = importlib.util.find_spec(name)
+        except ModuleNotFoundError:
+            spec = None
+    if spec is None or spec.origin is None:
+        raise _no_module(name, setting)
+    return Path(spec.origin)
+
+
+def _imported(tree: ast.Module) -> Iterator[str]:
+    """List the modules that a text may import; a name of ``from a import b`` may be one, too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            prefix = f"{node.module}." if node.module else ""
+            yield from (prefix + alias.name for alias in node.names)
+            if node.module:
+                yield node.module
+
+
+def _beside(name: str, directories: tuple[Path, ...]) -> list[Path]:
+    """Find the files of a module, and of the packages around it, in the first of some directories that has it."""
+    parts = name.split(".")
+    for directory in directories:
+        found = []
+        for count in range(1, len(parts) + 1):
+            place = directory.joinpath(*parts[:count])
+            found += [path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()]
+        if found:
+            return found
+    return []
+
+
+def _place(error: BaseException) -> str:
+    """Return ``rows.py:12 in numbers: ``, the innermost place that is not in an installed library or in Penstock."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "site-packages" not in frame.filename
+        and not frame.filename.startswith(("<frozen", str(_HERE)))
+        and not frame.filename.startswith(sys.base_prefix)
+    ]
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{Path(error.filename).name}:{error.lineno}: "
+    if not frames:
+        return ""
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name}: "
+
+
+def _told(error: BaseException) -> str:
+    words = error.msg if isinstance(error, SyntaxError) else str(error)
+    return f"{type(error).__name__}: {words}"[:_SHOWN].rstrip(": ")

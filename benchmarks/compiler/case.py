@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.measure.quality import nearest, pooled, ranking_kept
+from compiler.measure.metrics import nearest
+from compiler.measure.quality import pooled, ranking_kept
 from compiler.recipe.choices import Task
 from penstock.wire.tensors import Array
 

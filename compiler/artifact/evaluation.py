@@ -20,7 +20,7 @@ class Drop(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Share(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A share of ``n`` rows with its exact 95% interval (Clopper-Pearson)."""
+    """A share of ``n`` rows with its exact 95% interval (Clopper-Pearson), or the mean of scores with a normal one."""
 
     value: float
     low: float
@@ -217,6 +217,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         targets: device first.
         cloud: the cloud variant on the test split.
         generation: figures of a language model; empty for other tasks.
+        judged_by: by which metric a row was scored, and by what it was right; the author's functions with the digest of
+            their source. Empty for language models.
     """
 
     schema: Literal[2] = 2
@@ -229,6 +231,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     targets: tuple[TargetEvaluation, ...]
     cloud: VariantFigures
     generation: dict[str, Any] = {}
+    judged_by: dict[str, str] = {}
 
 
 def encode(evaluation: Evaluation) -> bytes:

@@ -30,6 +30,8 @@ class CertifyData:
         cloud_predictions: integer classes [N].
         labels: integer classes [N]; None counts disagreement with the cloud as harm.
         groups: names [N] (array of str) of the groups that each shall keep the promise; None for the promise over all.
+        agreed: bool [N], whether a device would take both answers for the same; None where that is whether the classes
+            are equal. Two sets of boxes may both be right without being the same.
     """
 
     scores: NDArray[np.floating]
@@ -37,12 +39,18 @@ class CertifyData:
     cloud_predictions: Integers
     labels: Integers | None = None
     groups: NDArray[np.str_] | None = None
+    agreed: NDArray[np.bool_] | None = None
+
+
+def differ(data: CertifyData) -> NDArray[np.bool_]:
+    """Say to which examples [N] edge and cloud gave different answers: what an audit in service sees."""
+    return np.asarray(data.edge_predictions != data.cloud_predictions) if data.agreed is None else ~data.agreed
 
 
 def harmful(data: CertifyData) -> NDArray[np.bool_]:
     """Say which examples [N] are harm if they are kept."""
     if data.labels is None:
-        return np.asarray(data.edge_predictions != data.cloud_predictions)
+        return differ(data)
     return np.asarray((data.edge_predictions != data.labels) & (data.cloud_predictions == data.labels))
 
 
@@ -75,6 +83,10 @@ def check(data: CertifyData) -> None:
             raise CalibrationError(
                 f"{name}: {column.dtype} {list(column.shape)}, expected integer classes [{len(scores)}]"
             )
+    if data.agreed is not None and (data.agreed.dtype != np.bool_ or data.agreed.shape != scores.shape):
+        raise CalibrationError(
+            f"agreed: {data.agreed.dtype} {list(data.agreed.shape)}, expected truth values [{len(scores)}]"
+        )
     if data.groups is not None:
         _check_groups(data.groups, len(scores))
 

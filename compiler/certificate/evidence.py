@@ -33,8 +33,9 @@ _MAX_NAME_BYTES = 1024  # one long name would be as long for every row
 
 _SCORES, _EDGE, _CLOUD, _LABELS = "scores", "edge", "cloud", "labels"
 _GROUPS, _GROUP_NAMES, _THRESHOLDS = "groups", "group_names", "thresholds"
+_AGREED = "agreed"
 _REQUIRED = (_SCORES, _EDGE, _CLOUD, _THRESHOLDS)
-_OPTIONAL = (_LABELS, _GROUPS, _GROUP_NAMES)
+_OPTIONAL = (_LABELS, _GROUPS, _GROUP_NAMES, _AGREED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -72,6 +73,8 @@ def encode(data: CertifyData, thresholds: Sequence[float]) -> bytes:
     if data.groups is not None:
         names, members = np.unique(data.groups, return_inverse=True)
         named[_GROUPS], named[_GROUP_NAMES] = _compact(members), names.astype(object)
+    if data.agreed is not None:
+        named[_AGREED] = data.agreed
     named[_THRESHOLDS] = np.asarray(thresholds, dtype=np.float64)
     return tensors.pack(named)
 
@@ -96,6 +99,7 @@ def decode(data: bytes) -> Evidence:
         cloud_predictions=_integers(named[_CLOUD]),
         labels=_integers(named[_LABELS]) if _LABELS in named else None,
         groups=_names(named) if _GROUPS in named or _GROUP_NAMES in named else None,
+        agreed=np.asarray(named[_AGREED], dtype=np.bool_) if _AGREED in named else None,
     )
     try:
         check(columns)
@@ -114,6 +118,7 @@ def bind(
     evidence: bytes = b"",
     group_by: str = "",
     serial: int = 1,
+    correct: str = "",
 ) -> Certificate:
     """Make the certificate of what was found, for exactly these variants, this preprocessing and this data.
 
@@ -122,6 +127,7 @@ def bind(
         evidence: the document it names, b"" where none is kept.
         group_by: what the groups are called.
         serial: one more than the last certificate's of this edge variant.
+        correct: by what an answer was right, "" where it was equal to its label.
     """
     levels = tuple(_level(level) for level in found.levels)
     return Certificate(
@@ -143,6 +149,7 @@ def bind(
         evidence_digest=digest_of(evidence) if evidence else "",
         serial=serial,
         test=found.test,
+        correct=correct or msgspec.UNSET,
     )
 
 

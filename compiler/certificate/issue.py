@@ -8,6 +8,7 @@ models, and how, is the caller's business.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,8 +20,7 @@ from compiler.certificate.columns import CertifyData, Floats, Integers
 from compiler.certificate.score_choice import Choice
 from compiler.recipe.certificate_section import CertificateSection
 from penstock.artifact.certificates import Certificate, Harm, Subject
-from penstock.policy import confidence
-from penstock.policy.confidence import Kind
+from penstock.policy.decoding import Decoder
 from penstock.wire.tensors import Array
 
 
@@ -51,54 +51,109 @@ class Answered(Protocol):
         ...
 
 
+class Judge(Protocol):
+    """Says which answers are right, and which are the same; see ``compiler.measure.quality.Judge``."""
+
+    @property
+    def decoder(self) -> Decoder:
+        """Return what reads the outputs."""
+        ...
+
+    @property
+    def is_right_when_equal(self) -> bool:
+        """Say whether answers are classes, and right when they are their label."""
+        ...
+
+    def same(self, edge: Mapping[str, Array], cloud: Mapping[str, Array]) -> NDArray[np.bool_]:
+        """Say which rows [N] two models answered alike, as a device does that audits."""
+        ...
+
+    def right(self, outputs: Mapping[str, Array], labels: Array) -> NDArray[np.bool_]:
+        """Say which rows [N] are right by their labels."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AnsweredRows:
-    """Answers that are arrays: the scored outputs [N, C] of a classifier and of the cloud. An :class:`Answered`.
+    """Answers that are arrays: the outputs of an edge variant and of the cloud. An :class:`Answered`.
 
     Attributes:
-        outputs: of the edge variant.
+        outputs: of the edge variant, by name.
         cloud: of the cloud variant.
-        labels: classes [N], or None.
+        labels: as the judge takes them [N, ...], or None.
         groups: names [N], or None.
-        kind: whether the outputs are logits or probabilities.
+        judge: of the answers.
     """
 
-    outputs: Array
-    cloud: Array
-    labels: Integers | None
+    outputs: Mapping[str, Array]
+    cloud: Mapping[str, Array]
+    labels: Array | None
     groups: NDArray[np.str_] | None
-    kind: Kind
+    judge: Judge
 
     def choose(self, promise: CertificateSection, *, rows_to_certify: int) -> Choice:
-        """Choose among the scores of a classifier (``penstock.policy.confidence.SCORES``)."""
+        """Choose among the scores that the outputs can have (``penstock.policy.decoding.SCORES``)."""
         return score_choice.choose(
             self.outputs,
-            confidence.predicted(self.outputs),
-            confidence.predicted(self.cloud),
-            self.labels,
-            self.kind,
+            self._columns(np.zeros(len(next(iter(self.outputs.values())))), promise.harm),
+            self.judge.decoder,
             promise,
-            groups=self.groups,
+            classes=self._classes(),
             rows_to_certify=rows_to_certify,
         )
 
     def certify_data(self, choice: Choice, *, harm: Harm) -> CertifyData:
-        """Score the outputs, and compare classes."""
-        scores = confidence.score(self.outputs, kind=self.kind, name=choice.score, temperature=choice.temperature)
-        return CertifyData(
-            scores=scores.astype(np.float64),
-            edge_predictions=confidence.predicted(self.outputs),
-            cloud_predictions=confidence.predicted(self.cloud),
-            labels=self.labels if harm == "labels" else None,
-            groups=self.groups,
-        )
+        """Score the outputs, and compare the answers."""
+        scores = self.judge.decoder.score(self.outputs, name=choice.score, temperature=choice.temperature)
+        return self._columns(scores, harm)
 
     def sure_and_right(self, temperature: float) -> tuple[Floats, NDArray[np.bool_]] | None:
-        """Return the largest probability of each row, and whether that class is the label's."""
-        if self.labels is None:
+        """Return the largest probability of each row, and whether the answer is right."""
+        if self.labels is None or not self.judge.decoder.has_temperature:
             return None
-        sure = confidence.score(self.outputs, kind=self.kind, name="max_prob", temperature=temperature)
-        return sure, np.asarray(confidence.predicted(self.outputs) == self.labels)
+        sure = self.judge.decoder.score(self.outputs, name="max_prob", temperature=temperature)
+        return sure, self.judge.right(self.outputs, self.labels)
+
+    def _classes(self) -> Integers | None:
+        """Return the classes that a temperature is fitted on: labels, or the cloud's answers; None for no classes."""
+        decoder = self.judge.decoder
+        if not decoder.has_temperature:
+            return None
+        found = decoder.answers(self.cloud) if self.labels is None else self.labels
+        return np.asarray(found if found.ndim == 1 else found.argmax(axis=1), dtype=np.int64)
+
+    def _columns(self, scores: Floats, harm: Harm) -> CertifyData:
+        """Return the columns of a certificate: classes that are right when they are their label as they are, answers of
+        other kinds as 0 for right and 1 for wrong.
+
+        Raises:
+            CalibrationError: harm is counted by labels and there are none.
+        """
+        score_choice.check_labels(harm, self.labels)
+        labels = self.labels if harm == "labels" else None
+        scores, models = scores.astype(np.float64), (self.outputs, self.cloud)
+        if self.judge.is_right_when_equal:
+            edge, cloud = (self.judge.decoder.answers(outputs) for outputs in models)
+            return CertifyData(
+                scores=scores,
+                edge_predictions=edge,
+                cloud_predictions=cloud,
+                labels=None if labels is None else labels.astype(np.int64),
+                groups=self.groups,
+            )
+        agreed, right = self.judge.same(*models), np.zeros(len(scores), dtype=np.int64)
+        if labels is None:
+            edge, cloud = right, (~agreed).astype(np.int64)
+        else:
+            edge, cloud = ((~self.judge.right(outputs, labels)).astype(np.int64) for outputs in models)
+        return CertifyData(
+            scores=scores,
+            edge_predictions=edge,
+            cloud_predictions=cloud,
+            labels=None if labels is None else right,
+            groups=self.groups,
+            agreed=None if labels is None else agreed,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +173,7 @@ def issue(
     data_digest: str,
     group_by: str = "",
     serial: int = 1,
+    correct: str = "",
 ) -> Issued:
     """Look at the certifying examples once, and bind what was found to ``subject``.
 
@@ -126,6 +182,7 @@ def issue(
         data_digest: of the certifying split.
         group_by: what the groups are called, "" without groups.
         serial: one more than the last certificate's of this edge variant.
+        correct: by what an answer was right, "" where it was equal to its label.
 
     Raises:
         CalibrationError: the promise is refused, with the samples needed.
@@ -141,5 +198,6 @@ def issue(
         evidence=document,
         group_by=group_by,
         serial=serial,
+        correct=correct,
     )
     return Issued(certificate=certificate, evidence=document)

@@ -32,7 +32,7 @@ from compiler.certificate.binomial import (
     samples_needed,
     upper_bound,
 )
-from compiler.certificate.columns import CertifyData, check, counts_at, harmful
+from compiler.certificate.columns import CertifyData, check, counts_at, differ, harmful
 from compiler.recipe.certificate_section import CertificateSection
 from penstock.artifact.certificates import Group, Harm, Test
 from penstock.errors import CalibrationError
@@ -328,8 +328,7 @@ def _grid(thresholds: Sequence[float] | None) -> Floats:
 def _audit_bound(data: CertifyData, threshold: float, max_harm: float, level: float) -> float:
     if data.labels is None:
         return max_harm
-    differs = np.asarray(data.edge_predictions != data.cloud_predictions)
-    (count,) = counts_at(np.array([threshold]), data.scores, differs)
+    (count,) = counts_at(np.array([threshold]), data.scores, differ(data))
     return max(max_harm, upper_bound(int(count), len(data.scores), level))
 
 

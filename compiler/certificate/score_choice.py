@@ -14,7 +14,7 @@ by any score and cannot tell them apart.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +23,11 @@ from compiler.certificate.binomial import allowed_harm
 from compiler.certificate.columns import CertifyData, check, counts_at, harmful
 from compiler.certificate.learn_then_test import THRESHOLDS
 from compiler.recipe.certificate_section import AUTO, CertificateSection
+from penstock.artifact.certificates import Harm
 from penstock.errors import CalibrationError
 from penstock.policy import confidence
-from penstock.policy.confidence import SCORES, TOKEN_SCORES, Kind, score, token_score
+from penstock.policy.confidence import TOKEN_SCORES, Kind, token_score
+from penstock.policy.decoding import Decoder
 from penstock.wire.tensors import Array
 
 Floats = NDArray[np.float64]
@@ -59,35 +61,33 @@ class Choice:
 
 
 def choose(
-    outputs: Array,
-    edge: Integers,
-    cloud: Integers,
-    labels: Integers | None,
-    kind: Kind,
+    outputs: Mapping[str, Array],
+    data: CertifyData,
+    decoder: Decoder,
     promise: CertificateSection,
     *,
-    groups: NDArray[np.str_] | None = None,
+    classes: Integers | None = None,
     rows_to_certify: int | None = None,
 ) -> Choice:
-    """Choose score, temperature and thresholds for a classifier.
+    """Choose score, temperature and thresholds for a model that answers with arrays.
 
     Args:
-        outputs: the edge variant's scored output [N, C] on the tune split, of this ``kind``.
-        edge: the edge variant's classes [N].
-        cloud: the cloud variant's classes [N].
-        labels: classes [N], or None.
+        outputs: of the edge variant on the tune split, by name.
+        data: the columns of that split; their scores are not looked at.
+        decoder: reads the outputs, and knows which scores they can have.
         promise: ``promise.score`` other than "auto" fixes the score; temperature and thresholds are fitted anyway.
-        groups: names [N], where the promise is made by group.
+        classes: [N] that the temperature is fitted on, where answers are classes: labels, or the cloud's answers.
         rows_to_certify: how many examples will certify (their number, never their content); N by default.
 
     Raises:
         CalibrationError: no rows, outputs that are not finite, malformed columns, labels missing that harm needs, or a
             score fixed that these outputs cannot have.
     """
-    temperature, note = _temperature(outputs, cloud if labels is None else labels, kind)
-    names = _usable(promise.score, SCORES, kind)
-    scores = {name: score(outputs, kind=kind, name=name, temperature=temperature) for name in names}
-    data = _columns(next(iter(scores.values())), edge, cloud, labels, groups, promise)
+    temperature, note = (1.0, "") if classes is None else _temperature(outputs[decoder.output], classes, decoder.kind)
+    names = _usable(promise.score, decoder.scores)
+    scores = {name: decoder.score(outputs, name=name, temperature=temperature) for name in names}
+    data = replace(data, scores=scores[names[0]])
+    check(data)
     return _best(scores, data, promise, rows_to_certify, temperature=temperature, note=note)
 
 
@@ -112,9 +112,17 @@ def choose_token_score(
     Raises:
         CalibrationError: as :func:`choose`.
     """
-    names = _usable(promise.score, TOKEN_SCORES, None)
+    names = _usable(promise.score, tuple(TOKEN_SCORES))
     scores = {name: token_score(probabilities, name=name) for name in names}
-    data = _columns(next(iter(scores.values())), edge, cloud, labels, groups, promise)
+    check_labels(promise.harm, labels)
+    data = CertifyData(
+        scores=scores[names[0]],
+        edge_predictions=edge,
+        cloud_predictions=cloud,
+        labels=labels if promise.harm == "labels" else None,
+        groups=groups,
+    )
+    check(data)
     return _best(scores, data, promise, rows_to_certify, temperature=1.0, note="")
 
 
@@ -128,10 +136,20 @@ def fit_temperature(outputs: Array, classes: NDArray[np.int64], *, kind: Kind) -
     Raises:
         CalibrationError: outputs that are not finite, or no rows.
     """
-    values = outputs.astype(np.float64)
+    values = confidence.two_columns(outputs, kind=kind)
     if kind == "probabilities":
         values = np.log(np.maximum(values, np.finfo(np.float64).tiny))  # what confidence.score divides by it
     return confidence.fit_temperature(values, classes)
+
+
+def check_labels(harm: Harm, labels: object) -> None:
+    """Check that there are labels where harm is counted by them.
+
+    Raises:
+        CalibrationError: there are none.
+    """
+    if harm == "labels" and labels is None:
+        raise CalibrationError('harm is counted by labels and there are none; set harm = "disagreement", or add labels')
 
 
 def grid_for(scores: Floats) -> tuple[float, ...]:
@@ -155,35 +173,14 @@ def _temperature(outputs: Array, classes: Integers, kind: Kind) -> tuple[float, 
     return 1.0, f"no temperature fits {len(classes)} examples (too few mistakes, or nothing but mistakes): 1 is used"
 
 
-def _usable(wanted: str, known: Mapping[str, str], kind: Kind | None) -> tuple[str, ...]:
-    usable = tuple(name for name in known if not (name == "energy" and kind == "probabilities"))
-    if wanted == AUTO:
+def _usable(wanted: str, usable: tuple[str, ...]) -> tuple[str, ...]:
+    if wanted == AUTO and usable:
         return usable
     if wanted not in usable:
         hint = "; energy needs logits" if wanted == "energy" else ""
-        raise CalibrationError(f"score: {wanted!r} cannot be had of these outputs{hint}; usable: {', '.join(usable)}")
+        known = ", ".join(usable) or "none; model.probe_output may name an output that says it"
+        raise CalibrationError(f"score: {wanted!r} cannot be had of these outputs{hint}; usable: {known}")
     return (wanted,)
-
-
-def _columns(
-    scores: Floats,
-    edge: Integers,
-    cloud: Integers,
-    labels: Integers | None,
-    groups: NDArray[np.str_] | None,
-    promise: CertificateSection,
-) -> CertifyData:
-    if promise.harm == "labels" and labels is None:
-        raise CalibrationError('harm is counted by labels and there are none; set harm = "disagreement", or add labels')
-    data = CertifyData(
-        scores=scores,
-        edge_predictions=edge,
-        cloud_predictions=cloud,
-        labels=labels if promise.harm == "labels" else None,
-        groups=groups,
-    )
-    check(data)
-    return data
 
 
 def _best(

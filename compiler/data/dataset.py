@@ -6,7 +6,7 @@ candidate, gate); ``certify`` is looked at once; ``test`` gives figures that dec
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,8 @@ class Split:
 
     Attributes:
         inputs: by model input name, each [N, ...].
-        labels: int64 [N] for classification, float64 [N] or [N, k] for regression; None when there are none.
+        labels: int64 [N] for classification, float64 [N] or [N, k] for regression, numbers or words [N, ...] for other
+            tasks; None when there are none.
         groups: the group of each row, str [N]; None unless ``data.group_by`` is set.
     """
 
@@ -70,6 +71,13 @@ class Dataset:
     def by_use(self) -> dict[str, Split]:
         """Return every split under the name of its use."""
         return {"ranges": self.ranges, "tune": self.tune, "certify": self.certify, "test": self.test}
+
+    def with_labels(self, change: Callable[[NDArray[Any] | None], NDArray[Any] | None]) -> Dataset:
+        """Return the same examples with labels in another form."""
+        changed = [
+            replace(split, labels=change(split.labels)) for split in (self.ranges, self.tune, self.certify, self.test)
+        ]
+        return replace(self, ranges=changed[0], tune=changed[1], certify=changed[2], test=changed[3])
 
     def thinned(self, rows: int) -> Dataset:
         """Return at most ``rows`` examples of each split, evenly spaced: sources are often sorted by class."""

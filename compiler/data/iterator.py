@@ -7,25 +7,20 @@ wrong in it is shown with its own file and line, not as a traceback.
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from compiler.data import text, untrusted
 from compiler.data.parts import ALL, GROUPS, LABELS, Part, Progress, Request, bad_source
-from compiler.python_code import importable, module_in
+from compiler.python_code import function_in, telling
 from compiler.recipe.data_section import DataSection
-from penstock.errors import InvalidInput, PenstockError
+from penstock.errors import InvalidInput
 from penstock.process.config import nearest
 from penstock.wire.tensors import Array
 
@@ -57,7 +52,7 @@ def splits_of(section: DataSection, base: Path) -> tuple[str, ...]:
     Raises:
         InvalidInput: no such function.
     """
-    function = _function(section.source, base)
+    function = function_in(section.source, base, setting="data.source")
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):  # a callable without a signature takes nothing
@@ -72,12 +67,12 @@ def rows(section: DataSection, base: Path, split: str, progress: Progress) -> It
     Raises:
         InvalidInput: as :func:`read`.
     """
-    function, limits = _function(section.source, base), section.limits
+    function, limits = function_in(section.source, base, setting="data.source"), section.limits
     began, size = time.monotonic(), 0
-    with _users_code(section.source):
+    with telling(section.source, setting="data.source"):
         given = iter(function(split) if split else function())
     for at in range(limits.max_rows + 1):
-        with _users_code(section.source):
+        with telling(section.source, setting="data.source"):
             item = next(given, _END)
         if item is _END:
             return
@@ -210,66 +205,3 @@ def _words(array: Array, field: str) -> Array:
 
 def _size_bytes(array: Array) -> int:
     return sum(map(len, array.ravel().tolist())) if array.dtype.kind == "O" else array.nbytes
-
-
-def _function(source: str, base: Path) -> Callable[..., Any]:
-    where, _, name = source.rpartition(":")
-    with _users_code(source):
-        if not where.endswith(".py"):
-            module = _from_name(where, base)
-        elif (base / where).is_file():
-            module = module_in(base / where)
-        else:
-            raise bad_source(f"data.source: {base / where}: no such file")
-    function = getattr(module, name, None)
-    if not callable(function):
-        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise bad_source(f"data.source: {where} has no function {name!r}; {nearest(name, known)}")
-    return function  # type: ignore[no-any-return]
-
-
-def _from_name(name: str, base: Path) -> ModuleType:
-    with importable(base):
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name and (name == error.name or name.startswith(f"{error.name}.")):
-                raise bad_source(
-                    f"data.source: no module {name!r} beside the recipe or installed; a file: 'path/file.py:function'"
-                ) from None
-            raise
-
-
-@contextmanager
-def _users_code(source: str) -> Iterator[None]:
-    """Turn whatever the user's code raises into one line, with the place in it that raised."""
-    try:
-        yield
-    except PenstockError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise bad_source(f"data.source: {source}: {_place(error)}{_told(error)}") from error
-
-
-def _place(error: BaseException) -> str:
-    """Return ``rows.py:12 in numbers: ``, the innermost place that is not in an installed library or in Penstock."""
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if "site-packages" not in frame.filename
-        and not frame.filename.startswith(("<frozen", str(_HERE)))
-        and not frame.filename.startswith(sys.base_prefix)
-    ]
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{Path(error.filename).name}:{error.lineno}: "
-    if not frames:
-        return ""
-    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name}: "
-
-
-def _told(error: BaseException) -> str:
-    words = error.msg if isinstance(error, SyntaxError) else str(error)
-    return f"{type(error).__name__}: {words}"[:_SHOWN].rstrip(": ")
-
-
-_HERE = Path(__file__).resolve().parents[1]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from compiler.data import iterator, npz, splitting, table, untrusted
 from compiler.data.dataset import Dataset, Split
 from compiler.data.parts import ALL, GROUPS, LABELS, Part, Progress, Request, silent, too_large
-from compiler.recipe.choices import Task
+from compiler.recipe.choices import LabelForm
 from compiler.recipe.data_section import DataSection, Kind, check, kind_of
 from penstock.errors import InvalidInput
 from penstock.process.config import nearest
@@ -31,7 +31,7 @@ def load(
     *,
     classes: int | None,
     input_range: tuple[float, float] | None = None,
-    task: Task = "classification",
+    labels_as: LabelForm = "classes",
     labels: Sequence[str] = (),
     progress: Progress = silent,
 ) -> Dataset:
@@ -42,6 +42,7 @@ def load(
         inputs: the model's. One of datatype BYTES takes text as it is.
         classes: how many the model has; None when it is no classifier or its outputs are of a free size.
         input_range: smallest and largest value of an input; None for any.
+        labels_as: what the labels look like.
         labels: names of the classes in the order of the outputs (``model.labels``); words are mapped by them.
         progress: told now and then how many rows have been read.
 
@@ -51,11 +52,11 @@ def load(
     """
     check(section)
     _check_names(section, inputs)
-    wants_labels = bool(section.labels) and task in ("classification", "regression")
+    wants_labels = bool(section.labels) and labels_as != "none"
     request = Request(section=section, base=base, inputs=inputs, wants_labels=wants_labels, progress=progress)
     parts = _reader(kind_of(section.source))(request)
     names = _class_names(parts, labels)
-    splits = [_checked(part, request, classes, input_range, task, names) for part in parts]
+    splits = [_checked(part, request, classes, input_range, labels_as, names) for part in parts]
     divided = _divide(splits[0], section) if parts[0].split == ALL else _assign(splits, section)
     return replace(divided, class_names=names)
 
@@ -118,7 +119,7 @@ def _checked(
     request: Request,
     classes: int | None,
     allowed: tuple[float, float] | None,
-    task: Task,
+    labels_as: LabelForm,
     names: Sequence[str],
 ) -> Split:
     rows = -1
@@ -132,8 +133,10 @@ def _checked(
     if rows > limit:
         raise too_large(f"{part.fields[request.inputs[0].name]}: {rows} rows, at most {limit}", "max_rows")
     labels: NDArray[Any] | None = None
-    if part.labels is not None and task == "regression":
+    if part.labels is not None and labels_as == "numbers":
         labels = untrusted.numeric_labels(part.labels, rows, field=part.fields[LABELS])
+    elif part.labels is not None and labels_as == "array":
+        labels = untrusted.array_labels(part.labels, rows, field=part.fields[LABELS])
     elif part.labels is not None:
         labels = untrusted.class_labels(part.labels, rows, classes=classes, names=names, field=part.fields[LABELS])
     groups = None if part.groups is None else untrusted.group_names(part.groups, rows, field=part.fields[GROUPS])

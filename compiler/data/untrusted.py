@@ -183,6 +183,22 @@ def numeric_labels(array: Array, rows: int, *, field: str) -> NDArray[np.float64
     return array.astype(np.float64)
 
 
+def array_labels(array: Array, rows: int, *, field: str) -> Array:
+    """Return labels of any form: finite numbers or words, with an entry for each row; whole numbers become int64.
+
+    Raises:
+        InvalidInput: something else, or not one entry for each row.
+    """
+    if array.shape[:1] != (rows,):
+        raise InvalidInput(f"{field}: {list(array.shape)}, expected an entry for each of {rows} rows", field=field)
+    if array.dtype.kind in "OUS":
+        return words(array, field=field)
+    if array.dtype.kind not in "iubf":
+        raise InvalidInput(f"{field}: {_kind(array)}, expected numbers or words", field=field)
+    check_finite(array, field=field)
+    return array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
+
+
 def group_names(array: Array, rows: int, *, field: str) -> NDArray[np.str_]:
     """Return the name of each row's group.
 

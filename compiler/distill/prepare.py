@@ -86,7 +86,7 @@ def from_recipe(
             teacher=teacher,
             teacher_name=named,
             teacher_model=framework_model(named, file.parent),
-            output_kind=recipe.model.output_kind,
+            output_kind=recipe.model.kind,
             train=found.ranges,
             held_out=(found.tune, found.certify, found.test),
             cache=AnswerCache(answers_root()),

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.artifact.evaluation import CascadeFigures, ReliabilityBin
-from compiler.certificate.columns import CertifyData, harmful
+from compiler.certificate.columns import CertifyData, differ, harmful
 from compiler.measure.quality import share
 
 _RELIABILITY_BINS = 10
@@ -20,7 +20,7 @@ def at_threshold(data: CertifyData, threshold: float) -> CascadeFigures:
         coverage=share(kept),
         accuracy=None if labels is None else share(np.asarray(np.where(kept, edge, cloud) == labels)),
         harm=share(kept & harmful(data)),
-        disagreement=share(np.asarray(kept & (edge != cloud))),
+        disagreement=share(kept & differ(data)),
     )
 
 

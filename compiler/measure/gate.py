@@ -22,6 +22,8 @@ _AS_FAST = 1.05
 _NOISE = 1.02
 """Medians of the same model measured twice in turns differ by up to this factor: less is no difference."""
 
+Rows = NDArray[np.bool_] | NDArray[np.float64]
+
 _Z95 = 1.959963984540054
 
 
@@ -70,21 +72,19 @@ class Verdict:
     reasons: tuple[str, ...]
 
 
-def paired_drop(parent: NDArray[np.bool_], candidate: NDArray[np.bool_]) -> Drop:
-    """Measure how much smaller the candidate's share of good rows is than the parent's, on the same rows.
+def paired_drop(parent: Rows, candidate: Rows) -> Drop:
+    """Measure how much worse the candidate's rows are than the parent's on average, on the same rows.
 
     Args:
-        parent: bool [N], N >= 1: whether it answered that row well.
+        parent: [N], N >= 1: how well it answered each row, from 0 to 1, or whether it did.
         candidate: the same.
 
     The interval is Wald's for a difference of paired proportions (Fleiss, Statistical Methods for Rates and
     Proportions, 10.1), widened by half a row so that two identical candidates do not claim to be equal for certain.
     """
-    n = len(parent)
-    lost = int(np.count_nonzero(parent & ~candidate))
-    won = int(np.count_nonzero(~parent & candidate))
-    value = (lost - won) / n
-    spread = _Z95 * math.sqrt(max(lost + won - (lost - won) ** 2 / n, 0.0)) / n + 0.5 / n
+    n, lost = len(parent), np.asarray(parent, dtype=np.float64) - np.asarray(candidate, dtype=np.float64)
+    value = float(lost.sum()) / n
+    spread = _Z95 * math.sqrt(max(float((lost**2).sum()) - n * value**2, 0.0)) / n + 0.5 / n
     return Drop(value=value, low=max(value - spread, -1.0), high=min(value + spread, 1.0), n=n)
 
 

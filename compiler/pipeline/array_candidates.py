@@ -20,6 +20,7 @@ from compiler.artifact import golden_inputs
 from compiler.artifact.evaluation import Coverage, SensitivityFigures
 from compiler.data import Dataset, calls
 from compiler.measure import gate, quality
+from compiler.measure.quality import Judge
 from compiler.pipeline.cached_steps import CachedSteps, Model, as_it_is
 from compiler.pipeline.candidates import Candidate, Contest, Goal
 from compiler.pipeline.recipe_models import listing
@@ -42,14 +43,14 @@ class Setting:
 
     Attributes:
         source: the rung's model, as it came.
-        output: name of the scored output.
+        judge: of answers.
         smoke: try one calibrator only.
     """
 
     goal: Goal
     recipe: Recipe
     source: Model
-    output: str
+    judge: Judge
     data: Dataset
     smoke: bool
 
@@ -141,8 +142,8 @@ class _Bench:
         self._steps = steps
         self._setting = setting
         self._what = setting.goal.what
-        self._reference: Array | None = None
-        self._good: NDArray[np.bool_] | None = None
+        self._reference: Mapping[str, Array] | None = None
+        self._good: NDArray[np.float64] | None = None
         self._base: Model | None = None
         self.pruned: Candidate | None = None
 
@@ -170,7 +171,7 @@ class _Bench:
             self._reference = self._answers(parent, doing, "the float model")
             self._good = self._good_rows(self._reference)
             share = quality.share(self._good)
-            metric = quality.metric_name(setting.recipe.model.task, has_labels=setting.data.tune.labels is not None)
+            metric = setting.judge.metric_name(has_labels=setting.data.tune.labels is not None)
             doing.note(f"{metric} {share.value:.2%} on {share.n} tuning rows")
         parent = replace(parent, quality=share)
         self._base = model
@@ -296,23 +297,21 @@ class _Bench:
         refuse_mixed(self._setting.recipe, f"{self._what} {candidate.name}", mixed)
         return replace(candidate, rows_mixed=mixed)
 
-    def _answers(self, candidate: Candidate, doing: Doing, what: str) -> Array:
+    def _answers(self, candidate: Candidate, doing: Doing, what: str) -> dict[str, Array]:
         setting = self._setting
         return self._steps.answers(
             candidate.made,
             setting.data.tune,
             doing,
-            output=setting.output,
+            decoder=setting.judge.decoder,
             max_batch=candidate.batch_rows(setting.recipe.model.max_batch),
             what=f"{self._what} {what}",
         )
 
-    def _good_rows(self, answered: Array) -> NDArray[np.bool_]:
-        tune = self._setting.data.tune
+    def _good_rows(self, answered: Mapping[str, Array]) -> NDArray[np.float64]:
+        tune, judge = self._setting.data.tune, self._setting.judge
         reference = answered if self._reference is None else self._reference
-        return quality.good_rows(
-            self._setting.recipe.model.task, answered, reference, labels=tune.labels, inputs=tune.inputs
-        )
+        return judge.scores(answered, reference, tune.labels, quality.mask_of(tune.inputs))
 
 
 def refuse_mixed(recipe: Recipe, what: str, mixed: str) -> None:

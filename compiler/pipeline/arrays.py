@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any, Self
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from compiler.artifact import golden_inputs, pack
-from compiler.artifact.evaluation import Share, SplitFigures
+from compiler.artifact.evaluation import SplitFigures
 from compiler.certificate.issue import AnsweredRows
 from compiler.data import Dataset, Split, calls, fingerprint, loading, preprocessing
 from compiler.graph import files, vocabulary
 from compiler.measure import quality
-from compiler.pipeline import array_candidates, recipe_models
+from compiler.measure.quality import Judge
+from compiler.pipeline import array_candidates, judging, recipe_models
 from compiler.pipeline.array_candidates import Setting
 from compiler.pipeline.cached_steps import CachedSteps, Model, as_it_is, engine
 from compiler.pipeline.candidates import Candidate, Chosen, Contest, Goal
@@ -32,6 +31,7 @@ from penstock.artifact.layout import VariantDraft
 from penstock.artifact.manifests import VariantSpec
 from penstock.errors import CompileError, Internal, InvalidInput
 from penstock.policy import confidence
+from penstock.policy.decoding import CLASSES
 from penstock.runtime import Engine
 from penstock.wire.tensors import Array, TensorSpec, is_compatible
 
@@ -52,7 +52,7 @@ class Arrays:
         *,
         models: Mapping[str, Model],
         inputs: tuple[TensorSpec, ...],
-        output: str,
+        judge: Judge,
         labels: tuple[str, ...],
         data: Dataset,
         smoke: bool,
@@ -62,12 +62,12 @@ class Arrays:
         Args:
             models: by role, the cloud's included.
             inputs: that every model takes.
-            output: name of the scored output.
+            judge: of answers.
             labels: names of the classes; () for none.
             data: the examples by use.
         """
         self._steps, self._recipe, self._models, self._data = steps, recipe, models, data
-        self._inputs, self._output, self._labels, self._smoke = inputs, output, labels, smoke
+        self._inputs, self._judge, self._labels, self._smoke = inputs, judge, labels, smoke
         self._cloud_rows = _cloud_rows(recipe, models[CLOUD], inputs, data.ranges)
         self.cloud = _cloud(steps, recipe, models[CLOUD], self._cloud_rows)
         self.splits: Mapping[str, SplitFigures] = {
@@ -80,9 +80,11 @@ class Arrays:
         }
         self.group_by = recipe.data.group_by
         self.terms = Terms(
-            metric=quality.metric_name(recipe.model.task, has_labels=data.test.labels is not None),
+            metric=judge.metric_name(has_labels=data.test.labels is not None),
             max_drop=recipe.quality.max_accuracy_drop,
             advice=_ADVICE,
+            judged_by=judging.told(recipe, judge),
+            correct="" if judge.is_right_when_equal else judging.told(recipe, judge)["correct"],
         )
 
     @classmethod
@@ -103,12 +105,19 @@ class Arrays:
         if CLOUD not in models:  # the float model of the last rung answers for the cloud
             models[CLOUD] = models[recipe.rungs[-1].role]
         teacher = engine(models[CLOUD].path)
-        output = _scored_output(recipe, teacher)
-        classes = _classes(recipe, teacher, output)
+        output = quality.scored_output(
+            recipe.model.task, teacher.outputs, recipe.model.output, besides=recipe.model.probe_output
+        )
+        judge = judging.judge_of(recipe, output.name)
+        judging.check_probe(recipe, teacher)
+        classes = _classes(recipe, output)
         _check_pairs(recipe, models)
         labels = recipe.model.labels or tuple(models[CLOUD].facts.get("labels") or ())
         recipe = recipe_models.with_columns(recipe, models, teacher.inputs)
-        data = _examples(steps, recipe, teacher.inputs, classes, labels, smoke=smoke)
+        data = _examples(steps, recipe, teacher.inputs, classes, labels, judge, smoke=smoke)
+        recipe = judging.with_kind(recipe, teacher, output.name, data)
+        judge = replace(judge, decoder=judging.decoder(recipe.model, output.name, recipe.model.kind), labels=labels)
+        data = data.with_labels(judge.references)
         rows = SMOKE_ROWS if smoke else None
         for rung in recipe.rungs:
             if rung.section.distill:
@@ -119,7 +128,7 @@ class Arrays:
             recipe,
             models=models,
             inputs=teacher.inputs,
-            output=output,
+            judge=judge,
             labels=labels or data.class_names,
             data=data,
             smoke=smoke,
@@ -136,7 +145,7 @@ class Arrays:
             goal=goal,
             recipe=self._recipe,
             source=self._models[goal.rung.role],
-            output=self._output,
+            judge=self._judge,
             data=self._data,
             smoke=self._smoke,
         )
@@ -183,25 +192,22 @@ class Arrays:
             cloud=self._answers(self.cloud, use, CLOUD, doing),
             labels=split.labels,
             groups=split.groups,
-            kind=self._recipe.model.output_kind,
+            judge=self._judge,
         )
 
     def evaluate(self, candidate: Candidate, what: str, doing: Doing) -> Tested:
         """Compare a candidate with labels and with the cloud; the cloud is timed here, as it came."""
         answered, cloud = self._answers(candidate, "test", what, doing), self._answers(self.cloud, "test", CLOUD, doing)
-        test, task, speed = self._data.test, self._recipe.model.task, candidate.speed
-
-        def share(labels: NDArray[np.int64] | None) -> Share:
-            return quality.share(quality.good_rows(task, answered, cloud, labels=labels, inputs=test.inputs))
-
+        test, judge, speed = self._data.test, self._judge, candidate.speed
+        mask, name = quality.mask_of(test.inputs), judge.decoder.output
         if candidate is self.cloud:
             speed = self._steps.speeds({CLOUD: candidate.made}, self._data.tune, doing)[CLOUD]
-        mask = test.inputs.get("attention_mask")
+        is_embedding = self._recipe.model.task == "embedding"
         return Tested(
-            quality=share(test.labels),
-            agreement=share(None),
+            quality=quality.share(judge.scores(answered, cloud, test.labels, mask)),
+            agreement=quality.share(judge.agreement(answered, cloud, mask)),
             speed=speed,
-            ranking=quality.ranking_kept(answered, cloud, mask) if task == "embedding" else None,
+            ranking=quality.ranking_kept(answered[name], cloud[name], mask) if is_embedding else None,
         )
 
     def further_figures(self, chosen: Sequence[Chosen]) -> dict[str, Any]:
@@ -220,8 +226,10 @@ class Arrays:
             precision=self.cloud.precision,
             inputs=onnx.inputs,
             outputs=onnx.outputs,
-            score_output=self._output,
-            score_kind=model.output_kind,
+            score_output=self._judge.decoder.output,
+            score_kind=self._judge.decoder.kind,
+            probe_output=model.probe_output or msgspec.UNSET,
+            decoding=msgspec.UNSET if self._judge.decoder.decoding == CLASSES else self._judge.decoder.decoding,
             labels=self._labels,
             max_batch=self._batch_rows(self.cloud, onnx),
             preprocessing=dict(self.preprocessing),
@@ -231,12 +239,12 @@ class Arrays:
         """Return how many rows of a call the variant is served with: one where the model takes no more."""
         return candidate.batch_rows(self._recipe.model.max_batch) if calls.has_rows(onnx.inputs) else 1
 
-    def _answers(self, candidate: Candidate, use: Use, what: str, doing: Doing) -> Array:
+    def _answers(self, candidate: Candidate, use: Use, what: str, doing: Doing) -> dict[str, Array]:
         return self._steps.answers(
             candidate.made,
             self._data.by_use()[use],
             doing,
-            output=self._output,
+            decoder=self._judge.decoder,
             max_batch=candidate.batch_rows(self._recipe.model.max_batch),
             what=what,
         )
@@ -303,6 +311,7 @@ def _examples(
     inputs: tuple[TensorSpec, ...],
     classes: int | None,
     labels: tuple[str, ...],
+    judge: Judge,
     *,
     smoke: bool,
 ) -> Dataset:
@@ -313,7 +322,7 @@ def _examples(
             inputs,
             classes=classes,
             input_range=recipe.model.input_range,
-            task=recipe.model.task,
+            labels_as=judge.label_form,
             labels=labels,
             progress=lambda note: doing.advance(0.0, note),
         )
@@ -323,28 +332,15 @@ def _examples(
     return data
 
 
-def _scored_output(recipe: Recipe, model: Engine) -> str:
-    """Return the output that is scored: the one the recipe names, else the only one."""
-    names = [spec.name for spec in model.outputs]
-    if recipe.model.output in names:
-        return recipe.model.output
-    if not recipe.model.output and len(names) == 1:
-        return names[0]
-    wanted = f"no output {recipe.model.output!r}" if recipe.model.output else "several outputs and none named"
-    raise CompileError(f"model.output: {wanted}; the model has {', '.join(names)}")
-
-
-def _classes(recipe: Recipe, model: Engine, output: str) -> int | None:
+def _classes(recipe: Recipe, scored: TensorSpec) -> int | None:
     """Return the number of classes of a classification; None for other tasks.
 
     Raises:
-        CompileError: an output or a shape that cannot be served.
+        CompileError: names of classes that do not fit.
     """
-    (scored,) = (spec for spec in model.outputs if spec.name == output)
-    quality.check_output(recipe.model.task, scored)
     if recipe.model.task != "classification":
         return None
-    classes = scored.shape[1]
+    classes = max(2, scored.shape[1])
     if recipe.model.labels and len(recipe.model.labels) != classes:
         raise CompileError(f"model.labels: {len(recipe.model.labels)} names, but the model has {classes} classes")
     return classes

@@ -32,6 +32,7 @@ from compiler.recipe.targets import Precision, Target
 from penstock import toolchain
 from penstock.artifact.blobs import digest_of
 from penstock.errors import ArtifactError, CompileError
+from penstock.policy.decoding import Decoder
 from penstock.process import machine
 from penstock.runtime import Engine, EngineOptions, load_engine
 from penstock.wire import tensors
@@ -161,8 +162,10 @@ class CachedSteps:
         found: str = self.keep("rows", key, produce, doing).facts
         return found
 
-    def answers(self, model: Model, split: Split, doing: Doing, *, output: str, max_batch: int, what: str) -> Array:
-        """Ask an ONNX model for its scored output for every row.
+    def answers(
+        self, model: Model, split: Split, doing: Doing, *, decoder: Decoder, max_batch: int, what: str
+    ) -> dict[str, Array]:
+        """Ask an ONNX model every row, and return what the decoder reads of its outputs.
 
         Args:
             max_batch: as the variant is served: 1 where rows change each other's answers.
@@ -173,20 +176,20 @@ class CachedSteps:
 
         def produce(out: Path, work: Path) -> dict[str, Any]:
             del work
-            values = answers(engine(model.path), split.inputs, output=output, max_batch=max_batch, what=what)
-            np.save(out / "answers.npy", values)
-            return {"rows": len(values)}
+            found = answers(engine(model.path), split.inputs, decoder=decoder, max_batch=max_batch, what=what)
+            for at, values in enumerate(found.values()):
+                np.save(out / f"{at}.npy", values)
+            return {"names": list(found)}
 
         key = {
             "model": model.content,
             "split": split.digest,
-            "output": output,
+            "decoder": asdict(decoder),
             "max_batch": max_batch,
             "machine": machine_facts(),
         }
         found = self.keep("answers", key, produce, doing)
-        loaded: Array = np.load(found.directory / "answers.npy")
-        return loaded
+        return {name: np.load(found.directory / f"{at}.npy") for at, name in enumerate(found.facts["names"])}
 
     def speeds(self, models: Mapping[str, Model], split: Split, doing: Doing) -> dict[str, Speed]:
         """Measure latency and memory of ONNX models by name, in turns in one session.

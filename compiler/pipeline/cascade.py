@@ -43,6 +43,7 @@ class Claim:
         data_digest: of the certifying split.
         group_by: what groups of examples are called, "" for a promise over all.
         is_required: whether a refusal ends the compilation.
+        correct: by what an answer is right, "" where it is equal to its label.
     """
 
     what: str
@@ -52,6 +53,7 @@ class Claim:
     data_digest: str
     group_by: str
     is_required: bool
+    correct: str = ""
 
 
 def build(steps: CachedSteps, claim: Claim, ask: Callable[[Use, Doing], Answered]) -> Cascade:
@@ -113,6 +115,7 @@ def _issued(data: CertifyData, choice: Choice, claim: Claim) -> tuple[Issued | N
             claim.subject,
             data_digest=claim.data_digest,
             group_by=claim.group_by,
+            correct=claim.correct if claim.promise.harm == "labels" else "",
         )
     except CalibrationError as error:
         if claim.is_required:

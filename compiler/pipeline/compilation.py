@@ -22,8 +22,9 @@ from compiler.artifact import evaluation, pack, report
 from compiler.artifact.evaluation import Evaluation, TargetEvaluation, VariantFigures
 from compiler.cache.steps import StepCache
 from compiler.data import infer
+from compiler.measure import quality
 from compiler.passes import table
-from compiler.pipeline import candidates, cascade, lock, recipe_models
+from compiler.pipeline import candidates, cascade, judging, lock, recipe_models
 from compiler.pipeline.arrays import Arrays
 from compiler.pipeline.cached_steps import CachedSteps, engine, machine_facts, this_machine
 from compiler.pipeline.candidates import Candidate, Chosen, Goal
@@ -42,14 +43,9 @@ from penstock.artifact.layout import Layout, VariantDraft, variant_digest
 from penstock.errors import ConfigError
 
 FAMILIES: Mapping[Task, type[Family]] = {
-    "classification": Arrays,
-    "regression": Arrays,
-    "embedding": Arrays,
+    **dict.fromkeys(quality.TASKS, Arrays),
     "generation": Language,
 }
-
-CERTIFIED: frozenset[Task] = frozenset({"classification", "generation"})
-"""Tasks whose answers are equal or not, so that a cascade can be certified."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +171,7 @@ def _key(recipe: Recipe) -> dict[str, Any]:
         "recipe": msgspec.to_builtins(plain),
         "sources": recipe_models.source_fingerprints(recipe),
         "examples": examples_digest(recipe),
+        "functions": judging.digests(recipe),
         "toolchains": _toolchains(recipe),
         "machine": machine_facts(),
     }
@@ -292,7 +289,7 @@ def _variant(family: Family, goal: Goal, directory: Path) -> _Variant:
 def _claim(family: Family, recipe: Recipe, variant: _Variant, drafts: _Drafts, *, is_required: bool) -> Claim | None:
     """Say what is to be certified; None for a task that has no cascade, and where the variant cannot be run."""
     goal, examples = variant.chosen.goal, family.splits["certify"]
-    if recipe.model.task not in CERTIFIED or not goal.target.runs_here:
+    if not recipe.model.has_cascade or not goal.target.runs_here:
         return None
     return Claim(
         what=goal.what,
@@ -307,6 +304,7 @@ def _claim(family: Family, recipe: Recipe, variant: _Variant, drafts: _Drafts, *
         data_digest=examples.digest,
         group_by=family.group_by,
         is_required=is_required,
+        correct=family.terms.correct,
     )
 
 
@@ -335,6 +333,7 @@ def _evaluated(
         targets=evaluated,
         cloud=whole,
         generation=family.further_figures([variant.chosen for variant in drafts.variants]),
+        judged_by=dict(family.terms.judged_by),
     )
 
 

@@ -8,7 +8,7 @@ and language models (``compiler.pipeline.language``). The order of things is not
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, Self
 
 from compiler.artifact.evaluation import Share, Speed, SplitFigures
@@ -30,11 +30,15 @@ class Terms:
         metric: what the share of good answers is called.
         max_drop: the recipe's budget, for the gate and for the evaluation.
         advice: what a recipe's author can do where no candidate keeps it.
+        judged_by: by what rows were scored and right, for the evaluation.
+        correct: by what an answer is right, for the certificate; "" where it is equal to its label.
     """
 
     metric: str
     max_drop: float
     advice: str
+    judged_by: Mapping[str, str] = field(default_factory=dict)
+    correct: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,10 +15,12 @@ import numpy as np
 
 from compiler.data import DataSection, Dataset, Split, calls, infer, loading, table
 from compiler.data.parts import Request, silent
+from compiler.measure.quality import Judge
 from compiler.recipe.data_section import SharesSection, kind_of
 from penstock.artifact import manifests
 from penstock.artifact.manifests import VariantSpec
 from penstock.errors import ConfigError, InvalidInput
+from penstock.policy.decoding import joined
 
 _MAX_TOML_BYTES = 1024**2
 _TUNE_SHARE = 1 / 3
@@ -55,10 +57,11 @@ class Examples:
     group_by: str
 
 
-def read(source: ExampleSource, spec: VariantSpec, *, needs_labels: bool, tunes: bool) -> Examples:
+def read(source: ExampleSource, spec: VariantSpec, judge: Judge, *, needs_labels: bool, tunes: bool) -> Examples:
     """Read new examples for variants with the inputs and outputs of ``spec``.
 
     Args:
+        judge: of the answers; it says what labels look like.
         tunes: whether a score is chosen, so that a third of the rows (or their split) is not certified on.
 
     Raises:
@@ -79,8 +82,11 @@ def read(source: ExampleSource, spec: VariantSpec, *, needs_labels: bool, tunes:
         shares = SharesSection(fit=_FEW, tune=_TUNE_SHARE - _FEW, certify=1 - _TUNE_SHARE - _FEW, test=_FEW)
         section = msgspec.structs.replace(section, shares=shares)
     (output,) = (out for out in spec.outputs if out.name == spec.score_output)
-    classes = output.shape[1] if len(output.shape) == 2 and output.shape[1] > 0 else None
-    dataset = loading.load(section, base, calls.as_rows(spec.inputs), classes=classes, labels=spec.labels)
+    classes = max(2, output.shape[1]) if len(output.shape) == 2 and output.shape[1] > 0 else None
+    inputs = calls.as_rows(spec.inputs)
+    dataset = loading.load(
+        section, base, inputs, classes=classes, labels_as=judge.label_form, labels=spec.labels
+    ).with_labels(judge.references)
     tune, certify = _divided(dataset, is_whole=is_whole, tunes=tunes)
     return Examples(tune=tune, certify=certify, group_by=section.group_by)
 
@@ -100,7 +106,7 @@ def _joined(splits: Sequence[Split], *, name: str) -> Split:
     return Split(
         name=name,
         inputs={key: np.concatenate([split.inputs[key] for split in splits]) for key in first.inputs},
-        labels=None if first.labels is None else np.concatenate([split.labels for split in splits]),
+        labels=None if first.labels is None else joined([split.labels for split in splits if split.labels is not None]),
         groups=None if first.groups is None else np.concatenate([split.groups for split in splits]),
     )
 

@@ -34,7 +34,7 @@ def plan(recipe: Recipe, out: Path) -> list[tuple[str, str]]:
             where = "" if target.runs_here else " (not measured here: this machine cannot run it)"
             lines.append((f"{rung.role}/{target.name}", f"candidates {tried}{where}"))
     lines.append(("gate", _gate_words(recipe)))
-    if recipe.model.task in compilation.CERTIFIED:
+    if recipe.model.has_cascade:
         lines.append(
             (
                 "certify",

@@ -7,7 +7,7 @@ this machine, and the certificate is attached only when its evidence is. What is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from compiler.certificate.issue import AnsweredRows, issue
 from compiler.certificate.score_choice import Choice
 from compiler.data import Split, calls
 from compiler.measure.answers import answers
-from compiler.pipeline import new_examples
+from compiler.measure.quality import Judge
+from compiler.pipeline import judging, new_examples
 from compiler.pipeline.new_examples import Examples, ExampleSource
 from compiler.recipe import certificate_section
 from compiler.recipe.certificate_section import CertificateSection
@@ -105,7 +106,8 @@ def recertify(directory: Path, request: Request, *, say: Say) -> list[Outcome]:
     if source.group_by is None:  # a promise to groups stays one
         source = replace(source, group_by=next((one.group_by for one in newest.values() if one and one.group_by), None))
     needs_labels = any(section.harm == "labels" for section in sections.values())
-    examples = new_examples.read(source, cloud.spec, needs_labels=needs_labels, tunes=tunes)
+    judge = judging.judge_of_variant(cloud.spec, _correct(newest.values(), needs_labels=needs_labels))
+    examples = new_examples.read(source, cloud.spec, judge, needs_labels=needs_labels, tunes=tunes)
     say(f"{examples.certify.rows} examples to certify{f', {examples.tune.rows} to tune' if tunes else ''}")
     outcomes = []
     with opened(layout, cloud) as teacher:
@@ -121,9 +123,15 @@ def recertify(directory: Path, request: Request, *, say: Say) -> list[Outcome]:
                 choose_again=request.choose_again,
             )
             with opened(layout, variant) as student:
-                pair = _Pair(student=student, teacher=teacher, variant=variant, cloud=cloud)
+                pair = _Pair(student=student, teacher=teacher, variant=variant, cloud=cloud, judge=judge)
                 outcomes.append(_certified(task, pair))
     return outcomes
+
+
+def _correct(newest: Iterable[Certificate | None], *, needs_labels: bool) -> str:
+    """Return by what an answer was right so far; "" where that was its label, or labels are not looked at."""
+    said = [one.correct for one in newest if one is not None and isinstance(one.correct, str)]
+    return said[0] if said and needs_labels else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,12 +141,14 @@ class _Pair:
     Attributes:
         variant: what the variant is.
         cloud: what the cloud variant is.
+        judge: of their answers.
     """
 
     student: Loaded
     teacher: Loaded
     variant: Variant
     cloud: Variant
+    judge: Judge
 
     def ask(self, split: Split) -> AnsweredRows:
         """Ask both the examples of a split.
@@ -147,19 +157,19 @@ class _Pair:
             CompileError: one of them answers with NaN or infinities.
         """
         return AnsweredRows(
-            outputs=_outputs(self.student, self.variant.spec, split),
-            cloud=_outputs(self.teacher, self.cloud.spec, split),
+            outputs=_outputs(self.student, self.variant.spec, split, self.judge),
+            cloud=_outputs(self.teacher, self.cloud.spec, split, self.judge),
             labels=split.labels,
             groups=split.groups,
-            kind=self.variant.spec.score_kind,
+            judge=self.judge,
         )
 
 
-def _outputs(loaded: Loaded, spec: VariantSpec, split: Split) -> Array:
+def _outputs(loaded: Loaded, spec: VariantSpec, split: Split, judge: Judge) -> dict[str, Array]:
     return answers(
         calls.by_rows(loaded.engine),
         split.inputs,
-        output=spec.score_output,
+        decoder=judge.decoder,
         max_batch=loaded.max_batch if loaded.timing.is_batchable else spec.max_batch,
         what=f"{spec.role} variant",
     )
@@ -197,6 +207,7 @@ def _certified(task: _Task, pair: _Pair) -> Outcome:
             data_digest=task.examples.certify.digest,
             group_by=task.examples.group_by,
             serial=1 if task.newest is None else task.newest.serial + 1,
+            correct="" if pair.judge.is_right_when_equal or task.section.harm != "labels" else pair.judge.right_words,
         )
     except CalibrationError as error:
         return replace(shown, refusal=error.message, needed=error.needed)

@@ -12,7 +12,8 @@ import msgspec
 
 from penstock.artifact.certificates import MAX_LEVELS, Harm
 from penstock.errors import CalibrationError, ConfigError
-from penstock.policy.confidence import SCORES, TOKEN_SCORES
+from penstock.policy.confidence import TOKEN_SCORES
+from penstock.policy.decoding import SCORES
 
 AUTO = "auto"
 

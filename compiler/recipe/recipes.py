@@ -25,6 +25,7 @@ from compiler.recipe.targets import Precision
 from penstock.artifact import manifests
 from penstock.errors import ArtifactError, ConfigError
 from penstock.policy.confidence import Kind
+from penstock.policy.decoding import DecodingSettings
 from penstock.process import config
 
 MAX_TARGETS = 16
@@ -37,15 +38,26 @@ class ModelSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     Attributes:
         name: of the model, in the registry and in requests.
         version: the tag that points at the artifact; not part of its digest.
-        task: how answers are compared. A classification is certified; the others are packed without a certificate.
+        task: how answers are read and judged (docs/how-to/judge-answers.md). A cascade is certified where something
+            says how sure an answer is; regressions and embeddings are packed without a certificate, unless
+            ``probe_output`` names an output that does.
         labels: names of the classes, in order; optional.
         input_range: smallest and largest value an input may have. Data outside is refused, and the cloud's golden
             inputs are drawn from it.
-        output: the output whose rows are scored; may be left out when there is only one.
-        output_kind: what that output holds.
+        output: the output whose rows are scored; may be left out where only one fits the task by its shape and name.
+        output_kind: what that output holds; "auto" tells by its values: probabilities where each row is a distribution.
         max_batch: rows of one batch, at most.
         shapes: sizes to fix that the models leave open: of a dimension by its name (``height = 640``), or the shape of
             an input by the input's name (``x = [-1, 3, 48, 320]``, where -1 stays open).
+        metric: how good an answer is: a name (docs/how-to/judge-answers.md), or a function of yours as
+            ``module:function`` or ``file.py:function`` that takes answers and references and gives a number from 0 to 1
+            for each row. "" takes the task's own.
+        correct: a function of yours that takes answers and labels and says for each row whether it is right; harm is
+            what the cloud gets right and the device does not. "" takes rows with a metric of at least ``correct_at``.
+        correct_at: metric from which a row is right; 0 takes the metric's own.
+        decoding: how the scored output is read.
+        probe_output: an output [batch] or [batch, 1] in [0, 1] by which your model itself says how sure it is of a row:
+            the score "probe". Clients of an agent do not see it. "" for none.
     """
 
     name: str
@@ -54,9 +66,28 @@ class ModelSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     labels: tuple[str, ...] = ()
     input_range: tuple[float, float] | None = None
     output: str = ""
-    output_kind: Kind = "logits"
+    output_kind: Literal["auto", "logits", "probabilities"] = "auto"
     max_batch: int = 64
     shapes: dict[str, int | tuple[int, ...]] = {}
+    metric: str = ""
+    correct: str = ""
+    correct_at: float = 0.0
+    decoding: DecodingSettings = DecodingSettings()
+    probe_output: str = ""
+
+    @property
+    def kind(self) -> Kind:
+        """Return what the scored output holds; logits where only its values will tell."""
+        return "logits" if self.output_kind == "auto" else self.output_kind
+
+    @property
+    def has_cascade(self) -> bool:
+        """Say whether something tells how sure an answer is, so that a cascade can be certified."""
+        return self.task not in _UNSURE or bool(self.probe_output)
+
+
+_UNSURE: frozenset[Task] = frozenset({"regression", "embedding"})
+"""Tasks whose outputs do not say by themselves how sure they are."""
 
 
 class PruneSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -294,6 +325,11 @@ def _is_size(wanted: int | tuple[int, ...]) -> bool:
     return wanted >= 1 if isinstance(wanted, int) else all(size == -1 or size >= 1 for size in wanted)
 
 
+def _is_decodable(settings: DecodingSettings) -> bool:
+    shares = (settings.threshold, settings.suppress, settings.overlap, settings.similarity)
+    return all(0 <= share <= 1 for share in shares) and 0 <= settings.within < float("inf")
+
+
 def _check_ranges(parsed: RecipeFile, where: str) -> None:
     model, quality = parsed.model, parsed.quality
     low, high = model.input_range or (0.0, 1.0)
@@ -315,9 +351,14 @@ def _check_ranges(parsed: RecipeFile, where: str) -> None:
             quality.max_perplexity_increase,
             "a share from 0 to 10 (0.1 is a tenth more)",
         ),
+        "model.correct_at": (0 <= model.correct_at <= 1, model.correct_at, "0 to 1"),
+        "model.decoding": (_is_decodable(model.decoding), model.decoding, "shares from 0 to 1, and within 0 or more"),
         "seed": (0 <= parsed.seed < 2**32, parsed.seed, "0 to 4294967295"),
         "data.labels": (
-            bool(parsed.data.labels) or parsed.certificate.harm == "disagreement" or model.task != "classification",
+            bool(parsed.data.labels)
+            or parsed.certificate.harm == "disagreement"
+            or model.task == "generation"
+            or not model.has_cascade,
             "none",
             'the name of label arrays, because certificate.harm = "labels" (or set that to "disagreement")',
         ),

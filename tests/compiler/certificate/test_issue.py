@@ -7,11 +7,14 @@ import pytest
 
 from compiler.certificate import evidence
 from compiler.certificate.issue import AnsweredRows, issue
+from compiler.measure.metrics import METRICS
+from compiler.measure.quality import Judge
 from compiler.recipe.certificate_section import CertificateSection
 from penstock.artifact.blobs import digest_of
 from penstock.artifact.certificates import Subject
 from penstock.errors import CalibrationError
 from penstock.policy import confidence
+from penstock.policy.decoding import Decoder
 
 PROMISE = CertificateSection(max_harm=0.05)
 SUBJECT = Subject(
@@ -19,6 +22,13 @@ SUBJECT = Subject(
     edge_digest="sha256:" + "1" * 64,
     cloud_digest="sha256:" + "2" * 64,
     preprocessing_digest="sha256:" + "3" * 64,
+)
+JUDGE = Judge(
+    task="classification",
+    decoder=Decoder(output="y", kind="logits"),
+    metric=METRICS["accuracy"],
+    name="accuracy",
+    right_at=1.0,
 )
 DATA_DIGEST = "sha256:" + "4" * 64
 
@@ -29,11 +39,11 @@ def answered(seed: int, n: int, *, labels: bool = True) -> AnsweredRows:
     truth = source.integers(0, 5, n)
     right = np.eye(5)[truth]
     return AnsweredRows(
-        outputs=(2 * right + source.normal(0, 1, (n, 5))).astype(np.float32),
-        cloud=(9 * right + source.normal(0, 1, (n, 5))).astype(np.float32),
+        outputs={"y": (2 * right + source.normal(0, 1, (n, 5))).astype(np.float32)},
+        cloud={"y": (9 * right + source.normal(0, 1, (n, 5))).astype(np.float32)},
         labels=truth if labels else None,
         groups=None,
-        kind="logits",
+        judge=JUDGE,
     )
 
 
@@ -62,10 +72,13 @@ def test_columns_are_scored_as_was_chosen_and_hold_labels_only_where_harm_needs_
     rows = answered(1, 200)
     choice = rows.choose(PROMISE, rows_to_certify=200)
     data = rows.certify_data(choice, harm="disagreement")
-    expected = confidence.score(rows.outputs, kind="logits", name=choice.score, temperature=choice.temperature)
+    expected = confidence.score(rows.outputs["y"], kind="logits", name=choice.score, temperature=choice.temperature)
     np.testing.assert_array_equal(data.scores, expected)
     assert data.labels is None
-    assert rows.certify_data(choice, harm="labels").labels is rows.labels
+    found = rows.certify_data(choice, harm="labels").labels
+    assert found is not None
+    assert rows.labels is not None
+    np.testing.assert_array_equal(found, rows.labels)
 
 
 def test_a_refusal_says_how_many_examples_are_needed() -> None:

@@ -8,10 +8,11 @@ import pytest
 from numpy.typing import NDArray
 
 from compiler.certificate.learn_then_test import THRESHOLDS
-from compiler.certificate.score_choice import Choice, choose, choose_token_score, fit_temperature, grid_for
+from compiler.certificate.score_choice import Choice, choose_token_score, fit_temperature, grid_for
 from compiler.recipe.certificate_section import CertificateSection
 from penstock.errors import CalibrationError
 from penstock.policy import confidence
+from tests.compiler.certificate.classifiers import choose
 
 PROMISE = CertificateSection(max_harm=0.02)
 

@@ -10,10 +10,10 @@ import numpy as np
 from compiler.certificate.binomial import allowed_harm
 from compiler.certificate.columns import CertifyData, counts_at
 from compiler.certificate.learn_then_test import promise
-from compiler.certificate.score_choice import choose
 from compiler.recipe.certificate_section import CertificateSection
 from penstock.errors import CalibrationError
 from penstock.policy import confidence
+from tests.compiler.certificate.classifiers import choose
 
 DELTA, DRAWS = 0.1, 400
 SAMPLING_ERROR = 3 * math.sqrt(DELTA * (1 - DELTA) / DRAWS)

@@ -70,10 +70,12 @@ def write_csv(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def load(tmp_path: Path) -> Callable[..., Dataset]:
-    """``load(inputs, classes=3, task=..., **section)`` from ``tmp_path``."""
+    """``load(inputs, classes=3, labels_as=..., **section)`` from ``tmp_path``."""
 
     def from_here(inputs: list[TensorSpec], /, *, classes: int | None = 3, **settings: Any) -> Dataset:
-        outside = {name: settings.pop(name) for name in ("task", "labels_of_model", "input_range") if name in settings}
+        outside = {
+            name: settings.pop(name) for name in ("labels_as", "labels_of_model", "input_range") if name in settings
+        }
         if "labels_of_model" in outside:
             outside["labels"] = outside.pop("labels_of_model")
         return loading.load(DataSection(**settings), tmp_path, inputs, classes=classes, **outside)

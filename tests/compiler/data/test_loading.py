@@ -151,22 +151,22 @@ def test_words_are_classes_by_their_place_in_the_models_labels(edit: Edit, load:
 def test_without_labels_nothing_is_read_or_asked_for(edit: Edit, load: Load) -> None:
     edit(y_fit=None, y_certify=None, y_test=None)
     assert load([X], source="data.npz", labels="").test.labels is None
-    assert load([X], source="data.npz", task="embedding").test.labels is None
+    assert load([X], source="data.npz", labels_as="none").test.labels is None
 
 
 def test_labels_of_a_regression_are_numbers(edit: Edit, load: Load) -> None:
     edit(y_fit=np.linspace(0, 1, 200), y_certify=np.ones((600, 1)), y_test=np.arange(300))
-    loaded = load([X], source="data.npz", task="regression", classes=None)
+    loaded = load([X], source="data.npz", labels_as="numbers", classes=None)
     assert loaded.test.labels is not None
     assert loaded.test.labels.dtype == np.float64
     assert loaded.certify.labels is not None
     assert loaded.certify.labels.shape == (600, 1)
     edit(y_test=np.array(["a"] * 300))
     with pytest.raises(InvalidInput, match=r"y_test: text \[300\], expected one number for each of 300 rows"):
-        load([X], source="data.npz", task="regression", classes=None)
+        load([X], source="data.npz", labels_as="numbers", classes=None)
     edit(y_test=np.array([np.nan] * 300))
     with pytest.raises(InvalidInput, match="y_test: NaN or infinite values in 300 rows"):
-        load([X], source="data.npz", task="regression", classes=None)
+        load([X], source="data.npz", labels_as="numbers", classes=None)
 
 
 def test_groups_stay_with_their_rows(edit: Edit, load: Load) -> None:
@@ -322,3 +322,20 @@ def test_text_is_taken_as_the_model_takes_it_without_the_room_of_the_longest(tmp
     assert load([spec], source="b.npz").test.digest == loaded.test.digest
     with pytest.raises(InvalidInput, match=r"datatype is BYTES, expected FP32"):
         load([TensorSpec(name="x", datatype="FP32", shape=(-1, 2))], source="d.npz")
+
+
+def test_labels_of_other_tasks_are_anything_with_an_entry_a_row(edit: Edit, load: Load) -> None:
+    edit(y_fit=np.zeros((200, 2, 5)), y_certify=np.ones((600, 2, 5)), y_test=np.ones((300, 1, 5)))
+    loaded = load([X], source="data.npz", labels_as="array", classes=None)
+    assert loaded.certify.labels is not None
+    assert loaded.certify.labels.shape == (600, 2, 5)
+    edit(y_fit=np.array(["a"] * 200), y_certify=np.array(["bc"] * 600), y_test=np.array(["d"] * 300))
+    words = load([X], source="data.npz", labels_as="array", classes=None).test.labels
+    assert words is not None
+    assert words[0] == "d"
+    edit(y_fit=np.full(200, np.nan))
+    with pytest.raises(InvalidInput, match=r"y_fit: NaN or infinite values in 200 rows"):
+        load([X], source="data.npz", labels_as="array", classes=None)
+    edit(y_fit=np.zeros((3, 5)))
+    with pytest.raises(InvalidInput, match=r"y_fit: \[3, 5\], expected an entry for each of 200 rows"):
+        load([X], source="data.npz", labels_as="array", classes=None)

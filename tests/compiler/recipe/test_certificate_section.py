@@ -41,7 +41,7 @@ def test_what_dividing_costs_is_as_the_docstring_says() -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"score": "confidence"}, "unknown score 'confidence'; known: auto, max_prob, margin, entropy, energy, token_"),
+        ({"score": "confidence"}, "unknown score 'confidence'; known: auto, max_prob, margin, entropy, energy, part_"),
         ({"max_harm": 0.0}, "certificate.max_harm: 0.0 given, expected a share between 0 and 1"),
         ({"max_harm": [0.02, 2.0]}, "certificate.max_harm: 2.0 given"),
         ({"max_harm": [0.02, 0.02]}, "expected 1 to 8 different shares"),
