@@ -54,7 +54,7 @@ bench: $(VENV)/.dev  ## measure against Triton, MLServer, a one-file server and 
 bench-compiler: $(VENV)/.dev  ## measure compiled models against onnxruntime defaults and NNCF (about 20 minutes)
 	@$(BIN)/python -m benchmarks.compiler $(ARGS)
 
-simulate: $(VENV)/.dev  ## print what certificates and sequential tests promise and see, as tables (about a minute)
+simulate: $(VENV)/.dev  ## print what certificates and sequential tests promise and see, as tables (some minutes)
 	@$(BIN)/python -m benchmarks.simulate $(ARGS)
 
 wheel: $(VENV)/.dev  ## build the wheel into dist/

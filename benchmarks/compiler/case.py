@@ -67,7 +67,7 @@ class Case:
                 f"output = {json.dumps(self.output)}\n",
                 f"[edge]\nmodel = {json.dumps(str(self.model))}\n",
                 f'[data]\nsource = {json.dumps(str(self.data))}\nlabels = "{LABELS if labelled else ""}"',
-                'duplicates = "allow"\n[data.splits]\ntune = "tune"\n',
+                'repeats = "natural"\n[data.splits]\ntune = "tune"\n',
                 f"[quality]\nmax_accuracy_drop = {self.max_drop}\n",
                 f'[certificate]\nharm = "{"labels" if labelled else "disagreement"}"\n',
             ]

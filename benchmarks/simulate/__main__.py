@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 
-from benchmarks.simulate import audit, fleet, gates, groups, unreached
+from benchmarks.simulate import audit, clusters, fleet, gates, groups, unreached
 
 SUBJECTS: Mapping[str, Callable[[], str]] = {
     "audit": audit.table,
+    "clusters": clusters.table,
     "fleet": fleet.table,
     "gates": gates.table,
     "groups": groups.table,

@@ -219,6 +219,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         generation: figures of a language model; empty for other tasks.
         judged_by: by which metric a row was scored, and by what it was right; the author's functions with the digest of
             their source. Empty for language models.
+        repeats: what was found of examples that repeat or belong together, and what they are taken for; "" for nothing.
     """
 
     schema: Literal[2] = 2
@@ -232,6 +233,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     cloud: VariantFigures
     generation: dict[str, Any] = {}
     judged_by: dict[str, str] = {}
+    repeats: str = ""
 
 
 def encode(evaluation: Evaluation) -> bytes:

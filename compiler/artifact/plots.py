@@ -222,7 +222,8 @@ def _promise(axes: mpl.axes.Axes, cascade: CascadeEvaluation) -> None:
     axes.annotate(
         f"promised: at most {promised:g}", (1, promised), xytext=(0, 5), textcoords="offset points", color=_BAD
     )
-    x, y = 100 * certificate.coverage, 100 * certificate.harm_count / certificate.n
+    harms = (point.harm for point in cascade.curve_certify if point.threshold == certificate.threshold)
+    x, y = 100 * certificate.coverage, 100 * next(harms, certificate.harm_count / certificate.n)
     axes.plot([x], [y], "o", color=_FIRST, markersize=9)
     axes.plot([x, x], [0, y], color=_FIRST, linewidth=1, linestyle=(0, (2, 3)))
     axes.annotate(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from compiler.artifact import plots
 from compiler.artifact.evaluation import CurvePoint, Evaluation, Share, TargetEvaluation
+from penstock.artifact.certificates import Certificate
 from penstock.errors import missing_extra
 
 try:
@@ -57,13 +58,19 @@ def refusals(target: TargetEvaluation) -> list[tuple[str, str]]:
         found.append(
             (
                 f"Any threshold below {certificate.threshold:.4f}",
-                f"At {loosest.threshold:.4f}, {round(loosest.harm * certificate.n)} of {certificate.n} certifying "
-                f"examples were harmful: too many to rule out, at {1 - certificate.delta:.0%} confidence, a true harm "
-                f"above {100 * certificate.max_harm:g} points. It would have kept {_percent(loosest.coverage)}.",
+                f"At {loosest.threshold:.4f}, {_harmful(loosest.harm, certificate)} harmful: too many to rule out, at "
+                f"{1 - certificate.delta:.0%} confidence, a true harm above {100 * certificate.max_harm:g} points. It "
+                f"would have kept {_percent(loosest.coverage)}.",
             )
         )
     found += [(f"At most {100 * level.max_harm:g} points of harm", level.reason) for level in certificate.refused]
     return found
+
+
+def _harmful(share: float, certificate: Certificate) -> str:
+    if certificate.over == "clusters":
+        return f"on average {_percent(share)} of the examples of each of {certificate.n} certifying clusters were"
+    return f"{round(share * certificate.n)} of {certificate.n} certifying {certificate.units} were"
 
 
 def size(count: int) -> str:

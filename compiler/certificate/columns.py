@@ -32,6 +32,7 @@ class CertifyData:
         groups: names [N] (array of str) of the groups that each shall keep the promise; None for the promise over all.
         agreed: bool [N], whether a device would take both answers for the same; None where that is whether the classes
             are equal. Two sets of boxes may both be right without being the same.
+        clusters: integers [N], equal for examples that belong together; None where each is independent of the others.
     """
 
     scores: NDArray[np.floating]
@@ -40,6 +41,7 @@ class CertifyData:
     labels: Integers | None = None
     groups: NDArray[np.str_] | None = None
     agreed: NDArray[np.bool_] | None = None
+    clusters: Integers | None = None
 
 
 def differ(data: CertifyData) -> NDArray[np.bool_]:
@@ -78,11 +80,12 @@ def check(data: CertifyData) -> None:
     columns = {"edge_predictions": data.edge_predictions, "cloud_predictions": data.cloud_predictions}
     if data.labels is not None:
         columns["labels"] = data.labels
+    if data.clusters is not None:
+        columns["clusters"] = data.clusters
     for name, column in columns.items():
         if column.dtype.kind not in "iu" or column.shape != scores.shape:
-            raise CalibrationError(
-                f"{name}: {column.dtype} {list(column.shape)}, expected integer classes [{len(scores)}]"
-            )
+            what = "integers" if name == "clusters" else "integer classes"
+            raise CalibrationError(f"{name}: {column.dtype} {list(column.shape)}, expected {what} [{len(scores)}]")
     if data.agreed is not None and (data.agreed.dtype != np.bool_ or data.agreed.shape != scores.shape):
         raise CalibrationError(
             f"agreed: {data.agreed.dtype} {list(data.agreed.shape)}, expected truth values [{len(scores)}]"

@@ -1,8 +1,9 @@
 """The evidence document: from it anybody can recompute every figure of a certificate, at any time.
 
 Decides the document's form, how the certificate that names it is built, and which figures differ when they are
-computed again. It holds one row an example: scores, both models' classes, labels, groups, and the thresholds that were
-tested. It holds no inputs: what the examples were cannot be read from it. Devices never fetch it.
+computed again. It holds one row an example: scores, both models' classes, labels, groups, clusters by number (who they
+are is nobody's business), and the thresholds that were tested. It holds no inputs: what the examples were cannot be
+read from it. Devices never fetch it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from compiler.certificate.columns import CertifyData, Integers, check
 from compiler.certificate.learn_then_test import Certified, Promised, certify, which_test
 from penstock.artifact.blobs import digest_of
-from penstock.artifact.certificates import MAX_GROUPS, Certificate, Level, RefusedLevel, Subject
+from penstock.artifact.certificates import MAX_GROUPS, Certificate, Level, Over, RefusedLevel, Subject, Test
 from penstock.errors import ArtifactError, CalibrationError, InvalidInput
 from penstock.wire import tensors
 from penstock.wire.tensors import Array
@@ -31,11 +32,36 @@ MAX_BYTES = 64 * 1024**2
 
 _MAX_NAME_BYTES = 1024  # one long name would be as long for every row
 
+_METHODS: Mapping[Test, str] = {
+    "binomial": "fixed-sequence testing, exact binomial p-values (Learn then Test, arXiv 2110.01052)",
+    "binomial-each": "fixed-sequence testing, an exact binomial p-value of every group at the whole of delta "
+    "(Learn then Test, arXiv 2110.01052)",
+    "betting-clusters": "fixed-sequence testing, one bet against the average of the clusters' shares (Waudby-Smith and "
+    "Ramdas, arXiv 2010.09686; Learn then Test, arXiv 2110.01052)",
+}
+
 _SCORES, _EDGE, _CLOUD, _LABELS = "scores", "edge", "cloud", "labels"
-_GROUPS, _GROUP_NAMES, _THRESHOLDS = "groups", "group_names", "thresholds"
+_GROUPS, _GROUP_NAMES, _CLUSTERS, _THRESHOLDS = "groups", "group_names", "clusters", "thresholds"
 _AGREED = "agreed"
 _REQUIRED = (_SCORES, _EDGE, _CLOUD, _THRESHOLDS)
-_OPTIONAL = (_LABELS, _GROUPS, _GROUP_NAMES, _AGREED)
+_OPTIONAL = (_LABELS, _GROUPS, _GROUP_NAMES, _AGREED, _CLUSTERS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """Say what the certifying examples are, beside their columns.
+
+    Attributes:
+        digest: of the certifying split.
+        group_by: what the groups are called, "" without groups.
+        cluster_by: what the clusters are called, "" without clusters.
+        rows: how many there were, where equal ones were counted once; 0 where none was.
+    """
+
+    digest: str
+    group_by: str = ""
+    cluster_by: str = ""
+    rows: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -75,6 +101,8 @@ def encode(data: CertifyData, thresholds: Sequence[float]) -> bytes:
         named[_GROUPS], named[_GROUP_NAMES] = _compact(members), names.astype(object)
     if data.agreed is not None:
         named[_AGREED] = data.agreed
+    if data.clusters is not None:
+        named[_CLUSTERS] = _compact(np.unique(data.clusters, return_inverse=True)[1])
     named[_THRESHOLDS] = np.asarray(thresholds, dtype=np.float64)
     return tensors.pack(named)
 
@@ -100,6 +128,7 @@ def decode(data: bytes) -> Evidence:
         labels=_integers(named[_LABELS]) if _LABELS in named else None,
         groups=_names(named) if _GROUPS in named or _GROUP_NAMES in named else None,
         agreed=np.asarray(named[_AGREED], dtype=np.bool_) if _AGREED in named else None,
+        clusters=_integers(named[_CLUSTERS]) if _CLUSTERS in named else None,
     )
     try:
         check(columns)
@@ -111,21 +140,18 @@ def decode(data: bytes) -> Evidence:
 def bind(
     found: Promised,
     subject: Subject,
+    sample: Sample,
     *,
     score: str,
     temperature: float,
-    data_digest: str,
     evidence: bytes = b"",
-    group_by: str = "",
     serial: int = 1,
     correct: str = "",
 ) -> Certificate:
     """Make the certificate of what was found, for exactly these variants, this preprocessing and this data.
 
     Args:
-        data_digest: of the certifying split.
         evidence: the document it names, b"" where none is kept.
-        group_by: what the groups are called.
         serial: one more than the last certificate's of this edge variant.
         correct: by what an answer was right, "" where it was equal to its label.
     """
@@ -139,18 +165,28 @@ def bind(
         score=score,
         temperature=temperature,
         **msgspec.structs.asdict(levels[0]),
-        group_by=group_by,
+        group_by=sample.group_by,
         levels=levels,
         refused=tuple(
             RefusedLevel(max_harm=item.max_harm, delta=item.delta, reason=item.reason, needed=item.needed)
             for item in found.refused
         ),
-        data_digest=data_digest,
+        data_digest=sample.digest,
         evidence_digest=digest_of(evidence) if evidence else "",
         serial=serial,
+        method=_METHODS[found.test],
         test=found.test,
         correct=correct or msgspec.UNSET,
+        over=_over(found, sample),
+        cluster_by=sample.cluster_by,
+        rows=sample.rows if found.default.n != sample.rows else 0,
     )
+
+
+def _over(found: Promised, sample: Sample) -> Over:
+    if found.test == "betting-clusters":
+        return "clusters"
+    return "distinct rows" if sample.rows > found.default.n else "rows"
 
 
 def differences(certificate: Certificate, evidence: Evidence) -> list[str]:
@@ -184,7 +220,14 @@ def _test_differences(certificate: Certificate, evidence: Evidence) -> list[str]
     """Compare the test with the evidence; before there were others, "binomial" was of groups too."""
     made = which_test(evidence.data)
     known = {"binomial", made} if made == "binomial-each" else {made}
-    return [] if certificate.test in known else [f"test: {certificate.test} certified, the evidence is for {made}"]
+    found = [] if certificate.test in known else [f"test: {certificate.test} certified, the evidence is for {made}"]
+    if (certificate.over == "clusters") != (evidence.data.clusters is not None):
+        found.append(f"over: {certificate.over} certified, the evidence has {_clusters(evidence.data)}")
+    return found
+
+
+def _clusters(data: CertifyData) -> str:
+    return "no clusters" if data.clusters is None else f"{len(np.unique(data.clusters))} clusters"
 
 
 def _level_differences(level: Level, again: Callable[..., Certified]) -> list[str]:

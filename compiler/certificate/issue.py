@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from compiler.certificate import evidence, learn_then_test, score_choice
 from compiler.certificate.columns import CertifyData, Floats, Integers
+from compiler.certificate.evidence import Sample
 from compiler.certificate.score_choice import Choice
 from compiler.recipe.certificate_section import CertificateSection
 from penstock.artifact.certificates import Certificate, Harm, Subject
@@ -83,6 +84,7 @@ class AnsweredRows:
         labels: as the judge takes them [N, ...], or None.
         groups: names [N], or None.
         judge: of the answers.
+        clusters: integers [N], equal for examples that belong together, or None.
     """
 
     outputs: Mapping[str, Array]
@@ -90,6 +92,7 @@ class AnsweredRows:
     labels: Array | None
     groups: NDArray[np.str_] | None
     judge: Judge
+    clusters: Integers | None = None
 
     def choose(self, promise: CertificateSection, *, rows_to_certify: int) -> Choice:
         """Choose among the scores that the outputs can have (``penstock.policy.decoding.SCORES``)."""
@@ -140,6 +143,7 @@ class AnsweredRows:
                 cloud_predictions=cloud,
                 labels=None if labels is None else labels.astype(np.int64),
                 groups=self.groups,
+                clusters=self.clusters,
             )
         agreed, right = self.judge.same(*models), np.zeros(len(scores), dtype=np.int64)
         if labels is None:
@@ -152,6 +156,7 @@ class AnsweredRows:
             cloud_predictions=cloud,
             labels=None if labels is None else right,
             groups=self.groups,
+            clusters=self.clusters,
             agreed=None if labels is None else agreed,
         )
 
@@ -169,9 +174,8 @@ def issue(
     promise: CertificateSection,
     choice: Choice,
     subject: Subject,
+    sample: Sample,
     *,
-    data_digest: str,
-    group_by: str = "",
     serial: int = 1,
     correct: str = "",
 ) -> Issued:
@@ -179,8 +183,7 @@ def issue(
 
     Args:
         data: the certifying examples, of :meth:`Answered.certify_data` with this ``choice``.
-        data_digest: of the certifying split.
-        group_by: what the groups are called, "" without groups.
+        sample: what these examples are.
         serial: one more than the last certificate's of this edge variant.
         correct: by what an answer was right, "" where it was equal to its label.
 
@@ -192,11 +195,10 @@ def issue(
     certificate = evidence.bind(
         found,
         subject,
+        sample,
         score=choice.score,
         temperature=choice.temperature,
-        data_digest=data_digest,
         evidence=document,
-        group_by=group_by,
         serial=serial,
         correct=correct,
     )

@@ -14,6 +14,9 @@ alone passes with probability at most delta. So no delta is divided, and the seq
 Every group then keeps the promise, all at once with probability 1 - delta; and so does any mixture of them, whatever
 the shares in service turn out to be.
 
+Examples that belong together (``CertifyData.clusters``) are no independent draws. Clusters are: the promise is then
+over clusters, each counted once, and the test is one for averages of shares (``compiler.certificate.units``).
+
 Does not build the certificate document: that binds these figures to digests (``compiler.certificate.evidence.bind``).
 """
 
@@ -25,14 +28,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.certificate.binomial import (
-    allowed_harm,
-    clopper_pearson,
-    samples_at_rate,
-    samples_needed,
-    upper_bound,
-)
-from compiler.certificate.columns import CertifyData, check, counts_at, differ, harmful
+from compiler.certificate import units
+from compiler.certificate.binomial import check_promise, samples_needed
+from compiler.certificate.columns import CertifyData, check
+from compiler.certificate.units import Part
 from compiler.recipe.certificate_section import CertificateSection
 from penstock.artifact.certificates import Group, Harm, Test
 from penstock.errors import CalibrationError
@@ -54,16 +53,17 @@ class Certified:
         max_harm: what was asked for.
         delta: what was asked for.
         threshold: the lowest that keeps the promise.
-        harm_count: examples that were kept and harmful at the threshold.
-        kept_count: examples that were kept at the threshold.
-        n: all examples.
-        coverage: share kept.
-        coverage_low: lower end of its Clopper-Pearson interval at 1 - delta for this threshold. It describes: no
-            promise rests on it, so it is not corrected for the threshold being chosen.
+        harm_count: examples that were kept and harmful at the threshold; of clusters, those with such an example.
+        kept_count: examples that were kept at the threshold; of clusters, those with such an example.
+        n: all examples, or all clusters.
+        coverage: share kept; of clusters, the average of their shares.
+        coverage_low: lower end of its interval at 1 - delta for this threshold (Clopper-Pearson; for clusters
+            Hoeffding's). It describes: no promise rests on it, so it is not corrected for the threshold being chosen.
         coverage_high: upper end.
         audit_max_harm: bound on P(kept and edge != cloud), which an audit without labels can watch; ``max_harm`` when
-            harm is disagreement. With labels it is the larger of ``max_harm`` and the Clopper-Pearson upper bound at
-            level delta / (number of thresholds): valid at whichever threshold the data chose.
+            harm is disagreement. With labels it is the larger of ``max_harm`` and the upper bound (Clopper-Pearson's,
+            for clusters Hoeffding's) at level delta / (number of thresholds): valid at whichever threshold the data
+            chose.
         harm: what counted as harm.
         groups: evidence within each group, by name; empty for a promise over all.
     """
@@ -162,6 +162,8 @@ def promise(data: CertifyData, section: CertificateSection, *, thresholds: Seque
 
 def which_test(data: CertifyData) -> Test:
     """Say which test :func:`certify` makes of these columns."""
+    if data.clusters is not None:
+        return "betting-clusters"
     return "binomial" if data.groups is None else "binomial-each"
 
 
@@ -188,32 +190,73 @@ def certify(
             threshold that keeps anything can be certified. ``needed`` is the number of examples that would do at the
             harm rate seen (of the group that needs most), None when more examples would not help.
     """
-    minimum = samples_needed(max_harm, delta)
+    check_promise(max_harm, delta)
     check(data)
+    names = 1 if data.groups is None else len(np.unique(data.groups))
+    group_delta = delta / names if is_delta_divided else delta
+    check_enough(len(data.scores), data.groups, data.clusters, max_harm=max_harm, delta=delta, group_delta=group_delta)
     grid = _grid(thresholds)
-    parts = _parts(data, grid, max_harm, delta, is_delta_divided=is_delta_divided)
-    _check_sizes(parts, len(data.scores), minimum, max_harm, delta)
+    whole = units.part(data, np.full(len(data.scores), True), grid, max_harm, delta)
+    parts = [whole] if data.groups is None else _parts(data, grid, max_harm, group_delta)
     chosen = min(part.passed for part in parts) - 1  # the strictest of the parts' own thresholds
-    harm = np.sum([part.harm for part in parts], axis=0)
-    kept = np.sum([part.kept for part in parts], axis=0)
-    if chosen < 0 or kept[chosen] == 0:
-        raise _refusal(min(parts, key=lambda part: part.passed), grid, max_harm)
-    n = len(data.scores)
-    low, high = clopper_pearson(int(kept[chosen]), n, delta)
+    if chosen < 0 or whole.kept[chosen] == 0:
+        raise _refusal(data, min(parts, key=lambda part: part.passed), grid, max_harm)
+    low, high = units.coverage_interval(whole, chosen, delta, has_clusters=data.clusters is not None)
     return Certified(
         max_harm=max_harm,
         delta=delta,
         threshold=float(grid[chosen]),
-        harm_count=int(harm[chosen]),
-        kept_count=int(kept[chosen]),
-        n=n,
-        coverage=float(kept[chosen] / n),
+        harm_count=int(whole.harm[chosen]),
+        kept_count=int(whole.kept[chosen]),
+        n=whole.n,
+        coverage=float(whole.coverage[chosen]),
         coverage_low=low,
         coverage_high=high,
         audit_max_harm=_audit_bound(data, float(grid[chosen]), max_harm, delta / len(grid)),
         harm="disagreement" if data.labels is None else "labels",
-        groups=() if data.groups is None else tuple(part.group(grid, chosen) for part in parts),
+        groups=() if data.groups is None else tuple(_group(part, grid, chosen) for part in parts),
     )
+
+
+def check_enough(
+    rows: int,
+    groups: NDArray[np.str_] | None,
+    clusters: NDArray[np.integer] | None,
+    *,
+    max_harm: float,
+    delta: float,
+    group_delta: float | None = None,
+) -> None:
+    """Check that there are examples enough to certify if none of them is harmful: what is known before any is answered.
+
+    Args:
+        rows: how many examples there are, of these ``groups`` and ``clusters``.
+        group_delta: of each group's test, if not ``delta``.
+
+    Raises:
+        CalibrationError: max_harm or delta is no probability; too few, of all or of a group, and how many are needed.
+    """
+    minimum = samples_needed(max_harm, delta)
+    unit = "examples" if clusters is None else "clusters"
+    promised = f"promise at most {100 * max_harm:g} points of harm with {100 * (1 - delta):.4g}% confidence"
+    (n,) = units.count(rows, None, clusters).values()
+    if n < minimum:
+        raise CalibrationError(
+            f"{n} certifying {unit} are too few to {promised}: {minimum} are needed even if none of them is harmful, "
+            f"{minimum - n} more than there are. Add {unit}, or promise less",
+            needed=minimum,
+        )
+    if groups is None:
+        return
+    each, counts = samples_needed(max_harm, group_delta or delta), units.count(rows, groups, clusters)
+    small = {name: count for name, count in counts.items() if count < each}
+    if small:
+        listed = ", ".join(f"{name!r} has {count}" for name, count in small.items())
+        raise CalibrationError(
+            f"groups are too small to {promised} in each of {len(counts)}: {listed}, and each needs {each} {unit} even "
+            f"if none of them is harmful. Add {unit} of them, merge groups, or promise less",
+            needed=each,
+        )
 
 
 def risk_coverage(data: CertifyData, thresholds: Sequence[float] | None = None) -> list[RiskCoveragePoint]:
@@ -223,81 +266,28 @@ def risk_coverage(data: CertifyData, thresholds: Sequence[float] | None = None) 
         CalibrationError: malformed or empty data.
     """
     check(data)
-    n, grid = len(data.scores), _grid(thresholds)
-    harm, kept = counts_at(grid, data.scores, harmful(data)), counts_at(grid, data.scores, None)
+    grid = _grid(thresholds)
     return [
-        RiskCoveragePoint(threshold=float(t), coverage=float(k / n), harm=float(h / n))
-        for t, k, h in zip(grid, kept, harm, strict=True)
+        RiskCoveragePoint(threshold=float(t), coverage=float(k), harm=float(h))
+        for t, k, h in zip(grid, units.coverage_at(data, grid), units.harm_at(data, grid), strict=True)
     ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Part:
-    """All examples, or one group's.
-
-    Attributes:
-        harm: counts [thresholds].
-        kept: counts [thresholds].
-        passed: how many thresholds pass in a row, from the strictest.
-    """
-
-    name: str
-    n: int
-    delta: float
-    harm: NDArray[np.int64]
-    kept: NDArray[np.int64]
-    passed: int
-
-    def group(self, grid: Floats, chosen: int) -> Group:
-        return Group(
-            name=self.name,
-            n=self.n,
-            harm_count=int(self.harm[chosen]),
-            kept_count=int(self.kept[chosen]),
-            coverage=float(self.kept[chosen] / self.n),
-            threshold=float(grid[self.passed - 1]),
-        )
+def _parts(data: CertifyData, grid: Floats, max_harm: float, delta: float) -> list[Part]:
+    """Count and test every group by itself, at ``delta`` each."""
+    names = np.unique(data.groups).tolist() if data.groups is not None else []
+    return [units.part(data, np.asarray(data.groups == name), grid, max_harm, delta, name=name) for name in names]
 
 
-def _parts(data: CertifyData, grid: Floats, max_harm: float, delta: float, *, is_delta_divided: bool) -> list[_Part]:
-    names = [""] if data.groups is None else np.unique(data.groups).tolist()
-    harms = harmful(data)
-    parts = []
-    for name in names:
-        rows = np.full(len(data.scores), True) if data.groups is None else data.groups == name
-        n, level = int(np.count_nonzero(rows)), delta / len(names) if is_delta_divided else delta
-        harm = counts_at(grid, data.scores, harms & rows)
-        passed = harm <= allowed_harm(n, max_harm, level)
-        parts.append(
-            _Part(
-                name=name,
-                n=n,
-                delta=level,
-                harm=harm,
-                kept=counts_at(grid, data.scores, rows),
-                passed=int(np.argmin(np.append(passed, False))),  # up to the first that is not rejected
-            )
-        )
-    return parts
-
-
-def _check_sizes(parts: Sequence[_Part], n: int, minimum: int, max_harm: float, delta: float) -> None:
-    promised = f"promise at most {100 * max_harm:g} points of harm with {100 * (1 - delta):.4g}% confidence"
-    if n < minimum:
-        raise CalibrationError(
-            f"{n} certifying examples are too few to {promised}: {minimum} are needed even if none of them is harmful. "
-            "Add examples, or promise less",
-            needed=minimum,
-        )
-    needed = samples_needed(max_harm, parts[0].delta)
-    small = [part for part in parts if part.n < needed]
-    if small:
-        listed = ", ".join(f"{part.name!r} has {part.n}" for part in small)
-        raise CalibrationError(
-            f"groups are too small to {promised} in each of {len(parts)}: {listed}, and each needs {needed} even if "
-            "none of its examples is harmful. Add examples of them, merge groups, or promise less",
-            needed=needed,
-        )
+def _group(part: Part, grid: Floats, chosen: int) -> Group:
+    return Group(
+        name=part.name,
+        n=part.n,
+        harm_count=int(part.harm[chosen]),
+        kept_count=int(part.kept[chosen]),
+        coverage=float(part.coverage[chosen]),
+        threshold=float(grid[part.passed - 1]),
+    )
 
 
 def _asked_for(data: CertifyData, section: CertificateSection) -> CertifyData:
@@ -326,24 +316,22 @@ def _grid(thresholds: Sequence[float] | None) -> Floats:
 
 
 def _audit_bound(data: CertifyData, threshold: float, max_harm: float, level: float) -> float:
-    if data.labels is None:
-        return max_harm
-    (count,) = counts_at(np.array([threshold]), data.scores, differ(data))
-    return max(max_harm, upper_bound(int(count), len(data.scores), level))
+    return max_harm if data.labels is None else max(max_harm, units.disagreement_bound(data, threshold, level))
 
 
-def _refusal(part: _Part, grid: Floats, max_harm: float) -> CalibrationError:
+def _refusal(data: CertifyData, part: Part, grid: Floats, max_harm: float) -> CalibrationError:
     """Say why the part that passes the fewest thresholds keeps nothing."""
     if not part.kept.any():
         return CalibrationError("no score reaches any threshold (are all of them NaN?); nothing can be kept")
     first = int(np.argmax(part.kept > 0))
-    needed = samples_at_rate(int(part.harm[first]), part.n, max_harm, part.delta)
+    needed = units.needed(data, part, first, grid, max_harm)
+    unit = "examples" if data.clusters is None else "clusters"
     where = f" of group {part.name!r}" if part.name else ""
     found = (
         f"even at the strictest threshold that keeps anything ({grid[first]:.6g}), {part.harm[first]} of {part.n} "
-        f"certifying examples{where} are harmful, which does not show a harm of at most {100 * max_harm:g} points with "
+        f"certifying {unit}{where} are harmful, which does not show a harm of at most {100 * max_harm:g} points with "
         f"{100 * (1 - part.delta):.4g}% confidence"
     )
     if needed is None:
-        return CalibrationError(f"{found}. More examples would not help: use a better edge variant, or promise less")
-    return CalibrationError(f"{found}. At this rate {needed} examples{where} would", needed=needed)
+        return CalibrationError(f"{found}. More {unit} would not help: use a better edge variant, or promise less")
+    return CalibrationError(f"{found}. At this rate {needed} {unit}{where} would", needed=needed)

@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.certificate.binomial import allowed_harm
-from compiler.certificate.columns import CertifyData, check, counts_at, harmful
+from compiler.certificate import units
+from compiler.certificate.columns import CertifyData, check
 from compiler.certificate.learn_then_test import THRESHOLDS
 from compiler.recipe.certificate_section import AUTO, CertificateSection
 from penstock.artifact.certificates import Harm
@@ -77,7 +77,8 @@ def choose(
         decoder: reads the outputs, and knows which scores they can have.
         promise: ``promise.score`` other than "auto" fixes the score; temperature and thresholds are fitted anyway.
         classes: [N] that the temperature is fitted on, where answers are classes: labels, or the cloud's answers.
-        rows_to_certify: how many examples will certify (their number, never their content); N by default.
+        rows_to_certify: how many examples, or clusters, will certify (their number, never their content); as many as
+            there are here by default.
 
     Raises:
         CalibrationError: no rows, outputs that are not finite, malformed columns, labels missing that harm needs, or a
@@ -99,6 +100,7 @@ def choose_token_score(
     promise: CertificateSection,
     *,
     groups: NDArray[np.str_] | None = None,
+    clusters: Integers | None = None,
     rows_to_certify: int | None = None,
 ) -> Choice:
     """Choose a score for generated sequences, among the quantiles of their tokens' probabilities; the temperature is 1.
@@ -121,6 +123,7 @@ def choose_token_score(
         cloud_predictions=cloud,
         labels=labels if promise.harm == "labels" else None,
         groups=groups,
+        clusters=clusters,
     )
     check(data)
     return _best(scores, data, promise, rows_to_certify, temperature=1.0, note="")
@@ -212,17 +215,17 @@ def _predicted_coverage(
     scores: Floats, grid: Floats, data: CertifyData, promise: CertificateSection, rows_to_certify: int | None
 ) -> float:
     """Predict the share kept at the strictest of the groups' thresholds; 0 where none is within the allowance."""
-    n, harms = len(scores), harmful(data)
-    names = [None] if data.groups is None else np.unique(data.groups).tolist()
+    scored = replace(data, scores=scores)
+    there = units.count(len(scores), data.groups, data.clusters)
+    (total,) = units.count(len(scores), None, data.clusters).values()
     passed = len(grid)
-    for name in names:
-        rows = np.full(n, True) if name is None else np.asarray(data.groups == name)
-        count = int(np.count_nonzero(rows))
-        certifying = max(1, round((rows_to_certify or n) * count / n))
-        allowed = max(0, allowed_harm(certifying, promise.levels[0], promise.level_delta)) / certifying
-        within = counts_at(grid, scores, harms & rows) <= allowed * count
-        passed = min(passed, int(np.argmin(np.append(within, False))))
-    return float(counts_at(grid, scores, None)[passed - 1] / n) if passed else 0.0
+    for name, count in there.items():
+        rows = np.full(len(scores), True) if data.groups is None else np.asarray(data.groups == name)
+        certifying = max(1, round((rows_to_certify or total) * count / total))
+        passed = min(
+            passed, units.predicted(scored, rows, grid, promise.levels[0], promise.level_delta, certifying=certifying)
+        )
+    return float(units.coverage_at(scored, grid)[passed - 1]) if passed else 0.0
 
 
 def _reason(chosen: str, coverage: Mapping[str, float], promise: CertificateSection, n: int) -> str:

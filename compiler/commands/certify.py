@@ -54,6 +54,16 @@ Exit codes: 0 done, 1 failed, 2 wrong data or settings, 3 refused (the message s
 @click.option(
     "--group-by", metavar="NAME", help="Array or column whose groups shall each keep the promise; '' for one over all."
 )
+@click.option(
+    "--cluster-by",
+    metavar="NAME",
+    help="Array or column that says what examples belong to (a patient, a camera): the promise is then over these.",
+)
+@click.option(
+    "--repeats",
+    type=click.Choice(["natural", "copies"]),
+    help="What equal examples are: draws like any others, or copies that count once.  [default: copies]",
+)
 @click.option("--choose-again", is_flag=True, help="Choose score and temperature again, on a third of the examples.")
 @key_option
 @output_option
@@ -66,6 +76,8 @@ def certify(
     harm: Any,
     labels: str | None,
     group_by: str | None,
+    cluster_by: str | None,
+    repeats: Any,
     choose_again: bool,
     key: str,
     output: str,
@@ -81,7 +93,7 @@ def certify(
     from compiler.pipeline.new_examples import ExampleSource
 
     request = recertify.Request(
-        source=ExampleSource(data=data, labels=labels, group_by=group_by),
+        source=ExampleSource(data=data, labels=labels, group_by=group_by, cluster_by=cluster_by, repeats=repeats),
         target=target,
         max_harm=max_harm,
         delta=delta,
@@ -145,6 +157,9 @@ def _print_outcomes(outcomes: list[Outcome]) -> None:
                     f"{one.role}/{one.target} at {level.max_harm:g}, {one.certificate.group_by} {group.name}: "
                     f"{group.coverage:.1%} on device, {group.harm_count} of {group.n} harmful"
                 )
+        if one.certificate.rows:
+            what = f"{one.certificate.n} {one.certificate.units} of {one.certificate.rows} examples"
+            click.echo(f"{one.role}/{one.target}: certified on {what}")
         click.echo(f"{one.role}/{one.target}: certificate {one.certificate.serial}, {one.digest}; {one.reason}")
         click.echo(one.certificate.promise())
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,25 +27,44 @@ class Split:
         labels: int64 [N] for classification, float64 [N] or [N, k] for regression, numbers or words [N, ...] for other
             tasks; None when there are none.
         groups: the group of each row, str [N]; None unless ``data.group_by`` is set.
+        clusters: integers [N], equal for rows that belong together, in any split; None where each is a draw by itself.
+        copies: how many equal rows of the source each one stands for [N]; None where it stands for itself alone.
     """
 
     name: str
     inputs: Mapping[str, Array]
     labels: NDArray[Any] | None
     groups: NDArray[np.str_] | None = None
+    clusters: NDArray[np.int64] | None = None
+    copies: NDArray[np.int64] | None = None
 
     @property
     def rows(self) -> int:
         return len(next(iter(self.inputs.values())))
 
+    def __len__(self) -> int:
+        return self.rows
+
+    @property
+    def stands_for(self) -> int:
+        """Count the rows that were read, copies included."""
+        return self.rows if self.copies is None else int(self.copies.sum())
+
+    @property
+    def units(self) -> int:
+        """Count what is independent: clusters where rows belong together, else rows."""
+        return self.rows if self.clusters is None else len(np.unique(self.clusters))
+
     @property
     def digest(self) -> str:
-        """Return the digest of inputs, labels and groups; their order counts."""
+        """Return the digest of inputs, labels, groups and clusters; their order counts."""
         named = dict(self.inputs)
         if self.labels is not None:
             named["<labels>"] = self.labels
         if self.groups is not None:
             named["<groups>"] = self.groups
+        if self.clusters is not None:
+            named["<clusters>"] = self.clusters
         return digest_of(tensors.pack(named))
 
     def take(self, rows: NDArray[np.intp] | slice, *, name: str) -> Split:
@@ -55,17 +74,67 @@ class Split:
             inputs={key: array[rows] for key, array in self.inputs.items()},
             labels=None if self.labels is None else self.labels[rows],
             groups=None if self.groups is None else self.groups[rows],
+            clusters=None if self.clusters is None else self.clusters[rows],
+            copies=None if self.copies is None else self.copies[rows],
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Repeats:
+    """What was found of rows that repeat or belong together, and what they are taken for.
+
+    Attributes:
+        rows: of the whole source, as far as it is read.
+        distinct: with different inputs.
+        most: how often the most frequent one is there.
+        clusters: by ``cluster_by``; 0 without.
+        cluster_by: what they belong to; "" where nothing says so.
+        taken_for: "copies" where equal rows count once (or join clusters), "natural" where each is a draw.
+        is_guess: whether the recipe left it open.
+    """
+
+    rows: int
+    distinct: int
+    most: int
+    clusters: int
+    cluster_by: str
+    taken_for: Literal["natural", "copies"]
+    is_guess: bool
+
+    @property
+    def words(self) -> str:
+        """Say it in a sentence without its full stop; "" where all rows are different and nothing joins them."""
+        if self.cluster_by:
+            said = f"{self.rows:,} rows in {self.clusters:,} clusters by {self.cluster_by!r}, certified as wholes"
+            if not self.is_guess:
+                return said
+            return (
+                f'{said} because of the column\'s name; data.cluster_by = "{self.cluster_by}" says that it is right, '
+                'data.repeats = "natural" that every row is a draw by itself'
+            )
+        if self.distinct == self.rows:
+            return ""
+        said = f"{self.rows:,} rows, {self.distinct:,} distinct (one of them {self.most:,} times)"
+        if self.taken_for == "natural":
+            return f"{said}, each a draw by itself"
+        said = f"{said}, taken for copies: each distinct one counts once"
+        return f'{said}; if they repeat by nature, set data.repeats = "natural"' if self.is_guess else said
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
-    """One split a use. ``class_names`` are the source's own, in the order of the labels; () when it names none."""
+    """One split a use.
+
+    Attributes:
+        repeats: what was found of rows that repeat or belong together.
+        class_names: the source's own, in the order of the labels; () when it names none.
+    """
 
     ranges: Split
     tune: Split
     certify: Split
     test: Split
+    repeats: Repeats
     class_names: tuple[str, ...] = ()
 
     def by_use(self) -> dict[str, Split]:

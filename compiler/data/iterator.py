@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from compiler.data import text, untrusted
-from compiler.data.parts import ALL, GROUPS, LABELS, Part, Progress, Request, bad_source
+from compiler.data import belonging, text, untrusted
+from compiler.data.parts import ALL, CLUSTERS, GROUPS, LABELS, Part, Progress, Request, bad_source
 from compiler.python_code import function_in, telling
 from compiler.recipe.data_section import DataSection
 from penstock.errors import InvalidInput
@@ -107,6 +107,7 @@ def _part(split: str, request: Request) -> Part:
     def stacked(name: str) -> Array:
         return _stacked([_value(row, name, at, where) for at, row in enumerate(given)], f"{where}: {name!r}")
 
+    cluster_by = _cluster_by(given, request)
     inputs: dict[str, Array] = {}
     for spec in request.inputs:
         if not (section.text and spec.name in text.MADE):
@@ -121,8 +122,20 @@ def _part(split: str, request: Request) -> Part:
         labels=_labels(given, section, where) if request.wants_labels else None,
         groups=stacked(section.group_by) if section.group_by else None,
         fields={spec.name: f"{where}: {spec.name!r}" for spec in request.inputs}
-        | {LABELS: f"{where}: labels", GROUPS: f"{where}: {section.group_by!r}"},
+        | {LABELS: f"{where}: labels", GROUPS: f"{where}: {section.group_by!r}", CLUSTERS: f"{where}: {cluster_by!r}"},
+        clusters=stacked(cluster_by) if cluster_by else None,
+        cluster_by=cluster_by,
     )
+
+
+def _cluster_by(given: list[Row], request: Request) -> str:
+    """Return the entry that says what belongs together, "" for none; one that nobody named has to be in every row."""
+    section = request.section
+    inputs = (section.inputs.get(spec.name, spec.name) for spec in request.inputs)
+    found = belonging.column(
+        section, list(given[0].inputs), [*inputs, *section.text_columns, section.labels, section.group_by]
+    )
+    return found if section.cluster_by or all(found in row.inputs for row in given) else ""
 
 
 def _labels(given: list[Row], section: DataSection, where: str) -> Array:

@@ -12,16 +12,20 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from compiler.data import iterator, npz, splitting, table, untrusted
-from compiler.data.dataset import Dataset, Split
-from compiler.data.parts import ALL, GROUPS, LABELS, Part, Progress, Request, silent, too_large
+from compiler.data import belonging, iterator, npz, splitting, table, untrusted
+from compiler.data.belonging import Arranged
+from compiler.data.dataset import Dataset, Repeats, Split
+from compiler.data.parts import ALL, CLUSTERS, GROUPS, LABELS, Part, Progress, Request, silent, too_large
 from compiler.recipe.choices import LabelForm
 from compiler.recipe.data_section import DataSection, Kind, check, kind_of
 from penstock.errors import InvalidInput
 from penstock.process.config import nearest
 from penstock.wire.tensors import TensorSpec
+
+_SHOWN = 60
 
 
 def load(
@@ -57,7 +61,8 @@ def load(
     parts = _reader(kind_of(section.source))(request)
     names = _class_names(parts, labels)
     splits = [_checked(part, request, classes, input_range, labels_as, names) for part in parts]
-    divided = _divide(splits[0], section) if parts[0].split == ALL else _assign(splits, section)
+    found, repeats = belonging.arranged(splits, _cluster_names(parts), section, cluster_by=parts[0].cluster_by)
+    divided = _divide(found[0], repeats, section) if parts[0].split == ALL else _assign(found, repeats, section)
     return replace(divided, class_names=names)
 
 
@@ -106,6 +111,18 @@ def _check_names(section: DataSection, inputs: Sequence[TensorSpec]) -> None:
                 )
 
 
+def _cluster_names(parts: Sequence[Part]) -> list[NDArray[np.str_]] | None:
+    """Return what every row belongs to, by part; None where the source does not say it of all."""
+    columns = [part.clusters for part in parts if part.clusters is not None]
+    if len(columns) < len(parts):
+        return None
+    rows = (len(next(iter(part.inputs.values()))) for part in parts)
+    return [
+        untrusted.cluster_names(column, count, field=part.fields[CLUSTERS])
+        for part, column, count in zip(parts, columns, rows, strict=True)
+    ]
+
+
 def _class_names(parts: Sequence[Part], labels: Sequence[str]) -> tuple[str, ...]:
     if not any(part.class_names for part in parts):
         return tuple(labels)
@@ -143,68 +160,83 @@ def _checked(
     return Split(name=part.split, inputs=dict(part.inputs), labels=labels, groups=groups)
 
 
-def _divide(whole: Split, section: DataSection) -> Dataset:
+def _divide(whole: Arranged, repeats: Repeats, section: DataSection) -> Dataset:
     """Divide a source without splits of its own by the shares."""
-    keys = splitting.row_keys(whole.inputs)
-    if section.duplicates == "allow":
-        keys = splitting.own_keys(keys)
-    dealt = splitting.deal(keys, section.shares.by_use(), seed=section.seed)
+    dealt = splitting.deal(whole.together, section.shares.by_use(), seed=section.seed)
     for use, rows in dealt.items():
         if not len(rows):
+            found = repeats.words or f"{repeats.rows:,} rows"
             raise InvalidInput(
-                f"data.source: {whole.rows} rows, {len(set(keys))} of them different, leave none for {use!r} "
-                f"({section.shares.by_use()[use]:.0%}); give more",
+                f"data.source: {found}: they leave none for {use!r} ({section.shares.by_use()[use]:.0%}); give more",
                 field=f"data.shares.{use}",
             )
-    by_use = {use: whole.take(rows, name=use) for use, rows in dealt.items()}
-    return Dataset(ranges=by_use["fit"], tune=by_use["tune"], certify=by_use["certify"], test=by_use["test"])
+    by_use = {use: whole.split.take(rows, name=use) for use, rows in dealt.items()}
+    return Dataset(
+        ranges=by_use["fit"], tune=by_use["tune"], certify=by_use["certify"], test=by_use["test"], repeats=repeats
+    )
 
 
-def _assign(splits: Sequence[Split], section: DataSection) -> Dataset:
+def _assign(splits: Sequence[Arranged], repeats: Repeats, section: DataSection) -> Dataset:
     """Assign the splits of a source that has them; without one to tune on, ``fit`` is divided in two."""
-    by_name = {split.name: split for split in splits}
+    by_name = {one.split.name: one for one in splits}
     by_use = {use: by_name[name] for use, name in section.splits.names().items()}
-    _check_apart(by_use, section)
-    fit, tune = (by_use["fit"], by_use["tune"]) if "tune" in by_use else _halves(by_use["fit"], section)
-    return Dataset(ranges=fit, tune=tune, certify=by_use["certify"], test=by_use["test"])
+    _check_apart(by_use, repeats, section)
+    fit, tune = (
+        (by_use["fit"].split, by_use["tune"].split) if "tune" in by_use else _halves(by_use["fit"], repeats, section)
+    )
+    return Dataset(ranges=fit, tune=tune, certify=by_use["certify"].split, test=by_use["test"].split, repeats=repeats)
 
 
-def _halves(fit: Split, section: DataSection) -> tuple[Split, Split]:
-    keys = splitting.row_keys(fit.inputs)
-    if section.duplicates == "allow":
-        keys = splitting.own_keys(keys)
-    halves = splitting.deal(keys, {"ranges": 0.5, "tune": 0.5}, seed=section.seed)
+def _halves(fit: Arranged, repeats: Repeats, section: DataSection) -> tuple[Split, Split]:
+    halves = splitting.deal(fit.together, {"ranges": 0.5, "tune": 0.5}, seed=section.seed)
     if not len(halves["ranges"]) or not len(halves["tune"]):
+        rows, apart = len(fit.rows), len(set(fit.together))
+        what = f"in {apart} cluster{'s' * (apart > 1)}" if repeats.cluster_by else f"{apart} different"
         raise InvalidInput(
-            f"data: split {fit.name!r} has {fit.rows} row{'s' * (fit.rows > 1)}, {len(set(keys))} different; it needs "
-            "two or more, for ranges and for the temperature",
-            field=f"data.{fit.name}",
+            f"data: split {fit.split.name!r} has {rows} row{'s' * (rows > 1)}, {what}; it needs two or more, for "
+            "ranges and for the temperature",
+            field=f"data.{fit.split.name}",
         )
-    return fit.take(halves["ranges"], name="ranges"), fit.take(halves["tune"], name="tune")
+    return fit.split.take(halves["ranges"], name="ranges"), fit.split.take(halves["tune"], name="tune")
 
 
-def _check_apart(by_use: Mapping[str, Split], section: DataSection) -> None:
-    """Check that no example has two uses.
+def _check_apart(by_use: Mapping[str, Arranged], repeats: Repeats, section: DataSection) -> None:
+    """Check that no example has two uses, nor any cluster.
 
     Raises:
-        InvalidInput: examples with two uses; a whole split of them even where rows may repeat.
+        InvalidInput: examples or clusters with two uses; a whole split of examples even where rows may repeat.
     """
-    keys = {use: splitting.row_keys(split.inputs) for use, split in by_use.items()}
-    for one, other in combinations(("certify", "test", "tune", "fit"), 2):
-        if one not in keys or other not in keys:
+    for use, other_use in combinations(("certify", "test", "tune", "fit"), 2):
+        if use not in by_use or other_use not in by_use:
             continue
-        shared = splitting.shared_rows(keys[one], keys[other])
-        names = f"{section.source}: splits {by_use[one].name!r} and {by_use[other].name!r}"
-        if sorted(keys[one]) == sorted(keys[other]):
+        one, other = by_use[use], by_use[other_use]
+        names = f"{section.source}: splits {one.split.name!r} and {other.split.name!r}"
+        if sorted(one.rows) == sorted(other.rows):
             raise InvalidInput(
                 f"{names} hold the same examples; a promise certified or a figure measured on data that was used for "
                 "something else would not hold. Set some examples apart",
                 field="data.splits",
             )
-        if shared and section.duplicates == "refuse":
+        if repeats.cluster_by:
+            _check_clusters_apart(one, other, names, repeats)
+        shared = splitting.shared_rows(one.rows, other.rows)
+        if shared and repeats.taken_for == "copies":
             raise InvalidInput(
-                f"{names} share {len(shared)} of {len(keys[one])} rows (first: row {shared[0][0]} is row "
-                f'{shared[0][1]} of {by_use[other].name!r}); remove them from one, or set data.duplicates = "allow" '
+                f"{names} share {len(shared)} of {len(one.rows)} rows (first: row {shared[0][0]} is row "
+                f'{shared[0][1]} of {other.split.name!r}); remove them from one, or set data.repeats = "natural" '
                 "if rows repeat by nature",
                 field="data.splits",
             )
+
+
+def _check_clusters_apart(one: Arranged, other: Arranged, names: str, repeats: Repeats) -> None:
+    shared = sorted({one.together[row] for row, _ in splitting.shared_rows(one.together, other.together)})
+    if not shared:
+        return
+    guessed = ', or set data.repeats = "natural" if every row is a draw by itself' if repeats.is_guess else ""
+    raise InvalidInput(
+        f"{names} share {len(shared)} of {len(set(one.together))} clusters by {repeats.cluster_by!r} (first: "
+        f"{shared[0].decode()[:_SHOWN]!r}): what is known of one half of a cluster says too much of the other. Leave "
+        f"each to one split{guessed}",
+        field="data.splits",
+    )

@@ -7,13 +7,13 @@ model's own datatypes: whoever saved them chose one, and a cast would hide a mis
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from compiler.data import untrusted
-from compiler.data.parts import ALL, GROUPS, LABELS, Part, Request, bad_source, too_large
+from compiler.data import belonging, untrusted
+from compiler.data.parts import ALL, CLUSTERS, GROUPS, LABELS, Part, Request, bad_source, too_large
 from compiler.recipe.data_section import DataSection
 from penstock.errors import InvalidInput
 from penstock.process.config import nearest
@@ -27,7 +27,9 @@ def read(request: Request) -> list[Part]:
         InvalidInput: no such file, not an npz file of plain arrays, too large, or an array that is not there.
     """
     arrays = arrays_of(request.path, request.section.limits.max_bytes)
-    return [_part(arrays, split, request) for split in _splits(arrays, request.section, request.inputs)]
+    splits = _splits(arrays, request.section, request.inputs)
+    cluster_by = _cluster_by(arrays, splits, request)
+    return [_part(arrays, split, request, cluster_by) for split in splits]
 
 
 def splits_of(section: DataSection, base: Path, inputs: Sequence[TensorSpec]) -> tuple[str, ...]:
@@ -45,6 +47,16 @@ def _splits(names: Container[str], section: DataSection, inputs: Sequence[Tensor
     own = tuple(section.splits.names().values())
     is_whole = all(stem in names for stem in stems)
     return own if not is_whole or any(f"{stem}_{name}" in names for stem in stems for name in own) else (ALL,)
+
+
+def _cluster_by(names: Collection[str], splits: Sequence[str], request: Request) -> str:
+    """Return the array that says what belongs together, "" for none; one that nobody named has to be in every split."""
+    section = request.section
+    taken = [section.labels, section.group_by, *(section.inputs.get(spec.name, spec.name) for spec in request.inputs)]
+    stems = [name.removesuffix(f"_{splits[0]}") if splits[0] else name for name in names]
+    found = belonging.column(section, stems, taken)
+    is_there = all((f"{found}_{split}" if split else found) in names for split in splits)
+    return found if section.cluster_by or is_there else ""
 
 
 def arrays_of(path: Path, limit_bytes: int) -> dict[str, Array]:
@@ -74,14 +86,14 @@ def arrays_of(path: Path, limit_bytes: int) -> dict[str, Array]:
         raise bad_source(f"{path}: not a readable npz file of plain arrays: {error}") from error
 
 
-def _part(arrays: Mapping[str, Array], split: str, request: Request) -> Part:
+def _part(arrays: Mapping[str, Array], split: str, request: Request, cluster_by: str) -> Part:
     section = request.section
     inputs, fields = {}, {}
 
     def array(stem: str, field: str) -> Array:
         key = f"{stem}_{split}" if split else stem
         if key not in arrays:
-            is_input = field not in (LABELS, GROUPS)
+            is_input = field not in (LABELS, GROUPS, CLUSTERS)
             hint = f'; [data] may name it: inputs = {{ {field} = "NAME" }}' if is_input else ""
             raise InvalidInput(f"{request.path}: no array {key!r}; {nearest(key, arrays)}{hint}", field=key)
         fields[field] = f"{request.path.name}:{key}"
@@ -97,4 +109,6 @@ def _part(arrays: Mapping[str, Array], split: str, request: Request) -> Part:
         labels=array(section.labels, LABELS) if request.wants_labels else None,
         groups=array(section.group_by, GROUPS) if section.group_by else None,
         fields=fields,
+        clusters=array(cluster_by, CLUSTERS) if cluster_by else None,
+        cluster_by=cluster_by,
     )

@@ -61,7 +61,9 @@ class Part:
         inputs: by model input name.
         labels: [N, ...] of any kind.
         groups: [N] of any kind.
-        fields: what messages call each input, ``LABELS`` and ``GROUPS``.
+        fields: what messages call each input, ``LABELS``, ``GROUPS`` and ``CLUSTERS``.
+        clusters: what each row belongs to, [N] of any kind.
+        cluster_by: what ``clusters`` is called in the source, "" without it.
         class_names: what the classes are called when the source itself says so, in the order of integer labels.
     """
 
@@ -70,7 +72,9 @@ class Part:
     labels: Array | None
     groups: Array | None
     fields: Mapping[str, str]
+    clusters: Array | None = None
+    cluster_by: str = ""
     class_names: tuple[str, ...] = ()
 
 
-LABELS, GROUPS = "<labels>", "<groups>"
+LABELS, GROUPS, CLUSTERS = "<labels>", "<groups>", "<clusters>"

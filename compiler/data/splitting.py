@@ -1,8 +1,9 @@
-"""Which row goes to which split, when the source does not say: by a seeded hash of the row, so that equal rows cannot
-sit on two sides of a promise. Also finds the equal rows of splits that were made elsewhere. Pure.
+"""Which row goes to which split, when the source does not say: by a seeded hash of what must stay together. Also finds
+what splits that were made elsewhere share. Pure.
 
-A row's place depends on its content and the seed alone, never on its position: sorting or shuffling a file changes no
-split. Equal rows are those with equal inputs; their labels may differ.
+A row's place depends on its content (or on the name of its cluster) and the seed alone, never on its position: sorting
+or shuffling a file changes no split. Equal rows are those with equal inputs; their labels may differ. What stays
+together is ``compiler.data.belonging``.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ def row_keys(inputs: Mapping[str, Array]) -> list[bytes]:
 def deal(keys: Sequence[bytes], shares: Mapping[str, float], *, seed: int) -> dict[str, NDArray[np.intp]]:
     """Put every row into exactly one split, rows with equal keys into the same one; row numbers ascend.
 
-    Keys are put in the order of their hashes with ``seed`` and cut where the shares end. A split misses its share by
-    at most half of the largest group of equal rows (and half a row).
+    Keys are put in the order of their hashes with ``seed`` and cut where the shares end. The shares are of the keys,
+    not of the rows: a split is then a simple random sample of what stays together, and a large cluster is as likely to
+    certify as a small one. A cut by rows would take the large ones more often.
 
     Args:
         shares: by split, together 1.
@@ -48,14 +50,11 @@ def deal(keys: Sequence[bytes], shares: Mapping[str, float], *, seed: int) -> di
     salt = seed.to_bytes(8, "little")
     order = sorted(members, key=lambda key: (hashlib.blake2b(key, digest_size=16, salt=salt).digest(), key))
     names = list(shares)
-    ends = np.cumsum([shares[name] for name in names]) * len(keys)
+    ends = np.cumsum([shares[name] for name in names]) * len(order)
     dealt: dict[str, list[int]] = {name: [] for name in names}
-    done = 0
-    for key in order:
-        middle = done + len(members[key]) / 2
-        split = min(int(np.searchsorted(ends, middle, side="left")), len(names) - 1)
+    for place, key in enumerate(order):
+        split = min(int(np.searchsorted(ends, place + 0.5, side="left")), len(names) - 1)
         dealt[names[split]].extend(members[key])
-        done += len(members[key])
     return {name: np.array(sorted(rows), dtype=np.intp) for name, rows in dealt.items()}
 
 
@@ -71,7 +70,7 @@ def own_keys(keys: Sequence[bytes]) -> list[bytes]:
 
 
 def shared_rows(one: Sequence[bytes], other: Sequence[bytes]) -> list[tuple[int, int]]:
-    """Return the rows of ``one`` that are in ``other`` too, each with its first place there."""
+    """Return the rows of ``one`` whose key is in ``other`` too, each with its first place there."""
     first: dict[bytes, int] = {}
     for row, key in enumerate(other):
         first.setdefault(key, row)

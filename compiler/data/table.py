@@ -11,12 +11,13 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Protocol
 
+import msgspec
 import numpy as np
 
-from compiler.data import text, untrusted
+from compiler.data import belonging, text, untrusted
 from compiler.data.csv_file import CsvFile, Use
-from compiler.data.parts import ALL, GROUPS, LABELS, Part, Progress, Request
-from compiler.recipe.data_section import kind_of
+from compiler.data.parts import ALL, CLUSTERS, GROUPS, LABELS, Part, Progress, Request
+from compiler.recipe.data_section import DataSection, kind_of
 from penstock.errors import InvalidInput
 from penstock.process.config import nearest
 from penstock.wire.tensors import Array, TensorSpec
@@ -56,6 +57,9 @@ def read(request: Request) -> list[Part]:
     table = open_table(request)
     names = table.names()
     plan = columns_by_input(request, names)
+    taken = [*_single(request), *(name for found in plan.values() for name in found)]
+    cluster_by = belonging.column(request.section, names, taken)
+    request = replace(request, section=msgspec.structs.replace(request.section, cluster_by=cluster_by))
     uses = _uses(request, plan)
     for name, what in _single(request).items():
         _check_name(name, names, request, what)
@@ -174,6 +178,8 @@ def _single(request: Request) -> dict[str, str]:
         named[section.labels] = "data.labels"
     if section.group_by:
         named[section.group_by] = "data.group_by"
+    if section.cluster_by:
+        named[section.cluster_by] = "data.cluster_by"
     if section.splits.column:
         named[section.splits.column] = "data.splits.column"
     return named
@@ -193,7 +199,8 @@ def _uses(request: Request, plan: Mapping[str, Sequence[str]]) -> dict[str, Use]
 
 def _whole(request: Request, plan: Mapping[str, Sequence[str]], columns: Mapping[str, Array]) -> Part:
     section, file = request.section, request.path.name
-    inputs, fields = {}, {LABELS: f"{file}:{section.labels}", GROUPS: f"{file}:{section.group_by}"}
+    inputs = {}
+    fields = {name: f"{file}:{column}" for name, column in _beside_inputs(section).items()}
     for spec in request.inputs:
         if spec.name not in plan:
             continue
@@ -214,7 +221,13 @@ def _whole(request: Request, plan: Mapping[str, Sequence[str]], columns: Mapping
         labels=columns[section.labels] if request.wants_labels else None,
         groups=columns[section.group_by] if section.group_by else None,
         fields=fields,
+        clusters=columns[section.cluster_by] if section.cluster_by else None,
+        cluster_by=section.cluster_by,
     )
+
+
+def _beside_inputs(section: DataSection) -> dict[str, str]:
+    return {LABELS: section.labels, GROUPS: section.group_by, CLUSTERS: section.cluster_by}
 
 
 def _split_rows(request: Request, columns: Mapping[str, Array]) -> dict[str, Array] | None:
@@ -241,5 +254,6 @@ def _rows_of(whole: Part, split: str, rows: Array) -> Part:
         inputs={name: array[at] for name, array in whole.inputs.items()},
         labels=None if whole.labels is None else whole.labels[at],
         groups=None if whole.groups is None else whole.groups[at],
+        clusters=None if whole.clusters is None else whole.clusters[at],
         fields={name: f"{field} (split {split})" for name, field in whole.fields.items()},
     )

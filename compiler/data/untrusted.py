@@ -210,6 +210,28 @@ def group_names(array: Array, rows: int, *, field: str) -> NDArray[np.str_]:
     return text(array, field=field)
 
 
+def cluster_names(array: Array, rows: int, *, field: str) -> NDArray[np.str_]:
+    """Return the name of what each row belongs to.
+
+    Raises:
+        InvalidInput: not one word or number for each row, or a missing one.
+    """
+    if array.shape != (rows,):
+        raise InvalidInput(f"{field}: {list(array.shape)}, expected one cluster for each of {rows} rows", field=field)
+    if array.dtype.kind == "f":
+        check_finite(array, field=field)
+        return array.astype(np.str_)
+    names = text(array, field=field)
+    missing = np.flatnonzero(names == "")
+    if len(missing):
+        raise InvalidInput(
+            f"{field}: row {missing[0]} does not say what it belongs to; name it (data.cluster_by), or set "
+            'data.repeats = "natural" if every row is a draw by itself',
+            field=field,
+        )
+    return names
+
+
 def _by_name(words: NDArray[np.str_], classes: int | None, names: Sequence[str], field: str) -> NDArray[np.int64]:
     if not names:
         have = sorted({str(word) for word in words})

@@ -43,6 +43,7 @@ class AnsweredPrompts:
         cloud: ids of the cloud's answers.
         labels: ids of the right answers, or None.
         groups: names, or None.
+        clusters: integers, equal for prompts that belong together, or None.
         edge_texts: what the edge said.
         cloud_texts: what the cloud said.
     """
@@ -55,6 +56,7 @@ class AnsweredPrompts:
     groups: NDArray[np.str_] | None
     edge_texts: tuple[str, ...]
     cloud_texts: tuple[str, ...]
+    clusters: Integers | None = None
 
     def choose(self, promise: CertificateSection, *, rows_to_certify: int) -> Choice:
         """Choose among the scores of a sequence of tokens (``penstock.policy.confidence.TOKEN_SCORES``).
@@ -69,6 +71,7 @@ class AnsweredPrompts:
             self.labels,
             promise,
             groups=self.groups,
+            clusters=self.clusters,
             rows_to_certify=rows_to_certify,
         )
 
@@ -86,6 +89,7 @@ class AnsweredPrompts:
             cloud_predictions=self.cloud,
             labels=self.labels if harm == "labels" else None,
             groups=self.groups,
+            clusters=self.clusters,
         )
 
     def sure_and_right(self, temperature: float) -> None:
@@ -125,6 +129,7 @@ def columns(edge: Answers, cloud: Answers, prompts: PromptSet, *, normalisation:
         cloud=numbered(cloud.texts),
         labels=None if prompts.answers is None else numbered(prompts.answers),
         groups=prompts.groups,
+        clusters=prompts.clusters,
         edge_texts=edge.texts,
         cloud_texts=cloud.texts,
     )

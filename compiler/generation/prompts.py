@@ -1,8 +1,8 @@
 """Prompts and texts that a recipe names: from .jsonl or .txt files, or a Python iterator; checked, and dealt to uses.
 
 Owns what is refused: columns that are not known, empty prompts, answers for some rows only. Never drops or repairs a
-row. A row's split depends on its prompt and the seed alone, and equal prompts share one, so that no prompt sits on both
-sides of a promise.
+row, but for copies of a prompt where they are copies. A row's split depends on its prompt (or on its cluster) and the
+seed alone, so that nothing sits on both sides of a promise.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.data import iterator, splitting
+from compiler.data import belonging, iterator, splitting
+from compiler.data.dataset import Repeats, Split
 from compiler.data.parts import ALL
-from compiler.recipe.data_section import DataSection
+from compiler.recipe.data_section import DataSection, RepeatsAre
 from penstock.artifact.blobs import digest_of
 from penstock.artifact.manifests import canonical_json
 from penstock.errors import InvalidInput
@@ -38,21 +39,31 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     Attributes:
         answer: the right answer, to be matched exactly after normalisation; None where none is known.
         group: for certificates by group.
+        cluster: what it belongs to, such as a conversation or a user: prompts of one cluster are no independent draws.
         split: one of :data:`USES`, where the source divides its rows itself.
     """
 
     prompt: str
     answer: str | None = None
     group: str = ""
+    cluster: str = ""
     split: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptSet:
-    """Prompts of one use, in order."""
+    """Prompts of one use, in order.
+
+    Attributes:
+        copies: how many equal prompts each one stands for; () where each stands for itself alone.
+    """
 
     name: str
     rows: tuple[Prompt, ...]
+    copies: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -72,6 +83,23 @@ class PromptSet:
         )
 
     @property
+    def clusters(self) -> NDArray[np.int64] | None:
+        """Return a number of each row's cluster [N], counted within this set, or None."""
+        if not any(row.cluster for row in self.rows):
+            return None
+        return np.unique([row.cluster for row in self.rows], return_inverse=True)[1].astype(np.int64)
+
+    @property
+    def units(self) -> int:
+        """Count what is independent: clusters where prompts belong together, else prompts."""
+        return len(self) if self.clusters is None else len(np.unique(self.clusters))
+
+    @property
+    def stands_for(self) -> int:
+        """Count the prompts that were read, copies included."""
+        return sum(self.copies) or len(self)
+
+    @property
     def digest(self) -> str:
         """Compute the digest of everything in the set, order included."""
         return digest_of(canonical_json([msgspec.to_builtins(row) for row in self.rows]))
@@ -81,9 +109,9 @@ def load(source: str, *, base: Path = Path()) -> PromptSet:
     """Load every prompt of a source.
 
     Args:
-        source: a ``.jsonl`` file of objects with ``prompt`` and, where there are any, ``answer``, ``group`` and
-            ``split``; a ``.txt`` file of prompts with blank lines between them; or ``module:function`` or
-            ``file.py:function``, which gives such objects. A path is relative to ``base``.
+        source: a ``.jsonl`` file of objects with ``prompt`` and, where there are any, ``answer``, ``group``,
+            ``cluster`` and ``split``; a ``.txt`` file of prompts with blank lines between them; or ``module:function``
+            or ``file.py:function``, which gives such objects. A path is relative to ``base``.
 
     Raises:
         InvalidInput: which row of which source is wrong, and what was expected.
@@ -96,7 +124,7 @@ def load(source: str, *, base: Path = Path()) -> PromptSet:
             "labels), or for none (harm is disagreement with the cloud)",
             field=_FIELD,
         )
-    for column in ("split", "group"):
+    for column in ("split", "group", "cluster"):
         if 0 < sum(not getattr(row, column) for row in rows) < len(rows):
             raise InvalidInput(
                 f"{source}: some rows have a {column} and some do not; give every row one, or none", field=_FIELD
@@ -122,34 +150,86 @@ def load_texts(source: str, *, base: Path = Path()) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def split(everything: PromptSet, *, seed: int, shares: Mapping[str, float] = USES) -> dict[str, PromptSet]:
-    """Divide prompts into a set for each use: as the rows say, or by a seeded hash of the prompt.
+def split(
+    everything: PromptSet, *, seed: int, repeats: RepeatsAre = "", shares: Mapping[str, float] = USES
+) -> tuple[dict[str, PromptSet], Repeats]:
+    """Divide prompts into a set for each use: as the rows say, or by a seeded hash of the prompt or its cluster.
+
+    Args:
+        repeats: what equal prompts are, as in ``data.repeats``.
 
     Raises:
-        InvalidInput: a use without prompts, a split that is no use, or a prompt in two splits.
+        InvalidInput: a use without prompts, a split that is no use, or a prompt or cluster in two splits.
     """
-    rows = everything.rows
+    rows, names = everything.rows, [ALL]
     if rows[0].split:
-        _check_splits(rows, shares)
-        return {use: PromptSet(name=use, rows=tuple(row for row in rows if row.split == use)) for use in shares}
-    keys = [digest_of(row.prompt.encode()).encode() for row in rows]
-    dealt = splitting.deal(keys, shares, seed=seed)
-    if empty := [use for use, found in dealt.items() if not len(found)]:
-        raise InvalidInput(f"prompts: {len(rows)} are too few to have some for {empty[0]!r}; add prompts", field=_FIELD)
-    return {use: PromptSet(name=use, rows=tuple(rows[i] for i in found)) for use, found in dealt.items()}
+        _check_splits(rows, shares, are_natural=repeats == "natural")
+        names = list(shares)
+    arranged, found = _arranged(rows, names, repeats)
+    if names != [ALL]:
+        return {use: one for use, (one, _) in zip(names, arranged, strict=True)}, found
+    ((whole, together),) = arranged
+    dealt = splitting.deal(together, shares, seed=seed)
+    if empty := [use for use, some in dealt.items() if not len(some)]:
+        told = f" ({found.words})" if found.words else ""
+        raise InvalidInput(
+            f"prompts: {len(together)} are too few to have some for {empty[0]!r}{told}; add prompts", field=_FIELD
+        )
+    return {use: _some(whole, use, some) for use, some in dealt.items()}, found
 
 
-def _check_splits(rows: Sequence[Prompt], shares: Mapping[str, float]) -> None:
+def _arranged(
+    rows: Sequence[Prompt], names: Sequence[str], repeats: RepeatsAre
+) -> tuple[list[tuple[PromptSet, Sequence[bytes]]], Repeats]:
+    """Arrange the prompts of each split as rows of any kind are (``compiler.data.belonging``)."""
+    order = sorted(range(len(rows)), key=lambda at: (rows[at].prompt, rows[at].answer or "", rows[at].group))
+    rank = np.empty(len(rows), dtype=np.int64)
+    rank[order] = np.arange(len(rows))  # stands for a label: what equal prompts can differ in
+    has_clusters = bool(rows[0].cluster)
+    section = DataSection(source="", repeats=repeats, cluster_by="cluster" if has_clusters else "")
+    places = [np.array([at for at, row in enumerate(rows) if name in (ALL, row.split)]) for name in names]
+    splits = [
+        Split(name=name, inputs={"prompt": np.array([rows[at].prompt for at in some], dtype=object)}, labels=rank[some])
+        for name, some in zip(names, places, strict=True)
+    ]
+    clusters = [np.array([rows[at].cluster for at in some]) for some in places] if has_clusters else None
+    arranged, found = belonging.arranged(splits, clusters, section, cluster_by="cluster")
+    sets = []
+    for one in arranged:
+        assert one.split.labels is not None, "given above"
+        kept = [rows[order[at]] for at in one.split.labels.tolist()]
+        if has_clusters:  # equal prompts may have joined some
+            kept = [
+                msgspec.structs.replace(row, cluster=key.decode()) for row, key in zip(kept, one.together, strict=True)
+            ]
+        copies = () if one.split.copies is None else tuple(one.split.copies.tolist())
+        sets.append((PromptSet(name=one.split.name, rows=tuple(kept), copies=copies), one.together))
+    return sets, found
+
+
+def _some(whole: PromptSet, use: str, rows: NDArray[np.intp]) -> PromptSet:
+    copies = tuple(whole.copies[row] for row in rows) if whole.copies else ()
+    return PromptSet(name=use, rows=tuple(whole.rows[row] for row in rows), copies=copies)
+
+
+def _check_splits(rows: Sequence[Prompt], shares: Mapping[str, float], *, are_natural: bool) -> None:
     if unknown := sorted({row.split for row in rows} - set(shares)):
         raise InvalidInput(f"prompts: no split is called {unknown[0]!r}; {nearest(unknown[0], shares)}", field=_FIELD)
     if missing := [use for use in shares if all(row.split != use for row in rows)]:
         raise InvalidInput(f"prompts: no row has split {missing[0]!r}", field=_FIELD)
-    seen: dict[str, str] = {}
+    seen: dict[tuple[str, str], str] = {}
     for number, row in enumerate(rows):
-        if seen.setdefault(row.prompt, row.split) != row.split:
+        if not are_natural and seen.setdefault(("prompt", row.prompt), row.split) != row.split:
             raise InvalidInput(
-                f"prompts: row {number} is in split {row.split!r}, and the same prompt in {seen[row.prompt]!r}; a "
-                "promise certified on prompts that were used for something else would not hold",
+                f"prompts: row {number} is in split {row.split!r}, and the same prompt in "
+                f"{seen['prompt', row.prompt]!r}; a promise certified on prompts that were used for something else "
+                'would not hold (data.repeats = "natural" if prompts repeat by nature)',
+                field=_FIELD,
+            )
+        if row.cluster and seen.setdefault(("cluster", row.cluster), row.split) != row.split:
+            raise InvalidInput(
+                f"prompts: row {number} of cluster {row.cluster!r} is in split {row.split!r}, and others of it in "
+                f"{seen['cluster', row.cluster]!r}; leave each to one split",
                 field=_FIELD,
             )
 

@@ -24,8 +24,10 @@ from compiler.pipeline import array_candidates, judging, recipe_models
 from compiler.pipeline.array_candidates import Setting
 from compiler.pipeline.cached_steps import CachedSteps, Model, as_it_is, engine
 from compiler.pipeline.candidates import Candidate, Chosen, Contest, Goal
+from compiler.pipeline.certifying import check_enough, sample_of
 from compiler.pipeline.family import Terms, Tested, Use
 from compiler.progress import Doing
+from compiler.recipe.certificate_section import CertificateSection
 from compiler.recipe.recipes import CLOUD, Recipe
 from penstock.artifact.layout import VariantDraft
 from penstock.artifact.manifests import VariantSpec
@@ -78,7 +80,8 @@ class Arrays:
             **preprocessing(recipe.data, recipe.base, inputs),
             **recipe.preprocessing,
         }
-        self.group_by = recipe.data.group_by
+        self.sample = sample_of(data.certify, data.repeats, group_by=recipe.data.group_by)
+        self.units, self.repeats = data.certify.units, data.repeats.words
         self.terms = Terms(
             metric=judge.metric_name(has_labels=data.test.labels is not None),
             max_drop=recipe.quality.max_accuracy_drop,
@@ -88,7 +91,7 @@ class Arrays:
         )
 
     @classmethod
-    def load(cls, steps: CachedSteps, recipe: Recipe, *, smoke: bool) -> Self:
+    def load(cls, steps: CachedSteps, recipe: Recipe, *, promise: CertificateSection | None, smoke: bool) -> Self:
         """Read or export every model, read the examples, train students, and check that all of it fits."""
         models = {
             role: recipe_models.export(
@@ -114,7 +117,7 @@ class Arrays:
         _check_pairs(recipe, models)
         labels = recipe.model.labels or tuple(models[CLOUD].facts.get("labels") or ())
         recipe = recipe_models.with_columns(recipe, models, teacher.inputs)
-        data = _examples(steps, recipe, teacher.inputs, classes, labels, judge, smoke=smoke)
+        data = _examples(steps, recipe, teacher.inputs, classes, labels, judge, promise=promise, smoke=smoke)
         recipe = judging.with_kind(recipe, teacher, output.name, data)
         judge = replace(judge, decoder=judging.decoder(recipe.model, output.name, recipe.model.kind), labels=labels)
         data = data.with_labels(judge.references)
@@ -193,6 +196,7 @@ class Arrays:
             labels=split.labels,
             groups=split.groups,
             judge=self._judge,
+            clusters=split.clusters,
         )
 
     def evaluate(self, candidate: Candidate, what: str, doing: Doing) -> Tested:
@@ -313,6 +317,7 @@ def _examples(
     labels: tuple[str, ...],
     judge: Judge,
     *,
+    promise: CertificateSection | None,
     smoke: bool,
 ) -> Dataset:
     with steps("data") as doing:
@@ -328,7 +333,10 @@ def _examples(
         )
         if smoke:
             data = data.thinned(SMOKE_ROWS)
-        doing.note("rows: " + ", ".join(f"{split.rows} {use}" for use, split in data.by_use().items()))
+        shares = "rows: " + ", ".join(f"{split.rows} {use}" for use, split in data.by_use().items())
+        doing.note("; ".join(part for part in (shares, data.repeats.words) if part))
+        if promise is not None:
+            check_enough(data.certify, data.repeats, promise)
     return data
 
 

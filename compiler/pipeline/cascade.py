@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from compiler.artifact.evaluation import CascadeEvaluation, CurvePoint
 from compiler.certificate import learn_then_test
 from compiler.certificate.columns import CertifyData
+from compiler.certificate.evidence import Sample
 from compiler.certificate.issue import Answered, Issued, issue
 from compiler.certificate.score_choice import Choice
 from compiler.measure import cascade_figures
@@ -39,9 +40,8 @@ class Claim:
         what: the variant, for messages.
         promise: its share of the recipe's promise.
         subject: what the certificate binds.
-        rows: how many examples certify.
-        data_digest: of the certifying split.
-        group_by: what groups of examples are called, "" for a promise over all.
+        sample: what the certifying examples are.
+        units: how many of them are tested: examples, or clusters.
         is_required: whether a refusal ends the compilation.
         correct: by what an answer is right, "" where it is equal to its label.
     """
@@ -49,9 +49,8 @@ class Claim:
     what: str
     promise: CertificateSection
     subject: Subject
-    rows: int
-    data_digest: str
-    group_by: str
+    sample: Sample
+    units: int
     is_required: bool
     correct: str = ""
 
@@ -70,7 +69,7 @@ def build(steps: CachedSteps, claim: Claim, ask: Callable[[Use, Doing], Answered
     """
     harm = claim.promise.harm
     with steps(f"{claim.what} tune") as doing:
-        choice = ask("tune", doing).choose(claim.promise, rows_to_certify=claim.rows)
+        choice = ask("tune", doing).choose(claim.promise, rows_to_certify=claim.units)
         tested = ask("test", doing)
         temperature = f", temperature {choice.temperature:.3f}" if choice.temperature != 1 else ""
         doing.note(f"{choice.score}{temperature}; {choice.reason}")
@@ -101,22 +100,15 @@ def words(certificate: Certificate | None, refusal: str) -> str:
         return f"REFUSED: {refusal}"
     return (
         f"{certificate.score} >= {certificate.threshold:.4f} keeps {certificate.coverage:.1%}; "
-        f"{certificate.harm_count} of {certificate.n} harmful"
+        f"{certificate.harm_count} of {certificate.n} {certificate.units} harmful"
     )
 
 
 def _issued(data: CertifyData, choice: Choice, claim: Claim) -> tuple[Issued | None, str]:
     """Take the one look at the certifying split; return the certificate, or why there is none."""
     try:
-        issued = issue(
-            data,
-            claim.promise,
-            choice,
-            claim.subject,
-            data_digest=claim.data_digest,
-            group_by=claim.group_by,
-            correct=claim.correct if claim.promise.harm == "labels" else "",
-        )
+        correct = claim.correct if claim.promise.harm == "labels" else ""
+        issued = issue(data, claim.promise, choice, claim.subject, claim.sample, correct=correct)
     except CalibrationError as error:
         if claim.is_required:
             raise

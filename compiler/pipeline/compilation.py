@@ -33,6 +33,7 @@ from compiler.pipeline.family import Family, Tested
 from compiler.pipeline.language import Language
 from compiler.progress import Doing, Watcher
 from compiler.recipe import certificate_section, recipes, targets
+from compiler.recipe.certificate_section import CertificateSection
 from compiler.recipe.choices import Task
 from compiler.recipe.recipes import CLOUD, Recipe
 from compiler.sources import SourceSection, inspection
@@ -238,7 +239,8 @@ class _Drafts:
 def _write(recipe: Recipe, directory: Path, steps: CachedSteps, *, require_certificate: bool, smoke: bool) -> Layout:
     """Make everything, from models to an artifact in ``directory``."""
     check_passes(recipe)
-    family = FAMILIES[recipe.model.task].load(steps, recipe, smoke=smoke)
+    promise = _to_be_kept(recipe) if require_certificate else None
+    family = FAMILIES[recipe.model.task].load(steps, recipe, promise=promise, smoke=smoke)
     cloud = family.cloud_draft()
     drafts = _Drafts(
         variants=tuple(_variant(family, goal, directory) for goal in _goals(recipe)),
@@ -271,6 +273,14 @@ def _write(recipe: Recipe, directory: Path, steps: CachedSteps, *, require_certi
     return layout
 
 
+def _to_be_kept(recipe: Recipe) -> CertificateSection | None:
+    """Return the promise of each rung; None where nothing is certified here."""
+    runs_here = any(goal.target.runs_here for goal in _goals(recipe))
+    if not recipe.model.has_cascade or not runs_here:
+        return None
+    return certificate_section.for_rung(recipe.certificate, len(recipe.rungs))
+
+
 def _goals(recipe: Recipe) -> Iterator[Goal]:
     """List every rung on every target, the device first."""
     for rung in recipe.rungs:
@@ -288,7 +298,7 @@ def _variant(family: Family, goal: Goal, directory: Path) -> _Variant:
 
 def _claim(family: Family, recipe: Recipe, variant: _Variant, drafts: _Drafts, *, is_required: bool) -> Claim | None:
     """Say what is to be certified; None for a task that has no cascade, and where the variant cannot be run."""
-    goal, examples = variant.chosen.goal, family.splits["certify"]
+    goal = variant.chosen.goal
     if not recipe.model.has_cascade or not goal.target.runs_here:
         return None
     return Claim(
@@ -300,9 +310,8 @@ def _claim(family: Family, recipe: Recipe, variant: _Variant, drafts: _Drafts, *
             cloud_digest=drafts.cloud_digest,
             preprocessing_digest=manifests.preprocessing_digest(family.preprocessing),
         ),
-        rows=examples.rows,
-        data_digest=examples.digest,
-        group_by=family.group_by,
+        sample=family.sample,
+        units=family.units,
         is_required=is_required,
         correct=family.terms.correct,
     )
@@ -334,6 +343,7 @@ def _evaluated(
         cloud=whole,
         generation=family.further_figures([variant.chosen for variant in drafts.variants]),
         judged_by=dict(family.terms.judged_by),
+        repeats=family.repeats,
     )
 
 

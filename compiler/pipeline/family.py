@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, Self
 
 from compiler.artifact.evaluation import Share, Speed, SplitFigures
+from compiler.certificate.evidence import Sample
 from compiler.certificate.issue import Answered
 from compiler.pipeline.cached_steps import CachedSteps
 from compiler.pipeline.candidates import Candidate, Chosen, Contest, Goal
 from compiler.progress import Doing
+from compiler.recipe.certificate_section import CertificateSection
 from compiler.recipe.recipes import Recipe
 from penstock.artifact.layout import VariantDraft
 
@@ -65,7 +67,9 @@ class Family(Protocol):
         splits: the examples of each use.
         sources: how each role's model came to be, in words.
         preprocessing: what becomes of raw data before it is an input; a certificate binds it.
-        group_by: what groups of examples are called, "" where the promise is one over all.
+        sample: what the certifying examples are.
+        units: how many of them are tested: examples, or clusters.
+        repeats: what was found of examples that repeat or belong together, in a sentence; "" for nothing.
         terms: what candidates are judged by.
         cloud: the model that answers what the device is not sure of.
     """
@@ -73,18 +77,23 @@ class Family(Protocol):
     splits: Mapping[str, SplitFigures]
     sources: Mapping[str, str]
     preprocessing: Mapping[str, Any]
-    group_by: str
+    sample: Sample
+    units: int
+    repeats: str
     terms: Terms
     cloud: Candidate
 
     @classmethod
-    def load(cls, steps: CachedSteps, recipe: Recipe, *, smoke: bool) -> Self:
+    def load(cls, steps: CachedSteps, recipe: Recipe, *, promise: CertificateSection | None, smoke: bool) -> Self:
         """Read the examples and every model that needs no building, and check that they fit each other.
 
         Args:
+            promise: what the certifying examples have to be enough for, found out as soon as they are read; None where
+                nothing is refused for want of examples.
             smoke: take few examples, and try few candidates.
 
         Raises:
+            CalibrationError: too few certifying examples.
             InvalidInput, CompileError, ConfigError, MissingToolchain: what does not fit, and what was expected.
         """
         ...

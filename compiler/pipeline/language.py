@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from compiler import sources
 from compiler.artifact import pack
 from compiler.artifact.evaluation import Share, SplitFigures
+from compiler.data.dataset import Repeats
 from compiler.generation import answers, built_model, compare, golden_answers, prompts
 from compiler.generation.answers import AnsweredPrompts
 from compiler.generation.built_model import Answers, Likelihoods
@@ -27,9 +28,11 @@ from compiler.measure import cost, quality
 from compiler.passes import genai
 from compiler.pipeline.cached_steps import CachedSteps, Model, machine_facts, model_of_source
 from compiler.pipeline.candidates import Candidate, Chosen, Contest, Goal
+from compiler.pipeline.certifying import check_enough, sample_of
 from compiler.pipeline.family import Terms, Tested, Use
 from compiler.progress import Doing
 from compiler.recipe import targets
+from compiler.recipe.certificate_section import CertificateSection
 from compiler.recipe.recipes import CLOUD, Recipe
 from compiler.recipe.targets import GENAI_CPU, Target
 from penstock.artifact import golden
@@ -63,12 +66,19 @@ class Language:
     """A recipe's language models and prompts; a ``compiler.pipeline.family.Family``."""
 
     def __init__(
-        self, steps: CachedSteps, recipe: Recipe, *, sets: Mapping[Use, PromptSet], texts: Sequence[str]
+        self,
+        steps: CachedSteps,
+        recipe: Recipe,
+        *,
+        sets: Mapping[Use, PromptSet],
+        repeats: Repeats,
+        texts: Sequence[str],
     ) -> None:
         """Build the cloud's model.
 
         Args:
             sets: prompts by use.
+            repeats: what was found of prompts that repeat or belong together.
             texts: what perplexity is measured on.
         """
         self._steps, self._recipe, self._sets, self._texts = steps, recipe, sets, tuple(texts)
@@ -77,7 +87,9 @@ class Language:
             use: SplitFigures(rows=len(found.rows), digest=found.digest) for use, found in sets.items()
         }
         self.preprocessing: Mapping[str, Any] = recipe.preprocessing
-        self.group_by = "group" if sets["certify"].groups is not None else ""
+        group_by = "group" if sets["certify"].groups is not None else ""
+        self.sample = sample_of(sets["certify"], repeats, group_by=group_by)
+        self.units, self.repeats = sets["certify"].units, repeats.words
         self.terms = Terms(metric="agreement", max_drop=recipe.quality.max_perplexity_increase, advice=_ADVICE)
         assert recipe.cloud is not None, "checked on loading"
         self.sources: Mapping[str, str] = {
@@ -87,7 +99,7 @@ class Language:
         self.cloud = self._build(CLOUD, recipe.cloud.model, "fp32", targets.resolve(GENAI_CPU))
 
     @classmethod
-    def load(cls, steps: CachedSteps, recipe: Recipe, *, smoke: bool) -> Self:
+    def load(cls, steps: CachedSteps, recipe: Recipe, *, promise: CertificateSection | None, smoke: bool) -> Self:
         """Read prompts and texts, and build the cloud's model."""
         if len(recipe.rungs) != 1 or any(targets.resolve(t).engine != "genai" for t in recipe.rungs[0].section.targets):
             raise ConfigError(
@@ -95,8 +107,12 @@ class Language:
             )
         if recipe.cloud is None:
             raise ConfigError("cloud: a generation needs a model in [cloud] for the prompts that the edge is unsure of")
-        sets, texts = _examples(steps, recipe, smoke=smoke)
-        return cls(steps, recipe, sets=sets, texts=texts)
+        if recipe.data.cluster_by:
+            raise ConfigError(
+                "data.cluster_by: prompts say themselves what they belong to: give each row of the source a 'cluster'"
+            )
+        sets, repeats, texts = _examples(steps, recipe, promise=promise, smoke=smoke)
+        return cls(steps, recipe, sets=sets, repeats=repeats, texts=texts)
 
     @staticmethod
     def examples_digest(recipe: Recipe) -> str:
@@ -263,10 +279,15 @@ class Language:
         )
 
 
-def _examples(steps: CachedSteps, recipe: Recipe, *, smoke: bool) -> tuple[dict[Use, PromptSet], tuple[str, ...]]:
+def _examples(
+    steps: CachedSteps, recipe: Recipe, *, promise: CertificateSection | None, smoke: bool
+) -> tuple[dict[Use, PromptSet], Repeats, tuple[str, ...]]:
     """Read prompts by use, and the texts that perplexity is measured on."""
     with steps("prompts") as doing:
-        sets = prompts.split(prompts.load(recipe.data.source, base=recipe.base), seed=recipe.data.seed)
+        everything = prompts.load(recipe.data.source, base=recipe.base)
+        sets, repeats = prompts.split(everything, seed=recipe.data.seed, repeats=recipe.data.repeats)
+        if promise is not None:
+            check_enough(sets["certify"], repeats, promise)
         if smoke:
             sets = {use: PromptSet(name=use, rows=found.rows[:SMOKE_PROMPTS]) for use, found in sets.items()}
         if recipe.generation.texts:
@@ -274,8 +295,9 @@ def _examples(steps: CachedSteps, recipe: Recipe, *, smoke: bool) -> tuple[dict[
         else:
             texts = tuple(f"{row.prompt}{row.answer or ''}" for row in sets["tune"].rows)
         texts = texts[:SMOKE_PROMPTS] if smoke else texts
-        doing.note("rows: " + ", ".join(f"{len(found.rows)} {use}" for use, found in sets.items()))
-    return {"tune": sets["tune"], "certify": sets["certify"], "test": sets["test"]}, texts
+        shares = "rows: " + ", ".join(f"{len(found)} {use}" for use, found in sets.items())
+        doing.note("; ".join(part for part in (shares, repeats.words) if part))
+    return {"tune": sets["tune"], "certify": sets["certify"], "test": sets["test"]}, repeats, texts
 
 
 def _precisions(goal: Goal) -> list[str]:

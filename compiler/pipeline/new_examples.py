@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
 
 from compiler.data import DataSection, Dataset, Split, calls, infer, loading, table
+from compiler.data.dataset import Repeats
 from compiler.data.parts import Request, silent
 from compiler.measure.quality import Judge
 from compiler.recipe.data_section import SharesSection, kind_of
@@ -35,11 +37,15 @@ class ExampleSource:
         data: what ``data.source`` of a recipe may be, or a TOML file with a table ``[data]``.
         labels: name of an array or column; None takes what the table says, or guesses.
         group_by: the same for the groups; None takes what the table says.
+        cluster_by: the same for what examples belong to.
+        repeats: "natural" or "copies"; None takes what the table says.
     """
 
     data: str
     labels: str | None = None
     group_by: str | None = None
+    cluster_by: str | None = None
+    repeats: Literal["natural", "copies"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,11 +55,13 @@ class Examples:
     Attributes:
         tune: what choices are made on; shares no row with ``certify`` where there are any to make.
         certify: what is looked at once.
+        repeats: what was found of rows that repeat or belong together.
         group_by: what groups are called; "" without groups.
     """
 
     tune: Split
     certify: Split
+    repeats: Repeats
     group_by: str
 
 
@@ -88,7 +96,7 @@ def read(source: ExampleSource, spec: VariantSpec, judge: Judge, *, needs_labels
         section, base, inputs, classes=classes, labels_as=judge.label_form, labels=spec.labels
     ).with_labels(judge.references)
     tune, certify = _divided(dataset, is_whole=is_whole, tunes=tunes)
-    return Examples(tune=tune, certify=certify, group_by=section.group_by)
+    return Examples(tune=tune, certify=certify, repeats=dataset.repeats, group_by=section.group_by)
 
 
 def _divided(dataset: Dataset, *, is_whole: bool, tunes: bool) -> tuple[Split, Split]:
@@ -108,6 +116,8 @@ def _joined(splits: Sequence[Split], *, name: str) -> Split:
         inputs={key: np.concatenate([split.inputs[key] for split in splits]) for key in first.inputs},
         labels=None if first.labels is None else joined([split.labels for split in splits if split.labels is not None]),
         groups=None if first.groups is None else np.concatenate([split.groups for split in splits]),
+        clusters=None if first.clusters is None else np.concatenate([split.clusters for split in splits]),
+        copies=None if first.copies is None else np.concatenate([split.copies for split in splits]),
     )
 
 
@@ -126,7 +136,12 @@ def _section(source: ExampleSource, spec: VariantSpec) -> tuple[DataSection, Pat
             section = msgspec.structs.replace(section, columns=table.matched(request, columns))
     else:
         section, base = infer(source.data, calls.as_rows(spec.inputs), columns=columns), Path()
-    asked = {"labels": source.labels, "group_by": source.group_by}
+    asked = {
+        "labels": source.labels,
+        "group_by": source.group_by,
+        "cluster_by": source.cluster_by,
+        "repeats": source.repeats,
+    }
     return msgspec.structs.replace(section, **{name: value for name, value in asked.items() if value is not None}), base
 
 

@@ -21,6 +21,7 @@ from compiler.data import Split, calls
 from compiler.measure.answers import answers
 from compiler.measure.quality import Judge
 from compiler.pipeline import judging, new_examples
+from compiler.pipeline.certifying import check_enough, sample_of
 from compiler.pipeline.new_examples import Examples, ExampleSource
 from compiler.recipe import certificate_section
 from compiler.recipe.certificate_section import CertificateSection
@@ -103,12 +104,17 @@ def recertify(directory: Path, request: Request, *, say: Say) -> list[Outcome]:
     newest = {variant.digest: _newest(layout, variant) for variant in wanted}
     tunes = request.choose_again or None in newest.values()
     source = request.source
+    known = [one for one in newest.values() if one is not None]
     if source.group_by is None:  # a promise to groups stays one
-        source = replace(source, group_by=next((one.group_by for one in newest.values() if one and one.group_by), None))
+        source = replace(source, group_by=next((one.group_by for one in known if one.group_by), None))
+    if source.cluster_by is None and source.repeats is None:  # and one over clusters, too
+        source = replace(source, cluster_by=next((one.cluster_by for one in known if one.cluster_by), None))
     needs_labels = any(section.harm == "labels" for section in sections.values())
     judge = judging.judge_of_variant(cloud.spec, _correct(newest.values(), needs_labels=needs_labels))
     examples = new_examples.read(source, cloud.spec, judge, needs_labels=needs_labels, tunes=tunes)
     say(f"{examples.certify.rows} examples to certify{f', {examples.tune.rows} to tune' if tunes else ''}")
+    if examples.repeats.words:
+        say(examples.repeats.words)
     outcomes = []
     with opened(layout, cloud) as teacher:
         for variant in wanted:
@@ -162,6 +168,7 @@ class _Pair:
             labels=split.labels,
             groups=split.groups,
             judge=self.judge,
+            clusters=split.clusters,
         )
 
 
@@ -197,6 +204,7 @@ def _certified(task: _Task, pair: _Pair) -> Outcome:
     shown = Outcome(role=spec.role, target=spec.target, edge_digest=task.variant.digest, certificate=None)
     try:
         _check_unseen(task)
+        check_enough(task.examples.certify, task.examples.repeats, task.section)
         choice = _choice(task, pair)
         shown = replace(shown, reason=choice.reason)
         issued = issue(
@@ -204,8 +212,7 @@ def _certified(task: _Task, pair: _Pair) -> Outcome:
             task.section,
             choice,
             manifests.subject_of(task.artifact, task.variant),
-            data_digest=task.examples.certify.digest,
-            group_by=task.examples.group_by,
+            sample_of(task.examples.certify, task.examples.repeats, group_by=task.examples.group_by),
             serial=1 if task.newest is None else task.newest.serial + 1,
             correct="" if pair.judge.is_right_when_equal or task.section.harm != "labels" else pair.judge.right_words,
         )
@@ -239,7 +246,7 @@ def _choice(task: _Task, pair: _Pair) -> Choice:
         CalibrationError: nothing can be chosen on them.
     """
     if task.newest is None or task.choose_again:
-        return pair.ask(task.examples.tune).choose(task.section, rows_to_certify=task.examples.certify.rows)
+        return pair.ask(task.examples.tune).choose(task.section, rows_to_certify=task.examples.certify.units)
     one = task.newest
     return Choice(
         score=one.score,

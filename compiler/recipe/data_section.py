@@ -16,6 +16,7 @@ from penstock.errors import ConfigError
 Kind = Literal["npz", "csv", "parquet", "images", "iterator"]
 Channels = Literal["RGB", "BGR", "L"]
 Resample = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+RepeatsAre = Literal["", "natural", "copies"]
 
 USES = ("fit", "tune", "certify", "test")
 """What a split can be for, as recipes call it. ``fit`` gives the integer ranges; see ``compiler.data.dataset``."""
@@ -148,8 +149,12 @@ class DataSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         delimiter: of csv files.
         empty_cells: of csv files, in a column of words that the model takes as they are: "refuse" one, since it looks
             like a missing value, or take it as an empty "text".
-        duplicates: "refuse" a row that is in two splits ("allow" it where rows repeat by nature, as when there are
-            few distinct ones). A source without splits of its own keeps equal rows together, or deals each by itself.
+        repeats: what equal rows are. "natural": each is a draw by itself, since service will repeat them too (commands,
+            log lines, few categories). "copies": they say one thing several times (augmentation), so each distinct one
+            counts once and none may be in two splits. "" takes equal rows for copies, and says so.
+        cluster_by: array or column that says what rows belong to, such as a patient or a camera; it need not be an
+            input. Rows of one cluster stay in one split, and the promise is over clusters. "" looks for a column with
+            such a name, unless ``repeats`` is "natural".
         seed: for dividing.
     """
 
@@ -161,7 +166,8 @@ class DataSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     group_by: str = ""
     delimiter: str = ","
     empty_cells: Literal["refuse", "text"] = "refuse"
-    duplicates: Literal["refuse", "allow"] = "refuse"
+    repeats: RepeatsAre = ""
+    cluster_by: str = ""
     seed: int = 0
     splits: SplitsSection = SplitsSection()
     shares: SharesSection = SharesSection()
@@ -243,6 +249,7 @@ def _check_kind(section: DataSection, kind: Kind) -> None:
         "columns": table,
         "text": (*table, "iterator"),
         "group_by": (*table, *arrays),
+        "cluster_by": (*table, *arrays),
         "delimiter": ("csv",),
         "empty_cells": ("csv",),
         "images": ("images",),

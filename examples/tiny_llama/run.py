@@ -124,7 +124,7 @@ def run(out: Path, plan: Plan, say: Callable[[str], None]) -> Outcome:
     speeds = {name: built_model.speed(model) for name, model in models.items()}
     say("answers")
     rows = tuple(msgspec.convert(row, Prompt) for row in data.completions(plan.prompts, plan.seed))
-    sets = split(PromptSet(name="all", rows=rows), seed=plan.seed)
+    sets, _ = split(PromptSet(name="all", rows=rows), seed=plan.seed)
     edge, cloud = models["edge int4"], models["cloud fp32"]
     tune, certifying, test = (answer_prompts(edge, cloud, sets[use], ANSWERS) for use in ("tune", "certify", "test"))
     say("certificate")

@@ -21,9 +21,14 @@ MEDIA_TYPE = "application/vnd.penstock.certificate.v1+json"
 MAX_LEVELS = 8
 MAX_GROUPS = 64
 
-Test = Literal["binomial", "binomial-each"]
+Test = Literal["binomial", "binomial-each", "betting-clusters"]
 """How a threshold passes: an exact binomial test of all examples at delta (``binomial``), or of every group's examples,
-each at the whole of delta (``binomial-each``). A ``binomial`` with groups gave each group delta / groups."""
+each at the whole of delta (``binomial-each``), or a bet against the average of the clusters' shares of harm, of all and
+of every group's (``betting-clusters``). A ``binomial`` with groups gave each group delta / groups."""
+
+Over = Literal["rows", "distinct rows", "clusters"]
+"""What the promise is an average over: requests; requests of which equal ones count once; or clusters of requests that
+belong together, each counted once however many it has."""
 
 Harm = Literal["labels", "disagreement"]
 """What counts as harm for a kept answer: edge wrong and cloud right (labels), or edge != cloud (disagreement)."""
@@ -95,7 +100,8 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         preprocessing_digest: of the canonical JSON of the preprocessing that both variants expect.
         score: name of the confidence score (``penstock.policy.decoding.SCORES``); ``temperature`` divides the logits
             first.
-        n: certifying examples; ``harm_count`` of them harmful and ``kept_count`` kept at the threshold.
+        n: certifying examples; ``harm_count`` of them harmful and ``kept_count`` kept at the threshold. Over clusters:
+            their number, and of how many an example is.
         coverage: expected share answered on the device; ``coverage_low``/``coverage_high`` its 1 - delta interval.
         audit_max_harm: bound on P(kept and edge != cloud), the rate an audit without labels can watch in service.
             Equals ``max_harm`` when harm is disagreement; with labels it is the larger of ``max_harm`` and a
@@ -108,10 +114,12 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         evidence_digest: of the document that every figure can be recomputed from; "" where none was kept.
         serial: 1 for the first certificate of an edge variant, the next number for each later one. The highest is used.
         method: how the threshold was found, in words.
-        test: which test that was, so that it can be made again. It is written only where it is not "binomial", the one
-            that there was first: a release from before there were others reads what it can use.
+        test: which test that was, so that it can be made again.
         correct: by what an answer was right, where answers are no classes: a metric with the least that it had to be,
             or a function of the recipe's author with the digest of its source.
+        over: what the promise is an average over.
+        cluster_by: what examples belong to, over clusters.
+        rows: certifying examples, where ``n`` counts something else; else 0.
     """
 
     schema: Literal[1] = 1
@@ -142,6 +150,9 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     method: str = "fixed-sequence testing, exact binomial p-values (Learn then Test, arXiv 2110.01052)"
     test: Test = "binomial"
     correct: str | msgspec.UnsetType = msgspec.UNSET
+    over: Over = "rows"
+    cluster_by: str = ""
+    rows: int = 0
 
     @property
     def max_harms(self) -> tuple[float, ...]:
@@ -174,7 +185,30 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return (
             f"with {100 * (1 - self.delta):.4g}% confidence, answering locally at {self.score} >= {self.threshold:.4f} "
             f"costs at most {100 * self.max_harm:g} points of accuracy against always asking the cloud{within}"
+            f"{self.average}"
         )
+
+    @property
+    def average(self) -> str:
+        """Say what the promise is an average over, where that is not simply requests; begins with a comma."""
+        match self.over:
+            case "rows":
+                return ""
+            case "distinct rows":
+                return ", counting equal rows once"
+            case "clusters":
+                return f", on average over clusters by {self.cluster_by!r}, each counted once"
+
+    @property
+    def units(self) -> str:
+        """Name what ``n`` counts, for figures: "examples", "distinct examples" or "clusters"."""
+        return {"rows": "examples", "distinct rows": "distinct examples", "clusters": "clusters"}[self.over]
+
+
+_LATER = ("test", "over", "cluster_by", "rows")
+"""Written only where they say something: a build from before there were these fields reads the others."""
+
+_DEFAULTS = {field.name: field.default for field in msgspec.structs.fields(Certificate)}
 
 
 def fields_of(level: Level) -> dict[str, Any]:
@@ -185,8 +219,9 @@ def fields_of(level: Level) -> dict[str, Any]:
 def encode(certificate: Certificate) -> bytes:
     """Write canonical JSON; same certificate, same bytes."""
     plain = msgspec.to_builtins(certificate)
-    if certificate.test == "binomial":
-        del plain["test"]
+    for name in _LATER:
+        if plain[name] == _DEFAULTS[name]:
+            del plain[name]
     return msgspec.json.encode(plain, order="sorted")
 
 

@@ -91,6 +91,7 @@ def _newest(found: Overview) -> dict[str, Certificate]:
 def _promises(one: Certificate) -> dict[str, str]:
     levels = one.levels or (one,)
     figures = {"score": one.score, "temperature": f"{one.temperature:.6g}", "harm": one.harm, "group by": one.group_by}
+    figures |= {"average over": one.over, "cluster by": one.cluster_by, "test": one.test}
     for level in levels:
         at = f"at {level.max_harm:g}"
         figures |= {

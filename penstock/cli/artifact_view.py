@@ -126,10 +126,11 @@ def _show_certificate(found: Overview, one: Certificate) -> None:
     except ArtifactError as error:
         fits = f"no: {error.message}"
     named = f"{variant.spec.role}/{variant.spec.target}" if variant else "another artifact's variant"
+    of_rows = f" (of {one.rows} examples)" if one.rows else ""
     coverage = f"{one.coverage:.1%} ({one.coverage_low:.1%} to {one.coverage_high:.1%})"
     fields: dict[str, object] = {
         "certificate": f"{one.serial} of {named}: {one.promise()}",
-        "evidence": f"{one.harm_count} harmful of {one.n} examples, {one.kept_count} kept",
+        "evidence": f"{one.harm_count} harmful of {one.n} {one.units}{of_rows}, {one.kept_count} kept",
         "on device": coverage,
         "fits": fits,
     }

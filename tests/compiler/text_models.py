@@ -222,7 +222,7 @@ model = "cloud.onnx"
 
 [data]
 source = "data.npz"
-duplicates = "allow"
+repeats = "natural"
 
 [certificate]
 max_harm = 0.1

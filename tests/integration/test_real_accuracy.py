@@ -63,7 +63,7 @@ def recipe(precisions: list[str], *, budget: float = POINT) -> str:
         precisions = {precisions}
         [data]
         source = "data.npz"
-        duplicates = "allow"
+        repeats = "natural"
         [data.splits]
         tune = "tune"
         [quality]

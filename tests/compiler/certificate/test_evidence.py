@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from compiler.certificate import evidence
 from compiler.certificate.columns import CertifyData
+from compiler.certificate.evidence import Sample
 from compiler.certificate.learn_then_test import Promised, promise
 from compiler.recipe.certificate_section import CertificateSection
 from penstock.artifact import certificates
@@ -31,7 +32,7 @@ GOLDEN = Path(__file__).parent / "golden"
 SECTION = CertificateSection(max_harm=(0.05, 0.1, 0.001), delta=0.1)
 
 
-def examples(*, groups: bool = False, labels: bool = True, n: int = 600) -> CertifyData:
+def examples(*, groups: bool = False, labels: bool = True, clusters: bool = False, n: int = 600) -> CertifyData:
     rng = np.random.default_rng(4)
     scores, truth = rng.random(n), rng.integers(0, 300, n)
     edge = np.where(rng.random(n) < 0.3 * (1 - scores), (truth + 1) % 300, truth)
@@ -42,6 +43,7 @@ def examples(*, groups: bool = False, labels: bool = True, n: int = 600) -> Cert
         cloud_predictions=cloud,
         labels=truth if labels else None,
         groups=np.where(rng.random(n) < 0.5, "Ulm", "Köln") if groups else None,
+        clusters=rng.integers(1000, 1400, n) if clusters else None,
     )
 
 
@@ -52,11 +54,15 @@ def issue(data: CertifyData, section: CertificateSection = SECTION) -> tuple[Cer
     certificate = evidence.bind(
         found,
         SUBJECT,
+        Sample(
+            digest="sha256:" + "4" * 64,
+            group_by="city" if data.groups is not None else "",
+            cluster_by="patient" if data.clusters is not None else "",
+            rows=len(data.scores),
+        ),
         score="margin",
         temperature=1.5,
-        data_digest="sha256:" + "4" * 64,
         evidence=document,
-        group_by="city" if data.groups is not None else "",
         serial=3,
     )
     return certificate, document, found
@@ -64,8 +70,9 @@ def issue(data: CertifyData, section: CertificateSection = SECTION) -> tuple[Cer
 
 @pytest.mark.parametrize("groups", [False, True])
 @pytest.mark.parametrize("labels", [False, True])
-def test_every_figure_is_found_again(groups: bool, labels: bool) -> None:
-    certificate, document, _ = issue(examples(groups=groups, labels=labels))
+@pytest.mark.parametrize("clusters", [False, True])
+def test_every_figure_is_found_again(groups: bool, labels: bool, clusters: bool) -> None:
+    certificate, document, _ = issue(examples(groups=groups, labels=labels, clusters=clusters))
     again = certificates.decode(certificates.encode(certificate))
     assert again == certificate
     assert evidence.differences(again, evidence.decode(document)) == []
@@ -187,9 +194,39 @@ def test_a_certificate_of_one_level_from_before_there_were_several_is_recomputed
     assert evidence.differences(msgspec.structs.replace(old, kept_count=1), evidence.decode(document))
 
 
-@pytest.mark.parametrize("name", ["all", "groups"])
-def test_certificates_of_the_first_release_verify(name: str) -> None:
-    """Files that penstock 0.1 wrote, with refused levels among them: a later release must find every figure again."""
+def test_a_certificate_over_clusters_says_so_and_its_evidence_names_none_of_them() -> None:
+    certificate, document, _ = issue(examples(clusters=True))
+    assert (certificate.test, certificate.over, certificate.cluster_by) == ("betting-clusters", "clusters", "patient")
+    clusters = evidence.decode(document).data.clusters
+    assert clusters is not None
+    assert (certificate.n, certificate.rows) == (len(np.unique(clusters)), 600)
+    assert sorted(np.unique(clusters).tolist()) == list(range(certificate.n))  # numbers of their own, from 0
+    assert certificate.promise().endswith("cloud, on average over clusters by 'patient', each counted once")
+
+
+def test_copies_that_counted_once_are_told() -> None:
+    data = examples()
+    found = promise(data, SECTION)
+    sample = Sample(digest="sha256:" + "4" * 64, rows=5000)
+    certificate = evidence.bind(found, SUBJECT, sample, score="margin", temperature=1.0)
+    assert (certificate.over, certificate.n, certificate.rows) == ("distinct rows", 600, 5000)
+    assert certificate.promise().endswith("cloud, counting equal rows once")
+
+
+@pytest.mark.parametrize("clusters", [False, True])
+def test_clusters_are_recomputed_only_as_clusters(clusters: bool) -> None:
+    """Neither may rows that belong together be tested as rows, nor the other way round."""
+    certificate, document, _ = issue(examples(clusters=clusters))
+    over, test = ("rows", "binomial") if clusters else ("clusters", "betting-clusters")
+    changed = msgspec.structs.replace(certificate, over=over, test=test)
+    said = evidence.differences(changed, evidence.decode(document))
+    assert said[0].startswith(f"test: {test} certified, the evidence is for ")
+    assert said[1].startswith(f"over: {over} certified, the evidence has ")
+
+
+@pytest.mark.parametrize("name", ["all", "groups", "each", "clusters"])
+def test_certificates_of_earlier_releases_verify(name: str) -> None:
+    """Files that penstock wrote once, with refused levels among them: a later release must find every figure again."""
     certificate = certificates.decode((GOLDEN / f"{name}.certificate.json").read_bytes())
     assert certificate.refused
     document = (GOLDEN / f"{name}.evidence.msgpack").read_bytes()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from compiler.certificate import evidence
+from compiler.certificate.evidence import Sample
 from compiler.certificate.issue import AnsweredRows, issue
 from compiler.measure.metrics import METRICS
 from compiler.measure.quality import Judge
@@ -54,7 +55,7 @@ def test_what_is_issued_is_found_again_in_its_evidence() -> None:
         PROMISE,
         choice,
         SUBJECT,
-        data_digest=DATA_DIGEST,
+        Sample(digest=DATA_DIGEST),
         serial=4,
     )
     certificate = issued.certificate
@@ -84,7 +85,7 @@ def test_columns_are_scored_as_was_chosen_and_hold_labels_only_where_harm_needs_
 def test_a_refusal_says_how_many_examples_are_needed() -> None:
     choice = answered(1, 600).choose(PROMISE, rows_to_certify=20)
     with pytest.raises(CalibrationError) as caught:
-        issue(answered(2, 20).certify_data(choice, harm="labels"), PROMISE, choice, SUBJECT, data_digest=DATA_DIGEST)
+        issue(answered(2, 20).certify_data(choice, harm="labels"), PROMISE, choice, SUBJECT, Sample(digest=DATA_DIGEST))
     assert caught.value.needed == 59  # ln(0.05) / ln(1 - 0.05)
 
 

@@ -51,7 +51,7 @@ def test_a_function_with_a_parameter_gives_one_split_at_a_time(write: Callable[[
         "    for n in range(SIZES[split]):\n"
         "        yield {'pixels': [n, len(split)], 'label': n % 3}\n"
     )
-    settings: dict[str, Any] = {"inputs": {"x": "pixels"}, "labels": "label", "duplicates": "allow"}
+    settings: dict[str, Any] = {"inputs": {"x": "pixels"}, "labels": "label", "repeats": "natural"}
     loaded = load([X], source="rows.py:rows", splits=SplitsSection(tune="warm"), **settings)
     assert [split.rows for split in loaded.by_use().values()] == [10, 5, 7, 6]
     with pytest.raises(InvalidInput, match=r"rows.py:rows: rows.py:3 in rows: KeyError: 'cold'"):

@@ -111,9 +111,9 @@ def test_certifying_on_data_with_another_use_is_refused(tmp_path: Path, edit: Ed
     with np.load(tmp_path / "data.npz") as file:
         x, y = file["x_certify"][::-1], file["y_certify"][::-1]
     edit(**{f"x_{other}": x, f"y_{other}": y})
-    for duplicates in ("refuse", "allow"):
+    for repeats in ("", "copies", "natural"):
         with pytest.raises(InvalidInput, match=f"'certify' and '{other}' hold the same examples"):
-            load([X], source="data.npz", duplicates=duplicates)
+            load([X], source="data.npz", repeats=repeats)
 
 
 def test_a_row_in_two_splits_is_named_and_may_be_allowed(tmp_path: Path, edit: Edit, load: Load) -> None:
@@ -124,7 +124,7 @@ def test_a_row_in_two_splits_is_named_and_may_be_allowed(tmp_path: Path, edit: E
     message = r"splits 'certify' and 'test' share 1 of 600 rows \(first: row 5 is row 17 of 'test'\); remove them"
     with pytest.raises(InvalidInput, match=message):
         load([X], source="data.npz")
-    assert load([X], source="data.npz", duplicates="allow").certify.rows == 600
+    assert load([X], source="data.npz", repeats="natural").certify.rows == 600
 
 
 def test_values_out_of_the_declared_range_are_refused(edit: Edit, load: Load) -> None:
@@ -218,13 +218,34 @@ def test_shuffling_a_file_moves_no_row_to_another_split(tmp_path: Path, load: Lo
         assert rows_of(a.by_use()[use].inputs["x"]) == rows_of(b.by_use()[use].inputs["x"])
 
 
-def test_equal_rows_share_a_split_unless_they_are_allowed_apart(tmp_path: Path, load: Load) -> None:
+def test_rows_that_repeat_by_nature_are_each_dealt_by_themselves(tmp_path: Path, load: Load) -> None:
     x = np.repeat(np.eye(4, dtype=np.float32), 25, axis=0)
     np.savez(tmp_path / "d.npz", x=x, y=np.zeros(100, np.int64))
-    allowed = load([X], source="d.npz", duplicates="allow")
-    assert [split.rows for split in allowed.by_use().values()] == [20, 20, 40, 20]
-    np.savez(tmp_path / "e.npz", x=x[:50], y=np.zeros(50, np.int64))
-    with pytest.raises(InvalidInput, match=r"50 rows, 2 of them different, leave none for '\w+' \(\d+%\); give more"):
+    loaded = load([X], source="d.npz", repeats="natural")
+    assert [split.rows for split in loaded.by_use().values()] == [20, 20, 40, 20]
+    assert all(len(rows_of(split.inputs["x"])) == 4 for split in loaded.by_use().values())
+    assert loaded.repeats.words == "100 rows, 4 distinct (one of them 25 times), each a draw by itself"
+
+
+@pytest.mark.parametrize("repeats", ["", "copies"])
+def test_copies_count_once_and_a_guess_says_how_to_change_it(tmp_path: Path, load: Load, repeats: str) -> None:
+    distinct = np.random.default_rng(0).normal(0, 1, (100, 4)).astype(np.float32)
+    x = np.concatenate([np.repeat(distinct, 3, axis=0), distinct[:1]])
+    np.savez(tmp_path / "d.npz", x=x, y=np.zeros(301, np.int64))
+    loaded = load([X], source="d.npz", repeats=repeats)
+    assert [split.rows for split in loaded.by_use().values()] == [20, 20, 40, 20]
+    assert sum(int(split.copies.sum()) for split in loaded.by_use().values() if split.copies is not None) == 301
+    said = "301 rows, 100 distinct (one of them 4 times), taken for copies: each distinct one counts once"
+    guess = '; if they repeat by nature, set data.repeats = "natural"'
+    assert loaded.repeats.words == (said if repeats else said + guess)
+
+
+def test_copies_that_leave_a_split_empty_are_refused_with_the_counts(tmp_path: Path, load: Load) -> None:
+    np.savez(tmp_path / "e.npz", x=np.repeat(np.eye(4, dtype=np.float32)[:2], 25, axis=0), y=np.zeros(50, np.int64))
+    message = (
+        r"50 rows, 2 distinct \(one of them 25 times\).*\"natural\": they leave none for '\w+' \(\d+%\); give more"
+    )
+    with pytest.raises(InvalidInput, match=message):
         load([X], source="e.npz")
 
 

@@ -104,25 +104,25 @@ def some(*texts: str, **columns: str) -> PromptSet:
 
 def test_every_prompt_goes_to_one_use_whatever_its_place() -> None:
     texts = [f"prompt {number}" for number in range(200)]
-    found = prompts.split(some(*texts), seed=0)
+    found = prompts.split(some(*texts), seed=0)[0]
     assert sorted(text for part in found.values() for text in part.prompts) == sorted(texts)
     assert {use: len(part.rows) for use, part in found.items()} == {"tune": 60, "certify": 100, "test": 40}
-    shuffled = prompts.split(some(*reversed(texts)), seed=0)
+    shuffled = prompts.split(some(*reversed(texts)), seed=0)[0]
     assert {use: set(part.prompts) for use, part in found.items()} == {
         use: set(part.prompts) for use, part in shuffled.items()
     }
-    assert set(prompts.split(some(*texts), seed=1)["certify"].prompts) != set(found["certify"].prompts)
+    assert set(prompts.split(some(*texts), seed=1)[0]["certify"].prompts) != set(found["certify"].prompts)
 
 
 def test_equal_prompts_are_never_on_both_sides() -> None:
-    found = prompts.split(some(*[f"p{number % 40}" for number in range(200)]), seed=0)
+    found = prompts.split(some(*[f"p{number % 40}" for number in range(200)]), seed=0)[0]
     parts = [set(part.prompts) for part in found.values()]
     assert sum(len(part) for part in parts) == len(set().union(*parts))
 
 
 def test_splits_that_the_rows_name() -> None:
     rows = tuple(Prompt(prompt=f"p{n}", split=use) for n, use in enumerate(["tune", "certify", "test", "certify"]))
-    found = prompts.split(PromptSet(name="all", rows=rows), seed=0)
+    found = prompts.split(PromptSet(name="all", rows=rows), seed=0)[0]
     assert found["certify"].prompts == ("p1", "p3")
 
 
@@ -136,18 +136,18 @@ def test_splits_that_the_rows_name() -> None:
 def test_splits_that_are_no_uses(uses: list[str], message: str) -> None:
     rows = tuple(Prompt(prompt=f"p{n}", split=use) for n, use in enumerate(uses))
     with pytest.raises(InvalidInput, match=message):
-        prompts.split(PromptSet(name="all", rows=rows), seed=0)
+        prompts.split(PromptSet(name="all", rows=rows), seed=0)[0]
 
 
 def test_one_prompt_in_two_splits_is_refused() -> None:
     rows = tuple(Prompt(prompt=text, split=use) for text, use in [("a", "tune"), ("b", "test"), ("a", "certify")])
     with pytest.raises(InvalidInput, match="row 2 is in split 'certify', and the same prompt in 'tune'"):
-        prompts.split(PromptSet(name="all", rows=rows), seed=0)
+        prompts.split(PromptSet(name="all", rows=rows), seed=0)[0]
 
 
 def test_too_few_prompts_for_every_use() -> None:
     with pytest.raises(InvalidInput, match="1 are too few to have some for"):
-        prompts.split(some("a"), seed=0)
+        prompts.split(some("a"), seed=0)[0]
 
 
 def test_the_digest_is_of_everything() -> None:

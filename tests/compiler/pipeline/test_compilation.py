@@ -323,15 +323,33 @@ def test_too_few_samples(workspace: Path, edit_data: EditData) -> None:
     refused(workspace, CalibrationError, "100 certifying examples are too few.*149 are needed")
 
 
+def test_what_is_too_few_is_said_before_any_candidate_is_made(workspace: Path, edit_data: EditData) -> None:
+    """Of 720 certifying rows twelve are different: nothing is calibrated, timed or asked to find that out."""
+    with np.load(workspace / "data.npz") as data:
+        x, y = (np.repeat(data[f"{name}_certify"][:12], 60, axis=0) for name in ("x", "y"))
+    edit_data(x_certify=x, y_certify=y)
+    lines: list[str] = []
+    recipe = recipes.load(workspace / "recipe.toml")
+    with pytest.raises(CalibrationError, match=r"^12 certifying examples are too few.*137 more than") as caught:
+        compilation.compile_recipe(
+            recipe, workspace / "out", cache=StepCache(default_root(), reuse=False), watcher=Lines(lines.append)
+        )
+    assert "distinct (one of them 60 times), taken for copies: each distinct one counts once" in caught.value.message
+    assert 'data.repeats = "natural"' in caught.value.message
+    assert not any("int8" in line or "tune" in line or "certify" in line for line in lines), lines
+
+
 def test_too_much_harm(workspace: Path, edit_data: EditData) -> None:
-    """Every certifying example is one on which the student is wrong and the teacher right, all equally sure."""
-    x = np.random.default_rng(3).normal(0, 2, (4000, 4)).astype(np.float32)
+    """Every certifying example is one on which the student is wrong and the teacher right, all about equally sure."""
+    source = np.random.default_rng(3)
+    x = source.normal(0, 2, (4000, 4)).astype(np.float32)
     student, teacher = (
         load_engine("onnx", workspace / f"{name}.onnx", EngineOptions()).run({"x": x})["logits"].argmax(axis=1)
         for name in ("student", "teacher")
     )
-    harmful = np.repeat(np.flatnonzero(student != teacher)[:1], 600)
-    edit_data(x_certify=x[harmful], y_certify=teacher[harmful])
+    harmful = np.flatnonzero(student != teacher)[0]
+    alike = (x[harmful] + source.normal(0, 1e-5, (600, 4))).astype(np.float32)  # not equal: these would be one example
+    edit_data(x_certify=alike, y_certify=np.full(600, teacher[harmful]))
     refused(workspace, CalibrationError, "does not show a harm of at most 2 points")
 
 

@@ -171,6 +171,37 @@ def test_choosing_again_takes_a_third_for_it(packed_layout: Layout, tmp_path: Pa
     assert (again.n, again.serial) == (600, 2)
 
 
+def test_examples_that_belong_together_are_certified_as_clusters_and_recomputed_so(
+    packed_layout: Layout, tmp_path: Path
+) -> None:
+    arrays = arrays_of(data(tmp_path / "plain.npz", 1, 1500))
+    patients = np.arange(1500) // 5
+    np.savez(tmp_path / "new.npz", **arrays, patient=patients)
+    result = run("certify", packed_layout.root, "--data", tmp_path / "new.npz", "--max-harm", "0.05")
+    assert "1,500 rows in 300 clusters by 'patient', certified as wholes because of the column's name" in result.output
+    assert "certified on 200 clusters of 1000 examples" in result.output
+    found = packed_layout.certificate_for(edge_of(packed_layout))
+    assert found is not None
+    one = found[1]
+    assert (one.over, one.cluster_by, one.n, one.rows) == ("clusters", "patient", 200, 1000)
+    assert (
+        "on average over clusters by 'patient', each counted once"
+        in run("artifact", "inspect", packed_layout.root).output
+    )
+    assert "good" in run("certify", "verify", packed_layout.root).output
+
+    # a promise over clusters stays one, and is refused where there are none; natural rows are draws by themselves
+    fresh = data(tmp_path / "fresh.npz", 3, 900)
+    assert "no array 'patient'" in refusal("certify", packed_layout.root, "--data", fresh)[1]
+    np.savez(tmp_path / "few.npz", **arrays_of(fresh), patient=np.arange(900) // 9)
+    code, message = refusal("certify", packed_layout.root, "--data", tmp_path / "few.npz", "--max-harm", "0.02")
+    assert code == 3
+    assert "100 certifying clusters are too few" in message
+    assert "49 more than there are" in message
+    rows = certify(packed_layout, tmp_path / "few.npz", "--repeats", "natural", "--max-harm", "0.05")
+    assert (rows.over, rows.cluster_by, rows.n, rows.rows) == ("rows", "", 900, 0)
+
+
 def test_a_source_with_splits_certifies_on_its_own(packed_layout: Layout, tmp_path: Path) -> None:
     assert certify(packed_layout, data(tmp_path / "new.npz", 1, 900, splits=True)).n == 600
 
