@@ -18,14 +18,18 @@ from penstock.artifact.manifests import Variant
 from penstock.errors import CompileError, ConfigError
 from penstock.hosting import loading
 from penstock.hosting.loading import Loaded
+from penstock.runtime.onnx import has_provider
 
 
 def runs_here(variant: Variant) -> bool:
-    """Say whether this machine's answers are those of the variant's target."""
+    """Say whether this machine's answers are those of the variant's target: it is one, or has what computes there."""
     try:
-        return targets.resolve(variant.spec.target).runs_here
+        if targets.resolve(variant.spec.target).runs_here:
+            return True
     except ConfigError:
         return False  # a target of a newer version: nothing is known of what it needs
+    spec = variant.spec
+    return spec.engine == "onnx" and spec.provider != "cpu" and has_provider(spec.provider)
 
 
 @contextmanager

@@ -15,10 +15,12 @@ from compiler.passes.options import decode
 from compiler.recipe.targets import CUDA, GENAI_CPU, GENAI_CUDA, TENSORRT, TENSORRT_RTX, Precision
 from penstock.errors import ConfigError
 from penstock.process.config import nearest
-from penstock.process.machine import ANY, ARM64, X86, X86_VNNI
+from penstock.process.machine import ANY, ARM64, COREML, OPENVINO, QNN, X86, X86_VNNI, XNNPACK
 
 _CPU = (X86_VNNI, X86, ARM64)
-_RUNTIME = (*_CPU, ANY, CUDA, TENSORRT, TENSORRT_RTX)
+_INTEGERS = (*_CPU, OPENVINO, QNN, XNNPACK, TENSORRT, TENSORRT_RTX)
+_HALVES = (CUDA, OPENVINO, QNN, COREML, TENSORRT, TENSORRT_RTX)
+_RUNTIME = (*_CPU, ANY, CUDA, OPENVINO, QNN, COREML, XNNPACK, TENSORRT, TENSORRT_RTX)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +81,7 @@ PASSES: Mapping[str, PassInfo] = {
             what="static INT8 (QDQ): activations and weights, ranges from examples",
             module="compiler.passes.int8_static",
             precision="int8",
-            targets=(*_CPU, TENSORRT, TENSORRT_RTX),
+            targets=_INTEGERS,
         ),
         PassInfo(
             name="int8-dynamic",
@@ -97,7 +99,7 @@ PASSES: Mapping[str, PassInfo] = {
         ),
         PassInfo(
             name="int4-weights",
-            what="weights in 4 bits by blocks (RTN, HQQ or GPTQ), activations in float",
+            what="weights in 4 bits by blocks (RTN, HQQ, GPTQ or AWQ), activations in float",
             module="compiler.passes.weights.weights_only",
             precision="int4-weights",
             targets=(*_CPU, CUDA),
@@ -107,7 +109,7 @@ PASSES: Mapping[str, PassInfo] = {
             what="half precision inside, float32 at inputs and outputs",
             module="compiler.passes.fp16",
             precision="fp16",
-            targets=(CUDA, TENSORRT, TENSORRT_RTX),
+            targets=_HALVES,
         ),
         PassInfo(
             name="tensorrt-rtx",

@@ -16,7 +16,8 @@ from penstock.process import machine
 from penstock.process.config import nearest
 
 HOST = "host"
-CUDA, TENSORRT, TENSORRT_RTX, GENAI_CPU, GENAI_CUDA = "cuda", "tensorrt", "tensorrt-rtx", "genai-cpu", "genai-cuda"
+CUDA = machine.CUDA
+TENSORRT, TENSORRT_RTX, GENAI_CPU, GENAI_CUDA = "tensorrt", "tensorrt-rtx", "genai-cpu", "genai-cuda"
 
 IntegerType = Literal["QUInt8", "QInt8"]
 Precision = Literal["fp32", "fp16", "int8", "int8-dynamic", "int8-weights", "int4-weights", "none"]
@@ -54,7 +55,7 @@ class Target:
     name: str
     integers: IntegerTypes | None
     engine: Literal["onnx", "tensorrt", "tensorrt-rtx", "genai"] = "onnx"
-    provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
+    provider: Literal["cpu", "cuda", "tensorrt", "openvino", "qnn", "coreml", "xnnpack"] = "cpu"
     precisions: tuple[Precision, ...] = ("fp32", "int8", "int8-dynamic")
     runs_here: bool = False
 
@@ -72,6 +73,10 @@ _TARGETS: Mapping[str, Target] = {
         Target(name=machine.ARM64, integers=_S8S8),
         Target(name=machine.ANY, integers=None, precisions=("fp32",)),
         Target(name=CUDA, integers=None, provider="cuda", precisions=("fp32", "fp16")),
+        Target(name=machine.OPENVINO, integers=_U8S8, provider="openvino", precisions=("fp32", "fp16", "int8")),
+        Target(name=machine.QNN, integers=_U8S8, provider="qnn", precisions=("fp32", "fp16", "int8")),
+        Target(name=machine.COREML, integers=None, provider="coreml", precisions=("fp32", "fp16")),
+        Target(name=machine.XNNPACK, integers=_S8S8, provider="xnnpack", precisions=("fp32", "int8")),
         Target(
             name=TENSORRT,
             integers=_S8S8_SYMMETRIC,

@@ -43,6 +43,16 @@ MODEL = "org.penstock.model"
 ROLE = "org.penstock.role"
 TARGET = "org.penstock.target"
 PROVIDER = "org.penstock.provider"
+EXECUTION_PROVIDERS: Mapping[str, str] = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "qnn": "QNNExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "xnnpack": "XnnpackExecutionProvider",
+}
+"""What a variant calls an execution provider, and what onnxruntime calls it."""
 PRECISION = "org.penstock.precision"
 
 _T = TypeVar("_T")

@@ -24,7 +24,7 @@ from penstock.artifact.manifests import Artifact, Variant
 from penstock.errors import ArtifactError, Conflict, InvalidInput
 
 SCHEMA_VERSION = "1.0"
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+_PROVIDERS = manifests.EXECUTION_PROVIDERS
 
 
 def export(layout: Layout, out: Path, wanted: Sequence[str] = ()) -> tuple[Variant, ...]:

@@ -17,6 +17,8 @@ from penstock.errors import InvalidInput
 from penstock.process.config import nearest
 
 X86_VNNI, X86, ARM64, ANY = "x86-64-vnni", "x86-64", "arm64", "any"
+CUDA, OPENVINO, QNN, COREML, XNNPACK = "cuda", "openvino", "qnn", "coreml", "xnnpack"
+"""Named after what computes there. No machine is taken for one of these by itself: its agent's settings say it."""
 
 _RUNNABLE: Mapping[str, tuple[str, ...]] = {
     # a model for x86 without VNNI has weights of reduced range: right on every x86, only less precise
@@ -25,6 +27,11 @@ _RUNNABLE: Mapping[str, tuple[str, ...]] = {
     X86: (X86, ANY),
     ARM64: (ARM64, ANY),
     ANY: (ANY,),
+    CUDA: (CUDA, ANY),
+    OPENVINO: (OPENVINO, X86, ANY),  # Intel's processors and GPUs
+    QNN: (QNN, ARM64, ANY),
+    COREML: (COREML, ARM64, ANY),
+    XNNPACK: (XNNPACK, ANY),
 }
 EDGE_TARGETS: tuple[str, ...] = tuple(_RUNNABLE)
 

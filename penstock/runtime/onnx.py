@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from penstock.artifact.manifests import EXECUTION_PROVIDERS
 from penstock.errors import ArtifactError, Internal, InvalidInput, missing_extra
 from penstock.policy.repeats import Repeats
 from penstock.process.memory import TRIMMER
@@ -37,7 +38,13 @@ _DATATYPES = {
     "tensor(string)": "BYTES",
     **{f"tensor({kind}{bits})": f"{kind}{bits}".upper() for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
 }
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+_WHEELS = {
+    "cuda": "onnxruntime-gpu",
+    "tensorrt": "onnxruntime-gpu",
+    "openvino": "onnxruntime-openvino",
+    "qnn": "onnxruntime-qnn",
+}
+"""Which package of PyPI has a provider that onnxruntime's own has not; it takes the place of onnxruntime."""
 _LOCALE = re.compile(r"Failed to construct locale with name:\s*([^\s:]+)")
 
 
@@ -84,10 +91,17 @@ def load(path: Path, options: EngineOptions) -> OnnxEngine:
     """Load an ONNX file.
 
     Raises:
-        ArtifactError: not an ONNX model that this runtime accepts. InvalidInput: unknown provider.
+        ArtifactError: not an ONNX model that this runtime accepts, or its provider is not in this onnxruntime or does
+            not start. InvalidInput: unknown provider.
     """
-    if options.provider not in _PROVIDERS:
-        raise InvalidInput(f"provider: unknown {options.provider!r}; known: {', '.join(_PROVIDERS)}", field="provider")
+    if options.provider not in EXECUTION_PROVIDERS:
+        known = ", ".join(EXECUTION_PROVIDERS)
+        raise InvalidInput(f"provider: unknown {options.provider!r}; known: {known}", field="provider")
+    provider = EXECUTION_PROVIDERS[options.provider]
+    if not has_provider(options.provider):
+        wheel = _WHEELS.get(options.provider)
+        advice = f"; install {wheel} instead of onnxruntime" if wheel else ""
+        raise ArtifactError(f"{path.name}: this onnxruntime {ort.__version__} has no {provider}{advice}")
     session_options = ort.SessionOptions()
     session_options.intra_op_num_threads = options.threads
     session_options.inter_op_num_threads = 1
@@ -95,11 +109,21 @@ def load(path: Path, options: EngineOptions) -> OnnxEngine:
     # threads look out for work while a run lasts, and sleep between runs: the CPU is others' then
     session_options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
-        session = ort.InferenceSession(str(path), session_options, providers=[_PROVIDERS[options.provider]])
-        return OnnxEngine(session, usual_rows=options.usual_rows)
+        session = ort.InferenceSession(str(path), session_options, providers=[provider])
     except _RUNTIME_ERRORS as error:
         reason = missing_locale(str(error)) or f"onnxruntime cannot load it: {str(error)[:500]}"
         raise ArtifactError(f"{path.name}: {reason}") from error
+    if provider not in session.get_providers():  # onnxruntime goes on with the CPU, and says so in its log alone
+        raise ArtifactError(
+            f"{path.name}: {provider} did not start here, so that onnxruntime would run it on the CPU, where it was "
+            "neither measured nor certified; its log says why (is there a driver for the device?)"
+        )
+    return OnnxEngine(session, usual_rows=options.usual_rows)
+
+
+def has_provider(name: str) -> bool:
+    """Say whether this onnxruntime was built with an execution provider; its device may be missing all the same."""
+    return EXECUTION_PROVIDERS.get(name) in ort.get_available_providers()
 
 
 def missing_locale(text: str) -> str:

@@ -16,6 +16,11 @@ def test_every_target_that_a_device_can_report_has_types_or_is_fp32_only() -> No
         "x86-64": "u8s8 reduced range",  # full range saturates without VNNI
         "arm64": "s8s8",
         "any": "None",
+        "cuda": "None",
+        "openvino": "u8s8",
+        "qnn": "u8s8",
+        "coreml": "None",
+        "xnnpack": "s8s8",
     }
 
 
@@ -28,7 +33,10 @@ def test_vnni_machine_may_compile_for_plain_x86() -> None:
     assert targets.resolve("x86-64", here="x86-64-vnni").name == "x86-64"
 
 
-@pytest.mark.parametrize(("name", "here"), [("arm64", "x86-64-vnni"), ("x86-64-vnni", "x86-64"), ("cuda", "x86-64")])
+@pytest.mark.parametrize(
+    ("name", "here"),
+    [("arm64", "x86-64-vnni"), ("x86-64-vnni", "x86-64"), ("cuda", "x86-64"), ("openvino", "x86-64-vnni")],
+)
 def test_a_target_whose_arithmetic_differs_here_is_not_measured_here(name: str, here: str) -> None:
     assert not targets.resolve(name, here=here).runs_here
     assert targets.resolve(here, here=here).runs_here

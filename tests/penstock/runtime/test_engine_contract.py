@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnxruntime
 import pytest
 
 import penstock.runtime
+from penstock.artifact.manifests import EXECUTION_PROVIDERS
 from penstock.errors import ArtifactError, Internal, InvalidInput
 from penstock.policy.repeats import Repeats
 from penstock.runtime import Engine, EngineOptions, load_engine, platform_of
@@ -162,6 +165,21 @@ def test_an_engine_or_a_provider_that_is_not_known_is_refused_with_those_that_ar
         load_engine("tflite", tmp_path, EngineOptions())
     with pytest.raises(InvalidInput, match="unknown 'npu'"):
         load_engine("onnx", _onnx_identity(tmp_path / "m.onnx"), EngineOptions(provider="npu"))
+
+
+def test_a_provider_that_is_not_there_is_refused_and_nothing_runs_on_the_cpu_instead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = _onnx_identity(tmp_path / "m.onnx")
+    with pytest.raises(ArtifactError, match=r"has no OpenVINOExecutionProvider; install onnxruntime-openvino instead"):
+        load_engine("onnx", path, EngineOptions(provider="openvino"))
+    # a build with the provider, on a machine without its driver: onnxruntime goes on with the CPU
+    available = [EXECUTION_PROVIDERS["cuda"], EXECUTION_PROVIDERS["cpu"]]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(ArtifactError, match="CUDAExecutionProvider did not start here.*neither measured nor cert"):
+            load_engine("onnx", path, EngineOptions(provider="cuda"))
 
 
 def test_platforms_are_spelt_as_the_protocol_spells_them() -> None:
