@@ -63,7 +63,8 @@ Exit codes: 0 done, 1 failed, 2 wrong recipe or data, 3 refused (certificate, ac
 @click.option("--data", metavar="FILE|DIR|MODULE:FUNCTION", help="Examples, when there is no recipe.")
 @click.option("--target", help="Device to compile for, when there is no recipe.  [default: host]")
 @click.option("--precision", "precisions", multiple=True, help="Candidate to try, when there is no recipe; repeatable.")
-@click.option("--task", help="classification, regression or embedding, when there is no recipe.")
+@click.option("--task", help="What the model is for, such as classification or detection, when there is no recipe.")
+@click.option("--output-name", help="Output that is scored, when there is no recipe.")
 @click.option("--max-harm", type=float, help="Promise to certify, when there is no recipe.  [default: 0.02]")
 @click.option("--dry-run", is_flag=True, help="Check what is quickly checked, print the plan, write nothing.")
 @click.option("--smoke", is_flag=True, help="Run the whole recipe on few samples to find mistakes; write nothing.")
@@ -196,16 +197,18 @@ Examples:
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
 def init(model: str, output: Path | None, force: bool) -> None:
     """Write a commented recipe from what can be seen in MODEL."""
-    from compiler.pipeline.first_recipe import recipe_for
-    from penstock.artifact.blobs import write_atomically
+    from compiler.pipeline.first_recipe import recipe_for, relocated
+    from penstock.artifact.blobs import disk_errors, write_atomically
 
-    text = recipe_for(model, Path.cwd() if output is None else output.resolve().parent)
     if output is None:
-        click.echo(text, nl=False)
+        click.echo(recipe_for(model, Path.cwd()), nl=False)
         return
     if output.exists() and not force:
         raise click.UsageError(f"{output} is there already; choose another name, or --force")
-    write_atomically(output, text.encode())
+    base = output.resolve().parent
+    with disk_errors(f"writing {output}"):
+        base.mkdir(parents=True, exist_ok=True)  # a path that goes through it has to be one
+        write_atomically(output, recipe_for(relocated(model, Path.cwd(), base), base).encode())
     progress(f"wrote {output}; next: penstock compile {output} -o build")
 
 

@@ -35,6 +35,18 @@ _ROUNDING = 1e-9
 _Z95 = 1.959963984540054
 
 
+_LABELS: Mapping[Form, str] = {
+    "classes": "the class of each row, counted from 0",
+    "labels": "0 or 1 for each label, [rows, labels]",
+    "boxes": "[rows, boxes, 5] of x1, y1, x2, y2, class; rows that hold no box have class -1",
+    "text": "words, with model.labels naming the characters; or characters by number [rows, length], filled up with -1",
+    "mask": "a class for each pixel, [rows, height, width]; pixels that do not count are -1",
+    "ranking": "a grade for each item, [rows, items]; more is better",
+    "numbers": "the numbers that the output should have held",
+    "vectors": "vectors, [rows, size]",
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRow:
     """What is known of a task.
@@ -50,6 +62,11 @@ class TaskRow:
     metric: str
     labels: LabelForm
     are_labels_wanted: bool = True
+
+    @property
+    def about_labels(self) -> str:
+        """Say what labels of the task are, in words."""
+        return _LABELS[self.form]
 
 
 TASKS: Mapping[Task, TaskRow] = {
@@ -73,16 +90,6 @@ _SHAPES: Mapping[Form, tuple[tuple[int, ...], str]] = {
     "ranking": ((2,), "floats [batch, items], a number for each item"),
     "numbers": ((1, 2, 3, 4, 5), "floats"),
     "vectors": ((2, 3), "floats [batch, size], or [batch, tokens, size], which are averaged over the tokens"),
-}
-_LABELS: Mapping[Form, str] = {
-    "classes": "one class a row",
-    "labels": "0 or 1 for each label, [rows, labels]",
-    "boxes": "[rows, boxes, 5] of x1, y1, x2, y2, class; rows that hold no box have class -1",
-    "text": "words, with model.labels naming the characters; or characters by number [rows, length], filled up with -1",
-    "mask": "a class for each pixel, [rows, height, width]; pixels that do not count are -1",
-    "ranking": "a grade for each item, [rows, items]; more is better",
-    "numbers": "the numbers that the output should have held",
-    "vectors": "vectors, [rows, size]",
 }
 
 

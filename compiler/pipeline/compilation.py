@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from compiler import sources
 from compiler.artifact import evaluation, pack, report
 from compiler.artifact.evaluation import Evaluation, TargetEvaluation, VariantFigures
 from compiler.cache.steps import StepCache
@@ -130,27 +131,38 @@ class Flags:
     precisions: tuple[str, ...] = ()
     task: str | None = None
     max_harm: float | None = None
+    output_name: str | None = None
 
 
 def recipe_of_flags(model: str, base: Path, flags: Flags, *, cache: StepCache, watcher: Watcher) -> Recipe:
-    """Make the recipe of a compilation without one: the model is exported to see its inputs, the data are guessed.
+    """Make the recipe of a compilation without one: what ``compile init`` would guess of the model, and what the data
+    show. Guesses are told with the flag that changes them.
 
     Raises:
         InvalidInput, ConfigError, CompileError: no such model or data, or what they are for cannot be guessed.
     """
-    exported = recipe_models.export(CachedSteps(cache, watcher), "edge", model, SourceSection(), base=base, seed=0)
+    steps = CachedSteps(cache, watcher)
+    exported = recipe_models.export(steps, "edge", model, SourceSection(), base=base, seed=0)
     loaded = engine(exported.path)
     examples = infer(flags.data, loaded.inputs)
-    is_scored = flags.task in (None, "classification")
+    with steps("guesses") as doing:
+        seen = inspection.look_at_export(sources.detect(model, base), exported.path)
+        task = flags.task or seen.task
+        output = flags.output_name or (seen.output if task == seen.task else "")
+        told = [] if flags.task else [f"task {task}: {seen.why_task} (--task)"]
+        told += [f"scores output {output} (--output-name)"] if output and not flags.output_name else []
+        told += [f"labels in {examples.labels}" if examples.labels else "no labels (a recipe's data.labels)"]
+        doing.note("; ".join(told))
     return recipes.of_model(
         model,
         examples,
         base=base,
         target=flags.target or targets.HOST,
         precisions=flags.precisions,
-        task=flags.task,
+        task=task,
         max_harm=flags.max_harm,
-        scored=inspection.only_scores(exported.path, loaded.outputs) if is_scored else None,
+        output=output,
+        layout=seen.layout if task == "detection" else "",
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import msgspec
 
 from compiler import sources
 from compiler.certificate.binomial import samples_needed
+from compiler.measure import quality
 from compiler.recipe import recipes, targets
 from compiler.recipe.certificate_section import CertificateSection
 from compiler.recipe.data_section import DataSection, SharesSection
@@ -27,7 +29,26 @@ from compiler.sources.inspection import Seen
 _GENAI = (targets.GENAI_CPU, targets.GENAI_CUDA)
 _WIDTH = 48  # where comments start
 _MAX_LABELS = 200
+_LABELLED = frozenset(task for task, row in quality.TASKS.items() if row.are_labels_wanted)
+"""Tasks whose answers are judged by labels, and that have a cascade."""
+
 _DATA_FILES: Mapping[str, str] = {"arrays": "data.npz", "text": "data.csv", "images": "images"}
+
+
+def relocated(model: str, here: Path, base: Path) -> str:
+    """Return a model as a recipe in ``base`` has to name it, where its name was written by somebody in ``here``.
+
+    Paths become relative to the recipe's directory; so does a module beside ``here``, as the file that it is.
+    """
+    path, colon, factory = model.rpartition(":") if ":" in model else (model, "", "")
+    as_file = Path(*path.split(".")).with_suffix(".py")
+    if here.resolve() == base.resolve() or Path(path).is_absolute():
+        return model
+    if (here / path).exists():
+        return os.path.relpath((here / path).resolve(), base.resolve()) + colon + factory
+    if colon and (here / as_file).is_file():
+        return os.path.relpath((here / as_file).resolve(), base.resolve()) + colon + factory
+    return model
 
 
 def recipe_for(model: str, base: Path, *, target: str = "", data: str = "") -> str:
@@ -75,6 +96,8 @@ def _model(name: str, seen: Seen) -> Iterator[str]:
     yield f"name = {_value(name)}"
     yield _noted('version = "v1"', "the tag that points at the artifact")
     yield _noted(f"task = {_value(seen.task)}", seen.why_task or "a guess")
+    if seen.task == "ocr":
+        yield _noted('labels = ["", "a", "b"]', "the characters in the order of the classes; the first is no character")
     if seen.task == "classification":
         if 0 < len(seen.labels) <= _MAX_LABELS:
             yield f"labels = {_value(list(seen.labels))}"
@@ -85,11 +108,16 @@ def _model(name: str, seen: Seen) -> Iterator[str]:
         yield _noted(
             f"output = {_value(seen.output)}", f"the one that is scored; also there: {others}" if others else ""
         )
-    if seen.task == "classification":
-        yield _noted(f"output_kind = {_value(seen.kind)}", seen.why_kind or "a guess")
+    if seen.task in _LABELLED and seen.task != "detection":
+        yield _noted('# output_kind = "auto"', "logits or probabilities, told by the values")
     if seen.feeds == "arrays" and seen.task != "generation":
         yield _noted("# input_range = [0.0, 1.0]", "smallest and largest value of an input; data outside is refused")
     yield "# max_batch = 64"
+    if seen.layout:
+        yield ""
+        yield "[model.decoding]"
+        yield _noted(f"layout = {_value(seen.layout)}", "of the boxes; a guess by the output's shape")
+        yield _noted("# threshold = 0.25", "score from which a box counts")
 
 
 def _edge(model: str, target: str, source: Source, seen: Seen) -> Iterator[str]:
@@ -142,11 +170,11 @@ def _data(data: str, seen: Seen, model: str) -> Iterator[str]:
     yield _noted(f"source = {_value(data)}", ".npz, .csv, .parquet, a folder of images, or file.py:function")
     if seen.feeds == "text":
         yield _noted('text = "text"', "the column that holds the text")
-    if seen.task == "classification" and seen.feeds != "images":
+    if seen.task in _LABELLED and seen.feeds != "images":
         yield _noted(
             f"labels = {_value(defaults.labels)}", '"" if there are none, with certificate.harm = "disagreement"'
         )
-    elif seen.task != "classification":
+    elif seen.task not in _LABELLED:
         yield 'labels = ""'
     yield from _arrays(data, seen)
     if seen.feeds == "text":
@@ -169,8 +197,8 @@ def _arrays(data: str, seen: Seen) -> Iterator[str]:
     for spec in seen.inputs:
         names = ", ".join(f"{_plain(spec.name)}_{use}" for use in uses)
         yield f"# arrays {names}: {spec.datatype} {['rows', *spec.shape[1:]]}".replace("'", "")
-    if seen.task == "classification":
-        yield f"# arrays {', '.join(f'y_{use}' for use in uses)}: the class of each row, counted from 0"
+    if seen.task in _LABELLED:
+        yield f"# arrays {', '.join(f'y_{use}' for use in uses)}: {quality.TASKS[seen.task].about_labels}"
 
 
 def _promise(seen: Seen) -> Iterator[str]:
@@ -178,7 +206,7 @@ def _promise(seen: Seen) -> Iterator[str]:
         return
     yield "[quality]"
     yield _noted(f"max_accuracy_drop = {QualitySection().max_accuracy_drop:g}", "share that quantization may cost")
-    if seen.task != "classification":
+    if seen.task not in _LABELLED:
         return
     promise = CertificateSection()
     harm = promise.levels[0]

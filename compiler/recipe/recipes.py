@@ -239,19 +239,22 @@ def of_model(
     precisions: tuple[str, ...] = (),
     task: str | None = None,
     max_harm: float | None = None,
-    scored: tuple[str, Kind] | None = None,
+    output: str = "",
+    layout: str = "",
 ) -> Recipe:
     """Make the recipe of a compilation without one: one model, quantized for the device and as it is for the cloud.
 
     Args:
-        scored: the output that is scored and what it holds, where the model has several.
+        output: the output that is scored, where the model has several.
+        layout: of boxes, for a detector.
 
     Raises:
         ConfigError: as :func:`load`.
     """
-    output = {} if scored is None else {"output": scored[0], "output_kind": scored[1]}
+    scored = {"output": output} if output else {}
+    decoding = {"decoding": {"layout": layout}} if layout else {}
     tree: dict[str, Any] = {
-        "model": {"name": _name_of(model), **({} if task is None else {"task": task}), **output},
+        "model": {"name": _name_of(model), **({} if task is None else {"task": task}), **scored, **decoding},
         "edge": {"model": model, "targets": (target,), "precisions": precisions},
         "data": data,
         "certificate": {

@@ -6,6 +6,7 @@ Guesses only: everything here ends in a recipe that its author reads.
 from __future__ import annotations
 
 import ast
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +15,8 @@ from typing import Any, Literal
 from compiler.recipe.choices import Task
 from compiler.sources import detection, huggingface
 from compiler.sources.detection import Source
-from penstock.errors import ConfigError, InvalidInput
-from penstock.policy.confidence import Kind
+from penstock.errors import ArtifactError, CompileError, ConfigError, InvalidInput
+from penstock.policy.boxes import Layout
 from penstock.wire.tensors import TensorSpec
 
 Feeds = Literal["arrays", "text", "images"]
@@ -25,6 +26,7 @@ _PREFERRED = ("logits", "probabilities", "scores", "output")
 _CLASSES_OF = frozenset({"text-classification", "image-classification", "audio-classification"})
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's numbers
 _SHAPELESS = frozenset({"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})
+_MANY = 4  # times more boxes than figures of each
 MAX_SOURCE_BYTES = 1024**2
 
 
@@ -35,7 +37,7 @@ class Seen:
     Attributes:
         output: the scored one; "" where it cannot be known, or there is no choice.
         why_task: the reason for the guess of the task, in words.
-        why_kind: the reason for the guess of the kind, in words.
+        layout: of boxes, for a detector.
         labels: names of the classes, where the model has them.
         feeds: what its data are before they become tensors.
         images: settings of ``[data.images]``, where the model says them.
@@ -47,8 +49,7 @@ class Seen:
     task: Task = "classification"
     why_task: str = ""
     output: str = ""
-    kind: Kind = "logits"
-    why_kind: str = ""
+    layout: str = ""
     labels: tuple[str, ...] = ()
     feeds: Feeds = "arrays"
     images: Mapping[str, Any] = field(default_factory=dict)
@@ -70,25 +71,33 @@ def look(source: Source) -> Seen:
         case "llm":
             return Seen(task="generation", why_task=f"it is {source.what}")
         case "sklearn":
-            return Seen(kind="probabilities", why_kind="what predict_proba gives", framework="")
+            return Seen()
         case _:
             return _code(source)
 
 
+def look_at_export(source: Source, exported: Path) -> Seen:
+    """Look at a model that has been exported: its own files say more where they say anything, its graph the rest.
+
+    Raises:
+        InvalidInput, CompileError: as :func:`look`.
+    """
+    own = look(source)
+    return own if own.outputs or source.kind == "huggingface" else _onnx(exported)
+
+
 def _onnx(path: Path) -> Seen:
-    from compiler.graph import files  # imports onnx
-    from penstock.runtime import EngineOptions, load_engine
+    from compiler.graph import files, zip_map  # imports onnx
 
     model = files.read(path, field="model")
     files.check_runnable(path, field="model")
-    engine = load_engine("onnx", path, EngineOptions())
-    try:
-        inputs, outputs = engine.inputs, engine.outputs
-    finally:
-        engine.close()
-    scored, task, why = _guess(outputs)
-    made_by = {name: node for node in model.graph.node for name in node.output}
-    kind, why_kind = _output_kind(scored.name, made_by)
+    labels = zip_map.cut(model)
+    with tempfile.TemporaryDirectory(prefix="penstock-look-") as scratch:
+        if labels is not None:
+            path = Path(scratch) / path.name
+            files.write(model, path)
+        inputs, outputs = _interface(path)
+    scored, task, why = _guess(outputs, _operators(model.graph))
     firsts = {spec.shape[0] if spec.shape else -1 for spec in inputs}
     problems = [
         f"inputs have a fixed first dimension of {rows}: unless it can be freed, export them with a free one"
@@ -101,28 +110,36 @@ def _onnx(path: Path) -> Seen:
         task=task,
         why_task=why,
         output=scored.name if len(outputs) > 1 else "",
-        kind=kind,
-        why_kind=why_kind,
+        layout=(layout_of(scored) or "") if task == "detection" else "",
+        labels=labels or (),
         problems=tuple(problems),
     )
 
 
-def only_scores(path: Path, outputs: Sequence[TensorSpec]) -> tuple[str, Kind] | None:
-    """Return the only output of several that can hold scores of classes, and what it holds; None for any other case.
+def _interface(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Return what a model takes and gives.
 
-    Classifiers that others export give the label of each row beside its scores.
+    Raises:
+        CompileError: onnxruntime does not load it, or it gives what cannot be served.
     """
-    scores = [spec for spec in outputs if spec.datatype.startswith("FP") and len(spec.shape) == 2 and spec.shape[1] > 1]
-    if len(outputs) < 2 or len(scores) != 1:
-        return None
-    from compiler.graph import files  # imports onnx
+    from penstock.runtime import EngineOptions, load_engine
 
-    made_by = {name: node for node in files.read(path, field="model").graph.node for name in node.output}
-    return scores[0].name, _output_kind(scores[0].name, made_by)[0]
+    try:
+        engine = load_engine("onnx", path, EngineOptions())
+    except ArtifactError as error:
+        raise CompileError(f"model: {error.message}") from error
+    try:
+        return engine.inputs, engine.outputs
+    finally:
+        engine.close()
 
 
-def _guess(outputs: Sequence[TensorSpec]) -> tuple[TensorSpec, Task, str]:
-    """Guess the scored output and the task, and say why: scores of classes before embeddings before single numbers."""
+def _guess(outputs: Sequence[TensorSpec], made_by: Mapping[str, str]) -> tuple[TensorSpec, Task, str]:
+    """Guess the scored output and the task, and say why: scores of classes before embeddings before single numbers.
+
+    Args:
+        made_by: the operator behind each output.
+    """
 
     def words(spec: TensorSpec) -> str:
         return f"output {spec.name} is {spec.datatype}{list(spec.shape)}"
@@ -131,8 +148,18 @@ def _guess(outputs: Sequence[TensorSpec]) -> tuple[TensorSpec, Task, str]:
     named = sorted(floats, key=lambda spec: _PREFERRED.index(spec.name) if spec.name in _PREFERRED else len(_PREFERRED))
     for spec in named:
         is_embedding = any(word in spec.name.lower() for word in _EMBEDDING_WORDS)
-        if len(spec.shape) == 2 and spec.shape[1] >= 2 and not is_embedding:
-            return spec, "classification", f"{words(spec)}: a score for each of {spec.shape[1]} classes"
+        if len(spec.shape) == 2 and (spec.shape[1] >= 2 or spec.shape[1] == -1) and not is_embedding:
+            classes = f"each of {spec.shape[1]} classes" if spec.shape[1] > 0 else "each class"
+            return spec, "classification", f"{words(spec)}: a score for {classes}"
+        if spec.shape[1:] == (1,) and made_by.get(spec.name) == "Sigmoid":
+            return spec, "classification", f"{words(spec)} of a Sigmoid: the second of two classes"
+    for spec in named:
+        if len(spec.shape) == 4:
+            return spec, "segmentation", f"{words(spec)}: scores of classes for each pixel"
+        if len(spec.shape) == 3 and made_by.get(spec.name) == "Softmax":
+            return spec, "ocr", f"{words(spec)} of a Softmax: scores of characters for each step"
+        if layout_of(spec):
+            return spec, "detection", f"{words(spec)}, which looks like boxes"
     for spec in named:
         if len(spec.shape) == 3 or any(word in spec.name.lower() for word in _EMBEDDING_WORDS):
             return spec, "embedding", f"{words(spec)}, which looks like embeddings"
@@ -142,16 +169,29 @@ def _guess(outputs: Sequence[TensorSpec]) -> tuple[TensorSpec, Task, str]:
     return outputs[0], "classification", f"{words(outputs[0])}; what it means cannot be seen"
 
 
-def _output_kind(name: str, made_by: Mapping[str, Any]) -> tuple[Kind, str]:
-    """Say what the output holds: probabilities if a softmax (or an ensemble's own) makes it, apart from what only
-    changes its shape.
-    """
-    node = made_by.get(name)
-    while node is not None and node.op_type in _SHAPELESS and node.input:
-        node = made_by.get(node.input[0])
-    if node is not None and (node.op_type in ("Softmax", "Sigmoid") or name.startswith("probabilit")):
-        return "probabilities", f"operator {node.op_type} makes it"
-    return "logits", f"operator {node.op_type} makes it, no Softmax" if node is not None else "no Softmax makes it"
+def layout_of(spec: TensorSpec) -> Layout | None:
+    """Guess how boxes are laid out in an output; None where it does not look like boxes."""
+    if len(spec.shape) != 3 or spec.shape[0] not in (-1, 1):
+        return None
+    rows, columns = spec.shape[1:]
+    if columns == 6:
+        return "rows"
+    if 4 < rows < columns / _MANY:
+        return "yolo"
+    return "yolo-objectness" if 5 < columns < rows / _MANY else None
+
+
+def _operators(graph: Any) -> dict[str, str]:
+    """Return the operator that makes each output, apart from what only changes its shape."""
+    makes = {name: node for node in graph.node for name in node.output}
+    found = {}
+    for output in graph.output:
+        node = makes.get(output.name)
+        while node is not None and node.op_type in _SHAPELESS and node.input:
+            node = makes.get(node.input[0])
+        if node is not None:
+            found[output.name] = node.op_type
+    return found
 
 
 def _hugging_face(path: Path) -> Seen:
@@ -180,7 +220,6 @@ def _hugging_face(path: Path) -> Seen:
         task=ours,
         why_task=f"{name} is for {task}",
         output=output,
-        why_kind="Hugging Face models give logits",
         labels=labels,
         feeds=feeds,
         images=images,
@@ -212,12 +251,10 @@ def _code(source: Source) -> Seen:
     imported = _imports(source.location) if source.location.suffix == ".py" else set()
     if "sklearn" in imported and "torch" not in imported:
         return Seen(
-            kind="probabilities",
-            why_kind="what predict_proba gives",
             framework="sklearn",
             why_task=f"{source.location.name} imports sklearn",
         )
-    return Seen(why_task="Python code is not run to look at it", why_kind="a guess")
+    return Seen(why_task="Python code is not run to look at it")
 
 
 def _imports(path: Path) -> set[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
-from compiler.graph import files
+from compiler.graph import files, zip_map
 from compiler.progress import Progress
 from compiler.recipe.source_section import SourceSection
 from compiler.sources import companions
@@ -31,10 +32,10 @@ def export(source: Source, section: SourceSection, out: Path, *, progress: Progr
             f"source.opset: {section.opset} given, but {source.location.name} is ONNX already, of opset {opset}; "
             "export it again with the opset that is wanted, or leave the setting out"
         )
-    target = out / MODEL_FILE
+    target, classes = out / MODEL_FILE, zip_map.cut(model)
     outside = files.data_files(source.location, field="model")
     progress(0.5, "reading")
-    if outside:
+    if outside or classes is not None:
         files.write(model, target)
     else:
         with disk_errors(f"writing {target}"):
@@ -44,5 +45,10 @@ def export(source: Source, section: SourceSection, out: Path, *, progress: Progr
     beside = companions.copy(source.location.parent, out) if is_directory else ()
     progress(1.0, "read")
     how = "ONNX, as it is" if not outside else f"ONNX, with {len(outside)} file(s) of external data brought in"
-    facts = {"framework": "onnx", "opset": opset, "ir_version": model.ir_version, "producer": model.producer_name}
+    facts: dict[str, Any] = {
+        "framework": "onnx", "opset": opset, "ir_version": model.ir_version, "producer": model.producer_name
+    }  # fmt: skip
+    if classes is not None:
+        how += ", its ZipMap cut"
+        facts["labels"] = list(classes)
     return Exported(model=target, how=how, files=beside, facts=facts)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from compiler.recipe import recipes
 from penstock.artifact.layout import Layout
 from penstock.cli import main
 from penstock.process import machine
@@ -64,6 +65,19 @@ def test_one_model_and_one_file_of_examples_are_enough(
     assert found["reference"] == "teacher:v1"
     assert found["certificate"]["n"] == 440
     assert sum(split["rows"] for split in found["evaluation"]["splits"].values()) == 1100
+
+
+def test_init_takes_the_models_path_from_where_the_user_stands(
+    workspace: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workspace / "models").mkdir()
+    (workspace / "teacher.onnx").rename(workspace / "models" / "teacher.onnx")
+    monkeypatch.chdir(workspace)
+    code, _, err = run("init", "models/teacher.onnx", "-o", "recipes/first.toml")
+    assert code == 0, err
+    recipe = recipes.load(workspace / "recipes" / "first.toml")
+    assert recipe.rungs[0].section.model == "../models/teacher.onnx"
+    assert (recipe.base / recipe.rungs[0].section.model).is_file()
 
 
 def test_flags_that_a_recipe_settles_are_refused_with_one(workspace: Path, run: Run) -> None:

@@ -113,3 +113,39 @@ def test_a_name_in_the_model_cannot_become_a_setting(models: Path) -> None:
 def test_no_such_model(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="no such file or directory"):
         first_recipe.recipe_for("absent.onnx", tmp_path)
+
+
+def test_a_recipe_elsewhere_names_the_model_from_there(models: Path, tmp_path: Path) -> None:
+    """The model's name is the one of whoever typed it, the recipe's paths are the recipe's own."""
+    (tmp_path / "nets").mkdir()
+    (tmp_path / "nets" / "small.py").write_text("import sklearn")
+    base = tmp_path / "recipes"
+    base.mkdir()
+    for model, named in {
+        "value.onnx": "../value.onnx",
+        "s.py:make": "../s.py:make",
+        "nets.small:make": "../nets/small.py:make",
+        str(tmp_path / "value.onnx"): str(tmp_path / "value.onnx"),
+    }.items():
+        assert first_recipe.relocated(model, tmp_path, base) == named
+        text = first_recipe.recipe_for(named, base)
+        assert loaded(text, base).rungs[0].section.model == named
+    assert first_recipe.relocated("value.onnx", tmp_path, tmp_path) == "value.onnx"
+
+
+@pytest.mark.parametrize(
+    ("shape", "task", "more"),
+    [
+        (("batch", 300, 6), "detection", 'layout = "rows"'),
+        (("batch", 3, 8, 8), "segmentation", "a class for each pixel"),
+        (("batch", 3), "classification", '# output_kind = "auto"'),
+    ],
+)
+def test_other_tasks_get_a_recipe_that_loads_and_says_what_labels_are(
+    tmp_path: Path, shape: tuple[Any, ...], task: str, more: str
+) -> None:
+    onnx_file(tmp_path / "m.onnx", output="y", shape=shape)
+    text = first_recipe.recipe_for("m.onnx", tmp_path)
+    assert loaded(text, tmp_path).model.task == task
+    assert more in text
+    assert "max_harm" in text

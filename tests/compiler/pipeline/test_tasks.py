@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from compiler.cache.steps import StepCache, default_root
-from compiler.pipeline import compilation, recertify
+from compiler.pipeline import compilation, first_recipe, recertify
 from compiler.pipeline.compilation import Compiled
 from compiler.pipeline.new_examples import ExampleSource
 from compiler.progress import Lines
@@ -292,3 +292,43 @@ def test_labels_of_another_form_say_what_the_task_takes(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", **{name: a[..., :4] if name[0] == "y" else a for name, a in arrays.items()})
     with pytest.raises(InvalidInput, match=r"data\.labels: .*x1, y1, x2, y2, class"):
         compiled(recipe)
+
+
+def test_names_of_tensorflow_travel_from_the_data_to_the_artifact(tmp_path: Path) -> None:
+    recipe = write(tmp_path, "classification", CASES["classification"])
+    x, y = "serving_default_x:0", "StatefulPartitionedCall:0"
+    for name in ("good.onnx", "bad.onnx"):
+        renamed = onnx.load(str(tmp_path / name))
+        for node in renamed.graph.node:
+            node.input[:] = [x if one == "x" else one for one in node.input]
+            node.output[:] = [y if one == "y" else one for one in node.output]
+        renamed.graph.input[0].name, renamed.graph.output[0].name = x, y
+        onnx.save(renamed, tmp_path / name)
+    recipe.write_text(recipe.read_text().replace('"data.npz"', f'"data.npz"\ninputs = {{ "{x}" = "x" }}'))
+    compiled(recipe)
+    spec = Layout(tmp_path / "out").artifact().variant("edge").spec
+    assert (spec.inputs[0].name, spec.score_output) == (x, y)
+    text = first_recipe.recipe_for("good.onnx", tmp_path)
+    (tmp_path / "first.toml").write_text(text)
+    assert recipes.load(tmp_path / "first.toml").model.name == "good"
+
+
+def test_without_a_recipe_the_guesses_are_those_of_init_and_told_with_their_flags(tmp_path: Path) -> None:
+    write(tmp_path, "detection", CASES["detection"])
+    said: list[str] = []
+    recipe = compilation.recipe_of_flags(
+        "good.onnx",
+        tmp_path,
+        compilation.Flags(data=str(tmp_path / "data.npz")),
+        cache=StepCache(default_root()),
+        watcher=Lines(said.append),
+    )
+    assert (recipe.model.task, recipe.model.decoding.layout) == ("detection", "rows")
+    assert any("task detection: output y is FP32[-1, 3, 6], which looks like boxes (--task)" in line for line in said)
+    assert recipe.model.task == recipes.load(_first(tmp_path)).model.task
+
+
+def _first(directory: Path) -> Path:
+    path = directory / "first.toml"
+    path.write_text(first_recipe.recipe_for("good.onnx", directory))
+    return path

@@ -10,14 +10,17 @@ import pytest
 import skl2onnx
 from skl2onnx.common.data_types import StringTensorType
 
+from compiler import sources
 from compiler.cache.steps import StepCache, default_root
 from compiler.pipeline import compilation
 from compiler.progress import Lines
 from compiler.recipe import recipes
+from compiler.sources import SourceSection, inspection
 from penstock.artifact import golden
 from penstock.artifact.layout import Layout
 from penstock.artifact.manifests import Role
 from penstock.errors import CompileError
+from penstock.runtime import EngineOptions, load_engine
 from penstock.wire.tensors import Array
 from tests.compiler import text_models
 from tests.compiler.text_models import CITIES, SIZES
@@ -67,12 +70,24 @@ def test_a_locale_that_is_not_here_is_refused_with_one_that_is(tmp_path: Path) -
         compiled(tmp_path)
 
 
-def test_a_zip_map_is_refused_with_the_option_that_leaves_it_out(tmp_path: Path) -> None:
+def test_a_zip_map_is_cut_and_its_classes_are_the_labels(tmp_path: Path) -> None:
+    """What skl2onnx writes by itself: a label, and probabilities as a list of dictionaries."""
     model = text_models.make("categories", tmp_path)
     types = [("x", StringTensorType([None, 2]))]
-    onnx.save(skl2onnx.convert_sklearn(model.estimators["cloud"], "m", types), tmp_path / "cloud.onnx")
-    with pytest.raises(CompileError, match=r"ZipMap: export without \(skl2onnx: options=.*zipmap"):
-        compiled(tmp_path)
+    onnx.save(skl2onnx.convert_sklearn(model.estimators["cloud"], "m", types), tmp_path / "zipped.onnx")
+    seen = inspection.look(sources.detect("zipped.onnx", tmp_path))
+    (probabilities,) = (spec for spec in seen.outputs if spec.name == "output_probability")
+    assert (seen.task, seen.output, probabilities.shape[0]) == ("classification", "output_probability", -1)
+    assert seen.labels == tuple(str(label) for label in model.estimators["cloud"].classes_)
+    (tmp_path / "out").mkdir()
+    exported = sources.export(
+        sources.detect("zipped.onnx", tmp_path), SourceSection(), tmp_path / "out", progress=lambda share, note: None
+    )
+    assert exported.facts["labels"] == list(seen.labels)
+    loaded = load_engine("onnx", exported.model, EngineOptions())
+    x = np.array([["Wien", "S"], ["Bern", "M"]], dtype=object)
+    expected = model.estimators["cloud"].predict_proba(x)
+    np.testing.assert_allclose(loaded.run({"x": x})["output_probability"], expected, atol=1e-5)
 
 
 def test_without_a_recipe_the_scores_are_found_beside_the_label(
@@ -88,5 +103,5 @@ def test_without_a_recipe_the_scores_are_found_beside_the_label(
     cache = StepCache(default_root(), reuse=True)
     flags = compilation.Flags(data="orders.csv")
     recipe = compilation.recipe_of_flags("edge.onnx", Path(), flags, cache=cache, watcher=QUIET)
-    assert (recipe.model.output, recipe.model.output_kind) == ("probabilities", "probabilities")
+    assert (recipe.model.output, recipe.model.output_kind) == ("probabilities", "auto")
     assert recipe.data.columns == {"amounts": ("a", "b")}

@@ -14,7 +14,6 @@ from compiler import sources
 from compiler.sources import inspection
 from compiler.sources.inspection import Seen
 from penstock.errors import InvalidInput
-from penstock.wire.tensors import TensorSpec
 from tests.factories import onnx_model
 
 
@@ -34,20 +33,24 @@ def seen(path: Path) -> Seen:
 
 
 @pytest.mark.parametrize(
-    ("outputs", "last", "task", "kind"),
+    ("outputs", "last", "task", "layout"),
     [
-        ({"logits": ["batch", 4]}, "Relu", "classification", "logits"),
-        ({"y": ["batch", 4]}, "Softmax", "classification", "probabilities"),
-        ({"y": ["batch", 1]}, "Relu", "regression", "logits"),
-        ({"sentence_embedding": ["batch", 8]}, "Relu", "embedding", "logits"),
-        ({"last_hidden_state": ["batch", "tokens", 8]}, "Relu", "embedding", "logits"),
+        ({"logits": ["batch", 4]}, "Relu", "classification", ""),
+        ({"y": ["batch", 4]}, "Softmax", "classification", ""),
+        ({"y": ["batch", 1]}, "Sigmoid", "classification", ""),
+        ({"y": ["batch", 1]}, "Relu", "regression", ""),
+        ({"sentence_embedding": ["batch", 8]}, "Relu", "embedding", ""),
+        ({"last_hidden_state": ["batch", "tokens", 8]}, "Relu", "embedding", ""),
+        ({"y": ["batch", "steps", 97]}, "Softmax", "ocr", ""),
+        ({"y": ["batch", 3, 8, 8]}, "Relu", "segmentation", ""),
+        ({"output0": ["batch", 22, 8400]}, "Relu", "detection", "yolo"),
+        ({"output0": ["batch", 8400, 85]}, "Relu", "detection", "yolo-objectness"),
+        ({"y": ["batch", 300, 6]}, "Relu", "detection", "rows"),
     ],
 )
-def test_tasks_and_kinds_of_outputs(
-    tmp_path: Path, outputs: dict[str, list[Any]], last: str, task: str, kind: str
-) -> None:
+def test_tasks_of_outputs(tmp_path: Path, outputs: dict[str, list[Any]], last: str, task: str, layout: str) -> None:
     found = seen(onnx_file(tmp_path, outputs, last))
-    assert (found.task, found.kind, found.output) == (task, kind, "")
+    assert (found.task, found.layout, found.output) == (task, layout, "")
     assert next(iter(outputs)) in found.why_task
 
 
@@ -120,20 +123,3 @@ def test_python_is_read_and_not_run(tmp_path: Path) -> None:
     (tmp_path / "f.py").write_text("def make(:")
     with pytest.raises(InvalidInput, match="cannot be read as Python"):
         inspection.look(sources.detect("f.py:make", tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("outputs", "expected"),
-    [
-        ({"scores": ["batch", 3], "label": ["batch"]}, ("scores", "probabilities")),
-        ({"scores": ["batch", 3], "label": ["batch", 1]}, ("scores", "probabilities")),
-        ({"scores": ["batch", 3], "more": ["batch", 3]}, None),
-        ({"scores": ["batch", 3]}, None),
-    ],
-)
-def test_scores_beside_other_outputs_are_found_where_there_is_one_reading(
-    outputs: dict[str, list[Any]], expected: tuple[str, str] | None, tmp_path: Path
-) -> None:
-    specs = [TensorSpec(name=n, datatype="FP32", shape=(-1, *shape[1:])) for n, shape in outputs.items()]
-    path = onnx_file(tmp_path, {"scores": ["batch", 3]}, last="Softmax")
-    assert inspection.only_scores(path, specs) == expected
