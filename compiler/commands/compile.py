@@ -190,25 +190,30 @@ def _recipe(model: str, flags: dict[str, Any], cache: StepCache, watcher: Watche
     epilog="""\b
 Examples:
   penstock compile init model.onnx
+  penstock compile init model.onnx --data rows.csv
   penstock compile init bert-directory/ -o recipe.toml""",
 )
 @click.argument("model")
+@click.option(
+    "--data", default="", help="For [data] source; what is there is looked at for rows that repeat or belong together."
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write; standard output without.")
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
-def init(model: str, output: Path | None, force: bool) -> None:
+def init(model: str, data: str, output: Path | None, force: bool) -> None:
     """Write a commented recipe from what can be seen in MODEL."""
     from compiler.pipeline.first_recipe import recipe_for, relocated
     from penstock.artifact.blobs import disk_errors, write_atomically
 
     if output is None:
-        click.echo(recipe_for(model, Path.cwd()), nl=False)
+        click.echo(recipe_for(model, Path.cwd(), data=data), nl=False)
         return
     if output.exists() and not force:
         raise click.UsageError(f"{output} is there already; choose another name, or --force")
-    base = output.resolve().parent
+    here, base = Path.cwd(), output.resolve().parent
     with disk_errors(f"writing {output}"):
         base.mkdir(parents=True, exist_ok=True)  # a path that goes through it has to be one
-        write_atomically(output, recipe_for(relocated(model, Path.cwd(), base), base).encode())
+        examples = relocated(data, here, base) if data else ""
+        write_atomically(output, recipe_for(relocated(model, here, base), base, data=examples).encode())
     progress(f"wrote {output}; next: penstock compile {output} -o build")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from compiler.data import iterator, npz, table, text
+from compiler.data import belonging, iterator, npz, table, text
 from compiler.data.parts import Request, bad_source, silent
 from compiler.recipe.data_section import DataSection, ImagesSection, SplitsSection, TokenizerSection, kind_of
 from penstock.errors import InvalidInput
@@ -159,6 +159,9 @@ def _columns(
         return {}
     spec, wanted = unnamed[0], math.prod(unnamed[0].shape[1:])
     free = [name for name in rest if name not in {spec.name for spec in inputs}]
+    if wanted != len(free):  # a patient's number is no measurement of him
+        owner = belonging.column(DataSection(source=""), free, [])
+        free = [name for name in free if name != owner]
     if len(unnamed) > 1 or wanted != len(free):
         takes = "any number of" if wanted < 0 else str(wanted)
         names = ", ".join(spec.name for spec in unnamed)

@@ -66,6 +66,20 @@ def load(
     return replace(divided, class_names=names)
 
 
+def look(section: DataSection, base: Path, inputs: Sequence[TensorSpec]) -> Repeats:
+    """Say what repeats or belongs together in a source, whatever its splits are and without looking at labels.
+
+    Raises:
+        ConfigError, InvalidInput, MissingExtra: as :func:`load`.
+    """
+    check(section)
+    _check_names(section, inputs)
+    request = Request(section=section, base=base, inputs=inputs, wants_labels=False, progress=silent)
+    parts = _reader(kind_of(section.source))(request)
+    splits = [_checked(part, request, None, None, "none", ()) for part in parts]
+    return belonging.arranged(splits, _cluster_names(parts), section, cluster_by=parts[0].cluster_by)[1]
+
+
 def has_splits(section: DataSection, base: Path, inputs: Sequence[TensorSpec]) -> bool:
     """Say whether the source says itself which rows are for what; otherwise :func:`load` divides all of it by the
     shares.

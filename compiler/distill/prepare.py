@@ -88,12 +88,18 @@ def from_recipe(
             teacher_model=framework_model(named, file.parent),
             output_kind=recipe.model.kind,
             train=found.ranges,
-            held_out=(found.tune, found.certify, found.test),
+            held_out=held_out(found),
             cache=AnswerCache(answers_root()),
             work=work,
             out=out,
             progress=progress,
         )
+
+
+def held_out(data: Dataset) -> tuple[Split, ...]:
+    """Return the splits whose rows train nothing; none where rows repeat by nature: each is then a draw by itself, and
+    one that happens to equal a certifying one says nothing of it that service does not say too."""
+    return () if data.repeats.taken_for == "natural" else (data.tune, data.certify, data.test)
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 The rule: a student learns from the split that the recipe names in ``distill.split``, or else from the part of ``fit``
 that gives integer ranges (``Dataset.ranges``). Rows of ``tune``, ``certify`` and ``test`` never train anything: a row
 that is equal to one of theirs is left out of training, whichever split it came from. Otherwise the student would have
-seen the answers that its own certificate is drawn from.
+seen the answers that its own certificate is drawn from. Where rows repeat by nature (``data.repeats``) equal ones are
+draws by themselves, and nobody holds any out (``compiler.distill.prepare.held_out``).
 """
 
 from __future__ import annotations

@@ -145,10 +145,9 @@ def _named_teacher(job: DistillJob) -> str:
 
 
 def _splits(job: DistillJob, inputs: tuple[TensorSpec, ...]) -> tuple[Split, tuple[Split, ...]]:
-    split, names = job.section.split, job.recipe.data.splits
-    if not split or split == names.fit:
-        return job.data.ranges, (job.data.tune, job.data.certify, job.data.test)
-    loaded = prepare.with_split(job.recipe, split, inputs, classes=None)
-    if job.smoke_rows is not None:
-        loaded = loaded.thinned(job.smoke_rows)
-    return loaded.ranges, (loaded.tune, loaded.certify, loaded.test)
+    split, names, loaded = job.section.split, job.recipe.data.splits, job.data
+    if split and split != names.fit:
+        loaded = prepare.with_split(job.recipe, split, inputs, classes=None)
+        if job.smoke_rows is not None:
+            loaded = loaded.thinned(job.smoke_rows)
+    return loaded.ranges, prepare.held_out(loaded)

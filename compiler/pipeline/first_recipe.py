@@ -16,6 +16,8 @@ import msgspec
 
 from compiler import sources
 from compiler.certificate.binomial import samples_needed
+from compiler.data import infer, loading
+from compiler.data.dataset import Repeats
 from compiler.measure import quality
 from compiler.recipe import recipes, targets
 from compiler.recipe.certificate_section import CertificateSection
@@ -25,6 +27,7 @@ from compiler.recipe.source_section import SourceSection
 from compiler.sources import inspection
 from compiler.sources.detection import Source
 from compiler.sources.inspection import Seen
+from penstock.errors import PenstockError
 
 _GENAI = (targets.GENAI_CPU, targets.GENAI_CUDA)
 _WIDTH = 48  # where comments start
@@ -36,7 +39,7 @@ _DATA_FILES: Mapping[str, str] = {"arrays": "data.npz", "text": "data.csv", "ima
 
 
 def relocated(model: str, here: Path, base: Path) -> str:
-    """Return a model as a recipe in ``base`` has to name it, where its name was written by somebody in ``here``.
+    """Return a model, or examples, as a recipe in ``base`` has to name it, where somebody in ``here`` wrote the name.
 
     Paths become relative to the recipe's directory; so does a module beside ``here``, as the file that it is.
     """
@@ -57,7 +60,8 @@ def recipe_for(model: str, base: Path, *, target: str = "", data: str = "") -> s
     Args:
         model: as in a recipe, relative to ``base``, where the recipe will lie.
         target: for ``[edge] targets``; by default the one that fits the model.
-        data: for ``[data] source``; by default a name of the kind that fits the model.
+        data: for ``[data] source``, relative to ``base`` too; by default a name of the kind that fits the model. Where
+            it is there, it is looked at for rows that repeat or belong together.
 
     Raises:
         InvalidInput, CompileError: no such model, or one that cannot be read. ConfigError: no model, no target.
@@ -75,7 +79,7 @@ def recipe_for(model: str, base: Path, *, target: str = "", data: str = "") -> s
         _edge(model, target, source, seen),
         _source(source, seen),
         _cloud(source),
-        _data(data, seen, model),
+        _data(data, seen, model, base),
         _promise(seen),
     )
     return "\n\n".join(text for text in ("\n".join(part) for part in parts) if text) + "\n"
@@ -164,7 +168,7 @@ def _cloud(source: Source) -> Iterator[str]:
     yield f'# model = "{"large" if source.location.is_dir() else "large.onnx"}"'
 
 
-def _data(data: str, seen: Seen, model: str) -> Iterator[str]:
+def _data(data: str, seen: Seen, model: str, base: Path) -> Iterator[str]:
     defaults = DataSection(source=data)
     yield "[data]"
     yield _noted(f"source = {_value(data)}", ".npz, .csv, .parquet, a folder of images, or file.py:function")
@@ -177,6 +181,7 @@ def _data(data: str, seen: Seen, model: str) -> Iterator[str]:
     elif seen.task not in _LABELLED:
         yield 'labels = ""'
     yield from _arrays(data, seen)
+    yield from _repeats(data, seen, base)
     if seen.feeds == "text":
         yield ""
         yield "[data.tokenizer]"
@@ -186,6 +191,35 @@ def _data(data: str, seen: Seen, model: str) -> Iterator[str]:
         yield ""
         yield _noted("[data.images]", "as the model's preprocessor_config.json has it")
         yield from (f"{name} = {_value(value)}" for name, value in seen.images.items())
+
+
+def _repeats(data: str, seen: Seen, base: Path) -> Iterator[str]:
+    """Return what equal rows are taken for: what is found in the examples, or both settings as comments."""
+    found = _looked_at(data, seen, base)
+    if found is not None and found.cluster_by:
+        yield f"# {found.rows:,} rows in {found.clusters:,} clusters; the promise is then over these"
+        yield _noted(
+            f"cluster_by = {_value(found.cluster_by)}",
+            'by its name; repeats = "natural" if each row is a draw by itself',
+        )
+        return
+    if found is not None and found.distinct < found.rows:
+        yield f"# {found.rows:,} rows, {found.distinct:,} distinct (one of them {found.most:,} times)"
+        yield _noted('repeats = "copies"', 'each counts once; "natural" if service repeats them too')
+    else:
+        yield _noted('# repeats = "natural"', 'what equal rows are: draws by themselves, or "copies" that count once')
+    if seen.task != "generation" and seen.feeds != "images":
+        yield _noted('# cluster_by = "patient"', "what rows belong to; the promise is then over these")
+
+
+def _looked_at(data: str, seen: Seen, base: Path) -> Repeats | None:
+    """Look at the examples; None where they are not there yet, or cannot be read without more settings."""
+    if seen.task == "generation" or not seen.inputs or not (base / (data.rpartition(":")[0] or data)).exists():
+        return None
+    try:
+        return loading.look(infer(data, seen.inputs, base=base), base, seen.inputs)
+    except PenstockError:
+        return None
 
 
 def _arrays(data: str, seen: Seen) -> Iterator[str]:

@@ -95,6 +95,15 @@ def test_columns_that_are_left_are_the_only_input(
     }
 
 
+def test_what_rows_belong_to_is_no_input_where_the_others_are_enough(
+    tmp_path: Path, write_csv: Callable[..., Path]
+) -> None:
+    write_csv({"a": [1.5, 2.5], "patient_id": [1, 1], "b": [1.5, 2.5], "y": [0, 1]})
+    two, three = (TensorSpec(name="x", datatype="FP32", shape=(-1, width)) for width in (2, 3))
+    assert data.infer("table.csv", [two], base=tmp_path).columns == {"x": ("a", "b")}
+    assert data.infer("table.csv", [three], base=tmp_path).columns == {"x": ("a", "patient_id", "b")}
+
+
 def test_columns_by_the_names_of_inputs_and_a_column_of_splits(tmp_path: Path, write_csv: Callable[..., Path]) -> None:
     write_csv({"a": [1, 2], "z": [1, 2], "other": [0, 0], "split": ["fit", "test"], "y": [0, 1]})
     a = TensorSpec(name="a", datatype="FP32", shape=(-1, 1))

@@ -120,6 +120,33 @@ def test_equal_prompts_are_never_on_both_sides() -> None:
     assert sum(len(part) for part in parts) == len(set().union(*parts))
 
 
+def test_copies_of_a_prompt_count_once_and_those_that_repeat_by_nature_each() -> None:
+    texts = [f"p{number % 40}" for number in range(200)]
+    found, repeats = prompts.split(some(*texts), seed=0)
+    assert {use: len(part) for use, part in found.items()} == {"tune": 12, "certify": 20, "test": 8}
+    assert found["certify"].stands_for == 100
+    assert repeats.words.startswith("200 rows, 40 distinct (one of them 5 times), taken for copies")
+    natural, told = prompts.split(some(*texts), seed=0, repeats="natural")
+    assert {use: len(part) for use, part in natural.items()} == {"tune": 60, "certify": 100, "test": 40}
+    assert told.words.endswith("each a draw by itself")
+    rows = tuple(Prompt(prompt="a", split=use) for use in ["tune", "certify", "test"])
+    assert len(prompts.split(PromptSet(name="all", rows=rows), seed=0, repeats="natural")[0]["certify"]) == 1
+
+
+def test_prompts_of_a_cluster_stay_together_and_one_in_two_splits_is_refused() -> None:
+    rows = tuple(Prompt(prompt=f"p{number}", cluster=f"user {number % 40}") for number in range(200))
+    found, repeats = prompts.split(PromptSet(name="all", rows=rows), seed=0)
+    assert {use: part.units for use, part in found.items()} == {"tune": 12, "certify": 20, "test": 8}
+    assert sum(len({row.cluster for row in part.rows}) for part in found.values()) == 40
+    assert (repeats.clusters, repeats.words) == (40, "200 rows in 40 clusters by 'cluster', certified as wholes")
+    apart = tuple(
+        Prompt(prompt=text, cluster=cluster, split=use)
+        for text, cluster, use in [("a", "x", "tune"), ("b", "y", "test"), ("c", "x", "certify")]
+    )
+    with pytest.raises(InvalidInput, match="row 2 of cluster 'x' is in split 'certify', and others of it in 'tune'"):
+        prompts.split(PromptSet(name="all", rows=apart), seed=0)
+
+
 def test_splits_that_the_rows_name() -> None:
     rows = tuple(Prompt(prompt=f"p{n}", split=use) for n, use in enumerate(["tune", "certify", "test", "certify"]))
     found = prompts.split(PromptSet(name="all", rows=rows), seed=0)[0]

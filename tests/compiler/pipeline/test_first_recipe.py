@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from onnx import helper
@@ -149,3 +150,22 @@ def test_other_tasks_get_a_recipe_that_loads_and_says_what_labels_are(
     assert loaded(text, tmp_path).model.task == task
     assert more in text
     assert "max_harm" in text
+
+
+def test_rows_that_repeat_or_belong_together_are_seen_and_said(models: Path) -> None:
+    x = np.random.default_rng(0).normal(0, 1, (40, 3)).astype(np.float32)
+    np.savez(models / "copied.npz", x=np.repeat(x, 5, axis=0), y=np.zeros(200, np.int64))
+    np.savez(models / "owned.npz", x=x, y=np.zeros(40, np.int64), patient_id=np.arange(40) // 4)
+    np.savez(models / "plain.npz", x=x, y=np.zeros(40, np.int64))
+    text = first_recipe.recipe_for("Small Net.onnx", models, data="copied.npz")
+    assert "# 200 rows, 40 distinct (one of them 5 times)" in text
+    assert loaded(text, models).data.repeats == "copies"
+    text = first_recipe.recipe_for("Small Net.onnx", models, data="owned.npz")
+    assert "# 40 rows in 10 clusters; the promise is then over these" in text
+    assert loaded(text, models).data.cluster_by == "patient_id"
+    for data in ("plain.npz", "absent.npz"):
+        text = first_recipe.recipe_for("Small Net.onnx", models, data=data)
+        assert '# repeats = "natural"' in text
+        assert '# cluster_by = "patient"' in text
+        found = loaded(text, models).data
+        assert (found.repeats, found.cluster_by) == ("", "")
