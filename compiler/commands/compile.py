@@ -168,7 +168,7 @@ def _watched() -> Iterator[Watcher]:
 
 def _recipe(model: str, flags: dict[str, Any], cache: StepCache, watcher: Watcher) -> Recipe:
     """Load the recipe in a file, or make one of the flags."""
-    from compiler.pipeline import compilation
+    from compiler.pipeline import guessed_recipe
     from compiler.recipe import recipes
 
     given = [f"--{name.replace('_', '-').removesuffix('s')}" for name, value in flags.items() if value]
@@ -181,7 +181,9 @@ def _recipe(model: str, flags: dict[str, Any], cache: StepCache, watcher: Watche
             f"{model} is no recipe (.toml), so that --data has to say where examples are; or write a recipe with "
             f"'penstock compile init {model}'"
         )
-    return compilation.recipe_of_flags(model, Path.cwd(), compilation.Flags(**flags), cache=cache, watcher=watcher)
+    return guessed_recipe.recipe_of_flags(
+        model, Path.cwd(), guessed_recipe.Flags(**flags), cache=cache, watcher=watcher
+    )
 
 
 @command.command(

@@ -18,26 +18,23 @@ from typing import Any
 
 import msgspec
 
-from compiler import sources
 from compiler.artifact import evaluation, pack, report
 from compiler.artifact.evaluation import Evaluation, TargetEvaluation, VariantFigures
 from compiler.cache.steps import StepCache
-from compiler.data import infer
 from compiler.measure import quality
 from compiler.passes import table
 from compiler.pipeline import candidates, cascade, judging, lock, recipe_models
 from compiler.pipeline.arrays import Arrays
-from compiler.pipeline.cached_steps import CachedSteps, engine, machine_facts, this_machine
+from compiler.pipeline.cached_steps import CachedSteps, machine_facts, this_machine
 from compiler.pipeline.candidates import Candidate, Chosen, Goal
 from compiler.pipeline.cascade import Cascade, Claim
 from compiler.pipeline.family import Family, Tested
 from compiler.pipeline.language import Language
 from compiler.progress import Doing, Watcher
-from compiler.recipe import certificate_section, recipes, targets
+from compiler.recipe import certificate_section, targets
 from compiler.recipe.certificate_section import CertificateSection
 from compiler.recipe.choices import Task
 from compiler.recipe.recipes import CLOUD, Recipe
-from compiler.sources import SourceSection, inspection
 from penstock import toolchain
 from penstock.artifact import manifests
 from penstock.artifact.certificates import Subject
@@ -120,50 +117,6 @@ def smoke(recipe: Recipe, scratch: Path, *, cache: StepCache, watcher: Watcher) 
     """
     layout = _write(recipe, scratch, CachedSteps(cache, watcher), require_certificate=False, smoke=True)
     return evaluation.decode(layout.blobs.read(layout.referrers(manifests.EVALUATION)[-1].content.digest))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Flags:
-    """What a command line says instead of a recipe."""
-
-    data: str
-    target: str | None = None
-    precisions: tuple[str, ...] = ()
-    task: str | None = None
-    max_harm: float | None = None
-    output_name: str | None = None
-
-
-def recipe_of_flags(model: str, base: Path, flags: Flags, *, cache: StepCache, watcher: Watcher) -> Recipe:
-    """Make the recipe of a compilation without one: what ``compile init`` would guess of the model, and what the data
-    show. Guesses are told with the flag that changes them.
-
-    Raises:
-        InvalidInput, ConfigError, CompileError: no such model or data, or what they are for cannot be guessed.
-    """
-    steps = CachedSteps(cache, watcher)
-    exported = recipe_models.export(steps, "edge", model, SourceSection(), base=base, seed=0)
-    loaded = engine(exported.path)
-    examples = infer(flags.data, loaded.inputs)
-    with steps("guesses") as doing:
-        seen = inspection.look_at_export(sources.detect(model, base), exported.path)
-        task = flags.task or seen.task
-        output = flags.output_name or (seen.output if task == seen.task else "")
-        told = [] if flags.task else [f"task {task}: {seen.why_task} (--task)"]
-        told += [f"scores output {output} (--output-name)"] if output and not flags.output_name else []
-        told += [f"labels in {examples.labels}" if examples.labels else "no labels (a recipe's data.labels)"]
-        doing.note("; ".join(told))
-    return recipes.of_model(
-        model,
-        examples,
-        base=base,
-        target=flags.target or targets.HOST,
-        precisions=flags.precisions,
-        task=task,
-        max_harm=flags.max_harm,
-        output=output,
-        layout=seen.layout if task == "detection" else "",
-    )
 
 
 def _key(recipe: Recipe) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from compiler.cache.steps import StepCache, default_root
-from compiler.pipeline import compilation, first_recipe, recertify
+from compiler.pipeline import compilation, first_recipe, guessed_recipe, recertify
 from compiler.pipeline.compilation import Compiled
 from compiler.pipeline.new_examples import ExampleSource
 from compiler.progress import Lines
@@ -316,10 +316,10 @@ def test_names_of_tensorflow_travel_from_the_data_to_the_artifact(tmp_path: Path
 def test_without_a_recipe_the_guesses_are_those_of_init_and_told_with_their_flags(tmp_path: Path) -> None:
     write(tmp_path, "detection", CASES["detection"])
     said: list[str] = []
-    recipe = compilation.recipe_of_flags(
+    recipe = guessed_recipe.recipe_of_flags(
         "good.onnx",
         tmp_path,
-        compilation.Flags(data=str(tmp_path / "data.npz")),
+        guessed_recipe.Flags(data=str(tmp_path / "data.npz")),
         cache=StepCache(default_root()),
         watcher=Lines(said.append),
     )

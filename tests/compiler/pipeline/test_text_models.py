@@ -12,7 +12,7 @@ from skl2onnx.common.data_types import StringTensorType
 
 from compiler import sources
 from compiler.cache.steps import StepCache, default_root
-from compiler.pipeline import compilation
+from compiler.pipeline import compilation, guessed_recipe
 from compiler.progress import Lines
 from compiler.recipe import recipes
 from compiler.sources import SourceSection, inspection
@@ -101,7 +101,7 @@ def test_without_a_recipe_the_scores_are_found_beside_the_label(
     (tmp_path / "orders.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     cache = StepCache(default_root(), reuse=True)
-    flags = compilation.Flags(data="orders.csv")
-    recipe = compilation.recipe_of_flags("edge.onnx", Path(), flags, cache=cache, watcher=QUIET)
+    flags = guessed_recipe.Flags(data="orders.csv")
+    recipe = guessed_recipe.recipe_of_flags("edge.onnx", Path(), flags, cache=cache, watcher=QUIET)
     assert (recipe.model.output, recipe.model.output_kind) == ("probabilities", "auto")
     assert recipe.data.columns == {"amounts": ("a", "b")}
