@@ -66,6 +66,11 @@ Exit codes: 0 done, 1 failed, 2 wrong recipe or data, 3 refused (certificate, ac
 @click.option("--task", help="What the model is for, such as classification or detection, when there is no recipe.")
 @click.option("--output-name", help="Output that is scored, when there is no recipe.")
 @click.option("--max-harm", type=float, help="Promise to certify, when there is no recipe.  [default: 0.02]")
+@click.option(
+    "--allow-pickle",
+    is_flag=True,
+    help="Load a pickled model, which runs its author's code, when there is no recipe.",
+)
 @click.option("--dry-run", is_flag=True, help="Check what is quickly checked, print the plan, write nothing.")
 @click.option("--smoke", is_flag=True, help="Run the whole recipe on few samples to find mistakes; write nothing.")
 @click.option(
@@ -201,13 +206,18 @@ Examples:
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write; standard output without.")
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
-def init(model: str, data: str, output: Path | None, force: bool) -> None:
+@click.option(
+    "--allow-pickle",
+    is_flag=True,
+    help="Load a pickled estimator, which runs its author's code, and write down its inputs, columns and labels.",
+)
+def init(model: str, data: str, output: Path | None, force: bool, allow_pickle: bool) -> None:
     """Write a commented recipe from what can be seen in MODEL."""
     from compiler.pipeline.first_recipe import recipe_for, relocated
     from penstock.artifact.blobs import disk_errors, write_atomically
 
     if output is None:
-        click.echo(recipe_for(model, Path.cwd(), data=data), nl=False)
+        click.echo(recipe_for(model, Path.cwd(), data=data, allow_pickle=allow_pickle), nl=False)
         return
     if output.exists() and not force:
         raise click.UsageError(f"{output} is there already; choose another name, or --force")
@@ -215,7 +225,8 @@ def init(model: str, data: str, output: Path | None, force: bool) -> None:
     with disk_errors(f"writing {output}"):
         base.mkdir(parents=True, exist_ok=True)  # a path that goes through it has to be one
         examples = relocated(data, here, base) if data else ""
-        write_atomically(output, recipe_for(relocated(model, here, base), base, data=examples).encode())
+        text = recipe_for(relocated(model, here, base), base, data=examples, allow_pickle=allow_pickle)
+        write_atomically(output, text.encode())
     progress(f"wrote {output}; next: penstock compile {output} -o build")
 
 

@@ -54,7 +54,7 @@ def relocated(model: str, here: Path, base: Path) -> str:
     return model
 
 
-def recipe_for(model: str, base: Path, *, target: str = "", data: str = "") -> str:
+def recipe_for(model: str, base: Path, *, target: str = "", data: str = "", allow_pickle: bool = False) -> str:
     """Write a commented recipe for ``model``, as TOML that :func:`compiler.recipe.recipes.load` takes.
 
     Args:
@@ -62,22 +62,24 @@ def recipe_for(model: str, base: Path, *, target: str = "", data: str = "") -> s
         target: for ``[edge] targets``; by default the one that fits the model.
         data: for ``[data] source``, relative to ``base`` too; by default a name of the kind that fits the model. Where
             it is there, it is looked at for rows that repeat or belong together.
+        allow_pickle: load a pickled estimator, which runs its author's code, for what it knows of itself.
 
     Raises:
         InvalidInput, CompileError: no such model, or one that cannot be read. ConfigError: no model, no target.
     """
     source = sources.detect(model, base)
-    seen = inspection.look(source)
+    is_loaded = allow_pickle and source.kind == "sklearn" and not source.factory
+    seen = inspection.look_inside(source) if is_loaded else inspection.look(source)
     if seen.framework:  # known only after a look into the factory's file
         source = sources.detect(model, base, msgspec.convert({"framework": seen.framework}, SourceSection))
     target = target or (targets.GENAI_CPU if source.kind == "llm" else targets.HOST)
-    data = data or _DATA_FILES[seen.feeds]
+    data = data or ("data.csv" if is_loaded else _DATA_FILES[seen.feeds])
     name = recipes.of_model(model, DataSection(source=data), base=base, target=target).model.name
     parts = (
         _head(model, source, seen),
         _model(name, seen),
         _edge(model, target, source, seen),
-        _source(source, seen),
+        _source(source, seen, is_loaded),
         _cloud(source),
         _data(data, seen, model, base),
         _promise(seen),
@@ -138,7 +140,7 @@ def _edge(model: str, target: str, source: Source, seen: Seen) -> Iterator[str]:
         yield _noted('# objective = "speed"', 'or "size"')
 
 
-def _source(source: Source, seen: Seen) -> Iterator[str]:
+def _source(source: Source, seen: Seen, is_loaded: bool) -> Iterator[str]:
     default = SourceSection()
     if source.kind == "onnx" or source.kind == "llm":
         return
@@ -151,13 +153,14 @@ def _source(source: Source, seen: Seen) -> Iterator[str]:
         yield _noted('# task = "text-classification"', "in Optimum's words, where the model's class does not tell")
         yield _noted('# toolchain = "optimum"', 'or "transformers5", for transformers\' own exporter')
     if source.kind == "sklearn" and not source.factory:
-        yield _noted("allow_pickle = false", "loading a pickle runs its author's code: true only if you trust it")
+        allowed = _value(is_loaded).lower()
+        yield _noted(f"allow_pickle = {allowed}", "loading a pickle runs its author's code: true only if you trust it")
     yield _noted(f"# tolerance = {default.tolerance:g}", "difference from the original's answers that is allowed")
     if source.kind == "torch" and not seen.framework:
         yield _noted("# [edge.source.inputs.x]", "one table an input, if the factory returns no example inputs")
         yield "# shape = [-1, 3, 224, 224]"
         yield '# datatype = "FP32"'
-    if source.kind == "sklearn" or seen.framework == "sklearn":
+    if (source.kind == "sklearn" or seen.framework == "sklearn") and not is_loaded:
         yield _noted("# [edge.source.inputs.city]", "one table an input, in the order of the columns, if some are text")
         yield "# shape = [-1, 1]"
         yield '# datatype = "BYTES"'
@@ -180,6 +183,8 @@ def _data(data: str, seen: Seen, model: str, base: Path) -> Iterator[str]:
         )
     elif seen.task not in _LABELLED:
         yield 'labels = ""'
+    if seen.columns:
+        yield _noted(f"columns = {_value(seen.columns)}", "as the model was fitted with them")
     yield from _arrays(data, seen)
     yield from _repeats(data, seen, base)
     if seen.feeds == "text":

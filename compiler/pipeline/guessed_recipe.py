@@ -26,6 +26,7 @@ class Flags:
     task: str | None = None
     max_harm: float | None = None
     output_name: str | None = None
+    allow_pickle: bool = False
 
 
 def recipe_of_flags(model: str, base: Path, flags: Flags, *, cache: StepCache, watcher: Watcher) -> Recipe:
@@ -36,7 +37,8 @@ def recipe_of_flags(model: str, base: Path, flags: Flags, *, cache: StepCache, w
         InvalidInput, ConfigError, CompileError: no such model or data, or what they are for cannot be guessed.
     """
     steps = CachedSteps(cache, watcher)
-    exported = recipe_models.export(steps, "edge", model, SourceSection(), base=base, seed=0)
+    section = SourceSection(allow_pickle=flags.allow_pickle)
+    exported = recipe_models.export(steps, "edge", model, section, base=base, seed=0)
     loaded = engine(exported.path)
     examples = infer(flags.data, loaded.inputs)
     with steps("guesses") as doing:
@@ -57,4 +59,5 @@ def recipe_of_flags(model: str, base: Path, flags: Flags, *, cache: StepCache, w
         max_harm=flags.max_harm,
         output=output,
         layout=seen.layout if task == "detection" else "",
+        source=section,
     )

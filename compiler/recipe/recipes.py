@@ -241,12 +241,14 @@ def of_model(
     max_harm: float | None = None,
     output: str = "",
     layout: str = "",
+    source: SourceSection | None = None,
 ) -> Recipe:
     """Make the recipe of a compilation without one: one model, quantized for the device and as it is for the cloud.
 
     Args:
         output: the output that is scored, where the model has several.
         layout: of boxes, for a detector.
+        source: how the model is exported.
 
     Raises:
         ConfigError: as :func:`load`.
@@ -255,7 +257,7 @@ def of_model(
     decoding = {"decoding": {"layout": layout}} if layout else {}
     tree: dict[str, Any] = {
         "model": {"name": _name_of(model), **({} if task is None else {"task": task}), **scored, **decoding},
-        "edge": {"model": model, "targets": (target,), "precisions": precisions},
+        "edge": {"model": model, "targets": (target,), "precisions": precisions, "source": source or SourceSection()},
         "data": data,
         "certificate": {
             "harm": "labels" if data.labels else "disagreement",

@@ -115,8 +115,8 @@ def _load(source: Source, section: SourceSection) -> tuple[Any, Any, str]:
     if not section.allow_pickle:
         raise ConfigError(
             f"model: {source.location.name} is pickled, and loading it runs whatever code its author put in. If you "
-            "trust where it comes from, set allow_pickle = true under [edge.source] (or [cloud.source]) in the recipe; "
-            'safer: a factory "file.py:function" that fits it'
+            "trust where it comes from, set allow_pickle = true under [edge.source] (or [cloud.source]) in the "
+            'recipe, or give --allow-pickle where there is none; safer: a factory "file.py:function" that fits it'
         )
     try:
         with warnings.catch_warnings(record=True) as seen:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import ast
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from compiler.progress import unwatched
 from compiler.recipe.choices import Task
+from compiler.recipe.source_section import SourceSection
 from compiler.sources import detection, huggingface
 from compiler.sources.detection import Source
 from penstock.errors import ArtifactError, CompileError, ConfigError, InvalidInput
@@ -41,6 +43,7 @@ class Seen:
         labels: names of the classes, where the model has them.
         feeds: what its data are before they become tensors.
         images: settings of ``[data.images]``, where the model says them.
+        columns: the columns of each input that is not one column of its own name, where the model knows them.
         problems: what will be refused later, and is better known now.
     """
 
@@ -54,6 +57,7 @@ class Seen:
     feeds: Feeds = "arrays"
     images: Mapping[str, Any] = field(default_factory=dict)
     framework: str = ""
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
 
 
@@ -74,6 +78,22 @@ def look(source: Source) -> Seen:
             return Seen()
         case _:
             return _code(source)
+
+
+def look_inside(source: Source) -> Seen:
+    """Load a pickled estimator, which runs its author's code, and say what it knows of its inputs and classes.
+
+    Raises:
+        CompileError: it cannot be loaded or exported. MissingExtra: scikit-learn is not installed.
+    """
+    from compiler.sources import estimators  # imports scikit-learn
+
+    with tempfile.TemporaryDirectory(prefix="penstock-look-") as scratch:
+        section = SourceSection(allow_pickle=True)
+        exported = estimators.export(source, section, Path(scratch), progress=unwatched, seed=0)
+        seen = _onnx(exported.model)
+    columns = {name: tuple(names) for name, names in exported.facts.get("columns", {}).items() if names != [name]}
+    return replace(seen, labels=tuple(exported.facts.get("labels", ())), columns=columns)
 
 
 def look_at_export(source: Source, exported: Path) -> Seen:

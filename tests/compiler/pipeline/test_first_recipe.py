@@ -7,10 +7,15 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import onnx
+import pandas as pd
 import pytest
 from onnx import helper
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from compiler.certificate.binomial import samples_needed
 from compiler.pipeline import first_recipe
@@ -101,6 +106,20 @@ def test_what_is_asked_for_is_used(models: Path) -> None:
 def test_the_framework_is_seen_in_the_imports(models: Path) -> None:
     assert loaded(first_recipe.recipe_for("s.py:make", models), models).rungs[0].section.source.framework == "sklearn"
     assert loaded(first_recipe.recipe_for("f.py:make", models), models).rungs[0].section.source.framework == "auto"
+
+
+def test_a_pickle_is_loaded_only_where_that_is_allowed_and_then_says_what_it_knows(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"alcohol": [12.0, 13.0, 14.0, 11.5], "ash": [2.0, 2.5, 2.2, 2.4]})
+    fitted = make_pipeline(StandardScaler(), LogisticRegression()).fit(
+        frame, ["barolo", "barbera", "barolo", "barbera"]
+    )
+    joblib.dump(fitted, tmp_path / "wine.joblib")
+    outside = loaded(first_recipe.recipe_for("wine.joblib", tmp_path), tmp_path)
+    assert (outside.model.labels, outside.rungs[0].section.source.allow_pickle) == ((), False)
+    inside = loaded(first_recipe.recipe_for("wine.joblib", tmp_path, allow_pickle=True), tmp_path)
+    assert inside.rungs[0].section.source.allow_pickle
+    assert inside.model.labels == ("barbera", "barolo")
+    assert inside.data.columns == {"x": ("alcohol", "ash")}
 
 
 def test_a_name_in_the_model_cannot_become_a_setting(models: Path) -> None:
