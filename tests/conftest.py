@@ -35,6 +35,7 @@ TOGETHER = (
     "compiler/sources",
     "contract/test_bad_input.py",
     "examples/test_digits.py",
+    "integration/test_real_models.py",
     "integration/test_clients_of_others.py",
 )
 """Folders and files with fixtures that cost more than their tests: one worker of pytest-xdist takes the whole."""

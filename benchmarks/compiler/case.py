@@ -5,16 +5,20 @@ Every tool gets the same file and the same rows: ranges from ``fit``, choices on
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compiler.measure.metrics import nearest
-from compiler.measure.quality import pooled, ranking_kept
+from compiler.measure.quality import Judge, pooled, ranking_kept
+from compiler.pipeline import judging
+from compiler.recipe import recipes
 from compiler.recipe.choices import Task
 from penstock.wire.tensors import Array
 
@@ -27,12 +31,16 @@ class Case:
     """A case on disk.
 
     Attributes:
-        kind: which goal of speed it has: "cnn", "encoder" or "small".
+        kind: which goal of speed it has: "cnn", "encoder", "small" or "real".
         model: the float ONNX file.
         data: an npz with ``INPUT_USE`` and ``y_USE``.
         output: the output that is judged.
         max_drop: what a compilation may cost, in its own metric on the tuning rows (for embeddings: nearest neighbours
             kept, which is far stricter than the accuracy that is printed).
+        has_labels: whether answers are judged by the rows' labels, or by those of the float model.
+        model_lines: further lines of its recipe's table [model].
+        edge_lines: the same of [edge].
+        quality_lines: the same of [quality].
     """
 
     name: str
@@ -43,6 +51,10 @@ class Case:
     data: Path
     output: str
     max_drop: float = 0.01
+    has_labels: bool = True
+    model_lines: str = ""
+    edge_lines: str = ""
+    quality_lines: str = ""
 
     def rows(self, use: str) -> dict[str, Array]:
         """Return the inputs by name."""
@@ -60,15 +72,15 @@ class Case:
 
     def recipe(self) -> str:
         """Return the recipe of its compilation: defaults, but for the budget."""
-        labelled = self.task == "classification"
+        labelled = self.task == "classification" and self.has_labels
         return "\n".join(
             [
                 f"[model]\nname = {json.dumps(self.name)}\ntask = {json.dumps(self.task)}",
-                f"output = {json.dumps(self.output)}\n",
-                f"[edge]\nmodel = {json.dumps(str(self.model))}\n",
+                f"output = {json.dumps(self.output)}\n{self.model_lines}\n",
+                f"[edge]\nmodel = {json.dumps(str(self.model))}\n{self.edge_lines}\n",
                 f'[data]\nsource = {json.dumps(str(self.data))}\nlabels = "{LABELS if labelled else ""}"',
                 'repeats = "natural"\n[data.splits]\ntune = "tune"\n',
-                f"[quality]\nmax_accuracy_drop = {self.max_drop}\n",
+                f"[quality]\nmax_accuracy_drop = {self.max_drop}\n{self.quality_lines}\n",
                 f'[certificate]\nharm = "{"labels" if labelled else "disagreement"}"\n',
             ]
         )
@@ -99,18 +111,37 @@ def dealt(counts: Mapping[str, int], total: int, *, seed: int) -> dict[str, NDAr
     return found
 
 
-def good(case: Case, answers: Array, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Say for each row whether it is good, bool [N]: the right class; of an embedding, whether the nearest other row is
-    about the same topic.
+def good(case: Case, answers: Array, reference: Array, labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Say for each row how good it is, [N] from 0 to 1: the right class; of an embedding, whether the nearest other row
+    is about the same topic; of a real model, by the metric of its task.
     """
+    if case.kind == "real":
+        wanted = labels if case.has_labels else None
+        return _judge(case).scores({case.output: answers}, {case.output: reference}, wanted, None)
     if case.task == "classification":
-        return np.asarray(answers.argmax(1) == labels)
-    return np.asarray(labels[nearest(pooled(answers, None))] == labels)
+        return np.asarray(answers.argmax(1) == labels, np.float64)
+    return np.asarray(labels[nearest(pooled(answers, None))] == labels, np.float64)
 
 
 def kept(case: Case, answers: Array, reference: Array) -> dict[str, float]:
-    """Share of rows answered as the float model does, or, for embeddings, neighbours and rankings kept."""
+    """Share of rows answered as the float model does; or, for embeddings, neighbours and rankings kept."""
+    if case.kind == "real":
+        return {"same": float(np.mean(_judge(case).same({case.output: answers}, {case.output: reference})))}
     if case.task == "classification":
         return {"agreement": float(np.mean(answers.argmax(1) == reference.argmax(1)))}
     same = nearest(pooled(answers, None)) == nearest(pooled(reference, None))
     return {"neighbour kept": float(np.mean(same)), "spearman": ranking_kept(answers, reference, None)}
+
+
+def _judge(case: Case) -> Judge:
+    file = case.data.with_name("judge.toml")
+    file.write_text(case.recipe())
+    return judging.judge_of(recipes.load(file), case.output)
+
+
+def case_directory(root: Path, name: str, made_of: Sequence[Path | Mapping[str, Any]]) -> Path:
+    """Return a directory of its own for what is made of these files and settings."""
+    parts = [item.read_bytes() if isinstance(item, Path) else repr(sorted(item.items())).encode() for item in made_of]
+    found = root / f"{name}-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:12]}"
+    found.mkdir(parents=True, exist_ok=True)
+    return found

@@ -1,13 +1,13 @@
-"""The cases: models that are really trained, on data that ships with what is installed, below ``out/bench``.
+"""The cases: models that are really trained, on data that ships with what is installed, below ``out/bench``; and those
+of ``real_cases``.
 
 Made once and reused while the code that makes them is the same: their directories are named by its digest.
 """
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from sklearn import datasets
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 
-from benchmarks.compiler.case import Case, dealt, write_data
+from benchmarks.compiler import real_cases
+from benchmarks.compiler.case import Case, case_directory, dealt, write_data
 from benchmarks.compiler.sentences import TOPICS, sentences
 from compiler import sources
 from compiler.sources import SourceSection
@@ -45,7 +46,7 @@ def cnn(root: Path) -> Case:
     images = np.kron((pixels.reshape(-1, 1, 8, 8) / _GREY).astype(np.float32), np.ones((1, 1, _CNN_SIDE, _CNN_SIDE)))
     images, y = images.astype(np.float32), y.astype(np.int64)
     job = {"seed": 0, "threads": 2, "widths": [32, 64, 128, 256], "epochs": 8}
-    directory = _directory(root, "cnn", [_HERE / "train_cnn.py", job])
+    directory = case_directory(root, "cnn", [_HERE / "train_cnn.py", job])
 
     def make() -> None:
         np.savez(directory / "train.npz", x=images[rows["train"]], y=y[rows["train"]])
@@ -112,7 +113,7 @@ def classifier(root: Path) -> Case:
     base, tokens, labels = _minilm(root)
     counts = {"train": 800, "tune": 300, "certify": 300, "test": 500}
     rows = dealt(counts, len(labels), seed=2)
-    directory = _directory(root, "minilm-head", [_HERE / "sentences.py", {"seed": 2, "C": _HEAD_C, **counts}])
+    directory = case_directory(root, "minilm-head", [_HERE / "sentences.py", {"seed": 2, "C": _HEAD_C, **counts}])
 
     def make() -> None:
         session = load_engine("onnx", base / _MODEL, EngineOptions(threads=2))
@@ -142,6 +143,7 @@ CASES: Mapping[str, Callable[[Path], Case]] = {
     "digits-spiky": spiky,
     "minilm-head": classifier,
     "minilm": encoder,
+    **real_cases.CASES,
 }
 
 
@@ -151,14 +153,6 @@ def _case(directory: Path, name: str, what: str, *, kind: str, output: str = "lo
         output = load_engine("onnx", model, EngineOptions(threads=1)).outputs[0].name
     more.setdefault("task", "classification")
     return Case(name=name, what=what, kind=kind, model=model, data=directory / _DATA, output=output, **more)
-
-
-def _directory(root: Path, name: str, made_of: Sequence[Path | Mapping[str, Any]]) -> Path:
-    """Return a directory of its own for what is made of these files and settings."""
-    parts = [item.read_bytes() if isinstance(item, Path) else repr(sorted(item.items())).encode() for item in made_of]
-    directory = root / f"{name}-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:12]}"
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory
 
 
 def _once(model: Path, make: Callable[[], None]) -> None:
@@ -209,7 +203,7 @@ def _mlp(
     if quiet_column is not None:
         trained.coefs_[0][quiet_column] *= 1e-3
         rows = {use: part if use == "fit" else part[inputs[part, quiet_column] < 2] for use, part in rows.items()}
-    directory = _directory(root, name, [Path(__file__)])
+    directory = case_directory(root, name, [Path(__file__)])
     onnx.save(_mlp_graph(trained), str(directory / _MODEL))
     write_data(directory / _DATA, {"x": inputs}, y, rows)
     return _case(directory, name, what, kind="small")
@@ -242,7 +236,7 @@ def _minilm(root: Path) -> tuple[Path, dict[str, NDArray[np.int64]], NDArray[np.
     """Return where MiniLM is as ONNX, tokens of all sentences by input, and their topics."""
     from tokenizers import Tokenizer  # type: ignore[import-untyped, unused-ignore]
 
-    directory = _directory(root, "minilm", [_HERE / "sentences.py"])
+    directory = case_directory(root, "minilm", [_HERE / "sentences.py"])
 
     def make() -> None:
         source = sources.detect("minilm", fetch(root).parent, SourceSection())

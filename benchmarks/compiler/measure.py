@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from benchmarks.compiler.case import Case, good, kept
 from compiler.artifact.evaluation import Drop
+from compiler.data import calls
 from compiler.measure.gate import paired_drop
 from penstock.runtime import Engine, EngineOptions, load_engine
 from penstock.wire.tensors import Array
@@ -64,14 +65,14 @@ class Model:
 
 def load(path: Path, *, max_batch: int = 0) -> Model:
     """Load a model under onnxruntime with one thread, as a device has it."""
-    return Model(engine=load_engine("onnx", path, EngineOptions(threads=1)), max_batch=max_batch)
+    return Model(engine=calls.by_rows(load_engine("onnx", path, EngineOptions(threads=1))), max_batch=max_batch)
 
 
 def qualities(case: Case, models: Mapping[str, Model], reference: str) -> dict[str, Quality]:
     """Judge the answers of every model to the tested rows against those of ``reference``."""
     rows, labels = case.rows("test"), case.labels("test")
     answers = {name: _answers(model, rows, case.output) for name, model in models.items()}
-    right = {name: good(case, given, labels) for name, given in answers.items()}
+    right = {name: good(case, given, answers[reference], labels) for name, given in answers.items()}
     return {
         name: Quality(
             accuracy=float(right[name].mean()),

@@ -20,10 +20,12 @@ from benchmarks import environments
 from benchmarks.compiler.case import Case
 from benchmarks.environments import last_line
 from compiler.cache.steps import StepCache
+from compiler.data import Split, calls
 from compiler.pipeline import compilation
 from compiler.progress import Lines
 from compiler.recipe import recipes
 from penstock.artifact.layout import Layout
+from penstock.runtime import EngineOptions, load_engine
 from penstock.wire.tensors import Array
 
 NNCF = ("nncf==3.4.0", "onnx==1.23.2", "onnxruntime==1.32.0")
@@ -93,7 +95,7 @@ def plain_static(case: Case, out: Path) -> Made:
 
     class Reader(ortq.CalibrationDataReader):  # type: ignore[misc, unused-ignore]
         def __init__(self) -> None:
-            self._batches = _batches(case.rows("fit"))
+            self._batches = _batches(case)
 
         def get_next(self) -> dict[str, Array] | None:
             return next(self._batches, None)
@@ -160,10 +162,9 @@ def _quietly() -> Iterator[None]:
         yield
 
 
-def _batches(rows: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
-    total = len(next(iter(rows.values())))
-    for start in range(0, total, _CALIBRATION_BATCH):
-        yield {name: values[start : start + _CALIBRATION_BATCH] for name, values in rows.items()}
+def _batches(case: Case) -> Iterator[dict[str, Array]]:
+    takes = load_engine("onnx", case.model, EngineOptions(threads=1)).inputs
+    return calls.each(Split(name="fit", inputs=case.rows("fit"), labels=None), _CALIBRATION_BATCH, takes)
 
 
 def _announce(line: str) -> None:

@@ -16,7 +16,7 @@ import msgspec
 
 from compiler import sources
 from compiler.certificate.binomial import samples_needed
-from compiler.data import infer, loading
+from compiler.data import calls, infer, loading
 from compiler.data.dataset import Repeats
 from compiler.measure import quality
 from compiler.recipe import recipes, targets
@@ -119,6 +119,10 @@ def _model(name: str, seen: Seen) -> Iterator[str]:
     if seen.feeds == "arrays" and seen.task != "generation":
         yield _noted("# input_range = [0.0, 1.0]", "smallest and largest value of an input; data outside is refused")
     yield "# max_batch = 64"
+    for spec in seen.inputs:
+        if -1 in spec.shape[1:] and spec.datatype != "BYTES":
+            shape = f"# shapes = {{ {_value(spec.name)} = {list(spec.shape)} }}"
+            yield _noted(shape, "sizes instead of -1 fix what the model leaves open")
     if seen.layout:
         yield ""
         yield "[model.decoding]"
@@ -233,7 +237,7 @@ def _arrays(data: str, seen: Seen) -> Iterator[str]:
         return
     splits = DataSection(source=data).splits
     uses = (splits.fit, splits.certify, splits.test)
-    for spec in seen.inputs:
+    for spec in calls.as_rows(seen.inputs):
         names = ", ".join(f"{_plain(spec.name)}_{use}" for use in uses)
         yield f"# arrays {names}: {spec.datatype} {['rows', *spec.shape[1:]]}".replace("'", "")
     if seen.task in _LABELLED:

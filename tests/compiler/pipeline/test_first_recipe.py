@@ -188,3 +188,16 @@ def test_rows_that_repeat_or_belong_together_are_seen_and_said(models: Path) -> 
         assert '# cluster_by = "patient"' in text
         found = loaded(text, models).data
         assert (found.repeats, found.cluster_by) == ("", "")
+
+
+def test_sizes_that_are_open_and_a_state_on_another_axis_are_shown(tmp_path: Path) -> None:
+    model = onnx_model(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        inputs={"x": ["n", 3, "h", "w"], "state": [2, "n", 8]},
+        outputs={"y": ["n", 3, "h", "w"]},
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    text = first_recipe.recipe_for("m.onnx", tmp_path)
+    assert '# shapes = { "x" = [-1, 3, -1, -1] }' in text
+    assert "x_fit, x_certify, x_test: FP32 [rows, 3, -1, -1]" in text
+    assert "state_fit, state_certify, state_test: FP32 [rows, 2, -1, 8]" in text
