@@ -226,7 +226,8 @@ def _looked_at(data: str, seen: Seen, base: Path) -> Repeats | None:
     if seen.task == "generation" or not seen.inputs or not (base / (data.rpartition(":")[0] or data)).exists():
         return None
     try:
-        return loading.look(infer(data, seen.inputs, base=base), base, seen.inputs)
+        rows = calls.as_rows(seen.inputs)
+        return loading.look(infer(data, rows, base=base), base, rows)
     except PenstockError:
         return None
 
