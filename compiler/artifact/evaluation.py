@@ -130,6 +130,50 @@ class ReliabilityBin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     rows: int
 
 
+class ScoreFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One confidence score, on the tuning split.
+
+    Attributes:
+        coverage: share expected to be kept within the promise's default level.
+        auroc: chance that it is higher for a harmless answer than for a harmful one; None where there are not both.
+        curve: (coverage, harm) from the surest answer on, shares of all examples.
+    """
+
+    name: str
+    coverage: float
+    auroc: float | None
+    curve: tuple[tuple[float, float], ...]
+
+
+class Interval(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A measured value with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class ProbeFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The head that was trained for a variant, or why there is none.
+
+    Attributes:
+        ships: whether it is part of the variant's graph.
+        reason: why it is, or is not, in a sentence.
+        features: the operator whose input it reads; "" where none was trained.
+        width: how many features these are.
+        gain: coverage on the tuning split against the best of the other scores, rows by heads that did not see them;
+            None where the recipe names the score, or none was trained.
+        cost: share of the time of a single-row call; None where it was not measured.
+    """
+
+    ships: bool
+    reason: str
+    features: str = ""
+    width: int = 0
+    gain: Interval | None = None
+    cost: Interval | None = None
+
+
 class CascadeEvaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The cascade of one variant: what was tuned, what was certified, and what it does on the test split.
 
@@ -140,6 +184,8 @@ class CascadeEvaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         curve_certify: risk against coverage on the certifying split, strictest threshold first.
         curve_test: the same on the test split.
         reliability: on the test split, after the temperature; empty without labels.
+        scores: every score that was compared; the learned one by heads that did not see the row they score.
+        probe: None where none was tried.
     """
 
     harm: Harm
@@ -152,6 +198,8 @@ class CascadeEvaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     curve_certify: tuple[CurvePoint, ...]
     curve_test: tuple[CurvePoint, ...]
     reliability: tuple[ReliabilityBin, ...]
+    scores: tuple[ScoreFigures, ...] = ()
+    probe: ProbeFigures | None = None
 
 
 class VariantFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

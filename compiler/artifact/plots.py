@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from compiler.artifact.evaluation import CandidateFigures, CascadeEvaluation, CurvePoint, TargetEvaluation
 from penstock.errors import missing_extra
+from penstock.policy.confidence import PROBE
 
 if TYPE_CHECKING:
     import matplotlib as mpl
@@ -151,6 +152,35 @@ def reliability(cascade: CascadeEvaluation) -> str:
         axes.set_ylim(0, 106)
         axes.set_xlabel("how sure the device is, %")
         axes.set_ylabel("how often it is right, %")
+
+    return _picture(draw, height=3.4)
+
+
+def scores(cascade: CascadeEvaluation) -> str:
+    """Draw harm against coverage of every score on the tuning split; "" where there is no harm to rank."""
+    shown = [one for one in cascade.scores if one.auroc is not None]
+    if len(shown) < 2:
+        return ""
+
+    def draw(axes: mpl.axes.Axes) -> None:
+        others = iter(((0, (1, 1)), (0, (5, 2)), (0, (3, 1, 1, 1)), (0, (8, 3)), (0, (1, 3))))
+        for one in shown:
+            is_used = one.name == cascade.score
+            axes.plot(
+                [100 * coverage for coverage, _ in one.curve],
+                [100 * harm for _, harm in one.curve],
+                color=_FIRST if is_used else _SECOND if one.name == PROBE else _FAINT,
+                linestyle="-" if is_used or one.name == PROBE else next(others),
+                linewidth=2.2 if is_used else 1.4,
+                label=one.name,
+            )
+        if cascade.certificate is not None:
+            axes.axhline(100 * cascade.certificate.max_harm, color=_BAD, linewidth=1.4, linestyle=(0, (5, 4)))
+        axes.set_xlim(0, 102)
+        axes.set_ylim(0, None)
+        axes.set_xlabel("kept on the device, % of tuning examples")
+        axes.set_ylabel("kept and harmful, %")
+        axes.legend(frameon=False, loc="upper left")
 
     return _picture(draw, height=3.4)
 

@@ -89,11 +89,18 @@ def milliseconds(value: float) -> str:
 
 def _pictures(evaluation: Evaluation, target: TargetEvaluation) -> dict[str, Markup]:
     """Mark our own drawings as safe: they are not anyone's text."""
-    drawn = {"pareto": plots.pareto(target), "sensitivity": plots.sensitivity(target), "risk": "", "reliability": ""}
+    drawn = {
+        "pareto": plots.pareto(target),
+        "sensitivity": plots.sensitivity(target),
+        "risk": "",
+        "reliability": "",
+        "scores": "",
+    }
     if target.cascade is not None:
         rows = {use: evaluation.splits[use].rows for use in ("certify", "test")}
         drawn["risk"] = plots.risk_coverage(target.cascade, certify_rows=rows["certify"], test_rows=rows["test"])
         drawn["reliability"] = plots.reliability(target.cascade)
+        drawn["scores"] = plots.scores(target.cascade)
     return {name: Markup(picture) for name, picture in drawn.items()}
 
 

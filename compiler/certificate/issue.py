@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.certificate import evidence, learn_then_test, score_choice
+from compiler.certificate import columns, evidence, learn_then_test, score_choice
 from compiler.certificate.columns import CertifyData, Floats, Integers
 from compiler.certificate.evidence import Sample
 from compiler.certificate.score_choice import Choice
@@ -60,6 +60,10 @@ class Judge(Protocol):
         """Return what reads the outputs."""
         ...
 
+    def with_probe(self, output: str) -> Judge:
+        """Return the same with an output by which the model itself says how sure it is."""
+        ...
+
     @property
     def is_right_when_equal(self) -> bool:
         """Say whether answers are classes, and right when they are their label."""
@@ -85,6 +89,8 @@ class AnsweredRows:
         groups: names [N], or None.
         judge: of the answers.
         clusters: integers [N], equal for examples that belong together, or None.
+        is_learned: whether the score ``probe`` was learnt on these rows; its output then holds what heads say that did
+            not see the row.
     """
 
     outputs: Mapping[str, Array]
@@ -93,15 +99,17 @@ class AnsweredRows:
     groups: NDArray[np.str_] | None
     judge: Judge
     clusters: Integers | None = None
+    is_learned: bool = False
 
     def choose(self, promise: CertificateSection, *, rows_to_certify: int) -> Choice:
         """Choose among the scores that the outputs can have (``penstock.policy.decoding.SCORES``)."""
         return score_choice.choose(
             self.outputs,
-            self._columns(np.zeros(len(next(iter(self.outputs.values())))), promise.harm),
+            self._unscored(promise.harm),
             self.judge.decoder,
             promise,
-            classes=self._classes(),
+            classes=self.classes(),
+            is_learned=self.is_learned,
             rows_to_certify=rows_to_certify,
         )
 
@@ -117,7 +125,18 @@ class AnsweredRows:
         sure = self.judge.decoder.score(self.outputs, name="max_prob", temperature=temperature)
         return sure, self.judge.right(self.outputs, self.labels)
 
-    def _classes(self) -> Integers | None:
+    def harmful(self, harm: Harm) -> NDArray[np.bool_]:
+        """Say which rows [N] are harm if they are kept.
+
+        Raises:
+            CalibrationError: harm is counted by labels and there are none.
+        """
+        return columns.harmful(self._unscored(harm))
+
+    def _unscored(self, harm: Harm) -> CertifyData:
+        return self._columns(np.zeros(len(next(iter(self.outputs.values())))), harm)
+
+    def classes(self) -> Integers | None:
         """Return the classes that a temperature is fitted on: labels, or the cloud's answers; None for no classes."""
         decoder = self.judge.decoder
         if not decoder.has_temperature:

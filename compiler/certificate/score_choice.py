@@ -9,24 +9,31 @@ device at the promised harm. The threshold it would get is predicted rather than
 share of harm on this split is within what the certificate's test will let pass on as many examples as there are to
 certify with. Certifying the tune split itself chooses as well where it is large; where it is small, it keeps nothing
 by any score and cannot tell them apart.
+
+A score that was learnt on this very split takes part with what heads that did not see a row say of it
+(``compiler.certificate.probe``), and is chosen only where it is shown to keep more than the best of the others
+(``compiler.certificate.gain``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compiler.certificate import units
-from compiler.certificate.columns import CertifyData, check
+from compiler.certificate.binomial import allowed_harm
+from compiler.certificate.columns import CertifyData, check, harmful
+from compiler.certificate.gain import Gain, Part, gain
 from compiler.certificate.learn_then_test import THRESHOLDS
+from compiler.certificate.ranking import Ranking, ranking
 from compiler.recipe.certificate_section import AUTO, CertificateSection
 from penstock.artifact.certificates import Harm
 from penstock.errors import CalibrationError
 from penstock.policy import confidence
-from penstock.policy.confidence import TOKEN_SCORES, Kind, token_score
+from penstock.policy.confidence import PROBE, TOKEN_SCORES, Kind, token_score
 from penstock.policy.decoding import Decoder
 from penstock.wire.tensors import Array
 
@@ -51,6 +58,9 @@ class Choice:
         thresholds: the grid to certify on, strictest first: the fixed one, and quantiles of the chosen score on the
             split that chose it. A score that crowds in a corner of [0, 1] is told apart there too.
         reason: one sentence for a report.
+        gain: coverage that a score learnt on these examples adds to the best of the others; None where there is none,
+            or no others.
+        rankings: how well each score that was compared ranks these examples, by name.
     """
 
     score: str
@@ -58,6 +68,8 @@ class Choice:
     coverage: Mapping[str, float]
     thresholds: tuple[float, ...]
     reason: str
+    gain: Gain | None = None
+    rankings: Mapping[str, Ranking] = field(default_factory=dict)
 
 
 def choose(
@@ -67,6 +79,7 @@ def choose(
     promise: CertificateSection,
     *,
     classes: Integers | None = None,
+    is_learned: bool = False,
     rows_to_certify: int | None = None,
 ) -> Choice:
     """Choose score, temperature and thresholds for a model that answers with arrays.
@@ -77,6 +90,7 @@ def choose(
         decoder: reads the outputs, and knows which scores they can have.
         promise: ``promise.score`` other than "auto" fixes the score; temperature and thresholds are fitted anyway.
         classes: [N] that the temperature is fitted on, where answers are classes: labels, or the cloud's answers.
+        is_learned: whether the score ``probe`` was learnt on this split.
         rows_to_certify: how many examples, or clusters, will certify (their number, never their content); as many as
             there are here by default.
 
@@ -84,12 +98,12 @@ def choose(
         CalibrationError: no rows, outputs that are not finite, malformed columns, labels missing that harm needs, or a
             score fixed that these outputs cannot have.
     """
-    temperature, note = (1.0, "") if classes is None else _temperature(outputs[decoder.output], classes, decoder.kind)
+    temperature, note = (1.0, "") if classes is None else temperature_of(outputs[decoder.output], classes, decoder.kind)
     names = _usable(promise.score, decoder.scores)
     scores = {name: decoder.score(outputs, name=name, temperature=temperature) for name in names}
     data = replace(data, scores=scores[names[0]])
     check(data)
-    return _best(scores, data, promise, rows_to_certify, temperature=temperature, note=note)
+    return _best(scores, data, promise, rows_to_certify, temperature=temperature, note=note, is_learned=is_learned)
 
 
 def choose_token_score(
@@ -166,8 +180,12 @@ def grid_for(scores: Floats) -> tuple[float, ...]:
     return tuple(sorted(rounded | set(THRESHOLDS), reverse=True))
 
 
-def _temperature(outputs: Array, classes: Integers, kind: Kind) -> tuple[float, str]:
-    """Fit the temperature; return 1 with a note where the split holds nothing to fit one on."""
+def temperature_of(outputs: Array, classes: Integers, kind: Kind) -> tuple[float, str]:
+    """Fit the temperature; return 1 with a note where the split holds nothing to fit one on.
+
+    Raises:
+        CalibrationError: as :func:`fit_temperature`.
+    """
     fitted = fit_temperature(outputs, classes.astype(np.int64), kind=kind)
     low, high = _TEMPERATURES
     if low < fitted < high:
@@ -194,20 +212,32 @@ def _best(
     *,
     temperature: float,
     note: str,
+    is_learned: bool = False,
 ) -> Choice:
+    harms = harmful(data)
     grids = {name: grid_for(values) for name, values in scores.items()}
     coverage = {
         name: _predicted_coverage(values, np.array(grids[name]), data, promise, rows_to_certify)
         for name, values in scores.items()
     }
-    best = max(coverage.values())
-    chosen = next(name for name, share in coverage.items() if share >= best - _WORTH)  # they come simplest first
+    plain = {name: share for name, share in coverage.items() if not (is_learned and name == PROBE)} or coverage
+    best = max(plain.values())
+    chosen = next(name for name, share in plain.items() if share >= best - _WORTH)  # they come simplest first
+    reason, added = _reason(chosen, plain, promise, len(data.scores)), None
+    if len(plain) < len(coverage):
+        others = {name: scores[name] for name in plain}
+        added = gain(scores[PROBE], others, harms, _parts(data, promise, rows_to_certify), clusters=data.clusters)
+        is_shown = added.low > 0 and added.value >= _WORTH
+        chosen = PROBE if is_shown else chosen
+        reason = f"{_reason_of_gain(added, is_shown=is_shown)}; {reason}"
     return Choice(
         score=chosen,
         temperature=temperature,
         coverage=coverage,
         thresholds=grids[chosen],
-        reason="; ".join(part for part in (_reason(chosen, coverage, promise, len(data.scores)), note) if part),
+        reason="; ".join(part for part in (reason, note) if part),
+        gain=added,
+        rankings={name: ranking(values, harms) for name, values in scores.items()},
     )
 
 
@@ -226,6 +256,27 @@ def _predicted_coverage(
             passed, units.predicted(scored, rows, grid, promise.levels[0], promise.level_delta, certifying=certifying)
         )
     return float(units.coverage_at(scored, grid)[passed - 1]) if passed else 0.0
+
+
+def _parts(data: CertifyData, promise: CertificateSection, rows_to_certify: int | None) -> list[Part]:
+    """List the groups, or all rows as one, with the share of each that the test of independent examples lets pass."""
+    there = units.count(len(data.scores), data.groups, data.clusters)
+    (total,) = units.count(len(data.scores), None, data.clusters).values()
+    found = []
+    for name, count in there.items():
+        rows = np.full(len(data.scores), True) if data.groups is None else np.asarray(data.groups == name)
+        certifying = max(1, round((rows_to_certify or total) * count / total))
+        allowed = max(0, allowed_harm(certifying, promise.levels[0], promise.level_delta)) / certifying
+        found.append(Part(rows=rows, allowed=allowed))
+    return found
+
+
+def _reason_of_gain(added: Gain, *, is_shown: bool) -> str:
+    """Say what the learned score adds to the others."""
+    found = (
+        f"the probe keeps {100 * added.value:+.1f} points ({100 * added.low:+.1f} to {100 * added.high:+.1f} at 90%)"
+    )
+    return f"{found} against the best of the others{'' if is_shown else ', which is not shown to be more'}"
 
 
 def _reason(chosen: str, coverage: Mapping[str, float], promise: CertificateSection, n: int) -> str:

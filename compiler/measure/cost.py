@@ -5,6 +5,7 @@ Nothing here is the same on two runs, so nothing here decides alone: see ``compi
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from compiler.artifact.evaluation import Speed
+from compiler.artifact.evaluation import Interval, Speed
 from penstock.errors import Internal
 from penstock.runtime import Engine
 from penstock.wire import tensors
@@ -24,6 +25,8 @@ _LATENCY_BUDGET_S = 0.25
 _LATENCY_MIN_ROUNDS = {1: 20, 32: 5}  # by batch: candidates are told apart by single rows, so those get more
 _LATENCY_MAX_ROUNDS = 200
 _MEMORY_TIMEOUT_S = 300.0
+_PAIRS_BUDGET_S = 2.0
+_MIN_PAIRS, _MAX_PAIRS = 60, 2_000
 
 
 def latencies_ms(engines: Mapping[str, Engine], inputs: Mapping[str, Array]) -> dict[str, dict[str, float]]:
@@ -79,3 +82,27 @@ def _interleaved(
             engine.run(batch)
             seconds[name].append(time.perf_counter() - began)
     return seconds
+
+
+def added_share(before: Engine, after: Engine, inputs: Mapping[str, Array]) -> Interval:
+    """Measure by what share a call with one row takes longer: the median over pairs of calls, with its 95% interval.
+
+    The two take turns, and so does who begins: a machine that slows down slows both. The interval is that of a median
+    by order statistics (Conover, Practical Nonparametric Statistics, 3.2), which supposes nothing of a clock.
+    """
+    row = {name: array[:1] for name, array in inputs.items()}
+    for engine in (before, after):
+        engine.run(row)
+    shares: list[float] = []
+    ends_at = time.perf_counter() + _PAIRS_BUDGET_S
+    while len(shares) < _MAX_PAIRS and (len(shares) < _MIN_PAIRS or time.perf_counter() < ends_at):
+        took = {}
+        for engine in (before, after) if len(shares) % 2 else (after, before):
+            began = time.perf_counter()
+            engine.run(row)
+            took[engine] = time.perf_counter() - began
+        shares.append(took[after] / took[before] - 1)
+    ordered, n = sorted(shares), len(shares)
+    spread = math.ceil(0.98 * math.sqrt(n))
+    low, high = max(0, n // 2 - spread), min(n - 1, n // 2 + spread)
+    return Interval(value=ordered[n // 2], low=ordered[low], high=ordered[high])

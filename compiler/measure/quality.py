@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -177,6 +177,10 @@ class Judge:
     correct: Function | None = None
     correct_name: str = ""
     labels: tuple[str, ...] = ()
+
+    def with_probe(self, output: str) -> Judge:
+        """Return the same with an output by which the model itself says how sure it is."""
+        return replace(self, decoder=replace(self.decoder, probe=output))
 
     @property
     def is_ready_made(self) -> bool:

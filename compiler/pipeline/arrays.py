@@ -18,15 +18,17 @@ from compiler.artifact.evaluation import SplitFigures
 from compiler.certificate.issue import AnsweredRows
 from compiler.data import Dataset, Split, calls, fingerprint, loading, preprocessing
 from compiler.graph import files, vocabulary
+from compiler.graph.confidence_head import PROBE_OUTPUT
 from compiler.measure import quality
 from compiler.measure.quality import Judge
-from compiler.pipeline import array_candidates, judging, recipe_models
+from compiler.pipeline import array_candidates, judging, probing, recipe_models
 from compiler.pipeline.array_candidates import Setting
 from compiler.pipeline.cached_steps import CachedSteps, Model, as_it_is, engine
 from compiler.pipeline.candidates import Candidate, Chosen, Contest, Goal
 from compiler.pipeline.certifying import check_enough, sample_of
 from compiler.pipeline.family import Terms, Tested, Use
 from compiler.progress import Doing
+from compiler.recipe import certificate_section
 from compiler.recipe.certificate_section import CertificateSection
 from compiler.recipe.recipes import CLOUD, Recipe
 from penstock.artifact.layout import VariantDraft
@@ -154,6 +156,25 @@ class Arrays:
         )
         return array_candidates.compete(self._steps, setting)
 
+    def probed(self, chosen: Chosen) -> Chosen:
+        """Try a head for the confidence of a classifier that can be asked here and has no confidence of its own."""
+        recipe, goal, candidate = self._recipe, chosen.goal, chosen.candidate
+        promise = certificate_section.for_rung(recipe.certificate, len(recipe.rungs))
+        if self._smoke or not probing.is_wanted(promise, goal.target, self._judge.decoder):
+            return chosen
+        with self._steps(f"{goal.what} probe") as doing:
+            trial = probing.Trial(
+                candidate=candidate,
+                answered=self.ask(candidate, "tune", doing),
+                tune=self._data.tune,
+                promise=promise,
+                rows_to_certify=self.splits["certify"].rows,
+                max_batch=candidate.batch_rows(recipe.model.max_batch),
+                samples=golden_inputs.of_edge(self._data.ranges),
+                seed=recipe.seed,
+            )
+            return replace(chosen, candidate=probing.tried(self._steps, trial, doing))
+
     def draft(self, chosen: Chosen) -> VariantDraft:
         """Pack the chosen graph; for TensorRT targets, the engine that is built from it."""
         goal, graph = chosen.goal, chosen.candidate.made
@@ -175,6 +196,7 @@ class Arrays:
             provider=target.provider,
             precision=chosen.candidate.precision,
             max_batch=self._batch_rows(chosen.candidate, onnx),
+            probe_output=self._judge_of(chosen.candidate).decoder.probe or msgspec.UNSET,
         )
         files = {**{path.name: path for path in packed.files}, **self._travelling(role)}
         rows = calls.first(self._data.ranges.inputs, onnx.inputs, rows=golden_inputs.ROWS)
@@ -189,14 +211,16 @@ class Arrays:
 
     def ask(self, candidate: Candidate, use: Use, doing: Doing) -> AnsweredRows:
         """Ask a candidate and the cloud one split."""
-        split = self._data.by_use()[use]
+        split, outputs = self._data.by_use()[use], self._answers(candidate, use, candidate.name, doing)
+        tuned = probing.tuned(candidate) if use == "tune" else {}  # its head has seen these rows
         return AnsweredRows(
-            outputs=self._answers(candidate, use, candidate.name, doing),
+            outputs={**outputs, **tuned},
             cloud=self._answers(self.cloud, use, CLOUD, doing),
             labels=split.labels,
             groups=split.groups,
-            judge=self._judge,
+            judge=self._judge_of(candidate),
             clusters=split.clusters,
+            is_learned=bool(tuned),
         )
 
     def evaluate(self, candidate: Candidate, what: str, doing: Doing) -> Tested:
@@ -243,12 +267,16 @@ class Arrays:
         """Return how many rows of a call the variant is served with: one where the model takes no more."""
         return candidate.batch_rows(self._recipe.model.max_batch) if calls.has_rows(onnx.inputs) else 1
 
+    def _judge_of(self, candidate: Candidate) -> Judge:
+        """Return what judges a candidate, by its own confidence where its graph has a head."""
+        return self._judge.with_probe(PROBE_OUTPUT) if candidate.has_head else self._judge
+
     def _answers(self, candidate: Candidate, use: Use, what: str, doing: Doing) -> dict[str, Array]:
         return self._steps.answers(
             candidate.made,
             self._data.by_use()[use],
             doing,
-            decoder=self._judge.decoder,
+            decoder=self._judge_of(candidate).decoder,
             max_batch=candidate.batch_rows(self._recipe.model.max_batch),
             what=what,
         )

@@ -13,8 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from compiler.artifact.evaluation import CandidateFigures, Coverage, Drop, SensitivityFigures, Share, Speed
+from compiler.artifact.evaluation import (
+    CandidateFigures,
+    Coverage,
+    Drop,
+    ProbeFigures,
+    ScoreFigures,
+    SensitivityFigures,
+    Share,
+    Speed,
+)
+from compiler.certificate.score_choice import Choice
 from compiler.measure import gate
 from compiler.measure.gate import Budget, Measured
 from compiler.pipeline.cached_steps import Model
@@ -39,6 +50,22 @@ class Goal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Probed:
+    """What became of a head for a candidate's confidence.
+
+    Attributes:
+        figures: for the evaluation.
+        scores: of every score that was compared with it, its own among them.
+        tuned: a file with its confidence in each tuning row, by heads that did not see that row; None where it is not
+            part of the candidate's graph.
+    """
+
+    figures: ProbeFigures
+    scores: tuple[ScoreFigures, ...]
+    tuned: Path | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """A model that competes for a goal, or that could not be made.
 
@@ -55,6 +82,7 @@ class Candidate:
         kept_float: names of operators that were sent back to float.
         rows_mixed: which operator makes rows change each other's answers, so that they run one at a time; "" where
             they are independent.
+        probed: what became of a head for its confidence; None where none was tried.
     """
 
     name: str
@@ -69,12 +97,18 @@ class Candidate:
     coverage: Coverage | None = None
     kept_float: tuple[str, ...] = ()
     rows_mixed: str = ""
+    probed: Probed | None = None
 
     @property
     def made(self) -> Model:
         """Return the model of a candidate that was made."""
         assert self.model is not None, f"{self.name} was not made: {self.refusal}"
         return self.model
+
+    @property
+    def has_head(self) -> bool:
+        """Say whether its graph computes its own confidence."""
+        return self.probed is not None and self.probed.figures.ships
 
     def batch_rows(self, most: int) -> int:
         """Return how many rows it may be asked at once, of at most ``most``: as many as the variant is served with."""
@@ -173,4 +207,12 @@ def _line(candidate: Candidate, verdict: str, *, ships: bool) -> CandidateFigure
         summary=candidate.summary,
         ships=ships,
         verdict=verdict,
+    )
+
+
+def score_figures(choice: Choice) -> tuple[ScoreFigures, ...]:
+    """Return what the evaluation says of every score that was compared."""
+    return tuple(
+        ScoreFigures(name=name, coverage=choice.coverage[name], auroc=found.auroc, curve=found.curve)
+        for name, found in choice.rankings.items()
     )

@@ -13,6 +13,7 @@ from compiler.certificate.issue import Answered, Issued, issue
 from compiler.certificate.score_choice import Choice
 from compiler.measure import cascade_figures
 from compiler.pipeline.cached_steps import CachedSteps
+from compiler.pipeline.candidates import Probed, score_figures
 from compiler.pipeline.family import Use
 from compiler.progress import Doing
 from compiler.recipe.certificate_section import CertificateSection
@@ -44,6 +45,7 @@ class Claim:
         units: how many of them are tested: examples, or clusters.
         is_required: whether a refusal ends the compilation.
         correct: by what an answer is right, "" where it is equal to its label.
+        probed: what became of a head for its confidence; None where none was tried.
     """
 
     what: str
@@ -53,6 +55,7 @@ class Claim:
     units: int
     is_required: bool
     correct: str = ""
+    probed: Probed | None = None
 
 
 def build(steps: CachedSteps, claim: Claim, ask: Callable[[Use, Doing], Answered]) -> Cascade:
@@ -90,6 +93,8 @@ def build(steps: CachedSteps, claim: Claim, ask: Callable[[Use, Doing], Answered
         curve_certify=_curve(certifying, choice),
         curve_test=_curve(on_test, choice),
         reliability=() if known is None else cascade_figures.reliability(*known),
+        scores=(() if claim.probed is None else claim.probed.scores) or score_figures(choice),
+        probe=None if claim.probed is None else claim.probed.figures,
     )
     return Cascade(evaluation=evaluation, issued=issued)
 

@@ -11,7 +11,7 @@ content: an unchanged recipe only copies it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from penstock.artifact import manifests
 from penstock.artifact.certificates import Subject
 from penstock.artifact.layout import Layout, VariantDraft, variant_digest
 from penstock.errors import ConfigError
+from penstock.policy.confidence import PROBE
 
 FAMILIES: Mapping[Task, type[Family]] = {
     **dict.fromkeys(quality.TASKS, Arrays),
@@ -115,6 +116,9 @@ def smoke(recipe: Recipe, scratch: Path, *, cache: StepCache, watcher: Watcher) 
     Raises:
         As :func:`compile_recipe`, but for refusals: too few samples are the point.
     """
+    if recipe.certificate.score == PROBE:  # so few rows teach a head nothing, which is no mistake of the recipe
+        certificate = msgspec.structs.replace(recipe.certificate, score=certificate_section.AUTO)
+        recipe = replace(recipe, certificate=certificate)
     layout = _write(recipe, scratch, CachedSteps(cache, watcher), require_certificate=False, smoke=True)
     return evaluation.decode(layout.blobs.read(layout.referrers(manifests.EVALUATION)[-1].content.digest))
 
@@ -257,6 +261,7 @@ def _variant(family: Family, goal: Goal, directory: Path) -> _Variant:
     """Make every candidate for a goal, choose one, and make it ready to pack."""
     terms = family.terms
     chosen = candidates.choose(family.candidates(goal), max_drop=terms.max_drop, advice=terms.advice)
+    chosen = family.probed(chosen)
     draft = family.draft(chosen)
     return _Variant(chosen=chosen, draft=draft, digest=variant_digest(draft, directory))
 
@@ -279,6 +284,7 @@ def _claim(family: Family, recipe: Recipe, variant: _Variant, drafts: _Drafts, *
         units=family.units,
         is_required=is_required,
         correct=family.terms.correct,
+        probed=variant.chosen.candidate.probed,
     )
 
 

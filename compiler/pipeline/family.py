@@ -115,6 +115,14 @@ class Family(Protocol):
         """
         ...
 
+    def probed(self, chosen: Chosen) -> Chosen:
+        """Give the chosen candidate a head for its confidence, where that is asked for and helps.
+
+        Raises:
+            CalibrationError, CompileError: the recipe names that score, and the candidate cannot have it.
+        """
+        ...
+
     def draft(self, chosen: Chosen) -> VariantDraft:
         """Make the chosen candidate ready to pack; where its target has an engine of its own, build that.
 

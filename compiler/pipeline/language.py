@@ -131,6 +131,10 @@ class Language:
         ]
         return Contest(goal=goal, parent=parent, candidates=tuple(found))
 
+    def probed(self, chosen: Chosen) -> Chosen:
+        """Return what was given: the builder's graphs of language models have no output for hidden states."""
+        return chosen
+
     def draft(self, chosen: Chosen) -> VariantDraft:
         """Pack every file of the built directory, with greedy answers as golden vectors."""
         goal = chosen.goal

@@ -167,7 +167,7 @@ class _Pair:
             cloud=_outputs(self.teacher, self.cloud.spec, split, self.judge),
             labels=split.labels,
             groups=split.groups,
-            judge=self.judge,
+            judge=self.judge.with_probe(self.variant.spec.probe),
             clusters=split.clusters,
         )
 
@@ -176,7 +176,7 @@ def _outputs(loaded: Loaded, spec: VariantSpec, split: Split, judge: Judge) -> d
     return answers(
         calls.by_rows(loaded.engine),
         split.inputs,
-        decoder=judge.decoder,
+        decoder=replace(judge.decoder, probe=spec.probe),
         max_batch=loaded.max_batch if loaded.timing.is_batchable else spec.max_batch,
         what=f"{spec.role} variant",
     )

@@ -27,7 +27,9 @@ class CertificateSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
             shares, each certified in the same artifact. Agents use the first unless they are told another.
         delta: chance that the promise, all of its levels together, does not hold.
         harm: counted by ``labels`` (edge wrong and cloud right), or as ``disagreement`` with the cloud.
-        score: confidence score, or "auto" for the one that keeps most on the split for such choices.
+        score: confidence score, or "auto" for the one that keeps most on the split for such choices. "probe" is a head
+            that is trained on that split and becomes part of the variant's graph (or an output of your own model, where
+            ``model.probe_output`` names one); "auto" takes a head only where it is shown to keep more than the others.
     """
 
     max_harm: float | tuple[float, ...] = 0.02

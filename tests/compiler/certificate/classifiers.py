@@ -22,8 +22,10 @@ def choose(
     promise: CertificateSection,
     *,
     groups: NDArray[np.str_] | None = None,
+    learned: NDArray[np.float64] | None = None,
     rows_to_certify: int | None = None,
 ) -> Choice:
+    """Choose, with a score of its own that was learnt on these rows where ``learned`` is given."""
     score_choice.check_labels(promise.harm, labels)
     data = CertifyData(
         scores=np.zeros(len(outputs)),
@@ -33,10 +35,11 @@ def choose(
         groups=groups,
     )
     return score_choice.choose(
-        {"y": outputs},
+        {"y": outputs} if learned is None else {"y": outputs, "probe": learned},
         data,
-        Decoder(output="y", kind=kind),
+        Decoder(output="y", kind=kind, probe="" if learned is None else "probe"),
         promise,
         classes=cloud if labels is None else labels,
+        is_learned=learned is not None,
         rows_to_certify=rows_to_certify,
     )
