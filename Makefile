@@ -10,7 +10,8 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 ARGS ?=
 # -n0 in ARGS takes the suite back into one process, where --pdb works
-WORKERS := -n logical --maxprocesses 8 --dist loadgroup
+# a file is one worker's, which makes its fixtures once; tests/conftest.py has the longest files begin first
+WORKERS := -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 # what decides and what encodes: no processes, no training, no installing; a folder that is gone fails the run
 QUICK := $(wildcard tests/*/policy) $(addprefix tests/penstock/,artifact http process rest rpc signing wire) \
 	$(filter-out %_simulation.py,$(wildcard tests/compiler/certificate/test_*.py)) $(addprefix tests/compiler/,measure recipe) \

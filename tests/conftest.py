@@ -27,18 +27,37 @@ settings.register_profile(
 )
 settings.load_profile("suite")
 
-TOGETHER = (
-    "compiler/distill/test_hugging_face.py",
-    "compiler/generation",
-    "compiler/passes/test_node_cases.py",
+LONGEST_FIRST = (
+    "compiler/generation/test_build.py",
     "compiler/passes/test_vision_graphs.py",
-    "compiler/sources",
+    "compiler/distill/test_student.py",
+    "compiler/passes/test_node_cases.py",
     "contract/test_bad_input.py",
-    "examples/test_digits.py",
     "integration/test_real_models.py",
+    "compiler/sources/test_torch_modules.py",
+    "edge_agent/test_agent.py",
+    "integration/test_demo.py",
+    "simulation/test_fleet.py",
+    "compiler/distill/test_command.py",
+    "compiler/distill/test_hugging_face.py",
+    "compiler/passes/test_genai.py",
+    "edge_agent/test_kills.py",
+    "penstock/toolchain/test_install.py",
+    "integration/test_kill.py",
+    "compiler/sources/test_huggingface.py",
+    "compiler/generation/test_compile.py",
+    "compiler/generation/test_engine.py",
+    "compiler/pipeline/test_compilation.py",
+    "compiler/distill/test_defer.py",
+    "benchmarks/test_benchmarks.py",
+    "integration/test_log_readers.py",
+    "integration/test_tenants.py",
+    "compiler/pipeline/test_bad_models.py",
+    "integration/test_copied_directory.py",
     "integration/test_clients_of_others.py",
+    "integration/test_assignments.py",
 )
-"""Folders and files with fixtures that cost more than their tests: one worker of pytest-xdist takes the whole."""
+"""Files of more than ten seconds of a processor: they go first, so that no worker begins one when others are done."""
 
 
 def pytest_configure() -> None:
@@ -47,15 +66,14 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first. pytest-xdist gives a worker whole files (``--dist loadfile``), in this order."""
     here = Path(__file__).parent
-    for place in TOGETHER:
+    for place in LONGEST_FIRST:
         if not (here / place).exists():
-            raise pytest.UsageError(f"TOGETHER in tests/conftest.py names {place}, which is not there")
-        for item in items:
-            if item.path.is_relative_to(here / place):
-                item.add_marker(pytest.mark.xdist_group(place))
+            raise pytest.UsageError(f"LONGEST_FIRST in tests/conftest.py names {place}, which is not there")
+    order = {here / place: number for number, place in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
 @pytest.fixture

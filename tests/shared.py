@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+import pickle
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
+
+Made = TypeVar("Made")
 
 
 def run_directory(factory: pytest.TempPathFactory, name: str) -> Path:
@@ -31,3 +35,14 @@ def one_at_a_time(directory: Path) -> Iterator[None]:
     with (directory / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def made_once(directory: Path, make: Callable[[], Made]) -> Made:
+    """Return what ``make()`` returned to the first worker that asked with this directory; it can be pickled."""
+    file = directory / "made.pickle"
+    with one_at_a_time(directory):
+        if not file.exists():
+            content = pickle.dumps(make())
+            file.write_bytes(content)
+    made: Made = pickle.loads(file.read_bytes())
+    return made

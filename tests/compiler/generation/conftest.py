@@ -1,4 +1,4 @@
-"""Two tiny Llamas that learned from Python's standard library, and what is built of them, once a session."""
+"""Two tiny Llamas that learned from Python's standard library, and what is built of them, once a run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from compiler.passes.job import PassJob, PassResult
 from compiler.recipe.targets import GENAI_CPU, resolve
 from examples.tiny_llama import data, run
 from examples.tiny_llama.run import Outcome, Plan, Shape
-from tests.shared import kept_directory, one_at_a_time
+from tests.shared import kept_directory, made_once, one_at_a_time, run_directory
 
 PLAN = Plan(
     cloud=Shape(hidden=96, layers=2, steps=110),
@@ -73,10 +73,14 @@ class Chain:
 @pytest.fixture(scope="session")
 def chain(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Chain:
     """The example as a user runs it, on models that are trained already."""
-    out = tmp_path_factory.mktemp("chain")
-    for source in (tiny.cloud, tiny.edge):
-        shutil.copytree(source, out / source.name)
-    return Chain(directory=out, outcome=run.run(out, PLAN, lambda line: None))
+    out = run_directory(tmp_path_factory, "chain")
+
+    def make() -> Chain:
+        for source in (tiny.cloud, tiny.edge):
+            shutil.copytree(source, out / source.name)
+        return Chain(directory=out, outcome=run.run(out, PLAN, lambda line: None))
+
+    return made_once(out, make)
 
 
 @pytest.fixture(scope="session")
@@ -85,8 +89,9 @@ def edge_fp32(chain: Chain) -> BuiltModel:
 
 
 @pytest.fixture(scope="session")
-def edge_int4(tiny: Tiny) -> tuple[BuiltModel, PassResult]:
-    return tiny.build(tiny.edge, "edge-int4", precision="int4")
+def edge_int4(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[BuiltModel, PassResult]:
+    shared = run_directory(tmp_path_factory, "edge-int4")
+    return made_once(shared, lambda: replace(tiny, scratch=shared).build(tiny.edge, "edge-int4", precision="int4"))
 
 
 @pytest.fixture(scope="session")
