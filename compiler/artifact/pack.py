@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from compiler.cache.sharing import locked
 from compiler.cache.steps import ENTRY_FILE
 from compiler.data import calls
 from penstock.artifact import golden, manifests
@@ -166,7 +167,8 @@ def workspace(out: Path) -> Iterator[Path]:
 
 
 def publish(built: Path, out: Path, scratch: Path, *, finish: Callable[[Path], None] | None = None) -> None:
-    """Copy a finished artifact to ``out``; what an earlier compilation wrote there is replaced as a whole.
+    """Copy a finished artifact to ``out``; what an earlier compilation wrote there is replaced as a whole, by one
+    compilation at a time.
 
     Args:
         finish: called with the copy before it takes its place.
@@ -174,7 +176,7 @@ def publish(built: Path, out: Path, scratch: Path, *, finish: Callable[[Path], N
     Raises:
         StorageError: a copy or a rename failed; ``out`` is as it was.
     """
-    with disk_errors(f"publishing {out}"):
+    with locked(out.parent), disk_errors(f"publishing {out}"):
         ready, previous = scratch / "ready", scratch / "previous"
         shutil.copytree(built, ready, ignore=shutil.ignore_patterns(ENTRY_FILE))
         if out.exists():

@@ -2,7 +2,9 @@
 
 Owns the directory of results and that an entry is whole or absent: a step works in a directory of its own, which is
 renamed into place when it is done, and every entry lists its files with their digests, so that a damaged one is noticed
-and made again. What a step depends on is the caller's to say, completely, in its key.
+and made again. Compilations that run at the same time share the directory: what one is making the other waits for, and
+what one uses the other neither evicts nor replaces. What a step depends on is the caller's to say, completely, in its
+key.
 """
 
 from __future__ import annotations
@@ -12,18 +14,22 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from compiler.cache.sharing import Users, is_free, locked
 from penstock.artifact.blobs import digest_of, digest_of_file, disk_errors, write_atomically
 from penstock.artifact.manifests import canonical_json
 
 ENTRY_FILE = "step.json"
 DEFAULT_MAX_BYTES = 20 * 1024**3
+_SCRATCH = "making-"
+_LEFT_S = 24 * 3600.0  # older scratch and locks are what a killed process left
 _RECENT_S = 600.0
 """An entry used this recently is never evicted: another compilation may be reading it."""
 
@@ -80,6 +86,13 @@ class Step:
 Produce = Callable[[Path, Path], Any]
 """(out, work) -> facts. ``out`` is empty; ``work`` outlives an interruption of this very step."""
 
+Waiting = Callable[[str], None]
+"""Told, in words, what is waited for."""
+
+
+def unheard(words: str) -> None:
+    """Take words that nobody listens to; a :data:`Waiting`."""
+
 
 class StepCache:
     """Results below ``root``, at most ``max_bytes`` of them; the least recently used go first."""
@@ -93,14 +106,15 @@ class StepCache:
         self._root = root
         self._max_bytes = max_bytes
         self._reuse = reuse
-        self._made: set[str] = set()
-        self._used: set[Path] = set()  # never evicted by this process: a later step may still read them
+        self._made: dict[str, Path] = {}
+        self._users = Users(root / "users")  # of what is used nothing is evicted: a later step may still read it
 
-    def run(self, step: str, key: Mapping[str, Any], produce: Produce) -> Step:
+    def run(self, step: str, key: Mapping[str, Any], produce: Produce, *, waiting: Waiting = unheard) -> Step:
         """Return the result of a step: found, or made by ``produce`` and kept.
 
         Args:
             key: everything that the result depends on, as plain JSON.
+            waiting: told that another process is making the same step, where that has to be waited for.
 
         Raises:
             StorageError: the disk is full or not writable; nothing half-written stays behind.
@@ -108,36 +122,56 @@ class StepCache:
         """
         plain = msgspec.to_builtins(dict(key))
         identity = digest_of(canonical_json({"step": step, "key": plain}))
-        directory = self._root / "steps" / identity.removeprefix("sha256:")[:40]
+        directory = self._made.get(identity, self._root / "steps" / identity.removeprefix("sha256:")[:40])
         note = ""
-        self._used.add(directory)
+        self._users.note(directory.name)
         if self._reuse or identity in self._made:
             found, note = self._look(directory)
             if found is not None:
                 return Step(id=identity, directory=directory, facts=found.facts, was_cached=True)
-        facts = self._make(step, plain, directory, produce)
-        self._made.add(identity)
+        with self._making(directory.name, waiting) as has_waited:
+            if has_waited:  # somebody made it since this compilation began
+                found, _ = self._look(directory)
+                if found is not None:
+                    self._made[identity] = directory
+                    return Step(id=identity, directory=directory, facts=found.facts, was_cached=True)
+            facts, self._made[identity] = self._make(step, plain, directory, produce)
         self._evict()
-        return Step(id=identity, directory=directory, facts=facts, was_cached=False, note=note)
+        return Step(id=identity, directory=self._made[identity], facts=facts, was_cached=False, note=note)
+
+    @contextmanager
+    def _making(self, name: str, waiting: Waiting) -> Iterator[bool]:
+        """Hold the right to make a step, and its work directory; yields whether it had to be waited for."""
+        locks = self._root / "locks"
+        with disk_errors(f"writing below {self._root}"):
+            locks.mkdir(parents=True, exist_ok=True)
+        with locked(locks / name, wait=lambda who: waiting(f"{who} is making it; waiting")) as has_waited:
+            yield has_waited
+
+    def _quiet(self, *, shared: bool) -> AbstractContextManager[bool]:
+        """Hold off everybody who would look at entries or move them."""
+        return locked(self._root / "lock", shared=shared)
 
     def _look(self, directory: Path) -> tuple[Entry | None, str]:
         if not directory.exists():
             return None, ""
-        entry = _read(directory)
-        problem = "its record cannot be read" if entry is None else _damage(entry, directory)
-        if problem:
-            with disk_errors(f"removing the damaged {directory}"):
-                shutil.rmtree(directory)
-            return None, f"kept result was damaged ({problem}) and is made again"
-        os.utime(directory / ENTRY_FILE)
-        return entry, ""
+        with self._quiet(shared=True):
+            entry = _read(directory)
+            problem = "its record cannot be read" if entry is None else _damage(entry, directory)
+            if not problem:
+                os.utime(directory / ENTRY_FILE)
+                return entry, ""
+        with self._quiet(shared=False), disk_errors(f"removing the damaged {directory}"):
+            shutil.rmtree(directory, ignore_errors=True)  # another process may be at it as well
+        return None, f"kept result was damaged ({problem}) and is made again"
 
-    def _make(self, step: str, key: dict[str, Any], directory: Path, produce: Produce) -> Any:
+    def _make(self, step: str, key: dict[str, Any], directory: Path, produce: Produce) -> tuple[Any, Path]:
         work = self._root / "work" / directory.name
         with disk_errors(f"writing below {self._root}"):
             for parent in (directory.parent, work):
                 parent.mkdir(parents=True, exist_ok=True)
-            scratch = Path(tempfile.mkdtemp(dir=self._root, prefix="making-"))
+            scratch = Path(tempfile.mkdtemp(dir=self._root, prefix=_SCRATCH))
+        self._users.note(scratch.name)
         try:
             with disk_errors(f"step {step}: writing below {self._root}"):
                 facts = msgspec.to_builtins(produce(scratch, work))
@@ -148,20 +182,43 @@ class StepCache:
                 }
                 entry = Entry(step=step, key=key, facts=facts, files=files)
                 write_atomically(scratch / ENTRY_FILE, msgspec.json.encode(entry, order="sorted"))
-                _replace(directory, scratch)
+                place = self._put(scratch, directory, entry)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         shutil.rmtree(work, ignore_errors=True)
-        return facts
+        return facts, place
+
+    def _put(self, made: Path, directory: Path, entry: Entry) -> Path:
+        """Put a finished result in its place; return where it is.
+
+        What another process reads stays as it is: an equal result is not replaced, and beside one that differs (what
+        a clock measured does) this one gets a place of its own, which nobody finds again.
+        """
+        with self._quiet(shared=False):
+            there = _read(directory) if directory.exists() else None
+            is_whole = there is not None and not _damage(there, directory)
+            if is_whole and there is not None and (there.files, there.facts) == (entry.files, entry.facts):
+                return directory
+            if is_whole and directory.name in self._users.of_others():
+                directory = directory.with_name(f"{directory.name}.{made.name.removeprefix(_SCRATCH)}")
+                self._users.note(directory.name)
+            _replace(directory, made)
+        return directory
 
     def _evict(self) -> None:
         """Remove the least recently used entries above the limit, and scratch that a killed process left."""
         now = time.time()
-        for left in self._root.glob("making-*"):
-            if now - _used_at(left) > 24 * 3600:
-                shutil.rmtree(left, ignore_errors=True)
-        entries = [(_used_at(path / ENTRY_FILE), path) for path in (self._root / "steps").iterdir()]
-        evict(entries, self._max_bytes, kept=self._used, used_before=now - _RECENT_S)
+        with self._quiet(shared=False):
+            in_use = self._users.in_use()
+            for left in self._root.glob(f"{_SCRATCH}*"):
+                if left.name not in in_use and now - _used_at(left) > _LEFT_S:
+                    shutil.rmtree(left, ignore_errors=True)
+            for lock in (self._root / "locks").iterdir():
+                if now - _used_at(lock) > _LEFT_S and is_free(lock):
+                    lock.unlink(missing_ok=True)
+            entries = [(_used_at(path / ENTRY_FILE), path) for path in (self._root / "steps").iterdir()]
+            kept = {path for _, path in entries if path.name in in_use}
+            evict(entries, self._max_bytes, kept=kept, used_before=now - _RECENT_S)
 
 
 def evict(
@@ -231,4 +288,10 @@ def _used_at(path: Path) -> float:
 
 
 def _size_bytes(directory: Path) -> int:
-    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+    total = 0
+    for path in directory.rglob("*"):
+        try:
+            total += path.stat().st_size if path.is_file() else 0
+        except FileNotFoundError:  # another process tidies up as well
+            continue
+    return total

@@ -85,7 +85,9 @@ class CachedSteps:
 
     def keep(self, name: str, key: Mapping[str, Any], produce: Callable[[Path, Path], Any], doing: Doing) -> Step:
         """Find the result of a step, or make and keep it; ``key`` is completed with code and libraries."""
-        found = self._cache.run(name, {**key, "made_by": made_by()}, produce)
+        found = self._cache.run(
+            name, {**key, "made_by": made_by()}, produce, waiting=lambda words: doing.advance(0.0, words)
+        )
         doing.note(found.note)
         doing.took(was_cached=found.was_cached)
         self.taken.append({"step": name, "id": found.id, "key": key})

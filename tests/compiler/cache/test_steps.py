@@ -139,16 +139,6 @@ def test_results_that_this_compilation_used_stay_however_long_a_later_step_takes
     assert all((directory / "result.txt").exists() for directory in used)
 
 
-def test_a_result_that_another_compilation_made_meanwhile_is_replaced_as_a_whole(tmp_path):
-    def produce(out, work):
-        StepCache(tmp_path).run("greet", {}, write("theirs"))
-        return write("ours")(out, work)
-
-    made = StepCache(tmp_path).run("greet", {}, produce)
-    assert (made.directory / "result.txt").read_text() == "ours"
-    assert not list(tmp_path.glob("making-*"))
-
-
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [({"PENSTOCK_CACHE": "/a"}, "/a/compile"), ({"XDG_CACHE_HOME": "/b"}, "/b/penstock/compile")],

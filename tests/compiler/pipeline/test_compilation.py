@@ -77,6 +77,22 @@ def test_the_artifact_is_whole_and_verifies(workspace: Path) -> None:
     assert {r.kind for r in layout.referrers()} == kinds
 
 
+def test_every_file_of_an_unchanged_compilation_has_the_same_bytes_and_made_again_all_but_what_a_clock_says(
+    workspace: Path,
+) -> None:
+    def files(name: str) -> dict[str, bytes]:
+        root = workspace / name
+        return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+    compile_here(workspace)
+    assert compile_here(workspace, "again").was_kept
+    assert files("again") == files("out")
+    compile_here(workspace, "fresh", fresh=True)
+    made, before = files("fresh"), files("out")
+    named = {path for path in made if "/" not in path and made[path] != before[path]}
+    assert named <= {"evaluation.json", "report.html", "index.json"}
+
+
 def test_copies_for_people_are_the_referrers_bytes(workspace: Path) -> None:
     compile_here(workspace)
     layout = Layout(workspace / "out")
