@@ -187,7 +187,8 @@ class SignatureError(ArtifactError):
 
 
 class CalibrationError(PenstockError):
-    """Calibration or certification data do not allow what was asked; ``needed`` is the sample count that would."""
+    """Calibration or certification data do not allow what was asked; ``needed`` is the count of samples, or of
+    clusters of samples that belong together, that would."""
 
     code = "calibration"
 

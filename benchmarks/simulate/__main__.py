@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 
-from benchmarks.simulate import audit, clusters, fleet, gates, groups, unreached
+from benchmarks.simulate import audit, clusters, files, fleet, gates, groups, unreached
 
 SUBJECTS: Mapping[str, Callable[[], str]] = {
     "audit": audit.table,
     "clusters": clusters.table,
+    "files": files.table,
     "fleet": fleet.table,
     "gates": gates.table,
     "groups": groups.table,

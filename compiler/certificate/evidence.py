@@ -223,6 +223,9 @@ def _test_differences(certificate: Certificate, evidence: Evidence) -> list[str]
     found = [] if certificate.test in known else [f"test: {certificate.test} certified, the evidence is for {made}"]
     if (certificate.over == "clusters") != (evidence.data.clusters is not None):
         found.append(f"over: {certificate.over} certified, the evidence has {_clusters(evidence.data)}")
+    rows = len(evidence.data.scores)
+    if certificate.over == "clusters" and certificate.rows not in (0, rows):
+        found.append(f"rows: {certificate.rows} certified, the evidence has {rows}")
     return found
 
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from compiler.data.dataset import Repeats, Split
 from compiler.data.splitting import own_keys, row_keys
 from compiler.recipe.data_section import DataSection
+from penstock.errors import InvalidInput
 
 _WHOSE = ("patient", "subject", "participant", "person", "speaker", "user", "device", "camera", "session")
 """What rows belong to, the one that holds the others first: a user has sessions."""
@@ -55,6 +56,17 @@ def column(section: DataSection, names: Sequence[str], taken: Sequence[str]) -> 
     free = {_plain(name): name for name in reversed(names) if name not in taken}
     forms = (f"{whose}{ending}" for whose in _WHOSE for ending in _ENDINGS)
     return next((free[form] for form in forms if form in free), "")
+
+
+def told(error: InvalidInput, section: DataSection, name: str) -> InvalidInput:
+    """Return an error about the column ``name``; where nobody asked for it, with why it was read at all."""
+    if section.cluster_by or error.field is None or not error.field.endswith(name):
+        return error
+    return InvalidInput(
+        f"{error.message.rstrip('.')}. It is read because its name says what rows belong to; "
+        'data.repeats = "natural" leaves it alone',
+        field=error.field,
+    )
 
 
 def arranged(

@@ -61,7 +61,7 @@ def load(
     parts = _reader(kind_of(section.source))(request)
     names = _class_names(parts, labels)
     splits = [_checked(part, request, classes, input_range, labels_as, names) for part in parts]
-    found, repeats = belonging.arranged(splits, _cluster_names(parts), section, cluster_by=parts[0].cluster_by)
+    found, repeats = _arranged(splits, parts, section)
     divided = _divide(found[0], repeats, section) if parts[0].split == ALL else _assign(found, repeats, section)
     return replace(divided, class_names=names)
 
@@ -77,7 +77,7 @@ def look(section: DataSection, base: Path, inputs: Sequence[TensorSpec]) -> Repe
     request = Request(section=section, base=base, inputs=inputs, wants_labels=False, progress=silent)
     parts = _reader(kind_of(section.source))(request)
     splits = [_checked(part, request, None, None, "none", ()) for part in parts]
-    return belonging.arranged(splits, _cluster_names(parts), section, cluster_by=parts[0].cluster_by)[1]
+    return _arranged(splits, parts, section)[1]
 
 
 def has_splits(section: DataSection, base: Path, inputs: Sequence[TensorSpec]) -> bool:
@@ -123,6 +123,15 @@ def _check_names(section: DataSection, inputs: Sequence[TensorSpec]) -> None:
                     f"data.{setting}: the model has no input {name!r}; {nearest(name, known)}",
                     field=f"data.{setting}.{name}",
                 )
+
+
+def _arranged(splits: Sequence[Split], parts: Sequence[Part], section: DataSection) -> tuple[list[Arranged], Repeats]:
+    cluster_by = parts[0].cluster_by
+    try:
+        names = _cluster_names(parts)
+    except InvalidInput as error:
+        raise belonging.told(error, section, cluster_by) from error
+    return belonging.arranged(splits, names, section, cluster_by=cluster_by)
 
 
 def _cluster_names(parts: Sequence[Part]) -> list[NDArray[np.str_]] | None:

@@ -59,11 +59,15 @@ def read(request: Request) -> list[Part]:
     plan = columns_by_input(request, names)
     taken = [*_single(request), *(name for found in plan.values() for name in found)]
     cluster_by = belonging.column(request.section, names, taken)
-    request = replace(request, section=msgspec.structs.replace(request.section, cluster_by=cluster_by))
+    asked = request.section
+    request = replace(request, section=msgspec.structs.replace(asked, cluster_by=cluster_by))
     uses = _uses(request, plan)
     for name, what in _single(request).items():
         _check_name(name, names, request, what)
-    columns = table.columns(uses, request.progress)
+    try:
+        columns = table.columns(uses, request.progress)
+    except InvalidInput as error:
+        raise (belonging.told(error, asked, cluster_by) if cluster_by else error) from error
     splits = _split_rows(request, columns)
     if splits is not None:
         kept = np.sort(np.concatenate(list(splits.values())))  # rows of no split, such as "train", are left out

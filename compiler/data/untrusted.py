@@ -225,8 +225,7 @@ def cluster_names(array: Array, rows: int, *, field: str) -> NDArray[np.str_]:
     missing = np.flatnonzero(names == "")
     if len(missing):
         raise InvalidInput(
-            f"{field}: row {missing[0]} does not say what it belongs to; name it (data.cluster_by), or set "
-            'data.repeats = "natural" if every row is a draw by itself',
+            f"{field}: row {missing[0]} does not say what it belongs to; give it a name (data.cluster_by)",
             field=field,
         )
     return names

@@ -150,11 +150,11 @@ class DataSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         empty_cells: of csv files, in a column of words that the model takes as they are: "refuse" one, since it looks
             like a missing value, or take it as an empty "text".
         repeats: what equal rows are. "natural": each is a draw by itself, since service will repeat them too (commands,
-            log lines, few categories). "copies": they say one thing several times (augmentation), so each distinct one
-            counts once and none may be in two splits. "" takes equal rows for copies, and says so.
-        cluster_by: array or column that says what rows belong to, such as a patient or a camera; it need not be an
-            input. Rows of one cluster stay in one split, and the promise is over clusters. "" looks for a column with
-            such a name, unless ``repeats`` is "natural".
+            log lines, few categories). "copies": they say one thing several times (``np.repeat``, oversampling), so
+            each distinct one counts once and none may be in two splits. "" takes equal rows for copies, and says so.
+        cluster_by: array or column that says what rows belong to, such as a patient, a camera, or the original of what
+            augmentation made; it need not be an input. Rows of one cluster stay in one split, and the promise is over
+            clusters. "" looks for a column with such a name, unless ``repeats`` is "natural".
         seed: for dividing.
     """
 

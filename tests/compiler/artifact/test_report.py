@@ -187,6 +187,21 @@ def with_threshold(document: Evaluation, threshold: float) -> TargetEvaluation:
     return msgspec.structs.replace(target, cascade=msgspec.structs.replace(target.cascade, certificate=certificate))
 
 
+def test_a_promise_over_clusters_says_so_in_its_first_line_and_counts_clusters(document: Evaluation) -> None:
+    cascade = document.targets[0].cascade
+    assert cascade is not None
+    over = msgspec.structs.replace(
+        certificate_of(document), over="clusters", cluster_by="patient", n=200, harm_count=3, kept_count=190, rows=1000
+    )
+    changed = with_first(document, cascade=msgspec.structs.replace(cascade, certificate=over))
+    said = "3,000 rows in 500 clusters by 'patient', certified as wholes"
+    text = text_of(report.render(msgspec.structs.replace(changed, repeats=said)))
+    assert "always asking the cloud, on average over clusters by 'patient', each counted once." in text
+    assert "3 of 200 clusters (of 1000 examples) harmful in part, 190 kept" in text
+    assert said in text
+    assert "because 200 clusters only bound the true harm" in text
+
+
 def test_the_first_threshold_that_failed_is_named(document: Evaluation) -> None:
     (what, why), *_ = report.refusals(with_threshold(document, 0.9))
     assert what == "Any threshold below 0.9000"

@@ -204,6 +204,12 @@ def test_a_certificate_over_clusters_says_so_and_its_evidence_names_none_of_them
     assert certificate.promise().endswith("cloud, on average over clusters by 'patient', each counted once")
 
 
+def test_a_changed_number_of_rows_in_the_clusters_is_named() -> None:
+    certificate, document, _ = issue(examples(clusters=True))
+    (text,) = evidence.differences(msgspec.structs.replace(certificate, rows=900), evidence.decode(document))
+    assert text == "rows: 900 certified, the evidence has 600"
+
+
 def test_copies_that_counted_once_are_told() -> None:
     data = examples()
     found = promise(data, SECTION)

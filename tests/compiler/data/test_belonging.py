@@ -140,8 +140,15 @@ def test_a_row_that_belongs_to_nothing_is_named(tmp_path: Path) -> None:
     patients = np.array([f"p{i // 2}" for i in range(100)], dtype=object)
     patients[13] = ""
     source = write(tmp_path, "csv", {"y": np.zeros(100, np.int64), "patient": patients}, rows(100))
-    with pytest.raises(InvalidInput, match="d.csv:patient: row 13 does not say what it belongs to"):
+    message = "d.csv:patient: row 13 does not say what it belongs to"
+    with pytest.raises(InvalidInput, match=message) as caught:
+        read(tmp_path, source, cluster_by="patient", **settings_of("csv"))
+    assert "natural" not in caught.value.message
+    with pytest.raises(InvalidInput, match=f'{message}.*read because its name.*"natural" leaves it alone'):
         read(tmp_path, source, **settings_of("csv"))
+    source = write(tmp_path, "parquet", {"y": np.zeros(3, np.int64), "user": np.array(["a", None, "a"])}, rows(3))
+    with pytest.raises(InvalidInput, match='column .user.: row 1 is missing.*"natural" leaves it alone'):
+        read(tmp_path, source, **settings_of("parquet"))
 
 
 def test_a_column_that_is_not_there_is_refused_and_folders_of_images_have_none(tmp_path: Path) -> None:
