@@ -9,14 +9,32 @@ import msgspec
 from compiler.recipe.choices import Objective, Task
 from penstock.artifact.certificates import Certificate, Harm
 
+NOISY_CLOCK = 1.05
+"""A clock by which a model is this much faster than itself is called noisy."""
+
 
 class Drop(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Quality lost against the parent: share of rows, with its 95% interval; negative is a gain."""
+    """Quality lost against the parent on the same ``n`` rows: a share of them; negative is a gain.
+
+    Attributes:
+        low: lower end of its 95% interval, which describes.
+        high: upper end.
+        lost: rows that only the parent answered well; where rows are scored, by how much it was better, summed.
+        won: the same of the candidate.
+        is_counted: whether every row is either good or not.
+        bound: what the gate compares with the budget: with probability 1 - ``level`` the true loss is below it.
+        level: the candidate's share of ``quality.delta``.
+    """
 
     value: float
     low: float
     high: float
     n: int
+    lost: float
+    won: float
+    is_counted: bool
+    bound: float
+    level: float
 
 
 class Share(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -49,6 +67,14 @@ class Speed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     memory_bytes: int
 
 
+class Speedup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many times as fast as its parent a model answers one row, with a 99% interval over calls in turns."""
+
+    value: float
+    low: float
+    high: float
+
+
 class Coverage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How much of a candidate is integer.
 
@@ -72,6 +98,7 @@ class CandidateFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         quality: share of rows answered well; ``metric`` of the target says what that is. None if it could not be made.
         drop: quality lost against the float parent; None for the parent itself.
         speed: None where the target cannot be run on this machine: nothing is guessed.
+        speedup: None for the parent, and where calls were not made in turns.
         coverage: None for a float candidate.
         kept_float: operators that the gate sent back to float.
         verdict: "ships", or why it does not, in a sentence.
@@ -83,6 +110,7 @@ class CandidateFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     quality: Share | None
     drop: Drop | None
     speed: Speed | None
+    speedup: Speedup | None
     coverage: Coverage | None
     kept_float: tuple[str, ...]
     summary: str
@@ -123,10 +151,17 @@ class CurvePoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class ReliabilityBin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Test rows whose largest probability lies in one of ten bins: how sure they were, and how often right."""
+    """Test rows whose largest probability lies in one of ten bins: how sure they were, and how often right.
+
+    Attributes:
+        low: lower end of the exact 95% interval of ``accuracy``.
+        high: its upper end.
+    """
 
     confidence: float
     accuracy: float
+    low: float
+    high: float
     rows: int
 
 
@@ -231,6 +266,8 @@ class TargetEvaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     Attributes:
         parent: name of the float candidate that others are compared with.
         chosen: name of the one that ships.
+        clock_noise: how much faster the parent seemed than itself when it was loaded and timed twice, in turns with the
+            candidates (1.02 is 2%): what is no faster than that is not faster. None where nothing was timed in turns.
         cascade: None for a task that is not certified.
         not_measured: why nothing was timed or certified; "" where the target runs here.
     """
@@ -244,6 +281,7 @@ class TargetEvaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     chosen: str
     candidates: tuple[CandidateFigures, ...]
     sensitivity: tuple[SensitivityFigures, ...]
+    clock_noise: float | None
     parent_test: VariantFigures
     variant: VariantFigures
     cascade: CascadeEvaluation | None

@@ -40,12 +40,17 @@ class PerplexityChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         before: perplexity of the reference, exp(-mean log-probability).
         after: the candidate's.
         increase: after / before - 1.
+        bound: what the gate compares with the budget; the increase is below it with probability 1 - ``level``, as far
+            as a bootstrap knows.
+        level: the candidate's share of ``quality.delta``.
         agreement: share of places where both hold the same token likeliest.
     """
 
     before: float
     after: float
     increase: Interval
+    bound: float
+    level: float
     agreement: Interval
     tokens: int
 
@@ -55,8 +60,11 @@ def perplexity(found: Likelihoods) -> float:
     return math.exp(min(-float(found.log_likelihood.mean()), _LARGEST_LOG))
 
 
-def change(reference: Likelihoods, candidate: Likelihoods, *, seed: int = 0) -> PerplexityChange:
+def change(reference: Likelihoods, candidate: Likelihoods, *, seed: int = 0, level: float = _DELTA) -> PerplexityChange:
     """Compare the scores of two models for the same tokens.
+
+    Args:
+        level: chance that the bound does not hold.
 
     Raises:
         CompileError: the two did not score the same tokens, as when their tokenizers differ.
@@ -67,39 +75,43 @@ def change(reference: Likelihoods, candidate: Likelihoods, *, seed: int = 0) -> 
             "token; a quantized model is compared with the float model that it was made from"
         )
     lost = reference.log_likelihood - candidate.log_likelihood
-    ratio = _bootstrap(lost, reference.text, seed)
-    same = _bootstrap((reference.top1 == candidate.top1).astype(np.float64), reference.text, seed)
+    ratio, bound = _bootstrap(lost, reference.text, seed, level)
+    same, _ = _bootstrap((reference.top1 == candidate.top1).astype(np.float64), reference.text, seed, level)
     return PerplexityChange(
         before=perplexity(reference),
         after=perplexity(candidate),
         increase=Interval(value=_increase(ratio.value), low=_increase(ratio.low), high=_increase(ratio.high)),
+        bound=_increase(bound),
+        level=level,
         agreement=same,
         tokens=len(lost),
     )
 
 
 def refusal(found: PerplexityChange, *, max_increase: float) -> str:
-    """Say why the candidate may not ship, with its figures; "" if it may.
+    """Say why the candidate is not shown to keep the budget, with its figures; "" if it is.
 
     Args:
         max_increase: of perplexity, a share of the reference's (0.05 is 5%).
     """
-    if found.increase.value <= max_increase:
+    if found.bound <= max_increase:
         return ""
-    return (
+    seen = (
         f"perplexity {found.before:.4g} -> {found.after:.4g}: {found.increase.value:+.1%} "
-        f"({found.increase.low:+.1%} to {found.increase.high:+.1%}), {max_increase:.1%} allowed. Use smaller blocks "
-        "(block_size), another algorithm (k_quant) or int8, or allow more"
+        f"({found.increase.low:+.1%} to {found.increase.high:+.1%}), {max_increase:.1%} allowed"
     )
+    if found.increase.value <= max_increase:
+        return f"{seen}. {found.tokens} tokens leave up to {found.bound:+.1%}: give more texts, or allow more"
+    return f"{seen}. Use smaller blocks (block_size), another algorithm (k_quant) or int8, or allow more"
 
 
 def _increase(mean_lost: float) -> float:
     return math.expm1(min(mean_lost, _LARGEST_LOG))
 
 
-def _bootstrap(values: Floats, text: NDArray[np.int64], seed: int) -> Interval:
-    """Compute the mean of ``values`` [T] and its interval over blocks of consecutive tokens that never cross a text's
-    end.
+def _bootstrap(values: Floats, text: NDArray[np.int64], seed: int, level: float) -> tuple[Interval, float]:
+    """Compute the mean of ``values`` [T], its interval, and its upper bound at ``level``, over blocks of consecutive
+    tokens that never cross a text's end.
     """
     starts = _block_starts(text)
     sums, counts = np.add.reduceat(values, starts), np.diff(np.append(starts, len(values)))
@@ -109,8 +121,8 @@ def _bootstrap(values: Floats, text: NDArray[np.int64], seed: int) -> Interval:
     for begin in range(0, RESAMPLES, step):
         drawn = source.integers(0, blocks, (min(step, RESAMPLES - begin), blocks))
         means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
-    low, high = np.quantile(np.concatenate(means), [_DELTA / 2, 1 - _DELTA / 2])
-    return Interval(value=float(values.mean()), low=float(low), high=float(high))
+    low, high, bound = np.quantile(np.concatenate(means), [_DELTA / 2, 1 - _DELTA / 2, 1 - level])
+    return Interval(value=float(values.mean()), low=float(low), high=float(high)), float(bound)
 
 
 def _block_starts(text: NDArray[np.int64]) -> NDArray[np.int64]:

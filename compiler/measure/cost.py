@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from compiler.artifact.evaluation import Interval, Speed
 from penstock.errors import Internal
@@ -20,25 +21,28 @@ from penstock.runtime import Engine
 from penstock.wire import tensors
 from penstock.wire.tensors import Array
 
+Floats = NDArray[np.float64]
+
 LATENCY_BATCHES = (1, 32)
 _LATENCY_BUDGET_S = 0.25
 _LATENCY_MIN_ROUNDS = {1: 20, 32: 5}  # by batch: candidates are told apart by single rows, so those get more
-_LATENCY_MAX_ROUNDS = 200
+_LATENCY_MAX_ROUNDS = 1000
 _MEMORY_TIMEOUT_S = 300.0
 _PAIRS_BUDGET_S = 2.0
 _MIN_PAIRS, _MAX_PAIRS = 60, 2_000
 
 
-def latencies_ms(engines: Mapping[str, Engine], inputs: Mapping[str, Array]) -> dict[str, dict[str, float]]:
-    """Measure the median milliseconds of a call, by engine name and batch size.
+def call_seconds(engines: Mapping[str, Engine], inputs: Mapping[str, Array]) -> dict[str, dict[str, Floats]]:
+    """Time calls by engine name and batch size: seconds [R], one call a round.
 
-    The engines take turns call by call, so that whatever else the machine does slows all of them alike.
+    The engines take turns call by call, so that whatever else the machine does slows all of them alike; every round
+    begins with another one and every second goes the other way round, so that none always follows the same.
     """
-    figures: dict[str, dict[str, float]] = {name: {} for name in engines}
+    figures: dict[str, dict[str, Floats]] = {name: {} for name in engines}
     for size in LATENCY_BATCHES:
         batch = {name: np.resize(array, (size, *array.shape[1:])) for name, array in inputs.items()}
         for name, seconds in _interleaved(list(engines.items()), batch, _LATENCY_MIN_ROUNDS[size]).items():
-            figures[name][str(size)] = 1e3 * float(np.median(seconds))
+            figures[name][str(size)] = np.array(seconds)
     return figures
 
 
@@ -62,6 +66,11 @@ def memory_bytes(model: Path, inputs: Mapping[str, Array], scratch: Path) -> int
     return int(done.stdout)
 
 
+def medians_ms(seconds: Mapping[str, Floats]) -> dict[str, float]:
+    """Return the median milliseconds of a call by batch size."""
+    return {size: 1e3 * float(np.median(calls)) for size, calls in seconds.items()}
+
+
 def speed(p50_ms: Mapping[str, float], memory: int) -> Speed:
     """Round the figures to four significant digits, as the evaluation carries them."""
     return Speed(p50_ms={size: float(f"{value:.4g}") for size, value in p50_ms.items()}, memory_bytes=memory)
@@ -77,7 +86,9 @@ def _interleaved(
     for done in range(_LATENCY_MAX_ROUNDS):
         if done >= least and time.perf_counter() > ends_at:
             break
-        for name, engine in engines:
+        first = done % len(engines)
+        turns = [*engines[first:], *engines[:first]]
+        for name, engine in turns if done % 2 == 0 else reversed(turns):
             began = time.perf_counter()
             engine.run(batch)
             seconds[name].append(time.perf_counter() - began)

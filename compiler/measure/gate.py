@@ -1,7 +1,9 @@
 """The gate: which candidate ships for a target, why each other does not, and which operators go back to float.
 
-Pure. A candidate has to keep the quality budget, must hold quantized weights if it claims to be quantized, and is never
-slower than its parent unless the recipe asks for size. What is measured, and how, is ``compiler.measure``.
+Pure. Passing means shown to be good: a candidate has to be shown to keep the quality budget, by an upper bound of what
+it costs that is corrected for how many candidates are looked at; it must hold quantized weights if it claims to be
+quantized; and it has to be faster than its float parent by more than the clock's noise, or smaller where the recipe
+asks for size. What is measured, and how, is ``compiler.measure``.
 """
 
 from __future__ import annotations
@@ -13,18 +15,27 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.artifact.evaluation import Drop
+from compiler.artifact.evaluation import Drop, Speedup
+from compiler.certificate.binomial import lower_bound, mean_lower_bound, mean_upper_bound, samples_needed, upper_bound
 from compiler.recipe.choices import Objective
+
+MAX_PROBES = 16
+"""Numbers of restored operators that are tried at most: each is one more look at the tuning rows."""
+
+MOST_ROWS = 100_000
+"""Above this many rows a refusal names no number: the cost is too close to the budget for more data to help."""
 
 _AS_FAST = 1.05
 """Candidates within this factor of the fastest are equally fast: which of them a clock favours changes between runs."""
 
-_NOISE = 1.02
-"""Medians of the same model measured twice in turns differ by up to this factor: less is no difference."""
+_SLOWER = 1.02
+"""Where calls were not made in turns, medians of the same model measured twice differ by up to this factor."""
 
 Rows = NDArray[np.bool_] | NDArray[np.float64]
 
 _Z95 = 1.959963984540054
+_WHOLE = 1e-9  # of a number of rows that is whole but for rounding
+_OF_WON = 0.1  # of a bound's level, for the rows won; they are worth less than the rows lost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +45,9 @@ class Measured:
     Attributes:
         name: as the evaluation shows it.
         size_bytes: of the model with all its files.
-        drop: None for the parent itself.
+        drop: None for the parent itself, and where quality is judged otherwise.
         latency_ms: median of a single-row call; None where the target cannot be run here.
+        speedup: against the parent; None for the parent, and where calls were not made in turns.
         quantized_bytes: bytes of weights in low precision; None for a float candidate.
     """
 
@@ -43,6 +55,7 @@ class Measured:
     size_bytes: int
     drop: Drop | None
     latency_ms: float | None
+    speedup: Speedup | None = None
     quantized_bytes: int | None = None
 
 
@@ -53,10 +66,12 @@ class Budget:
     Attributes:
         max_drop: of quality, a share (0.02 is two points).
         objective: the fastest, or the smallest.
+        clock_noise: how much faster than itself a model may seem.
     """
 
     max_drop: float
     objective: Objective
+    clock_noise: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,35 +87,155 @@ class Verdict:
     reasons: tuple[str, ...]
 
 
-def paired_drop(parent: Rows, candidate: Rows) -> Drop:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Levels:
+    """Say how the ``delta`` of a recipe is divided among everything that may be looked at (Bonferroni).
+
+    Attributes:
+        listed: what each candidate that a recipe lists gets.
+        probe: what each number of restored operators gets; all of them together as much as one candidate.
+    """
+
+    listed: float
+    probe: float
+
+
+def levels(delta: float, *, listed: int, restores: bool) -> Levels:
+    """Divide the chance that anything ships that costs more than the budget.
+
+    The number of looks is fixed before the first: what is not looked at in the end was paid for all the same, or
+    looking until something passes would not be.
+
+    Args:
+        listed: candidates that may cost quality.
+        restores: whether operators of one may go back to float.
+    """
+    each = delta / max(1, listed + restores)
+    return Levels(listed=each, probe=each / MAX_PROBES)
+
+
+def paired_drop(parent: Rows, candidate: Rows, *, level: float = 0.05) -> Drop:
     """Measure how much worse the candidate's rows are than the parent's on average, on the same rows.
 
     Args:
         parent: [N], N >= 1: how well it answered each row, from 0 to 1, or whether it did.
         candidate: the same.
+        level: chance that the bound does not hold.
 
     The interval is Wald's for a difference of paired proportions (Fleiss, Statistical Methods for Rates and
     Proportions, 10.1), widened by half a row so that two identical candidates do not claim to be equal for certain.
     """
-    n, lost = len(parent), np.asarray(parent, dtype=np.float64) - np.asarray(candidate, dtype=np.float64)
-    value = float(lost.sum()) / n
-    spread = _Z95 * math.sqrt(max(float((lost**2).sum()) - n * value**2, 0.0)) / n + 0.5 / n
-    return Drop(value=value, low=max(value - spread, -1.0), high=min(value + spread, 1.0), n=n)
+    n, change = len(parent), np.asarray(parent, dtype=np.float64) - np.asarray(candidate, dtype=np.float64)
+    lost, won = float(change.clip(min=0).sum()), float((-change).clip(min=0).sum())
+    value = (lost - won) / n
+    spread = _Z95 * math.sqrt(max(float((change**2).sum()) - n * value**2, 0.0)) / n + 0.5 / n
+    is_counted = all(bool(np.isin(rows, (0, 1)).all()) for rows in (parent, candidate))
+    return Drop(
+        value=value,
+        low=max(value - spread, -1.0),
+        high=min(value + spread, 1.0),
+        n=n,
+        lost=lost,
+        won=won,
+        is_counted=is_counted,
+        bound=drop_bound(lost, won, n, level, is_counted=is_counted),
+        level=level,
+    )
+
+
+def by_cluster(rows: Rows, clusters: NDArray[np.int64] | None) -> Rows:
+    """Average what rows of one cluster score: clusters are independent, and copies of a row show no more than it does.
+
+    Args:
+        rows: [N], as for :func:`paired_drop`.
+        clusters: integers [N], equal for rows that belong together; None where each is a draw by itself.
+    """
+    if clusters is None:
+        return rows
+    member, sizes = np.unique(clusters, return_inverse=True, return_counts=True)[1:]
+    return np.asarray(np.bincount(member, weights=rows.astype(np.float64)) / sizes)
+
+
+def drop_bound(lost: float, won: float, n: int, level: float, *, is_counted: bool = True) -> float:
+    """Bound what a candidate costs from above, with probability at least 1 - level, whatever the truth is.
+
+    The loss is the mean of what rows lose less the mean of what rows win. The first is bounded from above at nine
+    tenths of the level and the second from below at the rest, so that both hold at once (Boole): exactly where rows are
+    right or wrong (Clopper and Pearson), else by Hoeffding's inequality, in which nothing is taken for granted but that
+    scores lie between 0 and 1 (Probability Inequalities for Sums of Bounded Random Variables, 1963, theorem 1). No
+    normal approximation: with no row lost of 100 that would be sure of what nobody can know.
+
+    Args:
+        lost: sum of what rows lose: their number where they are counted.
+        won: the same of what they win.
+    """
+    if is_counted:
+        return upper_bound(round(lost), n, (1 - _OF_WON) * level) - lower_bound(round(won), n, _OF_WON * level)
+    return mean_upper_bound(lost / n, n, (1 - _OF_WON) * level) - mean_lower_bound(won / n, n, _OF_WON * level)
+
+
+def rows_needed(drop: Drop, max_drop: float) -> int | None:
+    """Find how many rows would show that the budget is kept, if the candidate loses and wins at the rate seen.
+
+    Returns:
+        None where no number up to ``MOST_ROWS`` would.
+    """
+
+    def shows(n: int) -> bool:
+        lost, won = drop.lost * n / drop.n, drop.won * n / drop.n
+        if drop.is_counted:
+            lost, won = math.ceil(lost - _WHOLE), math.floor(won + _WHOLE)
+        return drop_bound(lost, won, n, drop.level, is_counted=drop.is_counted) <= max_drop
+
+    if drop.value >= max_drop:
+        return None
+    fails, enough = drop.n, 2 * drop.n
+    while not shows(enough):
+        fails, enough = enough, 2 * enough
+        if enough > MOST_ROWS:
+            return None
+    while enough - fails > 1:
+        middle = (fails + enough) // 2
+        fails, enough = (fails, middle) if shows(middle) else (middle, enough)
+    return enough
+
+
+def fewest_rows(max_drop: float, level: float) -> int | None:
+    """Compute how many rows a candidate needs that loses none of them; None where no number shows it."""
+    return samples_needed(max_drop, (1 - _OF_WON) * level) if 0 < max_drop < 1 else None if max_drop == 0 else 1
+
+
+def over_budget(drop: Drop, max_drop: float) -> str:
+    """Say why a candidate is not shown to keep the budget, with its figures and the rows that are missing; "" if it
+    is."""
+    if drop.bound <= max_drop:
+        return ""
+    allowed = f"{_points(max_drop)} allowed"
+    seen = f"{drop.lost:.4g} rows lost and {drop.won:.4g} won of {drop.n}"
+    if drop.value > max_drop:
+        return f"costs {_points(drop.value)} ({seen}), {allowed}"
+    needed = rows_needed(drop, max_drop)
+    more = f"{needed} rows like these would show it" if needed else "too close to the budget for more rows to show it"
+    return f"not shown to keep the budget: {seen} leave up to {_points(drop.bound)}, {allowed}; {more}"
 
 
 def refusal(candidate: Measured, parent: Measured, budget: Budget) -> str:
     """Say why a candidate may not ship, with its figures; "" if it may."""
     if candidate.quantized_bytes == 0:
         return "no weight was quantized"
-    if candidate.drop is not None and candidate.drop.value > budget.max_drop:
-        return f"costs {_points(candidate.drop.value)}, {_points(budget.max_drop)} allowed"
+    if candidate.drop is not None and (over := over_budget(candidate.drop, budget.max_drop)):
+        return over
+    if candidate.name == parent.name:
+        return ""
     if budget.objective == "size":
-        if candidate.name != parent.name and candidate.size_bytes >= parent.size_bytes:
+        if candidate.size_bytes >= parent.size_bytes:
             return f"no smaller than its parent ({candidate.size_bytes} bytes, parent {parent.size_bytes})"
         return ""
-    if candidate.latency_ms is None or parent.latency_ms is None or candidate.name == parent.name:
+    if candidate.latency_ms is None or parent.latency_ms is None:
         return ""
-    if candidate.latency_ms > _NOISE * parent.latency_ms:
+    if candidate.speedup is not None:
+        return _no_faster(candidate.speedup, budget.clock_noise)
+    if candidate.latency_ms > _SLOWER * parent.latency_ms:
         return f"slower than its parent ({_ratio(parent.latency_ms, candidate.latency_ms)} of its speed)"
     return ""
 
@@ -166,6 +301,15 @@ def _behind(candidate: Measured, shipped: Measured, budget: Budget) -> str:
     if candidate.latency_ms <= _AS_FAST * shipped.latency_ms:
         return f"fits and is as fast, but {shipped.name} is no larger and costs no more"
     return f"fits, but {shipped.name} is {_ratio(candidate.latency_ms, shipped.latency_ms)} as fast"
+
+
+def _no_faster(speedup: Speedup, noise: float) -> str:
+    if speedup.low > noise:
+        return ""
+    seen = f"{speedup.value:.2f}x as fast ({speedup.low:.2f}x to {speedup.high:.2f}x)"
+    if speedup.high < 1:
+        return f"slower than its parent: {seen}"
+    return f"not faster than its parent beyond the clock's noise: {seen}, and up to {noise:.2f}x is noise"
 
 
 def _points(share: float) -> str:

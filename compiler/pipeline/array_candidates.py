@@ -1,80 +1,33 @@
 """The candidates of models that answer with arrays: made by passes, and measured on the tuning split.
 
-Decides what is tried and in which order: every precision that is asked for first, then, if no static int8 candidate
-keeps the budget, its most sensitive operators back in float by bisection, then the clock. Which candidate ships is
-``compiler.pipeline.candidates``.
+Decides in which order: every precision that is asked for first (``compiler.pipeline.trials``), then, if no static int8
+candidate keeps the budget, its most sensitive operators back in float by bisection, then the clock. Which candidate
+ships is ``compiler.pipeline.candidates``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from compiler.artifact import golden_inputs
-from compiler.artifact.evaluation import Coverage, SensitivityFigures
-from compiler.data import Dataset, calls
+from compiler.artifact.evaluation import NOISY_CLOCK, Coverage, SensitivityFigures
+from compiler.data import calls
 from compiler.measure import gate, quality
-from compiler.measure.quality import Judge
+from compiler.pipeline import trials
 from compiler.pipeline.cached_steps import CachedSteps, Model, as_it_is
-from compiler.pipeline.candidates import Candidate, Contest, Goal
+from compiler.pipeline.candidates import Candidate, Contest
 from compiler.pipeline.recipe_models import listing
+from compiler.pipeline.trials import Setting, Trial
 from compiler.progress import Doing
 from compiler.recipe.recipes import PruneSection, Recipe
-from compiler.recipe.targets import Precision
 from penstock.errors import CalibrationError, CompileError, MissingExtra
 from penstock.wire.tensors import Array, is_compatible
-
-CALIBRATORS = ("minmax", "percentile", "entropy")
-MAX_PROBES = 16
-MAX_CHANGED_BYTES = 2 * 1024**3 - 1
-AS_IT_IS = "as it is"
-_FLOATS = ("fp32", "fp16")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """What all candidates for a goal have in common.
-
-    Attributes:
-        source: the rung's model, as it came.
-        judge: of answers.
-        smoke: try one calibrator only.
-    """
-
-    goal: Goal
-    recipe: Recipe
-    source: Model
-    judge: Judge
-    data: Dataset
-    smoke: bool
-
-    @property
-    def is_changed(self) -> bool:
-        """Say whether passes may change the model: a neural network in floats that fits into one message of protobuf
-        (2 GiB). What its author has quantized is measured and served as it is.
-        """
-        return self.source.precision in _FLOATS and self.source.size_bytes <= MAX_CHANGED_BYTES
-
-    @property
-    def max_drop(self) -> float:
-        """Return the share of quality that a candidate may cost."""
-        return self.recipe.quality.max_accuracy_drop
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
-    """A candidate to be made: a pass with its options; no pass ships the model as it is."""
-
-    name: str
-    precision: Precision
-    pass_name: str
-    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def compete(steps: CachedSteps, setting: Setting) -> Contest:
@@ -82,57 +35,26 @@ def compete(steps: CachedSteps, setting: Setting) -> Contest:
 
     Raises:
         CompileError: the float parent itself fails; a candidate that fails is refused in the contest.
+        GateRefused: no candidate could be shown to keep the budget, whatever it does.
     """
     bench = _Bench(steps, setting)
     parent = bench.parent()
-    tried = trials(setting)
+    tried = trials.trials(setting)
+    trials.check_rows(setting, tried)
     candidates: list[Candidate] = []
     for trial in tried:
-        candidates.append(_as_before(trial, candidates) or bench.make(trial, parent))
+        candidates.append(trials.as_before(trial, candidates) or bench.make(trial, parent))
     if bench.pruned is not None:
         candidates.append(bench.pruned)
     candidates, sensitivity = bench.restored(tried, candidates, parent)
-    parent, *candidates = bench.timed([parent, *candidates])
-    return Contest(goal=setting.goal, parent=parent, candidates=tuple(candidates), sensitivity=sensitivity)
-
-
-def trials(setting: Setting) -> tuple[Trial, ...]:
-    """List what is tried for a target, the careful first."""
-    section = setting.goal.rung.section
-    if not setting.is_changed:
-        return (Trial(name=AS_IT_IS, precision=setting.source.precision, pass_name=""),)
-    found: list[Trial] = []
-    wanted = section.precisions or setting.goal.target.precisions
-    own = setting.source.precision
-    for precision in dict.fromkeys(own if one in ("fp32", own) else one for one in wanted):
-        options = dict(section.passes.get("optimize" if precision == own else precision, {}))
-        if precision == "int8" and "calibrator" not in options:
-            calibrators = CALIBRATORS[:1] if setting.smoke else CALIBRATORS
-            found += [
-                Trial(name=f"int8 {name}", precision="int8", pass_name="int8", options={**options, "calibrator": name})
-                for name in calibrators
-            ]
-        else:
-            if precision in ("int8-weights", "int4-weights"):
-                options = {"bits": 8 if precision == "int8-weights" else 4, **options}
-            name = "optimize" if precision == own else precision
-            found.append(Trial(name=precision, precision=precision, pass_name=name, options=options))
-    return tuple(found)
-
-
-def _why_as_it_is(source: Model) -> str:
-    if source.precision in (*_FLOATS, "none"):
-        return ""
-    return f"quantized already ({source.precision}): measured and served as it came"
-
-
-def _as_before(trial: Trial, made: Sequence[Candidate]) -> Candidate | None:
-    """Refuse a static int8 candidate where another could not be made: with other ranges it fails alike."""
-    failed = next((one for one in made if one.precision == trial.precision == "int8" and one.model is None), None)
-    if failed is None:
-        return None
-    refusal = f"not tried: {failed.name} could not be made, and other ranges do not change that"
-    return Candidate(name=trial.name, precision=trial.precision, refusal=refusal)
+    (parent, *candidates), noise = bench.timed([parent, *candidates])
+    return Contest(
+        goal=setting.goal,
+        parent=parent,
+        candidates=tuple(candidates),
+        sensitivity=sensitivity,
+        clock_noise=noise,
+    )
 
 
 class _Bench:
@@ -145,13 +67,14 @@ class _Bench:
         self._reference: Mapping[str, Array] | None = None
         self._good: NDArray[np.float64] | None = None
         self._base: Model | None = None
+        self._levels = setting.levels
         self.pruned: Candidate | None = None
 
     def parent(self) -> Candidate:
         """Make the float parent: the optimized source, or a model that passes may not change as it is."""
         setting, section = self._setting, self._setting.goal.rung.section
         precision = setting.source.precision
-        name, model, summary = AS_IT_IS, setting.source, _why_as_it_is(setting.source)
+        name, model, summary = trials.AS_IT_IS, setting.source, trials.why_as_it_is(setting.source)
         if setting.is_changed:
             name = precision
             with self._steps(f"{self._what} {name}") as doing:
@@ -177,13 +100,13 @@ class _Bench:
         self._base = model
         if setting.is_changed and section.prune is not None:
             self.pruned = self._prune(section.prune, parent)
-            if self.pruned.model is not None and _cost(self.pruned) <= setting.max_drop:
+            if self.pruned.model is not None and self._keeps(self.pruned):
                 self._base = self.pruned.model  # else nothing made of it could keep the budget either
         return parent
 
     def make(self, trial: Trial, parent: Candidate, *, keep_float: tuple[str, ...] = ()) -> Candidate:
         """Make and ask one candidate; one that cannot be made is refused with the pass's own words."""
-        if trial.pass_name in ("", "optimize"):
+        if trial.is_parent:
             return replace(parent, name=trial.name, precision=trial.precision)
         setting, base = self._setting, self._base
         assert base is not None
@@ -209,8 +132,13 @@ class _Bench:
                 return replace(tried, model=None, refusal=error.message)
             good = self._good_rows(answered)
             assert self._good is not None
-            drop = gate.paired_drop(self._good, good)
-            doing.note(f"{model.how}; costs {100 * drop.value:.2f} points")
+            clusters = setting.data.tune.clusters
+            drop = gate.paired_drop(
+                gate.by_cluster(self._good, clusters),
+                gate.by_cluster(good, clusters),
+                level=self._levels.probe if keep_float else self._levels.listed,
+            )
+            doing.note(f"{model.how}; costs {100 * drop.value:.2f} points, at most {100 * drop.bound:.2f}")
             return replace(
                 tried,
                 summary=f"{model.how}; rows run one at a time" if tried.rows_mixed else model.how,
@@ -231,36 +159,58 @@ class _Bench:
             return candidates, ()
         best = min(int8, key=_cost)
         sensitivity = self._sensitivity(best.made)
-        if _cost(best) <= setting.max_drop or not setting.recipe.quality.restore_operators or not sensitivity:
+        fewest = gate.fewest_rows(setting.max_drop, self._levels.probe)
+        is_shown = fewest is not None and setting.data.tune.units >= fewest  # of a probe that loses nothing
+        if self._keeps(best) or not setting.recipe.quality.restore_operators or not sensitivity or not is_shown:
             return candidates, sensitivity
         (trial,) = (trial for trial in tried if trial.name == best.name)
         probed: dict[int, bool] = {0: False}
         found: dict[int, Candidate] = {}
         names = [line.node for line in sensitivity]
-        while (count := gate.next_probe(probed, len(names))) is not None and len(probed) <= MAX_PROBES:
+        while (count := gate.next_probe(probed, len(names))) is not None and len(probed) <= gate.MAX_PROBES:
             probe = replace(trial, name=f"{trial.name}, {count} of {len(names)} in float")
             found[count] = self.make(probe, parent, keep_float=tuple(names[:count]))
-            probed[count] = _cost(found[count]) <= setting.max_drop
+            probed[count] = self._keeps(found[count])
         fits = [count for count, fitted in probed.items() if fitted]
         return [*candidates, *([found[min(fits)]] if fits else [])], sensitivity
 
-    def timed(self, candidates: list[Candidate]) -> list[Candidate]:
-        """Measure latency and memory of all candidates in turns, where the target runs here."""
+    def timed(self, candidates: list[Candidate]) -> tuple[list[Candidate], float | None]:
+        """Measure latency and memory of all candidates in turns, where the target runs here; the parent comes first.
+
+        Returns:
+            the candidates, and the clock's noise (None where nothing was timed).
+        """
         if not self._setting.goal.target.runs_here:
-            return candidates
-        models = {one.name: one.model for one in candidates if one.model is not None}
+            return candidates, None
+        models, parent = {one.name: one.model for one in candidates if one.model is not None}, candidates[0].name
         with self._steps(f"{self._what} time") as doing:
-            speeds = self._steps.speeds(models, self._setting.data.tune, doing)
-            doing.note(", ".join(f"{name} {speed.p50_ms['1']:.3g} ms" for name, speed in speeds.items()))
-        return [
-            replace(one, speed=speeds[one.name], latency_ms=speeds[one.name].p50_ms["1"]) if one.model else one
+            timed = self._steps.timed(models, self._setting.data.tune, doing, parent=parent)
+            noise = timed.clock_noise or 1.0
+            noted = [f"{name} {speed.p50_ms['1']:.3g} ms" for name, speed in timed.speeds.items()]
+            if noise > NOISY_CLOCK:
+                noted.append(f"a noisy clock: {parent} seems up to {noise:.2f}x as fast as itself")
+            doing.note(", ".join(noted))
+        measured = [
+            replace(
+                one,
+                speed=timed.speeds[one.name],
+                speedup=timed.speedups.get(one.name),
+                latency_ms=None if self._setting.smoke else timed.speeds[one.name].p50_ms["1"],
+            )
+            if one.model
+            else one
             for one in candidates
         ]
+        return measured, timed.clock_noise
 
     def _prune(self, section: PruneSection, parent: Candidate) -> Candidate:
         options = {"share": section.share, "method": section.method}
         name = f"fp32 pruned {section.share:.0%}"
         return self.make(Trial(name=name, precision="fp32", pass_name="prune", options=options), parent)
+
+    def _keeps(self, candidate: Candidate) -> bool:
+        """Say whether a candidate is shown to keep the budget."""
+        return candidate.drop is not None and candidate.drop.bound <= self._setting.max_drop
 
     def _sensitivity(self, quantized: Model) -> tuple[SensitivityFigures, ...]:
         from compiler.graph import sensitivity

@@ -21,12 +21,12 @@ from compiler.graph import files, vocabulary
 from compiler.graph.confidence_head import PROBE_OUTPUT
 from compiler.measure import quality
 from compiler.measure.quality import Judge
-from compiler.pipeline import array_candidates, judging, probing, recipe_models
-from compiler.pipeline.array_candidates import Setting
+from compiler.pipeline import array_candidates, judging, probing, recipe_models, trials
 from compiler.pipeline.cached_steps import CachedSteps, Model, as_it_is, engine
 from compiler.pipeline.candidates import Candidate, Chosen, Contest, Goal
 from compiler.pipeline.certifying import check_enough, sample_of
 from compiler.pipeline.family import Terms, Tested, Use
+from compiler.pipeline.trials import Setting
 from compiler.progress import Doing
 from compiler.recipe import certificate_section
 from compiler.recipe.certificate_section import CertificateSection
@@ -41,9 +41,6 @@ from penstock.wire.tensors import Array, TensorSpec, is_compatible
 
 SMOKE_ROWS = 64
 _DATA_SUFFIX = ".data"
-_ADVICE = (
-    "Give calibration more (or more typical) examples, add a precision, or allow more in quality.max_accuracy_drop"
-)
 
 
 class Arrays:
@@ -86,8 +83,8 @@ class Arrays:
         self.units, self.repeats = data.certify.units, data.repeats.words
         self.terms = Terms(
             metric=judge.metric_name(has_labels=data.test.labels is not None),
-            max_drop=recipe.quality.max_accuracy_drop,
-            advice=_ADVICE,
+            max_drop=1.0 if smoke else recipe.quality.max_accuracy_drop,
+            advice=trials.ADVICE,
             judged_by=judging.told(recipe, judge),
             correct="" if judge.is_right_when_equal else judging.told(recipe, judge)["correct"],
         )
@@ -229,7 +226,7 @@ class Arrays:
         test, judge, speed = self._data.test, self._judge, candidate.speed
         mask, name = quality.mask_of(test.inputs), judge.decoder.output
         if candidate is self.cloud:
-            speed = self._steps.speeds({CLOUD: candidate.made}, self._data.tune, doing)[CLOUD]
+            speed = self._steps.timed({CLOUD: candidate.made}, self._data.tune, doing).speeds[CLOUD]
         is_embedding = self._recipe.model.task == "embedding"
         return Tested(
             quality=quality.share(judge.scores(answered, cloud, test.labels, mask)),

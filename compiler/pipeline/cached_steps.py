@@ -19,11 +19,11 @@ import msgspec
 import numpy as np
 
 from compiler import sources
-from compiler.artifact.evaluation import Machine, Speed
+from compiler.artifact.evaluation import Machine, Speed, Speedup
 from compiler.cache.steps import ENTRY_FILE, Step, StepCache
 from compiler.data import Split, calls
 from compiler.graph import row_independence
-from compiler.measure import cost
+from compiler.measure import cost, speedups
 from compiler.measure.answers import answers
 from compiler.passes import table
 from compiler.passes.job import PassJob, PassResult
@@ -38,6 +38,7 @@ from penstock.runtime import Engine, EngineOptions, load_engine
 from penstock.wire import tensors
 from penstock.wire.tensors import Array
 
+_TWIN = "the parent again"
 _LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxslim", "onnx-ir", "ml-dtypes", "skl2onnx", "penstock")
 
 
@@ -67,11 +68,25 @@ class Model:
         return self.path.stat().st_size + sum(path.stat().st_size for path in self.files)
 
 
+class Timed(msgspec.Struct, frozen=True, kw_only=True):
+    """What was measured of several models in one session.
+
+    Attributes:
+        speeds: by name.
+        speedups: against the parent, by name, of every other model; empty without a parent.
+        clock_noise: how much faster than itself the parent seemed; None without a parent.
+    """
+
+    speeds: dict[str, Speed]
+    speedups: dict[str, Speedup]
+    clock_noise: float | None
+
+
 class CachedSteps:
     """Takes steps over one cache, and remembers which, for the lock document.
 
     ``with steps("edge model") as doing`` announces a step to the watcher; ``keep``, ``apply``, ``answers`` and
-    ``speeds`` do its work, or find it done.
+    ``timed`` do its work, or find it done.
     """
 
     def __init__(self, cache: StepCache, watcher: Watcher) -> None:
@@ -193,16 +208,17 @@ class CachedSteps:
         found = self.keep("answers", key, produce, doing)
         return {name: np.load(found.directory / f"{at}.npy") for at, name in enumerate(found.facts["names"])}
 
-    def speeds(self, models: Mapping[str, Model], split: Split, doing: Doing) -> dict[str, Speed]:
+    def timed(self, models: Mapping[str, Model], split: Split, doing: Doing, *, parent: str = "") -> Timed:
         """Measure latency and memory of ONNX models by name, in turns in one session.
+
+        Args:
+            parent: name of the one that the others are compared with; it is loaded and timed twice.
 
         Raises:
             CompileError: one cannot be loaded or run.
         """
-        if not models:
-            return {}
 
-        def produce(out: Path, work: Path) -> dict[str, Speed]:
+        def produce(out: Path, work: Path) -> Timed:
             del work
             memory = {}
             for done, (name, model) in enumerate(models.items()):
@@ -211,16 +227,28 @@ class CachedSteps:
                 memory[name] = cost.memory_bytes(model.path, one, out)
             (out / "row.msgpack").unlink(missing_ok=True)
             doing.advance(len(models) / (len(models) + 1), "latencies")
-            p50 = cost.latencies_ms({name: engine(model.path) for name, model in models.items()}, split.inputs)
-            return {name: cost.speed(p50[name], memory[name]) for name in models}
+            engines = {name: engine(model.path) for name, model in models.items()}
+            if parent:
+                engines[_TWIN] = engine(models[parent].path)
+            seconds = cost.call_seconds(engines, split.inputs)
+            found = {
+                name: speedups.speedup(seconds[parent]["1"], calls["1"])
+                for name, calls in seconds.items()
+                if parent and name != parent
+            }
+            return Timed(
+                speeds={name: cost.speed(cost.medians_ms(seconds[name]), memory[name]) for name in models},
+                speedups={name: one for name, one in found.items() if name != _TWIN},
+                clock_noise=speedups.noise(found[_TWIN]) if parent else None,
+            )
 
         key = {
             "models": {name: model.content for name, model in models.items()},
+            "parent": parent,
             "split": split.digest,
             "machine": machine_facts(),
         }
-        facts = self.keep("measure", key, produce, doing).facts
-        return {name: msgspec.convert(value, Speed) for name, value in facts.items()}
+        return msgspec.convert(self.keep("measure", key, produce, doing).facts, Timed)
 
 
 def engine(path: Path) -> Engine:

@@ -24,6 +24,7 @@ from compiler.artifact.evaluation import (
     SensitivityFigures,
     Share,
     Speed,
+    Speedup,
 )
 from compiler.certificate.score_choice import Choice
 from compiler.measure import gate
@@ -77,6 +78,7 @@ class Candidate:
         quality: share of tuning rows answered well.
         drop: quality lost against the float parent; None for the parent, and where quality is judged otherwise.
         speed: None where the target cannot be run here.
+        speedup: against the float parent, from calls in turns; None for the parent, and where there were none.
         latency_ms: what the gate compares: of one row, or of one token.
         coverage: how much of it is integer; None for a float model.
         kept_float: names of operators that were sent back to float.
@@ -93,6 +95,7 @@ class Candidate:
     quality: Share | None = None
     drop: Drop | None = None
     speed: Speed | None = None
+    speedup: Speedup | None = None
     latency_ms: float | None = None
     coverage: Coverage | None = None
     kept_float: tuple[str, ...] = ()
@@ -122,12 +125,14 @@ class Contest:
     Attributes:
         parent: the float model that others are compared with; among ``candidates`` where it may ship.
         sensitivity: noise of single operators, for the evaluation; () where none was measured.
+        clock_noise: how much faster than itself a model may seem; None where nothing was timed in turns.
     """
 
     goal: Goal
     parent: Candidate
     candidates: tuple[Candidate, ...]
     sensitivity: tuple[SensitivityFigures, ...] = ()
+    clock_noise: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +148,7 @@ class Chosen:
     candidate: Candidate
     figures: tuple[CandidateFigures, ...]
     sensitivity: tuple[SensitivityFigures, ...]
+    clock_noise: float | None
 
 
 def choose(contest: Contest, *, max_drop: float, advice: str) -> Chosen:
@@ -156,7 +162,8 @@ def choose(contest: Contest, *, max_drop: float, advice: str) -> Chosen:
         GateRefused: no candidate may ship, with the reason of each.
     """
     goal, candidates = contest.goal, contest.candidates
-    budget = Budget(max_drop=max_drop, objective=goal.rung.section.objective)
+    objective, noise = goal.rung.section.objective, contest.clock_noise or 1.0
+    budget = Budget(max_drop=max_drop, objective=objective, clock_noise=noise)
     eligible = [candidate for candidate in candidates if not candidate.refusal]
     verdict = gate.choose([_measured(one) for one in eligible], _measured(contest.parent), budget)
     reasons = iter(verdict.reasons)
@@ -171,6 +178,7 @@ def choose(contest: Contest, *, max_drop: float, advice: str) -> Chosen:
         candidate=chosen,
         figures=_figures(contest, verdicts, chosen),
         sensitivity=contest.sensitivity,
+        clock_noise=contest.clock_noise,
     )
 
 
@@ -190,6 +198,7 @@ def _measured(candidate: Candidate) -> Measured:
         size_bytes=candidate.made.size_bytes,
         drop=candidate.drop,
         latency_ms=candidate.latency_ms,
+        speedup=candidate.speedup,
         quantized_bytes=None if candidate.coverage is None else candidate.coverage.integer_weight_bytes,
     )
 
@@ -202,6 +211,7 @@ def _line(candidate: Candidate, verdict: str, *, ships: bool) -> CandidateFigure
         quality=candidate.quality,
         drop=candidate.drop,
         speed=candidate.speed,
+        speedup=candidate.speedup,
         coverage=candidate.coverage,
         kept_float=candidate.kept_float,
         summary=candidate.summary,

@@ -333,6 +333,7 @@ def _target(family: Family, variant: _Variant, found: Cascade | None, doing: Doi
         chosen=chosen.candidate.name,
         candidates=chosen.figures,
         sensitivity=chosen.sensitivity,
+        clock_noise=chosen.clock_noise,
         parent_test=VariantFigures(
             role=role,
             target=target.name,

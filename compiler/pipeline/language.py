@@ -24,7 +24,7 @@ from compiler.generation.answers import AnsweredPrompts
 from compiler.generation.built_model import Answers, Likelihoods
 from compiler.generation.compare import PerplexityChange
 from compiler.generation.prompts import PromptSet
-from compiler.measure import cost, quality
+from compiler.measure import cost, gate, quality
 from compiler.passes import genai
 from compiler.pipeline.cached_steps import CachedSteps, Model, machine_facts, model_of_source
 from compiler.pipeline.candidates import Candidate, Chosen, Contest, Goal
@@ -44,7 +44,8 @@ from penstock.wire.tensors import TensorSpec
 
 SMOKE_PROMPTS = 8
 _OF_PRECISION: Mapping[str, str] = {"int4-weights": "int4", "int8-weights": "int8", "fp16": "fp16", "fp32": "fp32"}
-_ADVICE = "Add a precision, or allow more in quality.max_perplexity_increase"
+_SMOKE_INCREASE = 10.0  # as much as a recipe may allow: few prompts show nothing
+_ADVICE = "Give more texts, add a precision, or allow more in quality.max_perplexity_increase"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -73,6 +74,7 @@ class Language:
         sets: Mapping[Use, PromptSet],
         repeats: Repeats,
         texts: Sequence[str],
+        max_increase: float,
     ) -> None:
         """Build the cloud's model.
 
@@ -80,6 +82,7 @@ class Language:
             sets: prompts by use.
             repeats: what was found of prompts that repeat or belong together.
             texts: what perplexity is measured on.
+            max_increase: of it, that a candidate may cost.
         """
         self._steps, self._recipe, self._sets, self._texts = steps, recipe, sets, tuple(texts)
         self._measured: dict[str, _Measured] = {}  # by the content of the built model
@@ -90,7 +93,7 @@ class Language:
         group_by = "group" if sets["certify"].groups is not None else ""
         self.sample = sample_of(sets["certify"], repeats, group_by=group_by)
         self.units, self.repeats = sets["certify"].units, repeats.words
-        self.terms = Terms(metric="agreement", max_drop=recipe.quality.max_perplexity_increase, advice=_ADVICE)
+        self.terms = Terms(metric="agreement", max_drop=max_increase, advice=_ADVICE)
         assert recipe.cloud is not None, "checked on loading"
         self.sources: Mapping[str, str] = {
             **{rung.role: rung.section.model for rung in recipe.rungs},
@@ -112,7 +115,8 @@ class Language:
                 "data.cluster_by: prompts say themselves what they belong to: give each row of the source a 'cluster'"
             )
         sets, repeats, texts = _examples(steps, recipe, promise=promise, smoke=smoke)
-        return cls(steps, recipe, sets=sets, repeats=repeats, texts=texts)
+        increase = _SMOKE_INCREASE if smoke else recipe.quality.max_perplexity_increase
+        return cls(steps, recipe, sets=sets, repeats=repeats, texts=texts, max_increase=increase)
 
     @staticmethod
     def examples_digest(recipe: Recipe) -> str:
@@ -178,8 +182,12 @@ class Language:
         section = goal.rung.section
         built = self._build(goal.rung.role, section.model, precision, goal.target, section.passes.get("genai", {}))
         measured = self._measured[built.made.content]
+        lossy = [one for one in _precisions(goal) if one != "fp32"]
         change = compare.change(
-            self._measured[parent.made.content].likelihoods, measured.likelihoods, seed=self._recipe.seed
+            self._measured[parent.made.content].likelihoods,
+            measured.likelihoods,
+            seed=self._recipe.seed,
+            level=gate.levels(self._recipe.quality.delta, listed=len(lossy), restores=False).listed,
         )
         self._measured[built.made.content] = replace(measured, change=change)
         same = change.agreement

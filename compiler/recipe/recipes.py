@@ -152,7 +152,9 @@ class QualitySection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """The gate: accuracy (agreement, without labels) that a candidate may cost against its float parent.
 
     Attributes:
-        max_accuracy_drop: a share: 0.02 is two points.
+        max_accuracy_drop: a share: 0.02 is two points. A candidate has to be *shown* to cost no more on the tuning
+            rows, which takes some hundreds of them: about 4.5 / this share if none is lost.
+        delta: chance that a variant ships that costs more; divided by the number of candidates.
         restore_operators: over the budget, send sensitive operators of an int8 candidate back to float until it fits.
         max_perplexity_increase: the budget of a generation, as a share of the float model's perplexity.
         mixed_rows: what becomes of a model whose rows change each other's answers in a batch: it is measured,
@@ -160,6 +162,7 @@ class QualitySection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """
 
     max_accuracy_drop: float = 0.02
+    delta: float = 0.05
     restore_operators: bool = True
     mixed_rows: Literal["alone", "refuse"] = "alone"
     max_perplexity_increase: float = 0.10
@@ -351,6 +354,7 @@ def _check_ranges(parsed: RecipeFile, where: str) -> None:
             quality.max_accuracy_drop,
             "a share between 0 and 1 (0.02 is two points)",
         ),
+        "quality.delta": (0 < quality.delta <= 0.5, quality.delta, "a chance above 0 and at most 0.5"),
         "quality.max_perplexity_increase": (
             0 <= quality.max_perplexity_increase <= 10,
             quality.max_perplexity_increase,

@@ -152,10 +152,10 @@ def _files(seed: int) -> dict[str, bytes]:
 
 def _npz(splits: Mapping[str, data.Split], *, is_inverted: bool) -> bytes:
     arrays: dict[str, NDArray[np.generic]] = {}
-    for name in ("fit", "certify", "test"):
+    for name, use in (("train", "fit"), ("tune", "tune"), ("certify", "certify"), ("test", "test")):
         split = splits[name]
-        arrays[f"x_{name}"] = data.inverted(split.x) if is_inverted else split.x
-        arrays[f"y_{name}"] = split.y
+        arrays[f"x_{use}"] = data.inverted(split.x) if is_inverted else split.x
+        arrays[f"y_{use}"] = split.y
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # numpy's stub takes **kwds for allow_pickle
     return buffer.getvalue()

@@ -37,6 +37,9 @@ model = "teacher.onnx"
 [data]
 source = "data.npz"
 
+[quality]
+max_accuracy_drop = 0.1
+
 [certificate]
 max_harm = 0.02
 

@@ -85,7 +85,7 @@ def test_shifts_move_by_one_pixel_and_keep_labels() -> None:
 
 
 def test_exported_perceptron_answers_like_the_trained_one(tmp_path: Path) -> None:
-    split = data.load(0)["fit"]
+    split = data.load(0)["tune"]
     model = MLPClassifier((8,), max_iter=200, tol=1e-2, random_state=0).fit(split.x / np.float32(16), split.y)
     (tmp_path / "m.onnx").write_bytes(export.mlp(model.coefs_, model.intercepts_))
     probabilities = confidence.softmax(logits_of(tmp_path / "m.onnx", split.x))

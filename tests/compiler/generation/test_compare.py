@@ -86,7 +86,13 @@ def test_models_with_other_tokens_are_not_compared() -> None:
 def test_the_gate() -> None:
     change = compare.change(made(np.full(640, -2.0)), made(np.full(640, -2.1)))
     assert compare.refusal(change, max_increase=0.11) == ""
+    assert change.bound == pytest.approx(change.increase.value)
     assert "+10.5% (+10.5% to +10.5%), 5.0% allowed" in compare.refusal(change, max_increase=0.05)
+    source = np.random.default_rng(5)
+    unsure = compare.change(made(np.zeros(640)), made(source.normal(-0.04, 0.4, 640)), level=0.01)
+    assert unsure.increase.value < 0.05 < unsure.bound
+    assert unsure.increase.high < unsure.bound
+    assert "640 tokens leave up to" in compare.refusal(unsure, max_increase=0.05)
     ruined = compare.change(made(np.zeros(2)), made(np.array([-1e6, -1e6])))
     assert math.isfinite(ruined.increase.high)
     assert compare.refusal(ruined, max_increase=9) != ""
