@@ -18,10 +18,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from compiler.certificate import hollow
 from compiler.certificate.columns import CertifyData, Integers, check
 from compiler.certificate.learn_then_test import Certified, Promised, certify, which_test
 from penstock.artifact.blobs import digest_of
-from penstock.artifact.certificates import MAX_GROUPS, Certificate, Level, Over, RefusedLevel, Subject, Test
+from penstock.artifact.certificates import MAX_GROUPS, Caveat, Certificate, Level, Over, RefusedLevel, Subject, Test
 from penstock.errors import ArtifactError, CalibrationError, InvalidInput
 from penstock.wire import tensors
 from penstock.wire.tensors import Array
@@ -147,6 +148,7 @@ def bind(
     evidence: bytes = b"",
     serial: int = 1,
     correct: str = "",
+    caveat: Caveat | None = None,
 ) -> Certificate:
     """Make the certificate of what was found, for exactly these variants, this preprocessing and this data.
 
@@ -154,6 +156,7 @@ def bind(
         evidence: the document it names, b"" where none is kept.
         serial: one more than the last certificate's of this edge variant.
         correct: by what an answer was right, "" where it was equal to its label.
+        caveat: what has to be said before the promise.
     """
     levels = tuple(_level(level) for level in found.levels)
     return Certificate(
@@ -180,6 +183,7 @@ def bind(
         over=_over(found, sample),
         cluster_by=sample.cluster_by,
         rows=sample.rows if found.default.n != sample.rows else 0,
+        caveat=caveat,
     )
 
 
@@ -199,6 +203,9 @@ def differences(certificate: Certificate, evidence: Evidence) -> list[str]:
     harm = "disagreement" if evidence.data.labels is None else "labels"
     found = [] if harm == certificate.harm else [f"harm: {certificate.harm} certified, the evidence is of {harm}"]
     found += _test_differences(certificate, evidence)
+    caveats = [hollow.caveat(evidence.data, are_classes=are_classes) for are_classes in (True, False)]
+    if certificate.caveat is not None and certificate.caveat not in caveats:
+        found.append("caveat: not what the evidence says of edge and cloud")
     again = partial(
         certify, evidence.data, thresholds=evidence.thresholds, is_delta_divided=certificate.test == "binomial"
     )

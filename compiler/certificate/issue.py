@@ -15,12 +15,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.certificate import columns, evidence, learn_then_test, score_choice
+from compiler.certificate import columns, evidence, hollow, learn_then_test, score_choice
 from compiler.certificate.columns import CertifyData, Floats, Integers
 from compiler.certificate.evidence import Sample
 from compiler.certificate.score_choice import Choice
 from compiler.recipe.certificate_section import CertificateSection
 from penstock.artifact.certificates import Certificate, Harm, Subject
+from penstock.errors import CalibrationError
 from penstock.policy.decoding import Decoder
 from penstock.wire.tensors import Array
 
@@ -197,6 +198,7 @@ def issue(
     *,
     serial: int = 1,
     correct: str = "",
+    are_classes: bool = True,
 ) -> Issued:
     """Look at the certifying examples once, and bind what was found to ``subject``.
 
@@ -205,11 +207,16 @@ def issue(
         sample: what these examples are.
         serial: one more than the last certificate's of this edge variant.
         correct: by what an answer was right, "" where it was equal to its label.
+        are_classes: whether answers are classes, which can be guessed.
 
     Raises:
-        CalibrationError: the promise is refused, with the samples needed.
+        CalibrationError: the promise is refused, with the samples needed; or it would say nothing, because the cloud is
+            not shown to be better than guessing.
     """
     found = learn_then_test.promise(data, promise, thresholds=choice.thresholds)
+    caveat = hollow.caveat(data, are_classes=are_classes)
+    if promise.check_cloud and caveat is not None and caveat.kind == "cloud-guesses":
+        raise CalibrationError(hollow.reason(caveat, data, are_classes=are_classes))
     document = evidence.encode(data, found.thresholds)
     certificate = evidence.bind(
         found,
@@ -220,5 +227,6 @@ def issue(
         evidence=document,
         serial=serial,
         correct=correct,
+        caveat=caveat,
     )
     return Issued(certificate=certificate, evidence=document)

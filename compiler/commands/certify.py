@@ -65,6 +65,9 @@ Exit codes: 0 done, 1 failed, 2 wrong data or settings, 3 refused (the message s
     help="What equal examples are: draws like any others, or copies that count once.  [default: copies]",
 )
 @click.option("--choose-again", is_flag=True, help="Choose score and temperature again, on a third of the examples.")
+@click.option(
+    "--unchecked-cloud", is_flag=True, help="Certify also where the cloud is not shown to be better than guessing."
+)
 @key_option
 @output_option
 def certify(
@@ -79,6 +82,7 @@ def certify(
     cluster_by: str | None,
     repeats: Any,
     choose_again: bool,
+    unchecked_cloud: bool,
     key: str,
     output: str,
 ) -> None:
@@ -99,6 +103,7 @@ def certify(
         delta=delta,
         harm=harm,
         choose_again=choose_again,
+        check_cloud=not unchecked_cloud,
     )
     sign = signing(key)  # a wrong key is found out before the examples are looked at
     outcomes = recertify.recertify(artifact, request, say=progress)

@@ -113,7 +113,15 @@ def _issued(data: CertifyData, choice: Choice, claim: Claim) -> tuple[Issued | N
     """Take the one look at the certifying split; return the certificate, or why there is none."""
     try:
         correct = claim.correct if claim.promise.harm == "labels" else ""
-        issued = issue(data, claim.promise, choice, claim.subject, claim.sample, correct=correct)
+        issued = issue(
+            data,
+            claim.promise,
+            choice,
+            claim.subject,
+            claim.sample,
+            correct=correct,
+            are_classes=not claim.correct,
+        )
     except CalibrationError as error:
         if claim.is_required:
             raise

@@ -50,6 +50,7 @@ class Request:
         harm: what counts as harm.
         choose_again: choose score and temperature on a third of the examples (or their split for it), instead of
             using those of the newest certificate.
+        check_cloud: refuse a promise whose cloud is not shown to be better than guessing.
     """
 
     source: ExampleSource
@@ -58,6 +59,7 @@ class Request:
     delta: float | None = None
     harm: Harm | None = None
     choose_again: bool = False
+    check_cloud: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +217,7 @@ def _certified(task: _Task, pair: _Pair) -> Outcome:
             sample_of(task.examples.certify, task.examples.repeats, group_by=task.examples.group_by),
             serial=1 if task.newest is None else task.newest.serial + 1,
             correct="" if pair.judge.is_right_when_equal or task.section.harm != "labels" else pair.judge.right_words,
+            are_classes=pair.judge.is_right_when_equal,
         )
     except CalibrationError as error:
         return replace(shown, refusal=error.message, needed=error.needed)
@@ -301,6 +304,7 @@ def _section(layout: Layout, variant: Variant, request: Request, rungs: int) -> 
         "delta": None if request.delta is None else request.delta / rungs,
         "harm": request.harm,
     }
+    section = msgspec.structs.replace(section, check_cloud=request.check_cloud)
     section = msgspec.structs.replace(section, **{name: value for name, value in asked.items() if value is not None})
     certificate_section.check(section)
     return section

@@ -30,12 +30,15 @@ class CertificateSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
         score: confidence score, or "auto" for the one that keeps most on the split for such choices. "probe" is a head
             that is trained on that split and becomes part of the variant's graph (or an output of your own model, where
             ``model.probe_output`` names one); "auto" takes a head only where it is shown to keep more than the others.
+        check_cloud: refuse a promise whose cloud is not shown to be better than always giving the most frequent answer;
+            against such a cloud nothing can be lost. False certifies it, and its first words say so.
     """
 
     max_harm: float | tuple[float, ...] = 0.02
     delta: float = 0.05
     harm: Harm = "labels"
     score: str = AUTO
+    check_cloud: bool = True
 
     @property
     def levels(self) -> tuple[float, ...]:

@@ -90,6 +90,46 @@ class RefusedLevel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     needed: int | None
 
 
+CaveatKind = Literal["cloud-guesses", "same-answers", "cloud-no-better"]
+
+
+class Caveat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What has to be said before a promise that says little, as seen on the ``n`` certifying examples.
+
+    Attributes:
+        kind: the cloud is not shown to be better than guessing (a sign test at 5%, or one answer to all); the edge
+            gives the cloud's answer to every example; or the cloud is not shown to be right more often than the edge.
+        edge_right: answers of the edge that are right; None without labels.
+        cloud_right: the cloud's.
+        guess_right: those of whoever always gives the most frequent answer; None where answers are no classes.
+    """
+
+    kind: CaveatKind
+    n: int
+    edge_right: int | None = None
+    cloud_right: int | None = None
+    guess_right: int | None = None
+
+    def words(self) -> str:
+        """Return it as part of a sentence."""
+        right = "" if self.edge_right is None else f" (right: edge {self.edge_right}, cloud {self.cloud_right})"
+        match self.kind:
+            case "cloud-guesses" if self.cloud_right is None:
+                return f"the cloud gives the same answer to all {self.n} certifying examples"
+            case "cloud-guesses":
+                guessed = "" if self.guess_right is None else f", the most frequent answer alone in {self.guess_right}"
+                return (
+                    f"the cloud is not shown to be better than guessing: right in {self.cloud_right} of {self.n} "
+                    f"certifying examples{guessed}"
+                )
+            case "same-answers":
+                return (
+                    f"edge and cloud agree on all {self.n} certifying examples, so that escalating gains nothing{right}"
+                )
+            case "cloud-no-better":
+                return f"{self.n} certifying examples do not show that escalating gains accuracy{right}"
+
+
 class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """With probability at least ``1 - delta`` over the certifying sample, keeping every answer whose score is at
     least ``threshold`` costs at most ``max_harm`` accuracy against always asking the cloud.
@@ -120,6 +160,7 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         over: what the promise is an average over.
         cluster_by: what examples belong to, over clusters.
         rows: certifying examples, where ``n`` counts something else; else 0.
+        caveat: what has to be said before the promise; written only where there is something.
     """
 
     schema: Literal[1] = 1
@@ -153,6 +194,7 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     over: Over = "rows"
     cluster_by: str = ""
     rows: int = 0
+    caveat: Caveat | None = None
 
     @property
     def max_harms(self) -> tuple[float, ...]:
@@ -180,12 +222,13 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         raise ConfigError(f"max_harm {max_harm:g} is not certified for {self.model!r}{why}; certified: {have}")
 
     def promise(self) -> str:
-        """Return the promise as one English sentence."""
+        """Return the promise as one English sentence, which begins with what there is to be said against it."""
+        first = "" if self.caveat is None else f"{self.caveat.words()}; "
         within = f" within each {self.group_by}" if self.groups else ""
         return (
-            f"with {100 * (1 - self.delta):.4g}% confidence, answering locally at {self.score} >= {self.threshold:.4f} "
-            f"costs at most {100 * self.max_harm:g} points of accuracy against always asking the cloud{within}"
-            f"{self.average}"
+            f"{first}with {100 * (1 - self.delta):.4g}% confidence, answering locally at {self.score} >= "
+            f"{self.threshold:.4f} costs at most {100 * self.max_harm:g} points of accuracy against always asking the "
+            f"cloud{within}{self.average}"
         )
 
     @property
@@ -205,7 +248,7 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return {"rows": "examples", "distinct rows": "distinct examples", "clusters": "clusters"}[self.over]
 
 
-_LATER = ("test", "over", "cluster_by", "rows")
+_LATER = ("test", "over", "cluster_by", "rows", "caveat")
 """Written only where they say something: a build from before there were these fields reads the others."""
 
 _DEFAULTS = {field.name: field.default for field in msgspec.structs.fields(Certificate)}
