@@ -1,4 +1,7 @@
-"""Pictures of the report as inline SVG, coloured by the page's own CSS variables. The only module with matplotlib."""
+"""Pictures of the report as inline SVG, coloured by the page's own CSS variables. The only module with matplotlib.
+
+They are drawn about as wide as the screen of a telephone, so that their type is as large as the page's there as well.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ _STYLE = {
     "svg.fonttype": "none",  # text stays text: searchable, and in the page's font
     "svg.hashsalt": "penstock",  # ids of clip paths are otherwise random: same figures, same bytes
     "font.family": "sans-serif",
-    "font.size": 11,
+    "font.size": 9.5,
     "axes.edgecolor": _GRID,
     "axes.labelcolor": _FAINT,
     "text.color": _INK,
@@ -45,11 +48,14 @@ _STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
-_PLOT_POINTS, _CHARACTER_POINTS, _LINE_POINTS = (530.0, 190.0), 6.5, 14.0
+_WIDTH_INCHES = 4.4
+_PLOT_POINTS, _CHARACTER_POINTS, _LINE_POINTS = (255.0, 165.0), 5.8, 12.0
 """About how large the plot and its type are; a browser's own font may be a little wider or narrower."""
 _LABEL_OFFSETS = (6, -14, 21, -29)  # of a label above its point
 
-MOST_OPERATORS = 24
+_BIN = 10.0  # percent that one bin of confidence is wide
+
+MOST_OPERATORS = 16
 """Bars of the sensitivity picture; what is less sensitive than these never matters."""
 
 
@@ -77,10 +83,10 @@ def pareto(target: TargetEvaluation) -> str:
             floor = 100 * (parent.quality.value - target.max_drop)
             axes.axhline(floor, color=_BAD, linewidth=1.2, linestyle=(0, (5, 4)))
             axes.annotate(
-                "quality budget", (0.005, floor), xycoords=("axes fraction", "data"), xytext=(0, -13),
+                "quality budget", (0.01, floor), xycoords=("axes fraction", "data"), xytext=(0, -11),
                 textcoords="offset points", color=_BAD,
             )  # fmt: skip
-        axes.set_xlim(0, 1.35 * max(cost(line) for line in shown))
+        axes.set_xlim(0, 1.5 * max(cost(line) for line in shown))
         axes.set_ylim(axes.get_ylim())  # labels are placed by it
         for line, point, offset, to_right in _labelled(
             [(line, (cost(line), 100 * _value(line))) for line in shown], axes
@@ -97,7 +103,7 @@ def pareto(target: TargetEvaluation) -> str:
         axes.set_xlabel("p50 latency of one row, ms" if timed else "size, MB (not timed on this machine)")
         axes.set_ylabel(f"{target.metric}, %")
 
-    return _picture(draw, height=3.6)
+    return _picture(draw, height=3.1)
 
 
 def risk_coverage(cascade: CascadeEvaluation, *, certify_rows: int, test_rows: int) -> str:
@@ -114,7 +120,7 @@ def risk_coverage(cascade: CascadeEvaluation, *, certify_rows: int, test_rows: i
         axes.set_ylabel("harm, points of accuracy")
         axes.legend(frameon=False, loc="upper left")
 
-    return _picture(draw, height=3.9)
+    return _picture(draw, height=3.3)
 
 
 def sensitivity(target: TargetEvaluation) -> str:
@@ -125,18 +131,23 @@ def sensitivity(target: TargetEvaluation) -> str:
     kept = {name for line in target.candidates if line.ships for name in line.kept_float}
 
     def draw(axes: mpl.axes.Axes) -> None:
-        places = range(len(shown), 0, -1)
-        colours = [_BAD if line.node in kept else _FIRST for line in shown]
-        axes.barh(list(places), [line.sqnr_db for line in shown], color=colours, height=0.66)
-        axes.set_yticks(list(places), [f"{_short(line.node)}  {line.operator}" for line in shown])
+        least = min(0.0, *(line.sqnr_db for line in shown))
+        for place, line in zip(range(len(shown), 0, -1), shown, strict=True):
+            axes.barh(place - 0.2, line.sqnr_db, color=_BAD if line.node in kept else _FIRST, height=0.32)
+            axes.annotate(f"{_short(line.node)}  {line.operator}", (least, place + 0.08), va="bottom", color=_INK)
+        axes.set_yticks([])
+        axes.set_ylim(0.4, len(shown) + 0.7)
         axes.grid(axis="y", visible=False)
+        axes.spines["left"].set_visible(False)
         axes.set_xlabel("signal to quantization noise of its output, dB")
 
-    return _picture(draw, height=0.9 + 0.27 * len(shown))
+    return _picture(draw, height=0.7 + 0.36 * len(shown))
 
 
 def reliability(cascade: CascadeEvaluation) -> str:
-    """Draw accuracy against confidence in ten bins, after the temperature; "" without labels."""
+    """Draw accuracy against confidence in ten bins, with 95% intervals and the rows in each, after the temperature; ""
+    without labels.
+    """
     if not cascade.reliability:
         return ""
 
@@ -144,12 +155,15 @@ def reliability(cascade: CascadeEvaluation) -> str:
         axes.plot([0, 100], [0, 100], color=_FAINT, linewidth=1, linestyle=(0, (2, 3)))
         x = [100 * part.confidence for part in cascade.reliability]
         y = [100 * part.accuracy for part in cascade.reliability]
-        most = max(part.rows for part in cascade.reliability)
-        sizes = [20 + 260 * part.rows / most for part in cascade.reliability]
-        axes.plot(x, y, color=_FIRST, linewidth=1.4)
-        axes.scatter(x, y, s=sizes, color=_FIRST, alpha=0.75, linewidths=0)
-        axes.set_xlim(0, 104)
-        axes.set_ylim(0, 106)
+        below = [100 * (part.accuracy - part.low) for part in cascade.reliability]
+        above = [100 * (part.high - part.accuracy) for part in cascade.reliability]
+        axes.errorbar(x, y, yerr=[below, above], fmt="o-", color=_FIRST, markersize=5, linewidth=1.2, elinewidth=1)
+        for part in cascade.reliability:
+            middle = _BIN * (min(int(100 * part.confidence / _BIN), int(100 / _BIN) - 1) + 0.5)
+            axes.annotate(f"{part.rows}", (middle, -9), ha="center", va="center", color=_FAINT, fontsize=8)
+        axes.set_xlim(0, 102)
+        axes.set_ylim(-16, 104)
+        axes.set_yticks(range(0, 101, 20))
         axes.set_xlabel("how sure the device is, %")
         axes.set_ylabel("how often it is right, %")
 
@@ -191,7 +205,7 @@ def _picture(draw: Callable[[mpl.axes.Axes], None], *, height: float) -> str:
     from matplotlib.figure import Figure
 
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(8.6, height))
+        figure = Figure(figsize=(_WIDTH_INCHES, height))
         FigureCanvasSVG(figure)
         figure.patch.set_alpha(0)
         axes = figure.add_subplot()
@@ -199,7 +213,7 @@ def _picture(draw: Callable[[mpl.axes.Axes], None], *, height: float) -> str:
         axes.grid(color=_GRID, linewidth=0.8)
         axes.set_axisbelow(True)
         draw(axes)
-        figure.tight_layout()
+        figure.tight_layout(pad=0.5)
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return _themed(text.getvalue())
@@ -257,7 +271,7 @@ def _promise(axes: mpl.axes.Axes, cascade: CascadeEvaluation) -> None:
     axes.plot([x], [y], "o", color=_FIRST, markersize=9)
     axes.plot([x, x], [0, y], color=_FIRST, linewidth=1, linestyle=(0, (2, 3)))
     axes.annotate(
-        f"certified: {x:.1f}% at {certificate.score} ≥ {certificate.threshold:.3f}",
+        f"certified: {x:.1f}%\n{certificate.score} ≥ {certificate.threshold:.3f}",
         (x, y),
         xytext=(-10, 9) if x > 45 else (12, -4),
         textcoords="offset points",
@@ -280,7 +294,7 @@ def _value(line: CandidateFigures) -> float:
 
 
 def _short(node: str) -> str:
-    return node if len(node) <= 34 else f"…{node[-33:]}"
+    return node if len(node) <= 30 else f"…{node[-29:]}"
 
 
 def _themed(svg: str) -> str:

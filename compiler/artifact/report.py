@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from compiler.artifact import plots
-from compiler.artifact.evaluation import CurvePoint, Evaluation, Share, TargetEvaluation
+from compiler.artifact import plots, wording
+from compiler.artifact.evaluation import NOISY_CLOCK, CurvePoint, Evaluation, TargetEvaluation
 from penstock.artifact.certificates import Certificate
 from penstock.errors import missing_extra
 
@@ -34,11 +34,24 @@ def render(evaluation: Evaluation) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "size": size, "ms": milliseconds, "short": _short}
+    environment.filters |= {
+        "percent": wording.percent,
+        "count": wording.count,
+        "interval": wording.interval,
+        "counted": wording.counted,
+        "points": wording.points,
+        "allowed": wording.allowed,
+        "times": wording.times,
+        "size": wording.size,
+        "ms": wording.milliseconds,
+        "short": wording.short,
+    }
     return environment.get_template("report.html.j2").render(
         e=evaluation,
         targets=[(target, _pictures(evaluation, target), refusals(target)) for target in evaluation.targets],
         uses=_USES,
+        noisy=NOISY_CLOCK,
+        shown_operators=plots.MOST_OPERATORS,
     )
 
 
@@ -59,32 +72,23 @@ def refusals(target: TargetEvaluation) -> list[tuple[str, str]]:
             (
                 f"Any threshold below {certificate.threshold:.4f}",
                 f"At {loosest.threshold:.4f}, {_harmful(loosest.harm, certificate)} harmful: too many to rule out, at "
-                f"{1 - certificate.delta:.0%} confidence, a true harm above {100 * certificate.max_harm:g} points. It "
-                f"would have kept {_percent(loosest.coverage)}.",
+                f"{100 * (1 - certificate.delta):g}% confidence, a true harm above "
+                f"{wording.allowed(certificate.max_harm)} points. It would have kept "
+                f"{wording.percent(loosest.coverage)}.",
             )
         )
-    found += [(f"At most {100 * level.max_harm:g} points of harm", level.reason) for level in certificate.refused]
+    found += [
+        (f"At most {wording.allowed(level.max_harm)} points of harm", level.reason) for level in certificate.refused
+    ]
     return found
 
 
 def _harmful(share: float, certificate: Certificate) -> str:
     if certificate.over == "clusters":
-        return f"on average {_percent(share)} of the examples of each of {certificate.n} certifying clusters were"
+        return (
+            f"on average {wording.percent(share)} of the examples of each of {certificate.n} certifying clusters were"
+        )
     return f"{round(share * certificate.n)} of {certificate.n} certifying {certificate.units} were"
-
-
-def size(count: int) -> str:
-    """Say bytes in words for people."""
-    if count < 1000:
-        return f"{count} B"
-    if count < 1e6:
-        return f"{count / 1e3:.1f} kB"
-    return f"{count / 1e6:.1f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"
-
-
-def milliseconds(value: float) -> str:
-    """Format three significant digits, never an exponent."""
-    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
 def _pictures(evaluation: Evaluation, target: TargetEvaluation) -> dict[str, Markup]:
@@ -111,12 +115,3 @@ def _next_threshold(target: TargetEvaluation) -> CurvePoint | None:
     threshold = target.cascade.certificate.threshold
     below = [point for point in target.cascade.curve_certify if point.threshold < threshold]
     return below[0] if below else None
-
-
-def _percent(value: float | Share) -> str:
-    number = value.value if isinstance(value, Share) else value
-    return f"{100 * number:.1f}%"
-
-
-def _short(digest: str) -> str:
-    return digest.removeprefix("sha256:")[:12]

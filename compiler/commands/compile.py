@@ -18,7 +18,7 @@ from penstock.cli.output import is_interactive, print_fields, print_json, print_
 from penstock.errors import CalibrationError, MissingToolchain
 
 if TYPE_CHECKING:
-    from compiler.artifact.evaluation import Evaluation, Speed
+    from compiler.artifact.evaluation import Evaluation, Share, Speed
     from compiler.cache.steps import StepCache
     from compiler.pipeline.compilation import Compiled
     from compiler.progress import Watcher
@@ -298,24 +298,25 @@ def _promise_words(target: Any) -> str:
 
 
 def _print_candidates(evaluation: Evaluation) -> None:
-    from compiler.artifact.report import milliseconds, size
+    from compiler.artifact import wording
 
     for target in evaluation.targets:
         rows = [
             [
                 ("> " if line.ships else "  ") + line.name,
-                "-" if line.quality is None else f"{line.quality.value:.1%}",
+                "-" if line.quality is None else wording.percent(line.quality),
                 "-" if line.drop is None else f"{100 * line.drop.value:+.2f}",
-                _latency(line.speed, "1", milliseconds),
-                _latency(line.speed, "32", milliseconds),
-                size(line.size_bytes) if line.size_bytes else "-",
+                "-" if line.drop is None else wording.points(line.drop.bound),
+                _latency(line.speed, "1", wording.milliseconds),
+                _latency(line.speed, "32", wording.milliseconds),
+                wording.size(line.size_bytes) if line.size_bytes else "-",
                 line.verdict,
             ]
             for line in target.candidates
         ]
         title = f"{target.role}/{target.target}"
         print_table(
-            [f"{title}", target.metric, "drop", "p50 ms x1", "p50 ms x32", "size", "verdict"],
+            [f"{title}", target.metric, "drop", "at most", "p50 ms x1", "p50 ms x32", "size", "verdict"],
             rows,
         )
 
@@ -327,17 +328,22 @@ def _latency(speed: Speed | None, batch: str, words: Any) -> str:
 
 
 def _print_variants(evaluation: Evaluation) -> None:
+    from compiler.artifact.wording import count, interval, percent
+
+    def row(name: str, quality: Share | None, on_device: float | Share) -> list[str]:
+        cells = ["-", "", ""] if quality is None else [percent(quality), count(quality), interval(quality)]
+        return [name, *cells, percent(on_device)]
+
     rows = []
     for target in evaluation.targets:
         variant = target.variant
-        rows.append([f"{variant.role}/{variant.target} {variant.precision}", f"{variant.quality.value:.1%}", "100.0%"])
+        rows.append(row(f"{variant.role}/{variant.target} {variant.precision}", variant.quality, 1))
         cascade = target.cascade
         if cascade is not None and cascade.figures is not None:
-            accuracy = cascade.figures.accuracy or cascade.figures.coverage
-            shown = f"{accuracy.value:.1%}" if cascade.figures.accuracy else "-"
-            rows.append([f"cascade {variant.role}/{variant.target}", shown, f"{cascade.figures.coverage.value:.1%}"])
-    rows.append(["cloud", f"{evaluation.cloud.quality.value:.1%}", "0.0%"])
-    print_table(["on the test split", evaluation.targets[0].metric, "on device"], rows)
+            name = f"cascade {variant.role}/{variant.target}"
+            rows.append(row(name, cascade.figures.accuracy, cascade.figures.coverage))
+    rows.append(row("cloud", evaluation.cloud.quality, 0))
+    print_table(["on the test split", evaluation.targets[0].metric, "rows", "95% interval", "on device"], rows)
 
 
 def as_json(compiled: Compiled) -> dict[str, Any]:

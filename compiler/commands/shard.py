@@ -76,7 +76,7 @@ def _print(document: dict[str, Any], out: Path, output: str) -> None:
     if output == "json":
         print_json({"directory": out, **document})
         return
-    from compiler.artifact.report import size
+    from compiler.artifact.wording import size
 
     rows = [
         [

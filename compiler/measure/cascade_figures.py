@@ -32,12 +32,18 @@ def reliability(sure: NDArray[np.float64], right: NDArray[np.bool_]) -> tuple[Re
         right: bool [N], whether the answer was right.
     """
     bins = np.minimum((sure * _RELIABILITY_BINS).astype(np.int64), _RELIABILITY_BINS - 1)
-    return tuple(
-        ReliabilityBin(
-            confidence=float(sure[bins == index].mean()),
-            accuracy=float(right[bins == index].mean()),
-            rows=int(np.count_nonzero(bins == index)),
-        )
-        for index in range(_RELIABILITY_BINS)
-        if (bins == index).any()
-    )
+    found = []
+    for index in range(_RELIABILITY_BINS):
+        inside = bins == index
+        if inside.any():
+            often = share(right[inside])
+            found.append(
+                ReliabilityBin(
+                    confidence=float(sure[inside].mean()),
+                    accuracy=often.value,
+                    low=often.low,
+                    high=often.high,
+                    rows=often.n,
+                )
+            )
+    return tuple(found)

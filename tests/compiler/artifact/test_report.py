@@ -12,24 +12,30 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from compiler.artifact import plots, report
-from compiler.artifact.evaluation import CandidateFigures, Evaluation, TargetEvaluation
+from compiler.artifact import plots, report, wording
+from compiler.artifact.evaluation import CandidateFigures, Evaluation, Share, Speedup, TargetEvaluation
 from compiler.cache.steps import StepCache, default_root
 from compiler.pipeline import compilation
 from compiler.progress import Lines
 from compiler.recipe import recipes
-from penstock.artifact.certificates import Certificate
+from penstock.artifact.certificates import Caveat, Certificate
 
 pytestmark = pytest.mark.usefixtures("warm")
 QUIET = Lines(lambda line: None)
 
 
+KEPT: dict[str, Evaluation] = {}  # documents do not change, and one compilation takes longer than all that is drawn
+
+
 @pytest.fixture
-def document(workspace: Path) -> Evaluation:
-    parsed = recipes.load(workspace / "recipe.toml")
-    return compilation.compile_recipe(
-        parsed, workspace / "out", cache=StepCache(default_root()), watcher=QUIET
-    ).evaluation
+def document(request: pytest.FixtureRequest) -> Evaluation:
+    if "document" not in KEPT:
+        workspace: Path = request.getfixturevalue("workspace")
+        parsed = recipes.load(workspace / "recipe.toml")
+        cache = StepCache(default_root())
+        done = compilation.compile_recipe(parsed, workspace / "out", cache=cache, watcher=QUIET)
+        KEPT["document"] = done.evaluation
+    return KEPT["document"]
 
 
 def with_first(document: Evaluation, **changes: object) -> Evaluation:
@@ -72,7 +78,7 @@ def test_the_page_says_what_ships_what_was_promised_and_measured(document: Evalu
     assert target.cascade is not None
     assert target.cascade.figures is not None
     certificate = certificate_of(document)
-    assert f"edge on {target.target}: ship {target.chosen}" in text
+    assert f"edge on {target.target}: {target.chosen} ships" in text
     assert "With 95% confidence" in text
     assert f"{certificate.score} ≥ {certificate.threshold:.4f}" in text
     assert "at most 2 points of accuracy" in text
@@ -82,6 +88,10 @@ def test_the_page_says_what_ships_what_was_promised_and_measured(document: Evalu
         assert line.quality is not None
         assert f"{100 * line.quality.value:.1f}%" in text
     assert f"{100 * target.cascade.figures.coverage.value:.1f}%" in text
+    for share in (target.variant.quality, target.cascade.figures.accuracy, document.cloud.quality):
+        assert share is not None
+        cells = (wording.percent(share), wording.count(share), wording.interval(share))
+        assert " ".join(cells) in text, "both models and the cascade, with counts and intervals"
     assert certificate.edge_digest in text
     assert "What really runs in integers" in text
 
@@ -121,6 +131,64 @@ def test_a_target_that_was_not_measured_says_so_and_shows_no_time(document: Eval
     assert text.count("not measured here") == len(lines)
     assert "not timed on this machine" in text
     assert "With 95% confidence" not in text
+
+
+def with_caveat(document: Evaluation, caveat: Caveat | None) -> Evaluation:
+    cascade = document.targets[0].cascade
+    assert cascade is not None
+    certificate = msgspec.structs.replace(certificate_of(document), caveat=caveat)
+    return with_first(document, cascade=msgspec.structs.replace(cascade, certificate=certificate))
+
+
+def test_an_escalation_that_gains_nothing_is_said_before_the_promise(document: Evaluation) -> None:
+    caveat = Caveat(kind="cloud-no-better", n=600, edge_right=570, cloud_right=571, guess_right=210)
+    text = text_of(report.render(with_caveat(document, caveat)))
+    assert "Escalating gains nothing that these examples show" in text
+    assert "(right: edge 570, cloud 571)" in text
+    assert text.index("Escalating gains nothing") < text.index("With 95% confidence")
+    assert "Escalating gains nothing" not in text_of(report.render(with_caveat(document, None)))
+
+
+def test_a_cloud_that_guesses_is_said_before_the_promise(document: Evaluation) -> None:
+    caveat = Caveat(kind="cloud-guesses", n=600, edge_right=10, cloud_right=3, guess_right=210)
+    text = text_of(report.render(with_caveat(document, caveat)))
+    assert "This promise says nothing: the cloud is not shown to be better than guessing: right in 3 of 600" in text
+
+
+def test_the_bound_of_the_audit_is_explained_beside_the_promise(document: Evaluation) -> None:
+    text = text_of(report.render(document))
+    bound = f"{wording.points(certificate_of(document).audit_max_harm)} in a hundred requests"
+    assert f"They test against {bound}, which is more than the 2 promised" in text
+    assert text.index(bound) < text.index("Candidates, and what was found of each")
+
+
+def test_a_noisy_clock_is_told_and_a_quiet_one_too(document: Evaluation) -> None:
+    noisy = text_of(report.render(with_first(document, clock_noise=1.21)))
+    assert "The clock of this machine was noisy: the float model, loaded and timed twice, seemed up to 1.21" in noisy
+    quiet = text_of(report.render(with_first(document, clock_noise=1.01)))
+    assert "noisy" not in quiet
+    assert "seemed up to 1.01 times as fast as itself" in quiet
+
+
+def test_points_of_the_reliability_picture_have_intervals_and_counts(document: Evaluation) -> None:
+    cascade = document.targets[0].cascade
+    assert cascade is not None
+    picture = plots.reliability(cascade)
+    for part in cascade.reliability:
+        assert part.low < part.accuracy <= part.high or part.low <= part.accuracy < part.high
+        assert f">{part.rows}<" in picture
+
+
+def test_on_a_telephone_every_cell_carries_its_heading(document: Evaluation) -> None:
+    """Rows become cards there: what the head of a table says has to stand in each of them."""
+    page = report.render(document)
+    for table in re.findall(r"<table>.*?</table>", page, flags=re.S):
+        columns = len(re.findall(r"<th\b", table))
+        for row in re.findall(r"<tr[^>]*>(.*?)</tr>", table[table.index("<tbody>") :], flags=re.S):
+            cells = re.findall(r"<td([^>]*)>", row)
+            named = [cell for cell in cells[1:] if "data-label=" in cell or 'class="words"' in cell]
+            assert len(named) == len(cells) - 1
+            assert len(cells) == columns
 
 
 def test_every_target_has_a_part_of_its_own(document: Evaluation) -> None:
@@ -213,16 +281,23 @@ def test_nothing_was_refused_when_the_loosest_threshold_passed(document: Evaluat
     assert report.refusals(with_threshold(document, 0.0)) == []
 
 
+def test_shares_are_written_in_one_way() -> None:
+    share = Share(value=423 / 447, low=0.9211, high=0.9652, n=447)
+    assert wording.counted(share) == "94.6% (423 of 447; 92.1% to 96.5%)"
+    assert (wording.percent(1), wording.points(0.00671), wording.allowed(0.02)) == ("100.0%", "0.67", "2")
+    assert wording.times(Speedup(value=2.5, low=2.41, high=2.6)) == "2.50x (2.41x to 2.60x)"
+
+
 @pytest.mark.parametrize(
     ("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (1_050_774, "1.1 MB"), (25e9, "25.0 GB")]
 )
 def test_sizes_for_people(count: int, text: str) -> None:
-    assert report.size(count) == text
+    assert wording.size(count) == text
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.01149, "0.011"), (1.234, "1.23"), (123.4, "123.4")])
 def test_milliseconds_for_people(value: float, text: str) -> None:
-    assert report.milliseconds(value) == text
+    assert wording.milliseconds(value) == text
 
 
 def test_matplotlib_is_loaded_by_the_first_picture_and_not_for_a_recipe_that_is_refused() -> None:
