@@ -53,7 +53,7 @@ def cnn(root: Path) -> Case:
         job.update(data=str(directory / "train.npz"), model=str(directory / _MODEL))
         toolchain.call("torch", _HERE / "train_cnn.py", job)
 
-    _once(directory / _MODEL, make)
+    once(directory / _MODEL, make)
     uses = {"fit": rows["train"][:300], "tune": rows["tune"], "certify": rows["certify"], "test": rows["test"]}
     write_data(directory / _DATA, {"x": images}, y, uses)
     return _case(directory, "cnn", "ResNet, digits at 32x32", kind="cnn")
@@ -135,7 +135,7 @@ def classifier(root: Path) -> Case:
         )
         _with_head(base / _MODEL, name, head, directory / _MODEL)
 
-    _once(directory / _MODEL, make)
+    once(directory / _MODEL, make)
     uses = {"fit": rows["train"][:100], "tune": rows["tune"], "certify": rows["certify"], "test": rows["test"]}
     write_data(directory / _DATA, tokens, labels, uses)
     return _case(directory, "minilm-head", f"MiniLM with a head, {len(TOPICS)} topics", kind="encoder")
@@ -162,7 +162,7 @@ def _case(directory: Path, name: str, what: str, *, kind: str, output: str = "lo
     return Case(name=name, what=what, kind=kind, model=model, data=directory / _DATA, output=output, **more)
 
 
-def _once(model: Path, make: Callable[[], None]) -> None:
+def once(model: Path, make: Callable[[], None]) -> None:
     """Make a model unless it is there; an interrupted making leaves none."""
     if not model.exists():
         try:
@@ -216,6 +216,11 @@ def _mlp(
     return _case(directory, name, what, kind="small")
 
 
+def mlp(inputs: NDArray[Any], labels: NDArray[Any], hidden: tuple[int, ...]) -> onnx.ModelProto:
+    """Train an MLP by scikit-learn: x FP32 [N, features] -> logits FP32 [N, classes], three classes or more."""
+    return _mlp_graph(MLPClassifier(hidden, **_TRAINING).fit(inputs, labels))
+
+
 def _mlp_graph(trained: MLPClassifier) -> onnx.ModelProto:
     """Build x FP32 [N, features] -> logits FP32 [N, classes]: Gemm and Relu in turn."""
     nodes, constants, last = [], [], "x"
@@ -239,10 +244,8 @@ def _mlp_graph(trained: MLPClassifier) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def _minilm(root: Path) -> tuple[Path, dict[str, NDArray[np.int64]], NDArray[np.int64]]:
-    """Return where MiniLM is as ONNX, tokens of all sentences by input, and their topics."""
-    from tokenizers import Tokenizer  # type: ignore[import-untyped, unused-ignore]
-
+def minilm(root: Path) -> Path:
+    """Return a directory with MiniLM as ``model.onnx`` and its ``tokenizer.json``."""
     directory = case_directory(root, "minilm", [_HERE / "sentences.py"])
 
     def make() -> None:
@@ -255,7 +258,15 @@ def _minilm(root: Path) -> tuple[Path, dict[str, NDArray[np.int64]], NDArray[np.
         exported.model.replace(directory / _MODEL)
         shutil.rmtree(scratch)
 
-    _once(directory / _MODEL, make)
+    once(directory / _MODEL, make)
+    return directory
+
+
+def _minilm(root: Path) -> tuple[Path, dict[str, NDArray[np.int64]], NDArray[np.int64]]:
+    """Return where MiniLM is as ONNX, tokens of all sentences by input, and their topics."""
+    from tokenizers import Tokenizer  # type: ignore[import-untyped, unused-ignore]
+
+    directory = minilm(root)
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     tokenizer.enable_truncation(MAX_TOKENS)
     tokenizer.enable_padding(length=MAX_TOKENS)

@@ -162,12 +162,13 @@ class Arrays:
         with self._steps(f"{goal.what} probe") as doing:
             trial = probing.Trial(
                 candidate=candidate,
-                answered=self.ask(candidate, "tune", doing),
+                ask=lambda one: self.ask(one, "tune", doing),
                 tune=self._data.tune,
                 promise=promise,
                 rows_to_certify=self.splits["certify"].rows,
                 max_batch=candidate.batch_rows(recipe.model.max_batch),
                 samples=golden_inputs.of_edge(self._data.ranges),
+                may_run_alone=recipe.quality.mixed_rows == "alone",
                 seed=recipe.seed,
             )
             return replace(chosen, candidate=probing.tried(self._steps, trial, doing))

@@ -9,8 +9,9 @@ shown, is decided by ``compiler.certificate``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,28 +49,45 @@ _LEAST_SAME = 0.995  # rows whose class must be what it was: one beside a roundi
 _TUNED_FILE = "tuned.npy"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Trial:
     """A head to be tried.
 
     Attributes:
         candidate: whose confidence it is to be.
-        answered: what the candidate and the cloud answered to the tuning split.
+        ask: asks a candidate and the cloud the tuning split.
         tune: that split.
         promise: to be made of the variant.
         rows_to_certify: how many examples will certify it.
         max_batch: rows of one call, as the variant is served.
         samples: rows on which devices look whether rows change each other's answers.
+        may_run_alone: whether a variant whose rows do is served one row at a time, or refused.
     """
 
     candidate: Candidate
-    answered: AnsweredRows
+    ask: Callable[[Candidate], AnsweredRows]
     tune: Split
     promise: CertificateSection
     rows_to_certify: int
     max_batch: int
     samples: Mapping[str, Array]
+    may_run_alone: bool
     seed: int
+
+    @cached_property
+    def answered(self) -> AnsweredRows:
+        """Return what the candidate and the cloud answered."""
+        return self.ask(self.candidate)
+
+    def alone(self, mixed: str) -> Trial:
+        """Return the same for a candidate whose rows run one at a time.
+
+        Raises:
+            CompileError: the recipe refuses that.
+        """
+        if not self.may_run_alone:
+            raise CompileError(f'probe: {mixed}, and quality.mixed_rows = "refuse"')
+        return replace(self, candidate=replace(self.candidate, rows_mixed=mixed), max_batch=1)
 
     @property
     def decoder(self) -> Decoder:
@@ -122,8 +140,12 @@ def _tried(steps: CachedSteps, trial: Trial, doing: Doing) -> Candidate:
     beside = tuple(file for file in (files.data_path(path),) if file.exists())
     model = replace(trial.candidate.made, path=path, content=found.content, files=beside)
     mixed = steps.rows_mixed_by(model, trial.samples, doing, precision=trial.candidate.precision)
-    if mixed and not trial.candidate.rows_mixed:
-        return _without(trial.candidate, f"with the head, {mixed}")
+    if mixed and not trial.candidate.rows_mixed:  # a head sees what the logits hide in their rounding
+        if trial.promise.score == PROBE:
+            return _tried(steps, trial.alone(mixed), doing)
+        way = 'certificate.score = "probe" takes it all the same, and rows run one at a time'
+        figures = msgspec.structs.replace(figures, ships=False, reason=f"{figures.reason}; {mixed}: left out ({way})")
+        return replace(kept, probed=Probed(figures=figures, scores=scores, tuned=None))
     return replace(
         kept, model=model, probed=Probed(figures=figures, scores=scores, tuned=found.directory / _TUNED_FILE)
     )

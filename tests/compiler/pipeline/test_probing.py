@@ -16,6 +16,7 @@ from compiler.cache.steps import StepCache, default_root
 from compiler.certificate import evidence
 from compiler.graph.confidence_head import PROBE_OUTPUT
 from compiler.pipeline import compilation
+from compiler.pipeline.cached_steps import CachedSteps, Model, engine
 from compiler.pipeline.compilation import Compiled
 from compiler.pipeline.new_examples import ExampleSource
 from compiler.pipeline.recertify import Request, recertify
@@ -144,6 +145,24 @@ def test_too_few_harmful_rows_are_said_and_refused_where_the_recipe_names_the_he
     assert "probe" not in {score.name for score in cascade.scores}
     edit_recipe("max_harm = 0.02", 'max_harm = 0.02\nscore = "probe"')
     with pytest.raises(CalibrationError, match="of 40 tuning rows are harmful; a head needs 20"):
+        compiled(overbearing)
+
+
+def test_a_head_that_shows_rows_to_change_each_other_is_asked_one_row_at_a_time(
+    overbearing: Path, edit_recipe: EditRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mixed_by(steps: CachedSteps, model: Model, *_: object, **__: object) -> str:
+        names = [output.name for output in engine(model.path).outputs]
+        return "operator 'scale' mixes rows" if PROBE_OUTPUT in names else ""
+
+    monkeypatch.setattr(CachedSteps, "rows_mixed_by", mixed_by)
+    edit_recipe("max_harm = 0.02", 'max_harm = 0.02\nscore = "probe"')
+    done = compiled(overbearing)
+    edge = Layout(overbearing / "out").artifact().variant("edge")
+    assert (edge.spec.probe, edge.spec.max_batch) == (PROBE_OUTPUT, 1)
+    assert done.evaluation.targets[0].variant.rows_mixed == "operator 'scale' mixes rows"
+    edit_recipe("[preprocessing]", '[quality]\nmixed_rows = "refuse"\n[preprocessing]')
+    with pytest.raises(CompileError, match="probe: operator 'scale' mixes rows, and quality.mixed_rows"):
         compiled(overbearing)
 
 
