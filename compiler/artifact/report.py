@@ -88,7 +88,7 @@ def _harmful(share: float, certificate: Certificate) -> str:
         return (
             f"on average {wording.percent(share)} of the examples of each of {certificate.n} certifying clusters were"
         )
-    return f"{round(share * certificate.n)} of {certificate.n} certifying {certificate.units} were"
+    return f"{round(share * certificate.n)} of {certificate.n} certifying {certificate.unit_name} were"
 
 
 def _pictures(evaluation: Evaluation, target: TargetEvaluation) -> dict[str, Markup]:

@@ -163,7 +163,7 @@ def _print_outcomes(outcomes: list[Outcome]) -> None:
                     f"{group.coverage:.1%} on device, {group.harm_count} of {group.n} harmful"
                 )
         if one.certificate.rows:
-            what = f"{one.certificate.n} {one.certificate.units} of {one.certificate.rows} examples"
+            what = f"{one.certificate.n} {one.certificate.unit_name} of {one.certificate.rows} examples"
             click.echo(f"{one.role}/{one.target}: certified on {what}")
         click.echo(f"{one.role}/{one.target}: certificate {one.certificate.serial}, {one.digest}; {one.reason}")
         click.echo(one.certificate.promise())

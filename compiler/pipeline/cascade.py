@@ -105,7 +105,7 @@ def words(certificate: Certificate | None, refusal: str) -> str:
         return f"REFUSED: {refusal}"
     return (
         f"{certificate.score} >= {certificate.threshold:.4f} keeps {certificate.coverage:.1%}; "
-        f"{certificate.harm_count} of {certificate.n} {certificate.units} harmful"
+        f"{certificate.harm_count} of {certificate.n} {certificate.unit_name} harmful"
     )
 
 

@@ -260,8 +260,8 @@ def _promise(seen: Seen) -> Iterator[str]:
     yield "[certificate]"
     yield _noted(f"max_harm = {harm:g}", "share of answers that may be wrong where the cloud alone is right")
     yield _noted(f"delta = {promise.delta:g}", "chance that the promise does not hold")
-    yield f"# That needs {needed} certifying examples even if none is harmful ({rows} rows, where the source has"
-    yield f"# no splits of its own); 1% would need {samples_needed(0.01, promise.delta)}."
+    yield f"# That needs {needed} certifying examples (clusters, if rows belong together) even if none is"
+    yield f"# harmful: {rows}, if the source has no splits of its own. 1% needs {samples_needed(0.01, promise.delta)}."
 
 
 def _noted(line: str, comment: str) -> str:

@@ -243,7 +243,7 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 return f", on average over clusters by {self.cluster_by!r}, each counted once"
 
     @property
-    def units(self) -> str:
+    def unit_name(self) -> str:
         """Name what ``n`` counts, for figures: "examples", "distinct examples" or "clusters"."""
         return {"rows": "examples", "distinct rows": "distinct examples", "clusters": "clusters"}[self.over]
 

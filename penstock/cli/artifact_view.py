@@ -130,7 +130,7 @@ def _show_certificate(found: Overview, one: Certificate) -> None:
     coverage = f"{one.coverage:.1%} ({one.coverage_low:.1%} to {one.coverage_high:.1%})"
     fields: dict[str, object] = {
         "certificate": f"{one.serial} of {named}: {one.promise()}",
-        "evidence": f"{one.harm_count} harmful of {one.n} {one.units}{of_rows}, {one.kept_count} kept",
+        "evidence": f"{one.harm_count} harmful of {one.n} {one.unit_name}{of_rows}, {one.kept_count} kept",
         "on device": coverage,
         "fits": fits,
     }
