@@ -3,6 +3,7 @@ nothing."""
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,6 +44,7 @@ Examples:
   penstock compile recipe.toml -o build/digits
   penstock compile recipe.toml -o build/digits --dry-run
   penstock compile recipe.toml --smoke
+  penstock compile recipe.toml -o build/digits --budget 10m
   penstock compile model.onnx --target edge-x86-vnni --data d.npz -o build/m
   penstock compile recipe.toml -o build/digits -o json
 
@@ -71,6 +73,13 @@ Exit codes: 0 done, 1 failed, 2 wrong recipe or data, 3 refused (certificate, ac
     is_flag=True,
     help="Load a pickled model, which runs its author's code, when there is no recipe.",
 )
+@click.option(
+    "--budget",
+    "budget_s",
+    metavar="TIME",
+    callback=lambda context, parameter, value: _seconds(value),
+    help="Try no further candidate after this time, e.g. 10m, and ship the best so far.",
+)
 @click.option("--dry-run", is_flag=True, help="Check what is quickly checked, print the plan, write nothing.")
 @click.option("--smoke", is_flag=True, help="Run the whole recipe on few samples to find mistakes; write nothing.")
 @click.option(
@@ -90,6 +99,7 @@ def build(
     no_cache: bool,
     install_toolchains: bool,
     key: str,
+    budget_s: float | None,
     **flags: Any,
 ) -> None:
     """Turn models and examples into one certified artifact.
@@ -123,6 +133,7 @@ def build(
                 cache=cache,
                 watcher=watcher,
                 require_certificate=not without_certificate,
+                budget_s=budget_s,
                 finish=finish,
             )
             done.append(compiled)
@@ -232,6 +243,16 @@ def init(model: str, data: str, output: Path | None, force: bool, allow_pickle: 
 
 command.add_command(distill.command)
 command.add_command(shard.command)
+
+
+def _seconds(text: str | None) -> float | None:
+    """Read a time such as 90, 90s, 10m or 1.5h."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
+    if found is None or float(found[1]) == 0:
+        raise click.BadParameter(f"{text!r}: give a time above 0, such as 90s, 10m or 1h")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
 def _outputs(values: tuple[str, ...], *, needs_directory: bool) -> tuple[Path, str]:

@@ -19,8 +19,11 @@ from compiler.artifact.evaluation import Drop, Speedup
 from compiler.certificate.binomial import lower_bound, mean_lower_bound, mean_upper_bound, samples_needed, upper_bound
 from compiler.recipe.choices import Objective
 
-MAX_PROBES = 16
-"""Numbers of restored operators that are tried at most: each is one more look at the tuning rows."""
+MAX_PROBES = 9
+"""Numbers of restored operators that are tried at most, enough for a thousand operators (see :func:`next_probe`): each
+is one more look at the tuning rows, and takes as long as a candidate."""
+
+_NEAR = 4  # a number that fits is near enough when a failing one is within this part of it
 
 MOST_ROWS = 100_000
 """Above this many rows a refusal names no number: the cost is too close to the budget for more data to help."""
@@ -261,10 +264,12 @@ def choose(candidates: Sequence[Measured], parent: Measured, budget: Budget) -> 
 
 
 def next_probe(tried: Mapping[int, bool], count: int) -> int | None:
-    """Say how many of the ``count`` most sensitive operators to send back to float next, by bisection.
+    """Say how many of the ``count`` most sensitive operators to send back to float next.
 
-    Finds the smallest number that fits the budget, taking for granted that more floats never cost quality; ``tried``
-    maps numbers to whether they fitted. 0 is known to fail. None when the answer is found, or when even all fail.
+    Finds a number that fits the budget and is at most a quarter larger than the smallest that does, taking for granted
+    that more floats never cost quality: by factors of four, then between by their geometric mean. To the last operator
+    it would take twice as many probes, each as long as a candidate, for operators that matter least. ``tried`` maps
+    numbers to whether they fitted. 0 is known to fail. None when the answer is found, or when even all fail.
 
     Returns:
         A number from 1 to ``count``.
@@ -272,8 +277,10 @@ def next_probe(tried: Mapping[int, bool], count: int) -> int | None:
     fails = max((k for k, fitted in tried.items() if not fitted), default=0)
     fits = min((k for k, fitted in tried.items() if fitted), default=None)
     if fits is None:
-        return None if fails >= count else min(count, max(1, 2 * fails))
-    return None if fits - fails <= 1 else (fails + fits) // 2
+        return None if fails >= count else min(count, max(1, 4 * fails))
+    if fits - fails <= max(1, fits // _NEAR):
+        return None
+    return min(fits - 1, max(fails + 1, round(math.sqrt(max(1, fails) * fits))))
 
 
 def _best(candidates: Sequence[Measured], fit: Sequence[int], budget: Budget) -> int:

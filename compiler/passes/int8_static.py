@@ -8,7 +8,7 @@ quantized, because the quantizer itself passes over what it does not know withou
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import msgspec
@@ -76,9 +76,11 @@ def run(job: PassJob) -> PassResult:
     plan = _plan(model, types, job.keep_float)
     smoothed = 0
     if options.smooth > 0:
-        nodes = [node for node in model.graph.node if node.name in set(plan.nodes)]
+        # whatever stays in float: so that ranges are those of every job on this model
+        whole = set(_plan(model, types, frozenset()).nodes)
+        nodes = [node for node in model.graph.node if node.name in whole]
         feed = collect.Feed(model, job.calibration)
-        smoothed = int8_smooth.smooth(model, nodes, feed.all, strength=options.smooth)
+        smoothed = int8_smooth.smooth(model, nodes, feed.all, strength=options.smooth, memo=job.memo)
         elements = probe.typed(model)
     tensors = _tensors(model.graph, plan, types, elements)
     settings = Settings(
@@ -87,7 +89,7 @@ def run(job: PassJob) -> PassResult:
         symmetric=types.symmetric,
         memory_bytes=options.memory_mib * _MIB,
     )
-    found = collect.collect(model, tensors, job.calibration, settings, job.progress)
+    found = _ranges(job, model, tensors, settings, options.smooth)
     quantized, cure = _quantized(model, plan, types, options, _tensor_data(found, elements))
     _read_exact(quantized.graph, set(plan.nodes))
     _keep_outputs_float(quantized.graph)
@@ -160,6 +162,22 @@ def _tensors(graph: onnx.GraphProto, plan: Plan, types: IntegerTypes, elements: 
 def _float_results(types: IntegerTypes) -> list[str]:
     """Return the operators whose results are not rounded. TensorRT decides by itself where its kernels round."""
     return sorted(int8_plan.PRODUCTS) if types.symmetric else list(int8_plan.DENSE)
+
+
+def _ranges(
+    job: PassJob, model: onnx.ModelProto, tensors: list[str], settings: Settings, strength: float
+) -> Calibration:
+    """Find the ranges of tensors, or remember them from a job with more operators in integers."""
+    assert job.calibration is not None
+    key = ("ranges", settings.calibrator, settings.percent, settings.symmetric, strength)
+    known: Calibration | None = job.memo.get(key)
+    missing = [name for name in tensors if known is None or name not in known.ranges]
+    if missing:
+        found = collect.collect(model, missing, job.calibration, settings, job.progress)
+        known = found if known is None else replace(found, ranges={**known.ranges, **found.ranges})
+        job.memo[key] = known
+    assert known is not None
+    return replace(known, ranges={name: known.ranges[name] for name in tensors})
 
 
 def _tensor_data(found: Calibration, elements: Mapping[str, int]) -> dict[str, TensorData]:

@@ -7,7 +7,7 @@ gives the same bytes, which is what lets its result be cached by content.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ class PassJob:
         options: what the recipe sets for this pass, checked by the pass against a Struct of its own.
         calibration: examples for passes that need ranges, else None.
         keep_float: names of nodes that the accuracy gate has sent back to float.
+        memo: what a pass found out that holds for other jobs on the same model and examples; it only saves time.
         work: a directory that outlives an interruption of this very job, for checkpoints; None if nothing is kept.
     """
 
@@ -47,6 +48,7 @@ class PassJob:
     seed: int = 0
     progress: Progress = unwatched
     work: Path | None = None
+    memo: MutableMapping[Any, Any] = field(default_factory=dict)
 
 
 class PassResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -43,7 +43,8 @@ def compete(steps: CachedSteps, setting: Setting) -> Contest:
     trials.check_rows(setting, tried)
     candidates: list[Candidate] = []
     for trial in tried:
-        candidates.append(trials.as_before(trial, candidates) or bench.make(trial, parent))
+        left_out = trials.out_of_time(trial) if steps.is_time_up else trials.as_before(trial, candidates)
+        candidates.append(left_out or bench.make(trial, parent))
     if bench.pruned is not None:
         candidates.append(bench.pruned)
     candidates, sensitivity = bench.restored(tried, candidates, parent)
@@ -168,6 +169,8 @@ class _Bench:
         found: dict[int, Candidate] = {}
         names = [line.node for line in sensitivity]
         while (count := gate.next_probe(probed, len(names))) is not None and len(probed) <= gate.MAX_PROBES:
+            if self._steps.is_time_up:
+                break
             probe = replace(trial, name=f"{trial.name}, {count} of {len(names)} in float")
             found[count] = self.make(probe, parent, keep_float=tuple(names[:count]))
             probed[count] = self._keeps(found[count])

@@ -6,7 +6,9 @@ compiler and the versions of the libraries: nothing else may change a result, an
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
@@ -89,10 +91,18 @@ class CachedSteps:
     ``timed`` do its work, or find it done.
     """
 
-    def __init__(self, cache: StepCache, watcher: Watcher) -> None:
+    def __init__(self, cache: StepCache, watcher: Watcher, *, budget_s: float = math.inf) -> None:
+        """``budget_s``: after that, what may be left out is (:attr:`is_time_up`)."""
         self._cache = cache
         self._watcher = watcher
         self.taken: list[dict[str, Any]] = []
+        self._memos: dict[tuple[str, str, str], dict[Any, Any]] = {}
+        self._ends_at = time.monotonic() + budget_s
+
+    @property
+    def is_time_up(self) -> bool:
+        """Say whether the time budget is used up."""
+        return time.monotonic() >= self._ends_at
 
     def __call__(self, name: str) -> AbstractContextManager[Doing]:
         """Announce a step, time it, and say how it went."""
@@ -143,10 +153,11 @@ class CachedSteps:
                     seed=seed,
                     progress=doing.advance,
                     work=work,
+                    memo=self._memos.setdefault((name, model.content, key["calibration"]), {}),
                 )
             )
 
-        key = {
+        key: dict[str, Any] = {
             "model": model.content,
             "target": _plain_target(target),
             "options": options,

@@ -10,6 +10,7 @@ content: an unchanged recipe only copies it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -73,12 +74,14 @@ def compile_recipe(
     cache: StepCache,
     watcher: Watcher,
     require_certificate: bool = True,
+    budget_s: float | None = None,
     finish: Callable[[Path], None] | None = None,
 ) -> Compiled:
     """Compile and publish at ``out``, or raise and leave ``out`` as it was.
 
     Args:
         require_certificate: False packs without one when certification is refused.
+        budget_s: after that no further candidate is tried, and the best of those that were ships.
         finish: called with the finished directory just before it is published: signs it.
 
     Raises:
@@ -88,7 +91,7 @@ def compile_recipe(
     """
     out = out.resolve()
     pack.check_destination(out)
-    steps = CachedSteps(cache, watcher)
+    steps = CachedSteps(cache, watcher, budget_s=math.inf if budget_s is None else budget_s)
 
     def produce(directory: Path, work: Path) -> dict[str, Any]:
         del work
@@ -96,6 +99,8 @@ def compile_recipe(
         return {}
 
     key = {**_key(recipe), "require_certificate": require_certificate}
+    if budget_s is not None:  # what was left out is not what a compilation without one would leave out
+        key["budget_s"] = budget_s
     step = steps.keep("artifact", key, produce, Doing(watcher))
     with pack.workspace(out) as scratch, steps("publish") as doing:
         pack.publish(step.directory, out, scratch, finish=finish)

@@ -117,6 +117,14 @@ def why_as_it_is(source: Model) -> str:
     return f"quantized already ({source.precision}): measured and served as it came"
 
 
+def out_of_time(trial: Trial) -> Candidate | None:
+    """Leave a trial out when the time budget is used up; the parent is there already."""
+    if trial.is_parent:
+        return None
+    refusal = "not tried: the time budget was used up (--budget)"
+    return Candidate(name=trial.name, precision=trial.precision, refusal=refusal)
+
+
 def as_before(trial: Trial, made: Sequence[Candidate]) -> Candidate | None:
     """Refuse a static int8 candidate where another could not be made: with other ranges it fails alike."""
     failed = next((one for one in made if one.precision == trial.precision == "int8" and one.model is None), None)

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -313,6 +314,28 @@ def test_logits_are_the_reference_evaluators_to_the_last_bits(tmp_path: Path) ->
 
 
 # --- which rows and batches
+
+
+def test_ranges_are_found_once_for_all_jobs_on_a_model_and_change_nothing(tmp_path: Path) -> None:
+    trained = small.mlp("digits")
+    walks = 0
+
+    def counted() -> Iterator[dict[str, np.ndarray]]:
+        nonlocal walks
+        walks += 1
+        yield from small.batches(trained.fit)()
+
+    first = replace(
+        small.job(tmp_path / "a", trained.model, calibration=trained.fit, calibrator="entropy"), calibration=counted
+    )
+    int8_static.run(first)
+    before = walks
+    kept = small.job(tmp_path / "b", trained.model, calibration=trained.fit, keep_float=["fc0"], calibrator="entropy")
+    remembered = replace(kept, calibration=counted, memo=first.memo)
+    made = remembered.out / int8_static.run(remembered).model
+    assert walks <= before + 1  # to see how many rows the model takes
+    fresh = small.job(tmp_path / "c", trained.model, calibration=trained.fit, keep_float=["fc0"], calibrator="entropy")
+    assert made.read_bytes() == (fresh.out / int8_static.run(fresh).model).read_bytes()
 
 
 @pytest.mark.parametrize("row", [0, 449, 898])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("warm")
 QUIET = Lines(lambda line: None)
 
 
-def compile_here(workspace: Path, out: str = "out", *, fresh: bool = False, **options: bool) -> Compiled:
+def compile_here(workspace: Path, out: str = "out", *, fresh: bool = False, **options: Any) -> Compiled:
     parsed = recipes.load(workspace / "recipe.toml")
     cache = StepCache(default_root(), reuse=not fresh)
     return compilation.compile_recipe(parsed, workspace / out, cache=cache, watcher=QUIET, **options)
@@ -404,6 +404,19 @@ def test_quantization_that_costs_too_much(workspace: Path, edit_recipe: EditReci
         workspace, GateRefused, r"int8 minmax: costs .* points \(\d+ rows lost and 0 won of 200\), 10.00 points allow"
     )
     refused(workspace, GateRefused, "int8 minmax: costs", require_certificate=False)
+
+
+def test_when_the_time_budget_is_used_up_the_best_so_far_ships_and_a_later_compilation_goes_on(
+    workspace: Path, edit_recipe: EditRecipe
+) -> None:
+    edit_recipe('precisions = ["int8"]\nobjective = "size"', 'precisions = ["fp32", "int8"]')
+    (hurried,) = compile_here(workspace, budget_s=1e-9).evaluation.targets
+    assert [line.name for line in hurried.candidates if line.ships] == ["fp32"]
+    left_out = [line.verdict for line in hurried.candidates if line.name.startswith("int8")]
+    assert len(left_out) == 3
+    assert all("not tried: the time budget was used up (--budget)" in verdict for verdict in left_out)
+    (whole,) = compile_here(workspace).evaluation.targets
+    assert not any("not tried" in line.verdict for line in whole.candidates)
 
 
 @pytest.mark.usefixtures("absurd_ranges")
