@@ -165,7 +165,7 @@ class Arrays:
                 ask=lambda one: self.ask(one, "tune", doing),
                 tune=self._data.tune,
                 promise=promise,
-                rows_to_certify=self.splits["certify"].rows,
+                rows_to_certify=self.units,
                 max_batch=candidate.batch_rows(recipe.model.max_batch),
                 samples=golden_inputs.of_edge(self._data.ranges),
                 may_run_alone=recipe.quality.mixed_rows == "alone",
