@@ -287,11 +287,11 @@ class Arrays:
 def _cloud_rows(recipe: Recipe, model: Model, inputs: tuple[TensorSpec, ...], examples: Split) -> dict[str, Array]:
     """Return rows for the cloud's model that do not depend on the edge's examples: its digest must not, either.
 
-    Where the model leaves sizes open they are those of the examples; where it refuses noise of that size (a sampling
-    rate of 0 or 1), rows of the examples are all that is left.
+    Where the model leaves sizes open they are those of the examples; where it refuses noise (a sampling rate of 0 or 1,
+    a year that its encoder does not know), rows of the examples are all that is left.
 
     Raises:
-        CompileError: the model refuses even text that is made of its own words.
+        CompileError: the model refuses those, too.
     """
     allowed = recipe.model.input_range
     has_text = any(spec.datatype == "BYTES" for spec in inputs)
@@ -308,12 +308,16 @@ def _cloud_rows(recipe: Recipe, model: Model, inputs: tuple[TensorSpec, ...], ex
             continue
         if has_text or all(confidence.finite_rows(array).all() for array in outputs.values()):
             return rows
-    if not has_text:
-        return golden_inputs.of_edge(examples)
-    raise CompileError(
-        f"{CLOUD}.model: refuses text of our making: {reason}. Let it take words that it does not know, which clients "
-        'will send (scikit-learn: OneHotEncoder(handle_unknown="ignore"))'
-    )
+    rows = golden_inputs.of_edge(examples)
+    try:
+        onnx.run(rows)
+    except (InvalidInput, Internal) as error:
+        raise CompileError(
+            f"{CLOUD}.model: refuses inputs of our making ({reason}) and the first examples, too: {error.message}. "
+            "Let it take words that it does not know, which clients will send (scikit-learn: "
+            'OneHotEncoder(handle_unknown="ignore"))'
+        ) from error
+    return rows
 
 
 def _cloud(steps: CachedSteps, recipe: Recipe, model: Model, samples: Mapping[str, Array]) -> Candidate:
