@@ -9,9 +9,13 @@ PIP  := $(BIN)/python -m pip -qq --disable-pip-version-check
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 ARGS ?=
+# a file is one worker's, which makes its fixtures once; tests/conftest.py has the longest files begin first.
 # -n0 in ARGS takes the suite back into one process, where --pdb works
-# a file is one worker's, which makes its fixtures once; tests/conftest.py has the longest files begin first
 WORKERS := -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+# workers have all cores already: threads of numpy and torch would only wait for each other
+PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(WORKERS)
+# tests start hundreds of processes, and each would compile our modules anew
+unexport PYTHONDONTWRITEBYTECODE
 # what decides and what encodes: no processes, no training, no installing; a folder that is gone fails the run
 QUICK := $(wildcard tests/*/policy) $(addprefix tests/penstock/,artifact http process rest rpc signing wire) \
 	$(filter-out %_simulation.py,$(wildcard tests/compiler/certificate/test_*.py)) $(addprefix tests/compiler/,measure recipe) \
@@ -29,10 +33,10 @@ demo: $(VENV)/.demo  ## run the whole path on real data and end with a verdict
 	@$(BIN)/penstock demo $(ARGS)
 
 quick: $(VENV)/.dev  ## run the tests of policies, values, codecs and contracts (under a minute)
-	@$(BIN)/python -m pytest $(WORKERS) $(QUICK) $(ARGS)
+	@$(PYTEST) $(QUICK) $(ARGS)
 
 test: $(VENV)/.dev  ## run every test that needs no GPU, on all cores (about 12 minutes on two)
-	@$(BIN)/python -m pytest $(WORKERS) --durations=20 --durations-min=1 $(ARGS)
+	@$(PYTEST) --durations=20 --durations-min=1 $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff, mypy strict, layer and purity rules, freshness of generated code and docs
 	@$(BIN)/ruff check .
