@@ -37,7 +37,7 @@ def distill(job: dict[str, Any]) -> dict[str, Any]:
     """Train as the job says; writes the ONNX file and the student's logits for the validation rows."""
     settings = job["settings"]
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms would load torch's compiler for it
     torch.backends.mha.set_fastpath_enabled(False)  # a fused operator that has no ONNX form
     seed_everything(settings["seed"])
     progress(0.0, "making the student")

@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -108,9 +110,17 @@ def test_being_killed_hints_at_memory() -> None:
     assert child_process.status_words(-99) == "killed by signal 99"
 
 
-def test_a_runner_that_hangs_is_killed_with_its_children(run: Call, tmp_path: Path) -> None:
-    with pytest.raises(CompileError, match="did not finish within 10 s and was stopped"):
-        run(do="hang", pid_file=str(tmp_path / "pids"), timeout_s=10.0)
+def test_a_runner_that_hangs_is_killed_with_its_children(
+    run: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited_s = [0.0]
+    monkeypatch.setattr(child_process, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + waited_s[0]))
+
+    def it_hangs(share: float, note: str) -> None:
+        waited_s[0] = 600.0
+
+    with pytest.raises(CompileError, match="did not finish within 600 s and was stopped"):
+        run(do="hang", pid_file=str(tmp_path / "pids"), ready=True, timeout_s=600.0, progress=it_hangs)
     wait_until("the end of all", lambda: not any(map(is_alive, pids_in(tmp_path / "pids"))))
 
 
