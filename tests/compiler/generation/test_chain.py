@@ -16,7 +16,7 @@ def test_the_chain_ends_in_a_promise_that_it_keeps(chain: Any) -> None:
     outcome = chain.outcome
     level = outcome.promised.default
     assert level.harm == "disagreement"
-    assert level.n == 240  # half of the prompts, seen by nothing else
+    assert 230 <= level.n <= 250  # half of the prompts, seen by nothing else; equal ones are dealt whole
     assert 0 < level.kept_count < level.n
     assert level.harm_count <= 0.05 * level.n
     assert outcome.harm_on_test <= 0.1  # 96 prompts: the promise is 0.05, and their own spread is 0.02
