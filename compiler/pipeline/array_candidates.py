@@ -19,7 +19,7 @@ from compiler.artifact import golden_inputs
 from compiler.artifact.evaluation import NOISY_CLOCK, Coverage, SensitivityFigures
 from compiler.data import calls
 from compiler.measure import gate, quality
-from compiler.pipeline import trials
+from compiler.pipeline import recipe_models, trials
 from compiler.pipeline.cached_steps import CachedSteps, Model, as_it_is
 from compiler.pipeline.candidates import Candidate, Contest
 from compiler.pipeline.recipe_models import listing
@@ -240,14 +240,18 @@ class _Bench:
         return ranked
 
     def _seen(self, candidate: Candidate, doing: Doing) -> Candidate:
-        """Look whether rows change each other's answers, on the rows that devices will try, too.
+        """Let a candidate answer its first row under limits, and look whether rows change each other's answers, on the
+        rows that devices will try, too.
 
         Raises:
-            CompileError: they do, and the recipe refuses that.
+            CompileError: it takes more than the limits; or rows do, and the recipe refuses that.
         """
+        recipe, what = self._setting.recipe, f"{self._what} {candidate.name}"
+        limits = recipe_models.limits_of(recipe)
+        self._steps.run_first(candidate.made, self._setting.data.ranges, doing, limits=limits, what=what)
         samples = golden_inputs.of_edge(self._setting.data.ranges)
         mixed = self._steps.rows_mixed_by(candidate.made, samples, doing, precision=candidate.precision)
-        refuse_mixed(self._setting.recipe, f"{self._what} {candidate.name}", mixed)
+        refuse_mixed(recipe, what, mixed)
         return replace(candidate, rows_mixed=mixed)
 
     def _answers(self, candidate: Candidate, doing: Doing, what: str) -> dict[str, Array]:

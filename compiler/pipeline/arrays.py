@@ -92,18 +92,7 @@ class Arrays:
     @classmethod
     def load(cls, steps: CachedSteps, recipe: Recipe, *, promise: CertificateSection | None, smoke: bool) -> Self:
         """Read or export every model, read the examples, train students, and check that all of it fits."""
-        models = {
-            role: recipe_models.export(
-                steps,
-                role,
-                section.model,
-                section.source,
-                base=recipe.base,
-                seed=recipe.seed,
-                shapes=recipe.model.shapes,
-            )
-            for role, section in _cloud_first(recipe).items()
-        }
+        models = recipe_models.export_all(steps, recipe)
         if CLOUD not in models:  # the float model of the last rung answers for the cloud
             models[CLOUD] = models[recipe.rungs[-1].role]
         teacher = engine(models[CLOUD].path)
@@ -117,6 +106,7 @@ class Arrays:
         labels = recipe.model.labels or tuple(models[CLOUD].facts.get("labels") or ())
         recipe = recipe_models.with_columns(recipe, models, teacher.inputs)
         data = _examples(steps, recipe, teacher.inputs, classes, labels, judge, promise=promise, smoke=smoke)
+        recipe_models.run_all_first(steps, recipe, models, data.ranges)
         recipe = judging.with_kind(recipe, teacher, output.name, data)
         judge = replace(judge, decoder=judging.decoder(recipe.model, output.name, recipe.model.kind), labels=labels)
         data = data.with_labels(judge.references)
@@ -332,11 +322,6 @@ def _cloud(steps: CachedSteps, recipe: Recipe, model: Model, samples: Mapping[st
         array_candidates.refuse_mixed(recipe, CLOUD, mixed)
         doing.note(f"{mixed}; rows run one at a time" if mixed else "independent of each other")
     return replace(found, rows_mixed=mixed)
-
-
-def _cloud_first(recipe: Recipe) -> dict[str, Any]:
-    named = recipe_models.named(recipe, students=False)
-    return {role: named[role] for role in sorted(named, key=lambda role: role != CLOUD)}
 
 
 def _examples(

@@ -25,8 +25,9 @@ from compiler.artifact.evaluation import Machine, Speed, Speedup
 from compiler.cache.steps import ENTRY_FILE, Step, StepCache
 from compiler.data import Split, calls
 from compiler.graph import row_independence
-from compiler.measure import cost, speedups
+from compiler.measure import cost, first_run, speedups
 from compiler.measure.answers import answers
+from compiler.measure.first_run import Limits
 from compiler.passes import table
 from compiler.passes.job import PassJob, PassResult
 from compiler.progress import Doing, Watcher, step
@@ -96,6 +97,7 @@ class CachedSteps:
         self._cache = cache
         self._watcher = watcher
         self.taken: list[dict[str, Any]] = []
+        self.first_runs = first_run.shared()
         self._memos: dict[tuple[str, str, str], dict[Any, Any]] = {}
         self._ends_at = time.monotonic() + budget_s
 
@@ -169,6 +171,27 @@ class CachedSteps:
         }
         found = self.keep(name, key, produce, doing)
         return _model_in(found, msgspec.convert(found.facts, PassResult))
+
+    def run_first(self, model: Model, examples: Split, doing: Doing, *, limits: Limits, what: str) -> None:
+        """Let a model that has not run here yet answer its first row in a child, under limits.
+
+        Raises:
+            CompileError: it takes more time or memory.
+        """
+        row = {name: array[:1] for name, array in examples.inputs.items()}
+
+        def produce(out: Path, work: Path) -> dict[str, Any]:
+            del out, work
+            self.first_runs.run(model.path, row, limits, what=what)
+            return {}
+
+        key = {
+            "model": model.content,
+            "row": digest_of(tensors.pack(row)),
+            "limits": asdict(limits),
+            "machine": machine_facts(),
+        }
+        self.keep("first run", key, produce, doing)
 
     def rows_mixed_by(self, model: Model, samples: Mapping[str, Array], doing: Doing, *, precision: str) -> str:
         """Say which operator of an ONNX model mixes rows; "" where rows are independent of each other.

@@ -15,8 +15,9 @@ from typing import Any
 import msgspec
 
 from compiler import sources
-from compiler.data import Dataset, table
+from compiler.data import Dataset, Split, table
 from compiler.data.parts import Request, silent
+from compiler.measure.first_run import Limits
 from compiler.pipeline.cached_steps import CachedSteps, Model, as_it_is
 from compiler.recipe.data_section import kind_of
 from compiler.recipe.recipes import CLOUD, CloudSection, Recipe, Rung, RungSection
@@ -25,6 +26,9 @@ from compiler.sources.exported import Exported
 from penstock import toolchain
 from penstock.errors import CompileError, InvalidInput
 from penstock.wire.tensors import TensorSpec
+
+NO_LIMITS_SAID = Limits()
+"""What a model may take where no recipe says it."""
 
 
 def named(recipe: Recipe, *, students: bool = True) -> dict[str, RungSection | CloudSection]:
@@ -37,6 +41,44 @@ def named(recipe: Recipe, *, students: bool = True) -> dict[str, RungSection | C
         rung.role: rung.section for rung in recipe.rungs if students or not rung.section.distill
     }
     return found if recipe.cloud is None else {**found, CLOUD: recipe.cloud}
+
+
+def limits_of(recipe: Recipe) -> Limits:
+    """Return what a recipe's models may take to answer their first row."""
+    return Limits(seconds=recipe.model.max_run_s, memory_bytes=recipe.model.max_run_bytes)
+
+
+def export_all(steps: CachedSteps, recipe: Recipe) -> dict[str, Model]:
+    """Export every model of a recipe that is no student, the cloud's first: its inputs are what examples are read for.
+
+    Raises:
+        As :func:`export`.
+    """
+    found = named(recipe, students=False)
+    return {
+        role: export(
+            steps,
+            role,
+            found[role].model,
+            found[role].source,
+            base=recipe.base,
+            seed=recipe.seed,
+            shapes=recipe.model.shapes,
+            limits=limits_of(recipe),
+        )
+        for role in sorted(found, key=lambda role: role != CLOUD)
+    }
+
+
+def run_all_first(steps: CachedSteps, recipe: Recipe, models: Mapping[str, Model], examples: Split) -> None:
+    """Let each model answer its first example in a child, before any of them runs in this process.
+
+    Raises:
+        CompileError: one takes more time or memory than the recipe allows.
+    """
+    with steps("first run") as doing:
+        for role, model in models.items():
+            steps.run_first(model, examples, doing, limits=limits_of(recipe), what=f"{role}.model")
 
 
 def source_fingerprints(recipe: Recipe) -> dict[str, str]:
@@ -105,6 +147,7 @@ def export(
     base: Path,
     seed: int,
     shapes: Mapping[str, int | tuple[int, ...]] | None = None,
+    limits: Limits = NO_LIMITS_SAID,
 ) -> Model:
     """Export one model as ONNX, its sizes fixed as the recipe says, and a batch that is frozen freed where that works.
 
@@ -117,6 +160,7 @@ def export(
         del work
         with _naming(role):
             exported = sources.export(source, section, out, progress=doing.advance, seed=seed)
+            steps.first_runs.run(exported.model, None, limits, what="model")
             how = exported.how + _reshaped(exported, shapes or {}, seed)
         return {
             "model": str(exported.model.relative_to(out)),
@@ -157,9 +201,10 @@ def export(
 
 def _reshaped(exported: Exported, shapes: Mapping[str, int | tuple[int, ...]], seed: int) -> str:
     """Free the batch of an export and fix its sizes; return what became of it, for people."""
-    from compiler.graph import files, interface  # imports onnx
+    from compiler.graph import broken_weights, files, interface  # imports onnx
 
     model, said = files.read(exported.model, field="model"), ""
+    broken_weights.check(model)
     frozen = interface.frozen_batch(model)
     if frozen:
         freed = interface.with_free_batch(model, seed=seed)

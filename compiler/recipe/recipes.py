@@ -47,6 +47,9 @@ class ModelSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         output: the output whose rows are scored; may be left out where only one fits the task by its shape and name.
         output_kind: what that output holds; "auto" tells by its values: probabilities where each row is a distribution.
         max_batch: rows of one batch, at most.
+        max_run_s: seconds of processor time in which a model has to load and answer one row. Each is tried in a process
+            of its own first, so that a graph that loops without end ends nothing but that.
+        max_run_bytes: memory that it may take for that; 0 for four fifths of what is free.
         shapes: sizes to fix that the models leave open: of a dimension by its name (``height = 640``), or the shape of
             an input by the input's name (``x = [-1, 3, 48, 320]``, where -1 stays open).
         metric: how good an answer is: a name (docs/how-to/judge-answers.md), or a function of yours as
@@ -68,6 +71,8 @@ class ModelSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     output: str = ""
     output_kind: Literal["auto", "logits", "probabilities"] = "auto"
     max_batch: int = 64
+    max_run_s: float = 60.0
+    max_run_bytes: int = 0
     shapes: dict[str, int | tuple[int, ...]] = {}
     metric: str = ""
     correct: str = ""
@@ -360,6 +365,8 @@ def _check_ranges(parsed: RecipeFile, where: str) -> None:
             quality.max_perplexity_increase,
             "a share from 0 to 10 (0.1 is a tenth more)",
         ),
+        "model.max_run_s": (0 < model.max_run_s <= 86400, model.max_run_s, "seconds above 0, and at most a day"),
+        "model.max_run_bytes": (model.max_run_bytes >= 0, model.max_run_bytes, "bytes, or 0 for what is free"),
         "model.correct_at": (0 <= model.correct_at <= 1, model.correct_at, "0 to 1"),
         "model.decoding": (_is_decodable(model.decoding), model.decoding, "shares from 0 to 1, and within 0 or more"),
         "seed": (0 <= parsed.seed < 2**32, parsed.seed, "0 to 4294967295"),

@@ -110,8 +110,15 @@ def usable_memory_bytes(root: Path = Path("/")) -> int:
     return min([total_bytes, *limits])
 
 
-def _memory_total(path: Path) -> int:
-    words = _cpuinfo(path, "MemTotal").split()
+def available_memory_bytes(root: Path = Path("/")) -> int:
+    """Count the memory that is free for programs now: what the kernel says, or less where the control group has a
+    limit.
+    """
+    return min(_memory_total(root / "proc/meminfo", "MemAvailable"), usable_memory_bytes(root))
+
+
+def _memory_total(path: Path, what: str = "MemTotal") -> int:
+    words = _cpuinfo(path, what).split()
     if words and words[0].isdigit():
         return int(words[0]) * 1024
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
