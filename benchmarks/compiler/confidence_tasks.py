@@ -251,7 +251,7 @@ class _Texts:
         found = counts @ (table / _SCALE)
         found /= np.linalg.norm(found, axis=1, keepdims=True) + 1e-9
         head = LogisticRegression(C=30.0, max_iter=500).fit(found, labels)
-        inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", _TOKENS]) for name in self.tokens]
+        inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "tokens"]) for name in self.tokens]
         graph = helper.make_graph([], "latent", inputs, [])
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
         nodes = [

@@ -98,8 +98,9 @@ def _interleaved(
 def added_share(before: Engine, after: Engine, inputs: Mapping[str, Array]) -> Interval:
     """Measure by what share a call with one row takes longer: the median over pairs of calls, with its 95% interval.
 
-    The two take turns, and so does who begins: a machine that slows down slows both. The interval is that of a median
-    by order statistics (Conover, Practical Nonparametric Statistics, 3.2), which supposes nothing of a clock.
+    The two take turns, and so does who begins: a machine that slows down slows both. Time is what this thread gets of
+    the processor, since engines of one thread run in it: a fiftieth would drown in the turns of other programs. The
+    interval is that of a median by order statistics (Conover, Practical Nonparametric Statistics, 3.2).
     """
     row = {name: array[:1] for name, array in inputs.items()}
     for engine in (before, after):
@@ -109,9 +110,9 @@ def added_share(before: Engine, after: Engine, inputs: Mapping[str, Array]) -> I
     while len(shares) < _MAX_PAIRS and (len(shares) < _MIN_PAIRS or time.perf_counter() < ends_at):
         took = {}
         for engine in (before, after) if len(shares) % 2 else (after, before):
-            began = time.perf_counter()
+            began = time.thread_time()
             engine.run(row)
-            took[engine] = time.perf_counter() - began
+            took[engine] = time.thread_time() - began
         shares.append(took[after] / took[before] - 1)
     ordered, n = sorted(shares), len(shares)
     spread = math.ceil(0.98 * math.sqrt(n))
