@@ -161,7 +161,7 @@ def test_a_head_that_shows_rows_to_change_each_other_is_asked_one_row_at_a_time(
     edge = Layout(overbearing / "out").artifact().variant("edge")
     assert (edge.spec.probe, edge.spec.max_batch) == (PROBE_OUTPUT, 1)
     assert done.evaluation.targets[0].variant.rows_mixed == "operator 'scale' mixes rows"
-    edit_recipe("[preprocessing]", '[quality]\nmixed_rows = "refuse"\n[preprocessing]')
+    edit_recipe("[quality]", '[quality]\nmixed_rows = "refuse"')
     with pytest.raises(CompileError, match="probe: operator 'scale' mixes rows, and quality.mixed_rows"):
         compiled(overbearing)
 
