@@ -22,7 +22,8 @@ from penstock.errors import GateRefused
 CALIBRATORS = ("minmax", "percentile", "entropy")
 ADVICE = (
     "Give more tuning rows (data.splits.tune, or a larger share of the data) or more typical calibration examples, "
-    'allow more in quality.max_accuracy_drop, or add the precision "fp32": then the original ships'
+    'allow more in quality.max_accuracy_drop, ask for size instead of speed (objective = "size"), or add the precision '
+    '"fp32": then the original ships'
 )
 MAX_CHANGED_BYTES = 2 * 1024**3 - 1
 AS_IT_IS = "as it is"
