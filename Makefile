@@ -13,7 +13,7 @@ ARGS ?=
 # -n0 in ARGS takes the suite back into one process, where --pdb works
 WORKERS := -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 # workers have all cores already: threads of numpy and torch would only wait for each other
-PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(WORKERS)
+quick test: export OMP_NUM_THREADS ?= 1
 # tests start hundreds of processes, and each would compile our modules anew
 unexport PYTHONDONTWRITEBYTECODE
 # what decides and what encodes: no processes, no training, no installing; a folder that is gone fails the run
@@ -33,10 +33,10 @@ demo: $(VENV)/.demo  ## run the whole path on real data and end with a verdict
 	@$(BIN)/penstock demo $(ARGS)
 
 quick: $(VENV)/.dev  ## run the tests of policies, values, codecs and contracts (under a minute)
-	@$(PYTEST) $(QUICK) $(ARGS)
+	@$(BIN)/python -m pytest $(WORKERS) $(QUICK) $(ARGS)
 
 test: $(VENV)/.dev  ## run every test that needs no GPU, on all cores (about 12 minutes on two)
-	@$(PYTEST) --durations=20 --durations-min=1 $(ARGS)
+	@$(BIN)/python -m pytest $(WORKERS) --durations=20 --durations-min=1 $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff, mypy strict, layer and purity rules, freshness of generated code and docs
 	@$(BIN)/ruff check .
