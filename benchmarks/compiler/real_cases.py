@@ -28,6 +28,7 @@ class Real:
     Attributes:
         output: the scored one.
         model: further lines of the recipe's table [model].
+        quality: the same of [quality].
         size: of its rows, for those that make them.
         has_labels: whether the rows have them.
         takes_model: whether the rows need the model (its own states).
@@ -39,10 +40,14 @@ class Real:
     make: Callable[..., rows.Rows]
     counts: Counts
     model: str = ""
+    quality: str = ""
     size: Mapping[str, int] = field(default_factory=dict)
     has_labels: bool = False
     takes_model: bool = False
 
+
+# bisection over two hundred operators takes longer than everything else together
+_NO_SEARCH = "restore_operators = false"
 
 REAL: Mapping[str, Real] = {
     "magika": Real(
@@ -77,6 +82,7 @@ REAL: Mapping[str, Real] = {
         output="softmax_11.tmp_0",
         make=rows.ppocr_rec,
         counts={"fit": 24, "tune": 48, "certify": 8, "test": 48},
+        quality=_NO_SEARCH,
         size={"width": 320},
     ),
     "ppocr-det": Real(
@@ -86,6 +92,7 @@ REAL: Mapping[str, Real] = {
         make=rows.ppocr_det,
         counts={"fit": 16, "tune": 24, "certify": 4, "test": 24},
         model="[model.decoding]\nthreshold = 0.3",
+        quality=_NO_SEARCH,
         size={"side": 320},
     ),
     # nobody is in the photographs that every machine has: at the usual 0.2 there is hardly a box to lose
@@ -96,6 +103,7 @@ REAL: Mapping[str, Real] = {
         make=rows.nudenet,
         counts={"fit": 16, "tune": 24, "certify": 4, "test": 24},
         model='[model.decoding]\nlayout = "yolo"\nthreshold = 0.05',
+        quality=_NO_SEARCH,
         size={"side": 320},
     ),
 }
@@ -131,6 +139,7 @@ def make(
         "output": real.output,
         "has_labels": real.has_labels,
         "model_lines": real.model,
+        "quality_lines": real.quality,
     }
     return Case(**{**fields, "name": name, "kind": "real", "model": model, "data": data, **more})
 

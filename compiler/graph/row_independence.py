@@ -21,6 +21,8 @@ from penstock.runtime import Engine
 from penstock.wire.tensors import Array
 
 _ALL_ROWS = 2**31
+_LIMIT_S = 300.0
+"""A device that loads a model gives up after ten; what is packed must not depend on how busy this machine is."""
 _COUNTS = "iu"
 """Kinds of numbers that, beside the rows, are sizes and places: they may depend on how many rows there are."""
 
@@ -34,7 +36,9 @@ def rows_mixed_by(path: Path, engine: Engine, samples: Mapping[str, Array], *, p
         engine: runs the model at ``path``.
         samples: the rows that the model host will try, which are the golden ones.
     """
-    found = row_independence.look(engine.run, engine, samples, precision=precision, max_batch=_ALL_ROWS)
+    found = row_independence.look(
+        engine.run, engine, samples, precision=precision, max_batch=_ALL_ROWS, limit_s=_LIMIT_S
+    )
     if not found.reason or found.company is None:
         return found.reason
     try:

@@ -71,16 +71,25 @@ class Finding:
 INDEPENDENT = Finding()
 
 
-def look(run: Run, shaped: Shaped, samples: Mapping[str, Array], *, precision: str, max_batch: int) -> Finding:
+def look(
+    run: Run,
+    shaped: Shaped,
+    samples: Mapping[str, Array],
+    *,
+    precision: str,
+    max_batch: int,
+    limit_s: float = _LIMIT_S,
+) -> Finding:
     """Ask for rows alone and in company, and compare beyond rounding. A few dozen rows are run, for at most seconds.
 
     Args:
         samples: rows that the model may get; empty for noise, which a model with free dimensions may refuse.
         max_batch: most rows of one run; what never runs together need not be looked at.
+        limit_s: after so long nothing more is run, and rows count as not seen to be independent.
     """
     if max_batch < 2 or not _has_rows(shaped):
         return INDEPENDENT  # the host merges no rows of it
-    until = time.perf_counter() + _LIMIT_S
+    until = time.perf_counter() + limit_s
     rows = rows_of(shaped.inputs, samples, min(_ROWS, max_batch // 2))
     count = len(next(iter(rows.values())))
     try:
@@ -101,7 +110,7 @@ def look(run: Run, shaped: Shaped, samples: Mapping[str, Array], *, precision: s
         if (apart := first_apart(alone, taken, precision=precision)) is not None:
             return Finding(reason=f"output {apart!r} of a row changes beside {company.name}", company=company)
         if time.perf_counter() > until:
-            return Finding(reason=f"{_LIMIT_S:g} s were not enough to see whether rows change each other's answers")
+            return Finding(reason=f"{limit_s:g} s were not enough to see whether rows change each other's answers")
     return INDEPENDENT
 
 

@@ -19,10 +19,13 @@ import pytest
 from compiler.artifact import evaluation
 from compiler.artifact.evaluation import Evaluation
 from compiler.measure import gate
+from examples.real_models.fetch import Unreachable
 from examples.sentence_encoder import fetch
-from penstock.artifact import manifests
+from penstock import Client
+from penstock.artifact import golden, manifests
 from penstock.artifact.layout import Layout
 from tests.compiler import small_models as small
+from tests.processes import AgentProcess, CoreProcess
 
 POINT = 0.01
 SENTENCES = [
@@ -101,12 +104,17 @@ def test_an_int8_artifact_costs_at_most_a_point_of_real_accuracy(tmp_path: Path,
 
 
 @pytest.mark.timeout(900)
-def test_a_real_sentence_encoder_keeps_its_neighbours(tmp_path: Path, toolchain: Callable[[str], str]) -> None:
-    """all-MiniLM-L6-v2 from its Hugging Face directory, text in, dynamic int8 out."""
+def test_a_real_sentence_encoder_keeps_its_neighbours(
+    tmp_path: Path,
+    toolchain: Callable[[str], str],
+    core_factory: Callable[..., CoreProcess],
+    agent_factory: Callable[..., AgentProcess],
+) -> None:
+    """all-MiniLM-L6-v2 from its Hugging Face directory, text in, dynamic int8 out, and an agent's answer."""
     toolchain("optimum")
     try:
         fetch.fetch(tmp_path)
-    except RuntimeError as error:
+    except Unreachable as error:
         pytest.skip(str(error))
     rows = ["split,text"]
     for number, sentence in enumerate(SENTENCES):
@@ -142,3 +150,23 @@ def test_a_real_sentence_encoder_keeps_its_neighbours(tmp_path: Path, toolchain:
     assert target.variant.ranking > 0.98
     assert target.variant.quality.value >= 0.85
     assert model.stat().st_size < 0.3 * figures.cloud.size_bytes
+    check_agent(core_factory(), agent_factory, Layout(tmp_path / "out"))
+
+
+def check_agent(core: CoreProcess, agent_factory: Callable[..., AgentProcess], layout: Layout) -> None:
+    """An agent answers single rows as onnxruntime alone does with the variant's bytes."""
+    edge = layout.artifact().variant("edge")
+    assert edge.golden is not None
+    rows = golden.decode(layout.blobs.read(edge.golden.digest)).inputs
+    core.push(layout.root)
+    agent = agent_factory(core)
+    core.release(f"{edge.spec.model}:v1")
+    agent.wait_until_runs(edge.spec.model, "v1")
+    session = ort.InferenceSession(str(layout.blobs.path(edge.weights.digest)), providers=["CPUExecutionProvider"])
+    with Client(agent.target) as client:
+        for row in range(3):
+            given = {name: array[row : row + 1] for name, array in rows.items()}
+            answer = client.infer(edge.spec.model, given, parameters={"local_only": True})
+            assert answer.parameters["served_by"] == "edge"
+            (expected,) = session.run([edge.spec.score_output], given)
+            np.testing.assert_allclose(answer.outputs[edge.spec.score_output], expected, atol=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from compiler.graph import row_independence
 from compiler.passes import int8_dynamic, int8_static
+from penstock.hosting import row_independence as hosting
 from penstock.runtime import EngineOptions, load_engine
 from penstock.wire.tensors import Array
 from tests.compiler import small_models as small
@@ -33,6 +35,19 @@ def test_the_first_operator_that_mixes_rows_is_named(tmp_path: Path, kind: str) 
 def test_rows_that_are_independent_are_said_to_be(tmp_path: Path, kind: str) -> None:
     onnx.save(graphs.INDEPENDENT[kind](), tmp_path / "m.onnx")
     assert mixed_by(tmp_path / "m.onnx", graphs.rows(16)) == ""
+
+
+def test_what_is_packed_does_not_depend_on_how_busy_this_machine_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that loads a model gives up after ten seconds; here each batch seems to take fifteen."""
+    clock = itertools.count(0.0, 15.0)
+    monkeypatch.setattr(hosting.time, "perf_counter", lambda: next(clock))
+    onnx.save(next(iter(graphs.INDEPENDENT.values()))(), tmp_path / "m.onnx")
+    assert mixed_by(tmp_path / "m.onnx", graphs.rows(16)) == ""
+    engine = load_engine("onnx", tmp_path / "m.onnx", EngineOptions(threads=1))
+    found = hosting.look(engine.run, engine, {"x": graphs.rows(16)}, precision="fp32", max_batch=64)
+    assert "10 s were not enough" in found.reason
 
 
 def test_our_own_dynamic_int8_answers_a_row_by_the_batch_it_came_in_and_is_known_for_it(tmp_path: Path) -> None:
