@@ -27,7 +27,7 @@ class Real:
 
     Attributes:
         output: the scored one.
-        model: further lines of the recipe's table [model].
+        model: further lines of the recipe's table [model]; all of these models give probabilities.
         quality: the same of [quality].
         size: of its rows, for those that make them.
         has_labels: whether the rows have them.
@@ -57,7 +57,7 @@ REAL: Mapping[str, Real] = {
         make=rows.magika,
         counts={"fit": 60, "tune": 120, "certify": 160, "test": 120},
         has_labels=True,
-        model='output_kind = "probabilities"\ninput_range = [0, 256]',
+        model="input_range = [0, 256]",
     ),
     "silero-vad": Real(
         what="silero-vad, is it speech, with a state",
@@ -74,7 +74,6 @@ REAL: Mapping[str, Real] = {
         make=rows.ppocr_cls,
         counts={"fit": 100, "tune": 200, "certify": 200, "test": 200},
         has_labels=True,
-        model='output_kind = "probabilities"',
     ),
     "ppocr-rec": Real(
         what="PP-OCR v4, a line's characters",
@@ -90,7 +89,7 @@ REAL: Mapping[str, Real] = {
         task="segmentation",
         output="sigmoid_0.tmp_0",
         make=rows.ppocr_det,
-        counts={"fit": 16, "tune": 24, "certify": 4, "test": 24},
+        counts={"fit": 12, "tune": 24, "certify": 4, "test": 24},
         model="[model.decoding]\nthreshold = 0.3",
         quality=_NO_SEARCH,
         size={"side": 320},
@@ -101,7 +100,7 @@ REAL: Mapping[str, Real] = {
         task="detection",
         output="output0",
         make=rows.nudenet,
-        counts={"fit": 16, "tune": 24, "certify": 4, "test": 24},
+        counts={"fit": 12, "tune": 24, "certify": 4, "test": 24},
         model='[model.decoding]\nlayout = "yolo"\nthreshold = 0.05',
         quality=_NO_SEARCH,
         size={"side": 320},
@@ -138,7 +137,7 @@ def make(
         "task": real.task,
         "output": real.output,
         "has_labels": real.has_labels,
-        "model_lines": real.model,
+        "model_lines": f'output_kind = "probabilities"\n{real.model}',
         "quality_lines": real.quality,
     }
     return Case(**{**fields, "name": name, "kind": "real", "model": model, "data": data, **more})
