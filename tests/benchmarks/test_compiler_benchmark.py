@@ -18,11 +18,15 @@ from compiler.artifact.evaluation import Drop
 from penstock.errors import CompileError
 
 
+def drop(value: float) -> Drop:
+    return Drop(value=value, low=0, high=0.02, n=200, lost=200 * value, won=0, is_counted=True, bound=0.02, level=0.05)
+
+
 def row(**changes: object) -> Row:
     fields: dict[str, object] = {
         "case": "a", "kind": "cnn", "what": "", "maker": "penstock", "note": "int8", "max_batch": 0,
         "problem": "", "seconds": 1.0, "size_bytes": 2048, "predicted": {},
-        "quality": Quality(accuracy=0.9, drop=Drop(value=0.005, low=0, high=0.02, n=200), kept={"agreement": 1.0}),
+        "quality": Quality(accuracy=0.9, drop=drop(0.005), kept={"agreement": 1.0}),
         "latency": {batch: Latency(p50_ms=1.0, speedup=2.5, low=2.4, high=2.6) for batch in ("1", "32")},
     }  # fmt: skip
     return Row(**{**fields, **changes})  # type: ignore[arg-type]
@@ -64,11 +68,11 @@ def test_no_row_serves_two_uses(tmp_path: Path) -> None:
 
 def test_goals_are_judged_by_what_was_measured() -> None:
     slow = {batch: Latency(p50_ms=1.0, speedup=1.5, low=1.4, high=1.6) for batch in ("1", "32")}
-    costly = Quality(accuracy=0.9, drop=Drop(value=0.011, low=0, high=0.02, n=200), kept={})
+    costly = Quality(accuracy=0.9, drop=drop(0.011), kept={})
     assert [line[-1] for line in report.goals([row()])] == ["reached"] * 3
     assert [line[-1] for line in report.goals([row(latency=slow)])] == ["reached", "missed", "missed"]
     assert report.goals([row(quality=costly)])[0][-1] == "missed"
-    moved = Quality(accuracy=0.9, drop=Drop(value=0, low=0, high=0, n=200), kept={"neighbour kept": 0.95})
+    moved = Quality(accuracy=0.9, drop=drop(0), kept={"neighbour kept": 0.95})
     assert report.goals([row(quality=moved)])[1] == ["a", "nearest neighbour kept >= 99%", "95.0%", "missed"]
     assert report.goals([row(kind="small", latency=slow)])[1][1] == "no slower than fp32, batch 1"
     assert report.goals([row(quality=None, problem="it broke")]) == [["a", "a model", "it broke", "missed"]]
