@@ -129,6 +129,7 @@ def test_a_real_sentence_encoder_keeps_its_neighbours(
         [edge]
         model = "minilm"
         precisions = ["int8-dynamic"]
+        objective = "size"
         [data]
         source = "text.csv"
         labels = ""
