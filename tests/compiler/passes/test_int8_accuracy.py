@@ -69,6 +69,7 @@ def test_dynamic_costs_at_most_a_point(tmp_path: Path, name: str) -> None:
     assert float_accuracy(trained) - trained.accuracy(dynamic(tmp_path, trained)) <= POINT
 
 
+@small.needs_vnni
 def test_rare_spikes_break_minmax_and_the_plain_defaults_and_a_cut_tail_or_evened_channels_heal_them(
     tmp_path: Path,
 ) -> None:
@@ -82,6 +83,7 @@ def test_rare_spikes_break_minmax_and_the_plain_defaults_and_a_cut_tail_or_evene
         assert before - trained.accuracy(static(tmp_path, trained, **options)) <= POINT
 
 
+@small.needs_vnni
 @pytest.mark.parametrize("name", ["wine", "breast_cancer"])
 def test_features_of_unlike_size_break_every_range_and_the_layer_that_reads_them_is_found(
     tmp_path: Path, name: str
