@@ -24,6 +24,7 @@ from examples.sentence_encoder import fetch
 from penstock import Client
 from penstock.artifact import golden, manifests
 from penstock.artifact.layout import Layout
+from penstock.process import machine
 from tests.compiler import small_models as small
 from tests.processes import AgentProcess, CoreProcess
 
@@ -80,7 +81,7 @@ def recipe(precisions: list[str], *, budget: float) -> str:
 def test_an_int8_artifact_costs_at_most_a_point_of_real_accuracy(tmp_path: Path, name: str, raw: bool) -> None:
     """Features as measured differ by a factor of a thousand, and break plain int8: operators go back to float.
 
-    The budget is little more than the few tuning rows can show at all.
+    The budget is as small as the few tuning rows can show at all: none of them may be answered worse.
     """
     trained = small.mlp(name, raw=raw)
     onnx.save(trained.model, str(tmp_path / "model.onnx"))
@@ -91,7 +92,8 @@ def test_an_int8_artifact_costs_at_most_a_point_of_real_accuracy(tmp_path: Path,
     np.savez(tmp_path / "data.npz", **arrays)
     least = gate.levels(0.05, listed=4, restores=True).probe  # what so few rows show if none is answered worse
     budget = next(share for share in np.arange(0.01, 1, 0.01) if len(thirds[0]) >= gate.fewest_rows(share, least))
-    budget += 0.02  # without VNNI, weights of 7 bits may cost two of them
+    if machine.edge_target() == machine.X86:
+        budget += 0.02  # without VNNI, weights of 7 bits cost two of them
     model, figures = compiled(tmp_path, recipe(["int8", "int8-dynamic"], budget=budget))
     before = float(np.mean(small.run(trained.model, trained.test).argmax(1) == trained.labels))
     assert before > 0.93

@@ -69,21 +69,19 @@ def test_dynamic_costs_at_most_a_point(tmp_path: Path, name: str) -> None:
     assert float_accuracy(trained) - trained.accuracy(dynamic(tmp_path, trained)) <= POINT
 
 
-@small.needs_vnni
 def test_rare_spikes_break_minmax_and_the_plain_defaults_and_a_cut_tail_or_evened_channels_heal_them(
     tmp_path: Path,
 ) -> None:
     trained = small.spiky()
     before = float_accuracy(trained)
     assert before > 0.95
-    assert trained.accuracy(static(tmp_path, trained, calibrator="minmax", smooth=0.0)) < 0.3
+    assert trained.accuracy(static(tmp_path, trained, target=small.HERE, calibrator="minmax", smooth=0.0)) < 0.3
     assert trained.accuracy(plain(tmp_path, trained)) < 0.3
     cut: dict[str, object] = {"calibrator": "percentile", "percentile": 99.9}
     for options in ({}, {"calibrator": "entropy", "smooth": 0.0}, {**cut, "smooth": 0.0}):
-        assert before - trained.accuracy(static(tmp_path, trained, **options)) <= POINT
+        assert before - trained.accuracy(static(tmp_path, trained, target=small.HERE, **options)) <= POINT
 
 
-@small.needs_vnni
 @pytest.mark.parametrize("name", ["wine", "breast_cancer"])
 def test_features_of_unlike_size_break_every_range_and_the_layer_that_reads_them_is_found(
     tmp_path: Path, name: str
@@ -92,15 +90,15 @@ def test_features_of_unlike_size_break_every_range_and_the_layer_that_reads_them
     trained = small.mlp(name, raw=True)
     before = float_accuracy(trained)
     assert before > 0.95
-    broken = static(tmp_path, trained, calibrator="minmax", smooth=0.0)
+    broken = static(tmp_path, trained, target=small.HERE, calibrator="minmax", smooth=0.0)
     assert before - trained.accuracy(broken) > 0.2
     assert before - trained.accuracy(plain(tmp_path, trained)) > 0.2
-    assert before - trained.accuracy(dynamic(tmp_path, trained)) > 0.2
+    assert before - trained.accuracy(dynamic(tmp_path, trained, target=small.HERE)) > 0.2
     ranked = sensitivity.rank(tmp_path / "float.onnx", broken, small.batches(trained.fit))
     assert ranked[0].name == "fc0"
     for healed in (
-        static(tmp_path, trained, calibrator="minmax"),  # channels are evened out
-        static(tmp_path, trained, smooth=0.0, keep_float=[ranked[0].name]),
-        dynamic(tmp_path, trained, keep_float=[ranked[0].name]),
+        static(tmp_path, trained, target=small.HERE, calibrator="minmax"),  # channels are evened out
+        static(tmp_path, trained, target=small.HERE, smooth=0.0, keep_float=[ranked[0].name]),
+        dynamic(tmp_path, trained, target=small.HERE, keep_float=[ranked[0].name]),
     ):
         assert before - trained.accuracy(healed) <= POINT
