@@ -23,7 +23,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.certificate.binomial import MOST_SAMPLES
+from compiler.certificate.binomial import MOST_SAMPLES, fewest_above
 
 Floats = NDArray[np.float64]
 
@@ -56,15 +56,7 @@ def clusters_at_rate(shares: Floats, max_mean: float, delta: float) -> int | Non
 
     if float(shares.mean()) >= max_mean:
         return None
-    fails, enough = len(shares), 2 * len(shares)
-    while not passes(enough):
-        fails, enough = enough, 2 * enough
-        if enough > MOST_SAMPLES:
-            return None
-    while enough - fails > 1:
-        middle = (fails + enough) // 2
-        fails, enough = (fails, middle) if passes(middle) else (middle, enough)
-    return enough
+    return fewest_above(len(shares), passes, most=MOST_SAMPLES)
 
 
 def lower_mean(mean: float, n: int, delta: float) -> float:

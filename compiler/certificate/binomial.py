@@ -8,6 +8,7 @@ where approximations are wrong by more than what is promised. Decides nothing ab
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,10 +55,17 @@ def samples_at_rate(harm_count: int, n: int, max_harm: float, delta: float) -> i
 
     if harm_count >= n * max_harm:
         return None
-    fails, enough = n, 2 * n
+    return fewest_above(n, passes, most=MOST_SAMPLES)
+
+
+def fewest_above(failing: int, passes: Callable[[int], bool], *, most: int) -> int | None:
+    """Find the smallest number above ``failing`` that passes, where more never fails again; None if none up to about
+    ``most`` does. By doubling, then by halves.
+    """
+    fails, enough = failing, 2 * failing
     while not passes(enough):
         fails, enough = enough, 2 * enough
-        if enough > MOST_SAMPLES:
+        if enough > most:
             return None
     while enough - fails > 1:
         middle = (fails + enough) // 2

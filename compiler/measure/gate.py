@@ -16,7 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.artifact.evaluation import Drop, Speedup
-from compiler.certificate.binomial import lower_bound, mean_lower_bound, mean_upper_bound, samples_needed, upper_bound
+from compiler.certificate.binomial import (
+    fewest_above,
+    lower_bound,
+    mean_lower_bound,
+    mean_upper_bound,
+    samples_needed,
+    upper_bound,
+)
 from compiler.recipe.choices import Objective
 
 MAX_PROBES = 9
@@ -192,15 +199,7 @@ def rows_needed(drop: Drop, max_drop: float) -> int | None:
 
     if drop.value >= max_drop:
         return None
-    fails, enough = drop.n, 2 * drop.n
-    while not shows(enough):
-        fails, enough = enough, 2 * enough
-        if enough > MOST_ROWS:
-            return None
-    while enough - fails > 1:
-        middle = (fails + enough) // 2
-        fails, enough = (fails, middle) if shows(middle) else (middle, enough)
-    return enough
+    return fewest_above(drop.n, shows, most=MOST_ROWS)
 
 
 def fewest_rows(max_drop: float, level: float) -> int | None:
