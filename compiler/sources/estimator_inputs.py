@@ -69,8 +69,10 @@ def inputs_of(estimator: Any, given: Any, sections: Mapping[str, InputSection], 
         features: columns that the estimator was fitted with; 1 for one that takes texts.
 
     Raises:
-        ConfigError: inputs that are not its columns, or text in columns that nobody names.
+        ConfigError: inputs that are not its columns, text in columns that nobody names, or categories that are numbers
+            which FP32 does not hold.
     """
+    _check_categories(estimator)
     if sections:
         _check_names(given, list(sections))
         found = tuple(_described(name, section) for name, section in sections.items())
@@ -353,6 +355,22 @@ def _is_text_imputer(part: Any) -> bool:
 def _numbers_of(categories: Any) -> tuple[float, ...]:
     array = np.asarray(categories)
     return tuple(float(value) for value in array) if array.dtype.kind in "biuf" else ()
+
+
+def _check_categories(estimator: Any) -> None:
+    """Refuse numbers that inputs in FP32 would turn into others, which an encoder silently takes for unknown ones."""
+    for part in parts(estimator):
+        for values in getattr(part, "categories_", ()):
+            array = np.asarray(values)
+            if array.dtype.kind not in "iuf":
+                continue
+            lost = array[(array.astype(np.float32) != array) & (array == array)]
+            if len(lost):
+                raise ConfigError(
+                    f"model: {type(part).__name__} encodes the number {lost[0]!s}, which an input in FP32 cannot hold: "
+                    "it would be taken for an unknown one. Fit the estimator with that column as text, or with whole "
+                    "numbers below 16,777,217"
+                )
 
 
 def _is_text_encoder(part: Any) -> bool:

@@ -127,7 +127,8 @@ def _load(source: Source, section: SourceSection) -> tuple[Any, Any, str]:
     except Exception as error:  # unpickling runs arbitrary code, which may raise anything
         raise CompileError(
             f"model: {source.location.name} cannot be loaded by scikit-learn {sklearn.__version__}: "
-            f"{type(error).__name__}: {str(error)[:300]}. Pickles only load with the versions they were made with"
+            f"{type(error).__name__}: {str(error)[:300]}. Is it a file that joblib.dump wrote? Pickles only load with "
+            "the versions they were made with"
         ) from error
 
 

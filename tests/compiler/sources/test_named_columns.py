@@ -22,7 +22,7 @@ from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 from sklearn.svm import LinearSVC
 
 from compiler.sources import Exported
-from penstock.errors import CompileError
+from penstock.errors import CompileError, ConfigError
 from penstock.runtime import EngineOptions, load_engine
 from penstock.wire.tensors import Array
 
@@ -112,3 +112,15 @@ def test_calibration_around_the_columns_says_where_it_belongs(tmp_path: Path, ex
         CompileError, match=r"cannot convert CalibratedClassifierCV.*make_pipeline\(columns, Calibrated"
     ):
         exported_from(around, tmp_path / "m", exported)
+
+
+@pytest.mark.parametrize("numbers", [[16_777_217, 5], [0.1, 0.5]], ids=["large", "fractions"])
+def test_categories_that_an_input_cannot_hold_are_refused(
+    tmp_path: Path, exported: Export, numbers: list[float]
+) -> None:
+    """As FP32 they are other numbers, which the encoder does not know: every such row would be answered wrongly."""
+    frame = FRAME[["city"]].assign(code=[numbers[row % 2] for row in range(ROWS)])
+    encoder = ColumnTransformer([("codes", OneHotEncoder(handle_unknown="ignore"), ["code", "city"])])
+    estimator = make_pipeline(encoder, LogisticRegression()).fit(frame, IS_LATE)
+    with pytest.raises(ConfigError, match=f"encodes the number {numbers[0]}, which an input in FP32 cannot hold"):
+        exported_from(estimator, tmp_path / "m", exported)
