@@ -1,0 +1,139 @@
+"""What a generation is asked for and what comes of it: token ids in, token ids with their text and probability out.
+
+These values go from an API through admission and a process boundary to an engine and back. They know no engine, no
+tokenizer and no wire format of others: requests as OpenAI has them are ``penstock.openai``'s.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+FinishReason = Literal["stop", "length", "cancelled"]
+"""``stop``: the model ended its answer, or said one of the stop strings. ``length``: a limit cut it.
+``cancelled``: whoever asked has gone; only engines and logs see it."""
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the next token is drawn from the model's probabilities. The defaults are greedy.
+
+    Attributes:
+        temperature: 0 takes the likeliest token; others divide the logits before anything else is done to them.
+        top_p: the smallest set of the likeliest tokens that has this share stays; 1 keeps all.
+        top_k: as many of the likeliest tokens stay; 0 keeps all.
+        min_p: tokens that have this share of the likeliest one's probability stay.
+        repetition_penalty: logits of tokens that prompt or answer hold are divided by it, negative ones multiplied.
+        presence_penalty: taken off the logit of each token that the answer holds.
+        frequency_penalty: taken off as often as the answer holds it.
+        seed: of the random numbers; None draws one for each request.
+        logit_bias: added to the logit of a token.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    logit_bias: dict[int, float] = {}
+
+    @property
+    def is_greedy(self) -> bool:
+        """Say whether the same prompt always gets the same answer, whatever the seed."""
+        return self.temperature == 0.0
+
+
+class Grammar(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an answer has to look like.
+
+    Attributes:
+        kind: how ``text`` describes it.
+    """
+
+    kind: Literal["json_schema", "regex", "choice"]
+    text: str
+
+
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One answer to be generated. A request for several answers is several of these.
+
+    Attributes:
+        id: names it in events and cancellations; unique in one engine while it runs.
+        prompt_ids: at least one, each in the vocabulary; engines check that.
+        max_new_tokens: the answer has at most so many, the token that ends it included.
+        stop: strings that end the answer and are no part of it.
+        stop_ids: tokens that end it, besides the model's own.
+        ignore_end: go on where the model would end, for measurements.
+        top_logprobs: as many alternatives are told with each token; None tells none.
+        grammar: what the answer has to look like; engines that cannot hold to one refuse it.
+    """
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    max_new_tokens: int
+    sampling: Sampling = Sampling()
+    stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    ignore_end: bool = False
+    top_logprobs: int | None = None
+    grammar: Grammar | None = None
+
+
+class SampledToken(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """One token of one request, as an engine gives it after a step.
+
+    Attributes:
+        request: its id.
+        token: from the vocabulary.
+        logprob: its natural logarithm of probability under the raw model, whatever the sampling.
+        top: the likeliest tokens with theirs, likeliest first, as many as were asked for.
+        finish: why this is the last token; None where more follow. A token that ends the answer is an answer's
+            token, and has no text.
+        cached_tokens: of the prompt, that were not computed again; the same in every token of a request.
+    """
+
+    request: str
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    finish: FinishReason | None = None
+    cached_tokens: int = 0
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens that a request took.
+
+    Attributes:
+        cached_tokens: of ``prompt_tokens``, that were not computed again.
+        completion_tokens: with the token that ended the answer.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+class TokenEvent(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """One token of an answer with the text that may be shown because of it.
+
+    Attributes:
+        token: as sampled.
+        text: new text; "" while a character is not whole, or while the text may still become a stop string. The texts
+            of all events of an answer, joined, are the answer.
+        logprob: as in :class:`SampledToken`.
+        top: as in :class:`SampledToken`.
+        finish: why this is the last event; None where more follow.
+        usage: what the request took; with the last event only.
+        matched_stop: the stop string or token that ended it.
+    """
+
+    token: int
+    text: str
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    finish: FinishReason | None = None
+    usage: Usage | None = None
+    matched_stop: str | int | None = None

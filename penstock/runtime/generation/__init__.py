@@ -1,0 +1,83 @@
+"""Run one language model, one step at a time: the GenerationEngine port and the table of its implementations.
+
+An engine owns the model, its slots of keys and values, and sampling. It is a synchronous state machine in one thread:
+``admit`` and ``cancel`` between two steps, ``step`` for one forward pass. It holds no queue, no text and no clock: what
+waits for a slot, stop strings and deadlines belong to ``penstock.hosting.generation``. Importing this package imports
+no runtime library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from penstock.generation.values import GenerationRequest, SampledToken
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFacts:
+    """What a loaded engine can take.
+
+    Attributes:
+        context_tokens: most tokens of prompt and answer together.
+        vocabulary: ids are from 0 to below it.
+        slots: requests that may run at the same time.
+        end_ids: tokens with which the model ends an answer.
+        kv_bytes_per_token: memory that one token of one request takes.
+        max_top_logprobs: alternatives that it can tell.
+        grammars: kinds of :class:`penstock.generation.values.Grammar` that it can hold to.
+    """
+
+    context_tokens: int
+    vocabulary: int
+    slots: int
+    end_ids: frozenset[int]
+    kv_bytes_per_token: int
+    max_top_logprobs: int = 20
+    grammars: frozenset[str] = frozenset()
+
+
+class GenerationEngine(Protocol):
+    """One loaded language model; tests/penstock/runtime/generation/test_engine_contract.py says what each keeps to.
+
+    Owned by one thread. What a request is answered does not depend on who else is in the engine, in exact arithmetic;
+    rounding may choose otherwise between two tokens that are nearly as likely.
+    """
+
+    @property
+    def facts(self) -> EngineFacts: ...
+
+    @property
+    def running(self) -> int:
+        """Return the number of requests that hold a slot."""
+        ...
+
+    def admit(self, request: GenerationRequest) -> None:
+        """Give a request a slot. Nothing is computed before the next step.
+
+        Raises:
+            InvalidInput: ids outside of the vocabulary, no ids, a prompt and answer that are longer than the context
+                (the message has both numbers), a grammar or a number of alternatives that it cannot give, an id that
+                runs already. QueueFull: all slots are taken.
+        """
+        ...
+
+    def step(self) -> Sequence[SampledToken]:
+        """Compute at most one forward pass: a chunk of a prompt, the next token of every request that has its prompt
+        behind it, or both. Return what was sampled; a request whose token has a ``finish`` has left its slot.
+
+        A step with nothing to do returns at once. A long prompt takes several steps, and others go on meanwhile.
+
+        Raises:
+            Internal: the runtime failed; every request in the engine is lost.
+        """
+        ...
+
+    def cancel(self, request: str) -> bool:
+        """Take a request out, whatever it is in; say whether it was there. Its slot is free at once."""
+        ...
+
+    def close(self) -> None:
+        """Release the model's memory; idempotent."""
+        ...
