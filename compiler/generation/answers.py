@@ -7,8 +7,6 @@ promised of them is ``compiler.certificate.issue``, which needs to know nothing 
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,14 +20,11 @@ from compiler.generation import built_model
 from compiler.generation.built_model import Answers, BuiltModel, Floats, Integers, Progress
 from compiler.generation.prompts import PromptSet
 from compiler.recipe.certificate_section import CertificateSection
-from compiler.recipe.choices import Normalisation
 from compiler.recipe.generation_section import Generate
 from penstock.artifact.certificates import Harm
 from penstock.errors import CalibrationError
 from penstock.policy.confidence import TOKEN_SCORES, token_score
-
-_NOT_WORDS = re.compile(r"[^\w\s]|_")
-_ARTICLES = frozenset({"a", "an", "the"})
+from penstock.policy.text_answers import Normalisation, normalised
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -133,15 +128,3 @@ def columns(edge: Answers, cloud: Answers, prompts: PromptSet, *, normalisation:
         edge_texts=edge.texts,
         cloud_texts=cloud.texts,
     )
-
-
-def normalised(text: str, how: Normalisation) -> str:
-    """Return a form of an answer that is equal for answers that mean the same.
-
-    ``whitespace``: Unicode NFC, without outer whitespace, each inner run of it as one space; suits code. ``words``:
-    NFKC, lower case, no punctuation, no English articles; suits short answers to questions (as SQuAD scores them).
-    """
-    if how == "whitespace":
-        return " ".join(unicodedata.normalize("NFC", text).split())
-    words = _NOT_WORDS.sub(" ", unicodedata.normalize("NFKC", text).casefold()).split()
-    return " ".join(word for word in words if word not in _ARTICLES)

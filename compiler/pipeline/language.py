@@ -38,7 +38,7 @@ from compiler.recipe.targets import GENAI_CPU, Target
 from penstock.artifact import golden
 from penstock.artifact.blobs import digest_of
 from penstock.artifact.layout import VariantDraft
-from penstock.artifact.manifests import VariantSpec
+from penstock.artifact.manifests import AnswerSpec, VariantSpec
 from penstock.errors import ConfigError
 from penstock.wire.tensors import TensorSpec
 
@@ -242,7 +242,7 @@ class Language:
         return _Measured(runner=runner, likelihoods=likelihoods, speed=msgspec.convert(step.facts, built_model.Speed))
 
     def _draft(self, role: str, target_name: str, target: Target, built: Candidate) -> VariantDraft:
-        model, tune = built.made, self._sets["tune"]
+        model, tune, asked = built.made, self._sets["tune"], self._recipe.generation
         runner = self._measured[model.content].runner
         with self._steps(f"{role}/{target_name} golden") as doing:
             key = {"model": model.content, "prompts": tune.digest, "machine": machine_facts()}
@@ -266,6 +266,7 @@ class Language:
             score_kind="probabilities",
             max_batch=self._recipe.model.max_batch,
             preprocessing=self._recipe.preprocessing,
+            answer=AnswerSpec(max_new_tokens=asked.max_new_tokens, stop=asked.stop, normalisation=asked.normalisation),
         )
         files = {path.name: path for path in model.files}
         return VariantDraft(spec=spec, weights=model.path, golden=document, files=files)

@@ -22,6 +22,3 @@ LabelForm = Literal["classes", "numbers", "array", "none"]
 
 Objective = Literal["speed", "size"]
 """Which candidate ships among those that keep the quality budget: the fastest, or the smallest."""
-
-Normalisation = Literal["whitespace", "words"]
-"""When two texts count as the same answer."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from compiler.recipe.choices import Normalisation
+from penstock.policy.text_answers import Normalisation
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

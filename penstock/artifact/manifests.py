@@ -19,6 +19,7 @@ from penstock.artifact.blobs import check_digest, digest_of
 from penstock.artifact.certificates import Certificate, Subject
 from penstock.errors import ArtifactError, DigestMismatch
 from penstock.policy.decoding import CLASSES, Decoder, Decoding
+from penstock.policy.text_answers import Normalisation
 from penstock.wire.tensors import TensorSpec
 
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -102,6 +103,20 @@ class Index(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defa
     annotations: dict[str, str] = {}
 
 
+class AnswerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a language model's answers were made when its promise was: greedily, and with these limits.
+
+    Attributes:
+        max_new_tokens: of an answer.
+        stop: an answer ended before the first of these strings.
+        normalisation: when two answers counted as the same.
+    """
+
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    normalisation: Normalisation = "whitespace"
+
+
 class VariantSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How to run one variant. Stored as a layer beside the weights; its bytes are part of the variant's digest.
 
@@ -115,6 +130,7 @@ class VariantSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         probe_output: the output [-1] that holds the variant's own confidence in each row, which no client sees; left
             out where it has none, so that such a spec is read by releases that know of no such output.
         decoding: how the scored output is read, where it holds no classes; left out where it does.
+        answer: of a language model; left out for others, and by releases that did not know it.
     """
 
     model: str
@@ -133,6 +149,7 @@ class VariantSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     golden_tolerance: float = 1e-3
     probe_output: str | msgspec.UnsetType = msgspec.UNSET
     decoding: Decoding | msgspec.UnsetType = msgspec.UNSET
+    answer: AnswerSpec | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def probe(self) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from compiler.certificate import learn_then_test
 from compiler.certificate.score_choice import Choice
@@ -30,29 +28,6 @@ def said(*texts: str, probabilities: list[list[float]] | None = None) -> Answers
 def asked(*rightly: str | None, groups: list[str] | None = None) -> PromptSet:
     rows = [Prompt(prompt=f"p{n}", answer=right, group=groups[n] if groups else "") for n, right in enumerate(rightly)]
     return PromptSet(name="x", rows=tuple(rows))
-
-
-@pytest.mark.parametrize(
-    ("how", "one", "other", "same"),
-    [
-        ("whitespace", " return  x\n", "return x", True),
-        ("whitespace", "Paris", "paris", False),
-        ("whitespace", "cafe\u0301", "caf\u00e9", True),
-        ("words", "The Eiffel Tower.", "eiffel tower", True),
-        ("words", "a_b", "a b", True),
-        ("words", "\uff11\uff12", "12", True),
-        ("words", "12", "13", False),
-    ],
-)
-def test_which_answers_are_the_same(how: answers.Normalisation, one: str, other: str, same: bool) -> None:
-    assert (answers.normalised(one, how) == answers.normalised(other, how)) is same
-
-
-@given(st.text(), st.sampled_from(["whitespace", "words"]))
-def test_normalising_twice_changes_nothing_more(text: str, how: answers.Normalisation) -> None:
-    once = answers.normalised(text, "whitespace")
-    assert answers.normalised(once, "whitespace") == once
-    assert answers.normalised(text, how) == answers.normalised(text, how)
 
 
 def test_columns_hold_equal_ids_for_equal_answers() -> None:

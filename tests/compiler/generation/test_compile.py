@@ -16,6 +16,7 @@ from compiler.recipe import recipes
 from examples.tiny_llama import data
 from penstock.artifact import golden
 from penstock.artifact.layout import Layout
+from penstock.artifact.manifests import AnswerSpec
 from penstock.errors import ConfigError, GateRefused
 
 RECIPE = """
@@ -92,6 +93,7 @@ def test_variants_hold_everything_that_their_engine_needs(compiled: Compiled) ->
     assert layout.verify() == []
     for variant in layout.artifact().variants:
         assert variant.spec.engine == "genai"
+        assert variant.spec.answer == AnswerSpec(max_new_tokens=8, stop=("\n",))  # what the promise is about
         names = {layer.annotations["org.opencontainers.image.title"] for layer in variant.files}
         assert {"genai_config.json", "model.onnx.data", "tokenizer.json"} <= names
         assert variant.golden is not None
