@@ -19,7 +19,8 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """How the next token is drawn from the model's probabilities. The defaults are greedy.
 
     Attributes:
-        temperature: 0 takes the likeliest token; others divide the logits before anything else is done to them.
+        temperature: 0 takes the likeliest token; others divide the logits, after bias and penalties and before tokens
+            are left out.
         top_p: the smallest set of the likeliest tokens that has this share stays; 1 keeps all.
         top_k: as many of the likeliest tokens stay; 0 keeps all.
         min_p: tokens that have this share of the likeliest one's probability stay.
