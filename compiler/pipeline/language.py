@@ -38,8 +38,9 @@ from compiler.recipe.targets import GENAI_CPU, Target
 from penstock.artifact import golden
 from penstock.artifact.blobs import digest_of
 from penstock.artifact.layout import VariantDraft
-from penstock.artifact.manifests import AnswerSpec, VariantSpec
+from penstock.artifact.manifests import VariantSpec
 from penstock.errors import ConfigError
+from penstock.policy.text_answers import AnswerSpec
 from penstock.wire.tensors import TensorSpec
 
 SMOKE_PROMPTS = 8

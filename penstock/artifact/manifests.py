@@ -19,7 +19,7 @@ from penstock.artifact.blobs import check_digest, digest_of
 from penstock.artifact.certificates import Certificate, Subject
 from penstock.errors import ArtifactError, DigestMismatch
 from penstock.policy.decoding import CLASSES, Decoder, Decoding
-from penstock.policy.text_answers import Normalisation
+from penstock.policy.text_answers import AnswerSpec
 from penstock.wire.tensors import TensorSpec
 
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -101,20 +101,6 @@ class Index(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defa
     manifests: list[Descriptor]
     subject: Descriptor | None = None
     annotations: dict[str, str] = {}
-
-
-class AnswerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a language model's answers were made when its promise was: greedily, and with these limits.
-
-    Attributes:
-        max_new_tokens: of an answer.
-        stop: an answer ended before the first of these strings.
-        normalisation: when two answers counted as the same.
-    """
-
-    max_new_tokens: int
-    stop: tuple[str, ...] = ()
-    normalisation: Normalisation = "whitespace"
 
 
 class VariantSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,4 +1,7 @@
-"""When two texts are the same answer. Pure; the compiler counts harm by it, and an agent's audit compares by it."""
+"""How texts are answered where something is promised of the answers, and when two of them are the same. Pure.
+
+The compiler counts harm by it, and an agent decides and compares by it.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,25 @@ import re
 import unicodedata
 from typing import Literal
 
+import msgspec
+
 Normalisation = Literal["whitespace", "words"]
 """When two texts count as the same answer."""
+
+
+class AnswerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a language model's answers were made when its promise was: greedily, and with these limits.
+
+    Attributes:
+        max_new_tokens: of an answer.
+        stop: an answer ended before the first of these strings.
+        normalisation: when two answers counted as the same.
+    """
+
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    normalisation: Normalisation = "whitespace"
+
 
 _NOT_WORDS = re.compile(r"[^\w\s]|_")
 _ARTICLES = frozenset({"a", "an", "the"})

@@ -16,8 +16,8 @@ from compiler.recipe import recipes
 from examples.tiny_llama import data
 from penstock.artifact import golden
 from penstock.artifact.layout import Layout
-from penstock.artifact.manifests import AnswerSpec
 from penstock.errors import ConfigError, GateRefused
+from penstock.policy.text_answers import AnswerSpec
 
 RECIPE = """
 [model]

@@ -1,0 +1,136 @@
+"""Decides what becomes of a text: drafted here or not, kept or escalated. Pure: values in, values out.
+
+A promise about texts is about one way of making them: greedily, up to a number of tokens, ended by certain strings
+(``penstock.policy.text_answers.AnswerSpec``). What is asked for in another way has no promise. How sure a draft is, and
+against which threshold, is as for rows (``edge_agent.policy.cascade``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from edge_agent.policy.cascade import CascadeMode, Reason
+from penstock.generation.values import FinishReason, GenerationRequest
+from penstock.policy.confidence import token_score
+from penstock.policy.text_answers import AnswerSpec
+
+Outside = Literal["escalate", "answer_flagged"]
+"""What becomes of a request that is outside of what was certified: the cloud's, or the device's with a flag."""
+
+MONOTONE = "token_min"
+"""The score that can only fall while an answer grows, so that the first token below the threshold decides."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promise:
+    """What a device may answer by itself.
+
+    Attributes:
+        score: one of ``penstock.policy.confidence.TOKEN_SCORES``.
+        threshold: a draft that scores at least so much is kept.
+        answer: how the answers were made that the promise is about.
+    """
+
+    score: str
+    threshold: float
+    answer: AnswerSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """What to do with a request before anything is generated.
+
+    Attributes:
+        drafts: the device generates; otherwise the cloud is asked at once.
+        reason: of an answer of the cloud's, and of a draft that the cloud could not replace.
+        outside: why the promise does not cover the request; "" where it may.
+    """
+
+    drafts: bool
+    reason: Reason
+    outside: str = ""
+
+
+def start(
+    request: GenerationRequest,
+    promise: Promise | None,
+    *,
+    mode: CascadeMode,
+    has_tools: bool = False,
+    is_private: bool = False,
+    outside: Outside = "escalate",
+) -> Start:
+    """Decide where a request begins.
+
+    Args:
+        promise: None where no certificate fits, which ``mode`` says as well.
+        has_tools: the client offers tools, so that the answer may be a call of one.
+        is_private: the caller said ``local_only``.
+    """
+    if is_private:
+        return Start(drafts=True, reason=Reason.PRIVACY, outside=_outside(request, promise, has_tools))
+    if mode is CascadeMode.CLOUD_ONLY:
+        return Start(drafts=False, reason=Reason.CLOUD_ONLY)
+    if mode is CascadeMode.ESCALATE_ALL or promise is None:
+        return Start(drafts=False, reason=Reason.UNCERTIFIED)
+    why = _outside(request, promise, has_tools)
+    return Start(drafts=not why or outside == "answer_flagged", reason=Reason.UNCERTIFIED if why else Reason.ESCALATED,
+                 outside=why)  # fmt: skip
+
+
+def is_hopeless(logprob: float, promise: Promise) -> bool:
+    """Say whether a draft with such a token can only be escalated, whatever follows it."""
+    return promise.score == MONOTONE and not math.exp(logprob) >= promise.threshold
+
+
+def confidence(logprobs: Sequence[float], score: str) -> float:
+    """Score a draft by the log-probabilities of its tokens, the one that ended it among them; NaN without any."""
+    return float(token_score([[math.exp(one) for one in logprobs]], name=score)[0])
+
+
+def is_kept(confidence: float, promise: Promise, *, finish: FinishReason, tokens: int, limit: int) -> bool:
+    """Decide about a finished draft of a request that is inside of the promise.
+
+    An answer that ended by itself within the certified number of tokens is the one that was certified, whatever limit
+    was asked for. One that a limit cut is so only if the two limits are equal.
+
+    Args:
+        tokens: of the draft, with the one that ended it.
+        limit: the request's.
+    """
+    is_the_same = limit == promise.answer.max_new_tokens or (
+        finish == "stop" and tokens <= promise.answer.max_new_tokens
+    )
+    return is_the_same and confidence >= promise.threshold  # NaN compares false
+
+
+def _outside(request: GenerationRequest, promise: Promise | None, has_tools: bool) -> str:
+    """Say why a request is made in another way than the answers of a promise."""
+    if promise is None:
+        return "there is no certificate in use"
+    sampling = request.sampling
+    plain = (
+        sampling.repetition_penalty == 1.0
+        and sampling.presence_penalty == 0.0
+        and sampling.frequency_penalty == 0.0
+        and not sampling.logit_bias
+    )
+    problems = {
+        f"temperature {sampling.temperature:g}; certified answers are greedy": not sampling.is_greedy,
+        "penalties or a bias on tokens; certified answers have none": not plain,
+        "a grammar; certified answers have none": request.grammar is not None,
+        "tools; certified answers know none": has_tools,
+        "it goes on after the end of the answer": request.ignore_end,
+        "tokens that end it beside the model's own": bool(request.stop_ids),
+        f"stops at {_listed(request.stop)}; certified answers at {_listed(promise.answer.stop)}": (
+            set(request.stop) != set(promise.answer.stop)
+        ),
+    }
+    return next((why for why, applies in problems.items() if applies), "")
+
+
+def _listed(stops: Sequence[str]) -> str:
+    return ", ".join(repr(stop[:40]) for stop in stops[:4]) or "nothing"

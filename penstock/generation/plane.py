@@ -1,0 +1,113 @@
+"""What answers texts behind every transport: the port of a text data plane, with what goes in and what comes out.
+
+Transports decode, call and encode; a plane tokenizes, checks limits, generates and accounts. The agent's plane decides
+per request between device and cloud, the core's queues for an engine. Knows no transport and no engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from penstock.generation.values import Grammar, Sampling, TokenEvent
+from penstock.wire.context import RequestContext
+from penstock.wire.inference import Parameter
+
+Ticket = TypeVar("Ticket", bound=AbstractContextManager[Any])
+
+
+class Chat(msgspec.Struct, frozen=True, kw_only=True):
+    """A conversation that a model's own template makes a prompt of.
+
+    Attributes:
+        messages: as OpenAI has them, contents as texts; roles are the template's to know.
+        tools: descriptions of functions that the model may call, passed to the template as they are.
+    """
+
+    messages: tuple[Mapping[str, Any], ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+
+class TextRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One answer that a client asks for; a client that wants several asks several times, with seeds of their own.
+
+    Attributes:
+        model: by name; ``name:tag`` and ``name@digest`` were taken apart by the transport.
+        version: "" for the default.
+        prompt: a text, token ids, or a conversation.
+        max_new_tokens: None for as many as the model's answers were certified with, or else as the context has room
+            for.
+        sampling: None for the model's own way, the one that its certificate is about.
+        stop: None for the model's own.
+        top_logprobs: alternatives told with each token; None tells no log-probabilities.
+        parameters: extensions of ours, such as ``local_only``.
+    """
+
+    model: str
+    version: str = ""
+    prompt: str | tuple[int, ...] | Chat
+    max_new_tokens: int | None = None
+    sampling: Sampling | None = None
+    stop: tuple[str, ...] | None = None
+    top_logprobs: int | None = None
+    grammar: Grammar | None = None
+    parameters: Mapping[str, Parameter] = {}
+
+
+@dataclass(slots=True, kw_only=True)
+class TextAnswer:
+    """An answer in the making.
+
+    Attributes:
+        events: the tokens; reading them may raise as ``penstock.hosting.generation.generator.Generator.generate``
+            does. ``aclose`` gives the rest up; whoever does not read to the end has to call it.
+        prompt_ids: what the prompt became.
+        token_bytes: what one token of the vocabulary stands for, for log-probabilities by token.
+        account: who answers, and why, as response parameters; complete when the last event was read.
+    """
+
+    events: AsyncGenerator[TokenEvent, None]
+    prompt_ids: Sequence[int]
+    token_bytes: Callable[[int], bytes]
+    account: dict[str, Parameter]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextModel:
+    """A model that texts can be asked of.
+
+    Attributes:
+        created_at: in seconds since 1970, when it was pushed or activated; 0 where nobody knows.
+        context_tokens: most tokens of prompt and answer together.
+    """
+
+    name: str
+    version: str
+    created_at: int = 0
+    context_tokens: int = 0
+
+
+class TextPlane(Protocol[Ticket]):
+    """What answers texts. Admission and credentials are those of the other requests of the same server."""
+
+    def admit(self, context: RequestContext, model: str, version: str, size_bytes: int | None) -> Ticket:
+        """Let a request in before its payload is looked at, or raise what keeps it out. Leaving the ticket gives its
+        place back, after the last event."""
+        ...
+
+    async def generate(self, ticket: Ticket, context: RequestContext, request: TextRequest) -> TextAnswer:
+        """Tokenize, check limits, and begin an answer.
+
+        Raises:
+            InvalidInput: the prompt or what is asked of it; NotFound: the model is none that generates.
+            QuotaExceeded, QueueFull, DeadlineExceeded, Unavailable: refused; nothing was generated.
+        """
+        ...
+
+    def text_models(self) -> Sequence[TextModel]:
+        """List the models that can be asked now."""
+        ...

@@ -1,0 +1,102 @@
+"""Texts: which requests a promise covers, which drafts are kept, and when a draft is given up early."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_agent.policy import text_cascade
+from edge_agent.policy.cascade import CascadeMode, Reason
+from edge_agent.policy.text_cascade import Promise
+from penstock.generation.values import GenerationRequest, Grammar, Sampling
+from penstock.policy.confidence import TOKEN_SCORES
+from penstock.policy.text_answers import AnswerSpec
+
+PROMISE = Promise(score="token_min", threshold=0.5, answer=AnswerSpec(max_new_tokens=8, stop=("\n",)))
+REQUEST = GenerationRequest(id="r", prompt_ids=(1, 2), max_new_tokens=8, stop=("\n",))
+
+
+def changed(**values: object) -> GenerationRequest:
+    return msgspec.structs.replace(REQUEST, **values)
+
+
+def test_what_was_certified_is_drafted() -> None:
+    start = text_cascade.start(REQUEST, PROMISE, mode=CascadeMode.CASCADE)
+    assert (start.drafts, start.reason, start.outside) == (True, Reason.ESCALATED, "")
+
+
+@pytest.mark.parametrize(
+    ("request_", "why"),
+    [
+        (changed(sampling=Sampling(temperature=0.7)), "temperature 0.7"),
+        (changed(sampling=Sampling(repetition_penalty=1.1)), "penalties"),
+        (changed(sampling=Sampling(logit_bias={3: 1.0})), "bias"),
+        (changed(grammar=Grammar(kind="json_schema", text="{}")), "grammar"),
+        (changed(stop=("\n", "x")), "stops at"),
+        (changed(stop=()), "stops at nothing"),
+        (changed(stop_ids=(7,)), "tokens that end it"),
+        (changed(ignore_end=True), "goes on"),
+    ],
+)
+def test_another_way_of_decoding_is_outside_of_the_promise(request_: GenerationRequest, why: str) -> None:
+    up = text_cascade.start(request_, PROMISE, mode=CascadeMode.CASCADE)
+    assert (up.drafts, up.reason) == (False, Reason.UNCERTIFIED)
+    assert why in up.outside
+    flagged = text_cascade.start(request_, PROMISE, mode=CascadeMode.CASCADE, outside="answer_flagged")
+    assert (flagged.drafts, flagged.outside) == (True, up.outside)
+
+
+def test_tools_are_outside_and_private_requests_are_drafted_anyway() -> None:
+    assert "tools" in text_cascade.start(REQUEST, PROMISE, mode=CascadeMode.CASCADE, has_tools=True).outside
+    private = text_cascade.start(REQUEST, None, mode=CascadeMode.ESCALATE_ALL, is_private=True)
+    assert (private.drafts, private.reason) == (True, Reason.PRIVACY)
+
+
+@pytest.mark.parametrize(
+    ("mode", "reason"),
+    [(CascadeMode.CLOUD_ONLY, Reason.CLOUD_ONLY), (CascadeMode.ESCALATE_ALL, Reason.UNCERTIFIED)],
+)
+def test_without_a_promise_nothing_is_drafted(mode: CascadeMode, reason: Reason) -> None:
+    start = text_cascade.start(REQUEST, PROMISE, mode=mode)
+    assert (start.drafts, start.reason) == (False, reason)
+
+
+@pytest.mark.parametrize(
+    ("finish", "tokens", "limit", "kept"),
+    [
+        ("stop", 3, 8, True),
+        ("length", 8, 8, True),  # certified answers were cut there, too
+        ("stop", 3, 100, True),  # the certified limit would have changed nothing
+        ("stop", 3, 4, True),
+        ("length", 4, 4, False),  # certified answers go on
+        ("length", 100, 100, False),
+        ("stop", 50, 100, False),  # ended, but later than certified answers do
+    ],
+)
+def test_a_draft_is_kept_only_where_it_is_the_answer_that_was_certified(
+    finish: str, tokens: int, limit: int, kept: bool
+) -> None:
+    found = text_cascade.is_kept(0.9, PROMISE, finish=finish, tokens=tokens, limit=limit)  # type: ignore[arg-type]
+    assert found is kept
+
+
+def test_a_tie_is_kept_and_nan_is_not() -> None:
+    assert text_cascade.is_kept(0.5, PROMISE, finish="stop", tokens=1, limit=8)
+    assert not text_cascade.is_kept(math.nan, PROMISE, finish="stop", tokens=1, limit=8)
+    assert math.isnan(text_cascade.confidence([], "token_min"))
+
+
+@given(st.lists(st.floats(-20.0, 0.0), min_size=1, max_size=30), st.floats(0.01, 0.99))
+def test_giving_up_early_never_changes_the_decision(logprobs: list[float], threshold: float) -> None:
+    promise = Promise(score="token_min", threshold=threshold, answer=PROMISE.answer)
+    early = any(text_cascade.is_hopeless(one, promise) for one in logprobs)
+    assert early is not (text_cascade.confidence(logprobs, "token_min") >= threshold)
+
+
+@pytest.mark.parametrize("score", sorted(set(TOKEN_SCORES) - {"token_min"}))
+def test_scores_that_may_rise_again_never_give_up_early(score: str) -> None:
+    assert not text_cascade.is_hopeless(-50.0, Promise(score=score, threshold=0.9, answer=PROMISE.answer))
