@@ -1,4 +1,4 @@
-"""Run one language model, one step at a time: the GenerationEngine port and the table of its implementations.
+"""Run one language model, one step at a time: the GenerationEngine port and the table of its lazy factories.
 
 An engine owns the model, its slots of keys and values, and sampling. It is a synchronous state machine in one thread:
 ``admit`` and ``cancel`` between two steps, ``step`` for one forward pass. It holds no queue, no text and no clock: what
@@ -8,11 +8,32 @@ no runtime library.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
+from penstock.errors import InvalidInput
 from penstock.generation.values import GenerationRequest, SampledToken
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationOptions:
+    """How an engine may use the machine.
+
+    Attributes:
+        threads: of one step.
+        slots: requests that may run at the same time.
+        context_tokens: fewer than the model's own, to save memory; None takes the model's.
+        chunk_tokens: of prompts, that one step computes. Fewer let others go on sooner, and cost more in all.
+    """
+
+    provider: str = "cpu"
+    threads: int = 1
+    slots: int = 4
+    context_tokens: int | None = None
+    chunk_tokens: int = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +85,8 @@ class GenerationEngine(Protocol):
         ...
 
     def step(self) -> Sequence[SampledToken]:
-        """Compute at most one forward pass: a chunk of a prompt, the next token of every request that has its prompt
-        behind it, or both. Return what was sampled; a request whose token has a ``finish`` has left its slot.
+        """Compute a bounded piece: some of the prompts, the next token of every request that has its prompt behind it,
+        or both. Return what was sampled; a request whose token has a ``finish`` has left its slot.
 
         A step with nothing to do returns at once. A long prompt takes several steps, and others go on meanwhile.
 
@@ -81,3 +102,22 @@ class GenerationEngine(Protocol):
     def close(self) -> None:
         """Release the model's memory; idempotent."""
         ...
+
+
+_ENGINES: Mapping[str, str] = {
+    "scripted": "penstock.runtime.generation.scripted",
+}
+"""Engine -> module with ``load(directory, options)``, imported when the first model of this engine is loaded."""
+
+
+def load(engine: str, directory: Path, options: GenerationOptions) -> GenerationEngine:
+    """Load the model in a directory with the named engine.
+
+    Raises:
+        InvalidInput: no such engine. MissingExtra: its library is not installed. ArtifactError: no model that it can
+            run, or a provider that is not there.
+    """
+    if engine not in _ENGINES:
+        raise InvalidInput(f"engine: unknown engine {engine!r}; known: {', '.join(sorted(_ENGINES))}", field="engine")
+    loaded: GenerationEngine = importlib.import_module(_ENGINES[engine]).load(directory, options)
+    return loaded

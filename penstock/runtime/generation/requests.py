@@ -1,0 +1,70 @@
+"""What every engine holds a request to before it gives it a slot, and when an answer has ended.
+
+Plain functions of values: engines call them, so that each refuses and ends in the same way and with the same words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from penstock.errors import InvalidInput, QueueFull
+from penstock.generation.values import FinishReason, GenerationRequest
+from penstock.runtime.generation import EngineFacts
+
+
+def check(request: GenerationRequest, facts: EngineFacts, running: Collection[str]) -> None:
+    """Refuse what the engine cannot answer, whoever else is in it.
+
+    Raises:
+        InvalidInput: as :meth:`penstock.runtime.generation.GenerationEngine.admit` says. QueueFull: no slot is free.
+    """
+    _check_ids(request, facts)
+    _check_length(request, facts)
+    _check_extras(request, facts)
+    if request.id in running:
+        raise InvalidInput(f"id: a request {request.id!r} runs already; give each its own", field="id")
+    if len(running) >= facts.slots:
+        raise QueueFull(f"all {facts.slots} slots of the engine are taken; admit after a request has finished")
+
+
+def _check_ids(request: GenerationRequest, facts: EngineFacts) -> None:
+    if not request.prompt_ids:
+        raise InvalidInput("prompt_ids: no tokens; a model continues at least one", field="prompt_ids")
+    if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= facts.vocabulary:
+        at, token = next((i, t) for i, t in enumerate(request.prompt_ids) if not 0 <= t < facts.vocabulary)
+        raise InvalidInput(
+            f"prompt_ids[{at}]: token {token} is not in the vocabulary, which has ids from 0 to "
+            f"{facts.vocabulary - 1}; is the prompt of another tokenizer?",
+            field=f"prompt_ids[{at}]",
+        )
+
+
+def _check_length(request: GenerationRequest, facts: EngineFacts) -> None:
+    if request.max_new_tokens < 1:
+        raise InvalidInput(f"max_new_tokens: {request.max_new_tokens}; expected at least 1", field="max_new_tokens")
+    asked = len(request.prompt_ids) + request.max_new_tokens
+    if asked > facts.context_tokens:
+        raise InvalidInput(
+            f"prompt_ids: {len(request.prompt_ids)} tokens and {request.max_new_tokens} new ones are {asked}, and the "
+            f"context is {facts.context_tokens} tokens; shorten the prompt, or ask for fewer",
+            field="prompt_ids",
+        )
+
+
+def _check_extras(request: GenerationRequest, facts: EngineFacts) -> None:
+    if request.top_logprobs is not None and not 0 <= request.top_logprobs <= facts.max_top_logprobs:
+        raise InvalidInput(
+            f"top_logprobs: {request.top_logprobs}; expected 0 to {facts.max_top_logprobs}", field="top_logprobs"
+        )
+    if request.grammar is not None and request.grammar.kind not in facts.grammars:
+        known = ", ".join(sorted(facts.grammars)) or "none"
+        raise InvalidInput(
+            f"grammar: this model's engine cannot hold to a {request.grammar.kind}; it can: {known}", field="grammar"
+        )
+
+
+def finish_of(request: GenerationRequest, facts: EngineFacts, token: int, answered: int) -> FinishReason | None:
+    """Say whether ``token``, the last of ``answered`` ones, ends the answer, and why."""
+    if token in request.stop_ids or (token in facts.end_ids and not request.ignore_end):
+        return "stop"
+    return "length" if answered >= request.max_new_tokens else None
