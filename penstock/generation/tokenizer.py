@@ -9,7 +9,7 @@ Opens no file: it gets the files' contents. Pads and cuts nothing: rows for mode
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -246,19 +246,3 @@ def _shrinks_by(normalizer: Any) -> int | None:
             case _:
                 return None
     return factor
-
-
-def check_ids(ids: Sequence[int], vocabulary: int, *, field: str = "prompt") -> None:
-    """Refuse ids that no model can take: engines of others accept them and answer something.
-
-    Raises:
-        InvalidInput: none at all, or one outside of the vocabulary; the message has its place.
-    """
-    if not ids:
-        raise InvalidInput("the prompt has no tokens; send at least one", field=field)
-    for place, token in enumerate(ids):
-        if not 0 <= token < vocabulary:
-            raise InvalidInput(
-                f"token {token} at place {place} of the prompt is not in the vocabulary, 0 to {vocabulary - 1}",
-                field=field,
-            )

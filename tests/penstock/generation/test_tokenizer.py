@@ -214,10 +214,3 @@ def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(MissingExtra, match=r"penstock\[generate\]"):
         tokenizer.load(small_tokenizers.files("words"))
-
-
-@pytest.mark.parametrize(("ids", "says"), [((), "no tokens"), ((3, -1), "token -1 at place 1"), ((400,), "0 to 399")])
-def test_ids_that_no_model_can_take_are_refused(ids: tuple[int, ...], says: str) -> None:
-    with pytest.raises(InvalidInput, match=says):
-        tokenizer.check_ids(ids, 400)
-    tokenizer.check_ids((0, 399), 400)
