@@ -29,6 +29,7 @@ from penstock.policy.retry import Backoff
 from penstock.process.machine import usable_cpus
 from penstock.process.telemetry import log
 from penstock.wire.inference import ModelState, Readiness
+from penstock.wire.tensors import with_sizes_of
 
 _log = logging.getLogger(__name__)
 _BACKOFF = Backoff(base_s=2.0, factor=4.0, max_s=300.0)
@@ -262,7 +263,8 @@ class Controller:
             for replica in replicas
         ]
         engine = replicas[0].engine
-        return Served(variant, tuple(queues), inputs=engine.inputs, outputs=engine.outputs, now=self._now())
+        inputs = with_sizes_of(engine.inputs, variant.spec.inputs)
+        return Served(variant, tuple(queues), inputs=inputs, outputs=engine.outputs, now=self._now())
 
     async def _unload(self, digest: str) -> None:
         served = self.router.take_out(digest)

@@ -61,10 +61,13 @@ class Speed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     Attributes:
         p50_ms: median of a call by batch size.
         memory_bytes: what a fresh process grew by to load and run it.
+        at_sizes: median of a call with one row, in milliseconds, at the other sizes that the recipe lists
+            (``width 160``); left out where it lists none.
     """
 
     p50_ms: dict[str, float]
     memory_bytes: int
+    at_sizes: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Speedup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

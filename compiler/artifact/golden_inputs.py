@@ -17,7 +17,7 @@ from compiler.data import Split
 from compiler.graph.vocabulary import Words
 from penstock.wire.tensors import Array, TensorSpec, numpy_dtype
 
-ROWS = 16
+ROWS, ROWS_AT_OTHER_SIZES = 16, 4
 
 _SEED = 0
 _FREE_DIMENSION = 8  # where the model leaves a dimension other than the batch free, and no row says more

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -40,20 +40,21 @@ _OURS = frozenset({"oci-layout", "index.json", "blobs", REPORT_FILE, EVALUATION_
 
 
 def draft(
-    spec: VariantSpec, weights: Path, onnx: Engine, inputs: Mapping[str, Array], *, files: Mapping[str, Path]
+    spec: VariantSpec, weights: Path, onnx: Engine, asked: Sequence[Mapping[str, Array]], *, files: Mapping[str, Path]
 ) -> VariantDraft:
-    """Make a variant ready to pack, with its own outputs for ``inputs`` as golden vectors.
+    """Make a variant ready to pack, with its own outputs as golden vectors.
 
     Args:
         spec: complete but for the tolerance of the golden outputs, which depends on them.
         onnx: computes the golden outputs; the model itself, or the graph that its engine was built from.
+        asked: the inputs of a call; of one for every size that the variant is made for, where there are several.
         files: further files of the model, by their names in the artifact.
 
     Raises:
         CompileError: it answers the golden inputs with NaN or infinities, or one row of them is too large to replay.
     """
-    found, document = _golden(spec.role, onnx, inputs)
-    spec = msgspec.structs.replace(spec, golden_tolerance=_tolerance(found.outputs, spec.precision))
+    found, document = _golden(spec.role, onnx, asked)
+    spec = msgspec.structs.replace(spec, golden_tolerance=_tolerance(found, spec.precision))
     return VariantDraft(spec=spec, weights=weights, golden=document, files=files)
 
 
@@ -217,20 +218,16 @@ def _carry_over(out: Path, ready: Path) -> None:
     new.adopt(artifact, [*referrers, *kept])
 
 
-def _golden(role: Role, onnx: Engine, inputs: Mapping[str, Array]) -> tuple[Golden, bytes]:
+def _golden(role: Role, onnx: Engine, asked: Sequence[Mapping[str, Array]]) -> tuple[Golden, bytes]:
     """Make golden vectors of as many rows as a device can hold: large pictures are proved with fewer of them."""
     can_take_fewer = calls.has_rows(onnx.inputs)
-    rows = max(len(array) for array in inputs.values()) if can_take_fewer else 1
+    rows = max(len(array) for array in asked[0].values()) if can_take_fewer else 1
     while True:
-        taken = {name: array[:rows] for name, array in inputs.items()} if can_take_fewer else dict(inputs)
-        outputs = onnx.run(taken)
-        for name, array in outputs.items():
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise CompileError(
-                    f"{role} variant: output {name!r} is not finite for golden inputs; set model.input_range in "
-                    "the recipe"
-                )
-        found = Golden(inputs=taken, outputs=outputs)
+        first, *others = [
+            _call(role, onnx, {name: array[:rows] if can_take_fewer else array for name, array in inputs.items()})
+            for inputs in asked
+        ]
+        found = replace(first, others=tuple(others))
         document = golden.encode(found)
         if len(document) <= golden.MAX_BYTES:
             return found, document
@@ -242,14 +239,25 @@ def _golden(role: Role, onnx: Engine, inputs: Mapping[str, Array]) -> tuple[Gold
         rows //= 2
 
 
-def _tolerance(outputs: Mapping[str, Array], precision: str) -> float:
+def _call(role: Role, onnx: Engine, inputs: Mapping[str, Array]) -> Golden:
+    outputs = onnx.run(inputs)
+    for name, array in outputs.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise CompileError(
+                f"{role} variant: output {name!r} is not finite for golden inputs; set model.input_range in the recipe"
+            )
+    return Golden(inputs=inputs, outputs=outputs)
+
+
+def _tolerance(found: Golden, precision: str) -> float:
     """Say how far golden outputs may be off on another machine.
 
     Float kernels add in another order on another processor: a thousandth of the largest value. Half precision has ten
     bits: a hundredth. In integers a sum next to a rounding border may land one step off and carry on from there: four
     of 256 steps of the largest value. Saturated products, which is what the check must catch, are off by far more.
     """
-    values = [np.abs(array.astype(np.float64)) for array in outputs.values() if array.dtype.kind == "f"]
+    outputs = [array for call in found.calls for array in call.outputs.values()]
+    values = [np.abs(array.astype(np.float64)) for array in outputs if array.dtype.kind == "f"]
     largest = max((float(array.max()) for array in values if array.size), default=0.0)
     step = _STEPS.get(precision, 4 / 256)
     return float(f"{max(1e-3, step * largest):.3g}")

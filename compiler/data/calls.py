@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import msgspec
 import numpy as np
 
+from compiler.data import buckets
 from compiler.data.dataset import Split, batches
 from penstock.runtime import Engine
 from penstock.wire.tensors import Array, TensorSpec
@@ -22,9 +24,7 @@ def has_rows(inputs: Sequence[TensorSpec]) -> bool:
 
 def as_rows(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
     """Describe examples: a first dimension of 1 (or a free one) becomes theirs, and other tensors get one in front."""
-    return tuple(
-        TensorSpec(name=spec.name, datatype=spec.datatype, shape=(-1, *(spec.shape[_is_row(spec) :]))) for spec in specs
-    )
+    return tuple(msgspec.structs.replace(spec, shape=(-1, *(spec.shape[_is_row(spec) :]))) for spec in specs)
 
 
 def call(inputs: Mapping[str, Array], specs: Sequence[TensorSpec], *, row: int) -> dict[str, Array]:
@@ -50,6 +50,19 @@ def each(split: Split, size: int, specs: Sequence[TensorSpec]) -> Iterator[dict[
         return
     for row in range(split.rows):
         yield call(split.inputs, specs, row=row)
+
+
+def at_each_size(split: Split, size: int, specs: Sequence[TensorSpec]) -> Iterator[dict[str, Array]]:
+    """Yield all examples as :func:`each` does, and each batch again at every other size that the model is made for."""
+    if not split.dimensions:
+        yield from each(split, size, specs)
+        return
+    size = size if has_rows(specs) else 1
+    for start in range(0, split.rows, size):
+        some = split.take(slice(start, start + size), name=split.name)
+        yield from each(some, size, specs)
+        for _, other in buckets.others(some):
+            yield from each(other, size, specs)
 
 
 def by_rows(engine: Engine) -> Engine:

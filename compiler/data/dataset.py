@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from compiler.recipe.shapes_section import Dimension
 from penstock.artifact.blobs import digest_of
 from penstock.wire import tensors
 from penstock.wire.tensors import Array
@@ -29,6 +31,7 @@ class Split:
         groups: the group of each row, str [N]; None unless ``data.group_by`` is set.
         clusters: integers [N], equal for rows that belong together, in any split; None where each is a draw by itself.
         copies: how many equal rows of the source each one stands for [N]; None where it stands for itself alone.
+        dimensions: that the models are made for at several sizes (``compiler.data.buckets``).
     """
 
     name: str
@@ -37,6 +40,7 @@ class Split:
     groups: NDArray[np.str_] | None = None
     clusters: NDArray[np.int64] | None = None
     copies: NDArray[np.int64] | None = None
+    dimensions: tuple[Dimension, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -57,7 +61,7 @@ class Split:
 
     @property
     def digest(self) -> str:
-        """Return the digest of inputs, labels, groups and clusters; their order counts."""
+        """Return the digest of inputs, labels, groups, clusters and sizes; their order counts."""
         named = dict(self.inputs)
         if self.labels is not None:
             named["<labels>"] = self.labels
@@ -65,6 +69,8 @@ class Split:
             named["<groups>"] = self.groups
         if self.clusters is not None:
             named["<clusters>"] = self.clusters
+        if self.dimensions:
+            named["<dimensions>"] = np.frombuffer(msgspec.json.encode(self.dimensions), np.uint8)
         return digest_of(tensors.pack(named))
 
     def take(self, rows: NDArray[np.intp] | slice, *, name: str) -> Split:
@@ -76,6 +82,7 @@ class Split:
             groups=None if self.groups is None else self.groups[rows],
             clusters=None if self.clusters is None else self.clusters[rows],
             copies=None if self.copies is None else self.copies[rows],
+            dimensions=self.dimensions,
         )
 
 
@@ -143,10 +150,11 @@ class Dataset:
 
     def with_labels(self, change: Callable[[NDArray[Any] | None], NDArray[Any] | None]) -> Dataset:
         """Return the same examples with labels in another form."""
-        changed = [
-            replace(split, labels=change(split.labels)) for split in (self.ranges, self.tune, self.certify, self.test)
-        ]
-        return replace(self, ranges=changed[0], tune=changed[1], certify=changed[2], test=changed[3])
+        return self._each(lambda split: replace(split, labels=change(split.labels)))
+
+    def with_dimensions(self, dimensions: tuple[Dimension, ...]) -> Dataset:
+        """Return the same examples for models that are made for several sizes."""
+        return self._each(lambda split: replace(split, dimensions=dimensions))
 
     def thinned(self, rows: int) -> Dataset:
         """Return at most ``rows`` examples of each split, evenly spaced: sources are often sorted by class."""
@@ -156,8 +164,16 @@ class Dataset:
                 return split
             return split.take(np.linspace(0, split.rows - 1, rows).astype(np.intp), name=split.name)
 
-        thinned = [thin(split) for split in (self.ranges, self.tune, self.certify, self.test)]
-        return replace(self, ranges=thinned[0], tune=thinned[1], certify=thinned[2], test=thinned[3])
+        return self._each(thin)
+
+    def _each(self, change: Callable[[Split], Split]) -> Dataset:
+        return replace(
+            self,
+            ranges=change(self.ranges),
+            tune=change(self.tune),
+            certify=change(self.certify),
+            test=change(self.test),
+        )
 
 
 def batches(split: Split, size: int) -> Iterator[dict[str, Array]]:

@@ -6,9 +6,8 @@ equal. Nothing here measures speed or accuracy on a task.
 
 from __future__ import annotations
 
-import itertools
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -100,7 +99,7 @@ def examples(model: onnx.ModelProto, given: Examples, *, seed: int) -> list[Feed
         CompileError: without given examples, when no inputs of our making suit the graph.
     """
     if given is not None:
-        found = list(itertools.islice(given(), _BATCHES))
+        found = _some(given())
         if found:
             return _few_rows(model, found)
     session = Session(model)
@@ -116,6 +115,19 @@ def examples(model: onnx.ModelProto, given: Examples, *, seed: int) -> list[Feed
     raise CompileError(
         f"no inputs of our making suit the model, so that no change of it can be checked; {_ASK}: {reason}"
     )
+
+
+def _some(batches: Iterable[Feeds]) -> list[Feeds]:
+    """Take the first batches, and those behind them as long as each brings other sizes."""
+    found: list[Feeds] = []
+    seen: set[tuple[tuple[int, ...], ...]] = set()
+    for batch in batches:
+        sizes = tuple(array.shape[1:] for array in batch.values())
+        if len(found) >= _BATCHES and sizes in seen:
+            break
+        found.append(batch)
+        seen.add(sizes)
+    return found
 
 
 def _few_rows(model: onnx.ModelProto, batches: list[Feeds]) -> list[Feeds]:

@@ -12,35 +12,39 @@ import numpy as np
 
 from compiler.graph import equivalence, rewrite
 from compiler.graph.onnx_libraries import numpy_helper, onnx
+from compiler.recipe.shapes_section import Buckets, Dimension, Shapes
 from penstock.errors import CompileError, ConfigError
 from penstock.process.config import nearest
 from penstock.wire.tensors import Array
 
-Shapes = Mapping[str, int | tuple[int, ...]]
 BATCH = "batch"
 _ROWS = 3
 _TOLERANCE = 1e-4
 
 
-def with_shapes(model: onnx.ModelProto, shapes: Shapes) -> None:
-    """Fix sizes in place.
+def with_shapes(model: onnx.ModelProto, shapes: Shapes) -> tuple[Dimension, ...]:
+    """Fix sizes in place, and find the dimensions that are held to a few.
 
     Args:
-        shapes: a size by the name of a free dimension, or a whole shape by the name of an input (-1 leaves a dimension
-            as it is).
+        shapes: a size or buckets by the name of a free dimension, or a whole shape by the name of an input (-1 leaves a
+            dimension as it is).
 
     Raises:
-        ConfigError: no such dimension or input, or a size that contradicts the model's own.
+        ConfigError: no such dimension or input, a size that contradicts the model's own, or buckets of the batch.
     """
+    found: list[Dimension] = []
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = {value.name: value for value in model.graph.input if value.name not in constants}
     named = {dim.dim_param for value in inputs.values() for dim in _dims(value) if dim.dim_param}
     for name, wanted in shapes.items():
-        if isinstance(wanted, int):
+        if isinstance(wanted, int | Buckets):
             if name not in named:
                 raise ConfigError(
                     f"model.shapes: no free dimension {name!r}; {nearest(name, sorted(named | set(inputs)))}"
                 )
+            if isinstance(wanted, Buckets):
+                found.append(_dimension(name, wanted, inputs))
+                continue
             for value in (*model.graph.input, *model.graph.output):
                 for dim in _dims(value):
                     if dim.dim_param == name:
@@ -58,6 +62,21 @@ def with_shapes(model: onnx.ModelProto, shapes: Shapes) -> None:
             if size != -1:
                 dim.dim_value = size
     del model.graph.value_info[:]  # sizes of other inputs
+    return tuple(found)
+
+
+def _dimension(name: str, wanted: Buckets, inputs: Mapping[str, onnx.ValueInfoProto]) -> Dimension:
+    axes = [
+        (of, axis) for of, value in inputs.items() for axis, dim in enumerate(_dims(value)) if dim.dim_param == name
+    ]
+    for of, axis in axes:
+        first = _dims(inputs[of])[0]
+        if axis == 0 or (first.HasField("dim_value") and first.dim_value != 1):
+            raise ConfigError(
+                f"model.shapes.{name}: dimension {axis} of input {of!r}; buckets are for dimensions behind the batch "
+                "(of which model.max_batch decides)"
+            )
+    return Dimension(name=name, sizes=tuple(sorted(wanted.buckets)), axes=tuple(axes))
 
 
 def frozen_batch(model: onnx.ModelProto) -> int:

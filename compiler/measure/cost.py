@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -32,14 +33,16 @@ _PAIRS_BUDGET_S = 2.0
 _MIN_PAIRS, _MAX_PAIRS = 60, 2_000
 
 
-def call_seconds(engines: Mapping[str, Engine], inputs: Mapping[str, Array]) -> dict[str, dict[str, Floats]]:
+def call_seconds(
+    engines: Mapping[str, Engine], inputs: Mapping[str, Array], batches: Sequence[int] = LATENCY_BATCHES
+) -> dict[str, dict[str, Floats]]:
     """Time calls by engine name and batch size: seconds [R], one call a round.
 
     The engines take turns call by call, so that whatever else the machine does slows all of them alike; every round
     begins with another one and every second goes the other way round, so that none always follows the same.
     """
     figures: dict[str, dict[str, Floats]] = {name: {} for name in engines}
-    for size in LATENCY_BATCHES:
+    for size in batches:
         batch = {name: np.resize(array, (size, *array.shape[1:])) for name, array in inputs.items()}
         for name, seconds in _interleaved(list(engines.items()), batch, _LATENCY_MIN_ROUNDS[size]).items():
             figures[name][str(size)] = np.array(seconds)
@@ -71,9 +74,13 @@ def medians_ms(seconds: Mapping[str, Floats]) -> dict[str, float]:
     return {size: 1e3 * float(np.median(calls)) for size, calls in seconds.items()}
 
 
-def speed(p50_ms: Mapping[str, float], memory: int) -> Speed:
+def speed(p50_ms: Mapping[str, float], memory: int, at_sizes: Mapping[str, float] | None = None) -> Speed:
     """Round the figures to four significant digits, as the evaluation carries them."""
-    return Speed(p50_ms={size: float(f"{value:.4g}") for size, value in p50_ms.items()}, memory_bytes=memory)
+    return Speed(p50_ms=_rounded(p50_ms), memory_bytes=memory, at_sizes=_rounded(at_sizes or {}) or msgspec.UNSET)
+
+
+def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(f"{value:.4g}") for name, value in figures.items()}
 
 
 def _interleaved(

@@ -149,13 +149,11 @@ def precision_of(model: onnx.ModelProto) -> Literal["fp32", "fp16", "int8"]:
     return "fp32"
 
 
-def ranges(
-    model: onnx.ModelProto, options: Options, seen: Mapping[str, Mapping[int, tuple[int, int]]]
-) -> dict[str, Range]:
+def ranges(model: onnx.ModelProto, options: Options, seen: Mapping[str, Mapping[int, Sizes]]) -> dict[str, Range]:
     """Return the accepted shapes of every input.
 
     Args:
-        seen: least and most of each axis in examples, by input and axis.
+        seen: least, best and most of each axis in examples, by input and axis.
 
     Raises:
         ConfigError: an axis of free size of which nothing is known, or sizes that are out of order.
@@ -182,21 +180,22 @@ def ranges(
     return found
 
 
-def seen_sizes(calibration: Batches | None) -> dict[str, dict[int, tuple[int, int]]]:
-    """Return the least and the most of each axis but the first, over the first batches of examples."""
-    found: dict[str, dict[int, tuple[int, int]]] = {}
+def seen_sizes(calibration: Batches | None) -> dict[str, dict[int, Sizes]]:
+    """Return the least, the first and the most of each axis but the batch, over the first batches of examples.
+
+    The first is the examples' own size; others are those that a recipe lists besides.
+    """
+    found: dict[str, dict[int, Sizes]] = {}
     for batch in itertools.islice(calibration(), _MAX_EXAMPLE_BATCHES) if calibration else ():
         for name, array in batch.items():
             axes = found.setdefault(name, {})
             for axis, size in list(enumerate(array.shape))[1:]:
-                least, most = axes.get(axis, (size, size))
-                axes[axis] = (min(least, size), max(most, size))
+                least, first, most = axes.get(axis, (size, size, size))
+                axes[axis] = (min(least, size), first, max(most, size))
     return found
 
 
-def _sizes(
-    value: onnx.ValueInfoProto, axis: int, options: Options, seen: Mapping[int, tuple[int, int]]
-) -> tuple[int, int, int]:
+def _sizes(value: onnx.ValueInfoProto, axis: int, options: Options, seen: Mapping[int, Sizes]) -> Sizes:
     dim = value.type.tensor_type.shape.dim[axis]
     if dim.HasField("dim_value"):
         return (dim.dim_value, dim.dim_value, dim.dim_value)
@@ -205,8 +204,7 @@ def _sizes(
     if axis == 0:
         return options.batch
     if axis in seen:
-        least, most = seen[axis]
-        return (least, most, most)
+        return seen[axis]
     name = dim.dim_param or f"axis{axis}"
     how = (
         f"set dims = {{ {name} = [least, best, most] }}"

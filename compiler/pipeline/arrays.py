@@ -16,7 +16,7 @@ import msgspec
 from compiler.artifact import golden_inputs, pack
 from compiler.artifact.evaluation import SplitFigures
 from compiler.certificate.issue import AnsweredRows
-from compiler.data import Dataset, Split, calls, fingerprint, loading, preprocessing
+from compiler.data import Dataset, Split, buckets, calls, fingerprint, loading, preprocessing
 from compiler.graph import files, vocabulary
 from compiler.graph.confidence_head import PROBE_OUTPUT
 from compiler.measure import quality
@@ -105,7 +105,10 @@ class Arrays:
         _check_pairs(recipe, models)
         labels = recipe.model.labels or tuple(models[CLOUD].facts.get("labels") or ())
         recipe = recipe_models.with_columns(recipe, models, teacher.inputs)
-        data = _examples(steps, recipe, teacher.inputs, classes, labels, judge, promise=promise, smoke=smoke)
+        dimensions = recipe_models.dimensions_of(models)
+        inputs = buckets.with_sizes(teacher.inputs, dimensions)
+        data = _examples(steps, recipe, inputs, classes, labels, judge, promise=promise, smoke=smoke)
+        data = data.with_dimensions(dimensions)
         recipe_models.run_all_first(steps, recipe, models, data.ranges)
         recipe = judging.with_kind(recipe, teacher, output.name, data)
         judge = replace(judge, decoder=judging.decoder(recipe.model, output.name, recipe.model.kind), labels=labels)
@@ -119,7 +122,7 @@ class Arrays:
             steps,
             recipe,
             models=models,
-            inputs=teacher.inputs,
+            inputs=inputs,
             judge=judge,
             labels=labels or data.class_names,
             data=data,
@@ -187,15 +190,14 @@ class Arrays:
             probe_output=self._judge_of(chosen.candidate).decoder.probe or msgspec.UNSET,
         )
         files = {**{path.name: path for path in packed.files}, **self._travelling(role)}
-        rows = calls.first(self._data.ranges.inputs, onnx.inputs, rows=golden_inputs.ROWS)
-        return pack.draft(spec, packed.path, onnx, rows, files=files)
+        return pack.draft(spec, packed.path, onnx, self._asked(self._data.ranges.inputs, onnx), files=files)
 
     def cloud_draft(self) -> VariantDraft:
         """Pack the cloud's model as it came."""
         model = self.cloud.made
         onnx = as_it_is(model.path)
-        rows = calls.first(self._cloud_rows, onnx.inputs, rows=golden_inputs.ROWS)
-        return pack.draft(self._cloud_spec(onnx), model.path, onnx, rows, files=self._travelling(CLOUD))
+        asked = self._asked(self._cloud_rows, onnx)
+        return pack.draft(self._cloud_spec(onnx), model.path, onnx, asked, files=self._travelling(CLOUD))
 
     def ask(self, candidate: Candidate, use: Use, doing: Doing) -> AnsweredRows:
         """Ask a candidate and the cloud one split."""
@@ -230,6 +232,15 @@ class Arrays:
         """Return nothing: everything that is measured of these models has its place in the evaluation."""
         return {}
 
+    def _asked(self, inputs: Mapping[str, Array], onnx: Engine) -> list[dict[str, Array]]:
+        """Return the golden calls of a variant: the first rows, and a few of them at each other size."""
+        rows = Split(name="golden", inputs=inputs, labels=None, dimensions=self._data.ranges.dimensions)
+        few = rows.take(slice(0, golden_inputs.ROWS_AT_OTHER_SIZES), name=rows.name)
+        return [
+            calls.first(inputs, onnx.inputs, rows=golden_inputs.ROWS),
+            *(calls.first(one.inputs, onnx.inputs, rows=one.rows) for _, one in buckets.others(few)),
+        ]
+
     def _cloud_spec(self, onnx: Engine) -> VariantSpec:
         """Return the spec of the cloud's variant; others differ from it in what their target and precision say."""
         model = self._recipe.model
@@ -240,7 +251,7 @@ class Arrays:
             target=pack.CLOUD_TARGET,
             provider="cpu",
             precision=self.cloud.precision,
-            inputs=onnx.inputs,
+            inputs=buckets.with_sizes(onnx.inputs, self._data.ranges.dimensions),
             outputs=onnx.outputs,
             score_output=self._judge.decoder.output,
             score_kind=self._judge.decoder.kind,

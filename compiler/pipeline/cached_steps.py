@@ -23,7 +23,7 @@ import numpy as np
 from compiler import sources
 from compiler.artifact.evaluation import Machine, Speed, Speedup
 from compiler.cache.steps import ENTRY_FILE, Step, StepCache
-from compiler.data import Split, calls
+from compiler.data import Split, buckets, calls
 from compiler.graph import row_independence
 from compiler.measure import cost, first_run, speedups
 from compiler.measure.answers import answers
@@ -143,7 +143,7 @@ class CachedSteps:
 
         def produce(out: Path, work: Path) -> PassResult:
             takes = cache(lambda: as_it_is(model.path).inputs)
-            examples = None if calibration is None else lambda: calls.each(calibration, max_batch, takes())
+            examples = None if calibration is None else lambda: calls.at_each_size(calibration, max_batch, takes())
             return info.load()(
                 PassJob(
                     source=model.path,
@@ -270,8 +270,18 @@ class CachedSteps:
                 for name, calls in seconds.items()
                 if parent and name != parent
             }
+            elsewhere = {
+                label: cost.call_seconds(engines, other.inputs, batches=(1,))
+                for label, other in buckets.others(split.take(slice(0, 1), name=split.name))
+            }
+            at_sizes = {
+                name: {label: cost.medians_ms(found[name])["1"] for label, found in elsewhere.items()}
+                for name in models
+            }
             return Timed(
-                speeds={name: cost.speed(cost.medians_ms(seconds[name]), memory[name]) for name in models},
+                speeds={
+                    name: cost.speed(cost.medians_ms(seconds[name]), memory[name], at_sizes[name]) for name in models
+                },
                 speedups={name: one for name, one in found.items() if name != _TWIN},
                 clock_noise=speedups.noise(found[_TWIN]) if parent else None,
             )

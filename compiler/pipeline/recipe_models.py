@@ -15,18 +15,21 @@ from typing import Any
 import msgspec
 
 from compiler import sources
-from compiler.data import Dataset, Split, table
+from compiler.data import Dataset, Split, buckets, table
 from compiler.data.parts import Request, silent
 from compiler.measure.first_run import Limits
-from compiler.pipeline.cached_steps import CachedSteps, Model, as_it_is
+from compiler.pipeline.cached_steps import CachedSteps, Model, as_it_is, engine
 from compiler.recipe.data_section import kind_of
 from compiler.recipe.recipes import CLOUD, CloudSection, Recipe, Rung, RungSection
+from compiler.recipe.shapes_section import Dimension, Shapes
 from compiler.recipe.source_section import SourceSection
 from compiler.sources.exported import Exported
 from penstock import toolchain
-from penstock.errors import CompileError, InvalidInput
-from penstock.wire.tensors import TensorSpec
+from penstock.errors import CompileError, Internal, InvalidInput
+from penstock.wire.tensors import TensorSpec, listed
 
+_DIMENSIONS = "dimensions"
+_Dimensions = tuple[Dimension, ...]
 NO_LIMITS_SAID = Limits()
 """What a model may take where no recipe says it."""
 
@@ -71,14 +74,23 @@ def export_all(steps: CachedSteps, recipe: Recipe) -> dict[str, Model]:
 
 
 def run_all_first(steps: CachedSteps, recipe: Recipe, models: Mapping[str, Model], examples: Split) -> None:
-    """Let each model answer its first example in a child, before any of them runs in this process.
+    """Let each model answer its first example in a child, at every size, before any of them runs in this process.
 
     Raises:
-        CompileError: one takes more time or memory than the recipe allows.
+        CompileError: one takes more time or memory than the recipe allows, or refuses a size that it lists.
     """
+    limits, row = limits_of(recipe), examples.take(slice(0, 1), name=examples.name)
     with steps("first run") as doing:
         for role, model in models.items():
-            steps.run_first(model, examples, doing, limits=limits_of(recipe), what=f"{role}.model")
+            steps.run_first(model, examples, doing, limits=limits, what=f"{role}.model")
+            for label, other in buckets.others(row):
+                steps.run_first(model, other, doing, limits=limits, what=f"{role}.model at {label}")
+                try:
+                    engine(model.path).run(other.inputs)
+                except (InvalidInput, Internal) as error:
+                    raise CompileError(
+                        f"{role}.model: refuses {label}, which model.shapes lists: {error.message}"
+                    ) from error
 
 
 def source_fingerprints(recipe: Recipe) -> dict[str, str]:
@@ -146,7 +158,7 @@ def export(
     *,
     base: Path,
     seed: int,
-    shapes: Mapping[str, int | tuple[int, ...]] | None = None,
+    shapes: Shapes | None = None,
     limits: Limits = NO_LIMITS_SAID,
 ) -> Model:
     """Export one model as ONNX, its sizes fixed as the recipe says, and a batch that is frozen freed where that works.
@@ -161,12 +173,12 @@ def export(
         with _naming(role):
             exported = sources.export(source, section, out, progress=doing.advance, seed=seed)
             steps.first_runs.run(exported.model, None, limits, what="model")
-            how = exported.how + _reshaped(exported, shapes or {}, seed)
+            said, dimensions = _reshaped(exported, shapes or {}, seed)
         return {
             "model": str(exported.model.relative_to(out)),
             "files": [str(path.relative_to(out)) for path in exported.files],
-            "how": how,
-            "facts": exported.facts,
+            "how": exported.how + said,
+            "facts": {**exported.facts, **({_DIMENSIONS: msgspec.to_builtins(dimensions)} if dimensions else {})},
             "parity": exported.parity,
             "precision": "none" if exported.passthrough else _precision(exported.model),
         }
@@ -199,8 +211,8 @@ def export(
     )
 
 
-def _reshaped(exported: Exported, shapes: Mapping[str, int | tuple[int, ...]], seed: int) -> str:
-    """Free the batch of an export and fix its sizes; return what became of it, for people."""
+def _reshaped(exported: Exported, shapes: Shapes, seed: int) -> tuple[str, tuple[Dimension, ...]]:
+    """Free the batch of an export and fix its sizes; return what became of it for people, and what has a few sizes."""
     from compiler.graph import broken_weights, files, interface  # imports onnx
 
     model, said = files.read(exported.model, field="model"), ""
@@ -210,10 +222,28 @@ def _reshaped(exported: Exported, shapes: Mapping[str, int | tuple[int, ...]], s
         freed = interface.with_free_batch(model, seed=seed)
         said = f", frozen to {frozen} row{'s' * (frozen > 1)} a call" if freed is None else ", its frozen batch freed"
         model = freed or model
-    interface.with_shapes(model, shapes)
+    dimensions = interface.with_shapes(model, shapes)
     if shapes or said:
         files.write(model, exported.model)
-    return said + (f", {len(shapes)} sizes fixed" if shapes else "")
+    fixed = len(shapes) - len(dimensions)
+    said += f", {fixed} sizes fixed" if fixed else ""
+    return said + "".join(f", {one.name} of {listed(one.sizes)}" for one in dimensions), dimensions
+
+
+def dimensions_of(models: Mapping[str, Model]) -> tuple[Dimension, ...]:
+    """Return the dimensions that all models are made for at several sizes.
+
+    Raises:
+        CompileError: two models have them in different places.
+    """
+    found = {role: msgspec.convert(one.facts.get(_DIMENSIONS, ()), _Dimensions) for role, one in models.items()}
+    for role, dimensions in found.items():
+        if dimensions != found[CLOUD]:
+            raise CompileError(
+                f"{role}.model and cloud.model have dimensions of model.shapes in different places, so that the cloud "
+                "could not answer for it; name them alike"
+            )
+    return found[CLOUD]
 
 
 def _precision(path: Path) -> str:

@@ -14,12 +14,13 @@ from typing import Any, Literal
 
 import msgspec
 
-from compiler.recipe import certificate_section, data_section, source_section, targets
+from compiler.recipe import certificate_section, data_section, shapes_section, source_section, targets
 from compiler.recipe.certificate_section import CertificateSection
 from compiler.recipe.choices import Objective, Task
 from compiler.recipe.data_section import DataSection
 from compiler.recipe.distill_section import DistillSection
 from compiler.recipe.generation_section import GenerationSection
+from compiler.recipe.shapes_section import Buckets
 from compiler.recipe.source_section import SourceSection
 from compiler.recipe.targets import Precision
 from penstock.artifact import manifests
@@ -50,8 +51,9 @@ class ModelSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         max_run_s: seconds of processor time in which a model has to load and answer one row. Each is tried in a process
             of its own first, so that a graph that loops without end ends nothing but that.
         max_run_bytes: memory that it may take for that; 0 for four fifths of what is free.
-        shapes: sizes to fix that the models leave open: of a dimension by its name (``height = 640``), or the shape of
-            an input by the input's name (``x = [-1, 3, 48, 320]``, where -1 stays open).
+        shapes: sizes that the models leave open: of a dimension by its name, fixed (``height = 640``) or held to a few
+            (``width = { buckets = [160, 320, 640] }``; other sizes are refused), or the shape of an input by the
+            input's name (``x = [-1, 3, 48, 320]``, where -1 stays open).
         metric: how good an answer is: a name (docs/how-to/judge-answers.md), or a function of yours as
             ``module:function`` or ``file.py:function`` that takes answers and references and gives a number from 0 to 1
             for each row. "" takes the task's own.
@@ -73,7 +75,7 @@ class ModelSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_batch: int = 64
     max_run_s: float = 60.0
     max_run_bytes: int = 0
-    shapes: dict[str, int | tuple[int, ...]] = {}
+    shapes: dict[str, int | tuple[int, ...] | Buckets] = {}
     metric: str = ""
     correct: str = ""
     correct_at: float = 0.0
@@ -334,10 +336,6 @@ def _check_rung(rung: Rung, where: str) -> None:
         raise ConfigError(f"{key}.prune.share: {section.prune.share} given, expected a share between 0 and 1")
 
 
-def _is_size(wanted: int | tuple[int, ...]) -> bool:
-    return wanted >= 1 if isinstance(wanted, int) else all(size == -1 or size >= 1 for size in wanted)
-
-
 def _is_decodable(settings: DecodingSettings) -> bool:
     shares = (settings.threshold, settings.suppress, settings.overlap, settings.similarity)
     return all(0 <= share <= 1 for share in shares) and 0 <= settings.within < float("inf")
@@ -350,9 +348,10 @@ def _check_ranges(parsed: RecipeFile, where: str) -> None:
         "model.input_range": (low < high, f"[{low:g}, {high:g}]", "the smallest value before the largest"),
         "model.max_batch": (1 <= model.max_batch <= 4096, model.max_batch, "1 to 4096"),
         "model.shapes": (
-            all(_is_size(wanted) for wanted in model.shapes.values()),
+            shapes_section.is_good(model.shapes),
             dict(model.shapes),
-            "sizes of 1 or more, or shapes of them where -1 stays open",
+            "sizes of 1 or more, shapes of them where -1 stays open, or two or more buckets that differ (at most "
+            f"{shapes_section.MAX_COMBINATIONS} combinations)",
         ),
         "quality.max_accuracy_drop": (
             0 <= quality.max_accuracy_drop <= 1,

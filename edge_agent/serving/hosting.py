@@ -33,7 +33,7 @@ from penstock.process.machine import usable_cpus
 from penstock.runtime import platform_of
 from penstock.wire.inference import ModelMetadata, Parameter
 from penstock.wire.outcomes import NOTHING, OutcomeCounts
-from penstock.wire.tensors import Array
+from penstock.wire.tensors import Array, with_sizes_of
 
 _LOG = logging.getLogger(__name__)
 _MIN_PREFIX = len("sha256:") + 12
@@ -100,7 +100,7 @@ class Hosted:
             name=plan.model,
             versions=(plan.version,),
             platform=platform_of(plan.variant.spec.engine),
-            inputs=engine.inputs,
+            inputs=with_sizes_of(engine.inputs, plan.variant.spec.inputs),
             outputs=tuple(one for one in engine.outputs if one.name != plan.variant.spec.probe),
             columns=columns_of(plan.variant.spec),
         )

@@ -26,16 +26,29 @@ _INPUT, _OUTPUT = "inputs/", "outputs/"  # an input and an output may have the s
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Golden:
-    """Arrays by tensor name; dimension 0 is the batch and equal everywhere."""
+    """Arrays by tensor name; dimension 0 is the batch and equal everywhere.
+
+    Attributes:
+        others: calls of other sizes, where a variant is made for several.
+    """
 
     inputs: Mapping[str, Array]
     outputs: Mapping[str, Array]
+    others: tuple[Golden, ...] = ()
+
+    @property
+    def calls(self) -> tuple[Golden, ...]:
+        """List everything that is replayed."""
+        return (self, *self.others)
 
 
 def encode(golden: Golden) -> bytes:
     """Write vectors as one document (``penstock.wire.tensors.pack``); same vectors, same bytes."""
-    named = {_INPUT + name: array for name, array in golden.inputs.items()}
-    return tensors.pack(named | {_OUTPUT + name: array for name, array in golden.outputs.items()})
+    named: dict[str, Array] = {}
+    for at, call in enumerate(golden.calls):
+        named |= {_place(at, _INPUT) + name: array for name, array in call.inputs.items()}
+        named |= {_place(at, _OUTPUT) + name: array for name, array in call.outputs.items()}
+    return tensors.pack(named)
 
 
 def decode(data: bytes | memoryview) -> Golden:
@@ -48,7 +61,11 @@ def decode(data: bytes | memoryview) -> Golden:
         named = tensors.unpack(data)
     except InvalidInput as error:
         raise ArtifactError(f"golden vectors: {error.message}") from error
-    golden = Golden(inputs=_with_prefix(named, _INPUT), outputs=_with_prefix(named, _OUTPUT))
+    others: list[Golden] = []
+    while inputs := _with_prefix(named, _place(len(others) + 1, _INPUT)):
+        outputs = _with_prefix(named, _place(len(others) + 1, _OUTPUT))
+        others.append(Golden(inputs=inputs, outputs=outputs))
+    golden = Golden(inputs=_with_prefix(named, _INPUT), outputs=_with_prefix(named, _OUTPUT), others=tuple(others))
     if not golden.inputs or not golden.outputs:
         raise ArtifactError(f"golden vectors: expected {_INPUT}* and {_OUTPUT}*, found {', '.join(named) or 'nothing'}")
     return golden
@@ -81,6 +98,11 @@ def check(golden: Golden, produced: Mapping[str, Array], *, tolerance: float, sh
                 f"golden output {name!r} is off by {np.max(difference):.4g}, more than the {allowed:.4g} allowed: "
                 "this machine does not compute what was certified"
             )
+
+
+def _place(at: int, kind: str) -> str:
+    """Return the prefix of a call: the first is written as documents with one call always were."""
+    return f"{at}/{kind}" if at else kind
 
 
 def _with_prefix(named: Mapping[str, Array], prefix: str) -> dict[str, Array]:

@@ -143,7 +143,10 @@ def check_signature(spec: VariantSpec, engine: Engine) -> None:
 
 
 def replay(spec: VariantSpec, vectors: bytes | None, engine: Engine) -> Mapping[str, Array]:
-    """Give the golden inputs to an engine and compare what comes out; return those inputs, none without vectors.
+    """Give the golden inputs to an engine and compare what comes out, at every size that the variant is made for.
+
+    Returns:
+        the inputs of the first call; none without vectors.
 
     Raises:
         ArtifactError: the vectors do not fit the model, or it does not reproduce them. Internal: the engine failed.
@@ -159,11 +162,13 @@ def replay(spec: VariantSpec, vectors: bytes | None, engine: Engine) -> Mapping[
         )
         return {}
     expected = golden.decode(vectors)
-    try:
-        tensors.check_inputs(expected.inputs, engine.inputs)
-    except InvalidInput as error:
-        raise ArtifactError(f"golden vectors do not fit the model: {error.message}") from error
-    golden.check(expected, engine.run(expected.inputs), tolerance=spec.golden_tolerance, shares=(spec.probe,))
+    takes = tensors.with_sizes_of(engine.inputs, spec.inputs)
+    for call in expected.calls:
+        try:
+            tensors.check_inputs(call.inputs, takes)
+        except InvalidInput as error:
+            raise ArtifactError(f"golden vectors do not fit the model: {error.message}") from error
+        golden.check(call, engine.run(call.inputs), tolerance=spec.golden_tolerance, shares=(spec.probe,))
     return expected.inputs
 
 

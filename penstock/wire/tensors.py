@@ -36,11 +36,17 @@ DATATYPES: tuple[str, ...] = (*_NUMPY_OF, "BYTES")
 
 
 class TensorSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Name, OIP datatype and shape of one input or output. A dimension of -1 is free; dimension 0 is the batch."""
+    """Name, OIP datatype and shape of one input or output. A dimension of -1 is free; dimension 0 is the batch.
+
+    Attributes:
+        sizes: by dimension, the only sizes that a free one may have; () for any. Left out where nothing is said, so
+            that such a spec is read by releases that know of no sizes.
+    """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
+    sizes: tuple[tuple[int, ...], ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 def numpy_dtype(datatype: str, *, field: str = "datatype") -> np.dtype[np.generic]:
@@ -212,6 +218,26 @@ def check_tensor(array: Array, spec: TensorSpec, *, field: str) -> None:
         raise InvalidInput(
             f"{field}: shape is {list(array.shape)}, expected {list(spec.shape)} (-1 is any size)", field=field
         )
+    if spec.sizes is not msgspec.UNSET:
+        for axis, (have, allowed) in enumerate(zip(shape, spec.sizes, strict=False)):
+            if allowed and have not in allowed:
+                raise InvalidInput(
+                    f"{field}: dimension {axis} is {have}, but the model was made for {listed(allowed)}; resize or "
+                    "pad the input to one of them",
+                    field=field,
+                )
+
+
+def with_sizes_of(specs: Sequence[TensorSpec], described: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """Return specs with the sizes that others of the same names say: a loaded model does not know them itself."""
+    known = {spec.name: spec.sizes for spec in described}
+    return tuple(msgspec.structs.replace(spec, sizes=known.get(spec.name, msgspec.UNSET)) for spec in specs)
+
+
+def listed(sizes: Sequence[int]) -> str:
+    """Write sizes as a choice for people: ``160, 320 or 640``."""
+    *most, last = (str(size) for size in sizes)
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 def is_compatible(ones: Sequence[TensorSpec], others: Sequence[TensorSpec]) -> bool:

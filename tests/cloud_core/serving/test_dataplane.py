@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import uvloop
+from onnx import helper
 
 from cloud_core.registry.registry import Registry
 from cloud_core.settings import ServingSettings, TenantSettings
+from penstock.artifact.layout import Layout, VariantDraft
 from penstock.errors import (
     DeadlineExceeded,
     InvalidInput,
@@ -25,8 +28,10 @@ from penstock.errors import (
 )
 from penstock.hosting.replica import EngineReplica
 from penstock.wire.inference import InferRequest
+from penstock.wire.tensors import TensorSpec
 from tests.cloud_core.conftest import put_layout
-from tests.cloud_core.rig import Rig, onnx_layout, rig_of
+from tests.cloud_core.rig import Rig, onnx_layout, onnx_spec, rig_of
+from tests.factories import onnx_model
 from tests.penstock.hosting.rig import outcome, rows, until
 
 MakeRig = Callable[..., Any]
@@ -183,6 +188,25 @@ async def test_drain_fails_readiness_at_once_keeps_liveness_and_finishes_what_wa
         answer = await plane.infer(ticket, context, InferRequest(model="mlp", inputs={"x": rows(1)}))
         assert answer.version == "v1"
     assert await plane.drained(5.0)
+
+
+async def test_a_size_that_the_variant_was_not_made_for_is_refused_with_those_it_was(
+    make_rig: MakeRig, registry: Registry, put: Any, tmp_path: Path
+) -> None:
+    takes = TensorSpec(name="x", datatype="FP32", shape=(-1, -1), sizes=((), (3, 6)))
+    spec = onnx_spec("wide", inputs=(takes,), outputs=(TensorSpec(name="logits", datatype="FP32", shape=(-1, -1)),))
+    graph = onnx_model(
+        [helper.make_node("Identity", ["x"], ["logits"])], inputs={"x": ["n", "w"]}, outputs={"logits": ["n", "w"]}
+    )
+    onnx.save(graph, tmp_path / "wide.onnx")
+    layout = Layout.create(tmp_path / "wide")
+    layout.pack([VariantDraft(spec=spec, weights=tmp_path / "wide.onnx")], tag="v1")
+    await put(registry, layout)
+    rig = await make_rig()
+    refused = await outcome(rig.infer(np.ones((1, 4), np.float32), model="wide"))
+    assert isinstance(refused, InvalidInput)
+    assert refused.message.startswith("inputs.x: dimension 1 is 4, but the model was made for 3 or 6; resize")
+    assert (await rig.infer(np.ones((1, 6), np.float32), model="wide")).outputs["logits"].shape == (1, 6)
 
 
 async def test_a_drain_with_nothing_to_wait_for_is_over_at_once(make_rig: MakeRig) -> None:

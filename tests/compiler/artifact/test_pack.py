@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from compiler.artifact import pack
 from penstock.artifact import golden
+from penstock.artifact.golden import Golden
 from penstock.artifact.layout import Layout, VariantDraft
 from penstock.artifact.manifests import VariantSpec
 from penstock.errors import CompileError, Conflict, StorageError
@@ -27,7 +28,7 @@ def test_golden_outputs_are_the_variants_own(workspace: Path) -> None:
     vectors = golden.decode(drafted.golden)
     engine = load_engine("onnx", drafted.weights, EngineOptions())
     golden.check(vectors, engine.run(vectors.inputs), tolerance=0)
-    assert drafted.spec.golden_tolerance == pack._tolerance(vectors.outputs, "fp32")
+    assert drafted.spec.golden_tolerance == pack._tolerance(vectors, "fp32")
 
 
 def test_rows_that_a_device_could_not_hold_are_left_out_of_the_golden_vectors(
@@ -47,10 +48,10 @@ def test_rows_that_a_device_could_not_hold_are_left_out_of_the_golden_vectors(
 
 
 def test_golden_tolerance_grows_with_the_outputs_and_with_coarser_arithmetic() -> None:
-    outputs = {"logits": np.array([[-50.0, 20.0]])}
+    outputs = Golden(inputs={}, outputs={"logits": np.array([[-50.0, 20.0]])})
     assert pack._tolerance(outputs, "fp32") == 0.05
     assert pack._tolerance(outputs, "int8") == pytest.approx(0.781)
-    assert pack._tolerance({"ids": np.array([7])}, "int8") == 1e-3
+    assert pack._tolerance(Golden(inputs={}, outputs={"ids": np.array([7])}), "int8") == 1e-3
 
 
 def test_outputs_that_are_not_finite_are_never_golden(workspace: Path) -> None:
@@ -72,7 +73,7 @@ def student_draft(workspace: Path, x: NDArray[np.float32]) -> VariantDraft:
         outputs=onnx.outputs,
         score_output="logits",
     )
-    return pack.draft(spec, path, onnx, {"x": x}, files={})
+    return pack.draft(spec, path, onnx, [{"x": x}], files={})
 
 
 # --- the destination

@@ -10,6 +10,7 @@ import pytest
 from onnx import helper
 
 from compiler.graph import interface
+from compiler.recipe.shapes_section import Buckets, Shapes
 from penstock.errors import ConfigError
 from tests.compiler import small_models as small
 from tests.factories import onnx_model
@@ -90,15 +91,23 @@ def test_sizes_are_fixed_by_the_name_of_a_dimension_or_of_an_input() -> None:
     assert shapes(model)[0] == ["n", 3, 32, 48]
 
 
+def test_a_dimension_that_is_held_to_a_few_sizes_stays_open_and_is_found_wherever_it_is() -> None:
+    model = detector()
+    (found,) = interface.with_shapes(model, {"height": Buckets(buckets=(64, 32))})
+    assert (found.name, found.sizes, found.axes) == ("height", (32, 64), (("x", 2),))
+    assert shapes(model) == shapes(detector())
+
+
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
+        ({"n": Buckets(buckets=(1, 2))}, "model.shapes.n: dimension 0 of input 'x'; buckets are for dimensions behind"),
         ({"heigth": 64}, "no free dimension 'heigth'; did you mean 'height'"),
         ({"y": (1, 2)}, "no input 'y'; known: .*x"),
         ({"x": (-1, 4, 32, 48)}, r"x: \[-1, 4, 32, 48\] given, but the model takes \[-1, 3, -1, -1\]"),
         ({"x": (-1, 3)}, "but the model takes"),
     ],
 )
-def test_sizes_that_a_model_cannot_have_are_refused(wanted: interface.Shapes, message: str) -> None:
+def test_sizes_that_a_model_cannot_have_are_refused(wanted: Shapes, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         interface.with_shapes(detector(), wanted)

@@ -15,7 +15,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from compiler.passes import tensorrt
+from compiler.passes import engines, tensorrt
 from compiler.passes.job import PassJob
 from penstock import toolchain
 from penstock.errors import CompileError, ConfigError, MissingToolchain
@@ -145,3 +145,10 @@ def test_options_of_the_other_pass_are_refused(make_job: Callable[..., PassJob],
     with pytest.raises(ConfigError, match="unknown option 'compute_capabilities'"):
         tensorrt.run(make_job(compute_capabilities=["8.9"]))
     assert builder.jobs == []
+
+
+def test_an_open_axis_is_built_for_the_sizes_of_its_examples_best_for_the_first() -> None:
+    sizes = engines.seen_sizes(lambda: iter([{"x": np.zeros((1, size))} for size in (4, 2, 8, 4)]))
+    open_model = small_models.graph([helper.make_node("Relu", ["x"], ["logits"])], {}, x=["n", "width"], y=["n", "m"])
+    found = engines.ranges(open_model, engines.Options(batch=(1, 2, 3)), sizes)["x"]
+    assert (found.least, found.best, found.most) == ((1, 2), (2, 4), (3, 8))

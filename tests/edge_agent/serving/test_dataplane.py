@@ -293,6 +293,21 @@ async def test_a_state_on_another_axis_goes_up_as_it_came_and_comes_back_so(tmp_
         assert path.hosted.counts == OutcomeCounts(kept=1, escalated=1, audited=2)
 
 
+async def test_a_size_that_the_variant_was_not_made_for_is_refused_with_those_it_was(tmp_path: Path) -> None:
+    wide = TensorSpec(name="x", datatype="FP32", shape=(-1, -1), sizes=((), (3, 5)))
+    outputs = (TensorSpec(name="logits", datatype="FP32", shape=(-1, -1)),)
+    plan = load_plan(tmp_path, certified=certificate(), spec=variant_spec(inputs=(wide,), outputs=outputs))
+    nodes = [helper.make_node("Identity", ["x"], ["logits"])]
+    onnx.save(onnx_model(nodes, inputs={"x": ["n", "w"]}, outputs={"logits": ["n", "w"]}), tmp_path / "wide.onnx")
+    plan = replace(plan, files=replace(plan.files, weights=tmp_path / "wide.onnx"))
+    async with running_cloud() as cloud, data_path(tmp_path, cloud.target, plan=plan) as path:
+        with pytest.raises(InvalidInput, match=r"inputs\.x: dimension 1 is 4, but the model was made for 3 or 5"):
+            await path.infer(np.ones((1, 4), np.float32))
+        answer = await path.infer(np.array([[9.0, 0.0, 0.0, 0.0, 0.0]], np.float32))
+        assert answer.parameters["served_by"] == "edge"
+        assert not cloud.calls
+
+
 # --- what may go up -----------------------------------------------------------------------------------------------
 
 

@@ -25,6 +25,15 @@ def test_same_vectors_same_bytes() -> None:
     assert golden.encode(VECTORS) == golden.encode(golden.decode(golden.encode(VECTORS)))
 
 
+def test_calls_of_other_sizes_travel_too_and_the_first_is_written_as_ever() -> None:
+    other = Golden(inputs={"x": X[:, :2]}, outputs={"x": X[:, :2] * 2})
+    document = golden.encode(Golden(inputs=VECTORS.inputs, outputs=VECTORS.outputs, others=(other, VECTORS)))
+    first, second, third = golden.decode(document).calls
+    np.testing.assert_array_equal(second.inputs["x"], X[:, :2])
+    assert [list(call.outputs) for call in (first, second, third)] == [["x", "label"], ["x"], ["x", "label"]]
+    assert set(tensors.unpack(golden.encode(VECTORS))) < set(tensors.unpack(document))
+
+
 def test_outputs_within_tolerance_agree() -> None:
     golden.check(VECTORS, {"x": X * 2 + np.float32(0.009), "label": np.array([1, 2])}, tolerance=0.01)
 
