@@ -1,8 +1,8 @@
 """Toolchain program: train a byte-level BPE tokenizer and a small Llama on some texts; saves a Hugging Face directory.
 
 Job: ``texts`` (a .jsonl file of strings), ``out``, ``tokenizer`` (a directory to take it from, or null to train one),
-``vocabulary``, ``hidden``, ``layers``, ``context``, ``steps``, ``batch``, ``sequence``, ``seed``. The same job on the
-same machine gives the same model.
+``vocabulary``, ``hidden``, ``layers``, ``context``, ``steps``, ``batch``, ``sequence``, ``seed``, and ``kv_heads``
+where heads share keys and values. The same job on the same machine gives the same model.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _config(job: dict[str, Any], vocabulary: int) -> LlamaConfig:
     heads = hidden // _HEAD
     return LlamaConfig(
         vocab_size=vocabulary, hidden_size=hidden, intermediate_size=hidden * 8 // 3 // _HEAD * _HEAD,
-        num_hidden_layers=job["layers"], num_attention_heads=heads, num_key_value_heads=heads,
+        num_hidden_layers=job["layers"], num_attention_heads=heads, num_key_value_heads=job.get("kv_heads", heads),
         max_position_embeddings=job["context"], tie_word_embeddings=True, bos_token_id=0, eos_token_id=1,
     )  # fmt: skip
 
