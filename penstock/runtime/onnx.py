@@ -74,7 +74,7 @@ class OnnxEngine:
         gives_back = self._arena.gives_back(sum([array.nbytes for array in inputs.values()]))
         try:
             answers = self._session.run(names, inputs, _GIVE_BACK if gives_back else None)
-        except _RUNTIME_ERRORS as error:
+        except RUNTIME_ERRORS as error:
             raise _as_ours(error) from error
         finally:
             if gives_back:
@@ -91,34 +91,45 @@ def load(path: Path, options: EngineOptions) -> OnnxEngine:
     """Load an ONNX file.
 
     Raises:
+        ArtifactError, InvalidInput: as :func:`open_session`.
+    """
+    # threads look out for work while a run lasts, and sleep between runs: the CPU is others' then
+    session = open_session(path, options.provider, options.threads, {"session.force_spinning_stop": "1"})
+    return OnnxEngine(session, usual_rows=options.usual_rows)
+
+
+def open_session(path: Path, provider: str, threads: int, entries: Mapping[str, str]) -> ort.InferenceSession:
+    """Open an ONNX file with one of our names of providers, and entries of onnxruntime's session configuration.
+
+    Raises:
         ArtifactError: not an ONNX model that this runtime accepts, or its provider is not in this onnxruntime or does
             not start. InvalidInput: unknown provider.
     """
-    if options.provider not in EXECUTION_PROVIDERS:
+    if provider not in EXECUTION_PROVIDERS:
         known = ", ".join(EXECUTION_PROVIDERS)
-        raise InvalidInput(f"provider: unknown {options.provider!r}; known: {known}", field="provider")
-    provider = EXECUTION_PROVIDERS[options.provider]
-    if not has_provider(options.provider):
-        wheel = _WHEELS.get(options.provider)
+        raise InvalidInput(f"provider: unknown {provider!r}; known: {known}", field="provider")
+    theirs = EXECUTION_PROVIDERS[provider]
+    if not has_provider(provider):
+        wheel = _WHEELS.get(provider)
         advice = f"; install {wheel} instead of onnxruntime" if wheel else ""
-        raise ArtifactError(f"{path.name}: this onnxruntime {ort.__version__} has no {provider}{advice}")
+        raise ArtifactError(f"{path.name}: this onnxruntime {ort.__version__} has no {theirs}{advice}")
     session_options = ort.SessionOptions()
-    session_options.intra_op_num_threads = options.threads
+    session_options.intra_op_num_threads = threads
     session_options.inter_op_num_threads = 1
     session_options.log_severity_level = _SEVERITY
-    # threads look out for work while a run lasts, and sleep between runs: the CPU is others' then
-    session_options.add_session_config_entry("session.force_spinning_stop", "1")
+    for key, value in entries.items():
+        session_options.add_session_config_entry(key, value)
     try:
-        session = ort.InferenceSession(str(path), session_options, providers=[provider])
-    except _RUNTIME_ERRORS as error:
+        session = ort.InferenceSession(str(path), session_options, providers=[theirs])
+    except RUNTIME_ERRORS as error:
         reason = missing_locale(str(error)) or f"onnxruntime cannot load it: {str(error)[:500]}"
         raise ArtifactError(f"{path.name}: {reason}") from error
-    if provider not in session.get_providers():  # onnxruntime goes on with the CPU, and says so in its log alone
+    if theirs not in session.get_providers():  # onnxruntime goes on with the CPU, and says so in its log alone
         raise ArtifactError(
-            f"{path.name}: {provider} did not start here, so that onnxruntime would run it on the CPU, where it was "
+            f"{path.name}: {theirs} did not start here, so that onnxruntime would run it on the CPU, where it was "
             "neither measured nor certified; its log says why (is there a driver for the device?)"
         )
-    return OnnxEngine(session, usual_rows=options.usual_rows)
+    return session
 
 
 def has_provider(name: str) -> bool:
@@ -207,7 +218,7 @@ def _spec(arg: ort.NodeArg) -> TensorSpec:
 
 
 # onnxruntime's exceptions share no base below Exception, and ValueError/RuntimeError come from its Python layer
-_RUNTIME_ERRORS: tuple[type[Exception], ...] = (
+RUNTIME_ERRORS: tuple[type[Exception], ...] = (
     *(
         kind
         for kind in vars(ort.capi.onnxruntime_pybind11_state).values()

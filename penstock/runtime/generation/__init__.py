@@ -105,6 +105,7 @@ class GenerationEngine(Protocol):
 
 
 _ENGINES: Mapping[str, str] = {
+    "onnxruntime": "penstock.runtime.generation.slots",
     "scripted": "penstock.runtime.generation.scripted",
 }
 """Engine -> module with ``load(directory, options)``, imported when the first model of this engine is loaded."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from penstock.errors import InvalidInput, QueueFull
+from penstock.generation import sampling
 from penstock.generation.values import FinishReason, GenerationRequest
 from penstock.runtime.generation import EngineFacts
 
@@ -21,6 +22,7 @@ def check(request: GenerationRequest, facts: EngineFacts, running: Collection[st
     _check_ids(request, facts)
     _check_length(request, facts)
     _check_extras(request, facts)
+    sampling.check(request.sampling, facts.vocabulary)
     if request.id in running:
         raise InvalidInput(f"id: a request {request.id!r} runs already; give each its own", field="id")
     if len(running) >= facts.slots:

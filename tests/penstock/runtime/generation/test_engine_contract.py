@@ -14,6 +14,7 @@ from penstock.generation.values import GenerationRequest, Grammar, SampledToken,
 from penstock.runtime.generation import GenerationEngine, GenerationOptions, load
 from penstock.runtime.generation.scripted import Script
 
+BUILT = Path(__file__).parents[4] / "examples" / "codecomplete" / "models" / "edge-int4"
 OPTIONS = GenerationOptions(slots=3, chunk_tokens=16)
 PROMPT = tuple(range(40, 45))
 LONG = tuple(100 + at % 90 for at in range(100))
@@ -24,7 +25,11 @@ def _script(directory: Path) -> Path:
     return directory
 
 
-MODELS: Mapping[str, Callable[[Path], Path]] = {"scripted": _script}
+def _built(directory: Path) -> Path:
+    return BUILT
+
+
+MODELS: Mapping[str, Callable[[Path], Path]] = {"scripted": _script, "onnxruntime": _built}
 """Each returns a model's directory. All have 1024 ids, 512 tokens of context, and end answers with token 1."""
 
 

@@ -1,0 +1,331 @@
+"""Continuous batching over plain onnxruntime: requests of different lengths decode in one run, and come and go between
+any two steps.
+
+Owns which request has which slot, what lies in each, and how far each request is. What a step computes is planned by
+``penstock.runtime.generation.step_plan``, tokens are drawn by ``penstock.generation.sampling``, and the graph is run by
+``penstock.runtime.generation.decoder``. Cannot hold to grammars.
+
+Keys and values of a finished request stay in its slot until another needs it, and a prompt that begins like any slot's
+content computes only the rest.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock.errors import ArtifactError, Internal, InvalidInput
+from penstock.generation.sampling import Drawn, number_at, sample, sample_greedy_rows
+from penstock.generation.values import GenerationRequest, SampledToken
+from penstock.runtime.generation import EngineFacts, GenerationOptions
+from penstock.runtime.generation.decoder import Decoder
+from penstock.runtime.generation.decoder_file import DecoderFile, read, read_config, unsuitable
+from penstock.runtime.generation.requests import check, finish_of
+from penstock.runtime.generation.step_plan import Content, Unfinished, arrange, place, plan_step
+
+
+@dataclass(slots=True, kw_only=True)
+class _Running:
+    """A request that has a slot.
+
+    Attributes:
+        seed: of its random numbers.
+        cached: tokens of its prompt that were not computed again.
+        served: the step in which it was given prompt tokens last, or admitted.
+        answer: tokens drawn so far; the last one has no keys and values yet.
+    """
+
+    request: GenerationRequest
+    seed: int
+    cached: int
+    served: int
+    answer: list[int] = field(default_factory=list)
+
+    @property
+    def is_plain(self) -> bool:
+        """Say whether its next token is the likeliest, and nothing else is to be told of it."""
+        asked = self.request.sampling
+        changed = asked.repetition_penalty != 1.0 or asked.presence_penalty != 0.0 or asked.frequency_penalty != 0.0
+        return asked.is_greedy and not changed and not asked.logit_bias and not self.request.top_logprobs
+
+
+@dataclass(slots=True, kw_only=True)
+class _Slot:
+    """A place for keys and values.
+
+    Attributes:
+        ids: tokens whose keys and values lie there.
+        used: the step in which a request had it last; -1 if none had.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    used: int = -1
+    running: _Running | None = None
+
+    def text(self) -> Iterator[int]:
+        """Yield the tokens of prompt and answer that have no keys and values yet."""
+        assert self.running is not None
+        prompt, answer, done = self.running.request.prompt_ids, self.running.answer, len(self.ids)
+        yield from prompt[done:]
+        yield from answer[max(0, done - len(prompt)) :]
+
+    @property
+    def left(self) -> int:
+        assert self.running is not None
+        return len(self.running.request.prompt_ids) + len(self.running.answer) - len(self.ids)
+
+
+class SlotEngine:
+    """A decoder with ``options.slots`` slots, behind the port :class:`penstock.runtime.generation.GenerationEngine`."""
+
+    def __init__(self, file: DecoderFile, options: GenerationOptions) -> None:
+        """Load the model.
+
+        Raises:
+            ArtifactError: as :class:`penstock.runtime.generation.decoder.Decoder`.
+        """
+        context = min(file.context_tokens, options.context_tokens or file.context_tokens)
+        self._decoder = Decoder(file, options, context)
+        self._chunk_tokens = options.chunk_tokens
+        self._slots = [_Slot() for _ in range(options.slots)]
+        self._step = 0
+        self._is_closed = False
+        self.facts = EngineFacts(
+            context_tokens=context,
+            vocabulary=file.vocabulary,
+            slots=options.slots,
+            end_ids=file.end_ids,
+            kv_bytes_per_token=self._decoder.kv_bytes_per_token,
+        )
+
+    @property
+    def running(self) -> int:
+        return sum(slot.running is not None for slot in self._slots)
+
+    def admit(self, request: GenerationRequest) -> None:
+        self._check_open()
+        check(request, self.facts, [slot.running.request.id for slot in self._slots if slot.running])
+        contents = [Content(ids=s.ids, is_free=s.running is None, used=s.used) for s in self._slots]
+        placed = place(request.prompt_ids, contents)
+        if placed.source is not None:
+            self._decoder.copy(placed.source, placed.slot, placed.cached)
+        slot = self._slots[placed.slot]
+        slot.ids = list(request.prompt_ids[: placed.cached])
+        slot.used = self._step
+        seed = secrets.randbits(64) if request.sampling.seed is None else request.sampling.seed
+        slot.running = _Running(request=request, seed=seed, cached=placed.cached, served=self._step)
+
+    def step(self) -> Sequence[SampledToken]:
+        self._check_open()
+        plan = plan_step(
+            [
+                Unfinished(slot=at, tokens=slot.left, served=slot.running.served)
+                for at, slot in enumerate(self._slots)
+                if slot.running is not None
+            ],
+            self._chunk_tokens,
+        )
+        self._step += 1
+        said: list[SampledToken] = []
+        try:
+            for chunk in plan.chunks:
+                said += self._prefill(chunk.slot, chunk.tokens)
+            if plan.decode:
+                said += self._decode(plan.decode)
+        except Internal:
+            self._forget()
+            raise
+        return said
+
+    def cancel(self, request: str) -> bool:
+        slot = self._find(request)
+        if slot is None:
+            return False
+        self._slots[slot].running = None
+        return True
+
+    def close(self) -> None:
+        self._is_closed = True
+        self._forget()
+        self._decoder.close()
+
+    def verify(self, request: str, draft: Sequence[int]) -> Sequence[SampledToken]:
+        """Compute drafted tokens of one request in one run; return those that it would have drawn itself, and the
+        first that it draws otherwise or after them.
+
+        They are what as many steps would have returned, from 1 to one more than were drafted. Others do not advance.
+
+        Raises:
+            InvalidInput: no such request, its prompt is not computed yet, or a token is not in the vocabulary.
+            Internal: the runtime failed; every request in the engine is lost.
+        """
+        at = self._decoding(request, draft)
+        slot = self._slots[at]
+        assert slot.running is not None
+        asked = slot.running.request
+        draft = list(draft)[: asked.max_new_tokens - len(slot.running.answer) - 1]
+        known = len(slot.ids)
+        logits = self._looked(at, [slot.running.answer[-1], *draft])
+        said: list[SampledToken] = []
+        for row, drafted in zip(logits, [*draft, None], strict=True):
+            said.append(self._said(slot, _drawn(slot.running, row)))
+            if said[-1].finish is not None or said[-1].token != drafted:
+                break
+        slot.ids = slot.ids[: known + len(said)]  # what came after them is overwritten
+        return said
+
+    def score(self, request: str, draft: Sequence[int]) -> Sequence[float]:
+        """Return how likely a request's model finds drafted tokens, each after those before it, as natural logarithms.
+        Nothing advances.
+
+        Raises:
+            InvalidInput: as :meth:`verify`, or the tokens do not fit into the context. Internal: as :meth:`verify`.
+        """
+        at = self._decoding(request, draft)
+        slot = self._slots[at]
+        assert slot.running is not None
+        known = len(slot.ids)
+        if known + 1 + len(draft) > self.facts.context_tokens:
+            raise InvalidInput(
+                f"draft: {known + 1} tokens and {len(draft)} drafted ones are {known + 1 + len(draft)}, and the "
+                f"context is {self.facts.context_tokens} tokens",
+                field="draft",
+            )
+        logits = self._looked(at, [slot.running.answer[-1], *draft])[:-1].astype(np.float64)
+        del slot.ids[known:]
+        logits -= logits.max(axis=1, keepdims=True)
+        normalizers = np.log(np.exp(logits).sum(axis=1))
+        return [
+            float(row[token] - normalizer) for row, token, normalizer in zip(logits, draft, normalizers, strict=True)
+        ]
+
+    def _prefill(self, at: int, tokens: int) -> Sequence[SampledToken]:
+        slot = self._slots[at]
+        running = slot.running
+        assert running is not None
+        done = len(slot.ids)
+        logits = self._run_alone(at, running.request.prompt_ids[done : done + tokens])
+        running.served = self._step
+        if slot.left:
+            return ()
+        return [self._said(slot, _drawn(running, logits[-1]))]
+
+    def _decode(self, decode: Sequence[int]) -> Sequence[SampledToken]:
+        """Compute one token of each of these slots in one run."""
+        arranged = arrange(decode, len(self._slots))
+        for one, other in arranged.swaps:
+            self._swap(one, other)
+        slots = self._slots[arranged.first : arranged.first + len(decode)]
+        tokens = [next(slot.text()) for slot in slots]
+        lengths = [len(slot.ids) + 1 for slot in slots]
+        logits = self._decoder.run(arranged.first, np.array(tokens, np.int64)[:, None], lengths)[:, 0]
+        for slot, token in zip(slots, tokens, strict=True):
+            slot.ids.append(token)
+            slot.used = self._step
+        rows = [slot.running for slot in slots if slot.running is not None]
+        return [self._said(slot, drawn) for slot, drawn in zip(slots, _drawn_rows(rows, logits), strict=True)]
+
+    def _swap(self, one: int, other: int) -> None:
+        slots = self._slots
+        self._decoder.swap(one, other, max(len(slots[one].ids), len(slots[other].ids)))
+        slots[one], slots[other] = slots[other], slots[one]
+
+    def _run_alone(self, at: int, ids: Sequence[int]) -> NDArray[Any]:
+        """Compute several tokens of one slot; return the logits of each [tokens, vocabulary]."""
+        slot = self._slots[at]
+        logits = self._decoder.run(at, np.array(ids, np.int64)[None], (len(slot.ids) + len(ids),))
+        slot.ids.extend(ids)
+        slot.used = self._step
+        alone: NDArray[Any] = logits[0]
+        return alone
+
+    def _looked(self, at: int, ids: Sequence[int]) -> NDArray[Any]:
+        """Compute tokens as ``_run_alone`` does, however many they are, and keep all their logits."""
+        size = self._chunk_tokens
+        try:
+            parts = [self._run_alone(at, ids[begin : begin + size]).copy() for begin in range(0, len(ids), size)]
+        except Internal:
+            self._forget()
+            raise
+        return np.concatenate(parts)
+
+    def _said(self, slot: _Slot, drawn: Drawn) -> SampledToken:
+        """Add a token to a slot's answer, and free the slot if it is the last."""
+        running = slot.running
+        assert running is not None
+        running.answer.append(drawn.token)
+        finish = finish_of(running.request, self.facts, drawn.token, len(running.answer))
+        if finish is not None:
+            slot.running = None
+        return SampledToken(
+            request=running.request.id,
+            token=drawn.token,
+            logprob=drawn.logprob,
+            top=drawn.top,
+            finish=finish,
+            cached_tokens=running.cached,
+        )
+
+    def _decoding(self, request: str, draft: Sequence[int]) -> int:
+        """Return the slot of a request to which drafted tokens may be added."""
+        self._check_open()
+        at = self._find(request)
+        if at is None:
+            raise InvalidInput(f"request: no {request!r} runs here", field="request")
+        running = self._slots[at].running
+        if running is None or not running.answer:
+            raise InvalidInput(f"request: the prompt of {request!r} is not computed yet; step first", field="request")
+        if wrong := [token for token in draft if not 0 <= token < self.facts.vocabulary]:
+            raise InvalidInput(
+                f"draft: token {wrong[0]} is not in the vocabulary, which has ids from 0 to "
+                f"{self.facts.vocabulary - 1}; equal tokenizers are needed",
+                field="draft",
+            )
+        return at
+
+    def _find(self, request: str) -> int | None:
+        slots = enumerate(self._slots)
+        return next((at for at, slot in slots if slot.running and slot.running.request.id == request), None)
+
+    def _forget(self) -> None:
+        """Lose every request, and everything that lies in slots."""
+        self._slots = [_Slot() for _ in self._slots]
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise Internal("the engine is closed")
+
+
+def load(directory: Path, options: GenerationOptions) -> SlotEngine:
+    """Load what onnxruntime-genai's builder wrote.
+
+    Raises:
+        ArtifactError: no model, or one that slots cannot run; the message has the reason.
+    """
+    config = read_config(directory)
+    reason = unsuitable(config, options.provider)
+    if reason is not None:
+        raise ArtifactError(f"{directory.name}: slots cannot run it: {reason}; onnxruntime-genai may")
+    return SlotEngine(read(directory, config), options)
+
+
+def _drawn(running: _Running, logits: NDArray[Any]) -> Drawn:
+    asked = running.request
+    number = 0.0 if asked.sampling.is_greedy else number_at(running.seed, len(running.answer))
+    return sample(
+        logits, asked.sampling, seen=(asked.prompt_ids, running.answer), number=number, top=asked.top_logprobs or 0
+    )
+
+
+def _drawn_rows(rows: Sequence[_Running], logits: NDArray[Any]) -> Sequence[Drawn]:
+    """Draw the next token of each row; the likeliest are taken of all rows at once."""
+    if not all(running.is_plain for running in rows):
+        return [_drawn(running, row) for running, row in zip(rows, logits, strict=True)]
+    tokens, logprobs = sample_greedy_rows(logits)
+    return [Drawn(token=int(token), logprob=float(value)) for token, value in zip(tokens, logprobs, strict=True)]
