@@ -37,7 +37,7 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _by_transformers(model: Any, ids: list[int], count: int) -> dict[str, Any]:
-    """Compute every place anew, without a cache that could go wrong in the same way."""
+    """Compute every place from the beginning, without a cache that could go wrong in the same way."""
     new: list[int] = []
     rows = []
     with torch.inference_mode():
