@@ -116,7 +116,7 @@ def load(files: Mapping[str, bytes]) -> Tokenizer:
         ) from error
     library.no_padding()
     library.no_truncation()
-    names = dict(_named(files))
+    names = named_tokens(files)
     vocabulary = 1 + max(library.get_vocab(with_added_tokens=True).values(), default=-1)
     pieces = read_pieces(document, library.id_to_token, vocabulary)
     facts = TokenizerFacts(
@@ -146,6 +146,15 @@ def read_optional(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
         ArtifactError: too large, or no JSON object.
     """
     return _json(name, files[name]) if name in files else {}
+
+
+def named_tokens(files: Mapping[str, bytes]) -> dict[str, str]:
+    """Return the special tokens by the names that chat templates use, such as ``bos_token``.
+
+    Raises:
+        ArtifactError: as :func:`read_optional`.
+    """
+    return dict(_named(files))
 
 
 def _named(files: Mapping[str, bytes]) -> Iterator[tuple[str, str]]:
