@@ -18,6 +18,7 @@ import msgspec
 
 from penstock.artifact.blobs import disk_errors
 from penstock.errors import CompileError, Internal
+from penstock.process.exit_status import status_words
 from penstock.toolchain import child_process
 from penstock.toolchain.locations import require
 from penstock.toolchain.programs import protocol
@@ -163,7 +164,7 @@ def _result(output: _Output, status: int | None, *, what: str, timeout_s: float)
         raise CompileError(message if is_input else f"{what} failed: {message}{output.log.tail()}")
     if status is None:
         raise CompileError(f"{what} did not finish within {timeout_s:g} s and was stopped{output.log.tail()}")
-    ending = f"{child_process.status_words(status)}{output.log.cause()}"
+    ending = f"{status_words(status)}{output.log.cause()}"
     raise Internal(f"{what} ended without a result: {ending}{output.log.tail()}")
 
 

@@ -108,17 +108,6 @@ def run(
             _kill_group(process)
 
 
-def status_words(status: int) -> str:
-    """Say what an exit status means, for a message."""
-    if status >= 0:
-        return f"exit status {status}"
-    try:
-        name = signal.Signals(-status).name
-    except ValueError:
-        name = f"signal {-status}"
-    return f"killed by {name}" + (" (most likely out of memory)" if -status == signal.SIGKILL else "")
-
-
 def _drain(
     process: subprocess.Popen[bytes],
     on_output: Callable[[bytes], bool],

@@ -15,6 +15,7 @@ from typing import Literal
 import msgspec
 
 from penstock.errors import PenstockError
+from penstock.process.exit_status import status_words
 from penstock.toolchain import child_process, gpu, locations, lock
 from penstock.toolchain.call import environment
 from penstock.toolchain.definitions import Toolchain, find
@@ -134,7 +135,7 @@ def _probe(python: Path, name: str, modules: tuple[str, ...], timeout_s: float) 
         problems.append(f"{unfinished or 'starting the interpreter'} took more than {timeout_s:g} s")
     elif status != 0:
         doing = unfinished or "starting the interpreter"
-        problems.append(f"{doing} ended the process: {child_process.status_words(status)}{log.tail()}")
+        problems.append(f"{doing} ended the process: {status_words(status)}{log.tail()}")
     return findings, problems
 
 

@@ -104,12 +104,6 @@ def test_a_crash_is_told_with_the_end_of_the_log(run: Call, how: str, words: str
     assert caught.value.message == f"echo_runner (toolchain torch) ended without a result: {words}\n  | last words"
 
 
-def test_being_killed_hints_at_memory() -> None:
-    assert child_process.status_words(-signal.SIGKILL) == "killed by SIGKILL (most likely out of memory)"
-    assert child_process.status_words(-64) == "killed by SIGRTMAX"
-    assert child_process.status_words(-99) == "killed by signal 99"
-
-
 def test_a_runner_that_hangs_is_killed_with_its_children(
     run: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

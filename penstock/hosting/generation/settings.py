@@ -1,0 +1,104 @@
+"""Limits of generation: of the line before an engine, of the process it runs in, and of who reads its answers.
+
+Sections of the agent's and of the core's settings; every limit has a default that works on a small device.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from penstock.policy.retry import Backoff
+from penstock.policy.slots import SlotLimits
+from penstock.policy.worker_health import Restarts
+from penstock.runtime.generation import EngineFacts
+
+Positive = Annotated[float, Meta(gt=0, le=86_400)]
+Seconds = Annotated[float, Meta(ge=0, le=86_400)]
+Count = Annotated[int, Meta(ge=1, le=2**31)]
+_MIB, _TIB = 1024**2, 1024**4
+
+
+class LineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who gets a slot of an engine, and how many may wait for one.
+
+    Attributes:
+        max_kv_bytes: of keys and values of generations that run; 0 for as many as the engine's slots may take when
+            each is as long as the context.
+        max_waiting: generations that wait for a slot; beyond it they are refused.
+        max_waiting_kv_bytes: of keys and values that those will take; 0 for sixteen times ``max_kv_bytes``.
+        long_prompt_tokens: prompts of more tokens leave one slot to shorter ones while they are computed.
+        ageing_s: seconds of waiting that are worth one level of priority.
+        overtaken_s: how long smaller generations may pass one that needs more memory than is free.
+        retry_after_s: what those are told who find no room.
+    """
+
+    max_kv_bytes: Annotated[int, Meta(ge=0, le=_TIB)] = 0
+    max_waiting: Annotated[int, Meta(ge=0, le=1_000_000)] = 64
+    max_waiting_kv_bytes: Annotated[int, Meta(ge=0, le=_TIB)] = 0
+    long_prompt_tokens: Count = 512
+    ageing_s: Seconds = 1.0
+    overtaken_s: Seconds = 2.0
+    retry_after_s: Positive = 1.0
+
+    def of(self, facts: EngineFacts) -> SlotLimits:
+        """Fill in what follows from the engine."""
+        max_kv_bytes = self.max_kv_bytes or facts.slots * facts.context_tokens * facts.kv_bytes_per_token
+        return SlotLimits(
+            slots=facts.slots,
+            max_kv_bytes=max_kv_bytes,
+            max_waiting=self.max_waiting,
+            max_waiting_kv_bytes=self.max_waiting_kv_bytes or 16 * max_kv_bytes,
+            long_prompt_tokens=self.long_prompt_tokens,
+            ageing_s=self.ageing_s,
+            overtaken_s=self.overtaken_s,
+            retry_after_s=self.retry_after_s,
+        )
+
+
+class WorkerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The process in which an engine runs, and the way to it.
+
+    Attributes:
+        start_timeout_s: longest time from the start of the process to the first token.
+        hang_s: a worker that has work and makes no step for so long is killed and started again. Longer than the
+            slowest step, which is a part of a prompt on the slowest device.
+        idle_probe_s: a worker that was idle for so long is asked for one token; 0 never asks.
+        max_restarts: in a row; after one more failure the model stays down, with the reason in its health.
+        steady_s: a worker that was ready for so long was well, and its failure begins a new row.
+        backoff_base_s: upper end of the wait before the first restart.
+        backoff_max_s: longest wait before a restart.
+        exit_s: how long a worker that is told to end may take before it is killed.
+        nice: added to the process's niceness, so that generation leaves the processor to what is more urgent.
+        threads: of the engine; 0 leaves it to the engine.
+        max_unread_events: events of one generation that nobody has read yet; beyond it the generation is cancelled.
+        max_pipe_bytes: that wait in one direction; beyond it new generations are refused, and the engine rests.
+        max_frame_bytes: of one message; a longer one is refused here, and ends the connection when it comes from there.
+    """
+
+    start_timeout_s: Positive = 180.0
+    hang_s: Positive = 60.0
+    idle_probe_s: Seconds = 60.0
+    max_restarts: Annotated[int, Meta(ge=0, le=1000)] = 5
+    steady_s: Seconds = 60.0
+    backoff_base_s: Positive = 0.5
+    backoff_max_s: Positive = 30.0
+    exit_s: Seconds = 5.0
+    nice: Annotated[int, Meta(ge=0, le=19)] = 0
+    threads: Annotated[int, Meta(ge=0, le=1024)] = 0
+    max_unread_events: Count = 2048
+    max_pipe_bytes: Annotated[int, Meta(ge=64 * 1024, le=1024 * _MIB)] = 4 * _MIB
+    max_frame_bytes: Annotated[int, Meta(ge=64 * 1024, le=256 * _MIB)] = 8 * _MIB
+
+    def restarts(self) -> Restarts:
+        """Begin to count restarts."""
+        backoff = Backoff(base_s=self.backoff_base_s, max_s=max(self.backoff_base_s, self.backoff_max_s))
+        return Restarts(limit=self.max_restarts, steady_s=self.steady_s, backoff=backoff)
+
+
+class GenerationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Language models that run here."""
+
+    line: LineSettings = LineSettings()
+    worker: WorkerSettings = WorkerSettings()

@@ -1,0 +1,308 @@
+"""One life of a worker process, from its start to its end, as its parent sees it: what it is asked and what it answers.
+
+Owns the process and its group: nothing of it is left when a life has ended. Does not decide whether it hangs or is
+started again: ``penstock.hosting.generation.process`` does, with ``penstock.policy.worker_health``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import cast
+
+import msgspec
+
+from penstock.errors import Cancelled, DeadlineExceeded, InvalidInput, PenstockError, QueueFull, TooLarge, Unavailable
+from penstock.generation.values import GenerationRequest, TokenEvent
+from penstock.hosting.generation.frames import (
+    Ask,
+    Begin,
+    Cancel,
+    Failure,
+    FromWorker,
+    Loaded,
+    Report,
+    Splitter,
+    ToWorker,
+    encode,
+    error_of,
+    from_worker,
+)
+from penstock.hosting.generation.loop import Load, Totals
+from penstock.hosting.generation.settings import WorkerSettings
+from penstock.process.exit_status import status_words
+from penstock.process.telemetry import log
+from penstock.runtime.generation import EngineFacts
+
+_log = logging.getLogger(__name__)
+_PROGRAM = "penstock.hosting.generation.worker"
+_KILL_S = 5.0  # from SIGKILL to the end of the process: longer takes only one that waits for a broken disk
+
+
+class Answer:
+    """The events of one generation that its reader has not taken yet.
+
+    Attributes:
+        id: in this life of the worker.
+    """
+
+    def __init__(self, id: str, max_unread: int) -> None:
+        self.id = id
+        self._max_unread = max_unread
+        self._events: deque[TokenEvent] = deque()
+        self._error: PenstockError | None = None
+        self._arrival: asyncio.Future[None] | None = None
+        self._taken = 0
+
+    def put(self, event: TokenEvent) -> bool:
+        """Take in the next event, or say that too many are unread."""
+        if len(self._events) >= self._max_unread:
+            return False
+        self._events.append(event)
+        self._wake()
+        return True
+
+    def fail(self, error: PenstockError) -> None:
+        """End with an error, after the events that are there already."""
+        self._error = self._error or error
+        self._wake()
+
+    async def next(self, deadline: float) -> TokenEvent:
+        """Return the next event.
+
+        Raises:
+            DeadlineExceeded: it did not come in time. PenstockError: what the generation ended with.
+        """
+        loop = asyncio.get_running_loop()
+        while not self._events:
+            if self._error is not None:
+                raise self._error
+            self._arrival = loop.create_future()
+            try:
+                async with asyncio.timeout_at(None if deadline == math.inf else deadline):
+                    await self._arrival
+            except TimeoutError:
+                after = f"after {self._taken} tokens of the answer" if self._taken else "before the first token"
+                raise DeadlineExceeded(f"the deadline passed {after}") from None
+            finally:
+                self._arrival = None
+        self._taken += 1
+        return self._events.popleft()
+
+    def _wake(self) -> None:
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
+
+
+class WorkerLife(asyncio.Protocol):
+    """A process that runs one engine. Everything here happens on the event loop that started it.
+
+    Attributes:
+        facts: of its engine; None until it is loaded.
+        answers: generations that it was asked for and has not ended, by id.
+        load: the last that it said.
+        totals: what it has done.
+        has_loaded: is set when it has loaded, or is gone.
+        is_gone: is set when nothing more will be heard of it.
+        is_idle: is set while no generation is unanswered, and when it is gone.
+    """
+
+    def __init__(self, settings: WorkerSettings, on_report: Callable[[Report], None]) -> None:
+        self._settings, self._on_report = settings, on_report
+        self._splitter = Splitter(settings.max_frame_bytes)
+        self._transport: asyncio.Transport | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._asked = 0
+        self._complaint: PenstockError | None = None  # its own, or ours about what it sent
+        self.facts: EngineFacts | None = None
+        self.answers: dict[str, Answer] = {}
+        self.load, self.totals = Load(), Totals()
+        self.has_loaded, self.is_gone, self.is_idle = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.is_idle.set()
+
+    def __repr__(self) -> str:
+        return f"WorkerLife(pid={self.pid}, {len(self.answers)} unanswered, {self.load})"
+
+    @property
+    def pid(self) -> int | None:
+        """Return the process's id, which is its group's; None before it was started."""
+        return None if self._process is None else self._process.pid
+
+    @property
+    def complaint(self) -> PenstockError | None:
+        """Return why it ended, if it said so itself."""
+        return self._complaint
+
+    async def begin(self, begin: Begin) -> None:
+        """Start the process and tell it what to load.
+
+        Raises:
+            Unavailable: it cannot be started. TooLarge: it would have to be told too much.
+        """
+        first = encode(begin, max_bytes=self._settings.max_frame_bytes)
+        ours, theirs = socket.socketpair()
+        try:
+            self._process = _spawned(theirs, self._settings.threads)
+        except OSError as error:
+            ours.close()
+            raise Unavailable(f"the model's process cannot be started: {error}", retry_after_s=1.0) from error
+        finally:
+            theirs.close()
+        ours.setblocking(False)
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_unix_connection(lambda: self, sock=ours)
+        transport.write(first)
+
+    def ask(self, request: GenerationRequest, *, left_s: float, priority: int = 0) -> Answer:
+        """Ask for a generation; its answer gets the events.
+
+        Raises:
+            QueueFull: too much waits already, here or in the pipe. TooLarge: the request is. Unavailable: it is gone.
+        """
+        if self.is_gone.is_set():
+            raise Unavailable("the model's process has ended", retry_after_s=1.0)
+        if self._transport is None or self._transport.get_write_buffer_size() > self._settings.max_pipe_bytes:
+            raise QueueFull("the model's process takes no requests at the moment", retry_after_s=1.0)
+        self._asked += 1
+        answer = Answer(str(self._asked), self._settings.max_unread_events)
+        named = msgspec.structs.replace(request, id=answer.id)
+        self._send(Ask(request=named, left_s=None if left_s == math.inf else left_s, priority=priority))
+        self.answers[answer.id] = answer
+        self.is_idle.clear()
+        return answer
+
+    def give_up(self, answer: Answer) -> None:
+        """Tell the worker that nobody wants an answer any more; nothing happens where it has ended."""
+        if self._forget(answer.id) is not None and not self.is_gone.is_set():
+            self._send(Cancel(id=answer.id))
+
+    def fail_all(self, error: Callable[[], PenstockError]) -> None:
+        """End every generation that has not ended, each with an error of its own."""
+        for id in list(self.answers):
+            answer = self._forget(id)
+            if answer is not None:
+                answer.fail(error())
+
+    def kill(self) -> None:
+        """Kill the process and all that it started, now."""
+        if self._process is not None:
+            try:
+                os.killpg(self._process.pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):  # macOS says EPERM of a group of which only a zombie is left
+                self._process.kill()
+
+    async def end(self, grace_s: float) -> str:
+        """Close the pipe, give the process ``grace_s`` to end, kill its group, and say how it ended."""
+        if self._transport is not None:
+            self._transport.abort()
+        if self._process is None:
+            return "it was never started"
+        try:
+            if grace_s > 0:
+                await asyncio.to_thread(_waited, self._process, grace_s)
+        finally:
+            self.kill()
+            # also where this task was cancelled: a zombie would stay for as long as we live
+            reaper = threading.Thread(target=_waited, args=(self._process, _KILL_S), name="reap", daemon=True)
+            reaper.start()
+        await asyncio.to_thread(reaper.join)
+        status = self._process.returncode
+        if status is None:
+            log(_log, logging.ERROR, "killed process does not end", pid=self._process.pid)
+            return f"process {self._process.pid} was killed and does not end"
+        return status_words(status)
+
+    # -- asyncio.Protocol -----------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for body in self._splitter.feed(data):
+                self._take(from_worker.decode(body))
+        except (TooLarge, msgspec.DecodeError) as error:
+            self._complaint = self._complaint or Unavailable(f"the model's process sent nonsense: {error}")
+            assert self._transport is not None
+            self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.is_gone.set()
+        self.is_idle.set()
+        self.has_loaded.set()
+
+    # -- what it says ---------------------------------------------------------------------------------------------
+
+    def _take(self, message: FromWorker) -> None:
+        match message:
+            case Loaded(facts=facts):
+                self.facts = facts
+                self.has_loaded.set()
+            case Report():
+                self.load, self.totals = message.load, message.totals
+                for id, event in message.events:
+                    self._tell(id, event)
+                for failure in message.failures:
+                    answer = self._forget(failure.id)
+                    if answer is not None:
+                        answer.fail(error_of(failure))
+                self._on_report(message)
+            case Failure():
+                self._complaint = error_of(message)
+
+    def _tell(self, id: str, event: TokenEvent) -> None:
+        answer = self.answers.get(id)
+        if answer is None:  # given up a moment ago
+            return
+        if not answer.put(event):
+            self.give_up(answer)
+            unread = self._settings.max_unread_events
+            answer.fail(Cancelled(f"nobody read the answer: {unread} tokens wait, the limit (max_unread_events)"))
+        elif event.finish is not None:
+            self._forget(id)
+
+    def _forget(self, id: str) -> Answer | None:
+        answer = self.answers.pop(id, None)
+        if not self.answers:
+            self.is_idle.set()
+        return answer
+
+    def _send(self, message: ToWorker) -> None:
+        assert self._transport is not None
+        try:
+            self._transport.write(encode(message, max_bytes=self._settings.max_frame_bytes))
+        except TypeError as error:
+            raise InvalidInput(f"the request cannot be told to the model's process: {error}") from error
+
+
+def _spawned(theirs: socket.socket, threads: int) -> subprocess.Popen[bytes]:
+    """Start the program with its end of a socket pair.
+
+    Called on the event loop's thread, which that holds up for as long as a fork takes: the kernel takes the end of the
+    thread that started a process for the end of its parent.
+    """
+    environment = dict(os.environ)
+    if threads:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", _PROGRAM, str(theirs.fileno()), str(os.getpid())],
+        stdin=subprocess.DEVNULL,
+        env=environment,
+        start_new_session=True,  # Ctrl-C reaches us alone, and the group can be killed
+        pass_fds=(theirs.fileno(),),
+    )
+
+
+def _waited(process: subprocess.Popen[bytes], timeout_s: float) -> None:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout_s)
