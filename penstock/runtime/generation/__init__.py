@@ -105,7 +105,9 @@ class GenerationEngine(Protocol):
 
 
 _ENGINES: Mapping[str, str] = {
+    "genai": "penstock.runtime.generation.suited",  # what variants of language models name
     "onnxruntime": "penstock.runtime.generation.slots",
+    "onnxruntime-genai": "penstock.runtime.generation.genai",
     "scripted": "penstock.runtime.generation.scripted",
 }
 """Engine -> module with ``load(directory, options)``, imported when the first model of this engine is loaded."""

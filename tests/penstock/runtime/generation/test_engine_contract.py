@@ -29,7 +29,17 @@ def _built(directory: Path) -> Path:
     return BUILT
 
 
-MODELS: Mapping[str, Callable[[Path], Path]] = {"scripted": _script, "onnxruntime": _built}
+def _genai(directory: Path) -> Path:
+    pytest.importorskip("onnxruntime_genai", reason="the extra genai is not installed")
+    return BUILT
+
+
+MODELS: Mapping[str, Callable[[Path], Path]] = {
+    "genai": _built,
+    "onnxruntime": _built,
+    "onnxruntime-genai": _genai,
+    "scripted": _script,
+}
 """Each returns a model's directory. All have 1024 ids, 512 tokens of context, and end answers with token 1."""
 
 
@@ -86,8 +96,10 @@ def test_an_unknown_engine_is_refused_with_those_that_are_known(tmp_path: Path) 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_directory_without_a_model_is_refused(name: str, tmp_path: Path) -> None:
+    MODELS[name](tmp_path)
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ArtifactError):
-        load(name, tmp_path, OPTIONS)
+        load(name, tmp_path / "empty", OPTIONS)
 
 
 def test_it_says_what_it_takes(engine: GenerationEngine) -> None:
