@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,7 +23,8 @@ from compiler.passes.options import decode
 from compiler.recipe.targets import Target
 from penstock import toolchain
 from penstock.artifact.blobs import disk_errors
-from penstock.errors import CompileError, ConfigError, InvalidInput
+from penstock.errors import ArtifactError, CompileError, ConfigError, InvalidInput
+from penstock.generation import chat_template, golden_chats, tokenizer
 
 RUNNER = Path(__file__).parents[1] / "runners" / "genai_build.py"
 MODEL_FILE, CONFIG_FILE = "model.onnx", "genai_config.json"
@@ -31,6 +33,7 @@ _WEIGHTS = ("*.safetensors", "*.bin")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _MAX_CONFIG_BYTES = 16 * 1024**2
 _INTEGERS = ("int4", "int8")
+_TEXT_FILES = (*tokenizer.FILES, chat_template.FILE)
 
 Toolchain = Literal["optimum", "transformers5"]
 
@@ -82,11 +85,14 @@ def run(job: PassJob) -> PassResult:
                 "provider": job.target.provider,
                 "options": _builder_options(options, job.target),
                 "keep_float": sorted(job.keep_float),
+                "chats": msgspec.to_builtins(golden_chats.CONVERSATIONS),
+                "chats_at": golden_chats.AT.isoformat(),
             },
             progress=job.progress,
             timeout_s=options.timeout_s,
         )
     _check_result(job.out, facts, options)
+    _write_chats(job.out, facts)
     return PassResult(model=MODEL_FILE, summary=_summary(options, facts), facts=facts)
 
 
@@ -188,6 +194,26 @@ def _check_result(out: Path, facts: dict[str, Any], options: Options) -> None:
             shutil.rmtree(extra)
     if options.precision in _INTEGERS and not facts["quantized_weight_bytes"]:
         raise CompileError(f'genai: {options.precision} quantized nothing; set precision = "fp32"')
+
+
+def _write_chats(out: Path, facts: dict[str, Any]) -> None:
+    """Keep the prompts that transformers made of some conversations, where the model has a template for them.
+
+    Raises:
+        CompileError: this Penstock makes other prompts of them, so that no server would load the model.
+    """
+    prompts = facts.pop("chats")
+    if prompts is None:
+        return
+    made = {path.name: path.read_bytes() for path in out.iterdir() if path.name in _TEXT_FILES}
+    content = golden_chats.golden_chats(made, prompts, made_by=f"transformers {facts['versions']['transformers']}")
+    if find_spec("tokenizers"):  # else a server is the first to see a difference
+        try:
+            golden_chats.check_files({**made, golden_chats.FILE: content})
+        except ArtifactError as error:
+            raise CompileError(f"genai: {error.message}") from error
+    with disk_errors(f"writing {out}"):
+        (out / golden_chats.FILE).write_bytes(content)
 
 
 def _summary(options: Options, facts: dict[str, Any]) -> str:

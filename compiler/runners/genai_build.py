@@ -6,7 +6,7 @@ Runs offline and executes no code of a model's repository.
 
 Job: ``source``, ``out`` (an empty directory), ``work`` (scratch, emptied by the caller), ``precision``
 (int4/int8/fp16/fp32), ``provider`` (cpu/cuda), ``options`` (the builder's extra options, name to text), ``keep_float``
-(names of MatMul nodes).
+(names of MatMul nodes), ``chats`` and ``chats_at`` (see ``chat_prompts.py``).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from chat_prompts import prompts
 from protocol import InputError, progress, serve
 
 MODEL_FILE, CONFIG_FILE = "model.onnx", "genai_config.json"
@@ -54,6 +55,7 @@ def build(job: dict[str, Any]) -> dict[str, Any]:
     facts |= _counted(out / MODEL_FILE, job)
     if job["provider"] == "cpu":
         facts |= _check_runs(out, job["options"])
+    facts["chats"] = _chats(out, job)
     facts["context_length"] = json.loads((out / CONFIG_FILE).read_text(encoding="utf-8"))["model"]["context_length"]
     facts["versions"] = _versions()
     return facts
@@ -125,6 +127,12 @@ def _check_runs(out: Path, options: dict[str, str]) -> dict[str, Any]:
             f"({type(tokenizer).__name__})"
         )
     return {"tokenizer_agrees_beyond_ascii": agrees[1]}
+
+
+def _chats(out: Path, job: dict[str, Any]) -> list[list[int] | None] | None:
+    from transformers import AutoTokenizer
+
+    return prompts(AutoTokenizer.from_pretrained(out, local_files_only=True), job["chats"], job["chats_at"])
 
 
 def _from_gguf(source: Path, target: Path) -> Path:

@@ -190,6 +190,17 @@ def _context(files: Mapping[str, bytes]) -> int | None:
     return None
 
 
+def digest_of(files: Mapping[str, bytes]) -> str:
+    """Return the digest that :class:`TokenizerFacts` has, without the library.
+
+    Raises:
+        ArtifactError: no tokenizer.json, or no JSON object.
+    """
+    if FILE not in files:
+        raise ArtifactError(f"the model has no {FILE}")
+    return _digest(_json(FILE, files[FILE]))
+
+
 def _digest(document: Mapping[str, Any]) -> str:
     """Digest what decides which ids a piece of text has and what an id stands for, however the file writes it down."""
     model = document.get("model") or {}

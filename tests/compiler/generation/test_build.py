@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,18 @@ from compiler.recipe.targets import GENAI_CPU, resolve
 from penstock import toolchain as toolchains
 from penstock.artifact.blobs import digest_of_file
 from penstock.errors import CompileError
+from penstock.generation import chat_template, golden_chats
 
 pytestmark = pytest.mark.timeout(900)  # training, where nothing was kept from another session
 
 HERE = Path(__file__).parent
+TEMPLATE = """\
+{% for message in messages %}
+    {%- if message.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}
+    {{- '<|' + message.role + '|>' + message.content + '\\n' }}
+{%- endfor %}
+{{- tools | tojson if tools else '' }}{{ strftime_now('%Y-%m-%d') }}
+"""
 
 
 def job(source: Path, out: Path, **options: Any) -> PassJob:
@@ -51,10 +60,22 @@ def test_what_was_quantized_is_counted(edge_int4: Any) -> None:
 
 def test_nodes_sent_back_to_float_stay_float(tiny: Any, edge_int4: Any, tmp_path: Path) -> None:
     node = "/model/layers.0/mlp/down_proj/MatMul"
-    made = genai.run(replace(job(tiny.edge, tmp_path / "kept", precision="int8"), keep_float=frozenset({node})))
+    source = tmp_path / "with a template"
+    shutil.copytree(tiny.edge, source)
+    (source / chat_template.FILE).write_text(TEMPLATE)
+    made = genai.run(replace(job(source, tmp_path / "kept", precision="int8"), keep_float=frozenset({node})))
     assert made.facts["nodes"]["MatMul"] == 1
     assert made.facts["nodes"]["MatMulNBits"] == edge_int4[1].facts["nodes"]["MatMulNBits"] - 1
     assert made.facts["quantized_weight_bytes"] > edge_int4[1].facts["quantized_weight_bytes"]
+    # the same build says what transformers makes of conversations, and a model without a template has none to make
+    files = {path.name: path.read_bytes() for path in (tmp_path / "kept").glob("*.json*")}
+    files |= {path.name: path.read_bytes() for path in (tmp_path / "kept").glob("*.jinja")}
+    golden_chats.check_files(files)
+    golden = json.loads(files[golden_chats.FILE])
+    assert golden["made_by"] == "transformers 4.57.6"
+    assert [chat["ids"] is None for chat in golden["chats"]] == [False, True, False, False]
+    assert golden_chats.FILE in genai.files(tmp_path / "kept")
+    assert not (edge_int4[0].directory / golden_chats.FILE).exists()
 
 
 @pytest.mark.parametrize(
@@ -81,7 +102,7 @@ def test_fp16_is_built_for_cuda_without_a_gpu_or_a_network(tiny: Any, tmp_path: 
     out.mkdir()
     sent = {
         "source": tiny.edge, "out": out, "work": tmp_path, "precision": "fp16", "provider": "cuda", "options": {},
-        "keep_float": [],
+        "keep_float": [], "chats": [], "chats_at": golden_chats.AT.isoformat(),
     }  # fmt: skip
     found = toolchains.call("optimum", HERE / "offline_runner.py", sent)
     assert (found["quantized_weight_bytes"], found["nodes"]["GroupQueryAttention"]) == (0, 1)

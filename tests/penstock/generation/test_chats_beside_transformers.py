@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from penstock import toolchain
 from penstock.errors import InvalidInput
-from penstock.generation import tokenizer
+from penstock.generation import golden_chats, tokenizer
 from penstock.generation.chat_template import ChatTemplate
 from penstock.toolchain import locations
 from penstock.toolchain.definitions import find
 from tests.penstock.generation import chat_templates, small_tokenizers
 
 TOOLCHAIN = "transformers5"
-AT = datetime(2026, 3, 4, 5, 6)
 NAMED = {"bos_token": "<s>", "eos_token": "</s>"}
 USER = {"role": "user", "content": "  Hi <b> & 'x' 日本 🙂 e\u0301\n"}
 SAID = {"role": "assistant", "content": " ok \n", "name": None}
@@ -51,7 +50,7 @@ CHATS: list[dict[str, Any]] = [
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What transformers makes of each conversation by each template."""
     if locations.look(find(TOOLCHAIN)).python is None:
         pytest.skip(f"toolchain {TOOLCHAIN} is not installed")
@@ -62,28 +61,40 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, 
         "named": NAMED,
         "templates": chat_templates.ALL,
         "chats": CHATS,
-        "at": AT.isoformat(),
+        "at": golden_chats.AT.isoformat(),
+        "golden": msgspec.to_builtins(golden_chats.CONVERSATIONS),
     }
-    said: dict[str, list[dict[str, Any]]] = toolchain.call(
-        TOOLCHAIN, Path(__file__).with_name("transformers_runner.py"), job, timeout_s=120
-    )["found"]
-    return said
+    return toolchain.call(TOOLCHAIN, Path(__file__).with_name("transformers_runner.py"), job, timeout_s=120)
 
 
 @pytest.mark.parametrize("name", chat_templates.ALL)
-def test_every_prompt_is_the_one_that_transformers_makes(name: str, found: dict[str, list[dict[str, Any]]]) -> None:
+def test_every_prompt_is_the_one_that_transformers_makes(name: str, said: dict[str, Any]) -> None:
     ours = ChatTemplate({"default": chat_templates.ALL[name]}, NAMED)
     loaded = tokenizer.load(small_tokenizers.files("byte level"))
     made = 0
-    for chat, theirs in zip(CHATS, found[name], strict=True):
+    for chat, theirs in zip(CHATS, said["found"][name], strict=True):
         messages, tools, answer = chat["conversation"], chat.get("tools"), chat.get("add_generation_prompt", False)
         if "refused" in theirs:
             with pytest.raises(InvalidInput) as raised:
-                ours.render(messages, at=AT, tools=tools or (), answer=answer)
+                ours.render(messages, at=golden_chats.AT, tools=tools or (), answer=answer)
             assert theirs["refused"] in raised.value.message
             continue
-        text = ours.render(messages, at=AT, tools=tools or (), answer=answer)
+        text = ours.render(messages, at=golden_chats.AT, tools=tools or (), answer=answer)
         assert text == theirs["text"]
         assert loaded.encode(text, add_special_tokens=False) == theirs["ids"]
         made += 1
     assert made >= 3
+
+
+@pytest.mark.parametrize("name", chat_templates.ALL)
+def test_golden_chats_of_a_build_are_made_again_by_a_server(name: str, said: dict[str, Any]) -> None:
+    files = small_tokenizers.files("byte level") | {"chat_template.jinja": chat_templates.ALL[name].encode()}
+    prompts = said["golden"][name]
+    files[golden_chats.FILE] = golden_chats.golden_chats(files, prompts, made_by="transformers")
+    golden_chats.check_files(files)
+    assert prompts[0] is not None
+    assert (prompts[1] is None) == (name in ("Gemma", "Mistral with tools"))
+
+
+def test_a_model_without_a_template_has_no_golden_chats(said: dict[str, Any]) -> None:
+    assert said["without"] is None
