@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Mapping
+
 from penstock.errors import DeadlineExceeded, TooLarge, Unavailable, missing_extra
 from penstock.rest.exchange import (
     MAX_BODY_BYTES,
@@ -28,19 +30,7 @@ class AioRestTransport:
 
     def __init__(self, target: Target, *, token: str | None = None, max_connections: int = 128) -> None:
         self._token = token
-        connector: aiohttp.BaseConnector
-        if target.scheme == "unix":
-            connector = aiohttp.UnixConnector(path=target.path, limit=max_connections)
-            self._base = "http://localhost"
-        else:
-            connector = aiohttp.TCPConnector(limit=max_connections)
-            self._base = f"http://{target.address}"
-        self._session = aiohttp.ClientSession(
-            connector=connector,
-            auto_decompress=False,
-            skip_auto_headers=("User-Agent", "Accept-Encoding"),
-            cookie_jar=aiohttp.DummyCookieJar(),
-        )
+        self._session, self._base = _session(target, max_connections)
 
     async def infer(self, request: InferRequest, timeout_s: float) -> InferResponse:
         return read_infer(await self._exchange(infer_exchange(request, timeout_s, self._token), timeout_s))
@@ -79,6 +69,69 @@ class AioRestTransport:
             raise DeadlineExceeded(f"no answer within {timeout_s:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
             raise Unavailable(f"cannot reach it: {error}") from error
+
+
+class AioStreams:
+    """POSTs whose answers come in pieces. Must be made in a running event loop."""
+
+    def __init__(
+        self, target: Target, *, token: str | None = None, connect_timeout_s: float, max_connections: int = 128
+    ) -> None:
+        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self._connect_timeout_s = connect_timeout_s
+        self._session, self._base = _session(target, max_connections)
+
+    async def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
+        """Yield the body of a 200 as it comes. Closing the generator closes the connection, unless the body has ended:
+        that is how the server hears that nobody reads on.
+
+        Raises:
+            Unavailable: it cannot be reached, or the connection broke. RefusedStream: another status.
+        """
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout_s)
+        try:
+            async with self._session.post(
+                self._base + path,
+                data=body,
+                headers={**headers, **self._headers},
+                timeout=timeout,
+                allow_redirects=False,
+            ) as response:
+                if response.status != 200:
+                    lower = {name.lower(): value for name, value in response.headers.items()}
+                    raise RefusedStream(Answer(status=response.status, headers=lower, body=await _read(response)))
+                async for piece in response.content.iter_any():
+                    yield piece
+        except (aiohttp.ClientError, OSError) as error:  # a TimeoutError is an OSError
+            raise Unavailable(f"cannot reach it: {str(error) or type(error).__name__}") from error
+
+    async def close(self) -> None:
+        """Close all connections; idempotent."""
+        await self._session.close()
+
+
+class RefusedStream(Exception):
+    """A server answered with something else than a stream. What it means is the caller's to know."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(f"status {answer.status}")
+        self.answer = answer
+
+
+def _session(target: Target, max_connections: int) -> tuple[aiohttp.ClientSession, str]:
+    """Make a session and the beginning of its URLs."""
+    connector: aiohttp.BaseConnector
+    if target.scheme == "unix":
+        connector, base = aiohttp.UnixConnector(path=target.path, limit=max_connections), "http://localhost"
+    else:
+        connector, base = aiohttp.TCPConnector(limit=max_connections), f"http://{target.address}"
+    session = aiohttp.ClientSession(
+        connector=connector,
+        auto_decompress=False,
+        skip_auto_headers=("User-Agent", "Accept-Encoding"),
+        cookie_jar=aiohttp.DummyCookieJar(),
+    )
+    return session, base
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:

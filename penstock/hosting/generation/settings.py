@@ -9,7 +9,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from penstock.policy.retry import Backoff
+from penstock.policy.retry import Backoff, CircuitBreaker
 from penstock.policy.slots import SlotLimits
 from penstock.policy.worker_health import Restarts
 from penstock.runtime.generation import EngineFacts
@@ -97,8 +97,40 @@ class WorkerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return Restarts(limit=self.max_restarts, steady_s=self.steady_s, backoff=backoff)
 
 
+class RemoteSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Servers of others that generate for us, behind URLs.
+
+    Attributes:
+        max_outstanding: generations that one server has not answered yet; beyond it they go to another, or are refused.
+        connect_timeout_s: longest wait for a connection.
+        start_timeout_s: longest wait for the first token of any server.
+        hang_s: a server that owes us answers and sends no token for so long is given up, with all that it owes.
+        failures: in a row, after which a server is left alone for a while.
+        retry_s: how long it is left alone at first; doubled with each try that fails.
+        max_retry_s: longest such time.
+        retry_after_s: what those are told who find no server, where no server says it.
+        max_unread_events: events of one generation that nobody has read yet; beyond it the generation is cancelled.
+    """
+
+    max_outstanding: Count = 64
+    connect_timeout_s: Positive = 5.0
+    start_timeout_s: Positive = 180.0
+    hang_s: Positive = 120.0
+    failures: Count = 3
+    retry_s: Positive = 2.0
+    max_retry_s: Positive = 60.0
+    retry_after_s: Positive = 1.0
+    max_unread_events: Count = 2048
+
+    def breaker(self) -> CircuitBreaker:
+        """Begin with a server of which nothing is known."""
+        longest_s = max(self.retry_s, self.max_retry_s)
+        return CircuitBreaker(failure_limit=self.failures, open_s=self.retry_s, max_open_s=longest_s)
+
+
 class GenerationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Language models that run here."""
+    """Language models, run here or by servers of others."""
 
     line: LineSettings = LineSettings()
     worker: WorkerSettings = WorkerSettings()
+    remote: RemoteSettings = RemoteSettings()

@@ -16,14 +16,14 @@ import socket
 import subprocess
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable
 from typing import cast
 
 import msgspec
 
-from penstock.errors import Cancelled, DeadlineExceeded, InvalidInput, PenstockError, QueueFull, TooLarge, Unavailable
+from penstock.errors import InvalidInput, PenstockError, QueueFull, TooLarge, Unavailable
 from penstock.generation.values import GenerationRequest, TokenEvent
+from penstock.hosting.generation.answer import Answer
 from penstock.hosting.generation.frames import (
     Ask,
     Begin,
@@ -47,61 +47,6 @@ from penstock.runtime.generation import EngineFacts
 _log = logging.getLogger(__name__)
 _PROGRAM = "penstock.hosting.generation.worker"
 _KILL_S = 5.0  # from SIGKILL to the end of the process: longer takes only one that waits for a broken disk
-
-
-class Answer:
-    """The events of one generation that its reader has not taken yet.
-
-    Attributes:
-        id: in this life of the worker.
-    """
-
-    def __init__(self, id: str, max_unread: int) -> None:
-        self.id = id
-        self._max_unread = max_unread
-        self._events: deque[TokenEvent] = deque()
-        self._error: PenstockError | None = None
-        self._arrival: asyncio.Future[None] | None = None
-        self._taken = 0
-
-    def put(self, event: TokenEvent) -> bool:
-        """Take in the next event, or say that too many are unread."""
-        if len(self._events) >= self._max_unread:
-            return False
-        self._events.append(event)
-        self._wake()
-        return True
-
-    def fail(self, error: PenstockError) -> None:
-        """End with an error, after the events that are there already."""
-        self._error = self._error or error
-        self._wake()
-
-    async def next(self, deadline: float) -> TokenEvent:
-        """Return the next event.
-
-        Raises:
-            DeadlineExceeded: it did not come in time. PenstockError: what the generation ended with.
-        """
-        loop = asyncio.get_running_loop()
-        while not self._events:
-            if self._error is not None:
-                raise self._error
-            self._arrival = loop.create_future()
-            try:
-                async with asyncio.timeout_at(None if deadline == math.inf else deadline):
-                    await self._arrival
-            except TimeoutError:
-                after = f"after {self._taken} tokens of the answer" if self._taken else "before the first token"
-                raise DeadlineExceeded(f"the deadline passed {after}") from None
-            finally:
-                self._arrival = None
-        self._taken += 1
-        return self._events.popleft()
-
-    def _wake(self) -> None:
-        if self._arrival is not None and not self._arrival.done():
-            self._arrival.set_result(None)
 
 
 class WorkerLife(asyncio.Protocol):
@@ -266,8 +211,6 @@ class WorkerLife(asyncio.Protocol):
             return
         if not answer.put(event):
             self.give_up(answer)
-            unread = self._settings.max_unread_events
-            answer.fail(Cancelled(f"nobody read the answer: {unread} tokens wait, the limit (max_unread_events)"))
         elif event.finish is not None:
             self._forget(id)
 

@@ -7,6 +7,7 @@ slots, room for two more, and a few milliseconds for each step. Processes and so
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
@@ -21,8 +22,11 @@ from penstock.errors import DeadlineExceeded, InvalidInput, PenstockError, Queue
 from penstock.generation.values import TokenEvent
 from penstock.hosting.generation.generator import Generator
 from penstock.hosting.generation.process import ProcessGenerator
-from penstock.hosting.generation.settings import GenerationSettings, LineSettings
+from penstock.hosting.generation.remote import RemoteGenerator
+from penstock.hosting.generation.settings import GenerationSettings, LineSettings, RemoteSettings
+from penstock.runtime.generation import EngineFacts
 from tests.penstock.hosting.generation.letters import asked, model
+from tests.penstock.hosting.generation.letters_server import serving
 from tests.waiting import PATIENCE_S, until
 
 
@@ -34,8 +38,29 @@ async def _process(directory: Path) -> Generator:
     return generator
 
 
+class Remote(RemoteGenerator):
+    """One whose server is in this process, and ends with it."""
+
+    async def start(self) -> None:
+        self._server = serving()
+        self._urls = ((await self._server.__aenter__()).url,)
+        await super().start()
+
+    async def close(self, timeout_s: float) -> None:
+        await super().close(timeout_s)
+        server, self._server = self._server, contextlib.nullcontext()  # type: ignore[assignment]
+        await server.__aexit__(None, None, None)
+
+
+async def _remote(directory: Path) -> Generator:
+    facts = EngineFacts(context_tokens=100_000, vocabulary=1024, slots=4, end_ids=frozenset({1}), kv_bytes_per_token=1)
+    generator = Remote("letters", ["http://later:1"], facts=facts, settings=RemoteSettings(max_outstanding=6))
+    await generator.start()
+    return generator
+
+
 Start = Callable[[Path], Awaitable[Generator]]
-GENERATORS: Mapping[str, Start] = {"process": _process}
+GENERATORS: Mapping[str, Start] = {"process": _process, "remote": _remote}
 
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
