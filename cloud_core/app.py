@@ -29,6 +29,7 @@ from cloud_core.registry.registry import Registry
 from cloud_core.serving.controller import Controller
 from cloud_core.serving.counters import Measures
 from cloud_core.serving.dataplane import DataPlane
+from cloud_core.serving.texts import TextPlane
 from cloud_core.settings import CoreSettings, check
 from cloud_core.state import Database
 from penstock.artifact.blobs import write_atomically
@@ -145,6 +146,7 @@ class Core:
             now,
             max_body_bytes=settings.http.max_body_bytes,
         )
+        self.texts = TextPlane(self.plane, settings.serving, settings.tenants)
         # what was pushed here is closed in reverse: listeners first, the database last
         self._exit.push_async_callback(self._stop_tasks)
         await self._listen(registry, fleet, version)
@@ -167,7 +169,7 @@ class Core:
             self.plane,
             OciApi(registry, now=_utc_now, is_draining=lambda: self.plane.is_draining),
             gc_route(registry),
-            Metrics(self.plane, fleet, version),
+            Metrics(self.plane, self.texts, fleet, version),
             settings.http,
             body_s=settings.serving.default_timeout_s,
         )

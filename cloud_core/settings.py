@@ -14,6 +14,7 @@ from cloud_core.fleet.settings import FleetSettings
 from cloud_core.policy.admission import Role
 from cloud_core.registry.settings import RegistrySettings
 from penstock.errors import ConfigError, InvalidInput
+from penstock.hosting.generation.settings import GenerationSettings
 from penstock.process.telemetry import LogSettings
 from penstock.wire.device_ids import check_device_id
 
@@ -83,6 +84,7 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         stall_s: a batch that runs for longer than this makes the server report that it is not alive.
         retry_after_s: the hint that goes with "loading" and "draining".
         drain_s: how long admitted work may take to finish after SIGTERM.
+        generation: language models.
     """
 
     replicas: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
@@ -98,6 +100,7 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     stall_s: Annotated[float, msgspec.Meta(gt=0.0)] = 60.0
     retry_after_s: _Seconds = 1.0
     drain_s: _Seconds = 10.0
+    generation: GenerationSettings = GenerationSettings()
 
 
 class TenantSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -111,6 +114,8 @@ class TenantSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             a token.
         rate_rows_per_s: rows it may send; 0 is unlimited.
         burst_rows: at once; 0 means one second's worth.
+        tokens_per_minute: of language models, prompts and answers together, as many at once; 0 is unlimited.
+        tokens_per_day: the same for a day, which begins at midnight UTC. A core that is restarted counts from 0.
     """
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
@@ -119,6 +124,8 @@ class TenantSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     device_id: str = ""
     rate_rows_per_s: _Rate = 0.0
     burst_rows: _Rate = 0.0
+    tokens_per_minute: Annotated[int, msgspec.Meta(ge=0)] = 0
+    tokens_per_day: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class CoreSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -21,15 +21,18 @@ from prometheus_client.registry import Collector
 
 from cloud_core.fleet.service import FleetService
 from cloud_core.serving.dataplane import DataPlane
+from cloud_core.serving.texts import TextPlane
 from penstock.process.histogram import Histogram
 from penstock.process.telemetry import dropped_lines
+
+_OF_ALL_LIVES = frozenset({"crashes", "hangs"})
 
 
 class Metrics(Collector):
     """Everything there is to scrape of one core."""
 
-    def __init__(self, plane: DataPlane, fleet: FleetService, version: str) -> None:
-        self._plane, self._fleet, self._version = plane, fleet, version
+    def __init__(self, plane: DataPlane, texts: TextPlane, fleet: FleetService, version: str) -> None:
+        self._plane, self._texts, self._fleet, self._version = plane, texts, fleet, version
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -48,6 +51,7 @@ class Metrics(Collector):
         yield from self._requests()
         yield from self._batches()
         yield from self._gauges()
+        yield from self._generations()
         yield from self._promises()
 
     def _requests(self) -> Iterable[Metric]:
@@ -105,6 +109,39 @@ class Metrics(Collector):
         yield GaugeMetricFamily("penstock_event_loop_lag_seconds", "How late the last heartbeat was.", lag_s)
         yield CounterMetricFamily("penstock_dropped_log_lines", "Log lines that nobody read.", dropped_lines())
 
+    def _generations(self) -> Iterable[Metric]:
+        times = {
+            "queue_s": HistogramMetricFamily(
+                "penstock_generation_queue_seconds", "Waiting for a slot.", labels=["model", "variant"]
+            ),
+            "first_token_s": HistogramMetricFamily(
+                "penstock_generation_first_token_seconds",
+                "From arrival to the first token.",
+                labels=["model", "variant"],
+            ),
+            "between_tokens_s": HistogramMetricFamily(
+                "penstock_generation_between_tokens_seconds", "From one token to the next.", labels=["model", "variant"]
+            ),
+        }
+        for (model, variant), measures in tuple(self._plane.measures.generations.items()):
+            for name, family in times.items():
+                histogram: Histogram = getattr(measures, name)
+                family.add_metric([model, variant], histogram.cumulative(), sum_value=histogram.total)
+        counters, gauges = _generation_counters(), _generation_gauges()
+        for served in self._plane.served_texts():
+            counts = served.model.generator.counts()
+            at = [served.variant.spec.model, served.variant.digest]
+            for name, counter in counters.items():
+                counter.add_metric(at, getattr(counts if name in _OF_ALL_LIVES else counts.totals, name))
+            for name, gauge in gauges.items():
+                gauge.add_metric(at, getattr(counts.load, name))
+        tokens = CounterMetricFamily(
+            "penstock_tenant_tokens", "Tokens of prompts and answers that were begun.", labels=["tenant"]
+        )
+        for tenant, spent in tuple(self._texts.accounts.tokens.items()):
+            tokens.add_metric([tenant], spent)
+        yield from (*times.values(), *counters.values(), *gauges.values(), tokens)
+
     def _promises(self) -> Iterable[Metric]:
         labels = ["model", "artifact", "certificate"]
         evidence = GaugeMetricFamily(
@@ -121,3 +158,56 @@ class Metrics(Collector):
         yield GaugeMetricFamily(
             "penstock_fleet_duplicated_devices", "Ids under which several agents report.", self._fleet.duplicated
         )
+
+
+def _generation_counters() -> dict[str, CounterMetricFamily]:
+    """Make the families of what generations have done, by the names of the counts."""
+    return {
+        "prompt_tokens": CounterMetricFamily(
+            "penstock_prompt_tokens", "Tokens of prompts whose answer has begun.", labels=["model", "variant"]
+        ),
+        "cached_tokens": CounterMetricFamily(
+            "penstock_prompt_tokens_cached", "Of these, that were not computed again.", labels=["model", "variant"]
+        ),
+        "completion_tokens": CounterMetricFamily(
+            "penstock_completion_tokens", "Tokens of answers.", labels=["model", "variant"]
+        ),
+        "ended": CounterMetricFamily(
+            "penstock_generations", "Generations that have their whole answer.", labels=["model", "variant"]
+        ),
+        "cut_off": CounterMetricFamily(
+            "penstock_generations_cut_off",
+            "Generations that were given up, or whose deadline passed.",
+            labels=["model", "variant"],
+        ),
+        "crashes": CounterMetricFamily(
+            "penstock_generation_crashes",
+            "Ends of an engine's process that nobody asked for.",
+            labels=["model", "variant"],
+        ),
+        "hangs": CounterMetricFamily(
+            "penstock_generation_hangs",
+            "Engine processes that were killed because they did not move.",
+            labels=["model", "variant"],
+        ),
+    }
+
+
+def _generation_gauges() -> dict[str, GaugeMetricFamily]:
+    """Make the families of what generations there are now, by the names of the counts."""
+    return {
+        "waiting": GaugeMetricFamily(
+            "penstock_generations_waiting", "Generations that wait for a slot.", labels=["model", "variant"]
+        ),
+        "running": GaugeMetricFamily(
+            "penstock_generations_running", "Generations that have one.", labels=["model", "variant"]
+        ),
+        "running_kv_bytes": GaugeMetricFamily(
+            "penstock_kv_bytes",
+            "Memory of keys and values that running generations may take.",
+            labels=["model", "variant"],
+        ),
+        "max_kv_bytes": GaugeMetricFamily(
+            "penstock_kv_bytes_limit", "Most that they may take together.", labels=["model", "variant"]
+        ),
+    }

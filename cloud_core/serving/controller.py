@@ -17,10 +17,12 @@ from cloud_core.policy.placement import Candidate, plan_loading
 from cloud_core.registry.registry import ModelVersion, Registry
 from cloud_core.serving.counters import Measures
 from cloud_core.serving.router import Router, Served
+from cloud_core.serving.served_text import ServedText
 from cloud_core.settings import ServingSettings
 from penstock.artifact.manifests import Variant
 from penstock.errors import ArtifactError, Internal, NotFound, PenstockError, Unavailable
 from penstock.hosting import loading
+from penstock.hosting.generation import text_model
 from penstock.hosting.replica import EngineReplica, outputs_replica
 from penstock.hosting.replica_queue import ReplicaQueue
 from penstock.hosting.rows import Tensors
@@ -147,7 +149,8 @@ class Controller:
         except PenstockError as error:
             return "UNAVAILABLE", error.message
         if digest in self.router.served:
-            return "READY", ""
+            problem = self.router.served[digest].problem
+            return ("UNAVAILABLE", problem) if problem else ("READY", "")
         if digest in self._failures:
             return "UNAVAILABLE", self._failures[digest].reason
         if digest in self._no_slot:
@@ -228,15 +231,32 @@ class Controller:
         variant = next(v for v in self._variants.values() if v.digest == digest)
         self._loading = digest
         try:
-            replicas = await asyncio.get_running_loop().run_in_executor(self._loader, self._load_replicas, variant)
+            served = await (self._load_text if variant.spec.engine in text_model.ENGINES else self._load_arrays)(
+                variant
+            )
         except Exception as error:  # whatever a model file does to its runtime, the server goes on
             self._failed(digest, error)
         else:
             self._failures.pop(digest, None)
-            self.router.put(self._serve(variant, replicas))
-            log(_log, logging.INFO, "serving", model=variant.spec.model, variant=digest, replica=repr(replicas[0]))
+            self.router.put(served)
+            log(_log, logging.INFO, "serving", model=variant.spec.model, variant=digest, served=repr(served))
         self._loading = ""
         self._answered(digest)
+
+    async def _load_text(self, variant: Variant) -> ServedText:
+        loop = asyncio.get_running_loop()
+        files = await loop.run_in_executor(self._loader, self._registry.verified_files, variant)
+        model = await text_model.load(
+            variant.spec,
+            files,
+            self._settings.generation,
+            measures=self._measures.generation(variant.spec.model, variant.digest),
+        )
+        return ServedText(variant, model, now=self._now())
+
+    async def _load_arrays(self, variant: Variant) -> Served:
+        loop = asyncio.get_running_loop()
+        return self._serve(variant, await loop.run_in_executor(self._loader, self._load_replicas, variant))
 
     def _load_replicas(self, variant: Variant) -> list[EngineReplica[Tensors]]:
         settings = self._settings

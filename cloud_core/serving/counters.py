@@ -48,12 +48,36 @@ class BatchMeasures:
         self.run_s.observe(seconds)
 
 
+class GenerationMeasures:
+    """Generations of one loaded variant; what was counted in its process is asked of it."""
+
+    __slots__ = ("between_tokens_s", "first_token_s", "queue_s")
+
+    def __init__(self) -> None:
+        self.queue_s = Histogram(SECONDS)
+        self.first_token_s = Histogram(SECONDS)
+        self.between_tokens_s = Histogram(SECONDS)
+
+    def queued(self, seconds: float) -> None:
+        """Count how long a generation waited for a slot."""
+        self.queue_s.observe(seconds)
+
+    def first_token(self, seconds: float) -> None:
+        """Count how long it took from arrival to the first token."""
+        self.first_token_s.observe(seconds)
+
+    def between_tokens(self, seconds: float) -> None:
+        """Count the time from one token to the next."""
+        self.between_tokens_s.observe(seconds)
+
+
 class Measures:
     """All of them. Names that no model has are never a label: a client must not be able to grow this."""
 
     def __init__(self) -> None:
         self.routes: dict[tuple[str, str], RouteMeasures] = {}
         self.batches: dict[tuple[str, str], BatchMeasures] = {}
+        self.generations: dict[tuple[str, str], GenerationMeasures] = {}
         self.refused: dict[str, int] = {}
         self.inflight = self.inflight_bytes = 0
         self.loop_lag_s = 0.0
@@ -69,6 +93,12 @@ class Measures:
         if len(self.batches) >= _MAX_ROUTES and (model, variant) not in self.batches:
             self.batches.pop(next(iter(self.batches)))
         return self.batches.setdefault((model, variant), BatchMeasures())
+
+    def generation(self, model: str, variant: str) -> GenerationMeasures:
+        """Return the counters of a loaded variant that generates."""
+        if len(self.generations) >= _MAX_ROUTES and (model, variant) not in self.generations:
+            self.generations.pop(next(iter(self.generations)))
+        return self.generations.setdefault((model, variant), GenerationMeasures())
 
     def refuse(self, code: str) -> None:
         """Count a request that was refused before it was known which version it is for."""

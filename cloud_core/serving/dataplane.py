@@ -7,15 +7,17 @@ Transports decode, call and encode. Admission comes before they decode a payload
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from time import perf_counter
 
 from cloud_core.policy import admission
 from cloud_core.policy.admission import Tenant
-from cloud_core.registry.registry import Registry
+from cloud_core.registry.registry import ModelVersion, Registry
 from cloud_core.serving.controller import Controller
 from cloud_core.serving.counters import Measures
 from cloud_core.serving.router import Route, Served
+from cloud_core.serving.served_text import ServedText
 from cloud_core.settings import ServingSettings, TenantSettings
 from penstock.artifact.manifests import columns_of
 from penstock.errors import InvalidInput, PenstockError, QueueFull, Unavailable, outcome_code
@@ -82,11 +84,8 @@ class DataPlane:
     @property
     def is_live(self) -> bool:
         """Say whether no engine hangs and every queue has its owner. A busy or saturated server is alive."""
-        limit = self._now() - self._settings.stall_s
-        return all(
-            served.is_alive and all(q.running_since is None or q.running_since > limit for q in served.queues)
-            for served in self._router.served.values()
-        )
+        since = self._now() - self._settings.stall_s
+        return all(served.is_well(since=since) for served in self._router.served.values())
 
     @property
     def is_ready(self) -> bool:
@@ -98,8 +97,23 @@ class DataPlane:
         return self._is_draining
 
     def served(self) -> tuple[Served, ...]:
-        """List what is in memory now."""
-        return tuple(self._router.served.values())
+        """List what is in memory now and answers with arrays."""
+        return tuple(one for one in self._router.served.values() if isinstance(one, Served))
+
+    def served_texts(self) -> tuple[ServedText, ...]:
+        """List what is in memory now and answers with texts."""
+        return tuple(one for one in self._router.served.values() if isinstance(one, ServedText))
+
+    def served_text_versions(self) -> list[tuple[ModelVersion, ServedText]]:
+        """List the tagged versions that answer with texts and are in memory."""
+        found = []
+        for model in self._registry.models():
+            for version in self._registry.versions(model):
+                with contextlib.suppress(PenstockError):  # one for devices only
+                    served = self._router.served.get(self.controller.variant_of(version.digest).digest)
+                    if isinstance(served, ServedText):
+                        found.append((version, served))
+        return found
 
     def model_state(self, model: str, version: str = "") -> ModelState:
         """
@@ -195,6 +209,12 @@ class DataPlane:
         """
         settings, route = self._settings, ticket.route
         served = route.served
+        if isinstance(served, ServedText):
+            raise InvalidInput(
+                f"model {request.model!r} generates text; ask it at /v1/chat/completions, /v1/completions or "
+                f"/v2/models/{request.model}/generate",
+                field="model",
+            )
         if request.parameters:
             context = context.with_parameters(request.parameters)
             _refuse_sequences(request)
@@ -252,7 +272,7 @@ class DataPlane:
                 retry_after_s=self._settings.retry_after_s,
             )
         route = self._router.route(model, version)
-        route.served.pick().check_room()
+        route.served.check_room()
         self._check_memory(route, size_bytes)
         return route
 

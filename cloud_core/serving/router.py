@@ -16,6 +16,7 @@ import numpy as np
 from cloud_core.policy.routing import least_loaded
 from cloud_core.registry.registry import ModelVersion, Registry
 from cloud_core.serving.counters import Measures, RouteMeasures
+from cloud_core.serving.served_text import ServedText
 from penstock.artifact.manifests import Variant
 from penstock.errors import InvalidInput, Unavailable
 from penstock.hosting.replica_queue import ReplicaQueue
@@ -50,8 +51,22 @@ class Served:
         return f"Served({self.variant.spec.model!r}, {self.variant.digest}, {len(self.queues)} replicas)"
 
     @property
-    def is_alive(self) -> bool:
-        return all(queue.is_alive for queue in self.queues)
+    def problem(self) -> str:
+        """Say why it cannot answer now; "" while it can, as always for engines in this process."""
+        return ""
+
+    def is_well(self, *, since: float) -> bool:
+        """Say whether every queue has its owner, and no run has gone on since before a time."""
+        return all(
+            queue.is_alive and (queue.running_since is None or queue.running_since > since) for queue in self.queues
+        )
+
+    def check_room(self) -> None:
+        """
+        Raises:
+            QueueFull: no replica has room for one more row.
+        """
+        self.pick().check_room()
 
     def pick(self) -> ReplicaQueue[Tensors]:
         """Choose the replica that takes the next chunk."""
@@ -105,7 +120,7 @@ class Route:
     """Where a model and version lead. ``parameters`` go into every response."""
 
     version: ModelVersion
-    served: Served
+    served: Served | ServedText
     measures: RouteMeasures
     parameters: Mapping[str, Parameter]
 
@@ -128,7 +143,7 @@ class Router:
         variant_of: Callable[[str], Variant],
         ask: Callable[[ModelVersion, Variant], Unavailable],
     ) -> None:
-        self.served: dict[str, Served] = {}
+        self.served: dict[str, Served | ServedText] = {}
         self._registry, self._measures = registry, measures
         self._variant_of, self._ask = variant_of, ask
         self._routes: dict[tuple[str, str], Route] = {}
@@ -141,11 +156,11 @@ class Router:
         """
         return self._routes.get((model, version)) or self._resolve(model, version)
 
-    def put(self, served: Served) -> None:
+    def put(self, served: Served | ServedText) -> None:
         self.served[served.variant.digest] = served
         self.forget()
 
-    def take_out(self, digest: str) -> Served | None:
+    def take_out(self, digest: str) -> Served | ServedText | None:
         """Take a variant out; no request is routed there after this."""
         self.forget()
         return self.served.pop(digest, None)

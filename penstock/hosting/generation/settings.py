@@ -11,8 +11,9 @@ from msgspec import Meta, Struct
 
 from penstock.policy.retry import Backoff, CircuitBreaker
 from penstock.policy.slots import SlotLimits
+from penstock.policy.token_budget import TokenLimits
 from penstock.policy.worker_health import Restarts
-from penstock.runtime.generation import EngineFacts
+from penstock.runtime.generation import EngineFacts, GenerationOptions
 
 Positive = Annotated[float, Meta(gt=0, le=86_400)]
 Seconds = Annotated[float, Meta(ge=0, le=86_400)]
@@ -128,9 +129,64 @@ class RemoteSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return CircuitBreaker(failure_limit=self.failures, open_s=self.retry_s, max_open_s=longest_s)
 
 
+class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How an engine may use the machine.
+
+    Attributes:
+        slots: generations that run at the same time.
+        context_tokens: of prompt and answer together; 0 for as many as the model can take.
+        chunk_tokens: of a prompt that are computed in one step, while others wait for their next token.
+    """
+
+    slots: Annotated[int, Meta(ge=1, le=256)] = 4
+    context_tokens: Annotated[int, Meta(ge=0, le=10_000_000)] = 0
+    chunk_tokens: Annotated[int, Meta(ge=1, le=8192)] = 64
+
+
+class TextLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much text one request may be, whatever the model's context has room for.
+
+    Attributes:
+        max_prompt_tokens: of a prompt; 0 for as many as the context has room for.
+        max_new_tokens: of an answer; 0 for as many as the context has room for.
+        usual_new_tokens: of an answer whose request names no number, where none was certified either.
+        default_timeout_s: deadline of a request that names none.
+    """
+
+    max_prompt_tokens: Annotated[int, Meta(ge=0)] = 0
+    max_new_tokens: Annotated[int, Meta(ge=0)] = 0
+    usual_new_tokens: Count = 512
+    default_timeout_s: Positive = 600.0
+
+    def of(self, facts: EngineFacts) -> TokenLimits:
+        """Add what the engine has room for."""
+        return TokenLimits(
+            context_tokens=facts.context_tokens,
+            max_input_tokens=self.max_prompt_tokens or None,
+            max_output_tokens=self.max_new_tokens or None,
+        )
+
+
 class GenerationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Language models, run here or by servers of others."""
 
+    limits: TextLimits = TextLimits()
+    engine: EngineSettings = EngineSettings()
     line: LineSettings = LineSettings()
     worker: WorkerSettings = WorkerSettings()
     remote: RemoteSettings = RemoteSettings()
+=======
+
+    def options(self, provider: str, *, threads: int = 0) -> GenerationOptions:
+        """Return what an engine is loaded with.
+
+        Args:
+            threads: where the settings name no number.
+        """
+        return GenerationOptions(
+            provider=provider,
+            threads=self.worker.threads or threads or 1,
+            slots=self.engine.slots,
+            context_tokens=self.engine.context_tokens or None,
+            chunk_tokens=self.engine.chunk_tokens,
+        )

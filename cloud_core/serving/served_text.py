@@ -1,0 +1,46 @@
+"""A loaded variant that generates, beside ``cloud_core.serving.router.Served`` for those that answer with arrays."""
+
+from __future__ import annotations
+
+from penstock.artifact.manifests import Variant
+from penstock.errors import Unavailable
+from penstock.hosting.generation.text_model import TextModel
+
+
+class ServedText:
+    """What the controller loads and unloads, and the data plane asks.
+
+    Attributes:
+        model: answers.
+        inflight_bytes: of admitted requests.
+    """
+
+    def __init__(self, variant: Variant, model: TextModel, *, now: float) -> None:
+        self.variant, self.model = variant, model
+        self.last_used_at = now
+        self.inflight_bytes = 0
+
+    def __repr__(self) -> str:
+        return f"ServedText({self.variant.spec.model!r}, {self.variant.digest}, {self.model!r})"
+
+    @property
+    def problem(self) -> str:
+        """Say why it cannot answer now; "" while it can."""
+        return self.model.generator.health().why
+
+    def is_well(self, *, since: float) -> bool:
+        """Say yes: a process that hangs is found and replaced by its owner, and is no reason to restart this one."""
+        return True
+
+    def check_room(self) -> None:
+        """
+        Raises:
+            Unavailable: its process is being started again.
+        """
+        if problem := self.problem:
+            raise Unavailable(f"model {self.variant.spec.model!r} cannot answer: {problem}", retry_after_s=1.0)
+
+    async def close(self, timeout_s: float) -> bool:
+        """Give what runs ``timeout_s``, then end the process: its memory is free whatever it was doing."""
+        await self.model.close(timeout_s)
+        return True

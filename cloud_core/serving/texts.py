@@ -1,0 +1,164 @@
+"""The text data plane behind every transport: tokenize, check limits and budgets, generate, account.
+
+Admission, credentials and routing are ``cloud_core.serving.dataplane``'s, as for arrays. Owns what a generation adds to
+them: what a prompt means, and what tokens cost a tenant.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import secrets
+from collections.abc import AsyncGenerator, Callable, Sequence
+from datetime import UTC, datetime
+
+from cloud_core.serving.dataplane import DataPlane, Ticket
+from cloud_core.serving.served_text import ServedText
+from cloud_core.settings import ServingSettings, TenantSettings
+from penstock.errors import InvalidInput
+from penstock.generation.plane import Chat, TextAnswer, TextModel, TextRequest
+from penstock.generation.values import GenerationRequest, TokenEvent
+from penstock.hosting.generation import prompts
+from penstock.policy.token_budget import Moment, TokenQuota
+from penstock.wire.context import RequestContext
+
+_LONG_PROMPT_CHARS = 16_384  # to be tokenized in a thread: several milliseconds of the event loop
+
+
+class TokenAccounts:
+    """What each tenant with a quota has spent and reserved; bounded by the number of tenants."""
+
+    def __init__(
+        self, tenants: Sequence[TenantSettings], now: Callable[[], float], date: Callable[[], datetime]
+    ) -> None:
+        self._now, self._date = now, date
+        self._quotas = {
+            tenant.name: TokenQuota(per_minute=tenant.tokens_per_minute or None, per_day=tenant.tokens_per_day or None)
+            for tenant in tenants
+            if tenant.tokens_per_minute or tenant.tokens_per_day
+        }
+        self._accounts = {name: quota.account(self._moment()) for name, quota in self._quotas.items()}
+        self.tokens: dict[str, int] = {}
+
+    def reserve(self, tenant: str, asked: GenerationRequest) -> None:
+        """Set aside what a request can take.
+
+        Raises:
+            QuotaExceeded: it is not there now. InvalidInput: it is never there.
+        """
+        quota = self._quotas.get(tenant)
+        if quota is not None:
+            most = len(asked.prompt_ids) + asked.max_new_tokens
+            self._accounts[tenant] = quota.reserve(self._accounts[tenant], asked.id, most, self._moment())
+
+    def settle(self, tenant: str, request: str, used: int) -> None:
+        """Count what a request took, however it ended, and give the rest back."""
+        self.tokens[tenant] = self.tokens.get(tenant, 0) + used
+        quota = self._quotas.get(tenant)
+        if quota is not None:
+            self._accounts[tenant] = quota.settle(self._accounts[tenant], request, used, self._moment())
+
+    def _moment(self) -> Moment:
+        return Moment(now=self._now(), at=self._date().timestamp())
+
+
+class TextPlane:
+    """Answers texts; everything here runs on the event loop's thread.
+
+    Attributes:
+        accounts: what tenants have spent.
+    """
+
+    def __init__(
+        self,
+        plane: DataPlane,
+        settings: ServingSettings,
+        tenants: Sequence[TenantSettings] = (),
+        *,
+        seeds: Callable[[], int] = lambda: secrets.randbits(63),
+        date: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """
+        Args:
+            plane: admits and routes.
+            seeds: gives one for each request that samples and names none.
+            date: what a chat template is told, and by which days are counted.
+        """
+        self._plane, self._settings = plane, settings.generation
+        self._seeds, self._date = seeds, date
+        self.accounts = TokenAccounts(tenants, asyncio.get_running_loop().time, date)
+        self._numbers = itertools.count()
+
+    def admit(self, context: RequestContext, model: str, version: str, size_bytes: int | None) -> Ticket:
+        """Let a request in before its payload is looked at; see :meth:`DataPlane.admit`."""
+        return self._plane.admit(context, model, version, size_bytes)
+
+    async def generate(self, ticket: Ticket, context: RequestContext, request: TextRequest) -> TextAnswer:
+        """Begin an answer.
+
+        Raises:
+            InvalidInput: the prompt, what is asked of it, or a model that answers with arrays. Others, among them
+                QuotaExceeded for the tenant's tokens, come with the first event.
+        """
+        served = ticket.route.served
+        if not isinstance(served, ServedText):
+            raise InvalidInput(
+                f"model {request.model!r} answers with arrays; ask it at /v2/models/{request.model}/infer",
+                field="model",
+            )
+        asked = await self._prepared(served, request)
+        context = context.or_within(self._settings.limits.default_timeout_s)
+        served.last_used_at = context.arrived_at
+        return TextAnswer(
+            events=self._events(served, asked, context),
+            prompt_ids=asked.prompt_ids,
+            token_bytes=served.model.token_bytes,
+            account={"served_by": "cloud", "variant": served.variant.digest},
+        )
+
+    def text_models(self) -> Sequence[TextModel]:
+        """List the models that can be asked now."""
+        return [
+            TextModel(
+                name=version.model,
+                version=version.tag or version.digest,
+                created_at=int(version.pushed_at.timestamp()),
+                context_tokens=served.model.facts.context_tokens,
+            )
+            for version, served in self._plane.served_text_versions()
+        ]
+
+    async def _prepared(self, served: ServedText, request: TextRequest) -> GenerationRequest:
+        model, id = served.model, str(next(self._numbers))
+        seed, at = self._seeds(), self._date()
+
+        def prepare() -> GenerationRequest:
+            return prompts.prepared(request, model.reads, model.facts, self._settings.limits, id=id, seed=seed, at=at)
+
+        return await asyncio.to_thread(prepare) if _is_long(request) else prepare()
+
+    async def _events(
+        self, served: ServedText, asked: GenerationRequest, context: RequestContext
+    ) -> AsyncGenerator[TokenEvent, None]:
+        # reserved here, not before: an iterator that nobody begins to read runs no clean-up either
+        self.accounts.reserve(context.tenant, asked)
+        used = 0
+        try:
+            events = served.model.generate(asked, deadline=context.deadline, priority=context.priority)
+            async with contextlib.aclosing(events):
+                async for event in events:
+                    used = max(used, len(asked.prompt_ids)) + 1
+                    yield event
+        finally:  # also for whoever went away
+            self.accounts.settle(context.tenant, asked.id, used)
+
+
+def _is_long(request: TextRequest) -> bool:
+    match request.prompt:
+        case str() as text:
+            return len(text) > _LONG_PROMPT_CHARS
+        case Chat() as chat:
+            return sum(len(str(message.get("content", ""))) for message in chat.messages) > _LONG_PROMPT_CHARS
+        case tuple():
+            return False

@@ -1,0 +1,148 @@
+"""A language model in service: files become a tokenizer, a template and a process that generates, and prove themselves.
+
+The counterpart of ``penstock.hosting.loading`` for variants that answer token by token: the one way from verified files
+to a model that answers texts, for the device and the core. Golden vectors are replayed through the very process that
+will serve: every token has to be equal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+from penstock.artifact import golden
+from penstock.artifact.manifests import VariantSpec
+from penstock.artifact.variant_files import VariantFiles
+from penstock.errors import ArtifactError, PenstockError
+from penstock.generation import chat_template, golden_chats, tokenizer
+from penstock.generation.values import GenerationRequest, TokenEvent
+from penstock.hosting.generation.frames import Model
+from penstock.hosting.generation.process import Measures, ProcessGenerator
+from penstock.hosting.generation.prompts import Vocabulary
+from penstock.hosting.generation.settings import GenerationSettings
+from penstock.process.telemetry import LogSettings, log
+from penstock.runtime.generation import EngineFacts
+
+ENGINES = frozenset({"genai"})
+"""Engines of variants that answer token by token; others answer with arrays (``penstock.hosting.loading``)."""
+
+PROMPT_IDS, TOKEN_IDS = "prompt_ids", "token_ids"
+"""Names of the golden arrays of such a variant: prompts [R, P], and the tokens [R, K] that follow them greedily."""
+
+_TEMPLATES = (chat_template.FILE, golden_chats.FILE)
+_LOG = logging.getLogger(__name__)
+
+
+def read_files(directory: Path) -> dict[str, bytes]:
+    """Read those files of a model that say how it reads prompts."""
+    names = (*tokenizer.FILES, *_TEMPLATES)
+    return {name: (directory / name).read_bytes() for name in names if (directory / name).is_file()}
+
+
+class TextModel:
+    """One language model that answers.
+
+    Attributes:
+        spec: of its variant.
+        reads: how it reads prompts.
+        generator: makes tokens.
+    """
+
+    def __init__(self, spec: VariantSpec, reads: Vocabulary, generator: ProcessGenerator) -> None:
+        self.spec, self.reads, self.generator = spec, reads, generator
+
+    def __repr__(self) -> str:
+        return f"TextModel({self.spec.model!r}, {self.generator!r})"
+
+    @property
+    def facts(self) -> EngineFacts:
+        """Return what its engine can take."""
+        return self.generator.facts
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return what a token stands for."""
+        return self.reads.tokenizer.pieces.bytes_of(token)
+
+    def generate(
+        self, request: GenerationRequest, *, deadline: float, priority: int = 0
+    ) -> AsyncGenerator[TokenEvent, None]:
+        """Answer; see :meth:`penstock.hosting.generation.generator.Generator.generate`."""
+        return self.generator.generate(request, deadline=deadline, priority=priority)
+
+    async def close(self, timeout_s: float) -> None:
+        """Give what runs ``timeout_s``, and end the process; idempotent."""
+        await self.generator.close(timeout_s)
+
+
+async def load(
+    spec: VariantSpec,
+    files: VariantFiles,
+    settings: GenerationSettings,
+    *,
+    threads: int = 0,
+    measures: Measures | None = None,
+    log_settings: LogSettings | None = None,
+) -> TextModel:
+    """Load a variant and let it prove itself: a first token, then its golden vectors.
+
+    Raises:
+        ArtifactError: files that are no model, or one that continues its golden prompts in another way on this machine.
+        InvalidInput: an engine or provider that is not known here. MissingExtra: a library is not installed.
+        Unavailable: its process ended, or made no token in time.
+    """
+    directory = files.weights.parent
+    reads = await asyncio.to_thread(_vocabulary, spec, directory)
+    options = settings.options(spec.provider, threads=threads)
+    model = Model(engine=spec.engine, directory=str(directory), options=options)
+    generator = ProcessGenerator(
+        spec.model, model=model, settings=settings, measures=measures, log_settings=log_settings
+    )
+    try:
+        await generator.start()
+        await _prove(spec, files, generator)
+    except BaseException:
+        await asyncio.shield(generator.close(0.0))
+        raise
+    return TextModel(spec, reads, generator)
+
+
+def _vocabulary(spec: VariantSpec, directory: Path) -> Vocabulary:
+    contents = read_files(directory)
+    loaded, template = tokenizer.load(contents), chat_template.load(contents)
+    if template is not None:
+        golden_chats.check(contents, loaded, template)
+    return Vocabulary(tokenizer=loaded, template=template, answer=spec.answer or None)
+
+
+async def _prove(spec: VariantSpec, files: VariantFiles, generator: ProcessGenerator) -> None:
+    """Continue the golden prompts and compare every token."""
+    if files.is_golden_damaged:
+        return
+    if files.golden is None:
+        log(_LOG, logging.WARNING, "no golden vectors: nothing shows that this machine computes what was compiled",
+            model=spec.model, role=spec.role, target=spec.target)  # fmt: skip
+        return
+    expected = golden.decode(files.golden)
+    try:
+        prompts, tokens = expected.inputs[PROMPT_IDS], expected.outputs[TOKEN_IDS]
+    except KeyError as error:
+        raise ArtifactError(f"golden vectors of a language model need {PROMPT_IDS} and {TOKEN_IDS}") from error
+    for row, (prompt, wanted) in enumerate(zip(prompts.tolist(), tokens.tolist(), strict=True)):
+        request = GenerationRequest(
+            id=f"golden-{row}", prompt_ids=tuple(prompt), max_new_tokens=len(wanted), ignore_end=True
+        )
+        try:
+            async with contextlib.aclosing(generator.generate(request, deadline=math.inf)) as events:
+                found = [event.token async for event in events]
+        except PenstockError as error:
+            raise ArtifactError(f"{spec.model}: golden prompt {row} is not continued: {error.message}") from error
+        if found != wanted:
+            place = next(at for at, (one, other) in enumerate(zip(found, wanted, strict=True)) if one != other)
+            raise ArtifactError(
+                f"{spec.model}, {spec.role} variant for {spec.target}: golden prompt {row} is continued with token "
+                f"{found[place]} at place {place}, where it was {wanted[place]} when it was compiled"
+            )

@@ -1,0 +1,156 @@
+"""The core answers texts: pushed, proved in a process of its own, asked through the plane."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from cloud_core.registry.registry import Registry
+from cloud_core.serving.texts import TextPlane
+from cloud_core.settings import ServingSettings, TenantSettings
+from penstock.artifact.layout import Layout, VariantDraft
+from penstock.errors import InvalidInput, QuotaExceeded, Unavailable
+from penstock.generation.plane import Chat, TextAnswer, TextRequest
+from penstock.generation.values import TokenEvent
+from tests.cloud_core.rig import Rig, rig_of, soon
+from tests.language import CLOUD, NAME, golden_of, references, text_draft, text_layout
+from tests.penstock.hosting.rig import rows
+
+Put = Callable[..., Any]
+
+
+@pytest.fixture
+async def rig(registry: Registry) -> AsyncIterator[Rig]:
+    made = rig_of(registry, ServingSettings())
+    yield made
+    await made.controller.close(0.0)
+
+
+async def ask(rig: Rig, request: TextRequest) -> tuple[TextAnswer, list[TokenEvent]]:
+    plane = TextPlane(rig.plane, ServingSettings())
+    with plane.admit(rig.context(), request.model, request.version, 100) as ticket:
+        answer = await plane.generate(ticket, rig.context(), request)
+        return answer, [event async for event in answer.events]
+
+
+async def test_a_pushed_model_answers_as_the_engine_that_built_it_does(rig: Rig, put: Put, tmp_path: Path) -> None:
+    await put(rig.registry, text_layout(tmp_path))
+    await rig.settle()
+    assert [state.state for state in rig.controller.index()] == ["READY"]
+    row = max(references(CLOUD), key=lambda one: min(one["margins"][:4]))
+    prompt = tuple(row["ids"])
+    answer, events = await ask(rig, TextRequest(model=NAME, prompt=prompt, max_new_tokens=4, stop=()))
+    assert [event.token for event in events] == row["new"][:4]
+    last = events[-1]
+    assert last.finish == "length"
+    assert last.usage is not None
+    assert (last.usage.prompt_tokens, last.usage.completion_tokens) == (len(prompt), 4)
+    assert answer.account["served_by"] == "cloud"
+    assert answer.prompt_ids == prompt
+
+
+async def test_an_open_request_is_answered_as_certified(rig: Rig, put: Put, tmp_path: Path) -> None:
+    await put(rig.registry, text_layout(tmp_path))
+    await rig.settle()
+    answer, events = await ask(rig, TextRequest(model=NAME, prompt="import os\nimport "))
+    assert 0 < len(events) <= 16
+    assert "\n" not in "".join(event.text for event in events)
+    _, same = await ask(rig, TextRequest(model=NAME, prompt=tuple(answer.prompt_ids)))
+    assert [event.token for event in same] == [event.token for event in events]
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"prompt": ()}, "no tokens"),
+    ({"prompt": (1, 99999)}, "vocabulary"),
+    ({"prompt": "x", "max_new_tokens": 100_000}, "room for 512"),
+    ({"prompt": (1,) * 600}, "600 tokens"),
+    ({"prompt": Chat(messages=({"role": "user", "content": "hi"},))}, "chat template"),
+    ({"prompt": "\ud800"}, "surrogate"),
+]
+
+
+async def test_what_cannot_be_answered_is_refused_in_words(rig: Rig, put: Put, tmp_path: Path) -> None:
+    await put(rig.registry, text_layout(tmp_path))
+    await rig.settle()
+    for changes, message in REFUSED:
+        with pytest.raises(InvalidInput, match=message):
+            await ask(rig, TextRequest(**{"model": NAME, **changes}))
+        assert rig.measures.inflight == 0
+    with pytest.raises(InvalidInput, match="/v1/chat/completions"):  # and rows of numbers
+        await rig.infer(rows(1), model=NAME)
+
+
+async def test_a_model_that_continues_otherwise_than_when_it_was_compiled_is_not_served(
+    rig: Rig, put: Put, tmp_path: Path
+) -> None:
+    draft = text_draft("cloud", CLOUD)
+    layout = Layout.create(tmp_path / "wrong")
+    wrong = VariantDraft(spec=draft.spec, weights=draft.weights, golden=golden_of(CLOUD, shift=1), files=draft.files)
+    layout.pack([wrong], tag="v1")
+    await put(rig.registry, layout)
+    await rig.settle()
+    (state,) = rig.controller.index()
+    assert state.state == "UNAVAILABLE"
+    assert "golden prompt 0" in state.reason
+
+
+async def test_a_crash_costs_its_own_generations_and_the_next_is_answered(rig: Rig, put: Put, tmp_path: Path) -> None:
+    await put(rig.registry, text_layout(tmp_path))
+    await rig.settle()
+    (served,) = rig.plane.served_texts()
+    plane = TextPlane(rig.plane, ServingSettings())
+    request = TextRequest(model=NAME, prompt=(1, 2, 3), max_new_tokens=400, stop=())
+    with plane.admit(rig.context(), NAME, "", 100) as ticket:
+        answer = await plane.generate(ticket, rig.context(), request)
+        await anext(answer.events)
+        pid = served.model.generator.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(Unavailable, match="started again"):
+            async for _ in answer.events:
+                pass
+    assert rig.plane.is_live
+    await soon(lambda: not served.problem)
+    _, events = await ask(rig, TextRequest(model=NAME, prompt=(1, 2, 3), max_new_tokens=2, stop=()))
+    assert len(events) == 2
+
+
+async def test_unloading_ends_the_process(rig: Rig, put: Put, tmp_path: Path) -> None:
+    await put(rig.registry, text_layout(tmp_path))
+    await rig.settle()
+    (served,) = rig.plane.served_texts()
+    pid = served.model.generator.pid
+    assert pid is not None
+    await rig.controller.close(0.0)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+async def test_a_tenant_pays_for_what_was_made_also_when_its_client_goes_away(
+    rig: Rig, put: Put, tmp_path: Path
+) -> None:
+    await put(rig.registry, text_layout(tmp_path))
+    await rig.settle()
+    tenant = TenantSettings(name="acme", token="a-long-token", tokens_per_day=60)
+    plane = TextPlane(rig.plane, ServingSettings(), [tenant])
+    context = msgspec.structs.replace(rig.context(), tenant="acme")
+    request = TextRequest(model=NAME, prompt=(1,) * 10, max_new_tokens=50, stop=())
+    with plane.admit(context, NAME, "", 100) as ticket:
+        answer = await plane.generate(ticket, context, request)
+        await anext(answer.events)
+        await anext(answer.events)
+        with pytest.raises(QuotaExceeded, match="0 of 60 a day are left"):  # all of it is set aside meanwhile
+            await anext((await plane.generate(ticket, context, request)).events)
+        await answer.events.aclose()
+        assert plane.accounts.tokens == {"acme": 12}
+        never_read = await plane.generate(ticket, context, request)
+        await never_read.events.aclose()
+        short = TextRequest(model=NAME, prompt=(1,) * 10, max_new_tokens=38, stop=())
+        assert len([event async for event in (await plane.generate(ticket, context, short)).events]) == 38
+        assert plane.accounts.tokens == {"acme": 60}
