@@ -175,7 +175,6 @@ class GenerationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_field
     line: LineSettings = LineSettings()
     worker: WorkerSettings = WorkerSettings()
     remote: RemoteSettings = RemoteSettings()
-=======
 
     def options(self, provider: str, *, threads: int = 0) -> GenerationOptions:
         """Return what an engine is loaded with.
