@@ -12,7 +12,6 @@ import click
 import msgspec
 
 from cloud_core.settings import ENV_PREFIX, CoreSettings, check
-from penstock.cli.artifact_view import size
 from penstock.cli.output import output_option, print_fields, print_json, print_result, print_table
 from penstock.errors import InvalidInput, Unavailable
 from penstock.process import config
@@ -21,6 +20,7 @@ from penstock.process.telemetry import flush_log, setup_service_logging
 from penstock.rest.connection import ask
 from penstock.rest.exchange import Answer
 from penstock.rest.status import error_from_http
+from penstock.wording import size
 
 _ASK_TIMEOUT_S = 5.0
 _GC_TIMEOUT_S = 600.0  # a registry of many large blobs is looked through, and each is unlinked
@@ -259,7 +259,7 @@ def _print_garbage(found: dict[str, Any]) -> None:
 
 
 def _counted(totals: dict[str, Any]) -> str:
-    """Say ``2 blobs, 1 upload, 3.5 MiB``."""
+    """Say ``2 blobs, 1 upload, 3.5 MB``."""
     counts = {kind: total["count"] for kind, total in totals.items() if total["count"]}
     if not counts:
         return "nothing"

@@ -20,6 +20,7 @@ from datetime import datetime, timedelta
 from cloud_core.policy.gate_settings import Gate, alpha_of_pooled, alpha_of_test, audits_needed
 from cloud_core.policy.observations import Observation, Outcome, Tally, Wave, outcomes_of, tally
 from cloud_core.policy.verdicts import GateTest, GateVerdict, Verdict
+from penstock import wording
 from penstock.policy.power import detectable_rate, detectable_share
 from penstock.policy.sequential import e_value_above
 
@@ -152,7 +153,8 @@ def _test_failures(case: Case) -> GateTest:
     ) / 2
     if e_value >= 1 / case.alpha:
         verdict: Verdict = "fail"
-        count = f"{both.failed} of {both.devices} devices failed to update, tolerated {gate.max_failure_rate:.1%}"
+        tolerated = wording.percent(gate.max_failure_rate)
+        count = f"{both.failed} of {both.devices} devices failed to update, tolerated {tolerated}"
         reason = f"{count}: {_failures_text(case)} ({_evidence_text(e_value, case.alpha)})"
     else:
         verdict, reason = "pass", f"{_devices(own.devices - own.failed)} committed, {own.failed} failed"
@@ -182,8 +184,8 @@ def _test_tolerated(case: Case) -> GateTest:
     own, both, limit = case.own, case.own + case.earlier, case.gate.max_failure_rate
     counted, where = (own, "this wave") if own.share >= both.share else (both, "the waves so far")
     is_above = counted.share > limit
-    count = f"{counted.failed} of {_devices(counted.devices)} of {where} failed ({counted.share:.1%})"
-    count += f", tolerated {limit:.1%}"
+    count = f"{counted.failed} of {_devices(counted.devices)} of {where} failed ({wording.percent(counted.share)})"
+    count += f", tolerated {wording.percent(limit)}"
     seen = detectable_share(own.devices, limit, case.gate.power)
     worth = f"a rate of {seen:.0%} would have shown with a chance of {case.gate.power:.0%}" if own.devices else ""
     return GateTest(
@@ -221,7 +223,7 @@ def _test_reached(case: Case) -> GateTest:
     reason = "all devices were told to update"
     if unreached:
         count = f"{len(unreached)} of {_devices(len(case.outcomes))} not reached yet ({named})"
-        reason = f"{count}, tolerated {gate.max_unreached_rate:.0%} after {gate.max_unreached_s:g} s"
+        reason = f"{count}, tolerated {wording.percent(gate.max_unreached_rate)} after {gate.max_unreached_s:g} s"
     return GateTest(
         name="reached",
         verdict="hold" if case.awaits_unreached else "pass",
@@ -347,8 +349,8 @@ def _failure(device: Observation, gate: Gate) -> str:
 def _audit_text(harm: int, audited: int, promised: float | None) -> str:
     if promised is None:
         return "no certificate, so nothing is kept on the device and nothing audited"
-    share = f" ({harm / audited:.1%})" if audited else ""
-    return f"{harm} of {audited} audited rows harmful{share}, promised at most {promised:.1%}"
+    share = f" ({wording.percent(harm / audited)})" if audited else ""
+    return f"{harm} of {audited} audited rows harmful{share}, promised at most {wording.bound(promised)}"
 
 
 def _evidence_text(e_value: float, alpha: float) -> str:
@@ -359,7 +361,8 @@ def _power_text(case: Case, audited: int, needed: int) -> str:
     """Write how many rows there are, and which harm they would have shown."""
     promised, power = case.promised_harm or 0.0, case.gate.power
     seen = detectable_rate(audited, promised, alpha_of_pooled(case.alpha), power)
-    worth = f"harm of {seen:.1%} would have shown with a chance of {power:.0%}" if seen < 1 else "too few to see harm"
+    shown = f"harm of {wording.percent(seen)} would have shown with a chance of {power:.0%}"
+    worth = shown if seen < 1 else "too few to see harm"
     return f"{audited} of {needed} audited rows; {worth}"
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from compiler.artifact import plots, wording
+from compiler.artifact import plots
 from compiler.artifact.evaluation import NOISY_CLOCK, CurvePoint, Evaluation, TargetEvaluation
+from penstock import wording
 from penstock.artifact.certificates import Certificate
 from penstock.errors import missing_extra
 
@@ -17,6 +18,9 @@ except ImportError as error:  # the library is behind an extra
     raise missing_extra("jinja2", "compile", "writing the report") from error
 
 _TEMPLATES = Path(__file__).parent / "templates"
+_FILTERS = (
+    "percent", "count", "interval", "counted", "points", "allowed", "confidence", "change", "times", "size", "short",
+)  # fmt: skip
 _USES: Mapping[str, str] = {
     "ranges": "integer ranges",
     "tune": "the gate, the temperature and the choice of the score",
@@ -34,18 +38,7 @@ def render(evaluation: Evaluation) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "percent": wording.percent,
-        "count": wording.count,
-        "interval": wording.interval,
-        "counted": wording.counted,
-        "points": wording.points,
-        "allowed": wording.allowed,
-        "times": wording.times,
-        "size": wording.size,
-        "ms": wording.milliseconds,
-        "short": wording.short,
-    }
+    environment.filters |= {name: getattr(wording, name) for name in _FILTERS} | {"ms": wording.milliseconds}
     return environment.get_template("report.html.j2").render(
         e=evaluation,
         targets=[(target, _pictures(evaluation, target), refusals(target)) for target in evaluation.targets],
@@ -72,7 +65,7 @@ def refusals(target: TargetEvaluation) -> list[tuple[str, str]]:
             (
                 f"Any threshold below {certificate.threshold:.4f}",
                 f"At {loosest.threshold:.4f}, {_harmful(loosest.harm, certificate)} harmful: too many to rule out, at "
-                f"{100 * (1 - certificate.delta):g}% confidence, a true harm above "
+                f"{wording.confidence(certificate.delta)} confidence, a true harm above "
                 f"{wording.allowed(certificate.max_harm)} points. It would have kept "
                 f"{wording.percent(loosest.coverage)}.",
             )

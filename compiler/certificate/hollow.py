@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from compiler.certificate.binomial import sign_test
 from compiler.certificate.columns import CertifyData, Integers, differ
+from penstock import wording
 from penstock.artifact.certificates import Caveat, CaveatKind
 
 Rows = NDArray[np.bool_]
@@ -87,7 +88,7 @@ def suspicion(cloud: Integers, labels: Integers) -> str:
     if is_shifted and _is_far_better(_equal(cloud, labels + moved), labels):
         words = "less" if moved == 1 else "more"
         return (
-            f"For {shift:.1%} of the examples the label is one {words} than the cloud's class: "
+            f"For {wording.percent(shift)} of the examples the label is one {words} than the cloud's class: "
             "are labels counted from another number than classes, or has one of the two a class for the background? "
         )
     if reordered < _SUSPICION_SHARE or not _is_far_better(_equal(renamed, other), other):
@@ -95,8 +96,8 @@ def suspicion(cloud: Integers, labels: Integers) -> str:
     pairs = [f"{answer} for {label}" for answer, label in sorted(order.items()) if answer != label]
     listed = ", ".join(pairs[:_NAMED]) + (", ..." if len(pairs) > _NAMED else "")
     return (
-        f"With classes in another order ({listed}) the cloud is right for {reordered:.1%} of them: is the order of "
-        "model.labels, or of the folders, that of the model's outputs? "
+        f"With classes in another order ({listed}) the cloud is right for {wording.percent(reordered)} of them: is the "
+        "order of model.labels, or of the folders, that of the model's outputs? "
     )
 
 

@@ -33,6 +33,7 @@ from compiler.certificate.binomial import check_promise, samples_needed
 from compiler.certificate.columns import CertifyData, check
 from compiler.certificate.units import Part
 from compiler.recipe.certificate_section import CertificateSection
+from penstock import wording
 from penstock.artifact.certificates import Group, Harm, Test
 from penstock.errors import CalibrationError
 
@@ -238,7 +239,7 @@ def check_enough(
     """
     minimum = samples_needed(max_harm, delta)
     unit = "examples" if clusters is None else "clusters"
-    promised = f"promise at most {100 * max_harm:g} points of harm with {100 * (1 - delta):.4g}% confidence"
+    promised = f"promise at most {wording.allowed(max_harm)} points of harm with {wording.confidence(delta)} confidence"
     (n,) = units.count(rows, None, clusters).values()
     if n < minimum:
         raise CalibrationError(
@@ -329,8 +330,8 @@ def _refusal(data: CertifyData, part: Part, grid: Floats, max_harm: float) -> Ca
     where = f" of group {part.name!r}" if part.name else ""
     found = (
         f"even at the strictest threshold that keeps anything ({grid[first]:.6g}), {part.harm[first]} of {part.n} "
-        f"certifying {unit}{where} are harmful, which does not show a harm of at most {100 * max_harm:g} points with "
-        f"{100 * (1 - part.delta):.4g}% confidence"
+        f"certifying {unit}{where} are harmful, which does not show a harm of at most "
+        f"{wording.allowed(max_harm)} points with {wording.confidence(part.delta)} confidence"
     )
     if needed is None:
         return CalibrationError(f"{found}. More {unit} would not help: use a better edge variant, or promise less")

@@ -30,6 +30,7 @@ from compiler.certificate.gain import Gain, Part, gain
 from compiler.certificate.learn_then_test import THRESHOLDS
 from compiler.certificate.ranking import Ranking, ranking
 from compiler.recipe.certificate_section import AUTO, CertificateSection
+from penstock import wording
 from penstock.artifact.certificates import Harm
 from penstock.errors import CalibrationError
 from penstock.policy import confidence
@@ -280,12 +281,12 @@ def _reason_of_gain(added: Gain, *, is_shown: bool) -> str:
 
 
 def _reason(chosen: str, coverage: Mapping[str, float], promise: CertificateSection, n: int) -> str:
-    harm = f"{100 * promise.levels[0]:g} points of harm"
+    harm = f"{wording.allowed(promise.levels[0])} points of harm"
     if promise.score != AUTO:
         return f"{chosen} is the score the recipe names"
     if not any(coverage.values()):
         return f"no score is expected to keep anything within {harm} on {n} tuning examples; {chosen} is the simplest"
-    others = ", ".join(f"{name} {share:.1%}" for name, share in coverage.items() if name != chosen)
+    others = ", ".join(f"{name} {wording.percent(share)}" for name, share in coverage.items() if name != chosen)
     is_best = coverage[chosen] == max(coverage.values())
     why = "is expected to keep most" if is_best else "is the simplest of those expected to keep most"
-    return f"{chosen} {why}, {coverage[chosen]:.1%} within {harm} on {n} tuning examples ({others})"
+    return f"{chosen} {why}, {wording.percent(coverage[chosen])} within {harm} on {n} tuning examples ({others})"

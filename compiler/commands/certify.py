@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from penstock import wording
 from penstock.artifact.certificates import Level
 from penstock.cli.default_group import DefaultGroup
 from penstock.cli.keys import is_signed, key_option, signing
@@ -155,12 +156,14 @@ def _print_outcomes(outcomes: list[Outcome]) -> None:
         if one.certificate is None:
             continue
         for refused in one.certificate.refused:
-            click.echo(f"{one.role}/{one.target} at {refused.max_harm:g}: refused: {refused.reason}")
+            where = f"{one.role}/{one.target} at {wording.allowed(refused.max_harm)} points"
+            click.echo(f"{where}: refused: {refused.reason}")
         for level in one.certificate.levels:
             for group in level.groups:
+                where = f"{one.role}/{one.target} at {wording.allowed(level.max_harm)} points"
                 click.echo(
-                    f"{one.role}/{one.target} at {level.max_harm:g}, {one.certificate.group_by} {group.name}: "
-                    f"{group.coverage:.1%} on device, {group.harm_count} of {group.n} harmful"
+                    f"{where}, {one.certificate.group_by} {group.name}: "
+                    f"{wording.percent(group.coverage)} on device, {group.harm_count} of {group.n} harmful"
                 )
         if one.certificate.rows:
             what = f"{one.certificate.n} {one.certificate.unit_name} of {one.certificate.rows} examples"
@@ -171,12 +174,12 @@ def _print_outcomes(outcomes: list[Outcome]) -> None:
 
 def _cells(level: Level) -> list[str]:
     return [
-        f"{100 * level.max_harm:g}%",
+        f"{wording.allowed(level.max_harm)} points",
         f"{level.threshold:.6g}",
-        f"{level.coverage:.1%}",
-        f"{level.coverage_low:.1%} to {level.coverage_high:.1%}",
+        wording.percent(level.coverage),
+        wording.between(level.coverage_low, level.coverage_high),
         f"{level.harm_count} of {level.n}",
-        f"{level.audit_max_harm:.2%}",
+        wording.bound(level.audit_max_harm),
     ]
 
 

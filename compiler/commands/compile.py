@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compiler.commands import distill, shard
+from penstock import wording
 from penstock.cli.default_group import DefaultGroup
 from penstock.cli.keys import key_option, signing
 from penstock.cli.output import is_interactive, print_fields, print_json, print_table, progress
@@ -297,7 +298,8 @@ def _print_result(compiled: Compiled, output: str) -> None:
         if change is not None:
             click.echo(
                 f"\n{name}: perplexity {change['before']:.2f} -> {change['after']:.2f} "
-                f"({change['increase']['value']:+.1%}); the cloud's is {evaluation.generation['cloud_perplexity']:.2f}"
+                f"({wording.change(change['increase']['value'])}); the cloud's is "
+                f"{evaluation.generation['cloud_perplexity']:.2f}"
             )
     click.echo()
     _print_variants(evaluation)
@@ -319,14 +321,12 @@ def _promise_words(target: Any) -> str:
 
 
 def _print_candidates(evaluation: Evaluation) -> None:
-    from compiler.artifact import wording
-
     for target in evaluation.targets:
         rows = [
             [
                 ("> " if line.ships else "  ") + line.name,
                 "-" if line.quality is None else wording.percent(line.quality),
-                "-" if line.drop is None else f"{100 * line.drop.value:+.2f}",
+                "-" if line.drop is None else wording.points(line.drop.value),
                 "-" if line.drop is None else wording.points(line.drop.bound),
                 _latency(line.speed, "1", wording.milliseconds),
                 _latency(line.speed, "32", wording.milliseconds),
@@ -349,11 +349,13 @@ def _latency(speed: Speed | None, batch: str, words: Any) -> str:
 
 
 def _print_variants(evaluation: Evaluation) -> None:
-    from compiler.artifact.wording import count, interval, percent
-
     def row(name: str, quality: Share | None, on_device: float | Share) -> list[str]:
-        cells = ["-", "", ""] if quality is None else [percent(quality), count(quality), interval(quality)]
-        return [name, *cells, percent(on_device)]
+        cells = (
+            ["-", "", ""]
+            if quality is None
+            else [wording.percent(quality), wording.count(quality), wording.interval(quality)]
+        )
+        return [name, *cells, wording.percent(on_device)]
 
     rows = []
     for target in evaluation.targets:

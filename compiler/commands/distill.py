@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from penstock import wording
 from penstock.cli.output import print_fields, print_result, print_table, progress, shown
 from penstock.errors import ConfigError
 
@@ -201,7 +202,13 @@ def _print(student: Student) -> None:
     every = max(1, len(found.curve) // 10)
     shown = [epoch for index, epoch in enumerate(found.curve, 1) if index % every == 0 or index == found.best_epoch]
     rows = [
-        [epoch.phase, epoch.epoch, f"{epoch.train_loss:.4f}", f"{epoch.validation_loss:.4f}", f"{epoch.correct:.1%}"]
+        [
+            epoch.phase,
+            epoch.epoch,
+            f"{epoch.train_loss:.4f}",
+            f"{epoch.validation_loss:.4f}",
+            wording.percent(epoch.correct),
+        ]
         for epoch in shown
     ]
     print_table(["phase", "epoch", "loss", "validation", "right"], rows)
@@ -210,15 +217,16 @@ def _print(student: Student) -> None:
         "student": f"{student.path}  {found.size_bytes:,} bytes, {found.parameters:,} parameters",
         "digest": found.digest,
         "training": f"{found.train_rows} rows, best epoch {found.best_epoch} of {found.epochs} ({found.stop})",
-        "agreement": f"{figures.agreement:.1%} as the teacher on {figures.rows} validation rows",
+        "agreement": f"{wording.percent(figures.agreement)} as the teacher on {figures.rows} validation rows",
     }
-    if figures.accuracy is not None:
-        fields["accuracy"] = f"{figures.accuracy:.1%}, teacher {figures.teacher_accuracy:.1%}"
+    if figures.accuracy is not None and figures.teacher_accuracy is not None:
+        fields["accuracy"] = f"{wording.percent(figures.accuracy)}, teacher {wording.percent(figures.teacher_accuracy)}"
     fields["calibration"] = (
         f"error {figures.calibration_error:.3f}, {figures.calibrated_error:.3f} at temperature {figures.temperature:g}"
     )
     fields["could keep"] = ", ".join(
-        f"{share:.1%} at {float(harm):.1%} harm" for harm, share in figures.coverage_at_harm.items()
+        f"{wording.percent(share)} at {wording.allowed(float(harm))} points of harm"
+        for harm, share in figures.coverage_at_harm.items()
     )
     sizes = ", ".join(map(str, found.batches))
     fields["export"] = f"differs from torch by {found.largest_difference:g} at most, batches of {sizes}"

@@ -12,6 +12,7 @@ import click
 
 from penstock.cli.output import print_json, print_table, progress
 from penstock.errors import Conflict
+from penstock.wording import size
 
 _STAGES_FILE = "stages.json"
 
@@ -76,8 +77,6 @@ def _print(document: dict[str, Any], out: Path, output: str) -> None:
     if output == "json":
         print_json({"directory": out, **document})
         return
-    from compiler.artifact.wording import size
-
     rows = [
         [
             stage["file"],

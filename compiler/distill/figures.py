@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from penstock import wording
 from penstock.policy import confidence
 from penstock.policy.confidence import Kind
 from penstock.wire.tensors import Array
@@ -160,11 +161,15 @@ def difference(exported: Array, torch: Array, kind: Kind) -> float:
 def summary(metrics: Metrics) -> str:
     """Return one line for people."""
     figures = metrics.validation
-    how = "" if figures.accuracy is None else f"{figures.accuracy:.1%} right (teacher {figures.teacher_accuracy:.1%}), "
+    how = ""
+    if figures.accuracy is not None and figures.teacher_accuracy is not None:
+        teacher = wording.percent(figures.teacher_accuracy)
+        how = f"{wording.percent(figures.accuracy)} right (teacher {teacher}), "
     stop = {"epochs": "", "patience": ", no better since", "time": ", out of time"}[metrics.stop]
     return (
-        f"{metrics.parameters:,} parameters, {how}{figures.agreement:.1%} as the teacher on {figures.rows} validation "
-        f"rows; {metrics.train_rows} rows, epoch {metrics.best_epoch} of {metrics.epochs}{stop}"
+        f"{metrics.parameters:,} parameters, {how}{wording.percent(figures.agreement)} as the teacher on "
+        f"{figures.rows} validation rows; {metrics.train_rows} rows, epoch {metrics.best_epoch} of "
+        f"{metrics.epochs}{stop}"
     )
 
 

@@ -33,7 +33,7 @@ from compiler.recipe.distill_section import (
     learning_rate,
     student_of,
 )
-from penstock import toolchain
+from penstock import toolchain, wording
 from penstock.artifact.blobs import digest_of, digest_of_file, disk_errors, write_atomically
 from penstock.artifact.manifests import canonical_json
 from penstock.errors import CompileError, ConfigError, InvalidInput
@@ -316,7 +316,8 @@ def _no_better(said: Array, teacher: Array, labels: Array | None) -> tuple[str, 
     if float(np.mean(said.argmax(axis=1) == right)) > most:
         return ()
     return (
-        f"the student is no better than always giving the commonest class ({most:.1%}): try another learning rate (a "
+        f"the student is no better than always giving the commonest class ({wording.percent(most)}): try another "
+        "learning rate (a "
         "tenth of it, if the loss jumps), more epochs, or a larger student",
     )
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.generation.built_model import Likelihoods
+from penstock import wording
 from penstock.errors import CompileError
 
 Floats = NDArray[np.float64]
@@ -97,11 +98,13 @@ def refusal(found: PerplexityChange, *, max_increase: float) -> str:
     if found.bound <= max_increase:
         return ""
     seen = (
-        f"perplexity {found.before:.4g} -> {found.after:.4g}: {found.increase.value:+.1%} "
-        f"({found.increase.low:+.1%} to {found.increase.high:+.1%}), {max_increase:.1%} allowed"
+        f"perplexity {found.before:.4g} -> {found.after:.4g}: {wording.change(found.increase.value)} "
+        f"({wording.change(found.increase.low)} to {wording.change(found.increase.high)}), "
+        f"{wording.percent(max_increase)} allowed"
     )
     if found.increase.value <= max_increase:
-        return f"{seen}. {found.tokens} tokens leave up to {found.bound:+.1%}: give more texts, or allow more"
+        left = wording.change(found.bound)
+        return f"{seen}. {found.tokens} tokens leave up to {left}: give more texts, or allow more"
     return f"{seen}. Use smaller blocks (block_size), another algorithm (k_quant) or int8, or allow more"
 
 

@@ -25,6 +25,7 @@ from compiler.certificate.binomial import (
     upper_bound,
 )
 from compiler.recipe.choices import Objective
+from penstock import wording
 
 MAX_PROBES = 9
 """Numbers of restored operators that are tried at most, enough for a thousand operators (see :func:`next_probe`): each
@@ -319,7 +320,7 @@ def _no_faster(speedup: Speedup, noise: float) -> str:
 
 
 def _points(share: float) -> str:
-    return f"{100 * share:.2f} points"
+    return f"{wording.points(share)} points"
 
 
 def _ratio(numerator: float, denominator: float) -> str:

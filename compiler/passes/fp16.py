@@ -22,6 +22,7 @@ from compiler.graph.onnx_libraries import TensorProto, helper, numpy_helper, onn
 from compiler.passes import integers
 from compiler.passes.job import MODEL_FILE, PassJob, PassResult
 from compiler.passes.options import decode
+from penstock import wording
 from penstock.errors import CompileError, missing_extra
 
 try:
@@ -324,7 +325,7 @@ def _result(
         model=MODEL_FILE,
         summary=(
             f"{len(half)} operators in half precision, {len(kept)} kept in float32 by name; weights "
-            f"{before / 2**20:.3g} MiB to {after / 2**20:.3g}; answers within {error:.1g} of the float32 ones"
+            f"{wording.size(before)} to {wording.size(after)}; answers within {error:.1g} of the float32 ones"
         ),
         facts={
             "half_nodes": len(half),

@@ -21,7 +21,7 @@ from compiler.generation import gguf
 from compiler.passes.job import PassJob, PassResult
 from compiler.passes.options import decode
 from compiler.recipe.targets import Target
-from penstock import toolchain
+from penstock import toolchain, wording
 from penstock.artifact.blobs import disk_errors
 from penstock.errors import ArtifactError, CompileError, ConfigError, InvalidInput
 from penstock.generation import chat_template, golden_chats, tokenizer
@@ -219,9 +219,9 @@ def _write_chats(out: Path, facts: dict[str, Any]) -> None:
 def _summary(options: Options, facts: dict[str, Any]) -> str:
     quantized, other = facts["quantized_weight_bytes"], facts["other_weight_bytes"]
     if options.precision not in _INTEGERS:
-        return f"{facts['architecture']} in {options.precision}, {other / 1e6:.1f} MB of weights"
+        return f"{facts['architecture']} in {options.precision}, {wording.size(other)} of weights"
     share = quantized / max(quantized + other, 1)
     return (
         f"{facts['architecture']}: {options.precision} by blocks of {options.block_size} ({options.algorithm}), "
-        f"{(quantized + other) / 1e6:.1f} MB of weights, {share:.0%} of it quantized"
+        f"{wording.size(quantized + other)} of weights, {share:.0%} of it quantized"
     )

@@ -22,6 +22,7 @@ from compiler.graph.onnx_libraries import TensorProto, numpy_helper, onnx
 from compiler.passes import integers
 from compiler.passes.job import MODEL_FILE, PassJob, PassResult
 from compiler.passes.options import decode
+from penstock import wording
 from penstock.errors import CompileError, ConfigError
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -93,8 +94,8 @@ def _by_magnitude(job: PassJob, options: Options, model: onnx.ModelProto) -> Pas
     return PassResult(
         model=MODEL_FILE,
         summary=(
-            f"{zeros / total:.1%} of {total} weights are zero ({options.scope}); gzip {before / 2**20:.3g} MiB to "
-            f"{after / 2**20:.3g}"
+            f"{wording.percent(zeros / total)} of {total} weights are zero ({options.scope}); gzip "
+            f"{wording.size(before)} to {wording.size(after)}"
         ),
         facts={
             "method": "magnitude",

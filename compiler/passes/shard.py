@@ -23,6 +23,7 @@ from compiler.graph.onnx_libraries import onnx
 from compiler.graph.stages import DoesNotFit, Plan
 from compiler.passes.job import PassJob, PassResult
 from compiler.passes.options import decode
+from penstock import wording
 from penstock.errors import CompileError, ConfigError
 
 DOCUMENT = "stages.json"
@@ -242,12 +243,12 @@ def _chain(model: onnx.ModelProto, plan: Plan, parts: Sequence[Stage], sizes: _S
 
 
 def _result(chain: Chain, with_layouts: float) -> PassResult:
-    largest = max(entry.memory_bytes for entry in chain.stages) / _MEBIBYTE
+    largest = wording.size(max(entry.memory_bytes for entry in chain.stages))
     return PassResult(
         model=DOCUMENT,
         summary=(
-            f"{len(chain.stages)} stages, the largest of {largest:.3g} MiB; {sum(chain.crossing_bytes) / 1024:.3g} KiB "
-            "cross; bit-equal to the whole"
+            f"{len(chain.stages)} stages, the largest of {largest}; {wording.size(sum(chain.crossing_bytes))} cross; "
+            "bit-equal to the whole"
         ),
         facts={
             "stages": [msgspec.to_builtins(entry) for entry in chain.stages],

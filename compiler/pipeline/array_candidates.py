@@ -26,6 +26,7 @@ from compiler.pipeline.recipe_models import listing
 from compiler.pipeline.trials import Setting, Trial
 from compiler.progress import Doing
 from compiler.recipe.recipes import PruneSection, Recipe
+from penstock import wording
 from penstock.errors import CalibrationError, CompileError, MissingExtra
 from penstock.wire.tensors import Array, is_compatible
 
@@ -101,7 +102,7 @@ class _Bench:
             self._good = self._good_rows(self._reference)
             share = quality.share(self._good)
             metric = setting.judge.metric_name(has_labels=setting.data.tune.labels is not None)
-            doing.note(f"{metric} {share.value:.2%} on {share.n} tuning rows")
+            doing.note(f"{metric} {wording.percent(share)} on {share.n} tuning rows")
         parent = replace(parent, quality=share)
         self._base = model
         if setting.is_changed and section.prune is not None:
@@ -145,7 +146,7 @@ class _Bench:
             # the budget has to be kept at every size, so each is tested at the full level (Berger 1982)
             where, drop = max([("", own), *elsewhere], key=lambda one: one[1].bound)
             summary = f"{model.how}; costs most at {where}" if where else model.how
-            doing.note(f"{summary}; costs {100 * drop.value:.2f} points, at most {100 * drop.bound:.2f}")
+            doing.note(f"{summary}; costs {wording.points(drop.value)} points, at most {wording.points(drop.bound)}")
             return replace(
                 tried,
                 summary=f"{summary}; rows run one at a time" if tried.rows_mixed else summary,

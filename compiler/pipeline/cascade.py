@@ -17,6 +17,7 @@ from compiler.pipeline.candidates import Probed, score_figures
 from compiler.pipeline.family import Use
 from compiler.progress import Doing
 from compiler.recipe.certificate_section import CertificateSection
+from penstock import wording
 from penstock.artifact.certificates import Certificate, Subject
 from penstock.errors import CalibrationError
 
@@ -104,7 +105,7 @@ def words(certificate: Certificate | None, refusal: str) -> str:
     if certificate is None:
         return f"REFUSED: {refusal}"
     return (
-        f"{certificate.score} >= {certificate.threshold:.4f} keeps {certificate.coverage:.1%}; "
+        f"{certificate.score} >= {certificate.threshold:.4f} keeps {wording.percent(certificate.coverage)}; "
         f"{certificate.harm_count} of {certificate.n} {certificate.unit_name} harmful"
     )
 

@@ -36,7 +36,7 @@ from compiler.recipe import certificate_section, targets
 from compiler.recipe.certificate_section import CertificateSection
 from compiler.recipe.choices import Task
 from compiler.recipe.recipes import CLOUD, Recipe
-from penstock import toolchain
+from penstock import toolchain, wording
 from penstock.artifact import manifests
 from penstock.artifact.certificates import Subject
 from penstock.artifact.layout import Layout, VariantDraft, variant_digest
@@ -307,7 +307,7 @@ def _evaluated(
         evaluated = tuple(
             _target(family, variant, found, doing) for variant, found in zip(drafts.variants, cascades, strict=True)
         )
-        doing.note(f"{family.terms.metric} {whole.quality.value:.2%} (cloud)")
+        doing.note(f"{family.terms.metric} {wording.percent(whole.quality)} (cloud)")
     return Evaluation(
         model=recipe.model.name,
         version=recipe.model.version,

@@ -33,6 +33,7 @@ from compiler.pipeline.candidates import Candidate, Probed, score_figures
 from compiler.progress import Doing
 from compiler.recipe.certificate_section import AUTO, CertificateSection
 from compiler.recipe.targets import Target
+from penstock import wording
 from penstock.artifact.blobs import digest_of
 from penstock.errors import CalibrationError, CompileError
 from penstock.hosting import row_independence
@@ -283,7 +284,7 @@ def _priced(figures: ProbeFigures, trial: Trial, path: Path) -> ProbeFigures:
     """Measure what a head costs; it does not ship for more than is allowed unless the recipe names it."""
     added = cost.added_share(engine(trial.candidate.made.path), engine(path), trial.tune.inputs)
     is_dear = added.low > MAX_COST and trial.promise.score == AUTO
-    words = f"it costs {added.value:.1%} of a call ({added.low:.1%} to {added.high:.1%})"
+    words = f"it costs {wording.percent(added.value)} of a call ({wording.between(added.low, added.high)})"
     return msgspec.structs.replace(
         figures,
         cost=added,

@@ -17,6 +17,7 @@ from compiler.pipeline.cached_steps import Model
 from compiler.pipeline.candidates import Candidate, Goal
 from compiler.recipe.recipes import Recipe
 from compiler.recipe.targets import Precision
+from penstock import wording
 from penstock.errors import GateRefused
 
 CALIBRATORS = ("minmax", "percentile", "entropy")
@@ -147,6 +148,6 @@ def check_rows(setting: Setting, tried: Sequence[Trial]) -> None:
     count = "no number of rows is" if fewest is None else f"{fewest} are"
     raise GateRefused(
         f"refused: no candidate for {setting.goal.what} may ship. {rows} tuning rows are too few to show that one of "
-        f"{len(tried)} candidates costs at most {100 * setting.max_drop:g} points: {count} enough even if none is "
-        f"answered worse. {ADVICE}"
+        f"{len(tried)} candidates costs at most {wording.allowed(setting.max_drop)} points: {count} enough even if "
+        f"none is answered worse. {ADVICE}"
     )

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from penstock import wording
 from penstock.errors import ArtifactError, CertificateMismatch, ConfigError
 from penstock.policy import confidence, decoding
 
@@ -226,9 +227,9 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         first = "" if self.caveat is None else f"{self.caveat.words()}; "
         within = f" within each {self.group_by}" if self.groups else ""
         return (
-            f"{first}with {100 * (1 - self.delta):.4g}% confidence, answering locally at {self.score} >= "
-            f"{self.threshold:.4f} costs at most {100 * self.max_harm:g} points of accuracy against always asking the "
-            f"cloud{within}{self.average}"
+            f"{first}with {wording.confidence(self.delta)} confidence, answering locally at {self.score} >= "
+            f"{self.threshold:.4f} costs at most {wording.allowed(self.max_harm)} points of accuracy against always "
+            f"asking the cloud{within}{self.average}"
         )
 
     @property

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from penstock.cli.artifact_view import size
 from penstock.cli.keys import key_option
 from penstock.cli.output import output_option, print_fields, print_result, print_table, progress, shown
 from penstock.errors import NotFound, SignatureError
+from penstock.wording import size
 
 if TYPE_CHECKING:
     from penstock.artifact.layout import Layout

@@ -7,21 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from penstock import wording
 from penstock.cli.output import print_fields, print_table
 
 if TYPE_CHECKING:
     from penstock.artifact.certificates import Certificate
     from penstock.artifact.overview import Overview
     from penstock.signing.trust import TrustRoot
-
-_ONE_MIB = 1024 * 1024
-
-
-def size(count: int) -> str:
-    """Say a number of bytes in words."""
-    if count < 1024:
-        return f"{count} B"
-    return f"{count / 1024:.1f} KiB" if count < _ONE_MIB else f"{count / _ONE_MIB:.1f} MiB"
 
 
 def signers(found: Overview, root: TrustRoot | None) -> list[str]:
@@ -84,7 +76,7 @@ def show(found: Overview, signed_by: Sequence[str]) -> None:
             v.spec.target,
             v.spec.precision,
             v.spec.engine,
-            size(v.weights.size + sum(one.size for one in v.files)),
+            wording.size(v.weights.size + sum(one.size for one in v.files)),
             "yes" if v.golden else "no",
             "rows alone" if v.spec.max_batch == 1 else str(v.spec.max_batch),
             v.digest,
@@ -93,7 +85,7 @@ def show(found: Overview, signed_by: Sequence[str]) -> None:
     ]
     print_table(["role", "target", "precision", "engine", "size", "golden", "batch", "variant"], rows)
     files = [
-        (f"{v.spec.role}/{v.spec.target}", _title(one), size(one.size), one.digest)
+        (f"{v.spec.role}/{v.spec.target}", _title(one), wording.size(one.size), one.digest)
         for v in artifact.variants
         if v.files
         for one in (v.weights, *v.files)
@@ -108,7 +100,7 @@ def show(found: Overview, signed_by: Sequence[str]) -> None:
         _show_certificate(found, one)
     print_table(
         ["document", "size", "digest"],
-        [(_title(one.content), size(one.content.size), one.digest) for one in found.referrers],
+        [(_title(one.content), wording.size(one.content.size), one.digest) for one in found.referrers],
     )
     click.echo()
     for line in signed_by or ("nobody",):
@@ -127,7 +119,7 @@ def _show_certificate(found: Overview, one: Certificate) -> None:
         fits = f"no: {error.message}"
     named = f"{variant.spec.role}/{variant.spec.target}" if variant else "another artifact's variant"
     of_rows = f" (of {one.rows} examples)" if one.rows else ""
-    coverage = f"{one.coverage:.1%} ({one.coverage_low:.1%} to {one.coverage_high:.1%})"
+    coverage = f"{wording.percent(one.coverage)} ({wording.between(one.coverage_low, one.coverage_high)})"
     fields: dict[str, object] = {
         "certificate": f"{one.serial} of {named}: {one.promise()}",
         "evidence": f"{one.harm_count} harmful of {one.n} {one.unit_name}{of_rows}, {one.kept_count} kept",
@@ -135,12 +127,13 @@ def _show_certificate(found: Overview, one: Certificate) -> None:
         "fits": fits,
     }
     for level in one.levels[1:]:
-        fields[f"at {level.max_harm:g}"] = f"threshold {level.threshold:.6g}, {level.coverage:.1%} on device"
+        kept = f"{wording.percent(level.coverage)} on device"
+        fields[f"at {wording.allowed(level.max_harm)} points"] = f"threshold {level.threshold:.6g}, {kept}"
     for refused in one.refused:
-        fields[f"at {refused.max_harm:g}"] = f"refused: {refused.reason}"
+        fields[f"at {wording.allowed(refused.max_harm)} points"] = f"refused: {refused.reason}"
     for group in one.groups:
         harm = f"{group.harm_count} harmful of {group.n}"
-        fields[f"{one.group_by} {group.name}"] = f"{harm}, {group.coverage:.1%} on device"
+        fields[f"{one.group_by} {group.name}"] = f"{harm}, {wording.percent(group.coverage)} on device"
     print_fields(fields)
     click.echo()
 

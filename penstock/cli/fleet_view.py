@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from penstock import wording
 from penstock.cli.output import format_table
 from penstock.rpc.fleet import state_name
 from penstock.rpc.pb import fleet_pb2 as pb
 from penstock.wire.outcomes import HEADINGS
+from penstock.wording import short
 
 _COUNTS = ("requests", "kept", "not_finite", "audited", "audit_harm")  # what decides a wave, and broken sensors
 
@@ -39,7 +41,7 @@ def promises_text(promises: Sequence[pb.FleetPromise]) -> str:
     """Write a row for each certificate in use."""
     rows = [
         (one.model, short(one.artifact_digest), short(one.certificate_digest), one.devices, one.audited, one.audit_harm,
-         f"{one.bound:.2%}", f"{min(one.evidence, 1e15):,.0f} of {one.run_length:,.0f}", _trust(one))
+         wording.bound(one.bound), f"{min(one.evidence, 1e15):,.0f} of {one.run_length:,.0f}", _trust(one))
         for one in promises
     ]  # fmt: skip
     columns = ["model", "artifact", "certificate", "devices", "audited", "harm", "promised", "evidence", "trust"]
@@ -69,7 +71,9 @@ def actions_text(actions: Sequence[pb.OperatorAction]) -> str:
 def plan_text(plan: pb.RolloutPlan) -> str:
     """Write everything that ``apply`` will run."""
     gate = plan.gate
-    promise = f"at most {plan.promised_harm:.2%} harm" if plan.certificate_digest else "none (no certificate)"
+    promise = (
+        f"at most {wording.bound(plan.promised_harm)} harm" if plan.certificate_digest else "none (no certificate)"
+    )
     what = f"{plan.model}:{plan.version} ({short(plan.artifact_digest)})"
     is_same = not plan.is_removal and all(d.base_digest == plan.artifact_digest for d in plan.devices)
     if plan.is_removal:
@@ -78,8 +82,9 @@ def plan_text(plan: pb.RolloutPlan) -> str:
         f"plan      {plan.rollout_id}: {what}{', a new certificate only' if is_same else ''}",
         f"promise   {promise}",
         f"gate      bake {gate.bake_s:g} s, {gate.min_audited} audited rows in each wave, alpha {gate.alpha:g}, "
-        f"failures at most {gate.max_failure_rate:.1%}, silence {gate.max_silence_s:g} s, wave {gate.max_wave_s:g} s",
-        f"          switched off at most {gate.max_unreached_rate:.0%}, after {gate.max_unreached_s:g} s",
+        f"failures at most {wording.percent(gate.max_failure_rate)}, silence {gate.max_silence_s:g} s, "
+        f"wave {gate.max_wave_s:g} s",
+        f"          switched off at most {wording.percent(gate.max_unreached_rate)}, after {gate.max_unreached_s:g} s",
         f"seed      {plan.seed}",
         f"digest    {plan.plan_digest}",
         "",
@@ -124,7 +129,7 @@ def rollout_text(rollout: pb.Rollout) -> str:
             lines += [f"  {test.name:10} {_verdict(test):5} {test.reason}" for test in wave.gate.tests]
     lines += [
         f"\nfleet evidence: {one.audit_harm} of {one.audited} audited rows harmful on {one.devices} devices, "
-        f"promised at most {one.bound:.2%}: {_trust(one)} ('penstock fleet evidence')"
+        f"promised at most {wording.bound(one.bound)}: {_trust(one)} ('penstock fleet evidence')"
         for one in rollout.promises
         if one.has_alarm
     ]
@@ -165,11 +170,6 @@ def progress_line(rollout: pb.Rollout) -> str:
 def _is_done(device: pb.WaveDevice, plan: pb.RolloutPlan) -> bool:
     # of a removal, nothing is left that could be committed
     return device.active_digest == plan.artifact_digest and (plan.is_removal or device.phase == pb.COMMITTED)
-
-
-def short(digest: str) -> str:
-    """Return the first 12 hex digits of a digest."""
-    return digest.removeprefix("sha256:")[:12]
 
 
 def _agents(device: pb.Device) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from penstock import wording
 from penstock.cli.output import output_option, print_json, print_table, progress, shown
 
 _STATE_WORDS = {
@@ -191,7 +192,7 @@ def remove(names: tuple[str, ...], everything: bool, yes: bool, output: str) -> 
         print_json([{"name": name, "freed_bytes": freed} for name, freed in removed.items()])
     elif removed:
         for name, freed in removed.items():
-            click.echo(f"{name}: removed, {locations.size_words(freed) or '0 MB'} freed")
+            click.echo(f"{name}: removed, {wording.size(freed)} freed")
     else:
         click.echo("nothing to remove")
 

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import msgspec
 
+from penstock import wording
 from penstock.artifact.blobs import disk_errors
 from penstock.errors import MissingToolchain, StorageError, Unavailable
 from penstock.toolchain import child_process, gpu, locations, lock
@@ -323,8 +324,8 @@ def _refuse_if_full(root: Path, locked: Lock) -> None:
     needed = locked.disk_bytes + locked.download_bytes
     free = shutil.disk_usage(root).free
     if free < needed:
-        there = locations.size_words(free) or "0 MB"
+        there = wording.size(free)
         raise StorageError(
-            f"{root}: {there} are free and about {locations.size_words(needed)} are needed; "
+            f"{root}: {there} are free and about {wording.size(needed)} are needed; "
             f"free some space, or set {locations.ROOT_VARIABLE} to a directory on another disk"
         )

@@ -18,6 +18,7 @@ from typing import Literal
 
 import msgspec
 
+from penstock import wording
 from penstock.errors import ConfigError, MissingToolchain
 from penstock.toolchain import gpu, lock
 from penstock.toolchain.definitions import Toolchain, find
@@ -179,9 +180,7 @@ def versions_in(python: Path, packages: tuple[str, ...]) -> dict[str, str]:
 
 def size_words(size_bytes: int) -> str:
     """Return ``190 MB``, ``1.2 GB``; "" for 0, which means not known."""
-    if size_bytes <= 0:
-        return ""
-    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{max(1, round(size_bytes / 1e6))} MB"
+    return wording.size(size_bytes) if size_bytes > 0 else ""
 
 
 def _explicit(variable: str, named: str) -> Path:

@@ -120,8 +120,8 @@ def test_gc_removes_what_nothing_refers_to_from_a_core_that_runs(tmp_path: Path)
     shown = gc("--dry-run")
     assert shown.exit_code == 0, shown.output
     assert f"sha256:{old.name}" in shown.output
-    assert "would remove  1 blob, 2.0 KiB" in shown.output
-    assert "too young     1 blob, 2.0 KiB; kept for 24 h, uploads for 24 h" in shown.output
+    assert "would remove  1 blob, 2.0 kB" in shown.output
+    assert "too young     1 blob, 2.0 kB; kept for 24 h, uploads for 24 h" in shown.output
     assert set(blobs.iterdir()) == {*needed, old, young}
     found = json.loads(gc("-o", "json").stdout)
     assert found["removed"]["blob"] == {"count": 1, "size_bytes": 2048}

@@ -119,7 +119,7 @@ def test_a_core_starts_and_serves_with_no_byte_free(small_disk: Path, tmp_path: 
         assert is_served(core.url)
         os.utime(left_over, (0, 0))
         freed = CliRunner().invoke(command, ["gc", "--target", core.url])
-        assert "1 blob, 512.0 KiB" in freed.output
+        assert "1 blob, 524 kB" in freed.output
         with RegistryClient(core.url) as client:
             push(client, onnx_layout(tmp_path, "v2", seed=2))
     finally:

@@ -25,6 +25,7 @@ from compiler.passes.weights import awq, blockwise, gptq
 from compiler.passes.weights.blockwise import Floats, Quantized
 from compiler.passes.weights.gptq import Hessian
 from compiler.progress import Progress
+from penstock import wording
 from penstock.errors import CalibrationError, CompileError
 
 _DOMAIN = "com.microsoft"
@@ -309,7 +310,7 @@ def _result(model: onnx.ModelProto, options: Options, done: _Done, left: Mapping
         model=MODEL_FILE,
         summary=(
             f"{count} matrices in {options.bits} bits, {options.method}, blocks of {options.block_size}, {form}: "
-            f"{done.float_bytes / 2**20:.3g} MiB to {done.packed_bytes / 2**20:.3g}"
+            f"{wording.size(done.float_bytes)} to {wording.size(done.packed_bytes)}"
             + (f"; {len(left)} products left in float" if left else "")
         ),
         facts={

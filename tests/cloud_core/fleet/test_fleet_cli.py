@@ -139,7 +139,7 @@ async def test_a_rollout_that_its_gate_stops_exits_with_3_and_shows_the_evidence
     await core.service.reconcile()
     out, err = await waiting
     assert "stopped by gate" in out
-    assert "20 of 100 audited rows harmful (20.0%), promised at most 3.0%" in out
+    assert "20 of 100 audited rows harmful (20.0%), promised at most 3.00%" in out
     assert "gate of wave 1: fail" in out
     assert "stopped by its gate" in err
     assert {await core.beat(name, "v3") for name in ("cam-1", "cam-2")} == {"v1"}

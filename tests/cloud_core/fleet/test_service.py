@@ -155,7 +155,7 @@ async def test_harm_stops_in_the_first_wave_and_says_why(rig: Rig) -> None:
     await rig.service.reconcile()
     view = rig.service.rollout()
     assert view.rollout.state == "stopped_by_gate"
-    assert "20 of 100 audited rows harmful (20.0%), promised at most 3.0%" in view.rollout.status
+    assert "20 of 100 audited rows harmful (20.0%), promised at most 3.00%" in view.rollout.status
     assert {await rig.beat(name, "v3") for name in first} == {"v1"}
     assert rig.registry.resolve("digits").tag == "v1"
     gate = view.waves[0].gate

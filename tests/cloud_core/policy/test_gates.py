@@ -53,7 +53,7 @@ def judge(
 def test_a_healthy_wave_passes_and_says_with_what() -> None:
     verdict = judge(device("a"), device("b", audit_harm=2))
     assert verdict.verdict == "pass"
-    audit = "2 of 200 audited rows harmful (1.0%), promised at most 3.0%"
+    audit = "2 of 200 audited rows harmful (1.0%), promised at most 3.00%"
     assert verdict.reason == f"2 devices committed, 0 failed; {audit}"
     harm = verdict.test("harm")
     assert harm is not None
@@ -68,7 +68,7 @@ def test_harm_above_the_promise_fails_with_the_numbers() -> None:
     assert harm.verdict == "fail"
     assert harm.e_value is not None
     assert harm.e_value >= 20
-    assert "17 of 200 audited rows harmful (8.5%), promised at most 3.0%" in verdict.reason
+    assert "17 of 200 audited rows harmful (8.5%), promised at most 3.00%" in verdict.reason
     assert "limit 40 to 1" in verdict.reason  # 0.05 for two tests
 
 
@@ -232,7 +232,7 @@ def test_devices_that_are_switched_off_are_no_failures() -> None:
     devices = [*(device(f"d{i}") for i in range(18)), off("x"), off("y")]
     waiting = judge(*devices, after_s=590)
     assert (waiting.verdict, waiting.wake_at) == ("hold", T0 + timedelta(seconds=GATE.max_unreached_s, milliseconds=1))
-    assert waiting.reason == "2 of 20 devices not reached yet (x, y), tolerated 20% after 600 s"
+    assert waiting.reason == "2 of 20 devices not reached yet (x, y), tolerated 20.0% after 600 s"
     passed = judge(*devices, after_s=601)
     assert passed.verdict == "pass"
     assert "18 devices committed, 0 failed, 2 not reached" in passed.reason
@@ -281,7 +281,7 @@ def test_the_error_budget_is_shared_by_all_waves_and_tests() -> None:
     assert judge(*devices, waves=1).verdict == "fail"
     shared = judge(*devices, waves=10)
     assert shared.verdict == "hold"
-    assert "17 of 200 audited rows harmful (8.5%), promised at most 3.0%" in shared.reason
+    assert "17 of 200 audited rows harmful (8.5%), promised at most 3.00%" in shared.reason
 
 
 def test_a_share_of_harm_above_the_promise_holds_though_it_proves_nothing() -> None:

@@ -101,7 +101,7 @@ def test_harm_stops_the_rollout_and_everything_goes_back_at_once() -> None:
     assert isinstance(stopped, Stop)
     assert rollout.state == "stopped_by_gate"
     assert set(policy.desired_all(rollout).values()) == {ON_OLD}
-    assert "40 of 200 audited rows harmful (20.0%), promised at most 3.0%" in rollout.status
+    assert "40 of 200 audited rows harmful (20.0%), promised at most 3.00%" in rollout.status
     verdict = rollout.waves[0].verdict
     assert verdict is not None
     assert verdict.verdict == "fail"

@@ -12,12 +12,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from compiler.artifact import plots, report, wording
-from compiler.artifact.evaluation import CandidateFigures, Evaluation, Share, Speedup, TargetEvaluation
+from compiler.artifact import plots, report
+from compiler.artifact.evaluation import CandidateFigures, Evaluation, TargetEvaluation
 from compiler.cache.steps import StepCache, default_root
 from compiler.pipeline import compilation
 from compiler.progress import Lines
 from compiler.recipe import recipes
+from penstock import wording
 from penstock.artifact.certificates import Caveat, Certificate
 
 pytestmark = pytest.mark.usefixtures("warm")
@@ -279,25 +280,6 @@ def test_the_first_threshold_that_failed_is_named(document: Evaluation) -> None:
 
 def test_nothing_was_refused_when_the_loosest_threshold_passed(document: Evaluation) -> None:
     assert report.refusals(with_threshold(document, 0.0)) == []
-
-
-def test_shares_are_written_in_one_way() -> None:
-    share = Share(value=423 / 447, low=0.9211, high=0.9652, n=447)
-    assert wording.counted(share) == "94.6% (423 of 447; 92.1% to 96.5%)"
-    assert (wording.percent(1), wording.points(0.00671), wording.allowed(0.02)) == ("100.0%", "0.67", "2")
-    assert wording.times(Speedup(value=2.5, low=2.41, high=2.6)) == "2.50x (2.41x to 2.60x)"
-
-
-@pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (1_050_774, "1.1 MB"), (25e9, "25.0 GB")]
-)
-def test_sizes_for_people(count: int, text: str) -> None:
-    assert wording.size(count) == text
-
-
-@pytest.mark.parametrize(("value", "text"), [(0.01149, "0.011"), (1.234, "1.23"), (123.4, "123.4")])
-def test_milliseconds_for_people(value: float, text: str) -> None:
-    assert wording.milliseconds(value) == text
 
 
 def test_matplotlib_is_loaded_by_the_first_picture_and_not_for_a_recipe_that_is_refused() -> None:

@@ -44,7 +44,7 @@ def test_list_has_every_toolchain_its_state_and_sizes(tiny: Tiny) -> None:
 def test_install_says_what_it_does_and_then_that_it_is_there(tiny: Tiny) -> None:
     first = run("install", "tiny")
     assert first.exit_code == 0, first.output
-    assert "toolchain tiny (tests): 1 package: 1 MB to fetch, 1 MB on disk, into" in first.stderr
+    assert "toolchain tiny (tests): 1 package: 1.0 kB to fetch, 2.0 kB on disk, into" in first.stderr
     assert "tinypkg 1.0" in first.stderr
     assert first.stdout.startswith("tiny: installed: 1 package,")
     assert run("install", "tiny").stdout.startswith("tiny: is there and current")

@@ -115,7 +115,7 @@ def test_a_variable_that_names_nothing_is_broken_not_fatal(tiny: Tiny, monkeypat
 def test_what_is_not_installed_says_how_to_and_is_no_failure(tiny: Tiny) -> None:
     found = diagnose("tiny")
     assert found.verdict == "absent"
-    assert found.problems == ("not installed: penstock toolchain install tiny (downloads 1 MB)",)
+    assert found.problems == ("not installed: penstock toolchain install tiny (downloads 1.0 kB)",)
 
 
 def test_what_cannot_be_installed_here_says_why(tiny: Tiny) -> None:

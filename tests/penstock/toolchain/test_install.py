@@ -229,7 +229,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_fetched(
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10_000, 9_000, 1_000))
-    with pytest.raises(StorageError, match="1 MB are free and about 1 MB are needed.*PENSTOCK_TOOLCHAINS"):
+    with pytest.raises(StorageError, match="1.0 kB are free and about 3.0 kB are needed.*PENSTOCK_TOOLCHAINS"):
         install.install("tiny")
     assert entries(tiny) == []
 
