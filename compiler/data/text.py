@@ -61,6 +61,26 @@ def encode(texts: Sequence[NDArray[np.str_]], request: Request) -> dict[str, Arr
     return _arrays(encodings, specs, length if padded else longest, padding)
 
 
+def label_tokens(labels: Array | None, section: DataSection, base: Path) -> Array | None:
+    """Return labels that are texts as their tokens [N, length], filled up with -1 and without special tokens; any other
+    labels, and those of a recipe without a tokenizer, as they are.
+
+    Raises:
+        InvalidInput, MissingExtra: as :func:`encode`.
+    """
+    if labels is None or labels.dtype.kind not in "OU" or not section.tokenizer.file:
+        return labels
+    tokenizer = _load(base / section.tokenizer.file)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    texts = [str(label) for label in labels.ravel().tolist()]
+    rows = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    tokens = np.full((len(rows), max(map(len, rows), default=0)), -1, dtype=np.int64)
+    for row, ids in zip(tokens, rows, strict=True):
+        row[: len(ids)] = ids
+    return tokens
+
+
 def lengths(section: DataSection, specs: Sequence[TensorSpec], *, own: int = 0) -> tuple[int, bool]:
     """Return (largest number of tokens, whether every row is padded to it).
 

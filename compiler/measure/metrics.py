@@ -82,7 +82,9 @@ def map50(answers: Answers, references: Answers) -> Floats:
 
 
 def character_accuracy(answers: Answers, references: Answers) -> Floats:
-    """Give 1 - (edit distance / length of the reference), at least 0, of each text; 1 where both are empty."""
+    """Give 1 - (edit distance / length of the reference), at least 0, of each text, in characters or in tokens; 1 where
+    both are empty.
+    """
     scores = np.ones(len(answers))
     for row, (one, other) in enumerate(zip(answers, references, strict=True)):
         said, wanted = one[one != -1].tolist(), other[other != -1].tolist()
@@ -117,9 +119,9 @@ METRICS: Mapping[str, Metric] = {
     "accuracy": Metric(
         words="accuracy",
         words_without_labels="agreement",
-        about="1 where the class, the set of labels or the text is exactly right",
+        about="1 where the class, the set of labels, the text or all of its tokens are exactly right",
         function=accuracy,
-        forms=("classes", "labels", "text"),
+        forms=("classes", "labels", "text", "tokens"),
     ),
     "f1": Metric(
         words="F1 a row",
@@ -146,6 +148,12 @@ METRICS: Mapping[str, Metric] = {
         about="1 - edit distance / length of the reference, at least 0",
         function=character_accuracy,
         forms=("text",),
+    ),
+    "token_accuracy": Metric(
+        words="1 - token error",
+        about="1 - edit distance in tokens / length of the reference, at least 0",
+        function=character_accuracy,
+        forms=("tokens",),
     ),
     "ndcg": Metric(
         words="nDCG",

@@ -44,6 +44,7 @@ _LABELS: Mapping[Form, str] = {
     "ranking": "a grade for each item, [rows, items]; more is better",
     "numbers": "the numbers that the output should have held",
     "vectors": "vectors, [rows, size]",
+    "tokens": "texts, which data.tokenizer turns into tokens; or tokens by number [rows, length], filled up with -1",
 }
 
 
@@ -77,6 +78,7 @@ TASKS: Mapping[Task, TaskRow] = {
     "ocr": TaskRow(form="text", metric="character_accuracy", labels="array"),
     "ranking": TaskRow(form="ranking", metric="ndcg", labels="array"),
     "regression": TaskRow(form="numbers", metric="within_tolerance", labels="numbers", are_labels_wanted=False),
+    "seq2seq": TaskRow(form="tokens", metric="token_accuracy", labels="array"),
     "embedding": TaskRow(form="vectors", metric="neighbours", labels="none", are_labels_wanted=False),
 }
 """Every task whose models answer with arrays."""
@@ -89,6 +91,7 @@ _SHAPES: Mapping[Form, tuple[tuple[int, ...], str]] = {
     "mask": ((3, 4, 5), "floats [batch, classes, height, width]; a single class is one of two"),
     "ranking": ((2,), "floats [batch, items], a number for each item"),
     "numbers": ((1, 2, 3, 4, 5), "floats"),
+    "tokens": ((2,), "floats [batch, tokens], the probability of each token of another output"),
     "vectors": ((2, 3), "floats [batch, size], or [batch, tokens, size], which are averaged over the tokens"),
 }
 
@@ -197,6 +200,11 @@ class Judge:
         """Return what the labels look like: whatever the author's own functions take, beyond a classifier's."""
         form = TASKS[self.task].labels
         return "array" if form != "classes" and not (self.is_ready_made and self.correct is None) else form
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Say whether labels that are texts have to become tokens first."""
+        return self.decoder.decoding.form == "tokens" and self.is_ready_made
 
     @property
     def right_words(self) -> str:
@@ -319,7 +327,7 @@ def _are_labels(form: Form, labels: Array) -> bool:
     match form:
         case "boxes":
             return numbers and len(shape) == 3 and shape[2] == 5
-        case "text":
+        case "text" | "tokens":
             return labels.dtype.kind in "iu" and len(shape) == 2
         case "mask":
             return labels.dtype.kind in "biu" and len(shape) >= 2

@@ -16,7 +16,7 @@ import msgspec
 from compiler.artifact import golden_inputs, pack
 from compiler.artifact.evaluation import SplitFigures
 from compiler.certificate.issue import AnsweredRows
-from compiler.data import Dataset, Split, buckets, calls, fingerprint, loading, preprocessing
+from compiler.data import Dataset, Split, buckets, calls, fingerprint, loading, preprocessing, text
 from compiler.graph import files, vocabulary
 from compiler.graph.confidence_head import PROBE_OUTPUT
 from compiler.measure import quality
@@ -99,8 +99,9 @@ class Arrays:
         output = quality.scored_output(
             recipe.model.task, teacher.outputs, recipe.model.output, besides=recipe.model.probe_output
         )
+        recipe = judging.with_skipped(recipe, models[CLOUD])
         judge = judging.judge_of(recipe, output.name)
-        judging.check_probe(recipe, teacher)
+        judging.check_outputs(recipe, teacher)
         classes = _classes(recipe, output)
         _check_pairs(recipe, models)
         labels = recipe.model.labels or tuple(models[CLOUD].facts.get("labels") or ())
@@ -112,6 +113,8 @@ class Arrays:
         recipe_models.run_all_first(steps, recipe, models, data.ranges)
         recipe = judging.with_kind(recipe, teacher, output.name, data)
         judge = replace(judge, decoder=judging.decoder(recipe.model, output.name, recipe.model.kind), labels=labels)
+        if judge.takes_tokens:
+            data = data.with_labels(lambda labels: text.label_tokens(labels, recipe.data, recipe.base))
         data = data.with_labels(judge.references)
         rows = SMOKE_ROWS if smoke else None
         for rung in recipe.rungs:

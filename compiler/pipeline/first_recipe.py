@@ -155,7 +155,10 @@ def _source(source: Source, seen: Seen, is_loaded: bool) -> Iterator[str]:
         yield _noted('# framework = "sklearn"', "if the factory returns a scikit-learn estimator; torch otherwise")
     if source.kind == "huggingface":
         yield _noted('# task = "text-classification"', "in Optimum's words, where the model's class does not tell")
-        yield _noted('# toolchain = "optimum"', 'or "transformers5", for transformers\' own exporter')
+        if seen.task == "seq2seq":
+            yield _noted("# max_new_tokens = 64", "length of an answer; by default what generation_config.json says")
+        else:
+            yield _noted('# toolchain = "optimum"', 'or "transformers5", for transformers\' own exporter')
     if source.kind == "sklearn" and not source.factory:
         allowed = _value(is_loaded).lower()
         yield _noted(f"allow_pickle = {allowed}", "loading a pickle runs its author's code: true only if you trust it")
@@ -182,9 +185,8 @@ def _data(data: str, seen: Seen, model: str, base: Path) -> Iterator[str]:
     if seen.feeds == "text":
         yield _noted('text = "text"', "the column that holds the text")
     if seen.task in _LABELLED and seen.feeds != "images":
-        yield _noted(
-            f"labels = {_value(defaults.labels)}", '"" if there are none, with certificate.harm = "disagreement"'
-        )
+        named = "target" if seen.task == "seq2seq" and seen.feeds == "text" else defaults.labels
+        yield _noted(f"labels = {_value(named)}", '"" if there are none, with certificate.harm = "disagreement"')
     elif seen.task not in _LABELLED:
         yield 'labels = ""'
     if seen.columns:

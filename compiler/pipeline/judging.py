@@ -17,6 +17,7 @@ from compiler.data import Dataset
 from compiler.measure import quality
 from compiler.measure.metrics import METRICS, Metric
 from compiler.measure.quality import Function, Judge
+from compiler.pipeline.cached_steps import Model
 from compiler.pipeline.recipe_models import listing
 from compiler.recipe.recipes import ModelSection, Recipe
 from penstock.artifact.manifests import VariantSpec, decoder_of
@@ -109,6 +110,8 @@ def with_kind(recipe: Recipe, model: Engine, output: str, data: Dataset) -> Reci
     said, form = recipe.model.output_kind, quality.TASKS[recipe.model.task].form
     if said == "logits":
         return recipe
+    if form == "tokens":  # nothing else than probabilities is scored
+        return replace(recipe, model=msgspec.structs.replace(recipe.model, output_kind="probabilities"))
     parts = [
         model.run({name: array[at : at + 1] for name, array in rows.items()}, [output])[output]
         for at in range(len(next(iter(rows.values()))))
@@ -124,12 +127,30 @@ def with_kind(recipe: Recipe, model: Engine, output: str, data: Dataset) -> Reci
     return replace(recipe, model=msgspec.structs.replace(recipe.model, output_kind=seen if said == "auto" else said))
 
 
-def check_probe(recipe: Recipe, model: Engine) -> None:
-    """Check that the output which says how sure an answer is is there.
+def with_skipped(recipe: Recipe, model: Model) -> Recipe:
+    """Return the recipe with the tokens that are no text, as the export of an encoder-decoder says them, where the
+    recipe does not.
+    """
+    greedy = model.facts.get("greedy")
+    if recipe.model.task != "seq2seq" or recipe.model.decoding.skip or not greedy:
+        return recipe
+    skip = tuple(sorted({*greedy["ends"], greedy["pad"], *greedy["forced"].values()}))
+    decoding = msgspec.structs.replace(recipe.model.decoding, skip=skip)
+    return replace(recipe, model=msgspec.structs.replace(recipe.model, decoding=decoding))
+
+
+def check_outputs(recipe: Recipe, model: Engine) -> None:
+    """Check that the outputs beside the scored one are there: generated tokens, and what says how sure an answer is.
 
     Raises:
-        CompileError: it is not, or it holds no number for each row.
+        CompileError: one is not, or holds something else.
     """
+    tokens, given = recipe.model.decoding.tokens, {spec.name: spec for spec in model.outputs}
+    if recipe.model.task == "seq2seq" and (tokens not in given or not given[tokens].datatype.startswith("INT")):
+        raise CompileError(
+            f"model.decoding.tokens: {tokens!r} is no output of whole numbers [batch, tokens]; the model has "
+            f"{listing(model.outputs)}"
+        )
     name = recipe.model.probe_output
     listed = listing(model.outputs)
     found = next((spec for spec in model.outputs if spec.name == name), None)

@@ -14,7 +14,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from compiler.data import DataSection, Dataset, Split, calls, infer, loading, table
+from compiler.data import DataSection, Dataset, Split, calls, infer, loading, table, text
 from compiler.data.dataset import Repeats
 from compiler.data.parts import Request, silent
 from compiler.measure.quality import Judge
@@ -92,9 +92,10 @@ def read(source: ExampleSource, spec: VariantSpec, judge: Judge, *, needs_labels
     (output,) = (out for out in spec.outputs if out.name == spec.score_output)
     classes = max(2, output.shape[1]) if len(output.shape) == 2 and output.shape[1] > 0 else None
     inputs = calls.as_rows(spec.inputs)
-    dataset = loading.load(
-        section, base, inputs, classes=classes, labels_as=judge.label_form, labels=spec.labels
-    ).with_labels(judge.references)
+    dataset = loading.load(section, base, inputs, classes=classes, labels_as=judge.label_form, labels=spec.labels)
+    if judge.takes_tokens:
+        dataset = dataset.with_labels(lambda labels: text.label_tokens(labels, section, base))
+    dataset = dataset.with_labels(judge.references)
     tune, certify = _divided(dataset, is_whole=is_whole, tunes=tunes)
     return Examples(tune=tune, certify=certify, repeats=dataset.repeats, group_by=section.group_by)
 

@@ -13,6 +13,7 @@ Task = Literal[
     "ranking",
     "regression",
     "embedding",
+    "seq2seq",
     "generation",
 ]
 """What a model is for, and therefore how its answers are read and judged."""

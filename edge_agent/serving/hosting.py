@@ -183,7 +183,7 @@ class Hosted:
 
     def answers(self, outputs: Mapping[str, Array], rows: Sequence[int]) -> Answers:
         """Read what some rows of the scored output say; they are copied, or the whole batch would be kept alive."""
-        return self.decoder.answers({self.decoder.output: outputs[self.decoder.output][list(rows)]})
+        return self.decoder.answers({name: outputs[name][list(rows)] for name in self.decoder.answered_by})
 
     def note_cloud(self, variant: str) -> None:
         """Note with which variant the cloud answered ("" when it does not say, which proves nothing)."""

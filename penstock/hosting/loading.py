@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from penstock.artifact import golden
-from penstock.artifact.manifests import VariantSpec
+from penstock.artifact.manifests import VariantSpec, decoder_of
 from penstock.artifact.variant_files import VariantFiles
 from penstock.errors import ArtifactError, InvalidInput, PenstockError
 from penstock.hosting import row_independence
@@ -137,7 +137,9 @@ def check_signature(spec: VariantSpec, engine: Engine) -> None:
                 f"the weights are not what the spec describes: {what} are {_listing(loaded)}, described "
                 f"{_listing(described)}"
             )
-    for what, name in (("score_output", spec.score_output), ("probe_output", spec.probe or spec.score_output)):
+    score_output, *others = decoder_of(spec).answered_by
+    named = [("score_output", score_output), *(("decoding", name) for name in others), ("probe_output", spec.probe)]
+    for what, name in named if spec.probe else named[:-1]:
         if name not in {output.name for output in engine.outputs}:
             raise ArtifactError(f"{what} {name!r} is no output; there are {_listing(engine.outputs)}")
 

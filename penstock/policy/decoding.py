@@ -1,4 +1,4 @@
-"""What a scored output says: classes, sets of labels, boxes, text, masks, rankings, numbers or vectors.
+"""What a scored output says: classes, sets of labels, boxes, text, masks, rankings, numbers, vectors or tokens.
 
 Decides how an output becomes answers, when two answers are the same, and how sure the model is of each one. A
 certificate is made with these functions and devices serve and audit with them, so that both see the same answers. What
@@ -16,19 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.errors import InvalidInput
-from penstock.policy import boxes, confidence, ctc, masks
+from penstock.policy import boxes, confidence, ctc, masks, tokens
 from penstock.policy.boxes import Layout
 from penstock.policy.confidence import Kind
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
 Answers = NDArray[Any]
-"""One answer a row [N, ...]; what is left empty in a row of boxes or of text is -1."""
+"""One answer a row [N, ...]; what is left empty in a row of boxes, of text or of tokens is -1."""
 
-Form = Literal["classes", "labels", "boxes", "text", "mask", "ranking", "numbers", "vectors"]
+Form = Literal["classes", "labels", "boxes", "text", "mask", "ranking", "numbers", "vectors", "tokens"]
 
 PART_SCORES: Mapping[str, str] = {
-    "part_min": "smallest probability of a part of the answer: a box, a character, a label, a pixel",
+    "part_min": "smallest probability of a part of the answer: a box, a character, a token, a label, a pixel",
     "part_q10": "probability that nine of ten parts reach (10% quantile)",
     "part_mean": "geometric mean probability of the parts (likelihood, however many there are)",
 }
@@ -58,6 +58,9 @@ class DecodingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         blank: class of text that stands for no character; -1 is the last one.
         within: largest difference of two numbers that are the same.
         similarity: cosine from which two vectors are the same.
+        tokens: output with the generated tokens, of which the scored one has the probabilities (0 behind a row's end).
+        skip: generated tokens that are no text, by number: ends and the like. Two answers that differ in them alone are
+            the same. An encoder-decoder's export says which they are.
     """
 
     threshold: float = 0.0
@@ -67,6 +70,8 @@ class DecodingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     blank: int = 0
     within: float = 0.0
     similarity: float = 0.95
+    tokens: str = "token_ids"
+    skip: tuple[int, ...] = ()
 
 
 class Decoding(DecodingSettings, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -108,7 +113,12 @@ class Decoder:
     @property
     def outputs(self) -> tuple[str, ...]:
         """List the outputs that are read."""
-        return (self.output, self.probe) if self.probe else (self.output,)
+        return (*self.answered_by, self.probe) if self.probe else self.answered_by
+
+    @property
+    def answered_by(self) -> tuple[str, ...]:
+        """List the outputs that hold the answers."""
+        return (self.output, self.decoding.tokens) if self.decoding.form == "tokens" else (self.output,)
 
     def reduced(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
         """Read now what is asked later, where outputs are large: boxes, text and masks a thousand times their answers.
@@ -131,7 +141,7 @@ class Decoder:
         """
         if _ANSWERS in outputs:
             return outputs[_ANSWERS]
-        return _FORMS[self.decoding.form].read(outputs[self.output], self.kind, self.decoding)
+        return _FORMS[self.decoding.form].read(self._values(outputs), self.kind, self.decoding)
 
     def same(self, one: Answers, other: Answers) -> NDArray[np.bool_]:
         """Say for each row [N] whether two models gave the same answer; the same both ways round."""
@@ -148,7 +158,7 @@ class Decoder:
         """
         if _kept(name) in outputs:
             return np.asarray(outputs[_kept(name)], dtype=np.float64)
-        values = outputs[self.output]
+        values = self._values(outputs)
         if name in confidence.LEARNED_SCORES:
             own = outputs[self.probe]
             return confidence.learned_score(own.reshape(len(own)) if own.shape[1:] == (1,) else own, answers=values)
@@ -159,6 +169,10 @@ class Decoder:
             raise InvalidInput(f"score: {name!r} cannot be had of {self.decoding.form}", field="score")
         found = confidence.token_score(form.parts(values, self.kind, self.decoding), name=_QUANTILES[name])
         return np.where(confidence.finite_rows(values), found, np.nan)
+
+    def _values(self, outputs: Mapping[str, Array]) -> Array:
+        scored = outputs[self.output]
+        return tokens.paired(outputs[self.decoding.tokens], scored) if self.decoding.form == "tokens" else scored
 
 
 def kind_of(values: Array, form: Form) -> Kind:
@@ -286,6 +300,19 @@ def _same_masks(one: Answers, other: Answers, decoding: Decoding) -> NDArray[np.
     return np.asarray(masks.overlap(one, other) >= decoding.overlap)
 
 
+# --- generated tokens
+
+
+def _tokens(values: Array, kind: Kind, decoding: Decoding) -> Answers:
+    del kind
+    return tokens.said(values, skip=decoding.skip)
+
+
+def _token_parts(values: Array, kind: Kind, decoding: Decoding) -> list[Floats]:
+    del kind, decoding
+    return tokens.probabilities(values)
+
+
 # --- numbers and vectors
 
 
@@ -332,4 +359,5 @@ _FORMS: Mapping[Form, _FormRow] = {
     "ranking": _FormRow(read=_as_given, same=_same_first),
     "numbers": _FormRow(read=_as_given, same=_same_numbers),
     "vectors": _FormRow(read=_as_given, same=_same_vectors),
+    "tokens": _FormRow(read=_tokens, same=_equal, parts=_token_parts, scores=tuple(PART_SCORES)),
 }

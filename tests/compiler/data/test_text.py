@@ -11,8 +11,8 @@ import pytest
 import tokenizers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
-from compiler.data import Dataset
-from compiler.recipe.data_section import TokenizerSection
+from compiler.data import Dataset, text
+from compiler.recipe.data_section import DataSection, TokenizerSection
 from penstock.errors import ConfigError, InvalidInput
 from penstock.wire.tensors import TensorSpec
 
@@ -108,6 +108,17 @@ def test_padding_is_where_and_what_the_tokenizer_says(tokenizer: Tokenizer, load
     assert got["attention_mask"][0].tolist() == [0] * (20 - len(expected)) + [1] * len(expected)
     named = read(load, specs(20), pad_token="[PAD]")["input_ids"]
     assert named[0, 0] == tokenizer.token_to_id("[PAD]")
+
+
+def test_labels_that_are_texts_become_their_tokens_without_special_ones(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    section = DataSection(source="table.csv", tokenizer=TokenizerSection(file="tokenizer.json", max_length=2))
+    found = text.label_tokens(np.array(["the gate decides", "water"]), section, tmp_path)
+    assert found is not None
+    ids = [tokenizer.token_to_id(word) for word in ("the", "gate", "decides", "water")]
+    assert found.tolist() == [ids[:3], [ids[3], -1, -1]], "nothing is cut: it is what the answer should be"
+    numbers = np.array([[1, 2], [3, -1]])
+    assert text.label_tokens(numbers, section, tmp_path) is numbers
+    assert text.label_tokens(None, section, tmp_path) is None
 
 
 def test_a_row_that_is_too_long_is_named_where_nothing_may_be_cut(tokenizer: Tokenizer, load: Load) -> None:

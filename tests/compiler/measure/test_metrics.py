@@ -22,7 +22,7 @@ def answers_of(form: Form) -> st.SearchStrategy[NDArray[np.generic]]:
     shape = {"classes": (4,), "labels": (4,), "boxes": (3, 6), "text": (5, 3), "mask": (2, 3, 3)}.get(form, (4,))
     values = rows.flatmap(lambda n: hnp.arrays(np.float64, (n, *shape), elements=st.floats(-3, 3)))
     decoder = Decoder(output="y", kind="logits", decoding=Decoding(form=form))
-    return values.map(lambda y: decoder.answers({"y": y}))
+    return values.map(lambda y: decoder.answers({"y": y, "token_ids": np.abs(y).astype(np.int64)}))
 
 
 @settings(max_examples=30)

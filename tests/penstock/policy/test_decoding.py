@@ -170,3 +170,58 @@ def test_a_softmax_is_told_by_its_values_however_it_was_written(logits: NDArray[
     assert kind_of(np.full((3, 4), 0.6), "labels") == "probabilities"
     assert kind_of(np.full((3, 1), 0.6), "classes") == "probabilities"
     assert kind_of(np.full((3, 1), 1.6), "classes") == "logits"
+
+
+IDS, CHANCES = "token_ids", "token_probabilities"
+
+
+def generated(ids: list[list[int]], chances: list[list[float]]) -> dict[str, NDArray[np.generic]]:
+    return {IDS: np.array(ids), CHANCES: np.array(chances, dtype=np.float32)}
+
+
+def of_tokens(*skip: int) -> Decoder:
+    return Decoder(output=CHANCES, kind="probabilities", decoding=Decoding(form="tokens", skip=skip))
+
+
+def test_tokens_end_where_their_probability_is_0_and_ends_are_no_text() -> None:
+    outputs = generated([[5, 0, 7, 2, 0], [2, 0, 0, 0, 0]], [[0.9, 0.8, 0.7, 0.6, 0], [0.5, 0, 0, 0, 0]])
+    assert of_tokens(2).answers(outputs).tolist() == [[5, 0, 7, -1, -1], [-1] * 5], "0 is also a token that was chosen"
+    assert of_tokens().answers(outputs).tolist() == [[5, 0, 7, 2, -1], [2, -1, -1, -1, -1]]
+    assert of_tokens(2).outputs == (CHANCES, IDS)
+
+
+def test_an_answer_of_tokens_is_as_sure_as_its_least_sure_token_and_its_end_is_one() -> None:
+    outputs = generated([[5, 7, 2, 0], [5, 2, 0, 0]], [[0.9, 0.8, 0.6, 0], [0.9, 0.4, 0, 0]])
+    found = of_tokens(2).score(outputs, name="part_min")
+    np.testing.assert_allclose(found, [0.6, 0.4], atol=1e-6)
+    mean = of_tokens(2).score(outputs, name="part_mean")
+    np.testing.assert_allclose(mean, [(0.9 * 0.8 * 0.6) ** (1 / 3), 0.6], atol=1e-6)
+
+
+def test_answers_of_tokens_are_the_same_whatever_their_length_and_padding() -> None:
+    short = of_tokens(2).answers(generated([[5, 7, 2]], [[0.9, 0.8, 0.6]]))
+    long = of_tokens(2).answers(generated([[5, 7, 2, 9, 9]], [[0.3, 0.8, 0.6, 0, 0]]))
+    other = of_tokens(2).answers(generated([[5, 7, 7, 2]], [[0.9, 0.8, 0.6, 0.6]]))
+    assert of_tokens(2).same(short, long).all()
+    assert not of_tokens(2).same(long, other).any()
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -0.5, 1.5])
+def test_tokens_with_a_probability_that_is_none_are_never_sure(broken: float) -> None:
+    outputs = generated([[5, 7, 2], [5, 7, 2]], [[0.9, broken, 0.6], [0.9, 0.8, 0.6]])
+    for name in PART_SCORES:
+        assert np.isnan(of_tokens(2).score(outputs, name=name)).tolist() == [True, False]
+
+
+def test_tokens_are_read_batch_by_batch() -> None:
+    outputs = generated([[5, 7, 2], [2, 0, 0]], [[0.9, 0.7, 0.6], [0.9, 0, 0]])
+    parts = [of_tokens(2).reduced({name: array[at : at + 1] for name, array in outputs.items()}) for at in (0, 1)]
+    kept = {name: joined([part[name] for part in parts]) for name in parts[0]}
+    assert of_tokens(2).answers(kept).tolist() == [[5, 7, -1], [-1, -1, -1]]
+    np.testing.assert_allclose(of_tokens(2).score(kept, name="part_min"), [0.6, 0.9], atol=1e-6)
+
+
+@pytest.mark.parametrize("ids", [np.zeros((2, 3)), np.zeros((2, 4), np.int64), np.zeros((2, 3, 1), np.int64)])
+def test_tokens_of_another_shape_or_kind_are_refused(ids: NDArray[np.generic]) -> None:
+    with pytest.raises(InvalidInput, match="expected whole numbers and real numbers"):
+        of_tokens().answers({IDS: ids, CHANCES: np.zeros((2, 3), np.float32)})
