@@ -67,10 +67,14 @@ def run(job: PassJob) -> PassResult:
         raise CompileError(f"{_NAME}: {_why_nothing(model.graph)}")
     job.progress(0.0, f"{len(nodes)} operators")
     names = [node.name for node in nodes]
+    # those without a name of their own cannot be pointed at, and stay in float
+    inner = {node.name for node in int8_plan.in_loops(model.graph) if node.name and _is_plain(node)}
+    inner -= {*names, *job.keep_float}
+    names += sorted(inner)
     smoothed = 0
     if job.calibration is not None and options.smooth > 0:
         smoothed = int8_smooth.smooth(model, nodes, job.calibration, strength=options.smooth)
-    quantized = _quantized(job, model, names, types, options)
+    quantized = _quantized(job, model, names, types, options, has_inner=bool(inner))
     if coverage.weight_bytes_of(quantized.graph).integer == 0:
         raise CompileError(f"{_NAME}: the quantizer changed nothing; {_why_nothing(model.graph)}")
     files.write(quantized, job.out / MODEL_FILE)
@@ -119,7 +123,7 @@ def _is_table(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> b
 
 
 def _quantized(
-    job: PassJob, model: onnx.ModelProto, names: list[str], types: IntegerTypes, options: Options
+    job: PassJob, model: onnx.ModelProto, names: list[str], types: IntegerTypes, options: Options, *, has_inner: bool
 ) -> onnx.ModelProto:
     path = job.out / MODEL_FILE
     try:
@@ -132,6 +136,7 @@ def _quantized(
                 per_channel=options.per_channel,
                 reduce_range=types.reduce_range,
                 weight_type=ortq.QuantType.QInt8,
+                extra_options={"EnableSubgraph": True} if has_inner else {},
             )
     except Exception as error:  # the quantizer raises whatever it meets: ValueError, RuntimeError, AssertionError
         raise CompileError(f"{_NAME}: quantization failed: {type(error).__name__}: {str(error)[:500]}") from error

@@ -115,6 +115,17 @@ def tensorrt(graph: onnx.GraphProto, *, keep_float: frozenset[str], shapes: Mapp
     return Plan(nodes=tuple(nodes), products=len(nodes))
 
 
+def in_loops(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Find products with constant weights inside loops: an encoder-decoder spends its time there."""
+    around = {tensor.name: tensor for tensor in graph.initializer}
+    found = []
+    for loop in (node for node in graph.node if rewrite.is_standard(node, "Loop")):
+        for body in (inner for outer in rewrite.subgraphs(loop) for inner in rewrite.graphs(outer)):
+            constants = around | {tensor.name: tensor for tensor in body.initializer}
+            found += [node for node in body.node if node.op_type in DENSE and has_weights(node, constants)]
+    return found
+
+
 def has_weights(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> bool:
     """Say whether the second factor is a constant, and for a matrix product a matrix: kernels have one scale a
     column."""

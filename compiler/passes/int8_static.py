@@ -71,6 +71,11 @@ def run(job: PassJob) -> PassResult:
         raise CalibrationError(f"{_NAME}: ranges of activations need examples; give data, or use int8-dynamic")
     model, elements = integers.source(job, name=_NAME)
     integers.check_kept(job, model, name=_NAME)
+    if int8_plan.in_loops(model.graph):
+        raise CompileError(
+            f"{_NAME}: products with weights are inside a loop, and no examples show ranges of what is computed there; "
+            "use int8-dynamic"
+        )
     _write_sums_as_add(model.graph)
     _flatten_biases(model.graph)
     plan = _plan(model, types, job.keep_float)

@@ -17,6 +17,8 @@ HuggingFaceToolchain = Literal["optimum", "transformers5"]
 
 MIN_OPSET, MAX_OPSET = 13, 64  # QuantizeLinear has an axis since 13; the exporter knows what it can write at most
 
+MAX_NEW_TOKENS, MAX_PROMPT = 4096, 64
+
 
 class InputSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One input of a model that is exported, for the examples that it is exported and compared with.
@@ -48,6 +50,10 @@ class SourceSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             scikit-learn estimator in the order of its columns, where some are text.
         dynamic: free dimensions besides the batch, by input, where the factory gives the examples.
         outputs: names for a torch module's outputs; by default the keys of a dict, or output, output_0, ...
+        max_new_tokens: length of the answers of an encoder-decoder, in tokens; 0 takes what its generation_config.json
+            says, else 64.
+        prompt: tokens that an encoder-decoder's answer begins with, behind the start token, and that are not part of
+            it: language and task of a Whisper; by default what its generation_config.json says.
         files: what the factory reads (weights): they count when it is decided whether an export can be reused.
         tolerance: largest difference between the original's answers and the export's, as a share of the largest answer
             (or of 1, if that is larger).
@@ -61,6 +67,8 @@ class SourceSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     inputs: dict[str, InputSection] = {}
     dynamic: dict[str, tuple[int, ...]] = {}
     outputs: tuple[str, ...] = ()
+    max_new_tokens: int = 0
+    prompt: tuple[int, ...] = ()
     files: tuple[str, ...] = ()
     tolerance: float = 1e-4
     allow_pickle: bool = False
@@ -77,6 +85,12 @@ def check(section: SourceSection, *, field: str) -> None:
     """
     if section.opset and not MIN_OPSET <= section.opset <= MAX_OPSET:
         raise ConfigError(f"{field}.opset: {section.opset} given, expected {MIN_OPSET} to {MAX_OPSET}, or 0 for any")
+    if not 0 <= section.max_new_tokens <= MAX_NEW_TOKENS:
+        raise ConfigError(f"{field}.max_new_tokens: {section.max_new_tokens} given, expected 0 to {MAX_NEW_TOKENS}")
+    if len(section.prompt) > MAX_PROMPT or any(token < 0 for token in section.prompt):
+        raise ConfigError(
+            f"{field}.prompt: {list(section.prompt)[:8]} given, expected at most {MAX_PROMPT} tokens by their numbers"
+        )
     if not 0 < section.tolerance <= 1:
         raise ConfigError(f"{field}.tolerance: {section.tolerance:g} given, expected above 0 and at most 1")
     for name, given in section.inputs.items():

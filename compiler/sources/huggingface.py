@@ -36,6 +36,16 @@ _TASKS: tuple[tuple[str, str], ...] = (
     ("ForAudioFrameClassification", "audio-frame-classification"),
     ("Model", FEATURES),
 )
+_ENCODER_DECODERS: tuple[tuple[str, str], ...] = (
+    ("WhisperForConditionalGeneration", "automatic-speech-recognition"),
+    ("Speech2TextForConditionalGeneration", "automatic-speech-recognition"),
+    ("SpeechEncoderDecoderModel", "automatic-speech-recognition"),
+    ("VisionEncoderDecoderModel", "image-to-text"),
+    ("Pix2StructForConditionalGeneration", "image-to-text"),
+    ("ForConditionalGeneration", "text2text-generation"),
+    ("MTModel", "text2text-generation"),
+    ("EncoderDecoderModel", "text2text-generation"),
+)
 _AUDIO = frozenset({
     "wav2vec2", "wav2vec2-bert", "wav2vec2-conformer", "hubert", "wavlm", "unispeech", "unispeech-sat", "sew", "sew-d",
     "data2vec-audio", "audio-spectrogram-transformer",
@@ -51,13 +61,19 @@ def task_of(config: Mapping[str, Any]) -> str:
     name = detection.architecture(config)
     if config.get("model_type") in _AUDIO and name.endswith("ForSequenceClassification"):
         return "audio-classification"
-    for suffix, task in _TASKS:
+    for suffix, task in (*(_ENCODER_DECODERS if config.get("is_encoder_decoder") else ()), *_TASKS):
         if name.endswith(suffix):
             return task
     raise ConfigError(
         f"source.task: the directory's config.json names {f'class {name}' if name else 'no class'}, which tells no "
         "task; set it in Optimum's words, for example text-classification"
     )
+
+
+def is_generating(config: Mapping[str, Any]) -> bool:
+    """Say whether a configuration is of an encoder-decoder whose class generates."""
+    name = detection.architecture(config)
+    return bool(config.get("is_encoder_decoder")) and any(name.endswith(suffix) for suffix, _ in _ENCODER_DECODERS)
 
 
 def labels_of(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -97,6 +113,8 @@ def export(source: Source, section: SourceSection, out: Path, *, progress: Progr
 
     config = detection.read_json(source.location / detection.CONFIG_FILE)
     task = _task(config, section)
+    if is_generating(config) and task == task_of(config):
+        return _generating(source, config, section, out, progress=progress, seed=seed)
     pooled = pooling.read(source.location) if task == FEATURES else None
     settings = {
         "directory": str(source.location.absolute()),
@@ -121,3 +139,36 @@ def export(source: Source, section: SourceSection, out: Path, *, progress: Progr
     made = tidy.export(job, out, progress=progress, after=after)
     how = f"{made.how}, {pooled} added" if pooled is not None else made.how
     return replace(made, how=how, files=companions.copy(source.location, out))
+
+
+def _generating(
+    source: Source, config: Mapping[str, Any], section: SourceSection, out: Path, *, progress: Progress, seed: int
+) -> Exported:
+    """Export an encoder-decoder as one graph that generates greedily."""
+    from compiler.sources import encoder_decoders, tidy  # import onnx
+
+    if section.toolchain != "optimum":
+        raise ConfigError(
+            f"source.toolchain: {section.toolchain!r} given, but {detection.architecture(config)} is an "
+            'encoder-decoder, whose parts only Optimum exports; set toolchain = "optimum"'
+        )
+    settings = {
+        "directory": str(source.location.absolute()),
+        "architecture": detection.architecture(config),
+        "task": task_of(config),
+        "seed": seed,
+        "opset": section.opset,
+        "max_new_tokens": section.max_new_tokens,
+        "prompt": list(section.prompt),
+    }
+    job = tidy.Job(
+        toolchain=section.toolchain,
+        runner="export_encoder_decoder.py",
+        settings=settings,
+        facts={"framework": "huggingface", "task": settings["task"], "class": settings["architecture"]},
+        tolerance=section.tolerance,
+    )
+    assembly = encoder_decoders.Assembly()
+    made = tidy.export(job, out, progress=progress, assemble=assembly)
+    how = f"{made.how}, {assembly.words}"
+    return replace(made, how=how, facts={**made.facts, **assembly.facts}, files=companions.copy(source.location, out))

@@ -219,12 +219,17 @@ def _hugging_face(path: Path) -> Seen:
     name = detection.architecture(config)
     feeds: Feeds = "text" if (path / "tokenizer.json").is_file() else "arrays"
     images: Mapping[str, Any] = {}
-    if (path / "preprocessor_config.json").is_file() and "image_size" in config:
+    shown = config.get("encoder") or config  # of a VisionEncoderDecoder
+    if (path / "preprocessor_config.json").is_file() and "image_size" in shown:
         feeds, images = "images", _image_settings(detection.read_json(path / "preprocessor_config.json"))
     try:
         task = huggingface.task_of(config)
     except ConfigError as error:
         return Seen(feeds=feeds, images=images, problems=(error.message,))
+    if huggingface.is_generating(config):
+        takes: Feeds = "arrays" if task == "automatic-speech-recognition" else feeds
+        why = f"{name} is for {task}, by greedy search"
+        return Seen(task="seq2seq", why_task=why, feeds=takes, images=images)
     labels = huggingface.labels_of(config)
     is_one_number = config.get("problem_type") == "regression" or len(config.get("id2label") or "12") == 1
     ours: Task = "classification" if task in _CLASSES_OF and not is_one_number else "regression"

@@ -25,6 +25,8 @@ _IMAGES = "pixel_values"
 _SHARE_OF_EXPORT = 0.8  # of the progress; the rest is checking
 
 Change = Callable[[onnx.ModelProto], onnx.ModelProto]
+Assemble = Callable[[Path, Mapping[str, Any]], onnx.ModelProto]
+"""Makes a model of what a runner wrote into a directory, by what the runner says of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,10 +40,18 @@ class Job:
     tolerance: float
 
 
-def export(job: Job, out: Path, *, progress: Progress, after: Change | None = None) -> Exported:
+def one_graph(directory: Path, result: Mapping[str, Any]) -> onnx.ModelProto:
+    """Read the model of a runner that wrote one graph."""
+    return files.read(directory / result["model"], field="export")
+
+
+def export(
+    job: Job, out: Path, *, progress: Progress, assemble: Assemble = one_graph, after: Change | None = None
+) -> Exported:
     """Run the job and keep what it made, if it is the same model.
 
     Args:
+        assemble: makes the model of what the runner wrote.
         after: a change to the graph once it is found to be the original's.
 
     Raises:
@@ -58,7 +68,7 @@ def export(job: Job, out: Path, *, progress: Progress, after: Change | None = No
             {**job.settings, "out": str(scratch.absolute())},
             progress=lambda share, note: progress(_SHARE_OF_EXPORT * share, note),
         )
-        model = files.read(scratch / result["model"], field="export")
+        model = assemble(scratch, result)
         cases = [equivalence.read_case(scratch / name) for name in result["cases"]]
         tidy(model, cases[0])
         target = out / "model.onnx"

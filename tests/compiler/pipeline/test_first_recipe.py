@@ -48,6 +48,7 @@ def models(tmp_path: Path) -> Path:
     hugging_face(tmp_path / "bert", "BertForSequenceClassification", id2label={"0": 'a "quoted"', "1": "b\n"})
     hugging_face(tmp_path / "encoder", "BertModel")
     hugging_face(tmp_path / "llama", "LlamaForCausalLM")
+    hugging_face(tmp_path / "t5", "T5ForConditionalGeneration", is_encoder_decoder=True)
     (tmp_path / "f.py").write_text("import torch")
     (tmp_path / "s.py").write_text("import sklearn")
     (tmp_path / "m.joblib").touch()
@@ -63,6 +64,7 @@ def models(tmp_path: Path) -> Path:
         ("bert", "bert", "classification", "host"),
         ("encoder", "encoder", "embedding", "host"),
         ("llama", "llama", "generation", "genai-cpu"),
+        ("t5", "t5", "seq2seq", "host"),
         ("f.py:make", "f", "classification", "host"),
         ("s.py:make", "s", "classification", "host"),
         ("m.joblib", "m", "classification", "host"),
@@ -96,6 +98,12 @@ def test_text_models_name_their_tokenizer(models: Path) -> None:
     found = loaded(first_recipe.recipe_for("bert/", models), models)
     assert found.data.tokenizer.file == "bert/tokenizer.json"
     assert found.data.text == "text"
+
+
+def test_an_encoder_decoder_is_compared_with_texts(models: Path) -> None:
+    found = loaded(first_recipe.recipe_for("t5", models), models)
+    assert (found.data.text, found.data.labels) == ("text", "target")
+    assert found.data.tokenizer.file == "t5/tokenizer.json"
 
 
 def test_what_is_asked_for_is_used(models: Path) -> None:

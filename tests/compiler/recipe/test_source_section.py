@@ -30,6 +30,10 @@ def test_nothing_is_required() -> None:
         ({"inputs": {"x": {"shape": [-1], "datatype": "FLOAT"}}}, "unknown datatype 'FLOAT'"),
         ({"inputs": {"x": {"shape": [-1], "datatype": "BYTES", "low": 1}}}, "low and high are for numbers"),
         ({"inputs": {"x": {"shape": [-1], "low": 3, "high": 3}}}, "low 3 is not below high 3"),
+        ({"max_new_tokens": -1}, "edge.source.max_new_tokens: -1 given, expected 0 to 4096"),
+        ({"max_new_tokens": 5000}, "expected 0 to 4096"),
+        ({"prompt": [3, -1]}, r"edge.source.prompt: \[3, -1\] given, expected at most 64 tokens"),
+        ({"prompt": [1] * 65}, "expected at most 64 tokens"),
         ({"dynamic": {"x": [0]}}, "count from 1, dimension 0 is always free"),
     ],
 )

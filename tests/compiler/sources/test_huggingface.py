@@ -81,6 +81,14 @@ def test_a_language_model_is_recognised(tiny_models: Path) -> None:
         ({"architectures": ["Wav2Vec2ForSequenceClassification"], "model_type": "wav2vec2"}, "audio-classification"),
         ({"architectures": ["ViTModel"]}, "feature-extraction"),
         ({"architectures": ["DistilBertForMaskedLM"]}, "fill-mask"),
+        ({"architectures": ["T5Model"], "is_encoder_decoder": True}, "feature-extraction"),
+        ({"architectures": ["MarianMTModel"], "is_encoder_decoder": True}, "text2text-generation"),
+        ({"architectures": ["BartForConditionalGeneration"], "is_encoder_decoder": True}, "text2text-generation"),
+        ({"architectures": ["VisionEncoderDecoderModel"], "is_encoder_decoder": True}, "image-to-text"),
+        (
+            {"architectures": ["WhisperForConditionalGeneration"], "is_encoder_decoder": True},
+            "automatic-speech-recognition",
+        ),
     ],
 )
 def test_the_task_of_a_class(config: dict[str, Any], task: str) -> None:
@@ -106,3 +114,13 @@ def test_a_class_that_tells_no_task(config: dict[str, Any]) -> None:
 )
 def test_labels_in_order_of_their_numbers(id2label: Any, labels: tuple[str, ...]) -> None:
     assert huggingface.labels_of({"id2label": id2label}) == labels
+
+
+def test_an_encoder_decoder_needs_optimum(tmp_path: Path, exported: Export) -> None:
+    directory = tmp_path / "t5"
+    directory.mkdir()
+    config = '{"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": true}'
+    (directory / "config.json").write_text(config)
+    (directory / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ConfigError, match="is an encoder-decoder, whose parts only Optimum exports"):
+        exported("t5", tmp_path, toolchain="transformers5")

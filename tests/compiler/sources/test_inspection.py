@@ -115,6 +115,29 @@ def test_a_task_that_has_no_certificate_says_so(tmp_path: Path) -> None:
     assert "has no certificate" in found.problems[0]
 
 
+def test_an_encoder_decoder_generates(tmp_path: Path) -> None:
+    config = {"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True}
+    found = seen(hugging_face(tmp_path / "t5", config, tokenizer={}))
+    assert (found.task, found.feeds, found.problems) == ("seq2seq", "text", ())
+    assert found.why_task == "T5ForConditionalGeneration is for text2text-generation, by greedy search"
+
+
+def test_a_reader_of_pictures_brings_the_preprocessing_of_its_encoder(tmp_path: Path) -> None:
+    config = {
+        "architectures": ["VisionEncoderDecoderModel"],
+        "is_encoder_decoder": True,
+        "encoder": {"image_size": 384},
+    }
+    found = seen(hugging_face(tmp_path / "trocr", config, preprocessor_config={"size": 384}, tokenizer={}))
+    assert (found.task, found.feeds, found.images) == ("seq2seq", "images", {"resize": 384})
+
+
+def test_a_listener_takes_arrays(tmp_path: Path) -> None:
+    config = {"architectures": ["WhisperForConditionalGeneration"], "is_encoder_decoder": True}
+    found = seen(hugging_face(tmp_path / "whisper", config, preprocessor_config={}, tokenizer={}))
+    assert (found.task, found.feeds) == ("seq2seq", "arrays")
+
+
 def test_python_is_read_and_not_run(tmp_path: Path) -> None:
     (tmp_path / "f.py").write_text("raise SystemExit\nfrom sklearn.linear_model import Ridge\ndef make(): ...")
     assert inspection.look(sources.detect("f.py:make", tmp_path)).framework == "sklearn"
