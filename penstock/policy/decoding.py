@@ -327,7 +327,7 @@ def _same_vectors(one: Answers, other: Answers, decoding: Decoding) -> NDArray[n
         return np.zeros(len(one), dtype=np.bool_)
     a, b = (values.reshape(len(values), -1) for values in (one, other))
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return np.asarray((a * b).sum(axis=1) >= decoding.similarity * np.maximum(lengths, 1e-12))
+    return np.asarray(((a * b).sum(axis=1) >= decoding.similarity * lengths) & (lengths > 0))
 
 
 def _no_parts(values: Array, kind: Kind, decoding: Decoding) -> list[Floats]:

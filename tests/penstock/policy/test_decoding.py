@@ -172,6 +172,15 @@ def test_a_softmax_is_told_by_its_values_however_it_was_written(logits: NDArray[
     assert kind_of(np.full((3, 1), 1.6), "classes") == "logits"
 
 
+def test_a_vector_is_the_same_as_itself_however_short_it_is_and_nothing_is_the_same_as_none() -> None:
+    reads = decoder("vectors")
+    short, none = np.full((1, 4), 4.5e-9), np.zeros((1, 4))
+    assert reads.same(short, short).all()
+    assert not reads.same(none, none).any()
+    assert not reads.same(short, none).any()
+    assert not reads.same(short, -short).any()
+
+
 IDS, CHANCES = "token_ids", "token_probabilities"
 
 
