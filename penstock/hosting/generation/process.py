@@ -13,8 +13,10 @@ import logging
 import math
 import random
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
+
+import msgspec
 
 from penstock.errors import DeadlineExceeded, PenstockError, QueueFull, Unavailable
 from penstock.generation.values import GenerationRequest, TokenEvent
@@ -84,8 +86,9 @@ class ProcessGenerator:
         """
         self.name = name
         self._settings, self._measures = settings or GenerationSettings(), measures
+        threads = self._settings.worker.threads or model.options.threads
         self._begin = Begin(
-            model=model,
+            model=msgspec.structs.replace(model, options=replace(model.options, threads=threads)),
             line=self._settings.line,
             nice=self._settings.worker.nice,
             max_pipe_bytes=self._settings.worker.max_pipe_bytes,

@@ -72,7 +72,7 @@ class WorkerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         backoff_max_s: longest wait before a restart.
         exit_s: how long a worker that is told to end may take before it is killed.
         nice: added to the process's niceness, so that generation leaves the processor to what is more urgent.
-        threads: of the engine; 0 leaves it to the engine.
+        threads: of the engine; 0 for as many as the model's own options say.
         max_unread_events: events of one generation that nobody has read yet; beyond it the generation is cancelled.
         max_pipe_bytes: that wait in one direction; beyond it new generations are refused, and the engine rests.
         max_frame_bytes: of one message; a longer one is refused here, and ends the connection when it comes from there.

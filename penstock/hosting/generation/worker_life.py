@@ -46,6 +46,7 @@ from penstock.runtime.generation import EngineFacts
 
 _log = logging.getLogger(__name__)
 _PROGRAM = "penstock.hosting.generation.worker"
+_STDERR = 2
 _KILL_S = 5.0  # from SIGKILL to the end of the process: longer takes only one that waits for a broken disk
 
 
@@ -240,6 +241,7 @@ def _spawned(theirs: socket.socket, threads: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-P", "-m", _PROGRAM, str(theirs.fileno()), str(os.getpid())],
         stdin=subprocess.DEVNULL,
+        stdout=_STDERR,  # what a library prints is no answer of ours
         env=environment,
         start_new_session=True,  # Ctrl-C reaches us alone, and the group can be killed
         pass_fds=(theirs.fileno(),),

@@ -16,10 +16,12 @@ import pytest
 import uvloop
 
 from penstock.errors import ArtifactError, Cancelled, DeadlineExceeded, PenstockError, QueueFull, Unavailable
-from penstock.generation.values import TokenEvent
+from penstock.generation.values import GenerationRequest, TokenEvent
+from penstock.hosting.generation.frames import Model
 from penstock.hosting.generation.process import ProcessGenerator
 from penstock.hosting.generation.settings import GenerationSettings, LineSettings, WorkerSettings
 from tests.penstock.hosting.generation.letters import asked, model
+from tests.penstock.runtime.generation.references import MODELS, references
 from tests.waiting import PATIENCE_S, until, wait_until
 
 HANG = 900
@@ -269,6 +271,34 @@ async def test_a_worker_that_does_not_read_is_asked_for_a_bounded_amount(start: 
     await until("an empty pipe", lambda: generator.counts().totals.cut_off == len(late))
     await is_well_again(generator)
     assert generator.counts().totals.prompt_tokens == 3, "nothing that was late got a token"
+
+
+async def test_a_real_model_answers_as_its_makers_say_also_after_a_kill(start: Start) -> None:
+    rows = references("edge-int4")[:4]
+    settings = GenerationSettings(worker=WorkerSettings(backoff_base_s=0.01, threads=1))
+    real = Model(engine="onnxruntime", directory=str(MODELS / "edge-int4"))
+    generator = ProcessGenerator("codecomplete", model=real, settings=settings)
+    await generator.start()
+    try:
+        for _ in range(2):
+            requests = [
+                GenerationRequest(id="a", prompt_ids=row.ids, max_new_tokens=len(row.new), ignore_end=True)
+                for row in rows
+            ]
+            answers = await asyncio.gather(*(events_of(generator, request) for request in requests))
+            for row, answer in zip(rows, answers, strict=True):
+                assert [event.token for event in answer[: row.sure]] == list(row.new[: row.sure])
+                assert answer[-1].finish == "length"
+                assert "\ufffd" not in "".join(event.text for event in answer[:-1])
+            os.kill(pid_of(generator), signal.SIGKILL)
+            await until("noticed", lambda: not generator.health().is_well)
+            await until("well again", lambda: generator.health().is_well)
+    finally:
+        await generator.close(0.0)
+
+
+async def events_of(generator: ProcessGenerator, request: GenerationRequest) -> list[TokenEvent]:
+    return [event async for event in generator.generate(request, deadline=soon())]
 
 
 class Seen:
