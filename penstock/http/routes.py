@@ -7,7 +7,7 @@ that rows and handlers can be written and tested without one; sockets are ``pens
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -69,13 +69,20 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """A whole answer; the server adds framing, date and request id. ``file`` is sent in place of ``body``, in ranges
-    where they were asked for."""
+    """An answer; the server adds framing, date and request id.
+
+    Attributes:
+        file: sent in place of ``body``, in ranges where they were asked for.
+        parts: sent in place of ``body``, each as soon as it is there; empty ones are left out. The server reads no part
+            before the last one is on its way, and closes the generator at the end, when the client goes away, and when
+            it does not read. A part that cannot be made breaks the connection off: nothing then looks like an end.
+    """
 
     status: int = 200
     body: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)
     file: Path | None = None
+    parts: AsyncGenerator[bytes, None] | None = None
 
 
 Handler = Callable[[Request], Awaitable[Reply]]

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -24,7 +24,7 @@ from penstock.http import listen
 from penstock.http.express import Express
 from penstock.http.routes import MethodNotAllowed, Reply, Request, Route, Table, UnknownEncoding, refusal
 from penstock.policy.access import Action
-from penstock.process.telemetry import refusal_of
+from penstock.process.telemetry import log, refusal_of
 from penstock.wire.context import AUTHORIZATION, REQUEST_ID, RequestContext, context_of
 
 T = TypeVar("T")
@@ -34,6 +34,7 @@ _EXPRESS_BODY_BYTES = 256 * 1024  # larger bodies are read by aiohttp, after adm
 _LINGER_S = 2.0  # reading what a refused client still sends, so that it gets to see the refusal
 _FILE_CHUNK_BYTES = 1024 * 1024
 _BROKEN = (web.RequestPayloadError, ClientPayloadError, HttpProcessingError)  # a length not kept, a wrong encoding
+_SOON_S = 1e-3  # aiohttp takes 0 for no limit, and a stream may go on without end
 _PLAIN = ("", "identity")
 _ENCODINGS = ("gzip", "deflate")  # what aiohttp decodes with nothing but the standard library
 _log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class HttpLimits:
         max_header_bytes: of one header field.
         body_s: how long a body may take to arrive, also when its request names a later deadline.
         keepalive_s: a connection that is idle for longer is closed.
+        write_s: how long a client may leave a part of an answer unread before it counts as gone.
     """
 
     max_body_bytes: int
@@ -56,6 +58,7 @@ class HttpLimits:
     body_s: float
     max_header_bytes: int = 8190
     keepalive_s: float = 75.0
+    write_s: float = 30.0
 
 
 class Plain(Protocol[T]):
@@ -128,7 +131,7 @@ class HttpServer:
             self._sweep.cancel()
         await self._lane.shutdown(timeout_s)
         self._server.pre_shutdown()  # idle keep-alive connections close at once
-        await self._server.shutdown(timeout_s)
+        await self._server.shutdown(max(timeout_s, _SOON_S))
         for path, inode in self._sockets:
             with contextlib.suppress(OSError):
                 if path.stat().st_ino == inode:
@@ -171,7 +174,35 @@ class HttpServer:
         response = _response(reply)
         if context.request_id:
             response.headers[REQUEST_ID] = context.request_id
+        if reply.parts is not None:
+            await self._send(request, response, reply.parts, context)
         return response
+
+    async def _send(
+        self,
+        request: web.BaseRequest,
+        response: web.StreamResponse,
+        parts: AsyncGenerator[bytes, None],
+        context: RequestContext,
+    ) -> None:
+        """Send an answer in parts. A client that goes away cancels this task, wherever it waits."""
+        async with contextlib.aclosing(parts):
+            try:
+                await response.prepare(request)
+                if request.method == "HEAD":
+                    return
+                async for part in parts:
+                    async with asyncio.timeout(self._limits.write_s):
+                        await response.write(part)
+                return
+            except ConnectionError:
+                return  # gone between two parts; the task would be cancelled next
+            except TimeoutError:
+                log(_log, logging.INFO, "a client does not read its answer", request_id=context.request_id)
+            except Exception as error:
+                refusal_of(_log, error, context)  # for the log: a status has been sent
+        if request.transport is not None:
+            request.transport.abort()
 
 
 class _Body:
@@ -236,6 +267,8 @@ class _Body:
 
 
 def _response(reply: Reply) -> web.StreamResponse:
+    if reply.parts is not None:
+        return web.StreamResponse(status=reply.status, headers=reply.headers)
     if reply.file is None:
         return web.Response(status=reply.status, body=reply.body, headers=reply.headers)
     # answers Range with 206 or 416 and sends the file without copying it through Python

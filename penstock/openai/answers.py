@@ -57,6 +57,8 @@ def answer_document(call: Call, head: Head, finished: Sequence[Finished]) -> dic
     Raises:
         Unavailable: one of them did not come to an end of its own.
     """
+    if not all(one.events for one in finished):
+        raise _broken_off()
     lone = len(finished) == 1
     document = _head(call, head, "chat.completion" if call.kind == "chat" else "text_completion")
     document["choices"] = [_choice(call, index, one, is_lone=lone) for index, one in enumerate(finished)]
@@ -116,10 +118,16 @@ class Chunks:
         return chunks
 
     def end(self) -> list[dict[str, Any]]:
-        """Write the usage after the last choice's end, where it was asked for."""
+        """Write the usage after the last choice's end, where it was asked for.
+
+        Raises:
+            Unavailable: a choice has not ended.
+        """
+        usages = [usage for _, usage in sorted(self._usages.items())]
+        if len(usages) < len(self._call.requests):
+            raise _broken_off()
         if not self._call.include_usage:
             return []
-        usages = [self._usages[index] for index in range(len(self._call.requests))]
         return [{**self._begin(), "choices": [], "usage": usage_document(self._call, usages)}]
 
     def _begin(self) -> dict[str, Any]:
@@ -200,5 +208,9 @@ def _finish_reason(event: TokenEvent) -> str:
 
 def _usage_of(event: TokenEvent) -> Usage:
     if event.usage is None:
-        raise Unavailable("the answer broke off before its end; ask again", retry_after_s=1.0)
+        raise _broken_off()
     return event.usage
+
+
+def _broken_off() -> Unavailable:
+    return Unavailable("the answer broke off before its end; ask again", retry_after_s=1.0)

@@ -38,6 +38,7 @@ class Message(msgspec.Struct, kw_only=True, omit_defaults=True):
     name: str | None = None
     tool_calls: list[_ToolCall] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
 
 
 class _Described(msgspec.Struct, kw_only=True):
@@ -78,14 +79,13 @@ def _message(message: Message, field: str) -> dict[str, Any]:
         "role": "system" if message.role == "developer" else message.role,
         "content": _text(message.content, f"{field}.content"),
     }
-    if message.name is not None:
-        said["name"] = message.name
+    for name in ("name", "tool_call_id", "reasoning_content"):
+        if (value := getattr(message, name)) is not None:
+            said[name] = value
     if message.tool_calls:
         said["tool_calls"] = [
             _call(call, f"{field}.tool_calls[{index}]") for index, call in enumerate(message.tool_calls)
         ]
-    if message.tool_call_id is not None:
-        said["tool_call_id"] = message.tool_call_id
     return said
 
 

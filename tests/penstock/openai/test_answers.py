@@ -100,8 +100,11 @@ def test_an_answer_that_was_given_up_is_no_answer() -> None:
     with pytest.raises(Unavailable, match="given up"):
         streamed(chat(stream=True), events("a", finish="cancelled"))
     broken = [msgspec.structs.replace(event, usage=None) for event in events("a")]
+    for cut in (broken, broken[:1]):
+        with pytest.raises(Unavailable, match="broke off"):
+            streamed(chat(stream=True), cut)
     with pytest.raises(Unavailable, match="broke off"):
-        streamed(chat(stream=True), broken)
+        answer_document(chat(), HEAD, finished("", finish="length"))
 
 
 def test_log_probabilities_of_a_chat_have_bytes_and_alternatives() -> None:

@@ -97,6 +97,7 @@ def test_a_conversation_reaches_the_template_as_texts_with_arguments_as_objects(
             {
                 "role": "assistant",
                 "content": None,
+                "reasoning_content": "add them",
                 "tool_calls": [
                     {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}},
                     {"id": "c2", "type": "function", "function": {"name": "g", "arguments": ""}},
@@ -114,6 +115,7 @@ def test_a_conversation_reaches_the_template_as_texts_with_arguments_as_objects(
         {
             "role": "assistant",
             "content": "",
+            "reasoning_content": "add them",
             "tool_calls": [
                 {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}, "id": "c1"},
                 {"type": "function", "function": {"name": "g", "arguments": {}}, "id": "c2"},

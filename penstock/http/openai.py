@@ -1,0 +1,244 @@
+"""OpenAI's API over HTTP, for whatever text plane there is behind: rows, decoding, encoding, streams.
+
+What goes wrong before the first token is an error with a status; after it, an error event, and no ``[DONE]``. A client
+that goes away closes the answers that it asked for, in whichever way it asked. Decides nothing: who is let in, and what
+is answered, is the plane's. The model's name stands in the body, so that a request is admitted after its body was read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar
+
+import msgspec
+from numpy.typing import NDArray
+
+from penstock.errors import NotFound, PenstockError, TooLarge
+from penstock.generation.plane import TextAnswer, TextModel, TextPlane, Ticket
+from penstock.generation.values import TokenEvent
+from penstock.http.routes import Handler, Reply, Request, Route, json_reply, refusal
+from penstock.openai.answers import Chunks, Finished, Head, answer_document, model_document, models_document
+from penstock.openai.embeddings import EmbeddingCall, embeddings_document, read_embedding
+from penstock.openai.error_objects import error_document
+from penstock.openai.requests import Call, read_chat, read_completion
+from penstock.openai.sse import CONTENT_TYPE, DONE, event_bytes
+from penstock.policy.access import Action
+from penstock.process.telemetry import refusal_of
+from penstock.wire.context import RequestContext, timeout_s_of
+
+Ticket_contra = TypeVar("Ticket_contra", contravariant=True)
+
+MAX_BODY_BYTES = 8 * 1024 * 1024
+"""Of a request that is all text: two million tokens, more than any context."""
+
+# what sits between must neither keep the parts until there are many, nor keep them at all
+_STREAM_HEADERS = {"Content-Type": CONTENT_TYPE, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedded:
+    """What became of texts.
+
+    Attributes:
+        vectors: one for each input, in order, each with one dimension.
+    """
+
+    vectors: Sequence[NDArray[Any]]
+    prompt_tokens: int
+
+
+class Embedder(Protocol[Ticket_contra]):
+    """What makes vectors of texts, for those rooms that serve such models."""
+
+    async def embed(self, ticket: Ticket_contra, context: RequestContext, call: EmbeddingCall) -> Embedded:
+        """Answer an admitted request.
+
+        Raises:
+            InvalidInput: the input, or ``dimensions`` where the model cannot be cut.
+        """
+        ...
+
+
+class OpenAi(Generic[Ticket]):
+    """Answers OpenAI's requests from one text plane."""
+
+    def __init__(
+        self,
+        plane: TextPlane[Ticket],
+        *,
+        embedder: Embedder[Ticket] | None = None,
+        queue_full_status: int = 503,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        """
+        Args:
+            embedder: None serves no embeddings.
+            queue_full_status: 503, or 429 for clients that only back off on that.
+            wall_clock: seconds since 1970, for what clients show.
+        """
+        self._plane, self._embedder, self._wall_clock = plane, embedder, wall_clock
+        self._refuse = partial(openai_refusal, queue_full=queue_full_status)
+
+    def routes(self) -> list[Route]:
+        """List the rows of the API."""
+        return [
+            self._row("POST", "/v1/chat/completions", partial(self._complete, read_chat)),
+            self._row("POST", "/v1/completions", partial(self._complete, read_completion)),
+            *([self._row("POST", "/v1/embeddings", self._embed)] if self._embedder is not None else []),
+            self._row("GET", "/v1/models", self._models),
+            self._row("GET", "/v1/models/{model*}", self._model),
+        ]
+
+    def _row(self, method: str, path: str, handler: Handler) -> Route:
+        return Route(method, path, handler, Action.INFER, self._refuse)
+
+    async def _complete(self, read: Callable[[bytes], Call], request: Request) -> Reply:
+        context, body = await _read(request)
+        call = read(body)
+        context = context.with_parameters(call.requests[0].parameters)
+        if not call.is_stream:
+            return json_reply(await self._whole(context, call, len(body)))
+        parts = self._parts(context, call, len(body))
+        await anext(parts)  # raises what has a status of its own
+        return Reply(headers=_STREAM_HEADERS, parts=parts)
+
+    async def _whole(self, context: RequestContext, call: Call, size_bytes: int) -> dict[str, Any]:
+        async with self._answers(context, call, size_bytes) as answers:
+            events: list[list[TokenEvent]] = [[] for _ in answers]
+            async with aclosing(merged(answers)) as merging:
+                async for index, event in merging:
+                    events[index].append(event)
+            finished = [
+                Finished(events=told, prompt_ids=answer.prompt_ids, token_bytes=answer.token_bytes,
+                         account=answer.account)
+                for told, answer in zip(events, answers, strict=True)
+            ]  # fmt: skip
+            return answer_document(call, self._head(call), finished)
+
+    async def _parts(self, context: RequestContext, call: Call, size_bytes: int) -> AsyncGenerator[bytes, None]:
+        """Write an answer as a stream. The first part is empty and says that there is a first token: until then errors
+        are raised, and this generator has begun, so that closing it always gives everything back."""
+        has_begun = False
+        try:
+            async with self._answers(context, call, size_bytes) as answers:
+                chunks = Chunks(call, self._head(call))
+                async with aclosing(merged(answers)) as merging:
+                    async for index, event in merging:
+                        if not has_begun:
+                            has_begun = True
+                            yield b""
+                            for place, answer in enumerate(answers):
+                                yield _joined(chunks.first(place, answer.prompt_ids))
+                        answer = answers[index]
+                        yield _joined(chunks.next(index, event, answer.token_bytes, answer.account))
+                ends = chunks.end()
+            yield _joined(ends) + DONE
+        except Exception as error:
+            if not has_begun:
+                raise
+            yield event_bytes(error_document(refusal_of(_log, error, context)))
+
+    @asynccontextmanager
+    async def _answers(
+        self, context: RequestContext, call: Call, size_bytes: int
+    ) -> AsyncIterator[Sequence[TextAnswer]]:
+        """Begin all answers of a call, and give up what is left of them in the end."""
+        first = call.requests[0]
+        with self._plane.admit(context, first.model, first.version, size_bytes) as ticket:
+            async with AsyncExitStack() as stack:
+                answers = []
+                for asked in call.requests:
+                    answer = await self._plane.generate(ticket, context, asked)
+                    await stack.enter_async_context(aclosing(answer.events))
+                    answers.append(answer)
+                yield answers
+
+    async def _embed(self, request: Request) -> Reply:
+        assert self._embedder is not None  # there is no row otherwise
+        context, body = await _read(request)
+        call = read_embedding(body)
+        with self._plane.admit(context, call.name, call.version, len(body)) as ticket:
+            made = await self._embedder.embed(ticket, context, call)
+        return json_reply(embeddings_document(made.vectors, call, prompt_tokens=made.prompt_tokens))
+
+    async def _models(self, request: Request) -> Reply:
+        return json_reply(models_document(self._plane.text_models()))
+
+    async def _model(self, request: Request) -> Reply:
+        name = request.names["model"]
+        models = self._plane.text_models()
+        found = next((model for model in models if model.name == name), None)
+        if found is None:
+            known = ", ".join(sorted({model.name for model in models})) or "none"
+            raise NotFound(f"no model {name[:200]!r} that generates; known: {known}")
+        return json_reply(model_document(found))
+
+    def _head(self, call: Call) -> Head:
+        kind = "chatcmpl" if call.kind == "chat" else "cmpl"
+        first = call.requests[0]
+        return Head(
+            id=f"{kind}-{secrets.token_hex(12)}",
+            created=int(self._wall_clock()),
+            fingerprint=first.version or _version(self._plane.text_models(), first.model),
+        )
+
+
+def openai_refusal(error: PenstockError, *, queue_full: int = 503) -> Reply:
+    """Say an error as OpenAI's API does: the status and headers of every other refusal, with an object for a body."""
+    reply = refusal(error, queue_full=queue_full)
+    return replace(reply, body=msgspec.json.encode(error_document(error)))
+
+
+async def merged(answers: Sequence[TextAnswer]) -> AsyncGenerator[tuple[int, TokenEvent], None]:
+    """Read several answers side by side, whichever has an event, each with its place. At most one event of each waits
+    to be read, so that a reader that is slow holds all of them up. Closes none of them."""
+    if len(answers) == 1:
+        async for event in answers[0].events:
+            yield 0, event
+        return
+    reading = {asyncio.create_task(_next(answer)): index for index, answer in enumerate(answers)}
+    try:
+        while reading:
+            done, _ = await asyncio.wait(reading, return_when=asyncio.FIRST_COMPLETED)
+            for task in sorted(done, key=reading.__getitem__):
+                told, index = task.result(), reading.pop(task)
+                if told is not None:
+                    reading[asyncio.create_task(_next(answers[index]))] = index
+                    yield index, told
+    finally:
+        for task in reading:
+            task.cancel()
+        await asyncio.gather(*reading, return_exceptions=True)
+
+
+async def _next(answer: TextAnswer) -> TokenEvent | None:
+    return await anext(answer.events, None)
+
+
+async def _read(request: Request) -> tuple[RequestContext, bytes]:
+    """Read a request's body, and how long there is for it."""
+    context = request.context.within(timeout_s_of(request.headers))
+    size_bytes = request.body.size_bytes
+    body = b"" if (size_bytes or 0) > MAX_BODY_BYTES else await request.body.read(context)
+    if (size_bytes or len(body)) > MAX_BODY_BYTES:
+        raise TooLarge(
+            f"the body has more than the {MAX_BODY_BYTES} bytes that a request for a text may have",
+            limit_bytes=MAX_BODY_BYTES,
+        )
+    return context, body
+
+
+def _version(models: Sequence[TextModel], name: str) -> str | None:
+    return next((model.version for model in models if model.name == name), None) or None
+
+
+def _joined(chunks: Sequence[dict[str, Any]]) -> bytes:
+    return b"".join(map(event_bytes, chunks))
