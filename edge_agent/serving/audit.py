@@ -143,7 +143,11 @@ def _compare(hosted: Hosted, draws: Sequence[Draw], answer: CloudAnswer) -> None
     rows = np.flatnonzero(was_kept & usable).tolist()
     edge = [draw.answers for draw in draws if any(draw.kept)]
     # harm without labels: answers that were kept and are not the cloud's
-    same = hosted.decoder.same(joined(edge)[usable[was_kept]], hosted.answers(answer.outputs, rows)) if rows else None
+    same = (
+        hosted.arrays.decoder.same(joined(edge)[usable[was_kept]], hosted.arrays.answers(answer.outputs, rows))
+        if rows
+        else None
+    )
     harm = 0 if same is None else int(np.count_nonzero(~same))
     hosted.note_audit(audited=int(np.count_nonzero(usable)), harm=harm)
 
@@ -154,6 +158,6 @@ def _bytes_of(draw: Draw) -> int:
 
 def _key(draw: Draw) -> tuple[object, ...]:
     """Draws with equal keys fit into one call; those of a model with a fixed batch never do."""
-    if not draw.hosted.can_split:
+    if not draw.hosted.arrays.can_split:
         return (id(draw),)
     return (id(draw.hosted), *((name, array.dtype.str, array.shape[1:]) for name, array in draw.inputs.items()))

@@ -16,6 +16,7 @@ import numpy as np
 from edge_agent.policy import admission, cascade, egress
 from edge_agent.policy.cascade import KEPT, CascadeMode, Reason, RowOutcome
 from edge_agent.serving import responses
+from edge_agent.serving.array_model import ArrayModel
 from edge_agent.serving.audit import Auditor, Draw
 from edge_agent.serving.escalation import Escalator
 from edge_agent.serving.hosting import Hosted, Hosting
@@ -39,6 +40,7 @@ class _Work:
     """One request whose rows are let in."""
 
     hosted: Hosted
+    model: ArrayModel
     request: InferRequest
     context: RequestContext
     rows: int
@@ -137,7 +139,9 @@ class DataPlane:
         hosted.in_flight += 1
         hosted.idle.clear()
         try:
-            local = await hosted.queue.infer(request.inputs, work.rows, work.context.deadline, work.context.priority)
+            local = await work.model.queue.infer(
+                request.inputs, work.rows, work.context.deadline, work.context.priority
+            )
             return self._keep(work, local) or await self._escalate(work, local)
         except BaseException as error:  # whatever it was, also a client that went away: these rows got no answer
             hosted.tally.record(failed=work.rows)
@@ -153,6 +157,7 @@ class DataPlane:
 
     def _let_in(self, context: RequestContext, request: InferRequest) -> _Work:
         hosted = self.hosting.get(request.model, request.version)
+        model = hosted.arrays
         rows = check_inputs(request.inputs, hosted.metadata.inputs)
         is_private = is_explained = False
         if request.outputs:
@@ -168,7 +173,7 @@ class DataPlane:
         )
         if refusal is not None:
             raise refusal
-        return _Work(hosted, request, context, rows, is_private, is_explained)
+        return _Work(hosted, model, request, context, rows, is_private, is_explained)
 
     def _keep(self, work: _Work, local: LocalAnswer) -> InferResponse | None:
         """Make the response when every row is kept, as in most requests; None when one is not."""
@@ -185,7 +190,7 @@ class DataPlane:
     async def _escalate(self, work: _Work, local: LocalAnswer) -> InferResponse:
         hosted, decision = work.hosted, local.decision
         drawn = self._draw(work, local)
-        uncertain = [row for row in range(work.rows) if not (hosted.can_split and decision.is_kept[row])]
+        uncertain = [row for row in range(work.rows) if not (work.model.can_split and decision.is_kept[row])]
         asked = await self._ask(work, local, uncertain)
         outcomes = responses.outcomes(local, asked, hosted.plan.variant.spec.score_output)
         by_device = [row for row in uncertain if not outcomes[row].is_by_cloud]
@@ -217,7 +222,7 @@ class DataPlane:
                     field="inputs",
                 )
             problem = "and cascade.on_unreachable is 'fail'"
-        elif work.hosted.can_split and any(
+        elif work.model.can_split and any(
             not array.ndim or len(array) != work.rows for array in local.outputs.values()
         ):
             problem = "and the device's own output is malformed"
@@ -236,7 +241,7 @@ class DataPlane:
         use up the budget.
         """
         broken = [row for row in uncertain if local.decision.is_broken(row)]
-        if len(broken) in (0, len(uncertain)) or not work.hosted.can_split:
+        if len(broken) in (0, len(uncertain)) or not work.model.can_split:
             return [await self._ask_about(work, local, uncertain, is_finite=not broken)]
         sound = [row for row in uncertain if not local.decision.is_broken(row)]
         return await asyncio.gather(
@@ -257,7 +262,7 @@ class DataPlane:
             free_rows=int(min(self.escalator.free_tokens(), queue.free_rows)),
         )
         rows = egress.least_confident(local.scores, uncertain, permit.rows)
-        if len(rows) < len(uncertain) and not work.hosted.can_split:
+        if len(rows) < len(uncertain) and not work.model.can_split:
             rows = []  # a fixed batch goes up whole or not at all
         if not rows:
             return Escalated(wanted=uncertain, refused=permit.reason)
@@ -288,8 +293,8 @@ class DataPlane:
         if not share or work.is_private or hosted.mode is not CascadeMode.CASCADE:
             return ()
         # a fixed batch goes up whole, so it is drawn whole: by one number for all of its rows
-        numbers = [self._random() for _ in range(work.rows)] if hosted.can_split else [self._random()] * work.rows
-        drawn = cascade.evidence(cascade.drawn(numbers, share), local.decision, can_split=hosted.can_split)
+        numbers = [self._random() for _ in range(work.rows)] if work.model.can_split else [self._random()] * work.rows
+        drawn = cascade.evidence(cascade.drawn(numbers, share), local.decision, can_split=work.model.can_split)
         return drawn if drawn and self.auditor.can_draw(hosted) else ()
 
     def _account_draws(
@@ -314,10 +319,10 @@ class DataPlane:
         kept = tuple(local.decision.is_kept[row] for row in index)
         rows_kept = [row for row in index if local.decision.is_kept[row]]
         # an answer that was not kept may be malformed; indexing by a list copies: the batch must not be kept alive
-        answers = work.hosted.answers(local.outputs, rows_kept) if rows_kept else np.zeros(0)
+        answers = work.model.answers(local.outputs, rows_kept) if rows_kept else np.zeros(0)
         given = work.request.inputs
         # a fixed batch is drawn whole
-        inputs = {name: array[index] if work.hosted.can_split else array.copy() for name, array in given.items()}
+        inputs = {name: array[index] if work.model.can_split else array.copy() for name, array in given.items()}
         self.auditor.submit(Draw(work.hosted, inputs, answers, kept))
 
 

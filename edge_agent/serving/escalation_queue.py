@@ -87,7 +87,7 @@ class EscalationQueue:
         self._version = hosted.plan.artifact_digest if settings.model_version == "digest" else ""
         self._outputs = hosted.metadata.outputs
         limits = BatchLimits(
-            max_rows=settings.max_rows if hosted.can_split else 1,  # a fixed batch is sent as it is
+            max_rows=settings.max_rows if hosted.arrays.can_split else 1,  # a fixed batch is sent as it is
             max_delay_s=settings.max_delay_s,
             max_queue_rows=settings.max_queue_rows,
         )
@@ -191,7 +191,7 @@ class EscalationQueue:
             response = await self._infer(inputs, context, timeout_s)
         except PenstockError as error:
             if self._probe is None:
-                self._blank = _blank(inputs, can_split=self._hosted.can_split)
+                self._blank = _blank(inputs, can_split=self._hosted.arrays.can_split)
             # a server that failed on rows that are not finite is there: a broken sensor is not a broken network
             if not (isinstance(error, Internal) and not _is_finite(inputs)):
                 self._record(error, time.perf_counter() - started_at, timeout_s)
@@ -211,7 +211,7 @@ class EscalationQueue:
             parameters=parameters,
         )
         response = await self._cloud.infer(request, context)
-        rows = len(next(iter(inputs.values()))) if self._hosted.can_split else None
+        rows = len(next(iter(inputs.values()))) if self._hosted.arrays.can_split else None
         _check_outputs(response.outputs, self._outputs, rows)
         return response
 

@@ -8,32 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-
-import numpy as np
-from numpy.typing import NDArray
 
 from edge_agent.policy import audit as auditing
 from edge_agent.policy import cascade
 from edge_agent.policy.audit import Audit
-from edge_agent.policy.cascade import CascadeMode, Decision
+from edge_agent.policy.cascade import CascadeMode
+from edge_agent.serving.array_model import ArrayModel
 from edge_agent.serving.counts import Outcomes, Tally
-from edge_agent.serving.local_queue import LocalQueue
 from penstock.artifact import certificates
 from penstock.artifact.certificates import Certificate, Subject
-from penstock.artifact.manifests import Variant, columns_of, decoder_of
+from penstock.artifact.manifests import Variant, columns_of
 from penstock.artifact.variant_files import VariantFiles
 from penstock.errors import CertificateMismatch, ConfigError, InvalidInput, NotFound, Unavailable
 from penstock.hosting import loading
+from penstock.hosting.generation import text_model
+from penstock.hosting.generation.settings import GenerationSettings
+from penstock.hosting.generation.text_model import TextModel
 from penstock.hosting.loading import Loaded
-from penstock.policy.decoding import Answers
 from penstock.process import telemetry
 from penstock.process.machine import usable_cpus
 from penstock.runtime import platform_of
 from penstock.wire.inference import ModelMetadata, Parameter
 from penstock.wire.outcomes import NOTHING, OutcomeCounts
-from penstock.wire.tensors import Array, with_sizes_of
 
 _LOG = logging.getLogger(__name__)
 _MIN_PREFIX = len("sha256:") + 12
@@ -69,8 +67,7 @@ class Hosted:
     Attributes:
         failures: requests that the engine failed since activation.
         in_flight: requests in it now.
-        decoder: reads and compares answers.
-        can_split: rows can be merged and taken apart, so a request may be answered row by row.
+        serves: what answers: arrays, or texts.
         on_alarm: called when an audit ends keeping, so that it is on disk and reported at once.
         account: response parameters that say what answers here: artifact, certificate, threshold.
         kept_account: with those of an answer that is kept, the confidence aside.
@@ -79,7 +76,7 @@ class Hosted:
     def __init__(
         self,
         plan: LoadPlan,
-        loaded: Loaded,
+        loaded: Loaded | TextModel,
         tally: Tally,
         *,
         run_length: float,
@@ -89,23 +86,12 @@ class Hosted:
     ) -> None:
         """``max_harm``: level of the certificate, None its own; ``audits``: what is remembered of this model's."""
         self.plan = plan
-        self.engine = engine = loaded.engine
         self.tally = tally
         self.failures = 0
         self.is_retired = False
         self.in_flight = 0
         self.idle = asyncio.Event()
         self.idle.set()
-        self.metadata = ModelMetadata(
-            name=plan.model,
-            versions=(plan.version,),
-            platform=platform_of(plan.variant.spec.engine),
-            inputs=with_sizes_of(engine.inputs, plan.variant.spec.inputs),
-            outputs=tuple(one for one in engine.outputs if one.name != plan.variant.spec.probe),
-            columns=columns_of(plan.variant.spec),
-        )
-        self.can_split = loaded.timing.is_batchable
-        self.decoder = decoder_of(plan.variant.spec)
         self._run_length = run_length
         self.on_alarm: Callable[[], None] = lambda: None
         self._certificate, self._problem = _usable_certificate(plan, max_harm)
@@ -122,10 +108,35 @@ class Hosted:
         self._seen_cloud_digest = ""
         self._decided = cascade.ModeDecision(mode=CascadeMode.CASCADE)
         self._update_mode()
-        self.queue = LocalQueue(loaded, self.judge, max_queue_rows=max_queue_rows, hidden=plan.variant.spec.probe)
+        spec = plan.variant.spec
+        self.serves: ArrayModel | TextModel = (
+            ArrayModel(spec, loaded, self, max_queue_rows=max_queue_rows) if isinstance(loaded, Loaded) else loaded
+        )
+        self.metadata = ModelMetadata(
+            name=plan.model,
+            versions=(plan.version,),
+            platform=platform_of(spec.engine),
+            inputs=self.serves.inputs,
+            outputs=self.serves.outputs,
+            columns=columns_of(spec),
+        )
 
     def __repr__(self) -> str:
         return f"Hosted({self.plan.model}:{self.plan.version}, {self.mode}, in_flight={self.in_flight})"
+
+    @property
+    def arrays(self) -> ArrayModel:
+        """Return what answers with arrays.
+
+        Raises:
+            InvalidInput: it answers with texts.
+        """
+        if isinstance(self.serves, ArrayModel):
+            return self.serves
+        raise InvalidInput(
+            f"model {self.plan.model!r} generates text; ask it at /v1/chat/completions or /v1/completions",
+            field="model",
+        )
 
     @property
     def mode(self) -> CascadeMode:
@@ -159,32 +170,6 @@ class Hosted:
             len(version) >= _MIN_PREFIX and digest.startswith(version)
         )
 
-    def judge(
-        self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], rows: int
-    ) -> tuple[list[float], Decision]:
-        """Score and decide about the rows of one batch.
-
-        An output that is missing, empty or of another row count scores NaN for every row, which is never kept. So does
-        an input row with NaN or infinity: an integer model turns it into finite numbers, and may sound sure of them.
-        """
-        scores = self._scores(outputs, rows)
-        is_finite = cascade.finite_inputs(inputs, rows)
-        if is_finite is not None:
-            scores = np.where(is_finite, scores, np.nan)
-        certificate = self._certificate
-        threshold = certificate.threshold if certificate else float("nan")
-        decision = cascade.decide(
-            scores,
-            mode=self.mode,
-            threshold=threshold,
-            is_finite=() if is_finite is None else is_finite.tolist(),
-        )
-        return scores.tolist(), decision
-
-    def answers(self, outputs: Mapping[str, Array], rows: Sequence[int]) -> Answers:
-        """Read what some rows of the scored output say; they are copied, or the whole batch would be kept alive."""
-        return self.decoder.answers({name: outputs[name][list(rows)] for name in self.decoder.answered_by})
-
     def note_cloud(self, variant: str) -> None:
         """Note with which variant the cloud answered ("" when it does not say, which proves nothing)."""
         if variant and variant != self._seen_cloud_digest:
@@ -213,15 +198,6 @@ class Hosted:
         if before and (before.has_alarmed, before.is_distrusted) != (audit.has_alarmed, audit.is_distrusted):
             self._update_mode()
             self.on_alarm()
-
-    def _scores(self, outputs: Mapping[str, Array], rows: int) -> NDArray[np.float64]:
-        one, default = self._certificate, next(iter(self.decoder.scores), "")
-        name, temperature = (one.score, one.temperature) if one else (default, 1.0)
-        try:
-            scores = self.decoder.score(outputs, name=name, temperature=temperature)
-        except (KeyError, InvalidInput):
-            return np.full(rows, np.nan)
-        return scores if len(scores) == rows else np.full(rows, np.nan)
 
     def _update_mode(self) -> None:
         audit = self._audit
@@ -260,11 +236,13 @@ class Hosting:
         max_queue_rows: int = 1024,
         drain_s: float = 5.0,
         max_harm_of: Callable[[str], float | None] = lambda model: None,
+        generation: GenerationSettings | None = None,
     ) -> None:
         """Take ``run_length``, audits until a false alarm, ``threads`` of each engine (0 chooses by measurement), and
         ``max_harm_of``, the level of a model's certificate (None for its own).
         """
         self._max_harm_of = max_harm_of
+        self._generation = generation or GenerationSettings()
         self._outcomes = outcomes
         self._run_length = run_length
         self._threads = threads
@@ -323,8 +301,14 @@ class Hosting:
         """
         self._loading[plan.model] = self._loading.get(plan.model, 0) + 1
         spec = plan.variant.spec
+        loaded: Loaded | TextModel
         try:
-            loaded = await asyncio.to_thread(loading.load, spec, plan.files, threads=self._threads, cpus=usable_cpus())
+            if spec.engine in text_model.ENGINES:
+                loaded = await text_model.load(spec, plan.files, self._generation, threads=self._threads)
+            else:
+                loaded = await asyncio.to_thread(
+                    loading.load, spec, plan.files, threads=self._threads, cpus=usable_cpus()
+                )
         finally:
             self._expected.discard(plan.model)  # loaded or not, nothing more is known to come
             self._loading[plan.model] -= 1
@@ -341,7 +325,7 @@ class Hosting:
             audits=audits,
         )
         telemetry.log(_LOG, logging.INFO, "model proved itself", model=plan.model, version=plan.version,
-                      target=spec.target, batch_s=loaded.timing.full_batch_s, mode=hosted.mode)  # fmt: skip
+                      target=spec.target, serves=repr(hosted.serves), mode=hosted.mode)  # fmt: skip
         return hosted
 
     def withdraw(self, model: str) -> Hosted | None:
@@ -370,7 +354,7 @@ class Hosting:
             )
         if not any(other.tally is hosted.tally for other in self._active.values()):
             self._outcomes.retire(hosted.plan.model, hosted.plan.artifact_digest)
-        await hosted.queue.close()
+        await hosted.serves.close()
 
     async def close(self) -> None:
         """Retire every model."""

@@ -26,6 +26,7 @@ from penstock.hosting.generation.prompts import Vocabulary
 from penstock.hosting.generation.settings import GenerationSettings
 from penstock.process.telemetry import LogSettings, log
 from penstock.runtime.generation import EngineFacts
+from penstock.wire.tensors import TensorSpec
 
 ENGINES = frozenset({"genai"})
 """Engines of variants that answer token by token; others answer with arrays (``penstock.hosting.loading``)."""
@@ -73,7 +74,17 @@ class TextModel:
         """Answer; see :meth:`penstock.hosting.generation.generator.Generator.generate`."""
         return self.generator.generate(request, deadline=deadline, priority=priority)
 
-    async def close(self, timeout_s: float) -> None:
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Return what metadata say that it takes."""
+        return self.spec.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Return what metadata say that it gives."""
+        return self.spec.outputs
+
+    async def close(self, timeout_s: float = 0.0) -> None:
         """Give what runs ``timeout_s``, and end the process; idempotent."""
         await self.generator.close(timeout_s)
 

@@ -51,7 +51,7 @@ async def test_the_level_asked_for_decides_what_is_kept(
         assert hosted.certificate is not None
         assert hosted.certificate.audit_max_harm == pytest.approx(1.5 * (max_harm or 0.02))
         logits = np.log(np.array([[0.7, 0.2, 0.1], [0.95, 0.04, 0.01], [0.995, 0.004, 0.001]], dtype=np.float32))
-        _, decision = hosted.judge({}, {"logits": logits}, 3)
+        _, decision = hosted.arrays.judge({}, {"logits": logits}, 3)
         assert decision.is_kept == [bool(p >= threshold) for p in (0.7, 0.95, 0.995)]
 
 

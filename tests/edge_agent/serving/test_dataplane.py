@@ -252,7 +252,7 @@ async def test_a_model_with_a_fixed_batch_is_answered_whole(tmp_path: Path) -> N
         running_cloud() as cloud,
         data_path(tmp_path, cloud.target, plan=plan, cascade=audited, random=lambda: next(numbers)) as path,
     ):
-        assert not path.hosted.can_split
+        assert not path.hosted.arrays.can_split
         for _ in range(2):
             assert (await path.infer(rows(SURE, SURE))).parameters["served_by"] == "edge"
         await path.dataplane.auditor.rest()
@@ -280,7 +280,7 @@ async def test_a_state_on_another_axis_goes_up_as_it_came_and_comes_back_so(tmp_
         running_cloud(further={"next": before + 100}) as cloud,
         data_path(tmp_path, cloud.target, plan=plan, cascade=audited, random=lambda: 0.05) as path,
     ):
-        assert not path.hosted.can_split
+        assert not path.hosted.arrays.can_split
         kept, asked = [
             await path.ask(InferRequest(model=MODEL, inputs={"x": rows(row), "state": before}))
             for row in (SURE, UNSURE)

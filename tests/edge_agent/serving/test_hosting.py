@@ -74,7 +74,7 @@ async def test_a_switch_is_atomic_and_the_old_one_finishes_what_it_has(tmp_path:
         assert (await request).version == "v1"
         await retiring
         with pytest.raises(Unavailable, match="being replaced"):
-            await path.hosted.queue.infer({"x": rows(SURE)}, 1, None, 0)
+            await path.hosted.arrays.queue.infer({"x": rows(SURE)}, 1, None, 0)
         assert path.hosting.models() == (MODEL,)
         assert path.hosted.counts == OutcomeCounts(escalated=1)
         assert newer.counts == OutcomeCounts(kept=1)
@@ -130,7 +130,7 @@ async def test_a_score_that_this_agent_does_not_know_is_a_certificate_that_is_no
 
 async def test_engine_failures_are_counted(tmp_path: Path) -> None:
     async with data_path(tmp_path) as path:
-        path.hosted.engine.close()
+        path.hosted.arrays.engine.close()
         with pytest.raises(Exception, match="closed"):
             await path.infer(rows(SURE))
         assert path.hosted.failures == 1
@@ -143,12 +143,12 @@ async def test_a_row_without_numbers_is_never_kept_however_sure_the_model_sounds
         sounds_sure = rows(SURE, SURE, SURE)  # an integer model clips what it is given: its outputs are finite
         x = sounds_sure.copy()
         x[1, 0] = odd
-        scores, decision = path.hosted.judge({"x": x}, {"logits": sounds_sure}, 3)
+        scores, decision = path.hosted.arrays.judge({"x": x}, {"logits": sounds_sure}, 3)
         assert decision.is_kept == [True, False, True]
         assert np.isnan(scores).tolist() == [False, True, False]
 
 
 async def test_large_numbers_are_numbers(tmp_path: Path) -> None:
     async with data_path(tmp_path) as path:
-        _, decision = path.hosted.judge({"x": rows(SURE) * np.float32(1e30)}, {"logits": rows(SURE)}, 1)
+        _, decision = path.hosted.arrays.judge({"x": rows(SURE) * np.float32(1e30)}, {"logits": rows(SURE)}, 1)
         assert decision.is_kept == [True]

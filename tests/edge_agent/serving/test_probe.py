@@ -69,7 +69,7 @@ async def test_an_answer_that_is_no_number_is_not_kept_however_sure_the_head_is(
     probed = plan(tmp_path, certificate(score="probe", threshold=0.9))
     async with data_path(tmp_path, plan=probed) as path:
         outputs = {"logits": rows(BROKEN, TRUSTED), PROBE: np.float32([0.95, 0.95])}
-        _, decision = await asyncio.to_thread(path.hosted.judge, {"x": rows(TRUSTED, TRUSTED)}, outputs, 2)
+        _, decision = await asyncio.to_thread(path.hosted.arrays.judge, {"x": rows(TRUSTED, TRUSTED)}, outputs, 2)
         assert decision.is_kept == [False, True]
 
 

@@ -116,7 +116,7 @@ async def test_damaged_golden_vectors_are_not_replayed_and_fetched_again(
                 await until("serving", lambda: rig.hosting.models() == (MODEL,))
                 hosted = rig.hosting.get(MODEL)
                 assert hosted.mode is CascadeMode.CASCADE, "the weights are those that were certified"
-                assert hosted.engine.run({"x": SURE})["logits"].argmax() == 0
+                assert hosted.arrays.engine.run({"x": SURE})["logits"].argmax() == 0
                 await until("said", lambda: "damaged on this disk: golden vectors" in only(updater).error)
                 assert only(updater).phase == "committed"
         assert "loading without what is damaged" in caplog.text

@@ -121,7 +121,7 @@ async def test_a_desired_release_becomes_a_committed_model_that_answers(rig: Rig
         assert report.transferred.done_bytes == report.transferred.total_bytes > 0
         hosted = rig.hosting.get(MODEL)
         assert hosted.mode is CascadeMode.CASCADE
-        assert hosted.engine.run({"x": SURE})["logits"].argmax() == 0
+        assert hosted.arrays.engine.run({"x": SURE})["logits"].argmax() == 0
         assert rig.changes > 3
 
 
