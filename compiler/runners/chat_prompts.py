@@ -7,7 +7,8 @@ from typing import Any
 
 
 def prompts(tokenizer: Any, chats: list[dict[str, Any]], at: str) -> list[list[int] | None] | None:
-    """Return the ids of each conversation's prompt, None for one that the template refuses; None without a template.
+    """Return the ids of each conversation's prompt, None for one that the template refuses or fails with. Without a
+    template there are none.
 
     Args:
         chats: ``messages`` and ``tools`` of each.
@@ -27,12 +28,10 @@ def prompts(tokenizer: Any, chats: list[dict[str, Any]], at: str) -> list[list[i
 
 
 def _prompt(tokenizer: Any, chat: dict[str, Any]) -> list[int] | None:
-    from jinja2.exceptions import TemplateError
-
     try:
         found = tokenizer.apply_chat_template(
             chat["messages"], tools=chat["tools"] or None, add_generation_prompt=True, tokenize=True, return_dict=False
         )
-    except TemplateError:
+    except Exception:  # a template fails in any way that an expression can: one made for tools, without any
         return None
     return [int(token) for token in found]

@@ -8,6 +8,7 @@ already: encode it without adding any. As with transformers, a special token tha
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -22,6 +23,9 @@ _CONFIG = "tokenizer_config.json"
 _DEFAULT, _TOOLS = "default", "tool_use"
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one thing; transformers fills the first two
 _SHOWN = 300
+_PROBES = ("first-part", "second-part")
+_LIST_ITSELF = re.compile(r"""['"]type['"]: ?['"]text['"]""")
+_SOME_DAY = datetime(2026, 1, 1)
 
 Message = Mapping[str, Any]
 
@@ -45,6 +49,7 @@ class ChatTemplate:
             self._compiled = {name: template_sandbox.CompiledTemplate(source) for name, source in sources.items()}
         except template_sandbox.Malformed as error:
             raise ArtifactError(f"the model's chat template cannot be read: {str(error)[:_SHOWN]}") from error
+        self._read_parts = {name for name in sources if self._reads_parts(name)}
 
     def render(
         self, messages: Sequence[Message], *, at: datetime, tools: Sequence[Mapping[str, Any]] = (), answer: bool = True
@@ -63,16 +68,11 @@ class ChatTemplate:
         """
         if not messages:
             raise InvalidInput("the conversation has no messages; send at least one", field="messages")
-        compiled = self._compiled[_TOOLS if tools and _TOOLS in self._compiled else _DEFAULT]
-        values = {
-            **self._named,
-            "messages": [_prepared(message, place, compiled.reads_parts) for place, message in enumerate(messages)],
-            "tools": list(tools) or None,
-            "documents": None,
-            "add_generation_prompt": answer,
-        }
+        name = _TOOLS if tools and _TOOLS in self._compiled else _DEFAULT
+        reads_parts = name in self._read_parts
+        prepared = [_prepared(message, place, reads_parts) for place, message in enumerate(messages)]
         try:
-            return compiled.render(values, at)
+            return self._compiled[name].render(self._values(prepared, tools, answer), at)
         except self._sandbox.Refused as error:
             raise InvalidInput(
                 f"the model's chat template refuses this conversation: {str(error)[:_SHOWN]}", field="messages"
@@ -87,6 +87,24 @@ class ChatTemplate:
                 f"{type(error).__name__}: {str(error)[:_SHOWN]}",
                 field="messages",
             ) from error
+
+    def _values(self, messages: list[dict[str, Any]], tools: Sequence[Any], answer: bool) -> dict[str, Any]:
+        return {
+            **self._named,
+            "messages": messages,
+            "tools": list(tools) or None,
+            "documents": None,
+            "add_generation_prompt": answer,
+        }
+
+    def _reads_parts(self, name: str) -> bool:
+        """Try whether a template puts the texts of a content's parts into the prompt, and not the list as it is."""
+        message = {"role": "user", "content": [{"type": "text", "text": probe} for probe in _PROBES]}
+        try:
+            text = self._compiled[name].render(self._values([message], (), True), _SOME_DAY)
+        except Exception:  # it knows no lists, as most
+            return False
+        return all(probe in text for probe in _PROBES) and not _LIST_ITSELF.search(text)
 
 
 def load(files: Mapping[str, bytes]) -> ChatTemplate | None:

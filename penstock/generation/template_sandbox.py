@@ -167,9 +167,6 @@ def _strftime_now(form: str) -> str:
 class CompiledTemplate:
     """One template, ready to be run by several threads.
 
-    Attributes:
-        reads_parts: it goes through the contents of messages as lists of parts; others take texts only.
-
     Raises:
         Malformed: it is none.
     """
@@ -186,7 +183,6 @@ class CompiledTemplate:
         }
         try:
             tree = environment.parse(source)
-            self.reads_parts = any(_is_content(loop.iter) for loop in tree.find_all(nodes.For))
             _Counting().visit(tree)
             tree.set_environment(environment)
             code = environment.compile(tree)
@@ -214,9 +210,3 @@ class CompiledTemplate:
             return "".join(texts)
         finally:
             _run.reset(before)
-
-
-def _is_content(node: nodes.Node) -> bool:
-    if isinstance(node, nodes.Getattr):
-        return node.attr == "content"
-    return isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const) and node.arg.value == "content"

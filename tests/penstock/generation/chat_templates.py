@@ -155,6 +155,11 @@ PARTS = """\
 {%- endfor -%}
 """
 
+TOOLS_ONLY = """\
+{%- for tool in tools %}{{ tool.function.name }} {% endfor %}
+{%- for message in messages %}{{ message.role }}: {{ message.content }};{% endfor %}
+"""
+
 ALL = {
     "ChatML": CHAT_ML,
     "Llama 2": LLAMA_2,
@@ -162,4 +167,5 @@ ALL = {
     "Mistral with tools": MISTRAL_TOOLS,
     "Gemma": GEMMA,
     "parts": PARTS,
+    "fails without tools": TOOLS_ONLY,
 }

@@ -46,6 +46,10 @@ def test_parts_of_a_content_that_are_texts() -> None:
     parts = {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}
     assert rendered(chat_templates.PARTS, parts) == "<|user|>ab"
     assert "user\na\nb<|im_end|>" in rendered(chat_templates.CHAT_ML, parts)
+    aliased = "{% macro said(content) %}{% for item in content %}{{ item.text }},{% endfor %}{% endmacro %}"
+    assert rendered(aliased + "{{ said(messages[0].content) }}", parts) == "a,b,"
+    for ignoring in ("{{ messages[0].content if messages[0].content is string }}", "{{ messages[0].content }}"):
+        assert rendered(ignoring, parts) == "a\nb"
     with pytest.raises(InvalidInput, match=r"messages\[0\]: a part of its content is no text") as raised:
         rendered(chat_templates.CHAT_ML, {"role": "user", "content": [{"type": "image_url", "image_url": {}}]})
     assert raised.value.field == "messages[0].content"

@@ -83,7 +83,7 @@ def test_every_prompt_is_the_one_that_transformers_makes(name: str, said: dict[s
         assert text == theirs["text"]
         assert loaded.encode(text, add_special_tokens=False) == theirs["ids"]
         made += 1
-    assert made >= 3
+    assert made >= 2
 
 
 @pytest.mark.parametrize("name", chat_templates.ALL)
@@ -92,8 +92,9 @@ def test_golden_chats_of_a_build_are_made_again_by_a_server(name: str, said: dic
     prompts = said["golden"][name]
     files[golden_chats.FILE] = golden_chats.golden_chats(files, prompts, made_by="transformers")
     golden_chats.check_files(files)
-    assert prompts[0] is not None
-    assert (prompts[1] is None) == (name in ("Gemma", "Mistral with tools"))
+    assert (prompts[0] is None) == (name == "fails without tools")
+    assert (prompts[1] is None) == (name in ("Gemma", "Mistral with tools", "fails without tools"))
+    assert prompts[3] is not None
 
 
 def test_a_model_without_a_template_has_no_golden_chats(said: dict[str, Any]) -> None:
