@@ -74,7 +74,7 @@ class Chunks:
     def __init__(self, call: Call, head: Head) -> None:
         self._call, self._head = call, head
         self._usages: dict[int, Usage] = {}
-        self._logprobs = [CompletionLogprobs() for _ in call.requests]
+        self._logprobs = [CompletionLogprobs(by_id=call.names_by_id) for _ in call.requests]
 
     def first(self, index: int, prompt_ids: Sequence[int]) -> list[dict[str, Any]]:
         """Write what a choice begins with: the role of a chat; ids where they were asked for."""
@@ -101,16 +101,19 @@ class Chunks:
         extra: dict[str, Any] = {"token_ids": [event.token]} if call.return_token_ids else {}
         if call.has_logprobs:
             extra["logprobs"] = (
-                {"content": [chat_entry(event, token_bytes)], "refusal": None}
+                {"content": [chat_entry(event, token_bytes, by_id=call.names_by_id)], "refusal": None}
                 if call.kind == "chat"
                 else self._logprobs[index].add(event, token_bytes)
             )
-        if event.text or extra:
-            said = {"delta": {"content": event.text}} if call.kind == "chat" else {"text": event.text}
+        is_chat = call.kind == "chat"
+        said = {"delta": {"content": event.text}} if is_chat else {"text": event.text}
+        # a chat's end is a chunk of its own, as OpenAI has it; a completion's comes with its last token, as readers of
+        # ids want it
+        if (event.text or extra) and (is_chat or event.finish is None):
             chunks.append(self._chunk(index, said | extra))
         if event.finish is not None:
             self._usages[index] = _usage_of(event)
-            said = {"delta": {}} if call.kind == "chat" else {"text": ""}
+            said = {"delta": {}} if is_chat else said | extra
             end = {"finish_reason": _finish_reason(event), "stop_reason": event.matched_stop}
             ours = _account(call, account)
             is_lone = len(call.requests) == 1
@@ -181,12 +184,12 @@ def _choice(call: Call, index: int, one: Finished, *, is_lone: bool) -> dict[str
     if call.kind == "chat":
         choice["message"] = {"role": "assistant", "content": text, "refusal": None}
         if call.has_logprobs:
-            entries = [chat_entry(event, one.token_bytes) for event in one.events]
+            entries = [chat_entry(event, one.token_bytes, by_id=call.names_by_id) for event in one.events]
             choice["logprobs"] = {"content": entries, "refusal": None}
     else:
         choice["text"] = text
         if call.has_logprobs:
-            lists = CompletionLogprobs()
+            lists = CompletionLogprobs(by_id=call.names_by_id)
             choice["logprobs"] = joined([lists.add(event, one.token_bytes) for event in one.events])
     if call.return_token_ids:
         choice["token_ids"] = [event.token for event in one.events]

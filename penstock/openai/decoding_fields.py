@@ -60,6 +60,7 @@ class DecodingFields(msgspec.Struct, kw_only=True):
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None
     return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
     penstock: dict[str, bool | int | float | str] | None = None
 
 

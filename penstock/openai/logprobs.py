@@ -17,12 +17,20 @@ LOWEST = -9999.0
 TokenBytes = Callable[[int], bytes]
 
 
-def chat_entry(event: TokenEvent, token_bytes: TokenBytes) -> dict[str, Any]:
-    """Write one token of a chat, with as many alternatives as the event has."""
-    return {
-        **_chat_token(token_bytes(event.token), event.logprob),
-        "top_logprobs": [_chat_token(token_bytes(token), logprob) for token, logprob in event.top],
-    }
+def chat_entry(event: TokenEvent, token_bytes: TokenBytes, *, by_id: bool = False) -> dict[str, Any]:
+    """Write one token of a chat, with as many alternatives as the event has.
+
+    Args:
+        by_id: name tokens by their ids, as vLLM does where it is asked to.
+    """
+
+    def entry(token: int, logprob: float) -> dict[str, Any]:
+        data = token_bytes(token)
+        name = _id_name(token) if by_id else data.decode("utf-8", "replace")
+        return {"token": name, "bytes": list(data), "logprob": written(logprob)}
+
+    top = [entry(token, logprob) for token, logprob in event.top]
+    return {**entry(event.token, event.logprob), "top_logprobs": top}
 
 
 class CompletionLogprobs:
@@ -32,16 +40,21 @@ class CompletionLogprobs:
         characters: of the answer before the next token; a character belongs to the token that begins it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, by_id: bool = False) -> None:
+        """``by_id``: name tokens by their ids, as vLLM does where it is asked to."""
+        self._by_id = by_id
         self.characters = 0
 
     def add(self, event: TokenEvent, token_bytes: TokenBytes) -> dict[str, list[Any]]:
         """Write one token. Its alternatives hold the token itself, too, as OpenAI's do."""
-        data = token_bytes(event.token)
-        text = token_text(data)
+
+        def name(token: int) -> str:
+            return _id_name(token) if self._by_id else token_text(token_bytes(token))
+
+        data, text = token_bytes(event.token), name(event.token)
         top = {text: written(event.logprob)}
         for token, logprob in event.top:
-            top.setdefault(token_text(token_bytes(token)), written(logprob))
+            top.setdefault(name(token), written(logprob))
         offset, self.characters = self.characters, self.characters + sum(byte & 0xC0 != 0x80 for byte in data)
         return {"tokens": [text], "token_logprobs": [written(event.logprob)], "top_logprobs": [top],
                 "text_offset": [offset]}  # fmt: skip
@@ -66,5 +79,5 @@ def written(logprob: float) -> float:
     return max(logprob, LOWEST)
 
 
-def _chat_token(data: bytes, logprob: float) -> dict[str, Any]:
-    return {"token": data.decode("utf-8", "replace"), "bytes": list(data), "logprob": written(logprob)}
+def _id_name(token: int) -> str:
+    return f"token_id:{token}"

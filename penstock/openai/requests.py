@@ -109,6 +109,7 @@ class Call:
         is_stream: answer in parts.
         include_usage: end a stream with a chunk that has the usage.
         return_token_ids: tell ids beside texts, in vLLM's fields.
+        names_by_id: name tokens by their ids where log-probabilities are told.
         ignored: names of fields that were sent and are not read.
     """
 
@@ -119,6 +120,7 @@ class Call:
     is_stream: bool
     include_usage: bool
     return_token_ids: bool
+    names_by_id: bool
     ignored: tuple[str, ...]
 
     @property
@@ -232,6 +234,7 @@ def _call(
         is_stream=fields.stream or False,
         include_usage=options is not None and (options.include_usage or False),
         return_token_ids=fields.return_token_ids or False,
+        names_by_id=fields.return_tokens_as_token_ids or False,
         ignored=unknown_names(document, known),
     )
 

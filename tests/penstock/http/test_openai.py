@@ -14,7 +14,9 @@ import pytest
 
 from penstock.errors import QueueFull, QuotaExceeded
 from penstock.generation.plane import TextAnswer
-from penstock.generation.values import TokenEvent
+from penstock.generation.values import GenerationRequest, TokenEvent
+from penstock.hosting.generation.remote_server import RemoteServer
+from penstock.hosting.generation.settings import RemoteSettings
 from penstock.http.openai import MAX_BODY_BYTES, merged
 from tests.penstock.http.text_house import VERSION, House, text_house, tokenizer
 from tests.penstock.openai.texts import events, token_bytes
@@ -287,6 +289,20 @@ async def test_curl_shows_a_stream(house: House) -> None:
     blocks = events_text.strip().split("\n\n")
     assert blocks[-1] == "data: [DONE]"
     assert all(json.loads(block.removeprefix("data: "))["object"] for block in blocks[:-1])
+
+
+@pytest.mark.parametrize("stop", [(), ("caf",)])
+async def test_a_replica_of_ours_reads_the_events_that_were_written(house: House, stop: tuple[str, ...]) -> None:
+    request = GenerationRequest(
+        id="r", prompt_ids=tuple(tokenizer().encode(TEXT)), max_new_tokens=64, stop=stop, top_logprobs=2
+    )
+    server = RemoteServer(f"{house.tcp}/v1", "echo", RemoteSettings(), None)
+    try:
+        read = [event async for event in server.events(request)]
+    finally:
+        await server.close()
+    made = [event async for event in house.model("echo").generate(request, deadline=0.0)]
+    assert read == made
 
 
 def answer_of(made: list[TokenEvent | Exception], closed: list[str], name: str = "") -> TextAnswer:

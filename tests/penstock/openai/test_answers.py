@@ -198,6 +198,20 @@ def test_ids_are_told_where_they_were_asked_for() -> None:
     assert "prompt_token_ids" not in answer_document(chat(), HEAD, finished("a"))
 
 
+def test_tokens_are_named_by_ids_where_that_was_asked_for() -> None:
+    asked: dict[str, Any] = {"return_tokens_as_token_ids": True}
+    told = answer_document(chat(logprobs=True, top_logprobs=2, **asked), HEAD, finished("h", top=2))
+    entry = told["choices"][0]["logprobs"]["content"][0]
+    assert [entry["token"], *(one["token"] for one in entry["top_logprobs"])] == [
+        "token_id:104", "token_id:104", "token_id:105",
+    ]  # fmt: skip
+    assert entry["bytes"] == [104]
+    lists = answer_document(completion(logprobs=1, **asked), HEAD, finished("é", top=2))["choices"][0]["logprobs"]
+    assert lists["tokens"] == ["token_id:195", "token_id:169", "token_id:0"]
+    assert lists["text_offset"] == [0, 1, 1]
+    assert lists["top_logprobs"][0] == {"token_id:195": -0.5, "token_id:196": -1.5}
+
+
 def test_models_are_listed_once_with_their_context() -> None:
     first = TextModel(name="b", version="sha256:1", created_at=5, context_tokens=128)
     models = [first, TextModel(name="b", version="sha256:2"), TextModel(name="a", version="")]
