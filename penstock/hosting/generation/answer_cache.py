@@ -2,7 +2,7 @@
 
 Keeps only what would be answered the same again: greedy requests, and those with a seed. Nothing here is alike or near:
 the key is all that a request says, its tenant and the model's version. Bounded in bytes; what was not asked for longest
-goes first. Knows no clock and no engine; who asks it decides for whom an old answer will do.
+goes first. Knows no clock and no engine; who asks it decides where an old answer will do.
 """
 
 from __future__ import annotations

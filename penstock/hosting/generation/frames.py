@@ -68,6 +68,10 @@ class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
     id: str
 
 
+class Ping(msgspec.Struct, frozen=True, kw_only=True, tag="ping"):
+    """The parent wants a sign of life: a report, whatever has happened."""
+
+
 class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):
     """The worker's first word: the engine is in memory. That it works is shown by its first token."""
 
@@ -99,7 +103,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, tag="report"):
     totals: Totals
 
 
-ToWorker = Begin | Ask | Cancel
+ToWorker = Begin | Ask | Cancel | Ping
 FromWorker = Loaded | Report | Failure
 
 _encoder = msgspec.msgpack.Encoder()

@@ -223,12 +223,13 @@ class ProcessGenerator:
         while not worker.is_gone.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(worker.is_gone.wait(), look_s)
-            watch = watch.look(progress=worker.totals.steps, has_work=bool(worker.answers))
+            has_work = bool(worker.answers) or worker.is_pinged
+            watch = watch.look(progress=worker.totals.steps, has_work=has_work)
             if watch.is_hung:
                 return True
-            idle_looks = 0 if worker.answers else idle_looks + 1
-            if settings.idle_probe_s and idle_looks * look_s >= settings.idle_probe_s and not worker.is_gone.is_set():
-                worker.ask(_probe(), left_s=math.inf)  # its answer counts as work until it is there
+            idle_looks = 0 if has_work else idle_looks + 1
+            if settings.idle_ping_s and idle_looks * look_s >= settings.idle_ping_s:
+                worker.ping()
                 idle_looks = 0
         return False
 

@@ -65,7 +65,7 @@ class WorkerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         start_timeout_s: longest time from the start of the process to the first token.
         hang_s: a worker that has work and makes no step for so long is killed and started again. Longer than the
             slowest step, which is a part of a prompt on the slowest device.
-        idle_probe_s: a worker that was idle for so long is asked for one token; 0 never asks.
+        idle_ping_s: a worker that was idle for so long is asked for a sign of life; 0 never asks.
         max_restarts: in a row; after one more failure the model stays down, with the reason in its health.
         steady_s: a worker that was ready for so long was well, and its failure begins a new row.
         backoff_base_s: upper end of the wait before the first restart.
@@ -80,7 +80,7 @@ class WorkerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     start_timeout_s: Positive = 180.0
     hang_s: Positive = 60.0
-    idle_probe_s: Seconds = 60.0
+    idle_ping_s: Seconds = 60.0
     max_restarts: Annotated[int, Meta(ge=0, le=1000)] = 5
     steady_s: Seconds = 60.0
     backoff_base_s: Positive = 0.5

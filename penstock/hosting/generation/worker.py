@@ -29,6 +29,7 @@ from penstock.hosting.generation.frames import (
     Failure,
     FromWorker,
     Loaded,
+    Ping,
     Report,
     Splitter,
     ToWorker,
@@ -179,6 +180,8 @@ def serve(pipe: Pipe, loop: EngineLoop, *, max_unsent_bytes: int) -> None:
         is_jammed = pipe.unsent_bytes > max_unsent_bytes
         messages = pipe.receive(0.0 if has_work and not is_jammed else None)
         refused += [failure for message in messages if (failure := obey(loop, message)) is not None]
+        if any(isinstance(message, Ping) for message in messages):
+            told = None
         if pipe.unsent_bytes > max_unsent_bytes:
             continue
         turn = loop.turn()
@@ -202,6 +205,8 @@ def obey(loop: EngineLoop, message: ToWorker) -> Failure | None:
                 return failure_of(request.id, error)
         case Cancel(id=id):
             loop.cancel(id)
+        case Ping():
+            pass  # the report that follows is the answer
         case Begin():
             raise ConfigError("a worker was told twice what to load")
     return None

@@ -31,6 +31,7 @@ from penstock.hosting.generation.frames import (
     Failure,
     FromWorker,
     Loaded,
+    Ping,
     Report,
     Splitter,
     ToWorker,
@@ -59,6 +60,7 @@ class WorkerLife(asyncio.Protocol):
         load: the last that it said.
         totals: what it has done.
         has_loaded: is set when it has loaded, or is gone.
+        is_pinged: it was asked for a sign of life and has not given one.
         is_gone: is set when nothing more will be heard of it.
         is_idle: is set while no generation is unanswered, and when it is gone.
     """
@@ -73,6 +75,7 @@ class WorkerLife(asyncio.Protocol):
         self.facts: EngineFacts | None = None
         self.answers: dict[str, Answer] = {}
         self.load, self.totals = Load(), Totals()
+        self.is_pinged = False
         self.has_loaded, self.is_gone, self.is_idle = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.is_idle.set()
 
@@ -126,6 +129,12 @@ class WorkerLife(asyncio.Protocol):
         self.answers[answer.id] = answer
         self.is_idle.clear()
         return answer
+
+    def ping(self) -> None:
+        """Ask for a sign of life; nothing happens where it has ended."""
+        if not self.is_gone.is_set():
+            self.is_pinged = True
+            self._send(Ping())
 
     def give_up(self, answer: Answer) -> None:
         """Tell the worker that nobody wants an answer any more; nothing happens where it has ended."""
@@ -195,7 +204,7 @@ class WorkerLife(asyncio.Protocol):
                 self.facts = facts
                 self.has_loaded.set()
             case Report():
-                self.load, self.totals = message.load, message.totals
+                self.load, self.totals, self.is_pinged = message.load, message.totals, False
                 for id, event in message.events:
                     self._tell(id, event)
                 for failure in message.failures:

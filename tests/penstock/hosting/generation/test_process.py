@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -20,6 +21,7 @@ from penstock.generation.values import GenerationRequest, TokenEvent
 from penstock.hosting.generation.frames import Model
 from penstock.hosting.generation.process import ProcessGenerator
 from penstock.hosting.generation.settings import GenerationSettings, LineSettings, WorkerSettings
+from penstock.hosting.generation.worker_life import WorkerLife
 from tests.penstock.hosting.generation.letters import asked, model
 from tests.penstock.runtime.generation.references import MODELS, references
 from tests.waiting import PATIENCE_S, until, wait_until
@@ -136,7 +138,7 @@ async def test_an_answer_that_was_whole_before_the_kill_is_whole(start: Start) -
 
 @pytest.mark.parametrize("how", ["stopped", "hung"])
 async def test_a_worker_that_has_work_and_does_not_move_is_killed(start: Start, how: str) -> None:
-    generator = await start(worker={"hang_s": 0.5}, hang_on=HANG)
+    generator = await start(worker={"hang_s": 1.0}, hang_on=HANG)
     pid = pid_of(generator)
     request = asked("hello", new=90_000, id="a")
     if how == "hung":
@@ -147,27 +149,64 @@ async def test_a_worker_that_has_work_and_does_not_move_is_killed(start: Start, 
         os.kill(pid, signal.SIGSTOP)
     for error in await asyncio.gather(*tasks):
         assert isinstance(error, Unavailable)
-        assert "no step for 0.5 s" in error.message
+        assert "no step for 1 s" in error.message
     assert (generator.counts().hangs, generator.counts().crashes) == (1, 0)
     assert not is_there(pid)
     await is_well_again(generator)
 
 
 async def test_an_idle_worker_that_hangs_is_found_before_anybody_asks(start: Start) -> None:
-    generator = await start(worker={"hang_s": 0.3, "idle_probe_s": 0.1})
+    generator = await start(worker={"hang_s": 1.0, "idle_ping_s": 0.1})
     os.kill(pid_of(generator), signal.SIGSTOP)
     await until("found", lambda: generator.counts().hangs == 1)
     await is_well_again(generator)
 
 
+async def test_an_idle_worker_gives_a_sign_of_life_and_computes_nothing_for_it(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pings: list[WorkerLife] = []
+
+    def ping(life: WorkerLife) -> None:
+        assert not life.is_pinged, "the one before was answered"
+        pings.append(life)
+        sent(life)
+
+    sent = WorkerLife.ping
+    monkeypatch.setattr(WorkerLife, "ping", ping)
+    generator = await start(worker={"hang_s": 5.0, "idle_ping_s": 0.5})
+    await until("pings", lambda: len(pings) == 2)
+    assert generator.health().is_well
+    assert (generator.counts().totals.steps, generator.counts().hangs) == (1, 0)
+
+
+async def test_a_worker_that_talks_nonsense_is_given_up() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        ours.setblocking(False)
+        life = WorkerLife(WorkerSettings(), lambda report: None)
+        await asyncio.get_running_loop().create_unix_connection(lambda: life, sock=ours)
+        answer = life.ask(asked(), left_s=1.0)
+        theirs.sendall(b"\x03\x00\x00\x00abc")
+        await asyncio.wait_for(life.is_gone.wait(), PATIENCE_S)
+        assert life.complaint is not None
+        assert "nonsense" in life.complaint.message
+        life.fail_all(lambda: Unavailable("gone"))
+        with pytest.raises(Unavailable):
+            await answer.next(soon())
+        with pytest.raises(Unavailable):
+            life.ask(asked(), left_s=1.0)
+        assert await life.end(0.0) == "it was never started"
+
+
 async def test_a_long_line_is_no_hang(start: Start) -> None:
-    """Each waits for a multiple of the time after which a worker that does not move is killed."""
-    generator = await start(worker={"hang_s": 0.4}, line={"max_waiting": 50}, slots=1)
-    tasks = [asyncio.create_task(whole(generator, asked(new=60, id=str(number)))) for number in range(8)]
+    """The last one waits for longer than the time after which a worker that does not move is killed."""
+    generator = await start(worker={"hang_s": 2.0}, line={"max_waiting": 50}, slots=1, step_s=0.02)
+    tasks = [asyncio.create_task(whole(generator, asked(new=20, id=str(number)))) for number in range(8)]
     while not all(task.done() for task in tasks):
         assert generator.health().is_well
         await asyncio.sleep(0.05)
-    assert {len(await task) for task in tasks} == {60}
+    assert {len(await task) for task in tasks} == {20}
     assert generator.counts().hangs == 0
 
 
