@@ -183,15 +183,17 @@ def _changed(logits: Floats, sampling: Sampling, seen: tuple[Sequence[int], Sequ
 
 
 def _distribution(changed: Floats, sampling: Sampling) -> tuple[Ids, NDArray[np.float64]]:
-    count = len(changed)
-    # before the exponentials, which take longest, and leave the order as it is
-    ids = _likeliest(changed, sampling.top_k) if 0 < sampling.top_k < count else np.arange(count)
-    scaled = changed[ids].astype(np.float64)
+    ids = np.arange(len(changed))
+    if 0 < sampling.top_k < len(changed):  # before the exponentials, which take longest, and leave the order as it is
+        ids = _likeliest(changed, sampling.top_k)
+        changed = changed[ids]
+    scaled = changed.astype(np.float64)
     scaled -= scaled.max()  # before the division: a temperature near 0 makes no infinite minus infinite
     with np.errstate(over="ignore"):
         scaled /= sampling.temperature
-    shares = np.exp(scaled)
-    ids, shares = _only(ids, shares, np.flatnonzero(shares))
+    shares = np.exp(scaled, out=scaled)
+    if not shares.all():
+        ids, shares = _only(ids, shares, np.flatnonzero(shares))
     if sampling.top_p < 1.0:
         ids, shares = _only(ids, shares, _nucleus(shares, sampling.top_p))
     if sampling.min_p > 0.0:
