@@ -31,6 +31,7 @@ Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Progress = Callable[[float, str], None]
 
+_TURNS, _TURN_TOKENS = 40, 32
 _LONGEST_WINDOW = 1024
 _MAX_NEW_TOKENS = 4096
 
@@ -208,8 +209,7 @@ def speed(
     Raises:
         CompileError, MissingToolchain: from the toolchain.
     """
-    half = max(1, model.context_length // 2)
-    prompt_tokens, new_tokens = min(prompt_tokens, half), max(2, min(new_tokens, half))
+    prompt_tokens, new_tokens = _fitting(model, prompt_tokens, new_tokens)
     task = {"kind": "speed", "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "rounds": rounds}
     result = _call(model, task, progress)
     facts = result["tasks"][0]
@@ -223,6 +223,32 @@ def speed(
         peak_bytes=result["peak_bytes"],
         engine=result["engine"],
     )
+
+
+def in_turns(model: BuiltModel, against: BuiltModel, *, progress: Progress | None = None) -> tuple[Floats, Floats]:
+    """Time two models in one process, a round each in turns; both are in memory at once.
+
+    Returns:
+        seconds a token [R] of the model, and of the other one in the same rounds.
+
+    Raises:
+        CompileError, MissingToolchain: from the toolchain.
+    """
+    prompt_tokens, new_tokens = _fitting(model, _TURN_TOKENS, _TURN_TOKENS)
+    task = {
+        "kind": "turns",
+        "against": str(against.directory.absolute()),
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        "rounds": _TURNS,
+    }
+    facts = _call(model, task, progress)["tasks"][0]
+    return np.array(facts["seconds"]), np.array(facts["against"])
+
+
+def _fitting(model: BuiltModel, prompt_tokens: int, new_tokens: int) -> tuple[int, int]:
+    half = max(1, model.context_length // 2)
+    return min(prompt_tokens, half), max(2, min(new_tokens, half))
 
 
 @contextmanager

@@ -17,15 +17,16 @@ from numpy.typing import NDArray
 
 from compiler import sources
 from compiler.artifact import pack
-from compiler.artifact.evaluation import Share, SplitFigures
+from compiler.artifact.evaluation import Share, Speedup, SplitFigures
 from compiler.data.dataset import Repeats
 from compiler.generation import answers, built_model, compare, golden_answers, prompts
 from compiler.generation.answers import AnsweredPrompts
 from compiler.generation.built_model import Answers, Likelihoods
 from compiler.generation.compare import PerplexityChange
 from compiler.generation.prompts import PromptSet
-from compiler.measure import cost, gate, quality
+from compiler.measure import cost, gate, quality, speedups
 from compiler.passes import genai
+from compiler.pipeline import trials
 from compiler.pipeline.cached_steps import CachedSteps, Model, machine_facts, model_of_source
 from compiler.pipeline.candidates import Candidate, Chosen, Contest, Goal
 from compiler.pipeline.certifying import check_enough, sample_of
@@ -35,6 +36,7 @@ from compiler.recipe import targets
 from compiler.recipe.certificate_section import CertificateSection
 from compiler.recipe.recipes import CLOUD, Recipe
 from compiler.recipe.targets import GENAI_CPU, Target
+from penstock import wording
 from penstock.artifact import golden
 from penstock.artifact.blobs import digest_of
 from penstock.artifact.layout import VariantDraft
@@ -46,7 +48,10 @@ from penstock.wire.tensors import TensorSpec
 SMOKE_PROMPTS = 8
 _OF_PRECISION: Mapping[str, str] = {"int4-weights": "int4", "int8-weights": "int8", "fp16": "fp16", "fp32": "fp32"}
 _SMOKE_INCREASE = 10.0  # as much as a recipe may allow: few prompts show nothing
-_ADVICE = "Give more texts, add a precision, or allow more in quality.max_perplexity_increase"
+_ADVICE = (
+    "Give more texts, add a precision, allow more in quality.max_perplexity_increase, or ask for size instead of speed "
+    '(objective = "size")'
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -62,6 +67,13 @@ class _Measured:
     likelihoods: Likelihoods
     speed: built_model.Speed
     change: PerplexityChange | None = None
+
+
+class _Turns(msgspec.Struct, frozen=True, kw_only=True):
+    """What was timed in turns: speedups against the float parent by candidate, and how far the clock can be trusted."""
+
+    speedups: dict[str, Speedup]
+    clock_noise: float
 
 
 class Language:
@@ -127,14 +139,20 @@ class Language:
         return digest_of("\0".join([found, *(prompts.load_texts(texts, base=recipe.base) if texts else ())]).encode())
 
     def candidates(self, goal: Goal) -> Contest:
-        """Build every precision that is asked for; one that costs too much perplexity is refused here."""
+        """Build every precision that is asked for, the first whatever time is left; one that costs too much perplexity
+        is refused here."""
         section, target = goal.rung.section, goal.target
         parent = self._build(goal.rung.role, section.model, "fp32", target)
-        found = [
-            parent if precision == "fp32" else self._candidate(goal, precision, parent)
-            for precision in _precisions(goal)
-        ]
-        return Contest(goal=goal, parent=parent, candidates=tuple(found))
+        found: list[Candidate] = []
+        for precision in _precisions(goal):
+            if precision == "fp32":
+                found.append(parent)
+            elif found and self._steps.is_time_up:
+                found.append(Candidate(name=precision, precision=precision, refusal=trials.OUT_OF_TIME))
+            else:
+                found.append(self._candidate(goal, precision, parent))
+        timed, noise = self._timed(goal, found, parent)
+        return Contest(goal=goal, parent=parent, candidates=tuple(timed), clock_noise=noise)
 
     def probed(self, chosen: Chosen) -> Chosen:
         """Return what was given: the builder's graphs of language models have no output for hidden states."""
@@ -197,6 +215,42 @@ class Language:
             quality=Share(value=same.value, low=same.low, high=same.high, n=change.tokens),
             refusal=compare.refusal(change, max_increase=self.terms.max_drop),
         )
+
+    def _timed(
+        self, goal: Goal, candidates: list[Candidate], parent: Candidate
+    ) -> tuple[list[Candidate], float | None]:
+        """Time every candidate that may ship in turns with its float parent, and the parent with itself.
+
+        Returns:
+            the candidates, and the clock's noise (None where nothing was timed).
+        """
+        rivals = {one.name: one.made for one in candidates if one.model and not one.refusal and one is not parent}
+        if not goal.target.runs_here or not rivals:
+            return candidates, None
+        runners = {content: measured.runner for content, measured in self._measured.items()}
+        ours = runners[parent.made.content]
+
+        def produce(out: Path, work: Path) -> _Turns:
+            del out, work
+            found: dict[str, Speedup] = {}
+            for name, model in rivals.items():
+                doing.advance(len(found) / (len(rivals) + 1), name)
+                candidate_s, parent_s = built_model.in_turns(runners[model.content], ours)
+                found[name] = speedups.speedup(parent_s, candidate_s)
+            doing.advance(len(rivals) / (len(rivals) + 1), "the parent again")
+            again_s, parent_s = built_model.in_turns(ours, ours)
+            return _Turns(speedups=found, clock_noise=speedups.noise(speedups.speedup(parent_s, again_s)))
+
+        with self._steps(f"{goal.what} time") as doing:
+            key = {
+                "parent": parent.made.content,
+                "models": {name: model.content for name, model in rivals.items()},
+                "machine": machine_facts(),
+            }
+            turns = msgspec.convert(self._steps.keep("turns", key, produce, doing).facts, _Turns)
+            said = [f"{name} {wording.times(one)}" for name, one in turns.speedups.items()]
+            doing.note(", ".join([*said, f"up to {turns.clock_noise:.2f}x is noise"]))
+        return [replace(one, speedup=turns.speedups.get(one.name)) for one in candidates], turns.clock_noise
 
     def _build(
         self, role: str, model: str, precision: str, target: Target, options: Mapping[str, Any] | None = None

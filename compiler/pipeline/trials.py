@@ -26,6 +26,7 @@ ADVICE = (
     'allow more in quality.max_accuracy_drop, ask for size instead of speed (objective = "size"), or add the precision '
     '"fp32": then the original ships'
 )
+OUT_OF_TIME = "not tried: the time budget was used up (--budget)"
 MAX_CHANGED_BYTES = 2 * 1024**3 - 1
 AS_IT_IS = "as it is"
 _FLOATS = ("fp32", "fp16")
@@ -123,8 +124,7 @@ def out_of_time(trial: Trial) -> Candidate | None:
     """Leave a trial out when the time budget is used up; the parent is there already."""
     if trial.is_parent:
         return None
-    refusal = "not tried: the time budget was used up (--budget)"
-    return Candidate(name=trial.name, precision=trial.precision, refusal=refusal)
+    return Candidate(name=trial.name, precision=trial.precision, refusal=OUT_OF_TIME)
 
 
 def as_before(trial: Trial, made: Sequence[Candidate]) -> Candidate | None:

@@ -18,7 +18,9 @@ Job: ``model`` (a directory with genai_config.json) and ``tasks``, done in order
     what stopped them, with ``text_offsets``. Tokens include the one that ended the answer: stopping is part of it.
 ``speed``: ``prompt_tokens``, ``new_tokens``, ``rounds`` (at most; fewer when a slow model has taken its time). Least
     seconds to the first token, and most tokens a second after it, at batch 1: whatever else the machine does can only
-    slow a round, and models are compared that were timed one after the other.
+    slow a round.
+``turns``: the same work by this model and another one, ``against`` (a directory; it may be this one again), one round
+    each in turns and every second round the other way round. Seconds a token after the first, by round.
 
 The engine is not thread-safe: everything runs on the main thread. Only calls that onnxruntime-genai 0.15 and 0.18 share
 are used (Generator; not Engine, which was replaced between them). 0.15 dies of SIGFPE when it decodes no tokens.
@@ -41,6 +43,7 @@ _MAX_LOGITS = 32 * 1024 * 1024  # elements held at once: 128 MiB in float32, wha
 _KIB = 1024 if sys.platform != "darwin" else 1
 _SPEED_SEED = 0
 _SPEED_ROUNDS, _SPEED_BUDGET_S = 3, 5.0  # at least, whatever they take; no further round is begun after that long
+_TURNS, _TURNS_BUDGET_S = 8, 10.0  # fewer have no interval at 99%
 
 
 class Scored:
@@ -80,7 +83,7 @@ def score(job: dict[str, Any]) -> dict[str, Any]:
     tasks = job["tasks"]
     results = []
     for number, task in enumerate(tasks):
-        kind = {"likelihood": _likelihood, "generate": _generate, "speed": _speed}[task["kind"]]
+        kind = _KINDS[task["kind"]]
         results.append(kind(scored, task, _Part(number, len(tasks), task["kind"])))
     return {
         "tasks": results,
@@ -228,28 +231,50 @@ def _answer(scored: Scored, prompt: np.ndarray, row: int, task: dict[str, Any]) 
 
 
 def _speed(scored: Scored, task: dict[str, Any], part: _Part) -> dict[str, Any]:
-    prompt_tokens, new_tokens = int(task["prompt_tokens"]), int(task["new_tokens"])
-    if prompt_tokens + new_tokens > scored.context:
-        raise InputError(f"speed: {prompt_tokens} + {new_tokens} tokens, but the context is {scored.context}")
-    prompt = np.random.default_rng(_SPEED_SEED).integers(0, scored.vocabulary, prompt_tokens).astype(np.int32)
-    first_s, rates = [], []
+    timed = []
     ends_at = time.perf_counter() + _SPEED_BUDGET_S
     for done in range(int(task["rounds"]) + 1):
         if done > _SPEED_ROUNDS and time.perf_counter() > ends_at:
             break
         part(done / (task["rounds"] + 1))
-        # no end of text before min_length: every round does the same work
-        generator = scored.generator(prompt_tokens + new_tokens, min_length=prompt_tokens + new_tokens)
-        began = time.perf_counter()
-        generator.append_tokens(prompt)
+        timed.append(_round(scored, task))
+    first_s, token_s = zip(*timed[1:], strict=True)  # the first round allocates
+    return {"first_token_s": min(first_s), "tokens_per_s": 1 / min(token_s)}
+
+
+def _turns(scored: Scored, task: dict[str, Any], part: _Part) -> dict[str, Any]:
+    models = {"seconds": scored, "against": Scored(Path(task["against"]))}
+    timed: dict[str, list[float]] = {name: [] for name in models}
+    for model in models.values():
+        _round(model, task)  # the first round allocates
+    ends_at = time.perf_counter() + _TURNS_BUDGET_S
+    for done in range(int(task["rounds"])):
+        if done >= _TURNS and time.perf_counter() > ends_at:
+            break
+        part(done / task["rounds"])
+        for name in models if done % 2 == 0 else reversed(models):
+            timed[name].append(_round(models[name], task)[1])
+    return timed
+
+
+def _round(scored: Scored, task: dict[str, Any]) -> tuple[float, float]:
+    """Return the seconds to the first token, and for each token after it."""
+    prompt_tokens, new_tokens = int(task["prompt_tokens"]), int(task["new_tokens"])
+    if prompt_tokens + new_tokens > scored.context:
+        raise InputError(f"speed: {prompt_tokens} + {new_tokens} tokens, but the context is {scored.context}")
+    prompt = np.random.default_rng(_SPEED_SEED).integers(0, scored.vocabulary, prompt_tokens).astype(np.int32)
+    # no end of text before min_length: every round does the same work
+    generator = scored.generator(prompt_tokens + new_tokens, min_length=prompt_tokens + new_tokens)
+    began = time.perf_counter()
+    generator.append_tokens(prompt)
+    generator.generate_next_token()
+    first = time.perf_counter()
+    for _ in range(new_tokens - 1):
         generator.generate_next_token()
-        first = time.perf_counter()
-        for _ in range(new_tokens - 1):
-            generator.generate_next_token()
-        if done:  # the first round allocates
-            first_s.append(first - began)
-            rates.append((new_tokens - 1) / (time.perf_counter() - first))
-    return {"first_token_s": min(first_s), "tokens_per_s": max(rates)}
+    return first - began, (time.perf_counter() - first) / (new_tokens - 1)
+
+
+_KINDS = {"likelihood": _likelihood, "generate": _generate, "speed": _speed, "turns": _turns}
 
 
 def _log_sum_exp(logits: np.ndarray) -> np.ndarray:

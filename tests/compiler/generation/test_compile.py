@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from compiler.cache.steps import StepCache
-from compiler.pipeline import compilation, evidence_check, plan
+from compiler.pipeline import compilation, evidence_check, plan, trials
 from compiler.pipeline.compilation import Compiled
 from compiler.progress import Lines
 from compiler.recipe import recipes
@@ -66,7 +67,7 @@ def directory(tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
-def compile_in(directory: Path, text: str = RECIPE, **options: bool) -> Compiled:
+def compile_in(directory: Path, text: str = RECIPE, **options: Any) -> Compiled:
     (directory / "recipe.toml").write_text(text)
     cache = StepCache(directory / "cache")
     return compilation.compile_recipe(
@@ -86,6 +87,22 @@ def test_the_smaller_form_ships_within_its_perplexity_budget(compiled: Compiled)
     assert change["increase"]["value"] <= 0.5
     assert [line.name for line in target.candidates] == ["fp32", "int4"]
     assert all("perplexity" in line.summary for line in target.candidates)
+
+
+def test_a_candidate_is_timed_in_turns_with_its_float_parent(compiled: Compiled) -> None:
+    (target,) = compiled.evaluation.targets
+    parent, int4 = target.candidates
+    assert parent.speedup is None
+    assert int4.speedup is not None
+    assert 0 < int4.speedup.low <= int4.speedup.value <= int4.speedup.high
+    assert target.clock_noise is not None
+    assert target.clock_noise >= 1
+
+
+def test_when_time_is_up_the_best_so_far_ships(directory: Path, compiled: Compiled) -> None:
+    hurried = compile_in(directory, require_certificate=False, budget_s=1e-9).evaluation.targets[0]
+    assert hurried.chosen == "fp32"
+    assert [line.verdict for line in hurried.candidates if "--budget" in line.verdict] == [trials.OUT_OF_TIME]
 
 
 def test_variants_hold_everything_that_their_engine_needs(compiled: Compiled) -> None:

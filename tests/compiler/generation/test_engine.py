@@ -139,6 +139,14 @@ def test_speed_is_measured_within_a_small_context(edge_int4: tuple[BuiltModel, P
     assert found.engine == "onnxruntime-genai 0.15.2"
 
 
+def test_two_models_are_timed_in_turns_round_by_round(
+    edge_fp32: BuiltModel, edge_int4: tuple[BuiltModel, PassResult]
+) -> None:
+    ours, theirs = built_model.in_turns(edge_int4[0], edge_fp32)
+    assert len(ours) == len(theirs) >= 8  # fewer have no interval
+    assert (np.concatenate([ours, theirs]) > 0).all()
+
+
 def test_prompts_that_do_not_fit_are_named(edge_int4: tuple[BuiltModel, PassResult], texts: tuple[str, ...]) -> None:
     with pytest.raises(CompileError, match="prompt 1 has [0-9]+ tokens, .* context of 256; shorten it"):
         built_model.answers(edge_int4[0], [texts[0][:20], texts[0][:5000]], Generate(max_new_tokens=8))
