@@ -6,8 +6,9 @@ read; nothing here touches a disk.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import msgspec
 
@@ -157,6 +158,10 @@ class DataSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             clusters. "" looks for a column with such a name, unless ``repeats`` is "natural".
         seed: for dividing.
     """
+
+    REPLACED: ClassVar[Mapping[str, str]] = {
+        "duplicates": 'data.repeats: "natural" where equal rows are draws like any others, "copies" where they are not'
+    }
 
     source: str
     inputs: dict[str, str] = {}

@@ -83,11 +83,16 @@ def _read_file(file: Path) -> dict[str, Any]:
 
 
 def _check_names(tree: Mapping[str, Any], kind: type[msgspec.Struct], source: str, prefix: str = "") -> None:
-    """Refuse unknown names and say which known one was meant, which msgspec cannot."""
+    """Refuse unknown names and say which known one was meant, which msgspec cannot.
+
+    A section may say in ``REPLACED`` what became of names that earlier releases knew.
+    """
     fields = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
     for name, value in tree.items():
         if name not in fields:
-            raise ConfigError(f"{source}: unknown setting {prefix + name!r}; {nearest(name, fields)}")
+            replaced = getattr(kind, "REPLACED", {}).get(name)
+            advice = f"it became {replaced}" if replaced else nearest(name, fields)
+            raise ConfigError(f"{source}: unknown setting {prefix + name!r}; {advice}")
         for section in _sections(fields[name]):
             if isinstance(value, Mapping):
                 _check_names(value, section, source, f"{prefix}{name}.")

@@ -116,3 +116,9 @@ def test_defaults_are_good() -> None:
     for source in ("a.npz", "a.csv", "a.parquet", "folder", "m:f"):
         data_section.check(DataSection(source=source))
     data_section.check(DataSection(source="a.csv", text="t", tokenizer=TokenizerSection(file="t.json")))
+
+
+def test_a_setting_of_an_earlier_release_says_what_became_of_it(tmp_path: Path) -> None:
+    (tmp_path / "old.toml").write_text('[data]\nsource = "x.npz"\nduplicates = "allow"\n')
+    with pytest.raises(ConfigError, match=r"unknown setting 'data.duplicates'; it became data.repeats: \"natural\""):
+        config.load(Recipe, file=tmp_path / "old.toml")
