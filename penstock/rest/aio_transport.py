@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncGenerator, Mapping
 
 from penstock.errors import DeadlineExceeded, TooLarge, Unavailable, missing_extra
@@ -75,11 +76,18 @@ class AioStreams:
     """POSTs whose answers come in pieces. Must be made in a running event loop."""
 
     def __init__(
-        self, target: Target, *, token: str | None = None, connect_timeout_s: float, max_connections: int = 128
+        self,
+        target: Target,
+        *,
+        is_secure: bool = False,
+        token: str | None = None,
+        connect_timeout_s: float,
+        max_connections: int = 128,
     ) -> None:
+        """``is_secure``: over TLS, with the certificates that this machine trusts (``SSL_CERT_FILE`` names others)."""
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._connect_timeout_s = connect_timeout_s
-        self._session, self._base = _session(target, max_connections)
+        self._session, self._base = _session(target, max_connections, is_secure=is_secure)
 
     async def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
         """Yield the body of a 200 as it comes. Closing the generator closes the connection, unless the body has ended:
@@ -118,11 +126,14 @@ class RefusedStream(Exception):
         self.answer = answer
 
 
-def _session(target: Target, max_connections: int) -> tuple[aiohttp.ClientSession, str]:
+def _session(target: Target, max_connections: int, *, is_secure: bool = False) -> tuple[aiohttp.ClientSession, str]:
     """Make a session and the beginning of its URLs."""
     connector: aiohttp.BaseConnector
     if target.scheme == "unix":
         connector, base = aiohttp.UnixConnector(path=target.path, limit=max_connections), "http://localhost"
+    elif is_secure:
+        trust = ssl.create_default_context()
+        connector, base = aiohttp.TCPConnector(limit=max_connections, ssl=trust), f"https://{target.address}"
     else:
         connector, base = aiohttp.TCPConnector(limit=max_connections), f"http://{target.address}"
     session = aiohttp.ClientSession(

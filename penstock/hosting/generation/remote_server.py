@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import dataclass
 
 import msgspec
 
@@ -36,6 +38,9 @@ from penstock.wire.addresses import Target, parse_target
 ELSEWHERE = (Unavailable, QueueFull)
 """Errors of one server with which another one may do better."""
 
+_PORTS = {"http": 80, "https": 443}
+_PORT = re.compile(r":\d+$")
+_PATH = re.compile(r"[\w./~-]*")
 _JSON = {"Content-Type": "application/json", "Accept": "text/event-stream"}
 _PASSED_ON = (InvalidInput, DeadlineExceeded, TooLarge, *ELSEWHERE)
 
@@ -55,10 +60,11 @@ class RemoteServer:
     """
 
     def __init__(self, url: str, model: str, settings: RemoteSettings, token: str | None) -> None:
-        target, prefix = parsed(url)
-        self.url, self._model, self._path = url, model, f"{prefix}/completions"
+        address = parsed(url)
+        self.url, self._model, self._path = url, model, f"{address.prefix}/completions"
         self._streams = AioStreams(
-            target,
+            address.target,
+            is_secure=address.is_secure,
             token=token,
             connect_timeout_s=settings.connect_timeout_s,
             max_connections=settings.max_outstanding + 1,  # one for a probe
@@ -116,22 +122,38 @@ class RemoteServer:
         return named
 
 
-def parsed(url: str) -> tuple[Target, str]:
-    """Take a URL apart into where the server is and what its paths begin with, ``/v1`` where it says nothing.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerAddress:
+    """Where a server is.
+
+    Attributes:
+        prefix: what its paths begin with.
+        is_secure: it is asked over TLS.
+    """
+
+    target: Target
+    prefix: str
+    is_secure: bool
+
+
+def parsed(url: str) -> ServerAddress:
+    """Take a URL apart: ``http://``, ``https://`` or ``unix://``, with a path of ``/v1`` where it names none.
 
     Raises:
         ConfigError: it is none.
     """
     scheme, separator, rest = url.partition("://")
-    address, slash, path = (rest, "", "") if scheme == "unix" else rest.partition("/")
+    address, _, path = (rest, "", "") if scheme == "unix" else rest.partition("/")
+    if scheme in _PORTS and not _PORT.search(address):
+        address = f"{address}:{_PORTS[scheme]}"
+    is_secure = scheme == "https"
     try:
-        target = parse_target(f"{scheme}{separator}{address}")
+        target = parse_target(f"{'http' if is_secure else scheme}{separator}{address}")
     except InvalidInput as error:
         raise ConfigError(f"{url!r} is no URL of a server that generates: {error.message}") from error
-    if target.scheme == "grpc":
-        raise ConfigError(f"{url!r}: OpenAI's API is spoken over http:// and unix://")
-    prefix = f"/{path.strip('/')}" if slash and path.strip("/") else "/v1"
-    return target, prefix
+    if target.scheme == "grpc" or not _PATH.fullmatch(path):
+        raise ConfigError(f"{url!r}: expected http://, https:// or unix://, and a path as /v1")
+    return ServerAddress(target=target, prefix=f"/{path.strip('/')}" if path.strip("/") else "/v1", is_secure=is_secure)
 
 
 def _meaning(error: RefusedStream | PenstockError) -> PenstockError:

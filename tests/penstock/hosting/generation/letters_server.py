@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import json
 import math
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -147,10 +148,10 @@ class Server:
 
 
 @asynccontextmanager
-async def serving(answer: Recorded | None = None) -> AsyncIterator[Server]:
+async def serving(answer: Recorded | None = None, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[Server]:
     made = Server(answer)
-    listening = await asyncio.start_server(made.connected, "127.0.0.1", 0)
-    made.url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/v1"
+    listening = await asyncio.start_server(made.connected, "127.0.0.1", 0, ssl=tls)
+    made.url = f"http{'' if tls is None else 's'}://127.0.0.1:{listening.sockets[0].getsockname()[1]}/v1"
     stepping = asyncio.create_task(made.step_for_ever())
     try:
         yield made

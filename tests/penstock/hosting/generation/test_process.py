@@ -13,6 +13,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import uvloop
 
@@ -233,9 +234,12 @@ async def test_restarts_are_bounded_and_the_reason_stays(start: Start, tmp_path:
     assert error.retry_after_s is None, "nobody restarts it"
 
 
-async def test_a_model_that_cannot_be_loaded_says_why_at_once(start: Start, tmp_path: Path) -> None:
+async def test_a_model_that_cannot_be_loaded_says_why_at_once(
+    start: Start, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ArtifactError, match=r"script\.json"):
         await start(context_tokens="many")
+    assert "model not loaded" in capfd.readouterr().err, "its log is where ours is"
     with pytest.raises(Unavailable, match="before its first token: exit status 70"):
         await start(die_on=0)
     with pytest.raises(Unavailable, match="no token within 0.6 s"):
@@ -254,8 +258,10 @@ async def test_streams_survive_a_sigterm_to_the_whole_service(start: Start) -> N
 
 
 async def test_unloading_ends_the_process(start: Start) -> None:
-    generator = await start()
+    generator = await start(worker={"nice": 3, "threads": 2})
     pid = pid_of(generator)
+    assert os.getpriority(os.PRIO_PROCESS, pid) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 3)
+    assert psutil.Process(pid).environ()["OMP_NUM_THREADS"] == "2"
     await generator.close(0.0)
     assert not is_there(pid)
     assert generator.pid is None

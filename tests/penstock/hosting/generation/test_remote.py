@@ -5,15 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import ssl
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from penstock.errors import Cancelled, ConfigError, InvalidInput, PenstockError, QueueFull, Unavailable
 from penstock.generation.values import Grammar, Sampling, TokenEvent
 from penstock.hosting.generation.remote import RemoteGenerator
+from penstock.hosting.generation.remote_server import parsed
 from penstock.hosting.generation.settings import RemoteSettings
 from penstock.openai.completions import NO_TOKEN
 from penstock.runtime.generation import EngineFacts
@@ -314,7 +323,66 @@ async def test_without_a_token_nothing_is_ready() -> None:
             await generator.start()
 
 
-@pytest.mark.parametrize("url", ["", "host:80", "grpc://host:80/v1", "http://host/v1", "https://host:80"])
+@pytest.mark.parametrize(
+    "url", ["", "host:80", "grpc://host:80/v1", "http://", "http://host:0", "http://u@host", "http://h/v1?a"]
+)
 def test_what_is_no_url_is_refused(url: str) -> None:
     with pytest.raises(ConfigError):
         RemoteGenerator("letters", [url] if url else [], facts=FACTS)
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("http://host:8000", ("http://host:8000", "/v1", False)),
+        ("http://host:8000/", ("http://host:8000", "/v1", False)),
+        ("http://[::1]:8000/a/v2/", ("http://[::1]:8000", "/a/v2", False)),
+        ("https://host/v1", ("http://host:443", "/v1", True)),
+        ("http://host", ("http://host:80", "/v1", False)),
+        ("unix:///run/vllm.sock", ("unix:///run/vllm.sock", "/v1", False)),
+    ],
+)
+def test_where_a_server_is_follows_from_its_url(url: str, place: tuple[str, str, bool]) -> None:
+    found = parsed(url)
+    assert (str(found.target), found.prefix, found.is_secure) == place
+
+
+async def test_a_server_over_tls_is_asked_if_its_certificate_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate = self_signed(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    async with serving(replayed(WELL), tls=context) as server:
+        strange = RemoteGenerator("letters", [server.url], facts=FACTS)
+        with pytest.raises(Unavailable, match="certificate"):
+            await strange.start()
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        trusted = RemoteGenerator("letters", [server.url], facts=FACTS)
+        await trusted.start()
+        assert text(await whole(trusted)) == "ok"
+        await trusted.close(0.0)
+
+
+def self_signed(directory: Path) -> Path:
+    """A key and a certificate of the loopback address, in one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    file = directory / "both.pem"
+    file.write_bytes(secret + made.public_bytes(serialization.Encoding.PEM))
+    return file
