@@ -117,12 +117,13 @@ def load(files: Mapping[str, bytes]) -> Tokenizer:
     library.no_padding()
     library.no_truncation()
     names = named_tokens(files)
-    vocabulary = 1 + max(library.get_vocab(with_added_tokens=True).values(), default=-1)
+    tokens: dict[str, int] = library.get_vocab(with_added_tokens=True)
+    vocabulary = 1 + max(tokens.values(), default=-1)
     pieces = read_pieces(document, library.id_to_token, vocabulary)
     facts = TokenizerFacts(
         digest=_digest(document),
         vocabulary=vocabulary,
-        longest_token_bytes=_longest(document, library, pieces),
+        longest_token_bytes=_longest(document, tokens),
         named=names,
         end_ids=_end_ids(files, library, names),
         context_tokens=_context(files),
@@ -213,25 +214,24 @@ def _digest(document: Mapping[str, Any]) -> str:
     return "sha256:" + hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 
 
-def _longest(document: Mapping[str, Any], library: Any, pieces: Pieces) -> int:
+def _longest(document: Mapping[str, Any], tokens: Mapping[str, int]) -> int:
     """Return the most bytes of text that one token can stand for; 0 where there is no bound.
 
     There is none where text is thrown away before it is split, or where one unknown token stands for all that is not
-    in the vocabulary.
+    in the vocabulary. SentencePiece's mark counts as three bytes: it may stand for itself, not only for a space.
     """
     model, splitter = document.get("model") or {}, document.get("pre_tokenizer")
-    whole = (
-        all(library.token_to_id(character) is not None for character in ALPHABET)
-        if _has_part(splitter, "ByteLevel")
-        else model.get("byte_fallback") is True and library.token_to_id("<0x00>") is not None
-    )
+    byte_level = _has_part(splitter, "ByteLevel")
+    by_bytes = model.get("byte_fallback") is True and "<0x00>" in tokens
+    whole = all(character in tokens for character in ALPHABET) if byte_level else by_bytes
     added = document.get("added_tokens") or []
     swallows = any(token.get("lstrip") or token.get("rstrip") for token in added)  # white space beside it
     shrinks_by = _shrinks_by(document.get("normalizer"))
     if not whole or swallows or shrinks_by is None or not _keeps_text(splitter):
         return 0
-    ids = library.get_vocab(with_added_tokens=True).values()
-    return shrinks_by * max((len(pieces.bytes_of(token)) for token in ids), default=0)
+    names = {token["content"] for token in added}
+    sizes = (len(name) if byte_level and name not in names else len(name.encode()) for name in tokens)
+    return shrinks_by * max(sizes, default=0)
 
 
 def _parts(document: Any, key: str) -> list[Any]:

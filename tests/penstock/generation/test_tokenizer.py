@@ -126,13 +126,19 @@ def test_the_same_words_under_other_ids_or_merged_otherwise_are_another_tokenize
 @given(st.text(max_size=60), st.data())
 def test_no_text_has_fewer_tokens_than_its_bytes_allow(kind: str, text: str, data: st.DataObject) -> None:
     loaded = LOADED[kind]
-    text += data.draw(st.sampled_from(["", "<|im_start|>" * 9, "the " * 30, "<tool call>" * 3]))
+    text += data.draw(st.sampled_from(["", "<|im_start|>" * 9, "the " * 30, "<tool call>" * 3, "▁" * 50]))
     longest = loaded.facts.longest_token_bytes
     assert longest > 0
     assert len(loaded.encode(text)) * longest >= len(text.encode())
 
 
 LOADED = {kind: tokenizer.load(small_tokenizers.files(kind)) for kind in ("byte level", "sentence piece")}
+
+
+def test_a_mark_that_a_user_writes_out_is_three_bytes_of_one_token() -> None:
+    loaded = LOADED["sentence piece"]
+    assert len(loaded.encode("▁▁▁▁▁", add_special_tokens=False)) * loaded.facts.longest_token_bytes >= 15
+    assert loaded.facts.longest_token_bytes >= len("▁▁".encode())
 
 
 def test_where_text_can_vanish_no_bound_is_told() -> None:
