@@ -7,7 +7,7 @@ are those of the examples (docs/adr/0033-shapes-of-real-rows.md).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,13 @@ from numpy.typing import NDArray
 
 from compiler.data import Split
 from compiler.graph.vocabulary import Words
+from penstock.policy.decoding import Decoder
 from penstock.wire.tensors import Array, TensorSpec, numpy_dtype
 
 ROWS, ROWS_AT_OTHER_SIZES = 16, 4
+_TRIED_FOR_TOKENS, _SHARE_KEPT = 64, 4
+
+Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 _SEED = 0
 _FREE_DIMENSION = 8  # where the model leaves a dimension other than the batch free, and no row says more
@@ -63,6 +67,23 @@ def of_cloud(
         else:
             inputs[spec.name] = source.integers(int(low), int(high), shape, endpoint=True).astype(dtype)
     return inputs
+
+
+def steady(inputs: Mapping[str, Array], run: Run, decoder: Decoder) -> Mapping[str, Array]:
+    """Return rows whose answers another machine's rounding will not change, where answers are generated tokens: of the
+    first 64 the quarter that the model is surest of. Other answers move no further than their numbers do.
+
+    A token that is chosen by a hair would be another one elsewhere, and so would all behind it: a sound variant would
+    be refused.
+    """
+    if decoder.decoding.form != "tokens":
+        return inputs
+    rows = {name: array[:_TRIED_FOR_TOKENS] for name, array in inputs.items()}
+    count = len(next(iter(rows.values())))
+    alone = [run({name: array[at : at + 1] for name, array in rows.items()}) for at in range(count)]
+    sure = np.concatenate([decoder.score(outputs, name=decoder.scores[0]) for outputs in alone])
+    order = np.argsort(-np.nan_to_num(sure), kind="stable")[: max(1, count // _SHARE_KEPT)]
+    return {name: array[order] for name, array in rows.items()}
 
 
 def _row_shape(spec: TensorSpec, row: Array | None) -> tuple[int, ...]:

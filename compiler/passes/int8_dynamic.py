@@ -15,7 +15,7 @@ from typing import Annotated
 
 import msgspec
 
-from compiler.graph import coverage, files
+from compiler.graph import coverage, files, rewrite
 from compiler.graph.onnx_libraries import onnx
 from compiler.passes import int8_plan, int8_smooth, integers
 from compiler.passes.job import MODEL_FILE, PassJob, PassResult
@@ -142,6 +142,7 @@ def _quantized(
         raise CompileError(f"{_NAME}: quantization failed: {type(error).__name__}: {str(error)[:500]}") from error
     quantized = onnx.load(str(path))
     del quantized.graph.value_info[:]
+    rewrite.sort(quantized.graph)  # the quantizer sorts without a look at what loops capture
     return quantized
 
 

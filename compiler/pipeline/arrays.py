@@ -223,12 +223,11 @@ class Arrays:
         mask, name = quality.mask_of(test.inputs), judge.decoder.output
         if candidate is self.cloud:
             speed = self._steps.timed({CLOUD: candidate.made}, self._data.tune, doing).speeds[CLOUD]
-        is_embedding = self._recipe.model.task == "embedding"
         return Tested(
             quality=quality.share(judge.scores(answered, cloud, test.labels, mask)),
             agreement=quality.share(judge.agreement(answered, cloud, mask)),
             speed=speed,
-            ranking=quality.ranking_kept(answered[name], cloud[name], mask) if is_embedding else None,
+            ranking=quality.ranking_kept(answered[name], cloud[name], mask) if judge.task == "embedding" else None,
         )
 
     def further_figures(self, chosen: Sequence[Chosen]) -> dict[str, Any]:
@@ -237,6 +236,7 @@ class Arrays:
 
     def _asked(self, inputs: Mapping[str, Array], onnx: Engine) -> list[dict[str, Array]]:
         """Return the golden calls of a variant: the first rows, and a few of them at each other size."""
+        inputs = golden_inputs.steady(inputs, onnx.run, self._judge.decoder)
         rows = Split(name="golden", inputs=inputs, labels=None, dimensions=self._data.ranges.dimensions)
         few = rows.take(slice(0, golden_inputs.ROWS_AT_OTHER_SIZES), name=rows.name)
         return [

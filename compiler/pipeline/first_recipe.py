@@ -153,12 +153,11 @@ def _source(source: Source, seen: Seen, is_loaded: bool) -> Iterator[str]:
         yield _noted(f"framework = {_value(seen.framework)}", seen.why_task)
     elif source.kind == "torch":
         yield _noted('# framework = "sklearn"', "if the factory returns a scikit-learn estimator; torch otherwise")
-    if source.kind == "huggingface":
+    if source.kind == "huggingface" and seen.task == "seq2seq":
+        yield _noted("# max_new_tokens = 64", "length of an answer; by default what generation_config.json says")
+    elif source.kind == "huggingface":
         yield _noted('# task = "text-classification"', "in Optimum's words, where the model's class does not tell")
-        if seen.task == "seq2seq":
-            yield _noted("# max_new_tokens = 64", "length of an answer; by default what generation_config.json says")
-        else:
-            yield _noted('# toolchain = "optimum"', 'or "transformers5", for transformers\' own exporter')
+        yield _noted('# toolchain = "optimum"', 'or "transformers5", for transformers\' own exporter')
     if source.kind == "sklearn" and not source.factory:
         allowed = _value(is_loaded).lower()
         yield _noted(f"allow_pickle = {allowed}", "loading a pickle runs its author's code: true only if you trust it")

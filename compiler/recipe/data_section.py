@@ -87,7 +87,8 @@ class TokenizerSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """How text becomes ``input_ids``, ``attention_mask`` and ``token_type_ids``.
 
     Attributes:
-        file: a ``tokenizer.json`` of the Hugging Face tokenizers library; "" when there is no text.
+        file: a ``tokenizer.json`` of the Hugging Face tokenizers library; "" when there is no text. Beside pictures and
+            arrays it is for labels of the task "seq2seq".
         max_length: in tokens; 0 takes the model's fixed dimension, else the file's own truncation, else 128.
         padding: every row to ``max_length``, or to the longest row ("longest", where the model's dimension is free).
         truncation: which text of a pair is cut; "none" refuses rows that are too long.
@@ -266,7 +267,8 @@ def _check_kind(section: DataSection, kind: Kind) -> None:
         raise ConfigError(f"data.splits.column: only for csv and parquet sources; {section.source!r} is {kind}")
     if bool(section.text) != bool(section.tokenizer.file) and section.text:
         raise ConfigError('data.text: needs [data.tokenizer] file = "tokenizer.json" to become numbers')
-    if section.tokenizer != default.tokenizer and not section.text:
+    are_only_labels_text = bool(section.tokenizer.file) and kind in ("npz", "images")
+    if section.tokenizer != default.tokenizer and not section.text and not are_only_labels_text:
         raise ConfigError("data.tokenizer: needs data.text, the column that holds the text")
 
 

@@ -369,6 +369,11 @@ def _check_ranges(parsed: RecipeFile, where: str) -> None:
         "model.correct_at": (0 <= model.correct_at <= 1, model.correct_at, "0 to 1"),
         "model.decoding": (_is_decodable(model.decoding), model.decoding, "shares from 0 to 1, and within 0 or more"),
         "seed": (0 <= parsed.seed < 2**32, parsed.seed, "0 to 4294967295"),
+        "data.tokenizer": (
+            bool(parsed.data.text) or not parsed.data.tokenizer.file or model.task in ("seq2seq", "generation"),
+            f"file {parsed.data.tokenizer.file!r} and no data.text",
+            'a column of text, or labels that are text (task "seq2seq")',
+        ),
         "data.labels": (
             bool(parsed.data.labels)
             or parsed.certificate.harm == "disagreement"

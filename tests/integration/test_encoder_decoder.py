@@ -85,8 +85,10 @@ def test_an_agent_and_a_core_spell(
     said = penstock("compile", tmp_path / "recipe.toml", "-o", tmp_path / "out")
     assert "greedy search for up to 10 tokens" in said.stdout + said.stderr
     assert penstock_json("certify", "verify", tmp_path / "out")["is_good"]
-    edge = Layout(tmp_path / "out").artifact().variant("edge").spec
+    artifact = Layout(tmp_path / "out").artifact()
+    edge, cloud = artifact.variant("edge").spec, artifact.variant("cloud").spec
     assert (edge.precision, edge.score_output) == ("int8-dynamic", "token_probabilities")
+    assert (edge.max_batch, cloud.max_batch) == (1, 64), "integers of a batch have one scale, and the loop amplifies it"
     core = core_factory()
     core.push(tmp_path / "out")
     agent = agent_factory(core)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from compiler.artifact import golden_inputs
 from compiler.graph.vocabulary import Words
-from penstock.wire.tensors import TensorSpec
+from penstock.policy.decoding import Decoder, Decoding
+from penstock.wire.tensors import Array, TensorSpec
 
 
 def fp32(name: str, *shape: int, datatype: str = "FP32") -> TensorSpec:
@@ -51,6 +54,24 @@ def test_text_is_made_of_the_models_own_words_and_numbers_stay_as_they_were() ->
     assert [set(column) for column in made["words"][:-2].T] == [{"rot", "grün"}, {"S", "M"}]
     assert made["words"][-1].tolist() == ["", ""]
     assert "" not in golden_inputs.of_cloud(specs, None, known, has_unknown=False)["words"]
+
+
+def test_rows_of_generated_tokens_are_those_the_model_is_surest_of() -> None:
+    sureness = np.random.default_rng(0).uniform(0.1, 1, 100).astype(np.float32)
+    sureness[[5, 90]] = np.nan, 1.0  # one that says nothing, and one behind those that are tried
+
+    def run(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        chances = np.stack([sureness[inputs["x"]], np.ones(len(inputs["x"]), np.float32)], axis=1)
+        return {"token_ids": np.zeros((len(chances), 2), np.int64), "token_probabilities": chances}
+
+    decoder = Decoder(output="token_probabilities", kind="probabilities", decoding=Decoding(form="tokens"))
+    inputs = {"x": np.arange(100)}
+    found = golden_inputs.steady(inputs, run, decoder)["x"]
+    assert len(found) == 16
+    assert set(found.tolist()) == set(np.argsort(-np.nan_to_num(sureness[:64]))[:16].tolist())
+    assert len(golden_inputs.steady({"x": np.arange(3)}, run, decoder)["x"]) == 1
+    classes = Decoder(output="y", kind="logits")
+    assert golden_inputs.steady(inputs, run, classes) is inputs
 
 
 def test_prose_has_several_words() -> None:

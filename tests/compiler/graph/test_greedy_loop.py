@@ -12,12 +12,13 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from compiler.graph import files, greedy_loop
+from compiler.graph import files, greedy_loop, row_independence
 from compiler.graph.greedy_loop import PROBABILITIES, TOKENS, Ban, Greedy
 from compiler.passes import int8_dynamic, int8_static
 from compiler.passes.job import PassJob
 from compiler.recipe import targets
 from penstock.errors import CompileError
+from penstock.runtime import EngineOptions, load_engine
 
 TOKEN_COUNT, SIZE = 12, 8
 START, END, PAD = 1, 2, 0
@@ -240,6 +241,23 @@ def test_dynamic_int8_reaches_the_products_inside_the_loop(weights: Weights, tmp
     assert "MatMulInteger" in kinds
     assert "MatMul" not in kinds
     assert run(quantized, *rows(5, 6))[0].shape == (5, 7)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8-dynamic"])
+def test_rows_of_a_dynamic_loop_run_alone_and_others_need_not(weights: Weights, tmp_path: Path, precision: str) -> None:
+    made = job(greedy_loop.joined(*parts(weights), PLAIN), tmp_path)
+    path = made.source
+    if precision == "int8-dynamic":
+        int8_dynamic.run(made)
+        path = made.out / "model.onnx"
+    engine = load_engine("onnx", path, EngineOptions(threads=1))
+    ids, mask = rows(4, 6)
+    reason = row_independence.rows_mixed_by(
+        path, engine, {"input_ids": ids, "attention_mask": mask}, precision=precision
+    )
+    engine.close()
+    assert ("scales a batch by its largest value" in reason) == (precision == "int8-dynamic")
+    assert not reason or precision != "fp32"
 
 
 def test_static_int8_says_why_it_cannot(weights: Weights, tmp_path: Path) -> None:

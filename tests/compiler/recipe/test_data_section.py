@@ -97,6 +97,7 @@ def test_a_misspelt_key_is_named_with_the_nearest(tmp_path: Path) -> None:
         ({"splits": {"column": "part"}}, "data.splits.column: only for csv and parquet"),
         ({"source": "a.csv", "text": "t"}, r"data.text: needs \[data.tokenizer\] file"),
         ({"source": "a.csv", "tokenizer": {"file": "t.json"}}, "data.tokenizer: needs data.text"),
+        ({"source": "a.npz", "tokenizer": {"max_length": 9}}, "data.tokenizer: needs data.text"),
         ({"source": "f", "images": {"resize": 0}}, r"data.images.resize, images.center_crop: \[0\] given"),
         ({"source": "f", "images": {"rescale": -1.0}}, "data.images.rescale: -1.0 given"),
         (

@@ -37,6 +37,11 @@ def test_paths_are_relative_to_the_recipe(workspace: Path) -> None:
         ('version = "v1"', 'version = "v1"\nmax_batch = 0', "model.max_batch"),
         ('version = "v1"', 'version = "v1"\ninput_range = [1.0, 0.0]', "model.input_range"),
         ('source = "data.npz"', 'source = "data.npz"\nlabels = ""', "data.labels: none given"),
+        (
+            'source = "data.npz"',
+            'source = "data.npz"\ntokenizer = { file = "t.json" }',
+            "data.tokenizer: file 't.json' and no data.text given, expected a column of text, or labels",
+        ),
         ('model = "teacher.onnx"', "", "missing required field `model`"),
         ('precisions = ["int8"]', 'precisions = ["int3"]', "edge.precisions"),
         ('targets = ["host"]', 'targets = ["host", "host"]', "edge.targets.*different targets"),
