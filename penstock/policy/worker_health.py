@@ -61,9 +61,16 @@ class Restarts:
         if self.limit < 0 or self.steady_s < 0:
             raise ConfigError(f"limit ({self.limit}) and steady_s ({self.steady_s}) must not be negative")
 
-    def after_failure(self, *, was_ready_s: float) -> Restarts:
-        """Return the count after a worker failed that had been ready for ``was_ready_s`` seconds, 0 for never."""
-        is_first = was_ready_s > 0 and was_ready_s >= self.steady_s
+    def after_failure(self, *, was_ready_s: float, stood_still_s: float = 0.0) -> Restarts:
+        """Return the count after a worker failed.
+
+        Args:
+            was_ready_s: from its first token to the end; 0 where it made none.
+            stood_still_s: for how long of that it hung, which is no sign of health: one that hangs again as soon as
+                it is asked would be started without end.
+        """
+        well_s = was_ready_s - stood_still_s
+        is_first = well_s > 0 and well_s >= self.steady_s
         return replace(self, failures=1 if is_first else self.failures + 1)
 
     @property

@@ -15,6 +15,7 @@ import msgspec
 
 from penstock.errors import DeadlineExceeded, Internal, InvalidInput, PenstockError
 from penstock.generation.answer_text import AnswerText
+from penstock.generation.stop_strings import check_stops
 from penstock.generation.values import GenerationRequest, SampledToken, TokenEvent
 from penstock.policy.slots import Runs, SlotLimits, Waits, plan_slots
 from penstock.runtime.generation import EngineFacts, GenerationEngine
@@ -173,6 +174,7 @@ class EngineLoop:
         """
         now, facts = self._now(), self._engine.facts
         check(request, facts, ())  # of slots there are none to look at yet
+        check_stops(request.stop)
         if request.id in self._waiting or request.id in self._running:
             raise InvalidInput(f"id: a generation {request.id!r} runs already", field="id")
         if deadline <= now:
@@ -248,8 +250,9 @@ class EngineLoop:
             generation = self._waiting.pop(id)
             try:
                 self._engine.admit(generation.request)
-            except PenstockError as error:  # what the engine alone knows, as a grammar that it cannot compile
-                failures.append((id, error))
+            except Exception as error:  # what the engine alone knows, as a grammar that it cannot compile
+                self._engine.cancel(id)
+                failures.append((id, _of(error)))
                 continue
             self._running[id] = generation
             queued_s.append(now - generation.arrived_at)
@@ -324,4 +327,4 @@ def _too_late(tokens: int) -> DeadlineExceeded:
 def _of(error: Exception) -> PenstockError:
     if isinstance(error, PenstockError):
         return error
-    return Internal(f"the text of the answer could not be made: {type(error).__name__}: {error}")
+    return Internal(f"the answer could not be made: {type(error).__name__}: {error}")

@@ -98,6 +98,7 @@ class ProcessGenerator:
         self._facts: EngineFacts | None = None
         self._why = "it was not started"
         self._retry_at = 0.0
+        self._start_takes_s = 0.0
         self._restarts: Restarts = self._settings.worker.restarts()
         self._past = Totals()
         self._starts = self._crashes = self._hangs = 0
@@ -207,14 +208,22 @@ class ProcessGenerator:
     async def _supervise(self, worker: WorkerLife | None) -> None:
         """Watch each life to its end and begin the next one, as often as it may be."""
         assert self._now is not None
-        while worker is not None:
-            ready_at = self._now()
-            try:
-                is_hung = await self._watch(worker)
-                await self._ended(worker, is_hung, was_ready_s=self._now() - ready_at)
-            finally:  # also where closing cancels this
-                worker.fail_all(self._unavailable)
-            worker = await self._restarted()
+        try:
+            while worker is not None:
+                ready_at = self._now()
+                try:
+                    is_hung = await self._watch(worker)
+                    await self._ended(worker, is_hung, was_ready_s=self._now() - ready_at)
+                finally:  # also where closing cancels this
+                    worker.fail_all(self._unavailable)
+                worker = await self._restarted()
+        except Exception as error:  # a defect of ours: nobody would look after the worker any more
+            log(_log, logging.ERROR, "generator is given up", exc_info=error, model=self.name)
+            self._why, self._retry_at = f"nobody watches it any more: {error!r}", math.inf
+            left, self._worker = self._worker, None
+            if left is not None:
+                left.fail_all(self._unavailable)
+                await left.end(0.0)
 
     async def _watch(self, worker: WorkerLife) -> bool:
         """Wait until a life is over; say whether that is because the worker does not move."""
@@ -245,14 +254,14 @@ class ProcessGenerator:
             how = worker.complaint.message
         self._crashes += not is_hung
         self._past = self._past.plus(worker.totals)
-        self._fail(how, was_ready_s)
+        self._fail(how, was_ready_s, stood_still_s=self._settings.worker.hang_s if is_hung else 0.0)
         lost = len(worker.answers)
         log(_log, logging.ERROR, "generator lost", model=self.name, why=how, generations=lost)
 
-    def _fail(self, how: str, was_ready_s: float) -> None:
+    def _fail(self, how: str, was_ready_s: float, *, stood_still_s: float = 0.0) -> None:
         """Count a failure and set when the next start is due."""
         assert self._now is not None
-        self._restarts = self._restarts.after_failure(was_ready_s=was_ready_s)
+        self._restarts = self._restarts.after_failure(was_ready_s=was_ready_s, stood_still_s=stood_still_s)
         if self._restarts.is_over:
             self._why = f"its process failed {self._restarts.failures} times in a row, the last time: {how}"
             self._retry_at = math.inf
@@ -280,7 +289,8 @@ class ProcessGenerator:
         Raises:
             Unavailable: the process ended, or made no token in time. PenstockError: what it said about the model.
         """
-        worker = WorkerLife(self._settings.worker, self._seen)
+        assert self._now is not None
+        worker, began_at = WorkerLife(self._settings.worker, self._seen), self._now()
         limit_s = self._settings.worker.start_timeout_s
         try:
             async with asyncio.timeout(limit_s):
@@ -301,6 +311,7 @@ class ProcessGenerator:
             raise
         self._facts, self._worker, self._why = worker.facts, worker, ""
         self._starts += 1
+        self._start_takes_s = self._now() - began_at
         log(_log, logging.INFO, "generator ready", model=self.name, pid=worker.pid, slots=worker.facts.slots)
         return worker
 
@@ -315,7 +326,10 @@ class ProcessGenerator:
             self._measures.between_tokens(seconds)
 
     def _unavailable(self) -> PenstockError:
-        left_s = 1.0 if self._now is None or self._is_closing else self._retry_at - self._now()
+        """Make the error for whoever asks now; who comes back when it says so finds a worker that has loaded."""
+        left_s = 1.0
+        if self._now is not None and not self._is_closing:
+            left_s = self._retry_at + self._start_takes_s - self._now()
         retry_after_s = None if left_s == math.inf else max(1.0, left_s)
         return Unavailable(f"{self.name} cannot answer: {self._why or 'try again'}", retry_after_s=retry_after_s)
 

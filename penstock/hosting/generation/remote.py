@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any, cast
 
-from penstock.errors import ConfigError, DeadlineExceeded, PenstockError, QueueFull, Unavailable
+from penstock.errors import ConfigError, DeadlineExceeded, Internal, PenstockError, QueueFull, Unavailable
 from penstock.generation.values import GenerationRequest, TokenEvent
 from penstock.hosting.generation.answer import Answer
 from penstock.hosting.generation.remote_server import ELSEWHERE, RemoteServer, parsed
@@ -64,8 +64,8 @@ class RemoteGenerator:
         self._servers: list[RemoteServer] = []
         self._now: Callable[[], float] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._watching: asyncio.Task[None] | None = None
         self._is_closing = False
+        self._has_begun = asyncio.Event()
 
     def __repr__(self) -> str:
         return f"RemoteGenerator({self.name!r}, {self._servers})"
@@ -80,24 +80,21 @@ class RemoteGenerator:
         return sum(len(server.owes) for server in self._servers)
 
     async def start(self) -> None:
-        """Ask every server for one token and wait until one has made it; the others may follow later.
+        """Ask every server for one token, again and again, and wait until one has made it; the others may follow later.
 
         Raises:
             Unavailable: none did in time.
         """
         self._now = clock_of(asyncio.get_running_loop())
         self._servers = [RemoteServer(url, self._model, self._settings, self._token) for url in self._urls]
-        probes = [self._spawn(self._probe(server)) for server in self._servers]
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._settings.start_timeout_s):
-                while probes and not self.health().is_well:
-                    _, left = await asyncio.wait(probes, return_when=asyncio.FIRST_COMPLETED)
-                    probes = list(left)
-        if not self.health().is_well:
-            why = self.health().why
+        self._spawn(self._watch())
+        limit_s = self._settings.start_timeout_s
+        try:
+            await asyncio.wait_for(self._has_begun.wait(), limit_s)
+        except TimeoutError:
+            why = f"{self.name}: no server made a token within {limit_s:g} s: {self.health().why}"
             await self.close(0.0)
-            raise Unavailable(f"{self.name}: no server made a token: {why}", retry_after_s=self._settings.retry_s)
-        self._watching = self._spawn(self._watch())
+            raise Unavailable(why, retry_after_s=self._settings.retry_s) from None
 
     async def generate(
         self, request: GenerationRequest, *, deadline: float, priority: int = 0
@@ -149,20 +146,30 @@ class RemoteGenerator:
 
     async def _pump(self, request: GenerationRequest, answer: Answer) -> None:
         """Bring a generation to its reader, from the first server that begins it."""
+        try:
+            error = await self._brought(request, answer)
+        except Exception as defect:
+            log(_log, logging.ERROR, "generation failed", exc_info=defect, model=self.name)
+            answer.fail(Internal(f"{self.name}: {type(defect).__name__}: {defect}"))
+        except asyncio.CancelledError:  # closing, or a reader that has gone
+            answer.fail(Unavailable(f"{self.name} is being unloaded", retry_after_s=1.0))
+            raise
+        else:
+            if error is not None:
+                answer.fail(error)
+
+    async def _brought(self, request: GenerationRequest, answer: Answer) -> PenstockError | None:
+        """Try one server after the other; return the error that ended the last one, None where an answer came."""
         tried: list[RemoteServer] = []
         while True:
             server = self._chosen(tried)
             if isinstance(server, PenstockError):
-                answer.fail(server)
-                return
+                return server
             error = await self._ask(server, request, answer)
-            if error is None:
-                return
             tried.append(server)
-            others = [each for each in self._servers if each not in tried]
-            if answer.has_begun or not others or not isinstance(error, ELSEWHERE):
-                answer.fail(error)
-                return
+            is_last = len(tried) == len(self._servers)
+            if error is None or answer.has_begun or is_last or not isinstance(error, ELSEWHERE):
+                return error
             log(_log, logging.INFO, "generation goes to another server", model=self.name, why=error.message)
 
     def _chosen(self, tried: Sequence[RemoteServer]) -> RemoteServer | PenstockError:
@@ -205,13 +212,14 @@ class RemoteGenerator:
         """Remember how a server did. One that is full of our requests, or that refuses one, works."""
         assert self._now is not None
         is_idle = len(server.owes) <= 1  # but for this one; who has nothing to do for us and is full is not well
-        is_failure = isinstance(error, Unavailable) or (isinstance(error, QueueFull) and is_idle)
+        is_failure = isinstance(error, Unavailable | DeadlineExceeded) or (isinstance(error, QueueFull) and is_idle)
         server.breaker = server.breaker.record(not is_failure, self._now())
         if is_failure:
             assert error is not None
             server.why = error.message.removeprefix(f"{server.url}: ")
         elif error is None:
             server.has_answered, server.why = True, ""
+            self._has_begun.set()
 
     # -- which servers move ---------------------------------------------------------------------------------------
 
@@ -221,7 +229,6 @@ class RemoteGenerator:
         look_s = min(self._settings.hang_s / LOOKS, self._settings.retry_s)
         probes: dict[str, asyncio.Task[None]] = {}
         while True:
-            await asyncio.sleep(look_s)
             for server in self._servers:
                 server.watch = server.watch.look(progress=server.tokens, has_work=bool(server.owes))
                 if server.watch.still * look_s >= self._settings.hang_s:
@@ -232,6 +239,7 @@ class RemoteGenerator:
                 server.breaker, may_be_probed = server.breaker.allows(self._now())
                 if may_be_probed:
                     probes[server.url] = self._spawn(self._probe(server))
+            await asyncio.sleep(look_s)
 
     def _hung(self, server: RemoteServer) -> None:
         assert self._now is not None
@@ -258,6 +266,7 @@ class RemoteGenerator:
         except TimeoutError:
             self._record(server, Unavailable(f"{server.url}: no token within {self._settings.hang_s:g} s"))
         except PenstockError as error:
+            log(_log, logging.WARNING, "server does not answer", model=self.name, why=error.message)
             server.why = error.message.removeprefix(f"{server.url}: ")
             self._record(server, error)
         else:

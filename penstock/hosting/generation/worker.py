@@ -16,10 +16,13 @@ import signal
 import socket
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 import penstock.runtime.generation
-from penstock.errors import ConfigError, PenstockError
+from penstock.errors import ConfigError, InvalidInput
 from penstock.generation import tokenizer
 from penstock.generation.answer_text import AnswerText
 from penstock.hosting.generation.frames import (
@@ -51,6 +54,14 @@ class ParentGone(Exception):
     """The other end of the pipe is closed: nobody is left to answer to."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unreadable:
+    """A request with values of types that no request has; the parent checks none, since it would pay for each."""
+
+    id: str
+    why: str
+
+
 class Pipe:
     """The worker's end: messages in, messages out, and never a wait for a parent that does not read."""
 
@@ -76,7 +87,7 @@ class Pipe:
         self._unsent += encode(message, max_bytes=_MAX_MESSAGE_BYTES)
         self._flush()
 
-    def receive(self, timeout_s: float | None) -> list[ToWorker]:
+    def receive(self, timeout_s: float | None) -> list[ToWorker | Unreadable]:
         """Return what has arrived; wait until something has, until something could be sent, or for ``timeout_s``.
 
         Raises:
@@ -84,12 +95,12 @@ class Pipe:
         """
         wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._unsent else 0)
         self._selector.modify(self._connection, wanted)
-        messages: list[ToWorker] = []
+        messages: list[ToWorker | Unreadable] = []
         for _, ready in self._selector.select(timeout_s):
             if ready & selectors.EVENT_WRITE:
                 self._flush()
             if ready & selectors.EVENT_READ:
-                messages += [to_worker.decode(body) for body in self._splitter.feed(self._read())]
+                messages += [_message(body) for body in self._splitter.feed(self._read())]
         return messages
 
     def last_words(self, message: FromWorker) -> None:
@@ -194,14 +205,19 @@ def serve(pipe: Pipe, loop: EngineLoop, *, max_unsent_bytes: int) -> None:
             told = load_now, totals
 
 
-def obey(loop: EngineLoop, message: ToWorker) -> Failure | None:
-    """Do what the parent says; return what it has to hear of a request that cannot be taken."""
+def obey(loop: EngineLoop, message: ToWorker | Unreadable) -> Failure | None:
+    """Do what the parent says; return what it has to hear of a request that cannot be taken.
+
+    Whatever is wrong with one request, the others go on.
+    """
     match message:
+        case Unreadable(id=id, why=why):
+            return failure_of(id, InvalidInput(f"the request is malformed: {why}"))
         case Ask(request=request, left_s=left_s, priority=priority):
             deadline = float("inf") if left_s is None else time.monotonic() + left_s
             try:
                 loop.submit(request, deadline=deadline, priority=priority)
-            except PenstockError as error:
+            except Exception as error:
                 return failure_of(request.id, error)
         case Cancel(id=id):
             loop.cancel(id)
@@ -210,6 +226,13 @@ def obey(loop: EngineLoop, message: ToWorker) -> Failure | None:
         case Begin():
             raise ConfigError("a worker was told twice what to load")
     return None
+
+
+def _message(body: bytes) -> ToWorker | Unreadable:
+    try:
+        return to_worker.decode(body)
+    except msgspec.ValidationError as error:
+        return Unreadable(id=str(msgspec.msgpack.decode(body)["request"]["id"]), why=str(error))
 
 
 def _files(directory: Path) -> dict[str, bytes]:

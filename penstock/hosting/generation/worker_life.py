@@ -71,6 +71,7 @@ class WorkerLife(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._asked = 0
+        self._has_ended = False
         self._complaint: PenstockError | None = None  # its own, or ours about what it sent
         self.facts: EngineFacts | None = None
         self.answers: dict[str, Answer] = {}
@@ -150,7 +151,7 @@ class WorkerLife(asyncio.Protocol):
 
     def kill(self) -> None:
         """Kill the process and all that it started, now."""
-        if self._process is not None:
+        if self._process is not None and not self._has_ended:  # its number may be another's by then
             try:
                 os.killpg(self._process.pid, signal.SIGKILL)
             except (ProcessLookupError, PermissionError):  # macOS says EPERM of a group of which only a zombie is left
@@ -171,6 +172,7 @@ class WorkerLife(asyncio.Protocol):
             reaper = threading.Thread(target=_waited, args=(self._process, _KILL_S), name="reap", daemon=True)
             reaper.start()
         await asyncio.to_thread(reaper.join)
+        self._has_ended = True
         status = self._process.returncode
         if status is None:
             log(_log, logging.ERROR, "killed process does not end", pid=self._process.pid)
@@ -234,7 +236,7 @@ class WorkerLife(asyncio.Protocol):
         assert self._transport is not None
         try:
             self._transport.write(encode(message, max_bytes=self._settings.max_frame_bytes))
-        except TypeError as error:
+        except (TypeError, ValueError, OverflowError) as error:  # numbers of more than 64 bits, half a surrogate pair
             raise InvalidInput(f"the request cannot be told to the model's process: {error}") from error
 
 

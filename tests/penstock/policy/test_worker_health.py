@@ -54,6 +54,13 @@ def test_a_worker_that_was_well_for_long_begins_a_new_row() -> None:
     assert restarts.after_failure(was_ready_s=59.0).is_over
 
 
+def test_the_time_in_which_it_hung_does_not_count_as_well() -> None:
+    restarts = RESTARTS.after_failure(was_ready_s=70.0, stood_still_s=65.0).after_failure(
+        was_ready_s=70.0, stood_still_s=65.0
+    )
+    assert restarts.after_failure(was_ready_s=70.0, stood_still_s=65.0).is_over
+
+
 def test_one_that_never_answered_was_never_well() -> None:
     restarts = Restarts(limit=1, steady_s=0.0, backoff=Backoff())
     assert restarts.after_failure(was_ready_s=0.0).after_failure(was_ready_s=0.0).is_over

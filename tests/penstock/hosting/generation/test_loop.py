@@ -267,6 +267,24 @@ def test_text_that_cannot_be_made_ends_one_answer_and_not_the_others() -> None:
     assert rig.engine.running == 0
 
 
+def test_what_an_engine_cannot_take_ends_one_generation_and_not_the_others() -> None:
+    class Picky(TimedEngine):
+        def admit(self, request: GenerationRequest) -> None:
+            super().admit(request)
+            if request.id == "bad":
+                raise RuntimeError("this grammar cannot be compiled")
+
+    rig = Rig()
+    rig.engine = Picky(Script(), GenerationOptions(slots=2))
+    rig.loop = EngineLoop(rig.engine, letters, LineSettings().of(rig.engine.facts), lambda: 0.0)
+    for id in ("bad", "good"):
+        rig.loop.submit(asked(id=id))
+    rig.until_idle()
+    assert "cannot be compiled" in rig.errors()["bad"].message
+    assert rig.text("good") == "hellohel"
+    assert rig.engine.running == 0
+
+
 def test_an_engine_that_fails_is_told() -> None:
     rig = Rig(fail_on=ord("!"))
     rig.loop.submit(asked("oh!"))

@@ -13,12 +13,21 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 import uvloop
 
-from penstock.errors import ArtifactError, Cancelled, DeadlineExceeded, PenstockError, QueueFull, Unavailable
-from penstock.generation.values import GenerationRequest, TokenEvent
+from penstock.errors import (
+    ArtifactError,
+    Cancelled,
+    DeadlineExceeded,
+    InvalidInput,
+    PenstockError,
+    QueueFull,
+    Unavailable,
+)
+from penstock.generation.values import GenerationRequest, Sampling, TokenEvent
 from penstock.hosting.generation.frames import Model
 from penstock.hosting.generation.process import ProcessGenerator
 from penstock.hosting.generation.settings import GenerationSettings, LineSettings, WorkerSettings
@@ -198,6 +207,26 @@ async def test_a_worker_that_talks_nonsense_is_given_up() -> None:
         with pytest.raises(Unavailable):
             life.ask(asked(), left_s=1.0)
         assert await life.end(0.0) == "it was never started"
+
+
+MALFORMED: list[dict[str, Any]] = [
+    {"max_new_tokens": "many"},
+    {"sampling": Sampling(seed=2**70)},
+    {"stop": ("\ud800",)},
+    {"stop": ("",)},
+    {"top_logprobs": 1.5},
+    {"prompt_ids": ("a",)},
+]
+
+
+async def test_a_malformed_request_ends_alone(start: Start) -> None:
+    generator = await start()
+    other = asyncio.create_task(whole(generator, asked(new=200, id="other")))
+    for wrong in MALFORMED:
+        error = await error_of(generator, msgspec.structs.replace(asked(), **wrong))
+        assert isinstance(error, InvalidInput), wrong
+    assert len(await other) == 200
+    assert generator.counts().crashes == 0
 
 
 async def test_a_long_line_is_no_hang(start: Start) -> None:
