@@ -56,7 +56,7 @@ docs: $(VENV)/.dev  ## regenerate the reference pages of docs/reference/ from se
 bench: $(VENV)/.dev  ## measure against Triton, MLServer, a one-file server and bare onnxruntime (about 9 minutes)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-bench-compiler: $(VENV)/.dev  ## measure compiled models against onnxruntime defaults and NNCF (about 20 minutes)
+bench-compiler: $(VENV)/.dev  ## measure compiled models against onnxruntime defaults and NNCF (about half an hour)
 	@$(BIN)/python -m benchmarks.compiler $(ARGS)
 
 simulate: $(VENV)/.dev  ## print what certificates and sequential tests promise and see, as tables (some minutes)

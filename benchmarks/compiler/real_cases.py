@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,9 @@ REAL: Mapping[str, Real] = {
         task="ocr",
         output="softmax_11.tmp_0",
         make=rows.ppocr_rec,
-        counts={"fit": 24, "tune": 48, "certify": 8, "test": 48},
+        counts={"fit": 16, "tune": 48, "certify": 8, "test": 48},
         quality=_NO_SEARCH,
-        size={"width": 320},
+        size={"width": 160},
     ),
     "ppocr-det": Real(
         what="PP-OCR v4, where text is",
@@ -143,7 +144,4 @@ def make(
     return Case(**{**fields, "name": name, "kind": "real", "model": model, "data": data, **more})
 
 
-CASES: Mapping[str, Callable[[Path], Case]] = {
-    name: (lambda root, name=name: make(name, root))  # type: ignore[misc]
-    for name in REAL
-}
+CASES: Mapping[str, Callable[[Path], Case]] = {name: partial(make, name) for name in REAL}
