@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 _INSTALL_TIMEOUT_S = 900.0
-_ERROR_CHARS = 160
+_ERROR_CHARS = 600
 _QUIETLY = ("-qq", "--disable-pip-version-check")
 
 
@@ -60,6 +60,6 @@ def _install(
 
 
 def last_line(text: str) -> str:
-    """Return the last line that says something, cut to fit a table."""
+    """Return the last line that says something, cut to a few lines."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return (lines[-1] if lines else "no message")[:_ERROR_CHARS]

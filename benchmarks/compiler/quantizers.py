@@ -35,7 +35,7 @@ NNCF = ("nncf==3.4.0", "onnx==1.23.2", "onnxruntime==1.32.0")
 _CALIBRATION_BATCH = 32
 _SEARCH_SHARE = 0.7
 """Of the time that penstock has: after it no further candidate is tried, and the rest is for judging and packing."""
-_ERROR_CHARS = 160
+_ERROR_CHARS = 600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,9 @@ from compiler.recipe.choices import Task
 from examples.real_models import rows
 from examples.real_models.fetch import fetch
 
+MAX_DROP = 0.03
+"""What NNCF may lose of them as measured: as much as penstock has to show. With 1 point it searches for minutes."""
+
 _ROWS_FILE = Path(rows.__file__)
 Counts = Mapping[str, int]
 
@@ -138,6 +141,7 @@ def make(
         "task": real.task,
         "output": real.output,
         "has_labels": real.has_labels,
+        "max_drop": MAX_DROP,
         "model_lines": f'output_kind = "probabilities"\n{real.model}',
         "quality_lines": real.quality,
     }

@@ -21,6 +21,7 @@ import numpy as np
 
 from benchmarks import environments
 from benchmarks.compiler.case import LABELS, USES, Case, case_directory, dealt, write_data
+from benchmarks.compiler.real_cases import MAX_DROP
 from compiler import sources
 from compiler.progress import unwatched
 from compiler.sources import SourceSection
@@ -169,6 +170,7 @@ def make(
         "task": "classification",
         "output": begun.output[0],
         "has_labels": begun.has_labels,
+        "max_drop": MAX_DROP,
         "model_lines": f'output_kind = "{begun.output[1]}"',
         "is_transformer": name == "bert",
         "source": str(place / begun.source),

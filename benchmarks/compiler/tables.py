@@ -152,7 +152,8 @@ def _notes(case: CaseResult) -> Iterator[str]:
 
 def _cut(reason: str) -> str:
     plain = " ".join(reason.split()).replace("|", "/").replace("<", "(").replace(">", ")")
-    return plain if len(plain) <= _REASON_CHARS else plain[:_REASON_CHARS].rsplit(" ", 1)[0] + " ..."
+    half = _REASON_CHARS // 2  # a library's message has what happened in front, and why at its end
+    return plain if len(plain) <= _REASON_CHARS else f"{plain[:half]} ... {plain[-half:]}"
 
 
 def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
