@@ -79,11 +79,7 @@ class Quantized:
 
 
 def run(job: PassJob) -> PassResult:
-    """Write the job's model in static INT8.
-
-    Raises:
-        As :func:`quantized`.
-    """
+    """Write the job's model in static INT8; raises what :func:`quantized` does."""
     made = quantized(job)
     files.write(made.model, job.out / MODEL_FILE)
     job.progress(1.0, "written")
