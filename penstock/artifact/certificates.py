@@ -330,10 +330,9 @@ def usable(
         raise CertificateMismatch(
             f"the certificate's score {certificate.score!r} is an output of the variant, and this variant has none"
         )
-    known = (*decoding.SCORES, *confidence.TOKEN_SCORES)
-    if certificate.score not in known:
+    if certificate.score not in decoding.SCORES:
         raise CertificateMismatch(
-            f"the certificate's score {certificate.score!r} is not known here; known: {', '.join(known)}"
+            f"the certificate's score {certificate.score!r} is not known here; known: {', '.join(decoding.SCORES)}"
         )
     return certificate.at(max_harm)
 

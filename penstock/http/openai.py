@@ -20,26 +20,22 @@ from typing import Any, Generic, Protocol, TypeVar
 import msgspec
 from numpy.typing import NDArray
 
-from penstock.errors import NotFound, PenstockError, TooLarge
-from penstock.generation.plane import TextAnswer, TextModel, TextPlane, Ticket
+from penstock.errors import NotFound, PenstockError
+from penstock.generation.plane import TextAnswer, TextPlane, Ticket
 from penstock.generation.values import TokenEvent
 from penstock.http.routes import Handler, Reply, Request, Route, json_reply, refusal
+from penstock.http.texts import STREAM_HEADERS, read_body, version_of
 from penstock.openai.answers import Chunks, Finished, Head, answer_document, model_document, models_document
 from penstock.openai.embeddings import EmbeddingCall, embeddings_document, read_embedding
 from penstock.openai.error_objects import error_document
 from penstock.openai.requests import Call, read_chat, read_completion
-from penstock.openai.sse import CONTENT_TYPE, DONE, event_bytes
+from penstock.openai.sse import DONE, event_bytes
 from penstock.policy.access import Action
 from penstock.process.telemetry import refusal_of
-from penstock.wire.context import RequestContext, timeout_s_of
+from penstock.wire.context import RequestContext
 
 Ticket_contra = TypeVar("Ticket_contra", contravariant=True)
 
-MAX_BODY_BYTES = 8 * 1024 * 1024
-"""Of a request that is all text: two million tokens, more than any context."""
-
-# what sits between must neither keep the parts until there are many, nor keep them at all
-_STREAM_HEADERS = {"Content-Type": CONTENT_TYPE, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 _log = logging.getLogger(__name__)
 
 
@@ -101,14 +97,14 @@ class OpenAi(Generic[Ticket]):
         return Route(method, path, handler, Action.INFER, self._refuse)
 
     async def _complete(self, read: Callable[[bytes], Call], request: Request) -> Reply:
-        context, body = await _read(request)
+        context, body = await read_body(request)
         call = read(body)
         context = context.with_parameters(call.requests[0].parameters)
         if not call.is_stream:
             return json_reply(await self._whole(context, call, len(body)))
         parts = self._parts(context, call, len(body))
         await anext(parts)  # raises what has a status of its own
-        return Reply(headers=_STREAM_HEADERS, parts=parts)
+        return Reply(headers=STREAM_HEADERS, parts=parts)
 
     async def _whole(self, context: RequestContext, call: Call, size_bytes: int) -> dict[str, Any]:
         async with self._answers(context, call, size_bytes) as answers:
@@ -163,7 +159,7 @@ class OpenAi(Generic[Ticket]):
 
     async def _embed(self, request: Request) -> Reply:
         assert self._embedder is not None  # there is no row otherwise
-        context, body = await _read(request)
+        context, body = await read_body(request)
         call = read_embedding(body)
         with self._plane.admit(context, call.name, call.version, len(body)) as ticket:
             made = await self._embedder.embed(ticket, context, call)
@@ -187,7 +183,7 @@ class OpenAi(Generic[Ticket]):
         return Head(
             id=f"{kind}-{secrets.token_hex(12)}",
             created=int(self._wall_clock()),
-            fingerprint=first.version or _version(self._plane.text_models(), first.model),
+            fingerprint=first.version or version_of(self._plane.text_models(), first.model) or None,
         )
 
 
@@ -221,23 +217,6 @@ async def merged(answers: Sequence[TextAnswer]) -> AsyncGenerator[tuple[int, Tok
 
 async def _next(answer: TextAnswer) -> TokenEvent | None:
     return await anext(answer.events, None)
-
-
-async def _read(request: Request) -> tuple[RequestContext, bytes]:
-    """Read a request's body, and how long there is for it."""
-    context = request.context.within(timeout_s_of(request.headers))
-    size_bytes = request.body.size_bytes
-    body = b"" if (size_bytes or 0) > MAX_BODY_BYTES else await request.body.read(context)
-    if (size_bytes or len(body)) > MAX_BODY_BYTES:
-        raise TooLarge(
-            f"the body has more than the {MAX_BODY_BYTES} bytes that a request for a text may have",
-            limit_bytes=MAX_BODY_BYTES,
-        )
-    return context, body
-
-
-def _version(models: Sequence[TextModel], name: str) -> str | None:
-    return next((model.version for model in models if model.name == name), None) or None
 
 
 def _joined(chunks: Sequence[dict[str, Any]]) -> bytes:

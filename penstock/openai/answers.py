@@ -58,11 +58,11 @@ def answer_document(call: Call, head: Head, finished: Sequence[Finished]) -> dic
         Unavailable: one of them did not come to an end of its own.
     """
     if not all(one.events for one in finished):
-        raise _broken_off()
+        raise broken_off()
     lone = len(finished) == 1
     document = _head(call, head, "chat.completion" if call.kind == "chat" else "text_completion")
     document["choices"] = [_choice(call, index, one, is_lone=lone) for index, one in enumerate(finished)]
-    document["usage"] = usage_document(call, [_usage_of(one.events[-1]) for one in finished])
+    document["usage"] = usage_document(call, [usage_of(one.events[-1]) for one in finished])
     if call.return_token_ids and call.kind == "chat":
         document["prompt_token_ids"] = list(finished[0].prompt_ids)
     return document | (_account(call, finished[0].account) if lone else {})
@@ -112,9 +112,9 @@ class Chunks:
         if (event.text or extra) and (is_chat or event.finish is None):
             chunks.append(self._chunk(index, said | extra))
         if event.finish is not None:
-            self._usages[index] = _usage_of(event)
+            self._usages[index] = usage_of(event)
             said = {"delta": {}} if is_chat else said | extra
-            end = {"finish_reason": _finish_reason(event), "stop_reason": event.matched_stop}
+            end = {"finish_reason": finish_reason_of(event), "stop_reason": event.matched_stop}
             ours = _account(call, account)
             is_lone = len(call.requests) == 1
             chunks.append(self._chunk(index, said | end | ({} if is_lone else ours)) | (ours if is_lone else {}))
@@ -128,7 +128,7 @@ class Chunks:
         """
         usages = [usage for _, usage in sorted(self._usages.items())]
         if len(usages) < len(self._call.requests):
-            raise _broken_off()
+            raise broken_off()
         if not self._call.include_usage:
             return []
         return [{**self._begin(), "choices": [], "usage": usage_document(self._call, usages)}]
@@ -179,7 +179,7 @@ def _choice(call: Call, index: int, one: Finished, *, is_lone: bool) -> dict[str
     last = one.events[-1]
     text = "".join(event.text for event in one.events)
     choice: dict[str, Any] = {
-        "index": index, "logprobs": None, "finish_reason": _finish_reason(last), "stop_reason": last.matched_stop,
+        "index": index, "logprobs": None, "finish_reason": finish_reason_of(last), "stop_reason": last.matched_stop,
     }  # fmt: skip
     if call.kind == "chat":
         choice["message"] = {"role": "assistant", "content": text, "refusal": None}
@@ -203,17 +203,28 @@ def _account(call: Call, account: Mapping[str, Parameter]) -> dict[str, Any]:
     return {OWNER: ours} if ours else {}
 
 
-def _finish_reason(event: TokenEvent) -> str:
+def finish_reason_of(event: TokenEvent) -> str:
+    """Say why an answer ended.
+
+    Raises:
+        Unavailable: it did not come to an end of its own.
+    """
     if event.finish in ("stop", "length"):
         return event.finish
     raise Unavailable("the answer was given up before its end; ask again", retry_after_s=1.0)
 
 
-def _usage_of(event: TokenEvent) -> Usage:
+def usage_of(event: TokenEvent) -> Usage:
+    """Return what an answer took, from its last event.
+
+    Raises:
+        Unavailable: that was not its last.
+    """
     if event.usage is None:
-        raise _broken_off()
+        raise broken_off()
     return event.usage
 
 
-def _broken_off() -> Unavailable:
+def broken_off() -> Unavailable:
+    """Return the error of an answer that has no end."""
     return Unavailable("the answer broke off before its end; ask again", retry_after_s=1.0)

@@ -34,16 +34,9 @@ class StreamOptions(msgspec.Struct, kw_only=True):
     include_usage: bool | None = None
 
 
-class DecodingFields(msgspec.Struct, kw_only=True):
-    """Fields that chats and completions share. None is a field that was not sent, or null.
+class SamplingFields(msgspec.Struct, kw_only=True):
+    """Fields that say how an answer is made, in every API. None is a field that was not sent, or null."""
 
-    Attributes:
-        model: a name, ``name:tag`` or ``name@digest``.
-        penstock: extensions of ours, such as ``local_only``.
-    """
-
-    model: Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
-    n: Annotated[int, msgspec.Meta(ge=1, le=MAX_CHOICES)] | None = None
     temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
     top_k: Annotated[int, msgspec.Meta(ge=-1, le=MAX_TOKENS)] | None = None
@@ -55,16 +48,28 @@ class DecodingFields(msgspec.Struct, kw_only=True):
     seed: Annotated[int, msgspec.Meta(ge=0, le=MAX_SEED)] | None = None
     max_tokens: Count | None = None
     stop: str | list[str] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None
     return_token_ids: bool | None = None
+
+
+class DecodingFields(SamplingFields, kw_only=True):
+    """Fields that OpenAI's chats and completions share.
+
+    Attributes:
+        model: a name, ``name:tag`` or ``name@digest``.
+        penstock: extensions of ours, such as ``local_only``.
+    """
+
+    model: Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
+    n: Annotated[int, msgspec.Meta(ge=1, le=MAX_CHOICES)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
     return_tokens_as_token_ids: bool | None = None
     penstock: dict[str, bool | int | float | str] | None = None
 
 
-def sampling_of(fields: DecodingFields) -> Sampling | None:
+def sampling_of(fields: SamplingFields) -> Sampling | None:
     """Return how tokens are drawn; None for the model's own way, which its certificate is about.
 
     Nothing but a temperature leaves the model's own way: it is greedy, and ``top_p``, ``top_k``, ``min_p`` and
@@ -107,7 +112,7 @@ def stops_of(stop: str | list[str] | None) -> tuple[str, ...] | None:
     return stops
 
 
-def grammar_of(fields: DecodingFields) -> Grammar | None:
+def grammar_of(fields: SamplingFields) -> Grammar | None:
     """Return what the answer has to look like, from ``response_format`` or vLLM's ``structured_outputs``.
 
     Raises:

@@ -199,12 +199,26 @@ def prompts_of(value: object, *, field: str) -> tuple[str | tuple[int, ...], ...
     return prompts
 
 
-def _document(body: bytes) -> dict[str, Any]:
-    document = read_object(body)
+def check_refused(document: Mapping[str, object], *, where: str = "") -> None:
+    """Look for fields that are known elsewhere and would change the answer, in requests of any API.
+
+    Args:
+        where: what goes before a field's name in the error.
+
+    Raises:
+        InvalidInput: there is one, with a value that changes something.
+    """
     for name, same in _REFUSED.items():
         value = document.get(name)
         if value is not None and value not in same:
-            raise InvalidInput(f"{name}: not done here, and the answer would be another one; leave it out", field=name)
+            raise InvalidInput(
+                f"{where}{name}: not done here, and the answer would be another one; leave it out", field=where + name
+            )
+
+
+def _document(body: bytes) -> dict[str, Any]:
+    document = read_object(body)
+    check_refused(document)
     return document
 
 

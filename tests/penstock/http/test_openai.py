@@ -17,7 +17,8 @@ from penstock.generation.plane import TextAnswer
 from penstock.generation.values import GenerationRequest, TokenEvent
 from penstock.hosting.generation.remote_server import RemoteServer
 from penstock.hosting.generation.settings import RemoteSettings
-from penstock.http.openai import MAX_BODY_BYTES, merged
+from penstock.http.openai import merged
+from penstock.http.texts import MAX_BODY_BYTES
 from tests.penstock.http.text_house import VERSION, House, text_house, tokenizer
 from tests.penstock.openai.texts import events, token_bytes
 from tests.waiting import until

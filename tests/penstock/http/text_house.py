@@ -25,6 +25,7 @@ from penstock.generation.tokenizer import Tokenizer, load
 from penstock.generation.values import GenerationRequest, Sampling, TokenEvent
 from penstock.hosting.generation.generator import Generator
 from penstock.hosting.replica import WELL, Health
+from penstock.http.generate import Generate
 from penstock.http.openai import Embedded, OpenAi
 from penstock.http.routes import Route
 from penstock.http.server import HttpLimits, HttpServer
@@ -217,5 +218,5 @@ async def text_house(folder: Path, *, write_s: float = 30.0) -> AsyncIterator[Ho
         }
     )
     face = OpenAi(plane, embedder=plane, wall_clock=lambda: 1_700_000_000.5)
-    async with serving(face.routes(), folder / "s.sock", write_s=write_s) as url:
+    async with serving([*face.routes(), *Generate(plane).routes()], folder / "s.sock", write_s=write_s) as url:
         yield House(plane=plane, tcp=url, socket=folder / "s.sock")
