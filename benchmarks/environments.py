@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 _INSTALL_TIMEOUT_S = 900.0
-_ERROR_CHARS = 600
-_QUIETLY = ("-qq", "--disable-pip-version-check")
+_ERROR_CHARS = 160
 
 
 class NotInstalled(RuntimeError):
@@ -24,32 +23,13 @@ def interpreter(directory: Path, requirements: Sequence[str], *, announce: Calla
     Raises:
         NotInstalled: there is no network, no such version for this interpreter, or no room.
     """
-    python = directory / "bin" / "python"
-    pip = [str(python), "-m", "pip", "install", *_QUIETLY, *requirements]
-    _install(directory, requirements, ([sys.executable, "-m", "venv", str(directory)], pip), announce)
-    return python
-
-
-def packages(directory: Path, requirements: Sequence[str]) -> Path:
-    """Return ``directory`` with these packages, and without what they depend on, for a path of modules.
-
-    Raises:
-        NotInstalled: as :func:`interpreter`.
-    """
-    pip = [sys.executable, "-m", "pip", "install", *_QUIETLY, "--no-deps", "--target", str(directory), *requirements]
-    _install(directory, requirements, (pip,), lambda line: None)
-    return directory
-
-
-def _install(
-    directory: Path, requirements: Sequence[str], commands: Sequence[Sequence[str]], announce: Callable[[str], None]
-) -> None:
-    stamp = directory / "installed.json"
+    python, stamp = directory / "bin" / "python", directory / "installed.json"
     if stamp.exists() and json.loads(stamp.read_text()) == list(requirements):
-        return
+        return python
     shutil.rmtree(directory, ignore_errors=True)
     announce(f"installing {directory.name} into an environment of its own ({directory})")
-    for command in commands:
+    pip = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", *requirements]
+    for command in ([sys.executable, "-m", "venv", str(directory)], pip):
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_INSTALL_TIMEOUT_S, check=False)
         except subprocess.TimeoutExpired:
@@ -57,9 +37,10 @@ def _install(
         if done.returncode != 0:
             raise NotInstalled(f"not installed: {last_line(done.stderr or done.stdout)}")
     stamp.write_text(json.dumps(list(requirements)))
+    return python
 
 
 def last_line(text: str) -> str:
-    """Return the last line that says something, cut to a few lines."""
+    """Return the last line that says something, cut to fit a table."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return (lines[-1] if lines else "no message")[:_ERROR_CHARS]

@@ -160,14 +160,13 @@ class Core:
 
     async def _listen(self, registry: Registry, fleet: FleetService, version: str) -> None:
         settings = self._settings
-        oip = OipServicer(self.plane, version=version, stream_window=settings.grpc.stream_window)
+        oip = OipServicer(self.plane, self.texts, version=version, stream_window=settings.grpc.stream_window)
         self.grpc = await GrpcServer.start(
             self.plane, oip, FleetServicer(fleet, self.plane.check_reporter), settings.grpc
         )
         self._exit.push_async_callback(self.grpc.stop, _CUT_S)
         self.http = http_server(
             self.plane,
-            self.texts,
             OciApi(registry, now=_utc_now, is_draining=lambda: self.plane.is_draining),
             gc_route(registry),
             Metrics(self.plane, self.texts, fleet, version),

@@ -15,7 +15,9 @@ import grpc
 import msgspec
 from google.protobuf.message import DecodeError, Message
 
+from cloud_core.api.grpc_texts import Say, answer_text, is_text
 from cloud_core.serving.dataplane import SERVER_NAME, DataPlane
+from cloud_core.serving.texts import TextPlane
 from penstock.errors import InvalidInput
 from penstock.process.telemetry import refusal_of
 from penstock.rpc import codec
@@ -29,6 +31,8 @@ _log = logging.getLogger(__name__)
 SERVICE = "inference.GRPCInferenceService"
 
 _M = TypeVar("_M", bound=Message)
+_Out = asyncio.Queue[Message | None]
+_Pending = asyncio.Queue[asyncio.Task[Message | None] | None]
 if TYPE_CHECKING:  # generic in the stubs only
     _Rpc = grpc.aio.ServicerContext[bytes, bytes]
     _Call = Callable[[bytes, Mapping[str, str]], Awaitable[Message]]
@@ -37,9 +41,9 @@ if TYPE_CHECKING:  # generic in the stubs only
 class OipServicer:
     """``handlers`` maps the service's methods to handlers over bytes."""
 
-    def __init__(self, plane: DataPlane, *, version: str, stream_window: int) -> None:
+    def __init__(self, plane: DataPlane, texts: TextPlane, *, version: str, stream_window: int) -> None:
         """Must be made in a running event loop."""
-        self._plane, self._version, self._stream_window = plane, version, stream_window
+        self._plane, self._texts, self._version, self._stream_window = plane, texts, version, stream_window
         self._now = asyncio.get_running_loop().time
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler[bytes, bytes]]:
@@ -99,15 +103,21 @@ class OipServicer:
             return await _fail(rpc, error, context)
 
     async def _model_stream_infer(self, requests: AsyncIterator[bytes], rpc: _Rpc) -> AsyncIterator[bytes]:
-        """Requests of one stream run at the same time, up to a bound; answers leave in the order of the requests."""
-        pending: asyncio.Queue[asyncio.Task[Message] | None] = asyncio.Queue(self._stream_window)
-        reader = asyncio.create_task(self._read_stream(requests, pending, rpc), name="stream reader")
+        """Requests of one stream run at the same time, up to a bound. Answers with arrays leave in the order of the
+        requests; the parts of texts leave as they are made, those of several texts between each other."""
+        out = _Out(self._stream_window)
+        pending: _Pending = asyncio.Queue(self._stream_window)
+        tasks = [
+            asyncio.create_task(self._read_stream(requests, pending, out, rpc), name="stream reader"),
+            asyncio.create_task(_in_order(pending, out), name="stream order"),
+        ]
         try:
-            while (task := await pending.get()) is not None:
-                yield (await task).SerializeToString()
-            await reader  # what stopped the reading, if it was an error
+            while (message := await out.get()) is not None:
+                yield message.SerializeToString()
+            await asyncio.gather(*tasks)  # what stopped the reading, if it was an error
         finally:
-            reader.cancel()
+            for task in tasks:
+                task.cancel()
             while not pending.empty():
                 left = pending.get_nowait()
                 if left is not None:
@@ -115,12 +125,10 @@ class OipServicer:
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
-    async def _read_stream(
-        self, requests: AsyncIterator[bytes], pending: asyncio.Queue[asyncio.Task[Message] | None], rpc: _Rpc
-    ) -> None:
+    async def _read_stream(self, requests: AsyncIterator[bytes], pending: _Pending, out: _Out, rpc: _Rpc) -> None:
         try:
             async for data in requests:
-                task = asyncio.create_task(self._stream_infer(data, rpc))
+                task = asyncio.create_task(self._stream_infer(data, out, rpc))
                 try:
                     await pending.put(task)
                 except asyncio.CancelledError:
@@ -133,20 +141,40 @@ class OipServicer:
             else:
                 await pending.put(None)
 
-    async def _stream_infer(self, data: bytes, rpc: _Rpc) -> Message:
-        """Answer one request of a stream, with limits of its own; its error is a message, so the stream goes on."""
+    async def _stream_infer(self, data: bytes, out: _Out, rpc: _Rpc) -> Message | None:
+        """Answer one request of a stream, with limits of its own; its error is a message, so the stream goes on.
+
+        Returns:
+            What leaves in the order of the requests; None where a text was sent in parts, with its end.
+        """
         headers, context = self._begin(rpc)
+        has_parts = False
+
+        async def say(part: pb.ModelInferResponse) -> None:
+            nonlocal has_parts
+            has_parts = True
+            part.parameters["triton_final_response"].bool_param = False
+            await out.put(pb.ModelStreamInferResponse(infer_response=part))
+
         try:
-            answer = await self._infer(data, headers, context, rpc.time_remaining())
+            answer = await self._infer(data, headers, context, rpc.time_remaining(), say)
+            answer.parameters["triton_final_response"].bool_param = True
+            message = pb.ModelStreamInferResponse(infer_response=answer)
         except Exception as error:  # a defect of ours ends one answer, not the stream
-            failed = pb.ModelStreamInferResponse(error_message=refusal_of(_log, error, context).message)
-            failed.infer_response.id = _id_of(data)
-            return failed
-        answer.parameters["triton_final_response"].bool_param = True
-        return pb.ModelStreamInferResponse(infer_response=answer)
+            message = pb.ModelStreamInferResponse(error_message=refusal_of(_log, error, context).message)
+            message.infer_response.id = _id_of(data)
+        if not has_parts:
+            return message
+        await out.put(message)
+        return None
 
     async def _infer(
-        self, data: bytes, headers: Mapping[str, str], context: RequestContext, remaining_s: float | None
+        self,
+        data: bytes,
+        headers: Mapping[str, str],
+        context: RequestContext,
+        remaining_s: float | None,
+        say: Say | None = None,
     ) -> pb.ModelInferResponse:
         plane = self._plane
         tenant = plane.authenticate(headers.get(AUTHORIZATION, ""))
@@ -156,6 +184,8 @@ class OipServicer:
         with plane.admit(context, message.model_name, message.model_version, len(data)) as ticket:
             context = context.within(remaining_s).within(timeout_s_of(headers))
             decoded = codec.decode_request(message)
+            if is_text(ticket):
+                return await answer_text(self._texts, ticket, context, decoded, say)
             return codec.encode_response(await plane.infer(ticket, context, decoded.request), decoded)
 
     def _begin(self, rpc: _Rpc) -> tuple[Mapping[str, str], RequestContext]:
@@ -175,6 +205,15 @@ class OipServicer:
                 return await _fail(rpc, error, context)
 
         return handle
+
+
+async def _in_order(pending: _Pending, out: _Out) -> None:
+    """Send what leaves in the order of the requests, and end the stream."""
+    while (task := await pending.get()) is not None:
+        message = await task
+        if message is not None:
+            await out.put(message)
+    await out.put(None)
 
 
 async def _fail(rpc: _Rpc, error: Exception, context: RequestContext) -> NoReturn:
