@@ -21,7 +21,7 @@ QUICK := $(wildcard tests/*/policy) $(addprefix tests/penstock/,artifact http pr
 	$(filter-out %_simulation.py,$(wildcard tests/compiler/certificate/test_*.py)) $(addprefix tests/compiler/,measure recipe) \
 	tests/cloud_core/state tests/project
 
-.PHONY: help demo quick test lint proto docs bench bench-compiler simulate wheel venv clean
+.PHONY: help demo quick test lint proto docs bench bench-compiler bench-generation simulate wheel venv clean
 .DEFAULT_GOAL := help
 
 help:
@@ -56,8 +56,11 @@ docs: $(VENV)/.dev  ## regenerate the reference pages of docs/reference/ from se
 bench: $(VENV)/.dev  ## measure against Triton, MLServer, a one-file server and bare onnxruntime (about 9 minutes)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-bench-compiler: $(VENV)/.dev  ## measure compiled models against onnxruntime defaults and NNCF (about 20 minutes)
+bench-compiler: $(VENV)/.dev  ## measure compiled models against onnxruntime defaults and NNCF (about half an hour)
 	@$(BIN)/python -m benchmarks.compiler $(ARGS)
+
+bench-generation: $(VENV)/.dev  ## measure language models in slots against onnxruntime-genai (about 10 minutes)
+	@$(BIN)/python -m benchmarks.generation $(ARGS)
 
 simulate: $(VENV)/.dev  ## print what certificates and sequential tests promise and see, as tables (some minutes)
 	@$(BIN)/python -m benchmarks.simulate $(ARGS)

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 _INSTALL_TIMEOUT_S = 900.0
-_ERROR_CHARS = 160
+_ERROR_CHARS = 600
+_QUIETLY = ("-qq", "--disable-pip-version-check")
 
 
 class NotInstalled(RuntimeError):
@@ -23,13 +24,32 @@ def interpreter(directory: Path, requirements: Sequence[str], *, announce: Calla
     Raises:
         NotInstalled: there is no network, no such version for this interpreter, or no room.
     """
-    python, stamp = directory / "bin" / "python", directory / "installed.json"
+    python = directory / "bin" / "python"
+    pip = [str(python), "-m", "pip", "install", *_QUIETLY, *requirements]
+    _install(directory, requirements, ([sys.executable, "-m", "venv", str(directory)], pip), announce)
+    return python
+
+
+def packages(directory: Path, requirements: Sequence[str]) -> Path:
+    """Return ``directory`` with these packages, and without what they depend on, for a path of modules.
+
+    Raises:
+        NotInstalled: as :func:`interpreter`.
+    """
+    pip = [sys.executable, "-m", "pip", "install", *_QUIETLY, "--no-deps", "--target", str(directory), *requirements]
+    _install(directory, requirements, (pip,), lambda line: None)
+    return directory
+
+
+def _install(
+    directory: Path, requirements: Sequence[str], commands: Sequence[Sequence[str]], announce: Callable[[str], None]
+) -> None:
+    stamp = directory / "installed.json"
     if stamp.exists() and json.loads(stamp.read_text()) == list(requirements):
-        return python
+        return
     shutil.rmtree(directory, ignore_errors=True)
     announce(f"installing {directory.name} into an environment of its own ({directory})")
-    pip = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", *requirements]
-    for command in ([sys.executable, "-m", "venv", str(directory)], pip):
+    for command in commands:
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_INSTALL_TIMEOUT_S, check=False)
         except subprocess.TimeoutExpired:
@@ -37,10 +57,9 @@ def interpreter(directory: Path, requirements: Sequence[str], *, announce: Calla
         if done.returncode != 0:
             raise NotInstalled(f"not installed: {last_line(done.stderr or done.stdout)}")
     stamp.write_text(json.dumps(list(requirements)))
-    return python
 
 
 def last_line(text: str) -> str:
-    """Return the last line that says something, cut to fit a table."""
+    """Return the last line that says something, cut to a few lines."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return (lines[-1] if lines else "no message")[:_ERROR_CHARS]

@@ -167,6 +167,7 @@ class Core:
         self._exit.push_async_callback(self.grpc.stop, _CUT_S)
         self.http = http_server(
             self.plane,
+            self.texts,
             OciApi(registry, now=_utc_now, is_draining=lambda: self.plane.is_draining),
             gc_route(registry),
             Metrics(self.plane, self.texts, fleet, version),

@@ -29,10 +29,12 @@ from edge_agent.reporting.ends import EndsFile
 from edge_agent.reporting.fleet_link import FleetLink
 from edge_agent.reporting.heartbeat import Device, Heartbeats, Local
 from edge_agent.reporting.outbox import Outbox
+from edge_agent.serving.cloud_texts import CloudTexts
 from edge_agent.serving.counts import Outcomes
 from edge_agent.serving.dataplane import DataPlane
 from edge_agent.serving.escalation import Escalator
 from edge_agent.serving.hosting import Hosting
+from edge_agent.serving.texts import TextPlane
 from edge_agent.settings import AgentSettings
 from edge_agent.updates import fetch
 from edge_agent.updates.fetch import Fetcher
@@ -90,6 +92,7 @@ class Agent:
                 "heartbeats": self.heartbeats.run(),
                 "delivery": self.delivery.run(),
                 "auditor": self.dataplane.auditor.run(),
+                "text auditor": self.texts.auditor.run(),
             },
             stop,
         )
@@ -141,6 +144,20 @@ class Agent:
         stack.push_async_callback(hosting.close)
         self.heartbeats = self._heartbeats(link)
         self.dataplane = DataPlane(hosting, escalator, settings.cascade, settings.limits)
+        cloud_texts = CloudTexts(
+            settings.escalation.text_url or settings.registry,
+            settings.escalation,
+            settings.generation.remote,
+            token=settings.token,
+        )
+        stack.push_async_callback(cloud_texts.close)
+        self.texts = TextPlane(
+            self.dataplane,
+            cloud_texts,
+            settings.cascade,
+            settings.generation.limits,
+            max_audits=settings.escalation.max_text_audits,
+        )
         self._parts = Parts(
             settings=settings,
             device=self.device,
@@ -160,6 +177,7 @@ class Agent:
             max_queue_rows=limits.max_queue_rows,
             drain_s=limits.drain_s,
             max_harm_of=lambda model: cascade.max_harm_of.get(model, cascade.max_harm),
+            generation=self.settings.generation,
         )
 
     def _delivery(self, outcomes: Outcomes, link: FleetLink) -> Delivery:
@@ -208,6 +226,7 @@ class Agent:
         limits = self.settings.limits
         self.http = http_server(
             self.dataplane,
+            self.texts,
             self.status,
             self.updater.unblock,
             body_s=limits.default_timeout_s,

@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from penstock.errors import ConfigError, InvalidInput
+from penstock.hosting.generation.settings import GenerationSettings
 from penstock.process import config
 from penstock.process.telemetry import LogSettings
 from penstock.wire.device_ids import check_device_id
@@ -31,6 +32,7 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 Harm = Annotated[float, Meta(gt=0, lt=1)]
 Rung = Annotated[str, Meta(min_length=1, max_length=64)]
 OnUnreachable = Literal["local_flagged", "fail"]
+Outside = Literal["escalate", "answer_flagged"]
 
 
 class CascadeSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -44,6 +46,8 @@ class CascadeSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         max_harm: which of a certificate's levels is used; none given is the one that it names first. A level that was
             not certified is never replaced by another: the model then escalates everything and says which there are.
         max_harm_of: the same by model, before ``max_harm``.
+        outside: what becomes of a request for text that is decoded in another way than was certified (sampled, with
+            tools, by a grammar, other stops): the cloud's, or the device's, flagged.
     """
 
     audit_share: Share = 0.01
@@ -51,6 +55,7 @@ class CascadeSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     on_unreachable: OnUnreachable = "local_flagged"
     max_harm: Harm | None = None
     max_harm_of: dict[str, Harm] = {}
+    outside: Outside = "escalate"
 
 
 class EscalationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -67,6 +72,9 @@ class EscalationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_field
         breaker_open_s: how long it stays open before the cloud is tried again, with an inference; doubled with each
             try that fails.
         breaker_max_open_s: longest such time, where it is more than ``breaker_open_s``.
+        text_url: of a server of OpenAI's API that texts go up to; "" for ``registry``, where the core has one.
+        first_token_timeout_s: longest wait for its first token; the request's own deadline shortens it.
+        max_text_audits: answers in text that may wait for their audit.
         model_version: ``digest`` asks for exactly the certified version; "" for the default one of a server that does
             not know our digests (its answers are then taken at their word).
     """
@@ -81,6 +89,9 @@ class EscalationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_field
     breaker_failures: Count = 3
     breaker_open_s: Positive = 2.0
     breaker_max_open_s: Positive = 60.0
+    text_url: str = ""
+    first_token_timeout_s: Positive = 10.0
+    max_text_audits: Count = 64
 
 
 class LinkSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -235,6 +246,7 @@ class AgentSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         rung: which rung of an artifact's cascade this device runs: ``edge``, or the name of one between edge and cloud.
         trust_root: directory of public keys (``penstock keys trust``); only what one of them signed is then used. "" is
             PENSTOCK_TRUST_ROOT, or else ~/.config/penstock/trust if it is there; without any, nothing need be signed.
+        generation: language models.
     """
 
     device_id: str = ""
@@ -258,6 +270,7 @@ class AgentSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     heartbeat: HeartbeatSettings = field(default_factory=HeartbeatSettings)
     outbox: OutboxSettings = field(default_factory=OutboxSettings)
     log: LogSettings = field(default_factory=LogSettings)
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
 
 
 def load(

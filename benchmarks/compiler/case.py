@@ -31,7 +31,7 @@ class Case:
     """A case on disk.
 
     Attributes:
-        kind: which goal of speed it has: "cnn", "encoder", "small" or "real".
+        kind: which goal of speed it has: "cnn", "encoder", "small" or "real" (models that others made).
         model: the float ONNX file.
         data: an npz with ``INPUT_USE`` and ``y_USE``.
         output: the output that is judged.
@@ -42,6 +42,9 @@ class Case:
         edge_lines: the same of [edge].
         quality_lines: the same of [quality].
         shown_drop: what penstock has to show of its own: a bound, which for some hundreds of rows lies above the point.
+        source: what the recipe names instead of ``model``, where that was exported from something; None for the file.
+        source_lines: the recipe's table [edge.source], where it needs one.
+        is_transformer: what NNCF wants to be told.
     """
 
     name: str
@@ -57,6 +60,9 @@ class Case:
     edge_lines: str = ""
     quality_lines: str = ""
     shown_drop: float = 0.03
+    source: str | None = None
+    source_lines: str = ""
+    is_transformer: bool = False
 
     def rows(self, use: str) -> dict[str, Array]:
         """Return the inputs by name."""
@@ -75,11 +81,12 @@ class Case:
     def recipe(self) -> str:
         """Return the recipe of its compilation: defaults, but for the budget."""
         labelled = self.task == "classification" and self.has_labels
+        table = f"[edge.source]\n{self.source_lines}\n" if self.source_lines else ""
         return "\n".join(
             [
                 f"[model]\nname = {json.dumps(self.name)}\ntask = {json.dumps(self.task)}",
                 f"output = {json.dumps(self.output)}\n{self.model_lines}\n",
-                f"[edge]\nmodel = {json.dumps(str(self.model))}\n{self.edge_lines}\n",
+                f"[edge]\nmodel = {json.dumps(self.source or str(self.model))}\n{self.edge_lines}\n{table}",
                 f'[data]\nsource = {json.dumps(str(self.data))}\nlabels = "{LABELS if labelled else ""}"',
                 'repeats = "natural"\n[data.splits]\ntune = "tune"\n',
                 f"[quality]\nmax_accuracy_drop = {self.shown_drop}\n{self.quality_lines}\n",

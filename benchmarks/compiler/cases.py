@@ -1,5 +1,5 @@
 """The cases: models that are really trained, on data that ships with what is installed, below ``out/bench``; and those
-of ``real_cases``.
+of ``real_cases`` and ``source_cases``.
 
 Made once and reused while the code that makes them is the same: their directories are named by its digest.
 """
@@ -19,7 +19,7 @@ from sklearn import datasets
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 
-from benchmarks.compiler import real_cases
+from benchmarks.compiler import real_cases, source_cases
 from benchmarks.compiler.case import Case, case_directory, dealt, write_data
 from benchmarks.compiler.sentences import TOPICS, sentences
 from compiler import sources
@@ -151,6 +151,7 @@ CASES: Mapping[str, Callable[[Path], Case]] = {
     "minilm-head": classifier,
     "minilm": encoder,
     **real_cases.CASES,
+    **source_cases.CASES,
 }
 
 
@@ -159,6 +160,7 @@ def _case(directory: Path, name: str, what: str, *, kind: str, output: str = "lo
     if not output:
         output = load_engine("onnx", model, EngineOptions(threads=1)).outputs[0].name
     more.setdefault("task", "classification")
+    more.setdefault("is_transformer", kind == "encoder")
     return Case(name=name, what=what, kind=kind, model=model, data=directory / _DATA, output=output, **more)
 
 

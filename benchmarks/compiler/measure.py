@@ -18,6 +18,7 @@ from penstock.runtime import Engine, EngineOptions, load_engine
 from penstock.wire.tensors import Array
 
 BATCHES = (1, 32)
+_REAL_BATCHES = (1, 8)  # pictures of a detector: what 32 of them take says no more, and takes minutes
 _ANSWER_BATCH = 32
 _MIN_ROUNDS, _MAX_ROUNDS = 5, 400
 
@@ -47,6 +48,15 @@ class Latency:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """What was measured of one model; ``problem`` says why it was not."""
+
+    quality: Quality | None = None
+    latency: dict[str, Latency] | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """A loaded model. ``max_batch``: rows that it may answer together, or 0 for any number (``Made.max_batch``)."""
 
@@ -66,6 +76,18 @@ class Model:
 def load(path: Path, *, max_batch: int = 0) -> Model:
     """Load a model under onnxruntime with one thread, as a device has it."""
     return Model(engine=calls.by_rows(load_engine("onnx", path, EngineOptions(threads=1))), max_batch=max_batch)
+
+
+def figures(case: Case, files: Mapping[str, tuple[Path, int]], reference: str, seconds: float) -> dict[str, Figures]:
+    """Measure models by their files and the rows of a call that each may answer together (0 for any number).
+
+    Args:
+        seconds: of calls in turn for each batch size.
+    """
+    models = {name: load(path, max_batch=max_batch) for name, (path, max_batch) in files.items()}
+    good_ones = qualities(case, models, reference)
+    fast_ones = latencies(case, models, reference, budget_s=seconds)
+    return {name: Figures(quality=good_ones[name], latency=fast_ones[name]) for name in models}
 
 
 def qualities(case: Case, models: Mapping[str, Model], reference: str) -> dict[str, Quality]:
@@ -88,7 +110,7 @@ def latencies(
 ) -> dict[str, dict[str, Latency]]:
     """Measure latencies by model and batch size; ``budget_s`` of calls for each size."""
     found: dict[str, dict[str, Latency]] = {name: {} for name in models}
-    for size in BATCHES:
+    for size in _REAL_BATCHES if case.kind == "real" else BATCHES:
         batch = {name: np.resize(values, (size, *values.shape[1:])) for name, values in case.rows("test").items()}
         seconds = _in_turn(models, batch, budget_s)
         for name, times in seconds.items():

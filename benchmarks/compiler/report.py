@@ -1,4 +1,7 @@
-"""Prints the comparison, judges it by the project's goals, and keeps it in ``benchmarks/results``."""
+"""Prints the comparison, judges it by the project's goals, and keeps it in ``benchmarks/results``, case by case.
+
+What documents say of it is ``benchmarks.compiler.tables``'s.
+"""
 
 from __future__ import annotations
 
@@ -44,6 +47,41 @@ class Row:
     quality: Quality | None
     latency: dict[str, Latency]
     predicted: Mapping[str, Any]
+    promise: str = ""
+
+
+class CaseResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One case as it was measured.
+
+    Attributes:
+        load_average: of the last minute when it began: what the machine did besides.
+        seconds: of calls in turn for each batch size.
+        budget_s: what each tool had at most.
+        took_s: all of it, the model's first download or export included.
+    """
+
+    case: str
+    date: str
+    load_average: float
+    makers: tuple[str, ...]
+    seconds: float
+    budget_s: float
+    took_s: float
+    rows: list[Row]
+
+
+class Results(msgspec.Struct, frozen=True, kw_only=True):
+    """What one machine measured with one set of versions, as it is saved; a case has its newest measurement."""
+
+    machine: dict[str, Any]
+    versions: dict[str, Any]
+    cases: list[CaseResult]
+    goals: list[list[Any]] = []
+
+    @property
+    def by_name(self) -> dict[str, CaseResult]:
+        """The cases by name, in the order in which they were first measured."""
+        return {case.case: case for case in self.cases}
 
 
 def show(rows: Sequence[Row]) -> None:
@@ -51,10 +89,12 @@ def show(rows: Sequence[Row]) -> None:
     for name in dict.fromkeys(row.case for row in rows):
         of_case = [row for row in rows if row.case == name]
         print()
+        sizes = next((tuple(row.latency) for row in of_case if row.latency), ())
         columns = [
-            "by", "accuracy", "drop, points", "kept", "b1 ms", "b32 ms", "b1 speed", "b32 speed", "KiB", "made in s", ""
+            "by", "accuracy", "drop, points", "kept", *(f"b{size} ms" for size in sizes),
+            *(f"b{size} speed" for size in sizes), "KiB", "made in s", "",
         ]  # fmt: skip
-        print(format_table(columns, [_line(row) for row in of_case], title=f"{name}: {of_case[0].what}"))
+        print(format_table(columns, [_line(row, sizes) for row in of_case], title=f"{name}: {of_case[0].what}"))
     print()
     print(format_table(["case", "goal", "measured", ""], goals(rows), title="penstock against the goals"))
 
@@ -81,31 +121,46 @@ def goals(rows: Sequence[Row]) -> list[list[object]]:
     return found
 
 
-def save(
-    rows: Sequence[Row], options: Mapping[str, Any], load_average: tuple[Sequence[float], Sequence[float]]
-) -> Path:
-    """Write everything as JSON; returns the file."""
-    document = {
-        "date": date.today().isoformat(),
-        "machine": machine(),
-        "load_average": {"before": load_average[0], "after": load_average[1]},
-        "versions": {"python": platform.python_version(), **{n: version(n) for n in _LIBRARIES}, "nncf": NNCF},
-        "options": options,
-        "goals": goals(rows),
-        "rows": rows,
-    }
-    RESULTS.mkdir(exist_ok=True)
+def default_path() -> Path:
+    """Return where today's results of such a machine are kept."""
     kind = f"{platform.system().lower()}-{platform.machine()}-{os.cpu_count()}cpu"
-    path = RESULTS / f"{date.today().isoformat()}-compiler-{kind}.json"
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")
-    return path
+    return RESULTS / f"{date.today().isoformat()}-compiler-{kind}.json"
 
 
-def _line(row: Row) -> list[object]:
+def save(measured: CaseResult, path: Path) -> None:
+    """Put a case into the results at ``path``, in place of what they have of it.
+
+    Raises:
+        SystemExit: what is there was measured on another machine, or with other versions.
+    """
+    versions = {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}, "nncf": NNCF[0]}
+    empty = Results(machine=machine(), versions=versions, cases=[])
+    before = load(path) if path.exists() else empty
+    if (before.machine, before.versions) != (empty.machine, empty.versions):
+        raise SystemExit(f"{path} is of another machine or of other versions; name another file with --into")
+    cases = list({**before.by_name, measured.case: measured}.values())
+    found = Results(
+        machine=empty.machine,
+        versions=versions,
+        cases=cases,
+        goals=goals([row for case in cases for row in case.rows]),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    making = path.with_suffix(".making")
+    making.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+    making.replace(path)
+
+
+def load(path: Path) -> Results:
+    """Read saved results."""
+    return msgspec.json.decode(path.read_bytes(), type=Results)
+
+
+def _line(row: Row, sizes: Sequence[str]) -> list[object]:
     by = f"{row.maker} ({row.note})" if row.maker == "penstock" and row.note else row.maker
     seconds = f"{row.seconds:.1f}" if row.seconds else ""
     if row.quality is None:
-        return [by, "none", "", "", "", "", "", "", "", seconds, row.problem]
+        return [by, "none", "", "", *[""] * (2 * len(sizes)), "", seconds, row.problem]
     drop = row.quality.drop
     kept = ", ".join(f"{value:.3f}" for value in row.quality.kept.values())
     speeds = [f"{item.speedup:.2f}x" for item in row.latency.values()]
@@ -118,7 +173,7 @@ def _line(row: Row) -> list[object]:
         *speeds,
         f"{row.size_bytes / 1024:,.0f}",
         seconds,
-        "",
+        row.promise,
     ]
 
 

@@ -1,4 +1,6 @@
-"""The core's HTTP interface on one server: Open Inference Protocol and OCI registry under ``/v2``, and ``/metrics``."""
+"""The core's HTTP interface on one server: Open Inference Protocol and OCI registry under ``/v2``, OpenAI's API under
+``/v1``, and ``/metrics``.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,10 @@ import asyncio
 from cloud_core.api.metrics import Metrics
 from cloud_core.api.oci import OciApi
 from cloud_core.serving.dataplane import SERVER_NAME, DataPlane
+from cloud_core.serving.texts import TextPlane
 from cloud_core.settings import HttpSettings
 from penstock.http.oip import Oip
+from penstock.http.openai import OpenAi
 from penstock.http.routes import Reply, Request, Route
 from penstock.http.server import HttpLimits, HttpServer
 from penstock.policy.access import Action
@@ -17,11 +21,19 @@ _IS_REGISTRY = {"Docker-Distribution-Api-Version": "registry/2.0"}  # the regist
 
 
 def http_server(
-    plane: DataPlane, oci: OciApi, gc: Route, metrics: Metrics, settings: HttpSettings, *, body_s: float
+    plane: DataPlane,
+    texts: TextPlane,
+    oci: OciApi,
+    gc: Route,
+    metrics: Metrics,
+    settings: HttpSettings,
+    *,
+    body_s: float,
 ) -> HttpServer:
     """Make the core's server, which does not listen yet.
 
     Args:
+        texts: answers OpenAI's API.
         gc: the row that collects garbage.
         body_s: how long a request's body may take to arrive.
     """
@@ -33,12 +45,14 @@ def http_server(
         server_headers=_IS_REGISTRY,
     )
 
+    openai = OpenAi(texts, queue_full_status=settings.queue_full_status)
+
     async def scrape(request: Request) -> Reply:
         body, content_type = metrics.render(request.headers.get("Accept", ""))
         return Reply(body=body, headers={"Content-Type": content_type})
 
     # the inference protocol goes first: what it has under /v2 is reserved, and never a repository's name
-    routes = [*oip.routes(), Route("GET", "/metrics", scrape, Action.INFER), gc, *oci.routes()]
+    routes = [*oip.routes(), *openai.routes(), Route("GET", "/metrics", scrape, Action.INFER), gc, *oci.routes()]
     limits = HttpLimits(
         max_body_bytes=settings.max_body_bytes,
         max_body_setting="http.max_body_bytes",

@@ -25,6 +25,7 @@ from compiler.distill.toolchain_models import ToolchainModel, as_job, toolchain_
 from compiler.graph import files
 from compiler.progress import Progress, unwatched
 from compiler.recipe.distill_section import (
+    LATER,
     DistillSection,
     Layers,
     StudentKind,
@@ -206,7 +207,9 @@ def _job(request: Request, chosen: Rows, answered: Answered, settled: Mapping[st
     kind = student_of(section, request.base)
     settings = msgspec.to_builtins(section) | dict(settled)
     deciding = {
-        name: value for name, value in settings.items() if name not in ("max_seconds", "checkpoint_s", "teacher")
+        name: value
+        for name, value in settings.items()
+        if name not in ("max_seconds", "checkpoint_s", "teacher", *LATER)
     }
     key = {
         "settings": deciding,

@@ -39,6 +39,9 @@ MOST_ROWS = 100_000
 _AS_FAST = 1.05
 """Candidates within this factor of the fastest are equally fast: which of them a clock favours changes between runs."""
 
+_AS_SMALL = 1.001
+"""Candidates within this factor of the smallest are equally small: a zero point of 130 takes a byte more than 126."""
+
 _SLOWER = 1.02
 """Where calls were not made in turns, medians of the same model measured twice differ by up to this factor."""
 
@@ -288,20 +291,24 @@ def _best(candidates: Sequence[Measured], fit: Sequence[int], budget: Budget) ->
         drop = candidates[index].drop
         return 0.0 if drop is None else drop.value
 
+    def smallest(among: Sequence[int]) -> int:
+        limit = _AS_SMALL * min(candidates[index].size_bytes for index in among)
+        return min((index for index in among if candidates[index].size_bytes <= limit), key=lambda i: (cost(i), i))
+
     if budget.objective == "size":
-        return min(fit, key=lambda i: (candidates[i].size_bytes, cost(i), i))
+        return smallest(fit)
     times = {index: candidates[index].latency_ms for index in fit}
     known = [time for time in times.values() if time is not None]
     if len(known) < len(fit):
         return fit[-1]
     limit = _AS_FAST * min(known)
-    near = [index for index in fit if (times[index] or 0.0) <= limit]
-    return min(near, key=lambda i: (candidates[i].size_bytes, cost(i), i))
+    return smallest([index for index in fit if (times[index] or 0.0) <= limit])
 
 
 def _behind(candidate: Measured, shipped: Measured, budget: Budget) -> str:
     if budget.objective == "size":
-        how = "smaller" if shipped.size_bytes < candidate.size_bytes else "as small and costs no more"
+        is_smaller = _AS_SMALL * shipped.size_bytes < candidate.size_bytes
+        how = "smaller" if is_smaller else "as small and costs no more"
         return f"fits, but {shipped.name} is {how}"
     if candidate.latency_ms is None or shipped.latency_ms is None:
         return f"fits, but {shipped.name} was asked for after it"

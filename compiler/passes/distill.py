@@ -17,12 +17,13 @@ import msgspec
 from compiler import sources
 from compiler.data import Dataset, Split
 from compiler.distill import prepare
+from compiler.distill import rows as learning
 from compiler.distill.cache import AnswerCache
 from compiler.distill.student import Request, Student, make_student, toolchain_for, write_metrics
 from compiler.distill.teacher import LocalTeacher, Teacher, local_teacher
 from compiler.distill.toolchain_models import content_of
 from compiler.progress import Progress
-from compiler.recipe.distill_section import DistillSection, settled, student_of
+from compiler.recipe.distill_section import LATER, DistillSection, learning_rate, settled, student_of
 from compiler.recipe.recipes import Recipe
 from penstock import toolchain
 from penstock.wire.tensors import TensorSpec
@@ -57,7 +58,8 @@ class DistillJob:
         Raises:
             ConfigError: what is wrong with it.
         """
-        flags = None if self.smoke_rows is None else {"epochs": _SMOKE_EPOCHS}
+        smoke = {"epochs": _SMOKE_EPOCHS, "quantization_epochs": _SMOKE_EPOCHS}
+        flags = None if self.smoke_rows is None else smoke
         return settled(self.recipe.distill, student=self.student, flags=flags)
 
 
@@ -71,7 +73,7 @@ def key(job: DistillJob) -> dict[str, Any]:
     kind = student_of(job.section, job.recipe.base)
     taken_from = prepare.framework_model(_named_teacher(job), job.recipe.base)
     return {
-        "section": msgspec.to_builtins(job.section),
+        "section": {name: value for name, value in msgspec.to_builtins(job.section).items() if name not in LATER},
         "teacher": [job.content, _own_teacher(job)],
         "teacher_model": "" if taken_from is None else content_of(taken_from),
         "student": content_of(kind),
@@ -119,6 +121,28 @@ def run(job: DistillJob, out: Path, work: Path, progress: Progress) -> Student:
         student = make_student(request)
     write_metrics(student, out / METRICS_FILE)
     return student
+
+
+def quantization_aware(job: DistillJob) -> tuple[Split, dict[str, Any]]:
+    """Return what a student is fine-tuned on with its rounding: the rows that it learned from, and options of the pass
+    ``int8-qat``, all but the output and those of ``int8``.
+
+    Raises:
+        ConfigError, InvalidInput, CalibrationError: what is wrong with the recipe or the data.
+    """
+    section, base = job.section, job.recipe.base
+    kind = student_of(section, base)
+    train, held_out = _splits(job, _cloud(job).inputs)
+    chosen = learning.choose(train, held_out, validation=section.validation, seed=section.seed)
+    same = ("batch_size", "temperature", "validation", "seed", "max_seconds", "checkpoint_s")
+    teacher_model = prepare.framework_model(_named_teacher(job), base)
+    return chosen.split, {
+        **{name: getattr(section, name) for name in same},
+        "toolchain": toolchain_for(kind, teacher_model, section.student),
+        "epochs": section.quantization_epochs,
+        "lr": learning_rate(section, kind),
+        "threads": section.threads or 1,
+    }
 
 
 def _opened(job: DistillJob, work: Path, progress: Progress) -> AbstractContextManager[Teacher]:

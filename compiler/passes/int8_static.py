@@ -58,8 +58,36 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     memory_mib: Annotated[int, msgspec.Meta(ge=1)] = 256
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantized:
+    """What became of a job's model.
+
+    Attributes:
+        exact: the float graph whose values were rounded: its channels evened, its biases flat.
+        model: the same with its pairs.
+        found: the ranges.
+        done: further facts.
+    """
+
+    exact: onnx.ModelProto
+    model: onnx.ModelProto
+    types: IntegerTypes
+    options: Options
+    plan: Plan
+    found: Calibration
+    done: Mapping[str, Any]
+
+
 def run(job: PassJob) -> PassResult:
-    """Write the job's model in static INT8.
+    """Write the job's model in static INT8; raises what :func:`quantized` does."""
+    made = quantized(job)
+    files.write(made.model, job.out / MODEL_FILE)
+    job.progress(1.0, "written")
+    return PassResult(model=MODEL_FILE, summary=summary(made), facts=facts(job, made))
+
+
+def quantized(job: PassJob) -> Quantized:
+    """Quantize the job's model, and write nothing.
 
     Raises:
         ConfigError: options. CalibrationError: no or unusable examples. InvalidInput, CompileError: the model cannot be
@@ -95,15 +123,21 @@ def run(job: PassJob) -> PassResult:
         memory_bytes=options.memory_mib * _MIB,
     )
     found = _ranges(job, model, tensors, settings, options.smooth)
-    quantized, cure = _quantized(model, plan, types, options, _tensor_data(found, elements))
-    _read_exact(quantized.graph, set(plan.nodes))
-    _keep_outputs_float(quantized.graph)
-    _tidy(quantized)
-    if coverage.weight_bytes_of(quantized.graph).integer == 0:
+    written, cure = _quantized(model, plan, types, options, _tensor_data(found, elements))
+    _read_exact(written.graph, set(plan.nodes))
+    _keep_outputs_float(written.graph)
+    _tidy(written)
+    if coverage.weight_bytes_of(written.graph).integer == 0:
         raise CompileError(f"{_NAME}: the quantizer changed nothing; {_WHY_NOTHING}")
-    files.write(quantized, job.out / MODEL_FILE)
-    job.progress(1.0, "written")
-    return _result(job, options, types, plan, found, {"cure": cure, "smoothed": smoothed})
+    return Quantized(
+        exact=model,
+        model=written,
+        types=types,
+        options=options,
+        plan=plan,
+        found=found,
+        done={"cure": cure, "smoothed": smoothed},
+    )
 
 
 _WHY_NOTHING = (
@@ -339,24 +373,26 @@ def _tidy(model: onnx.ModelProto) -> None:
     rewrite.refill(model.metadata_props, [one for one in model.metadata_props if one.key != _INFERRED_MARK])
 
 
-def _result(
-    job: PassJob, options: Options, types: IntegerTypes, plan: Plan, found: Calibration, done: Mapping[str, Any]
-) -> PassResult:
+def summary(made: Quantized) -> str:
+    """Say in a line how a model was quantized."""
+    options, done = made.options, made.done
     how = f"{options.calibrator} ranges"
     if options.calibrator == "percentile":
         how = f"{options.percentile:g}th {how}"
     channels = done["cure"] or ("per channel" if options.per_channel else "per tensor")
-    return PassResult(
-        model=MODEL_FILE,
-        summary=f"int8 {types} {channels}, {how} from {found.rows} rows"
-        + (f", {done['smoothed']} smoothed" if done["smoothed"] else ""),
-        facts={
-            "types": str(types),
-            "rows": found.rows,
-            "calibrator": options.calibrator,
-            "per_channel": options.per_channel,
-            **done,
-            "tensors": len(found.ranges),
-            **integers.facts(job.out / MODEL_FILE, job, quantized=list(plan.nodes)),
-        },
+    return f"int8 {made.types} {channels}, {how} from {made.found.rows} rows" + (
+        f", {done['smoothed']} smoothed" if done["smoothed"] else ""
     )
+
+
+def facts(job: PassJob, made: Quantized) -> dict[str, Any]:
+    """Return the figures of the file that was written, for the report."""
+    return {
+        "types": str(made.types),
+        "rows": made.found.rows,
+        "calibrator": made.options.calibrator,
+        "per_channel": made.options.per_channel,
+        **made.done,
+        "tensors": len(made.found.ranges),
+        **integers.facts(job.out / MODEL_FILE, job, quantized=list(made.plan.nodes)),
+    }

@@ -84,6 +84,15 @@ PASSES: Mapping[str, PassInfo] = {
             targets=_INTEGERS,
         ),
         PassInfo(
+            name="int8-qat",
+            what="static INT8 of a student, fine-tuned with its rounding in the loop (quantization-aware training)",
+            module="compiler.passes.int8_qat",
+            precision="int8",
+            targets=(*_CPU, OPENVINO, QNN, XNNPACK),
+            toolchain="torch",
+            set_by='set distill.quantization_aware = "needed" instead',
+        ),
+        PassInfo(
             name="int8-dynamic",
             what="dynamic INT8: matrix products with activations scaled at run time; needs no examples",
             module="compiler.passes.int8_dynamic",

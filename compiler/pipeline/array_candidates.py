@@ -23,7 +23,7 @@ from compiler.pipeline import recipe_models, trials
 from compiler.pipeline.cached_steps import CachedSteps, Model, as_it_is
 from compiler.pipeline.candidates import Candidate, Contest
 from compiler.pipeline.recipe_models import listing
-from compiler.pipeline.trials import Setting, Trial
+from compiler.pipeline.trials import Setting, Training, Trial
 from compiler.progress import Doing
 from compiler.recipe.recipes import PruneSection, Recipe
 from penstock import wording
@@ -31,13 +31,17 @@ from penstock.errors import CalibrationError, CompileError, MissingExtra
 from penstock.wire.tensors import Array, is_compatible
 
 
-def compete(steps: CachedSteps, setting: Setting) -> Contest:
+def compete(steps: CachedSteps, setting: Setting, cloud: Model) -> Contest:
     """Make and measure every candidate.
+
+    Args:
+        cloud: the model that taught a student.
 
     Raises:
         CompileError: the float parent itself fails; a candidate that fails is refused in the contest.
         GateRefused: no candidate could be shown to keep the budget, whatever it does.
     """
+    setting = replace(setting, training=_training(setting, cloud))
     bench = _Bench(steps, setting)
     parent = bench.parent()
     tried = trials.trials(setting)
@@ -45,6 +49,7 @@ def compete(steps: CachedSteps, setting: Setting) -> Contest:
     candidates: list[Candidate] = []
     for trial in tried:
         left_out = trials.out_of_time(trial) if steps.is_time_up else trials.as_before(trial, candidates)
+        left_out = left_out or trials.not_needed(trial, candidates, setting)
         candidates.append(left_out or bench.make(trial, parent))
     if bench.pruned is not None:
         candidates.append(bench.pruned)
@@ -57,6 +62,13 @@ def compete(steps: CachedSteps, setting: Setting) -> Contest:
         sensitivity=sensitivity,
         clock_noise=noise,
     )
+
+
+def _training(setting: Setting, cloud: Model) -> Training | None:
+    """Say how a student is fine-tuned for integers, where the recipe wants that."""
+    rows, decoder = setting.data.ranges.rows if setting.smoke else None, setting.judge.decoder
+    found = recipe_models.quantization_aware(setting.recipe, setting.goal.rung, cloud, setting.data, rows)
+    return found and Training(rows=found[0], options={**found[1], "output": decoder.output, "kind": decoder.kind})
 
 
 class _Bench:
@@ -127,7 +139,7 @@ class _Bench:
                     doing,
                     target=setting.goal.target,
                     options=trial.options,
-                    calibration=setting.data.ranges,
+                    calibration=trials.examples_for(trial, setting),
                     max_batch=setting.recipe.model.max_batch,
                     keep_float=frozenset(keep_float),
                     seed=setting.recipe.seed,
@@ -165,11 +177,17 @@ class _Bench:
         ]
         if not int8:
             return candidates, ()
-        best = min(int8, key=_cost)
+        untrained = [one for one in int8 if one.name != trials.AWARE] or int8
+        best = min(untrained, key=_cost)  # a trained one would have to be trained again for each probe
         sensitivity = self._sensitivity(best.made)
         fewest = gate.fewest_rows(setting.max_drop, self._levels.probe)
         is_shown = fewest is not None and setting.data.tune.units >= fewest  # of a probe that loses nothing
-        if self._keeps(best) or not setting.recipe.quality.restore_operators or not sensitivity or not is_shown:
+        if (
+            any(map(self._keeps, int8))
+            or not setting.recipe.quality.restore_operators
+            or not sensitivity
+            or not is_shown
+        ):
             return candidates, sensitivity
         (trial,) = (trial for trial in tried if trial.name == best.name)
         probed: dict[int, bool] = {0: False}

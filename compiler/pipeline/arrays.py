@@ -147,7 +147,7 @@ class Arrays:
             data=self._data,
             smoke=self._smoke,
         )
-        return array_candidates.compete(self._steps, setting)
+        return array_candidates.compete(self._steps, setting, self._models[CLOUD])
 
     def probed(self, chosen: Chosen) -> Chosen:
         """Try a head for the confidence of a classifier that can be asked here and has no confidence of its own."""

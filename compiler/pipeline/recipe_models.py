@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -27,6 +27,9 @@ from compiler.sources.exported import Exported
 from penstock import toolchain
 from penstock.errors import CompileError, Internal, InvalidInput
 from penstock.wire.tensors import TensorSpec, listed
+
+if TYPE_CHECKING:
+    from compiler.passes.distill import DistillJob
 
 _DIMENSIONS = "dimensions"
 _Dimensions = tuple[Dimension, ...]
@@ -280,14 +283,7 @@ def train_student(
     """
     from compiler.passes import distill  # imports what training needs: only when a recipe asks for it
 
-    job = distill.DistillJob(
-        recipe=recipe,
-        student=rung.section.model,
-        teacher=teacher.path,
-        content=teacher.content,
-        data=data,
-        smoke_rows=smoke_rows,
-    )
+    job = _distill_job(recipe, rung, teacher, data, smoke_rows)
 
     def produce(out: Path, work: Path) -> dict[str, Any]:
         student = distill.run(job, out, work, doing.advance)
@@ -297,6 +293,34 @@ def train_student(
         step = steps.keep("distill", distill.key(job), produce, doing)
         doing.note(step.facts["how"])
     return Model(path=step.directory / distill.STUDENT_FILE, content=step.content, how=step.facts["how"])
+
+
+def quantization_aware(
+    recipe: Recipe, rung: Rung, teacher: Model, data: Dataset, smoke_rows: int | None
+) -> tuple[Split, dict[str, Any]] | None:
+    """Return the rows and options with which a rung's student is fine-tuned for integers; None where it is not.
+
+    Raises:
+        ConfigError, InvalidInput, CalibrationError: what is wrong with the recipe or the data.
+    """
+    if not rung.section.distill or recipe.distill is None or recipe.distill.quantization_aware == "never":
+        return None
+    from compiler.passes import distill
+
+    return distill.quantization_aware(_distill_job(recipe, rung, teacher, data, smoke_rows))
+
+
+def _distill_job(recipe: Recipe, rung: Rung, teacher: Model, data: Dataset, smoke_rows: int | None) -> DistillJob:
+    from compiler.passes import distill
+
+    return distill.DistillJob(
+        recipe=recipe,
+        student=rung.section.model,
+        teacher=teacher.path,
+        content=teacher.content,
+        data=data,
+        smoke_rows=smoke_rows,
+    )
 
 
 def listing(specs: tuple[TensorSpec, ...]) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from compiler.data import Dataset
+from compiler.data import Dataset, Split
 from compiler.measure import gate
 from compiler.measure.quality import Judge
 from compiler.pipeline.cached_steps import Model
@@ -30,6 +30,16 @@ OUT_OF_TIME = "not tried: the time budget was used up (--budget)"
 MAX_CHANGED_BYTES = 2 * 1024**3 - 1
 AS_IT_IS = "as it is"
 _FLOATS = ("fp32", "fp16")
+AWARE = "int8 quantization-aware"
+AWARE_PASS = "int8-qat"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """How a student is fine-tuned with its rounding: the rows that it learned from, and the options of the pass."""
+
+    rows: Split
+    options: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +50,7 @@ class Setting:
         source: the rung's model, as it came.
         judge: of answers.
         smoke: try one calibrator only.
+        training: for a student that is to be fine-tuned with its rounding; None for any other model.
     """
 
     goal: Goal
@@ -48,6 +59,7 @@ class Setting:
     judge: Judge
     data: Dataset
     smoke: bool
+    training: Training | None = None
 
     @property
     def is_changed(self) -> bool:
@@ -110,7 +122,27 @@ def trials(setting: Setting) -> tuple[Trial, ...]:
                 options = {"bits": 8 if precision == "int8-weights" else 4, **options}
             name = "optimize" if precision == own else precision
             found.append(Trial(name=precision, precision=precision, pass_name=name, options=options))
+        if precision == "int8" and _may_train(setting):
+            found.append(_trained(setting, options))
     return tuple(found)
+
+
+def _may_train(setting: Setting) -> bool:
+    integers = setting.goal.target.integers
+    return setting.training is not None and integers is not None and not integers.symmetric
+
+
+def _trained(setting: Setting, options: Mapping[str, Any]) -> Trial:
+    assert setting.training is not None
+    asked = {**setting.training.options, "int8": dict(options)}
+    return Trial(name=AWARE, precision="int8", pass_name=AWARE_PASS, options=asked)
+
+
+def examples_for(trial: Trial, setting: Setting) -> Split:
+    """Return the examples that a trial's pass gets: those that trained a student train it again."""
+    if trial.pass_name == AWARE_PASS and setting.training is not None:
+        return setting.training.rows
+    return setting.data.ranges
 
 
 def why_as_it_is(source: Model) -> str:
@@ -134,6 +166,18 @@ def as_before(trial: Trial, made: Sequence[Candidate]) -> Candidate | None:
         return None
     refusal = f"not tried: {failed.name} could not be made, and other ranges do not change that"
     return Candidate(name=trial.name, precision=trial.precision, refusal=refusal)
+
+
+def not_needed(trial: Trial, made: Sequence[Candidate], setting: Setting) -> Candidate | None:
+    """Leave training out where the recipe wants it only if it is needed, and an int8 candidate keeps the budget."""
+    section = setting.recipe.distill
+    if trial.pass_name != AWARE_PASS or section is None or section.quantization_aware != "needed" or setting.smoke:
+        return None  # in a trial of the recipe, an operator that cannot be trained through is to be found
+    for one in made:
+        if one.precision == "int8" and one.drop is not None and one.drop.bound <= setting.max_drop:
+            refusal = f'not trained: {one.name} keeps the budget (distill.quantization_aware = "needed")'
+            return Candidate(name=trial.name, precision=trial.precision, refusal=refusal)
+    return None
 
 
 def check_rows(setting: Setting, tried: Sequence[Trial]) -> None:

@@ -17,7 +17,11 @@ from penstock.errors import ConfigError
 from penstock.process.config import nearest
 
 Defer = Literal["none", "labels", "gatekeeper"]
+QuantizationAware = Literal["never", "needed", "always"]
 LAYERS = "layers:"
+LATER = ("quantization_aware", "quantization_epochs")
+"""What becomes of a student when it is there: it is the same student, whatever they say."""
+
 DEFAULT_ALPHA = 0.3
 MAX_EPOCHS, MAX_ROWS_A_STEP, MAX_KEEP_EVERY, MAX_THREADS = 10_000, 65_536, 64, 1024
 
@@ -41,6 +45,10 @@ class DistillSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         defer: how training ends, so that confidence tells right from wrong: "none", on "labels" alone, or
             "gatekeeper", which also makes the student unsure where it is wrong. Undone where it does not help.
         defer_weight: for "gatekeeper", the weight of being sure where it is right; the rest is being unsure.
+        quantization_aware: whether the student is fine-tuned with the rounding of static int8 in the loop, as one more
+            candidate beside ``int8``: "never"; where no ``int8`` is shown to keep the quality budget ("needed"); or
+            "always".
+        quantization_epochs: passes over the rows for that; patience does not end them.
         patience: epochs without a better validation loss before training stops; 0 never stops early.
         validation: share of the rows that judges and does not train.
         seed: of weights, order and dropout.
@@ -60,6 +68,8 @@ class DistillSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     alpha: float = -1.0
     defer: Defer = "none"
     defer_weight: float = 0.5
+    quantization_aware: QuantizationAware = "never"
+    quantization_epochs: int = 30
     patience: int = 10
     validation: float = 0.15
     seed: int = 0
@@ -188,6 +198,9 @@ def settled(table: object, *, student: str = "", flags: Mapping[str, Any] | None
     tree |= {name: value for name, value in (flags or {}).items() if value is not None}
     if "defer" in tree and tree["defer"] not in (words := get_args(Defer)):
         raise ConfigError(f"distill.defer: {tree['defer']!r}: expected one of {', '.join(words)}")
+    wanted = tree.get("quantization_aware", "never")
+    if wanted not in (words := get_args(QuantizationAware)):
+        raise ConfigError(f"distill.quantization_aware: {wanted!r}: expected one of {', '.join(words)}")
     try:
         section = msgspec.convert(tree, DistillSection)
     except msgspec.ValidationError as error:
@@ -214,6 +227,11 @@ def check(section: DistillSection, *, where: str = "") -> None:
         "temperature": (0.1 <= section.temperature <= 100, section.temperature, "0.1 to 100"),
         "alpha": (0 <= alpha <= 1 or alpha == -1, alpha, "a weight from 0 to 1, or -1 for the usual one"),
         "defer_weight": (0 < section.defer_weight < 1, section.defer_weight, "a weight between 0 and 1"),
+        "quantization_epochs": (
+            1 <= section.quantization_epochs <= MAX_EPOCHS,
+            section.quantization_epochs,
+            f"1 to {MAX_EPOCHS}",
+        ),
         "patience": (0 <= section.patience <= MAX_EPOCHS, section.patience, f"0 (never) to {MAX_EPOCHS}"),
         "validation": (0 < section.validation <= 0.5, section.validation, "a share above 0 and at most 0.5"),
         "seed": (0 <= section.seed < 2**31, section.seed, "0 to 2147483647"),

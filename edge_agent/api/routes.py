@@ -1,4 +1,5 @@
-"""The agent's HTTP interface: Open Inference Protocol under ``/v2``, ``/metrics`` and ``/status``, on one server.
+"""The agent's HTTP interface: Open Inference Protocol under ``/v2``, OpenAI's API under ``/v1``, ``/metrics`` and
+``/status``, on one server.
 
 TCP has no authentication, so it is off by default; the unix socket's mode decides who may ask.
 """
@@ -11,7 +12,9 @@ from typing import Any
 
 from edge_agent.api.metrics import CONTENT_TYPE, Metrics
 from edge_agent.serving.dataplane import DataPlane
+from edge_agent.serving.texts import TextPlane
 from penstock.http.oip import Oip
+from penstock.http.openai import OpenAi
 from penstock.http.routes import Reply, Request, Route, json_reply
 from penstock.http.server import HttpLimits, HttpServer
 
@@ -20,6 +23,7 @@ SERVER_NAME = "penstock-agent"
 
 def http_server(
     dataplane: DataPlane,
+    texts: TextPlane,
     status: Callable[[], Mapping[str, Any]],
     unblock: Callable[[str], None],
     *,
@@ -29,6 +33,7 @@ def http_server(
     """Make the agent's server, which does not listen yet.
 
     Args:
+        texts: answers OpenAI's API.
         status: gives the document of ``GET /status``.
         unblock: lets a model try again what failed; ``POST /models/{model}/unblock``.
         body_s: how long a request's body may take to arrive.
@@ -49,6 +54,7 @@ def http_server(
 
     routes = [
         *oip.routes(),
+        *OpenAi(texts).routes(),
         Route("GET", "/metrics", scrape),
         Route("GET", "/status", tell),
         Route("POST", "/models/{model}/unblock", try_again),

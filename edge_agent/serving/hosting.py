@@ -139,6 +139,25 @@ class Hosted:
         )
 
     @property
+    def is_text(self) -> bool:
+        """Say whether it answers with texts."""
+        return isinstance(self.serves, TextModel)
+
+    @property
+    def texts(self) -> TextModel:
+        """Return what answers with texts.
+
+        Raises:
+            InvalidInput: it answers with arrays.
+        """
+        if isinstance(self.serves, TextModel):
+            return self.serves
+        raise InvalidInput(
+            f"model {self.plan.model!r} answers with arrays; ask it at /v2/models/{self.plan.model}/infer",
+            field="model",
+        )
+
+    @property
     def mode(self) -> CascadeMode:
         """Return what the device may do with this model's answers now."""
         return self._decided.mode

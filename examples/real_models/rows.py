@@ -7,6 +7,7 @@ before it is their model's input is done here in the same way (their packages ar
 
 from __future__ import annotations
 
+import ast
 import os
 import string
 import sysconfig
@@ -28,6 +29,21 @@ KINDS: Mapping[str, int] = {
 }  # fmt: skip
 """What magika calls a file with this ending, as a number of its 214 answers."""
 
+PACKAGES = (
+    "asyncio",
+    "email",
+    "http",
+    "importlib",
+    "logging",
+    "multiprocessing",
+    "tkinter",
+    "unittest",
+    "urllib",
+    "xml",
+)
+"""Of the standard library: those that explain most of what they define, and no two about the same."""
+
+_MIN_WORDS, _MAX_CHARS = 4, 400
 _EDGE_BYTES, _BLOCK_BYTES, _PADDING = 1024, 4096, 256
 _MIN_FILE_BYTES = 256
 _RATE, _CHUNK, _CONTEXT = 16_000, 512, 64
@@ -152,13 +168,65 @@ def nudenet(count: int, *, side: int = 320, seed: int = 0) -> Rows:
     return {"images": np.stack([(_normal(piece) + 1) / 2 for piece in pieces])}
 
 
+def photographs(count: int, *, side: int = 96, seed: int = 0) -> Rows:
+    """Take pieces of photographs: ``x`` FP32 [N, 3, side, side], from -1 to 1."""
+    pieces = _pieces(count, side, np.random.default_rng(seed))
+    return {"x": np.stack([_normal(piece) for piece in pieces])}
+
+
+def texts(count: int, *, length: int = 64, seed: int = 0) -> Rows:
+    """Take sentences of the standard library, as bytes: ``input_ids``, ``attention_mask`` and ``token_type_ids`` INT64
+    [N, length]. A byte is a token; 0 fills up.
+    """
+    found = definitions(count, seed=seed)["sentence"][:, 0]
+    ids = np.zeros((len(found), length), np.int64)
+    for row, sentence in zip(ids, found, strict=True):
+        some = np.frombuffer(str(sentence).encode()[:length], np.uint8)
+        row[: len(some)] = some
+    return {"input_ids": ids, "attention_mask": (ids > 0).astype(np.int64), "token_type_ids": np.zeros_like(ids)}
+
+
+def definitions(count: int, *, seed: int = 0) -> Rows:
+    """Take classes and functions of the standard library that say what they do: ``kind`` text [N, 2] (what it is, and
+    the first word about it), ``sentence`` text [N, 1], ``sizes`` FP32 [N, 2] (lines and arguments), and ``y`` int64
+    [N], which of ``PACKAGES`` it is from.
+    """
+    found = _definitions()
+    some = [found[at] for at in np.random.default_rng(seed).permutation(len(found))[:count]]
+    return {
+        "kind": np.array([one[:2] for one in some]),
+        "sentence": np.array([one[2:3] for one in some]),
+        "sizes": np.array([one[3:5] for one in some], np.float32),
+        "y": np.array([one[5] for one in some], np.int64),
+    }
+
+
+@cache
+def _definitions() -> list[tuple[str, str, str, int, int, int]]:
+    """List kind, first word, sentence, lines, arguments and package, each sentence once; files are never imported."""
+    library = Path(sysconfig.get_path("stdlib"))
+    found: dict[str, tuple[str, str, str, int, int, int]] = {}
+    for label, package in enumerate(PACKAGES):
+        for path in sorted((library / package).rglob("*.py")):
+            if not {"test", "tests"} & set(path.parts):
+                for node in ast.walk(ast.parse(path.read_bytes())):
+                    if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                        sentence = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())[:_MAX_CHARS]
+                        if len(words := sentence.split()) >= _MIN_WORDS:
+                            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                            arguments = 0 if isinstance(node, ast.ClassDef) else len(node.args.args)
+                            kind = type(node).__name__
+                            found.setdefault(sentence, (kind, words[0], sentence, lines, arguments, label))
+    return list(found.values())
+
+
 def _pieces(count: int, side: int, source: np.random.Generator) -> list[Image.Image]:
     from sklearn.datasets import load_sample_images
 
-    photographs = [Image.fromarray(pixels) for pixels in load_sample_images().images]
+    whole_ones = [Image.fromarray(pixels) for pixels in load_sample_images().images]
     found = []
     for number in range(count):
-        whole = photographs[number % len(photographs)]
+        whole = whole_ones[number % len(whole_ones)]
         size = int(source.integers(120, min(whole.size)))
         left, top = int(source.integers(0, whole.width - size)), int(source.integers(0, whole.height - size))
         found.append(whole.crop((left, top, left + size, top + size)).resize((side, side)))

@@ -330,9 +330,10 @@ def usable(
         raise CertificateMismatch(
             f"the certificate's score {certificate.score!r} is an output of the variant, and this variant has none"
         )
-    if certificate.score not in decoding.SCORES:
+    known = (*decoding.SCORES, *confidence.TOKEN_SCORES)
+    if certificate.score not in known:
         raise CertificateMismatch(
-            f"the certificate's score {certificate.score!r} is not known here; known: {', '.join(decoding.SCORES)}"
+            f"the certificate's score {certificate.score!r} is not known here; known: {', '.join(known)}"
         )
     return certificate.at(max_harm)
 

@@ -19,14 +19,17 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
+from edge_agent.serving.cloud_texts import CloudTexts
 from edge_agent.serving.counts import Outcomes
 from edge_agent.serving.dataplane import DataPlane
 from edge_agent.serving.escalation import Escalator
 from edge_agent.serving.hosting import Hosted, Hosting, LoadPlan
+from edge_agent.serving.texts import TextPlane
 from edge_agent.settings import CascadeSettings, EscalationSettings, LimitsSettings
 from penstock.artifact.certificates import Certificate, Subject
 from penstock.artifact.manifests import Descriptor, Variant, VariantSpec, preprocessing_digest
 from penstock.artifact.variant_files import VariantFiles
+from penstock.hosting.generation.settings import GenerationSettings
 from penstock.rpc import codec
 from penstock.rpc.pb import oip_pb2, oip_pb2_grpc
 from penstock.wire.context import RequestContext
@@ -220,3 +223,10 @@ async def data_path(
         await asyncio.gather(auditor, return_exceptions=True)
         await escalator.close()
         await hosting.close()
+
+
+def texts_of(plane: DataPlane) -> TextPlane:
+    """A plane for texts beside that for arrays, whose cloud is not there."""
+    settings, limits = EscalationSettings(), GenerationSettings()
+    cloud = CloudTexts("http://127.0.0.1:9", settings, limits.remote)
+    return TextPlane(plane, cloud, CascadeSettings(), limits.limits, max_audits=settings.max_text_audits)

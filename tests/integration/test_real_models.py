@@ -1,4 +1,5 @@
-"""Models that packages on PyPI carry and nobody here made, from ``penstock compile`` to an agent's answer.
+"""Models that nobody here made, from ``penstock compile`` to an agent's answer: those that packages on PyPI carry, and
+architectures of timm and transformers.
 
 What the compiler says of them is not believed: the variant's bytes and the authors' own are asked by onnxruntime alone.
 The whole benchmark of them is ``make bench-compiler``; here are fewer and smaller rows.
@@ -7,15 +8,18 @@ The whole benchmark of them is ``make bench-compiler``; here are fewer and small
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 
-from benchmarks.compiler import real_cases
+from benchmarks.compiler import real_cases, source_cases
 from benchmarks.compiler.case import Case
+from benchmarks.environments import NotInstalled
 from compiler.artifact import evaluation
 from compiler.data import calls
 from examples.digits.processes import penstock
@@ -162,3 +166,46 @@ def test_a_detector(
     """Pictures of any size that is a multiple of 32."""
     case = case_of(name, wheels, size={"side": 64}, edge_lines=edge)
     check_answers(fleet, compiled(case, tmp_path, "--without-certificate"), case)
+
+
+def test_a_pipeline_of_text_and_numbers(tmp_path: Path, wheels: Path, fleet: tuple[CoreProcess, AgentProcess]) -> None:
+    """scikit-learn: two columns of categories, one of sentences, two of numbers; a matrix of objects inside."""
+    counts = {"train": 300, "fit": 8, "tune": 60, "certify": 200, "test": 8}
+    layout, case = compiled_source("topics", wheels, tmp_path, counts=counts)
+    assert {variant.spec.max_batch for variant in layout.artifact().variants} == {64}
+    check_answers(fleet, layout, case)
+
+
+def test_a_network_of_timm(
+    tmp_path: Path, wheels: Path, fleet: tuple[CoreProcess, AgentProcess], toolchain: Callable[[str], str]
+) -> None:
+    """Its random weights are the recipe author's: the same seed gives the same, and the export answers as torch did."""
+    toolchain("torch")
+    settings = {"name": "mobilenetv3_small_050"}
+    layout, case = compiled_source("timm", wheels, tmp_path, size={"side": 32}, settings=settings, edge_lines=INT8)
+    assert layout.artifact().variant("edge").spec.precision == "int8"
+    check_answers(fleet, layout, case)
+
+
+def test_a_model_of_transformers(
+    tmp_path: Path, wheels: Path, fleet: tuple[CoreProcess, AgentProcess], toolchain: Callable[[str], str]
+) -> None:
+    """A BERT as ``save_pretrained`` leaves it, through Optimum."""
+    toolchain("optimum")
+    settings = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
+    layout, case = compiled_source("bert", wheels, tmp_path, size={"length": 24}, settings=settings, edge_lines=DYNAMIC)
+    assert layout.artifact().variant("edge").spec.precision == "int8-dynamic"
+    check_answers(fleet, layout, case)
+
+
+def compiled_source(name: str, wheels: Path, directory: Path, **more: Any) -> tuple[Layout, Case]:
+    """Compile what a recipe names; the case's model is what the compiler exported, which it has compared itself."""
+    fields = {"edge_lines": PRECISIONS, "quality_lines": NO_SEARCH, "shown_drop": 0.6, "counts": FEW} | more
+    try:
+        with one_at_a_time(wheels):
+            case = source_cases.make(name, wheels, is_exported=False, **fields)
+    except NotInstalled as error:
+        pytest.skip(str(error))
+    layout = compiled(case, directory, "--without-certificate")
+    exported = layout.blobs.path(layout.artifact().variant("cloud").weights.digest)
+    return layout, replace(case, model=exported)

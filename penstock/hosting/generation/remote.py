@@ -79,22 +79,30 @@ class RemoteGenerator:
         """Return the number of generations that servers owe us."""
         return sum(len(server.owes) for server in self._servers)
 
-    async def start(self) -> None:
-        """Ask every server for one token, again and again, and wait until one has made it; the others may follow later.
+    async def start(self, *, patience_s: float = 0.0) -> None:
+        """Ask every server for one token and wait until one has made it; the others may follow later.
+
+        Args:
+            patience_s: go on asking for so long where none has; servers may take minutes to load.
 
         Raises:
-            Unavailable: none did in time.
+            Unavailable: none did.
         """
         self._now = clock_of(asyncio.get_running_loop())
         self._servers = [RemoteServer(url, self._model, self._settings, self._token) for url in self._urls]
+        first_round = [self._spawn(self._probe(server)) for server in self._servers]
         self._spawn(self._watch())
-        limit_s = self._settings.start_timeout_s
-        try:
-            await asyncio.wait_for(self._has_begun.wait(), limit_s)
-        except TimeoutError:
-            why = f"{self.name}: no server made a token within {limit_s:g} s: {self.health().why}"
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.start_timeout_s):
+                while first_round and not self._has_begun.is_set():
+                    _, left = await asyncio.wait(first_round, return_when=asyncio.FIRST_COMPLETED)
+                    first_round = list(left)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._has_begun.wait(), patience_s)
+        if not self._has_begun.is_set():
+            why = self.health().why
             await self.close(0.0)
-            raise Unavailable(why, retry_after_s=self._settings.retry_s) from None
+            raise Unavailable(f"{self.name}: no server made a token: {why}", retry_after_s=self._settings.retry_s)
 
     async def generate(
         self, request: GenerationRequest, *, deadline: float, priority: int = 0
@@ -227,19 +235,18 @@ class RemoteGenerator:
         """Look at every server at regular times: give up what hangs, and probe what was left alone for long enough."""
         assert self._now is not None
         look_s = min(self._settings.hang_s / LOOKS, self._settings.retry_s)
-        probes: dict[str, asyncio.Task[None]] = {}
         while True:
+            await asyncio.sleep(look_s)
             for server in self._servers:
                 server.watch = server.watch.look(progress=server.tokens, has_work=bool(server.owes))
                 if server.watch.still * look_s >= self._settings.hang_s:
                     self._hung(server)
                 is_asked = server.has_answered and server.breaker.phase == "closed"
-                if is_asked or (server.url in probes and not probes[server.url].done()):
+                if is_asked or server.is_probed:
                     continue
                 server.breaker, may_be_probed = server.breaker.allows(self._now())
                 if may_be_probed:
-                    probes[server.url] = self._spawn(self._probe(server))
-            await asyncio.sleep(look_s)
+                    self._spawn(self._probe(server))
 
     def _hung(self, server: RemoteServer) -> None:
         assert self._now is not None
@@ -258,6 +265,7 @@ class RemoteGenerator:
     async def _probe(self, server: RemoteServer) -> None:
         """Ask a server for one token, to see whether it may be asked for more."""
         probe = GenerationRequest(id="probe", prompt_ids=(0,), max_new_tokens=1)
+        server.is_probed = True
         try:
             async with asyncio.timeout(self._settings.hang_s):
                 async with aclosing(server.events(probe)) as events:
@@ -272,6 +280,8 @@ class RemoteGenerator:
         else:
             self._record(server, None)
             log(_log, logging.INFO, "server answers", model=self.name, url=server.url)
+        finally:
+            server.is_probed = False
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=f"generator {self.name}")

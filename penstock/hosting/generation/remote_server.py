@@ -56,6 +56,7 @@ class RemoteServer:
         breaker: whether it may be asked.
         watch: whether it moves.
         has_answered: it has made a token.
+        is_probed: it is being asked for one, to see whether it may be asked for more.
         why: it may not be asked.
     """
 
@@ -73,6 +74,7 @@ class RemoteServer:
         self.owes: dict[asyncio.Task[None], int] = {}
         self.answers: dict[asyncio.Task[None], Answer] = {}
         self.breaker, self.watch = settings.breaker(), Watch()
+        self.is_probed = False
         self.has_answered, self.why = False, "it has made no token yet"
         self._retry_after_s = settings.retry_after_s
 

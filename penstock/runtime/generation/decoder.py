@@ -84,10 +84,11 @@ class Decoder:
 
     def swap(self, one: int, other: int, tokens: int) -> None:
         """Let two slots change places, of which neither holds more than so many tokens."""
-        here, there = self._kv[:, :, one, :, :tokens], self._kv[:, :, other, :, :tokens]
-        kept = here.copy()
-        here[:] = there
-        there[:] = kept
+        for layer in self._kv:  # what is set aside stays in the processor's cache
+            here, there = layer[:, one, :, :tokens], layer[:, other, :, :tokens]
+            kept = here.copy()
+            here[:] = there
+            there[:] = kept
 
     def copy(self, source: int, target: int, tokens: int) -> None:
         """Copy the beginning of one slot to another."""

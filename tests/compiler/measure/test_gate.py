@@ -5,6 +5,8 @@ What is passed was shown to be good: at a true loss above the budget nothing pas
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -68,6 +70,16 @@ def test_nothing_slower_than_its_parent_ships_unless_size_is_asked_for():
     slow = measured("int8", ms=9.0, size=10)
     assert gate.choose([PARENT, slow], PARENT, SPEED).chosen == 0
     assert gate.choose([PARENT, slow], PARENT, SIZE).chosen == 1
+
+
+def test_a_byte_more_decides_nothing():
+    """Zero points of other ranges take a byte more or less: what costs less ships, whatever is asked for."""
+    small, better = measured("int8 minmax", size=65_345, cost=5), measured("int8 entropy", size=65_346, cost=1)
+    parent = measured("fp32", size=90_000, cost=None, ms=2.0, quantized=None)
+    for budget in (SPEED, SIZE):
+        verdict = gate.choose([small, better], parent, replace(budget, max_drop=0.02))
+        assert verdict.chosen == 1
+        assert "no larger" in verdict.reasons[0] or "as small and costs no more" in verdict.reasons[0]
 
 
 def test_a_candidate_that_is_no_smaller_is_refused_when_size_is_asked_for():

@@ -27,6 +27,7 @@ def test_defaults_are_in_range() -> None:
         ("alpha", 1.5),
         ("alpha", -0.5),
         ("defer_weight", 1.0),
+        ("quantization_epochs", 0),
         ("patience", -1),
         ("validation", 0.0),
         ("validation", 0.9),
@@ -53,6 +54,7 @@ def test_flags_win_over_the_table_and_the_rung_names_the_student() -> None:
     [
         ({"epoch": 3}, "unknown setting 'epoch'; did you mean 'epochs'"),
         ({"epochs": "many"}, "Expected `int`"),
+        ({"quantization_aware": True}, "quantization_aware: True: expected one of never, needed, always"),
         ({"defer": "maybe"}, "expected one of none, labels, gatekeeper"),
         ({"epochs": 0}, "1 to 10000"),
     ],

@@ -47,7 +47,6 @@ FACTS = EngineFacts(
     kv_bytes_per_token=1,
     grammars=frozenset({"choice", "regex", "json_schema"}),
 )
-HASTY = RemoteSettings(start_timeout_s=1.0, retry_s=0.1)
 WELL = STREAM + chunk("ok", "length") + usage(2, 2) + DONE
 
 
@@ -317,7 +316,7 @@ async def test_a_reader_that_does_not_read_ends_the_generation_there() -> None:
 
 async def test_without_a_token_nothing_is_ready() -> None:
     async with serving(lambda body: [status(200, b"{}")]) as server:
-        generator = RemoteGenerator("letters", [server.url], facts=FACTS, settings=HASTY)
+        generator = RemoteGenerator("letters", [server.url], facts=FACTS)
         with pytest.raises(Unavailable, match="no server made a token"):
             await generator.start()
 
@@ -325,9 +324,8 @@ async def test_without_a_token_nothing_is_ready() -> None:
 async def test_a_server_that_still_loads_is_waited_for() -> None:
     refusals = [status(503), b""]
     async with serving(lambda body: [refusals.pop()] if refusals else [WELL]) as server:
-        settings = RemoteSettings(start_timeout_s=PATIENCE_S, retry_s=0.05)
-        generator = RemoteGenerator("letters", [server.url], facts=FACTS, settings=settings)
-        await generator.start()
+        generator = RemoteGenerator("letters", [server.url], facts=FACTS, settings=RemoteSettings(retry_s=0.05))
+        await generator.start(patience_s=PATIENCE_S)
         assert text(await whole(generator)) == "ok"
         await generator.close(0.0)
 
@@ -373,7 +371,7 @@ async def test_a_server_over_tls_is_asked_if_its_certificate_is_trusted(
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     async with serving(replayed(WELL), tls=context) as server:
-        strange = RemoteGenerator("letters", [server.url], facts=FACTS, settings=HASTY)
+        strange = RemoteGenerator("letters", [server.url], facts=FACTS)
         with pytest.raises(Unavailable, match="certificate"):
             await strange.start()
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))

@@ -1,0 +1,302 @@
+"""One text, top to bottom: tokenize, draft, decide, keep or escalate, account.
+
+Owns the order of these steps. What may be kept is ``edge_agent.policy.text_cascade``; the device's model is
+``edge_agent.serving.hosting``'s, the cloud ``edge_agent.serving.cloud_texts``'. A draft that has to be decided about is
+held back until it is whole: what a client has read cannot be taken back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import math
+import random as random_module
+import secrets
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from edge_agent.policy import text_cascade
+from edge_agent.policy.cascade import CascadeMode, Reason
+from edge_agent.policy.text_cascade import Promise, Start
+from edge_agent.serving.cloud_texts import CloudTexts
+from edge_agent.serving.dataplane import DataPlane
+from edge_agent.serving.hosting import Hosted
+from edge_agent.serving.inflight import Ticket
+from edge_agent.serving.text_audit import TextAuditor, TextDraw
+from edge_agent.settings import CascadeSettings
+from penstock.errors import DeadlineExceeded, Internal, InvalidInput, PenstockError, Unavailable
+from penstock.generation.plane import Chat, TextAnswer, TextModel, TextRequest
+from penstock.generation.values import GenerationRequest, TokenEvent
+from penstock.hosting.generation import prompts
+from penstock.hosting.generation.settings import TextLimits
+from penstock.wire.context import RequestContext
+from penstock.wire.inference import Parameter
+
+Events = AsyncGenerator[TokenEvent, None]
+
+
+@dataclass(slots=True)
+class _Draft:
+    """What the device said.
+
+    Attributes:
+        is_whole: it ended; otherwise it was given up when it could only be escalated.
+    """
+
+    events: list[TokenEvent] = field(default_factory=list)
+    is_whole: bool = False
+
+    @property
+    def text(self) -> str:
+        return "".join(event.text for event in self.events)
+
+    def confidence(self, score: str) -> float:
+        return text_cascade.confidence([event.logprob for event in self.events], score)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Work:
+    """One request that was let in; ``account`` grows until its last event."""
+
+    hosted: Hosted
+    asked: GenerationRequest
+    context: RequestContext
+    start: Start
+    promise: Promise | None
+    account: dict[str, Parameter]
+    is_drawn: bool
+
+
+class TextPlane:
+    """Answers texts. All methods are called from the event loop."""
+
+    def __init__(
+        self,
+        plane: DataPlane,
+        cloud: CloudTexts,
+        settings: CascadeSettings,
+        limits: TextLimits,
+        *,
+        max_audits: int,
+        random: Callable[[], float] = random_module.random,
+        date: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """
+        Args:
+            plane: admits requests.
+            max_audits: answers that may wait for their audit.
+            random: gives uniform numbers in [0, 1); the audit's draws come from it.
+            date: what a chat template is told.
+        """
+        self._plane, self._cloud, self._cascade, self._limits = plane, cloud, settings, limits
+        self._random, self._date = random, date
+        self._loop = asyncio.get_running_loop()
+        self._numbers = itertools.count()
+        self.auditor = TextAuditor(cloud, max_queue=max_audits, timeout_s=limits.default_timeout_s)
+
+    def admit(self, context: RequestContext, model: str, version: str, size_bytes: int | None) -> Ticket:
+        """Let a request in before its body is read; see :meth:`DataPlane.admit`."""
+        return self._plane.admit(context, model, version, size_bytes)
+
+    def text_models(self) -> Sequence[TextModel]:
+        """List the models that can be asked now."""
+        return [
+            TextModel(
+                name=hosted.plan.model,
+                version=hosted.plan.version,
+                context_tokens=hosted.texts.facts.context_tokens,
+            )
+            for hosted in self._plane.hosting.hosted()
+            if hosted.is_text and hosted.texts.generator.health().is_well
+        ]
+
+    async def generate(self, ticket: Ticket, context: RequestContext, request: TextRequest) -> TextAnswer:
+        """Begin an answer.
+
+        Raises:
+            InvalidInput: the prompt, or what is asked of it; also for a model that answers with arrays.
+            NotFound, Unavailable: no such model here, or it is loading.
+        """
+        hosted = self._plane.hosting.get(request.model, request.version)
+        model = hosted.texts
+        is_private = _flag(request, "local_only")
+        asked = prompts.prepared(
+            request, model.reads, model.facts, self._limits,
+            id=str(next(self._numbers)), seed=secrets.randbits(63), at=self._date(),
+        )  # fmt: skip
+        promise = _promise(hosted)
+        start = text_cascade.start(
+            asked,
+            promise,
+            mode=hosted.mode,
+            has_tools=isinstance(request.prompt, Chat) and bool(request.prompt.tools),
+            is_private=is_private,
+            outside=self._cascade.outside,
+        )
+        is_watched = promise is not None and not start.outside and not is_private
+        is_watched = is_watched and hosted.mode is CascadeMode.CASCADE
+        work = _Work(
+            hosted=hosted,
+            asked=asked,
+            context=context.or_within(self._limits.default_timeout_s),
+            start=start,
+            promise=promise,
+            account=dict(hosted.account),
+            is_drawn=is_watched and self._random() < self._cascade.audit_share and self.auditor.can_draw(hosted),
+        )
+        return TextAnswer(
+            events=self._counted(work),
+            prompt_ids=asked.prompt_ids,
+            token_bytes=model.token_bytes,
+            account=work.account,
+        )
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    async def _counted(self, work: _Work) -> Events:
+        """Account for one request in the model that it is for."""
+        hosted = work.hosted
+        counts = hosted.texts.generator.counts()
+        hosted.in_flight += 1
+        hosted.idle.clear()
+        try:
+            async with contextlib.aclosing(self._events(work)) as events:
+                async for event in events:
+                    yield event
+        except BaseException as error:  # also a client that went away: this request got no answer
+            hosted.tally.record(failed=1)
+            now = hosted.texts.generator.counts()
+            has_died = now.crashes + now.hangs > counts.crashes + counts.hangs
+            hosted.failures += isinstance(error, Internal) or (has_died and isinstance(error, Unavailable))
+            raise
+        finally:
+            hosted.in_flight -= 1
+            if not hosted.in_flight:
+                hosted.idle.set()
+
+    async def _events(self, work: _Work) -> Events:
+        start, promise = work.start, work.promise
+        draft = None
+        if start.drafts and (start.outside or promise is None):
+            source = self._by_device(work, start.reason)  # nothing is decided about it, so nothing is held back
+        else:
+            if start.drafts and promise is not None:
+                draft = await self._drafted(work, promise)
+                if start.reason is Reason.PRIVACY or self._is_kept(work, draft, promise):
+                    source = self._kept(work, draft)
+                else:
+                    source = self._escalated(work, draft)
+            else:
+                source = self._escalated(work, None)
+        async with contextlib.aclosing(source) as events:
+            async for event in events:
+                yield event
+
+    async def _drafted(self, work: _Work, promise: Promise) -> _Draft:
+        """Let the device answer; stop as soon as the answer can only be escalated."""
+        draft = _Draft()
+        is_private = work.start.reason is Reason.PRIVACY
+        async with contextlib.aclosing(self._local(work)) as events:
+            async for event in events:
+                draft.events.append(event)
+                draft.is_whole = event.finish is not None
+                if not is_private and text_cascade.is_hopeless(event.logprob, promise):
+                    break
+        work.account["confidence"] = _number(draft.confidence(promise.score))
+        return draft
+
+    def _is_kept(self, work: _Work, draft: _Draft, promise: Promise) -> bool:
+        last = draft.events[-1]
+        return (
+            draft.is_whole
+            and last.finish is not None
+            and text_cascade.is_kept(
+                draft.confidence(promise.score),
+                promise,
+                finish=last.finish,
+                tokens=len(draft.events),
+                limit=work.asked.max_new_tokens,
+            )
+        )
+
+    async def _kept(self, work: _Work, draft: _Draft) -> Events:
+        is_private = work.start.reason is Reason.PRIVACY
+        reason = Reason.PRIVACY if is_private else Reason.CONFIDENT
+        work.account |= {"served_by": "edge", "reason": reason.value}
+        work.hosted.tally.record(**{"unreachable" if is_private else "kept": 1})
+        if work.is_drawn:
+            self.auditor.submit(TextDraw(work.hosted, work.asked, draft.text))
+        for event in draft.events:
+            yield event
+
+    async def _escalated(self, work: _Work, draft: _Draft | None) -> Events:
+        """Ask the cloud; where it does not begin an answer, the device's goes out with a flag, or nothing does."""
+        cloud = self._cloud.of(work.hosted)
+        try:
+            events = await cloud.begin(work.asked, deadline=work.context.deadline, priority=work.context.priority)
+        except InvalidInput:
+            raise
+        except PenstockError as error:
+            reason = Reason.DEADLINE if work.context.deadline <= self._loop.time() else Reason.CLOUD_UNREACHABLE
+            if self._cascade.on_unreachable == "fail" or reason is Reason.DEADLINE:
+                raise self._unanswered(error, reason) from error
+            if work.is_drawn:  # lost alike, whether an answer was kept or not
+                self.auditor.submit(TextDraw(work.hosted, work.asked, None))
+            source = self._by_device(work, reason, draft)
+        else:
+            reason = work.start.reason
+            if work.is_drawn:
+                work.hosted.note_audit(audited=1, harm=0)
+            work.account |= {"served_by": "cloud", "reason": reason.value}
+            work.hosted.tally.record(escalated=1)
+            source = events
+        async with contextlib.aclosing(source) as answer:
+            async for event in answer:
+                yield event
+
+    def _unanswered(self, error: PenstockError, reason: Reason) -> PenstockError:
+        if reason is Reason.DEADLINE:
+            return DeadlineExceeded(f"the cloud was needed, and gave no answer in time: {error.message}")
+        return Unavailable(
+            f"the cloud was needed, and cascade.on_unreachable is 'fail': {error.message}", retry_after_s=1.0
+        )
+
+    async def _by_device(self, work: _Work, reason: Reason, draft: _Draft | None = None) -> Events:
+        """Give the device's answer although nothing promises that it is good enough."""
+        work.account |= {"served_by": "edge", "reason": reason.value}
+        work.hosted.tally.record(unreachable=1)
+        if draft is not None and draft.is_whole:
+            for event in draft.events:
+                yield event
+            return
+        logprobs: list[float] = []
+        async with contextlib.aclosing(self._local(work)) as events:
+            async for event in events:
+                logprobs.append(event.logprob)
+                if event.finish is not None:
+                    score = work.promise.score if work.promise else text_cascade.MONOTONE
+                    work.account["confidence"] = _number(text_cascade.confidence(logprobs, score))
+                yield event
+
+    def _local(self, work: _Work) -> Events:
+        return work.hosted.texts.generate(work.asked, deadline=work.context.deadline, priority=work.context.priority)
+
+
+def _promise(hosted: Hosted) -> Promise | None:
+    certificate, answer = hosted.certificate, hosted.texts.spec.answer
+    if certificate is None or not answer:
+        return None
+    return Promise(score=certificate.score, threshold=certificate.threshold, answer=answer)
+
+
+def _flag(request: TextRequest, name: str) -> bool:
+    value = request.parameters.get(name, False)
+    if not isinstance(value, bool):
+        raise InvalidInput(f"penstock.{name}: {value!r} is not true or false", field=f"penstock.{name}")
+    return value
+
+
+def _number(value: float) -> float:
+    return 0.0 if math.isnan(value) else value
