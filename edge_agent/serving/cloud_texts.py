@@ -31,6 +31,7 @@ class CloudText:
         self._name, self._url, self._facts = plan.model, url, hosted.texts.facts
         self._asked_for = f"{plan.model}@{plan.artifact_digest}" if settings.model_version else plan.model
         self._settings, self._remote, self._token = settings, remote, token
+        self._shares_tokenizer = plan.shares_tokenizer
         self._loop = asyncio.get_running_loop()
         self._generator: RemoteGenerator | None = None
         self._starting = asyncio.Lock()
@@ -52,9 +53,14 @@ class CloudText:
         """Ask for an answer and wait for its first token; the events that are returned begin with it.
 
         Raises:
-            DeadlineExceeded: no token in time. Unavailable: the cloud cannot be reached. PenstockError: what it refused
-                the request with.
+            DeadlineExceeded: no token in time. Unavailable: the cloud cannot be reached, or reads other ids.
+            PenstockError: what it refused the request with.
         """
+        if not self._shares_tokenizer:
+            raise Unavailable(
+                f"the cloud's variant of {self._name!r} has another tokenizer, to which these ids mean other text; "
+                "build both models with one tokenizer"
+            )
         self._breaker, may_ask = self._breaker.allows(self._loop.time())
         if not may_ask:
             raise Unavailable(f"{self._url} did not answer before", retry_after_s=self._settings.breaker_open_s)

@@ -48,6 +48,7 @@ class LoadPlan:
         certificate: None where the artifact has none, or it cannot be read.
         subject: what a certificate of this variant has to be about, its cloud variant among it.
         damaged: what of it cannot be read on this disk, and what that means; "" when all of it can.
+        shares_tokenizer: the cloud's variant reads texts by the same file, so that token ids mean the same to both.
     """
 
     model: str
@@ -59,6 +60,7 @@ class LoadPlan:
     certificate: Certificate | None
     subject: Subject
     damaged: str = ""
+    shares_tokenizer: bool = True
 
 
 class Hosted:

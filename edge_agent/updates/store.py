@@ -41,6 +41,7 @@ from penstock.errors import (
     StorageError,
     TooLarge,
 )
+from penstock.generation import tokenizer
 from penstock.process.telemetry import log
 from penstock.signing.trust import TrustRoot
 
@@ -233,6 +234,7 @@ class Store:
             certificate=certificate,
             subject=manifests.subject_of(artifact, variant),
             damaged=_damaged(slot, certificate, files),
+            shares_tokenizer=manifests.shares_file(artifact, variant, tokenizer.FILE),
         )
 
     def _certificate(self, slot: Slot, *, may_lack: bool) -> Certificate | None:

@@ -303,6 +303,17 @@ def subject_of(artifact: Artifact, edge: Variant | None) -> Subject:
     )
 
 
+def shares_file(artifact: Artifact, edge: Variant, name: str) -> bool:
+    """Say whether a variant and the cloud's have the very same file of a name; without a cloud variant, or where both
+    lack the file, yes."""
+    clouds = [variant for variant in artifact.variants if variant.spec.role == "cloud"]
+    return all(_file_of(edge, name) == _file_of(cloud, name) for cloud in clouds)
+
+
+def _file_of(variant: Variant, name: str) -> str:
+    return next((file.digest for file in variant.files if file.annotations.get(TITLE) == name), "")
+
+
 def check_certificate(certificate: Certificate, artifact: Artifact) -> None:
     """Check that a certificate fits one of an artifact's own variants (:func:`penstock.artifact.certificates.check`).
 
