@@ -109,25 +109,6 @@ def lower_bound(count: int, n: int, level: float) -> float:
     return low
 
 
-def mean_upper_bound(mean: float, n: int, level: float) -> float:
-    """Bound the expectation of numbers in [0, 1] from above, given the mean of ``n`` of them: the one whose Kullback-
-    Leibler divergence from the mean is log(1 / level) / n (Hoeffding 1963, theorem 1). Of zeros it is the exact bound.
-    """
-    low, high = mean, 1.0
-    while high - low > 1e-12:
-        middle = (low + high) / 2
-        if n * _divergence(mean, middle) < -math.log(level):
-            low = middle
-        else:
-            high = middle
-    return high
-
-
-def mean_lower_bound(mean: float, n: int, level: float) -> float:
-    """Bound the expectation from below, as :func:`mean_upper_bound` does from above."""
-    return 1 - mean_upper_bound(1 - mean, n, level)
-
-
 def sign_test(more: int, fewer: int) -> float:
     """Compute the chance of at least ``more`` heads among ``more + fewer`` throws of a fair coin."""
     return math.exp(min(_log_cdf(fewer, more + fewer, 0.5), 0.0))
@@ -142,14 +123,6 @@ def check_promise(max_harm: float, delta: float) -> None:
     for name, value in (("max_harm", max_harm), ("delta", delta)):
         if not 0 < value < 1:
             raise CalibrationError(f"{name}: {value!r} is not strictly between 0 and 1")
-
-
-def _divergence(mean: float, expected: float) -> float:
-    """Compute the Kullback-Leibler divergence between two Bernoulli distributions."""
-    if not 0 < expected < 1:
-        return 0.0 if mean == expected else math.inf
-    found = 0.0 if mean <= 0 else mean * math.log(mean / expected)
-    return found if mean >= 1 else found + (1 - mean) * math.log((1 - mean) / (1 - expected))
 
 
 def _log_cdf(k: int, n: int, p: float) -> float:

@@ -39,8 +39,6 @@ class AnsweredPrompts:
         labels: ids of the right answers, or None.
         groups: names, or None.
         clusters: integers, equal for prompts that belong together, or None.
-        edge_texts: what the edge said.
-        cloud_texts: what the cloud said.
     """
 
     scores: Mapping[str, Floats]
@@ -49,8 +47,6 @@ class AnsweredPrompts:
     cloud: Integers
     labels: Integers | None
     groups: NDArray[np.str_] | None
-    edge_texts: tuple[str, ...]
-    cloud_texts: tuple[str, ...]
     clusters: Integers | None = None
 
     def choose(self, promise: CertificateSection, *, rows_to_certify: int) -> Choice:
@@ -125,6 +121,4 @@ def columns(edge: Answers, cloud: Answers, prompts: PromptSet, *, normalisation:
         labels=None if prompts.answers is None else numbered(prompts.answers),
         groups=prompts.groups,
         clusters=prompts.clusters,
-        edge_texts=edge.texts,
-        cloud_texts=cloud.texts,
     )

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from compiler.artifact.evaluation import Interval
 from compiler.generation.built_model import Likelihoods
 from penstock import wording
 from penstock.errors import CompileError
@@ -24,14 +25,6 @@ RESAMPLES = 2000
 _DELTA = 0.05
 _LARGEST_LOG = 700.0  # exp of more is no double
 _AT_ONCE = 4_000_000  # numbers drawn at once, so that memory stays small however long the texts are
-
-
-class Interval(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A figure with its 95% interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 class PerplexityChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

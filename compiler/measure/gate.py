@@ -16,11 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.artifact.evaluation import Drop, Speedup
+from compiler.certificate.betting import upper_mean
 from compiler.certificate.binomial import (
     fewest_above,
     lower_bound,
-    mean_lower_bound,
-    mean_upper_bound,
     samples_needed,
     upper_bound,
 )
@@ -185,7 +184,8 @@ def drop_bound(lost: float, won: float, n: int, level: float, *, is_counted: boo
     """
     if is_counted:
         return upper_bound(round(lost), n, (1 - _OF_WON) * level) - lower_bound(round(won), n, _OF_WON * level)
-    return mean_upper_bound(lost / n, n, (1 - _OF_WON) * level) - mean_lower_bound(won / n, n, _OF_WON * level)
+    least_won = 1 - upper_mean(1 - won / n, n, _OF_WON * level)
+    return upper_mean(lost / n, n, (1 - _OF_WON) * level) - least_won
 
 
 def rows_needed(drop: Drop, max_drop: float) -> int | None:

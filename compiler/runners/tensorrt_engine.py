@@ -19,7 +19,6 @@ _REPORT_STEP = 0.01
 
 _PLACE = re.compile(r"\.? In \w+ at \S+?:\d+\)?")
 _WRAPPING = re.compile(r"^.*?Error Code \d+: [\w ]+ \(")
-_NOISE = ("Invalid Node", "[checkMacros")
 _INT32_BIAS = re.compile(r"input has type Int32 but must have type")
 _NO_FP32_ON_TURING = re.compile(r"Turing \(SM75\): FP32 GEMM")
 
