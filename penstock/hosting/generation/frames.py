@@ -13,7 +13,8 @@ import msgspec
 
 from penstock.errors import ALL, Internal, InvalidInput, PenstockError, QuotaExceeded, TooLarge
 from penstock.generation.values import GenerationRequest, TokenEvent
-from penstock.hosting.generation.loop import Load, Times, Totals
+from penstock.hosting.generation.generator import Load, Totals
+from penstock.hosting.generation.loop import Times
 from penstock.hosting.generation.settings import LineSettings
 from penstock.process.telemetry import LogSettings
 from penstock.runtime.generation import EngineFacts, GenerationOptions

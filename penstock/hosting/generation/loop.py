@@ -17,48 +17,13 @@ from penstock.errors import DeadlineExceeded, Internal, InvalidInput, PenstockEr
 from penstock.generation.answer_text import AnswerText
 from penstock.generation.stop_strings import check_stops
 from penstock.generation.values import GenerationRequest, SampledToken, TokenEvent
+from penstock.hosting.generation.generator import Load, Totals
 from penstock.policy.slots import Runs, SlotLimits, Waits, plan_slots
 from penstock.runtime.generation import EngineFacts, GenerationEngine
 from penstock.runtime.generation.requests import check
 
 _STEPS_BESIDE = 64
 """Steps without a token that an engine may make beside those that compute a token of a prompt each."""
-
-
-class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine has to do at the moment.
-
-    Attributes:
-        max_kv_bytes: that may be held by those that run.
-    """
-
-    waiting: int = 0
-    waiting_kv_bytes: int = 0
-    running: int = 0
-    running_kv_bytes: int = 0
-    max_kv_bytes: int = 0
-
-
-class Totals(msgspec.Struct, frozen=True, kw_only=True):
-    """What was done since the beginning.
-
-    Attributes:
-        prompt_tokens: of generations that got their first token.
-        cached_tokens: of those, that were not computed again.
-        ended: generations that have their whole answer.
-        cut_off: that were given up by whoever asked, or whose deadline passed.
-    """
-
-    steps: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    ended: int = 0
-    cut_off: int = 0
-
-    def plus(self, other: Totals) -> Totals:
-        """Return the sum, for what several lives of a worker did."""
-        return Totals(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
 
 
 class Times(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,15 +13,14 @@ import logging
 import math
 import random
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import replace
 
 import msgspec
 
 from penstock.errors import DeadlineExceeded, PenstockError, QueueFull, Unavailable
 from penstock.generation.values import GenerationRequest, TokenEvent
 from penstock.hosting.generation.frames import Begin, Model, Report
-from penstock.hosting.generation.loop import Load, Totals
+from penstock.hosting.generation.generator import Counts, Load, Measures, Totals
 from penstock.hosting.generation.settings import GenerationSettings
 from penstock.hosting.generation.worker_life import WorkerLife
 from penstock.hosting.replica import WELL, Health, clock_of
@@ -31,33 +30,6 @@ from penstock.runtime.generation import EngineFacts
 
 _log = logging.getLogger(__name__)
 _AFTER_EOF_S = 1.0  # a process that closed its pipe is about to end, and its exit status says why
-
-
-class Measures(Protocol):
-    """Who is told how long generations took, in seconds."""
-
-    def queued(self, seconds: float) -> None: ...
-    def first_token(self, seconds: float) -> None: ...
-    def between_tokens(self, seconds: float) -> None: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Counts:
-    """What a process generator has done and has to do.
-
-    Attributes:
-        load: what waits and runs now.
-        totals: of all lives of the worker.
-        starts: of the worker, the first included, that came as far as a token.
-        crashes: ends of a worker that nobody asked for.
-        hangs: workers that were killed because they did not move.
-    """
-
-    load: Load
-    totals: Totals
-    starts: int
-    crashes: int
-    hangs: int
 
 
 class ProcessGenerator:

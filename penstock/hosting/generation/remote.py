@@ -18,6 +18,7 @@ from typing import Any, cast
 from penstock.errors import ConfigError, DeadlineExceeded, Internal, PenstockError, QueueFull, Unavailable
 from penstock.generation.values import GenerationRequest, TokenEvent
 from penstock.hosting.generation.answer import Answer
+from penstock.hosting.generation.generator import Counts, Load, Measures, Totals
 from penstock.hosting.generation.remote_server import ELSEWHERE, RemoteServer, parsed
 from penstock.hosting.generation.settings import RemoteSettings
 from penstock.hosting.replica import WELL, Health, clock_of
@@ -43,6 +44,7 @@ class RemoteGenerator:
         model: str = "",
         settings: RemoteSettings | None = None,
         token: str | None = None,
+        measures: Measures | None = None,
     ) -> None:
         """
         Args:
@@ -66,6 +68,9 @@ class RemoteGenerator:
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closing = False
         self._has_begun = asyncio.Event()
+        self._measures = measures
+        self._counts = dict.fromkeys(Totals.__struct_fields__, 0)
+        self._starts = self._failures = self._hangs = 0
 
     def __repr__(self) -> str:
         return f"RemoteGenerator({self.name!r}, {self._servers})"
@@ -117,14 +122,29 @@ class RemoteGenerator:
         check(request, self._facts, ())
         answer = Answer(request.id, self._settings.max_unread_events)
         task, is_whole = self._spawn(self._pump(request, answer)), False
+        told_at, told = self._now(), 0
         try:
             while not is_whole:
                 event = await answer.next(deadline)
                 is_whole = event.finish is not None
+                told_at, told = self._tell(told_at, told, self._now()), told + 1
+                if event.usage is not None:
+                    self._add(prompt_tokens=event.usage.prompt_tokens, cached_tokens=event.usage.cached_tokens)
                 yield event
         finally:
+            self._add(completion_tokens=told, ended=int(is_whole), cut_off=int(not is_whole))
             if not is_whole:
                 task.cancel()
+
+    def counts(self) -> Counts:
+        """Return what it has done and has to do; how much memory that takes there, nobody tells."""
+        return Counts(
+            load=Load(running=self.outstanding),
+            totals=Totals(**self._counts),
+            starts=self._starts,
+            crashes=self._failures,
+            hangs=self._hangs,
+        )
 
     def health(self) -> Health:
         """Say whether a server makes tokens."""
@@ -149,6 +169,16 @@ class RemoteGenerator:
         await asyncio.gather(*tasks, return_exceptions=True)
         for server in self._servers:
             await server.close()
+
+    def _tell(self, told_at: float, told: int, now: float) -> float:
+        if self._measures is not None:
+            tell = self._measures.between_tokens if told else self._measures.first_token
+            tell(now - told_at)
+        return now
+
+    def _add(self, **counts: int) -> None:
+        for name, count in counts.items():
+            self._counts[name] += count
 
     # -- one generation -------------------------------------------------------------------------------------------
 
@@ -224,8 +254,10 @@ class RemoteGenerator:
         server.breaker = server.breaker.record(not is_failure, self._now())
         if is_failure:
             assert error is not None
+            self._failures += 1
             server.why = error.message.removeprefix(f"{server.url}: ")
         elif error is None:
+            self._starts += not server.has_answered
             server.has_answered, server.why = True, ""
             self._has_begun.set()
 
@@ -253,6 +285,7 @@ class RemoteGenerator:
         why = f"it owed {len(server.owes)} answers and sent no token for {self._settings.hang_s:g} s"
         log(_log, logging.ERROR, "server hangs", model=self.name, url=server.url, why=why)
         self._give_up(server, why)
+        self._hangs += 1
         server.why, server.watch = why, Watch()
         while server.breaker.phase == "closed":  # more than one failure: it is left alone at once
             server.breaker = server.breaker.record(False, self._now())

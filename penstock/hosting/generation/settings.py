@@ -102,6 +102,9 @@ class RemoteSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Servers of others that generate for us, behind URLs.
 
     Attributes:
+        urls: by model, servers of OpenAI's API that run it in place of a process here, as ``http://host:8000/v1``. They
+            have to tell token ids, and to continue the model's golden prompts as it does.
+        token: that these servers ask for.
         max_outstanding: generations that one server has not answered yet; beyond it they go to another, or are refused.
         connect_timeout_s: longest wait for a connection.
         start_timeout_s: longest wait for the first token of any server.
@@ -113,6 +116,8 @@ class RemoteSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         max_unread_events: events of one generation that nobody has read yet; beyond it the generation is cancelled.
     """
 
+    urls: dict[str, tuple[str, ...]] = {}
+    token: str = ""
     max_outstanding: Count = 64
     connect_timeout_s: Positive = 5.0
     start_timeout_s: Positive = 180.0

@@ -11,18 +11,20 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 
 from penstock.artifact import golden
 from penstock.artifact.manifests import VariantSpec
 from penstock.artifact.variant_files import VariantFiles
-from penstock.errors import ArtifactError, PenstockError
+from penstock.errors import ArtifactError, ConfigError, PenstockError
 from penstock.generation import chat_template, golden_chats, tokenizer
 from penstock.generation.values import GenerationRequest, TokenEvent
 from penstock.hosting.generation.frames import Model
-from penstock.hosting.generation.process import Measures, ProcessGenerator
+from penstock.hosting.generation.generator import Generator, Measures
+from penstock.hosting.generation.process import ProcessGenerator
 from penstock.hosting.generation.prompts import Vocabulary
+from penstock.hosting.generation.remote import RemoteGenerator
 from penstock.hosting.generation.settings import GenerationSettings
 from penstock.process.telemetry import LogSettings, log
 from penstock.runtime.generation import EngineFacts
@@ -53,7 +55,7 @@ class TextModel:
         generator: makes tokens.
     """
 
-    def __init__(self, spec: VariantSpec, reads: Vocabulary, generator: ProcessGenerator) -> None:
+    def __init__(self, spec: VariantSpec, reads: Vocabulary, generator: Generator) -> None:
         self.spec, self.reads, self.generator = spec, reads, generator
 
     def __repr__(self) -> str:
@@ -103,15 +105,20 @@ async def load(
     Raises:
         ArtifactError: files that are no model, or one that continues its golden prompts in another way on this machine.
         InvalidInput: an engine or provider that is not known here. MissingExtra: a library is not installed.
-        Unavailable: its process ended, or made no token in time.
+        Unavailable: its process ended, or made no token in time; no server of others made one.
+        ConfigError: a URL of a server is none.
     """
     directory = files.weights.parent
     reads = await asyncio.to_thread(_vocabulary, spec, directory)
-    options = settings.options(spec.provider, threads=threads)
-    model = Model(engine=spec.engine, directory=str(directory), options=options)
-    generator = ProcessGenerator(
-        spec.model, model=model, settings=settings, measures=measures, log_settings=log_settings
-    )
+    generator: ProcessGenerator | RemoteGenerator
+    if urls := settings.remote.urls.get(spec.model):
+        generator = _remote(spec, reads, settings, urls, measures)
+    else:
+        options = settings.options(spec.provider, threads=threads)
+        model = Model(engine=spec.engine, directory=str(directory), options=options)
+        generator = ProcessGenerator(
+            spec.model, model=model, settings=settings, measures=measures, log_settings=log_settings
+        )
     try:
         await generator.start()
         await _prove(spec, files, generator)
@@ -119,6 +126,37 @@ async def load(
         await asyncio.shield(generator.close(0.0))
         raise
     return TextModel(spec, reads, generator)
+
+
+def _remote(
+    spec: VariantSpec,
+    reads: Vocabulary,
+    settings: GenerationSettings,
+    urls: Sequence[str],
+    measures: Measures | None,
+) -> RemoteGenerator:
+    """Make a generator of servers that run this model already; its weights are not loaded here.
+
+    Raises:
+        ConfigError: a URL is none, or nobody says how long the context is.
+    """
+    told, remote = reads.tokenizer.facts, settings.remote
+    context_tokens = settings.engine.context_tokens or told.context_tokens
+    if context_tokens is None:
+        raise ConfigError(
+            f"{spec.model}: its files do not say how many tokens it can take; set generation.engine.context_tokens"
+        )
+    facts = EngineFacts(
+        context_tokens=context_tokens,
+        vocabulary=told.vocabulary,
+        slots=remote.max_outstanding * len(urls),
+        end_ids=told.end_ids,
+        kv_bytes_per_token=0,
+        grammars=frozenset({"json_schema", "regex", "choice"}),
+    )
+    return RemoteGenerator(
+        spec.model, urls, facts=facts, settings=remote, token=remote.token or None, measures=measures
+    )
 
 
 def _vocabulary(spec: VariantSpec, directory: Path) -> Vocabulary:
@@ -129,7 +167,7 @@ def _vocabulary(spec: VariantSpec, directory: Path) -> Vocabulary:
     return Vocabulary(tokenizer=loaded, template=template, answer=spec.answer or None)
 
 
-async def _prove(spec: VariantSpec, files: VariantFiles, generator: ProcessGenerator) -> None:
+async def _prove(spec: VariantSpec, files: VariantFiles, generator: Generator) -> None:
     """Continue the golden prompts and compare every token."""
     if files.is_golden_damaged:
         return

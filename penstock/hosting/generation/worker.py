@@ -40,7 +40,8 @@ from penstock.hosting.generation.frames import (
     failure_of,
     to_worker,
 )
-from penstock.hosting.generation.loop import EngineLoop, Load, Totals
+from penstock.hosting.generation.generator import Load, Totals
+from penstock.hosting.generation.loop import EngineLoop
 from penstock.process.telemetry import LogSettings, log, setup_service_logging
 
 _log = logging.getLogger(__name__)

@@ -39,7 +39,7 @@ from penstock.hosting.generation.frames import (
     error_of,
     from_worker,
 )
-from penstock.hosting.generation.loop import Load, Totals
+from penstock.hosting.generation.generator import Load, Totals
 from penstock.hosting.generation.settings import WorkerSettings
 from penstock.process.exit_status import status_words
 from penstock.process.telemetry import log

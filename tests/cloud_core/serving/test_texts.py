@@ -16,10 +16,16 @@ from cloud_core.serving.texts import TextPlane
 from cloud_core.settings import ServingSettings, TenantSettings
 from penstock.artifact.layout import Layout, VariantDraft
 from penstock.errors import InvalidInput, QuotaExceeded, Unavailable
+from penstock.generation import tokenizer
+from penstock.generation.answer_text import AnswerText
 from penstock.generation.plane import Chat, TextAnswer, TextRequest
 from penstock.generation.values import TokenEvent
+from penstock.hosting.generation import text_model
+from penstock.hosting.generation.settings import GenerationSettings, RemoteSettings
+from penstock.runtime.generation import GenerationOptions, load
 from tests.cloud_core.rig import Rig, rig_of, soon
-from tests.language import CLOUD, NAME, golden_of, references, text_draft, text_layout
+from tests.language import CLOUD, MODELS, NAME, golden_of, references, text_draft, text_layout
+from tests.penstock.hosting.generation.letters_server import serving
 from tests.penstock.hosting.rig import rows
 
 Put = Callable[..., Any]
@@ -63,6 +69,41 @@ async def test_an_open_request_is_answered_as_certified(rig: Rig, put: Put, tmp_
     assert "\n" not in "".join(event.text for event in events)
     _, same = await ask(rig, TextRequest(model=NAME, prompt=tuple(answer.prompt_ids)))
     assert [event.token for event in same] == [event.token for event in events]
+
+
+async def test_a_model_that_servers_of_others_run_is_proved_there_and_answers_from_there(
+    registry: Registry, put: Put, tmp_path: Path
+) -> None:
+    pieces = tokenizer.load(text_model.read_files(MODELS / CLOUD)).pieces
+    engine = load("onnxruntime", MODELS / CLOUD, GenerationOptions())
+    async with serving(engine=engine, text=lambda request: AnswerText(request, pieces)) as server:
+        remote = RemoteSettings(urls={NAME: (server.url,)})
+        rig = rig_of(registry, ServingSettings(generation=GenerationSettings(remote=remote)))
+        await put(rig.registry, text_layout(tmp_path))
+        await rig.settle()
+        assert [state.state for state in rig.controller.index()] == ["READY"]
+        row = max(references(CLOUD), key=lambda one: min(one["margins"][:4]))
+        request = TextRequest(model=NAME, prompt=tuple(row["ids"]), max_new_tokens=4, stop=())
+        _, events = await ask(rig, request)
+        assert [event.token for event in events] == row["new"][:4]
+        assert [len(body["prompt"]) for body in server.bodies[-1:]] == [len(row["ids"])]
+        (served,) = rig.plane.served_texts()
+        counts = served.model.generator.counts()
+        assert (counts.totals.ended, counts.load.running) == (len(server.bodies) - 1, 0), "all but the probe"
+        await rig.controller.close(0.0)
+    engine.close()
+
+
+async def test_a_server_that_runs_another_model_is_not_used(registry: Registry, put: Put, tmp_path: Path) -> None:
+    async with serving() as server:  # answers each prompt with itself
+        remote = RemoteSettings(urls={NAME: (server.url,)})
+        rig = rig_of(registry, ServingSettings(generation=GenerationSettings(remote=remote)))
+        await put(rig.registry, text_layout(tmp_path))
+        await rig.settle()
+        (state,) = rig.controller.index()
+        assert state.state == "UNAVAILABLE"
+        assert "golden prompt 0" in state.reason
+        await rig.controller.close(0.0)
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [

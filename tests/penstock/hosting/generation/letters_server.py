@@ -13,10 +13,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from penstock.errors import PenstockError
+from penstock.generation.answer_text import AnswerText
 from penstock.generation.values import GenerationRequest, TokenEvent
 from penstock.hosting.generation.loop import EngineLoop
 from penstock.hosting.generation.settings import LineSettings
-from penstock.runtime.generation import GenerationOptions
+from penstock.runtime.generation import GenerationEngine, GenerationOptions
 from penstock.runtime.generation.scripted import Script, ScriptedEngine
 from tests.penstock.hosting.generation.letters import letters
 
@@ -59,14 +60,20 @@ def usage(prompt: int, completion: int, cached: int = 0) -> bytes:
 class Server:
     """``answer`` may be changed while it runs; ``bodies`` are the requests, ``closed`` counts clients that went."""
 
-    def __init__(self, answer: Recorded | None = None) -> None:
+    def __init__(
+        self,
+        answer: Recorded | None = None,
+        engine: GenerationEngine | None = None,
+        text: Callable[[GenerationRequest], AnswerText] = letters,
+    ) -> None:
         self.answer = answer
         self.bodies: list[dict[str, Any]] = []
         self.closed = 0
         self.url = ""
-        engine = ScriptedEngine(Script(context_tokens=100_000), GenerationOptions(slots=4, chunk_tokens=512))
+        if engine is None:
+            engine = ScriptedEngine(Script(context_tokens=100_000), GenerationOptions(slots=4, chunk_tokens=512))
         self.engine = engine
-        self._loop = EngineLoop(engine, letters, LineSettings().of(engine.facts), asyncio.get_running_loop().time)
+        self._loop = EngineLoop(engine, text, LineSettings().of(engine.facts), asyncio.get_running_loop().time)
         self.connections: set[asyncio.Task[None]] = set()
         self._ids = itertools.count()
         self._queues: dict[str, asyncio.Queue[TokenEvent | PenstockError]] = {}
@@ -135,7 +142,7 @@ class Server:
             while True:
                 token = await told.get()
                 assert isinstance(token, TokenEvent)
-                more = {"stop_reason": token.matched_stop, "token_ids": [token.token]}
+                more = {"stop_reason": token.matched_stop, "token_ids": [token.token], "logprobs": None}
                 writer.write(chunk(token.text, token.finish, **more))
                 await writer.drain()
                 if token.usage is not None:
@@ -148,8 +155,11 @@ class Server:
 
 
 @asynccontextmanager
-async def serving(answer: Recorded | None = None, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[Server]:
-    made = Server(answer)
+async def serving(
+    answer: Recorded | None = None, *, tls: ssl.SSLContext | None = None, **runs: Any
+) -> AsyncIterator[Server]:
+    """``runs`` are the engine and the text of a server that replays nothing."""
+    made = Server(answer, **runs)
     listening = await asyncio.start_server(made.connected, "127.0.0.1", 0, ssl=tls)
     made.url = f"http{'' if tls is None else 's'}://127.0.0.1:{listening.sockets[0].getsockname()[1]}/v1"
     stepping = asyncio.create_task(made.step_for_ever())

@@ -26,7 +26,8 @@ from penstock.hosting.generation.frames import (
     from_worker,
     to_worker,
 )
-from penstock.hosting.generation.loop import Load, Times, Totals
+from penstock.hosting.generation.generator import Load, Totals
+from penstock.hosting.generation.loop import Times
 from penstock.runtime.generation import EngineFacts
 from tests.penstock.hosting.generation.letters import asked
 

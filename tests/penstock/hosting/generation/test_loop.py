@@ -12,7 +12,8 @@ from penstock.errors import DeadlineExceeded, Internal, InvalidInput, PenstockEr
 from penstock.generation import tokenizer
 from penstock.generation.answer_text import AnswerText
 from penstock.generation.values import GenerationRequest, SampledToken, TokenEvent
-from penstock.hosting.generation.loop import EngineLoop, Load, Totals, Turn
+from penstock.hosting.generation.generator import Load, Totals
+from penstock.hosting.generation.loop import EngineLoop, Turn
 from penstock.hosting.generation.settings import LineSettings
 from penstock.runtime.generation import GenerationOptions
 from penstock.runtime.generation.scripted import Script, ScriptedEngine
