@@ -22,7 +22,7 @@ from compiler.measure.metrics import METRICS, Metric
 from compiler.recipe.choices import LabelForm, Task
 from penstock.errors import CompileError, InvalidInput
 from penstock.policy.decoding import Answers, Decoder, Form
-from penstock.wire.tensors import Array, TensorSpec
+from penstock.wire.tensors import Array, TensorSpec, listing
 
 Rows = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -114,7 +114,7 @@ def scored_output(task: Task, outputs: Sequence[TensorSpec], wanted: str, *, bes
         CompileError: there is none, or more than one; the message lists every output with its shape.
     """
     form = TASKS[task].form
-    listed = ", ".join(f"{spec.name} {spec.datatype}{list(spec.shape)}" for spec in outputs)
+    listed = listing(outputs)
     if wanted:
         found = [spec for spec in outputs if spec.name == wanted]
         if not found:

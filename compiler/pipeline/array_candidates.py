@@ -22,13 +22,12 @@ from compiler.measure import gate, quality
 from compiler.pipeline import recipe_models, trials
 from compiler.pipeline.cached_steps import CachedSteps, Model, as_it_is
 from compiler.pipeline.candidates import Candidate, Contest
-from compiler.pipeline.recipe_models import listing
 from compiler.pipeline.trials import Setting, Training, Trial
 from compiler.progress import Doing
 from compiler.recipe.recipes import PruneSection, Recipe
 from penstock import wording
 from penstock.errors import CalibrationError, CompileError, MissingExtra
-from penstock.wire.tensors import Array, is_compatible
+from penstock.wire.tensors import Array, is_compatible, listing
 
 
 def compete(steps: CachedSteps, setting: Setting, cloud: Model) -> Contest:

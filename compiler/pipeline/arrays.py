@@ -37,7 +37,7 @@ from penstock.errors import CompileError, Internal, InvalidInput
 from penstock.policy import confidence
 from penstock.policy.decoding import CLASSES
 from penstock.runtime import Engine
-from penstock.wire.tensors import Array, TensorSpec, is_compatible
+from penstock.wire.tensors import Array, TensorSpec, is_compatible, listing
 
 SMOKE_ROWS = 64
 _DATA_SUFFIX = ".data"
@@ -395,6 +395,6 @@ def _check_pairs(recipe: Recipe, models: Mapping[str, Model]) -> None:
         for what, ours, theirs in (("inputs", edge.inputs, cloud.inputs), ("outputs", edge.outputs, cloud.outputs)):
             if not is_compatible(ours, theirs):
                 raise CompileError(
-                    f"{role}.model and cloud.model disagree on {what}: {recipe_models.listing(ours)} and "
-                    f"{recipe_models.listing(theirs)}; the cloud could not answer for the edge"
+                    f"{role}.model and cloud.model disagree on {what}: {listing(ours)} and "
+                    f"{listing(theirs)}; the cloud could not answer for the edge"
                 )

@@ -18,7 +18,6 @@ from compiler.measure import quality
 from compiler.measure.metrics import METRICS, Metric
 from compiler.measure.quality import Function, Judge
 from compiler.pipeline.cached_steps import Model
-from compiler.pipeline.recipe_models import listing
 from compiler.recipe.recipes import ModelSection, Recipe
 from penstock.artifact.manifests import VariantSpec, decoder_of
 from penstock.errors import CalibrationError, CompileError, ConfigError, InvalidInput
@@ -26,7 +25,7 @@ from penstock.policy.confidence import Kind
 from penstock.policy.decoding import Answers, Decoder, Decoding, joined, kind_of
 from penstock.process.config import nearest
 from penstock.runtime import Engine
-from penstock.wire.tensors import Array
+from penstock.wire.tensors import Array, listing
 
 _KIND_ROWS = 64
 _METRIC, _CORRECT = "model.metric", "model.correct"

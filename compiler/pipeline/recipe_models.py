@@ -26,7 +26,7 @@ from compiler.recipe.source_section import SourceSection
 from compiler.sources.exported import Exported
 from penstock import toolchain
 from penstock.errors import CompileError, Internal, InvalidInput
-from penstock.wire.tensors import TensorSpec, listed
+from penstock.wire.tensors import TensorSpec, listed, listing
 
 if TYPE_CHECKING:
     from compiler.passes.distill import DistillJob
@@ -321,11 +321,6 @@ def _distill_job(recipe: Recipe, rung: Rung, teacher: Model, data: Dataset, smok
         data=data,
         smoke_rows=smoke_rows,
     )
-
-
-def listing(specs: tuple[TensorSpec, ...]) -> str:
-    """Write inputs or outputs in a line, for messages."""
-    return ", ".join(f"{spec.name} {spec.datatype}{list(spec.shape)}" for spec in specs)
 
 
 def _check_inputs(role: str, inputs: tuple[TensorSpec, ...]) -> None:

@@ -134,14 +134,14 @@ def check_signature(spec: VariantSpec, engine: Engine) -> None:
     for what, described, loaded in (("inputs", spec.inputs, engine.inputs), ("outputs", spec.outputs, engine.outputs)):
         if not tensors.is_compatible(described, loaded):
             raise ArtifactError(
-                f"the weights are not what the spec describes: {what} are {_listing(loaded)}, described "
-                f"{_listing(described)}"
+                f"the weights are not what the spec describes: {what} are {tensors.listing(loaded)}, described "
+                f"{tensors.listing(described)}"
             )
     score_output, *others = decoder_of(spec).answered_by
     named = [("score_output", score_output), *(("decoding", name) for name in others), ("probe_output", spec.probe)]
     for what, name in named if spec.probe else named[:-1]:
         if name not in {output.name for output in engine.outputs}:
-            raise ArtifactError(f"{what} {name!r} is no output; there are {_listing(engine.outputs)}")
+            raise ArtifactError(f"{what} {name!r} is no output; there are {tensors.listing(engine.outputs)}")
 
 
 def replay(spec: VariantSpec, vectors: bytes | None, engine: Engine) -> Mapping[str, Array]:
@@ -253,7 +253,3 @@ def _filled(spec: TensorSpec, sample: Array | None, rows: int) -> Array:
         shape[0] = rows
     dtype = tensors.numpy_dtype(spec.datatype)
     return np.full(shape, b"", dtype=object) if dtype.kind == "O" else np.zeros(shape, dtype=dtype)
-
-
-def _listing(specs: Sequence[TensorSpec]) -> str:
-    return ", ".join(f"{s.name} {s.datatype}{list(s.shape)}" for s in specs) or "none"

@@ -240,6 +240,11 @@ def listed(sizes: Sequence[int]) -> str:
     return f"{', '.join(most)} or {last}" if most else last
 
 
+def listing(specs: Sequence[TensorSpec]) -> str:
+    """Write inputs or outputs in a line, for messages."""
+    return ", ".join(f"{spec.name} {spec.datatype}{list(spec.shape)}" for spec in specs) or "none"
+
+
 def is_compatible(ones: Sequence[TensorSpec], others: Sequence[TensorSpec]) -> bool:
     """Say whether two lists describe the same tensors: names, datatypes and ranks are equal, and so is every dimension
     that is known on both sides. Exporters and optimizers differ in which they infer.
@@ -292,7 +297,7 @@ def _misnamed(inputs: Mapping[str, Array], specs: Sequence[TensorSpec]) -> Inval
     else:
         name = next(name for name in known if name not in inputs)
         text = f"{name!r} is missing"
-    return InvalidInput(f"inputs: {text}; the model takes {_listing(specs)}", field=f"inputs.{name}")
+    return InvalidInput(f"inputs: {text}; the model takes {listing(specs)}", field=f"inputs.{name}")
 
 
 def _split_bytes(data: bytes | memoryview, count: int, field: str) -> Array:
@@ -313,7 +318,3 @@ def _split_bytes(data: bytes | memoryview, count: int, field: str) -> Array:
     if at != len(data):
         raise InvalidInput(f"{field}: {len(data) - at} raw bytes left over after {count} elements", field=field)
     return items
-
-
-def _listing(specs: Sequence[TensorSpec]) -> str:
-    return ", ".join(f"{s.name} {s.datatype}{list(s.shape)}" for s in specs)
