@@ -144,20 +144,7 @@ class Agent:
         stack.push_async_callback(hosting.close)
         self.heartbeats = self._heartbeats(link)
         self.dataplane = DataPlane(hosting, escalator, settings.cascade, settings.limits)
-        cloud_texts = CloudTexts(
-            settings.escalation.text_url or settings.registry,
-            settings.escalation,
-            settings.generation.remote,
-            token=settings.token,
-        )
-        stack.push_async_callback(cloud_texts.close)
-        self.texts = TextPlane(
-            self.dataplane,
-            cloud_texts,
-            settings.cascade,
-            settings.generation.limits,
-            max_audits=settings.escalation.max_text_audits,
-        )
+        self.texts = self._text_plane(stack)
         self._parts = Parts(
             settings=settings,
             device=self.device,
@@ -178,6 +165,23 @@ class Agent:
             drain_s=limits.drain_s,
             max_harm_of=lambda model: cascade.max_harm_of.get(model, cascade.max_harm),
             generation=self.settings.generation,
+        )
+
+    def _text_plane(self, stack: contextlib.AsyncExitStack) -> TextPlane:
+        settings = self.settings
+        cloud = CloudTexts(
+            settings.escalation.text_url or settings.registry,
+            settings.escalation,
+            settings.generation.remote,
+            token=settings.token,
+        )
+        stack.push_async_callback(cloud.close)
+        return TextPlane(
+            self.dataplane,
+            cloud,
+            settings.cascade,
+            settings.generation.limits,
+            max_audits=settings.escalation.max_text_audits,
         )
 
     def _delivery(self, outcomes: Outcomes, link: FleetLink) -> Delivery:

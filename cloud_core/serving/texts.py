@@ -17,13 +17,12 @@ from cloud_core.serving.dataplane import DataPlane, Ticket
 from cloud_core.serving.served_text import ServedText
 from cloud_core.settings import ServingSettings, TenantSettings
 from penstock.errors import InvalidInput
-from penstock.generation.plane import Chat, TextAnswer, TextModel, TextRequest
+from penstock.generation.plane import TextAnswer, TextModel, TextRequest
 from penstock.generation.values import GenerationRequest, TokenEvent
 from penstock.hosting.generation import prompts
+from penstock.hosting.generation.answer_cache import AnswerCache, cache_key
 from penstock.policy.token_budget import Moment, TokenQuota
 from penstock.wire.context import RequestContext
-
-_LONG_PROMPT_CHARS = 16_384  # to be tokenized in a thread: several milliseconds of the event loop
 
 
 class TokenAccounts:
@@ -68,6 +67,7 @@ class TextPlane:
 
     Attributes:
         accounts: what tenants have spent.
+        cache: answers that were given before; they cost a tenant nothing.
     """
 
     def __init__(
@@ -87,6 +87,7 @@ class TextPlane:
         """
         self._plane, self._settings = plane, settings.generation
         self._seeds, self._date = seeds, date
+        self.cache = AnswerCache(self._settings.limits.cache_bytes)
         self.accounts = TokenAccounts(tenants, asyncio.get_running_loop().time, date)
         self._numbers = itertools.count()
 
@@ -111,7 +112,7 @@ class TextPlane:
         context = context.or_within(self._settings.limits.default_timeout_s)
         served.last_used_at = context.arrived_at
         return TextAnswer(
-            events=self._events(served, asked, context),
+            events=self._events(served, asked, context, is_repeatable=prompts.is_repeatable(request)),
             prompt_ids=asked.prompt_ids,
             token_bytes=served.model.token_bytes,
             account={"served_by": "cloud", "variant": served.variant.digest},
@@ -136,29 +137,26 @@ class TextPlane:
         def prepare() -> GenerationRequest:
             return prompts.prepared(request, model.reads, model.facts, self._settings.limits, id=id, seed=seed, at=at)
 
-        return await asyncio.to_thread(prepare) if _is_long(request) else prepare()
+        return prepare() if prompts.is_quick(request) else await asyncio.to_thread(prepare)
 
     async def _events(
-        self, served: ServedText, asked: GenerationRequest, context: RequestContext
+        self, served: ServedText, asked: GenerationRequest, context: RequestContext, *, is_repeatable: bool
     ) -> AsyncGenerator[TokenEvent, None]:
+        key = cache_key(asked, model=served.variant.digest, tenant=context.tenant) if is_repeatable else None
+        if self.cache.max_bytes:
+            for event in self.cache.get(key) or ():
+                yield event
+                if event.finish is not None:
+                    return
         # reserved here, not before: an iterator that nobody begins to read runs no clean-up either
         self.accounts.reserve(context.tenant, asked)
-        used = 0
+        said: list[TokenEvent] = []
         try:
             events = served.model.generate(asked, deadline=context.deadline, priority=context.priority)
             async with contextlib.aclosing(events):
                 async for event in events:
-                    used = max(used, len(asked.prompt_ids)) + 1
+                    said.append(event)
                     yield event
         finally:  # also for whoever went away
-            self.accounts.settle(context.tenant, asked.id, used)
-
-
-def _is_long(request: TextRequest) -> bool:
-    match request.prompt:
-        case str() as text:
-            return len(text) > _LONG_PROMPT_CHARS
-        case Chat() as chat:
-            return sum(len(str(message.get("content", ""))) for message in chat.messages) > _LONG_PROMPT_CHARS
-        case tuple():
-            return False
+            self.accounts.settle(context.tenant, asked.id, len(asked.prompt_ids) + len(said) if said else 0)
+        self.cache.put(key, said)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from edge_agent.policy import audit as auditing
 from edge_agent.policy import cascade
@@ -17,11 +17,10 @@ from edge_agent.policy.audit import Audit
 from edge_agent.policy.cascade import CascadeMode
 from edge_agent.serving.array_model import ArrayModel
 from edge_agent.serving.counts import Outcomes, Tally
-from penstock.artifact import certificates
-from penstock.artifact.certificates import Certificate, Subject
-from penstock.artifact.manifests import Variant, columns_of
-from penstock.artifact.variant_files import VariantFiles
-from penstock.errors import CertificateMismatch, ConfigError, InvalidInput, NotFound, Unavailable
+from edge_agent.serving.load_plan import LoadPlan, usable_certificate
+from penstock.artifact.certificates import Certificate
+from penstock.artifact.manifests import columns_of
+from penstock.errors import InvalidInput, NotFound, Unavailable
 from penstock.hosting import loading
 from penstock.hosting.generation import text_model
 from penstock.hosting.generation.settings import GenerationSettings
@@ -35,32 +34,6 @@ from penstock.wire.outcomes import NOTHING, OutcomeCounts
 
 _LOG = logging.getLogger(__name__)
 _MIN_PREFIX = len("sha256:") + 12
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadPlan:
-    """What to load.
-
-    Attributes:
-        version: the tag.
-        files: what the variant is loaded from, verified.
-        certificate_digest: of its manifest; "" where there is none.
-        certificate: None where the artifact has none, or it cannot be read.
-        subject: what a certificate of this variant has to be about, its cloud variant among it.
-        damaged: what of it cannot be read on this disk, and what that means; "" when all of it can.
-        shares_tokenizer: the cloud's variant reads texts by the same file, so that token ids mean the same to both.
-    """
-
-    model: str
-    version: str
-    artifact_digest: str
-    variant: Variant
-    files: VariantFiles
-    certificate_digest: str
-    certificate: Certificate | None
-    subject: Subject
-    damaged: str = ""
-    shares_tokenizer: bool = True
 
 
 class Hosted:
@@ -96,7 +69,7 @@ class Hosted:
         self.idle.set()
         self._run_length = run_length
         self.on_alarm: Callable[[], None] = lambda: None
-        self._certificate, self._problem = _usable_certificate(plan, max_harm)
+        self._certificate, self._problem = usable_certificate(plan, max_harm)
         self._audit = _restored(plan, self._certificate, audits, tally.total)
         self.account: dict[str, Parameter] = {"artifact": plan.artifact_digest, "certificate": ""}
         if self._certificate is not None:
@@ -390,13 +363,3 @@ def _restored(
         return None
     promise = (plan.artifact_digest, plan.certificate_digest, certificate.max_harm)
     return auditing.restored(audits, promise, counts, certificate.audit_max_harm)
-
-
-def _usable_certificate(plan: LoadPlan, max_harm: float | None) -> tuple[Certificate | None, str]:
-    """Return the plan's certificate at the level asked for, and why it must not be used; one of them is empty."""
-    if plan.certificate is None:
-        return None, plan.damaged if plan.certificate_digest else "the artifact has no certificate"
-    try:
-        return certificates.usable(plan.certificate, plan.subject, max_harm=max_harm, probe=plan.variant.spec.probe), ""
-    except (CertificateMismatch, ConfigError) as error:
-        return None, error.message

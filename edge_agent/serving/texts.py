@@ -31,6 +31,7 @@ from penstock.generation.plane import Chat, TextAnswer, TextModel, TextRequest
 from penstock.generation.values import GenerationRequest, TokenEvent
 from penstock.hosting.generation import prompts
 from penstock.hosting.generation.settings import TextLimits
+from penstock.hosting.generation.text_model import TextModel as ServedModel
 from penstock.wire.context import RequestContext
 from penstock.wire.inference import Parameter
 
@@ -67,6 +68,12 @@ class _Work:
     promise: Promise | None
     account: dict[str, Parameter]
     is_drawn: bool
+    is_recorded: bool = False
+
+    def record(self, outcome: str) -> None:
+        """Count what became of it, once."""
+        self.is_recorded = True
+        self.hosted.tally.record(**{outcome: 1})
 
 
 class TextPlane:
@@ -122,10 +129,7 @@ class TextPlane:
         hosted = self._plane.hosting.get(request.model, request.version)
         model = hosted.texts
         is_private = _flag(request, "local_only")
-        asked = prompts.prepared(
-            request, model.reads, model.facts, self._limits,
-            id=str(next(self._numbers)), seed=secrets.randbits(63), at=self._date(),
-        )  # fmt: skip
+        asked = await self._prepared(model, request)
         promise = _promise(hosted)
         start = text_cascade.start(
             asked,
@@ -155,6 +159,14 @@ class TextPlane:
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
+    async def _prepared(self, model: ServedModel, request: TextRequest) -> GenerationRequest:
+        id, seed, at = str(next(self._numbers)), secrets.randbits(63), self._date()
+
+        def prepare() -> GenerationRequest:
+            return prompts.prepared(request, model.reads, model.facts, self._limits, id=id, seed=seed, at=at)
+
+        return prepare() if prompts.is_quick(request) else await asyncio.to_thread(prepare)
+
     async def _counted(self, work: _Work) -> Events:
         """Account for one request in the model that it is for."""
         hosted = work.hosted
@@ -162,11 +174,12 @@ class TextPlane:
         hosted.in_flight += 1
         hosted.idle.clear()
         try:
-            async with contextlib.aclosing(self._events(work)) as events:
+            async with contextlib.aclosing(await self._source(work)) as events:
                 async for event in events:
                     yield event
-        except BaseException as error:  # also a client that went away: this request got no answer
-            hosted.tally.record(failed=1)
+        except BaseException as error:
+            if not work.is_recorded:  # also a client that went away: this request got no answer
+                work.record("failed")
             now = hosted.texts.generator.counts()
             has_died = now.crashes + now.hangs > counts.crashes + counts.hangs
             hosted.failures += isinstance(error, Internal) or (has_died and isinstance(error, Unavailable))
@@ -176,23 +189,17 @@ class TextPlane:
             if not hosted.in_flight:
                 hosted.idle.set()
 
-    async def _events(self, work: _Work) -> Events:
+    async def _source(self, work: _Work) -> Events:
+        """Decide where an answer comes from."""
         start, promise = work.start, work.promise
-        draft = None
-        if start.drafts and (start.outside or promise is None):
-            source = self._by_device(work, start.reason)  # nothing is decided about it, so nothing is held back
-        else:
-            if start.drafts and promise is not None:
-                draft = await self._drafted(work, promise)
-                if start.reason is Reason.PRIVACY or self._is_kept(work, draft, promise):
-                    source = self._kept(work, draft)
-                else:
-                    source = self._escalated(work, draft)
-            else:
-                source = self._escalated(work, None)
-        async with contextlib.aclosing(source) as events:
-            async for event in events:
-                yield event
+        if not start.drafts:
+            return self._escalated(work, None)
+        if start.outside or promise is None:
+            return self._by_device(work, start.reason)  # nothing is decided about it, so nothing is held back
+        draft = await self._drafted(work, promise)
+        if start.reason is Reason.PRIVACY or self._is_kept(work, draft, promise):
+            return self._kept(work, draft)
+        return self._escalated(work, draft)
 
     async def _drafted(self, work: _Work, promise: Promise) -> _Draft:
         """Let the device answer; stop as soon as the answer can only be escalated."""
@@ -225,7 +232,7 @@ class TextPlane:
         is_private = work.start.reason is Reason.PRIVACY
         reason = Reason.PRIVACY if is_private else Reason.CONFIDENT
         work.account |= {"served_by": "edge", "reason": reason.value}
-        work.hosted.tally.record(**{"unreachable" if is_private else "kept": 1})
+        work.record("unreachable" if is_private else "kept")
         if work.is_drawn:
             self.auditor.submit(TextDraw(work.hosted, work.asked, draft.text))
         for event in draft.events:
@@ -250,7 +257,7 @@ class TextPlane:
             if work.is_drawn:
                 work.hosted.note_audit(audited=1, harm=0)
             work.account |= {"served_by": "cloud", "reason": reason.value}
-            work.hosted.tally.record(escalated=1)
+            work.record("escalated")
             source = events
         async with contextlib.aclosing(source) as answer:
             async for event in answer:
@@ -266,7 +273,7 @@ class TextPlane:
     async def _by_device(self, work: _Work, reason: Reason, draft: _Draft | None = None) -> Events:
         """Give the device's answer although nothing promises that it is good enough."""
         work.account |= {"served_by": "edge", "reason": reason.value}
-        work.hosted.tally.record(unreachable=1)
+        work.record("unreachable")
         if draft is not None and draft.is_whole:
             for event in draft.events:
                 yield event

@@ -11,7 +11,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from edge_agent.policy.audit import Audit
 from edge_agent.policy.model_state import Slot
-from edge_agent.serving.hosting import Hosted, LoadPlan
+from edge_agent.serving.hosting import Hosted
+from edge_agent.serving.load_plan import LoadPlan
 from edge_agent.updates.store import in_thread
 from edge_agent.updates.tools import Tools, as_internal
 from penstock.errors import DigestMismatch, NotFound, PenstockError, SignatureError, StorageError

@@ -17,7 +17,7 @@ from typing import ParamSpec, TypeVar
 
 from edge_agent.identity import LOCK_FILE
 from edge_agent.policy.model_state import ModelState, Slot
-from edge_agent.serving.hosting import LoadPlan
+from edge_agent.serving.load_plan import LoadPlan
 from edge_agent.updates import state_format
 from edge_agent.updates.documents import Documents
 from penstock.artifact import manifests, variant_files

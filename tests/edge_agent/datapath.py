@@ -23,7 +23,8 @@ from edge_agent.serving.cloud_texts import CloudTexts
 from edge_agent.serving.counts import Outcomes
 from edge_agent.serving.dataplane import DataPlane
 from edge_agent.serving.escalation import Escalator
-from edge_agent.serving.hosting import Hosted, Hosting, LoadPlan
+from edge_agent.serving.hosting import Hosted, Hosting
+from edge_agent.serving.load_plan import LoadPlan
 from edge_agent.serving.texts import TextPlane
 from edge_agent.settings import CascadeSettings, EscalationSettings, LimitsSettings
 from penstock.artifact.certificates import Certificate, Subject

@@ -47,6 +47,7 @@ class AnswerCache:
     """Answers by key, the one that was used last at the end.
 
     Attributes:
+        max_bytes: that it may take.
         size_bytes: that it takes.
         hits: answers that were found.
         misses: that were not.
@@ -60,7 +61,7 @@ class AnswerCache:
         """
         if max_bytes < 0:
             raise ConfigError(f"max_bytes ({max_bytes}) must not be negative")
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._answers: OrderedDict[bytes, bytes] = OrderedDict()
         self.size_bytes = self.hits = self.misses = 0
 
@@ -87,12 +88,12 @@ class AnswerCache:
             return
         content = _encoder.encode(tuple(events))
         size = len(content) + _BESIDE_BYTES
-        if size * _LARGEST_SHARE > self._max_bytes:
+        if size * _LARGEST_SHARE > self.max_bytes:
             return
         self._drop(key)
         self._answers[key] = content
         self.size_bytes += size
-        while self.size_bytes > self._max_bytes:
+        while self.size_bytes > self.max_bytes:
             self._drop(next(iter(self._answers)))
 
     def _drop(self, key: bytes) -> None:

@@ -25,6 +25,7 @@ from penstock.runtime.generation import EngineFacts
 from penstock.runtime.generation.requests import check
 
 GREEDY = Sampling()
+_QUICK_CHARS = 16_384
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,24 @@ class Vocabulary:
     tokenizer: Tokenizer
     template: ChatTemplate | None
     answer: AnswerSpec | None
+
+
+def is_quick(request: TextRequest) -> bool:
+    """Say whether preparing a request takes no time that an event loop would feel: a conversation is rendered by a
+    template that others wrote, and tokenizing a long text takes milliseconds."""
+    match request.prompt:
+        case str() as text:
+            return len(text) <= _QUICK_CHARS
+        case Chat():
+            return False
+        case tuple():
+            return True
+
+
+def is_repeatable(request: TextRequest) -> bool:
+    """Say whether the same request again is answered the same: greedily, or with a seed that the client named."""
+    sampling = request.sampling or GREEDY
+    return sampling.is_greedy or sampling.seed is not None
 
 
 def prepared(

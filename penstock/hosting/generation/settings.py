@@ -156,12 +156,15 @@ class TextLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         max_new_tokens: of an answer; 0 for as many as the context has room for.
         usual_new_tokens: of an answer whose request names no number, where none was certified either.
         default_timeout_s: deadline of a request that names none.
+        cache_bytes: of whole answers that are kept for requests that are the same in every token, greedy or seeded, by
+            tenant; 0 keeps none. In the core only.
     """
 
     max_prompt_tokens: Annotated[int, Meta(ge=0)] = 0
     max_new_tokens: Annotated[int, Meta(ge=0)] = 0
     usual_new_tokens: Count = 512
     default_timeout_s: Positive = 600.0
+    cache_bytes: Annotated[int, Meta(ge=0, le=_TIB)] = 0
 
     def of(self, facts: EngineFacts) -> TokenLimits:
         """Add what the engine has room for."""

@@ -19,9 +19,9 @@ from penstock.errors import InvalidInput, QuotaExceeded, Unavailable
 from penstock.generation import tokenizer
 from penstock.generation.answer_text import AnswerText
 from penstock.generation.plane import Chat, TextAnswer, TextRequest
-from penstock.generation.values import TokenEvent
+from penstock.generation.values import Sampling, TokenEvent
 from penstock.hosting.generation import text_model
-from penstock.hosting.generation.settings import GenerationSettings, RemoteSettings
+from penstock.hosting.generation.settings import GenerationSettings, RemoteSettings, TextLimits
 from penstock.runtime.generation import GenerationOptions, load
 from tests.cloud_core.rig import Rig, rig_of, soon
 from tests.language import CLOUD, MODELS, NAME, golden_of, references, text_draft, text_layout
@@ -195,3 +195,27 @@ async def test_a_tenant_pays_for_what_was_made_also_when_its_client_goes_away(
         short = TextRequest(model=NAME, prompt=(1,) * 10, max_new_tokens=38, stop=())
         assert len([event async for event in (await plane.generate(ticket, context, short)).events]) == 38
         assert plane.accounts.tokens == {"acme": 60}
+
+
+async def test_the_same_question_is_answered_from_memory_where_that_is_wished(
+    rig: Rig, put: Put, tmp_path: Path
+) -> None:
+    await put(rig.registry, text_layout(tmp_path))
+    await rig.settle()
+    (served,) = rig.plane.served_texts()
+    generation = GenerationSettings(limits=TextLimits(cache_bytes=2**20))
+    plane = TextPlane(rig.plane, ServingSettings(generation=generation))
+
+    async def said(request: TextRequest, tenant: str = "") -> tuple[list[int], int]:
+        context = msgspec.structs.replace(rig.context(), tenant=tenant)
+        with plane.admit(context, NAME, "", 100) as ticket:
+            events = [event async for event in (await plane.generate(ticket, context, request)).events]
+        return [event.token for event in events], served.model.generator.counts().totals.ended
+
+    greedy = TextRequest(model=NAME, prompt=(1, 2, 3), max_new_tokens=4, stop=())
+    tokens, ended = await said(greedy)
+    assert await said(greedy) == (tokens, ended)
+    assert (await said(greedy, tenant="acme"))[1] == ended + 1
+    sampled = TextRequest(model=NAME, prompt=(1, 2, 3), max_new_tokens=4, stop=(), sampling=Sampling(temperature=1.0))
+    assert (await said(sampled))[1] == ended + 2
+    assert (await said(sampled))[1] == ended + 3

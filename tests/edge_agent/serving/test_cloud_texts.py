@@ -8,7 +8,8 @@ import pytest
 
 from edge_agent.serving.cloud_texts import CloudTexts
 from edge_agent.serving.counts import Outcomes
-from edge_agent.serving.hosting import Hosting, LoadPlan
+from edge_agent.serving.hosting import Hosting
+from edge_agent.serving.load_plan import LoadPlan
 from edge_agent.settings import EscalationSettings
 from penstock.artifact import manifests
 from penstock.artifact.layout import Layout, VariantDraft

@@ -10,7 +10,8 @@ import pytest
 
 from edge_agent.policy.cascade import CascadeMode
 from edge_agent.serving.counts import Outcomes
-from edge_agent.serving.hosting import Hosting, LoadPlan
+from edge_agent.serving.hosting import Hosting
+from edge_agent.serving.load_plan import LoadPlan
 from penstock.artifact import golden
 from penstock.artifact.golden import Golden
 from penstock.errors import ArtifactError, NotFound, Unavailable

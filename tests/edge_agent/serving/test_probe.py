@@ -11,7 +11,7 @@ import pytest
 from onnx import helper
 
 from edge_agent.policy.cascade import CascadeMode
-from edge_agent.serving.hosting import LoadPlan
+from edge_agent.serving.load_plan import LoadPlan
 from penstock.artifact.certificates import Certificate
 from penstock.errors import InvalidInput
 from penstock.wire.inference import InferRequest
