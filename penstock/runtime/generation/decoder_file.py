@@ -16,9 +16,9 @@ from penstock.errors import ArtifactError
 CONFIG_FILE = "genai_config.json"
 _MAX_CONFIG_BYTES = 1024**2
 
-TRIED = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "olmo"})
-"""Types of models with which slots answer as onnxruntime-genai does. Others may differ in what a graph computes from
-the length of a whole batch (``phi3`` chooses its rotary factors by it), which no interface shows."""
+TRIED = frozenset({"gemma", "granite", "llama", "mistral", "olmo", "qwen2", "qwen3", "smollm3"})
+"""Types of models with which slots were seen to answer as onnxruntime-genai does. Others may differ in what a graph
+computes from the length of a whole batch (``phi3`` chooses its rotary factors by it), which no interface shows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,8 @@
 """onnxruntime-genai behind the port: one generator a request, which take turns in every step.
 
-For models that slots cannot hold (``penstock.runtime.generation.slots``), for answers that have to keep to a grammar,
-and for GPUs. The only module that imports onnxruntime-genai. Tokens are drawn by ``penstock.generation.sampling`` as in
-slots, so a seed means the same; only under a grammar does onnxruntime-genai draw, since no one else sees its mask.
+For models that slots cannot hold (``penstock.runtime.generation.slots``), and for GPUs. The only module that imports
+onnxruntime-genai. Tokens are drawn by ``penstock.generation.sampling`` as in slots, so a seed means the same; only
+under a grammar does onnxruntime-genai draw, since no one else sees its mask.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import numpy as np
 
 from penstock.errors import ArtifactError, Internal, InvalidInput, missing_extra
 from penstock.generation.sampling import number_at, sample
-from penstock.generation.values import GenerationRequest, Grammar, SampledToken, Sampling
+from penstock.generation.values import GenerationRequest, SampledToken, Sampling
 from penstock.runtime.generation import EngineFacts, GenerationOptions
 from penstock.runtime.generation.decoder_file import read_config
+from penstock.runtime.generation.guidance import KINDS, check_end, guidance
 from penstock.runtime.generation.requests import check, finish_of
 from penstock.runtime.generation.step_plan import Unfinished, plan_step
 
@@ -31,7 +32,6 @@ except ImportError as error:  # the library is behind an extra
 
 og.disable_telemetry_events()
 
-_GRAMMARS = frozenset({"json_schema", "regex", "choice"})
 _GREEDY = Sampling()
 _DEVICES = {"cpu": "CPU", "cuda": "CUDA"}
 
@@ -74,6 +74,7 @@ class GenaiEngine:
     def admit(self, request: GenerationRequest) -> None:
         self._check_open()
         check(request, self.facts, [each.request.id for each in self._slots.values()])
+        check_end(request)
         if request.grammar is not None:
             _check_guided(request.sampling)
         seed = secrets.randbits(64) if request.sampling.seed is None else request.sampling.seed
@@ -194,7 +195,7 @@ def _facts(directory: Path, config: Mapping[str, Any], options: GenerationOption
             slots=options.slots,
             end_ids=frozenset(ends if isinstance(ends, list) else [ends]),
             kv_bytes_per_token=numbers * (4 if options.provider == "cpu" else 2),
-            grammars=_GRAMMARS,
+            grammars=KINDS,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{directory.name}: genai_config.json has no usable {error}; was it edited?") from error
@@ -221,34 +222,12 @@ def _generator(model: Any, request: GenerationRequest, seed: int) -> Any:
     )
     try:
         if request.grammar is not None:
-            parameters.set_guidance(*_guidance(request.grammar))
+            parameters.set_guidance(*guidance(request.grammar))
         return og.Generator(model, parameters)
     except (RuntimeError, ValueError) as error:
         if request.grammar is None:
             raise Internal(f"no generator for the request: {str(error)[:500]}") from error
         raise InvalidInput(f"grammar: {str(error)[:500]}", field="grammar") from error
-
-
-def _guidance(grammar: Grammar) -> tuple[str, str]:
-    """Return a grammar as llguidance has it. White space between the parts of JSON is what a model that is unsure fills
-    its limit with, so there is none.
-
-    Raises:
-        InvalidInput: text that is not what its kind says.
-    """
-    if grammar.kind == "regex":
-        return "regex", grammar.text
-    try:
-        value = json.loads(grammar.text)
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"grammar: a {grammar.kind} is JSON: {error}", field="grammar") from error
-    if grammar.kind == "json_schema":
-        if not isinstance(value, dict):
-            raise InvalidInput("grammar: a JSON schema is an object", field="grammar")
-        return "json_schema", json.dumps(value | {"x-guidance": {"whitespace_flexible": False}})
-    if not isinstance(value, list) or not value or not all(isinstance(each, str) and each for each in value):
-        raise InvalidInput("grammar: choices are a JSON list of texts", field="grammar")
-    return "lark_grammar", "start: " + " | ".join(json.dumps(each) for each in value)
 
 
 def _check_guided(asked: Sampling) -> None:

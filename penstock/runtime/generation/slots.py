@@ -2,8 +2,9 @@
 any two steps.
 
 Owns which request has which slot, what lies in each, and how far each request is. What a step computes is planned by
-``penstock.runtime.generation.step_plan``, tokens are drawn by ``penstock.generation.sampling``, and the graph is run by
-``penstock.runtime.generation.decoder``. Cannot hold to grammars.
+``penstock.runtime.generation.step_plan``, tokens are drawn by ``penstock.generation.sampling``, those that a grammar
+allows are known to ``penstock.runtime.generation.grammar``, and the graph is run by
+``penstock.runtime.generation.decoder``.
 
 Keys and values of a finished request stay in its slot until another needs it, and a prompt that begins like any slot's
 content computes only the rest.
@@ -22,12 +23,16 @@ from numpy.typing import NDArray
 
 from penstock.errors import ArtifactError, Internal, InvalidInput
 from penstock.generation.sampling import Drawn, number_at, sample, sample_greedy_rows
-from penstock.generation.values import GenerationRequest, SampledToken
+from penstock.generation.values import GenerationRequest, SampledToken, Sampling
 from penstock.runtime.generation import EngineFacts, GenerationOptions
 from penstock.runtime.generation.decoder import Decoder
 from penstock.runtime.generation.decoder_file import DecoderFile, read, read_config, unsuitable
+from penstock.runtime.generation.grammar import Grammars, Matcher
+from penstock.runtime.generation.guidance import KINDS, check_end
 from penstock.runtime.generation.requests import check, finish_of
 from penstock.runtime.generation.step_plan import Content, Unfinished, arrange, place, plan_step
+
+_LIKELIEST = Sampling()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -38,6 +43,7 @@ class _Running:
         seed: of its random numbers.
         cached: tokens of its prompt that were not computed again.
         served: the step in which it was given prompt tokens last, or admitted.
+        matcher: the answer's place in its grammar, if it has one.
         answer: tokens drawn so far; the last one has no keys and values yet.
     """
 
@@ -45,6 +51,7 @@ class _Running:
     seed: int
     cached: int
     served: int
+    matcher: Matcher | None = None
     answer: list[int] = field(default_factory=list)
 
     @property
@@ -52,7 +59,8 @@ class _Running:
         """Say whether its next token is the likeliest, and nothing else is to be told of it."""
         asked = self.request.sampling
         changed = asked.repetition_penalty != 1.0 or asked.presence_penalty != 0.0 or asked.frequency_penalty != 0.0
-        return asked.is_greedy and not changed and not asked.logit_bias and not self.request.top_logprobs
+        is_bare = not (asked.logit_bias or self.request.top_logprobs or self.request.grammar)
+        return asked.is_greedy and not changed and is_bare
 
 
 @dataclass(slots=True, kw_only=True)
@@ -92,6 +100,7 @@ class SlotEngine:
         """
         context = min(file.context_tokens, options.context_tokens or file.context_tokens)
         self._decoder = Decoder(file, options, context)
+        self._grammars = Grammars(file.path.parent, file.vocabulary, file.end_ids)
         self._chunk_tokens = options.chunk_tokens
         self._slots = [_Slot() for _ in range(options.slots)]
         self._step = 0
@@ -102,6 +111,7 @@ class SlotEngine:
             slots=options.slots,
             end_ids=file.end_ids,
             kv_bytes_per_token=self._decoder.kv_bytes_per_token,
+            grammars=KINDS if self._grammars.are_known else frozenset(),
         )
 
     @property
@@ -111,6 +121,8 @@ class SlotEngine:
     def admit(self, request: GenerationRequest) -> None:
         self._check_open()
         check(request, self.facts, [slot.running.request.id for slot in self._slots if slot.running])
+        check_end(request)
+        matcher = None if request.grammar is None else self._grammars.begin(request.grammar)
         contents = [Content(ids=s.ids, is_free=s.running is None, used=s.used) for s in self._slots]
         placed = place(request.prompt_ids, contents)
         if placed.source is not None:
@@ -119,7 +131,7 @@ class SlotEngine:
         slot.ids = list(request.prompt_ids[: placed.cached])
         slot.used = self._step
         seed = secrets.randbits(64) if request.sampling.seed is None else request.sampling.seed
-        slot.running = _Running(request=request, seed=seed, cached=placed.cached, served=self._step)
+        slot.running = _Running(request=request, seed=seed, cached=placed.cached, served=self._step, matcher=matcher)
 
     def step(self) -> Sequence[SampledToken]:
         self._check_open()
@@ -261,6 +273,8 @@ class SlotEngine:
         assert running is not None
         running.answer.append(drawn.token)
         finish = finish_of(running.request, self.facts, drawn.token, len(running.answer))
+        if running.matcher is not None and running.matcher.has_given_up:
+            finish = finish or "length"  # cut off, and not as asked for
         if finish is not None:
             slot.running = None
         return SampledToken(
@@ -316,11 +330,16 @@ def load(directory: Path, options: GenerationOptions) -> SlotEngine:
 
 
 def _drawn(running: _Running, logits: NDArray[Any]) -> Drawn:
-    asked = running.request
+    """Draw a request's next token. What is told of it is the raw model's, also where a grammar allows few tokens."""
+    asked, matcher = running.request, running.matcher
     number = 0.0 if asked.sampling.is_greedy else number_at(running.seed, len(running.answer))
-    return sample(
-        logits, asked.sampling, seen=(asked.prompt_ids, running.answer), number=number, top=asked.top_logprobs or 0
-    )
+    seen, top = (asked.prompt_ids, running.answer), asked.top_logprobs or 0
+    if matcher is None:
+        return sample(logits, asked.sampling, seen=seen, number=number, top=top)
+    token = sample(matcher.masked(logits), asked.sampling, seen=seen, number=number).token
+    matcher.take(token)
+    raw = sample(logits, _LIKELIEST, seen=seen, number=0.0, top=top)
+    return Drawn(token=token, logprob=raw.logprob + float(logits[token] - logits[raw.token]), top=raw.top)
 
 
 def _drawn_rows(rows: Sequence[_Running], logits: NDArray[Any]) -> Sequence[Drawn]:

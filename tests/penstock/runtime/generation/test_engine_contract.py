@@ -172,7 +172,7 @@ def test_what_it_cannot_answer_is_refused_in_words(
 def test_a_grammar_that_it_cannot_hold_to_is_refused(engine: GenerationEngine) -> None:
     for kind in {"json_schema", "regex", "choice"} - engine.facts.grammars:
         with pytest.raises(InvalidInput, match=f"cannot hold to a {kind}"):
-            engine.admit(msgspec.structs.replace(asked("a"), grammar=Grammar(kind=kind, text="[]")))  # type: ignore[arg-type]
+            engine.admit(msgspec.structs.replace(asked("a"), ignore_end=False, grammar=Grammar(kind=kind, text="[]")))  # type: ignore[arg-type]
 
 
 def test_an_id_that_runs_is_refused_and_one_that_ran_is_not(engine: GenerationEngine) -> None:
