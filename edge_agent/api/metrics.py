@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from edge_agent.policy.cascade import CascadeMode
 from edge_agent.serving.dataplane import DataPlane
+from edge_agent.serving.texts import TextPlane
 from penstock.process.telemetry import dropped_lines
 from penstock.rest.status import STATUS
 from penstock.wire.outcomes import COUNTERS, MEANINGS, OUTCOMES
@@ -25,8 +26,8 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 class Metrics(Collector):
     """Reads the data path's numbers."""
 
-    def __init__(self, dataplane: DataPlane, unclean_ends: Callable[[], int] = lambda: 0) -> None:
-        self._dataplane, self._unclean_ends = dataplane, unclean_ends
+    def __init__(self, dataplane: DataPlane, texts: TextPlane, unclean_ends: Callable[[], int] = lambda: 0) -> None:
+        self._dataplane, self._texts, self._unclean_ends = dataplane, texts, unclean_ends
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -39,6 +40,7 @@ class Metrics(Collector):
         yield from self._requests()
         yield from self._models()
         yield from self._cloud()
+        yield from self._generations()
         yield CounterMetricFamily("penstock_agent_dropped_log_lines", "Log lines that nobody read.", dropped_lines())
 
         yield CounterMetricFamily(
@@ -96,6 +98,40 @@ class Metrics(Collector):
             for each in CascadeMode:
                 mode.add_metric([*names, each.value], float(each is hosted.mode))
         yield from (rows, *others.values(), failures, mode)
+
+    def _generations(self) -> Iterator[Metric]:
+        labels = ["model", "version"]
+        prompts = CounterMetricFamily(
+            "penstock_agent_prompt_tokens", "Tokens of prompts whose answer has begun.", labels=labels
+        )
+        cached = CounterMetricFamily(
+            "penstock_agent_prompt_tokens_cached", "Of these, that were not computed again.", labels=labels
+        )
+        answers = CounterMetricFamily("penstock_agent_completion_tokens", "Tokens of answers.", labels=labels)
+        ends = CounterMetricFamily(
+            "penstock_agent_generation_failures", "Engine processes that died or hung.", labels=labels
+        )
+        waiting = GaugeMetricFamily("penstock_agent_generations_waiting", "Generations without a slot.", labels=labels)
+        running = GaugeMetricFamily("penstock_agent_generations_running", "Generations that have one.", labels=labels)
+        for hosted in self._dataplane.hosting.hosted():
+            if not hosted.is_text:
+                continue
+            names = [hosted.plan.model, hosted.plan.version]
+            counts = hosted.texts.generator.counts()
+            prompts.add_metric(names, counts.totals.prompt_tokens)
+            cached.add_metric(names, counts.totals.cached_tokens)
+            answers.add_metric(names, counts.totals.completion_tokens)
+            ends.add_metric(names, counts.crashes + counts.hangs)
+            waiting.add_metric(names, counts.load.waiting)
+            running.add_metric(names, counts.load.running)
+        yield from (prompts, cached, answers, ends, waiting, running)
+        cloud = self._texts.cloud
+        yield CounterMetricFamily(
+            "penstock_agent_text_escalations", "Texts that the cloud was asked for, audits included.", cloud.calls
+        )
+        yield CounterMetricFamily(
+            "penstock_agent_text_escalations_failed", "Of these, that it did not begin.", cloud.failed_calls
+        )
 
     def _cloud(self) -> Iterator[Metric]:
         cloud = self._dataplane.escalator

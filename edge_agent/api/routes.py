@@ -39,7 +39,7 @@ def http_server(
         body_s: how long a request's body may take to arrive.
         unclean_ends: tells how many agents of this data directory ended without a last flush.
     """
-    metrics = Metrics(dataplane, unclean_ends)
+    metrics = Metrics(dataplane, texts, unclean_ends)
     oip = Oip(dataplane, asyncio.get_running_loop().time, name=SERVER_NAME)
 
     async def scrape(request: Request) -> Reply:

@@ -8,6 +8,7 @@ from typing import Any
 from edge_agent.reporting.delivery import Delivery
 from edge_agent.reporting.heartbeat import Device, Heartbeats
 from edge_agent.serving.dataplane import DataPlane
+from edge_agent.serving.hosting import Hosted
 from edge_agent.settings import AgentSettings
 from edge_agent.updates.reported import ReportedModel
 from edge_agent.updates.updater import Updater
@@ -89,4 +90,18 @@ def _model(reported: ReportedModel) -> dict[str, Any]:
         "damaged": hosted.plan.damaged if hosted else "",
         "failures": hosted.failures if hosted else 0,
         "counts": counts.columns() if counts else {},
+        "generation": _generation(hosted) if hosted and hosted.is_text else None,
+    }
+
+
+def _generation(hosted: Hosted) -> dict[str, Any]:
+    generator = hosted.texts.generator
+    counts, facts = generator.counts(), hosted.texts.facts
+    return {
+        "context_tokens": facts.context_tokens,
+        "slots": facts.slots,
+        "running": counts.load.running,
+        "waiting": counts.load.waiting,
+        "failures": counts.crashes + counts.hangs,
+        "problem": generator.health().why,
     }

@@ -113,7 +113,12 @@ class CloudText:
 
 
 class CloudTexts:
-    """All ways up for texts of this agent."""
+    """All ways up for texts of this agent.
+
+    Attributes:
+        calls: generations that the cloud was asked for, audits included.
+        failed_calls: of these, that it did not begin.
+    """
 
     def __init__(self, url: str, settings: EscalationSettings, remote: RemoteSettings, *, token: str = "") -> None:
         """
@@ -123,6 +128,7 @@ class CloudTexts:
         """
         self._url, self._settings, self._remote, self._token = url, settings, remote, token
         self._ways: dict[Hosted, CloudText] = {}
+        self.calls = self.failed_calls = 0
 
     def of(self, hosted: Hosted) -> CloudText:
         """Return the way up for what this model escalates."""
@@ -130,6 +136,20 @@ class CloudTexts:
         if way is None:
             way = self._ways[hosted] = CloudText(hosted, self._url, self._settings, self._remote, self._token)
         return way
+
+    @property
+    def is_reachable(self) -> bool:
+        """Say whether the cloud can be asked: no when a model that answers cannot reach it; yes before any try."""
+        return all(way.is_reachable for hosted, way in self._ways.items() if not hosted.is_retired)
+
+    async def begin(self, hosted: Hosted, request: GenerationRequest, *, deadline: float, priority: int = 0) -> Events:
+        """Ask for an answer; see :meth:`CloudText.begin`."""
+        self.calls += 1
+        try:
+            return await self.of(hosted).begin(request, deadline=deadline, priority=priority)
+        except BaseException:
+            self.failed_calls += 1
+            raise
 
     async def forget_retired(self) -> None:
         """Close the ways of models that answer no more."""

@@ -79,7 +79,7 @@ class TextAuditor:
         hosted = draw.hosted
         deadline = asyncio.get_running_loop().time() + self._timeout_s
         try:
-            events = await self._cloud.of(hosted).begin(draw.request, deadline=deadline, priority=AUDIT_PRIORITY)
+            events = await self._cloud.begin(hosted, draw.request, deadline=deadline, priority=AUDIT_PRIORITY)
             async with contextlib.aclosing(events):
                 text = "".join([event.text async for event in events])
         except PenstockError as error:

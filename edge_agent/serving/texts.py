@@ -97,7 +97,8 @@ class TextPlane:
             random: gives uniform numbers in [0, 1); the audit's draws come from it.
             date: what a chat template is told.
         """
-        self._plane, self._cloud, self._cascade, self._limits = plane, cloud, settings, limits
+        self._plane, self._cascade, self._limits = plane, settings, limits
+        self.cloud = cloud
         self._random, self._date = random, date
         self._loop = asyncio.get_running_loop()
         self._numbers = itertools.count()
@@ -240,9 +241,11 @@ class TextPlane:
 
     async def _escalated(self, work: _Work, draft: _Draft | None) -> Events:
         """Ask the cloud; where it does not begin an answer, the device's goes out with a flag, or nothing does."""
-        cloud = self._cloud.of(work.hosted)
+        context = work.context
         try:
-            events = await cloud.begin(work.asked, deadline=work.context.deadline, priority=work.context.priority)
+            events = await self.cloud.begin(
+                work.hosted, work.asked, deadline=context.deadline, priority=context.priority
+            )
         except InvalidInput:
             raise
         except PenstockError as error:

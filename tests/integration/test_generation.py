@@ -127,6 +127,12 @@ def test_audits_end_a_promise_that_does_not_hold(start: Callable[..., Started]) 
     waiting.wait_until("the alarm", is_distrusted)
     (model,) = agent.status()["models"]
     assert model["counts"]["audited"] >= model["counts"]["audit_harm"] > 1
+    assert model["generation"] | {"running": 0, "waiting": 0} == {
+        "context_tokens": 512, "slots": 4, "running": 0, "waiting": 0, "failures": 0, "problem": "",
+    }  # fmt: skip
+    exposed = agent.get("/metrics")[1].decode()
+    assert f'penstock_agent_completion_tokens_total{{model="{NAME}",version="v1"}}' in exposed
+    assert "penstock_agent_text_escalations_failed_total 0.0" in exposed
 
 
 def children(pid: int) -> list[int]:
