@@ -12,16 +12,18 @@ if TYPE_CHECKING:
     from penstock.sdk.aio import AsyncClient
     from penstock.sdk.call import InferResult
     from penstock.sdk.client import Client
+    from penstock.sdk.texts import Text
 
     __version__: str
 
-__all__ = ["AsyncClient", "Client", "InferResult", "PenstockError", "__version__"]
+__all__ = ["AsyncClient", "Client", "InferResult", "PenstockError", "Text", "__version__"]
 
 _HOMES = {
     "AsyncClient": "penstock.sdk.aio",
     "Client": "penstock.sdk.client",
     "InferResult": "penstock.sdk.call",
     "PenstockError": "penstock.errors",
+    "Text": "penstock.sdk.texts",
 }
 
 

@@ -182,13 +182,14 @@ def _ids(choice: _Choice) -> list[int]:
     if choice.token_ids:
         return choice.token_ids
     named = choice.logprobs.tokens if choice.logprobs is not None else []
-    ids = [_id(name) for name in named]
+    ids = [named_token(name) for name in named]
     if ids:
         return ids
     return [NO_TOKEN] if choice.text or choice.finish_reason is not None else []
 
 
-def _id(name: str) -> int:
+def named_token(name: str) -> int:
+    """Return the token of a name by id, ``token_id:17``; ``NO_TOKEN`` for any other name."""
     digits = name.removeprefix(_NAMED_BY_ID)
     return int(digits) if digits != name and digits.isascii() and digits.isdigit() else NO_TOKEN
 
@@ -203,7 +204,7 @@ def _top(logprobs: _Logprobs | None, place: int, count: int) -> tuple[tuple[int,
     told = None if logprobs is None else logprobs.top_logprobs
     if not count or told is None or place >= len(told):
         return ()
-    pairs = [(_id(name), logprob) for name, logprob in (told[place] or {}).items()]
+    pairs = [(named_token(name), logprob) for name, logprob in (told[place] or {}).items()]
     known = [pair for pair in pairs if pair[0] != NO_TOKEN]
     return tuple(sorted(known, key=lambda pair: -pair[1])[:count])
 

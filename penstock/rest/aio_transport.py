@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 
-from penstock.errors import DeadlineExceeded, TooLarge, Unavailable, missing_extra
+from penstock.errors import DeadlineExceeded, Internal, TooLarge, Unavailable, missing_extra
 from penstock.rest.exchange import (
     MAX_BODY_BYTES,
     Answer,
@@ -13,6 +14,8 @@ from penstock.rest.exchange import (
     get_exchange,
     infer_exchange,
     model_path,
+    post_exchange,
+    read_body,
     read_infer,
     read_metadata,
     read_probe,
@@ -48,13 +51,52 @@ class AioRestTransport:
     async def model_ready(self, model: str, version: str, timeout_s: float) -> bool:
         return read_probe(await self._get(model_path(model, version, "ready"), timeout_s))
 
+    async def post(self, path: str, body: bytes, timeout_s: float, request_id: str) -> bytes:
+        """Send JSON and return what comes back.
+
+        Raises:
+            PenstockError: what the server said no with, or how it was not reached.
+        """
+        exchange = post_exchange(path, body, timeout_s, self._token, request_id=request_id)
+        return read_body(await self._exchange(exchange, timeout_s))
+
+    async def stream(self, path: str, body: bytes, timeout_s: float, request_id: str) -> AsyncGenerator[bytes, None]:
+        """Send JSON and return what comes back in pieces, as they come. Closing the generator before its end closes the
+        connection, which is how the server hears that nobody reads on.
+
+        Raises:
+            PenstockError: as :meth:`post`; the generator raises it, too, for what happens later.
+        """
+        pieces = self._pieces(post_exchange(path, body, timeout_s, self._token, request_id=request_id), timeout_s)
+        await anext(pieces)  # the status; closing a generator that has not begun would give nothing back
+        return pieces
+
     async def close(self) -> None:
         await self._session.close()
+
+    async def _pieces(self, exchange: Exchange, timeout_s: float) -> AsyncGenerator[bytes, None]:
+        async with self._answered(exchange, timeout_s) as response:
+            if response.status != 200:
+                read_body(await _answer_of(response))
+                raise Internal(f"the server answered {response.status} where a stream was expected")
+            yield b""
+            total = 0
+            async for piece in response.content.iter_any():
+                total += len(piece)
+                if total > MAX_BODY_BYTES:
+                    raise _too_large()
+                yield piece
 
     async def _get(self, path: str, timeout_s: float) -> Answer:
         return await self._exchange(get_exchange(path, timeout_s, self._token), timeout_s)
 
     async def _exchange(self, exchange: Exchange, timeout_s: float) -> Answer:
+        async with self._answered(exchange, timeout_s) as response:
+            return await _answer_of(response)
+
+    @asynccontextmanager
+    async def _answered(self, exchange: Exchange, timeout_s: float) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Send a request, and say in errors of ours what happens to it and its answer."""
         try:
             async with self._session.request(
                 exchange.method,
@@ -64,8 +106,7 @@ class AioRestTransport:
                 timeout=aiohttp.ClientTimeout(total=timeout_s),
                 allow_redirects=False,
             ) as response:
-                headers = {name.lower(): value for name, value in response.headers.items()}
-                return Answer(status=response.status, headers=headers, body=await _read(response))
+                yield response
         except TimeoutError:
             raise DeadlineExceeded(f"no answer within {timeout_s:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
@@ -106,8 +147,7 @@ class AioStreams:
                 allow_redirects=False,
             ) as response:
                 if response.status != 200:
-                    lower = {name.lower(): value for name, value in response.headers.items()}
-                    raise RefusedStream(Answer(status=response.status, headers=lower, body=await _read(response)))
+                    raise RefusedStream(await _answer_of(response))
                 async for piece in response.content.iter_any():
                     yield piece
         except (aiohttp.ClientError, OSError) as error:  # a TimeoutError is an OSError
@@ -143,6 +183,11 @@ def _session(target: Target, max_connections: int, *, is_secure: bool = False) -
         cookie_jar=aiohttp.DummyCookieJar(),
     )
     return session, base
+
+
+async def _answer_of(response: aiohttp.ClientResponse) -> Answer:
+    headers = {name.lower(): value for name, value in response.headers.items()}
+    return Answer(status=response.status, headers=headers, body=await _read(response))
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:

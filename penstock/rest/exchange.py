@@ -60,6 +60,21 @@ def get_exchange(path: str, timeout_s: float, token: str | None) -> Exchange:
     return Exchange(method="GET", path=path, headers=_base_headers(timeout_s, token))
 
 
+def post_exchange(path: str, body: bytes, timeout_s: float, token: str | None, *, request_id: str = "") -> Exchange:
+    """Make the exchange of a request that is JSON."""
+    headers = {"Content-Type": codec.JSON, **_base_headers(timeout_s, token, request_id)}
+    return Exchange(method="POST", path=path, headers=headers, body=body)
+
+
+def read_body(answer: Answer) -> bytes:
+    """
+    Raises:
+        PenstockError: what the server said no with.
+    """
+    _raise_for_status(answer)
+    return answer.body
+
+
 def read_infer(answer: Answer) -> InferResponse:
     """
     Raises:

@@ -58,8 +58,12 @@ _CODE_OF: Mapping[int, str] = {
 }
 
 
+class _Described(msgspec.Struct):
+    message: str
+
+
 class _ErrorBody(msgspec.Struct):
-    error: str
+    error: str | _Described  # the inference protocol's, and OpenAI's
 
 
 _ERROR = msgspec.json.Decoder(_ErrorBody)
@@ -92,7 +96,8 @@ def error_from_http(status: int, headers: Mapping[str, str], body: bytes) -> Pen
 
 def _message(status: int, body: bytes) -> str:
     try:
-        return _ERROR.decode(body).error
+        said = _ERROR.decode(body).error
+        return said if isinstance(said, str) else said.message
     except (msgspec.MsgspecError, ValueError, RecursionError):
         text = body[:500].decode("utf-8", "replace").strip()
         return f"the server answered {status}: {text}" if text else f"the server answered {status}"

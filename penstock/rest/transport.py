@@ -11,6 +11,8 @@ import http.client
 import os
 import threading
 import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 
 from penstock.errors import DeadlineExceeded, Internal, TooLarge, Unavailable
 from penstock.rest.connection import UnixConnection
@@ -21,6 +23,8 @@ from penstock.rest.exchange import (
     get_exchange,
     infer_exchange,
     model_path,
+    post_exchange,
+    read_body,
     read_infer,
     read_metadata,
     read_probe,
@@ -67,6 +71,26 @@ class RestTransport:
     def model_ready(self, model: str, version: str, timeout_s: float) -> bool:
         return read_probe(self._get(model_path(model, version, "ready"), timeout_s))
 
+    def post(self, path: str, body: bytes, timeout_s: float, request_id: str) -> bytes:
+        """Send JSON and return what comes back.
+
+        Raises:
+            PenstockError: what the server said no with, or how it was not reached.
+        """
+        exchange = post_exchange(path, body, timeout_s, self._token, request_id=request_id)
+        return read_body(self._exchange(exchange, timeout_s))
+
+    def stream(self, path: str, body: bytes, timeout_s: float, request_id: str) -> Generator[bytes, None, None]:
+        """Send JSON and return what comes back in pieces, as they come. Its connection belongs to the generator until
+        that has ended; closing it before closes the connection, which is how the server hears that nobody reads on.
+
+        Raises:
+            PenstockError: as :meth:`post`; the generator raises it, too, for what happens later.
+        """
+        pieces = self._pieces(post_exchange(path, body, timeout_s, self._token, request_id=request_id), timeout_s)
+        next(pieces)  # the status; closing a generator that has not begun would give nothing back
+        return pieces
+
     def close(self) -> None:
         """Close idle connections; those in use close when their call ends."""
         self._is_closed = True
@@ -93,13 +117,35 @@ class RestTransport:
 
     def _exchange(self, exchange: Exchange, timeout_s: float) -> Answer:
         deadline = time.monotonic() + timeout_s
+        with self._slot(timeout_s):
+            connection, response = self._begun(exchange, deadline)
+            return self._finish(connection, response, deadline)
+
+    def _pieces(self, exchange: Exchange, timeout_s: float) -> Generator[bytes, None, None]:
+        deadline = time.monotonic() + timeout_s
+        with self._slot(timeout_s):
+            connection, response = self._begun(exchange, deadline)
+            if response.status != 200:
+                read_body(self._finish(connection, response, deadline))
+                raise Internal(f"the server answered {response.status} where a stream was expected")
+            try:
+                yield b""
+                yield from _chunks(connection, response, deadline)
+            except BaseException:
+                connection.close()
+                raise
+            self._keep(connection, response)
+
+    @contextmanager
+    def _slot(self, timeout_s: float) -> Iterator[None]:
+        """Wait for one of the connections, and say in errors of ours what happens on it."""
         if self._pid != os.getpid():
             self._leave_inherited()
         slots = self._slots
         if not slots.acquire(timeout=timeout_s):
             raise DeadlineExceeded(f"all connections were in use for {timeout_s:g} s")
         try:
-            return self._send(exchange, deadline)
+            yield
         except TimeoutError:
             raise DeadlineExceeded(f"no answer within {timeout_s:g} s") from None
         except (OSError, http.client.HTTPException) as error:
@@ -107,11 +153,13 @@ class RestTransport:
         finally:
             slots.release()
 
-    def _send(self, exchange: Exchange, deadline: float) -> Answer:
+    def _begun(
+        self, exchange: Exchange, deadline: float
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         while True:
             connection, is_reused = self._connection()
             try:
-                response = _begin(connection, exchange, deadline)
+                return connection, _begin(connection, exchange, deadline)
             except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
                 connection.close()
                 if is_reused:
@@ -120,22 +168,24 @@ class RestTransport:
             except BaseException:
                 connection.close()
                 raise
-            return self._finish(connection, response, deadline)
 
     def _finish(
         self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse, deadline: float
     ) -> Answer:
         try:
-            body = _read(connection, response, deadline)
+            body = b"".join(_chunks(connection, response, deadline))
         except BaseException:
             connection.close()
             raise
+        self._keep(connection, response)
+        headers = {name.lower(): value for name, value in response.getheaders()}
+        return Answer(status=response.status, headers=headers, body=body)
+
+    def _keep(self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse) -> None:
         if response.will_close or self._is_closed:
             connection.close()
         else:
             self._idle.append(connection)
-        headers = {name.lower(): value for name, value in response.getheaders()}
-        return Answer(status=response.status, headers=headers, body=body)
 
     def _connection(self) -> tuple[http.client.HTTPConnection, bool]:
         if self._is_closed:
@@ -156,11 +206,12 @@ def _begin(connection: http.client.HTTPConnection, exchange: Exchange, deadline:
     return connection.getresponse()
 
 
-def _read(connection: http.client.HTTPConnection, response: http.client.HTTPResponse, deadline: float) -> bytes:
+def _chunks(
+    connection: http.client.HTTPConnection, response: http.client.HTTPResponse, deadline: float
+) -> Iterator[bytes]:
     """Read the whole body, bounded in bytes and in time: a server that trickles cannot stretch the deadline."""
     if (response.length or 0) > MAX_BODY_BYTES:
         raise _too_large()
-    chunks = []
     total = 0
     while response.length != 0:  # None when the body is chunked, or ends with the connection
         if connection.sock is not None:
@@ -171,11 +222,10 @@ def _read(connection: http.client.HTTPConnection, response: http.client.HTTPResp
         total += len(chunk)
         if total > MAX_BODY_BYTES:
             raise _too_large()
-        chunks.append(chunk)
+        yield chunk
     if response.length:  # the connection ended before Content-Length did
         raise http.client.IncompleteRead(b"", response.length)
     response.close()  # read1 does not notice the end, and an open response keeps its connection from being used again
-    return b"".join(chunks)
 
 
 def _left(deadline: float) -> float:

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar, cast
+from typing import Protocol, TypeVar, Unpack, cast
 
 import numpy as np
 
 from penstock.errors import DeadlineExceeded, Internal, InvalidInput, PenstockError, Unavailable, copy_of
 from penstock.sdk import call
 from penstock.sdk.call import DEFAULT_TIMEOUT_S, InferResult, Inputs
-from penstock.sdk.coalesce import CoalesceLimits, Coalescer, MergeQueue
+from penstock.sdk.coalesce import CoalesceLimits, Coalescer, MergeQueue, kind_of
+from penstock.sdk.text_streams import AsyncTextStream, aio_text_transport
+from penstock.sdk.texts import Message, Prompt, Text, TextCall, TextOptions, TextPart, TextReader, text_call
 from penstock.wire.addresses import Target, parse_target
 from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata, Parameter
-from penstock.wire.tensors import Array, check_inputs
+from penstock.wire.tensors import Array
 
 _T = TypeVar("_T")
 _Arrays = Mapping[str, Array]
@@ -142,7 +145,7 @@ class AsyncClient:
         timeout_s = self._timeout_s if timeout is None else call.check_timeout(timeout)
         deadline = opened.loop.time() + timeout_s
         merges = self._merges and not parameters and not request_id
-        key = _key(model, version, inputs, outputs, priority) if merges else None
+        key = kind_of(model, version, inputs, outputs, priority) if merges else None
         queue = opened.coalescer.queue(key)
         if queue is not None:  # the way of nearly every row: nothing on it costs more than a dictionary look-up
             arrays = {queue.names[0]: inputs} if isinstance(inputs, np.ndarray) else dict(cast("_Arrays", inputs))
@@ -159,6 +162,20 @@ class AsyncClient:
             timeout_s=timeout_s,
         )
         return await (self._infer_first(wanted) if merges else self._infer_alone(wanted))
+
+    async def generate(self, model: str, prompt: Prompt, **options: Unpack[TextOptions]) -> Text:
+        """Continue a prompt; arguments and errors are those of :meth:`penstock.Client.generate`."""
+        return await self._text(text_call(model, prompt, options))
+
+    async def chat(self, model: str, messages: Sequence[Message], **options: Unpack[TextOptions]) -> Text:
+        """Answer a conversation; arguments and errors are those of :meth:`penstock.Client.chat`."""
+        return await self._text(text_call(model, messages, options))
+
+    def stream(self, model: str, prompt: Prompt | Sequence[Message], **options: Unpack[TextOptions]) -> AsyncTextStream:
+        """Answer in parts; arguments and errors are those of :meth:`penstock.Client.stream`."""
+        asked = text_call(model, prompt, options, stream=True)
+        reader = TextReader(asked)
+        return AsyncTextStream(self._parts(asked, reader), reader)
 
     async def metadata(self, model: str, *, version: str = "", timeout: float | None = None) -> ModelMetadata:
         """Inputs, outputs and versions of a model.
@@ -192,6 +209,27 @@ class AsyncClient:
         if opened is not None:
             await opened.coalescer.close()
             await opened.transport.close()
+
+    async def _text(self, asked: TextCall) -> Text:
+        transport, deadline = aio_text_transport(self._transport(), self._target), self._deadline(asked.timeout_s)[0]
+        body = await self._try(
+            lambda left_s: transport.post(asked.path, asked.body, left_s, asked.request_id), deadline
+        )
+        return TextReader(asked).whole(body)
+
+    async def _parts(self, asked: TextCall, reader: TextReader) -> AsyncGenerator[TextPart, None]:
+        transport, deadline = aio_text_transport(self._transport(), self._target), self._deadline(asked.timeout_s)[0]
+        pieces = await self._try(
+            lambda left_s: transport.stream(asked.path, asked.body, left_s, asked.request_id), deadline
+        )
+        try:
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    for part in reader.feed(piece):
+                        yield part
+            reader.end()
+        except PenstockError as error:
+            raise call.located(error, self._target) from error.__cause__
 
     def _here(self) -> _Opened:
         opened = self._opened
@@ -242,7 +280,7 @@ class AsyncClient:
         coalescer = self._here().coalescer
         # bare arrays come back without a name, so they have a key of their own
         given = wanted.inputs if isinstance(wanted.inputs, np.ndarray) else arrays
-        key = _key(wanted.model, wanted.version, given, wanted.outputs, wanted.priority)
+        key = kind_of(wanted.model, wanted.version, given, wanted.outputs, wanted.priority)
         queue = coalescer.queue(key) or coalescer.open_queue(key, wanted.request({}), tuple(arrays))
         return await self._infer_merged(queue, arrays, wanted.deadline, wanted.timeout_s)
 
@@ -266,12 +304,12 @@ class AsyncClient:
         """
         known = await self._metadata_for(wanted)
         try:
-            return _fitting(wanted.inputs, known), known
+            return call.fitting(wanted.inputs, known), known
         except InvalidInput:
             if not self._forget_if_stale(wanted.model, wanted.version):
                 raise
         known = await self._metadata(wanted.model, wanted.version, wanted.deadline, wanted.timeout_s)
-        return _fitting(wanted.inputs, known), known
+        return call.fitting(wanted.inputs, known), known
 
     async def _metadata_for(self, wanted: _Call) -> ModelMetadata:
         # a version with another order of columns must not get those of the one before
@@ -348,31 +386,6 @@ class AsyncClient:
                 if wait_s is None:
                     raise call.located(error, self._target) from error.__cause__
             await asyncio.sleep(wait_s)
-
-
-def _key(model: str, version: str, inputs: Inputs, outputs: Sequence[str], priority: int) -> Hashable:
-    """Return what must be equal for rows to be merged; None for inputs that are not arrays of equally many rows."""
-    if isinstance(inputs, np.ndarray):
-        shape = inputs.shape
-        return (model, version, inputs.dtype, shape[1:], tuple(outputs), priority) if shape and shape[0] else None
-    if not isinstance(inputs, dict):
-        return None
-    kinds = []
-    rows = set()
-    for name, array in inputs.items():
-        if not isinstance(array, np.ndarray) or not array.ndim:
-            return None
-        rows.add(array.shape[0])
-        kinds.append((name, array.dtype, array.shape[1:]))
-    if len(rows) != 1 or 0 in rows:
-        return None
-    return (model, version, tuple(kinds), tuple(outputs), priority)
-
-
-def _fitting(inputs: Inputs, known: ModelMetadata) -> dict[str, Array]:
-    arrays = call.arrays_of(inputs, known.inputs, known.columns)
-    check_inputs(arrays, known.inputs)
-    return arrays
 
 
 def _open(target: Target, token: str | None) -> AioTransport:

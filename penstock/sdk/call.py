@@ -16,8 +16,8 @@ from penstock.policy.retry import Backoff
 from penstock.sdk import frames
 from penstock.wire.addresses import Target
 from penstock.wire.context import MAX_TIMEOUT_S
-from penstock.wire.inference import InferRequest, InferResponse, Parameter
-from penstock.wire.tensors import Array, TensorSpec, numpy_dtype
+from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata, Parameter
+from penstock.wire.tensors import Array, TensorSpec, check_inputs, numpy_dtype
 
 DEFAULT_TIMEOUT_S = 30.0
 MAX_KNOWN_MODELS = 256  # metadata kept per client
@@ -58,12 +58,12 @@ class InferResult:
     @property
     def confidence(self) -> float | None:
         """Return the lowest confidence of the rows, in [0, 1]; None when the server does not say."""
-        return _number(self.parameters.get("confidence"))
+        return number_of(self.parameters.get("confidence"))
 
     @property
     def threshold(self) -> float | None:
         """Return the certified threshold that confidence was held against; None when there is none."""
-        return _number(self.parameters.get("threshold"))
+        return number_of(self.parameters.get("threshold"))
 
     @property
     def certificate(self) -> str:
@@ -132,6 +132,17 @@ def arrays_of(
     }
 
 
+def fitting(inputs: Inputs, known: ModelMetadata) -> dict[str, Array]:
+    """Return inputs as arrays that fit a model.
+
+    Raises:
+        InvalidInput: they do not.
+    """
+    arrays = arrays_of(inputs, known.inputs, known.columns)
+    check_inputs(arrays, known.inputs)
+    return arrays
+
+
 def seconds_left(deadline: float, now: float, timeout_s: float) -> float:
     """Return the seconds that are left until ``deadline``.
 
@@ -170,21 +181,30 @@ def make_request(
     Raises:
         InvalidInput: ``timeout`` among the parameters, or a priority that is not a non-negative integer.
     """
-    all_parameters: dict[str, Parameter] = dict(parameters or {})
-    if "timeout" in all_parameters:
-        raise InvalidInput("parameters.timeout: pass timeout= in seconds instead", field="parameters.timeout")
-    if isinstance(priority, bool) or not isinstance(priority, int) or priority < 0:
-        raise InvalidInput(f"priority: {priority!r} is not a non-negative integer", field="priority")
-    if priority:
-        all_parameters["priority"] = priority
     return InferRequest(
         model=model,
         version=version,
         id=request_id,
         inputs=arrays,
         outputs=tuple(outputs),
-        parameters=all_parameters,
+        parameters=checked_parameters(parameters, priority),
     )
+
+
+def checked_parameters(parameters: Mapping[str, Parameter] | None, priority: int) -> dict[str, Parameter]:
+    """Return the parameters of a request with its priority, where that is not the default.
+
+    Raises:
+        InvalidInput: ``timeout`` among the parameters, or a priority that is not a non-negative integer.
+    """
+    checked: dict[str, Parameter] = dict(parameters or {})
+    if "timeout" in checked:
+        raise InvalidInput("parameters.timeout: pass timeout= in seconds instead", field="parameters.timeout")
+    if isinstance(priority, bool) or not isinstance(priority, int) or priority < 0:
+        raise InvalidInput(f"priority: {priority!r} is not a non-negative integer", field="priority")
+    if priority:
+        checked["priority"] = priority
+    return checked
 
 
 def with_timeout(request: InferRequest, timeout_s: float) -> InferRequest:
@@ -240,5 +260,6 @@ def _array(value: Any, spec: TensorSpec | None) -> Array:
         raise InvalidInput(f"{field}: does not convert to an array: {error}", field=field) from None
 
 
-def _number(value: Parameter | None) -> float | None:
+def number_of(value: Parameter | None) -> float | None:
+    """Return a parameter that is a number; None for anything else."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

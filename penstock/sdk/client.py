@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from typing import Protocol, TypeVar, Unpack
 
 from penstock.errors import DeadlineExceeded, InvalidInput, PenstockError, Unavailable
 from penstock.sdk import call
 from penstock.sdk.call import DEFAULT_TIMEOUT_S, InferResult, Inputs
+from penstock.sdk.text_streams import TextStream, text_transport
+from penstock.sdk.texts import Message, Prompt, Text, TextCall, TextOptions, TextPart, TextReader, text_call
 from penstock.wire.addresses import Target, parse_target
 from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata, Parameter
 from penstock.wire.tensors import Array
@@ -112,6 +115,64 @@ class Client:
             raise
         return call.result_of(response)
 
+    def generate(self, model: str, prompt: Prompt, **options: Unpack[TextOptions]) -> Text:
+        """Continue a prompt.
+
+        ```python
+        text = client.generate("assistant", "The sea is", max_new_tokens=32)
+        print(text.text, text.finish_reason, text.served_by)
+        ```
+
+        Args:
+            prompt: a text, or token ids.
+            options: as :class:`penstock.sdk.texts.TextOptions` lists them; what is left out is the model's own way,
+                which its certificate is about.
+
+        Raises:
+            InvalidInput: the prompt, an option, a model that does not generate, or a target that texts cannot be asked
+                of (gRPC). NotFound: no such model or version. Unavailable: nobody answers there, or the answer was
+                given up. DeadlineExceeded: it was not whole in time. QuotaExceeded: the tenant's tokens are spent.
+            QueueFull, TooLarge, Unauthenticated, PermissionDenied: as their names say. TypeError: no such option.
+        """
+        return self._text(text_call(model, prompt, options))
+
+    def chat(self, model: str, messages: Sequence[Message], **options: Unpack[TextOptions]) -> Text:
+        """Answer a conversation, by the model's own template.
+
+        ```python
+        text = client.chat("assistant", [{"role": "user", "content": "How deep is it?"}], temperature=0.7)
+        ```
+
+        Args:
+            messages: as OpenAI has them, contents as texts.
+            options: as for :meth:`generate`.
+
+        Raises:
+            InvalidInput: also where the model has no template for conversations. Others: as :meth:`generate`.
+        """
+        return self._text(text_call(model, messages, options))
+
+    def stream(self, model: str, prompt: Prompt | Sequence[Message], **options: Unpack[TextOptions]) -> TextStream:
+        """Continue a prompt, or answer a conversation, in parts.
+
+        ```python
+        with client.stream("assistant", "The sea is") as parts:
+            for part in parts:
+                print(part.text, end="", flush=True)
+        print(parts.answer.usage)
+        ```
+
+        The request is sent when the first part is asked for; what :meth:`generate` raises, iterating raises. Closing
+        the stream before its end stops the server. It uses one of the client's connections until then.
+
+        Args:
+            prompt: a text, token ids, or messages.
+            options: as for :meth:`generate`.
+        """
+        asked = text_call(model, prompt, options, stream=True)
+        reader = TextReader(asked)
+        return TextStream(self._parts(asked, reader), reader)
+
     def metadata(self, model: str, *, version: str = "", timeout: float | None = None) -> ModelMetadata:
         """Ask for inputs, outputs and versions of a model.
 
@@ -137,6 +198,28 @@ class Client:
     def close(self) -> None:
         """Close the connections; idempotent."""
         self._transport.close()
+
+    def _text(self, asked: TextCall) -> Text:
+        transport = text_transport(self._transport, self._target)
+        deadline, timeout_s = self._deadline(asked.timeout_s)
+        body = self._try(
+            lambda left_s: transport.post(asked.path, asked.body, left_s, asked.request_id), deadline, timeout_s
+        )
+        return TextReader(asked).whole(body)
+
+    def _parts(self, asked: TextCall, reader: TextReader) -> Generator[TextPart, None, None]:
+        transport = text_transport(self._transport, self._target)
+        deadline, timeout_s = self._deadline(asked.timeout_s)
+        pieces = self._try(
+            lambda left_s: transport.stream(asked.path, asked.body, left_s, asked.request_id), deadline, timeout_s
+        )
+        try:
+            with closing(pieces):
+                for piece in pieces:
+                    yield from reader.feed(piece)
+            reader.end()
+        except PenstockError as error:
+            raise call.located(error, self._target) from error.__cause__
 
     def _deadline(self, timeout: float | None) -> tuple[float, float]:
         timeout_s = self._timeout_s if timeout is None else call.check_timeout(timeout)

@@ -15,12 +15,14 @@ import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from penstock.errors import Cancelled, DeadlineExceeded, PenstockError
 from penstock.hosting.queue import BatchQueue, Behaviour, is_invalid
 from penstock.hosting.rows import Tensors, join, split
 from penstock.hosting.waiting_line import Room, Waiting
 from penstock.policy.batching import BatchLimits
-from penstock.sdk.call import InferResult, result_of
+from penstock.sdk.call import InferResult, Inputs, result_of
 from penstock.wire.inference import InferRequest, InferResponse
 
 Send = Callable[[InferRequest, float], Awaitable[InferResponse]]
@@ -157,6 +159,25 @@ class Coalescer:
     def _forget(self, keys: Sequence[Hashable]) -> None:
         gone = [self._queues.pop(key) for key in keys]
         self._forgotten = [queue for queue in (*self._forgotten, *gone) if not queue.is_idle]
+
+
+def kind_of(model: str, version: str, inputs: Inputs, outputs: Sequence[str], priority: int) -> Hashable:
+    """Return what must be equal for rows to be merged; None for inputs that are not arrays of equally many rows."""
+    if isinstance(inputs, np.ndarray):
+        shape = inputs.shape
+        return (model, version, inputs.dtype, shape[1:], tuple(outputs), priority) if shape and shape[0] else None
+    if not isinstance(inputs, dict):
+        return None
+    kinds = []
+    rows = set()
+    for name, array in inputs.items():
+        if not isinstance(array, np.ndarray) or not array.ndim:
+            return None
+        rows.add(array.shape[0])
+        kinds.append((name, array.dtype, array.shape[1:]))
+    if len(rows) != 1 or 0 in rows:
+        return None
+    return (model, version, tuple(kinds), tuple(outputs), priority)
 
 
 def _late(asked: _Asked, is_running: bool) -> DeadlineExceeded:
