@@ -11,6 +11,7 @@ from cloud_core.api.oci import OciApi
 from cloud_core.serving.dataplane import SERVER_NAME, DataPlane
 from cloud_core.serving.texts import TextPlane
 from cloud_core.settings import HttpSettings
+from penstock.http.generate import Generate
 from penstock.http.oip import Oip
 from penstock.http.openai import OpenAi
 from penstock.http.routes import Reply, Request, Route
@@ -33,7 +34,7 @@ def http_server(
     """Make the core's server, which does not listen yet.
 
     Args:
-        texts: answers OpenAI's API.
+        texts: answers OpenAI's API and the generate extension.
         gc: the row that collects garbage.
         body_s: how long a request's body may take to arrive.
     """
@@ -45,6 +46,7 @@ def http_server(
         server_headers=_IS_REGISTRY,
     )
 
+    generate = Generate(texts, queue_full_status=settings.queue_full_status)
     openai = OpenAi(texts, queue_full_status=settings.queue_full_status)
 
     async def scrape(request: Request) -> Reply:
@@ -52,7 +54,14 @@ def http_server(
         return Reply(body=body, headers={"Content-Type": content_type})
 
     # the inference protocol goes first: what it has under /v2 is reserved, and never a repository's name
-    routes = [*oip.routes(), *openai.routes(), Route("GET", "/metrics", scrape, Action.INFER), gc, *oci.routes()]
+    routes = [
+        *oip.routes(),
+        *generate.routes(),
+        *openai.routes(),
+        Route("GET", "/metrics", scrape, Action.INFER),
+        gc,
+        *oci.routes(),
+    ]
     limits = HttpLimits(
         max_body_bytes=settings.max_body_bytes,
         max_body_setting="http.max_body_bytes",

@@ -13,6 +13,7 @@ from typing import Any
 from edge_agent.api.metrics import CONTENT_TYPE, Metrics
 from edge_agent.serving.dataplane import DataPlane
 from edge_agent.serving.texts import TextPlane
+from penstock.http.generate import Generate
 from penstock.http.oip import Oip
 from penstock.http.openai import OpenAi
 from penstock.http.routes import Reply, Request, Route, json_reply
@@ -33,7 +34,7 @@ def http_server(
     """Make the agent's server, which does not listen yet.
 
     Args:
-        texts: answers OpenAI's API.
+        texts: answers OpenAI's API and the generate extension.
         status: gives the document of ``GET /status``.
         unblock: lets a model try again what failed; ``POST /models/{model}/unblock``.
         body_s: how long a request's body may take to arrive.
@@ -54,6 +55,7 @@ def http_server(
 
     routes = [
         *oip.routes(),
+        *Generate(texts).routes(),
         *OpenAi(texts).routes(),
         Route("GET", "/metrics", scrape),
         Route("GET", "/status", tell),

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import grpc
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 
 from cloud_core.app import Core
+from penstock import AsyncClient
+from penstock.errors import InvalidInput
 from penstock.registry.transfer import RegistryClient, push
 from penstock.rpc import codec
 from penstock.rpc.pb import oip_pb2, oip_pb2_grpc
@@ -146,6 +149,22 @@ async def test_what_is_wrong_is_told_before_anything_is_made(core: Core, client:
         with pytest.raises(triton.InferenceServerException, match=says):
             await client.infer(NAME, inputs, parameters=parameters)
     assert core.plane.measures.inflight == 0
+
+
+async def test_the_sdk_and_the_generate_extension_say_the_same_over_http(core: Core) -> None:
+    url = f"http://127.0.0.1:{core.http_port}"
+    async with AsyncClient(url) as sdk, aiohttp.ClientSession() as http:
+        text = await sdk.generate(NAME, ROW["ids"], max_new_tokens=4, stop=[], logprobs=0, version="v1")
+        assert list(text.token_ids) == ROW["new"][:4]
+        assert (text.finish_reason, text.served_by, len(text.logprobs)) == ("length", "cloud", 4)
+        parts = sdk.stream(NAME, "import os\nimport ")
+        streamed = "".join([str(part) async for part in parts])
+        assert streamed == parts.answer.text
+        async with http.post(f"{url}/v2/models/{NAME}/generate", json={"text_input": "import os\nimport "}) as answer:
+            document = await answer.json()
+        assert (document["text_output"], document["model_version"]) == (streamed, "v1")
+        with pytest.raises(InvalidInput, match="chat template"):
+            await sdk.chat(NAME, [{"role": "user", "content": "hi"}])
 
 
 async def test_who_goes_away_stops_its_texts_and_is_counted(core: Core) -> None:

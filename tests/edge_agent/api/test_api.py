@@ -168,7 +168,9 @@ async def test_bad_requests_get_the_status_of_the_table_and_a_readable_error(sho
             (INFER, good.body, {codec.HEADER_LENGTH: "99999"}, 400, codec.HEADER_LENGTH),
             ("/v2/models/cat/infer", good.body, good.headers, 404, "no model named 'cat'"),
             (f"/v2/models/{MODEL}/versions/v9/infer", good.body, good.headers, 404, "no version 'v9'"),
-            (f"/v2/models/{MODEL}/generate", good.body, good.headers, 404, "nothing is served at"),
+            (f"/v2/models/{MODEL}/generate", good.body, good.headers, 400, "not JSON"),
+            (f"/v2/models/{MODEL}/generate", b'{"text_input": "a"}', {}, 400, "answers with arrays"),
+            (f"/v2/models/{MODEL}/explain", good.body, good.headers, 404, "nothing is served at"),
             ("/v2/models/", good.body, good.headers, 404, "nothing is served at"),
             ("/v3", good.body, good.headers, 404, "nothing is served at"),
         ]
