@@ -40,6 +40,7 @@ _COMMANDS: Mapping[str, _Command] = {
     "agent": _Command("Run the daemon on a device, or ask it how it is."),
     "fleet": _Command("Plan, start, watch and stop rollouts over many devices.", "penstock.cli.fleet:command"),
     "infer": _Command("Send one inference to an agent, a core, or any OIP server.", "penstock.cli.infer:command"),
+    "generate": _Command("Ask a language model for a text, as it is made.", "penstock.cli.generate:command"),
     "demo": _Command("Run the whole path on real data and end with a verdict.", "penstock.cli.demo:command"),
     "completion": _Command("Print the shell completion script.", "penstock.cli.completion:command"),
     "version": _Command("Print versions of Penstock and of what it runs on.", "penstock.cli.version:command"),

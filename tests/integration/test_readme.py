@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.language import text_layout
 from tests.processes import CoreProcess, DigitsBuild
 from tests.project.readme import Block, blocks, script
 
@@ -131,6 +132,7 @@ def test_the_tutorial_types_what_the_walk_through_runs() -> None:
 
 def test_examples_of_the_sdk_run(core_process: CoreProcess, digits_build: DigitsBuild, tmp_path: Path) -> None:
     core_process.push(digits_build.layout("v1"))
+    core_process.push(text_layout(tmp_path).root)
     np.save(tmp_path / "digits.npy", digits_build.test_split()[0][:1])
     text = CALLS.read_text(encoding="utf-8")
     text = text.replace("grpc://127.0.0.1:8001", core_process.grpc_target)
