@@ -8,6 +8,7 @@ token has needed is not resident. Decides nothing: which tokens run in which slo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -39,10 +40,16 @@ class Decoder:
         types = {arg.name: arg.type for arg in (*self._session.get_inputs(), *self._session.get_outputs())}
         self._kv_type = _float_type(types, file.past_names[0] % 0, file.path.name)
         self._logits_type = _float_type(types, file.logits_name, file.path.name)
-        self._kv = np.zeros(
-            (file.layers, 2, options.slots, file.kv_heads, context_tokens, file.head_size), self._kv_type
-        )
-        self._logits = np.empty(max(options.slots, options.chunk_tokens) * file.vocabulary, self._logits_type)
+        shape = (file.layers, 2, options.slots, file.kv_heads, context_tokens, file.head_size)
+        try:
+            self._kv = np.zeros(shape, self._kv_type)
+            self._logits = np.empty(max(options.slots, options.chunk_tokens) * file.vocabulary, self._logits_type)
+        except MemoryError as error:
+            raise ArtifactError(
+                f"{file.path.name}: keys and values of {options.slots} slots with {context_tokens} tokens each are "
+                f"{prod(shape) * np.dtype(self._kv_type).itemsize / 1e9:.1f} GB, more than this machine gives; set "
+                "fewer slots or context_tokens"
+            ) from error
         self._bindings: dict[tuple[int, int], Any] = {}
         try:
             self.run(0, np.zeros((1, 1), np.int64), (1,))
@@ -69,6 +76,7 @@ class Decoder:
             Internal: the runtime failed; what the slots hold is unknown.
         """
         rows, tokens = ids.shape
+        ids = np.ascontiguousarray(ids, np.int64)  # its address is bound
         mask = (np.arange(max(lengths)) < np.asarray(lengths)[:, None]).astype(np.int64)
         logits = self._logits[: rows * tokens * self._file.vocabulary].reshape(rows, tokens, self._file.vocabulary)
         binding = self._bound(first, rows)

@@ -255,6 +255,11 @@ def test_a_shorter_context_is_kept_to() -> None:
     assert len(_answers(engine, iter([_request("a", range(30), 2)]))["a"]) == 2
 
 
+def test_slots_that_no_memory_holds_are_refused_with_their_size() -> None:
+    with pytest.raises(ArtifactError, match="1000000000 slots with 512 tokens each are 262144.0 GB"):
+        load(MODELS / "edge-int4", GenerationOptions(slots=10**9))
+
+
 def _config(**changes: Any) -> Mapping[str, Any]:
     config = json.loads((MODELS / "edge-int4" / CONFIG_FILE).read_text(encoding="utf-8"))
     for path, value in changes.items():
