@@ -30,6 +30,7 @@ from penstock.policy import parallelism
 from penstock.policy.retry import Backoff
 from penstock.process.machine import usable_cpus
 from penstock.process.telemetry import log
+from penstock.runtime import TEXT_ENGINES
 from penstock.wire.inference import ModelState, Readiness
 from penstock.wire.tensors import with_sizes_of
 
@@ -231,9 +232,7 @@ class Controller:
         variant = next(v for v in self._variants.values() if v.digest == digest)
         self._loading = digest
         try:
-            served = await (self._load_text if variant.spec.engine in text_model.ENGINES else self._load_arrays)(
-                variant
-            )
+            served = await (self._load_text if variant.spec.engine in TEXT_ENGINES else self._load_arrays)(variant)
         except Exception as error:  # whatever a model file does to its runtime, the server goes on
             self._failed(digest, error)
         else:

@@ -42,6 +42,7 @@ from penstock.artifact.certificates import Subject
 from penstock.artifact.layout import Layout, VariantDraft, variant_digest
 from penstock.errors import ConfigError
 from penstock.policy.confidence import PROBE
+from penstock.runtime import not_served
 
 FAMILIES: Mapping[Task, type[Family]] = {
     **dict.fromkeys(quality.TASKS, Arrays),
@@ -213,6 +214,10 @@ class _Drafts:
 def _write(recipe: Recipe, directory: Path, steps: CachedSteps, *, require_certificate: bool, smoke: bool) -> Layout:
     """Make everything, from models to an artifact in ``directory``."""
     check_passes(recipe)
+    for goal in _goals(recipe):
+        if problem := not_served(goal.target.engine):
+            with steps(f"{goal.rung.role}/{goal.target.name}") as doing:  # said before an hour has gone into it
+                doing.note(f"made for another runtime: {problem}")
     promise = _to_be_kept(recipe) if require_certificate else None
     family = FAMILIES[recipe.model.task].load(steps, recipe, promise=promise, smoke=smoke)
     cloud = family.cloud_draft()

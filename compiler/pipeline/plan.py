@@ -9,6 +9,7 @@ from compiler.certificate.binomial import samples_needed
 from compiler.pipeline import compilation, recipe_models
 from compiler.recipe import targets
 from compiler.recipe.recipes import CLOUD, Recipe, Rung
+from penstock.runtime import not_served
 
 
 def plan(recipe: Recipe, out: Path) -> list[tuple[str, str]]:
@@ -32,7 +33,8 @@ def plan(recipe: Recipe, out: Path) -> list[tuple[str, str]]:
             target = targets.resolve(name)
             tried = ", ".join(rung.section.precisions or target.precisions)
             where = "" if target.runs_here else " (not measured here: this machine cannot run it)"
-            lines.append((f"{rung.role}/{target.name}", f"candidates {tried}{where}"))
+            unserved = f"; {problem}" if (problem := not_served(target.engine)) else ""
+            lines.append((f"{rung.role}/{target.name}", f"candidates {tried}{where}{unserved}"))
     lines.append(("gate", _gate_words(recipe)))
     if recipe.model.has_cascade:
         lines.append(

@@ -28,7 +28,7 @@ from penstock.hosting.generation.text_model import TextModel
 from penstock.hosting.loading import Loaded
 from penstock.process import telemetry
 from penstock.process.machine import usable_cpus
-from penstock.runtime import platform_of
+from penstock.runtime import TEXT_ENGINES, platform_of
 from penstock.wire.inference import ModelMetadata, Parameter
 from penstock.wire.outcomes import NOTHING, OutcomeCounts
 
@@ -297,7 +297,7 @@ class Hosting:
         spec = plan.variant.spec
         loaded: Loaded | TextModel
         try:
-            if spec.engine in text_model.ENGINES:
+            if spec.engine in TEXT_ENGINES:
                 loaded = await text_model.load(spec, plan.files, self._generation, threads=self._threads)
             else:
                 loaded = await asyncio.to_thread(

@@ -25,6 +25,7 @@ from penstock.errors import ArtifactError, DigestMismatch, NotFound, SignatureEr
 from penstock.process.telemetry import log
 from penstock.registry.client import RegistryClient
 from penstock.registry.connection import Limits
+from penstock.runtime import not_served
 
 _log = logging.getLogger(__name__)
 _MAX_PULLS = 8
@@ -282,12 +283,18 @@ def choose_variant(artifact: Artifact, targets: Sequence[str], rung: manifests.R
     """Choose the variant of a rung for the first of ``targets`` (best first) that there is one for.
 
     Raises:
-        ArtifactError: there is none; the message lists what there is.
+        ArtifactError: there is none, or none of an engine that is served; the message lists what there is.
     """
+    problem = ""
     for target in targets:
         for variant in artifact.variants:
             if variant.spec.role == rung and variant.spec.target == target:
-                return variant
+                found = not_served(variant.spec.engine)
+                if not found:
+                    return variant
+                problem = problem or f"{rung} variant for {target}: {found}"  # nothing is fetched for nothing
+    if problem:
+        raise ArtifactError(f"artifact {artifact.digest} of {artifact.model!r}: {problem}")
     have = ", ".join(v.spec.target for v in artifact.variants if v.spec.role == rung) or "none"
     raise ArtifactError(
         f"artifact {artifact.digest} of {artifact.model!r} has no {rung} variant that this machine can run: "

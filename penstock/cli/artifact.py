@@ -198,9 +198,14 @@ def push(layout: Path, reference: str, registry: str, token: str, output: str) -
     """Push LAYOUT's artifact with its certificate and report, as REFERENCE (its own model:tag by default)."""
     from penstock.artifact.layout import Layout
     from penstock.registry import transfer
+    from penstock.runtime import not_served
 
+    source = Layout(layout)
+    for variant in source.artifact().variants:
+        if problem := not_served(variant.spec.engine):
+            progress(f"{variant.spec.role}/{variant.spec.target}: {problem}")
     with _client(registry, token) as client, _progress(f"pushing to {registry}") as report:
-        moved = transfer.push(client, Layout(layout), reference, report=report)
+        moved = transfer.push(client, source, reference, report=report)
     print_result(output, moved, lambda: _print_moved("pushed", moved))
 
 

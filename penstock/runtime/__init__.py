@@ -74,6 +74,18 @@ _ENGINES: Mapping[str, _Row] = {
 }
 
 
+TEXT_ENGINES = frozenset({"genai"})
+"""Engines of variants that answer token by token (``penstock.runtime.generation``)."""
+
+
+def not_served(name: str) -> str:
+    """Say why agents and cores cannot run variants of an engine; "" where they can."""
+    if name in _ENGINES or name in TEXT_ENGINES:
+        return ""
+    known = ", ".join(sorted({*_ENGINES, *TEXT_ENGINES} - {"echo"}))
+    return f"no agent or core of this release loads engine {name!r}; they load {known}"
+
+
 def load_engine(name: str, path: Path, options: EngineOptions) -> Engine:
     """Load a model file with the named engine.
 

@@ -30,9 +30,6 @@ from penstock.process.telemetry import LogSettings, log
 from penstock.runtime.generation import EngineFacts
 from penstock.wire.tensors import TensorSpec
 
-ENGINES = frozenset({"genai"})
-"""Engines of variants that answer token by token; others answer with arrays (``penstock.hosting.loading``)."""
-
 PROMPT_IDS, TOKEN_IDS = "prompt_ids", "token_ids"
 """Names of the golden arrays of such a variant: prompts [R, P], and the tokens [R, K] that follow them greedily."""
 
