@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError, Message
 from cloud_core.api.grpc_texts import Say, answer_text, is_text
 from cloud_core.serving.dataplane import SERVER_NAME, DataPlane
 from cloud_core.serving.texts import TextPlane
-from penstock.errors import InvalidInput
+from penstock.errors import DeadlineExceeded, InvalidInput
 from penstock.process.telemetry import refusal_of
 from penstock.rpc import codec
 from penstock.rpc.metadata import echoed, headers_in
@@ -41,9 +41,16 @@ if TYPE_CHECKING:  # generic in the stubs only
 class OipServicer:
     """``handlers`` maps the service's methods to handlers over bytes."""
 
-    def __init__(self, plane: DataPlane, texts: TextPlane, *, version: str, stream_window: int) -> None:
-        """Must be made in a running event loop."""
-        self._plane, self._texts, self._version, self._stream_window = plane, texts, version, stream_window
+    def __init__(
+        self, plane: DataPlane, texts: TextPlane, *, version: str, stream_window: int, unread_s: float = 30.0
+    ) -> None:
+        """Must be made in a running event loop.
+
+        Args:
+            unread_s: how long a text waits for a client that does not read, before it is given up.
+        """
+        self._plane, self._texts, self._version = plane, texts, version
+        self._stream_window, self._unread_s = stream_window, unread_s
         self._now = asyncio.get_running_loop().time
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler[bytes, bytes]]:
@@ -154,7 +161,11 @@ class OipServicer:
             nonlocal has_parts
             has_parts = True
             part.parameters["triton_final_response"].bool_param = False
-            await out.put(pb.ModelStreamInferResponse(infer_response=part))
+            try:
+                async with asyncio.timeout(self._unread_s):
+                    await out.put(pb.ModelStreamInferResponse(infer_response=part))
+            except TimeoutError:  # it held a place among those in flight all the while
+                raise DeadlineExceeded(f"the client did not read for {self._unread_s:g} s") from None
 
         try:
             answer = await self._infer(data, headers, context, rpc.time_remaining(), say)

@@ -15,13 +15,14 @@ import pytest_asyncio
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 
+from cloud_core.api.grpc_oip import OipServicer
 from cloud_core.app import Core
 from penstock import AsyncClient
 from penstock.errors import InvalidInput
 from penstock.registry.transfer import RegistryClient, push
 from penstock.rpc import codec
 from penstock.rpc.pb import oip_pb2, oip_pb2_grpc
-from penstock.wire.inference import InferRequest
+from penstock.wire.inference import InferRequest, Parameter
 from tests.cloud_core.rig import core_settings, soon
 from tests.language import CLOUD, NAME, references, text_layout
 from tests.waiting import until
@@ -62,6 +63,13 @@ def tensor(name: str, datatype: str, values: Any) -> triton.InferInput:
 
 def ids() -> triton.InferInput:
     return tensor("prompt_ids", "INT64", [ROW["ids"]])
+
+
+def long_request() -> oip_pb2.ModelInferRequest:
+    parameters: dict[str, Parameter] = {"stop": "\x00", "max_tokens": 400}
+    return codec.encode_request(
+        InferRequest(model=NAME, inputs={"prompt_ids": np.array([ROW["ids"]])}, parameters=parameters)
+    )
 
 
 async def asked(client: Any, *requests: dict[str, Any]) -> list[tuple[Any, Any]]:
@@ -170,11 +178,7 @@ async def test_the_sdk_and_the_generate_extension_say_the_same_over_http(core: C
 async def test_who_goes_away_stops_its_texts_and_is_counted(core: Core) -> None:
     (served,) = core.plane.served_texts()
     made_before = core.texts.accounts.tokens.get("", 0)
-    request = codec.encode_request(
-        InferRequest(
-            model=NAME, inputs={"prompt_ids": np.array([ROW["ids"]])}, parameters={"stop": "\x00", "max_tokens": 400}
-        )
-    )
+    request = long_request()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{core.grpc_port}") as channel:
 
         async def forever() -> AsyncIterator[oip_pb2.ModelInferRequest]:
@@ -191,3 +195,29 @@ async def test_who_goes_away_stops_its_texts_and_is_counted(core: Core) -> None:
     assert core.plane.measures.routes[NAME, "v1"].requests["cancelled"] == 1
     made = core.texts.accounts.tokens[""] - made_before
     assert len(ROW["ids"]) < made < len(ROW["ids"]) + 400
+
+
+class Silent:
+    """A call whose client sends one request, reads one response, and does nothing more."""
+
+    def invocation_metadata(self) -> tuple[()]:
+        return ()
+
+    def time_remaining(self) -> None:
+        return None
+
+
+async def test_a_text_that_nobody_reads_gives_its_place_back(core: Core) -> None:
+    servicer = OipServicer(core.plane, core.texts, version="0", stream_window=2, unread_s=0.05)
+    handler: Any = servicer.handlers()["ModelStreamInfer"]
+
+    async def one() -> AsyncIterator[bytes]:
+        yield long_request().SerializeToString()
+
+    responses = handler.stream_stream(one(), Silent())
+    await anext(responses)
+    assert core.plane.measures.inflight == 1
+    await until("it is given up", lambda: core.plane.measures.inflight == 0)
+    said = [oip_pb2.ModelStreamInferResponse.FromString(data) async for data in responses]
+    assert said[-1].error_message == "the client did not read for 0.05 s"
+    assert len(said) < 10
