@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
+from penstock import Client
 from penstock.artifact.layout import Layout
 from tests import waiting
 from tests.language import ANSWER, EDGE, NAME, references, text_layout
-from tests.processes import AGENT_CONFIG, AgentProcess, CoreProcess
+from tests.processes import AGENT_CONFIG, AgentProcess, CoreProcess, penstock
 
 openai = pytest.importorskip("openai", reason="the openai client is not installed: make venv")
 httpx = pytest.importorskip("httpx2", reason="what the openai client is built on")
@@ -70,6 +71,7 @@ def test_the_client_of_openai_asks_core_and_agent_alike(start: Callable[..., Sta
         with pytest.raises(openai.NotFoundError):
             client.completions.create(model="nobody", prompt="x")
         client.close()
+    _check_our_own_clients(core, agent, whole.choices[0].text)
     _check_ways_of_decoding(agent)
 
 
@@ -140,6 +142,22 @@ def children(pid: int) -> list[int]:
         line for task in Path(f"/proc/{pid}/task").iterdir() for line in (task / "children").read_text().split()
     )
     return sorted({int(line) for line in found})
+
+
+def _check_our_own_clients(core: CoreProcess, agent: AgentProcess, drafted: str) -> None:
+    """The SDK, the generate extension and the command say what OpenAI's client was told, and by which promise."""
+    device = f"unix://{agent.socket}"
+    with Client(core.http_url) as client:
+        assert client.generate(NAME, PROMPT).served_by == "cloud"
+    with Client(device) as client:
+        text, parts = client.generate(NAME, PROMPT), client.stream(NAME, PROMPT)
+        assert "".join(map(str, parts)) == text.text == drafted
+        assert (text.served_by, text.reason, text.threshold) == ("edge", "confident", 0.0)
+        assert text.certificate == parts.answer.certificate != ""
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(agent.socket))) as plain:
+        document = plain.post(f"http://agent/v2/models/{NAME}/generate", json={"text_input": PROMPT}).json()
+    assert (document["text_output"], document["parameters"]["certificate"]) == (drafted, text.certificate)
+    assert penstock("generate", device, NAME, PROMPT).stdout == f"{drafted}\n"
 
 
 def _check_ways_of_decoding(agent: AgentProcess) -> None:
