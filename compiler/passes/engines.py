@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import platform
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -181,18 +182,22 @@ def ranges(model: onnx.ModelProto, options: Options, seen: Mapping[str, Mapping[
 
 
 def seen_sizes(calibration: Batches | None) -> dict[str, dict[int, Sizes]]:
-    """Return the least, the first and the most of each axis but the batch, over the first batches of examples.
+    """Return the least, the most frequent and the most of each axis but the batch, over the first batches of examples.
 
-    The first is the examples' own size; others are those that a recipe lists besides.
+    Of sizes that are as frequent the largest is best: an engine that is tuned for it loses least on the others.
     """
-    found: dict[str, dict[int, Sizes]] = {}
-    for batch in itertools.islice(calibration(), _MAX_EXAMPLE_BATCHES) if calibration else ():
+    counts: dict[str, dict[int, Counter[int]]] = {}
+    for batch in itertools.islice(calibration() if calibration else (), _MAX_EXAMPLE_BATCHES):
         for name, array in batch.items():
-            axes = found.setdefault(name, {})
-            for axis, size in list(enumerate(array.shape))[1:]:
-                least, first, most = axes.get(axis, (size, size, size))
-                axes[axis] = (min(least, size), first, max(most, size))
-    return found
+            axes = counts.setdefault(name, {})
+            for axis, size in enumerate(array.shape[1:], start=1):
+                axes.setdefault(axis, Counter())[size] += 1
+    return {
+        name: {
+            axis: (min(seen), max(seen, key=lambda size: (seen[size], size)), max(seen)) for axis, seen in axes.items()
+        }
+        for name, axes in counts.items()
+    }
 
 
 def _sizes(value: onnx.ValueInfoProto, axis: int, options: Options, seen: Mapping[int, Sizes]) -> Sizes:

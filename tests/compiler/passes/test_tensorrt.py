@@ -147,7 +147,7 @@ def test_options_of_the_other_pass_are_refused(make_job: Callable[..., PassJob],
     assert builder.jobs == []
 
 
-def test_an_open_axis_is_built_for_the_sizes_of_its_examples_best_for_the_first() -> None:
+def test_an_open_axis_is_built_for_the_sizes_of_its_examples_best_for_the_most_frequent() -> None:
     sizes = engines.seen_sizes(lambda: iter([{"x": np.zeros((1, size))} for size in (4, 2, 8, 4)]))
     open_model = small_models.graph([helper.make_node("Relu", ["x"], ["logits"])], {}, x=["n", "width"], y=["n", "m"])
     found = engines.ranges(open_model, engines.Options(batch=(1, 2, 3)), sizes)["x"]

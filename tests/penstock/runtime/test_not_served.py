@@ -10,7 +10,7 @@ from edge_agent.updates.fetch import choose_variant
 from penstock.artifact.layout import Layout, VariantDraft
 from penstock.errors import ArtifactError
 from penstock.runtime import not_served
-from tests.factories import echo_spec, variant_spec
+from tests.factories import echo_spec
 
 
 def test_what_is_served_needs_no_words() -> None:
@@ -22,7 +22,7 @@ def test_a_device_takes_a_variant_that_it_can_load_and_fetches_no_other(tmp_path
     weights = tmp_path / "w.json"
     weights.write_bytes(b"[]")
     drafts = [
-        VariantDraft(spec=variant_spec("edge", engine="tensorrt", target="gpu"), weights=weights),
+        VariantDraft(spec=echo_spec("edge", engine="tensorrt", target="gpu"), weights=weights),
         VariantDraft(spec=echo_spec("edge", target="any"), weights=weights),
         VariantDraft(spec=echo_spec("cloud"), weights=weights),
     ]
