@@ -5,6 +5,7 @@ Asks by OpenAI's API. No transport, no clock: those belong to ``penstock.sdk.cli
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
@@ -195,7 +196,7 @@ class _Said(msgspec.Struct, kw_only=True):
 
 class _Alternative(msgspec.Struct, kw_only=True):
     token: str
-    logprob: float
+    logprob: float | None  # null where a server behind the server told none
 
 
 class _Entry(_Alternative, kw_only=True):
@@ -341,12 +342,13 @@ class TextReader:
         logprobs: tuple[float, ...] = ()
         told = choice.logprobs
         if told is not None and told.content is not None:
-            logprobs = tuple(entry.logprob for entry in told.content)
+            logprobs = tuple(_number(entry.logprob) for entry in told.content)
             self._tops += [
-                tuple((named_token(one.token), one.logprob) for one in entry.top_logprobs) for entry in told.content
+                tuple((named_token(one.token), _number(one.logprob)) for one in entry.top_logprobs)
+                for entry in told.content
             ]
         elif told is not None and told.token_logprobs is not None:
-            logprobs = tuple(float("nan") if one is None else one for one in told.token_logprobs)
+            logprobs = tuple(map(_number, told.token_logprobs))
             self._tops += [self._likeliest(one or {}) for one in told.top_logprobs or [None] * len(logprobs)]
         return TextPart(text=text, token_ids=tuple(choice.token_ids or ()), logprobs=logprobs)
 
@@ -368,6 +370,10 @@ def _prompt(prompt: Prompt | Sequence[Message]) -> dict[str, Any]:
         return {"prompt": [item.__index__() for item in items]}  # numpy's integers, too
     except AttributeError:
         raise InvalidInput("prompt: expected a text, token ids, or a list of messages", field="prompt") from None
+
+
+def _number(logprob: float | None) -> float:
+    return math.nan if logprob is None else logprob
 
 
 def _versioned(model: str, version: str) -> str:

@@ -260,6 +260,17 @@ def test_answers_that_are_none_are_errors(body: bytes, error: type[Exception]) -
         TextReader(text_call("m", "a", {})).whole(body)
 
 
+def test_a_probability_that_nobody_told_is_no_number() -> None:
+    chat = (
+        b'{"choices": [{"message": {"content": "a"}, "logprobs": {"content": [{"token": "a", "logprob": null}]}, %b}]}'
+    )
+    completion = b'{"choices": [{"text": "a", "logprobs": {"token_logprobs": [null]}, %b}]}'
+    for body in (chat, completion):
+        text = TextReader(text_call("m", "a", {"logprobs": 0})).whole(body % b'"finish_reason": "stop"')
+        assert (text.text, text.top_logprobs) == ("a", ((),))
+        assert math.isnan(text.logprobs[0])
+
+
 def test_a_stream_that_ends_early_is_an_error() -> None:
     reader = TextReader(text_call("m", "a", {}))
     assert [part.text for part in reader.feed(b'data: {"choices": [{"text": "a"}]}\n\n')] == ["a"]
