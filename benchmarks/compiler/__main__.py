@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ _SECONDS, _BUDGET_S = 10.0, 240.0
 
 def main() -> int:
     options = _options()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what runs ends, as by an interrupt
     options.missing = _missing(options)
     found: list[CaseResult] = []
     for name in options.cases:
