@@ -39,9 +39,8 @@ def answers(model: onnx.ModelProto, wanted: Iterable[dict[str, Any]]) -> tuple[A
 
 
 def accuracy(model: onnx.ModelProto, wanted: Iterable[dict[str, Any]]) -> tuple[float, list[float]]:
-    """Return the metric, and its value for each row; without labels the float model's answers are right."""
+    """Return the metric, and its value for each row."""
     given, labels = answers(model, wanted)
-    labels = labels if job["has_labels"] else reference
     good = (given.argmax(1) == labels).astype(float)
     return float(good.mean()), list(good)
 
@@ -58,22 +57,25 @@ def nearest(vectors: Any) -> Any:
     return similar.argmax(1)
 
 
-def own_answers(model: onnx.ModelProto) -> Any:
-    """Answer the tuning rows as the float model does: what its quantized form is compared with."""
-    if job["task"] == "embedding":
-        return nearest(answers(model, rows("tune"))[0])
-    return None if job["has_labels"] or not job["task"] else answers(model, rows("tune"))[0].argmax(1)
+def tuning_rows(model: onnx.ModelProto) -> list[dict[str, Any]]:
+    """Return the tuning rows; where they have no labels, the float model's answers are right."""
+    found = rows("tune")
+    if job["task"] == "classification" and not job["has_labels"]:
+        given, _ = answers(model, found)
+        return [{**row, "y": answer[None]} for row, answer in zip(found, given.argmax(1), strict=True)]
+    return found
 
 
 model = onnx.load(job["model"])
-reference = own_answers(model)
+tuning = tuning_rows(model)
+reference = nearest(answers(model, tuning)[0]) if job["task"] == "embedding" else None
 kind = nncf.ModelType.TRANSFORMER if job["kind"] == "encoder" else None
 calibration = nncf.Dataset(rows("fit"), inputs)
 if job["task"]:
     quantized = nncf.quantize_with_accuracy_control(
         model,
         calibration_dataset=calibration,
-        validation_dataset=nncf.Dataset(rows("tune")),
+        validation_dataset=nncf.Dataset(tuning),
         validation_fn=neighbours_kept if job["task"] == "embedding" else accuracy,
         max_drop=job["max_drop"],
         model_type=kind,

@@ -48,6 +48,7 @@ class Begun:
         rows: makes them, by their number and ``size``.
         output: the scored one, and of which kind (``output_kind`` of the recipe).
         made_of: the example's file.
+        budget: what each tool may lose. Random weights answer near ties, which any other rounding decides otherwise.
     """
 
     what: str
@@ -61,6 +62,7 @@ class Begun:
     settings: Settings = field(default_factory=dict)
     size: Mapping[str, int] = field(default_factory=dict)
     has_labels: bool = False
+    budget: float = MAX_DROP
 
 
 def _estimator(place: Path, found: Mapping[str, rows.Rows], settings: Settings) -> None:
@@ -106,6 +108,7 @@ BEGUN: Mapping[str, Begun] = {
         made_of="architecture.py",
         settings={"name": "mobilenetv3_small_100", "classes": 10},
         size={"side": 96},
+        budget=0.05,
     ),
     "bert": Begun(
         what="transformers BERT, 4 layers of 256, random weights",
@@ -121,6 +124,7 @@ BEGUN: Mapping[str, Begun] = {
             "intermediate_size": 1024, "max_position_embeddings": 128, "num_labels": 10,
         },
         size={"length": 64},
+        budget=0.05,
     ),
 }  # fmt: skip
 
@@ -170,7 +174,8 @@ def make(
         "task": "classification",
         "output": begun.output[0],
         "has_labels": begun.has_labels,
-        "max_drop": MAX_DROP,
+        "max_drop": begun.budget,
+        "shown_drop": begun.budget,
         "model_lines": f'output_kind = "{begun.output[1]}"',
         "is_transformer": name == "bert",
         "source": str(place / begun.source),
