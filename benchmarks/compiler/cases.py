@@ -82,7 +82,7 @@ def raw_features(root: Path) -> Case:
     standardises inside.
     """
     x, y = datasets.load_breast_cancer(return_X_y=True)
-    what = "the same, features as measured"
+    what = "MLP 30-32-16-2, breast cancer, features as measured"
     return _mlp(root, "cancer-raw", what, x, y, (170, 100, 60), fold=True)
 
 

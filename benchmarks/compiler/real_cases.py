@@ -59,7 +59,7 @@ REAL: Mapping[str, Real] = {
         task="classification",
         output="target_label",
         make=rows.magika,
-        counts={"fit": 60, "tune": 120, "certify": 160, "test": 120},
+        counts={"fit": 60, "tune": 360, "certify": 160, "test": 120},
         has_labels=True,
         model="input_range = [0, 256]",
     ),

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.compiler import report
+from benchmarks.compiler.cases import CASES
 from benchmarks.compiler.report import CaseResult, Results, Row
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,12 +31,12 @@ _BEGIN = re.compile(r"<!-- python -m benchmarks\.compiler\.tables (\S+) (\w+) --
 
 def own(results: Results) -> str:
     """Tell of the models that the benchmark trains here, or puts a head on."""
-    return _part(results, [case for case in results.cases if case.rows[0].kind != "real"])
+    return _part(results, [case for case in _in_order(results) if case.rows[0].kind != "real"])
 
 
 def others(results: Results) -> str:
     """Tell of the models that others made."""
-    return _part(results, [case for case in results.cases if case.rows[0].kind == "real"])
+    return _part(results, [case for case in _in_order(results) if case.rows[0].kind == "real"])
 
 
 def short(results: Results) -> str:
@@ -79,6 +80,12 @@ def _part(results: Results, cases: Sequence[CaseResult]) -> str:
     if notes:
         parts.append("\n".join(notes))
     return "\n\n".join(parts)
+
+
+def _in_order(results: Results) -> list[CaseResult]:
+    """Return the cases as the benchmark lists them, however they were measured."""
+    places = {name: place for place, name in enumerate(CASES)}
+    return sorted(results.cases, key=lambda case: places.get(case.case, len(places)))
 
 
 def _said(results: Results, cases: Sequence[CaseResult]) -> str:
