@@ -1,7 +1,9 @@
-"""A built language model, asked through an engine in a toolchain: likelihoods, answers and speed.
+"""A built language model, asked through the engine that serves it, or in a toolchain: likelihoods, answers and speed.
 
-Owns the files that go to and come from ``compiler/runners/genai_score.py``, whose docstring defines each quantity. What
-the figures mean is ``compiler.generation.compare``.
+Owns which of the two is asked: the serving engine (``compiler.generation.serving_engine``) wherever it can run the
+model here, since what is certified has to be what is served; else the toolchain, with the files that go to and come
+from ``compiler/runners/genai_score.py``, whose docstring defines each quantity. What the figures mean is
+``compiler.generation.compare``.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +22,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from compiler.generation import serving_engine
+from compiler.generation.serving_engine import Answer, Asked
 from compiler.recipe.generation_section import Generate
 from penstock import toolchain
 from penstock.artifact.blobs import disk_errors
@@ -31,7 +36,9 @@ Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Progress = Callable[[float, str], None]
 
+SPEED_CHILD = "compiler.generation.speed_child"
 _TURNS, _TURN_TOKENS = 40, 32
+_LEAST_TURNS, _TURNS_BUDGET_S = 8, 10.0  # fewer have no interval at 99%
 _LONGEST_WINDOW = 1024
 _MAX_NEW_TOKENS = 4096
 
@@ -42,13 +49,33 @@ class BuiltModel:
 
     Attributes:
         directory: what ``compiler.passes.genai`` wrote.
-        toolchain: whose engine runs it here.
+        toolchain: whose engine runs it where the one that serves it is not installed.
         timeout_s: of one call.
+        in_toolchain: whether it is asked there in any case, to compare the two.
     """
 
     directory: Path
     toolchain: str = "optimum"
     timeout_s: float = 7200.0
+    in_toolchain: bool = False
+
+    @property
+    def engine(self) -> str:
+        """Name the engine that is asked, with its version; a toolchain by its own name.
+
+        Raises:
+            CompileError: not a directory for onnxruntime-genai.
+        """
+        return serving_engine.engine_of(self.directory) if self.is_served else f"toolchain {self.toolchain}"
+
+    @property
+    def is_served(self) -> bool:
+        """Say whether the engine that serves it is asked.
+
+        Raises:
+            CompileError: not a directory for onnxruntime-genai.
+        """
+        return not self.in_toolchain and serving_engine.engine_of(self.directory) != ""
 
     @property
     def context_length(self) -> int:
@@ -149,14 +176,14 @@ def likelihoods(
     stride = max(1, window // 2) if stride is None else stride
     if not 1 <= stride < window:
         raise ConfigError(f"stride: {stride} tokens; expected 1 to window - 1, {window - 1}")
-    with _scratch() as scratch:
-        task = {
-            "kind": "likelihood",
-            "texts": _lines(scratch / "texts.jsonl", texts),
-            "window": window,
-            "stride": stride,
-        }
-        arrays = _asked(model, task, scratch, progress)
+    if model.is_served:
+        with _loaded(model) as asked:
+            arrays = asked.likelihoods(texts, window=window, stride=stride, progress=progress or _unwatched)
+    else:
+        with _scratch() as scratch:
+            lines = _lines(scratch / "texts.jsonl", texts)
+            task = {"kind": "likelihood", "texts": lines, "window": window, "stride": stride}
+            arrays = _asked(model, task, scratch, progress)
     if not np.isfinite(arrays["log_likelihood"]).all():
         raise CompileError(f"{model.directory.name}: its logits hold NaN or infinite values for some tokens")
     return Likelihoods(**arrays)
@@ -169,8 +196,7 @@ def answers(
     *,
     progress: Progress | None = None,
 ) -> Answers:
-    """Ask for the model's answers, one prompt at a time: texts to be tokenized by the model's own tokenizer, or token
-    ids.
+    """Ask for the model's answers: to texts that its own tokenizer splits, or to token ids.
 
     Raises:
         ConfigError: settings out of range. CompileError: a prompt that is too long for the model (named by its number).
@@ -182,6 +208,9 @@ def answers(
         raise ConfigError(f"max_new_tokens: {settings.max_new_tokens}; expected 1 to {_MAX_NEW_TOKENS}")
     if any(not stop for stop in settings.stop):
         raise ConfigError("stop: an empty string ends every answer before it begins")
+    if model.is_served:
+        with _loaded(model) as asked:
+            return _columns(asked.answers(prompts, settings, progress=progress or _unwatched))
     with _scratch() as scratch:
         lines = prompts if isinstance(prompts[0], str) else [[int(token) for token in row] for row in prompts]
         task = {"kind": "generate", "prompts": _lines(scratch / "prompts.jsonl", lines)} | msgspec.to_builtins(settings)
@@ -210,9 +239,14 @@ def speed(
         CompileError, MissingToolchain: from the toolchain.
     """
     prompt_tokens, new_tokens = _fitting(model, prompt_tokens, new_tokens)
-    task = {"kind": "speed", "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "rounds": rounds}
-    result = _call(model, task, progress)
-    facts = result["tasks"][0]
+    work = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "rounds": rounds}
+    if model.is_served:
+        job = {"model": model.directory.absolute(), **work}
+        result = toolchain.call_here(SPEED_CHILD, job, progress=progress, timeout_s=model.timeout_s)
+        facts, engine = result, model.engine
+    else:
+        result = _call(model, {"kind": "speed", **work}, progress)
+        facts, engine = result["tasks"][0], result["engine"]
     return Speed(
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
@@ -221,7 +255,7 @@ def speed(
         load_s=result["load_s"],
         load_bytes=result["load_bytes"],
         peak_bytes=result["peak_bytes"],
-        engine=result["engine"],
+        engine=engine,
     )
 
 
@@ -235,6 +269,8 @@ def in_turns(model: BuiltModel, against: BuiltModel, *, progress: Progress | Non
         CompileError, MissingToolchain: from the toolchain.
     """
     prompt_tokens, new_tokens = _fitting(model, _TURN_TOKENS, _TURN_TOKENS)
+    if model.is_served and against.is_served:
+        return _turns(model, against, prompt_tokens, new_tokens, progress or _unwatched)
     task = {
         "kind": "turns",
         "against": str(against.directory.absolute()),
@@ -244,6 +280,43 @@ def in_turns(model: BuiltModel, against: BuiltModel, *, progress: Progress | Non
     }
     facts = _call(model, task, progress)["tasks"][0]
     return np.array(facts["seconds"]), np.array(facts["against"])
+
+
+def _turns(
+    model: BuiltModel, against: BuiltModel, prompt_tokens: int, new_tokens: int, progress: Progress
+) -> tuple[Floats, Floats]:
+    """Time both in this process, every second round the other way round; the first round allocates."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    with _loaded(model) as ours, _loaded(against) as theirs:
+        for one in (ours, theirs):
+            one.round(prompt_tokens, new_tokens, 0)
+        ends_at = time.perf_counter() + _TURNS_BUDGET_S
+        for done in range(1, _TURNS + 1):
+            if done > _LEAST_TURNS and time.perf_counter() > ends_at:
+                break
+            progress(done / _TURNS, "turns")
+            both = ((ours, seconds[0]), (theirs, seconds[1]))
+            for one, timed in both if done % 2 else reversed(both):
+                timed.append(one.round(prompt_tokens, new_tokens, done)[1])
+    return np.array(seconds[0]), np.array(seconds[1])
+
+
+def _loaded(model: BuiltModel) -> Asked:
+    return Asked(model.directory, timeout_s=model.timeout_s)
+
+
+def _columns(said: Sequence[Answer]) -> Answers:
+    return Answers(
+        texts=tuple(one.text for one in said),
+        prompt_ids=tuple(np.array(one.prompt_ids, np.int64) for one in said),
+        token_ids=tuple(np.array(one.token_ids, np.int64) for one in said),
+        probabilities=tuple(np.array(one.probabilities, np.float64) for one in said),
+        margins=tuple(np.array(one.margins, np.float64) for one in said),
+    )
+
+
+def _unwatched(share: float, note: str) -> None:
+    """Take progress that nobody watches."""
 
 
 def _fitting(model: BuiltModel, prompt_tokens: int, new_tokens: int) -> tuple[int, int]:

@@ -44,6 +44,17 @@ def read(path: Path, *, field: str) -> onnx.ModelProto:
     return model
 
 
+def read_graph(path: Path, *, field: str) -> onnx.ModelProto:
+    """Read a model and leave its external data where it is: for who looks at operators and shapes only.
+
+    Raises:
+        InvalidInput, CompileError: as :func:`read`.
+    """
+    model = _parsed(path, field)
+    _guarded(model, path, field)
+    return model
+
+
 def write(model: onnx.ModelProto, path: Path, *, limit_bytes: int = MAX_MODEL_BYTES) -> None:
     """Write a model, the same model to the same bytes: one file, or above ``limit_bytes`` a file and ``NAME.data`` with
     the large initializers.

@@ -1,4 +1,4 @@
-"""The family of language models: built for an engine in a toolchain, judged by perplexity, certified on whole answers.
+"""The family of language models: built in a toolchain or before, judged by perplexity, certified on whole answers.
 
 Owns what is measured of a built model, and how prompts are asked. Models answer in words, so a candidate is judged by
 the perplexity that it costs, and a cascade by answers that are the same text.
@@ -7,37 +7,34 @@ the perplexity that it costs, and a cascade by answers that are the same text.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Self
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from compiler import sources
 from compiler.artifact import pack
-from compiler.artifact.evaluation import Share, Speedup, SplitFigures
+from compiler.artifact.evaluation import Share, SplitFigures
 from compiler.data.dataset import Repeats
-from compiler.generation import answers, built_model, compare, golden_answers, prompts
+from compiler.generation import answers, built_directory, built_model, compare, golden_answers, prompts
 from compiler.generation.answers import AnsweredPrompts
-from compiler.generation.built_model import Answers, Likelihoods
-from compiler.generation.compare import PerplexityChange
+from compiler.generation.built_model import Answers
 from compiler.generation.prompts import PromptSet
-from compiler.measure import cost, gate, quality, speedups
+from compiler.measure import cost, gate, quality
 from compiler.passes import genai
-from compiler.pipeline import trials
-from compiler.pipeline.cached_steps import CachedSteps, Model, machine_facts, model_of_source
+from compiler.pipeline import language_steps, trials
+from compiler.pipeline.cached_steps import CachedSteps, Model, model_of_source
 from compiler.pipeline.candidates import Candidate, Chosen, Contest, Goal
 from compiler.pipeline.certifying import check_enough, sample_of
 from compiler.pipeline.family import Terms, Tested, Use
+from compiler.pipeline.language_steps import Measured
 from compiler.progress import Doing
 from compiler.recipe import targets
 from compiler.recipe.certificate_section import CertificateSection
 from compiler.recipe.recipes import CLOUD, Recipe
 from compiler.recipe.targets import GENAI_CPU, Target
 from penstock import wording
-from penstock.artifact import golden
 from penstock.artifact.blobs import digest_of
 from penstock.artifact.layout import VariantDraft
 from penstock.artifact.manifests import VariantSpec
@@ -52,28 +49,6 @@ _ADVICE = (
     "Give more texts, add a precision, allow more in quality.max_perplexity_increase, or ask for size instead of speed "
     '(objective = "size")'
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Measured:
-    """What was measured of one built model.
-
-    Attributes:
-        runner: asks it.
-        change: against its float parent; None for a parent.
-    """
-
-    runner: built_model.BuiltModel
-    likelihoods: Likelihoods
-    speed: built_model.Speed
-    change: PerplexityChange | None = None
-
-
-class _Turns(msgspec.Struct, frozen=True, kw_only=True):
-    """What was timed in turns: speedups against the float parent by candidate, and how far the clock can be trusted."""
-
-    speedups: dict[str, Speedup]
-    clock_noise: float
 
 
 class Language:
@@ -98,7 +73,7 @@ class Language:
             max_increase: of it, that a candidate may cost.
         """
         self._steps, self._recipe, self._sets, self._texts = steps, recipe, sets, tuple(texts)
-        self._measured: dict[str, _Measured] = {}  # by the content of the built model
+        self._measured: dict[str, Measured] = {}  # by the content of the built model
         self.splits: Mapping[str, SplitFigures] = {
             use: SplitFigures(rows=len(found.rows), digest=found.digest) for use, found in sets.items()
         }
@@ -127,6 +102,7 @@ class Language:
             raise ConfigError(
                 "data.cluster_by: prompts say themselves what they belong to: give each row of the source a 'cluster'"
             )
+        _check_precision(recipe)
         sets, repeats, texts = _examples(steps, recipe, promise=promise, smoke=smoke)
         increase = _SMOKE_INCREASE if smoke else recipe.quality.max_perplexity_increase
         return cls(steps, recipe, sets=sets, repeats=repeats, texts=texts, max_increase=increase)
@@ -140,9 +116,11 @@ class Language:
 
     def candidates(self, goal: Goal) -> Contest:
         """Build every precision that is asked for, the first whatever time is left; one that costs too much perplexity
-        is refused here."""
+        is refused here. A directory that was built already competes with nothing."""
         section, target = goal.rung.section, goal.target
         parent = self._build(goal.rung.role, section.model, "fp32", target)
+        if self._is_built(section.model):
+            return Contest(goal=goal, parent=parent, candidates=(parent,))
         found: list[Candidate] = []
         for precision in _precisions(goal):
             if precision == "fp32":
@@ -186,7 +164,11 @@ class Language:
         """Return perplexities and speeds by variant."""
         by_name = {one.goal.what: one for one in chosen}
         found = {name: self._measured[one.candidate.made.content] for name, one in by_name.items()}
-        parents = {f"{name} fp32": self._measured[one.parent.made.content] for name, one in by_name.items()}
+        parents = {
+            f"{name} {one.parent.name}": self._measured[one.parent.made.content]
+            for name, one in by_name.items()
+            if one.parent is not one.candidate
+        }
         cloud = self._measured[self.cloud.made.content]
         return msgspec.to_builtins(  # type: ignore[no-any-return]
             {
@@ -224,30 +206,15 @@ class Language:
         Returns:
             the candidates, and the clock's noise (None where nothing was timed).
         """
-        rivals = {one.name: one.made for one in candidates if one.model and not one.refusal and one is not parent}
+        rivals = {
+            one.name: self._measured[one.made.content]
+            for one in candidates
+            if one.model and not one.refusal and one is not parent
+        }
         if not goal.target.runs_here or not rivals:
             return candidates, None
-        runners = {content: measured.runner for content, measured in self._measured.items()}
-        ours = runners[parent.made.content]
-
-        def produce(out: Path, work: Path) -> _Turns:
-            del out, work
-            found: dict[str, Speedup] = {}
-            for name, model in rivals.items():
-                doing.advance(len(found) / (len(rivals) + 1), name)
-                candidate_s, parent_s = built_model.in_turns(runners[model.content], ours)
-                found[name] = speedups.speedup(parent_s, candidate_s)
-            doing.advance(len(rivals) / (len(rivals) + 1), "the parent again")
-            again_s, parent_s = built_model.in_turns(ours, ours)
-            return _Turns(speedups=found, clock_noise=speedups.noise(speedups.speedup(parent_s, again_s)))
-
         with self._steps(f"{goal.what} time") as doing:
-            key = {
-                "parent": parent.made.content,
-                "models": {name: model.content for name, model in rivals.items()},
-                "machine": machine_facts(),
-            }
-            turns = msgspec.convert(self._steps.keep("turns", key, produce, doing).facts, _Turns)
+            turns = language_steps.in_turns(self._steps, self._measured[parent.made.content], rivals, doing)
             said = [f"{name} {wording.times(one)}" for name, one in turns.speedups.items()]
             doing.note(", ".join([*said, f"up to {turns.clock_noise:.2f}x is noise"]))
         return [replace(one, speedup=turns.speedups.get(one.name)) for one in candidates], turns.clock_noise
@@ -255,17 +222,22 @@ class Language:
     def _build(
         self, role: str, model: str, precision: str, target: Target, options: Mapping[str, Any] | None = None
     ) -> Candidate:
-        """Build one model, and measure its likelihoods and speed."""
+        """Build one model, or take it as it was built, and measure its likelihoods and speed."""
         found = sources.detect(model, self._recipe.base)
         where = (options or {}).get("toolchain") or genai.toolchain_for(found.location)
-        settings = {**(options or {}), "precision": precision, "toolchain": where}
-        name = f"{role}/{target.name} {precision}"
+        is_built = built_directory.is_built(found.location)
+        name = f"{role}/{target.name}" if is_built else f"{role}/{target.name} {precision}"
         with self._steps(name) as doing:
             source = model_of_source(found, how=model)
-            built = self._steps.apply("genai", source, doing, target=target, options=settings)
+            if is_built:
+                built, precision = _as_built(source, target)
+            else:
+                settings = {**(options or {}), "precision": precision, "toolchain": where}
+                built = self._steps.apply("genai", source, doing, target=target, options=settings)
             doing.note(built.how)
         with self._steps(f"{name} measure") as doing:
-            measured = self._measure(built, built_model.BuiltModel(directory=built.path.parent, toolchain=where), doing)
+            runner = built_model.BuiltModel(directory=built.path.parent, toolchain=where)
+            measured = language_steps.measure(self._steps, built, runner, self._texts, doing)
             self._measured[built.content] = measured
             perplexity, speed = compare.perplexity(measured.likelihoods), measured.speed
             doing.note(f"perplexity {perplexity:.2f}, {speed.tokens_per_s:.0f} tokens/s")
@@ -279,35 +251,15 @@ class Language:
             latency_ms=1e3 / speed.tokens_per_s if here else None,
         )
 
-    def _measure(self, model: Model, runner: built_model.BuiltModel, doing: Doing) -> _Measured:
-        key = {"model": model.content, "texts": digest_of("\0".join(self._texts).encode()), "machine": machine_facts()}
-
-        def produce(out: Path, work: Path) -> built_model.Speed:
-            del work
-            found = built_model.likelihoods(
-                runner, self._texts, progress=lambda share, note: doing.advance(share / 2, note)
-            )
-            arrays = {name: getattr(found, name) for name in Likelihoods.__slots__}
-            np.savez(out / "likelihoods.npz", **arrays)
-            return built_model.speed(runner, progress=lambda share, note: doing.advance(0.5 + share / 2, note))
-
-        step = self._steps.keep("perplexity", key, produce, doing)
-        with np.load(step.directory / "likelihoods.npz") as file:
-            likelihoods = Likelihoods(**{name: file[name] for name in file.files})
-        return _Measured(runner=runner, likelihoods=likelihoods, speed=msgspec.convert(step.facts, built_model.Speed))
+    def _is_built(self, model: str) -> bool:
+        return built_directory.is_built(sources.detect(model, self._recipe.base).location)
 
     def _draft(self, role: str, target_name: str, target: Target, built: Candidate) -> VariantDraft:
-        model, tune, asked = built.made, self._sets["tune"], self._recipe.generation
-        runner = self._measured[model.content].runner
+        model, asked = built.made, self._recipe.generation
         with self._steps(f"{role}/{target_name} golden") as doing:
-            key = {"model": model.content, "prompts": tune.digest, "machine": machine_facts()}
-
-            def produce(out: Path, work: Path) -> dict[str, Any]:
-                del work
-                (out / "golden.msgpack").write_bytes(golden.encode(golden_answers.vectors(runner, tune.prompts)))
-                return {}
-
-            document = (self._steps.keep("golden", key, produce, doing).directory / "golden.msgpack").read_bytes()
+            document = language_steps.golden_vectors(
+                self._steps, self._measured[model.content], self._sets["tune"], doing
+            )
         spec = VariantSpec(
             model=self._recipe.model.name,
             role=role,
@@ -328,23 +280,8 @@ class Language:
 
     def _answers(self, candidate: Candidate, use: Use, doing: Doing) -> Answers:
         """Return the greedy answers of one model, kept by content."""
-        content, asked, settings = candidate.made.content, self._sets[use], self._recipe.generation.generate
-        runner = self._measured[content].runner
-
-        def produce(out: Path, work: Path) -> dict[str, Any]:
-            del out, work
-            found = built_model.answers(runner, asked.prompts, settings, progress=doing.advance)
-            return {name: msgspec.to_builtins(getattr(found, name), enc_hook=_plain) for name in Answers.__slots__}
-
-        key = {"model": content, "prompts": asked.digest, "settings": settings, "machine": machine_facts()}
-        facts = self._steps.keep("answers", key, produce, doing).facts
-        return Answers(
-            texts=tuple(facts["texts"]),
-            prompt_ids=_arrays(facts["prompt_ids"], np.int64),
-            token_ids=_arrays(facts["token_ids"], np.int64),
-            probabilities=_arrays(facts["probabilities"], np.float64),
-            margins=_arrays(facts["margins"], np.float64),
-        )
+        measured, settings = self._measured[candidate.made.content], self._recipe.generation.generate
+        return language_steps.answers(self._steps, measured, self._sets[use], settings, doing)
 
 
 def _examples(
@@ -368,6 +305,43 @@ def _examples(
     return {"tune": sets["tune"], "certify": sets["certify"], "test": sets["test"]}, repeats, texts
 
 
+def _as_built(source: Model, target: Target) -> tuple[Model, str]:
+    """Return a directory that was built already as the model that it holds, and the builder's word for its precision.
+
+    Raises:
+        CompileError, ConfigError: it cannot be served as a variant for the target.
+    """
+    built_directory.check(source.path, target)
+    found = built_directory.precision_of(source.path)
+    precision = _OF_PRECISION.get(found, found)
+    model = Model(
+        path=source.path / built_directory.MODEL_FILE,
+        content=source.content,
+        how=f"{source.how}, as it was built, in {precision}",
+        files=built_directory.further_files(source.path),
+        precision=found,
+    )
+    return model, precision
+
+
+def _check_precision(recipe: Recipe) -> None:
+    """Refuse to take a directory that was built already for something else than it is.
+
+    Raises:
+        ConfigError: the recipe asks for another precision. Others as the source.
+    """
+    section = recipe.rungs[0].section
+    found = sources.detect(section.model, recipe.base).location
+    if not section.precisions or not built_directory.is_built(found):
+        return
+    precision = built_directory.precision_of(found)
+    if precision not in section.precisions:
+        raise ConfigError(
+            f"edge.precisions: {section.model} was built in {precision} already; leave them out, or name what it was "
+            "built from"
+        )
+
+
 def _precisions(goal: Goal) -> list[str]:
     """Translate the recipe's words for precisions to the builder's.
 
@@ -379,11 +353,3 @@ def _precisions(goal: Goal) -> list[str]:
     if unknown:
         raise ConfigError(f"edge.precisions: {unknown[0]}: a language model is built in {', '.join(_OF_PRECISION)}")
     return [_OF_PRECISION[precision] for precision in asked]
-
-
-def _plain(value: object) -> object:
-    return value.tolist() if isinstance(value, np.ndarray) else float(value)  # type: ignore[arg-type]
-
-
-def _arrays(rows: Sequence[Sequence[float]], dtype: type[Any]) -> tuple[NDArray[Any], ...]:
-    return tuple(np.array(row, dtype=dtype) for row in rows)

@@ -136,6 +136,20 @@ def sample_greedy_rows(logits: Floats) -> tuple[Ids, NDArray[np.float64]]:
     return tokens.astype(np.int64, copy=False), -np.log(sums)
 
 
+def log_likelihoods(logits: Floats, tokens: Sequence[int]) -> NDArray[np.float64]:
+    """Return the natural logarithm of the raw model's probability of one token of each row.
+
+    Args:
+        logits: one row a place [T, V].
+        tokens: what stands in each place [T].
+    """
+    wide = logits.astype(np.float64)
+    wide -= wide.max(axis=1, keepdims=True)
+    chosen = wide[np.arange(len(wide)), np.asarray(tokens, dtype=np.int64)]
+    likelihoods: NDArray[np.float64] = chosen - np.log(np.exp(wide).sum(axis=1))
+    return likelihoods
+
+
 def distribution(
     logits: Floats, sampling: Sampling, *, seen: tuple[Sequence[int], Sequence[int]]
 ) -> tuple[Ids, NDArray[np.float64]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -59,17 +60,47 @@ def call(
         Internal: it ended without a result; the message holds the end of its log.
         StorageError: the job file cannot be written.
     """
-    python = require(name)
+    command = [str(require(name)), "-s", str(runner.absolute())]
+    found = {**environment(os.environ), "PYTHONPATH": str(_PROGRAMS)}
+    return _run(command, found, job, progress, what=f"{runner.stem} (toolchain {name})", timeout_s=timeout_s)
+
+
+def call_here(
+    module: str, job: Mapping[str, Any], *, progress: Progress | None = None, timeout_s: float = 3600.0
+) -> dict[str, Any]:
+    """Run a module of ours on ``job`` in a process of its own, in this very environment.
+
+    Args:
+        module: a program that answers by ``serve`` of ``penstock.toolchain.programs.protocol``.
+        job, progress, timeout_s: as :func:`call`.
+
+    Raises:
+        CompileError, Internal, StorageError: as :func:`call`.
+    """
+    found = {**os.environ, protocol.WATCH_STDIN: "1"}
+    command = [sys.executable, "-m", module]
+    return _run(command, found, job, progress, what=module.rpartition(".")[2], timeout_s=timeout_s)
+
+
+def _run(
+    command: list[str],
+    environment: Mapping[str, str],
+    job: Mapping[str, Any],
+    progress: Progress | None,
+    *,
+    what: str,
+    timeout_s: float,
+) -> dict[str, Any]:
     output = _Output(progress or ignore_progress)
     with _job_file(job) as file:
         status = child_process.run(
-            [str(python), "-s", str(runner.absolute()), str(file)],
-            environment={**environment(os.environ), "PYTHONPATH": str(_PROGRAMS)},
+            [*command, str(file)],
+            environment=environment,
             on_output=output.read,
             on_log=output.log.add,
             timeout_s=timeout_s,
         )
-    return _result(output, status, what=f"{runner.stem} (toolchain {name})", timeout_s=timeout_s)
+    return _result(output, status, what=what, timeout_s=timeout_s)
 
 
 def environment(inherited: Mapping[str, str]) -> dict[str, str]:

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from penstock.errors import InvalidInput
 from penstock.generation.values import GenerationRequest, SampledToken
 
@@ -101,6 +104,40 @@ class GenerationEngine(Protocol):
 
     def close(self) -> None:
         """Release the model's memory; idempotent."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Reading:
+    """What a model finds of each token of a text but the first, given those before it.
+
+    Attributes:
+        log_likelihood: natural logarithm of its probability, float64 [T - 1].
+        likeliest: the token that the model would have put in its place, int64 [T - 1].
+    """
+
+    log_likelihood: NDArray[np.float64]
+    likeliest: NDArray[np.int64]
+
+
+def joined(parts: Sequence[Reading]) -> Reading:
+    """Join the pieces of one text, in order."""
+    return Reading(
+        log_likelihood=np.concatenate([part.log_likelihood for part in parts]),
+        likeliest=np.concatenate([part.likeliest for part in parts]).astype(np.int64, copy=False),
+    )
+
+
+class ReadingEngine(GenerationEngine, Protocol):
+    """An engine that also reads: what a model is measured with, by the code that serves it."""
+
+    def read(self, ids: Sequence[int]) -> Reading:
+        """Compute a text of at least two tokens in a free slot, in the pieces in which prompts are computed.
+
+        Raises:
+            InvalidInput: fewer tokens, more than the context has, or one that is not in the vocabulary. QueueFull: all
+                slots are taken. Internal: the runtime failed.
+        """
         ...
 
 

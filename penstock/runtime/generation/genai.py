@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from penstock.errors import ArtifactError, Internal, InvalidInput, missing_extra
-from penstock.generation.sampling import number_at, sample
+from penstock.generation.sampling import log_likelihoods, number_at, sample
 from penstock.generation.values import GenerationRequest, SampledToken, Sampling
-from penstock.runtime.generation import EngineFacts, GenerationOptions
+from penstock.runtime.generation import EngineFacts, GenerationOptions, Reading, joined
 from penstock.runtime.generation.decoder_file import read_config
 from penstock.runtime.generation.guidance import KINDS, check_end, guidance
-from penstock.runtime.generation.requests import check, finish_of
+from penstock.runtime.generation.requests import check, check_text, finish_of
 from penstock.runtime.generation.step_plan import Unfinished, plan_step
 
 try:
@@ -103,6 +103,21 @@ class GenaiEngine:
         slot = next((at for at, each in self._slots.items() if each.request.id == request), None)
         return slot is not None and self._slots.pop(slot) is not None
 
+    def read(self, ids: Sequence[int]) -> Reading:
+        self._check_open()
+        check_text(ids, self.facts, self.running)
+        parts: list[Reading] = []
+        try:
+            generator = _generator(self._model, _text(ids), 0)
+            for begin in range(0, len(ids) - 1, self._chunk_tokens):
+                targets = ids[begin + 1 : begin + 1 + self._chunk_tokens]
+                generator.append_tokens(np.array(ids[begin : begin + len(targets)], np.int32))
+                logits = np.asarray(generator.get_output("logits"))[0][-len(targets) :, : self.facts.vocabulary]
+                parts.append(Reading(log_likelihood=log_likelihoods(logits, targets), likeliest=logits.argmax(axis=1)))
+        except RuntimeError as error:  # the library's only one
+            raise Internal(f"the model failed: {str(error)[:500]}") from error
+        return joined(parts)
+
     def close(self) -> None:
         self._slots.clear()
         self._model = None
@@ -146,6 +161,11 @@ class GenaiEngine:
     def _check_open(self) -> None:
         if self._model is None:
             raise Internal("the engine is closed")
+
+
+def _text(ids: Sequence[int]) -> GenerationRequest:
+    """Return a request with room for a text that is read."""
+    return GenerationRequest(id="", prompt_ids=tuple(ids[:-1]), max_new_tokens=1)
 
 
 def load(directory: Path, options: GenerationOptions) -> GenaiEngine:

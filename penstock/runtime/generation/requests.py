@@ -5,7 +5,7 @@ Plain functions of values: engines call them, so that each refuses and ends in t
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from penstock.errors import InvalidInput, QueueFull
 from penstock.generation import sampling
@@ -19,21 +19,40 @@ def check(request: GenerationRequest, facts: EngineFacts, running: Collection[st
     Raises:
         InvalidInput: as :meth:`penstock.runtime.generation.GenerationEngine.admit` says. QueueFull: no slot is free.
     """
-    _check_ids(request, facts)
+    _check_ids(request.prompt_ids, facts)
     _check_length(request, facts)
     _check_extras(request, facts)
     sampling.check(request.sampling, facts.vocabulary)
     if request.id in running:
         raise InvalidInput(f"id: a request {request.id!r} runs already; give each its own", field="id")
-    if len(running) >= facts.slots:
+    _check_free(facts, len(running))
+
+
+def check_text(ids: Sequence[int], facts: EngineFacts, running: int) -> None:
+    """Refuse a text that the engine cannot read.
+
+    Raises:
+        InvalidInput, QueueFull: as :meth:`penstock.runtime.generation.ReadingEngine.read` says.
+    """
+    _check_ids(ids, facts)
+    if not 2 <= len(ids) <= facts.context_tokens:
+        raise InvalidInput(
+            f"prompt_ids: a text of {len(ids)} tokens; expected 2 to the context, {facts.context_tokens}",
+            field="prompt_ids",
+        )
+    _check_free(facts, running)
+
+
+def _check_free(facts: EngineFacts, running: int) -> None:
+    if running >= facts.slots:
         raise QueueFull(f"all {facts.slots} slots of the engine are taken; admit after a request has finished")
 
 
-def _check_ids(request: GenerationRequest, facts: EngineFacts) -> None:
-    if not request.prompt_ids:
+def _check_ids(ids: Sequence[int], facts: EngineFacts) -> None:
+    if not ids:
         raise InvalidInput("prompt_ids: no tokens; a model continues at least one", field="prompt_ids")
-    if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= facts.vocabulary:
-        at, token = next((i, t) for i, t in enumerate(request.prompt_ids) if not 0 <= t < facts.vocabulary)
+    if min(ids) < 0 or max(ids) >= facts.vocabulary:
+        at, token = next((i, t) for i, t in enumerate(ids) if not 0 <= t < facts.vocabulary)
         raise InvalidInput(
             f"prompt_ids[{at}]: token {token} is not in the vocabulary, which has ids from 0 to "
             f"{facts.vocabulary - 1}; is the prompt of another tokenizer?",

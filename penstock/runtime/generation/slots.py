@@ -22,14 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.errors import ArtifactError, Internal, InvalidInput
-from penstock.generation.sampling import Drawn, number_at, sample, sample_greedy_rows
+from penstock.generation.sampling import Drawn, log_likelihoods, number_at, sample, sample_greedy_rows
 from penstock.generation.values import GenerationRequest, SampledToken, Sampling
-from penstock.runtime.generation import EngineFacts, GenerationOptions
+from penstock.runtime.generation import EngineFacts, GenerationOptions, Reading, joined
 from penstock.runtime.generation.decoder import Decoder
 from penstock.runtime.generation.decoder_file import DecoderFile, read, read_config, unsuitable
 from penstock.runtime.generation.grammar import Grammars, Matcher
 from penstock.runtime.generation.guidance import KINDS, check_end
-from penstock.runtime.generation.requests import check, finish_of
+from penstock.runtime.generation.requests import check, check_text, finish_of
 from penstock.runtime.generation.step_plan import Content, Unfinished, arrange, place, plan_step
 
 _LIKELIEST = Sampling()
@@ -209,13 +209,27 @@ class SlotEngine:
                 f"context is {self.facts.context_tokens} tokens",
                 field="draft",
             )
-        logits = self._looked(at, [slot.running.answer[-1], *draft])[:-1].astype(np.float64)
+        logits = self._looked(at, [slot.running.answer[-1], *draft])[:-1]
         del slot.ids[known:]
-        logits -= logits.max(axis=1, keepdims=True)
-        normalizers = np.log(np.exp(logits).sum(axis=1))
-        return [
-            float(row[token] - normalizer) for row, token, normalizer in zip(logits, draft, normalizers, strict=True)
-        ]
+        return log_likelihoods(logits, draft).tolist()  # type: ignore[no-any-return]
+
+    def read(self, ids: Sequence[int]) -> Reading:
+        self._check_open()
+        check_text(ids, self.facts, self.running)
+        at = min(
+            (at for at, slot in enumerate(self._slots) if slot.running is None), key=lambda at: self._slots[at].used
+        )
+        self._slots[at].ids = []  # nothing is taken over: each text is read from its beginning
+        parts: list[Reading] = []
+        try:
+            for begin in range(0, len(ids) - 1, self._chunk_tokens):
+                targets = ids[begin + 1 : begin + 1 + self._chunk_tokens]
+                logits = self._run_alone(at, ids[begin : begin + len(targets)])
+                parts.append(Reading(log_likelihood=log_likelihoods(logits, targets), likeliest=logits.argmax(axis=1)))
+        except Internal:
+            self._forget()
+            raise
+        return joined(parts)
 
     def _prefill(self, at: int, tokens: int) -> Sequence[SampledToken]:
         slot = self._slots[at]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,12 @@ pytestmark = pytest.mark.timeout(900)  # training, where nothing was kept from a
 
 HERE = Path(__file__).parent
 WINDOW, STRIDE = 48, 20
+
+
+@pytest.fixture(params=[False, True], ids=["where it serves", "in a toolchain"])
+def in_toolchain(request: pytest.FixtureRequest) -> bool:
+    """Both ways to ask a model, where both have to hold."""
+    return bool(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -96,10 +103,14 @@ def test_the_same_question_has_the_same_answer(
         np.testing.assert_array_equal(one, other)
 
 
-def test_sampling_repeats_with_its_seed_only(edge_int4: tuple[BuiltModel, PassResult], texts: tuple[str, ...]) -> None:
+def test_sampling_repeats_with_its_seed_only(
+    edge_int4: tuple[BuiltModel, PassResult], texts: tuple[str, ...], in_toolchain: bool
+) -> None:
+    model = replace(edge_int4[0], in_toolchain=in_toolchain)
+
     def drawn(seed: int) -> tuple[list[int], ...]:
         settings = Generate(max_new_tokens=12, sampling=Sampling(temperature=1.0, top_k=50, seed=seed))
-        return tuple(ids.tolist() for ids in built_model.answers(edge_int4[0], [texts[0][:80]] * 2, settings).token_ids)
+        return tuple(ids.tolist() for ids in built_model.answers(model, [texts[0][:80]] * 2, settings).token_ids)
 
     first, second = drawn(3)
     assert drawn(3) == (first, second)
@@ -108,11 +119,12 @@ def test_sampling_repeats_with_its_seed_only(edge_int4: tuple[BuiltModel, PassRe
 
 
 def test_an_answer_ends_before_its_stop_string(
-    edge_int4: tuple[BuiltModel, PassResult], texts: tuple[str, ...]
+    edge_int4: tuple[BuiltModel, PassResult], texts: tuple[str, ...], in_toolchain: bool
 ) -> None:
-    free = built_model.answers(edge_int4[0], [texts[1][:90]], Generate(max_new_tokens=12))
+    model = replace(edge_int4[0], in_toolchain=in_toolchain)
+    free = built_model.answers(model, [texts[1][:90]], Generate(max_new_tokens=12))
     stop = free.texts[0][2]
-    cut = built_model.answers(edge_int4[0], [texts[1][:90]], Generate(max_new_tokens=12, stop=("never", stop)))
+    cut = built_model.answers(model, [texts[1][:90]], Generate(max_new_tokens=12, stop=("never", stop)))
     assert cut.texts[0] == free.texts[0][: free.texts[0].index(stop)]
     np.testing.assert_array_equal(cut.token_ids[0], free.token_ids[0][: len(cut.token_ids[0])])
     assert 1 <= len(cut.token_ids[0]) <= 12
@@ -130,13 +142,14 @@ def test_golden_vectors_are_what_the_model_continues_with(
     np.testing.assert_array_equal(np.stack(again.token_ids), tokens)
 
 
-def test_speed_is_measured_within_a_small_context(edge_int4: tuple[BuiltModel, PassResult]) -> None:
-    found = built_model.speed(edge_int4[0], prompt_tokens=1000, new_tokens=1000, rounds=1)
+def test_speed_is_measured_within_a_small_context(edge_int4: tuple[BuiltModel, PassResult], in_toolchain: bool) -> None:
+    model = replace(edge_int4[0], in_toolchain=in_toolchain)
+    found = built_model.speed(model, prompt_tokens=1000, new_tokens=1000, rounds=1)
     assert (found.prompt_tokens, found.new_tokens) == (128, 128)
     assert found.first_token_ms > 0
     assert found.tokens_per_s > 0
     assert 0 < found.load_bytes < found.peak_bytes
-    assert found.engine == "onnxruntime-genai 0.15.2"
+    assert found.engine == ("onnxruntime-genai 0.15.2" if in_toolchain else model.engine)
 
 
 def test_two_models_are_timed_in_turns_round_by_round(

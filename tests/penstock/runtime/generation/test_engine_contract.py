@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 import penstock.runtime.generation
 from penstock.errors import ArtifactError, Internal, InvalidInput, QueueFull
 from penstock.generation.values import GenerationRequest, Grammar, SampledToken, Sampling
-from penstock.runtime.generation import GenerationEngine, GenerationOptions, load
+from penstock.runtime.generation import GenerationEngine, GenerationOptions, ReadingEngine, load
 from penstock.runtime.generation.scripted import Script
 
 BUILT = Path(__file__).parents[4] / "examples" / "codecomplete" / "models" / "edge-int4"
@@ -252,6 +253,47 @@ def test_the_same_seed_gives_the_same_tokens_alone_and_in_company(engine: Genera
     engine.step()
     engine.admit(asked("a", sampling=drawn))
     assert ids(finished(engine)["a"]) == first
+
+
+@pytest.fixture(params=[name for name in MODELS if name != "scripted"])
+def reader(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ReadingEngine]:
+    """Every engine of real models also reads."""
+    made = load(request.param, MODELS[request.param](tmp_path), OPTIONS)
+    yield made  # type: ignore[misc]
+    made.close()
+
+
+def test_a_text_is_as_likely_read_as_it_was_when_it_was_answered(reader: ReadingEngine) -> None:
+    answer = alone(reader, asked("a", LONG, new=40))
+    found = reader.read([*LONG, *ids(answer)])
+    assert (len(found.log_likelihood), found.log_likelihood.dtype) == (139, np.float64)
+    assert found.likeliest[-40:].tolist() == ids(answer)
+    np.testing.assert_allclose(found.log_likelihood[-40:], [each.logprob for each in answer], atol=2e-4)
+    assert (found.log_likelihood < 0).all()
+    assert reader.running == 0
+    again = reader.read([*LONG, *ids(answer)])
+    np.testing.assert_array_equal(again.log_likelihood, found.log_likelihood)
+
+
+def test_reading_needs_a_free_slot_and_disturbs_nobody(reader: ReadingEngine) -> None:
+    expected = ids(alone(reader, asked("a")))
+    reader.admit(asked("a"))
+    said = list(reader.step())
+    reader.read(LONG)
+    assert [each.token for each in said] + ids(finished(reader)["a"]) == expected
+    for name in "abc":
+        reader.admit(asked(name))
+    with pytest.raises(QueueFull, match="all 3 slots"):
+        reader.read(LONG)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [((), "no tokens"), ((5,), "a text of 1 tokens; expected 2"), ((5,) * 513, "context, 512"), ((5, 1024), "1024")],
+)
+def test_what_cannot_be_read_is_refused(reader: ReadingEngine, text: tuple[int, ...], said: str) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        reader.read(text)
 
 
 def test_a_closed_engine_says_so(engine: GenerationEngine) -> None:
