@@ -1,0 +1,107 @@
+"""Two language models, from a recipe to a certified cascade over sockets: ``python -m examples.codecomplete``."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from examples.codecomplete import demo, prompts
+from examples.tiny_llama import data
+from penstock.artifact.layout import Layout
+from penstock.policy.text_answers import AnswerSpec
+
+ASKED = 24
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the command left, in an environment without any toolchain: the whole path, about ten seconds of work."""
+    directory = tmp_path_factory.mktemp("codecomplete")
+    command = [sys.executable, "-m", "examples.codecomplete", "--dir", str(directory), "--asked", str(ASKED)]
+    done = subprocess.run(
+        [*command, "--json", str(directory / "figures.json")],
+        env={**os.environ, "PENSTOCK_TOOLCHAINS": str(directory / "none")},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (directory / "said.txt").write_text(done.stdout)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def figures(made: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((made / "figures.json").read_text())
+    return found
+
+
+def test_the_pair_is_certified_as_it_was_built(made: Path) -> None:
+    layout = Layout(made / "artifact")
+    assert layout.verify() == []
+    for variant in layout.artifact().variants:
+        assert (variant.spec.engine, variant.spec.precision) == ("genai", "int4")
+        assert isinstance(variant.spec.answer, AnswerSpec)
+        assert variant.golden is not None
+    evaluation = json.loads((made / "artifact" / "evaluation.json").read_text())
+    (target,) = evaluation["targets"]
+    assert [line["name"] for line in target["candidates"]] == ["int4"]
+    assert "as it was built, in int4" in target["candidates"][0]["summary"]
+    assert set(evaluation["generation"]["speed"]) == {"edge/genai-cpu", "cloud"}
+    steps = json.loads((made / "artifact" / "lock.json").read_text())["steps"]
+    asked = [step["key"] for step in steps if step["step"] in ("answers", "perplexity", "golden")]
+    assert len(asked) >= 8
+    assert all(re.fullmatch(r"onnxruntime [0-9.]+ in slots", key["engine"]) for key in asked)
+
+
+def test_routes_differ_as_promised(figures: dict[str, Any]) -> None:
+    routes, certificate = figures["routes"], figures["certificate"]
+    assert set(routes) == {"edge only", "cloud only", "cascade"}
+    assert (routes["edge only"]["on_device"], routes["edge only"]["bytes_up"]) == (1.0, 0.0)
+    assert (routes["cloud only"]["on_device"], routes["cloud only"]["differs"][0]) == (0.0, 0.0)
+    cascade = routes["cascade"]
+    assert 0 < cascade["on_device"] < 1
+    assert 0 < cascade["cloud_tokens"] < routes["cloud only"]["cloud_tokens"]
+    assert 0 < cascade["cloud_passes"] < routes["cloud only"]["cloud_passes"]
+    assert cascade["bytes_up"] > 0
+    assert certificate["max_harm"] == 0.1
+    assert cascade["differs"][1] <= certificate["max_harm"]  # the lower end: so few prompts show no more
+    assert all(0 < route["first_ms"][0] <= route["first_ms"][1] for route in routes.values())
+
+
+def test_drafts_change_no_answer(figures: dict[str, Any]) -> None:
+    drafts = figures["drafts"]
+    assert 0 < drafts["accepted"] <= drafts["drafted"]
+    assert drafts["tokens"] >= figures["asked"]
+    assert drafts["passes"] >= figures["asked"]
+
+
+def test_what_is_said_is_a_table_with_the_promise(made: Path) -> None:
+    said = (made / "said.txt").read_text()
+    assert "with 95% confidence, answering locally at token_" in said
+    assert all(re.search(rf"^{route} ", said, re.MULTILINE) for route in ("edge only", "cloud only", "cascade"))
+    assert f"of {ASKED} answers are those that the core gave" in said
+
+
+def test_prompts_are_held_out_from_training_and_from_the_certificate() -> None:
+    rows, asked = list(prompts.rows()), prompts.held_out()
+    assert (len(rows), len(asked)) == (prompts.COMPILED, prompts.ASKED)
+    assert not {row["prompt"] for row in rows} & {row["prompt"] for row in asked}
+    held_out = data.texts(held_out=True)
+    assert all(any(row["prompt"] + row["answer"] in text for text in held_out) for row in rows[:40])
+
+
+def test_an_answer_that_came_whole_has_no_gaps() -> None:
+    whole = demo.Route(
+        differs=(0.0, 0.0, 0.1), right=0.5, loss=(0.0, 0.0, 0.0), on_device=1.0, cloud_tokens=0.0, cloud_passes=0.0,
+        first_ms=(1.0, 2.0), gap_ms=float("nan"), bytes_up=0.0,
+    )  # fmt: skip
+    assert "whole" in demo.table({"edge only": whole})
