@@ -33,17 +33,20 @@ from compiler.progress import Doing
 from compiler.recipe import targets
 from compiler.recipe.certificate_section import CertificateSection
 from compiler.recipe.recipes import CLOUD, Recipe
-from compiler.recipe.targets import GENAI_CPU, Target
+from compiler.recipe.targets import GENAI_CPU, GENAI_CUDA, Target
 from penstock import wording
 from penstock.artifact.blobs import digest_of
 from penstock.artifact.layout import VariantDraft
 from penstock.artifact.manifests import VariantSpec
 from penstock.errors import ConfigError
 from penstock.policy.text_answers import AnswerSpec
+from penstock.process import machine
 from penstock.wire.tensors import TensorSpec
 
 SMOKE_PROMPTS = 8
 _OF_PRECISION: Mapping[str, str] = {"int4-weights": "int4", "int8-weights": "int8", "fp16": "fp16", "fp32": "fp32"}
+_RUNS_ON: Mapping[str, str] = {GENAI_CPU: machine.ANY, GENAI_CUDA: machine.CUDA}
+"""Devices report what they are, not which engines they have: a variant is packed for machines, as every other one."""
 _SMOKE_INCREASE = 10.0  # as much as a recipe may allow: few prompts show nothing
 _ADVICE = (
     "Give more texts, add a precision, allow more in quality.max_perplexity_increase, or ask for size instead of speed "
@@ -139,7 +142,7 @@ class Language:
     def draft(self, chosen: Chosen) -> VariantDraft:
         """Pack every file of the built directory, with greedy answers as golden vectors."""
         goal = chosen.goal
-        return self._draft(goal.rung.role, goal.target.name, goal.target, chosen.candidate)
+        return self._draft(goal.rung.role, _RUNS_ON[goal.target.name], goal.target, chosen.candidate)
 
     def cloud_draft(self) -> VariantDraft:
         """Pack the cloud's model."""

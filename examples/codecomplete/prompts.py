@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from examples.tiny_llama import data
 
-COMPILED, ASKED = 1500, 120
+COMPILED, ASKED = 1200, 120
 """Prompts of the recipe, and of the demonstration, which are others."""
 
 _NAME = re.compile(r"[A-Za-z_)\]][.(]([A-Za-z_]\w{1,15})")

@@ -72,7 +72,9 @@ def call_here(
 
     Args:
         module: a program that answers by ``serve`` of ``penstock.toolchain.programs.protocol``.
-        job, progress, timeout_s: as :func:`call`.
+        job: as :func:`call` takes it.
+        progress: what it raises ends the module.
+        timeout_s: it is killed after this long.
 
     Raises:
         CompileError, Internal, StorageError: as :func:`call`.

@@ -16,6 +16,7 @@ from compiler.passes import genai
 from compiler.passes.job import PassJob
 from compiler.recipe.targets import GENAI_CPU, resolve
 from penstock import toolchain as toolchains
+from penstock import wording
 from penstock.artifact.blobs import digest_of_file
 from penstock.errors import CompileError
 from penstock.generation import chat_template, golden_chats
@@ -55,7 +56,9 @@ def test_what_was_quantized_is_counted(edge_int4: Any) -> None:
     assert made.facts["quantized_weight_bytes"] > made.facts["other_weight_bytes"] / 4
     assert made.facts["context_length"] == 256
     assert made.facts["versions"]["transformers"] == "4.57.6"
-    assert made.summary.startswith("LlamaForCausalLM: int4 by blocks of 32 (default), 0.")
+    weights = made.facts["quantized_weight_bytes"] + made.facts["other_weight_bytes"]
+    size = f"{wording.size(weights)} of weights, "
+    assert made.summary.startswith(f"LlamaForCausalLM: int4 by blocks of 32 (default), {size}")
 
 
 def test_nodes_sent_back_to_float_stay_float(tiny: Any, edge_int4: Any, tmp_path: Path) -> None:

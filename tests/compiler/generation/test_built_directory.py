@@ -85,16 +85,6 @@ def _smoke(tmp_path: Path, text: str) -> Any:
     )
 
 
-def test_a_recipe_of_two_such_directories_needs_no_toolchain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PENSTOCK_TOOLCHAINS", str(tmp_path / "none"))
-    found = _smoke(tmp_path, RECIPE.read_text())
-    (target,) = found.targets
-    assert (target.chosen, [line.name for line in target.candidates]) == ("int4", ["int4"])
-    assert "as it was built, in int4" in target.candidates[0].summary
-    assert set(found.generation["speed"]) == {"edge/genai-cpu", "cloud"}
-    assert all(" in slots" in speed["engine"] for speed in found.generation["speed"].values())
-
-
 def test_a_precision_that_it_does_not_have_is_refused(tmp_path: Path) -> None:
     text = RECIPE.read_text().replace("[cloud]", 'precisions = ["fp32"]\n\n[cloud]')
     with pytest.raises(ConfigError, match="models/edge-int4 was built in int4-weights already"):

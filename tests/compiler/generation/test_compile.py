@@ -67,11 +67,11 @@ def directory(tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
-def compile_in(directory: Path, text: str = RECIPE, **options: Any) -> Compiled:
+def compile_in(directory: Path, text: str = RECIPE, *, out: str = "out", **options: Any) -> Compiled:
     (directory / "recipe.toml").write_text(text)
     cache = StepCache(directory / "cache")
     return compilation.compile_recipe(
-        recipes.load(directory / "recipe.toml"), directory / "out", cache=cache, watcher=QUIET, **options
+        recipes.load(directory / "recipe.toml"), directory / out, cache=cache, watcher=QUIET, **options
     )
 
 
@@ -100,7 +100,7 @@ def test_a_candidate_is_timed_in_turns_with_its_float_parent(compiled: Compiled)
 
 
 def test_when_time_is_up_the_best_so_far_ships(directory: Path, compiled: Compiled) -> None:
-    hurried = compile_in(directory, require_certificate=False, budget_s=1e-9).evaluation.targets[0]
+    hurried = compile_in(directory, out="hurried", require_certificate=False, budget_s=1e-9).evaluation.targets[0]
     assert hurried.chosen == "fp32"
     assert [line.verdict for line in hurried.candidates if "--budget" in line.verdict] == [trials.OUT_OF_TIME]
 
@@ -110,6 +110,7 @@ def test_variants_hold_everything_that_their_engine_needs(compiled: Compiled) ->
     assert layout.verify() == []
     for variant in layout.artifact().variants:
         assert variant.spec.engine == "genai"
+        assert variant.spec.target == ("any" if variant.spec.role == "edge" else "cpu")  # what devices say they are
         assert variant.spec.answer == AnswerSpec(max_new_tokens=8, stop=("\n",))  # what the promise is about
         names = {layer.annotations["org.opencontainers.image.title"] for layer in variant.files}
         assert {"genai_config.json", "model.onnx.data", "tokenizer.json"} <= names
