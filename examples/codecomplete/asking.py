@@ -71,7 +71,9 @@ class Asker:
         response = self._connection.getresponse()
         if response.status != 200:
             raise RuntimeError(f"{response.status}: {response.read(4096).decode()}")
-        text, usage, account, came = "", {}, {}, []
+        usage: dict[str, Any] = {}
+        account: dict[str, Any] = {}
+        text, came = "", list[float]()
         for event in _events(response):
             if "error" in event:
                 raise RuntimeError(str(event["error"]))
