@@ -1,1 +1,1 @@
-"""Complete lines of Python: two language models small enough to be part of this repository, and how they were made."""
+"""Names in lines of Python: two language models small enough to be part of this repository, certified and served."""
