@@ -5,6 +5,7 @@ Owns one answer's place in its grammar. Draws nothing: who does, leaves out what
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,11 @@ except ImportError:  # behind the extra generate
 
 TOKENIZER_FILE = "tokenizer.json"
 
+# everybody else's tokens wait while a grammar is read: a regex of a hundred letters, such as (a{1000}){1000}, takes
+# seconds with llguidance's own limit of 1,000,000, and a list of 5,000 words fits into this one
+_LEXER_FUEL = 100_000
+_MAX_KEPT = 16  # of grammars that were read: a request for several answers asks for the same one again and again
+
 
 class Grammars:
     """What reads grammars for one model's tokens; the tokenizer is read when the first grammar comes."""
@@ -30,6 +36,7 @@ class Grammars:
     def __init__(self, directory: Path, vocabulary: int, end_ids: Collection[int]) -> None:
         self._file, self._vocabulary, self._end_ids = directory / TOKENIZER_FILE, vocabulary, sorted(end_ids)
         self._tokenizer: Any = None
+        self._read: OrderedDict[Grammar, Any] = OrderedDict()
         self.are_known = llguidance is not None and self._file.is_file()
 
     def begin(self, grammar: Grammar) -> Matcher:
@@ -38,13 +45,23 @@ class Grammars:
         Raises:
             InvalidInput: a grammar that is none.
         """
+        matcher = self._read.get(grammar)
+        if matcher is None:
+            matcher = self._read[grammar] = self._matcher(grammar)
+            if len(self._read) > _MAX_KEPT:
+                self._read.popitem(last=False)
+        self._read.move_to_end(grammar)
+        return Matcher(matcher.deep_copy(), self._vocabulary)
+
+    def _matcher(self, grammar: Grammar) -> Any:
         kind, text = guidance(grammar)
         if self._tokenizer is None:
             self._tokenizer = llguidance.LLTokenizer(str(self._file), self._vocabulary, self._end_ids)
-        matcher = llguidance.LLMatcher(self._tokenizer, _READ[kind](text), log_level=0)
+        limits = llguidance.LLParserLimits(initial_lexer_fuel=_LEXER_FUEL)
+        matcher = llguidance.LLMatcher(self._tokenizer, _READ[kind](text), log_level=0, limits=limits)
         if matcher.is_error():
             raise InvalidInput(f"grammar: {matcher.get_error()[:500]}", field="grammar")
-        return Matcher(matcher, self._vocabulary)
+        return matcher
 
 
 class Matcher:

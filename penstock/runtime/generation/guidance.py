@@ -12,6 +12,9 @@ from penstock.generation.values import GenerationRequest, Grammar
 
 KINDS = frozenset({"json_schema", "regex", "choice"})
 
+MAX_CHARACTERS = 65_536
+"""Of a grammar: everybody else's tokens wait while it is read."""
+
 Kind = Literal["json_schema", "regex", "lark_grammar"]
 
 
@@ -20,8 +23,13 @@ def guidance(grammar: Grammar) -> tuple[Kind, str]:
     is unsure fills its limit with, so there is none.
 
     Raises:
-        InvalidInput: text that is not what its kind says.
+        InvalidInput: text that is not what its kind says, or longer than ``MAX_CHARACTERS``.
     """
+    if len(grammar.text) > MAX_CHARACTERS:
+        raise InvalidInput(
+            f"grammar: the {grammar.kind} has {len(grammar.text)} characters; at most {MAX_CHARACTERS} are read",
+            field="grammar",
+        )
     if grammar.kind == "regex":
         return "regex", grammar.text
     try:

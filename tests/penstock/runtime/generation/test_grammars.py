@@ -78,12 +78,39 @@ def test_a_request_beside_one_with_a_grammar_is_answered_as_alone(engine: Genera
         ({"grammar": Grammar(kind="json_schema", text='{"type": 5}')}, "type must be"),
         ({"grammar": Grammar(kind="regex", text="(")}, "grammar: "),
         ({"grammar": Grammar(kind="choice", text="[]")}, "a JSON list of texts"),
+        ({"grammar": Grammar(kind="regex", text="a|" * 40_000 + "b")}, "the regex has 80001 characters; at most 65536"),
         ({"grammar": Grammar(kind="regex", text="a"), "ignore_end": True}, "ignore_end: not with a grammar"),
     ],
 )
 def test_a_grammar_that_is_none_is_refused(engine: GenerationEngine, asked: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidInput, match=said):
         engine.admit(GenerationRequest(id="a", prompt_ids=(5,), max_new_tokens=5, **asked))
+    assert engine.running == 0
+
+
+def test_each_answer_has_a_place_of_its_own_in_the_same_grammar(engine: GenerationEngine) -> None:
+    grammar, ids = Grammar(kind="json_schema", text=SCHEMA), references("edge-int4")[5].ids
+    alone = [each.token for each in _answer(engine, grammar=grammar)]
+    said: dict[str, list[int]] = {"a": [], "b": []}
+    engine.admit(GenerationRequest(id="a", prompt_ids=ids, max_new_tokens=24, grammar=grammar))
+    for _ in range(3):
+        for each in engine.step():
+            said[each.request].append(each.token)
+    engine.admit(GenerationRequest(id="b", prompt_ids=ids, max_new_tokens=24, grammar=grammar))
+    while engine.running:
+        for each in engine.step():
+            said[each.request].append(each.token)
+    assert said == {"a": alone, "b": alone}
+
+
+def test_a_grammar_that_takes_seconds_to_read_is_refused(engine: GenerationEngine) -> None:
+    """Everybody else's tokens wait for as long; with llguidance's own limits this one is read."""
+    if not isinstance(engine, SlotEngine):
+        pytest.skip("genai reads grammars by itself")
+    fields = {f"p{at}": {"type": "number"} for at in range(2_200)}
+    grammar = Grammar(kind="json_schema", text=json.dumps({"properties": fields}))
+    with pytest.raises(InvalidInput, match="too big"):
+        engine.admit(GenerationRequest(id="a", prompt_ids=(5,), max_new_tokens=5, grammar=grammar))
     assert engine.running == 0
 
 
