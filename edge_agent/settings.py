@@ -68,7 +68,8 @@ class EscalationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_field
         max_queue_rows: rows waiting; beyond it a row counts as unreachable.
         rate_rows_per_s: budget of rows; 0 is unlimited.
         burst_rows: what may go at once.
-        breaker_failures: failures in a row that open the circuit.
+        breaker_failures: failures in a row that open the circuit. A text that had less than a tenth of
+            ``first_token_timeout_s`` fails for itself.
         breaker_open_s: how long it stays open before the cloud is tried again, with an inference; doubled with each
             try that fails.
         breaker_max_open_s: longest such time, where it is more than ``breaker_open_s``.

@@ -20,6 +20,9 @@ from penstock.policy.retry import CircuitBreaker
 
 Events = AsyncGenerator[TokenEvent, None]
 
+# of the longest wait for a first token: a request that gave less time says nothing about the cloud when it got none
+_TELLING_SHARE = 0.1
+
 
 class CloudText:
     """The way up for one model version. All methods are called from the event loop."""
@@ -64,7 +67,8 @@ class CloudText:
         self._breaker, may_ask = self._breaker.allows(self._loop.time())
         if not may_ask:
             raise Unavailable(f"{self._url} did not answer before", retry_after_s=self._settings.breaker_open_s)
-        limit = min(deadline, self._loop.time() + self._settings.first_token_timeout_s)
+        asked_at, longest_s = self._loop.time(), self._settings.first_token_timeout_s
+        limit = min(deadline, asked_at + longest_s)
         try:
             async with asyncio.timeout_at(limit):
                 generator = await self._started()
@@ -74,8 +78,9 @@ class CloudText:
                 except BaseException:
                     await events.aclose()
                     raise
-        except TimeoutError:
-            self._record(False)
+        except (TimeoutError, DeadlineExceeded):
+            if limit - asked_at >= _TELLING_SHARE * longest_s:
+                self._record(False)
             raise DeadlineExceeded(f"{self._url} sent no token in time") from None
         except Unavailable:
             self._record(False)

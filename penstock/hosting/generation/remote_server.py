@@ -115,8 +115,10 @@ class RemoteServer:
         await self._streams.close()
 
     def _named(self, error: PenstockError) -> PenstockError:
-        """Say whose error it is; where another try helps, say when."""
+        """Say whose error it is, unless it is the asker's; where another try helps, say when."""
         named = copy_of(error)
+        if isinstance(error, InvalidInput):  # who asked us knows of no server behind us
+            return named
         named.message = f"{self.url}: {error.message}"
         named.args = (named.message,)
         if isinstance(error, ELSEWHERE) and error.retry_after_s is None:  # vLLM says none when it is full

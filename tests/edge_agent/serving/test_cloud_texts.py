@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edge_agent.serving.cloud_texts import CloudTexts
 from edge_agent.serving.counts import Outcomes
-from edge_agent.serving.hosting import Hosting
+from edge_agent.serving.hosting import Hosted, Hosting
 from edge_agent.serving.load_plan import LoadPlan
 from edge_agent.settings import EscalationSettings
 from penstock.artifact import manifests
 from penstock.artifact.layout import Layout, VariantDraft
 from penstock.artifact.manifests import shares_file
 from penstock.artifact.variant_files import verified_files
-from penstock.errors import Unavailable
+from penstock.errors import DeadlineExceeded, Unavailable
 from penstock.generation.values import GenerationRequest
 from penstock.hosting.generation.settings import RemoteSettings
 from tests.language import CLOUD, EDGE, text_draft, text_layout
+from tests.penstock.hosting.generation.letters_server import DONE, STREAM, chunk, serving
 
 FILE = "tokenizer.json"
+REQUEST = GenerationRequest(id="r", prompt_ids=(1, 2), max_new_tokens=2)
 
 
 def with_other_tokenizer(directory: Path) -> Layout:
@@ -42,8 +48,8 @@ def test_the_very_same_file_is_the_same_tokenizer(tmp_path: Path) -> None:
     assert shares_file(apart, apart.variant("edge"), "nothing has this")
 
 
-async def test_ids_that_mean_other_text_never_go_up(tmp_path: Path) -> None:
-    layout = with_other_tokenizer(tmp_path)
+@asynccontextmanager
+async def hosted_from(layout: Layout, directory: Path) -> AsyncIterator[Hosted]:
     artifact = layout.artifact()
     variant = artifact.variant("edge")
     plan = LoadPlan(
@@ -51,7 +57,7 @@ async def test_ids_that_mean_other_text_never_go_up(tmp_path: Path) -> None:
         version="v1",
         artifact_digest=artifact.digest,
         variant=variant,
-        files=verified_files(variant, layout.blobs, tmp_path / "unpacked"),
+        files=verified_files(variant, layout.blobs, directory / "unpacked"),
         certificate_digest="",
         certificate=None,
         subject=manifests.subject_of(artifact, variant),
@@ -60,11 +66,40 @@ async def test_ids_that_mean_other_text_never_go_up(tmp_path: Path) -> None:
     hosting = Hosting(Outcomes(now=lambda: 0.0))
     hosted = await hosting.prepare(plan)
     hosting.activate(hosted)
-    cloud = CloudTexts("http://127.0.0.1:9", EscalationSettings(), RemoteSettings())
-    request = GenerationRequest(id="r", prompt_ids=(1, 2), max_new_tokens=2)
     try:
-        with pytest.raises(Unavailable, match="another tokenizer"):
-            await cloud.of(hosted).begin(request, deadline=float("inf"))
+        yield hosted
     finally:
-        await cloud.close()
         await hosting.close()
+
+
+def only_the_probe(body: dict[str, Any]) -> Iterable[bytes | float]:
+    """The first token that a server is asked for comes; no other does."""
+    return [STREAM, chunk("a", "length"), DONE] if body["max_tokens"] == 1 else [3600.0]
+
+
+async def test_ids_that_mean_other_text_never_go_up(tmp_path: Path) -> None:
+    async with hosted_from(with_other_tokenizer(tmp_path), tmp_path) as hosted:
+        cloud = CloudTexts("http://127.0.0.1:9", EscalationSettings(), RemoteSettings())
+        try:
+            with pytest.raises(Unavailable, match="another tokenizer"):
+                await cloud.of(hosted).begin(REQUEST, deadline=float("inf"))
+        finally:
+            await cloud.close()
+
+
+async def test_only_those_who_waited_say_that_the_cloud_is_slow(tmp_path: Path) -> None:
+    """Who gives the cloud a hundredth of a second does not take it from those who have more."""
+    loop = asyncio.get_running_loop()
+    patient = EscalationSettings(breaker_failures=2, first_token_timeout_s=60.0)
+    impatient = EscalationSettings(breaker_failures=2, first_token_timeout_s=0.01)
+    async with serving(only_the_probe) as server, hosted_from(text_layout(tmp_path), tmp_path) as hosted:
+        for settings, is_reachable in ((patient, True), (impatient, False)):
+            cloud = CloudTexts(server.url, settings, RemoteSettings())
+            way = cloud.of(hosted)
+            try:
+                for _ in range(settings.breaker_failures):
+                    with pytest.raises(DeadlineExceeded):
+                        await way.begin(REQUEST, deadline=loop.time() + 0.01)
+                assert way.is_reachable == is_reachable
+            finally:
+                await cloud.close()

@@ -198,6 +198,7 @@ async def test_a_request_that_a_server_finds_wrong_is_wrong() -> None:
     error = await outcome(status(400, b'{"error": {"message": "bad", "param": "stop", "code": 400}}'))
     assert isinstance(error, InvalidInput)
     assert error.field == "stop"
+    assert error.message == "bad", "who asked us knows of no server behind us"
 
 
 async def test_what_is_asked_is_what_was_meant() -> None:
