@@ -36,6 +36,9 @@ from penstock.wire.context import RequestContext
 
 Ticket_contra = TypeVar("Ticket_contra", contravariant=True)
 
+AT_ONCE = 8
+"""Answers to one request that are under way at the same time; the next one begins when one of them ends."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -195,12 +198,17 @@ def openai_refusal(error: PenstockError, *, queue_full: int = 503) -> Reply:
 
 async def merged(answers: Sequence[TextAnswer]) -> AsyncGenerator[tuple[int, TokenEvent], None]:
     """Read several answers side by side, whichever has an event, each with its place. At most one event of each waits
-    to be read, so that a reader that is slow holds all of them up. Closes none of them."""
+    to be read, so that a reader that is slow holds all of them up. Closes none of them.
+
+    No more than ``AT_ONCE`` are under way: one request for 128 answers would fill the line before an engine, in which
+    others stand, and where the line is shorter than that it would be refused each time that it comes back.
+    """
     if len(answers) == 1:
         async for event in answers[0].events:
             yield 0, event
         return
-    reading = {asyncio.create_task(_next(answer)): index for index, answer in enumerate(answers)}
+    reading = {asyncio.create_task(_next(answer)): index for index, answer in enumerate(answers[:AT_ONCE])}
+    begun = len(reading)
     try:
         while reading:
             done, _ = await asyncio.wait(reading, return_when=asyncio.FIRST_COMPLETED)
@@ -209,6 +217,9 @@ async def merged(answers: Sequence[TextAnswer]) -> AsyncGenerator[tuple[int, Tok
                 if told is not None:
                     reading[asyncio.create_task(_next(answers[index]))] = index
                     yield index, told
+                elif begun < len(answers):
+                    reading[asyncio.create_task(_next(answers[begun]))] = begun
+                    begun += 1
     finally:
         for task in reading:
             task.cancel()

@@ -17,7 +17,7 @@ from penstock.generation.plane import TextAnswer
 from penstock.generation.values import GenerationRequest, TokenEvent
 from penstock.hosting.generation.remote_server import RemoteServer
 from penstock.hosting.generation.settings import RemoteSettings
-from penstock.http.openai import merged
+from penstock.http.openai import AT_ONCE, merged
 from penstock.http.texts import MAX_BODY_BYTES
 from tests.penstock.http.text_house import VERSION, House, text_house, tokenizer
 from tests.penstock.openai.texts import events, token_bytes
@@ -337,3 +337,25 @@ async def test_one_that_fails_ends_the_reading_of_all() -> None:
     for answer in answers:
         await answer.events.aclose()
     assert sorted(closed) == ["failed", "long"]
+
+
+async def test_one_request_for_many_answers_leaves_room_for_others() -> None:
+    running, most, count = 0, 0, 3 * AT_ONCE + 1
+
+    async def one(text: str) -> AsyncIterator[TokenEvent]:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        for event in events(text):
+            await asyncio.sleep(0)
+            yield event
+        running -= 1
+
+    answers = [answer_of([], []) for _ in range(count)]
+    for place, answer in enumerate(answers):
+        answer.events = one(f"<{place}>")  # type: ignore[assignment]
+    got = [""] * count
+    async for index, event in merged(answers):
+        got[index] += event.text
+    assert got == [f"<{place}>" for place in range(count)]
+    assert most == AT_ONCE
