@@ -116,6 +116,7 @@ class Core:
         if not await self.plane.drained(drain_s):
             self._is_clean = False
             log(_log, logging.WARNING, "drain ran out of time", inflight=self.plane.measures.inflight)
+            await self.texts.cut()  # before listeners cut connections: what is left says so to its clients
         await self._exit.aclose()
         log(_log, logging.INFO, "stopped")
         return self._is_clean

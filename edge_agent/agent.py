@@ -251,7 +251,8 @@ class Agent:
     async def _stop_serving(self) -> None:
         """Refuse new requests at once, let admitted ones finish within ``drain_s``, then close every connection."""
         self.dataplane.in_flight.begin_drain()
-        await self.dataplane.in_flight.drained(self.settings.limits.drain_s)
+        if not await self.dataplane.in_flight.drained(self.settings.limits.drain_s):
+            await self.texts.cut()  # before connections are cut: what is left says so to its clients
         await self.http.stop(_CUT_S)
 
     def _announce(self) -> None:

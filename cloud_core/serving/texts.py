@@ -130,6 +130,10 @@ class TextPlane:
             for version, served in self._plane.served_text_versions()
         ]
 
+    async def cut(self) -> None:
+        """End every answer in the making with an error, which its client gets to read; no more are begun."""
+        await asyncio.gather(*(served.model.close(0.0) for served in self._plane.served_texts()))
+
     async def _prepared(self, served: ServedText, request: TextRequest) -> GenerationRequest:
         model, id = served.model, str(next(self._numbers))
         seed, at = self._seeds(), self._date()

@@ -158,6 +158,11 @@ class TextPlane:
             account=work.account,
         )
 
+    async def cut(self) -> None:
+        """End every answer in the making with an error, which its client gets to read; no more are begun."""
+        models = [hosted.texts for hosted in self._plane.hosting.hosted() if hosted.is_text]
+        await asyncio.gather(self.cloud.close(), *(model.close(0.0) for model in models))
+
     # -- inside ------------------------------------------------------------------------------------------------------
 
     async def _prepared(self, model: ServedModel, request: TextRequest) -> GenerationRequest:
