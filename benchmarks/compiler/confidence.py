@@ -25,6 +25,7 @@ from benchmarks.report import machine
 from compiler.artifact.evaluation import ProbeFigures
 from compiler.cache.steps import StepCache
 from compiler.certificate import learn_then_test, probe
+from compiler.certificate.columns import CertifyData, harmful
 from compiler.certificate.issue import AnsweredRows
 from compiler.certificate.probe import Seen
 from compiler.certificate.ranking import ranking
@@ -114,7 +115,7 @@ def _line(task: Task, options: _Options) -> str:
     _progress(f"{task.name}: answers")
     answers = _answers(task, out)
     pairs = []
-    for number, (tune, certify, test) in enumerate(_deals(answers, options.deals)):
+    for number, (tune, certify, test) in enumerate(dealt(answers.sizes, options.deals)):
         _progress(f"{task.name}: deal {number + 1}")
         pairs.append(_kept(answers, tune, certify, test, CertificateSection(max_harm=options.max_harm)))
     plain, probed = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
@@ -222,10 +223,11 @@ def _asked(path: Path, rows: dict[str, Array], outputs: Sequence[str], most: int
     return {name: np.concatenate([part[name] for part in parts]) for name in outputs}
 
 
-def _deals(answers: Answers, deals: int) -> Iterator[tuple[NDArray[np.int64], ...]]:
+def dealt(sizes: Sequence[int], deals: int) -> Iterator[tuple[NDArray[np.int64], ...]]:
+    """Yield row numbers in parts of these sizes, again and again."""
     for seed in range(deals):
-        order = np.random.default_rng(seed).permutation(len(answers.labels))
-        yield tuple(np.split(order, np.cumsum(answers.sizes)[:-1]))
+        order = np.random.default_rng(seed).permutation(sum(sizes))
+        yield tuple(np.split(order, np.cumsum(sizes)[:-1]))
 
 
 def _kept(
@@ -265,19 +267,23 @@ def _rows(answers: Answers, rows: NDArray[np.int64]) -> AnsweredRows:
 
 
 def _certified(parts: Sequence[AnsweredRows], choice: Choice, promise: CertificateSection) -> Kept:
-    _, certify, test = parts
-    on_test = test.certify_data(choice, harm=promise.harm)
-    harm = test.harmful(promise.harm)
-    auroc = ranking(np.asarray(on_test.scores, np.float64), harm).auroc or float("nan")
+    to_certify, to_test = (part.certify_data(choice, harm=promise.harm) for part in parts[1:])
+    return certified(choice.score, choice.thresholds, to_certify, to_test, promise)
+
+
+def certified(
+    score: str, thresholds: Sequence[float], to_certify: CertifyData, to_test: CertifyData, promise: CertificateSection
+) -> Kept:
+    """Certify one score, and look at other rows."""
+    harm = harmful(to_test)
+    auroc = ranking(np.asarray(to_test.scores, np.float64), harm).auroc or float("nan")
     try:
-        found = learn_then_test.promise(
-            certify.certify_data(choice, harm=promise.harm), promise, thresholds=choice.thresholds
-        ).default
+        found = learn_then_test.promise(to_certify, promise, thresholds=thresholds).default
     except CalibrationError:  # refused: nothing stays on the device
-        return Kept(score=choice.score, certified=0.0, tested=0.0, harm=0.0, auroc=auroc)
-    kept = on_test.scores >= found.threshold
+        return Kept(score=score, certified=0.0, tested=0.0, harm=0.0, auroc=auroc)
+    kept = to_test.scores >= found.threshold
     return Kept(
-        score=choice.score,
+        score=score,
         certified=found.coverage,
         tested=float(np.mean(kept)),
         harm=float(np.mean(kept & harm)),
