@@ -136,7 +136,7 @@ class Language:
         return Contest(goal=goal, parent=parent, candidates=tuple(timed), clock_noise=noise)
 
     def probed(self, chosen: Chosen) -> Chosen:
-        """Return what was given: the builder's graphs of language models have no output for hidden states."""
+        """Return what was given: a head on hidden states and logits kept no more whole answers (docs/adr/0037)."""
         return chosen
 
     def draft(self, chosen: Chosen) -> VariantDraft:
