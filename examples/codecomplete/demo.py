@@ -106,6 +106,7 @@ def run(directory: Path, *, asked: int, say: Callable[[str], None]) -> dict[str,
         "certificate": compiled["certificate"],
         "asked": len(rows),
         "routes": {name: asdict(route) for name, route in routes.items()},
+        "answers": {name: [one.text for one in answers] for name, answers in said.items()},
         "drafts": {name: value for name, value in asdict(drafted).items() if name != "texts"},
     }
 

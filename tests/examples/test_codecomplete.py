@@ -13,10 +13,14 @@ from typing import Any
 
 import pytest
 
+from compiler.generation import built_model
+from compiler.generation.built_model import BuiltModel
+from compiler.recipe import recipes
 from examples.codecomplete import demo, prompts
 from examples.tiny_llama import data
 from penstock.artifact.layout import Layout
 from penstock.policy.text_answers import AnswerSpec
+from tests.language import CLOUD, EDGE, MODELS
 from tests.project.readme import blocks, script
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "serve-a-language-model.md"
@@ -78,6 +82,18 @@ def test_routes_differ_as_promised(figures: dict[str, Any]) -> None:
     assert certificate["max_harm"] == 0.1
     assert cascade["differs"][1] <= certificate["max_harm"]  # the lower end: so few prompts show no more
     assert all(0 < route["first_ms"][0] <= route["first_ms"][1] for route in routes.values())
+
+
+@pytest.mark.parametrize(("route", "model"), [("edge only", EDGE), ("cloud only", CLOUD)])
+def test_what_is_certified_is_what_is_served(route: str, model: str, figures: dict[str, Any]) -> None:
+    """The compiler's way to ask says the same words as an agent and a core do over their sockets."""
+    recipe = recipes.load(demo.RECIPE)
+    rows = [row["prompt"] for row in prompts.held_out()[:ASKED]]
+    said = built_model.answers(BuiltModel(directory=MODELS / model), rows, recipe.generation.generate)
+    clear = [row for row in range(ASKED) if (said.margins[row] > 1e-3).all()]  # others may change with who else asks
+    assert len(clear) > ASKED // 2
+    served = figures["answers"][route]
+    assert [said.texts[row].strip() for row in clear] == [served[row] for row in clear]
 
 
 def test_drafts_change_no_answer(figures: dict[str, Any]) -> None:
