@@ -1,6 +1,6 @@
 """Make the models of this example: two Llamas trained on Python's standard library, built for onnxruntime-genai.
 
-Run ``python -m examples.codecomplete.models out/codecomplete``; ten minutes on one core, most of it training. What
+Run ``python -m examples.codecomplete.make_models out/codecomplete``; ten minutes on one core, most of it training. What
 is trained already is kept. Needs the toolchain ``transformers5`` (``penstock toolchain install transformers5``). The
 result is what lies in ``models/`` beside this file: ``edge-fp32`` and ``edge-int4`` are one model, ``cloud-int4`` is a
 larger one with the same tokenizer, and ``references.json`` has what others' engines answer with each of them, so that
