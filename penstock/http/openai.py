@@ -24,7 +24,7 @@ from penstock.errors import NotFound, PenstockError
 from penstock.generation.plane import TextAnswer, TextPlane, Ticket
 from penstock.generation.values import TokenEvent
 from penstock.http.routes import Handler, Reply, Request, Route, json_reply, refusal
-from penstock.http.texts import STREAM_HEADERS, read_body, version_of
+from penstock.http.texts import STREAM_HEADERS, Bodies, version_of
 from penstock.openai.answers import Chunks, Finished, Head, answer_document, model_document, models_document
 from penstock.openai.embeddings import EmbeddingCall, embeddings_document, read_embedding
 from penstock.openai.error_objects import error_document
@@ -84,6 +84,7 @@ class OpenAi(Generic[Ticket]):
             wall_clock: seconds since 1970, for what clients show.
         """
         self._plane, self._embedder, self._wall_clock = plane, embedder, wall_clock
+        self._bodies = Bodies()
         self._refuse = partial(openai_refusal, queue_full=queue_full_status)
 
     def routes(self) -> list[Route]:
@@ -100,7 +101,7 @@ class OpenAi(Generic[Ticket]):
         return Route(method, path, handler, Action.INFER, self._refuse)
 
     async def _complete(self, read: Callable[[bytes], Call], request: Request) -> Reply:
-        context, body = await read_body(request)
+        context, body = await self._bodies.read(request)
         call = read(body)
         context = context.with_parameters(call.requests[0].parameters)
         if not call.is_stream:
@@ -162,7 +163,7 @@ class OpenAi(Generic[Ticket]):
 
     async def _embed(self, request: Request) -> Reply:
         assert self._embedder is not None  # there is no row otherwise
-        context, body = await read_body(request)
+        context, body = await self._bodies.read(request)
         call = read_embedding(body)
         with self._plane.admit(context, call.name, call.version, len(body)) as ticket:
             made = await self._embedder.embed(ticket, context, call)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from penstock.errors import TooLarge
+from penstock.errors import QueueFull, TooLarge
 from penstock.generation.plane import TextModel
 from penstock.http.routes import Request
 from penstock.openai.sse import CONTENT_TYPE
@@ -12,6 +12,11 @@ from penstock.wire.context import RequestContext, timeout_s_of
 
 MAX_BODY_BYTES = 8 * 1024 * 1024
 """Of a request that is all text: two million tokens, more than any context."""
+
+MAX_READING_BYTES = 8 * MAX_BODY_BYTES
+"""Of bodies that are read before anybody can say whether they are let in."""
+
+_SMALL_BYTES = 64 * 1024  # most conversations; they pass whatever else is being read
 
 # what sits between must neither keep the parts until there are many, nor keep them at all
 STREAM_HEADERS = {"Content-Type": CONTENT_TYPE, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -32,6 +37,39 @@ async def read_body(request: Request) -> tuple[RequestContext, bytes]:
             limit_bytes=MAX_BODY_BYTES,
         )
     return context, body
+
+
+class Bodies:
+    """Reads the bodies of requests that name their model in the body, and are admitted after it was read: no admission
+    counts their bytes, so they are bounded here, together.
+
+    Attributes:
+        reading_bytes: of those that are being read; a size that was not announced counts as the largest.
+    """
+
+    def __init__(self) -> None:
+        self.reading_bytes = 0
+
+    async def read(self, request: Request) -> tuple[RequestContext, bytes]:
+        """Read a body as :func:`read_body` does.
+
+        Raises:
+            QueueFull: too much is being read; as others of :func:`read_body`.
+        """
+        announced = request.body.size_bytes
+        takes = MAX_BODY_BYTES if announced is None else announced
+        if takes <= _SMALL_BYTES or takes > MAX_BODY_BYTES:  # the latter is refused unread
+            return await read_body(request)
+        if self.reading_bytes + takes > MAX_READING_BYTES:
+            raise QueueFull(
+                f"bodies of {self.reading_bytes} bytes are being read, and {takes} more pass {MAX_READING_BYTES}",
+                retry_after_s=1.0,
+            )
+        self.reading_bytes += takes
+        try:
+            return await read_body(request)
+        finally:
+            self.reading_bytes -= takes
 
 
 def version_of(models: Sequence[TextModel], name: str) -> str:

@@ -18,7 +18,7 @@ from penstock.generation.values import GenerationRequest, TokenEvent
 from penstock.hosting.generation.remote_server import RemoteServer
 from penstock.hosting.generation.settings import RemoteSettings
 from penstock.http.openai import AT_ONCE, merged
-from penstock.http.texts import MAX_BODY_BYTES
+from penstock.http.texts import MAX_BODY_BYTES, MAX_READING_BYTES
 from tests.penstock.http.text_house import VERSION, House, text_house, tokenizer
 from tests.penstock.openai.texts import events, token_bytes
 from tests.waiting import until
@@ -263,6 +263,31 @@ async def test_a_body_that_is_too_large_for_a_text_is_refused_unread(house: Hous
     reader, writer = await sent(house, head.encode())
     assert (await reader.readline()).split(b" ")[1] == b"413"
     writer.close()
+
+
+async def test_bodies_that_nobody_has_let_in_are_bounded_together(house: House) -> None:
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Length: {MAX_BODY_BYTES}\r\n\r\n".encode()
+    unfinished = [await sent(house, head) for _ in range(MAX_READING_BYTES // MAX_BODY_BYTES)]
+    reader, writer = await sent(house, post("/v1/completions", model="echo", prompt="a"))  # small ones pass
+    assert (await reader.readline()).split(b" ")[1] == b"200"
+    refused, last = await sent(house, head)
+    answer = await refused.readuntil(b"\r\n\r\n")
+    assert answer.split(b" ")[1] == b"503"
+    assert b"Retry-After: 1" in answer
+    for _, one in (*unfinished, (refused, last), (reader, writer)):
+        one.close()
+
+    async def is_let_in() -> bool:
+        request = post("/v1/completions", model="echo", prompt="a", user="x" * 100_000)
+        reader, writer = await sent(house, request)
+        answer = await reader.read()
+        writer.close()
+        return answer.split(b" ")[1] == b"200"
+
+    for _ in range(100):
+        if await is_let_in():
+            return
+    raise AssertionError("what was being read is not given back")
 
 
 async def test_a_deadline_and_a_priority_reach_the_plane(house: House) -> None:
