@@ -125,7 +125,7 @@ def read_tensors(request: InferRequest) -> TextAsk:
         raise InvalidInput(f"outputs: no output {strangers[0]!r}; known: {', '.join(_OUTPUTS)}", field="outputs")
     parameters: dict[str, Any] = dict(request.parameters)
     if "sampling_parameters" in inputs:
-        more = read_object(_text(inputs["sampling_parameters"], "sampling_parameters").encode())
+        more = _object(inputs["sampling_parameters"], "sampling_parameters")
         if twice := sorted(more.keys() & parameters.keys()):
             raise InvalidInput(
                 f"{twice[0]}: stands among the parameters and in sampling_parameters; send it once", field=twice[0]
@@ -265,6 +265,15 @@ def _text(array: Array, name: str) -> str:
         return bytes(value).decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidInput(f"inputs.{name}: not UTF-8 at byte {error.start}", field=f"inputs.{name}") from None
+
+
+def _object(array: Array, name: str) -> dict[str, Any]:
+    text = _text(array, name)
+    try:
+        return read_object(text.encode())
+    except InvalidInput as error:
+        said = error.message.removeprefix("body: ")
+        raise InvalidInput(f"inputs.{name}: {said}", field=f"inputs.{name}") from None
 
 
 def _last(told: Told) -> TokenEvent:

@@ -150,6 +150,8 @@ class AioStreams:
                     raise RefusedStream(await _answer_of(response))
                 async for piece in response.content.iter_any():
                     yield piece
+        except aiohttp.ClientPayloadError as error:  # whose own words are about chunks and headers
+            raise Unavailable("the connection broke before the end of the answer") from error
         except (aiohttp.ClientError, OSError) as error:  # a TimeoutError is an OSError
             raise Unavailable(f"cannot reach it: {str(error) or type(error).__name__}") from error
 

@@ -148,7 +148,7 @@ WRONG: list[tuple[list[triton.InferInput], dict[str, Any], str]] = [
     ([tensor("text_input", "BYTES", [b"\xff"])], {}, "not UTF-8"),
     ([tensor("text_input", "BYTES", ["a"])], {"temperature": "hot"}, "parameters.temperature"),
     ([tensor("text_input", "BYTES", ["a"])], {"streaming": True}, "ModelStreamInfer"),
-    ([tensor("text_input", "BYTES", ["a"]), tensor("sampling_parameters", "BYTES", ["{"])], {}, "not JSON"),
+    ([tensor("text_input", "BYTES", ["a"]), tensor("sampling_parameters", "BYTES", ["{"])], {}, "parameters: not JSON"),
 ]
 
 

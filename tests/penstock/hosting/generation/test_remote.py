@@ -151,6 +151,7 @@ RANK_DEATH = [
         ([STREAM, event({"choices": [{"index": 0, "text": 5}]})], "no completion's"),
         ([STREAM, b"data: " + b"x" * 5_000_000], "event of more than"),
         ([], "cannot reach it"),
+        ([STREAM[:-2] + b"Transfer-Encoding: chunked\r\n\r\n", b"9\r\ndata"], "connection broke"),
         ([status(500, b'{"error": {"message": "broken", "code": 500}}')], "broken"),
         ([status(404, b'{"error": {"message": "no such model", "code": 404}}')], "no such model"),
         ([status(302)], "302"),
