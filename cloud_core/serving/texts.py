@@ -128,6 +128,7 @@ class TextPlane:
                 context_tokens=served.model.facts.context_tokens,
             )
             for version, served in self._plane.served_text_versions()
+            if not served.problem
         ]
 
     async def cut(self) -> None:

@@ -176,7 +176,7 @@ class TextPlane:
     async def _counted(self, work: _Work) -> Events:
         """Account for one request in the model that it is for."""
         hosted = work.hosted
-        counts = hosted.texts.generator.counts()
+        deaths = _deaths(hosted)
         hosted.in_flight += 1
         hosted.idle.clear()
         try:
@@ -186,8 +186,7 @@ class TextPlane:
         except BaseException as error:
             if not work.is_recorded:  # also a client that went away: this request got no answer
                 work.record("failed")
-            now = hosted.texts.generator.counts()
-            has_died = now.crashes + now.hangs > counts.crashes + counts.hangs
+            has_died = _deaths(hosted) > deaths
             hosted.failures += isinstance(error, Internal) or (has_died and isinstance(error, Unavailable))
             raise
         finally:
@@ -202,7 +201,14 @@ class TextPlane:
             return self._escalated(work, None)
         if start.outside or promise is None:
             return self._by_device(work, start.reason)  # nothing is decided about it, so nothing is held back
-        draft = await self._drafted(work, promise)
+        deaths = _deaths(work.hosted)
+        try:
+            draft = await self._drafted(work, promise)
+        except Unavailable:  # its process ended, or is being started again; the cloud's answer is as good as ever
+            if start.reason is Reason.PRIVACY:
+                raise
+            work.hosted.failures += _deaths(work.hosted) > deaths
+            return self._escalated(work, None)
         if start.reason is Reason.PRIVACY or self._is_kept(work, draft, promise):
             return self._kept(work, draft)
         return self._escalated(work, draft)
@@ -297,6 +303,11 @@ class TextPlane:
 
     def _local(self, work: _Work) -> Events:
         return work.hosted.texts.generate(work.asked, deadline=work.context.deadline, priority=work.context.priority)
+
+
+def _deaths(hosted: Hosted) -> int:
+    counts = hosted.texts.generator.counts()
+    return counts.crashes + counts.hangs
 
 
 def _promise(hosted: Hosted) -> Promise | None:
