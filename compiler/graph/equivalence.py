@@ -122,7 +122,8 @@ def _some(batches: Iterable[Feeds]) -> list[Feeds]:
     found: list[Feeds] = []
     seen: set[tuple[tuple[int, ...], ...]] = set()
     for batch in batches:
-        sizes = tuple(array.shape[1:] for array in batch.values())
+        # a sequence of tensors has no shape
+        sizes = tuple(array.shape[1:] if isinstance(array, np.ndarray) else () for array in batch.values())
         if len(found) >= _BATCHES and sizes in seen:
             break
         found.append(batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -79,7 +80,8 @@ def test_training_moves_weights_and_nothing_else_and_onnxruntime_agrees(tmp_path
     assert facts["loss_after"] < facts["loss_before"] / 2
     assert facts["best_epoch"] > 0
     assert "quantization-aware: 4 epochs" in result.summary
-    assert any(note.startswith("quantization-aware: epoch 2 of 4") for note in notes)
+    # not each epoch is told: some take no longer than a glance
+    assert any(re.match(r"quantization-aware: epoch [1-4] of 4", note) for note in notes), notes
     check_same_graph(job, result)
     again = interrupted_and_resumed(replace(job, out=tmp_path / "again", work=tmp_path / "again-work"))
     assert (tmp_path / "again" / again.model).read_bytes() == (job.out / result.model).read_bytes()
