@@ -35,7 +35,7 @@ demo: $(VENV)/.demo  ## run the whole path on real data and end with a verdict
 quick: $(VENV)/.dev  ## run the tests of policies, values, codecs and contracts (under a minute)
 	@$(BIN)/python -m pytest $(WORKERS) $(QUICK) $(ARGS)
 
-test: $(VENV)/.dev  ## run every test that needs no GPU, on all cores (about 10 minutes on two)
+test: $(VENV)/.dev  ## run every test that needs no GPU, on all cores (about 12 minutes on two)
 	@$(BIN)/python -m pytest $(WORKERS) --durations=20 --durations-min=1 $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff, mypy strict, layer and purity rules, freshness of generated code and docs

@@ -29,6 +29,9 @@ _IN_README = ("cnn", "minilm-head", "minilm", "cancer-raw", "magika")
 _BEGIN = re.compile(r"<!-- python -m benchmarks\.compiler\.tables (\S+) (\w+) -->.*?<!-- end -->", re.S)
 
 
+_OWN_LOAD = 0.5  # what the case before leaves of its own
+
+
 def own(results: Results) -> str:
     """Tell of the models that the benchmark trains here, or puts a head on."""
     return _part(results, [case for case in _in_order(results) if case.rows[0].kind != "real"])
@@ -99,9 +102,10 @@ def _said(results: Results, cases: Sequence[CaseResult]) -> str:
     busy = f"; others used it as well: its load was {min(loads):.1f} to {max(loads):.1f} when cases began"
     quiet = f", with a load of at most {max(loads):.1f} when cases began"
     libraries = f"onnxruntime {results.versions['onnxruntime']}, {results.versions['nncf'].replace('==', ' ')}"
+    load = busy if max(loads) > cpus + _OWN_LOAD else quiet
     return (
-        f"Of {when}, on a machine with {cpus} CPUs ({results.machine['cpu']})"
-        f"{busy if max(loads) > cpus else quiet}; {libraries}. A cell has the speed against float32 at batch "
+        f"Of {when}, on a machine with {cpus} CPUs ({results.machine['cpu']}){load}; {libraries}. "
+        f"A cell has the speed against float32 at batch "
         f"{_batches(cases)}, and the points lost, in brackets with their 95% interval. "
         f"Each tool had {_budgets(cases)} s."
     )
