@@ -23,7 +23,7 @@ from distill_models import (
     source_digest,
     with_fewer_layers,
 )
-from distill_training import VALIDATION_BATCH, Examples, Limits, Phase, Training, seed_everything
+from distill_training import Examples, Limits, Phase, Training, answers, seed_everything
 from protocol import InputError, progress, serve, short
 from torch import nn
 
@@ -56,7 +56,7 @@ def distill(job: dict[str, Any]) -> dict[str, Any]:
     training.run()
     progress(1.0, "exporting the student")
     scorer.eval()
-    np.save(job["said"], _answers(scorer, examples))
+    np.save(job["said"], answers(scorer, examples))
     _export(scorer, examples, job)
     return {
         "parameters": size,
@@ -135,15 +135,6 @@ def _limits(settings: dict[str, Any]) -> Limits:
     return Limits(
         **{name: settings[name] for name in ("batch_size", "patience", "seed", "max_seconds", "checkpoint_s")}
     )
-
-
-def _answers(scorer: nn.Module, examples: Examples) -> np.ndarray:
-    parts = []
-    with torch.no_grad():
-        for start in range(0, len(examples.validation), VALIDATION_BATCH):
-            inputs, _, _ = examples.batch(examples.validation[start : start + VALIDATION_BATCH])
-            parts.append(scorer(*inputs).numpy())
-    return np.concatenate(parts)
 
 
 def _export(scorer: nn.Module, examples: Examples, job: dict[str, Any]) -> None:

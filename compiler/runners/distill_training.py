@@ -288,6 +288,16 @@ class Training:
         return torch.optim.AdamW(self._model.parameters(), lr=1e-3, weight_decay=WEIGHT_DECAY)
 
 
+def answers(model: nn.Module, examples: Examples) -> np.ndarray:
+    """Return what a model says of the validation rows."""
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(examples.validation), VALIDATION_BATCH):
+            inputs, _, _ = examples.batch(examples.validation[start : start + VALIDATION_BATCH])
+            parts.append(model(*inputs).numpy())
+    return np.concatenate(parts)
+
+
 def rate_at(step: int, steps: int, highest: float) -> float:
     """Return the learning rate: a linear rise over the first steps, then half a cosine down (Loshchilov and Hutter,
     arXiv 1608.03983).

@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import pretrained
 import torch
 import transformers
 from export_cases import save
@@ -68,18 +69,12 @@ def _load(job: dict[str, Any]) -> Any:
     if kind is None or not issubclass(kind, GenerationMixin):
         raise InputError(f"{directory}: this transformers has no class {name!r} that generates")
     try:
-        model, info = kind.from_pretrained(
-            directory,
-            torch_dtype=torch.float32,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        model, missing = pretrained.load(kind, directory)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"{directory}: transformers cannot load it: {short(error)}") from error
-    if info["missing_keys"]:
+    if missing:
         raise InputError(
-            f"{directory} has no weights for {', '.join(sorted(info['missing_keys'])[:4])}, which {name} needs; the "
+            f"{directory} has no weights for {', '.join(missing[:4])}, which {name} needs; the "
             "files are incomplete, or made for another class"
         )
     known = TasksManager.get_supported_tasks_for_model_type(

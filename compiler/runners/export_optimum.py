@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import pretrained
 import torch
 from export_cases import Plain, answers, save, tensors
 from optimum.exporters.onnx import onnx_export_from_model
@@ -58,20 +59,14 @@ def _load(job: dict[str, Any]) -> Any:
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         _check_task(config.model_type, task)
         kind = TasksManager.get_model_class_for_task(task, framework="pt", model_type=config.model_type)
-        model, info = kind.from_pretrained(
-            directory,
-            torch_dtype=torch.float32,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        model, lacking = pretrained.load(kind, directory)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"{directory}: transformers cannot load it for {task}: {short(error)}") from error
     # a pooler that feature-extraction does not export may be missing; a head with random weights would be a wrong model
-    missing = [name for name in info["missing_keys"] if not name.startswith("pooler.") or task != FEATURES]
+    missing = [name for name in lacking if not name.startswith("pooler.") or task != FEATURES]
     if missing:
         raise InputError(
-            f"{directory} has no weights for {', '.join(sorted(missing)[:4])}, which task {task} needs; its class "
+            f"{directory} has no weights for {', '.join(missing[:4])}, which task {task} needs; its class "
             f"{job['architecture']} is for another task, or the files are incomplete"
         )
     TasksManager.standardize_model_attributes(model, library_name="transformers")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir
+import pretrained
 import torch
 import transformers
 from export_cases import Plain, answers, save
@@ -50,18 +51,12 @@ def _load(job: dict[str, Any]) -> Any:
     if kind is None:
         raise InputError(f"{job['directory']}: this transformers has no class {job['architecture']!r}")
     try:
-        model, info = kind.from_pretrained(
-            job["directory"],
-            dtype=torch.float32,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        model, missing = pretrained.load(kind, job["directory"])
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"{job['directory']}: transformers cannot load it: {_cause(error)}") from error
-    if info["missing_keys"]:
+    if missing:
         raise InputError(
-            f"{job['directory']} has no weights for {', '.join(sorted(info['missing_keys'])[:4])} of "
+            f"{job['directory']} has no weights for {', '.join(missing[:4])} of "
             f"{job['architecture']}; the files are incomplete, or made for another class"
         )
     return model.eval()

@@ -13,7 +13,7 @@ from typing import Any
 import distill_losses as losses
 import numpy as np
 import torch
-from distill_training import VALIDATION_BATCH, Examples, Limits, Phase, Training, seed_everything
+from distill_training import VALIDATION_BATCH, Examples, Limits, Phase, Training, answers, seed_everything
 from protocol import InputError, progress, serve, short
 from qat_program import Logarithm, Program
 from torch import nn
@@ -48,7 +48,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         model.load_state_dict(begun)
     values = {name: value.detach().numpy() for name, value in program.values().items()}
     np.savez(job["trained"], **{str(at): values[name] for at, name in enumerate(values)})
-    np.save(job["said"], _answers(program, examples))
+    np.save(job["said"], answers(program, examples))
     return {**account, "names": list(values), "before": before, "after": min(before, after), "note": note}
 
 
@@ -84,15 +84,6 @@ def _loss(model: nn.Module, examples: Examples, loss: losses.Loss) -> float:
         except Exception as error:
             raise InputError(f"quantization-aware training cannot run the quantized student: {short(error)}") from error
     return total / len(examples.validation)
-
-
-def _answers(program: Program, examples: Examples) -> np.ndarray:
-    parts = []
-    with torch.no_grad():
-        for start in range(0, len(examples.validation), VALIDATION_BATCH):
-            inputs, _, _ = examples.batch(examples.validation[start : start + VALIDATION_BATCH])
-            parts.append(program(*inputs).numpy())
-    return np.concatenate(parts)
 
 
 if __name__ == "__main__":
