@@ -28,6 +28,7 @@ from compiler.recipe.generation_section import Generate
 from penstock import toolchain
 from penstock.artifact.blobs import disk_errors
 from penstock.errors import CompileError, ConfigError, InvalidInput
+from penstock.process import machine
 
 RUNNER = Path(__file__).parents[1] / "runners" / "genai_score.py"
 CONFIG_FILE = "genai_config.json"
@@ -241,7 +242,7 @@ def speed(
     prompt_tokens, new_tokens = _fitting(model, prompt_tokens, new_tokens)
     work = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "rounds": rounds}
     if model.is_served:
-        job = {"model": model.directory.absolute(), **work}
+        job = {"model": model.directory.absolute(), "memory_bytes": machine.first_run_bytes(), **work}
         result = toolchain.call_here(SPEED_CHILD, job, progress=progress, timeout_s=model.timeout_s)
         facts, engine = result, model.engine
     else:

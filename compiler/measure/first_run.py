@@ -26,7 +26,6 @@ from penstock.process import machine
 from penstock.wire import tensors
 from penstock.wire.tensors import Array
 
-_SHARE = 0.8  # of the memory that is free
 _START_S = 60.0
 _ENDING_S = 5.0
 _WALL = 4.0  # times the processor time: a busy machine is not the model's fault
@@ -101,7 +100,7 @@ class FirstRuns:
         self._child, self._stop = None, None
 
     def _started(self, limits: Limits) -> subprocess.Popen[bytes]:
-        wanted = limits.memory_bytes or int(_SHARE * machine.available_memory_bytes())
+        wanted = limits.memory_bytes or machine.first_run_bytes()
         if self._child is not None and limits.memory_bytes not in (0, self._memory_bytes):
             self.close()
         if self._child is None:

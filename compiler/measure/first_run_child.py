@@ -17,6 +17,7 @@ import numpy as np
 from compiler.data import calls
 from compiler.measure.first_run import Reply, Request
 from penstock.errors import PenstockError
+from penstock.process.limits import limit_memory
 from penstock.runtime import Engine, EngineOptions, load_engine, onnx
 from penstock.wire import tensors
 from penstock.wire.tensors import Array, numpy_dtype
@@ -33,8 +34,7 @@ _MEMORY_WORDS = (
 def main(allowed_bytes: int) -> None:
     """Answer requests until standard input ends."""
     assert onnx, "imported before memory is limited: the library is not what a model needs"
-    limit = _virtual_bytes() + allowed_bytes
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    limit_memory(allowed_bytes)
     for line in sys.stdin.buffer:
         request = msgspec.json.decode(line, type=Request)
         _limit_time(request.seconds)
@@ -75,13 +75,6 @@ def _limit_time(seconds: float) -> None:
     used = resource.getrusage(resource.RUSAGE_SELF)
     soft = math.ceil(used.ru_utime + used.ru_stime + seconds)
     resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.getrlimit(resource.RLIMIT_CPU)[1]))
-
-
-def _virtual_bytes() -> int:
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return 0
-    return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmSize:"))
 
 
 if __name__ == "__main__":

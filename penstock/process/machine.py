@@ -36,6 +36,7 @@ _RUNNABLE: Mapping[str, tuple[str, ...]] = {
 EDGE_TARGETS: tuple[str, ...] = tuple(_RUNNABLE)
 
 _VNNI_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+_FIRST_RUN_SHARE = 0.8
 _X86_NAMES = frozenset({"x86_64", "amd64"})
 _ARM_NAMES = frozenset({"aarch64", "arm64"})
 
@@ -108,6 +109,11 @@ def usable_memory_bytes(root: Path = Path("/")) -> int:
     total_bytes = _memory_total(root / "proc/meminfo")
     limits = [limit for limit in map(_memory_limit, _group_directories(root, "memory")) if limit is not None]
     return min([total_bytes, *limits])
+
+
+def first_run_bytes() -> int:
+    """Count the memory that a model may take that runs for the first time: four fifths of what is free."""
+    return int(_FIRST_RUN_SHARE * available_memory_bytes())
 
 
 def available_memory_bytes(root: Path = Path("/")) -> int:

@@ -18,6 +18,7 @@ from compiler.generation.built_model import Answers, BuiltModel
 from compiler.recipe.generation_section import Generate, Sampling
 from examples.tiny_llama import data
 from penstock.errors import CompileError, Internal
+from penstock.process import machine
 from tests.language import CLOUD, EDGE, MODELS, references
 
 MODEL = BuiltModel(directory=MODELS / EDGE)
@@ -105,6 +106,20 @@ def test_golden_vectors_are_continued_by_the_serving_engine() -> None:
         MODEL, found.inputs["prompt_ids"].tolist(), Generate(max_new_tokens=found.outputs["token_ids"].shape[1])
     )
     np.testing.assert_array_equal(np.stack(again.token_ids), found.outputs["token_ids"])
+
+
+def test_a_model_that_wants_more_memory_than_is_free_is_refused_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A context so long that its keys and values take two gigabytes, where a quarter of one is free."""
+    shutil.copytree(MODELS / EDGE, tmp_path / "long")
+    config = tmp_path / "long" / "genai_config.json"
+    told = json.loads(config.read_text())
+    told["model"]["context_length"] = 2**20
+    config.write_text(json.dumps(told))
+    monkeypatch.setattr(machine, "available_memory_bytes", lambda: 2**28)
+    with pytest.raises(CompileError, match="2.1 GB, more than this machine gives"):
+        built_model.speed(BuiltModel(directory=tmp_path / "long"), prompt_tokens=8, new_tokens=4, rounds=1)
 
 
 def test_speed_is_that_of_a_process_of_its_own() -> None:
