@@ -38,6 +38,8 @@ class CloudText:
         self._loop = asyncio.get_running_loop()
         self._generator: RemoteGenerator | None = None
         self._starting = asyncio.Lock()
+        self._asking = 0
+        self._is_closed = False
         self._breaker = CircuitBreaker(
             failure_limit=settings.breaker_failures,
             open_s=settings.breaker_open_s,
@@ -52,6 +54,11 @@ class CloudText:
         """Say whether the cloud may be asked: yes before any try."""
         return self._breaker.phase == "closed" or self._breaker.wait_s(self._loop.time()) == 0.0
 
+    @property
+    def is_idle(self) -> bool:
+        """Say whether nobody waits for the cloud, and it owes nobody the rest of an answer."""
+        return not self._asking and (self._generator is None or not self._generator.outstanding)
+
     async def begin(self, request: GenerationRequest, *, deadline: float, priority: int = 0) -> Events:
         """Ask for an answer and wait for its first token; the events that are returned begin with it.
 
@@ -59,6 +66,13 @@ class CloudText:
             DeadlineExceeded: no token in time. Unavailable: the cloud cannot be reached, or reads other ids.
             PenstockError: what it refused the request with.
         """
+        self._asking += 1
+        try:
+            return await self._begun(request, deadline, priority)
+        finally:
+            self._asking -= 1
+
+    async def _begun(self, request: GenerationRequest, deadline: float, priority: int) -> Events:
         if not self._shares_tokenizer:
             raise Unavailable(
                 f"the cloud's variant of {self._name!r} has another tokenizer, to which these ids mean other text; "
@@ -89,13 +103,16 @@ class CloudText:
         return _beginning_with(first, events)
 
     async def close(self) -> None:
-        """Give up what is under way and close the connections; idempotent."""
+        """Give up what is under way and close the connections; nothing more is asked. Idempotent."""
+        self._is_closed = True
         generator, self._generator = self._generator, None
         if generator is not None:
             await generator.close(0.0)
 
     async def _started(self) -> RemoteGenerator:
         async with self._starting:
+            if self._is_closed:
+                raise self._gone()
             if self._generator is None:
                 made = RemoteGenerator(
                     self._name,
@@ -107,11 +124,16 @@ class CloudText:
                 )
                 try:
                     await made.start()
+                    if self._is_closed:  # meanwhile; nobody would close it any more
+                        raise self._gone()
                 except BaseException:
                     await made.close(0.0)
                     raise
                 self._generator = made
             return self._generator
+
+    def _gone(self) -> Unavailable:
+        return Unavailable(f"{self._name} asks {self._url} no more: it is being unloaded", retry_after_s=1.0)
 
     def _record(self, success: bool) -> None:
         self._breaker = self._breaker.record(success, self._loop.time())
@@ -135,6 +157,9 @@ class CloudTexts:
         self._ways: dict[Hosted, CloudText] = {}
         self.calls = self.failed_calls = 0
 
+    def __repr__(self) -> str:
+        return f"CloudTexts({list(self._ways.values())})"
+
     def of(self, hosted: Hosted) -> CloudText:
         """Return the way up for what this model escalates."""
         way = self._ways.get(hosted)
@@ -157,8 +182,8 @@ class CloudTexts:
             raise
 
     async def forget_retired(self) -> None:
-        """Close the ways of models that answer no more."""
-        for hosted in [one for one in self._ways if one.is_retired]:
+        """Close the ways of models that answer no more, unless an answer still comes that way."""
+        for hosted in [one for one, way in self._ways.items() if one.is_retired and way.is_idle]:
             await self._ways.pop(hosted).close()
 
     async def close(self) -> None:

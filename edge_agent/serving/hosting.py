@@ -1,14 +1,15 @@
 """The models on this device: loads, proves and switches them, and keeps what is known of each one in service.
 
 Owns which variant answers for a model, and the state that decides its cascade mode (certificate, audit evidence, the
-cloud's version). Does not fetch, and does not decide when to switch: that is the updater's. Models run in this process.
+cloud's version). Does not fetch, and does not decide when to switch: that is the updater's. Models that answer with
+arrays run in this process, those that answer with texts in processes of their own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 
 from edge_agent.policy import audit as auditing
@@ -219,7 +220,11 @@ class Hosted:
 
 
 class Hosting:
-    """All models of this device by name."""
+    """All models of this device by name.
+
+    Attributes:
+        on_retired: called when a model that answers no more was released.
+    """
 
     def __init__(
         self,
@@ -246,6 +251,7 @@ class Hosting:
         self._loading: dict[str, int] = {}
         self._expected: set[str] = set()
         self._broken: dict[str, str] = {}
+        self.on_retired: Callable[[], Awaitable[None]] | None = None
 
     def expect(self, models: Iterable[str]) -> None:
         """Models that ran before a restart and are about to be prepared: until then they are loading, not unknown."""
@@ -349,6 +355,8 @@ class Hosting:
         if not any(other.tally is hosted.tally for other in self._active.values()):
             self._outcomes.retire(hosted.plan.model, hosted.plan.artifact_digest)
         await hosted.serves.close()
+        if self.on_retired is not None:
+            await self.on_retired()
 
     async def close(self) -> None:
         """Retire every model."""

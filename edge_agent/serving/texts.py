@@ -99,6 +99,7 @@ class TextPlane:
         """
         self._plane, self._cascade, self._limits = plane, settings, limits
         self.cloud = cloud
+        plane.hosting.on_retired = cloud.forget_retired
         self._random, self._date = random, date
         self._loop = asyncio.get_running_loop()
         self._numbers = itertools.count()

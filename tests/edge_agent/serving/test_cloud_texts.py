@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,18 +13,22 @@ import pytest
 
 from edge_agent.serving.cloud_texts import CloudTexts
 from edge_agent.serving.counts import Outcomes
+from edge_agent.serving.dataplane import DataPlane
+from edge_agent.serving.escalation import Escalator
 from edge_agent.serving.hosting import Hosted, Hosting
 from edge_agent.serving.load_plan import LoadPlan
-from edge_agent.settings import EscalationSettings
+from edge_agent.serving.texts import TextPlane
+from edge_agent.settings import CascadeSettings, EscalationSettings, LimitsSettings
 from penstock.artifact import manifests
 from penstock.artifact.layout import Layout, VariantDraft
 from penstock.artifact.manifests import shares_file
 from penstock.artifact.variant_files import verified_files
 from penstock.errors import DeadlineExceeded, Unavailable
-from penstock.generation.values import GenerationRequest
-from penstock.hosting.generation.settings import RemoteSettings
+from penstock.generation.values import GenerationRequest, TokenEvent
+from penstock.hosting.generation.settings import GenerationSettings, RemoteSettings
 from tests.language import CLOUD, EDGE, text_draft, text_layout
 from tests.penstock.hosting.generation.letters_server import DONE, STREAM, chunk, serving
+from tests.waiting import until
 
 FILE = "tokenizer.json"
 REQUEST = GenerationRequest(id="r", prompt_ids=(1, 2), max_new_tokens=2)
@@ -49,7 +54,7 @@ def test_the_very_same_file_is_the_same_tokenizer(tmp_path: Path) -> None:
 
 
 @asynccontextmanager
-async def hosted_from(layout: Layout, directory: Path) -> AsyncIterator[Hosted]:
+async def models_from(layout: Layout, directory: Path) -> AsyncIterator[tuple[Hosting, Hosted]]:
     artifact = layout.artifact()
     variant = artifact.variant("edge")
     plan = LoadPlan(
@@ -67,9 +72,15 @@ async def hosted_from(layout: Layout, directory: Path) -> AsyncIterator[Hosted]:
     hosted = await hosting.prepare(plan)
     hosting.activate(hosted)
     try:
-        yield hosted
+        yield hosting, hosted
     finally:
         await hosting.close()
+
+
+@asynccontextmanager
+async def hosted_from(layout: Layout, directory: Path) -> AsyncIterator[Hosted]:
+    async with models_from(layout, directory) as (_, hosted):
+        yield hosted
 
 
 def only_the_probe(body: dict[str, Any]) -> Iterable[bytes | float]:
@@ -103,3 +114,60 @@ async def test_only_those_who_waited_say_that_the_cloud_is_slow(tmp_path: Path) 
                 assert way.is_reachable == is_reachable
             finally:
                 await cloud.close()
+
+
+async def said(events: AsyncIterator[TokenEvent]) -> str:
+    return "".join([event.text async for event in events])
+
+
+async def test_the_way_of_a_retired_model_is_closed_though_nothing_is_audited(tmp_path: Path) -> None:
+    settings, limits = EscalationSettings(), GenerationSettings().limits
+    async with serving() as server, models_from(text_layout(tmp_path), tmp_path) as (hosting, hosted):
+        escalator = Escalator("grpc://127.0.0.1:9", settings)
+        cloud = CloudTexts(server.url, settings, RemoteSettings())
+        plane = DataPlane(hosting, escalator, CascadeSettings(), LimitsSettings())
+        TextPlane(plane, cloud, CascadeSettings(), limits, max_audits=1)
+        try:
+            await said(await cloud.begin(hosted, REQUEST, deadline=math.inf))
+            assert "closed" in repr(cloud)
+            await hosting.retire(hosted)
+            assert repr(cloud) == "CloudTexts([])"
+        finally:
+            await cloud.close()
+            await escalator.close()
+
+
+async def test_an_answer_that_comes_from_the_cloud_outlives_its_model(tmp_path: Path) -> None:
+    """An update waits some seconds for answers that are under way; what takes longer is not cut by the next one."""
+
+    def slowly(body: dict[str, Any]) -> Iterable[bytes | float]:
+        rest = [0.1, chunk("b", "length")] if body["max_tokens"] == 2 else [chunk("", "length")]
+        return [STREAM, chunk("a"), *rest, DONE]
+
+    async with serving(slowly) as server, hosted_from(text_layout(tmp_path), tmp_path) as hosted:
+        cloud = CloudTexts(server.url, EscalationSettings(), RemoteSettings())
+        try:
+            events = await cloud.begin(hosted, REQUEST, deadline=math.inf)
+            hosted.is_retired = True
+            await cloud.forget_retired()
+            assert await said(events) == "ab"
+            await cloud.forget_retired()
+            assert repr(cloud) == "CloudTexts([])"
+        finally:
+            await cloud.close()
+
+
+async def test_a_way_that_is_closed_while_it_opens_stays_closed(tmp_path: Path) -> None:
+    def late(body: dict[str, Any]) -> Iterable[bytes | float]:
+        return [STREAM, 0.1, chunk("a", "length"), DONE]
+
+    async with serving(late) as server, hosted_from(text_layout(tmp_path), tmp_path) as hosted:
+        cloud = CloudTexts(server.url, EscalationSettings(), RemoteSettings())
+        asked = asyncio.create_task(cloud.begin(hosted, REQUEST, deadline=math.inf))
+        await until("the cloud is asked for its first token", lambda: server.bodies)
+        await cloud.close()
+        with pytest.raises(Unavailable, match="no more"):
+            await asked
+        with pytest.raises(Unavailable, match="no more"):
+            await cloud.begin(hosted, REQUEST, deadline=math.inf)
+        assert [body["max_tokens"] for body in server.bodies] == [1]
