@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -58,33 +58,18 @@ class Turn:
 
 @dataclass(slots=True, kw_only=True)
 class _Generation:
+    """One generation. What plans read of it is made once, not for each step: a line of many costs every token."""
+
     request: GenerationRequest
     text: AnswerText
-    kv_bytes: int
-    arrived_at: float
-    deadline: float
-    priority: int
+    waits: Waits
+    runs: Runs
     tokens: int = 0
     told_at: float = 0.0
 
-    def waits(self) -> Waits:
-        return Waits(
-            id=self.request.id,
-            prompt_tokens=len(self.request.prompt_ids),
-            kv_bytes=self.kv_bytes,
-            arrived_at=self.arrived_at,
-            deadline=self.deadline,
-            priority=self.priority,
-        )
-
-    def runs(self) -> Runs:
-        return Runs(
-            id=self.request.id,
-            prompt_tokens=len(self.request.prompt_ids),
-            kv_bytes=self.kv_bytes,
-            deadline=self.deadline,
-            has_begun=self.tokens > 0,
-        )
+    def begins(self) -> None:
+        """Note that its first token is there."""
+        self.runs = replace(self.runs, has_begun=True)
 
 
 class EngineLoop:
@@ -120,9 +105,9 @@ class EngineLoop:
         """Return what there is to do."""
         return Load(
             waiting=len(self._waiting),
-            waiting_kv_bytes=sum(each.kv_bytes for each in self._waiting.values()),
+            waiting_kv_bytes=sum(each.waits.kv_bytes for each in self._waiting.values()),
             running=len(self._running),
-            running_kv_bytes=sum(each.kv_bytes for each in self._running.values()),
+            running_kv_bytes=sum(each.waits.kv_bytes for each in self._running.values()),
             max_kv_bytes=self._limits.max_kv_bytes,
         )
 
@@ -151,13 +136,19 @@ class EngineLoop:
         )
         if refused is not None:
             raise refused
+        prompt_tokens = len(request.prompt_ids)
         self._waiting[request.id] = _Generation(
             request=request,
             text=self._text(request),
-            kv_bytes=kv_bytes,
-            arrived_at=now,
-            deadline=deadline,
-            priority=priority,
+            waits=Waits(
+                id=request.id,
+                prompt_tokens=prompt_tokens,
+                kv_bytes=kv_bytes,
+                arrived_at=now,
+                deadline=deadline,
+                priority=priority,
+            ),
+            runs=Runs(id=request.id, prompt_tokens=prompt_tokens, kv_bytes=kv_bytes, deadline=deadline),
         )
 
     def cancel(self, id: str) -> bool:
@@ -177,8 +168,8 @@ class EngineLoop:
         """
         now = self._now()
         plan = plan_slots(
-            [each.waits() for each in self._waiting.values()],
-            [each.runs() for each in self._running.values()],
+            [each.waits for each in self._waiting.values()],
+            [each.runs for each in self._running.values()],
             self._limits,
             now,
         )
@@ -220,7 +211,7 @@ class EngineLoop:
                 failures.append((id, _of(error)))
                 continue
             self._running[id] = generation
-            queued_s.append(now - generation.arrived_at)
+            queued_s.append(now - generation.waits.arrived_at)
         return queued_s
 
     def _step(
@@ -242,7 +233,8 @@ class EngineLoop:
             if generation.tokens:
                 between_s.append(now - generation.told_at)
             else:
-                first_s.append(now - generation.arrived_at)
+                first_s.append(now - generation.waits.arrived_at)
+                generation.begins()
                 self._add(prompt_tokens=len(generation.request.prompt_ids), cached_tokens=token.cached_tokens)
             generation.tokens += 1
             generation.told_at = now
