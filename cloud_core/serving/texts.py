@@ -108,7 +108,9 @@ class TextPlane:
                 f"model {request.model!r} answers with arrays; ask it at /v2/models/{request.model}/infer",
                 field="model",
             )
-        asked = await self._prepared(served, request)
+        asked = await served.model.prepared(
+            request, self._settings.limits, id=str(next(self._numbers)), seed=self._seeds(), at=self._date()
+        )
         context = context.or_within(self._settings.limits.default_timeout_s)
         served.last_used_at = context.arrived_at
         return TextAnswer(
@@ -134,15 +136,6 @@ class TextPlane:
     async def cut(self) -> None:
         """End every answer in the making with an error, which its client gets to read; no more are begun."""
         await asyncio.gather(*(served.model.close(0.0) for served in self._plane.served_texts()))
-
-    async def _prepared(self, served: ServedText, request: TextRequest) -> GenerationRequest:
-        model, id = served.model, str(next(self._numbers))
-        seed, at = self._seeds(), self._date()
-
-        def prepare() -> GenerationRequest:
-            return prompts.prepared(request, model.reads, model.facts, self._settings.limits, id=id, seed=seed, at=at)
-
-        return prepare() if prompts.is_quick(request) else await asyncio.to_thread(prepare)
 
     async def _events(
         self, served: ServedText, asked: GenerationRequest, context: RequestContext, *, is_repeatable: bool

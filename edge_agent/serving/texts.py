@@ -29,9 +29,7 @@ from edge_agent.settings import CascadeSettings
 from penstock.errors import DeadlineExceeded, Internal, InvalidInput, PenstockError, Unavailable
 from penstock.generation.plane import Chat, TextAnswer, TextModel, TextRequest
 from penstock.generation.values import GenerationRequest, TokenEvent
-from penstock.hosting.generation import prompts
 from penstock.hosting.generation.settings import TextLimits
-from penstock.hosting.generation.text_model import TextModel as ServedModel
 from penstock.wire.context import RequestContext
 from penstock.wire.inference import Parameter
 
@@ -131,7 +129,9 @@ class TextPlane:
         hosted = self._plane.hosting.get(request.model, request.version)
         model = hosted.texts
         is_private = _flag(request, "local_only")
-        asked = await self._prepared(model, request)
+        asked = await model.prepared(
+            request, self._limits, id=str(next(self._numbers)), seed=secrets.randbits(63), at=self._date()
+        )
         promise = _promise(hosted)
         start = text_cascade.start(
             asked,
@@ -165,14 +165,6 @@ class TextPlane:
         await asyncio.gather(self.cloud.close(), *(model.close(0.0) for model in models))
 
     # -- inside ------------------------------------------------------------------------------------------------------
-
-    async def _prepared(self, model: ServedModel, request: TextRequest) -> GenerationRequest:
-        id, seed, at = str(next(self._numbers)), secrets.randbits(63), self._date()
-
-        def prepare() -> GenerationRequest:
-            return prompts.prepared(request, model.reads, model.facts, self._limits, id=id, seed=seed, at=at)
-
-        return prepare() if prompts.is_quick(request) else await asyncio.to_thread(prepare)
 
     async def _counted(self, work: _Work) -> Events:
         """Account for one request in the model that it is for."""

@@ -41,15 +41,28 @@ class _Details(msgspec.Struct, kw_only=True):
     cached_tokens: int | None = None
 
 
-class _Usage(msgspec.Struct, kw_only=True):
+class ToldUsage(msgspec.Struct, kw_only=True):
+    """What a server says that an answer took."""
+
     prompt_tokens: int
     completion_tokens: int = 0
     prompt_tokens_details: _Details | None = None
 
+    def value(self) -> Usage:
+        """Return it as a value of ours."""
+        details, prompt = self.prompt_tokens_details, self.prompt_tokens
+        cached = 0 if details is None else details.cached_tokens or 0
+        # servers have said more cached tokens than there were
+        return Usage(
+            prompt_tokens=prompt,
+            completion_tokens=self.completion_tokens,
+            cached_tokens=max(0, min(cached, prompt)),
+        )
+
 
 class _Chunk(msgspec.Struct, kw_only=True):
     choices: list[_Choice]
-    usage: _Usage | None = None
+    usage: ToldUsage | None = None
 
 
 def completion_body(request: GenerationRequest, model: str) -> bytes:
@@ -135,7 +148,7 @@ class CompletionReader:
             document, usage = None, None
         return self._ended(usage) if document is None or usage is not None else []
 
-    def _tokens_of(self, choice: _Choice, usage: _Usage | None) -> list[TokenEvent]:
+    def _tokens_of(self, choice: _Choice, usage: ToldUsage | None) -> list[TokenEvent]:
         ids = _ids(choice)
         events = [
             TokenEvent(
@@ -156,18 +169,11 @@ class CompletionReader:
         )
         return events if usage is None else [*events, *self._ended(usage)]
 
-    def _ended(self, usage: _Usage | None) -> list[TokenEvent]:
+    def _ended(self, usage: ToldUsage | None) -> list[TokenEvent]:
         assert self._last is not None
         self.has_ended = True
-        prompt, completion, cached = len(self._request.prompt_ids), self._tokens, 0
-        if usage is not None:
-            prompt, completion = usage.prompt_tokens, usage.completion_tokens
-            details = usage.prompt_tokens_details
-            cached = 0 if details is None or details.cached_tokens is None else details.cached_tokens
-        told = Usage(
-            prompt_tokens=prompt, completion_tokens=completion, cached_tokens=max(0, min(cached, prompt))
-        )  # servers have said more cached tokens than there were
-        return [msgspec.structs.replace(self._last, usage=told)]
+        counted = Usage(prompt_tokens=len(self._request.prompt_ids), completion_tokens=self._tokens)
+        return [msgspec.structs.replace(self._last, usage=counted if usage is None else usage.value())]
 
 
 def _converted(document: dict[str, Any]) -> _Chunk:

@@ -14,7 +14,7 @@ import msgspec
 
 from penstock.errors import Internal, InvalidInput, Unavailable
 from penstock.generation.values import Usage
-from penstock.openai.completions import named_token
+from penstock.openai.completions import ToldUsage, named_token
 from penstock.openai.sse import SseDecoder
 from penstock.openai.streams import WHOLE, ChunkReader
 from penstock.sdk.call import checked_parameters, number_of
@@ -219,22 +219,12 @@ class _Choice(msgspec.Struct, kw_only=True):
     stop_reason: str | int | None = None
 
 
-class _Details(msgspec.Struct, kw_only=True):
-    cached_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct, kw_only=True):
-    prompt_tokens: int
-    completion_tokens: int = 0
-    prompt_tokens_details: _Details | None = None
-
-
 class _Document(msgspec.Struct, kw_only=True):
     choices: list[_Choice]
     id: str = ""
     model: str = ""
     system_fingerprint: str | None = None
-    usage: _Usage | None = None
+    usage: ToldUsage | None = None
     penstock: dict[str, bool | int | float | str] = {}
 
 
@@ -248,7 +238,7 @@ class TextReader:
         self._tops: list[tuple[tuple[int, float], ...]] = []
         self._head: _Document | None = None
         self._end: _Choice | None = None
-        self._usage: _Usage | None = None
+        self._usage: ToldUsage | None = None
         self._parameters: Mapping[str, Parameter] = {}
 
     def feed(self, data: bytes) -> list[TextPart]:
@@ -306,7 +296,7 @@ class TextReader:
             top_logprobs=tuple(self._tops),
             finish_reason=end.finish_reason or "",
             stop_reason=end.stop_reason,
-            usage=None if self._usage is None else _usage_of(self._usage),
+            usage=None if self._usage is None else self._usage.value(),
             model=head.model,
             version=head.system_fingerprint or "",
             id=head.id,
@@ -380,12 +370,3 @@ def _versioned(model: str, version: str) -> str:
     if not version:
         return model
     return f"{model}@{version}" if ":" in version else f"{model}:{version}"
-
-
-def _usage_of(told: _Usage) -> Usage:
-    details = told.prompt_tokens_details
-    return Usage(
-        prompt_tokens=told.prompt_tokens,
-        completion_tokens=told.completion_tokens,
-        cached_tokens=0 if details is None else details.cached_tokens or 0,
-    )

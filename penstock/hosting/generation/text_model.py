@@ -12,6 +12,8 @@ import contextlib
 import logging
 import math
 from collections.abc import AsyncGenerator, Sequence
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from penstock.artifact import golden
@@ -19,13 +21,15 @@ from penstock.artifact.manifests import VariantSpec
 from penstock.artifact.variant_files import VariantFiles
 from penstock.errors import ArtifactError, ConfigError, PenstockError
 from penstock.generation import chat_template, golden_chats, tokenizer
+from penstock.generation.plane import TextRequest
 from penstock.generation.values import GenerationRequest, TokenEvent
+from penstock.hosting.generation import prompts
 from penstock.hosting.generation.frames import Model
 from penstock.hosting.generation.generator import Generator, Measures
 from penstock.hosting.generation.process import ProcessGenerator
 from penstock.hosting.generation.prompts import Vocabulary
 from penstock.hosting.generation.remote import RemoteGenerator
-from penstock.hosting.generation.settings import GenerationSettings
+from penstock.hosting.generation.settings import GenerationSettings, TextLimits
 from penstock.process.telemetry import LogSettings, log
 from penstock.runtime.generation import EngineFacts
 from penstock.wire.tensors import TensorSpec
@@ -66,6 +70,18 @@ class TextModel:
     def token_bytes(self, token: int) -> bytes:
         """Return what a token stands for."""
         return self.reads.tokenizer.pieces.bytes_of(token)
+
+    async def prepared(
+        self, request: TextRequest, limits: TextLimits, *, id: str, seed: int, at: datetime
+    ) -> GenerationRequest:
+        """Return what the engine is asked for a request, as :func:`penstock.hosting.generation.prompts.prepared`; in a
+        thread where that takes time.
+
+        Raises:
+            InvalidInput: as there.
+        """
+        prepare = partial(prompts.prepared, request, self.reads, self.facts, limits, id=id, seed=seed, at=at)
+        return prepare() if prompts.is_quick(request) else await asyncio.to_thread(prepare)
 
     def generate(
         self, request: GenerationRequest, *, deadline: float, priority: int = 0
