@@ -138,6 +138,7 @@ class ModelUpdater:
                 self._tools.changed()
         finally:
             await self._cancel_pull()
+            await self._discard_prepared()  # it has a process of its own where it generates
             await self._turns.pass_on(self.state.model)
 
     def stop(self) -> None:

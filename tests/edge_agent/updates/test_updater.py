@@ -18,7 +18,7 @@ import pytest
 from edge_agent.policy.cascade import CascadeMode
 from edge_agent.policy.model_state import Release
 from edge_agent.serving.counts import Outcomes
-from edge_agent.serving.hosting import Hosting
+from edge_agent.serving.hosting import Hosted, Hosting
 from edge_agent.settings import FetchSettings, UpdateSettings
 from edge_agent.updates import fetch
 from edge_agent.updates.fetch import Fetcher
@@ -456,6 +456,27 @@ async def test_an_orderly_stop_is_not_a_crash(rig: Rig) -> None:
             await until("loaded", lambda: MODEL in rig.hosting.models())
         updater.stop()
     assert rig.store.states()[MODEL].trials == ()
+
+
+async def test_a_stop_between_the_proof_and_the_switch_releases_what_was_proven(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What generates has a process of its own, which nobody else would end."""
+    prepare, proven = Hosting.prepare, asyncio.Event()
+    made: list[Hosted] = []
+
+    async def noted(self: Hosting, *args: Any, **kwargs: Any) -> Hosted:
+        made.append(await prepare(self, *args, **kwargs))
+        proven.set()
+        return made[-1]
+
+    monkeypatch.setattr(Hosting, "prepare", noted)
+    v1 = rig.build("v1")
+    async with rig.start() as updater:
+        updater.desire(MODEL, release_of(v1))
+        await proven.wait()
+    assert rig.hosting.models() == ()
+    assert [hosted.is_retired for hosted in made] == [True]
 
 
 async def test_the_newest_desired_release_wins_over_a_pull_that_is_under_way(rig: Rig) -> None:
