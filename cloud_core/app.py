@@ -136,7 +136,7 @@ class Core:
         fleet = FleetService.open(database, registry, settings.fleet, SteadyClock())
         self._exit.push_async_callback(_close_fleet, fleet)
         measures = Measures()
-        controller = Controller(registry, settings.serving, measures, now)
+        controller = Controller(registry, settings.serving, measures, now, log_settings=settings.log)
         self._exit.push_async_callback(self._close_controller, controller)
         self.plane = DataPlane(
             controller,

@@ -165,6 +165,7 @@ class Agent:
             drain_s=limits.drain_s,
             max_harm_of=lambda model: cascade.max_harm_of.get(model, cascade.max_harm),
             generation=self.settings.generation,
+            log_settings=self.settings.log,
         )
 
     def _text_plane(self, stack: contextlib.AsyncExitStack) -> TextPlane:

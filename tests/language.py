@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,19 @@ def text_layout(root: Path, tag: str = "v1", *, threshold: float | None = None, 
         layout.attach_certificate(
             certificate_for(layout, score="token_min", threshold=threshold, harm="disagreement", max_harm=0.1)
         )
+    return layout
+
+
+def layout_without_engine(root: Path) -> Layout:
+    """A language model whose tokenizer can be read, and which no engine loads."""
+    broken = root / "broken.json"
+    broken.write_bytes(b"{}")
+    drafts = [
+        replace(draft, files={**draft.files, "genai_config.json": broken})
+        for draft in (text_draft("edge", EDGE), text_draft("cloud", CLOUD))
+    ]
+    layout = Layout.create(root / "layout-broken")
+    layout.pack(drafts, tag="v1")
     return layout
 
 

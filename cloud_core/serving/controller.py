@@ -29,7 +29,7 @@ from penstock.hosting.rows import Tensors
 from penstock.policy import parallelism
 from penstock.policy.retry import Backoff
 from penstock.process.machine import usable_cpus
-from penstock.process.telemetry import log
+from penstock.process.telemetry import LogSettings, log
 from penstock.runtime import TEXT_ENGINES
 from penstock.wire.inference import ModelState, Readiness
 from penstock.wire.tensors import with_sizes_of
@@ -56,11 +56,19 @@ class Controller:
     """``settled`` is set once everything that should be loaded is, or has failed: the server may say it is ready."""
 
     def __init__(
-        self, registry: Registry, settings: ServingSettings, measures: Measures, now: Callable[[], float]
+        self,
+        registry: Registry,
+        settings: ServingSettings,
+        measures: Measures,
+        now: Callable[[], float],
+        *,
+        log_settings: LogSettings | None = None,
     ) -> None:
+        """``log_settings``: of processes that generate."""
         self.router = Router(registry, measures, variant_of=self.variant_of, ask=self._ask)
         self.settled = asyncio.Event()
         self._registry, self._settings, self._measures, self._now = registry, settings, measures, now
+        self._log_settings = log_settings
         self._wake = asyncio.Event()
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._variants: dict[str, Variant] = {}
@@ -250,6 +258,7 @@ class Controller:
             files,
             self._settings.generation,
             measures=self._measures.generation(variant.spec.model, variant.digest),
+            log_settings=self._log_settings,
         )
         return ServedText(variant, model, now=self._now())
 

@@ -29,6 +29,7 @@ from penstock.hosting.generation.text_model import TextModel
 from penstock.hosting.loading import Loaded
 from penstock.process import telemetry
 from penstock.process.machine import usable_cpus
+from penstock.process.telemetry import LogSettings
 from penstock.runtime import TEXT_ENGINES, platform_of
 from penstock.wire.inference import ModelMetadata, Parameter
 from penstock.wire.outcomes import NOTHING, OutcomeCounts
@@ -236,12 +237,14 @@ class Hosting:
         drain_s: float = 5.0,
         max_harm_of: Callable[[str], float | None] = lambda model: None,
         generation: GenerationSettings | None = None,
+        log_settings: LogSettings | None = None,
     ) -> None:
-        """Take ``run_length``, audits until a false alarm, ``threads`` of each engine (0 chooses by measurement), and
-        ``max_harm_of``, the level of a model's certificate (None for its own).
+        """Take ``run_length``, audits until a false alarm, ``threads`` of each engine (0 chooses by measurement),
+        ``max_harm_of``, the level of a model's certificate (None for its own), and ``log_settings``, of processes that
+        generate.
         """
         self._max_harm_of = max_harm_of
-        self._generation = generation or GenerationSettings()
+        self._generation, self._log_settings = generation or GenerationSettings(), log_settings
         self._outcomes = outcomes
         self._run_length = run_length
         self._threads = threads
@@ -304,7 +307,9 @@ class Hosting:
         loaded: Loaded | TextModel
         try:
             if spec.engine in TEXT_ENGINES:
-                loaded = await text_model.load(spec, plan.files, self._generation, threads=self._threads)
+                loaded = await text_model.load(
+                    spec, plan.files, self._generation, threads=self._threads, log_settings=self._log_settings
+                )
             else:
                 loaded = await asyncio.to_thread(
                     loading.load, spec, plan.files, threads=self._threads, cpus=usable_cpus()

@@ -28,8 +28,17 @@ from edge_agent.serving.load_plan import LoadPlan
 from edge_agent.serving.texts import TextPlane
 from edge_agent.settings import CascadeSettings, EscalationSettings, LimitsSettings
 from penstock.artifact.certificates import Certificate, Subject
-from penstock.artifact.manifests import Descriptor, Variant, VariantSpec, preprocessing_digest
-from penstock.artifact.variant_files import VariantFiles
+from penstock.artifact.layout import Layout
+from penstock.artifact.manifests import (
+    Descriptor,
+    Variant,
+    VariantSpec,
+    preprocessing_digest,
+    shares_file,
+    subject_of,
+)
+from penstock.artifact.variant_files import VariantFiles, verified_files
+from penstock.generation import tokenizer
 from penstock.hosting.generation.settings import GenerationSettings
 from penstock.rpc import codec
 from penstock.rpc.pb import oip_pb2, oip_pb2_grpc
@@ -231,3 +240,20 @@ def texts_of(plane: DataPlane) -> TextPlane:
     settings, limits = EscalationSettings(), GenerationSettings()
     cloud = CloudTexts("http://127.0.0.1:9", settings, limits.remote)
     return TextPlane(plane, cloud, CascadeSettings(), limits.limits, max_audits=settings.max_text_audits)
+
+
+def text_plan(layout: Layout, directory: Path) -> LoadPlan:
+    """How an agent loads the edge variant of a language model that was not certified."""
+    artifact = layout.artifact()
+    variant = artifact.variant("edge")
+    return LoadPlan(
+        model=artifact.model,
+        version="v1",
+        artifact_digest=artifact.digest,
+        variant=variant,
+        files=verified_files(variant, layout.blobs, directory / "unpacked"),
+        certificate_digest="",
+        certificate=None,
+        subject=subject_of(artifact, variant),
+        shares_tokenizer=shares_file(artifact, variant, tokenizer.FILE),
+    )

@@ -22,9 +22,10 @@ from penstock.generation.plane import Chat, TextAnswer, TextRequest
 from penstock.generation.values import Sampling, TokenEvent
 from penstock.hosting.generation import text_model
 from penstock.hosting.generation.settings import GenerationSettings, RemoteSettings, TextLimits
+from penstock.process.telemetry import LogSettings
 from penstock.runtime.generation import GenerationOptions, load
 from tests.cloud_core.rig import Rig, rig_of, soon
-from tests.language import CLOUD, MODELS, NAME, golden_of, references, text_draft, text_layout
+from tests.language import CLOUD, MODELS, NAME, golden_of, layout_without_engine, references, text_draft, text_layout
 from tests.penstock.hosting.generation.letters_server import serving
 from tests.penstock.hosting.rig import rows
 
@@ -219,3 +220,15 @@ async def test_the_same_question_is_answered_from_memory_where_that_is_wished(
     sampled = TextRequest(model=NAME, prompt=(1, 2, 3), max_new_tokens=4, stop=(), sampling=Sampling(temperature=1.0))
     assert (await said(sampled))[1] == ended + 2
     assert (await said(sampled))[1] == ended + 3
+
+
+async def test_the_process_of_a_model_logs_as_the_core_does(
+    registry: Registry, put: Put, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rig = rig_of(registry, log_settings=LogSettings(format="json"))
+    await put(registry, layout_without_engine(tmp_path))
+    await rig.settle()
+    assert [state.state for state in rig.controller.index()] == ["UNAVAILABLE"]
+    await rig.controller.close(0.0)
+    lines = [msgspec.json.decode(line) for line in capfd.readouterr().err.splitlines() if "model not loaded" in line]
+    assert [line["engine"] for line in lines] == ["genai"]

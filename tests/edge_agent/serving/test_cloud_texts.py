@@ -16,16 +16,14 @@ from edge_agent.serving.counts import Outcomes
 from edge_agent.serving.dataplane import DataPlane
 from edge_agent.serving.escalation import Escalator
 from edge_agent.serving.hosting import Hosted, Hosting
-from edge_agent.serving.load_plan import LoadPlan
 from edge_agent.serving.texts import TextPlane
 from edge_agent.settings import CascadeSettings, EscalationSettings, LimitsSettings
-from penstock.artifact import manifests
 from penstock.artifact.layout import Layout, VariantDraft
 from penstock.artifact.manifests import shares_file
-from penstock.artifact.variant_files import verified_files
 from penstock.errors import DeadlineExceeded, Unavailable
 from penstock.generation.values import GenerationRequest, TokenEvent
 from penstock.hosting.generation.settings import GenerationSettings, RemoteSettings
+from tests.edge_agent.datapath import text_plan
 from tests.language import CLOUD, EDGE, text_draft, text_layout
 from tests.penstock.hosting.generation.letters_server import DONE, STREAM, chunk, serving
 from tests.waiting import until
@@ -55,21 +53,8 @@ def test_the_very_same_file_is_the_same_tokenizer(tmp_path: Path) -> None:
 
 @asynccontextmanager
 async def models_from(layout: Layout, directory: Path) -> AsyncIterator[tuple[Hosting, Hosted]]:
-    artifact = layout.artifact()
-    variant = artifact.variant("edge")
-    plan = LoadPlan(
-        model=artifact.model,
-        version="v1",
-        artifact_digest=artifact.digest,
-        variant=variant,
-        files=verified_files(variant, layout.blobs, directory / "unpacked"),
-        certificate_digest="",
-        certificate=None,
-        subject=manifests.subject_of(artifact, variant),
-        shares_tokenizer=shares_file(artifact, variant, FILE),
-    )
     hosting = Hosting(Outcomes(now=lambda: 0.0))
-    hosted = await hosting.prepare(plan)
+    hosted = await hosting.prepare(text_plan(layout, directory))
     hosting.activate(hosted)
     try:
         yield hosting, hosted

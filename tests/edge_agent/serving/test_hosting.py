@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ from edge_agent.serving.load_plan import LoadPlan
 from penstock.artifact import golden
 from penstock.artifact.golden import Golden
 from penstock.errors import ArtifactError, NotFound, Unavailable
+from penstock.process.telemetry import LogSettings
 from penstock.wire.outcomes import OutcomeCounts
 from tests.edge_agent.datapath import (
     DIGEST,
@@ -26,7 +28,9 @@ from tests.edge_agent.datapath import (
     load_plan,
     rows,
     running_cloud,
+    text_plan,
 )
+from tests.language import layout_without_engine
 from tests.waiting import until
 
 X = rows(SURE, UNSURE)
@@ -153,3 +157,13 @@ async def test_large_numbers_are_numbers(tmp_path: Path) -> None:
     async with data_path(tmp_path) as path:
         _, decision = path.hosted.arrays.judge({"x": rows(SURE) * np.float32(1e30)}, {"logits": rows(SURE)}, 1)
         assert decision.is_kept == [True]
+
+
+async def test_the_process_of_a_language_model_logs_as_the_agent_does(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    house = Hosting(Outcomes(now=lambda: 0.0), log_settings=LogSettings(format="json"))
+    with pytest.raises(ArtifactError, match="no section 'model'"):
+        await house.prepare(text_plan(layout_without_engine(tmp_path), tmp_path))
+    lines = [msgspec.json.decode(line) for line in capfd.readouterr().err.splitlines() if "model not loaded" in line]
+    assert [line["engine"] for line in lines] == ["genai"]
