@@ -24,6 +24,7 @@ class Drop(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         is_counted: whether every row is either good or not.
         bound: what the gate compares with the budget: with probability 1 - ``level`` the true loss is below it.
         level: the candidate's share of ``quality.delta``.
+        at: the size of ``model.shapes`` at which most was lost; "" for that of the examples.
     """
 
     value: float
@@ -35,6 +36,7 @@ class Drop(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     is_counted: bool
     bound: float
     level: float
+    at: str = ""
 
 
 class Share(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

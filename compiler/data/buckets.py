@@ -15,6 +15,8 @@ import numpy as np
 
 from compiler.data.dataset import Split
 from compiler.recipe.shapes_section import Dimension
+from penstock import wording
+from penstock.errors import InvalidInput
 from penstock.wire.tensors import Array, TensorSpec
 
 
@@ -41,6 +43,28 @@ def others(split: Split) -> Iterator[tuple[str, Split]]:
             for name, axis in dimension.axes:
                 inputs[name] = np.take(inputs[name], np.arange(size) % inputs[name].shape[axis], axis=axis)
         yield label, Split(name=f"{split.name} at {label}", inputs=inputs, labels=None, clusters=split.clusters)
+
+
+def check_room(split: Split, max_bytes: int) -> None:
+    """Check that the rows of a split may be as large as the largest sizes make them.
+
+    Raises:
+        InvalidInput: they take more than ``max_bytes``.
+    """
+    total = 0
+    for name, array in split.inputs.items():
+        size = int(array.nbytes)
+        for dimension in split.dimensions:
+            for _, axis in (place for place in dimension.axes if place[0] == name):
+                size = size // array.shape[axis] * dimension.sizes[-1]
+        total += size
+    if total > max_bytes and split.dimensions:
+        at = ", ".join(f"{dimension.name} {dimension.sizes[-1]}" for dimension in split.dimensions)
+        raise InvalidInput(
+            f"model.shapes: {split.rows} examples of {at} are {wording.size(total)}, at most {wording.size(max_bytes)} "
+            "(data.limits.max_bytes); list smaller sizes, or give fewer examples",
+            field="model.shapes",
+        )
 
 
 def _size(inputs: Mapping[str, Array], dimension: Dimension) -> int:

@@ -6,7 +6,7 @@ our making, or it stays as it was. Whether rows are independent on real rows is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -38,6 +38,10 @@ def with_shapes(model: onnx.ModelProto, shapes: Shapes) -> tuple[Dimension, ...]
     named = {dim.dim_param for value in inputs.values() for dim in _dims(value) if dim.dim_param}
     for name, wanted in shapes.items():
         if isinstance(wanted, int | Buckets):
+            if name not in named and name in inputs:
+                raise ConfigError(
+                    f"model.shapes: {name!r} is an input; give its shape, or {_free(named)} a size or sizes"
+                )
             if name not in named:
                 raise ConfigError(
                     f"model.shapes: no free dimension {name!r}; {nearest(name, sorted(named | set(inputs)))}"
@@ -63,6 +67,10 @@ def with_shapes(model: onnx.ModelProto, shapes: Shapes) -> tuple[Dimension, ...]
                 dim.dim_value = size
     del model.graph.value_info[:]  # sizes of other inputs
     return tuple(found)
+
+
+def _free(named: Collection[str]) -> str:
+    return f"one of its free dimensions ({', '.join(sorted(named))})" if named else "name dimensions and give one"
 
 
 def _dimension(name: str, wanted: Buckets, inputs: Mapping[str, onnx.ValueInfoProto]) -> Dimension:

@@ -217,7 +217,7 @@ def over_budget(drop: Drop, max_drop: float) -> str:
     if drop.bound <= max_drop:
         return ""
     allowed = f"{_points(max_drop)} allowed"
-    seen = f"{drop.lost:.4g} rows lost and {drop.won:.4g} won of {drop.n}"
+    seen = f"{drop.lost:.4g} rows lost and {drop.won:.4g} won of {drop.n}{drop.at and f' at {drop.at}'}"
     if drop.value > max_drop:
         return f"costs {_points(drop.value)} ({seen}), {allowed}"
     needed = rows_needed(drop, max_drop)

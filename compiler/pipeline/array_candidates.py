@@ -156,6 +156,7 @@ class _Bench:
             own = gate.paired_drop(gate.by_cluster(self._good, clusters), gate.by_cluster(good, clusters), level=level)
             # the budget has to be kept at every size, so each is tested at the full level (Berger 1982)
             where, drop = max([("", own), *elsewhere], key=lambda one: one[1].bound)
+            drop = msgspec.structs.replace(drop, at=where)
             summary = f"{model.how}; costs most at {where}" if where else model.how
             doing.note(f"{summary}; costs {wording.points(drop.value)} points, at most {wording.points(drop.bound)}")
             return replace(

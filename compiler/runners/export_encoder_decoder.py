@@ -31,7 +31,8 @@ def export(job: dict[str, Any]) -> dict[str, Any]:
     progress(0.05, "loading the model")
     model = _load(job)
     settings = model.generation_config.to_dict()
-    greedy = greedy_of(settings, job, positions=_positions(model))
+    vocabulary = int(model.get_output_embeddings().weight.shape[0])
+    greedy = greedy_of(settings, job, positions=_positions(model), vocabulary=vocabulary)
     progress(0.2, "asking the original")
     cases = []
     for index, size in enumerate(SIZES):

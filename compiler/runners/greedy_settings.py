@@ -32,10 +32,13 @@ _MUST_BE: Mapping[str, tuple[Any, ...]] = {
     "dola_layers": (None,),
     "watermarking_config": (None,),
     "token_healing": (None, False),
+    "max_time": (None,),
 }
 
 
-def greedy_of(settings: Mapping[str, Any], asked: Mapping[str, Any], *, positions: int) -> dict[str, Any]:
+def greedy_of(
+    settings: Mapping[str, Any], asked: Mapping[str, Any], *, positions: int, vocabulary: int
+) -> dict[str, Any]:
     """Return what ``compiler.graph.greedy_loop.Greedy`` takes, as plain JSON.
 
     Args:
@@ -43,9 +46,10 @@ def greedy_of(settings: Mapping[str, Any], asked: Mapping[str, Any], *, position
         asked: ``max_new_tokens`` (0 takes the model's) and ``prompt`` (tokens behind the first; empty takes the
             model's).
         positions: most tokens that the decoder can have; 0 where nothing limits them.
+        vocabulary: how many tokens the decoder chooses from.
 
     Raises:
-        InputError: a setting that cannot be honoured, or one that is missing.
+        InputError: a setting that cannot be honoured, one that is no number of a token, or one that is missing.
     """
     for name, fine in _MUST_BE.items():
         if settings.get(name) not in fine:
@@ -60,19 +64,21 @@ def greedy_of(settings: Mapping[str, Any], asked: Mapping[str, Any], *, position
             f"generation_config.json: decoder_start_token_id is {start!r}, expected one token that every answer begins "
             "with"
         )
-    ends = _listed(settings.get("eos_token_id"))
-    pad = settings.get("pad_token_id")
+    ends = _tokens(settings, "eos_token_id")
+    pad = _token(settings, "pad_token_id")
     prompt = (start, *(asked["prompt"] or _own_prompt(settings)))
     count = _count(settings, asked["max_new_tokens"], len(prompt), positions)
     # a token that the model forces right behind its start is not forced where a prompt stands in that place
-    first = settings.get("forced_bos_token_id") if len(prompt) == 1 else None
-    forced = {} if first is None else {0: int(first)}
-    if settings.get("forced_eos_token_id") is not None:
-        last = _listed(settings["forced_eos_token_id"])
-        if len(last) > 1:
-            raise InputError(f"generation_config.json: forced_eos_token_id is {last}; only one token can be forced")
-        forced[count - 1] = last[0]
+    first = _token(settings, "forced_bos_token_id") if len(prompt) == 1 else None
+    last = _token(settings, "forced_eos_token_id")
+    forced = ({} if first is None else {0: first}) | ({} if last is None else {count - 1: last})
+    unknown = sorted({token for token in (*prompt, *forced.values()) if not 0 <= token < vocabulary})
+    if unknown:
+        raise InputError(f"tokens {unknown} are to be given or forced, but the decoder knows 0 to {vocabulary - 1}")
     bans = _bans(settings, ends, len(prompt), count, begins=int(first is not None))
+    for ban in bans:  # Whisper's -1 and the like stand for no token, and would be an index from the end in the graph
+        ban["tokens"] = [token for token in ban["tokens"] if 0 <= token < vocabulary]
+    bans = [ban for ban in bans if ban["tokens"]]
     clash = sorted(
         {token for step, token in forced.items() for ban in bans if token in ban["tokens"] and _in(ban, step)}
     )
@@ -82,7 +88,7 @@ def greedy_of(settings: Mapping[str, Any], asked: Mapping[str, Any], *, position
         "prompt": list(prompt),
         "max_new_tokens": count,
         "ends": ends or [-1],
-        "pad": int(pad if pad is not None else ends[0] if ends else 0),
+        "pad": pad if pad is not None else ends[0] if ends else 0,
         "forced": {str(step): token for step, token in sorted(forced.items())},
         "bans": bans,
     }
@@ -95,8 +101,9 @@ def beams_of(settings: Mapping[str, Any]) -> str:
 
 
 def _count(settings: Mapping[str, Any], asked: int, prompt: int, positions: int) -> int:
-    length = settings.get("max_length")
-    own = settings.get("max_new_tokens")
+    length = _whole(settings, "max_length")
+    own = _whole(settings, "max_new_tokens")
+    said = "max_length" if own is None else "max_new_tokens"
     if own is None and length not in (None, _LIBRARY_MAX_LENGTH):
         own = length - prompt
     room = (positions or MOST_NEW_TOKENS) - prompt
@@ -107,7 +114,7 @@ def _count(settings: Mapping[str, Any], asked: int, prompt: int, positions: int)
         )
     count = asked or min(DEFAULT_NEW_TOKENS if own is None else own, room)
     if count < 1:
-        raise InputError(f"generation_config.json: max_length {length} leaves no token beside a prompt of {prompt}")
+        raise InputError(f"generation_config.json: {said} {settings[said]} leaves no token beside a prompt of {prompt}")
     return count
 
 
@@ -136,7 +143,7 @@ def _bans(
     settings: Mapping[str, Any], ends: list[int], prompt: int, count: int, *, begins: int
 ) -> list[dict[str, Any]]:
     """Return tokens that are not chosen, from a generated token to before another."""
-    always = set(settings.get("suppress_tokens") or ())
+    always = set(_tokens(settings, "suppress_tokens"))
     for word in settings.get("bad_words_ids") or ():
         if len(word) > 1:
             raise InputError(
@@ -144,24 +151,37 @@ def _bans(
                 "of the graph. Remove it there if you can do without it"
             )
         always |= set(word) - set(ends)
-    least = max((settings.get("min_length") or 0) - prompt, settings.get("min_new_tokens") or 0)
+    least = max((_whole(settings, "min_length") or 0) - prompt, _whole(settings, "min_new_tokens") or 0)
     found = [
         (sorted(always), 0, count),
         (ends, 0, min(least, count)),
-        (list(settings.get("begin_suppress_tokens") or ()), begins, begins + 1),
+        (_tokens(settings, "begin_suppress_tokens"), begins, begins + 1),
     ]
-    return [
-        {"tokens": [int(token) for token in tokens], "first": first, "end": end}
-        for tokens, first, end in found
-        if tokens and end > first
-    ]
+    return [{"tokens": tokens, "first": first, "end": end} for tokens, first, end in found if tokens and end > first]
 
 
 def _in(ban: Mapping[str, Any], step: int) -> bool:
     return bool(ban["first"] <= step < ban["end"])
 
 
-def _listed(tokens: Any) -> list[int]:
-    if tokens is None:
-        return []
-    return [int(token) for token in tokens] if isinstance(tokens, list | tuple) else [int(tokens)]
+def _tokens(settings: Mapping[str, Any], name: str) -> list[int]:
+    given = settings.get(name)
+    found = [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
+    if not all(isinstance(token, int) and not isinstance(token, bool) for token in found):
+        raise InputError(f"generation_config.json: {name} is {given!r}, expected tokens by their numbers")
+    return found
+
+
+def _token(settings: Mapping[str, Any], name: str) -> int | None:
+    found = _tokens(settings, name)
+    if settings.get(name) is not None and len(found) != 1:
+        forced = "; only one token can be forced" if name.startswith("forced") else ", expected one token"
+        raise InputError(f"generation_config.json: {name} is {found}{forced}")
+    return found[0] if found else None
+
+
+def _whole(settings: Mapping[str, Any], name: str) -> int | None:
+    found = settings.get(name)
+    if found is not None and (isinstance(found, bool) or not isinstance(found, int)):
+        raise InputError(f"generation_config.json: {name} is {found!r}, expected a whole number")
+    return found

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import msgspec
 import numpy as np
+import pytest
 
 from compiler.data import Split, buckets, calls
 from compiler.recipe.shapes_section import Dimension
+from penstock.errors import InvalidInput
 from penstock.wire.tensors import TensorSpec
 
 LENGTH = Dimension(name="length", sizes=(2, 3, 5), axes=(("ids", 1), ("mask", 1)))
@@ -35,6 +40,20 @@ def test_rows_without_such_dimensions_have_no_other_size() -> None:
     plain = Split(name="tune", inputs=split().inputs, labels=None)
     assert list(buckets.others(plain)) == []
     assert plain.digest != split().digest
+
+
+def test_sizes_that_make_the_rows_too_large_are_refused_before_any_is_made() -> None:
+    huge = replace(split(), dimensions=(replace_sizes(LENGTH, (3, 2**63)),))
+    with pytest.raises(InvalidInput, match=r"2 examples of length 9223372036854775808 are .* at most 4.3 GB"):
+        buckets.check_room(huge, 4 * 1024**3)
+    buckets.check_room(split(), 2 * 2 * 5 * 8)
+    with pytest.raises(InvalidInput, match=r"are 160 B, at most 159 B \(data.limits.max_bytes\)"):
+        buckets.check_room(split(), 2 * 2 * 5 * 8 - 1)
+    buckets.check_room(replace(split(), dimensions=()), 1)
+
+
+def replace_sizes(dimension: Dimension, sizes: tuple[int, ...]) -> Dimension:
+    return msgspec.structs.replace(dimension, sizes=sizes)
 
 
 def test_specs_say_the_sizes_of_the_dimensions_that_have_some() -> None:

@@ -103,6 +103,8 @@ def test_a_dimension_that_is_held_to_a_few_sizes_stays_open_and_is_found_whereve
     [
         ({"n": Buckets(buckets=(1, 2))}, "model.shapes.n: dimension 0 of input 'x'; buckets are for dimensions behind"),
         ({"heigth": 64}, "no free dimension 'heigth'; did you mean 'height'"),
+        ({"x": 64}, r"'x' is an input; give its shape, or .*\(height, n\) a size or sizes"),
+        ({"x": Buckets(buckets=(32, 64))}, "'x' is an input; give its shape"),
         ({"y": (1, 2)}, "no input 'y'; known: .*x"),
         ({"x": (-1, 4, 32, 48)}, r"x: \[-1, 4, 32, 48\] given, but the model takes \[-1, 3, -1, -1\]"),
         ({"x": (-1, 3)}, "but the model takes"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -205,7 +206,9 @@ def test_rows_that_are_scored_are_bounded_by_hoeffding_and_zeros_as_exactly_as_c
     assert worse.value == pytest.approx(0.02)
     assert 0.02 < gate.drop_bound(6, 0, 300, 0.01) < worse.bound < 0.08
     assert gate.rows_needed(worse, 0.04) > 300
-    assert "6 rows lost and 0 won of 300" in gate.over_budget(worse, 0.04)
+    assert "6 rows lost and 0 won of 300 leave" in gate.over_budget(worse, 0.04)
+    elsewhere = msgspec.structs.replace(worse, at="width 16")
+    assert "6 rows lost and 0 won of 300 at width 16 leave" in gate.over_budget(elsewhere, 0.04)
 
 
 @pytest.mark.parametrize("truth", [0.02, 0.25])

@@ -12,6 +12,7 @@ import pytest
 from penstock.toolchain import programs
 
 RUNNERS = Path(__file__).parents[3] / "compiler" / "runners"
+VOCABULARY = 51865
 BART = {"decoder_start_token_id": 2, "eos_token_id": 2, "pad_token_id": 1}
 
 
@@ -27,7 +28,7 @@ def greedy(
     module: ModuleType, *, tokens: int = 0, prompt: tuple[int, ...] = (), positions: int = 0, **given: Any
 ) -> Any:
     asked = {"max_new_tokens": tokens, "prompt": list(prompt)}
-    return module.greedy_of({**BART, **given}, asked, positions=positions)
+    return module.greedy_of({**BART, **given}, asked, positions=positions, vocabulary=VOCABULARY)
 
 
 def test_what_every_model_says(settings: ModuleType) -> None:
@@ -76,6 +77,12 @@ def test_tokens_that_are_never_chosen_or_not_at_once(settings: ModuleType) -> No
     assert greedy(settings, min_length=5)["bans"] == [{"tokens": [2], "first": 0, "end": 4}]
 
 
+def test_a_number_that_stands_for_no_token_is_not_suppressed(settings: ModuleType) -> None:
+    """-1, as Whisper's own library writes it, and tokens of a larger vocabulary; transformers passes over them, too."""
+    found = greedy(settings, suppress_tokens=[-1, 7, VOCABULARY], begin_suppress_tokens=[-1], tokens=5)
+    assert found["bans"] == [{"tokens": [7], "first": 0, "end": 5}]
+
+
 def test_the_prompt_of_a_whisper(settings: ModuleType) -> None:
     english = {"decoder_start_token_id": 50257, "no_timestamps_token_id": 50362, "is_multilingual": False}
     assert greedy(settings, **english)["prompt"] == [50257, 50362]
@@ -99,6 +106,15 @@ def test_the_prompt_of_a_whisper(settings: ModuleType) -> None:
         ({"decoder_start_token_id": None}, "decoder_start_token_id is None, expected one token"),
         ({"decoder_start_token_id": [1, 2]}, r"decoder_start_token_id is \[1, 2\]"),
         ({"forced_eos_token_id": [2, 3]}, "only one token can be forced"),
+        ({"forced_eos_token_id": []}, r"forced_eos_token_id is \[\]; only one token can be forced"),
+        ({"forced_bos_token_id": VOCABULARY}, r"tokens \[51865\] are to be given or forced, .* knows 0 to 51864"),
+        ({"prompt": (-1,)}, r"tokens \[-1\] are to be given or forced"),
+        ({"eos_token_id": "</s>"}, "eos_token_id is '</s>', expected tokens by their numbers"),
+        ({"begin_suppress_tokens": [[3]]}, r"begin_suppress_tokens is \[\[3\]\], expected tokens by their numbers"),
+        ({"pad_token_id": [0, 1]}, r"pad_token_id is \[0, 1\], expected one token"),
+        ({"max_length": "20"}, "max_length is '20', expected a whole number"),
+        ({"max_new_tokens": 0}, "max_new_tokens 0 leaves no token"),
+        ({"max_time": 2.0}, "max_time = 2.0 cannot"),
         ({"forced_bos_token_id": 3, "suppress_tokens": [3]}, r"tokens \[3\] are forced and suppressed"),
         ({"tokens": 30, "positions": 25}, "30 given, but the decoder has 25 places, 1 of them for the prompt"),
         ({"is_multilingual": True, "lang_to_id": {"<|de|>": 7}}, r"hears several languages.*for <\|de\|> \[7, 0, 0\]"),
