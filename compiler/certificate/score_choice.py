@@ -61,7 +61,8 @@ class Choice:
         reason: one sentence for a report.
         gain: coverage that a score learnt on these examples adds to the best of the others; None where there is none,
             or no others.
-        rankings: how well each score that was compared ranks these examples, by name.
+        beside: predicted share by each score that could be had and was not compared, since another one is fixed.
+        rankings: how well each score of both ranks these examples, by name.
     """
 
     score: str
@@ -70,6 +71,7 @@ class Choice:
     thresholds: tuple[float, ...]
     reason: str
     gain: Gain | None = None
+    beside: Mapping[str, float] = field(default_factory=dict)
     rankings: Mapping[str, Ranking] = field(default_factory=dict)
 
 
@@ -101,10 +103,19 @@ def choose(
     """
     temperature, note = (1.0, "") if classes is None else temperature_of(outputs[decoder.output], classes, decoder.kind)
     names = _usable(promise.score, decoder.scores)
-    scores = {name: decoder.score(outputs, name=name, temperature=temperature) for name in names}
+    scores = {name: decoder.score(outputs, name=name, temperature=temperature) for name in decoder.scores}
     data = replace(data, scores=scores[names[0]])
     check(data)
-    return _best(scores, data, promise, rows_to_certify, temperature=temperature, note=note, is_learned=is_learned)
+    found = _best(
+        {name: scores[name] for name in names},
+        data,
+        promise,
+        rows_to_certify,
+        temperature=temperature,
+        note=note,
+        is_learned=is_learned,
+    )
+    return _with_others(found, scores, data, promise, rows_to_certify)
 
 
 def choose_token_score(
@@ -130,7 +141,7 @@ def choose_token_score(
         CalibrationError: as :func:`choose`.
     """
     names = _usable(promise.score, tuple(TOKEN_SCORES))
-    scores = {name: token_score(probabilities, name=name) for name in names}
+    scores = {name: token_score(probabilities, name=name) for name in TOKEN_SCORES}
     check_labels(promise.harm, labels)
     data = CertifyData(
         scores=scores[names[0]],
@@ -141,7 +152,9 @@ def choose_token_score(
         clusters=clusters,
     )
     check(data)
-    return _best(scores, data, promise, rows_to_certify, temperature=1.0, note="")
+    compared = {name: scores[name] for name in names}
+    found = _best(compared, data, promise, rows_to_certify, temperature=1.0, note="")
+    return _with_others(found, scores, data, promise, rows_to_certify)
 
 
 def fit_temperature(outputs: Array, classes: NDArray[np.int64], *, kind: Kind) -> float:
@@ -240,6 +253,23 @@ def _best(
         gain=added,
         rankings={name: ranking(values, harms) for name, values in scores.items()},
     )
+
+
+def _with_others(
+    found: Choice,
+    scores: Mapping[str, Floats],
+    data: CertifyData,
+    promise: CertificateSection,
+    rows_to_certify: int | None,
+) -> Choice:
+    """Add what is known of the scores that were not compared, so that who fixes one sees what the others would do."""
+    others = {name: values for name, values in scores.items() if name not in found.coverage}
+    beside = {
+        name: _predicted_coverage(values, np.array(grid_for(values)), data, promise, rows_to_certify)
+        for name, values in others.items()
+    }
+    rankings = {name: ranking(values, harmful(data)) for name, values in others.items()}
+    return replace(found, beside=beside, rankings={**found.rankings, **rankings})
 
 
 def _predicted_coverage(

@@ -110,9 +110,7 @@ class Arrays:
         inputs = buckets.with_sizes(teacher.inputs, dimensions)
         data = _examples(steps, recipe, inputs, classes, labels, judge, promise=promise, smoke=smoke)
         data = data.with_dimensions(dimensions)
-        for split in (data.ranges, data.tune):
-            buckets.check_room(split, recipe.data.limits.max_bytes)
-        recipe_models.run_all_first(steps, recipe, models, data.ranges)
+        recipe_models.run_all_first(steps, recipe, models, data)
         recipe = judging.with_kind(recipe, teacher, output.name, data)
         judge = replace(judge, decoder=judging.decoder(recipe.model, output.name, recipe.model.kind), labels=labels)
         if judge.takes_tokens:

@@ -222,7 +222,8 @@ def _line(candidate: Candidate, verdict: str, *, ships: bool) -> CandidateFigure
 
 def score_figures(choice: Choice) -> tuple[ScoreFigures, ...]:
     """Return what the evaluation says of every score that was compared."""
+    expected = {**choice.coverage, **choice.beside}
     return tuple(
-        ScoreFigures(name=name, coverage=choice.coverage[name], auroc=found.auroc, curve=found.curve)
+        ScoreFigures(name=name, coverage=expected[name], auroc=found.auroc, curve=found.curve)
         for name, found in choice.rankings.items()
     )

@@ -76,12 +76,16 @@ def export_all(steps: CachedSteps, recipe: Recipe) -> dict[str, Model]:
     }
 
 
-def run_all_first(steps: CachedSteps, recipe: Recipe, models: Mapping[str, Model], examples: Split) -> None:
+def run_all_first(steps: CachedSteps, recipe: Recipe, models: Mapping[str, Model], data: Dataset) -> None:
     """Let each model answer its first example in a child, at every size, before any of them runs in this process.
 
     Raises:
         CompileError: one takes more time or memory than the recipe allows, or refuses a size that it lists.
+        InvalidInput: examples of the sizes that it lists are more than the recipe allows.
     """
+    for split in (data.ranges, data.tune):
+        buckets.check_room(split, recipe.data.limits.max_bytes)
+    examples = data.ranges
     limits, row = limits_of(recipe), examples.take(slice(0, 1), name=examples.name)
     with steps("first run") as doing:
         for role, model in models.items():

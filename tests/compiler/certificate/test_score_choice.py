@@ -52,6 +52,10 @@ def test_a_named_score_is_taken_and_everything_else_is_fitted() -> None:
     choice = chosen(1, 600, "scale", msgspec.structs.replace(PROMISE, score="margin"))
     assert choice.score == "margin"
     assert list(choice.coverage) == ["margin"]
+    assert set(choice.rankings) == set(confidence.SCORES), "what the others would do is shown beside it"
+    free = chosen(1, 600, "scale")
+    assert {**choice.coverage, **choice.beside} == dict(free.coverage)
+    assert dict(choice.rankings) == dict(free.rankings)
     assert choice.temperature == chosen(1, 600, "scale").temperature
     assert "the recipe names" in choice.reason
 

@@ -108,7 +108,11 @@ def test_a_head_that_the_recipe_names_is_part_of_the_variant_certified_and_certi
     assert cascade.probe is not None
     assert cascade.probe.ships
     assert (cascade.probe.features, cascade.probe.width) == ("second", 384)
-    assert [score.name for score in cascade.scores] == ["probe"]
+    assert [score.name for score in cascade.scores] == ["probe", "max_prob", "margin", "entropy", "energy"]
+    aurocs = [score.auroc or 0 for score in cascade.scores]
+    assert max(aurocs) == aurocs[0], "what the others would have done is shown, though the recipe names the head"
+    page = (overbearing / "out" / "report.html").read_text()
+    assert all(f">{auroc:.3f}<" in page for auroc in aurocs)
     check_certified_again(overbearing)
 
 
