@@ -59,7 +59,7 @@ async def test_a_deadline_of_centuries_is_one_of_an_hour(core: Core, timeout: st
     assert (await ask(core, timeout))[0] == OK
 
 
-@pytest.mark.parametrize("timeout_s", [-1.0, 0.0, -1e9])
+@pytest.mark.parametrize("timeout_s", [-1.0, -1e9])  # 0.0 is a millisecond to it, in which a quick core answers
 async def test_grpcs_own_client_asks_nothing_that_is_over(core: Core, timeout_s: float) -> None:
     before = executed(core)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{core.grpc_port}") as channel:
