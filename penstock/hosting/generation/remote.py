@@ -23,6 +23,7 @@ from penstock.hosting.generation.remote_server import ELSEWHERE, RemoteServer, p
 from penstock.hosting.generation.settings import RemoteSettings
 from penstock.hosting.replica import WELL, Health, clock_of
 from penstock.policy.balancing import Owes, choose
+from penstock.policy.prefixes import blocks_of
 from penstock.policy.worker_health import LOOKS, Watch
 from penstock.process.telemetry import log
 from penstock.runtime.generation import EngineFacts
@@ -199,22 +200,25 @@ class RemoteGenerator:
     async def _brought(self, request: GenerationRequest, answer: Answer) -> PenstockError | None:
         """Try one server after the other; return the error that ended the last one, None where an answer came."""
         tried: list[RemoteServer] = []
+        is_choice = len(self._servers) > 1
+        blocks = blocks_of(request.prompt_ids, self._settings.prefix_block_tokens) if is_choice else ()
         while True:
-            server = self._chosen(tried)
+            server = self._chosen(blocks, tried)
             if isinstance(server, PenstockError):
                 return server
-            error = await self._ask(server, request, answer)
+            error = await self._ask(server, request, blocks, answer)
             tried.append(server)
             is_last = len(tried) == len(self._servers)
             if error is None or answer.has_begun or is_last or not isinstance(error, ELSEWHERE):
                 return error
             log(_log, logging.INFO, "generation goes to another server", model=self.name, why=error.message)
 
-    def _chosen(self, tried: Sequence[RemoteServer]) -> RemoteServer | PenstockError:
+    def _chosen(self, blocks: Sequence[int], tried: Sequence[RemoteServer]) -> RemoteServer | PenstockError:
         owes = [
             Owes(
                 generations=len(server.owes),
                 tokens=sum(server.owes.values()),
+                cached_tokens=self._cached_tokens(server, blocks),
                 is_left_alone=server.breaker.phase != "closed" or not server.has_answered,
                 was_tried=server in tried,
             )
@@ -224,10 +228,17 @@ class RemoteGenerator:
         chosen = choose(owes, max_outstanding=limit, retry_after_s=retry_after_s)
         return chosen if isinstance(chosen, PenstockError) else self._servers[chosen]
 
-    async def _ask(self, server: RemoteServer, request: GenerationRequest, answer: Answer) -> PenstockError | None:
+    def _cached_tokens(self, server: RemoteServer, blocks: Sequence[int]) -> int:
+        return server.prefixes.known(blocks) * self._settings.prefix_block_tokens
+
+    async def _ask(
+        self, server: RemoteServer, request: GenerationRequest, blocks: Sequence[int], answer: Answer
+    ) -> PenstockError | None:
         """Let one server answer; return the error that ended it, None where it came to an end."""
         task = cast("asyncio.Task[None]", asyncio.current_task())
-        server.owes[task] = len(request.prompt_ids) + request.max_new_tokens
+        prompt_tokens = len(request.prompt_ids) - self._cached_tokens(server, blocks)
+        server.owes[task] = prompt_tokens + request.max_new_tokens
+        server.prefixes.add(blocks)
         server.answers[task] = answer
         try:
             async with aclosing(server.events(request)) as events:
@@ -256,6 +267,8 @@ class RemoteGenerator:
             assert error is not None
             self._failures += 1
             server.why = error.message.removeprefix(f"{server.url}: ")
+            if server.breaker.phase != "closed":  # it may be another one when it is back
+                server.prefixes.clear()
         elif error is None:
             self._starts += not server.has_answered
             server.has_answered, server.why = True, ""
@@ -270,23 +283,34 @@ class RemoteGenerator:
         while True:
             await asyncio.sleep(look_s)
             for server in self._servers:
-                server.watch = server.watch.look(progress=server.tokens, has_work=bool(server.owes))
-                if server.watch.still * look_s >= self._settings.hang_s:
-                    self._hung(server)
-                is_asked = server.has_answered and server.breaker.phase == "closed"
-                if is_asked or server.is_probed:
-                    continue
-                server.breaker, may_be_probed = server.breaker.allows(self._now())
-                if may_be_probed:
-                    self._spawn(self._probe(server))
+                self._look(server, look_s)
 
-    def _hung(self, server: RemoteServer) -> None:
+    def _look(self, server: RemoteServer, look_s: float) -> None:
         assert self._now is not None
-        why = f"it owed {len(server.owes)} answers and sent no token for {self._settings.hang_s:g} s"
+        has_moved = server.tokens != server.watch.progress
+        server.watch = server.watch.look(progress=server.tokens, has_work=bool(server.owes))
+        if server.watch.still * look_s >= self._settings.hang_s:
+            owed = f"it owed {len(server.owes)} answers and sent no token for {self._settings.hang_s:g} s"
+            self._hung(server, owed)
+        if server.is_probed:
+            return
+        if server.has_answered and server.breaker.phase == "closed":
+            server.idle_looks = 0 if server.owes or has_moved else server.idle_looks + 1
+            is_due = 0 < self._settings.idle_probe_s <= server.idle_looks * look_s
+        else:
+            server.breaker, is_due = server.breaker.allows(self._now())
+        if is_due:
+            server.idle_looks = 0
+            self._spawn(self._probe(server))
+
+    def _hung(self, server: RemoteServer, why: str) -> None:
+        assert self._now is not None
         log(_log, logging.ERROR, "server hangs", model=self.name, url=server.url, why=why)
         self._give_up(server, why)
         self._hangs += 1
         server.why, server.watch = why, Watch()
+        server.prefixes.clear()
+        server.breaker = server.breaker.record(False, self._now())
         while server.breaker.phase == "closed":  # more than one failure: it is left alone at once
             server.breaker = server.breaker.record(False, self._now())
 
@@ -305,7 +329,7 @@ class RemoteGenerator:
                     async for _ in events:
                         pass
         except TimeoutError:
-            self._record(server, Unavailable(f"{server.url}: no token within {self._settings.hang_s:g} s"))
+            self._hung(server, f"no token within {self._settings.hang_s:g} s")
         except PenstockError as error:
             log(_log, logging.WARNING, "server does not answer", model=self.name, why=error.message)
             server.why = error.message.removeprefix(f"{server.url}: ")

@@ -30,6 +30,7 @@ from penstock.hosting.generation.settings import RemoteSettings
 from penstock.openai.completions import CompletionReader, completion_body
 from penstock.openai.error_objects import error_from_document
 from penstock.openai.sse import SseDecoder
+from penstock.policy.prefixes import SentPrefixes
 from penstock.policy.worker_health import Watch
 from penstock.rest.aio_transport import AioStreams, RefusedStream
 from penstock.rest.status import error_from_http
@@ -55,6 +56,8 @@ class RemoteServer:
         answers: where those go.
         breaker: whether it may be asked.
         watch: whether it moves.
+        prefixes: beginnings of prompts that it was asked to continue lately.
+        idle_looks: in a row, at which it had nothing to do.
         has_answered: it has made a token.
         is_probed: it is being asked for one, to see whether it may be asked for more.
         why: it may not be asked.
@@ -74,6 +77,7 @@ class RemoteServer:
         self.owes: dict[asyncio.Task[None], int] = {}
         self.answers: dict[asyncio.Task[None], Answer] = {}
         self.breaker, self.watch = settings.breaker(), Watch()
+        self.prefixes, self.idle_looks = SentPrefixes(settings.max_prefix_blocks), 0
         self.is_probed = False
         self.has_answered, self.why = False, "it has made no token yet"
         self._retry_after_s = settings.retry_after_s

@@ -113,6 +113,11 @@ class RemoteSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         retry_s: how long it is left alone at first; doubled with each try that fails.
         max_retry_s: longest such time.
         retry_after_s: what those are told who find no server, where no server says it.
+        idle_probe_s: a server that was asked for nothing for so long is asked for one token, to see whether it still
+            makes any; 0 never asks: who pays for tokens may not want it.
+        prefix_block_tokens: prompts that are equal up to a multiple of so many tokens go to the server that has
+            computed them, as far as that saves more than it makes them wait. As long as a block of the servers' caches.
+        max_prefix_blocks: that are remembered of one server.
         max_unread_events: events of one generation that nobody has read yet; beyond it the generation is cancelled.
     """
 
@@ -126,6 +131,9 @@ class RemoteSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     retry_s: Positive = 2.0
     max_retry_s: Positive = 60.0
     retry_after_s: Positive = 1.0
+    idle_probe_s: Seconds = 0.0
+    prefix_block_tokens: Annotated[int, Meta(ge=1, le=65_536)] = 128
+    max_prefix_blocks: Annotated[int, Meta(ge=1, le=10_000_000)] = 16_384
     max_unread_events: Count = 2048
 
     def breaker(self) -> CircuitBreaker:

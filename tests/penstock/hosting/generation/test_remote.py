@@ -243,6 +243,38 @@ async def test_the_server_that_owes_the_fewest_tokens_is_asked() -> None:
             await stream.aclose()
 
 
+async def test_prompts_that_begin_alike_go_where_that_was_computed_as_far_as_it_saves_work() -> None:
+    def answer(body: dict[str, Any]) -> Iterable[bytes | float]:
+        return [STREAM, chunk("t"), 1000.0] if body["max_tokens"] == 2 else [WELL]
+
+    async with asking(answer, answer, prefix_block_tokens=4) as (generator, servers):
+        await whole(generator, asked("here we are"))
+        busy = generator.generate(asked("there", new=2), deadline=soon())
+        await anext(busy)  # the first one owes 7 tokens, and has 8 of these prompts
+        for prompt in ("here we go", "other", "here we stay"):
+            await whole(generator, asked(prompt))
+        asked_of = [["".join(map(chr, body["prompt"])) for body in server.bodies[1:]] for server in servers]
+        assert asked_of == [["here we are", "there", "here we go", "here we stay"], ["other"]]
+        await busy.aclose()
+
+
+async def test_an_idle_server_is_asked_for_a_sign_of_life_and_one_that_gives_none_is_left() -> None:
+    is_hung = [False]
+
+    def answer(body: dict[str, Any]) -> Iterable[bytes | float]:
+        return [STREAM, 1000.0] if is_hung[0] else [WELL]
+
+    async with asking(answer, idle_probe_s=0.05, hang_s=0.4) as (generator, servers):
+        await until("probes", lambda: len(servers[0].bodies) > 3)
+        assert generator.health().is_well
+        is_hung[0] = True
+        await until("found out", lambda: not generator.health().is_well)
+        assert "no token within 0.4 s" in generator.health().why
+        assert generator.counts().hangs == 1
+        is_hung[0] = False
+        await until("well again", lambda: generator.health().is_well)
+
+
 async def test_what_one_server_does_not_begin_another_one_does() -> None:
     refused = status(503)
     async with asking(replayed(refused), replayed(), replayed(WELL)) as (generator, servers):
