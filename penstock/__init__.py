@@ -1,6 +1,7 @@
 """Penstock: one client for an agent, a core, or any other Open Inference Protocol server.
 
-Names are loaded when they are first used, so that ``import penstock`` costs nothing.
+The errors that it raises are here too. Names are loaded when they are first used, so that ``import penstock`` costs
+nothing.
 """
 
 from __future__ import annotations
@@ -8,7 +9,34 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from penstock.errors import PenstockError
+    from penstock.errors import (
+        ArtifactError,
+        CalibrationError,
+        Cancelled,
+        CertificateMismatch,
+        CompileError,
+        ConfigError,
+        Conflict,
+        DeadlineExceeded,
+        DigestMismatch,
+        GateRefused,
+        Internal,
+        InvalidInput,
+        MemoryFull,
+        MissingExtra,
+        MissingToolchain,
+        NewerState,
+        NotFound,
+        PenstockError,
+        PermissionDenied,
+        QueueFull,
+        QuotaExceeded,
+        SignatureError,
+        StorageError,
+        TooLarge,
+        Unauthenticated,
+        Unavailable,
+    )
     from penstock.sdk.aio import AsyncClient
     from penstock.sdk.call import InferResult
     from penstock.sdk.client import Client
@@ -16,13 +44,44 @@ if TYPE_CHECKING:
 
     __version__: str
 
-__all__ = ["AsyncClient", "Client", "InferResult", "PenstockError", "Text", "__version__"]
+__all__ = [
+    "ArtifactError",
+    "AsyncClient",
+    "CalibrationError",
+    "Cancelled",
+    "CertificateMismatch",
+    "Client",
+    "CompileError",
+    "ConfigError",
+    "Conflict",
+    "DeadlineExceeded",
+    "DigestMismatch",
+    "GateRefused",
+    "InferResult",
+    "Internal",
+    "InvalidInput",
+    "MemoryFull",
+    "MissingExtra",
+    "MissingToolchain",
+    "NewerState",
+    "NotFound",
+    "PenstockError",
+    "PermissionDenied",
+    "QueueFull",
+    "QuotaExceeded",
+    "SignatureError",
+    "StorageError",
+    "Text",
+    "TooLarge",
+    "Unauthenticated",
+    "Unavailable",
+    "__version__",
+]
 
 _HOMES = {
     "AsyncClient": "penstock.sdk.aio",
     "Client": "penstock.sdk.client",
     "InferResult": "penstock.sdk.call",
-    "PenstockError": "penstock.errors",
     "Text": "penstock.sdk.texts",
 }
 
@@ -32,10 +91,10 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         value: Any = version("penstock")
-    elif name in _HOMES:
+    elif name in __all__:
         from importlib import import_module
 
-        value = getattr(import_module(_HOMES[name]), name)
+        value = getattr(import_module(_HOMES.get(name, "penstock.errors")), name)
     else:
         raise AttributeError(f"module 'penstock' has no attribute {name!r}")
     globals()[name] = value

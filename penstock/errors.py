@@ -131,9 +131,19 @@ class ConfigError(PenstockError):
 
 
 class MissingExtra(PenstockError):
-    """A library that an optional part needs is not installed; the message names the extra."""
+    """A library that an optional part needs is not installed; the message names the extra.
+
+    Attributes:
+        library: what is not installed.
+        extra: the extra that brings it; "" where another command does.
+    """
 
     code = "missing-extra"
+
+    def __init__(self, message: str, *, library: str = "", extra: str = "") -> None:
+        super().__init__(message)
+        self.library = library
+        self.extra = extra
 
 
 class MissingToolchain(MissingExtra):
@@ -230,7 +240,11 @@ def copy_of(error: PenstockError) -> PenstockError:
 
 def missing_extra(library: str, extra: str, purpose: str) -> MissingExtra:
     """Make the error for an optional library that is absent; it names the extra that brings the library."""
-    return MissingExtra(f"{purpose} needs {library}, which is not installed: pip install 'penstock[{extra}]'")
+    return MissingExtra(
+        f"{purpose} needs {library}, which is not installed: pip install 'penstock[{extra}]'",
+        library=library,
+        extra=extra,
+    )
 
 
 def outcome_code(error: BaseException | None) -> str:

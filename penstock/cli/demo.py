@@ -8,7 +8,7 @@ from types import ModuleType
 
 import click
 
-from penstock.errors import ConfigError, MissingExtra
+from penstock.errors import ConfigError
 
 
 @click.command(
@@ -35,12 +35,7 @@ def command(json_file: Path | None, keep: bool, directory: Path | None, seed: in
     and three agents, measures the cascade, cuts the cloud, rolls out a better version and stops a bad one.
     Exits 0 when every claim held, 1 otherwise.
     """
-    try:
-        demo = _example()
-    except ImportError as error:
-        raise MissingExtra(
-            f"the demo needs {error.name}, which is not installed: pip install 'penstock[demo]'"
-        ) from error
+    demo = _example()
     if json_file is not None and not json_file.absolute().parent.is_dir():  # now, not after the run
         raise ConfigError(f"--json: {json_file.parent} is not a directory")
     raise SystemExit(demo.run(json_file=json_file, keep=keep, directory=directory, seed=seed))

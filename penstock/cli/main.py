@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import click
 
 from penstock.cli import streams
-from penstock.errors import MissingExtra, PenstockError
+from penstock.errors import MissingExtra, PenstockError, missing_extra
 
 EXIT_FAILED, EXIT_USAGE, EXIT_REFUSED, EXIT_UNREACHABLE = 1, 2, 3, 4
 """Exit codes: 1 failed, 2 wrong usage or settings, 3 refused (gate, certificate, conflict), 4 out of reach."""
@@ -26,29 +28,41 @@ _REFUSED = frozenset(
 class _Command:
     summary: str
     target: str = ""  # "module:attribute"; "" for a room's entry point of the same name
+    extra: str = ""  # brings what the command needs beyond the base install
 
 
 _COMMANDS: Mapping[str, _Command] = {
-    "compile": _Command("Turn models and examples into one certified artifact."),
-    "certify": _Command("Certify a packed artifact on new examples, or recompute its certificates."),
-    "artifact": _Command("Inspect, verify, push and pull artifacts.", "penstock.cli.artifact:command"),
-    "keys": _Command("Make the keys that sign artifacts, and say which are trusted.", "penstock.cli.keys:command"),
+    "compile": _Command("Turn models and examples into one certified artifact.", extra="compile"),
+    "certify": _Command("Certify a packed artifact on new examples, or recompute its certificates.", extra="compile"),
+    "artifact": _Command("Inspect, verify, push and pull artifacts.", "penstock.cli.artifact:command", "sign"),
+    "keys": _Command(
+        "Make the keys that sign artifacts, and say which are trusted.", "penstock.cli.keys:command", "sign"
+    ),
     "toolchain": _Command(
         "Install, check and remove the environments of heavy backends.", "penstock.cli.toolchain:command"
     ),
-    "core": _Command("Run the cloud core: gRPC and HTTP inference, registry, fleet."),
-    "agent": _Command("Run the daemon on a device, or ask it how it is."),
+    "core": _Command("Run the cloud core: gRPC and HTTP inference, registry, fleet.", extra="core"),
+    "agent": _Command("Run the daemon on a device, or ask it how it is.", extra="agent"),
     "fleet": _Command("Plan, start, watch and stop rollouts over many devices.", "penstock.cli.fleet:command"),
     "infer": _Command("Send one inference to an agent, a core, or any OIP server.", "penstock.cli.infer:command"),
     "generate": _Command("Ask a language model for a text, as it is made.", "penstock.cli.generate:command"),
-    "demo": _Command("Run the whole path on real data and end with a verdict.", "penstock.cli.demo:command"),
+    "demo": _Command("Run the whole path on real data and end with a verdict.", "penstock.cli.demo:command", "demo"),
     "completion": _Command("Print the shell completion script.", "penstock.cli.completion:command"),
     "version": _Command("Print versions of Penstock and of what it runs on.", "penstock.cli.version:command"),
 }
 
 
+_OURS = frozenset({"penstock", "compiler", "edge_agent", "cloud_core", "examples"})
+
+
 class _LazyGroup(click.Group):
     """Lists commands from a table and imports one only when it is called (``--help`` stays fast)."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ImportError, MissingExtra) as error:  # of what the command imported only when it ran
+            raise _missing(ctx.invoked_subcommand or "", error) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -137,12 +151,29 @@ def _load(name: str) -> object:
         return getattr(importlib.import_module(module), attribute)
     found = importlib.metadata.entry_points(group="penstock.commands", name=name)
     if not found:
-        raise click.ClickException(f"'penstock {name}' is not installed here; pip install 'penstock[{name}]'")
+        raise click.ClickException(f"'penstock {name}' is not installed here; reinstall penstock")
     try:
         return next(iter(found)).load()
-    except MissingExtra:
-        raise
-    except ImportError as error:
-        raise MissingExtra(
-            f"'penstock {name}' needs {error.name}, which is not installed: pip install 'penstock[{name}]'"
-        ) from error
+    except (ImportError, MissingExtra) as error:
+        raise _missing(name, error) from error
+
+
+def _missing(command: str, error: ImportError | MissingExtra) -> Exception:
+    """Return the error to raise for an absent library: it names the one extra that brings all that the command needs.
+
+    A library that is broken, a module of ours, and an extra beyond the command's own stay as they are.
+    """
+    extra = _COMMANDS[command].extra if command in _COMMANDS else ""
+    if isinstance(error, MissingExtra):
+        is_part = _brings(extra, error.library)
+        return missing_extra(error.library, extra, f"'penstock {command}'") if is_part else error
+    library = (error.name or "").partition(".")[0]
+    if not extra or not library or library in _OURS or not isinstance(error, ModuleNotFoundError):
+        return error
+    return missing_extra(library, extra, f"'penstock {command}'")
+
+
+def _brings(extra: str, library: str) -> bool:
+    """Say whether an extra installs a library, by what the installed package declares."""
+    form = re.compile(rf"{re.escape(library)}\b.*extra == ['\"]{re.escape(extra)}['\"]", re.IGNORECASE)
+    return bool(library and extra) and any(map(form.match, importlib.metadata.requires("penstock") or []))

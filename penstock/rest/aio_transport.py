@@ -20,6 +20,7 @@ from penstock.rest.exchange import (
     read_metadata,
     read_probe,
 )
+from penstock.rest.mistaken import advice
 from penstock.wire.addresses import Target
 from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata
 
@@ -108,9 +109,9 @@ class AioRestTransport:
             ) as response:
                 yield response
         except TimeoutError:
-            raise DeadlineExceeded(f"no answer within {timeout_s:g} s") from None
+            raise DeadlineExceeded(f"no answer within {timeout_s:.4g} s") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise Unavailable(f"cannot reach it: {error}") from error
+            raise Unavailable(advice(str(error)) or f"cannot reach it: {error}") from error
 
 
 class AioStreams:

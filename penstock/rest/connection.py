@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from penstock.errors import InvalidInput, Unavailable
 from penstock.rest.exchange import Answer
+from penstock.rest.mistaken import advice
 
 _MAX_BODY_BYTES = 4 * 1024 * 1024
 
@@ -41,7 +42,8 @@ def ask(server: str, method: str, path: str, *, token: str = "", timeout_s: floa
         response = connection.getresponse()
         body = response.read(_MAX_BODY_BYTES)
     except (OSError, http.client.HTTPException) as error:
-        raise Unavailable(getattr(error, "strerror", None) or str(error) or type(error).__name__) from error
+        said = getattr(error, "strerror", None) or advice(str(error)[:200]) or str(error) or type(error).__name__
+        raise Unavailable(said) from error
     finally:
         connection.close()
     headers = {name.lower(): value for name, value in response.getheaders()}

@@ -14,7 +14,7 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
-from penstock.errors import DeadlineExceeded, Internal, TooLarge, Unavailable
+from penstock.errors import Conflict, DeadlineExceeded, Internal, TooLarge, Unavailable
 from penstock.rest.connection import UnixConnection
 from penstock.rest.exchange import (
     MAX_BODY_BYTES,
@@ -29,6 +29,7 @@ from penstock.rest.exchange import (
     read_metadata,
     read_probe,
 )
+from penstock.rest.mistaken import advice
 from penstock.wire.addresses import Target
 from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata
 
@@ -147,7 +148,7 @@ class RestTransport:
         try:
             yield
         except TimeoutError:
-            raise DeadlineExceeded(f"no answer within {timeout_s:g} s") from None
+            raise DeadlineExceeded(f"no answer within {timeout_s:.4g} s") from None
         except (OSError, http.client.HTTPException) as error:
             raise Unavailable(_reason(error)) from error
         finally:
@@ -189,7 +190,7 @@ class RestTransport:
 
     def _connection(self) -> tuple[http.client.HTTPConnection, bool]:
         if self._is_closed:
-            raise Internal("the client is closed")
+            raise Conflict("the client was closed meanwhile")
         try:
             return self._idle.pop(), True
         except IndexError:
@@ -242,5 +243,7 @@ def _too_large() -> TooLarge:
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"cannot reach it: {error.strerror}"
+    if other := advice(str(error)[:200]):
+        return other
     said = str(error)[:200]  # a server that speaks something else: no control characters on a terminal
     return f"the connection broke: {type(error).__name__}: {said if said.isprintable() else ascii(said)}"

@@ -13,6 +13,7 @@ import grpc
 from penstock.rpc.channels import bearer, open_channel
 from penstock.rpc.pb import fleet_pb2, fleet_pb2_grpc
 from penstock.rpc.status import error_from_rpc
+from penstock.wire.addresses import located
 
 ACTIVE_STATES = frozenset({"RUNNING", "PAUSED"})
 """Names of rollout states in which something may still happen by itself."""
@@ -31,6 +32,7 @@ class FleetClient:
         Raises:
             InvalidInput: not such a target.
         """
+        self._target = target
         self._channel = open_channel(target, aio=False)
         self._stub = fleet_pb2_grpc.FleetStub(self._channel)  # type: ignore[no-untyped-call]  # generated
         self._timeout_s = timeout_s
@@ -116,7 +118,7 @@ class FleetClient:
         try:
             return method(request, timeout=self._timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
-            raise error_from_rpc(error) from error
+            raise located(error_from_rpc(error), self._target) from error
 
 
 def state_name(rollout: fleet_pb2.Rollout) -> str:

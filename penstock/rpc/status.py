@@ -61,6 +61,11 @@ _CODE_OF: Mapping[grpc.StatusCode, str] = {
 # gRPC refuses a message over its limit by itself: "Received message larger than max (N vs. LIMIT)", "Sent ..."
 _OVER_LIMIT = re.compile(r"message larger than max \(\d+ vs\. (\d+)\)")
 
+_NOT_REACHED = re.compile(
+    r"failed to connect to all addresses; last error: \w+: (?:ipv[46]:\S+?: )?(?:Failed to connect to remote host: )?"
+)
+_SPEAKS_HTTP = re.compile(r"Failed parsing HTTP/2|http1\.x server")  # an HTTP/1.1 answer where frames were expected
+
 
 def grpc_status(error: PenstockError) -> grpc.StatusCode:
     """Return the gRPC status of an error."""
@@ -80,7 +85,7 @@ def error_from_rpc(rpc_error: grpc.RpcError) -> PenstockError:
     none of our trailers."""
     call: Any = rpc_error  # grpc's stubs give RpcError no methods; every error raised by a call has these three
     status: grpc.StatusCode = call.code()
-    message: str = call.details() or f"the server answered {status.name}"
+    message = _in_words(call.details()) or f"the server answered {status.name}"
     hints = _text(call.trailing_metadata())
     code = hints.get(CODE) or _CODE_OF.get(status, "internal")
     over_limit = _OVER_LIMIT.search(message) if CODE not in hints else None
@@ -94,6 +99,14 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: PenstockErro
     """End a call with an error's status, message and trailers. Headers must not have been sent, or pushback is lost."""
     await context.abort(grpc_status(error), error.message, trailing_metadata(error))
     raise AssertionError("context.abort returned")
+
+
+def _in_words(details: str | None) -> str:
+    """Return gRPC's own words for a server that was not reached as a person would say it; all others as they are."""
+    said = details or ""
+    if _SPEAKS_HTTP.search(said):
+        return "what answers there speaks HTTP/1.1 and not gRPC; use http:// for it, or its gRPC port"
+    return _NOT_REACHED.sub("cannot reach it: ", said, count=1)
 
 
 def _text(metadata: Iterable[tuple[str, str | bytes]] | None) -> dict[str, str]:

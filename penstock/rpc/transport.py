@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 
-from penstock.errors import Internal, NotFound
+from penstock.errors import Conflict, Internal, NotFound
 from penstock.rpc import codec
 from penstock.rpc.channels import bearer, oip_stub, open_channel
 from penstock.rpc.metadata import Metadata
@@ -63,6 +63,8 @@ class RpcTransport:
             return getattr(self._stub, method)(message, timeout=timeout_s, metadata=metadata)
         except grpc.RpcError as error:
             raise error_from_rpc(error) from None
+        except ValueError as error:  # what grpc raises for a channel that another thread has closed
+            raise Conflict(f"the client was closed meanwhile: {error}") from None
 
 
 class AioRpcTransport:

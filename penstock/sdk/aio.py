@@ -21,7 +21,7 @@ from penstock.sdk.call import DEFAULT_TIMEOUT_S, InferResult, Inputs
 from penstock.sdk.coalesce import CoalesceLimits, Coalescer, MergeQueue, kind_of
 from penstock.sdk.text_streams import AsyncTextStream, aio_text_transport
 from penstock.sdk.texts import Message, Prompt, Text, TextCall, TextOptions, TextPart, TextReader, text_call
-from penstock.wire.addresses import Target, parse_target
+from penstock.wire.addresses import Target, located, parse_target
 from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata, Parameter
 from penstock.wire.tensors import Array
 
@@ -229,7 +229,7 @@ class AsyncClient:
                         yield part
             reader.end()
         except PenstockError as error:
-            raise call.located(error, self._target) from error.__cause__
+            raise located(error, self._target) from error.__cause__
 
     def _here(self) -> _Opened:
         opened = self._opened
@@ -244,7 +244,7 @@ class AsyncClient:
                 "there; make one in each event loop and each process, for example with 'async with AsyncClient(...)'"
             )
         if self._is_closed:
-            raise Internal("the client is closed")
+            raise call.closed(repr(self))
         self._opened = _Opened(
             transport=_open(self._target, self._token),
             coalescer=Coalescer(self._send, self._limits),
@@ -270,7 +270,7 @@ class AsyncClient:
             self._forget_if_stale(queue.template.model, queue.template.version)
             raise
         except PenstockError as error:
-            raise call.located(error, self._target) from error.__cause__
+            raise located(error, self._target) from error.__cause__
 
     async def _infer_first(self, wanted: _Call) -> InferResult:
         """Send the first request of its kind: check it against metadata, open a queue if rows can be merged."""
@@ -331,7 +331,7 @@ class AsyncClient:
             async with asyncio.timeout_at(deadline):
                 return await asyncio.shield(asking)
         except TimeoutError:
-            raise call.located(DeadlineExceeded(f"no answer within {timeout_s:g} s"), self._target) from None
+            raise located(call.too_late(timeout_s), self._target) from None
         except PenstockError as error:
             raise copy_of(error) from error.__cause__
 
@@ -384,7 +384,7 @@ class AsyncClient:
                     error, attempt=attempt, retries=self._retries, left_s=deadline - loop.time(), random=random.random()
                 )
                 if wait_s is None:
-                    raise call.located(error, self._target) from error.__cause__
+                    raise located(error, self._target) from error.__cause__
             await asyncio.sleep(wait_s)
 
 

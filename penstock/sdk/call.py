@@ -11,10 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from penstock.errors import DeadlineExceeded, InvalidInput, PenstockError, QueueFull, Unavailable
+from penstock.errors import Conflict, DeadlineExceeded, InvalidInput, PenstockError, QueueFull, Unavailable
 from penstock.policy.retry import Backoff
 from penstock.sdk import frames
-from penstock.wire.addresses import Target
 from penstock.wire.context import MAX_TIMEOUT_S
 from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata, Parameter
 from penstock.wire.tensors import Array, TensorSpec, check_inputs, numpy_dtype
@@ -151,8 +150,20 @@ def seconds_left(deadline: float, now: float, timeout_s: float) -> float:
     """
     left = deadline - now
     if left <= 0:
-        raise DeadlineExceeded(f"no answer within {timeout_s:g} s")
+        raise too_late(timeout_s)
     return left
+
+
+def too_late(timeout_s: float) -> DeadlineExceeded:
+    """Make the error for a call that took longer than its caller allowed."""
+    if timeout_s <= 0:  # what was left of the time of a request that waited to be merged
+        return DeadlineExceeded("the time for the call was over before it could be sent; give it a longer timeout")
+    return DeadlineExceeded(f"no answer within {timeout_s:.4g} s")
+
+
+def closed(client: str) -> Conflict:
+    """Make the error for a call on a client that was closed."""
+    return Conflict(f"{client} is closed, so it takes no further calls; make another client")
 
 
 def check_timeout(timeout_s: float) -> float:
@@ -233,15 +244,6 @@ def next_try_after_s(error: PenstockError, *, attempt: int, retries: int, left_s
         return None
     wait_s = _BACKOFF.delay_s(attempt - 1, random, retry_after_s=error.retry_after_s)
     return wait_s if wait_s < left_s else None
-
-
-def located(error: PenstockError, target: Target) -> PenstockError:
-    """Add the target to an error's message where the message alone would not say which server was not reached."""
-    where = str(target)
-    if isinstance(error, Unavailable | DeadlineExceeded) and where not in error.message:
-        error.message = f"{where}: {error.message}"
-        error.args = (error.message,)
-    return error
 
 
 def _named(name: str, value: Any, spec: TensorSpec | None, columns: Mapping[str, Sequence[str]]) -> Array:

@@ -17,7 +17,7 @@ from penstock.sdk import call
 from penstock.sdk.call import DEFAULT_TIMEOUT_S, InferResult, Inputs
 from penstock.sdk.text_streams import TextStream, text_transport
 from penstock.sdk.texts import Message, Prompt, Text, TextCall, TextOptions, TextPart, TextReader, text_call
-from penstock.wire.addresses import Target, parse_target
+from penstock.wire.addresses import Target, located, parse_target
 from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata, Parameter
 from penstock.wire.tensors import Array
 
@@ -54,7 +54,7 @@ class Client:
         self._target = parse_target(target)
         self._timeout_s = call.check_timeout(timeout)
         self._retries = retries
-        self._transport = _open(self._target, token)
+        self._opened: Transport | None = _open(self._target, token)
         self._known: dict[tuple[str, str], ModelMetadata] = {}
 
     def __enter__(self) -> Client:
@@ -94,7 +94,9 @@ class Client:
             InvalidInput: inputs, names or options are wrong. NotFound: no such model or version.
             Unavailable: nobody answers there, or it is loading or draining. DeadlineExceeded: no answer in time.
             QueueFull, QuotaExceeded, TooLarge, Unauthenticated, PermissionDenied: as their names say.
+            Conflict: the client is closed.
         """
+        transport = self._transport
         deadline, timeout_s = self._deadline(timeout)
         arrays = self._arrays(model, version, inputs, deadline, timeout_s)
         request = call.make_request(
@@ -108,7 +110,7 @@ class Client:
         )
         try:
             response = self._try(
-                lambda left_s: self._transport.infer(call.with_timeout(request, left_s), left_s), deadline, timeout_s
+                lambda left_s: transport.infer(call.with_timeout(request, left_s), left_s), deadline, timeout_s
             )
         except InvalidInput:
             self._known.pop((model, version), None)  # perhaps the model is not what it was
@@ -193,11 +195,20 @@ class Client:
 
     def model_ready(self, model: str, *, version: str = "", timeout: float | None = None) -> bool:
         """Ask whether a model can answer now; False for an unknown one, and when nobody answers in time."""
-        return self._probe(lambda left_s: self._transport.model_ready(model, version, left_s), timeout)
+        transport = self._transport
+        return self._probe(lambda left_s: transport.model_ready(model, version, left_s), timeout)
 
     def close(self) -> None:
-        """Close the connections; idempotent."""
-        self._transport.close()
+        """Close the connections; idempotent. Later calls raise Conflict."""
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            opened.close()
+
+    @property
+    def _transport(self) -> Transport:
+        if self._opened is None:
+            raise call.closed(repr(self))
+        return self._opened
 
     def _text(self, asked: TextCall) -> Text:
         transport = text_transport(self._transport, self._target)
@@ -219,7 +230,7 @@ class Client:
                     yield from reader.feed(piece)
             reader.end()
         except PenstockError as error:
-            raise call.located(error, self._target) from error.__cause__
+            raise located(error, self._target) from error.__cause__
 
     def _deadline(self, timeout: float | None) -> tuple[float, float]:
         timeout_s = self._timeout_s if timeout is None else call.check_timeout(timeout)
@@ -238,7 +249,8 @@ class Client:
     def _metadata(self, model: str, version: str, deadline: float, timeout_s: float) -> ModelMetadata:
         known = self._known.get((model, version))
         if known is None:
-            known = self._try(lambda left_s: self._transport.metadata(model, version, left_s), deadline, timeout_s)
+            transport = self._transport
+            known = self._try(lambda left_s: transport.metadata(model, version, left_s), deadline, timeout_s)
             if len(self._known) >= call.MAX_KNOWN_MODELS:
                 self._known.clear()
             self._known[model, version] = known
@@ -266,7 +278,7 @@ class Client:
                     random=random.random(),
                 )
                 if wait_s is None:
-                    raise call.located(error, self._target) from error.__cause__
+                    raise located(error, self._target) from error.__cause__
             time.sleep(wait_s)
 
 

@@ -22,7 +22,7 @@ from penstock.hosting.queue import BatchQueue, Behaviour, is_invalid
 from penstock.hosting.rows import Tensors, join, split
 from penstock.hosting.waiting_line import Room, Waiting
 from penstock.policy.batching import BatchLimits
-from penstock.sdk.call import InferResult, Inputs, result_of
+from penstock.sdk.call import InferResult, Inputs, result_of, too_late
 from penstock.wire.inference import InferRequest, InferResponse
 
 Send = Callable[[InferRequest, float], Awaitable[InferResponse]]
@@ -181,4 +181,4 @@ def kind_of(model: str, version: str, inputs: Inputs, outputs: Sequence[str], pr
 
 
 def _late(asked: _Asked, is_running: bool) -> DeadlineExceeded:
-    return DeadlineExceeded(f"no answer within {asked[1]:g} s")
+    return too_late(asked[1])

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from penstock.errors import InvalidInput
+from penstock.errors import DeadlineExceeded, InvalidInput, PenstockError, Unavailable
 
 _FORMS = "grpc://host:port, http://host:port or unix:///path/to/socket"
 
@@ -51,3 +51,12 @@ def parse_target(text: str) -> Target:
         if is_host and port.isascii() and port.isdigit() and 0 < int(port) < 65536:
             return Target(scheme="grpc" if scheme == "grpc" else "http", host=host, port=int(port))
     raise InvalidInput(f"target: {text!r} is not one of {_FORMS}", field="target")
+
+
+def located(error: PenstockError, target: Target | str) -> PenstockError:
+    """Add the target to an error's message where the message alone would not say which server was not reached."""
+    where = str(target)
+    if isinstance(error, Unavailable | DeadlineExceeded) and where not in error.message:
+        error.message = f"{where}: {error.message}"
+        error.args = (error.message,)
+    return error

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 import penstock
+from penstock import errors
 
 
 def run(code: str) -> str:
@@ -54,3 +55,9 @@ def test_public_names() -> None:
     assert penstock.__version__ == importlib.metadata.version("penstock")
     with pytest.raises(AttributeError, match="no attribute 'Nope'"):
         penstock.Nope  # noqa: B018
+
+
+def test_every_error_is_here() -> None:
+    assert {cls.__name__ for cls in errors.ALL.values()} | {"PenstockError"} <= set(penstock.__all__)
+    assert penstock.NotFound is errors.NotFound
+    assert penstock.DeadlineExceeded is errors.DeadlineExceeded

@@ -8,11 +8,11 @@ import pytest
 from penstock import AsyncClient
 from penstock.errors import (
     Cancelled,
+    Conflict,
     DeadlineExceeded,
     Internal,
     InvalidInput,
     NotFound,
-    PenstockError,
     Unauthenticated,
     Unavailable,
 )
@@ -116,7 +116,7 @@ async def test_a_closed_client_refuses(servers: Servers, scheme: str) -> None:
     await client.infer("digits", ROWS)
     await client.close()
     await client.close()
-    with pytest.raises(PenstockError, match="closed"):
+    with pytest.raises(Conflict, match=r"AsyncClient\(.*\) is closed, so it takes no further calls"):
         await client.infer("digits", ROWS)
 
 

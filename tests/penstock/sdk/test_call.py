@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from penstock import errors
 from penstock.errors import DeadlineExceeded, InvalidInput, PenstockError, Unavailable
 from penstock.sdk import call
-from penstock.wire.addresses import parse_target
+from penstock.wire.addresses import located, parse_target
 from penstock.wire.inference import InferResponse
 from penstock.wire.tensors import TensorSpec
 
@@ -95,9 +95,16 @@ def test_a_confidence_that_is_no_number_is_none() -> None:
 
 def test_only_errors_of_reaching_somebody_are_given_the_target() -> None:
     target = parse_target("grpc://core:8001")
-    assert call.located(Unavailable("refused"), target).message == "grpc://core:8001: refused"
-    assert str(call.located(call.located(Unavailable("refused"), target), target)) == "grpc://core:8001: refused"
-    assert call.located(InvalidInput("wrong"), target).message == "wrong"
+    assert located(Unavailable("refused"), target).message == "grpc://core:8001: refused"
+    assert str(located(located(Unavailable("refused"), target), target)) == "grpc://core:8001: refused"
+    assert located(InvalidInput("wrong"), target).message == "wrong"
+
+
+def test_a_deadline_that_has_passed_is_told_in_words() -> None:
+    with pytest.raises(DeadlineExceeded, match="no answer within 0.5 s"):
+        call.seconds_left(1.0, 1.0, 0.5)
+    with pytest.raises(DeadlineExceeded, match="the time for the call was over before it could be sent"):
+        call.seconds_left(1.0, 1.000024, 1.0 - 1.000024)
 
 
 def test_a_copy_of_an_error_is_the_same_error() -> None:

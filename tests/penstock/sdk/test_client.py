@@ -11,6 +11,7 @@ import pytest
 
 from penstock import Client
 from penstock.errors import (
+    Conflict,
     DeadlineExceeded,
     Internal,
     InvalidInput,
@@ -199,7 +200,7 @@ def test_connections_are_reused_and_closed(threaded: Servers) -> None:
     client.close()
     assert not pool
     client.close()
-    with pytest.raises(PenstockError, match="closed"):
+    with pytest.raises(Conflict, match="closed"):
         client.infer("digits", {"x": ROWS})
 
 
@@ -225,6 +226,22 @@ def scripted(*answers: bytes) -> Iterator[str]:
 
 
 _LIVE = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+
+
+def test_a_closed_client_says_so_whatever_it_is_asked(target: str) -> None:
+    client = Client(target)
+    client.close()
+    client.close()
+    for call in (
+        lambda: client.infer("digits", ROWS),
+        lambda: client.metadata("digits"),
+        lambda: client.is_ready(),
+        lambda: client.model_ready("digits"),
+        lambda: client.generate("digits", "x"),
+        lambda: next(client.stream("digits", "x")),
+    ):
+        with pytest.raises(Conflict, match=r"Client\(.*\) is closed, so it takes no further calls"):
+            call()
 
 
 def test_a_kept_alive_connection_that_the_server_closed_is_replaced_without_an_error() -> None:

@@ -176,6 +176,18 @@ async def test_many_calls_at_once_do_not_mix_their_answers(transport: AioTranspo
         np.testing.assert_array_equal(answer.outputs["logits"], x @ WEIGHTS)
 
 
+async def test_a_port_that_speaks_another_protocol_is_told_with_what_to_use(
+    connect: Open, servers: Servers, wire: str
+) -> None:
+    scheme = TRANSPORTS[wire][0]
+    if scheme == "unix":
+        pytest.skip("a unix socket speaks HTTP only")
+    other = "http" if scheme == "grpc" else "grpc"
+    address = parse_target(servers.target(other)).address
+    with pytest.raises(Unavailable, match=f"use {other}:// for it"):
+        await connect(f"{scheme}://{address}").metadata("digits", "", PATIENCE_S)
+
+
 @pytest.fixture
 def nowhere(wire: str, closed_port: int) -> str:
     scheme = TRANSPORTS[wire][0]
