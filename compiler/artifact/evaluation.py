@@ -177,12 +177,15 @@ class ScoreFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         coverage: share expected to be kept within the promise's default level.
         auroc: chance that it is higher for a harmless answer than for a harmful one; None where there are not both.
         curve: (coverage, harm) from the surest answer on, shares of all examples.
+        drafted_tokens: a request, that a device makes for answers which it then escalates; None where answers are not
+            made token by token.
     """
 
     name: str
     coverage: float
     auroc: float | None
     curve: tuple[tuple[float, float], ...]
+    drafted_tokens: float | None = None
 
 
 class Interval(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

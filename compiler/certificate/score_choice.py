@@ -17,13 +17,14 @@ A score that was learnt on this very split takes part with what heads that did n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.certificate import units
+from compiler.certificate import draft_cost, units
 from compiler.certificate.binomial import allowed_harm
 from compiler.certificate.columns import CertifyData, check, harmful
 from compiler.certificate.gain import Gain, Part, gain
@@ -62,6 +63,8 @@ class Choice:
         gain: coverage that a score learnt on these examples adds to the best of the others; None where there is none,
             or no others.
         beside: predicted share by each score that could be had and was not compared, since another one is fixed.
+        drafted: tokens a request that the device is expected to make for nothing, by score: those of answers that it
+            then escalates (``compiler.certificate.draft_cost``). Empty where answers are not made token by token.
         rankings: how well each score of both ranks these examples, by name.
     """
 
@@ -72,6 +75,7 @@ class Choice:
     reason: str
     gain: Gain | None = None
     beside: Mapping[str, float] = field(default_factory=dict)
+    drafted: Mapping[str, float] = field(default_factory=dict)
     rankings: Mapping[str, Ranking] = field(default_factory=dict)
 
 
@@ -129,7 +133,10 @@ def choose_token_score(
     clusters: Integers | None = None,
     rows_to_certify: int | None = None,
 ) -> Choice:
-    """Choose a score for generated sequences, among the quantiles of their tokens' probabilities; the temperature is 1.
+    """Choose a score for generated sequences, among those of their tokens' probabilities; the temperature is 1.
+
+    The score of the prompt alone comes first: where it keeps as much as the others, it saves every draft that would be
+    escalated, and what is kept can be shown from its first token on.
 
     Args:
         probabilities: of the chosen tokens, one array [tokens] a sequence.
@@ -154,7 +161,17 @@ def choose_token_score(
     check(data)
     compared = {name: scores[name] for name in names}
     found = _best(compared, data, promise, rows_to_certify, temperature=1.0, note="")
-    return _with_others(found, scores, data, promise, rows_to_certify)
+    found = _with_others(found, scores, data, promise, rows_to_certify)
+    drafted = {
+        name: draft_cost.tokens_for_nothing(
+            probabilities,
+            values,
+            name,
+            _predicted(values, np.array(grid_for(values)), data, promise, rows_to_certify)[1],
+        )
+        for name, values in scores.items()
+    }
+    return replace(found, drafted=drafted, reason=f"{found.reason}{draft_cost.words(found.score, drafted)}")
 
 
 def fit_temperature(outputs: Array, classes: NDArray[np.int64], *, kind: Kind) -> float:
@@ -275,7 +292,15 @@ def _with_others(
 def _predicted_coverage(
     scores: Floats, grid: Floats, data: CertifyData, promise: CertificateSection, rows_to_certify: int | None
 ) -> float:
-    """Predict the share kept at the strictest of the groups' thresholds; 0 where none is within the allowance."""
+    """Predict the share kept; 0 where no threshold is within the allowance."""
+    return _predicted(scores, grid, data, promise, rows_to_certify)[0]
+
+
+def _predicted(
+    scores: Floats, grid: Floats, data: CertifyData, promise: CertificateSection, rows_to_certify: int | None
+) -> tuple[float, float]:
+    """Predict the share kept at the strictest of the groups' thresholds, and that threshold; 0 and infinity where none
+    is within the allowance."""
     scored = replace(data, scores=scores)
     there = units.count(len(scores), data.groups, data.clusters)
     (total,) = units.count(len(scores), None, data.clusters).values()
@@ -286,7 +311,7 @@ def _predicted_coverage(
         passed = min(
             passed, units.predicted(scored, rows, grid, promise.levels[0], promise.level_delta, certifying=certifying)
         )
-    return float(units.coverage_at(scored, grid)[passed - 1]) if passed else 0.0
+    return (float(units.coverage_at(scored, grid)[passed - 1]), float(grid[passed - 1])) if passed else (0.0, math.inf)
 
 
 def _parts(data: CertifyData, promise: CertificateSection, rows_to_certify: int | None) -> list[Part]:

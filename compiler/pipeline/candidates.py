@@ -224,6 +224,12 @@ def score_figures(choice: Choice) -> tuple[ScoreFigures, ...]:
     """Return what the evaluation says of every score that was compared."""
     expected = {**choice.coverage, **choice.beside}
     return tuple(
-        ScoreFigures(name=name, coverage=expected[name], auroc=found.auroc, curve=found.curve)
+        ScoreFigures(
+            name=name,
+            coverage=expected[name],
+            auroc=found.auroc,
+            curve=found.curve,
+            drafted_tokens=choice.drafted.get(name),
+        )
         for name, found in choice.rankings.items()
     )

@@ -132,6 +132,16 @@ class Metrics(Collector):
         yield CounterMetricFamily(
             "penstock_agent_text_escalations_failed", "Of these, that it did not begin.", cloud.failed_calls
         )
+        yield CounterMetricFamily(
+            "penstock_agent_text_drafts_saved",
+            "Answers of the cloud's for which nothing was drafted: the prompt alone decided.",
+            self._texts.saved_drafts,
+        )
+        yield CounterMetricFamily(
+            "penstock_agent_text_draft_tokens_lost",
+            "Tokens that were drafted for answers which were escalated then.",
+            self._texts.lost_tokens,
+        )
 
     def _cloud(self) -> Iterator[Metric]:
         cloud = self._dataplane.escalator

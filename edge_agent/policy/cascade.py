@@ -31,6 +31,7 @@ class Reason(StrEnum):
 
     CONFIDENT = "confident"
     ESCALATED = "escalated"
+    ESCALATED_BY_PROMPT = "escalated_before_generation"
     UNCERTIFIED = "uncertified"
     CLOUD_ONLY = "cloud_only"
     PRIVACY = "privacy"

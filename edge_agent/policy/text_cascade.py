@@ -14,14 +14,14 @@ from typing import Literal
 
 from edge_agent.policy.cascade import CascadeMode, Reason
 from penstock.generation.values import FinishReason, GenerationRequest
-from penstock.policy.confidence import token_score
+from penstock.policy.confidence import MONOTONE_SCORES, PROMPT_SCORES, token_score
 from penstock.policy.text_answers import AnswerSpec
 
 Outside = Literal["escalate", "answer_flagged"]
 """What becomes of a request that is outside of what was certified: the cloud's, or the device's with a flag."""
 
-MONOTONE = "token_min"
-"""The score that can only fall while an answer grows, so that the first token below the threshold decides."""
+USUAL_SCORE = "token_min"
+"""By which a draft is scored where no promise names another one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,13 +77,46 @@ def start(
     if mode is CascadeMode.ESCALATE_ALL or promise is None:
         return Start(drafts=False, reason=Reason.UNCERTIFIED)
     why = _outside(request, promise, has_tools)
-    return Start(drafts=not why or outside == "answer_flagged", reason=Reason.UNCERTIFIED if why else Reason.ESCALATED,
-                 outside=why)  # fmt: skip
+    reason = Reason.UNCERTIFIED if why else Reason.ESCALATED
+    return Start(drafts=not why or outside == "answer_flagged", reason=reason, outside=why)
 
 
-def is_hopeless(logprob: float, promise: Promise) -> bool:
-    """Say whether a draft with such a token can only be escalated, whatever follows it."""
-    return promise.score == MONOTONE and not math.exp(logprob) >= promise.threshold
+def is_hopeless(logprob: float, promise: Promise, *, place: int) -> bool:
+    """Say whether a draft with such a token can only be escalated, whatever follows it.
+
+    Args:
+        place: of the token in the draft, from 0.
+    """
+    decides = promise.score in MONOTONE_SCORES or (promise.score in PROMPT_SCORES and place == 0)
+    return decides and not math.exp(logprob) >= promise.threshold
+
+
+def is_kept_before(logprob: float, promise: Promise, *, limit: int) -> bool:
+    """Say whether a draft is kept whatever follows its first token: the score is of the prompt alone, and high enough.
+
+    Not so where a limit was asked for that is not the certified one: whether the answer is the certified one is seen
+    at its end (:func:`is_kept`).
+
+    Args:
+        logprob: of the draft's first token.
+        limit: the request's.
+    """
+    return (
+        promise.score in PROMPT_SCORES
+        and limit == promise.answer.max_new_tokens
+        and math.exp(logprob) >= promise.threshold
+    )
+
+
+def reason_of(start: Start, promise: Promise | None, *, was_given_up: bool) -> Reason:
+    """Return why an answer is the cloud's.
+
+    Args:
+        was_given_up: a draft was begun, and could only be escalated.
+    """
+    if was_given_up and promise is not None and promise.score in PROMPT_SCORES:
+        return Reason.ESCALATED_BY_PROMPT
+    return start.reason
 
 
 def confidence(logprobs: Sequence[float], score: str) -> float:

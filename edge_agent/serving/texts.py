@@ -2,7 +2,8 @@
 
 Owns the order of these steps. What may be kept is ``edge_agent.policy.text_cascade``; the device's model is
 ``edge_agent.serving.hosting``'s, the cloud ``edge_agent.serving.cloud_texts``'. A draft that has to be decided about is
-held back until it is whole: what a client has read cannot be taken back.
+held back until it is: what a client has read cannot be taken back. By a score of the prompt that is at its first token,
+by others when it is whole.
 """
 
 from __future__ import annotations
@@ -41,11 +42,13 @@ class _Draft:
     """What the device said.
 
     Attributes:
-        is_whole: it ended; otherwise it was given up when it could only be escalated.
+        is_whole: it ended; otherwise it was given up when it could only be escalated, or goes on.
+        rest: what goes on of a draft that is kept before it is whole; None of any other.
     """
 
     events: list[TokenEvent] = field(default_factory=list)
     is_whole: bool = False
+    rest: Events | None = None
 
     @property
     def text(self) -> str:
@@ -53,6 +56,14 @@ class _Draft:
 
     def confidence(self, score: str) -> float:
         return text_cascade.confidence([event.logprob for event in self.events], score)
+
+    async def read(self) -> Events:
+        """Yield every event, those to come when they come."""
+        async with contextlib.aclosing(self.rest or _nothing()) as rest:
+            for event in self.events:
+                yield event
+            async for event in rest:
+                yield event
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,7 +86,12 @@ class _Work:
 
 
 class TextPlane:
-    """Answers texts. All methods are called from the event loop."""
+    """Answers texts. All methods are called from the event loop.
+
+    Attributes:
+        saved_drafts: answers of the cloud's for which nothing was drafted, since the prompt alone decided.
+        lost_tokens: that were drafted for answers which were escalated then.
+    """
 
     def __init__(
         self,
@@ -101,6 +117,7 @@ class TextPlane:
         self._random, self._date = random, date
         self._loop = asyncio.get_running_loop()
         self._numbers = itertools.count()
+        self.saved_drafts = self.lost_tokens = 0
         self.auditor = TextAuditor(cloud, max_queue=max_audits, timeout_s=limits.default_timeout_s)
 
     def admit(self, context: RequestContext, model: str, version: str, size_bytes: int | None) -> Ticket:
@@ -202,19 +219,28 @@ class TextPlane:
                 raise
             work.hosted.failures += _deaths(work.hosted) > deaths
             return self._escalated(work, None)
-        if start.reason is Reason.PRIVACY or self._is_kept(work, draft, promise):
+        if start.reason is Reason.PRIVACY or draft.rest is not None or self._is_kept(work, draft, promise):
             return self._kept(work, draft)
+        self.lost_tokens += len(draft.events)
         return self._escalated(work, draft)
 
     async def _drafted(self, work: _Work, promise: Promise) -> _Draft:
-        """Let the device answer; stop as soon as the answer can only be escalated."""
-        draft = _Draft()
+        """Let the device answer; stop as soon as it is decided what becomes of the answer."""
+        draft, limit = _Draft(), work.asked.max_new_tokens
         is_private = work.start.reason is Reason.PRIVACY
-        async with contextlib.aclosing(self._local(work)) as events:
+        # drawn answers are held back: one whose reader leaves would not be audited, while escalated ones always count
+        is_early = not is_private and not work.is_drawn
+        async with contextlib.AsyncExitStack() as stack:
+            events = await stack.enter_async_context(contextlib.aclosing(self._local(work)))
             async for event in events:
+                place = len(draft.events)
                 draft.events.append(event)
                 draft.is_whole = event.finish is not None
-                if not is_private and text_cascade.is_hopeless(event.logprob, promise):
+                if not is_private and text_cascade.is_hopeless(event.logprob, promise, place=place):
+                    break
+                if is_early and place == 0 and text_cascade.is_kept_before(event.logprob, promise, limit=limit):
+                    stack.pop_all()  # whoever reads the rest closes it
+                    draft.rest = events
                     break
         work.account["confidence"] = _number(draft.confidence(promise.score))
         return draft
@@ -237,11 +263,13 @@ class TextPlane:
         is_private = work.start.reason is Reason.PRIVACY
         reason = Reason.PRIVACY if is_private else Reason.CONFIDENT
         work.account |= {"served_by": "edge", "reason": reason.value}
-        work.record("unreachable" if is_private else "kept")
         if work.is_drawn:
             self.auditor.submit(TextDraw(work.hosted, work.asked, draft.text))
-        for event in draft.events:
-            yield event
+        async with contextlib.aclosing(draft.read()) as events:
+            async for event in events:
+                if not work.is_recorded and (draft.is_whole or event.finish is not None):  # what goes on may still fail
+                    work.record("unreachable" if is_private else "kept")
+                yield event
 
     async def _escalated(self, work: _Work, draft: _Draft | None) -> Events:
         """Ask the cloud; where it does not begin an answer, the device's goes out with a flag, or nothing does."""
@@ -260,7 +288,9 @@ class TextPlane:
                 self.auditor.submit(TextDraw(work.hosted, work.asked, None))
             source = self._by_device(work, reason, draft)
         else:
-            reason = work.start.reason
+            was_given_up = draft is not None and not draft.is_whole
+            reason = text_cascade.reason_of(work.start, work.promise, was_given_up=was_given_up)
+            self.saved_drafts += reason is Reason.ESCALATED_BY_PROMPT
             if work.is_drawn:
                 work.hosted.note_audit(audited=1, harm=0)
             work.account |= {"served_by": "cloud", "reason": reason.value}
@@ -290,12 +320,18 @@ class TextPlane:
             async for event in events:
                 logprobs.append(event.logprob)
                 if event.finish is not None:
-                    score = work.promise.score if work.promise else text_cascade.MONOTONE
+                    score = work.promise.score if work.promise else text_cascade.USUAL_SCORE
                     work.account["confidence"] = _number(text_cascade.confidence(logprobs, score))
                 yield event
 
     def _local(self, work: _Work) -> Events:
         return work.hosted.texts.generate(work.asked, deadline=work.context.deadline, priority=work.context.priority)
+
+
+async def _nothing() -> Events:
+    none: tuple[TokenEvent, ...] = ()
+    for event in none:
+        yield event
 
 
 def _deaths(hosted: Hosted) -> int:

@@ -228,9 +228,15 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         within = f" within each {self.group_by}" if self.groups else ""
         return (
             f"{first}with {wording.confidence(self.delta)} confidence, answering locally at {self.score} >= "
-            f"{self.threshold:.4f} costs at most {wording.allowed(self.max_harm)} points of accuracy against always "
-            f"asking the cloud{within}{self.average}"
+            f"{self.threshold:.4f}{self.decided} costs at most {wording.allowed(self.max_harm)} points of accuracy "
+            f"against always asking the cloud{within}{self.average}"
         )
+
+    @property
+    def decided(self) -> str:
+        """Say when an answer is decided about, where that is not when it is whole; begins with a comma and ends with
+        one."""
+        return ", decided before generation," if self.score in confidence.PROMPT_SCORES else ""
 
     @property
     def average(self) -> str:

@@ -35,12 +35,20 @@ LEARNED_SCORES: Mapping[str, str] = {
 """Scores that a variant computes: an output of its graph, never computed from its answers. In [0, 1] as well."""
 
 TOKEN_SCORES: Mapping[str, str] = {
+    "prompt_max_prob": "largest probability of the first token: known once the prompt is read, before generation",
     "token_min": "smallest probability of a chosen token",
     "token_q10": "probability that nine of ten chosen tokens reach (10% quantile)",
     "token_q50": "median probability of the chosen tokens",
     "token_mean": "geometric mean probability of the chosen tokens (likelihood, whatever the length)",
 }
 """Scores of generated sequences, from the probability the model gave each token it chose. In [0, 1] as well."""
+
+PROMPT_SCORES = frozenset({"prompt_max_prob"})
+"""Of these, the scores of the prompt alone: they decide before anything is generated. What they look at is computed
+with the last token of a prompt, which an engine never takes from what it has cached."""
+
+MONOTONE_SCORES = frozenset({"token_min"})
+"""Of these, the scores that can only fall while an answer grows: the first token below a threshold decides."""
 
 _TOKEN_QUANTILES: Mapping[str, float] = {"token_min": 0.0, "token_q10": 0.1, "token_q50": 0.5}
 
@@ -127,9 +135,9 @@ def token_score(probabilities: Sequence[ArrayLike], *, name: str = "token_q10") 
     """Compute one confidence for each generated sequence, from the probabilities of its chosen tokens.
 
     A quantile is one of the values: the smallest that at least that share of the tokens is at or below; ``token_min``
-    is the quantile 0. Sequence length biases a sum of
-    log-probabilities, and quantiles defer better: Gupta et al., "Language Model Cascades: Token-level uncertainty and
-    beyond", arXiv 2404.10136.
+    is the quantile 0. ``prompt_max_prob`` is the first one, the largest that there was, since certified answers are
+    greedy. Sequence length biases a sum of log-probabilities, and quantiles defer better: Gupta et al., "Language Model
+    Cascades: Token-level uncertainty and beyond", arXiv 2404.10136.
 
     Args:
         probabilities: one array [tokens] a sequence, of any lengths.
@@ -234,11 +242,13 @@ def _of_tokens(row: ArrayLike, name: str) -> float:
         raise InvalidInput(
             f"probabilities: {given.dtype} {list(given.shape)}, expected real numbers [tokens]", field="probabilities"
         )
-    values = given.astype(np.float64)
+    values = given.astype(np.float64)[: 1 if name in PROMPT_SCORES else None]
     inside = (values >= -DISTRIBUTION_TOLERANCE) & (values <= 1 + DISTRIBUTION_TOLERANCE)  # False for NaN
     if not values.size or not inside.all():
         return math.nan
     values = np.clip(values, 0.0, 1.0)
+    if name in PROMPT_SCORES:
+        return float(values[0])
     if name == "token_mean":
         with np.errstate(divide="ignore"):  # a token of probability 0 makes the sequence impossible: exp(-inf) is 0
             return float(np.exp(np.log(values).mean()))

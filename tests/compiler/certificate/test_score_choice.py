@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from compiler.certificate import draft_cost
 from compiler.certificate.learn_then_test import THRESHOLDS
 from compiler.certificate.score_choice import Choice, choose_token_score, fit_temperature, grid_for
 from compiler.recipe.certificate_section import CertificateSection
@@ -204,6 +207,34 @@ def test_token_quantiles_are_chosen_by_the_same_rule() -> None:
     assert set(choice.coverage) == set(confidence.TOKEN_SCORES)
     assert choice.coverage["token_min"] > choice.coverage["token_mean"] + 0.1
     assert choice.temperature == 1.0
+
+
+def test_the_score_of_the_prompt_is_chosen_where_it_keeps_as_much_and_saves_the_drafts() -> None:
+    """The first token tells what comes of the answer: looking at all of them keeps no more, and costs every draft."""
+    rng = np.random.default_rng(2)
+    right = rng.random(800) < 0.7
+    rows = [
+        np.append(rng.uniform(0.7, 1.0) if good else rng.uniform(0.1, 0.6), rng.uniform(0.9, 1.0, 9)) for good in right
+    ]
+    edge, cloud = np.where(right, 0, 1), np.zeros(800, dtype=np.int64)
+    choice = choose_token_score(rows, edge, cloud, cloud, PROMISE)
+    assert choice.score == "prompt_max_prob"
+    assert choice.drafted["prompt_max_prob"] == 0.0
+    assert choice.drafted["token_min"] == pytest.approx(np.mean(~right), abs=0.05)  # one token of each that goes up
+    assert choice.drafted["token_q50"] > 9  # none is kept, and every token was made
+    assert "decided before generation, which saves 0.3 drafted tokens a request against token_min" in choice.reason
+    fixed = choose_token_score(rows, edge, cloud, cloud, msgspec.structs.replace(PROMISE, score="token_q50"))
+    assert fixed.reason.endswith("tokens a request are drafted for nothing")
+    assert fixed.drafted == choice.drafted
+
+
+def test_tokens_drafted_for_nothing_are_those_made_until_a_draft_is_given_up() -> None:
+    rows = [np.array([0.9, 0.2, 0.9, 0.9]), np.array([0.9, 0.8]), np.array([0.1, 0.9, math.nan])]
+    made = {
+        name: draft_cost.tokens_for_nothing(rows, confidence.token_score(rows, name=name), name, 0.5)
+        for name in ("prompt_max_prob", "token_min", "token_q50")
+    }
+    assert made == {"prompt_max_prob": 0.0, "token_min": (2 + 0 + 1) / 3, "token_q50": (0 + 0 + 3) / 3}
 
 
 def test_temperature_of_probabilities_is_the_one_the_score_applies() -> None:

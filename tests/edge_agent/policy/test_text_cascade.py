@@ -13,7 +13,7 @@ from edge_agent.policy import text_cascade
 from edge_agent.policy.cascade import CascadeMode, Reason
 from edge_agent.policy.text_cascade import Promise
 from penstock.generation.values import GenerationRequest, Grammar, Sampling
-from penstock.policy.confidence import TOKEN_SCORES
+from penstock.policy.confidence import MONOTONE_SCORES, PROMPT_SCORES, TOKEN_SCORES
 from penstock.policy.text_answers import AnswerSpec
 
 PROMISE = Promise(score="token_min", threshold=0.5, answer=AnswerSpec(max_new_tokens=8, stop=("\n",)))
@@ -93,10 +93,47 @@ def test_a_tie_is_kept_and_nan_is_not() -> None:
 @given(st.lists(st.floats(-20.0, 0.0), min_size=1, max_size=30), st.floats(0.01, 0.99))
 def test_giving_up_early_never_changes_the_decision(logprobs: list[float], threshold: float) -> None:
     promise = Promise(score="token_min", threshold=threshold, answer=PROMISE.answer)
-    early = any(text_cascade.is_hopeless(one, promise) for one in logprobs)
+    early = any(text_cascade.is_hopeless(one, promise, place=at) for at, one in enumerate(logprobs))
     assert early is not (text_cascade.confidence(logprobs, "token_min") >= threshold)
 
 
-@pytest.mark.parametrize("score", sorted(set(TOKEN_SCORES) - {"token_min"}))
+@pytest.mark.parametrize("score", sorted(set(TOKEN_SCORES) - MONOTONE_SCORES - PROMPT_SCORES))
 def test_scores_that_may_rise_again_never_give_up_early(score: str) -> None:
-    assert not text_cascade.is_hopeless(-50.0, Promise(score=score, threshold=0.9, answer=PROMISE.answer))
+    promise = Promise(score=score, threshold=0.9, answer=PROMISE.answer)
+    assert not text_cascade.is_hopeless(-50.0, promise, place=0)
+    assert not text_cascade.is_kept_before(0.0, promise, limit=8)
+
+
+@given(st.lists(st.floats(-20.0, 0.0), min_size=1, max_size=9), st.floats(0.01, 0.99))
+def test_a_score_of_the_prompt_decides_at_the_first_token_as_at_the_end(
+    logprobs: list[float], threshold: float
+) -> None:
+    promise = Promise(score="prompt_max_prob", threshold=threshold, answer=PROMISE.answer)
+    escalates = [text_cascade.is_hopeless(one, promise, place=at) for at, one in enumerate(logprobs)]
+    kept = text_cascade.is_kept_before(logprobs[0], promise, limit=8)
+    at_the_end = text_cascade.confidence(logprobs, "prompt_max_prob") >= threshold
+    assert escalates[0] is not at_the_end
+    assert kept is at_the_end
+    assert not any(escalates[1:])
+
+
+def test_before_the_end_nobody_knows_whether_a_limit_of_ones_own_cuts_the_answer() -> None:
+    promise = Promise(score="prompt_max_prob", threshold=0.5, answer=PROMISE.answer)
+    assert text_cascade.is_kept_before(0.0, promise, limit=8)
+    assert not text_cascade.is_kept_before(0.0, promise, limit=7)
+    assert not text_cascade.is_kept_before(math.nan, promise, limit=8)
+
+
+@pytest.mark.parametrize(
+    ("score", "was_given_up", "reason"),
+    [
+        ("prompt_max_prob", True, Reason.ESCALATED_BY_PROMPT),
+        ("prompt_max_prob", False, Reason.ESCALATED),  # cut by a limit that is not the certified one
+        ("token_min", True, Reason.ESCALATED),
+    ],
+)
+def test_the_reason_says_whether_there_was_a_draft(score: str, was_given_up: bool, reason: Reason) -> None:
+    promise = Promise(score=score, threshold=0.5, answer=PROMISE.answer)
+    start = text_cascade.start(REQUEST, promise, mode=CascadeMode.CASCADE)
+    assert text_cascade.reason_of(start, promise, was_given_up=was_given_up) is reason
+    assert text_cascade.reason_of(start, None, was_given_up=False) is start.reason

@@ -148,6 +148,9 @@ def test_the_promise_names_the_groups() -> None:
     group = Group(name="Ulm", n=500, harm_count=1, kept_count=400, coverage=0.8, threshold=0.5)
     assert certificate(groups=(group,), group_by="city").promise().endswith("always asking the cloud within each city")
     assert "with 97.5% confidence" in certificate().promise()
+    assert "decided" not in certificate(score="token_min").promise()
+    early = certificate(score="prompt_max_prob", threshold=0.5).promise()
+    assert "locally at prompt_max_prob >= 0.5000, decided before generation, costs at most" in early
 
 
 # --- the newest of an artifact

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from penstock.errors import CalibrationError, InvalidInput
 from penstock.policy.confidence import (
     DISTRIBUTION_TOLERANCE,
+    PROMPT_SCORES,
     SCORES,
     TOKEN_SCORES,
     finite_rows,
@@ -317,17 +318,24 @@ def test_token_scores_are_ordered_and_between_0_and_1(tokens: list[float]) -> No
     assert low - 1e-12 <= mean <= max(tokens) + 1e-12
 
 
+def test_scores_of_the_prompt_know_nothing_of_what_follows_the_first_token() -> None:
+    assert set(TOKEN_SCORES) >= PROMPT_SCORES
+    for name in PROMPT_SCORES:
+        assert token_score([[0.7, 0.1], [0.7, math.nan]], name=name).tolist() == [0.7, 0.7]
+        assert math.isnan(token_score([[math.nan, 0.7]], name=name)[0])
+
+
 def test_token_scores_do_not_depend_on_the_order_or_on_the_neighbours() -> None:
     rows = [np.array([0.9, 0.1, 0.5]), np.array([0.5, 0.9, 0.1]), np.array([1.0])]
     for name in TOKEN_SCORES:
         together = token_score(rows, name=name)
-        assert together[0] == pytest.approx(together[1])
+        assert together[0] == (0.9 if name in PROMPT_SCORES else pytest.approx(together[1]))
         assert together[2] == token_score(rows[2:], name=name)[0] == 1.0
 
 
 @pytest.mark.parametrize("row", [[], [0.5, math.nan], [0.5, math.inf], [0.5, 1.5], [0.5, -0.5]])
 def test_a_sequence_that_says_nothing_usable_scores_nan(row: list[float]) -> None:
-    for name in TOKEN_SCORES:
+    for name in set(TOKEN_SCORES) - PROMPT_SCORES:
         scores = token_score([row, [0.5]], name=name)
         assert math.isnan(scores[0])
         assert scores[1] == 0.5
@@ -346,7 +354,7 @@ def test_no_sequences_are_no_scores() -> None:
 
 
 def test_token_scores_that_do_not_exist_and_rows_that_are_none_are_refused() -> None:
-    with pytest.raises(InvalidInput, match="unknown token score 'max_prob'; known: token_min"):
+    with pytest.raises(InvalidInput, match="unknown token score 'max_prob'; known: prompt_max_prob, token_min"):
         token_score([[0.5]], name="max_prob")
     with pytest.raises(InvalidInput, match=r"expected real numbers \[tokens\]"):
         token_score([np.zeros((2, 2))])
