@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 
-from benchmarks.simulate import audit, clusters, files, fleet, gates, groups, unreached
+from benchmarks.simulate import audit, clusters, files, fleet, gates, graded, groups, unreached
 
 SUBJECTS: Mapping[str, Callable[[], str]] = {
     "audit": audit.table,
@@ -17,6 +17,7 @@ SUBJECTS: Mapping[str, Callable[[], str]] = {
     "files": files.table,
     "fleet": fleet.table,
     "gates": gates.table,
+    "graded": graded.table,
     "groups": groups.table,
     "unreached": unreached.table,
 }

@@ -21,6 +21,21 @@ _MAX_GROUP_NAME = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Graded:
+    """How good each answer is in somebody's opinion: numbers in [0, 1], one an example.
+
+    Attributes:
+        edge: of the edge's answers [N], by the right ones; as ``alike`` where none are known.
+        cloud: of the cloud's answers [N], in the same way; 1 where no right ones are known.
+        alike: of the edge's answers [N], by the cloud's: all that can be seen in service.
+    """
+
+    edge: Floats
+    cloud: Floats
+    alike: Floats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CertifyData:
     """The certifying split, one entry an example.
 
@@ -33,6 +48,8 @@ class CertifyData:
         agreed: bool [N], whether a device would take both answers for the same; None where that is whether the classes
             are equal. Two sets of boxes may both be right without being the same.
         clusters: integers [N], equal for examples that belong together; None where each is independent of the others.
+        graded: how good answers are, where that is more than right or wrong: harm is then by how much the edge's is
+            worse than the cloud's, and classes only say which answers are the same.
     """
 
     scores: NDArray[np.floating]
@@ -42,15 +59,34 @@ class CertifyData:
     groups: NDArray[np.str_] | None = None
     agreed: NDArray[np.bool_] | None = None
     clusters: Integers | None = None
+    graded: Graded | None = None
 
 
 def differ(data: CertifyData) -> NDArray[np.bool_]:
     """Say to which examples [N] edge and cloud gave different answers: what an audit in service sees."""
+    if data.graded is not None:
+        return np.asarray(data.graded.alike < 1)
     return np.asarray(data.edge_predictions != data.cloud_predictions) if data.agreed is None else ~data.agreed
 
 
+def difference(data: CertifyData) -> Floats:
+    """Say by how much [N] the edge's answers differ from the cloud's, from 0 to 1; 0 or 1 where answers are right or
+    wrong.
+    """
+    return differ(data).astype(np.float64) if data.graded is None else 1 - data.graded.alike
+
+
+def harm(data: CertifyData) -> Floats:
+    """Say how harmful [N] each example is if it is kept, from 0 to 1; 0 or 1 where answers are right or wrong."""
+    if data.graded is None:
+        return harmful(data).astype(np.float64)
+    return np.maximum(data.graded.cloud - data.graded.edge, 0.0)
+
+
 def harmful(data: CertifyData) -> NDArray[np.bool_]:
-    """Say which examples [N] are harm if they are kept."""
+    """Say which examples [N] are harm if they are kept, however little."""
+    if data.graded is not None:
+        return np.asarray(harm(data) > 0)
     if data.labels is None:
         return differ(data)
     return np.asarray((data.edge_predictions != data.labels) & (data.cloud_predictions == data.labels))
@@ -90,8 +126,19 @@ def check(data: CertifyData) -> None:
         raise CalibrationError(
             f"agreed: {data.agreed.dtype} {list(data.agreed.shape)}, expected truth values [{len(scores)}]"
         )
+    if data.graded is not None:
+        for name in ("edge", "cloud", "alike"):
+            _check_grades(getattr(data.graded, name), name, len(scores))
     if data.groups is not None:
         _check_groups(data.groups, len(scores))
+
+
+def _check_grades(grades: NDArray[np.floating], name: str, n: int) -> None:
+    if grades.dtype != np.float64 or grades.shape != (n,):
+        raise CalibrationError(f"graded.{name}: {grades.dtype} {list(grades.shape)}, expected float64 [{n}]")
+    outside = int(np.count_nonzero(~((grades >= 0) & (grades <= 1))))  # NaN too
+    if outside:
+        raise CalibrationError(f"graded.{name}: {outside} of {n} are no numbers from 0 to 1")
 
 
 def _check_groups(groups: NDArray[np.str_], n: int) -> None:

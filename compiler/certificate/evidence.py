@@ -2,8 +2,8 @@
 
 Decides the document's form, how the certificate that names it is built, and which figures differ when they are
 computed again. It holds one row an example: scores, both models' classes, labels, groups, clusters by number (who they
-are is nobody's business), and the thresholds that were tested. It holds no inputs: what the examples were cannot be
-read from it. Devices never fetch it.
+are is nobody's business), grades where somebody's opinion gave some, and the thresholds that were tested. It holds no
+inputs: what the examples were cannot be read from it, and an opinion cannot be asked again. Devices never fetch it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.certificate import hollow
-from compiler.certificate.columns import CertifyData, Integers, check
+from compiler.certificate.columns import CertifyData, Graded, Integers, check
 from compiler.certificate.learn_then_test import Certified, Promised, certify, which_test
 from penstock.artifact.blobs import digest_of
-from penstock.artifact.certificates import MAX_GROUPS, Caveat, Certificate, Level, Over, RefusedLevel, Subject, Test
+from penstock.artifact.certificates import (
+    MAX_GROUPS,
+    Caveat,
+    Certificate,
+    Level,
+    Opinion,
+    Over,
+    RefusedLevel,
+    Subject,
+    Test,
+)
 from penstock.errors import ArtifactError, CalibrationError, InvalidInput
 from penstock.wire import tensors
 from penstock.wire.tensors import Array
@@ -37,6 +47,8 @@ _METHODS: Mapping[Test, str] = {
     "binomial": "fixed-sequence testing, exact binomial p-values (Learn then Test, arXiv 2110.01052)",
     "binomial-each": "fixed-sequence testing, an exact binomial p-value of every group at the whole of delta "
     "(Learn then Test, arXiv 2110.01052)",
+    "betting": "fixed-sequence testing, one bet against the average harm, of every group at the whole of delta "
+    "(Waudby-Smith and Ramdas, arXiv 2010.09686; Learn then Test, arXiv 2110.01052)",
     "betting-clusters": "fixed-sequence testing, one bet against the average of the clusters' shares (Waudby-Smith and "
     "Ramdas, arXiv 2010.09686; Learn then Test, arXiv 2110.01052)",
 }
@@ -44,8 +56,9 @@ _METHODS: Mapping[Test, str] = {
 _SCORES, _EDGE, _CLOUD, _LABELS = "scores", "edge", "cloud", "labels"
 _GROUPS, _GROUP_NAMES, _CLUSTERS, _THRESHOLDS = "groups", "group_names", "clusters", "thresholds"
 _AGREED = "agreed"
+_GRADES: Mapping[str, str] = {"edge": "edge_grades", "cloud": "cloud_grades", "alike": "alike_grades"}
 _REQUIRED = (_SCORES, _EDGE, _CLOUD, _THRESHOLDS)
-_OPTIONAL = (_LABELS, _GROUPS, _GROUP_NAMES, _AGREED, _CLUSTERS)
+_OPTIONAL = (_LABELS, _GROUPS, _GROUP_NAMES, _AGREED, _CLUSTERS, *_GRADES.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +117,8 @@ def encode(data: CertifyData, thresholds: Sequence[float]) -> bytes:
         named[_AGREED] = data.agreed
     if data.clusters is not None:
         named[_CLUSTERS] = _compact(np.unique(data.clusters, return_inverse=True)[1])
+    if data.graded is not None:
+        named |= {column: getattr(data.graded, name) for name, column in _GRADES.items()}
     named[_THRESHOLDS] = np.asarray(thresholds, dtype=np.float64)
     return tensors.pack(named)
 
@@ -130,6 +145,7 @@ def decode(data: bytes) -> Evidence:
         groups=_names(named) if _GROUPS in named or _GROUP_NAMES in named else None,
         agreed=np.asarray(named[_AGREED], dtype=np.bool_) if _AGREED in named else None,
         clusters=_integers(named[_CLUSTERS]) if _CLUSTERS in named else None,
+        graded=_graded(named),
     )
     try:
         check(columns)
@@ -149,6 +165,7 @@ def bind(
     serial: int = 1,
     correct: str = "",
     caveat: Caveat | None = None,
+    opinion: Opinion | None = None,
 ) -> Certificate:
     """Make the certificate of what was found, for exactly these variants, this preprocessing and this data.
 
@@ -157,6 +174,7 @@ def bind(
         serial: one more than the last certificate's of this edge variant.
         correct: by what an answer was right, "" where it was equal to its label.
         caveat: what has to be said before the promise.
+        opinion: whose grades the evidence has; None without any.
     """
     levels = tuple(_level(level) for level in found.levels)
     return Certificate(
@@ -184,6 +202,7 @@ def bind(
         cluster_by=sample.cluster_by,
         rows=sample.rows if found.default.n != sample.rows else 0,
         caveat=caveat,
+        opinion=opinion,
     )
 
 
@@ -228,6 +247,9 @@ def _test_differences(certificate: Certificate, evidence: Evidence) -> list[str]
     made = which_test(evidence.data)
     known = {"binomial", made} if made == "binomial-each" else {made}
     found = [] if certificate.test in known else [f"test: {certificate.test} certified, the evidence is for {made}"]
+    if (certificate.opinion is None) != (evidence.data.graded is None):
+        held = "no grades" if evidence.data.graded is None else "grades"
+        found.append(f"opinion: {certificate.opinion and certificate.opinion.metric}, the evidence has {held}")
     if (certificate.over == "clusters") != (evidence.data.clusters is not None):
         found.append(f"over: {certificate.over} certified, the evidence has {_clusters(evidence.data)}")
     rows = len(evidence.data.scores)
@@ -251,7 +273,7 @@ def _level_differences(level: Level, again: Callable[..., Certified]) -> list[st
 def _differences(said: Mapping[str, Any], found: Mapping[str, Any], prefix: str = "") -> list[str]:
     listed = []
     for name, value in said.items():
-        other = found[name]
+        other = found.get(name, ())
         if name == "groups":
             listed += _group_differences(value, other)
         elif isinstance(value, float) and isinstance(other, float):
@@ -275,6 +297,7 @@ def _group_differences(said: Sequence[Mapping[str, Any]], found: Sequence[Mappin
 
 def _level(found: Certified) -> Level:
     values = {field.name: getattr(found, field.name) for field in fields(found)}
+    values["harm_mean"] = msgspec.UNSET if found.harm_mean is None else found.harm_mean
     return Level(**{name: values[name] for name in Level.__struct_fields__})
 
 
@@ -296,6 +319,13 @@ def _floats(column: Array) -> NDArray[np.float64]:
     if column.dtype != np.float64:
         raise ArtifactError(f"evidence: a column of {column.dtype}, expected float64")
     return column.astype(np.float64)
+
+
+def _graded(named: Mapping[str, Array]) -> Graded | None:
+    held = {name: _floats(named[column]) for name, column in _GRADES.items() if column in named}
+    if held and len(held) < len(_GRADES):
+        raise ArtifactError(f"evidence: {', '.join(_GRADES.values())} come together; {len(held)} are there")
+    return Graded(**held) if held else None
 
 
 def _integers(column: Array) -> Integers:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.certificate.binomial import sign_test
-from compiler.certificate.columns import CertifyData, Integers, differ
+from compiler.certificate.columns import CertifyData, Floats, Graded, Integers, differ
 from penstock import wording
 from penstock.artifact.certificates import Caveat, CaveatKind
 
@@ -24,6 +24,9 @@ Rows = NDArray[np.bool_]
 
 LEVEL = 0.05
 """Chance that a cloud which is no better than guessing (than the edge) is called better."""
+
+REFUSED: frozenset[CaveatKind] = frozenset({"cloud-guesses", "cloud-worthless"})
+"""What a promise is refused for, unless that is told to be meant."""
 
 _SUSPICION_LEVEL = 0.001
 _SUSPICION_SHARE = 0.5  # what is suspected explains at least half of the answers
@@ -40,6 +43,8 @@ def caveat(data: CertifyData, *, are_classes: bool = True) -> Caveat | None:
         are_classes: whether predictions are classes. Of answers of other kinds, which are only right or wrong, no guess
             is known: being right at all, more often than by one chance in twenty, is better.
     """
+    if data.graded is not None:
+        return _of_grades(data, data.graded)
     edge, cloud, labels = data.edge_predictions, data.cloud_predictions, data.labels
     n, is_same = len(cloud), not differ(data).any()
     if labels is None:
@@ -66,8 +71,36 @@ def caveat(data: CertifyData, *, are_classes: bool = True) -> Caveat | None:
     )
 
 
+def _of_grades(data: CertifyData, graded: Graded) -> Caveat | None:
+    """Find it where answers are graded: is there anything good in the cloud's, and more than in the edge's?
+
+    Without right answers the cloud's are worth 1 by definition, so that only their sameness can be seen.
+    """
+    n, nothing = len(graded.cloud), np.zeros(len(graded.cloud))
+    is_known = data.labels is not None
+    kind: CaveatKind
+    if not is_known and bool((data.cloud_predictions == data.cloud_predictions[0]).all()):
+        kind = "cloud-guesses"
+    elif is_known and _p_value(graded.cloud, nothing, data.clusters) > LEVEL:
+        kind = "cloud-worthless"
+    elif not differ(data).any():
+        kind = "same-answers"
+    elif is_known and _p_value(graded.cloud, graded.edge, data.clusters) > LEVEL:
+        kind = "cloud-no-better"
+    else:
+        return None
+    return Caveat(kind=kind, n=n)
+
+
 def reason(found: Caveat, data: CertifyData, *, are_classes: bool = True) -> str:
     """Say why a promise against a cloud that guesses is refused, what is suspected, and what to do."""
+    if found.kind == "cloud-worthless":
+        return (
+            f"{found.words()} (one-sided sign test at {100 * LEVEL:g}%), and a promise of what is lost against them "
+            "says nothing. Check model.metric and the answers that prompts have, or count harm against the cloud's own "
+            'answers (certificate.harm = "disagreement"); if it is meant so, certificate.check_cloud = false certifies '
+            "it all the same"
+        )
     suspected = suspicion(data.cloud_predictions, data.labels) if are_classes and data.labels is not None else ""
     return (
         f"{found.words()} (one-sided sign test at {100 * LEVEL:g}%), and a promise of what is lost against it says "
@@ -101,7 +134,7 @@ def suspicion(cloud: Integers, labels: Integers) -> str:
     )
 
 
-def _p_value(one: Rows, other: Rows, clusters: Integers | None = None) -> float:
+def _p_value(one: Rows | Floats, other: Rows | Floats, clusters: Integers | None = None) -> float:
     """Compute how likely ``one`` is right so much more often than ``other`` where it is not better; clusters are one
     throw each, for whichever is right more often in them.
     """

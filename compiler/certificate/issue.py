@@ -20,7 +20,7 @@ from compiler.certificate.columns import CertifyData, Floats, Integers
 from compiler.certificate.evidence import Sample
 from compiler.certificate.score_choice import Choice
 from compiler.recipe.certificate_section import CertificateSection
-from penstock.artifact.certificates import Certificate, Harm, Subject
+from penstock.artifact.certificates import Certificate, Harm, Opinion, Subject
 from penstock.errors import CalibrationError
 from penstock.policy.decoding import Decoder
 from penstock.wire.tensors import Array
@@ -199,6 +199,7 @@ def issue(
     serial: int = 1,
     correct: str = "",
     are_classes: bool = True,
+    opinion: Opinion | None = None,
 ) -> Issued:
     """Look at the certifying examples once, and bind what was found to ``subject``.
 
@@ -208,6 +209,7 @@ def issue(
         serial: one more than the last certificate's of this edge variant.
         correct: by what an answer was right, "" where it was equal to its label.
         are_classes: whether answers are classes, which can be guessed.
+        opinion: whose grades ``data`` have; None without any.
 
     Raises:
         CalibrationError: the promise is refused, with the samples needed; or it would say nothing, because the cloud is
@@ -215,7 +217,7 @@ def issue(
     """
     found = learn_then_test.promise(data, promise, thresholds=choice.thresholds)
     caveat = hollow.caveat(data, are_classes=are_classes)
-    if promise.check_cloud and caveat is not None and caveat.kind == "cloud-guesses":
+    if promise.check_cloud and caveat is not None and caveat.kind in hollow.REFUSED:
         raise CalibrationError(hollow.reason(caveat, data, are_classes=are_classes))
     document = evidence.encode(data, found.thresholds)
     certificate = evidence.bind(
@@ -228,5 +230,6 @@ def issue(
         serial=serial,
         correct=correct,
         caveat=caveat,
+        opinion=opinion,
     )
     return Issued(certificate=certificate, evidence=document)

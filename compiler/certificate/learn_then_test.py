@@ -15,7 +15,8 @@ Every group then keeps the promise, all at once with probability 1 - delta; and 
 the shares in service turn out to be.
 
 Examples that belong together (``CertifyData.clusters``) are no independent draws. Clusters are: the promise is then
-over clusters, each counted once, and the test is one for averages of shares (``compiler.certificate.units``).
+over clusters, each counted once, and the test is one for averages of shares (``compiler.certificate.units``). So it is
+where answers are graded (``CertifyData.graded``), and the harm of one is a number from 0 to 1.
 
 Does not build the certificate document: that binds these figures to digests (``compiler.certificate.evidence.bind``).
 """
@@ -25,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -67,6 +69,7 @@ class Certified:
             chose.
         harm: what counted as harm.
         groups: evidence within each group, by name; empty for a promise over all.
+        harm_mean: of graded answers, the harm of what is kept, averaged over all; else None.
     """
 
     max_harm: float
@@ -81,6 +84,7 @@ class Certified:
     audit_max_harm: float
     harm: Harm
     groups: tuple[Group, ...] = ()
+    harm_mean: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +169,8 @@ def which_test(data: CertifyData) -> Test:
     """Say which test :func:`certify` makes of these columns."""
     if data.clusters is not None:
         return "betting-clusters"
+    if data.graded is not None:
+        return "betting"
     return "binomial" if data.groups is None else "binomial-each"
 
 
@@ -216,6 +222,7 @@ def certify(
         audit_max_harm=_audit_bound(data, float(grid[chosen]), max_harm, delta / len(grid)),
         harm="disagreement" if data.labels is None else "labels",
         groups=() if data.groups is None else tuple(_group(part, grid, chosen) for part in parts),
+        harm_mean=None if whole.harm_mean is None else float(whole.harm_mean[chosen]),
     )
 
 
@@ -288,6 +295,7 @@ def _group(part: Part, grid: Floats, chosen: int) -> Group:
         kept_count=int(part.kept[chosen]),
         coverage=float(part.coverage[chosen]),
         threshold=float(grid[part.passed - 1]),
+        harm_mean=msgspec.UNSET if part.harm_mean is None else float(part.harm_mean[chosen]),
     )
 
 
@@ -328,9 +336,10 @@ def _refusal(data: CertifyData, part: Part, grid: Floats, max_harm: float) -> Ca
     needed = units.needed(data, part, first, grid, max_harm)
     unit = "examples" if data.clusters is None else "clusters"
     where = f" of group {part.name!r}" if part.name else ""
+    much = "" if part.harm_mean is None else f" (by {part.harm_mean[first]:.4f} on average over all)"
     found = (
         f"even at the strictest threshold that keeps anything ({grid[first]:.6g}), {part.harm[first]} of {part.n} "
-        f"certifying {unit}{where} are harmful, which does not show a harm of at most "
+        f"certifying {unit}{where} are harmful{much}, which does not show a harm of at most "
         f"{wording.allowed(max_harm)} points with {wording.confidence(part.delta)} confidence"
     )
     if needed is None:

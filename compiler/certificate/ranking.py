@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-Rows = NDArray[np.bool_]
 
 _POINTS = 33
 
@@ -22,7 +21,7 @@ class Ranking:
 
     Attributes:
         auroc: chance that a harmless answer scores higher than a harmful one, ties by half; None where there are not
-            both.
+            both. An answer that is harmful in part is as much of each.
         curve: (coverage, harm), shares of all examples, from none kept to all that have a score.
     """
 
@@ -30,26 +29,27 @@ class Ranking:
     curve: tuple[tuple[float, float], ...]
 
 
-def ranking(scores: Floats, harmful: Rows) -> Ranking:
-    """Look at scores [N]; one that is NaN is never kept, and so the lowest."""
-    return Ranking(auroc=_auroc(np.nan_to_num(scores, nan=-1.0), harmful), curve=_curve(scores, harmful))
+def ranking(scores: Floats, harm: Floats | NDArray[np.bool_]) -> Ranking:
+    """Look at scores [N] with the harm of each answer [N], 0 to 1; a score that is NaN is never kept, and so the
+    lowest."""
+    harms = harm.astype(np.float64)
+    return Ranking(auroc=_auroc(np.nan_to_num(scores, nan=-1.0), harms), curve=_curve(scores, harms))
 
 
-def _auroc(scores: Floats, harmful: Rows) -> float | None:
-    bad = int(np.count_nonzero(harmful))
-    good = len(scores) - bad
+def _auroc(scores: Floats, harm: Floats) -> float | None:
+    bad, good = float(harm.sum()), float((1 - harm).sum())
     if not (bad and good):
         return None
-    ordered = np.sort(scores)
-    below, upto = (np.searchsorted(ordered, scores, side=side) for side in ("left", "right"))
-    ranks = (below + upto + 1) / 2  # of equal scores their middle
-    return float((ranks[~harmful].sum() - good * (good + 1) / 2) / (good * bad))
+    order = np.argsort(scores, kind="stable")
+    harm_upto = np.concatenate([[0.0], np.cumsum(harm[order])])
+    below, upto = (harm_upto[np.searchsorted(scores[order], scores, side=side)] for side in ("left", "right"))
+    return float(((1 - harm) * (below + upto) / 2).sum() / (good * bad))  # of equal scores half
 
 
-def _curve(scores: Floats, harmful: Rows) -> tuple[tuple[float, float], ...]:
+def _curve(scores: Floats, harm: Floats) -> tuple[tuple[float, float], ...]:
     n = len(scores)
     order = np.argsort(-scores, kind="stable")
     order = order[~np.isnan(scores[order])]
-    lost = np.concatenate([[0], np.cumsum(harmful[order])])
+    lost = np.concatenate([[0], np.cumsum(harm[order])])
     kept = np.unique(np.round(np.linspace(0, len(order), _POINTS)).astype(np.int64))
     return tuple((float(count / n), float(lost[count] / n)) for count in kept)

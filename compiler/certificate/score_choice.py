@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from compiler.certificate import draft_cost, units
 from compiler.certificate.binomial import allowed_harm
-from compiler.certificate.columns import CertifyData, check, harmful
+from compiler.certificate.columns import CertifyData, Graded, check, harm, harmful
 from compiler.certificate.gain import Gain, Part, gain
 from compiler.certificate.learn_then_test import THRESHOLDS
 from compiler.certificate.ranking import Ranking, ranking
@@ -131,6 +131,7 @@ def choose_token_score(
     *,
     groups: NDArray[np.str_] | None = None,
     clusters: Integers | None = None,
+    graded: Graded | None = None,
     rows_to_certify: int | None = None,
 ) -> Choice:
     """Choose a score for generated sequences, among those of their tokens' probabilities; the temperature is 1.
@@ -143,6 +144,7 @@ def choose_token_score(
         edge: answers [N] as integers, equal where the answers count as the same.
         cloud: the same.
         labels: the same, or None.
+        graded: how good the answers are; None where they are right or wrong.
 
     Raises:
         CalibrationError: as :func:`choose`.
@@ -157,6 +159,7 @@ def choose_token_score(
         labels=labels if promise.harm == "labels" else None,
         groups=groups,
         clusters=clusters,
+        graded=graded,
     )
     check(data)
     compared = {name: scores[name] for name in names}
@@ -245,7 +248,6 @@ def _best(
     note: str,
     is_learned: bool = False,
 ) -> Choice:
-    harms = harmful(data)
     grids = {name: grid_for(values) for name, values in scores.items()}
     coverage = {
         name: _predicted_coverage(values, np.array(grids[name]), data, promise, rows_to_certify)
@@ -257,7 +259,9 @@ def _best(
     reason, added = _reason(chosen, plain, promise, len(data.scores)), None
     if len(plain) < len(coverage):
         others = {name: scores[name] for name in plain}
-        added = gain(scores[PROBE], others, harms, _parts(data, promise, rows_to_certify), clusters=data.clusters)
+        added = gain(
+            scores[PROBE], others, harmful(data), _parts(data, promise, rows_to_certify), clusters=data.clusters
+        )
         is_shown = added.low > 0 and added.value >= _WORTH
         chosen = PROBE if is_shown else chosen
         reason = f"{_reason_of_gain(added, is_shown=is_shown)}; {reason}"
@@ -268,7 +272,7 @@ def _best(
         thresholds=grids[chosen],
         reason="; ".join(part for part in (reason, note) if part),
         gain=added,
-        rankings={name: ranking(values, harms) for name, values in scores.items()},
+        rankings={name: ranking(values, harm(data)) for name, values in scores.items()},
     )
 
 
@@ -285,7 +289,7 @@ def _with_others(
         name: _predicted_coverage(values, np.array(grid_for(values)), data, promise, rows_to_certify)
         for name, values in others.items()
     }
-    rankings = {name: ranking(values, harmful(data)) for name, values in others.items()}
+    rankings = {name: ranking(values, harm(data)) for name, values in others.items()}
     return replace(found, beside=beside, rankings={**found.rankings, **rankings})
 
 

@@ -2,8 +2,10 @@
 
 Pure. Independent examples are coins, and the test is the exact binomial one. Examples that belong together are one
 cluster: clusters are what is independent, so each counts once, with the share of its own examples that are kept and
-harmful; the test is ``compiler.certificate.betting`` on these shares, and the promise is over clusters. A cluster's
-share only grows as the threshold falls, as a count does: what passes, passes up to some threshold.
+harmful; the test is ``compiler.certificate.betting`` on these shares, and the promise is over clusters. An example
+whose harm is a number between 0 and 1 (``compiler.certificate.columns.Graded``) is no coin, either: it is tested as a
+cluster is, of itself alone or with those that it belongs to, and a cluster's share is the average harm of its examples.
+A share only grows as the threshold falls, as a count does: what passes, passes up to some threshold.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 
 from compiler.certificate.betting import best_bet, clusters_at_rate, log_growth, mean_interval, upper_mean
 from compiler.certificate.binomial import allowed_harm, clopper_pearson, samples_at_rate, upper_bound
-from compiler.certificate.columns import CertifyData, counts_at, differ, harmful
+from compiler.certificate.columns import CertifyData, counts_at, difference, harm, harmful
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.bool_]
@@ -33,6 +35,7 @@ class Part:
         harm: how many of them are harmful [thresholds]; a cluster is, where any of its kept examples is.
         kept: how many are kept [thresholds], a cluster where any of its examples is.
         coverage: share kept [thresholds]; over clusters, the average of their shares.
+        harm_mean: harm of what is kept, averaged over all [thresholds]; None where harm is counted.
         passed: how many thresholds pass in a row, from the strictest.
     """
 
@@ -43,42 +46,51 @@ class Part:
     kept: NDArray[np.int64]
     coverage: Floats
     passed: int
+    harm_mean: Floats | None = None
+
+
+def has_shares(data: CertifyData) -> bool:
+    """Say whether what is tested are shares, and no coins."""
+    return data.clusters is not None or data.graded is not None
 
 
 def part(data: CertifyData, rows: Rows, grid: Floats, max_harm: float, delta: float, *, name: str = "") -> Part:
     """Count ``rows`` of the examples at each threshold of ``grid``, strictest first, and test them at ``delta``."""
     harms = harmful(data) & rows
-    if data.clusters is None:
+    harm_mean = None
+    if not has_shares(data):
         n = int(np.count_nonzero(rows))
-        harm, kept = counts_at(grid, data.scores, harms), counts_at(grid, data.scores, rows)
-        passes = harm <= allowed_harm(n, max_harm, delta)
+        harm_count, kept = counts_at(grid, data.scores, harms), counts_at(grid, data.scores, rows)
+        passes = harm_count <= allowed_harm(n, max_harm, delta)
         coverage = kept / n
     else:
-        clusters = _Clusters.of(data, data.clusters, rows)
+        clusters = _Clusters.of(data, rows)
         n = clusters.n
-        harm, kept = clusters.touched_at(grid, harms), clusters.touched_at(grid, rows)
-        passes = clusters.log_wealth_at(grid, harms, best_bet(n, max_harm, delta), max_harm) >= math.log(1 / delta)
-        coverage = clusters.mean_at(grid, rows)
+        harm_count, kept = clusters.touched_at(grid, harms), clusters.touched_at(grid, rows)
+        weights, bet = harm(data) * rows, best_bet(n, max_harm, delta)
+        passes = clusters.log_wealth_at(grid, weights, bet, max_harm) >= math.log(1 / delta)
+        coverage = clusters.mean_at(grid, rows.astype(np.float64))
+        harm_mean = None if data.graded is None else clusters.mean_at(grid, weights)
     return Part(
         name=name,
         n=n,
         delta=delta,
-        harm=harm,
+        harm=harm_count,
         kept=kept,
         coverage=coverage,
+        harm_mean=harm_mean,
         passed=int(np.argmin(np.append(passes, False))),  # up to the first that is not rejected
     )
 
 
 def predicted(data: CertifyData, rows: Rows, grid: Floats, max_harm: float, delta: float, *, certifying: int) -> int:
     """Predict how many thresholds will pass in a row on ``certifying`` others that are like ``rows``."""
-    harms = harmful(data) & rows
-    if data.clusters is None:
+    if not has_shares(data):
         allowed = max(0, allowed_harm(certifying, max_harm, delta)) / certifying
-        within = counts_at(grid, data.scores, harms) <= allowed * np.count_nonzero(rows)
+        within = counts_at(grid, data.scores, harmful(data) & rows) <= allowed * np.count_nonzero(rows)
     else:
-        clusters, bet = _Clusters.of(data, data.clusters, rows), best_bet(certifying, max_harm, delta)
-        growth = clusters.log_wealth_at(grid, harms, bet, max_harm) / clusters.n
+        clusters, bet = _Clusters.of(data, rows), best_bet(certifying, max_harm, delta)
+        growth = clusters.log_wealth_at(grid, harm(data) * rows, bet, max_harm) / clusters.n
         within = certifying * growth >= math.log(1 / delta)
     return int(np.argmin(np.append(within, False)))
 
@@ -91,13 +103,14 @@ def count(rows: int, groups: NDArray[np.str_] | None, clusters: NDArray[np.integ
 
 
 def harm_at(data: CertifyData, grid: Floats) -> Floats:
-    """Return the share that is kept and harmful at each threshold: of examples, or on average over clusters."""
-    return _shares_at(data, grid, harmful(data))
+    """Return the share that is kept and harmful at each threshold: of examples, or on average over clusters; graded
+    answers by how harmful they are."""
+    return _shares_at(data, grid, harm(data))
 
 
 def coverage_at(data: CertifyData, grid: Floats) -> Floats:
     """Return the share that is kept at each threshold: of examples, or on average over clusters."""
-    return _shares_at(data, grid, np.full(len(data.scores), True))
+    return _shares_at(data, grid, np.ones(len(data.scores)))
 
 
 def coverage_interval(found: Part, at: int, delta: float, *, has_clusters: bool) -> tuple[float, float]:
@@ -108,32 +121,33 @@ def coverage_interval(found: Part, at: int, delta: float, *, has_clusters: bool)
 
 
 def disagreement_bound(data: CertifyData, threshold: float, level: float) -> float:
-    """Compute an upper bound at 1 - level on P(kept and edge != cloud): of examples, or on average over clusters."""
-    differs, at = differ(data), np.array([threshold])
-    if data.clusters is None:
-        return upper_bound(int(counts_at(at, data.scores, differs)[0]), len(data.scores), level)
-    clusters = _Clusters.of(data, data.clusters, np.full(len(data.scores), True))
+    """Compute an upper bound at 1 - level on P(kept and edge != cloud): of examples, or on average over clusters; of
+    graded answers on the average of how much a kept one differs."""
+    differs, at = difference(data), np.array([threshold])
+    if not has_shares(data):
+        return upper_bound(int(counts_at(at, data.scores, differs > 0)[0]), len(data.scores), level)
+    clusters = _Clusters.of(data, np.full(len(data.scores), True))
     return upper_mean(float(clusters.mean_at(at, differs)[0]), clusters.n, level)
 
 
 def needed(data: CertifyData, found: Part, at: int, grid: Floats, max_harm: float) -> int | None:
     """Find how many examples or clusters would pass at the harm of one threshold; None where no number would."""
-    if data.clusters is None:
+    if not has_shares(data):
         return samples_at_rate(int(found.harm[at]), found.n, max_harm, found.delta)
     rows = np.full(len(data.scores), True) if not found.name or data.groups is None else data.groups == found.name
-    clusters = _Clusters.of(data, data.clusters, rows)
-    return clusters_at_rate(clusters.shares(harmful(data) & rows, float(grid[at])), max_harm, found.delta)
+    clusters = _Clusters.of(data, rows)
+    return clusters_at_rate(clusters.shares(harm(data) * rows, float(grid[at])), max_harm, found.delta)
 
 
-def _shares_at(data: CertifyData, grid: Floats, among: Rows) -> Floats:
-    if data.clusters is None:
-        return np.asarray(counts_at(grid, data.scores, among) / len(data.scores))
-    return _Clusters.of(data, data.clusters, np.full(len(data.scores), True)).mean_at(grid, among)
+def _shares_at(data: CertifyData, grid: Floats, weights: Floats) -> Floats:
+    if not has_shares(data):
+        return np.asarray(counts_at(grid, data.scores, weights > 0) / len(data.scores))
+    return _Clusters.of(data, np.full(len(data.scores), True)).mean_at(grid, weights)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Clusters:
-    """The clusters of some rows.
+    """The clusters of some rows; a row that belongs to none is one of its own.
 
     Attributes:
         n: how many.
@@ -148,7 +162,8 @@ class _Clusters:
     sizes: NDArray[np.intp]
 
     @classmethod
-    def of(cls, data: CertifyData, clusters: NDArray[np.integer], rows: Rows) -> _Clusters:
+    def of(cls, data: CertifyData, rows: Rows) -> _Clusters:
+        clusters = np.arange(len(rows)) if data.clusters is None else data.clusters
         names, member, sizes = np.unique(clusters[rows], return_inverse=True, return_counts=True)
         whole = np.zeros(len(rows), dtype=np.intp)  # of the other rows nothing is asked
         whole[rows] = member
@@ -160,27 +175,31 @@ class _Clusters:
         np.fmax.at(highest, self.member[among], self.scores[among])
         return counts_at(grid, highest, None)
 
-    def mean_at(self, grid: Floats, among: Rows) -> Floats:
-        """Average over clusters the share of their rows that are kept and of ``among``, at each threshold."""
-        order, member = self._from_strictest(among)
-        return np.round(self._upto(grid, order, 1 / self.sizes[member]) / self.n, 12)  # thirds make one whole again
+    def mean_at(self, grid: Floats, weights: Floats) -> Floats:
+        """Average over clusters the average weight [N] of their rows, 0 for those that are not kept, at each
+        threshold."""
+        order, member = self._from_strictest(weights > 0)
+        mean = self._upto(grid, order, weights[order] / self.sizes[member]) / self.n
+        return np.round(mean, 12)  # thirds make one whole again
 
-    def log_wealth_at(self, grid: Floats, harms: Rows, bet: float, max_harm: float) -> Floats:
-        """Compute log W of the clusters' shares of harm at each threshold.
+    def log_wealth_at(self, grid: Floats, harms: Floats, bet: float, max_harm: float) -> Floats:
+        """Compute log W of the clusters' shares of harm [N] at each threshold.
 
-        Going down the thresholds, each harmful row takes its cluster's share from k / size to (k + 1) / size: the sum
-        is kept up row by row, so no table of clusters by thresholds is made.
+        Going down the thresholds, each harmful row adds its harm / size to its cluster's share: the sum is kept up row
+        by row, so no table of clusters by thresholds is made.
         """
-        order, member = self._from_strictest(harms)
-        sizes, before = self.sizes[member], _counted(member)
-        change = log_growth((before + 1) / sizes, bet, max_harm) - log_growth(before / sizes, bet, max_harm)
+        order, member = self._from_strictest(harms > 0)
+        sizes, added = self.sizes[member], harms[order]
+        before = _summed_before(member, added)
+        change = log_growth((before + added) / sizes, bet, max_harm) - log_growth(before / sizes, bet, max_harm)
         none = self.n * float(log_growth(np.zeros(1), bet, max_harm)[0])
         return none + self._upto(grid, order, change)
 
-    def shares(self, among: Rows, threshold: float) -> Floats:
-        """Return each cluster's share of rows that are kept at ``threshold`` and of ``among``."""
-        kept = among & (self.scores >= threshold)
-        return np.bincount(self.member[kept], minlength=self.n) / self.sizes
+    def shares(self, weights: Floats, threshold: float) -> Floats:
+        """Return each cluster's average weight [N] of its rows, 0 for those that are not kept at ``threshold``."""
+        kept = np.where(self.scores >= threshold, weights, 0.0)  # NaN is not kept
+        rows = kept > 0
+        return np.asarray(np.bincount(self.member[rows], weights=kept[rows], minlength=self.n) / self.sizes)
 
     def _from_strictest(self, among: Rows) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Return the rows that can be kept by falling score, and their clusters."""
@@ -195,12 +214,13 @@ class _Clusters:
         return np.asarray(np.concatenate([[0.0], np.cumsum(values)])[kept])
 
 
-def _counted(member: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Return for each entry how many equal ones come before it."""
+def _summed_before(member: NDArray[np.intp], added: Floats) -> Floats:
+    """Return for each entry what was added to the same member before it."""
     by_member = np.argsort(member, kind="stable")
-    ordered = member[by_member]
+    ordered, values = member[by_member], added[by_member]
     starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1])) if len(ordered) else np.zeros(0, np.intp)
     lengths = np.diff(np.append(starts, len(ordered)))
-    counted = np.empty(len(member), dtype=np.intp)
-    counted[by_member] = np.arange(len(member)) - np.repeat(starts, lengths)
-    return counted
+    before = np.cumsum(values) - values
+    summed = np.empty(len(member), dtype=np.float64)
+    summed[by_member] = np.maximum(before - np.repeat(before[starts], lengths), 0.0)
+    return summed

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.artifact.evaluation import CascadeFigures, ReliabilityBin
-from compiler.certificate.columns import CertifyData, differ, harmful
+from compiler.certificate.columns import CertifyData, difference, harm
 from compiler.measure.quality import share
 
 _RELIABILITY_BINS = 10
@@ -15,12 +15,18 @@ _RELIABILITY_BINS = 10
 def at_threshold(data: CertifyData, threshold: float) -> CascadeFigures:
     """Count what the cascade does to some examples at ``threshold``."""
     kept = np.asarray(data.scores >= threshold)  # never for a NaN score
-    edge, cloud, labels = data.edge_predictions, data.cloud_predictions, data.labels
+    edge, cloud, labels, grades = data.edge_predictions, data.cloud_predictions, data.labels, data.graded
+    if labels is None:
+        accuracy = None
+    elif grades is None:
+        accuracy = share(np.asarray(np.where(kept, edge, cloud) == labels))
+    else:
+        accuracy = share(np.where(kept, grades.edge, grades.cloud))
     return CascadeFigures(
         coverage=share(kept),
-        accuracy=None if labels is None else share(np.asarray(np.where(kept, edge, cloud) == labels)),
-        harm=share(kept & harmful(data)),
-        disagreement=share(kept & differ(data)),
+        accuracy=accuracy,
+        harm=share(kept * harm(data)),
+        disagreement=share(kept * difference(data)),
     )
 
 

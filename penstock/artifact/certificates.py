@@ -22,17 +22,41 @@ MEDIA_TYPE = "application/vnd.penstock.certificate.v1+json"
 MAX_LEVELS = 8
 MAX_GROUPS = 64
 
-Test = Literal["binomial", "binomial-each", "betting-clusters"]
+Test = Literal["binomial", "binomial-each", "betting", "betting-clusters"]
 """How a threshold passes: an exact binomial test of all examples at delta (``binomial``), or of every group's examples,
-each at the whole of delta (``binomial-each``), or a bet against the average of the clusters' shares of harm, of all and
-of every group's (``betting-clusters``). A ``binomial`` with groups gave each group delta / groups."""
+each at the whole of delta (``binomial-each``), or a bet against the average harm of examples whose harm is a number
+from 0 to 1 (``betting``), or against the average of the clusters' shares of harm (``betting-clusters``); both of all,
+or of every group's. A ``binomial`` with groups gave each group delta / groups."""
 
 Over = Literal["rows", "distinct rows", "clusters"]
 """What the promise is an average over: requests; requests of which equal ones count once; or clusters of requests that
 belong together, each counted once however many it has."""
 
 Harm = Literal["labels", "disagreement"]
-"""What counts as harm for a kept answer: edge wrong and cloud right (labels), or edge != cloud (disagreement)."""
+"""What counts as harm for a kept answer: edge wrong and cloud right (labels), or edge != cloud (disagreement). By an
+:class:`Opinion` it is by how much: what the edge's answer is worth less than the cloud's by the right answer (labels),
+or what it lacks to be worth as much as the cloud's by the cloud's (disagreement)."""
+
+
+class Opinion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whose opinion says how good an answer is: a function of the recipe's author, which gives each one 0 to 1.
+
+    Attributes:
+        metric: how the recipe names it, ``module:function`` or ``file.py:function``.
+        digest: ``sha256:<hex>`` of its source.
+    """
+
+    metric: str
+    digest: str
+
+    @property
+    def function(self) -> str:
+        """Return the function's own name."""
+        return self.metric.rpartition(":")[2]
+
+    def words(self) -> str:
+        """Return it as part of a sentence."""
+        return f"{self.metric} ({self.digest[:19]})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +88,7 @@ class Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     kept_count: int
     coverage: float
     threshold: float
+    harm_mean: float | msgspec.UnsetType = msgspec.UNSET
 
 
 class Level(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -80,6 +105,7 @@ class Level(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     coverage_high: float
     audit_max_harm: float
     groups: Annotated[tuple[Group, ...], msgspec.Meta(max_length=MAX_GROUPS)] = ()
+    harm_mean: float | msgspec.UnsetType = msgspec.UNSET
 
 
 class RefusedLevel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -91,7 +117,7 @@ class RefusedLevel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     needed: int | None
 
 
-CaveatKind = Literal["cloud-guesses", "same-answers", "cloud-no-better"]
+CaveatKind = Literal["cloud-guesses", "same-answers", "cloud-no-better", "cloud-worthless"]
 
 
 class Caveat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -99,8 +125,9 @@ class Caveat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     Attributes:
         kind: the cloud is not shown to be better than guessing (a sign test at 5%, or one answer to all); the edge
-            gives the cloud's answer to every example; or the cloud is not shown to be right more often than the edge.
-        edge_right: answers of the edge that are right; None without labels.
+            gives the cloud's answer to every example; the cloud is not shown to be right more often than the edge (or
+            to be better more often than worse); or an opinion gives the cloud's answers nothing.
+        edge_right: answers of the edge that are right; None without labels, and where an opinion grades them.
         cloud_right: the cloud's.
         guess_right: those of whoever always gives the most frequent answer; None where answers are no classes.
     """
@@ -127,6 +154,8 @@ class Caveat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 return (
                     f"edge and cloud agree on all {self.n} certifying examples, so that escalating gains nothing{right}"
                 )
+            case "cloud-worthless":
+                return f"the metric is not shown to find anything good in the cloud's answers to {self.n} examples"
             case "cloud-no-better":
                 return f"{self.n} certifying examples do not show that escalating gains accuracy{right}"
 
@@ -158,6 +187,8 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         test: which test that was, so that it can be made again.
         correct: by what an answer was right, where answers are no classes: a metric with the least that it had to be,
             or a function of the recipe's author with the digest of its source.
+        opinion: whose opinion grades answers, where harm is a number from 0 to 1; else not written.
+        harm_mean: by that opinion, the harm of what is kept, averaged over all.
         over: what the promise is an average over.
         cluster_by: what examples belong to, over clusters.
         rows: certifying examples, where ``n`` counts something else; else 0.
@@ -196,6 +227,8 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     cluster_by: str = ""
     rows: int = 0
     caveat: Caveat | None = None
+    opinion: Opinion | None = None
+    harm_mean: float | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def max_harms(self) -> tuple[float, ...]:
@@ -228,7 +261,7 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         within = f" within each {self.group_by}" if self.groups else ""
         return (
             f"{first}with {wording.confidence(self.delta)} confidence, answering locally at {self.score} >= "
-            f"{self.threshold:.4f}{self.decided} costs at most {wording.allowed(self.max_harm)} points of accuracy "
+            f"{self.threshold:.4f}{self.decided} costs at most {wording.allowed(self.max_harm)} points of {self.cost} "
             f"against always asking the cloud{within}{self.average}"
         )
 
@@ -237,6 +270,14 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """Say when an answer is decided about, where that is not when it is whole; begins with a comma and ends with
         one."""
         return ", decided before generation," if self.score in confidence.PROMPT_SCORES else ""
+
+    @property
+    def cost(self) -> str:
+        """Say what is lost, and in whose opinion."""
+        if self.opinion is None:
+            return "accuracy"
+        compared = "the right answers" if self.harm == "labels" else "the cloud's answers"
+        return f"quality, as {self.opinion.words()} grades answers by {compared},"
 
     @property
     def average(self) -> str:
@@ -255,7 +296,7 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return {"rows": "examples", "distinct rows": "distinct examples", "clusters": "clusters"}[self.over]
 
 
-_LATER = ("test", "over", "cluster_by", "rows", "caveat")
+_LATER = ("test", "over", "cluster_by", "rows", "caveat", "opinion")
 """Written only where they say something: a build from before there were these fields reads the others."""
 
 _DEFAULTS = {field.name: field.default for field in msgspec.structs.fields(Certificate)}

@@ -54,6 +54,24 @@ def updated(evidence: Evidence, *, harm: int, n: int, bound: float) -> Evidence:
     )
 
 
+def updated_by_share(evidence: Evidence, *, share: float, bound: float) -> Evidence:
+    """Take one outcome in that is a number: how harmful it was.
+
+    Args:
+        share: from 0 to 1.
+        bound: the claim under test is that it is at most this on average, in [0, 1].
+
+    Raises:
+        InvalidInput: a share or a bound outside [0, 1], or evidence of another form.
+    """
+    if not 0 <= share <= 1:
+        raise InvalidInput(f"share: {share!r} is not between 0 and 1", field="share")
+    if share in (0.0, 1.0) or bound == 1:
+        return updated(evidence, harm=int(share), n=1, bound=bound)
+    updated(evidence, harm=0, n=0, bound=bound)  # checks the other arguments
+    return tuple(_grown(before + 1, log) for before, log in zip(evidence, log_factor(share, bound), strict=True))
+
+
 def strength(evidence: Evidence) -> float:
     """Return the evidence as one number, to be compared with the run length that was promised."""
     return math.fsum(evidence) / len(evidence)

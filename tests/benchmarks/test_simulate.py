@@ -8,12 +8,12 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks.simulate import audit, files, groups
+from benchmarks.simulate import audit, files, graded, groups
 from benchmarks.simulate.__main__ import SUBJECTS
 from compiler.certificate.binomial import allowed_harm
 from compiler.certificate.columns import CertifyData
 from compiler.certificate.learn_then_test import THRESHOLDS, certify
-from penstock.policy.change_detection import FRESH, updated
+from penstock.policy.change_detection import FRESH, updated, updated_by_share
 
 
 def test_an_unknown_subject_is_refused_with_those_there_are() -> None:
@@ -69,3 +69,21 @@ def test_files_of_rows_that_repeat_or_belong_together_are_certified_by_what_is_s
     assert len(broken) == 8
     assert broken.sum() <= 2
     assert coverage.mean() > 0.1
+
+
+def test_audits_of_graded_answers_are_simulated_with_the_numbers_of_a_device() -> None:
+    state = np.zeros((1, len(FRESH)))
+    evidence = FRESH
+    for share in (0.0, 0.3, 1.0, 0.05):
+        state = graded.after(state, np.array([share]))
+        evidence = updated_by_share(evidence, share=share, bound=graded.BOUND)
+    assert state[0] == pytest.approx(evidence)
+
+
+@pytest.mark.parametrize("rounds", [False, True])
+@pytest.mark.parametrize("harm", list(graded.HARMS))
+def test_devices_at_the_bound_raise_no_more_false_alarms_than_promised(harm: str, rounds: bool) -> None:
+    """The table has 40 million audits of each kind; here is a hundredth of them, with less than one alarm expected."""
+    alarms, waits = graded.watched(graded.HARMS[harm], rounds=rounds, audits=2_000)
+    assert alarms <= 3
+    assert np.isfinite(waits).all()

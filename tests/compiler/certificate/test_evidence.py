@@ -230,7 +230,7 @@ def test_clusters_are_recomputed_only_as_clusters(clusters: bool) -> None:
     assert said[1].startswith(f"over: {over} certified, the evidence has ")
 
 
-@pytest.mark.parametrize("name", ["all", "groups", "each", "clusters"])
+@pytest.mark.parametrize("name", ["all", "groups", "each", "clusters", "grades"])
 def test_certificates_of_earlier_releases_verify(name: str) -> None:
     """Files that penstock wrote once, with refused levels among them: a later release must find every figure again."""
     certificate = certificates.decode((GOLDEN / f"{name}.certificate.json").read_bytes())

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.errors import InvalidInput
-from penstock.policy.change_detection import FRESH, LARGEST, Evidence, strength, updated
+from penstock.policy.change_detection import FRESH, LARGEST, Evidence, strength, updated, updated_by_share
 
 BOUND = 0.02
 
@@ -73,3 +73,42 @@ def test_evidence_stays_a_number_whatever_is_reported() -> None:
 def test_what_cannot_be_is_refused(harm: int, n: int, bound: float, evidence: Evidence) -> None:
     with pytest.raises(InvalidInput):
         updated(evidence, harm=harm, n=n, bound=bound)
+
+
+# --- outcomes that are numbers from 0 to 1
+
+
+@given(share=st.sampled_from([0.0, 1.0]), bound=st.floats(1e-4, 0.9), earlier=st.integers(0, 30))
+def test_a_share_of_0_or_1_is_an_outcome_as_any_other(share: float, bound: float, earlier: int) -> None:
+    before = updated(FRESH, harm=earlier // 3, n=earlier, bound=bound)
+    assert updated_by_share(before, share=share, bound=bound) == updated(before, harm=int(share), n=1, bound=bound)
+
+
+@given(
+    shares=st.lists(st.floats(0, 1), min_size=1, max_size=8),
+    bound=st.floats(1e-3, 0.9),
+    earlier=st.integers(0, 30),
+)
+def test_evidence_grows_by_one_an_outcome_on_average_whatever_the_shares_are_where_their_mean_is_the_bound(
+    shares: list[float], bound: float, earlier: int
+) -> None:
+    """What theorem 2.4 needs: shares below and above the bound, weighted so that their mean is exactly it."""
+    low, high = min(*shares, bound), max(*shares, bound)
+    chance = 0.5 if high == low else (bound - low) / (high - low)
+    before = updated(FRESH, harm=earlier // 3, n=earlier, bound=bound)
+    mean = math.fsum(
+        p * strength(updated_by_share(before, share=share, bound=bound))
+        for p, share in ((chance, high), (1 - chance, low))
+    )
+    assert mean == pytest.approx(strength(before) + 1, rel=1e-6)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, math.nan])
+def test_a_share_that_is_none_is_refused(share: float) -> None:
+    with pytest.raises(InvalidInput, match="not between 0 and 1"):
+        updated_by_share(FRESH, share=share, bound=0.1)
+
+
+def test_a_share_says_nothing_against_a_bound_of_1_and_everything_against_one_of_0() -> None:
+    assert updated_by_share(FRESH, share=0.5, bound=1.0) == FRESH
+    assert strength(updated_by_share(FRESH, share=0.5, bound=0.0)) >= LARGEST / 10
