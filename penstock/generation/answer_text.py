@@ -64,6 +64,7 @@ class AnswerText:
             finish=finish,
             usage=self._usage(sampled.cached_tokens) if self.ended else None,
             matched_stop=matched,
+            options=sampled.options,
         )
 
     def _usage(self, cached_tokens: int) -> Usage:

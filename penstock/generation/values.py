@@ -46,6 +46,12 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Say whether the same prompt always gets the same answer, whatever the seed."""
         return self.temperature == 0.0
 
+    @property
+    def is_plain(self) -> bool:
+        """Say whether the likeliest token of the raw model is taken, whatever was said before."""
+        has_penalties = self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+        return self.is_greedy and self.repetition_penalty == 1.0 and not has_penalties and not self.logit_bias
+
 
 class Grammar(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an answer has to look like.
@@ -56,6 +62,23 @@ class Grammar(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     kind: Literal["json_schema", "regex", "choice"]
     text: str
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The answers of which one is to be given, whole: each with what ends it.
+
+    Attributes:
+        ids: of each option's tokens, as they follow the prompt; no two alike.
+        end_ids: tokens of which any ends an answer.
+    """
+
+    ids: tuple[tuple[int, ...], ...]
+    end_ids: tuple[int, ...]
+
+    @property
+    def longest(self) -> int:
+        """Count the tokens of the longest answer, with the one that ends it."""
+        return 1 + max(map(len, self.ids), default=0)
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -70,6 +93,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         ignore_end: go on where the model would end, for measurements.
         top_logprobs: as many alternatives are told with each token; None tells none.
         grammar: what the answer has to look like; engines that cannot hold to one refuse it.
+        options: the answer is the likeliest of these, each scored as a whole; no token is drawn. An engine then has no
+            need of ``grammar``, which says the same in texts, for servers that are asked in texts.
     """
 
     id: str
@@ -81,6 +106,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     ignore_end: bool = False
     top_logprobs: int | None = None
     grammar: Grammar | None = None
+    options: Options | None = None
 
 
 class SampledToken(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -94,6 +120,7 @@ class SampledToken(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         finish: why this is the last token; None where more follow. A token that ends the answer is an answer's
             token, and has no text.
         cached_tokens: of the prompt, that were not computed again; the same in every token of a request.
+        options: with the last token of a request that has some, the log-probability of each, in their order.
     """
 
     request: str
@@ -102,6 +129,7 @@ class SampledToken(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     top: tuple[tuple[int, float], ...] = ()
     finish: FinishReason | None = None
     cached_tokens: int = 0
+    options: tuple[float, ...] = ()
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,6 +157,7 @@ class TokenEvent(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         finish: why this is the last event; None where more follow.
         usage: what the request took; with the last event only.
         matched_stop: the stop string or token that ended it.
+        options: as in :class:`SampledToken`.
     """
 
     token: int
@@ -138,3 +167,4 @@ class TokenEvent(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     finish: FinishReason | None = None
     usage: Usage | None = None
     matched_stop: str | int | None = None
+    options: tuple[float, ...] = ()

@@ -263,16 +263,21 @@ class EngineLoop:
         self._steps_without_token = 0 if has_tokens else self._steps_without_token + 1
         if self._steps_without_token <= _STEPS_BESIDE:
             return
-        prompts = sum(len(each.request.prompt_ids) for each in self._running.values())
-        if self._steps_without_token > prompts + _STEPS_BESIDE:
+        tokens = sum(_tokens_before(each.request) for each in self._running.values())
+        if self._steps_without_token > tokens + _STEPS_BESIDE:
             raise Internal(
                 f"the engine made {self._steps_without_token} steps without a token for {len(self._running)} "
-                f"generations whose prompts have {prompts} tokens"
+                f"generations whose prompts and options have {tokens} tokens"
             )
 
     def _add(self, **counts: int) -> None:
         for name, count in counts.items():
             self._counts[name] += count
+
+
+def _tokens_before(request: GenerationRequest) -> int:
+    """Count the tokens that are computed before a request's first token can be told."""
+    return len(request.prompt_ids) + (sum(map(len, request.options.ids)) if request.options is not None else 0)
 
 
 def _too_late(tokens: int) -> DeadlineExceeded:

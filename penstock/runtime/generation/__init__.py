@@ -51,6 +51,7 @@ class EngineFacts:
         kv_bytes_per_token: memory that one token of one request takes.
         max_top_logprobs: alternatives that it can tell.
         grammars: kinds of :class:`penstock.generation.values.Grammar` that it can hold to.
+        scores_options: it answers requests with :class:`penstock.generation.values.Options`.
     """
 
     context_tokens: int
@@ -60,6 +61,7 @@ class EngineFacts:
     kv_bytes_per_token: int
     max_top_logprobs: int = 20
     grammars: frozenset[str] = frozenset()
+    scores_options: bool = False
 
 
 class GenerationEngine(Protocol):
@@ -82,8 +84,8 @@ class GenerationEngine(Protocol):
 
         Raises:
             InvalidInput: ids outside of the vocabulary, no ids, a prompt and answer that are longer than the context
-                (the message has both numbers), a grammar or a number of alternatives that it cannot give, an id that
-                runs already. QueueFull: all slots are taken.
+                (the message has both numbers), a grammar, options or alternatives that it cannot give, an id that runs
+                already. QueueFull: all slots are taken.
         """
         ...
 
@@ -91,7 +93,8 @@ class GenerationEngine(Protocol):
         """Compute a bounded piece: some of the prompts, the next token of every request that has its prompt behind it,
         or both. Return what was sampled; a request whose token has a ``finish`` has left its slot.
 
-        A step with nothing to do returns at once. A long prompt takes several steps, and others go on meanwhile.
+        A step with nothing to do returns at once. A long prompt takes several steps, and others go on meanwhile. The
+        tokens of an answer among options come all at once, when the last of these is scored.
 
         Raises:
             Internal: the runtime failed; every request in the engine is lost.

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from penstock.errors import ArtifactError, Internal
-from penstock.generation.values import GenerationRequest, SampledToken
+from penstock.generation.values import GenerationRequest, Options, SampledToken
 from penstock.runtime.generation import EngineFacts, GenerationOptions
 from penstock.runtime.generation.requests import check, finish_of
 from penstock.runtime.generation.step_plan import StepPlan, Unfinished, plan_step
@@ -83,6 +83,7 @@ class ScriptedEngine:
             slots=options.slots,
             end_ids=frozenset() if script.end_id is None else frozenset({script.end_id}),
             kv_bytes_per_token=script.kv_bytes_per_token,
+            scores_options=True,
         )
 
     @property
@@ -149,6 +150,9 @@ class ScriptedEngine:
         if sequence.computed < len(sequence.text):
             return ()
         request, at = sequence.request, len(sequence.answer)
+        if request.options is not None:
+            del self._slots[slot]
+            return _chosen(request.id, request.options, sequence.script)
         ends = at >= len(sequence.script) and self._script.end_id is not None and not request.ignore_end
         token = self._script.end_id if ends else sequence.script[at % len(sequence.script)]
         assert token is not None
@@ -181,6 +185,15 @@ def load(directory: Path, options: GenerationOptions) -> ScriptedEngine:
         return ScriptedEngine(msgspec.json.decode((directory / SCRIPT_FILE).read_bytes(), type=Script), options)
     except (OSError, msgspec.MsgspecError) as error:
         raise ArtifactError(f"{directory.name}/{SCRIPT_FILE}: no script for an engine: {error}") from error
+
+
+def _chosen(request: str, options: Options, script: tuple[int, ...]) -> Sequence[SampledToken]:
+    """Answer with an option: the script's if it is one, then the first by tokens; each next is half as likely."""
+    order = sorted(options.ids, key=lambda ids: (ids != script, ids))
+    logprobs = tuple(_logprob(order.index(ids)) for ids in options.ids)
+    said = [SampledToken(request=request, token=token, logprob=_logprob(0)) for token in order[0]]
+    return [*said, SampledToken(request=request, token=min(options.end_ids), logprob=_logprob(0), finish="stop",
+                                options=logprobs)]  # fmt: skip
 
 
 def _logprob(rank: int) -> float:

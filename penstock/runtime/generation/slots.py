@@ -29,10 +29,12 @@ from penstock.runtime.generation.decoder import Decoder
 from penstock.runtime.generation.decoder_file import DecoderFile, read, read_config, unsuitable
 from penstock.runtime.generation.grammar import Grammars, Matcher
 from penstock.runtime.generation.guidance import KINDS, check_end
+from penstock.runtime.generation.option_scores import OptionScores
 from penstock.runtime.generation.requests import check, check_text, finish_of
 from penstock.runtime.generation.step_plan import Content, Unfinished, arrange, place, plan_step
 
 _LIKELIEST = Sampling()
+_APPENDS_A_STEP = 4  # runs over options' tokens, that others wait for; each costs nearly as much as one over many
 
 
 @dataclass(slots=True, kw_only=True)
@@ -44,6 +46,7 @@ class _Running:
         cached: tokens of its prompt that were not computed again.
         served: the step in which it was given prompt tokens last, or admitted.
         matcher: the answer's place in its grammar, if it has one.
+        scores: of its options, if it has some; then no token is drawn.
         answer: tokens drawn so far; the last one has no keys and values yet.
     """
 
@@ -52,15 +55,13 @@ class _Running:
     cached: int
     served: int
     matcher: Matcher | None = None
+    scores: OptionScores | None = None
     answer: list[int] = field(default_factory=list)
 
     @property
     def is_plain(self) -> bool:
         """Say whether its next token is the likeliest, and nothing else is to be told of it."""
-        asked = self.request.sampling
-        changed = asked.repetition_penalty != 1.0 or asked.presence_penalty != 0.0 or asked.frequency_penalty != 0.0
-        is_bare = not (asked.logit_bias or self.request.top_logprobs or self.request.grammar)
-        return asked.is_greedy and not changed and is_bare
+        return self.request.sampling.is_plain and not (self.request.top_logprobs or self.request.grammar)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -85,8 +86,12 @@ class _Slot:
 
     @property
     def left(self) -> int:
-        assert self.running is not None
-        return len(self.running.request.prompt_ids) + len(self.running.answer) - len(self.ids)
+        running = self.running
+        assert running is not None
+        prompt_tokens = len(running.request.prompt_ids)
+        if running.scores is not None:
+            return running.scores.left + max(0, prompt_tokens - len(self.ids))
+        return prompt_tokens + len(running.answer) - len(self.ids)
 
 
 class SlotEngine:
@@ -112,6 +117,7 @@ class SlotEngine:
             end_ids=file.end_ids,
             kv_bytes_per_token=self._decoder.kv_bytes_per_token,
             grammars=KINDS if self._grammars.are_known else frozenset(),
+            scores_options=True,
         )
 
     @property
@@ -122,7 +128,8 @@ class SlotEngine:
         self._check_open()
         check(request, self.facts, [slot.running.request.id for slot in self._slots if slot.running])
         check_end(request)
-        matcher = None if request.grammar is None else self._grammars.begin(request.grammar)
+        scores = None if request.options is None else OptionScores(request.options)
+        matcher = None if request.grammar is None or scores is not None else self._grammars.begin(request.grammar)
         contents = [Content(ids=s.ids, is_free=s.running is None, used=s.used) for s in self._slots]
         placed = place(request.prompt_ids, contents)
         if placed.source is not None:
@@ -131,18 +138,18 @@ class SlotEngine:
         slot.ids = list(request.prompt_ids[: placed.cached])
         slot.used = self._step
         seed = secrets.randbits(64) if request.sampling.seed is None else request.sampling.seed
-        slot.running = _Running(request=request, seed=seed, cached=placed.cached, served=self._step, matcher=matcher)
+        slot.running = _Running(
+            request=request, seed=seed, cached=placed.cached, served=self._step, matcher=matcher, scores=scores
+        )
 
     def step(self) -> Sequence[SampledToken]:
         self._check_open()
-        plan = plan_step(
-            [
-                Unfinished(slot=at, tokens=slot.left, served=slot.running.served)
-                for at, slot in enumerate(self._slots)
-                if slot.running is not None
-            ],
-            self._chunk_tokens,
-        )
+        waiting = [
+            Unfinished(slot=at, tokens=slot.left, served=running.served, is_alone=running.scores is not None)
+            for at, slot in enumerate(self._slots)
+            if (running := slot.running) is not None
+        ]
+        plan = plan_step(waiting, self._chunk_tokens)
         self._step += 1
         said: list[SampledToken] = []
         try:
@@ -235,12 +242,34 @@ class SlotEngine:
         slot = self._slots[at]
         running = slot.running
         assert running is not None
-        done = len(slot.ids)
-        logits = self._run_alone(at, running.request.prompt_ids[done : done + tokens])
         running.served = self._step
-        if slot.left:
+        if running.scores is not None and running.scores.has_begun:
+            return self._score(at, running, running.scores, tokens)
+        done = len(slot.ids)
+        prompt = running.request.prompt_ids
+        logits = self._run_alone(at, prompt[done : done + tokens])
+        if len(slot.ids) < len(prompt):
+            return ()
+        if running.scores is not None:
+            running.scores.begin(logits[-1])
             return ()
         return [self._said(slot, _drawn(running, logits[-1]))]
+
+    def _score(self, at: int, running: _Running, scores: OptionScores, tokens: int) -> Sequence[SampledToken]:
+        """Compute some tokens of a request's options; return the answer after the last of them."""
+        slot, prompt_tokens = self._slots[at], len(running.request.prompt_ids)
+        for _ in range(_APPENDS_A_STEP):
+            append = scores.next(tokens)
+            del slot.ids[prompt_tokens + append.keep :]
+            scores.take(self._run_alone(at, append.ids))
+            tokens -= len(append.ids)
+            if not scores.left:
+                del slot.ids[prompt_tokens:]  # the prompt is what others may begin with
+                slot.running = None
+                return scores.answer(running.request.id, running.cached)
+            if tokens <= 0:
+                break
+        return ()
 
     def _decode(self, decode: Sequence[int]) -> Sequence[SampledToken]:
         """Compute one token of each of these slots in one run."""

@@ -16,11 +16,13 @@ class Unfinished:
     Attributes:
         tokens: of its prompt and answer, whose keys and values are not computed yet; 1 of a request that decodes.
         served: the step in which it was given prompt tokens last, or admitted.
+        is_alone: its tokens take turns with prompts, even a single one: what is found after each is looked at.
     """
 
     slot: int
     tokens: int
     served: int
+    is_alone: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,10 +53,10 @@ def plan_step(requests: Sequence[Unfinished], chunk_tokens: int) -> StepPlan:
     prompt that is not the first gets its whole rest or nothing, since a run over few tokens costs nearly as much as one
     over many.
     """
-    decode = tuple(sorted(each.slot for each in requests if each.tokens == 1))
+    decode = tuple(sorted(each.slot for each in requests if each.tokens == 1 and not each.is_alone))
     chunks: list[Chunk] = []
     left = chunk_tokens
-    for each in sorted((e for e in requests if e.tokens > 1), key=lambda e: (e.served, e.slot)):
+    for each in sorted((e for e in requests if e.tokens > 1 or e.is_alone), key=lambda e: (e.served, e.slot)):
         if chunks and each.tokens > left:
             continue
         chunks.append(Chunk(slot=each.slot, tokens=min(each.tokens, left)))
