@@ -1,7 +1,8 @@
 """Decides what becomes of a text: drafted here or not, kept or escalated. Pure: values in, values out.
 
-A promise about texts is about one way of making them: greedily, up to a number of tokens, ended by certain strings
-(``penstock.policy.text_answers.AnswerSpec``). What is asked for in another way has no promise. How sure a draft is, and
+A promise about texts is about one way of making them: greedily, up to a number of tokens, ended by certain strings, or
+as the likeliest of some options (``penstock.policy.text_answers.AnswerSpec``). What is asked for in another way has no
+promise. How sure a draft is, and
 against which threshold, is as for rows (``edge_agent.policy.cascade``).
 """
 
@@ -13,7 +14,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edge_agent.policy.cascade import CascadeMode, Reason
-from penstock.generation.values import FinishReason, GenerationRequest
+from penstock.generation.choices import texts_of
+from penstock.generation.values import FinishReason, GenerationRequest, TokenEvent
+from penstock.policy.choices import choice_score
 from penstock.policy.confidence import MONOTONE_SCORES, PROMPT_SCORES, token_score
 from penstock.policy.text_answers import AnswerSpec
 
@@ -21,6 +24,7 @@ Outside = Literal["escalate", "answer_flagged"]
 """What becomes of a request that is outside of what was certified: the cloud's, or the device's with a flag."""
 
 USUAL_SCORE = "token_min"
+USUAL_CHOICE_SCORE = "max_prob"
 """By which a draft is scored where no promise names another one."""
 
 
@@ -29,14 +33,17 @@ class Promise:
     """What a device may answer by itself.
 
     Attributes:
-        score: one of ``penstock.policy.confidence.TOKEN_SCORES``.
+        score: one of ``penstock.policy.confidence.TOKEN_SCORES``; where answers are options, one of
+            ``penstock.policy.choices.CHOICE_SCORES``.
         threshold: a draft that scores at least so much is kept.
         answer: how the answers were made that the promise is about.
+        temperature: divides the log-probabilities of options first.
     """
 
     score: str
     threshold: float
     answer: AnswerSpec
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,23 +126,30 @@ def reason_of(start: Start, promise: Promise | None, *, was_given_up: bool) -> R
     return start.reason
 
 
-def confidence(logprobs: Sequence[float], score: str) -> float:
-    """Score a draft by the log-probabilities of its tokens, the one that ended it among them; NaN without any."""
-    return float(token_score([[math.exp(one) for one in logprobs]], name=score)[0])
+def confidence(events: Sequence[TokenEvent], promise: Promise | None) -> float:
+    """Score a draft: by its options, which come with its last token, or else by the log-probabilities of its tokens,
+    the one that ended it among them. NaN where there is nothing to score."""
+    options = events[-1].options if events else ()
+    if promise is not None and promise.answer.is_choice:
+        return choice_score(options, name=promise.score, temperature=promise.temperature)
+    if options:
+        return choice_score(options, name=USUAL_CHOICE_SCORE)
+    score = USUAL_SCORE if promise is None else promise.score
+    return float(token_score([[math.exp(event.logprob) for event in events]], name=score)[0])
 
 
 def is_kept(confidence: float, promise: Promise, *, finish: FinishReason, tokens: int, limit: int) -> bool:
     """Decide about a finished draft of a request that is inside of the promise.
 
     An answer that ended by itself within the certified number of tokens is the one that was certified, whatever limit
-    was asked for. One that a limit cut is so only if the two limits are equal.
+    was asked for. One that a limit cut is so only if the two limits are equal. An option is always whole.
 
     Args:
         tokens: of the draft, with the one that ended it.
         limit: the request's.
     """
     is_the_same = limit == promise.answer.max_new_tokens or (
-        finish == "stop" and tokens <= promise.answer.max_new_tokens
+        finish == "stop" and (promise.answer.is_choice or tokens <= promise.answer.max_new_tokens)
     )
     return is_the_same and confidence >= promise.threshold  # NaN compares false
 
@@ -154,7 +168,7 @@ def _outside(request: GenerationRequest, promise: Promise | None, has_tools: boo
     problems = {
         f"temperature {sampling.temperature:g}; certified answers are greedy": not sampling.is_greedy,
         "penalties or a bias on tokens; certified answers have none": not plain,
-        "a grammar; certified answers have none": request.grammar is not None,
+        _other_form(request, promise.answer): True,
         "tools; certified answers know none": has_tools,
         "it goes on after the end of the answer": request.ignore_end,
         "tokens that end it beside the model's own": bool(request.stop_ids),
@@ -162,7 +176,18 @@ def _outside(request: GenerationRequest, promise: Promise | None, has_tools: boo
             set(request.stop) != set(promise.answer.stop)
         ),
     }
-    return next((why for why, applies in problems.items() if applies), "")
+    return next((why for why, applies in problems.items() if why and applies), "")
+
+
+def _other_form(request: GenerationRequest, answer: AnswerSpec) -> str:
+    """Say why an answer is of another form than those of a promise: free text, or one of certain options."""
+    if not answer.is_choice:
+        return "" if request.grammar is None else "a grammar; certified answers have none"
+    if request.options is None or request.grammar is None:
+        return "no choices that are scored; certified answers are options"
+    if answer.options and set(texts_of(request.grammar)) != set(answer.options):
+        return f"other choices; certified answers are {_listed(answer.options)}"
+    return ""
 
 
 def _listed(stops: Sequence[str]) -> str:

@@ -54,9 +54,6 @@ class _Draft:
     def text(self) -> str:
         return "".join(event.text for event in self.events)
 
-    def confidence(self, score: str) -> float:
-        return text_cascade.confidence([event.logprob for event in self.events], score)
-
     async def read(self) -> Events:
         """Yield every event, those to come when they come."""
         async with contextlib.aclosing(self.rest or _nothing()) as rest:
@@ -242,7 +239,7 @@ class TextPlane:
                     stack.pop_all()  # whoever reads the rest closes it
                     draft.rest = events
                     break
-        work.account["confidence"] = _number(draft.confidence(promise.score))
+        work.account["confidence"] = _number(text_cascade.confidence(draft.events, promise))
         return draft
 
     def _is_kept(self, work: _Work, draft: _Draft, promise: Promise) -> bool:
@@ -251,7 +248,7 @@ class TextPlane:
             draft.is_whole
             and last.finish is not None
             and text_cascade.is_kept(
-                draft.confidence(promise.score),
+                text_cascade.confidence(draft.events, promise),
                 promise,
                 finish=last.finish,
                 tokens=len(draft.events),
@@ -315,13 +312,12 @@ class TextPlane:
             for event in draft.events:
                 yield event
             return
-        logprobs: list[float] = []
+        said: list[TokenEvent] = []
         async with contextlib.aclosing(self._local(work)) as events:
             async for event in events:
-                logprobs.append(event.logprob)
+                said.append(event)
                 if event.finish is not None:
-                    score = work.promise.score if work.promise else text_cascade.USUAL_SCORE
-                    work.account["confidence"] = _number(text_cascade.confidence(logprobs, score))
+                    work.account["confidence"] = _number(text_cascade.confidence(said, work.promise))
                 yield event
 
     def _local(self, work: _Work) -> Events:
@@ -343,7 +339,12 @@ def _promise(hosted: Hosted) -> Promise | None:
     certificate, answer = hosted.certificate, hosted.texts.spec.answer
     if certificate is None or not answer:
         return None
-    return Promise(score=certificate.score, threshold=certificate.threshold, answer=answer)
+    return Promise(
+        score=certificate.score,
+        threshold=certificate.threshold,
+        answer=answer,
+        temperature=certificate.temperature,
+    )
 
 
 def _flag(request: TextRequest, name: str) -> bool:

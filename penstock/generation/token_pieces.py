@@ -8,7 +8,7 @@ are refused: their text depends on tokens to come.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from penstock.errors import ArtifactError
@@ -71,6 +71,10 @@ class Pieces:
         if token in self.special:
             return (self._name_of(token) or "").encode()
         return self.text_bytes(token, first=False)
+
+    def beginning_with(self, texts: tuple[bytes, ...], vocabulary: int) -> Iterator[int]:
+        """Yield the tokens below ``vocabulary`` whose text begins with one of these; keeps none of the texts made."""
+        return (token for token in range(vocabulary) if self._made(token, first=False).startswith(texts))
 
     def _made(self, token: int, *, first: bool) -> bytes:
         if token in self.special:

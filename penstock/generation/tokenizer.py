@@ -62,6 +62,7 @@ class Tokenizer:
         self._library = library
         self.facts = facts
         self.pieces = pieces
+        self._beginning: tuple[tuple[str, ...], frozenset[int]] = ((), frozenset())
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the ids of a text.
@@ -83,6 +84,14 @@ class Tokenizer:
             ) from None
         ids: list[int] = self._library.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
+
+    def beginning_with(self, texts: tuple[str, ...]) -> frozenset[int]:
+        """Return the tokens whose text begins with one of these; what was asked last is kept, since all of the
+        vocabulary is looked at."""
+        if self._beginning[0] != texts:
+            wanted = tuple(text.encode() for text in texts)
+            self._beginning = (texts, frozenset(self.pieces.beginning_with(wanted, self.facts.vocabulary)))
+        return self._beginning[1]
 
     def token_id(self, token: str) -> int | None:
         """Return the id of a token by its own name, such as ``<|im_end|>``; None if there is none."""

@@ -16,17 +16,31 @@ Normalisation = Literal["whitespace", "words"]
 
 
 class AnswerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a language model's answers were made when its promise was: greedily, and with these limits.
+    """How a language model's answers were made when its promise was: greedily, and with these limits; or as the
+    likeliest of some options.
 
     Attributes:
         max_new_tokens: of an answer.
         stop: an answer ended before the first of these strings.
         normalisation: when two answers counted as the same.
+        choices: the options of every answer; empty where each request brings its own. Left out for answers that are
+            free text, and by releases that knew no others.
     """
 
     max_new_tokens: int
     stop: tuple[str, ...] = ()
     normalisation: Normalisation = "whitespace"
+    choices: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def is_choice(self) -> bool:
+        """Say whether answers are options, scored as a whole."""
+        return self.choices is not msgspec.UNSET
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Return the options of every answer; none where each request brings its own, or answers are free text."""
+        return () if self.choices is msgspec.UNSET else self.choices
 
 
 _NOT_WORDS = re.compile(r"[^\w\s]|_")

@@ -14,6 +14,7 @@ from datetime import datetime
 import msgspec
 
 from penstock.errors import InvalidInput
+from penstock.generation import choices
 from penstock.generation.chat_template import ChatTemplate
 from penstock.generation.plane import Chat, TextRequest
 from penstock.generation.tokenizer import Tokenizer
@@ -89,6 +90,7 @@ def prepared(
     if not sampling.is_greedy and sampling.seed is None:
         sampling = msgspec.structs.replace(sampling, seed=seed)
     stop = request.stop if request.stop is not None else (reads.answer.stop if reads.answer else ())
+    usual = choices.grammar_of(reads.answer.options) if reads.answer and reads.answer.options else None
     asked = GenerationRequest(
         id=id,
         prompt_ids=tuple(ids),
@@ -98,10 +100,43 @@ def prepared(
         sampling=sampling,
         stop=stop,
         top_logprobs=request.top_logprobs,
-        grammar=request.grammar,
+        grammar=request.grammar or usual,
     )
+    if reads.answer is not None and _is_scored(asked, reads.answer):
+        asked = _with_options(asked, request.max_new_tokens, reads.tokenizer, facts, token_limits)
     check(asked, facts, ())
     return asked
+
+
+def _is_scored(asked: GenerationRequest, answer: AnswerSpec) -> bool:
+    """Say whether an answer is the likeliest of options. What samples one, stops elsewhere, or wants to hear of
+    alternatives has it held to the grammar instead, as every other model does.
+    """
+    is_usual = asked.sampling.is_plain and not asked.top_logprobs and set(asked.stop) == set(answer.stop)
+    return answer.is_choice and is_usual and asked.grammar is not None and asked.grammar.kind == "choice"
+
+
+def _with_options(
+    asked: GenerationRequest, limit: int | None, tokenizer: Tokenizer, facts: EngineFacts, limits: TokenLimits
+) -> GenerationRequest:
+    """Let the options of a request be scored.
+
+    Args:
+        limit: of the answer's tokens, that the client names.
+
+    Raises:
+        InvalidInput: options that cannot be scored, or that are longer than the answer may be.
+    """
+    assert asked.grammar is not None, "seen before"
+    texts = choices.texts_of(asked.grammar)
+    options = choices.options_of(texts, tokenizer, stop=asked.stop, end_ids=facts.end_ids)
+    if limit is not None and limit < options.longest:
+        raise InvalidInput(
+            f"max_tokens is {limit}, and the longest of the choices has {options.longest} tokens with its end",
+            field="max_tokens",
+        )
+    most = limits.answer_tokens(len(asked.prompt_ids), options.longest)
+    return msgspec.structs.replace(asked, options=options, max_new_tokens=most)
 
 
 def _prompt_ids(request: TextRequest, reads: Vocabulary, limits: TokenLimits, at: datetime) -> Sequence[int]:

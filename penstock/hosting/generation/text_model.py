@@ -81,7 +81,8 @@ class TextModel:
             InvalidInput: as there.
         """
         prepare = partial(prompts.prepared, request, self.reads, self.facts, limits, id=id, seed=seed, at=at)
-        return prepare() if prompts.is_quick(request) else await asyncio.to_thread(prepare)
+        is_choice = self.reads.answer is not None and self.reads.answer.is_choice  # the vocabulary is looked at, once
+        return prepare() if prompts.is_quick(request) and not is_choice else await asyncio.to_thread(prepare)
 
     def generate(
         self, request: GenerationRequest, *, deadline: float, priority: int = 0
@@ -119,12 +120,18 @@ async def load(
         ArtifactError: files that are no model, or one that continues its golden prompts in another way on this machine.
         InvalidInput: an engine or provider that is not known here. MissingExtra: a library is not installed.
         Unavailable: its process ended, or made no token in time; no server of others made one.
-        ConfigError: a URL of a server is none.
+        ConfigError: a URL of a server is none, or servers of others cannot answer as was certified.
     """
     directory = files.weights.parent
     reads = await asyncio.to_thread(_vocabulary, spec, directory)
     generator: ProcessGenerator | RemoteGenerator
     if urls := settings.remote.urls.get(spec.model):
+        if spec.answer and spec.answer.is_choice:
+            raise ConfigError(
+                f"{spec.model}: its answers are options, scored as whole answers, and a server of OpenAI's API scores "
+                "none: what it would choose token by token is not what was certified; take the model out of "
+                "generation.remote.urls"
+            )
         generator = _remote(spec, reads, settings, urls, measures)
     else:
         options = settings.options(spec.provider, threads=threads)
@@ -134,6 +141,7 @@ async def load(
         )
     try:
         await generator.start()
+        _check_choices(spec, generator.facts)
         await _prove(spec, files, generator)
     except BaseException:
         await asyncio.shield(generator.close(0.0))
@@ -170,6 +178,19 @@ def _remote(
     return RemoteGenerator(
         spec.model, urls, facts=facts, settings=remote, token=remote.token or None, measures=measures
     )
+
+
+def _check_choices(spec: VariantSpec, facts: EngineFacts) -> None:
+    """Refuse an engine that cannot answer as was certified.
+
+    Raises:
+        ArtifactError: answers are options, and it scores none.
+    """
+    if spec.answer and spec.answer.is_choice and not facts.scores_options:
+        raise ArtifactError(
+            f"{spec.model}, {spec.role} variant for {spec.target}: its answers are options, and the engine that runs "
+            "it here (onnxruntime-genai) scores none; compile a model that runs in slots, on a processor"
+        )
 
 
 def _vocabulary(spec: VariantSpec, directory: Path) -> Vocabulary:

@@ -8,6 +8,7 @@ import json
 from typing import Literal
 
 from penstock.errors import InvalidInput
+from penstock.generation.choices import texts_of
 from penstock.generation.values import GenerationRequest, Grammar
 
 KINDS = frozenset({"json_schema", "regex", "choice"})
@@ -32,17 +33,15 @@ def guidance(grammar: Grammar) -> tuple[Kind, str]:
         )
     if grammar.kind == "regex":
         return "regex", grammar.text
+    if grammar.kind == "choice":
+        return "lark_grammar", "start: " + " | ".join(json.dumps(each) for each in texts_of(grammar))
     try:
         value = json.loads(grammar.text)
     except (ValueError, RecursionError) as error:
         raise InvalidInput(f"grammar: a {grammar.kind} is JSON: {error}", field="grammar") from error
-    if grammar.kind == "json_schema":
-        if not isinstance(value, dict):
-            raise InvalidInput("grammar: a JSON schema is an object", field="grammar")
-        return "json_schema", json.dumps(value | {"x-guidance": {"whitespace_flexible": False}})
-    if not isinstance(value, list) or not value or not all(isinstance(each, str) and each for each in value):
-        raise InvalidInput("grammar: choices are a JSON list of texts", field="grammar")
-    return "lark_grammar", "start: " + " | ".join(json.dumps(each) for each in value)
+    if not isinstance(value, dict):
+        raise InvalidInput("grammar: a JSON schema is an object", field="grammar")
+    return "json_schema", json.dumps(value | {"x-guidance": {"whitespace_flexible": False}})
 
 
 def check_end(request: GenerationRequest) -> None:

@@ -10,11 +10,9 @@ from collections.abc import Collection, Sequence
 
 from penstock.errors import InvalidInput, QueueFull
 from penstock.generation import sampling
+from penstock.generation.choices import MAX_OPTIONS
 from penstock.generation.values import FinishReason, GenerationRequest, Options
 from penstock.runtime.generation import EngineFacts
-
-MAX_OPTIONS = 256
-"""Of one request: each costs a run of the model over its own tokens."""
 
 
 def check(request: GenerationRequest, facts: EngineFacts, running: Collection[str]) -> None:

@@ -1,4 +1,4 @@
-"""The contract suite's part for requests with options: who scores them does it alike in any company, who cannot says so."""
+"""The contract suite's part for requests with options: who scores them does so alike in any company, others refuse."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from penstock.errors import InvalidInput
+from penstock.generation.choices import MAX_OPTIONS
 from penstock.generation.values import GenerationRequest, Options, SampledToken, Sampling
 from penstock.runtime.generation import GenerationEngine, GenerationOptions, ReadingEngine, load
-from penstock.runtime.generation.requests import MAX_OPTIONS
 from tests.penstock.runtime.generation.test_engine_contract import LONG, MODELS, OPTIONS, PROMPT, alone, asked, finished
 
 CHOICES = ((300, 301), (300,), (7, 8, 9, 10), (300, 301, 302), (512,), tuple(range(20, 42)))
