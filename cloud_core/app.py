@@ -29,6 +29,7 @@ from cloud_core.registry.registry import Registry
 from cloud_core.serving.controller import Controller
 from cloud_core.serving.counters import Measures
 from cloud_core.serving.dataplane import DataPlane
+from cloud_core.serving.embeddings import Embeddings
 from cloud_core.serving.texts import TextPlane
 from cloud_core.settings import CoreSettings, check
 from cloud_core.state import Database
@@ -169,6 +170,7 @@ class Core:
         self.http = http_server(
             self.plane,
             self.texts,
+            Embeddings(self.plane, settings.serving),
             OciApi(registry, now=_utc_now, is_draining=lambda: self.plane.is_draining),
             gc_route(registry),
             Metrics(self.plane, self.texts, fleet, version),

@@ -32,6 +32,7 @@ from edge_agent.reporting.outbox import Outbox
 from edge_agent.serving.cloud_texts import CloudTexts
 from edge_agent.serving.counts import Outcomes
 from edge_agent.serving.dataplane import DataPlane
+from edge_agent.serving.embeddings import Embeddings
 from edge_agent.serving.escalation import Escalator
 from edge_agent.serving.hosting import Hosting
 from edge_agent.serving.texts import TextPlane
@@ -232,6 +233,7 @@ class Agent:
         self.http = http_server(
             self.dataplane,
             self.texts,
+            Embeddings(self.dataplane, self.settings.cascade),
             self.status,
             self.updater.unblock,
             body_s=limits.default_timeout_s,

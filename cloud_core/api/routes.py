@@ -9,6 +9,7 @@ import asyncio
 from cloud_core.api.metrics import Metrics
 from cloud_core.api.oci import OciApi
 from cloud_core.serving.dataplane import SERVER_NAME, DataPlane
+from cloud_core.serving.embeddings import Embeddings
 from cloud_core.serving.texts import TextPlane
 from cloud_core.settings import HttpSettings
 from penstock.http.generate import Generate
@@ -24,6 +25,7 @@ _IS_REGISTRY = {"Docker-Distribution-Api-Version": "registry/2.0"}  # the regist
 def http_server(
     plane: DataPlane,
     texts: TextPlane,
+    embeddings: Embeddings,
     oci: OciApi,
     gc: Route,
     metrics: Metrics,
@@ -35,6 +37,7 @@ def http_server(
 
     Args:
         texts: answers OpenAI's API and the generate extension.
+        embeddings: answers with vectors of texts.
         gc: the row that collects garbage.
         body_s: how long a request's body may take to arrive.
     """
@@ -47,7 +50,7 @@ def http_server(
     )
 
     generate = Generate(texts, queue_full_status=settings.queue_full_status)
-    openai = OpenAi(texts, queue_full_status=settings.queue_full_status)
+    openai = OpenAi(texts, embedder=embeddings, queue_full_status=settings.queue_full_status)
 
     async def scrape(request: Request) -> Reply:
         body, content_type = metrics.render(request.headers.get("Accept", ""))

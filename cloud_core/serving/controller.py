@@ -21,7 +21,8 @@ from cloud_core.serving.served_text import ServedText
 from cloud_core.settings import ServingSettings
 from penstock.artifact.manifests import Variant
 from penstock.errors import ArtifactError, Internal, NotFound, PenstockError, Unavailable
-from penstock.hosting import loading
+from penstock.hosting import embedding, loading
+from penstock.hosting.embedding import Embedding
 from penstock.hosting.generation import text_model
 from penstock.hosting.replica import EngineReplica, outputs_replica
 from penstock.hosting.replica_queue import ReplicaQueue
@@ -264,21 +265,22 @@ class Controller:
 
     async def _load_arrays(self, variant: Variant) -> Served:
         loop = asyncio.get_running_loop()
-        return self._serve(variant, await loop.run_in_executor(self._loader, self._load_replicas, variant))
+        return self._serve(variant, *await loop.run_in_executor(self._loader, self._load_replicas, variant))
 
-    def _load_replicas(self, variant: Variant) -> list[EngineReplica[Tensors]]:
+    def _load_replicas(self, variant: Variant) -> tuple[list[EngineReplica[Tensors]], Embedding | None]:
         settings = self._settings
         files = self._registry.verified_files(variant)
         cpus = usable_cpus()
         loaded = loading.load(variant.spec, files, threads=settings.threads, cpus=cpus)
         replicas = [outputs_replica(loaded, on_loop_below_s=settings.inline_below_s)]
+        texts = embedding.load(variant.spec, files, max_rows=loaded.max_batch)
         wanted = settings.replicas or parallelism.instances(cpus, loaded.threads)
         while len(replicas) < wanted and not replicas[0].is_always_short:
             loaded = loading.load(variant.spec, files, threads=loaded.threads)
             replicas.append(outputs_replica(loaded, on_loop_below_s=settings.inline_below_s))
-        return replicas
+        return replicas, texts
 
-    def _serve(self, variant: Variant, replicas: list[EngineReplica[Tensors]]) -> Served:
+    def _serve(self, variant: Variant, replicas: list[EngineReplica[Tensors]], texts: Embedding | None) -> Served:
         settings = self._settings
         measures = self._measures.batch(variant.spec.model, variant.digest)
         queues = [
@@ -292,7 +294,7 @@ class Controller:
         ]
         engine = replicas[0].engine
         inputs = with_sizes_of(engine.inputs, variant.spec.inputs)
-        return Served(variant, tuple(queues), inputs=inputs, outputs=engine.outputs, now=self._now())
+        return Served(variant, tuple(queues), inputs=inputs, outputs=engine.outputs, now=self._now(), embedding=texts)
 
     async def _unload(self, digest: str) -> None:
         served = self.router.take_out(digest)

@@ -104,14 +104,14 @@ class DataPlane:
         """List what is in memory now and answers with texts."""
         return tuple(one for one in self._router.served.values() if isinstance(one, ServedText))
 
-    def served_text_versions(self) -> list[tuple[ModelVersion, ServedText]]:
-        """List the tagged versions that answer with texts and are in memory."""
+    def served_versions(self) -> list[tuple[ModelVersion, Served | ServedText]]:
+        """List the tagged versions that are in memory."""
         found = []
         for model in self._registry.models():
             for version in self._registry.versions(model):
                 with contextlib.suppress(PenstockError):  # one for devices only
                     served = self._router.served.get(self.controller.variant_of(version.digest).digest)
-                    if isinstance(served, ServedText):
+                    if served is not None:
                         found.append((version, served))
         return found
 

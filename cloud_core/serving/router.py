@@ -19,6 +19,7 @@ from cloud_core.serving.counters import Measures, RouteMeasures
 from cloud_core.serving.served_text import ServedText
 from penstock.artifact.manifests import Variant
 from penstock.errors import InvalidInput, Unavailable
+from penstock.hosting.embedding import Embedding
 from penstock.hosting.replica_queue import ReplicaQueue
 from penstock.hosting.rows import Tensors
 from penstock.wire.inference import Parameter
@@ -38,8 +39,10 @@ class Served:
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
         now: float,
+        embedding: Embedding | None = None,
     ) -> None:
-        self.variant, self.queues = variant, queues
+        """``embedding``: makes its rows of texts; None where it takes none."""
+        self.variant, self.queues, self.embedding = variant, queues, embedding
         self.last_used_at = now
         self.inflight_bytes = 0  # of admitted requests
         self.inputs = inputs

@@ -129,8 +129,8 @@ class TextPlane:
                 created_at=int(version.pushed_at.timestamp()),
                 context_tokens=served.model.facts.context_tokens,
             )
-            for version, served in self._plane.served_text_versions()
-            if not served.problem
+            for version, served in self._plane.served_versions()
+            if isinstance(served, ServedText) and not served.problem
         ]
 
     async def cut(self) -> None:

@@ -103,6 +103,15 @@ def lengths(section: DataSection, specs: Sequence[TensorSpec], *, own: int = 0) 
     return length, True
 
 
+def padding_of(path: Path, settings: TokenizerSection) -> tuple[int, int, bool]:
+    """Return (id of a tokenizer's padding token, its type, whether it goes on the left).
+
+    Raises:
+        ConfigError: no token to pad with. InvalidInput, MissingExtra: as :func:`encode`.
+    """
+    return _padding(_load(path), settings)
+
+
 def own_length(path: Path) -> int:
     """Return what a tokenizer's own file truncates to; 0 if it does not.
 

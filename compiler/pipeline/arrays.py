@@ -21,7 +21,7 @@ from compiler.graph import files, vocabulary
 from compiler.graph.confidence_head import PROBE_OUTPUT
 from compiler.measure import quality
 from compiler.measure.quality import Judge
-from compiler.pipeline import array_candidates, judging, probing, recipe_models, trials
+from compiler.pipeline import array_candidates, embedding, judging, probing, recipe_models, trials
 from compiler.pipeline.cached_steps import CachedSteps, Model, as_it_is, engine
 from compiler.pipeline.candidates import Candidate, Chosen, Contest, Goal
 from compiler.pipeline.certifying import check_enough, sample_of
@@ -183,7 +183,7 @@ class Arrays:
                 doing.note(packed.how)
         onnx = as_it_is(graph.path)
         spec = msgspec.structs.replace(
-            self._cloud_spec(onnx),
+            self._spec(onnx, role),
             role=role,
             engine=target.engine,
             target=target.name,
@@ -197,10 +197,9 @@ class Arrays:
 
     def cloud_draft(self) -> VariantDraft:
         """Pack the cloud's model as it came."""
-        model = self.cloud.made
-        onnx = as_it_is(model.path)
-        asked = self._asked(self._cloud_rows, onnx)
-        return pack.draft(self._cloud_spec(onnx), model.path, onnx, asked, files=self._travelling(CLOUD))
+        path, files = self.cloud.made.path, self._travelling(CLOUD)
+        onnx = as_it_is(path)
+        return pack.draft(self._spec(onnx, CLOUD), path, onnx, self._asked(self._cloud_rows, onnx), files=files)
 
     def ask(self, candidate: Candidate, use: Use, doing: Doing) -> AnsweredRows:
         """Ask a candidate and the cloud one split."""
@@ -244,10 +243,10 @@ class Arrays:
             *(calls.first(one.inputs, onnx.inputs, rows=one.rows) for _, one in buckets.others(few)),
         ]
 
-    def _cloud_spec(self, onnx: Engine) -> VariantSpec:
-        """Return the spec of the cloud's variant; others differ from it in what their target and precision say."""
+    def _spec(self, onnx: Engine, role: str) -> VariantSpec:
+        """Return the spec of the cloud's variant, with what the source of ``role`` says about texts."""
         model = self._recipe.model
-        return VariantSpec(
+        spec = VariantSpec(
             model=model.name,
             role=CLOUD,
             engine="onnx",
@@ -264,6 +263,7 @@ class Arrays:
             max_batch=self._batch_rows(self.cloud, onnx),
             preprocessing=dict(self.preprocessing),
         )
+        return embedding.with_texts(spec, self._recipe, self._models[role])
 
     def _batch_rows(self, candidate: Candidate, onnx: Engine) -> int:
         """Return how many rows of a call the variant is served with: one where the model takes no more."""

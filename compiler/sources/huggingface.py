@@ -14,7 +14,7 @@ from typing import Any
 
 from compiler.progress import Progress
 from compiler.recipe.source_section import SourceSection
-from compiler.sources import companions, detection
+from compiler.sources import companions, detection, sentences
 from compiler.sources.detection import Source
 from compiler.sources.exported import Exported
 from penstock.errors import ConfigError
@@ -128,6 +128,8 @@ def export(source: Source, section: SourceSection, out: Path, *, progress: Progr
         facts["labels"] = list(labels)
     if pooled is not None:
         facts["pooling"] = str(pooled)
+    if task == FEATURES:
+        facts |= sentences.facts(source.location)
     job = tidy.Job(
         toolchain=section.toolchain,
         runner=f"export_{section.toolchain}.py",

@@ -9,7 +9,7 @@ from typing import Any
 from compiler.graph import files, zip_map
 from compiler.progress import Progress
 from compiler.recipe.source_section import SourceSection
-from compiler.sources import companions
+from compiler.sources import companions, sentences
 from compiler.sources.detection import Source
 from compiler.sources.exported import Exported
 from penstock.artifact.blobs import disk_errors
@@ -48,6 +48,8 @@ def export(source: Source, section: SourceSection, out: Path, *, progress: Progr
     facts: dict[str, Any] = {
         "framework": "onnx", "opset": opset, "ir_version": model.ir_version, "producer": model.producer_name
     }  # fmt: skip
+    if is_directory:
+        facts |= sentences.facts(source.location.parent)
     if classes is not None:
         how += ", its ZipMap cut"
         facts["labels"] = list(classes)

@@ -12,6 +12,7 @@ from typing import Any
 
 from edge_agent.api.metrics import CONTENT_TYPE, Metrics
 from edge_agent.serving.dataplane import DataPlane
+from edge_agent.serving.embeddings import Embeddings
 from edge_agent.serving.texts import TextPlane
 from penstock.http.generate import Generate
 from penstock.http.oip import Oip
@@ -25,6 +26,7 @@ SERVER_NAME = "penstock-agent"
 def http_server(
     dataplane: DataPlane,
     texts: TextPlane,
+    embeddings: Embeddings,
     status: Callable[[], Mapping[str, Any]],
     unblock: Callable[[str], None],
     *,
@@ -35,6 +37,7 @@ def http_server(
 
     Args:
         texts: answers OpenAI's API and the generate extension.
+        embeddings: answers with vectors of texts.
         status: gives the document of ``GET /status``.
         unblock: lets a model try again what failed; ``POST /models/{model}/unblock``.
         body_s: how long a request's body may take to arrive.
@@ -56,7 +59,7 @@ def http_server(
     routes = [
         *oip.routes(),
         *Generate(texts).routes(),
-        *OpenAi(texts).routes(),
+        *OpenAi(texts, embedder=embeddings).routes(),
         Route("GET", "/metrics", scrape),
         Route("GET", "/status", tell),
         Route("POST", "/models/{model}/unblock", try_again),

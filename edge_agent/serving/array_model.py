@@ -17,6 +17,7 @@ from edge_agent.serving.local_queue import LocalQueue
 from penstock.artifact.certificates import Certificate
 from penstock.artifact.manifests import VariantSpec, decoder_of
 from penstock.errors import InvalidInput
+from penstock.hosting.embedding import Embedding
 from penstock.hosting.loading import Loaded
 from penstock.policy.decoding import Answers
 from penstock.wire.tensors import Array, TensorSpec, with_sizes_of
@@ -35,13 +36,22 @@ class ArrayModel:
     """One variant.
 
     Attributes:
+        embedding: makes its rows of texts; None where it takes none.
         decoder: reads and compares answers.
         can_split: rows can be merged and taken apart, so a request may be answered row by row.
         queue: what waits for the engine.
     """
 
-    def __init__(self, spec: VariantSpec, loaded: Loaded, standing: Standing, *, max_queue_rows: int) -> None:
-        self.engine = loaded.engine
+    def __init__(
+        self,
+        spec: VariantSpec,
+        loaded: Loaded,
+        standing: Standing,
+        *,
+        max_queue_rows: int,
+        embedding: Embedding | None = None,
+    ) -> None:
+        self.engine, self.embedding = loaded.engine, embedding
         self.can_split = loaded.timing.is_batchable
         self.decoder = decoder_of(spec)
         self._standing = standing

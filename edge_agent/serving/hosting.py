@@ -22,7 +22,8 @@ from edge_agent.serving.load_plan import LoadPlan, usable_certificate
 from penstock.artifact.certificates import Certificate
 from penstock.artifact.manifests import columns_of
 from penstock.errors import InvalidInput, NotFound, Unavailable
-from penstock.hosting import loading
+from penstock.hosting import embedding, loading
+from penstock.hosting.embedding import Embedding
 from penstock.hosting.generation import text_model
 from penstock.hosting.generation.settings import GenerationSettings
 from penstock.hosting.generation.text_model import TextModel
@@ -60,8 +61,14 @@ class Hosted:
         max_queue_rows: int,
         max_harm: float | None = None,
         audits: Sequence[Audit] = (),
+        texts: Embedding | None = None,
     ) -> None:
-        """``max_harm``: level of the certificate, None its own; ``audits``: what is remembered of this model's."""
+        """
+        Args:
+            max_harm: level of the certificate; None its own.
+            audits: what is remembered of this model's.
+            texts: makes rows of texts for a model that takes them.
+        """
         self.plan = plan
         self.tally = tally
         self.failures = 0
@@ -87,7 +94,9 @@ class Hosted:
         self._update_mode()
         spec = plan.variant.spec
         self.serves: ArrayModel | TextModel = (
-            ArrayModel(spec, loaded, self, max_queue_rows=max_queue_rows) if isinstance(loaded, Loaded) else loaded
+            ArrayModel(spec, loaded, self, max_queue_rows=max_queue_rows, embedding=texts)
+            if isinstance(loaded, Loaded)
+            else loaded
         )
         self.metadata = ModelMetadata(
             name=plan.model,
@@ -305,15 +314,14 @@ class Hosting:
         self._loading[plan.model] = self._loading.get(plan.model, 0) + 1
         spec = plan.variant.spec
         loaded: Loaded | TextModel
+        texts: Embedding | None = None
         try:
             if spec.engine in TEXT_ENGINES:
                 loaded = await text_model.load(
                     spec, plan.files, self._generation, threads=self._threads, log_settings=self._log_settings
                 )
             else:
-                loaded = await asyncio.to_thread(
-                    loading.load, spec, plan.files, threads=self._threads, cpus=usable_cpus()
-                )
+                loaded, texts = await asyncio.to_thread(_load_arrays, plan, threads=self._threads)
         finally:
             self._expected.discard(plan.model)  # loaded or not, nothing more is known to come
             self._loading[plan.model] -= 1
@@ -328,6 +336,7 @@ class Hosting:
             max_queue_rows=self._max_queue_rows,
             max_harm=self._max_harm_of(plan.model),
             audits=audits,
+            texts=texts,
         )
         telemetry.log(_LOG, logging.INFO, "model proved itself", model=plan.model, version=plan.version,
                       target=spec.target, serves=repr(hosted.serves), mode=hosted.mode)  # fmt: skip
@@ -367,6 +376,16 @@ class Hosting:
         """Retire every model."""
         for hosted in self.hosted():
             await self.retire(hosted)
+
+
+def _load_arrays(plan: LoadPlan, *, threads: int) -> tuple[Loaded, Embedding | None]:
+    spec = plan.variant.spec
+    loaded = loading.load(spec, plan.files, threads=threads, cpus=usable_cpus())
+    try:
+        return loaded, embedding.load(spec, plan.files, max_rows=loaded.max_batch)
+    except BaseException:
+        loaded.engine.close()
+        raise
 
 
 def _restored(

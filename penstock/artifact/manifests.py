@@ -20,6 +20,7 @@ from penstock.artifact.certificates import Certificate, Subject
 from penstock.errors import ArtifactError, DigestMismatch
 from penstock.policy.decoding import CLASSES, Decoder, Decoding
 from penstock.policy.text_answers import AnswerSpec
+from penstock.policy.text_rows import EmbeddingSpec
 from penstock.wire.tensors import TensorSpec
 
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -117,6 +118,7 @@ class VariantSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             out where it has none, so that such a spec is read by releases that know of no such output.
         decoding: how the scored output is read, where it holds no classes; left out where it does.
         answer: of a language model; left out for others, and by releases that did not know it.
+        embedding: how texts become the inputs of a model that gives a vector for each; left out for others.
     """
 
     model: str
@@ -136,6 +138,7 @@ class VariantSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     probe_output: str | msgspec.UnsetType = msgspec.UNSET
     decoding: Decoding | msgspec.UnsetType = msgspec.UNSET
     answer: AnswerSpec | msgspec.UnsetType = msgspec.UNSET
+    embedding: EmbeddingSpec | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def probe(self) -> str:

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import msgspec
+from numpy.typing import NDArray
 
 from penstock.generation.values import Grammar, Sampling, TokenEvent
 from penstock.wire.context import RequestContext
 from penstock.wire.inference import Parameter
 
 Ticket = TypeVar("Ticket", bound=AbstractContextManager[Any])
+Ticket_contra = TypeVar("Ticket_contra", contravariant=True)
 
 
 class Chat(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +58,38 @@ class TextRequest(msgspec.Struct, frozen=True, kw_only=True):
     top_logprobs: int | None = None
     grammar: Grammar | None = None
     parameters: Mapping[str, Parameter] = {}
+
+
+class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Vectors that a client asks for.
+
+    Attributes:
+        model: by name.
+        version: "" for the default.
+        inputs: texts, or their token ids.
+        dimensions: numbers of each vector; None for all.
+        parameters: extensions of ours, such as ``local_only``.
+    """
+
+    model: str
+    version: str = ""
+    inputs: tuple[str | tuple[int, ...], ...]
+    dimensions: int | None = None
+    parameters: Mapping[str, Parameter] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedded:
+    """What became of texts whose vectors were asked for.
+
+    Attributes:
+        vectors: one for each input, in order, each with one dimension.
+        account: who answered, and why, as response parameters.
+    """
+
+    vectors: Sequence[NDArray[Any]]
+    prompt_tokens: int
+    account: Mapping[str, Parameter]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -110,4 +144,21 @@ class TextPlane(Protocol[Ticket]):
 
     def text_models(self) -> Sequence[TextModel]:
         """List the models that can be asked now."""
+        ...
+
+
+class Embedder(Protocol[Ticket_contra]):
+    """What gives vectors of texts, beside a text plane of the same server, which admits requests."""
+
+    async def embed(self, ticket: Ticket_contra, context: RequestContext, request: EmbeddingRequest) -> Embedded:
+        """Answer an admitted request.
+
+        Raises:
+            InvalidInput: an input, ``dimensions``, or a model that gives no vectors of texts. Others: as a request for
+                arrays.
+        """
+        ...
+
+    def embedding_models(self) -> Sequence[TextModel]:
+        """List the models that can be asked now; ``context_tokens`` is the most of one text."""
         ...

@@ -106,10 +106,6 @@ def load(files: Mapping[str, bytes]) -> Tokenizer:
         ArtifactError: no tokenizer.json, one that is too large or malformed, or one whose tokens cannot be said in
             bytes one by one; the message says what to do. MissingExtra: the library is not installed.
     """
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise missing_extra("tokenizers", "generate", "turning text into tokens") from error
     content = files.get(FILE)
     if content is None:
         raise ArtifactError(
@@ -117,14 +113,7 @@ def load(files: Mapping[str, bytes]) -> Tokenizer:
             ".save_pretrained(DIRECTORY)"
         )
     document = _json(FILE, content)
-    try:
-        library = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
-    except Exception as error:  # the library raises bare Exception for a malformed document
-        raise ArtifactError(
-            f"{FILE} is not one of the Hugging Face tokenizers library {tokenizers.__version__}: {str(error)[:200]}"
-        ) from error
-    library.no_padding()
-    library.no_truncation()
+    library = library_of(content)
     names = named_tokens(files)
     tokens: dict[str, int] = library.get_vocab(with_added_tokens=True)
     vocabulary = 1 + max(tokens.values(), default=-1)
@@ -140,9 +129,36 @@ def load(files: Mapping[str, bytes]) -> Tokenizer:
     return Tokenizer(library, facts, pieces)
 
 
+def library_of(content: bytes, *, name: str = FILE) -> Any:
+    """Return the library's own tokenizer, which pads and cuts nothing, whatever its file says.
+
+    Raises:
+        ArtifactError: too large or malformed. MissingExtra: the library is not installed.
+    """
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise missing_extra("tokenizers", "generate", "turning text into tokens") from error
+    if len(content) > MAX_FILE_BYTES:
+        raise _too_large(name, content)
+    try:
+        library = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
+    except Exception as error:  # the library raises bare Exception for a malformed document
+        raise ArtifactError(
+            f"{name} is not one of the Hugging Face tokenizers library {tokenizers.__version__}: {str(error)[:200]}"
+        ) from error
+    library.no_padding()
+    library.no_truncation()
+    return library
+
+
+def _too_large(name: str, content: bytes) -> ArtifactError:
+    return ArtifactError(f"{name} has {len(content)} bytes, at most {MAX_FILE_BYTES} are read")
+
+
 def _json(name: str, content: bytes) -> dict[str, Any]:
     if len(content) > MAX_FILE_BYTES:
-        raise ArtifactError(f"{name} has {len(content)} bytes, at most {MAX_FILE_BYTES} are read")
+        raise _too_large(name, content)
     try:
         return msgspec.json.decode(content, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -13,20 +13,19 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic
 
 import msgspec
-from numpy.typing import NDArray
 
 from penstock.errors import NotFound, PenstockError
-from penstock.generation.plane import TextAnswer, TextPlane, Ticket
+from penstock.generation.plane import Embedder, TextAnswer, TextModel, TextPlane, Ticket
 from penstock.generation.values import TokenEvent
 from penstock.http.routes import Handler, Reply, Request, Route, json_reply, refusal
 from penstock.http.texts import STREAM_HEADERS, Bodies, version_of
 from penstock.openai.answers import Chunks, Finished, Head, answer_document, model_document, models_document
-from penstock.openai.embeddings import EmbeddingCall, embeddings_document, read_embedding
+from penstock.openai.embeddings import embeddings_document, read_embedding
 from penstock.openai.error_objects import error_document
 from penstock.openai.requests import Call, read_chat, read_completion
 from penstock.openai.sse import DONE, event_bytes
@@ -34,36 +33,10 @@ from penstock.policy.access import Action
 from penstock.process.telemetry import refusal_of
 from penstock.wire.context import RequestContext
 
-Ticket_contra = TypeVar("Ticket_contra", contravariant=True)
-
 AT_ONCE = 8
 """Answers to one request that are under way at the same time; the next one begins when one of them ends."""
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Embedded:
-    """What became of texts.
-
-    Attributes:
-        vectors: one for each input, in order, each with one dimension.
-    """
-
-    vectors: Sequence[NDArray[Any]]
-    prompt_tokens: int
-
-
-class Embedder(Protocol[Ticket_contra]):
-    """What makes vectors of texts, for those rooms that serve such models."""
-
-    async def embed(self, ticket: Ticket_contra, context: RequestContext, call: EmbeddingCall) -> Embedded:
-        """Answer an admitted request.
-
-        Raises:
-            InvalidInput: the input, or ``dimensions`` where the model cannot be cut.
-        """
-        ...
 
 
 class OpenAi(Generic[Ticket]):
@@ -165,21 +138,25 @@ class OpenAi(Generic[Ticket]):
         assert self._embedder is not None  # there is no row otherwise
         context, body = await self._bodies.read(request)
         call = read_embedding(body)
-        with self._plane.admit(context, call.name, call.version, len(body)) as ticket:
-            made = await self._embedder.embed(ticket, context, call)
-        return json_reply(embeddings_document(made.vectors, call, prompt_tokens=made.prompt_tokens))
+        asked = call.request
+        with self._plane.admit(context, asked.model, asked.version, len(body)) as ticket:
+            made = await self._embedder.embed(ticket, context, asked)
+            return json_reply(embeddings_document(call, made))
 
     async def _models(self, request: Request) -> Reply:
-        return json_reply(models_document(self._plane.text_models()))
+        return json_reply(models_document(self._known()))
 
     async def _model(self, request: Request) -> Reply:
         name = request.names["model"]
-        models = self._plane.text_models()
+        models = self._known()
         found = next((model for model in models if model.name == name), None)
         if found is None:
             known = ", ".join(sorted({model.name for model in models})) or "none"
-            raise NotFound(f"no model {name[:200]!r} that generates; known: {known}")
+            raise NotFound(f"no model {name[:200]!r} that answers texts; known: {known}")
         return json_reply(model_document(found))
+
+    def _known(self) -> Sequence[TextModel]:
+        return [*self._plane.text_models(), *(self._embedder.embedding_models() if self._embedder is not None else ())]
 
     def _head(self, call: Call) -> Head:
         kind = "chatcmpl" if call.kind == "chat" else "cmpl"

@@ -172,11 +172,17 @@ def read_completion(body: bytes) -> Call:
     )  # fmt: skip
 
 
-def prompts_of(value: object, *, field: str) -> tuple[str | tuple[int, ...], ...]:
+def prompts_of(
+    value: object, *, field: str, most: int = MAX_CHOICES, why: str = "a model continues at least one token"
+) -> tuple[str | tuple[int, ...], ...]:
     """Read a text, a list of texts, token ids, or a list of lists of them.
 
+    Args:
+        most: in one request.
+        why: none may be empty.
+
     Raises:
-        InvalidInput: something else, an empty one, or more than ``MAX_CHOICES``.
+        InvalidInput: something else, an empty one, or more than ``most``.
     """
     prompts: tuple[str | tuple[int, ...], ...]
     match value:
@@ -190,12 +196,12 @@ def prompts_of(value: object, *, field: str) -> tuple[str | tuple[int, ...], ...
             prompts = tuple(convert(value, list[str], field=field))
         case _:
             raise InvalidInput(f"{field}: missing or empty; expected a text, token ids, or a list of them", field=field)
-    if len(prompts) > MAX_CHOICES:
-        raise InvalidInput(f"{field}: {len(prompts)}; at most {MAX_CHOICES} in one request", field=field)
+    if len(prompts) > most:
+        raise InvalidInput(f"{field}: {len(prompts)}; at most {most} in one request", field=field)
     for index, prompt in enumerate(prompts):
         if not prompt:
             where = field if isinstance(value, str) else f"{field}[{index}]"
-            raise InvalidInput(f"{where}: empty; a model continues at least one token", field=where)
+            raise InvalidInput(f"{where}: empty; {why}", field=where)
     return prompts
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -21,9 +20,8 @@ from examples.tiny_llama import data
 from penstock.artifact.layout import Layout
 from penstock.policy.text_answers import AnswerSpec
 from tests.language import CLOUD, EDGE, MODELS
-from tests.project.readme import blocks, script
+from tests.pages import DOCS, walk
 
-PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "serve-a-language-model.md"
 ASKED = 24
 
 
@@ -112,32 +110,10 @@ def test_what_is_said_is_a_table_with_the_promise(made: Path) -> None:
 
 def test_the_page_that_teaches_it_says_what_works(made: Path, short_dir: Path) -> None:
     """Its commands in order; what was compiled above is found in the cache of steps."""
-    text = PAGE.read_text(encoding="utf-8")
-    with socket.create_server(("127.0.0.1", 0)) as http, socket.create_server(("127.0.0.1", 0)) as grpc:
-        ports = http.getsockname()[1], grpc.getsockname()[1]
-    (short_dir / "examples").symlink_to(PAGE.parents[2] / "examples")
-    env = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PENSTOCK_CORE_HTTP__PORT": str(ports[0]),
-        "PENSTOCK_CORE_GRPC__PORT": str(ports[1]),
-        "PENSTOCK_CORE_DATA_DIR": str(short_dir / "core"),
-        "PENSTOCK_CORE": f"grpc://127.0.0.1:{ports[1]}",
-        "PENSTOCK_REGISTRY": f"http://127.0.0.1:{ports[0]}",
-        "PENSTOCK_AGENT_CORE": f"grpc://127.0.0.1:{ports[1]}",
-        "PENSTOCK_AGENT_REGISTRY": f"http://127.0.0.1:{ports[0]}",
-        "PENSTOCK_AGENT_DATA_DIR": str(short_dir / "agent"),
-        "PENSTOCK_AGENT_HEARTBEAT__INTERVAL_S": "0.2",
-        "PENSTOCK_AGENT_HEARTBEAT__MAX_S": "0.2",
-        "PENSTOCK_AGENT_UPDATE__PROBATION_S": "0.2",
-    }
-    walk = script(blocks(text.replace("127.0.0.1:8000", f"127.0.0.1:{ports[0]}")))
-    done = subprocess.run(
-        ["bash", "-c", walk], cwd=short_dir, env=env, capture_output=True, text=True, timeout=200, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert '"served_by"' in done.stdout
-    assert "data: [DONE]" in done.stdout
+    (short_dir / "examples").symlink_to(DOCS.parent / "examples")
+    said = walk(DOCS / "how-to" / "serve-a-language-model.md", short_dir)
+    assert '"served_by"' in said
+    assert "data: [DONE]" in said
 
 
 def test_prompts_are_held_out_from_training_and_from_the_certificate() -> None:

@@ -6,6 +6,7 @@ the float model on the same rows.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,6 +26,8 @@ from penstock import Client
 from penstock.artifact import golden, manifests
 from penstock.artifact.layout import Layout
 from penstock.process import machine
+from penstock.toolchain import locations
+from penstock.toolchain.definitions import find
 from tests.compiler import small_models as small
 from tests.processes import AgentProcess, CoreProcess
 
@@ -154,16 +157,57 @@ def test_a_real_sentence_encoder_keeps_its_neighbours(
     assert target.variant.ranking > 0.98
     assert target.variant.quality.value >= 0.85
     assert model.stat().st_size < 0.3 * figures.cloud.size_bytes
-    check_agent(core_factory(), agent_factory, Layout(tmp_path / "out"))
+    core = core_factory()
+    agent = check_agent(core, agent_factory, Layout(tmp_path / "out"))
+    check_texts(core, agent, tmp_path / "minilm")
 
 
-def check_agent(core: CoreProcess, agent_factory: Callable[..., AgentProcess], layout: Layout) -> None:
+BY_TORCH = """
+import json, sys, numpy, torch
+from transformers import AutoModel, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+model = AutoModel.from_pretrained(sys.argv[1]).eval()
+found = []
+with torch.no_grad():
+    for text in json.load(sys.stdin):
+        states = model(**tokenizer(text, truncation=True, max_length=256, return_tensors="pt")).last_hidden_state
+        found.append(torch.nn.functional.normalize(states.mean(dim=1), dim=1)[0].tolist())
+json.dump(found, sys.stdout)
+"""
+
+
+def by_torch(directory: Path, texts: list[str]) -> np.ndarray:
+    """What sentence-transformers' modules of this directory (mean pooling, unit length) give, one text at a time."""
+    python = locations.look(find("optimum")).python
+    command = [str(python), "-c", BY_TORCH, str(directory)]
+    done = subprocess.run(command, input=json.dumps(texts), capture_output=True, text=True, timeout=300, check=True)
+    return np.array(json.loads(done.stdout))
+
+
+def check_texts(core: CoreProcess, agent: AgentProcess, directory: Path) -> None:
+    """The core's vectors of texts are those of the original; the device's, in integers, are close."""
+    openai = pytest.importorskip("openai", reason="the openai client is not installed: make venv")
+    texts = ["A train.", *SENTENCES[:3], "River " * 60, "naïve café 東京", "x " * 253]
+    expected = by_torch(directory, texts)
+    for url, least in ((core.http_url, 0.99999), (f"http://{agent.endpoints['tcp']}", 0.95)):
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+            answer = client.embeddings.create(model="encoder", input=texts)
+            found = np.array([entry.embedding for entry in answer.data])
+            np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-4)
+            assert (found * expected).sum(axis=1).min() > least, (found * expected).sum(axis=1)
+            with pytest.raises(openai.BadRequestError, match="257 tokens, and the model takes at most 256"):
+                client.embeddings.create(model="encoder", input="x " * 255)
+            if url == core.http_url:
+                np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def check_agent(core: CoreProcess, agent_factory: Callable[..., AgentProcess], layout: Layout) -> AgentProcess:
     """An agent answers single rows as onnxruntime alone does with the variant's bytes."""
     edge = layout.artifact().variant("edge")
     assert edge.golden is not None
     rows = golden.decode(layout.blobs.read(edge.golden.digest)).inputs
     core.push(layout.root)
-    agent = agent_factory(core)
+    agent = agent_factory(core, arguments=("--tcp", "127.0.0.1:0"))
     core.release(f"{edge.spec.model}:v1")
     agent.wait_until_runs(edge.spec.model, "v1")
     session = ort.InferenceSession(str(layout.blobs.path(edge.weights.digest)), providers=["CPUExecutionProvider"])
@@ -174,3 +218,4 @@ def check_agent(core: CoreProcess, agent_factory: Callable[..., AgentProcess], l
             assert answer.parameters["served_by"] == "edge"
             (expected,) = session.run([edge.spec.score_output], given)
             np.testing.assert_allclose(answer.outputs[edge.spec.score_output], expected, atol=1e-4)
+    return agent

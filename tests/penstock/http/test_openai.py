@@ -130,7 +130,7 @@ async def test_a_limit_ends_an_answer_and_says_so(client: Any) -> None:
 
 async def test_models_are_listed_and_found_by_name(client: Any) -> None:
     listed = [model.id async for model in client.models.list()]
-    assert listed == ["breaks", "echo", "endless", "paced"]
+    assert listed == ["breaks", "echo", "endless", "paced", "vectors"]
     assert (await client.models.retrieve("echo")).max_model_len == 512
     with pytest.raises(openai.NotFoundError, match="known: breaks, echo"):
         await client.models.retrieve("a/b")
@@ -144,6 +144,7 @@ async def test_embeddings_come_as_the_client_asks_for_them(client: Any) -> None:
     two = await client.embeddings.create(model="echo", input=[[5, 6], [7]])
     assert [entry.embedding for entry in two.data] == [[2, 11], [1, 7]]
     assert two.usage.prompt_tokens == 3
+    assert two.model_extra["penstock"] == {"served_by": "edge"}
 
 
 @pytest.mark.parametrize("stream", [False, True])

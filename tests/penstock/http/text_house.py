@@ -20,16 +20,15 @@ import numpy as np
 from penstock.errors import NotFound, PenstockError
 from penstock.generation.answer_text import AnswerText
 from penstock.generation.chat_template import ChatTemplate
-from penstock.generation.plane import Chat, TextAnswer, TextModel, TextRequest
+from penstock.generation.plane import Chat, Embedded, EmbeddingRequest, TextAnswer, TextModel, TextRequest
 from penstock.generation.tokenizer import Tokenizer, load
 from penstock.generation.values import GenerationRequest, Sampling, TokenEvent
 from penstock.hosting.generation.generator import Generator
 from penstock.hosting.replica import WELL, Health
 from penstock.http.generate import Generate
-from penstock.http.openai import Embedded, OpenAi
+from penstock.http.openai import OpenAi
 from penstock.http.routes import Route
 from penstock.http.server import HttpLimits, HttpServer
-from penstock.openai.embeddings import EmbeddingCall
 from penstock.policy.access import Action
 from penstock.runtime.generation import EngineFacts, GenerationOptions
 from penstock.runtime.generation.scripted import Script, ScriptedEngine
@@ -150,10 +149,13 @@ class ScriptedPlane:
     def text_models(self) -> Sequence[TextModel]:
         return [TextModel(name=name, version=VERSION, created_at=7, context_tokens=512) for name in self.generators]
 
-    async def embed(self, ticket: Ticket, context: RequestContext, call: EmbeddingCall) -> Embedded:
-        rows = [tokenizer().encode(text) if isinstance(text, str) else list(text) for text in call.inputs]
+    async def embed(self, ticket: Ticket, context: RequestContext, request: EmbeddingRequest) -> Embedded:
+        rows = [tokenizer().encode(text) if isinstance(text, str) else list(text) for text in request.inputs]
         vectors = [np.array([len(row), sum(row)], np.float32) for row in rows]
-        return Embedded(vectors=vectors, prompt_tokens=sum(map(len, rows)))
+        return Embedded(vectors=vectors, prompt_tokens=sum(map(len, rows)), account={"served_by": "edge"})
+
+    def embedding_models(self) -> Sequence[TextModel]:
+        return [TextModel(name="vectors", version=VERSION, context_tokens=8)]
 
 
 def _ids(prompt: str | tuple[int, ...] | Chat) -> Sequence[int]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from penstock.errors import Unavailable
-from penstock.generation.plane import TextModel
+from penstock.generation.plane import Embedded, TextModel
 from penstock.generation.values import TokenEvent
 from penstock.openai.answers import Chunks, Finished, Head, answer_document, model_document, models_document
 from penstock.openai.embeddings import embeddings_document, read_embedding
@@ -225,7 +225,9 @@ def test_models_are_listed_once_with_their_context() -> None:
 def test_embeddings_travel_as_numbers_or_as_base64(form: str) -> None:
     body = {"model": "e", "input": ["a", "b"], "encoding_format": form}
     vectors = [np.array([0.5, -1.25]), np.array([0.0, 3.0], dtype=np.float32)]
-    document = embeddings_document(vectors, read_embedding(json.dumps(body).encode()), prompt_tokens=4)
+    made = Embedded(vectors=vectors, prompt_tokens=4, account={"served_by": "edge"})
+    document = embeddings_document(read_embedding(json.dumps(body).encode()), made)
+    assert document["penstock"] == {"served_by": "edge"}
     if form == "base64":  # the client undoes it before its types look
         for one in document["data"]:
             one["embedding"] = np.frombuffer(base64.b64decode(one["embedding"]), "<f4").tolist()

@@ -346,8 +346,10 @@ def test_whatever_stands_in_a_field_is_read_or_refused(fields: dict[str, Any]) -
 def test_embeddings_are_asked_for_in_the_same_forms() -> None:
     body = {"model": "e:v1", "input": [[1, 2], [3]], "encoding_format": "base64", "dimensions": 8, "colour": 1}
     call = read_embedding(json.dumps(body).encode())
-    assert (call.name, call.version, call.inputs) == ("e", "v1", ((1, 2), (3,)))
-    assert (call.is_base64, call.dimensions, call.ignored) == (True, 8, ("colour",))
+    asked = call.request
+    assert (asked.model, asked.version, asked.inputs, asked.dimensions) == ("e", "v1", ((1, 2), (3,)), 8)
+    assert (call.is_base64, call.ignored) == (True, ("colour",))
+    assert len(read_embedding(json.dumps({"model": "e", "input": ["x"] * 2048}).encode()).request.inputs) == 2048
 
 
 @pytest.mark.parametrize(
@@ -357,6 +359,9 @@ def test_embeddings_are_asked_for_in_the_same_forms() -> None:
         ({"input": []}, "input"),
         ({"encoding_format": "hex"}, "encoding_format"),
         ({"dimensions": 0}, "dimensions"),
+        ({"input": ["x"] * 2049}, "input"),
+        ({"input": ["x", ""]}, "input[1]"),
+        ({"truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
     ],
 )
 def test_a_wrong_request_for_embeddings_is_refused(fields: dict[str, Any], field: str) -> None:
