@@ -48,6 +48,7 @@ from penstock.http.listen import parse_address
 from penstock.process import machine
 from penstock.process.supervision import stop_on_signals, supervise
 from penstock.process.telemetry import log
+from penstock.registry.address import parse_registry
 from penstock.signing import trust
 
 _log = logging.getLogger(__name__)
@@ -134,7 +135,8 @@ class Agent:
         self.delivery = self._delivery(outcomes, link)
         stack.push_async_callback(self.delivery.close)
         await self.delivery.open()
-        connect = fetch.connector(settings.registry, settings.fetch, token=settings.token)
+        secret = settings.registry_token or settings.token
+        connect = fetch.connector(settings.registry, settings.fetch, user=settings.registry_user, token=secret)
         targets = machine.runnable_targets(target)
         fetcher = Fetcher(
             connect, store, settings.fetch, targets, rung=settings.rung, needs_signatures=trusted is not None
@@ -172,7 +174,7 @@ class Agent:
     def _text_plane(self, stack: contextlib.AsyncExitStack) -> TextPlane:
         settings = self.settings
         cloud = CloudTexts(
-            settings.escalation.text_url or settings.registry,
+            settings.escalation.text_url or parse_registry(settings.registry).server,
             settings.escalation,
             settings.generation.remote,
             token=settings.token,

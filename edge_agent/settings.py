@@ -7,7 +7,6 @@ flags. Relative paths are relative to the working directory. Knows no other modu
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +18,7 @@ from penstock.errors import ConfigError, InvalidInput
 from penstock.hosting.generation.settings import GenerationSettings
 from penstock.process import config
 from penstock.process.telemetry import LogSettings
+from penstock.registry.address import parse_registry
 from penstock.wire.device_ids import check_device_id
 
 ENV_PREFIX = "PENSTOCK_AGENT_"
@@ -238,7 +238,10 @@ class AgentSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             ``/run/penstock/agent.sock`` (root) or ``$XDG_RUNTIME_DIR/penstock/agent.sock``.
         tcp: ``host:port`` to serve HTTP on TCP too; port 0 takes a free one. "" (the default) is off.
         core: gRPC target for escalations, heartbeats and outcomes.
-        registry: OCI registry to pull from.
+        registry: OCI registry to pull from, with the namespace of its models as a path: ``https://ghcr.io/acme``.
+        registry_user: whose password ``registry_token`` is, in a registry that takes one or names a service of tokens.
+        registry_token: sent to the registry in place of ``token``, for one that is not the core; "" for ``token``. As
+            with that, there is no flag for it.
         token: sent to the core and the registry as a bearer token, where the core has tenants. There is no flag for it:
             a command line can be read by other users; use the file or PENSTOCK_AGENT_TOKEN.
         subscriptions: models to run; ``*`` for whatever the fleet service assigns.
@@ -256,6 +259,8 @@ class AgentSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     tcp: str = ""
     core: str = "grpc://127.0.0.1:8001"
     registry: str = "http://127.0.0.1:8000"
+    registry_user: str = ""
+    registry_token: str = ""
     token: str = ""
     subscriptions: tuple[str, ...] = ("*",)
     labels: dict[str, str] = {}
@@ -299,8 +304,12 @@ def with_paths(settings: AgentSettings, env: Mapping[str, str]) -> AgentSettings
     except InvalidInput as error:
         raise ConfigError(error.message) from None
     # found out here, not as the reason of a pull that fails again and again on a device far away
-    if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", settings.registry):
-        raise ConfigError(f"registry: {settings.registry!r} is not a URL such as http://core:8000")
+    try:
+        parse_registry(settings.registry)
+    except InvalidInput as error:
+        raise ConfigError(error.message) from None
+    if settings.registry_user and not settings.registry_token:
+        raise ConfigError("registry_user: a user needs its password or token in registry_token")
     if settings.rung == "cloud":
         raise ConfigError("rung: 'cloud' is what a core serves; an agent runs 'edge', or a rung between the two")
     data_dir = Path(settings.data_dir or _default_data_dir(env)).expanduser().absolute()

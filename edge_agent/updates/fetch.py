@@ -23,6 +23,7 @@ from penstock.artifact import certificates, manifests
 from penstock.artifact.manifests import Artifact, Descriptor, Variant
 from penstock.errors import ArtifactError, DigestMismatch, NotFound, SignatureError, StorageError, TooLarge
 from penstock.process.telemetry import log
+from penstock.registry import referrers
 from penstock.registry.client import RegistryClient
 from penstock.registry.connection import Limits
 from penstock.runtime import not_served
@@ -209,7 +210,7 @@ class _Pull:
 
     def _referrers(self, artifact: Artifact, kind: str) -> list[str]:
         """List referrers; of too many the last, as registries that keep an order list the oldest first."""
-        found = self._client.referrers(self._model, artifact.digest, kind)
+        found = referrers.find(self._client, self._model, artifact.digest, kind)
         return [entry.digest for entry in found[-self._settings.max_certificates :]]
 
     def _why_unfit(self, digest: str, artifact: Artifact, variant: Variant, covered: frozenset[str] | None) -> str:
@@ -262,8 +263,11 @@ def _layers(variant: Variant) -> list[Descriptor]:
     return [layer for layer in (variant.golden, variant.weights, *variant.files) if layer is not None]
 
 
-def connector(url: str, settings: FetchSettings, *, token: str = "") -> Callable[[], RegistryClient]:
+def connector(url: str, settings: FetchSettings, *, user: str = "", token: str = "") -> Callable[[], RegistryClient]:
     """Make what makes clients of one registry, which try everything once: trying again is the updater's decision.
+
+    Args:
+        user: whose password ``token`` is; "" where it is a bearer token.
 
     Raises:
         InvalidInput: ``url`` is none.
@@ -276,7 +280,7 @@ def connector(url: str, settings: FetchSettings, *, token: str = "") -> Callable
         chunk_bytes=settings.chunk_bytes,
     )
     RegistryClient(url)  # refused now rather than by the first pull
-    return lambda: RegistryClient(url, token=token, limits=limits)
+    return lambda: RegistryClient(url, user=user, token=token, limits=limits)
 
 
 def choose_variant(artifact: Artifact, targets: Sequence[str], rung: manifests.Role = "edge") -> Variant:

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from penstock.artifact import certificates
-from penstock.artifact.blobs import check_digest, digest_of
+from penstock.artifact.blobs import digest_of
 from penstock.artifact.certificates import Certificate, Subject
 from penstock.errors import ArtifactError, DigestMismatch
 from penstock.policy.decoding import CLASSES, Decoder, Decoding
@@ -253,19 +253,6 @@ def check_tag(tag: str) -> str:
     if not _TAG.fullmatch(tag):
         raise ArtifactError(f"{tag[:140]!r} is not a version tag; use up to 128 letters, digits and . _ -")
     return tag
-
-
-def split_reference(reference: str) -> tuple[str, str]:
-    """Split ``digits:v2`` or ``digits@sha256:...`` or ``digits`` into (model, tag or digest or "").
-
-    Raises:
-        ArtifactError: neither form.
-    """
-    name, at, digest = reference.partition("@")
-    if at:
-        return check_model_name(name), check_digest(digest)
-    name, colon, tag = reference.partition(":")
-    return check_model_name(name), check_tag(tag) if colon else ""
 
 
 def load(digest: str, read: Read) -> Artifact:

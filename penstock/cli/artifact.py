@@ -15,6 +15,7 @@ import click
 
 from penstock.cli.keys import key_option
 from penstock.cli.output import output_option, print_fields, print_result, print_table, progress, shown
+from penstock.cli.registry_options import Access, registry_options
 from penstock.errors import NotFound, SignatureError
 from penstock.wording import size
 
@@ -22,27 +23,8 @@ if TYPE_CHECKING:
     from penstock.artifact.layout import Layout
     from penstock.artifact.manifests import Variant
     from penstock.artifact.overview import Overview
-    from penstock.registry.transfer import Moved, RegistryClient
+    from penstock.registry.transfer import Moved
     from penstock.signing.trust import TrustRoot
-
-
-def _registry_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    function = click.option(
-        "--registry",
-        envvar="PENSTOCK_REGISTRY",
-        default="http://127.0.0.1:8000",
-        show_default=True,
-        show_envvar=True,
-        metavar="URL",
-        help="The registry: a core, or any OCI registry.",
-    )(function)
-    return click.option(
-        "--token",
-        envvar=["PENSTOCK_REGISTRY_TOKEN", "PENSTOCK_TOKEN"],
-        default="",
-        show_envvar=True,
-        help="Bearer token for the registry.",
-    )(function)
 
 
 @click.group(
@@ -52,13 +34,15 @@ Examples:
   penstock artifact verify build/digits
   penstock artifact push build/digits
   penstock artifact push build/digits digits:canary --registry http://registry:5000
+  penstock artifact push build/digits --registry https://ghcr.io/acme --user acme
   penstock artifact list
   penstock artifact pull digits:v1 copy/
   penstock artifact sign build/digits --key release
   penstock artifact diff digits:v1 build/digits
   penstock artifact export build/digits --format ortpackage -o package/ --variant edge/x86-64-vnni
 
-A REFERENCE is model:tag or model@sha256:digest."""
+A REFERENCE is model:tag or model@sha256:digest, with a namespace before the model
+where the registry's URL names none."""
 )
 def command() -> None:
     """Inspect, verify, sign, compare, export, push, pull and list artifacts."""
@@ -66,14 +50,14 @@ def command() -> None:
 
 @command.command()
 @click.argument("source", metavar="LAYOUT|REFERENCE")
-@_registry_options
+@registry_options
 @output_option
-def inspect(source: str, registry: str, token: str, output: str) -> None:
+def inspect(source: str, access: Access, output: str) -> None:
     """Show everything in a layout on disk or in an artifact in a registry: variants with their files, certificates
     with their levels and groups, documents and signatures."""
     from penstock.cli import artifact_view as view
 
-    found = _look(source, registry, token)
+    found = _look(source, access)
     signers = view.signers(found, _trust_root(None))
     print_result(output, view.document(found, signers), lambda: view.show(found, signers))
 
@@ -85,9 +69,9 @@ def inspect(source: str, registry: str, token: str, output: str) -> None:
     type=click.Path(file_okay=False, path_type=Path),
     help="Directory of trusted keys.  [default: PENSTOCK_TRUST_ROOT, or ~/.config/penstock/trust if it is there]",
 )
-@_registry_options
+@registry_options
 @output_option
-def verify(source: str, trust_root: Path | None, registry: str, token: str, output: str) -> None:
+def verify(source: str, trust_root: Path | None, access: Access, output: str) -> None:
     """Hash every byte, and check structure, certificates and signatures. Exit code 1 when something is wrong.
 
     With a trust root, an artifact that none of its keys has signed is wrong, and so is a certificate that no signature
@@ -100,7 +84,7 @@ def verify(source: str, trust_root: Path | None, registry: str, token: str, outp
     if _is_layout(source):
         checked = _checked(Layout(Path(source)), root)
     else:
-        with tempfile.TemporaryDirectory() as scratch, _client(registry, token) as client:
+        with tempfile.TemporaryDirectory() as scratch, access.client() as client:
             with _progress(f"fetching {source}") as report:
                 transfer.pull(client, source, Path(scratch), report=report)
             checked = _checked(Layout(Path(scratch)), root)
@@ -134,16 +118,16 @@ def sign(layout: Path, key: str, output: str) -> None:
 @click.argument("before", metavar="LAYOUT|REFERENCE")
 @click.argument("after", metavar="LAYOUT|REFERENCE")
 @click.option("--all", "shows_all", is_flag=True, help="Show what is the same, too.")
-@_registry_options
+@registry_options
 @output_option
-def diff(before: str, after: str, shows_all: bool, registry: str, token: str, output: str) -> None:
+def diff(before: str, after: str, shows_all: bool, access: Access, output: str) -> None:
     """Show what changed between two artifacts: variants, certificates, evaluation, lock, labels, preprocessing.
 
     Exit code 0 when nothing did, 1 when something did.
     """
     from penstock.artifact import differences
 
-    one, other = _look(before, registry, token), _look(after, registry, token)
+    one, other = _look(before, access), _look(after, access)
     lines = differences.compare(one, other)
     is_same = not differences.differs(lines)
     shown = [line for line in lines if shows_all or line.change != "same"]
@@ -192,9 +176,9 @@ def export(layout: Path, kind: str, out: Path, wanted: tuple[str, ...]) -> None:
 @command.command()
 @click.argument("layout", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("reference", required=False, default="")
-@_registry_options
+@registry_options
 @output_option
-def push(layout: Path, reference: str, registry: str, token: str, output: str) -> None:
+def push(layout: Path, reference: str, access: Access, output: str) -> None:
     """Push LAYOUT's artifact with its certificate and report, as REFERENCE (its own model:tag by default)."""
     from penstock.artifact.layout import Layout
     from penstock.registry import transfer
@@ -204,7 +188,7 @@ def push(layout: Path, reference: str, registry: str, token: str, output: str) -
     for variant in source.artifact().variants:
         if problem := not_served(variant.spec.engine):
             progress(f"{variant.spec.role}/{variant.spec.target}: {problem}")
-    with _client(registry, token) as client, _progress(f"pushing to {registry}") as report:
+    with access.client() as client, _progress(f"pushing to {access.url}") as report:
         moved = transfer.push(client, source, reference, report=report)
     print_result(output, moved, lambda: _print_moved("pushed", moved))
 
@@ -212,26 +196,29 @@ def push(layout: Path, reference: str, registry: str, token: str, output: str) -
 @command.command()
 @click.argument("reference")
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
-@_registry_options
+@registry_options
 @output_option
-def pull(reference: str, directory: Path, registry: str, token: str, output: str) -> None:
+def pull(reference: str, directory: Path, access: Access, output: str) -> None:
     """Pull REFERENCE into the layout DIRECTORY; continues where an interrupted pull ended."""
     from penstock.registry import transfer
 
-    with _client(registry, token) as client, _progress(f"pulling from {registry}") as report:
+    with access.client() as client, _progress(f"pulling from {access.url}") as report:
         moved = transfer.pull(client, reference, directory, report=report)
     print_result(output, moved, lambda: _print_moved("pulled", moved))
 
 
 @command.command("list")
 @click.argument("model", required=False, default="")
-@_registry_options
+@registry_options
 @output_option
-def list_artifacts(model: str, registry: str, token: str, output: str) -> None:
-    """List the versions in a registry, of MODEL or of all."""
-    with _client(registry, token) as client:
+def list_artifacts(model: str, access: Access, output: str) -> None:
+    """List the versions in a registry, of MODEL or of all. Hosted registries list no models: name one there."""
+    from penstock.artifact.references import is_referrers_tag
+
+    with access.client() as client:
         names = [model] if model else client.repositories()
-        rows = [(name, tag, client.manifest(name, tag).digest) for name in names for tag in client.tags(name)]
+        named = [(name, tag) for name in names for tag in client.tags(name) if not is_referrers_tag(tag)]
+        rows = [(name, tag, client.manifest(name, tag).digest) for name, tag in named]
     columns = ["model", "tag", "digest"]
     print_result(output, [dict(zip(columns, row, strict=True)) for row in rows], lambda: print_table(columns, rows))
 
@@ -316,14 +303,14 @@ def _try_package(layout: Layout, variant: Variant, package: Path) -> str:
     return "opened by onnxruntime; golden outputs agree"
 
 
-def _look(source: str, registry: str, token: str) -> Overview:
+def _look(source: str, access: Access) -> Overview:
     from penstock.artifact.layout import Layout
     from penstock.artifact.overview import overview_of
     from penstock.registry import transfer
 
     if _is_layout(source):
         return overview_of(Layout(Path(source)))
-    with _client(registry, token) as client:
+    with access.client() as client:
         return transfer.overview(client, source)
 
 
@@ -342,12 +329,6 @@ def _is_layout(source: str) -> bool:
     if not Path(source).is_dir() and source.startswith(("/", ".", "~")):
         raise NotFound(f"{source}: no such directory")
     return Path(source).is_dir()
-
-
-def _client(registry: str, token: str) -> RegistryClient:
-    from penstock.registry.transfer import RegistryClient
-
-    return RegistryClient(registry, token=token)
 
 
 @contextmanager

@@ -61,10 +61,12 @@ def plan_request(reference: str, options: dict[str, Any]) -> fleet_pb2.PlanRollo
     Raises:
         InvalidInput: it is not that, or not a device id.
     """
-    from penstock.artifact.manifests import split_reference
+    from penstock.artifact.manifests import check_model_name
+    from penstock.artifact.references import split_reference
     from penstock.rpc.pb import fleet_pb2
 
     model, version = split_reference(reference)
+    check_model_name(model)  # a namespace is of registries; a fleet knows models
     if not version:
         raise InvalidInput(f"{reference}: name the version to roll out, as in {model}:v2", field="reference")
     return fleet_pb2.PlanRolloutRequest(model=model, version=version, **_how(options))

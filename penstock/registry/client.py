@@ -1,8 +1,8 @@
 """The calls of an OCI registry (distribution specification 1.1): manifests, blobs, tags, referrers.
 
 Owns resuming and verifying: nothing is kept whose bytes do not hash to their digest. Whole artifacts are moved by
-``penstock.registry.transfer``; HTTP itself is ``penstock.registry.connection``. Works against any registry that needs
-no token dance.
+``penstock.registry.transfer``; HTTP itself is ``penstock.registry.connection``. Names are those below the namespace of
+the registry's URL.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from penstock.artifact import manifests
 from penstock.artifact.blobs import BlobStore, BlobWriter, check_digest, digest_of
 from penstock.artifact.manifests import Descriptor
 from penstock.errors import ArtifactError, DigestMismatch, NotFound, PenstockError, Unavailable
-from penstock.registry.connection import Connection, Limits, Reply, Retryable, absolute
+from penstock.registry.address import RegistryAddress, absolute, is_registry
+from penstock.registry.connection import Connection, Limits, Reply, Retryable
 
 ReportBytes = Callable[[int], None]
 """Called with the number of bytes that were moved since the last call; negative when some have to be moved again."""
@@ -31,6 +32,10 @@ _LAST_BYTE = re.compile(r"(?:bytes=)?0-(\d{1,18})")
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-\d+/(?:\d+|\*)")
 _MAX_LISTED = 100_000
 _NO_SUCH_RANGE = frozenset({416})
+_NO_REGISTRY = frozenset({*range(300, 304), *range(400, 408)})
+"""What a path answers that is no registry's, and one that wants a credential."""
+_NO_REFERRERS = frozenset({400, 404, 405, 406})
+"""What registries say that know nothing of referrers; some take the path for another of theirs."""
 _PATIENT = Limits()
 
 
@@ -47,21 +52,29 @@ class RegistryClient:
     """One registry. Not for several threads at a time; :meth:`cancel` alone may be called by others."""
 
     def __init__(
-        self, url: str, *, token: str = "", limits: Limits = _PATIENT, sleep: Callable[[float], None] | None = None
+        self,
+        url: str,
+        *,
+        user: str = "",
+        token: str = "",
+        limits: Limits = _PATIENT,
+        sleep: Callable[[float], None] | None = None,
     ) -> None:
         """
         Args:
-            url: ``http://host:port`` or ``https://host``, with the path before ``/v2`` if there is one.
-            token: sent as a bearer token to that host, and to none that it redirects to.
+            url: ``http://host:port`` or ``https://host/namespace`` (:mod:`penstock.registry.address`).
+            user: whose password ``token`` is, for the registry or the token service that it names.
+            token: without a user, sent as a bearer token to that host, and to none that it redirects to.
             limits: how patient the client is, and how much it takes.
             sleep: waits between attempts; by default a sleep that :meth:`cancel` ends.
 
         Raises:
             InvalidInput: not such a URL.
         """
-        self._connection = Connection(url, token=token, limits=limits, sleep=sleep)
+        self._connection = Connection(url, user=user, token=token, limits=limits, sleep=sleep)
         self.url = self._connection.url
-        self._api = f"{urllib.parse.urlsplit(self.url).path}/v2"
+        self._address = self._connection.address
+        self._is_placed = self._address.below is None
 
     def __enter__(self) -> RegistryClient:
         return self
@@ -80,15 +93,25 @@ class RegistryClient:
         """End the call that is under way in another thread, and every later one, with ``Cancelled``."""
         self._connection.cancel()
 
+    def pause(self, failures: int) -> None:
+        """Wait before something is tried again, the longer the more often it failed.
+
+        Raises:
+            Cancelled: :meth:`cancel` was called.
+        """
+        self._connection.wait(failures)
+
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def repositories(self) -> list[str]:
-        """Read the names of all repositories, all pages of them.
+        """Read the names of all repositories below the namespace, all pages of them.
 
         Raises:
+            NotFound, PermissionDenied: the registry has no such list, as many that are not one's own.
             Unavailable: out of reach.
         """
-        return self._listing(f"{self._api}/_catalog?n=1000", "repositories")
+        found = self._listing(f"{self._placed().api}/_catalog?n=1000", "repositories")
+        return [name for name in map(self._address.local, found) if name]
 
     def tags(self, name: str) -> list[str]:
         """Read the tags of a repository, all pages of them.
@@ -96,7 +119,7 @@ class RegistryClient:
         Raises:
             NotFound: no such repository. Unavailable: out of reach.
         """
-        return self._listing(f"{self._api}/{name}/tags/list?n=1000", "tags")
+        return self._listing(f"{self._at(name)}/tags/list?n=1000", "tags")
 
     def manifest(self, name: str, reference: str) -> Document:
         """Read a manifest by tag or digest and verify it.
@@ -105,29 +128,33 @@ class RegistryClient:
             NotFound: no such name, tag or digest. DigestMismatch: other bytes than the digest names.
             TooLarge, Unavailable: it cannot be had.
         """
-        reply = self._connection.call(
-            "GET", f"{self._api}/{name}/manifests/{reference}", headers={"Accept": _MANIFESTS}
-        )
+        reply = self._connection.call("GET", f"{self._at(name)}/manifests/{reference}", headers={"Accept": _MANIFESTS})
         digest = digest_of(reply.body)
         if ":" in reference:
             self._verified(reply.body, reference, f"{name}@{reference}")
-        media_type = reply.headers.get("content-type", "").partition(";")[0].strip()
-        return Document(digest=digest, media_type=media_type, data=reply.body)
+        return Document(digest=digest, media_type=_media_type(reply), data=reply.body)
 
-    def referrers(self, name: str, digest: str, kind: str = "") -> list[Descriptor]:
-        """Read which manifests refer to ``digest``, those of artifact type ``kind`` if one is given.
+    def listed_referrers(self, name: str, digest: str, kind: str = "") -> list[Descriptor] | None:
+        """Read the registry's own list of what refers to ``digest``, of artifact type ``kind`` if one is given.
 
         Returns:
-            Their descriptors in the registry's order; [] also from a registry older than OCI 1.1.
+            Descriptors in the registry's order, perhaps of other kinds as well; None where it keeps no such list
+            (:func:`penstock.registry.referrers.find` knows what stands in for it).
+
+        Raises:
+            ArtifactError: no such list. TooLarge, Unavailable: it cannot be had.
         """
         query = f"?{urllib.parse.urlencode({'artifactType': kind})}" if kind else ""
-        path = f"{self._api}/{name}/referrers/{digest}{query}"
-        try:
-            reply = self._connection.call("GET", path, headers={"Accept": manifests.INDEX})
-        except NotFound:
-            return []
-        found = manifests.decode_index(reply.body).manifests
-        return [entry for entry in found if kind in ("", entry.artifact_type)]  # filtering is optional for registries
+        path = f"{self._at(name)}/referrers/{check_digest(digest)}{query}"
+        found: list[Descriptor] = []
+        while path and len(found) < _MAX_LISTED:
+            reply = self._connection.call("GET", path, headers={"Accept": manifests.INDEX}, expected=_NO_REFERRERS)
+            if reply.status in _NO_REFERRERS or _media_type(reply) != manifests.INDEX:
+                return None
+            page = manifests.decode_index(reply.body).manifests
+            found += page
+            path = self._next_page(path, reply) if page else ""
+        return found
 
     def small_blob(self, name: str, digest: str) -> bytes:
         """Read a blob of at most ``max_document_bytes`` and verify it.
@@ -135,13 +162,13 @@ class RegistryClient:
         Raises:
             NotFound, TooLarge, Unavailable: it cannot be had. DigestMismatch: other bytes than the digest names.
         """
-        data = self._connection.call("GET", f"{self._api}/{name}/blobs/{check_digest(digest)}").body
+        data = self._connection.call("GET", f"{self._at(name)}/blobs/{check_digest(digest)}").body
         return self._verified(data, digest, f"{name}@{digest}")
 
     def has_blob(self, name: str, digest: str) -> bool:
         """Ask whether a push may leave this blob out."""
         try:
-            self._connection.call("HEAD", f"{self._api}/{name}/blobs/{check_digest(digest)}")
+            self._connection.call("HEAD", f"{self._at(name)}/blobs/{check_digest(digest)}")
         except NotFound:
             return False
         return True
@@ -184,7 +211,7 @@ class RegistryClient:
             ArtifactError: refused by the registry, with its reason. Unavailable.
         """
         self._connection.call(
-            "PUT", f"{self._api}/{name}/manifests/{reference}", body=data, headers={"Content-Type": media_type}
+            "PUT", f"{self._at(name)}/manifests/{reference}", body=data, headers={"Content-Type": media_type}
         )
 
     def push_blob(self, name: str, digest: str, path: Path, report: ReportBytes = lambda _: None) -> None:
@@ -222,6 +249,20 @@ class RegistryClient:
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
+    def _at(self, name: str) -> str:
+        address = self._placed()
+        return f"{address.api}/{address.repository(name)}"
+
+    def _placed(self) -> RegistryAddress:
+        """Return where repositories are, after asking once where the URL's path may be two things."""
+        below = self._address.below
+        if not self._is_placed and below is not None:
+            reply = self._connection.call("GET", f"{below.api}/", expected=_NO_REGISTRY)
+            if is_registry(reply.status, _media_type(reply)):
+                self._address = below
+        self._is_placed = True
+        return self._address
+
     def _fetch_rest(self, name: str, blob: Descriptor, writer: BlobWriter, report: ReportBytes) -> None:
         """Write what is missing, in as many attempts as it takes while there is progress."""
         failures, furthest = 0, writer.offset
@@ -242,7 +283,7 @@ class RegistryClient:
 
     def _fetch_some(self, name: str, blob: Descriptor, writer: BlobWriter, report: ReportBytes) -> None:
         headers = {"Range": f"bytes={writer.offset}-"} if writer.offset else {}
-        path = f"{self._api}/{name}/blobs/{check_digest(blob.digest)}"
+        path = f"{self._at(name)}/blobs/{check_digest(blob.digest)}"
         with self._connection.response("GET", path, None, headers, expected=_NO_SUCH_RANGE) as response:
             held = writer.offset
             if held and not _continues(response, held):
@@ -258,8 +299,8 @@ class RegistryClient:
             response.read()  # nothing is left, which lets the connection be used again
 
     def _begin_upload(self, name: str) -> str:
-        reply = self._connection.call("POST", f"{self._api}/{name}/blobs/uploads/", body=b"")
-        return self._location(reply, f"{self._api}/{name}/blobs/uploads/")
+        reply = self._connection.call("POST", f"{self._at(name)}/blobs/uploads/", body=b"")
+        return self._location(reply, f"{self._at(name)}/blobs/uploads/")
 
     def _push_chunk(self, location: str, offset: int, chunk: bytes) -> str:
         headers = {
@@ -304,9 +345,16 @@ class RegistryClient:
             except msgspec.MsgspecError as error:
                 raise ArtifactError(f"{self.url}{path}: not a listing: {error}") from error
             found += page
-            link = re.match(r'<([^>]+)>;\s*rel="?next', reply.headers.get("link", ""))
-            path = absolute(absolute(self.url, path), link[1]) if link and page else ""
+            path = self._next_page(path, reply) if page else ""
         return found
+
+    def _next_page(self, path: str, reply: Reply) -> str:
+        link = re.match(r'<([^>]+)>;\s*rel="?next', reply.headers.get("link", ""))
+        return absolute(absolute(self.url, path), link[1]) if link else ""
+
+
+def _media_type(reply: Reply) -> str:
+    return reply.headers.get("content-type", "").partition(";")[0].strip()
 
 
 def _continues(response: http.client.HTTPResponse, offset: int) -> bool:

@@ -13,6 +13,7 @@ import os
 import random
 import socket
 import ssl
+import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,6 @@ from penstock.artifact.blobs import MAX_DOCUMENT_BYTES
 from penstock.errors import (
     ArtifactError,
     Conflict,
-    InvalidInput,
     NotFound,
     PenstockError,
     PermissionDenied,
@@ -32,11 +32,19 @@ from penstock.errors import (
     Unavailable,
 )
 from penstock.policy.retry import Backoff
+from penstock.registry.address import absolute, http_parts, origin, parse_registry
+from penstock.registry.authorization import Authorization, Challenge
 from penstock.registry.interrupt import Interrupt
+from penstock.registry.tunnel import open_tunnel
+from penstock.wire.proxies import Proxy, proxy_for
 
 _MAX_ERROR_BYTES = 64 * 1024
 _MAX_REDIRECTS = 5
 _MAX_RETRY_AFTER_S = 60.0
+_ADVICE = (
+    "give --token or PENSTOCK_REGISTRY_TOKEN to a command, with --user where it is a password, "
+    "and an agent the settings registry_user and registry_token, or token"
+)
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
@@ -79,18 +87,22 @@ class Retryable(Exception):
 class Connection:
     """A kept connection to one registry. Not for several threads at a time, but for :meth:`cancel`."""
 
-    def __init__(self, url: str, *, token: str, limits: Limits, sleep: Callable[[float], None] | None = None) -> None:
+    def __init__(
+        self, url: str, *, user: str = "", token: str, limits: Limits, sleep: Callable[[float], None] | None = None
+    ) -> None:
         """
+        Args:
+            user: whose password ``token`` is; "" where it is a bearer token.
+
         Raises:
             InvalidInput: not an ``http://`` or ``https://`` URL.
         """
-        parsed = _parsed(url)
-        if parsed is None:
-            raise InvalidInput(f"registry: {url!r} is not a URL like http://127.0.0.1:8000", field="registry")
-        self._home = f"{parsed.scheme}://{parsed.netloc}"
-        self.url = self._home + parsed.path.rstrip("/")
+        self.address = parse_registry(url)
+        self.url = url.rstrip("/")
+        home = urllib.parse.urlsplit(self.address.site)
+        self._home = origin(home)
+        self._authorization = Authorization(user=user, secret=token, is_tls=home.scheme == "https")
         self.limits = limits
-        self._token = token
         self._interrupt = Interrupt()
         self._sleep = sleep or self._interrupt.pause
         self._backoff = Backoff(base_s=0.2, factor=2.0, max_s=5.0)
@@ -116,9 +128,15 @@ class Connection:
         self._interrupt.check()
 
     def call(
-        self, method: str, path: str, *, body: bytes | None = None, headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        expected: frozenset[int] = frozenset(),
     ) -> Reply:
-        """Ask until there is an answer or the attempts are used up.
+        """Ask until there is an answer, a 2xx or one of the statuses ``expected``, or the attempts are used up.
 
         Raises:
             TooLarge: the answer is longer than ``max_document_bytes``. PenstockError: what the status stands for.
@@ -126,19 +144,27 @@ class Connection:
         failures = 0
         while True:
             try:
-                return self.once(method, path, body, headers or {})
+                return self.once(method, path, body, headers or {}, expected=expected)
             except Retryable as broken:
                 failures += 1
                 self.pause(failures, broken.last)
 
-    def once(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Reply:
+    def once(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        headers: Mapping[str, str],
+        *,
+        expected: frozenset[int] = frozenset(),
+    ) -> Reply:
         """Ask once; see :meth:`call`.
 
         Raises:
             Retryable: the same again may help.
         """
         limit = self.limits.max_document_bytes
-        with self.response(method, path, body, headers) as response:
+        with self.response(method, path, body, headers, expected=expected) as response:
             data = response.read(limit + 1)
         if len(data) > limit:
             raise TooLarge(
@@ -184,19 +210,24 @@ class Connection:
         """
         if failures >= self.limits.attempts:
             raise last
+        self.wait(failures, at_least_s=min(last.retry_after_s or 0.0, _MAX_RETRY_AFTER_S))
+
+    def wait(self, failures: int, *, at_least_s: float = 0.0) -> None:
+        """Sleep the longer, the more often something failed; not at all where it did not."""
         delay_s = self._backoff.delay_s(max(0, failures - 1), random.random())
-        self._sleep(max(delay_s, min(last.retry_after_s or 0.0, _MAX_RETRY_AFTER_S)) if failures else 0.0)
+        self._sleep(max(delay_s, at_least_s) if failures else 0.0)
 
     def _send(
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        url = absolute(self.url, path)
+        url = absolute(self.address.site, path)
         for _ in range(_MAX_REDIRECTS + 1):
-            parsed = _parsed(url)
+            parsed = http_parts(url)
             if parsed is None:
                 raise Unavailable(f"{self.url} redirects to {url[:200]!r}, which is no address of a registry")
-            credential = {"Authorization": f"Bearer {self._token}"} if self._token and self._is_home(parsed) else {}
-            connection, response = self._ask(parsed, method, body, {**headers, **credential})
+            # no other server than the registry gets a credential, or is believed about who gives one
+            ask = self._ask_home if self._is_home(parsed) else self._ask
+            connection, response = ask(parsed, method, body, headers)
             location = response.headers.get("Location")
             if response.status not in _REDIRECTS or location is None or method not in ("GET", "HEAD"):
                 return connection, response
@@ -206,16 +237,61 @@ class Connection:
             url = absolute(url, location)
         raise Unavailable(f"{self.url}: more than {_MAX_REDIRECTS} redirects for {path}")
 
+    def _ask_home(
+        self, parsed: urllib.parse.SplitResult, method: str, body: bytes | None, headers: Mapping[str, str]
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        """Ask with the credential there is; when it is refused, get the one that the registry wants and ask again."""
+        authorization, path = self._authorization, parsed.path
+        if outdated := authorization.outdated(method, path, time.monotonic()):
+            self._get_token(outdated, method, path)
+        connection, response = self._ask(parsed, method, body, _with(headers, authorization.header(method, path)))
+        answer = authorization.answer_to(response.headers.get_all("WWW-Authenticate") or [])
+        if response.status != 401 or answer is None:
+            return connection, response
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            response.read(_MAX_ERROR_BYTES)
+        self._done(connection, response)
+        if isinstance(answer, Challenge):
+            self._get_token(answer, method, path)
+        return self._ask(parsed, method, body, _with(headers, authorization.header(method, path)))
+
+    def _get_token(self, challenge: Challenge, method: str, path: str) -> None:
+        """Ask the service that the registry named for a token; where that redirects to is not asked."""
+        ask = self._authorization.ask(challenge)
+        parts = urllib.parse.urlsplit(ask.url)
+        connection, response = self._ask(parts, "GET", None, _with({"Accept": "application/json"}, ask.authorization))
+        try:
+            data = response.read(_MAX_ERROR_BYTES)
+            self.check()
+        except (OSError, http.client.HTTPException) as error:
+            raise self._broken(error) from error
+        finally:
+            self._done(connection, response)
+        if response.status != 200:
+            refusal = self._refusal(response.status, _lower_names(response), data)
+            if isinstance(refusal, Retryable):
+                raise refusal
+            reason = _reason(data) or http.client.responses.get(response.status, "no reason given")
+            raise Unauthenticated(
+                f"{self.url} wants a token of {challenge.realm[:200]}, which answered {response.status}: {reason}; "
+                f"{_ADVICE}"
+            )
+        self._authorization.grant(method, path, challenge, data, time.monotonic())
+
     def _ask(
         self, parsed: urllib.parse.SplitResult, method: str, body: bytes | None, headers: Mapping[str, str]
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        _, host, port = origin(parsed)
+        proxy = proxy_for(parsed.scheme, host, port, os.environ)
         target = urllib.parse.urlunsplit(("", "", parsed.path, parsed.query, ""))
+        if proxy is not None and parsed.scheme == "http":
+            target, headers = f"http://{parsed.netloc}{target}", {**headers, **proxy.headers}
         while True:
             connection = self._connection(parsed)
             is_new = connection.sock is None
             try:
                 if connection.sock is None:
-                    connection.sock = self._open(parsed)
+                    connection.sock = self._open(parsed, proxy)
                 else:
                     self._interrupt.watch(connection.sock)
                 connection.request(method, target, body=body, headers=headers)
@@ -241,18 +317,23 @@ class Connection:
             self._kept = connection
         return connection
 
-    def _open(self, parsed: urllib.parse.SplitResult) -> socket.socket:
-        assert parsed.hostname is not None
-        is_tls = parsed.scheme == "https"
-        port = parsed.port or (443 if is_tls else 80)
-        sock = self._interrupt.connect(parsed.hostname, port, timeout_s=self.limits.connect_timeout_s)
-        if is_tls:
-            sock = ssl.create_default_context().wrap_socket(sock, server_hostname=parsed.hostname)
+    def _open(self, parsed: urllib.parse.SplitResult, proxy: Proxy | None) -> socket.socket:
+        scheme, host, port = origin(parsed)
+        to, at = (host, port) if proxy is None else (proxy.host, proxy.port)
+        sock = self._interrupt.connect(to, at, timeout_s=self.limits.connect_timeout_s)
         sock.settimeout(self.limits.read_timeout_s)
+        try:
+            if scheme == "https":
+                if proxy is not None:
+                    open_tunnel(sock, proxy, host, port)
+                sock = ssl.create_default_context().wrap_socket(sock, server_hostname=host)
+        except BaseException:
+            sock.close()
+            raise
         return sock
 
     def _is_home(self, parsed: urllib.parse.SplitResult) -> bool:
-        return f"{parsed.scheme}://{parsed.netloc}" == self._home
+        return origin(parsed) == self._home
 
     def _done(self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse) -> None:
         if connection is not self._kept or not response.isclosed() or connection.sock is None:
@@ -280,8 +361,7 @@ class Connection:
         if status == 404:
             return NotFound(message)
         if status == 401:
-            advice = "give --token or PENSTOCK_REGISTRY_TOKEN to a command, and an agent the setting token"
-            return Unauthenticated(f"{message}; {advice}")
+            return Unauthenticated(f"{message}; {_ADVICE}")
         if status == 403:
             return PermissionDenied(f"{message}; this token may not do this, use one whose role allows it")
         if status == 413:
@@ -298,22 +378,8 @@ class Connection:
         return ArtifactError(message)
 
 
-def absolute(base: str, reference: str) -> str:
-    """Resolve what a registry sent as an address; what is none stays as it is, and is refused where it is asked."""
-    try:
-        return urllib.parse.urljoin(base, reference)
-    except ValueError:
-        return reference
-
-
-def _parsed(url: str) -> urllib.parse.SplitResult | None:
-    """Return the parts of an HTTP URL; None where it is none (its port, too, is only checked by being read)."""
-    try:
-        parsed = urllib.parse.urlsplit(url)
-        is_http = parsed.scheme in ("http", "https") and bool(parsed.hostname) and parsed.port != 0 and url.isascii()
-    except ValueError:
-        return None
-    return parsed if is_http else None
+def _with(headers: Mapping[str, str], authorization: str) -> Mapping[str, str]:
+    return {**headers, "Authorization": authorization} if authorization else headers
 
 
 def _lower_names(response: http.client.HTTPResponse) -> dict[str, str]:

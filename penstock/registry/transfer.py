@@ -14,7 +14,9 @@ from penstock.artifact import manifests
 from penstock.artifact.layout import Layout, Referrer
 from penstock.artifact.manifests import Descriptor
 from penstock.artifact.overview import Overview, gather
+from penstock.artifact.references import split_reference
 from penstock.errors import ArtifactError, DigestMismatch, InvalidInput
+from penstock.registry import referrers
 from penstock.registry.client import Document, RegistryClient
 
 __all__ = ["Moved", "RegistryClient", "overview", "pull", "push"]
@@ -29,7 +31,7 @@ _MAX_ENTRIES = 1000
 class Moved:
     """What a push or pull did. Bytes that were there already count as ``skipped_bytes``."""
 
-    model: str
+    model: str  # with its namespace, where the reference named one
     tag: str
     digest: str
     moved_bytes: int
@@ -40,12 +42,18 @@ def push(client: RegistryClient, layout: Layout, reference: str = "", *, report:
     """Push a layout's artifact and its referrers.
 
     Args:
-        reference: ``model:tag``; the layout's own by default.
+        reference: ``model:tag`` or ``namespace/model:tag``; the layout's own by default.
 
     Raises:
-        ArtifactError: the layout is damaged, or the registry refuses it. Unavailable: out of reach.
+        ArtifactError: the layout is damaged, or the registry refuses it, or does not list afterwards what belongs to
+            the artifact. Unavailable: out of reach.
     """
-    model, tag = manifests.split_reference(reference) if reference else (layout.artifact().model, "")
+    own = layout.artifact().model
+    model, tag = split_reference(reference) if reference else (own, "")
+    if model.rpartition("/")[2] != own:
+        raise ArtifactError(
+            f"{reference}: this is an artifact of model {own!r}; its repository has to end with that, as in acme/{own}"
+        )
     tag = tag or layout.tag
     if not tag or ":" in tag:
         raise ArtifactError(f"{reference or layout.root}: a push needs a tag, as in {model}:v1")
@@ -63,6 +71,8 @@ def push(client: RegistryClient, layout: Layout, reference: str = "", *, report:
             tally.skipped(descriptor.size)
         else:
             client.push_blob(model, descriptor.digest, layout.blobs.path(descriptor.digest), tally.moved)
+    attached = [entry for entry in layout.index.manifests if entry.media_type == manifests.MANIFEST]
+    referrers.ensure_listed(client, model, layout.digest, attached)
     # the name comes last: whoever sees it finds the certificate there too
     client.push_manifest(model, tag, layout.blobs.read(layout.digest), manifests.INDEX)
     return tally.result(model, tag, layout.digest)
@@ -80,10 +90,10 @@ def pull(client: RegistryClient, reference: str, root: Path, *, report: Report |
     index = manifests.decode_index(document.data)
     layout = Layout.create(root)
     variants = [_described(client.manifest(model, entry.digest), entry) for entry in _bounded(index.manifests)]
-    described = [entry for entry in client.referrers(model, document.digest) if entry.media_type == manifests.MANIFEST]
-    referrers = [_described(client.manifest(model, entry.digest), entry) for entry in _bounded(described)]
+    described = _attached(client, model, document.digest)
+    attached = [_described(client.manifest(model, entry.digest), entry) for entry in described]
     blobs: dict[str, Descriptor] = {}
-    for found in (*variants, *referrers):
+    for found in (*variants, *attached):
         manifest = manifests.decode_manifest(found.data)
         blobs.update({blob.digest: blob for blob in _bounded([manifest.config, *manifest.layers])})
     tally = _Tally(sum(blob.size for blob in blobs.values()), report)
@@ -92,11 +102,11 @@ def pull(client: RegistryClient, reference: str, root: Path, *, report: Report |
             tally.skipped(blob.size)
         else:
             client.fetch_blob(model, blob, layout.blobs, tally.moved)
-    for found in (*variants, *referrers, document):
+    for found in (*variants, *attached, document):
         layout.blobs.put(found.data)
-    manifests.load(document.digest, layout.blobs.read)
+    artifact = manifests.load(document.digest, layout.blobs.read)
     tag = version if ":" not in version else document.digest.removeprefix("sha256:")[:12]
-    names = {manifests.REF_NAME: tag, manifests.MODEL: model}
+    names = {manifests.REF_NAME: tag, manifests.MODEL: artifact.model}
     size = len(document.data)
     entry = Descriptor(media_type=manifests.INDEX, digest=document.digest, size=size, annotations=names)
     layout.adopt(entry, described)
@@ -112,25 +122,30 @@ def overview(client: RegistryClient, reference: str) -> Overview:
     model, version, document = _named(client, reference)
     variants = _bounded(manifests.decode_index(document.data).manifests)
     described = {document.digest, *(entry.digest for entry in variants)}
-    entries = [entry for entry in client.referrers(model, document.digest) if entry.media_type == manifests.MANIFEST]
-    described.update(entry.digest for entry in _bounded(entries))
+    entries = _attached(client, model, document.digest)
+    described.update(entry.digest for entry in entries)
 
     def read(digest: str) -> bytes:
         if digest == document.digest:
             return document.data
         return client.manifest(model, digest).data if digest in described else client.small_blob(model, digest)
 
-    referrers = []
+    attached = []
     for entry in entries:
         manifest = manifests.decode_manifest(read(entry.digest))
         if len(manifest.layers) == 1:
             kind = manifest.artifact_type or ""
-            referrers.append(Referrer(kind=kind, digest=entry.digest, content=manifest.layers[0]))
-    return gather(manifests.load(document.digest, read), "" if ":" in version else version, tuple(referrers), read)
+            attached.append(Referrer(kind=kind, digest=entry.digest, content=manifest.layers[0]))
+    return gather(manifests.load(document.digest, read), "" if ":" in version else version, tuple(attached), read)
+
+
+def _attached(client: RegistryClient, model: str, digest: str) -> list[Descriptor]:
+    found = referrers.find(client, model, digest)
+    return _bounded([entry for entry in found if entry.media_type == manifests.MANIFEST])
 
 
 def _named(client: RegistryClient, reference: str) -> tuple[str, str, Document]:
-    model, version = manifests.split_reference(reference)
+    model, version = split_reference(reference)
     if not version:
         raise InvalidInput(f"{reference}: name a version; {model} has {', '.join(client.tags(model))}")
     return model, version, client.manifest(model, version)

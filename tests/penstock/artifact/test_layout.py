@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from penstock.artifact import manifests
+from penstock.artifact import manifests, references
 from penstock.artifact.layout import Layout, VariantDraft, variant_digest
 from penstock.artifact.manifests import VariantSpec
 from penstock.errors import ArtifactError, CertificateMismatch, NotFound
@@ -140,11 +140,18 @@ def test_bad_model_names_are_refused(name: str) -> None:
     [
         ("digits:v2", ("digits", "v2")),
         ("digits", ("digits", "")),
+        ("acme/vision/digits:v2", ("acme/vision/digits", "v2")),
         ("digits@sha256:" + "a" * 64, ("digits", "sha256:" + "a" * 64)),
     ],
 )
 def test_references(reference: str, parts: tuple[str, str]) -> None:
-    assert manifests.split_reference(reference) == parts
+    assert references.split_reference(reference) == parts
+
+
+@pytest.mark.parametrize("reference", ["/digits", "acme//digits:v1", "Acme/digits", "acme/models:v1", "a b/digits"])
+def test_what_is_no_reference_is_refused(reference: str) -> None:
+    with pytest.raises(ArtifactError, match="is not a"):
+        references.split_reference(reference)
 
 
 def test_reachable_names_children_before_parents(layout: Layout) -> None:

@@ -36,6 +36,7 @@ class Registry:
     is_endless: bool = False  # blobs go on and on
     closes_idle: bool = False  # every connection, after each response, without saying so
     forgets_uploads: bool = False  # whenever it is asked how far one is
+    forgets_tags: bool = False  # every manifest that is pushed
     redirect_to: str = ""
     url: str = ""
     connections: set[object] = field(default_factory=set)
@@ -96,6 +97,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.answer(202, Location="/upload/u?state=x")
         elif path == "/upload/u":
             self.upload(body, query)
+        elif registry.forgets_tags and self.command == "PUT" and "/manifests/" in path:
+            self.answer(201)
         else:
             self.answer(404)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from penstock.artifact import manifests
 from penstock.artifact.blobs import BlobStore, digest_of
 from penstock.artifact.manifests import Descriptor
 from penstock.errors import (
@@ -22,6 +24,7 @@ from penstock.errors import (
     Unauthenticated,
     Unavailable,
 )
+from penstock.registry import referrers
 from penstock.registry.client import RegistryClient
 from penstock.registry.connection import Limits
 from tests.penstock.registry.server import BLOB, DATA, DIGEST, Registry, serve
@@ -209,3 +212,12 @@ def test_a_digest_that_is_a_path_never_reaches_the_wire(registry: Registry, clie
     with pytest.raises(ArtifactError):
         client.small_blob("m", "sha256:../../etc/passwd")
     assert registry.log == []
+
+
+def test_a_push_ends_with_an_error_where_nothing_is_listed(registry: Registry, pauses: list[float]) -> None:
+    registry.forgets_tags = True
+    with RegistryClient(registry.url, limits=Limits(attempts=1), sleep=pauses.append) as client:
+        attached = msgspec.structs.replace(BLOB, artifact_type=manifests.CERTIFICATE)
+        with pytest.raises(ArtifactError, match="does not list it afterwards"):
+            referrers.ensure_listed(client, "m", DIGEST, [attached])
+    assert len(pauses) == 4
