@@ -164,7 +164,7 @@ class Core:
         settings = self._settings
         oip = OipServicer(self.plane, self.texts, version=version, stream_window=settings.grpc.stream_window)
         self.grpc = await GrpcServer.start(
-            self.plane, oip, FleetServicer(fleet, self.plane.check_reporter), settings.grpc
+            self.plane, oip, FleetServicer(fleet, self.plane.check_reporter, self.plane.tenant_of), settings.grpc
         )
         self._exit.push_async_callback(self.grpc.stop, _CUT_S)
         self.http = http_server(

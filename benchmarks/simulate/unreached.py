@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from benchmarks.simulate.gates import GATE
+from cloud_core.policy import operations
 from cloud_core.policy import rollout as policy
 from cloud_core.policy.assignments import Plan, PlannedDevice
 from cloud_core.policy.observations import Observation
@@ -40,7 +41,7 @@ def _outcome(share: float, *, was_told: bool) -> str:
     source = random.Random(8)
     off = {f"d{number}" for number in source.sample(range(_DEVICES), round(share * _DEVICES))}
     now = _BEGIN
-    rollout = policy.applied(_planned(), default_digest=_OLD, now=now)
+    rollout = operations.applied(_planned(), default_digest=_OLD, now=now)
     while rollout.state == "running":
         decision = policy.next_step(rollout, _observed(rollout, off, was_told=was_told), now)
         rollout = policy.apply_step(rollout, decision, now)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import datetime
+from typing import get_args
 
 from cloud_core.fleet.devices import Mode, Report, ReportedModel
 from cloud_core.fleet.messages import (
+    DeviceGroup,
+    DevicePage,
     DeviceStatus,
     HeartbeatReply,
     PlanRequest,
@@ -21,11 +23,14 @@ from cloud_core.fleet.messages import (
 )
 from cloud_core.fleet.outcome_totals import Record
 from cloud_core.fleet.settings import GateDefaults
+from cloud_core.policy.foresight import WaveForesight
 from cloud_core.policy.gate_settings import Gate
 from cloud_core.policy.observations import Phase
+from cloud_core.policy.operations import Action
 from cloud_core.policy.planning import Selection
-from cloud_core.policy.rollout import State
+from cloud_core.policy.rollout import Event, Operator, State
 from cloud_core.policy.verdicts import GateVerdict, Verdict
+from penstock.errors import InvalidInput
 from penstock.rpc.pb import fleet_pb2 as pb
 from penstock.wire.device_ids import check_device_id
 from penstock.wire.outcomes import OutcomeCounts, from_columns
@@ -56,6 +61,18 @@ _STATE_OF: Mapping[State, pb.RolloutState] = {
     "aborted": pb.ABORTED,
     "undone": pb.UNDONE,
 }
+_ACTIONS: Mapping[str, Action] = {name: name for name in get_args(Action)}
+_MAX_WHO, _MAX_REASON = 128, 1000
+Commanded = (
+    pb.PlanRolloutRequest
+    | pb.ApplyRolloutRequest
+    | pb.RolloutActionRequest
+    | pb.ResumeRolloutRequest
+    | pb.AbortRolloutRequest
+    | pb.SetDefaultRequest
+    | pb.TrustDeviceRequest
+    | pb.ForgetDeviceRequest
+)
 _VERDICT_OF: Mapping[Verdict, pb.Verdict] = {"pass": pb.PASS, "fail": pb.FAIL, "hold": pb.HOLD}
 
 
@@ -108,6 +125,26 @@ def decode_plan_request(message: pb.PlanRolloutRequest, defaults: GateDefaults) 
     )
 
 
+def decode_action(name: str) -> Action | None:
+    """Read the name of an action; None for "".
+
+    Raises:
+        InvalidInput: no such action.
+    """
+    if not name:
+        return None
+    found = _ACTIONS.get(name)
+    if found is None:
+        raise InvalidInput(f"action: {name[:40]!r} is none of {', '.join(_ACTIONS)}", field="action")
+    return found
+
+
+def decode_operator(message: Commanded, tenant: str) -> Operator:
+    """Read who gives a command and why; ``tenant`` is the one of the credential, "" where the core has none."""
+    who = _printable(message.who)[:_MAX_WHO] or "nobody said who"
+    return Operator(who=f"{who} (tenant {tenant})" if tenant else who, reason=_printable(message.reason)[:_MAX_REASON])
+
+
 def encode_reply(reply: HeartbeatReply) -> pb.HeartbeatResponse:
     """Write the reply to a heartbeat."""
     return pb.HeartbeatResponse(
@@ -143,6 +180,8 @@ def encode_device(status: DeviceStatus) -> pb.Device:
         outbox_records=report.outbox_records,
         outcomes=_encode_outcomes(status.outcomes),
         is_duplicated=status.is_duplicated,
+        first_seen_at=status.first_seen,
+        runs_since=dict(status.runs_since),
         instances=[
             pb.DeviceInstance(
                 instance=one.instance,
@@ -153,6 +192,23 @@ def encode_device(status: DeviceStatus) -> pb.Device:
             for one in status.instances
         ],
     )
+
+
+def encode_page(page: DevicePage) -> pb.ListDevicesResponse:
+    """Write a page of a listing."""
+    return pb.ListDevicesResponse(
+        devices=[encode_device(device) for device in page.devices],
+        next_after=page.next_after,
+        matching=page.matching,
+        known=page.known,
+        labels=page.labels,
+    )
+
+
+def encode_group(group: DeviceGroup) -> pb.DeviceGroup:
+    """Write devices that have something in common."""
+    phases = {pb.UpdatePhase.Name(_PHASE_OF[phase]): count for phase, count in group.phases.items()}
+    return pb.DeviceGroup(name=group.name, devices=group.devices, silent=group.silent, phases=phases)
 
 
 def encode_plan(status: RolloutStatus) -> pb.RolloutPlan:
@@ -171,6 +227,7 @@ def encode_plan(status: RolloutStatus) -> pb.RolloutPlan:
                 base_digest=device.base_digest,
                 certificate_digest=device.certificate_digest or "",
                 base_certificate=device.base_certificate or "",
+                base_version=status.versions.get(device.base_digest, ""),
             )
             for device in plan.devices
         ],
@@ -181,6 +238,9 @@ def encode_plan(status: RolloutStatus) -> pb.RolloutPlan:
         skipped=plan.skipped,
         plan_digest=status.plan_digest,
         is_removal=plan.is_removal,
+        certified_harm=status.certified_harm or 0.0,
+        foresight=[_encode_foresight(one) for one in status.foresight],
+        newcomers=status.newcomers,
     )
 
 
@@ -226,8 +286,11 @@ def encode_rollout(status: RolloutStatus) -> pb.Rollout:
         waves=[_encode_wave(wave) for wave in status.waves],
         status=status.rollout.status,
         elapsed_s=status.elapsed_s,
-        events=[f"{_stamp(event.at)} {event.text}" for event in status.rollout.events],
         promises=[encode_promise(promise) for promise in status.promises],
+        events=[_encode_event(event) for event in status.rollout.events],
+        waiting_plans=status.waiting_plans,
+        acknowledged=status.rollout.acknowledged,
+        kept=status.rollout.kept,
     )
 
 
@@ -293,7 +356,16 @@ def _encode_wave_device(device: WaveDeviceStatus) -> pb.WaveDevice:
         error=device.error,
         counts=pb.OutcomeCounts(**device.counts.columns()),
         is_duplicated=device.is_duplicated,
+        is_there=device.is_there,
     )
+
+
+def _encode_event(event: Event) -> pb.RolloutEvent:
+    return pb.RolloutEvent(at=event.at.timestamp(), text=event.text, who=event.who, reason=event.reason)
+
+
+def _encode_foresight(wave: WaveForesight) -> pb.WaveForesight:
+    return pb.WaveForesight(**{**asdict(wave), "stopping_failures": wave.stopping_failures or 0})
 
 
 def _encode_verdict(verdict: GateVerdict) -> pb.GateVerdict:
@@ -315,5 +387,6 @@ def _encode_verdict(verdict: GateVerdict) -> pb.GateVerdict:
     )
 
 
-def _stamp(at: datetime) -> str:
-    return at.strftime("%Y-%m-%dT%H:%M:%SZ")
+def _printable(text: str) -> str:
+    """Return a text in which nothing can move a terminal's cursor."""
+    return "".join(c if c.isprintable() else " " for c in text)

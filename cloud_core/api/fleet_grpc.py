@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 import grpc
 
 from cloud_core.api import fleet_codec as codec
+from cloud_core.fleet.fleet_views import MAX_PAGE
 from cloud_core.fleet.service import FleetService
+from cloud_core.policy.rollout import Operator
 from penstock.errors import Internal, PenstockError
 from penstock.process.telemetry import log
 from penstock.rpc.metadata import headers_in
@@ -49,13 +51,25 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
     """The service's methods, one line each."""
 
     def __init__(
-        self, service: FleetService, check_reporter: Callable[[str, str], None] = lambda authorization, device_id: None
+        self,
+        service: FleetService,
+        check_reporter: Callable[[str, str], None] = lambda authorization, device_id: None,
+        tenant_of: Callable[[str], str] = lambda authorization: "",
     ) -> None:
-        """``check_reporter``: raises when the holder of a credential may not report for a device."""
-        self._service, self._check_reporter = service, check_reporter
+        """
+        Args:
+            check_reporter: raises when the holder of a credential may not report for a device.
+            tenant_of: names the tenant of an operator's credential; "" where there are none.
+        """
+        self._service, self._check_reporter, self._tenant_of = service, check_reporter, tenant_of
 
     def _check(self, context: _Context, device_id: str) -> None:
         self._check_reporter(headers_in(context.invocation_metadata()).get(AUTHORIZATION, ""), device_id)
+
+    def _by(self, request: codec.Commanded, context: _Context) -> Operator:
+        """Return who gives a command; what they say of themselves is beside what their credential says."""
+        tenant = self._tenant_of(headers_in(context.invocation_metadata()).get(AUTHORIZATION, ""))
+        return codec.decode_operator(request, tenant)
 
     @_statuses
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: _Context) -> pb.HeartbeatResponse:
@@ -73,8 +87,18 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
 
     @_statuses
     async def ListDevices(self, request: pb.ListDevicesRequest, context: _Context) -> pb.ListDevicesResponse:
-        found = self._service.devices(dict(request.selector))
-        return pb.ListDevicesResponse(devices=[codec.encode_device(device) for device in found])
+        limit = request.page_size or MAX_PAGE
+        return codec.encode_page(self._service.views.page(dict(request.selector), after=request.after, limit=limit))
+
+    @_statuses
+    async def CountDevices(self, request: pb.CountDevicesRequest, context: _Context) -> pb.CountDevicesResponse:
+        found = self._service.views.groups(request.by, dict(request.selector), request.model)
+        return pb.CountDevicesResponse(groups=[codec.encode_group(group) for group in found])
+
+    @_statuses
+    async def ForgetDevice(self, request: pb.ForgetDeviceRequest, context: _Context) -> pb.ForgetDeviceResponse:
+        await self._service.actions.forget(request.device_id, self._by(request, context))
+        return pb.ForgetDeviceResponse(device_id=request.device_id)
 
     @_statuses
     async def ListPromises(self, request: pb.ListPromisesRequest, context: _Context) -> pb.ListPromisesResponse:
@@ -83,15 +107,16 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
     @_statuses
     async def PlanRollout(self, request: pb.PlanRolloutRequest, context: _Context) -> pb.RolloutPlan:
         asked = codec.decode_plan_request(request, self._service.settings.gate)
-        return codec.encode_plan(await self._service.plan(asked))
+        return codec.encode_plan(await self._service.plan(asked, self._by(request, context)))
 
     @_statuses
     async def ApplyRollout(self, request: pb.ApplyRolloutRequest, context: _Context) -> pb.Rollout:
-        return codec.encode_rollout(await self._service.apply(request.rollout_id, request.plan_digest))
+        by = self._by(request, context)
+        return codec.encode_rollout(await self._service.apply(request.rollout_id, request.plan_digest, by))
 
     @_statuses
     async def GetRollout(self, request: pb.GetRolloutRequest, context: _Context) -> pb.Rollout:
-        return codec.encode_rollout(self._service.rollout(request.rollout_id))
+        return codec.encode_rollout(self._service.rollout(request.rollout_id, codec.decode_action(request.action)))
 
     @_statuses
     async def ListRollouts(self, request: pb.ListRolloutsRequest, context: _Context) -> pb.ListRolloutsResponse:
@@ -100,20 +125,23 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
 
     @_statuses
     async def PauseRollout(self, request: pb.RolloutActionRequest, context: _Context) -> pb.Rollout:
-        return codec.encode_rollout(await self._service.pause(request.rollout_id))
+        return codec.encode_rollout(await self._service.pause(request.rollout_id, self._by(request, context)))
 
     @_statuses
-    async def ResumeRollout(self, request: pb.RolloutActionRequest, context: _Context) -> pb.Rollout:
-        return codec.encode_rollout(await self._service.resume(request.rollout_id))
+    async def ResumeRollout(self, request: pb.ResumeRolloutRequest, context: _Context) -> pb.Rollout:
+        accept = None if request.accept_all else frozenset(request.accept)
+        by = self._by(request, context)
+        return codec.encode_rollout(await self._service.resume(request.rollout_id, by, accept=accept))
 
     @_statuses
     async def AbortRollout(self, request: pb.AbortRolloutRequest, context: _Context) -> pb.Rollout:
-        return codec.encode_rollout(await self._service.abort(request.rollout_id, keep=request.keep))
+        by = self._by(request, context)
+        return codec.encode_rollout(await self._service.abort(request.rollout_id, by, keep=request.keep))
 
     @_statuses
     async def SetDefault(self, request: pb.SetDefaultRequest, context: _Context) -> pb.SetDefaultResponse:
         version, previous = await self._service.actions.set_default(
-            request.model, request.version, who=request.who[:255], reason=request.reason[:1000]
+            request.model, request.version, self._by(request, context)
         )
         return pb.SetDefaultResponse(
             model=version.model,
@@ -124,9 +152,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
 
     @_statuses
     async def TrustDevice(self, request: pb.TrustDeviceRequest, context: _Context) -> pb.TrustDeviceResponse:
-        found = await self._service.actions.trust(
-            request.device_id, request.model, who=request.who[:255], reason=request.reason[:1000]
-        )
+        found = await self._service.actions.trust(request.device_id, request.model, self._by(request, context))
         return codec.encode_trusted(request.device_id, found)
 
     @_statuses
@@ -137,4 +163,8 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
 
     @_statuses
     async def UndoRollout(self, request: pb.RolloutActionRequest, context: _Context) -> pb.Rollout:
-        return codec.encode_rollout(await self._service.undo(request.rollout_id))
+        return codec.encode_rollout(await self._service.undo(request.rollout_id, self._by(request, context)))
+
+    @_statuses
+    async def DeletePlan(self, request: pb.RolloutActionRequest, context: _Context) -> pb.Rollout:
+        return codec.encode_rollout(await self._service.delete(request.rollout_id, self._by(request, context)))

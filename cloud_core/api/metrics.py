@@ -53,6 +53,7 @@ class Metrics(Collector):
         yield from self._gauges()
         yield from self._generations()
         yield from self._promises()
+        yield from self._rollouts()
 
     def _requests(self) -> Iterable[Metric]:
         measures = self._plane.measures
@@ -157,6 +158,29 @@ class Metrics(Collector):
         yield from (evidence, alarm)
         yield GaugeMetricFamily(
             "penstock_fleet_duplicated_devices", "Ids under which several agents report.", self._fleet.duplicated
+        )
+
+    def _rollouts(self) -> Iterable[Metric]:
+        devices = GaugeMetricFamily(
+            "penstock_fleet_devices",
+            "Devices by what they run and how far they are with it; one that is silent counts as last reported.",
+            labels=["model", "version", "phase"],
+        )
+        for (model, version, phase), count in self._fleet.views.running().items():
+            devices.add_metric([model, version, phase], count)
+        rollouts = GaugeMetricFamily(
+            "penstock_fleet_rollouts", "Rollouts and plans that are kept, by their state.", labels=["model", "state"]
+        )
+        for (model, state), count in self._fleet.views.states().items():
+            rollouts.add_metric([model, state], count)
+        stops = CounterMetricFamily(
+            "penstock_fleet_rollout_stops", "Rollouts that a gate stopped since the core started.", labels=["model"]
+        )
+        for model, count in self._fleet.stops.items():
+            stops.add_metric([model], count)
+        yield from (devices, rollouts, stops)
+        yield GaugeMetricFamily(
+            "penstock_fleet_silent_devices", "Devices whose last report is old.", self._fleet.views.silent()
         )
 
 

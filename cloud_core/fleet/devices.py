@@ -101,6 +101,7 @@ class Device:
     Attributes:
         report: the last one, of whichever agent.
         delivered: by instance, what of it is counted.
+        runs_since: when a model was first seen to run the artifact that it runs, by model.
         voices: who reported of late.
         reports: the last one of each instance that was heard since the start.
     """
@@ -109,6 +110,7 @@ class Device:
     first_seen: float
     last_seen: float
     delivered: Mapping[str, Delivered] = field(default_factory=dict)
+    runs_since: Mapping[str, float] = field(default_factory=dict)
     voices: tuple[Voice, ...] = ()
     reports: Mapping[str, Report] = field(default_factory=dict)
 
@@ -183,6 +185,7 @@ class Devices:
             known,
             report=checked,
             last_seen=max(at, known.last_seen),
+            runs_since=_runs_since(before, checked, at),
             voices=instances.heard(
                 known.voices, run=checked.run, instance=checked.instance, at=at, window_s=self._window_s,
                 most=self._max_instances,
@@ -228,7 +231,13 @@ class Devices:
             reported=msgspec.json.encode(device.report).decode(),
             first_seen=device.first_seen,
             last_seen=device.last_seen,
+            runs_since=msgspec.json.encode(device.runs_since).decode(),
         )
+
+    def forget(self, device_id: str) -> None:
+        """Forget a device; it is new when it reports again."""
+        del self._known[device_id]
+        self.dirty.discard(device_id)
 
     def _with_report(self, reports: Mapping[str, Report], report: Report) -> Mapping[str, Report]:
         if len(reports) <= 1 and report.instance in reports:
@@ -313,10 +322,22 @@ def _cut(text: str, limit: int = _MAX_TEXT) -> str:
     return cut if cut.isprintable() else "".join(c if c.isprintable() else " " for c in cut)
 
 
+def _runs_since(before: Device | None, report: Report, at: float) -> Mapping[str, float]:
+    """Return since when each model runs what it runs; it is in no hurry, or each heartbeat would make a new mapping."""
+    if before is not None and before.report.models == report.models:
+        return before.runs_since
+    found = {}
+    for model in report.models:
+        is_same = before is not None and before.report.model(model.model).active_digest == model.active_digest
+        found[model.model] = before.runs_since.get(model.model, 0.0) if before is not None and is_same else at
+    return found
+
+
 def _decoded(row: rows.DeviceRow, delivered: Mapping[str, Delivered]) -> Device:
     return Device(
         report=msgspec.json.decode(row.reported, type=Report),
         first_seen=row.first_seen,
         last_seen=row.last_seen,
+        runs_since=msgspec.json.decode(row.runs_since, type=dict[str, float]),
         delivered=delivered,
     )

@@ -10,18 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from cloud_core.fleet.devices import MAX_MODELS, Device, Devices, Report, ReportedModel
-from cloud_core.fleet.fleet_store import Entry, FleetStore
-from cloud_core.fleet.messages import (
-    DesiredModel,
-    DeviceStatus,
-    InstanceStatus,
-    PlanRequest,
-    RolloutStatus,
-    WaveDeviceStatus,
-    WaveStatus,
-)
-from cloud_core.policy import instances
+from cloud_core.fleet.devices import MAX_MODELS, Devices, Report, ReportedModel
+from cloud_core.fleet.entries import Entry
+from cloud_core.fleet.fleet_store import FleetStore
+from cloud_core.fleet.messages import DesiredModel, PlanRequest
 from cloud_core.policy.assignments import Assignment, FleetRelease, Plan, PlannedDevice
 from cloud_core.policy.gate_settings import audits_needed
 from cloud_core.policy.observations import Observation
@@ -261,6 +253,24 @@ class FleetQueries:
         found = [one for _, one in self._registry.certificates_of(digest) if one.edge_digest in edges]
         return max((one.largest_audit_max_harm for one in found), default=None)
 
+    def versions(self, plan: Plan) -> dict[str, str]:
+        """Return the tags of the artifacts that a plan is about, by digest; "" of one that has none, or is gone."""
+        found = {}
+        for digest in sorted({plan.artifact_digest, *(device.base_digest for device in plan.devices)} - {""}):
+            try:
+                found[digest] = self._registry.resolve(plan.model, digest).tag
+            except NotFound:
+                found[digest] = ""
+        return found
+
+    def certified_harm(self, digest: str) -> float | None:
+        """Return what the certificates of an artifact promise of all rows; None where there is none."""
+        try:
+            found = self._registry.certificates_of(digest) if digest else ()
+        except (NotFound, ArtifactError):
+            return None  # deleted since, or its files were changed
+        return max((harm for _, one in found for harm in one.max_harms), default=None)
+
     def observed(self, rollout: Rollout) -> dict[str, Observation]:
         """Return what the devices of released waves do, by device id."""
         at = self._now().timestamp()
@@ -271,14 +281,15 @@ class FleetQueries:
             if planned.wave < len(rollout.waves)
         }
 
-    def _reported(self, device_id: str, model: str) -> ReportedModel:
+    def reported(self, device_id: str, model: str) -> ReportedModel:
+        """Return what a device reports of a model; an idle one when nothing is known of it."""
         device = self._devices.get(device_id)
         return device.report.model(model) if device else ReportedModel(model=model)
 
     def _observation(self, entry: Entry, planned: PlannedDevice, at: float) -> Observation:
         rollout = entry.rollout
         plan, device_id, wanted = rollout.plan, planned.device_id, planned.certificate_digest
-        model = self._reported(device_id, plan.model)
+        model = self.reported(device_id, plan.model)
         by_instance = tuple(self._store.counts_since(entry, device_id).values())
         counts = summed(by_instance)
         is_as_assigned = plan.is_removal or wanted in (None, model.certificate_digest)
@@ -315,67 +326,3 @@ class FleetQueries:
     def is_silent(self, device_id: str) -> bool:
         """Tell whether the last report of a device is older than the default limit."""
         return self._devices.silent_s(device_id, self._now().timestamp()) > self._max_silence_s
-
-    def status(self, entry: Entry) -> RolloutStatus:
-        """Return a rollout with its devices as they are now."""
-        rollout, now = entry.rollout, self._now()
-        waves = []
-        for number in range(rollout.plan.wave_count):
-            released = rollout.waves[number] if number < len(rollout.waves) else None
-            members = [d.device_id for d in rollout.plan.devices if d.wave == number]
-            waves.append(
-                WaveStatus(
-                    number=number,
-                    is_released=released is not None,
-                    devices=tuple(self._wave_device(entry, device_id) for device_id in members),
-                    gate=released.verdict if released else None,
-                )
-            )
-        started = rollout.started_at
-        elapsed_s = ((rollout.finished_at or now) - started).total_seconds() if started else 0.0
-        return RolloutStatus(
-            rollout=rollout,
-            plan_digest=entry.plan_digest,
-            waves=tuple(waves),
-            elapsed_s=max(0.0, elapsed_s),
-            promises=self._store.evidence.statuses(rollout.plan.artifact_digest),
-        )
-
-    def _wave_device(self, entry: Entry, device_id: str) -> WaveDeviceStatus:
-        plan = entry.rollout.plan
-        model = self._reported(device_id, plan.model)
-        is_released = device_id in entry.baselines
-        return WaveDeviceStatus(
-            device_id=device_id,
-            phase=model.phase,
-            active_digest=model.active_digest,
-            active_version=model.active_version,
-            is_silent=self._devices.silent_s(device_id, self._now().timestamp()) > plan.gate.max_silence_s,
-            error=model.error,
-            counts=summed(self._store.counts_since(entry, device_id).values() if is_released else ()),
-            is_duplicated=self.is_duplicated(device_id),
-        )
-
-    def device_status(self, device: Device) -> DeviceStatus:
-        """Return a device with everything that it has delivered."""
-        at, device_id = self._now().timestamp(), device.report.device_id
-        agents = instances.agents_by_instance(self._devices.agents(device_id, at))
-        totals = self._store.totals.get(device_id, {})
-        found = tuple(
-            InstanceStatus(
-                instance=name,
-                agents=agents[name],
-                durable_sequence=device.delivered[name].sequence if name in device.delivered else 0,
-                outcomes=dict(totals.get(name, {})),
-            )
-            for name in sorted({*device.delivered, *agents})
-        )
-        digests = dict.fromkeys(digest for one in totals.values() for digest in one)
-        return DeviceStatus(
-            report=device.report,
-            last_seen_s=max(0.0, at - device.last_seen),
-            is_silent=self.is_silent(device_id),
-            outcomes={digest: summed(self._store.counts(device_id, digest).values()) for digest in digests},
-            is_duplicated=sum(agents.values()) > 1,
-            instances=found,
-        )

@@ -7,53 +7,24 @@ point leaves a state that the next start continues from. Decides nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 
-import msgspec
-
+from cloud_core.fleet import entries
 from cloud_core.fleet.devices import Delivered, Devices
+from cloud_core.fleet.entries import Entry
 from cloud_core.fleet.evidence import FleetEvidence, evidence_rows
 from cloud_core.fleet.messages import DesiredModel
 from cloud_core.fleet.outcome_totals import Delivery, counts_rows
 from cloud_core.fleet.settings import EvidenceSettings
 from cloud_core.policy import rollout as policy
-from cloud_core.policy.assignments import Assignment, FleetRelease, Plan
+from cloud_core.policy.assignments import Assignment, FleetRelease
 from cloud_core.policy.rollout import Rollout
 from cloud_core.registry.registry import Registry
 from cloud_core.state import Database, Transaction, catalog, uncancelled
 from cloud_core.state import fleet as rows
-from penstock.artifact.blobs import digest_of
-from penstock.artifact.manifests import canonical_json
 from penstock.errors import NotFound
 from penstock.wire.outcomes import NOTHING, OutcomeCounts
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """A rollout in the store.
-
-    Attributes:
-        plan_digest: of the plan's canonical JSON; what ``apply`` may insist on.
-        baselines: totals of the artifact when the device's wave was released, by device; beside them those of each
-            instance that has a name, by ``DEVICE/INSTANCE``.
-    """
-
-    number: int
-    rollout: Rollout
-    plan_digest: str
-    baselines: Mapping[str, OutcomeCounts]
-
-
-def new_entry(number: int, rollout: Rollout, baselines: Mapping[str, OutcomeCounts] | None = None) -> Entry:
-    """Make the entry of a rollout that is put into the store."""
-    digest = digest_of(canonical_json(rollout.plan))
-    return Entry(number=number, rollout=rollout, plan_digest=digest, baselines=baselines or {})
-
-
-class _Document(msgspec.Struct, frozen=True, kw_only=True):
-    rollout: Rollout
-    baselines: dict[str, OutcomeCounts]
 
 
 class FleetStore:
@@ -79,7 +50,7 @@ class FleetStore:
     ) -> None:
         self._database, self._registry = database, registry
         self.evidence = FleetEvidence(registry, evidence or EvidenceSettings(), stored)
-        self.entries = {row.rollout_id: _decoded(row) for row in stored.rollouts}
+        self.entries = {row.rollout_id: entries.decoded(row) for row in stored.rollouts}
         self.assignments = {
             (row.device_id, row.model): Assignment(
                 artifact_digest=row.digest, certificate_digest=row.certificate_digest
@@ -91,6 +62,7 @@ class FleetStore:
             for row in stored.releases
         }
         self.actions = list(stored.actions)
+        self._last_number = stored.last_number
         self._rollout_ids = {(row.device_id, row.model): row.rollout_id for row in stored.assignments}
         self.totals: dict[str, dict[str, dict[str, OutcomeCounts]]] = {}
         for row in stored.counts:
@@ -134,29 +106,48 @@ class FleetStore:
         """
         found = self.counts(device_id, entry.rollout.plan.artifact_digest)
         since = entry.baselines
-        return {name: one.since(since.get(_baseline(device_id, name), NOTHING)) for name, one in found.items()}
+        return {name: one.since(since.get(entries.baseline(device_id, name), NOTHING)) for name, one in found.items()}
 
     @uncancelled
-    async def add(self, entry: Entry, *, keep: int) -> None:
-        """Record a new plan, and forget the oldest finished rollouts beyond ``keep``."""
+    async def add(self, entry: Entry, action: rows.ActionRow, *, keep: int) -> None:
+        """Record a new plan and who made it, and forget the oldest finished rollouts beyond ``keep``."""
         finished = [e for e in self.entries.values() if e.rollout.state not in policy.ACTIVE]
         dropped = finished[: max(0, len(self.entries) + 1 - keep)]
 
         def work(transaction: Transaction) -> None:
-            rows.save_rollout(transaction, _row(entry))
+            rows.save_rollout(transaction, entries.row(entry))
             rows.drop_rollouts(transaction, [old.number for old in dropped])
+            rows.note_number(transaction, entry.number)
+            rows.record_action(transaction, action)
 
         await self._database.run(work)
+        self._note(action)
+        self._last_number = entry.number
         for old in dropped:
             del self.entries[old.rollout.plan.rollout_id]
         self.entries[entry.rollout.plan.rollout_id] = entry
 
     @uncancelled
-    async def move(self, entry: Entry, after: Rollout, *, default: str, at: datetime) -> None:
+    async def delete(self, entry: Entry, action: rows.ActionRow) -> None:
+        """Forget a plan, and record who wanted that."""
+
+        def work(transaction: Transaction) -> None:
+            rows.drop_rollouts(transaction, [entry.number])
+            rows.record_action(transaction, action)
+
+        await self._database.run(work)
+        self._note(action)
+        del self.entries[entry.rollout.plan.rollout_id]
+
+    @uncancelled
+    async def move(
+        self, entry: Entry, after: Rollout, *, default: str, at: datetime, action: rows.ActionRow | None = None
+    ) -> None:
         """Record what a rollout has become, with everything that follows from it, in one transaction.
 
         Args:
             default: the model's default version from now on; "" leaves it.
+            action: the operator's, where it follows from one.
         """
         plan = after.plan
         targets = policy.desired_all(after)
@@ -164,29 +155,33 @@ class FleetStore:
         for device in plan.devices:
             if device.wave < len(after.waves) and device.device_id not in entry.baselines:
                 counts = {"": NOTHING, **self.counts(device.device_id, plan.artifact_digest)}
-                baselines.update({_baseline(device.device_id, name): one for name, one in counts.items()})
+                baselines.update({entries.baseline(device.device_id, name): one for name, one in counts.items()})
         changed = replace(entry, rollout=after, baselines={**entry.baselines, **baselines})
         # a fleet that went over as a whole follows the default from here on, latecomers included
         is_settled = after.state == "succeeded" and plan.covers_fleet
         is_back = plan.covers_fleet and entry.rollout.state == "succeeded" and after.state == "undone"
-        release = _release_of(plan) if is_settled else after.previous_release
+        release = entries.release_of(plan) if is_settled else after.previous_release
 
         is_over = after.state not in policy.ACTIVE
 
         def work(transaction: Transaction) -> None:
-            rows.save_rollout(transaction, _row(changed))
+            rows.save_rollout(transaction, entries.row(changed))
             if is_over:
                 rows.drop_handed(transaction, [entry.number])
             if is_settled:
                 rows.clear_assignments(transaction, plan.model)
             else:
-                rows.assign(transaction, [_assigned(plan, name, target) for name, target in targets.items()])
+                rows.assign(transaction, [entries.assigned(plan, name, target) for name, target in targets.items()])
             if is_settled or is_back:
                 _save_release(transaction, plan.model, release)
             if default:
                 catalog.set_default(transaction, plan.model, default, at.timestamp())
+            if action is not None:
+                rows.record_action(transaction, action)
 
         await self._database.run(work)
+        if action is not None:
+            self._note(action)
         self.entries[plan.rollout_id] = changed
         self.busy = self._busy()
         if is_over:
@@ -250,16 +245,15 @@ class FleetStore:
             self.releases.update(releases)
 
     @uncancelled
-    async def set_default(self, model: str, digest: str, *, at: datetime, who: str, reason: str) -> None:
+    async def set_default(self, model: str, digest: str, action: rows.ActionRow) -> None:
         """Move what the core serves by default, and record who did it, in one transaction."""
-        action = rows.ActionRow(at=at.timestamp(), who=who, action="core default", subject=model, reason=reason)
 
         def work(transaction: Transaction) -> None:
             catalog.set_default(transaction, model, digest, action.at)
             rows.record_action(transaction, action)
 
         await self._database.run(work)
-        self.actions = [*self.actions, action][-rows.MAX_ACTIONS :]
+        self._note(action)
         await self._registry.reload()
 
     @uncancelled
@@ -271,7 +265,7 @@ class FleetStore:
             rows.record_action(transaction, action)
 
         await self._database.run(work)
-        self.actions = [*self.actions, action][-rows.MAX_ACTIONS :]
+        self._note(action)
         self._trusts.update({(row.device_id, row.model): row for row in trusted})
 
     def trusted_at(self, device_id: str, model: str, artifact_digest: str, certificate_digest: str) -> float:
@@ -320,7 +314,9 @@ class FleetStore:
         self.evidence.forget_instances(device_id, delivery.forgotten)
 
     @uncancelled
-    async def save_devices(self, devices: Devices, device_ids: list[str], *, forgotten: list[str]) -> None:
+    async def save_devices(
+        self, devices: Devices, device_ids: list[str], *, forgotten: list[str], action: rows.ActionRow | None = None
+    ) -> None:
         """Save devices as they are now, and forget others with everything that is known of them."""
         changed = [devices.row(device_id) for device_id in device_ids]
 
@@ -328,8 +324,12 @@ class FleetStore:
             if forgotten:
                 rows.forget_devices(transaction, forgotten)
             rows.save_devices(transaction, changed)
+            if action is not None:
+                rows.record_action(transaction, action)
 
         await self._database.run(work)
+        if action is not None:
+            self._note(action)
         gone = set(forgotten)
         for device_id in gone:
             self.totals.pop(device_id, None)
@@ -338,6 +338,9 @@ class FleetStore:
         for handed in self.handed.values():
             handed -= gone
         self.assignments = {key: value for key, value in self.assignments.items() if key[0] not in gone}
+
+    def _note(self, action: rows.ActionRow) -> None:
+        self.actions = [*self.actions, action][-rows.MAX_ACTIONS :]
 
     def _busy(self) -> dict[str, list[str]]:
         """Return the active rollouts of each device that has any."""
@@ -348,38 +351,8 @@ class FleetStore:
         return found
 
     def next_number(self) -> int:
-        """Return the number of the next rollout."""
-        return max((entry.number for entry in self.entries.values()), default=0) + 1
-
-
-def _baseline(device_id: str, instance: str) -> str:
-    return f"{device_id}/{instance}" if instance else device_id  # neither has a slash
-
-
-def _row(entry: Entry) -> rows.RolloutRow:
-    plan = entry.rollout.plan
-    document = _Document(rollout=entry.rollout, baselines=dict(entry.baselines))
-    return rows.RolloutRow(
-        number=entry.number,
-        rollout_id=plan.rollout_id,
-        model=plan.model,
-        state=entry.rollout.state,
-        document=msgspec.json.encode(document).decode(),
-    )
-
-
-def _assigned(plan: Plan, device_id: str, target: Assignment) -> rows.AssignmentRow:
-    return rows.AssignmentRow(
-        device_id=device_id,
-        model=plan.model,
-        digest=target.artifact_digest,
-        rollout_id=plan.rollout_id,
-        certificate_digest=target.certificate_digest,
-    )
-
-
-def _release_of(plan: Plan) -> FleetRelease:
-    return FleetRelease(artifact_digest=plan.artifact_digest, certificates=plan.certificates)
+        """Return the number of the next rollout: one that was never given, also to a plan that was deleted since."""
+        return max((self._last_number, *(entry.number for entry in self.entries.values()))) + 1
 
 
 def _save_release(transaction: Transaction, model: str, release: FleetRelease | None) -> None:
@@ -388,8 +361,3 @@ def _save_release(transaction: Transaction, model: str, release: FleetRelease | 
         return
     row = rows.ReleaseRow(model=model, digest=release.artifact_digest, certificates=release.certificates)
     rows.set_release(transaction, row)
-
-
-def _decoded(row: rows.RolloutRow) -> Entry:
-    document = msgspec.json.decode(row.document, type=_Document)
-    return new_entry(row.number, document.rollout, document.baselines)

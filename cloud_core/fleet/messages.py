@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cloud_core.fleet.devices import Report
+from cloud_core.policy.foresight import WaveForesight
 from cloud_core.policy.gate_settings import Gate
 from cloud_core.policy.observations import Phase
 from cloud_core.policy.planning import Selection
@@ -114,11 +115,14 @@ class DeviceStatus:
 
     Attributes:
         last_seen_s: seconds since the last report.
+        first_seen: UNIX seconds, as ``runs_since``: when each model was first seen to run what it runs.
         outcomes: counts by artifact digest, over all deliveries of all instances.
         is_duplicated: several agents report under the id.
     """
 
     report: Report
+    first_seen: float
+    runs_since: Mapping[str, float]
     last_seen_s: float
     is_silent: bool
     outcomes: Mapping[str, OutcomeCounts]
@@ -133,6 +137,7 @@ class WaveDeviceStatus:
     Attributes:
         counts: of the rolled-out artifact, since the wave was released.
         is_duplicated: several agents report under the id.
+        is_there: it runs what it should run now, and is done with it.
     """
 
     device_id: str
@@ -143,6 +148,7 @@ class WaveDeviceStatus:
     error: str
     counts: OutcomeCounts
     is_duplicated: bool
+    is_there: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,10 +168,56 @@ class WaveStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutStatus:
-    """Shows a rollout with its devices as they are now, and what the fleet says about its artifact's certificates."""
+    """Shows a rollout with its devices as they are now, and what the fleet says about its artifact's certificates.
+
+    Attributes:
+        versions: tags of the artifacts that its devices come from and go to, by digest.
+        certified_harm: what the certificates promise of all rows; None where no device keeps an answer.
+        foresight: of each wave, what would stop it and what it can see.
+        newcomers: devices with this model that came after the plan was made, and that it is not about.
+        waiting_plans: plans that were not applied, this one not among them.
+    """
 
     rollout: Rollout
     plan_digest: str
     waves: tuple[WaveStatus, ...]
     elapsed_s: float
     promises: tuple[PromiseStatus, ...] = ()
+    versions: Mapping[str, str]
+    certified_harm: float | None
+    foresight: tuple[WaveForesight, ...]
+    newcomers: tuple[str, ...]
+    waiting_plans: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceGroup:
+    """Counts the devices of a fleet that have something in common.
+
+    Attributes:
+        name: what they have in common.
+        phases: devices by the phase that they report; they add up to ``devices``.
+        silent: devices whose last report is old.
+    """
+
+    name: str
+    devices: int
+    silent: int
+    phases: Mapping[Phase, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DevicePage:
+    """Shows some of the known devices, in the order of their ids.
+
+    Attributes:
+        matching: how many there are with the wanted labels, and ``known`` with whatever labels.
+        next_after: where the next page begins; "" when there is none.
+        labels: of a listing that found nothing: what the devices have instead, as ``name=value``.
+    """
+
+    devices: tuple[DeviceStatus, ...]
+    matching: int
+    known: int
+    next_after: str
+    labels: tuple[str, ...] = ()

@@ -11,27 +11,37 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from cloud_core.fleet.devices import Devices, Report
+from cloud_core.fleet.entries import Entry, new_entry
 from cloud_core.fleet.fleet_queries import FleetQueries
-from cloud_core.fleet.fleet_store import Entry, FleetStore, new_entry
-from cloud_core.fleet.messages import DeviceStatus, HeartbeatReply, PlanRequest, PromiseStatus, RolloutStatus
-from cloud_core.fleet.operator_actions import OperatorActions
+from cloud_core.fleet.fleet_store import FleetStore
+from cloud_core.fleet.fleet_views import FleetViews
+from cloud_core.fleet.messages import (
+    DeviceStatus,
+    HeartbeatReply,
+    PlanRequest,
+    PromiseStatus,
+    RolloutStatus,
+)
+from cloud_core.fleet.operator_actions import OperatorActions, recorded
 from cloud_core.fleet.outcome_totals import Record
 from cloud_core.fleet.reception import Reception
 from cloud_core.fleet.settings import FleetSettings
-from cloud_core.policy import planning
+from cloud_core.policy import operations, planning
 from cloud_core.policy import rollout as policy
 from cloud_core.policy.assignments import Plan
 from cloud_core.policy.gate_settings import check_gate
-from cloud_core.policy.rollout import Action, Hold, Rollout
+from cloud_core.policy.operations import Action
+from cloud_core.policy.rollout import NOBODY, Event, Hold, Operator, Rollout, Stop
 from cloud_core.registry.registry import Registry
 from cloud_core.state import Database
 from cloud_core.state import fleet as rows
-from penstock.errors import Conflict, NotFound, StorageError
+from penstock.errors import Conflict, InvalidInput, NotFound, StorageError
 from penstock.process.telemetry import log
 
 _log = logging.getLogger(__name__)
@@ -42,7 +52,9 @@ class FleetService:
     """Owns devices, outcomes and rollouts of one core.
 
     Attributes:
+        views: what people are shown of devices and rollouts.
         actions: what operators do beside rollouts.
+        stops: rollouts that a gate stopped since the start, by model.
     """
 
     def __init__(
@@ -68,7 +80,9 @@ class FleetService:
         self._store.pin(*self._queries.unpinned())
         self._reception = Reception(self._store, self._devices, self._queries, settings, now)
         self._changing, self._news = self._reception.changing, self._reception.news
-        self.actions = OperatorActions(self._store, self._queries, registry, now, self._changing)
+        self.views = FleetViews(self._store, self._devices, self._queries, now)
+        self.actions = OperatorActions(self._store, self._devices, self._queries, registry, now, self._changing)
+        self.stops: Counter[str] = Counter()
         self._flush_at = now()
 
     @classmethod
@@ -102,12 +116,8 @@ class FleetService:
     # -- operators ask -----------------------------------------------------------------------------------------------
 
     def devices(self, labels: Mapping[str, str] | None = None) -> tuple[DeviceStatus, ...]:
-        """Return the known devices whose labels match, by id."""
-        return tuple(
-            self._queries.device_status(device)
-            for device in self._devices
-            if all(device.report.labels.get(name) == value for name, value in (labels or {}).items())
-        )
+        """Return the first devices whose labels match, by id."""
+        return self.views.page(labels or {}).devices
 
     @property
     def duplicated(self) -> int:
@@ -118,7 +128,7 @@ class FleetService:
         """Return what the audits of all devices say about each certificate in use."""
         return self._store.evidence.statuses()
 
-    async def plan(self, request: PlanRequest) -> RolloutStatus:
+    async def plan(self, request: PlanRequest, by: Operator = NOBODY) -> RolloutStatus:
         """Freeze a plan.
 
         Raises:
@@ -137,21 +147,24 @@ class FleetService:
                 max_silence_s=request.gate.max_silence_s,
             )
             if not chosen:
-                why = "; ".join(skipped[:20]) or f"no known device subscribes to {request.model}"
+                nobody = self.views.no_such_label(request.selection.labels)
+                why = "; ".join(skipped[:20]) or nobody or f"no known device subscribes to {request.model}"
                 raise Conflict(f"the plan is empty, nothing would be updated: {why}")
-            number = self._store.next_number()
+            number, now = self._store.next_number(), self._now()
             planned = planning.assign_waves(chosen, shares or planning.default_shares(chosen), request.seed)
             rollout = Rollout(
                 plan=self._queries.frozen_plan(request, version, planned, skipped, number),
                 state="planned",
-                created_at=self._now(),
+                created_at=now,
                 status="planned; 'penstock fleet apply' runs it",
+                events=(Event(at=now, text="planned", who=by.who, reason=by.reason),),
             )
             entry = new_entry(number, rollout)
-            await self._store.add(entry, keep=self.settings.max_rollouts)
-        return self._queries.status(entry)
+            action = recorded("fleet plan", rollout.plan.rollout_id, by, now)
+            await self._store.add(entry, action, keep=self.settings.max_rollouts)
+        return self.views.rollout(entry)
 
-    async def apply(self, rollout_id: str, plan_digest: str = "") -> RolloutStatus:
+    async def apply(self, rollout_id: str, plan_digest: str = "", by: Operator = NOBODY) -> RolloutStatus:
         """Run a plan exactly as it was shown.
 
         Raises:
@@ -163,11 +176,12 @@ class FleetService:
             plan = entry.rollout.plan
             if plan_digest and plan_digest != entry.plan_digest:
                 raise Conflict(f"plan {rollout_id} has digest {entry.plan_digest}, not {plan_digest}; plan again")
-            after = policy.applied(
+            after = operations.applied(
                 entry.rollout,
                 default_digest=self._queries.default(plan.model),
                 release=self._store.releases.get(plan.model),
                 now=self._now(),
+                by=by,
             )
             self._check_alone(plan)
             stale = self._queries.elsewhere(plan, policy.bases(plan))
@@ -176,56 +190,88 @@ class FleetService:
                     f"plan {rollout_id} is out of date: {', '.join(stale[:5])} should run something else by now; "
                     "plan again"
                 )
-            await self._commit(entry, after)
+            await self._commit(entry, after, recorded("fleet apply", rollout_id, by, self._now()))
         return await self._settled(rollout_id)
 
-    async def pause(self, rollout_id: str = "") -> RolloutStatus:
+    async def pause(self, rollout_id: str = "", by: Operator = NOBODY) -> RolloutStatus:
         """Release no further wave of a rollout; its gates go on watching.
 
         Raises:
             NotFound, Conflict: no rollout that could be paused.
         """
-        return await self._act("pause", rollout_id, lambda rollout, now: policy.paused(rollout, now=now))
+        return await self._act("pause", rollout_id, by, lambda rollout, now: operations.paused(rollout, now=now, by=by))
 
-    async def resume(self, rollout_id: str = "") -> RolloutStatus:
-        """Go on with a paused rollout; failures seen so far are accepted.
+    async def resume(
+        self, rollout_id: str = "", by: Operator = NOBODY, *, accept: frozenset[str] | None = frozenset()
+    ) -> RolloutStatus:
+        """Go on with a paused rollout.
+
+        Args:
+            accept: devices whose failure or absence is accepted; None for all.
 
         Raises:
-            NotFound, Conflict: no rollout that could be resumed.
+            NotFound, Conflict: no rollout that could be resumed, or failures that nobody accepted hold it.
         """
-        return await self._act(
-            "resume", rollout_id, lambda rollout, now: policy.resumed(rollout, self._queries.observed(rollout), now=now)
-        )
 
-    async def abort(self, rollout_id: str = "", *, keep: bool = False) -> RolloutStatus:
-        """End a rollout without its gates; devices go back, or with ``keep`` stay as they are.
+        def change(rollout: Rollout, now: datetime) -> Rollout:
+            return operations.resumed(rollout, self._queries.observed(rollout), now=now, accept=accept, by=by)
+
+        return await self._act("resume", rollout_id, by, change)
+
+    async def abort(self, rollout_id: str = "", by: Operator = NOBODY, *, keep: bool = False) -> RolloutStatus:
+        """End a rollout without its gates; devices go back, or with ``keep`` each stays where it is.
 
         Raises:
             NotFound, Conflict: no rollout that could be aborted.
         """
-        return await self._act("abort", rollout_id, lambda rollout, now: policy.aborted(rollout, keep=keep, now=now))
 
-    async def undo(self, rollout_id: str = "") -> RolloutStatus:
-        """Bring every device of a rollout back to what it ran before.
+        def change(rollout: Rollout, now: datetime) -> Rollout:
+            return operations.aborted(rollout, self._queries.observed(rollout), keep=keep, now=now, by=by)
+
+        return await self._act("abort", rollout_id, by, change)
+
+    async def undo(self, rollout_id: str, by: Operator = NOBODY) -> RolloutStatus:
+        """Bring every device of a rollout back to what it ran before. It is named: said twice, it takes back one.
 
         Raises:
             NotFound: no such rollout. Conflict: its devices are back already, or run something newer.
         """
-        return await self._act("undo", rollout_id, lambda rollout, now: policy.undone(rollout, now=now))
+        if not rollout_id:
+            raise InvalidInput("rollout_id: name the rollout to undo, so that a second time undoes no other one")
+        return await self._act("undo", rollout_id, by, lambda rollout, now: operations.undone(rollout, now=now, by=by))
 
-    def rollout(self, rollout_id: str = "") -> RolloutStatus:
-        """Return a rollout; the newest for "".
+    async def delete(self, rollout_id: str, by: Operator = NOBODY) -> RolloutStatus:
+        """Delete a plan that was not applied; return it as it was.
+
+        Raises:
+            NotFound: no such plan. Conflict: it was applied.
+        """
+        async with self._changing:
+            entry = self._store.get(rollout_id)
+            operations.check_allowed("delete", entry.rollout)
+            shown = self.views.rollout(entry)
+            await self._store.delete(entry, recorded("fleet delete", rollout_id, by, self._now()))
+        return shown
+
+    def rollout(self, rollout_id: str = "", action: Action | None = None) -> RolloutStatus:
+        """Return a rollout.
+
+        Args:
+            rollout_id: "" for the newest that is under way, else the newest that was; a plan hides neither.
+            action: with "", the one that this action without a name is about.
 
         Raises:
             NotFound: there is none.
         """
-        newest = next(reversed(self._store.entries), "")
-        return self._queries.status(self._store.get(rollout_id or newest))
+        if not rollout_id and action is not None:
+            return self.views.rollout(self._newest_for(action))
+        shown = policy.shown(entry.rollout for entry in self._store.entries.values())
+        return self.views.rollout(self._store.get(rollout_id or (shown.plan.rollout_id if shown else "")))
 
     def rollouts(self, model: str = "") -> tuple[RolloutStatus, ...]:
         """Return all rollouts that are kept, of one model where one is given, oldest first."""
         return tuple(
-            self._queries.status(entry)
+            self.views.rollout(entry)
             for entry in self._store.entries.values()
             if model in ("", entry.rollout.plan.model)
         )
@@ -292,37 +338,32 @@ class FleetService:
                 return decision.step.wake_at
             log(_log, logging.INFO, "rollout step", rollout=rollout.plan.rollout_id, status=after.status)
             await self._commit(entry, after)
+            self.stops[rollout.plan.model] += isinstance(decision.step, Stop)
             entry = self._store.get(rollout.plan.rollout_id)
 
-    async def _act(self, action: Action, rollout_id: str, change: Change) -> RolloutStatus:
+    async def _act(self, action: Action, rollout_id: str, by: Operator, change: Change) -> RolloutStatus:
         async with self._changing:
             entry = self._store.get(rollout_id) if rollout_id else self._newest_for(action)
             after = change(entry.rollout, self._now())
             if action == "undo":
                 self._check_undo(entry.rollout)
-            await self._commit(entry, after)
-        return await self._settled(entry.rollout.plan.rollout_id)
+            name = entry.rollout.plan.rollout_id
+            await self._commit(entry, after, recorded(f"fleet {action}", name, by, self._now()))
+        return await self._settled(name)
 
     async def _settled(self, rollout_id: str) -> RolloutStatus:
         """Return the rollout after whatever is due at once, so that the answer is never older than the action."""
         await self.reconcile()
         self._news.set()
-        return self._queries.status(self._store.get(rollout_id))
+        return self.views.rollout(self._store.get(rollout_id))
 
-    async def _commit(self, entry: Entry, after: Rollout) -> None:
-        plan = after.plan
-        default = ""
-        if plan.is_removal:
-            pass  # the core goes on serving it
-        elif plan.covers_fleet and after.state == "succeeded":
-            default = plan.artifact_digest
-        elif plan.covers_fleet and entry.rollout.state == "succeeded" and after.state == "undone":
-            default = entry.rollout.previous_default
+    async def _commit(self, entry: Entry, after: Rollout, action: rows.ActionRow | None = None) -> None:
+        default = operations.default_after(entry.rollout, after)
         bounded = replace(after, events=after.events[-self.settings.max_events :])
-        await self._store.move(entry, bounded, default=default, at=self._now())
+        await self._store.move(entry, bounded, default=default, at=self._now(), action=action)
 
     def _newest_for(self, action: Action) -> Entry:
-        fitting = [entry for entry in self._store.entries.values() if policy.allows(action, entry.rollout)]
+        fitting = [entry for entry in self._store.entries.values() if operations.allows(action, entry.rollout)]
         # "abort" without a name means the one that runs, not a plan made since
         started = [entry for entry in fitting if entry.rollout.started_at is not None]
         if not fitting or (action == "undo" and not started):

@@ -26,6 +26,8 @@ class GateDefaults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         max_unreached_s: how long a wave waits for devices that did not come by to be told.
         max_unreached_rate: share of a wave that may be unreached when it passes.
         max_wave_s: a wave that has not passed by then pauses the rollout.
+        stops_when_all_revert: a wave of which every device took the version and went back by itself stops the rollout,
+            also when it is a single device; when false, it holds.
     """
 
     alpha: _Share = 0.05
@@ -38,6 +40,7 @@ class GateDefaults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_unreached_s: Annotated[float, msgspec.Meta(ge=0)] = 600.0
     max_unreached_rate: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.2
     max_wave_s: _Seconds = 24 * 3600.0
+    stops_when_all_revert: bool = True
 
 
 class EvidenceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

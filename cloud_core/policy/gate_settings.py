@@ -32,6 +32,8 @@ class Gate:
         max_unreached_rate: share of a wave that may be unreached when it passes.
         detectable_ratio: how many times the promised harm the audited rows of a wave have to be able to see.
         power: with which chance they have to.
+        stops_when_all_revert: a wave of which every device took the version and went back by itself stops the rollout,
+            also when it is a single device; it holds otherwise.
     """
 
     alpha: float
@@ -45,6 +47,7 @@ class Gate:
     max_unreached_rate: float = 0.2
     detectable_ratio: float = 3.0
     power: float = 0.9
+    stops_when_all_revert: bool = False
 
 
 def check_gate(gate: Gate) -> None:

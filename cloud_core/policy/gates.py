@@ -162,6 +162,8 @@ def _test_failures(case: Case) -> GateTest:
             reason = f"{own.failed} of {_devices(own.devices)} failed"
         unreached = len(case.having("unreached"))
         reason += f", {unreached} not reached" if unreached else ""
+        accepted = len(case.wave.observations) - len(case.outcomes)
+        reason += f", {accepted} passed over by the operator" if accepted else ""
     return GateTest(
         name="failures",
         verdict=verdict,
@@ -195,6 +197,27 @@ def _test_tolerated(case: Case) -> GateTest:
         measured=counted.share,
         limit=limit,
         samples=counted.devices,
+    )
+
+
+def _test_reverted(case: Case) -> GateTest:
+    """Fail when every device of the wave took the version and went back by itself, as a canary of one may.
+
+    No sequential test can say so of one device: 1 of 1 is evidence of 10 to 1. This is outside of the error budget: a
+    good version of which one in twenty updates fails is stopped by one canary in twenty.
+    """
+    reverted = [device for device in case.having("failed") if device.phase == "reverted"]
+    is_lost = bool(reverted) and len(reverted) == len(case.outcomes)
+    count = "the only device of this wave" if len(reverted) == 1 else f"all {len(reverted)} devices of this wave"
+    return GateTest(
+        name="reverted",
+        verdict=("fail" if case.gate.stops_when_all_revert else "hold") if is_lost else "pass",
+        reason=f"{count} went back: {_failures_text(case)}"
+        if is_lost
+        else f"{len(reverted)} of {_devices(len(case.outcomes))} went back",
+        measured=len(reverted),
+        limit=len(case.outcomes),
+        samples=len(case.outcomes),
     )
 
 
@@ -285,6 +308,7 @@ TESTS: tuple[Callable[[Case], GateTest], ...] = (
     _test_failures,
     _test_harm,
     _test_tolerated,
+    _test_reverted,
     _test_settled,
     _test_reached,
     _test_committed,

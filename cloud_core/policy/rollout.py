@@ -1,51 +1,52 @@
-"""Decides the course of a rollout: which device should run what, the next step, and what an operator may do when.
+"""Decides the course of a rollout: which device should run what, and the next step.
 
 A state machine of values. Decides from a rollout, observations and ``now``; stores nothing, sends nothing, reads no
-clock. The wave's gate is ``gates``; who is in which wave was frozen by ``planning``.
-
-========  =======================================  ===========================================================
-action    allowed in                               leads to
-========  =======================================  ===========================================================
-apply     planned                                  running, first wave released
-pause     running                                  paused; the gates go on watching
-resume    paused                                   running; failures seen so far are acknowledged
-abort     planned, running, paused                 aborted; every device back to its base, or kept where it is
-undo      all but stopped, undone, aborted-revert  undone; every device back to its base
-========  =======================================  ===========================================================
+clock. The wave's gate is ``gates``; who is in which wave was frozen by ``planning``; what an operator may do when is
+``operations``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
 from cloud_core.policy import gates
 from cloud_core.policy.assignments import Assignment, FleetRelease, Plan, PlannedDevice
-from cloud_core.policy.observations import Observation, Outcome, Tally, Wave, all_outcomes_of, outcomes_of, tally
+from cloud_core.policy.observations import Observation, Tally, Wave, all_outcomes_of, outcomes_of, tally
 from cloud_core.policy.verdicts import GateVerdict
-from penstock.errors import Conflict
 
 State = Literal["planned", "running", "paused", "succeeded", "stopped_by_gate", "aborted", "undone"]
-Action = Literal["apply", "pause", "resume", "abort", "undo"]
 
 ACTIVE: frozenset[State] = frozenset({"running", "paused"})
-_ALLOWED: Mapping[Action, frozenset[State]] = {
-    "apply": frozenset({"planned"}),
-    "pause": frozenset({"running"}),
-    "resume": frozenset({"paused"}),
-    "abort": frozenset({"planned", "running", "paused"}),
-    "undo": frozenset({"planned", "running", "paused", "succeeded", "aborted"}),
-}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operator:
+    """Says who gives a command, by their own account and with the tenant of their credential, and why."""
+
+    who: str = ""
+    reason: str = ""
+
+
+NOBODY = Operator()
+"""Who takes the steps that the gates decide."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Records what happened to a rollout, for people."""
+    """Records what happened to a rollout, for people.
+
+    Attributes:
+        who: the operator, where one did it; "" for a step that the gates took.
+        reason: why, in the operator's words.
+    """
 
     at: datetime
     text: str
+    who: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +68,8 @@ class Rollout:
 
     Attributes:
         waves: the released ones.
-        is_kept: aborted, and updated devices stay on the new version.
+        is_kept: aborted, and devices stay where they were then.
+        kept: the devices that ran the new version when it was aborted in that way; all others stay on their base.
         acknowledged: devices whose failure an operator accepted by resuming.
         not_awaited: devices that were not reached when an operator resumed; waves pass without them.
         previous_default: the model's default version when the rollout was applied.
@@ -81,6 +83,7 @@ class Rollout:
     started_at: datetime | None = None
     finished_at: datetime | None = None
     is_kept: bool = False
+    kept: tuple[str, ...] = ()
     acknowledged: tuple[str, ...] = ()
     not_awaited: tuple[str, ...] = ()
     previous_default: str = ""
@@ -141,7 +144,7 @@ def desired(rollout: Rollout, device_id: str) -> Assignment | None:
     device = next((d for d in rollout.plan.devices if d.device_id == device_id), None)
     if device is None or rollout.started_at is None:
         return None
-    return _desired(rollout, device)
+    return _desired(rollout, device, frozenset(rollout.kept))
 
 
 def bases(plan: Plan) -> dict[str, Assignment]:
@@ -156,7 +159,8 @@ def desired_all(rollout: Rollout) -> dict[str, Assignment]:
     """Return :func:`desired` for every device that it says something about."""
     if rollout.started_at is None:
         return {}  # also of a plan that was aborted: its bases may be out of date by then
-    return {device.device_id: _desired(rollout, device) for device in rollout.plan.devices}
+    kept = frozenset(rollout.kept)
+    return {device.device_id: _desired(rollout, device, kept) for device in rollout.plan.devices}
 
 
 def next_step(rollout: Rollout, observations: Mapping[str, Observation], now: datetime) -> Decision:
@@ -169,11 +173,14 @@ def next_step(rollout: Rollout, observations: Mapping[str, Observation], now: da
         return Decision(step=Hold(reason=rollout.status, wake_at=None), verdicts=())
     # every released wave is judged, not only the last: harm needs time to show, and the first wave has had the most.
     # Also of a paused rollout: a person who is asked to look must not have to be quick.
-    verdicts = _verdicts(rollout, observations, now)
+    verdicts = verdicts_on(rollout, observations, now)
     for number, verdict in enumerate(verdicts):
         if verdict.verdict == "fail":
             return Decision(step=Stop(reason=f"wave {number + 1}: {verdict.reason}"), verdicts=verdicts)
-    return Decision(step=_onward(rollout, verdicts[-1], now), verdicts=verdicts)
+    step = _onward(rollout, verdicts[-1], now)
+    if isinstance(step, Succeed):
+        step = Succeed(reason=f"{_all_in_all(rollout, observations, now)}; last wave: {step.reason}")
+    return Decision(step=step, verdicts=verdicts)
 
 
 def apply_step(rollout: Rollout, decision: Decision, now: datetime) -> Rollout:
@@ -189,104 +196,27 @@ def apply_step(rollout: Rollout, decision: Decision, now: datetime) -> Rollout:
         case Hold(reason=reason):
             return replace(seen, status=_where(rollout, reason))
         case Pause(reason=reason):
-            return _note(replace(seen, state="paused"), f"paused: {reason}", now)
+            return note(replace(seen, state="paused"), f"paused: {reason}", now)
         case Stop(reason=reason):
             text = f"stopped by its gate, devices go back: {reason}"
-            return _note(replace(seen, state="stopped_by_gate", finished_at=now), text, now)
+            return note(replace(seen, state="stopped_by_gate", finished_at=now), text, now)
         case Succeed(reason=reason):
-            return _note(replace(seen, state="succeeded", finished_at=now), f"succeeded: {reason}", now)
+            return note(replace(seen, state="succeeded", finished_at=now), f"succeeded: {reason}", now)
         case Release(reason=reason):
-            return _release(seen, now, f"wave {len(waves)} passed: {reason}; ")
+            return release_next(seen, now, f"wave {len(waves)} passed: {reason}; ")
 
 
-def applied(rollout: Rollout, *, default_digest: str, now: datetime, release: FleetRelease | None = None) -> Rollout:
-    """Start a rollout that was planned.
-
-    Raises:
-        Conflict: it was applied or aborted before.
+def shown(rollouts: Iterable[Rollout]) -> Rollout | None:
+    """Return the rollout that is meant where none is named, of rollouts oldest first: the newest that is under way,
+    else the newest that ever was. A plan that was not applied hides neither.
     """
-    _check("apply", rollout)
-    # the default is kept: undo of a rollout that moved it has to know where it was, whatever the registry says by then
-    running = replace(
-        rollout, state="running", started_at=now, previous_default=default_digest, previous_release=release
-    )
-    return _release(running, now)
+    known = list(rollouts)
+    active = [rollout for rollout in known if rollout.state in ACTIVE]
+    started = [rollout for rollout in known if rollout.started_at is not None]
+    return next((some[-1] for some in (active, started, known) if some), None)
 
 
-def paused(rollout: Rollout, *, now: datetime) -> Rollout:
-    """Pause a rollout: it releases no further wave.
-
-    Raises:
-        Conflict: it is not running.
-    """
-    _check("pause", rollout)
-    return _note(replace(rollout, state="paused"), "paused by the operator", now)
-
-
-def resumed(rollout: Rollout, observations: Mapping[str, Observation], *, now: datetime) -> Rollout:
-    """Continue; the wave's clock starts again, and failures seen so far are acknowledged: they count no more.
-
-    Devices that were not reached are no longer waited for. One that comes back counts again.
-
-    Raises:
-        Conflict: it is not paused.
-    """
-    _check("resume", rollout)
-    target, max_silence_s = rollout.plan.artifact_digest, rollout.plan.gate.max_silence_s
-    outcomes: dict[str, Outcome] = {}
-    for wave in _waves(rollout, observations):
-        outcomes |= all_outcomes_of(wave, target, max_silence_s, now)
-    failed = {device_id for device_id, outcome in outcomes.items() if outcome == "failed"}
-    # those accepted before stay accepted: one that recovered and fails again must not stop the rollout now
-    acknowledged = tuple(sorted(failed.union(rollout.acknowledged)))
-    unreached = tuple(sorted(device_id for device_id, outcome in outcomes.items() if outcome == "unreached"))
-    # the clock starts again, or a wave that was paused for taking too long would be paused again by the next look
-    last = replace(rollout.waves[-1], released_at=now)
-    again = replace(
-        rollout,
-        state="running",
-        waves=(*rollout.waves[:-1], last),
-        acknowledged=acknowledged,
-        not_awaited=unreached,
-    )
-    accepted = {"accepted failures": acknowledged, "not waited for": unreached}
-    texts = [f"{what}: {', '.join(devices[:10])}" for what, devices in accepted.items() if devices]
-    return _note(again, "; ".join(["resumed by the operator", *texts]), now)
-
-
-def aborted(rollout: Rollout, *, keep: bool, now: datetime) -> Rollout:
-    """End a rollout without its gates. With ``keep``, devices of released waves stay on the new version.
-
-    Raises:
-        Conflict: it is over already.
-    """
-    _check("abort", rollout)
-    # of a plan that never ran there is nothing to keep: no device was updated
-    kept = keep and bool(rollout.waves)
-    text = "aborted by the operator, updated devices stay" if kept else "aborted by the operator, devices go back"
-    return _note(replace(rollout, state="aborted", is_kept=kept, finished_at=now), text, now)
-
-
-def undone(rollout: Rollout, *, now: datetime) -> Rollout:
-    """Send every device back to its base, without gates.
-
-    Raises:
-        Conflict: its devices are back already.
-    """
-    _check("undo", rollout)
-    # undone once more, devices would be sent to bases that a later rollout may have moved on from
-    if rollout.state == "aborted" and not rollout.is_kept:
-        raise Conflict(f"rollout {rollout.plan.rollout_id} was aborted, and its devices are back already")
-    return _note(replace(rollout, state="undone", finished_at=now), "undone by the operator, devices go back", now)
-
-
-def allows(action: Action, rollout: Rollout) -> bool:
-    """Say whether an action applies in the rollout's state."""
-    is_back = rollout.state == "aborted" and not rollout.is_kept
-    return rollout.state in _ALLOWED[action] and not (action == "undo" and is_back)
-
-
-def _desired(rollout: Rollout, device: PlannedDevice) -> Assignment:
+def _desired(rollout: Rollout, device: PlannedDevice, kept: frozenset[str]) -> Assignment:
     target = Assignment(artifact_digest=rollout.plan.artifact_digest, certificate_digest=device.certificate_digest)
     base = Assignment(artifact_digest=device.base_digest, certificate_digest=device.base_certificate)
     released = target if device.wave < len(rollout.waves) else base
@@ -295,9 +225,9 @@ def _desired(rollout: Rollout, device: PlannedDevice) -> Assignment:
             return released
         case "succeeded":
             return target
-        # with keep, devices of waves that were not released stay where they are: released says so
+        # with keep, a device of a released wave that had not moved must not move when it comes back
         case "aborted":
-            return released if rollout.is_kept else base
+            return target if device.device_id in kept else base
         case "stopped_by_gate" | "undone" | "planned":
             return base
 
@@ -318,10 +248,11 @@ def _onward(rollout: Rollout, verdict: GateVerdict, now: datetime) -> Step:
     return Hold(reason=verdict.reason, wake_at=min(verdict.wake_at or over_at, over_at))
 
 
-def _verdicts(rollout: Rollout, observations: Mapping[str, Observation], now: datetime) -> tuple[GateVerdict, ...]:
+def verdicts_on(rollout: Rollout, observations: Mapping[str, Observation], now: datetime) -> tuple[GateVerdict, ...]:
+    """Judge every released wave."""
     plan = rollout.plan
     verdicts, earlier = [], Tally(failed=0, devices=0)
-    for wave in _waves(rollout, observations):
+    for wave in released_waves(rollout, observations):
         verdict = gates.judge(
             wave,
             earlier,
@@ -337,7 +268,8 @@ def _verdicts(rollout: Rollout, observations: Mapping[str, Observation], now: da
     return tuple(verdicts)
 
 
-def _waves(rollout: Rollout, observations: Mapping[str, Observation]) -> list[Wave]:
+def released_waves(rollout: Rollout, observations: Mapping[str, Observation]) -> list[Wave]:
+    """Put what is known of the devices of each released wave together."""
     members: list[list[Observation]] = [[] for _ in rollout.waves]
     for device in rollout.plan.devices:
         if device.wave < len(members):
@@ -358,12 +290,32 @@ def with_event(rollout: Rollout, text: str, now: datetime) -> Rollout:
     return replace(rollout, events=(*rollout.events, Event(at=now, text=text)))
 
 
-def _release(rollout: Rollout, now: datetime, why: str = "") -> Rollout:
+def _all_in_all(rollout: Rollout, observations: Mapping[str, Observation], now: datetime) -> str:
+    """Say how many devices of the whole rollout are where it brought them, and what became of the others."""
+    plan = rollout.plan
+    found = [
+        outcome
+        for wave in released_waves(rollout, observations)
+        for outcome in all_outcomes_of(wave, plan.artifact_digest, plan.gate.max_silence_s, now).values()
+    ]
+    what = f"are without {plan.model}" if plan.is_removal else f"run {plan.version}"
+    others = {"failed": "failed", "unreached": "not reached", "pending": "still on their way"}
+    parts = [f"{found.count('committed')} of {len(found)} devices {what}"]
+    parts += [f"{found.count(name)} {words}" for name, words in others.items() if name in found]
+    return ", ".join(parts)
+
+
+def release_next(rollout: Rollout, now: datetime, why: str = "", *, by: Operator = NOBODY) -> Rollout:
+    """Release the next wave.
+
+    Args:
+        by: the operator whose command it follows from.
+    """
     number = len(rollout.waves)
     count = sum(device.wave == number for device in rollout.plan.devices)
     grown = replace(rollout, waves=(*rollout.waves, ReleasedWave(released_at=now)))
     devices = "1 device" if count == 1 else f"{count} devices"
-    return _note(grown, f"{why}wave {number + 1} of {rollout.plan.wave_count} released to {devices}", now)
+    return note(grown, f"{why}wave {number + 1} of {rollout.plan.wave_count} released to {devices}", now, by=by)
 
 
 def _where(rollout: Rollout, reason: str) -> str:
@@ -374,14 +326,7 @@ def _where(rollout: Rollout, reason: str) -> str:
     return f"wave {len(rollout.waves)} of {rollout.plan.wave_count}: {reason}"
 
 
-def _note(rollout: Rollout, text: str, now: datetime) -> Rollout:
-    return replace(rollout, status=text, events=(*rollout.events, Event(at=now, text=text)))
-
-
-def _check(action: Action, rollout: Rollout) -> None:
-    if rollout.state not in _ALLOWED[action]:
-        allowed = ", ".join(sorted(_ALLOWED[action]))
-        raise Conflict(
-            f"cannot {action} rollout {rollout.plan.rollout_id}: it is {rollout.state.replace('_', ' ')} "
-            f"({rollout.status}); {action} needs one that is {allowed}"
-        )
+def note(rollout: Rollout, text: str, now: datetime, *, by: Operator = NOBODY) -> Rollout:
+    """Say what happened, as the rollout's status and as one of its events."""
+    event = Event(at=now, text=text, who=by.who, reason=by.reason)
+    return replace(rollout, status=text, events=(*rollout.events, event))

@@ -165,6 +165,10 @@ class DataPlane:
             self.measures.refuse(error.code)
             raise
 
+    def tenant_of(self, authorization: str) -> str:
+        """Name the tenant of an operator's credential; "" where there are none. Raises as :meth:`authenticate`."""
+        return self.authenticate(authorization, Action.OPERATE) if self._tenants else ""
+
     def check_reporter(self, authorization: str, device_id: str) -> None:
         """Check that the caller may report for a device: a credential that names one, for that one alone.
 

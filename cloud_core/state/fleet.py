@@ -27,12 +27,17 @@ _IS_KNOWN = select(tables.devices.c.device_id).where(tables.devices.c.device_id 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceRow:
-    """Holds a device's last report as JSON, and when the server saw it (UNIX seconds, server clock)."""
+    """Holds a device's last report as JSON, and when the server saw it (UNIX seconds, server clock).
+
+    Attributes:
+        runs_since: JSON; by model, when it was first seen to run what it runs.
+    """
 
     device_id: str
     reported: str
     first_seen: float
     last_seen: float
+    runs_since: str = "{}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +174,7 @@ class FleetRows:
     actions: tuple[ActionRow, ...] = ()
     handed: tuple[tuple[int, str], ...] = ()
     trusts: tuple[TrustRow, ...] = ()
+    last_number: int = 0
 
 
 def read(transaction: Transaction) -> FleetRows:
@@ -186,6 +192,7 @@ def read(transaction: Transaction) -> FleetRows:
         actions=_actions(transaction),
         handed=tuple((row.rollout, row.device_id) for row in transaction.execute(select(tables.handed))),
         trusts=tuple(TrustRow(**row) for row in transaction.execute(select(tables.trusts)).mappings()),
+        last_number=transaction.execute(select(tables.counters.c.last)).scalar_one_or_none() or 0,
     )
 
 
@@ -257,6 +264,11 @@ def drop_counts(transaction: Transaction, device_id: str, instance: str, artifac
 def save_rollout(transaction: Transaction, row: RolloutRow) -> None:
     """Insert or replace a rollout."""
     upsert(transaction, tables.rollouts, [_values(row)])
+
+
+def note_number(transaction: Transaction, number: int) -> None:
+    """Record the last number that a rollout was given."""
+    upsert(transaction, tables.counters, [{"name": "rollouts", "last": number}])
 
 
 def drop_rollouts(transaction: Transaction, numbers: Iterable[int]) -> None:

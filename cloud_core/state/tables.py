@@ -54,6 +54,8 @@ devices = Table(
     Column("reported", Text, nullable=False),
     Column("first_seen", Double, nullable=False),
     Column("last_seen", Double, nullable=False),
+    # JSON: when a model was first seen to run what it runs, by model; 0 or absent: from before that was kept
+    Column("runs_since", Text, nullable=False, server_default="{}"),
 )
 
 device_instances = Table(
@@ -150,6 +152,14 @@ handed = Table(
     Column("rollout", Integer, primary_key=True, autoincrement=False),
     Column("device_id", String(128), primary_key=True),
     Column("handed_at", Double, nullable=False),
+)
+
+counters = Table(
+    "counters",
+    metadata,
+    # the last number that was given: one that was deleted is not given again
+    Column("name", String(32), primary_key=True),
+    Column("last", Integer, nullable=False),
 )
 
 rollouts = Table(

@@ -140,10 +140,32 @@ def _with_instance(transaction: Connection, table: str, *, keys: list[str], othe
     transaction.execute(text(f"DROP TABLE {table}_3"))
 
 
+def _what_stays_where_it_is(transaction: Connection) -> None:
+    """Keep which devices an abort left where they were, since when devices run what they run, and the last number.
+
+    Until now an abort that kept went on for every device of a released wave; what was told so stays told so.
+    """
+    transaction.execute(text("ALTER TABLE devices ADD COLUMN runs_since TEXT DEFAULT '{}' NOT NULL"))
+    transaction.execute(text("CREATE TABLE counters (name VARCHAR(32) NOT NULL PRIMARY KEY, last INTEGER NOT NULL)"))
+    transaction.execute(text("INSERT INTO counters SELECT 'rollouts', COALESCE(MAX(number), 0) FROM rollouts"))
+    for number, document in transaction.execute(text("SELECT number, document FROM rollouts")).all():
+        content = json.loads(document)
+        rollout = content["rollout"]
+        if not rollout.get("is_kept"):
+            continue
+        released = len(rollout["waves"])
+        rollout["kept"] = [one["device_id"] for one in rollout["plan"]["devices"] if one["wave"] < released]
+        transaction.execute(
+            text("UPDATE rollouts SET document = :document WHERE number = :number"),
+            {"document": json.dumps(content, separators=(",", ":")), "number": number},
+        )
+
+
 STEPS: Mapping[int, Callable[[Connection], None]] = {
     2: _verdicts_as_tests,
     3: _what_devices_run,
     4: _instances_of_devices,
+    5: _what_stays_where_it_is,
 }
 """By the version that a step leads to."""
 

@@ -85,7 +85,7 @@ def cut_the_power(demo: Demo) -> None:
             paused["state"] == "PAUSED" and all(runs(demo, name, "v1") for name in others),
             f"{paused['state'].lower()}; on v1: {', '.join(others)}",
         )
-        penstock("fleet", "resume", *core)
+        penstock("fleet", "resume", "--accept", last, "--reason", "it is off, and takes it later", *core)
         demo.agents[last].start()
         wait_for(f"{last} on v1", lambda: runs(demo, last, "v1"))
         wait_for("the end of the rollout", lambda: penstock_json("fleet", "status", *core)["state"] == "SUCCEEDED")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import click
 import msgspec
+
+_NARROWEST = 16
+"""Columns that a cell needs to be broken into lines that can be read."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -44,7 +49,10 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
 
 
 def format_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> str:
-    """Return the text of :func:`print_table`: no colours and no box, so that it can be piped and pasted."""
+    """Return the text of :func:`print_table`: no colours and no box, so that it can be piped and pasted.
+
+    A last column of words that does not fit into the width of the terminal, or 80 columns, goes on in lines below.
+    """
     cells = [[str(cell) for cell in row] for row in rows]
     widths = [max(len(c), *(len(row[i]) for row in cells)) if cells else len(c) for i, c in enumerate(columns)]
     right = [
@@ -52,13 +60,31 @@ def format_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, ti
         for i in range(len(columns))
     ]
 
+    room = _width() - sum(widths[:-1]) - 2 * len(widths[:-1])
+
     def line(values: Sequence[str]) -> str:
-        padded = (v.rjust(w) if r else v.ljust(w) for v, w, r in zip(values, widths, right, strict=True))
-        return "  ".join(padded).rstrip()
+        padded = [v.rjust(w) if r else v.ljust(w) for v, w, r in zip(values, widths, right, strict=True)]
+        if not padded or right[-1] or len(values[-1]) <= room or room < _NARROWEST:
+            return "  ".join(padded).rstrip()
+        first, *more = textwrap.wrap(values[-1], room, break_long_words=False, break_on_hyphens=False)
+        indent = " " * (_width() - room)
+        return "\n".join(["  ".join([*padded[:-1], first]), *(f"{indent}{part}" for part in more)])
 
     lines = [title, ""] if title else []
     lines += [line([c.upper() for c in columns]), *(line(row) for row in cells)]
     return "\n".join(lines)
+
+
+def wrapped(text: str, *, indent: str = "") -> str:
+    """Break a line of prose where it does not fit into the width of the terminal; ``indent`` begins what follows."""
+    return textwrap.fill(
+        text, _width(), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
+    )
+
+
+def _width() -> int:
+    """Return the width of the terminal, at least 80 columns."""
+    return max(80, shutil.get_terminal_size((80, 24)).columns)
 
 
 def print_fields(fields: Mapping[str, object]) -> None:

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from cloud_core.settings import CoreSettings
 from cloud_core.settings import check as check_core
 from edge_agent import settings as agent_settings
-from penstock.cli.fleet import command
+from penstock.cli.fleet.commands import command
 from penstock.errors import ConfigError, InvalidInput
 from penstock.wire.device_ids import MAX_LENGTH, check_device_id
 

@@ -45,7 +45,7 @@ def test_a_certificate_and_a_removal_reach_a_device_by_plan_and_are_taken_back(
     core.restart()
     wait_until("the new certificate", lambda: certificate_on(agent) == second)
     wait_until("the end of the rollout", lambda: has_succeeded(core))
-    penstock("fleet", "undo", *where)
+    undo(core)
     core.restart()
     wait_until("the former certificate", lambda: certificate_on(agent) == first)
 
@@ -55,10 +55,16 @@ def test_a_certificate_and_a_removal_reach_a_device_by_plan_and_are_taken_back(
     wait_until("the end of the removal", lambda: has_succeeded(core))
     assert agent.status()["models"] == []
     assert list((agent.data_dir / "models").glob("*.json")) == []
-    penstock("fleet", "undo", *where)
+    undo(core)
     core.restart()
     agent.wait_until_runs("digits", "v1")
     assert certificate_on(agent) == first
+
+
+def undo(core: CoreProcess) -> None:
+    with FleetClient(core.grpc_target) as fleet:
+        name = fleet.rollout().plan.rollout_id
+    penstock("fleet", "undo", name, "--core", core.grpc_target)
 
 
 def has_succeeded(core: CoreProcess) -> bool:

@@ -366,7 +366,7 @@ async def test_an_aborted_rollout_and_the_next_one(world: World) -> None:
     await world.start("v2")
     await world.run_until_over(200)
     assert world.service.rollout().rollout.state == "succeeded"
-    await world.service.undo()
+    await world.service.undo(world.service.rollout().rollout.plan.rollout_id)
     await world.run_until(world.now_s + 30)
     assert {agent.active for agent in world.agents} == {world.digests["v1"]}
 

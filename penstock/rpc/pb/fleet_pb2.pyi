@@ -211,7 +211,7 @@ class DeliverOutcomesResponse(_message.Message):
     def __init__(self, durable_sequence: _Optional[int] = ...) -> None: ...
 
 class Device(_message.Message):
-    __slots__ = ("device_id", "agent_version", "labels", "target", "models", "last_seen_s", "is_silent", "outbox_records", "outcomes", "is_duplicated", "instances")
+    __slots__ = ("device_id", "agent_version", "labels", "target", "models", "last_seen_s", "is_silent", "outbox_records", "outcomes", "is_duplicated", "instances", "first_seen_at", "runs_since")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -219,6 +219,13 @@ class Device(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class RunsSinceEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
     AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
@@ -230,6 +237,8 @@ class Device(_message.Message):
     OUTCOMES_FIELD_NUMBER: _ClassVar[int]
     IS_DUPLICATED_FIELD_NUMBER: _ClassVar[int]
     INSTANCES_FIELD_NUMBER: _ClassVar[int]
+    FIRST_SEEN_AT_FIELD_NUMBER: _ClassVar[int]
+    RUNS_SINCE_FIELD_NUMBER: _ClassVar[int]
     device_id: str
     agent_version: str
     labels: _containers.ScalarMap[str, str]
@@ -241,7 +250,9 @@ class Device(_message.Message):
     outcomes: _containers.RepeatedCompositeFieldContainer[DeliveredOutcomes]
     is_duplicated: bool
     instances: _containers.RepeatedCompositeFieldContainer[DeviceInstance]
-    def __init__(self, device_id: _Optional[str] = ..., agent_version: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., target: _Optional[str] = ..., models: _Optional[_Iterable[_Union[ReportedModel, _Mapping]]] = ..., last_seen_s: _Optional[float] = ..., is_silent: _Optional[bool] = ..., outbox_records: _Optional[int] = ..., outcomes: _Optional[_Iterable[_Union[DeliveredOutcomes, _Mapping]]] = ..., is_duplicated: _Optional[bool] = ..., instances: _Optional[_Iterable[_Union[DeviceInstance, _Mapping]]] = ...) -> None: ...
+    first_seen_at: float
+    runs_since: _containers.ScalarMap[str, float]
+    def __init__(self, device_id: _Optional[str] = ..., agent_version: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., target: _Optional[str] = ..., models: _Optional[_Iterable[_Union[ReportedModel, _Mapping]]] = ..., last_seen_s: _Optional[float] = ..., is_silent: _Optional[bool] = ..., outbox_records: _Optional[int] = ..., outcomes: _Optional[_Iterable[_Union[DeliveredOutcomes, _Mapping]]] = ..., is_duplicated: _Optional[bool] = ..., instances: _Optional[_Iterable[_Union[DeviceInstance, _Mapping]]] = ..., first_seen_at: _Optional[float] = ..., runs_since: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class DeviceInstance(_message.Message):
     __slots__ = ("instance", "agents", "durable_sequence", "outcomes")
@@ -302,7 +313,7 @@ class ListPromisesResponse(_message.Message):
     def __init__(self, promises: _Optional[_Iterable[_Union[FleetPromise, _Mapping]]] = ...) -> None: ...
 
 class ListDevicesRequest(_message.Message):
-    __slots__ = ("selector",)
+    __slots__ = ("selector", "page_size", "after")
     class SelectorEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -311,17 +322,87 @@ class ListDevicesRequest(_message.Message):
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     SELECTOR_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
     selector: _containers.ScalarMap[str, str]
-    def __init__(self, selector: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    page_size: int
+    after: str
+    def __init__(self, selector: _Optional[_Mapping[str, str]] = ..., page_size: _Optional[int] = ..., after: _Optional[str] = ...) -> None: ...
 
 class ListDevicesResponse(_message.Message):
-    __slots__ = ("devices",)
+    __slots__ = ("devices", "next_after", "matching", "known", "labels")
     DEVICES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_AFTER_FIELD_NUMBER: _ClassVar[int]
+    MATCHING_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
     devices: _containers.RepeatedCompositeFieldContainer[Device]
-    def __init__(self, devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ...) -> None: ...
+    next_after: str
+    matching: int
+    known: int
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., next_after: _Optional[str] = ..., matching: _Optional[int] = ..., known: _Optional[int] = ..., labels: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class CountDevicesRequest(_message.Message):
+    __slots__ = ("by", "selector", "model")
+    class SelectorEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    BY_FIELD_NUMBER: _ClassVar[int]
+    SELECTOR_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    by: str
+    selector: _containers.ScalarMap[str, str]
+    model: str
+    def __init__(self, by: _Optional[str] = ..., selector: _Optional[_Mapping[str, str]] = ..., model: _Optional[str] = ...) -> None: ...
+
+class DeviceGroup(_message.Message):
+    __slots__ = ("name", "devices", "silent", "phases")
+    class PhasesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    SILENT_FIELD_NUMBER: _ClassVar[int]
+    PHASES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    devices: int
+    silent: int
+    phases: _containers.ScalarMap[str, int]
+    def __init__(self, name: _Optional[str] = ..., devices: _Optional[int] = ..., silent: _Optional[int] = ..., phases: _Optional[_Mapping[str, int]] = ...) -> None: ...
+
+class CountDevicesResponse(_message.Message):
+    __slots__ = ("groups",)
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    groups: _containers.RepeatedCompositeFieldContainer[DeviceGroup]
+    def __init__(self, groups: _Optional[_Iterable[_Union[DeviceGroup, _Mapping]]] = ...) -> None: ...
+
+class ForgetDeviceRequest(_message.Message):
+    __slots__ = ("device_id", "who", "reason")
+    DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
+    WHO_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    device_id: str
+    who: str
+    reason: str
+    def __init__(self, device_id: _Optional[str] = ..., who: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ForgetDeviceResponse(_message.Message):
+    __slots__ = ("device_id",)
+    DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
+    device_id: str
+    def __init__(self, device_id: _Optional[str] = ...) -> None: ...
 
 class GateSettings(_message.Message):
-    __slots__ = ("alpha", "max_failure_rate", "min_audited", "bake_s", "max_silence_s", "max_wave_s", "max_unreached_s", "max_unreached_rate", "detectable_ratio", "power")
+    __slots__ = ("alpha", "max_failure_rate", "min_audited", "bake_s", "max_silence_s", "max_wave_s", "max_unreached_s", "max_unreached_rate", "detectable_ratio", "power", "stops_when_all_revert")
     ALPHA_FIELD_NUMBER: _ClassVar[int]
     MAX_FAILURE_RATE_FIELD_NUMBER: _ClassVar[int]
     MIN_AUDITED_FIELD_NUMBER: _ClassVar[int]
@@ -332,6 +413,7 @@ class GateSettings(_message.Message):
     MAX_UNREACHED_RATE_FIELD_NUMBER: _ClassVar[int]
     DETECTABLE_RATIO_FIELD_NUMBER: _ClassVar[int]
     POWER_FIELD_NUMBER: _ClassVar[int]
+    STOPS_WHEN_ALL_REVERT_FIELD_NUMBER: _ClassVar[int]
     alpha: float
     max_failure_rate: float
     min_audited: int
@@ -342,10 +424,11 @@ class GateSettings(_message.Message):
     max_unreached_rate: float
     detectable_ratio: float
     power: float
-    def __init__(self, alpha: _Optional[float] = ..., max_failure_rate: _Optional[float] = ..., min_audited: _Optional[int] = ..., bake_s: _Optional[float] = ..., max_silence_s: _Optional[float] = ..., max_wave_s: _Optional[float] = ..., max_unreached_s: _Optional[float] = ..., max_unreached_rate: _Optional[float] = ..., detectable_ratio: _Optional[float] = ..., power: _Optional[float] = ...) -> None: ...
+    stops_when_all_revert: bool
+    def __init__(self, alpha: _Optional[float] = ..., max_failure_rate: _Optional[float] = ..., min_audited: _Optional[int] = ..., bake_s: _Optional[float] = ..., max_silence_s: _Optional[float] = ..., max_wave_s: _Optional[float] = ..., max_unreached_s: _Optional[float] = ..., max_unreached_rate: _Optional[float] = ..., detectable_ratio: _Optional[float] = ..., power: _Optional[float] = ..., stops_when_all_revert: _Optional[bool] = ...) -> None: ...
 
 class PlanRolloutRequest(_message.Message):
-    __slots__ = ("model", "version", "selector", "device_ids", "waves", "seed", "gate", "is_removal")
+    __slots__ = ("model", "version", "selector", "device_ids", "waves", "seed", "gate", "is_removal", "who", "reason")
     class SelectorEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -361,6 +444,8 @@ class PlanRolloutRequest(_message.Message):
     SEED_FIELD_NUMBER: _ClassVar[int]
     GATE_FIELD_NUMBER: _ClassVar[int]
     IS_REMOVAL_FIELD_NUMBER: _ClassVar[int]
+    WHO_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     selector: _containers.ScalarMap[str, str]
@@ -369,24 +454,48 @@ class PlanRolloutRequest(_message.Message):
     seed: int
     gate: GateSettings
     is_removal: bool
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., selector: _Optional[_Mapping[str, str]] = ..., device_ids: _Optional[_Iterable[str]] = ..., waves: _Optional[_Iterable[float]] = ..., seed: _Optional[int] = ..., gate: _Optional[_Union[GateSettings, _Mapping]] = ..., is_removal: _Optional[bool] = ...) -> None: ...
+    who: str
+    reason: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., selector: _Optional[_Mapping[str, str]] = ..., device_ids: _Optional[_Iterable[str]] = ..., waves: _Optional[_Iterable[float]] = ..., seed: _Optional[int] = ..., gate: _Optional[_Union[GateSettings, _Mapping]] = ..., is_removal: _Optional[bool] = ..., who: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class PlannedDevice(_message.Message):
-    __slots__ = ("device_id", "wave", "base_digest", "certificate_digest", "base_certificate")
+    __slots__ = ("device_id", "wave", "base_digest", "certificate_digest", "base_certificate", "base_version")
     DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
     WAVE_FIELD_NUMBER: _ClassVar[int]
     BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     BASE_CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    BASE_VERSION_FIELD_NUMBER: _ClassVar[int]
     device_id: str
     wave: int
     base_digest: str
     certificate_digest: str
     base_certificate: str
-    def __init__(self, device_id: _Optional[str] = ..., wave: _Optional[int] = ..., base_digest: _Optional[str] = ..., certificate_digest: _Optional[str] = ..., base_certificate: _Optional[str] = ...) -> None: ...
+    base_version: str
+    def __init__(self, device_id: _Optional[str] = ..., wave: _Optional[int] = ..., base_digest: _Optional[str] = ..., certificate_digest: _Optional[str] = ..., base_certificate: _Optional[str] = ..., base_version: _Optional[str] = ...) -> None: ...
+
+class WaveForesight(_message.Message):
+    __slots__ = ("devices", "stopping_failures", "holding_failures", "stops_when_all_revert", "visible_failure_rate", "audited_rows", "visible_harm", "power")
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    STOPPING_FAILURES_FIELD_NUMBER: _ClassVar[int]
+    HOLDING_FAILURES_FIELD_NUMBER: _ClassVar[int]
+    STOPS_WHEN_ALL_REVERT_FIELD_NUMBER: _ClassVar[int]
+    VISIBLE_FAILURE_RATE_FIELD_NUMBER: _ClassVar[int]
+    AUDITED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    VISIBLE_HARM_FIELD_NUMBER: _ClassVar[int]
+    POWER_FIELD_NUMBER: _ClassVar[int]
+    devices: int
+    stopping_failures: int
+    holding_failures: int
+    stops_when_all_revert: bool
+    visible_failure_rate: float
+    audited_rows: int
+    visible_harm: float
+    power: float
+    def __init__(self, devices: _Optional[int] = ..., stopping_failures: _Optional[int] = ..., holding_failures: _Optional[int] = ..., stops_when_all_revert: _Optional[bool] = ..., visible_failure_rate: _Optional[float] = ..., audited_rows: _Optional[int] = ..., visible_harm: _Optional[float] = ..., power: _Optional[float] = ...) -> None: ...
 
 class RolloutPlan(_message.Message):
-    __slots__ = ("rollout_id", "model", "version", "artifact_digest", "certificate_digest", "devices", "wave_count", "seed", "gate", "promised_harm", "skipped", "plan_digest", "is_removal")
+    __slots__ = ("rollout_id", "model", "version", "artifact_digest", "certificate_digest", "devices", "wave_count", "seed", "gate", "promised_harm", "skipped", "plan_digest", "is_removal", "certified_harm", "foresight", "newcomers")
     ROLLOUT_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -400,6 +509,9 @@ class RolloutPlan(_message.Message):
     SKIPPED_FIELD_NUMBER: _ClassVar[int]
     PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
     IS_REMOVAL_FIELD_NUMBER: _ClassVar[int]
+    CERTIFIED_HARM_FIELD_NUMBER: _ClassVar[int]
+    FORESIGHT_FIELD_NUMBER: _ClassVar[int]
+    NEWCOMERS_FIELD_NUMBER: _ClassVar[int]
     rollout_id: str
     model: str
     version: str
@@ -413,15 +525,22 @@ class RolloutPlan(_message.Message):
     skipped: _containers.RepeatedScalarFieldContainer[str]
     plan_digest: str
     is_removal: bool
-    def __init__(self, rollout_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., certificate_digest: _Optional[str] = ..., devices: _Optional[_Iterable[_Union[PlannedDevice, _Mapping]]] = ..., wave_count: _Optional[int] = ..., seed: _Optional[int] = ..., gate: _Optional[_Union[GateSettings, _Mapping]] = ..., promised_harm: _Optional[float] = ..., skipped: _Optional[_Iterable[str]] = ..., plan_digest: _Optional[str] = ..., is_removal: _Optional[bool] = ...) -> None: ...
+    certified_harm: float
+    foresight: _containers.RepeatedCompositeFieldContainer[WaveForesight]
+    newcomers: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, rollout_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., certificate_digest: _Optional[str] = ..., devices: _Optional[_Iterable[_Union[PlannedDevice, _Mapping]]] = ..., wave_count: _Optional[int] = ..., seed: _Optional[int] = ..., gate: _Optional[_Union[GateSettings, _Mapping]] = ..., promised_harm: _Optional[float] = ..., skipped: _Optional[_Iterable[str]] = ..., plan_digest: _Optional[str] = ..., is_removal: _Optional[bool] = ..., certified_harm: _Optional[float] = ..., foresight: _Optional[_Iterable[_Union[WaveForesight, _Mapping]]] = ..., newcomers: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ApplyRolloutRequest(_message.Message):
-    __slots__ = ("rollout_id", "plan_digest")
+    __slots__ = ("rollout_id", "plan_digest", "who", "reason")
     ROLLOUT_ID_FIELD_NUMBER: _ClassVar[int]
     PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    WHO_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
     rollout_id: str
     plan_digest: str
-    def __init__(self, rollout_id: _Optional[str] = ..., plan_digest: _Optional[str] = ...) -> None: ...
+    who: str
+    reason: str
+    def __init__(self, rollout_id: _Optional[str] = ..., plan_digest: _Optional[str] = ..., who: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class SetDefaultRequest(_message.Message):
     __slots__ = ("model", "version", "who", "reason")
@@ -504,10 +623,12 @@ class ListActionsResponse(_message.Message):
     def __init__(self, actions: _Optional[_Iterable[_Union[OperatorAction, _Mapping]]] = ...) -> None: ...
 
 class GetRolloutRequest(_message.Message):
-    __slots__ = ("rollout_id",)
+    __slots__ = ("rollout_id", "action")
     ROLLOUT_ID_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
     rollout_id: str
-    def __init__(self, rollout_id: _Optional[str] = ...) -> None: ...
+    action: str
+    def __init__(self, rollout_id: _Optional[str] = ..., action: _Optional[str] = ...) -> None: ...
 
 class ListRolloutsRequest(_message.Message):
     __slots__ = ("model",)
@@ -522,18 +643,40 @@ class ListRolloutsResponse(_message.Message):
     def __init__(self, rollouts: _Optional[_Iterable[_Union[Rollout, _Mapping]]] = ...) -> None: ...
 
 class RolloutActionRequest(_message.Message):
-    __slots__ = ("rollout_id",)
+    __slots__ = ("rollout_id", "who", "reason")
     ROLLOUT_ID_FIELD_NUMBER: _ClassVar[int]
+    WHO_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
     rollout_id: str
-    def __init__(self, rollout_id: _Optional[str] = ...) -> None: ...
+    who: str
+    reason: str
+    def __init__(self, rollout_id: _Optional[str] = ..., who: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ResumeRolloutRequest(_message.Message):
+    __slots__ = ("rollout_id", "who", "reason", "accept", "accept_all")
+    ROLLOUT_ID_FIELD_NUMBER: _ClassVar[int]
+    WHO_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    ACCEPT_FIELD_NUMBER: _ClassVar[int]
+    ACCEPT_ALL_FIELD_NUMBER: _ClassVar[int]
+    rollout_id: str
+    who: str
+    reason: str
+    accept: _containers.RepeatedScalarFieldContainer[str]
+    accept_all: bool
+    def __init__(self, rollout_id: _Optional[str] = ..., who: _Optional[str] = ..., reason: _Optional[str] = ..., accept: _Optional[_Iterable[str]] = ..., accept_all: _Optional[bool] = ...) -> None: ...
 
 class AbortRolloutRequest(_message.Message):
-    __slots__ = ("rollout_id", "keep")
+    __slots__ = ("rollout_id", "keep", "who", "reason")
     ROLLOUT_ID_FIELD_NUMBER: _ClassVar[int]
     KEEP_FIELD_NUMBER: _ClassVar[int]
+    WHO_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
     rollout_id: str
     keep: bool
-    def __init__(self, rollout_id: _Optional[str] = ..., keep: _Optional[bool] = ...) -> None: ...
+    who: str
+    reason: str
+    def __init__(self, rollout_id: _Optional[str] = ..., keep: _Optional[bool] = ..., who: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class GateVerdict(_message.Message):
     __slots__ = ("verdict", "reason", "tests")
@@ -576,7 +719,7 @@ class Wave(_message.Message):
     def __init__(self, number: _Optional[int] = ..., is_released: _Optional[bool] = ..., devices: _Optional[_Iterable[_Union[WaveDevice, _Mapping]]] = ..., gate: _Optional[_Union[GateVerdict, _Mapping]] = ...) -> None: ...
 
 class WaveDevice(_message.Message):
-    __slots__ = ("device_id", "phase", "active_digest", "active_version", "is_silent", "error", "counts", "is_duplicated")
+    __slots__ = ("device_id", "phase", "active_digest", "active_version", "is_silent", "error", "counts", "is_duplicated", "is_there")
     DEVICE_ID_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -585,6 +728,7 @@ class WaveDevice(_message.Message):
     ERROR_FIELD_NUMBER: _ClassVar[int]
     COUNTS_FIELD_NUMBER: _ClassVar[int]
     IS_DUPLICATED_FIELD_NUMBER: _ClassVar[int]
+    IS_THERE_FIELD_NUMBER: _ClassVar[int]
     device_id: str
     phase: UpdatePhase
     active_digest: str
@@ -593,22 +737,41 @@ class WaveDevice(_message.Message):
     error: str
     counts: OutcomeCounts
     is_duplicated: bool
-    def __init__(self, device_id: _Optional[str] = ..., phase: _Optional[_Union[UpdatePhase, str]] = ..., active_digest: _Optional[str] = ..., active_version: _Optional[str] = ..., is_silent: _Optional[bool] = ..., error: _Optional[str] = ..., counts: _Optional[_Union[OutcomeCounts, _Mapping]] = ..., is_duplicated: _Optional[bool] = ...) -> None: ...
+    is_there: bool
+    def __init__(self, device_id: _Optional[str] = ..., phase: _Optional[_Union[UpdatePhase, str]] = ..., active_digest: _Optional[str] = ..., active_version: _Optional[str] = ..., is_silent: _Optional[bool] = ..., error: _Optional[str] = ..., counts: _Optional[_Union[OutcomeCounts, _Mapping]] = ..., is_duplicated: _Optional[bool] = ..., is_there: _Optional[bool] = ...) -> None: ...
+
+class RolloutEvent(_message.Message):
+    __slots__ = ("at", "text", "who", "reason")
+    AT_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    WHO_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    at: float
+    text: str
+    who: str
+    reason: str
+    def __init__(self, at: _Optional[float] = ..., text: _Optional[str] = ..., who: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Rollout(_message.Message):
-    __slots__ = ("plan", "state", "waves", "status", "elapsed_s", "events", "promises")
+    __slots__ = ("plan", "state", "waves", "status", "elapsed_s", "promises", "events", "waiting_plans", "acknowledged", "kept")
     PLAN_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     WAVES_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     ELAPSED_S_FIELD_NUMBER: _ClassVar[int]
-    EVENTS_FIELD_NUMBER: _ClassVar[int]
     PROMISES_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    WAITING_PLANS_FIELD_NUMBER: _ClassVar[int]
+    ACKNOWLEDGED_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
     plan: RolloutPlan
     state: RolloutState
     waves: _containers.RepeatedCompositeFieldContainer[Wave]
     status: str
     elapsed_s: float
-    events: _containers.RepeatedScalarFieldContainer[str]
     promises: _containers.RepeatedCompositeFieldContainer[FleetPromise]
-    def __init__(self, plan: _Optional[_Union[RolloutPlan, _Mapping]] = ..., state: _Optional[_Union[RolloutState, str]] = ..., waves: _Optional[_Iterable[_Union[Wave, _Mapping]]] = ..., status: _Optional[str] = ..., elapsed_s: _Optional[float] = ..., events: _Optional[_Iterable[str]] = ..., promises: _Optional[_Iterable[_Union[FleetPromise, _Mapping]]] = ...) -> None: ...
+    events: _containers.RepeatedCompositeFieldContainer[RolloutEvent]
+    waiting_plans: _containers.RepeatedScalarFieldContainer[str]
+    acknowledged: _containers.RepeatedScalarFieldContainer[str]
+    kept: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, plan: _Optional[_Union[RolloutPlan, _Mapping]] = ..., state: _Optional[_Union[RolloutState, str]] = ..., waves: _Optional[_Iterable[_Union[Wave, _Mapping]]] = ..., status: _Optional[str] = ..., elapsed_s: _Optional[float] = ..., promises: _Optional[_Iterable[_Union[FleetPromise, _Mapping]]] = ..., events: _Optional[_Iterable[_Union[RolloutEvent, _Mapping]]] = ..., waiting_plans: _Optional[_Iterable[str]] = ..., acknowledged: _Optional[_Iterable[str]] = ..., kept: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -76,7 +76,7 @@ class FleetStub:
                 _registered_method=True)
         self.ResumeRollout = channel.unary_unary(
                 '/penstock.v1.Fleet/ResumeRollout',
-                request_serializer=fleet__pb2.RolloutActionRequest.SerializeToString,
+                request_serializer=fleet__pb2.ResumeRolloutRequest.SerializeToString,
                 response_deserializer=fleet__pb2.Rollout.FromString,
                 _registered_method=True)
         self.AbortRollout = channel.unary_unary(
@@ -88,6 +88,21 @@ class FleetStub:
                 '/penstock.v1.Fleet/UndoRollout',
                 request_serializer=fleet__pb2.RolloutActionRequest.SerializeToString,
                 response_deserializer=fleet__pb2.Rollout.FromString,
+                _registered_method=True)
+        self.DeletePlan = channel.unary_unary(
+                '/penstock.v1.Fleet/DeletePlan',
+                request_serializer=fleet__pb2.RolloutActionRequest.SerializeToString,
+                response_deserializer=fleet__pb2.Rollout.FromString,
+                _registered_method=True)
+        self.CountDevices = channel.unary_unary(
+                '/penstock.v1.Fleet/CountDevices',
+                request_serializer=fleet__pb2.CountDevicesRequest.SerializeToString,
+                response_deserializer=fleet__pb2.CountDevicesResponse.FromString,
+                _registered_method=True)
+        self.ForgetDevice = channel.unary_unary(
+                '/penstock.v1.Fleet/ForgetDevice',
+                request_serializer=fleet__pb2.ForgetDeviceRequest.SerializeToString,
+                response_deserializer=fleet__pb2.ForgetDeviceResponse.FromString,
                 _registered_method=True)
         self.SetDefault = channel.unary_unary(
                 '/penstock.v1.Fleet/SetDefault',
@@ -184,8 +199,30 @@ class FleetServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeletePlan(self, request, context):
+        """Of a plan that was not applied.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CountDevices(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForgetDevice(self, request, context):
+        """Of a device that is gone. Recorded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SetDefault(self, request, context):
-        """What the core serves by default, where no device runs the model: a rollout moves it otherwise. Recorded.
+        """What the core serves by default, where no device runs the model: a rollout moves it otherwise. Recorded, as
+        everything that an operator does: with who did it by their own account (the core adds the tenant of the credential),
+        when, and why.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -255,7 +292,7 @@ def add_FleetServicer_to_server(servicer, server):
             ),
             'ResumeRollout': grpc.unary_unary_rpc_method_handler(
                     servicer.ResumeRollout,
-                    request_deserializer=fleet__pb2.RolloutActionRequest.FromString,
+                    request_deserializer=fleet__pb2.ResumeRolloutRequest.FromString,
                     response_serializer=fleet__pb2.Rollout.SerializeToString,
             ),
             'AbortRollout': grpc.unary_unary_rpc_method_handler(
@@ -267,6 +304,21 @@ def add_FleetServicer_to_server(servicer, server):
                     servicer.UndoRollout,
                     request_deserializer=fleet__pb2.RolloutActionRequest.FromString,
                     response_serializer=fleet__pb2.Rollout.SerializeToString,
+            ),
+            'DeletePlan': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeletePlan,
+                    request_deserializer=fleet__pb2.RolloutActionRequest.FromString,
+                    response_serializer=fleet__pb2.Rollout.SerializeToString,
+            ),
+            'CountDevices': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountDevices,
+                    request_deserializer=fleet__pb2.CountDevicesRequest.FromString,
+                    response_serializer=fleet__pb2.CountDevicesResponse.SerializeToString,
+            ),
+            'ForgetDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForgetDevice,
+                    request_deserializer=fleet__pb2.ForgetDeviceRequest.FromString,
+                    response_serializer=fleet__pb2.ForgetDeviceResponse.SerializeToString,
             ),
             'SetDefault': grpc.unary_unary_rpc_method_handler(
                     servicer.SetDefault,
@@ -530,7 +582,7 @@ class Fleet:
             request,
             target,
             '/penstock.v1.Fleet/ResumeRollout',
-            fleet__pb2.RolloutActionRequest.SerializeToString,
+            fleet__pb2.ResumeRolloutRequest.SerializeToString,
             fleet__pb2.Rollout.FromString,
             options,
             channel_credentials,
@@ -586,6 +638,87 @@ class Fleet:
             '/penstock.v1.Fleet/UndoRollout',
             fleet__pb2.RolloutActionRequest.SerializeToString,
             fleet__pb2.Rollout.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeletePlan(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.v1.Fleet/DeletePlan',
+            fleet__pb2.RolloutActionRequest.SerializeToString,
+            fleet__pb2.Rollout.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountDevices(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.v1.Fleet/CountDevices',
+            fleet__pb2.CountDevicesRequest.SerializeToString,
+            fleet__pb2.CountDevicesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForgetDevice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.v1.Fleet/ForgetDevice',
+            fleet__pb2.ForgetDeviceRequest.SerializeToString,
+            fleet__pb2.ForgetDeviceResponse.FromString,
             options,
             channel_credentials,
             insecure,

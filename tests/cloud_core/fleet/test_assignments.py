@@ -13,6 +13,7 @@ from cloud_core.fleet.service import FleetService
 from cloud_core.fleet.settings import FleetSettings
 from cloud_core.policy.gate_settings import Gate
 from cloud_core.policy.planning import Selection
+from cloud_core.policy.rollout import Operator
 from cloud_core.registry.registry import Registry
 from cloud_core.state import Database
 from cloud_core.state import fleet as rows
@@ -116,7 +117,7 @@ async def test_a_first_version_reaches_devices_by_a_plan_of_one_wave_and_latecom
 async def test_a_first_version_that_is_undone_leaves_devices_with_nothing(fleet: Fleet) -> None:
     await fleet.start()
     await fleet.follow_all()
-    await fleet.service.undo()
+    await fleet.service.undo(fleet.service.rollout().rollout.plan.rollout_id)
     fleet.restart()
     for name in NAMES:
         desired = await fleet.beat(name)
@@ -158,7 +159,7 @@ async def test_a_certificate_travels_in_waves_and_is_taken_back_by_undo(fleet: F
     fleet.restart()
     assert (await fleet.follow_all()).rollout.state == "succeeded"
     assert {certificate for _, certificate in fleet.on().values()} == {second}
-    await fleet.service.undo()
+    await fleet.service.undo(fleet.service.rollout().rollout.plan.rollout_id)
     fleet.restart()
     await fleet.follow_all()
     assert fleet.on() == before
@@ -221,7 +222,7 @@ async def test_a_removal_is_a_rollout_and_undo_brings_the_model_back(fleet: Flee
     with pytest.raises(Conflict, match="does not have it"):
         await fleet.start("", is_removal=True)
     fleet.restart()
-    await fleet.service.undo()
+    await fleet.service.undo(fleet.service.rollout().rollout.plan.rollout_id)
     await fleet.follow_all()
     assert fleet.on() == before
 
@@ -230,7 +231,7 @@ async def test_the_core_s_default_moves_by_hand_only_where_no_device_runs_the_mo
     fleet: Fleet, make_layout: Any, put: Any
 ) -> None:
     second = await put(fleet.registry, make_layout("v2"))
-    found, before = await fleet.service.actions.set_default("digits", "v2", who="ada", reason="better")
+    found, before = await fleet.service.actions.set_default("digits", "v2", Operator(who="ada", reason="better"))
     assert (found.digest, before) == (second, fleet.layout.digest)
     fleet.restart()
     assert fleet.registry.resolve("digits").digest == second
@@ -238,7 +239,7 @@ async def test_the_core_s_default_moves_by_hand_only_where_no_device_runs_the_mo
     assert (action.who, action.action, action.reason) == ("ada", "core default", "better")
     await fleet.start("v1")
     with pytest.raises(Conflict, match="penstock fleet apply digits:v2"):
-        await fleet.service.actions.set_default("digits", "v2", who="ada", reason="")
+        await fleet.service.actions.set_default("digits", "v2", Operator(who="ada"))
 
 
 async def test_what_was_reported_before_a_removal_is_no_evidence_that_it_is_done(fleet: Fleet) -> None:

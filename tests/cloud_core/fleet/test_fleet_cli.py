@@ -44,7 +44,7 @@ class Core:
         assert process.returncode == code, f"{process.returncode}\n{out.decode()}\n{err.decode()}"
         return out.decode(), err.decode()
 
-    async def beat(self, name: str, version: str, phase: pb.UpdatePhase = pb.COMMITTED) -> str:
+    async def beat(self, name: str, version: str, phase: pb.UpdatePhase = pb.COMMITTED, error: str = "") -> str:
         request = pb.HeartbeatRequest(
             device_id=name,
             target="any",
@@ -54,6 +54,7 @@ class Core:
                 pb.ReportedModel(
                     model="digits", active_digest=self.digests[version], active_version=version, phase=phase,
                     mode=pb.CASCADE, certificate_digest=certificate_of(self.registry, self.digests[version]),
+                    error=error,
                 )
             ],
         )  # fmt: skip
@@ -93,6 +94,8 @@ async def test_plan_apply_wait_and_undo_from_the_command_line(core: Core) -> Non
         assert await core.beat(name, "v1") == "v1"
     out, _ = await core.penstock("fleet", "devices")
     assert "cam-1" in out
+    assert "digits:v1" in out
+    out, _ = await core.penstock("fleet", "devices", "--wide")
     assert "site=lab" in out
     out, _ = await core.penstock("fleet", "plan", "digits:v2", "-o", "json", *PLAN)
     plan = json.loads(out)
@@ -113,9 +116,17 @@ async def test_plan_apply_wait_and_undo_from_the_command_line(core: Core) -> Non
     out, err = await waiting
     assert "succeeded" in out
     assert "wave 2 of 2 released to 1 device" in err
-    out, _ = await core.penstock("fleet", "undo", "-o", "json")
-    assert json.loads(out)["state"] == "UNDONE"
+    _, err = await core.penstock("fleet", "undo", "--yes", code=2)
+    assert "name the rollout to take back: penstock fleet undo digits-v2-1 --yes" in err
+    out, err = await core.penstock("fleet", "undo", "digits-v2-1", "--reason", "too slow", "-o", "json")
+    assert "digits:v2" in err
+    assert "devices go 2 to digits:v1" in err.replace("\n", " ")
+    undone = json.loads(out)
+    assert (undone["state"], undone["events"][-1]["reason"]) == ("UNDONE", "too slow")
+    assert undone["events"][-1]["at"].startswith("2026-01-01T00:00:")
     assert await core.beat("cam-1", "v2") == "v1"
+    _, err = await core.penstock("fleet", "undo", code=1)
+    assert "no rollout to undo" in err
 
 
 async def test_a_zero_that_is_given_is_a_zero_and_what_is_left_out_is_the_default(core: Core) -> None:
@@ -128,10 +139,10 @@ async def test_a_zero_that_is_given_is_a_zero_and_what_is_left_out_is_the_defaul
     assert "alpha" in err
 
 
-async def test_a_rollout_that_its_gate_stops_exits_with_3_and_shows_the_evidence(core: Core) -> None:
+async def test_a_rollout_that_its_gate_stops_exits_with_5_and_shows_the_evidence(core: Core) -> None:
     for name in ("cam-1", "cam-2"):
         await core.beat(name, "v1")
-    waiting = asyncio.create_task(core.penstock("fleet", "apply", "digits:v3", "--yes", "--wait", *PLAN, code=3))
+    waiting = asyncio.create_task(core.penstock("fleet", "apply", "digits:v3", "--yes", "--wait", *PLAN, code=5))
     await until("another process acts", lambda: core.service.rollouts() and core.service.rollout().rollout.waves)
     (first,) = core.service.rollout().waves[0].devices
     await core.beat(first.device_id, "v3")
@@ -139,7 +150,7 @@ async def test_a_rollout_that_its_gate_stops_exits_with_3_and_shows_the_evidence
     await core.service.reconcile()
     out, err = await waiting
     assert "stopped by gate" in out
-    assert "20 of 100 audited rows harmful (20.0%), promised at most 3.00%" in out
+    assert "20 of 100 audited rows harmful (20.0%), promised at most 3.00%" in " ".join(out.split())
     assert "gate of wave 1: fail" in out
     assert "stopped by its gate" in err
     assert {await core.beat(name, "v3") for name in ("cam-1", "cam-2")} == {"v1"}
@@ -171,11 +182,113 @@ async def test_pause_resume_abort_and_listing(core: Core) -> None:
     await core.penstock("fleet", "apply", "digits:v2", "--yes", *PLAN)
     assert "paused by the operator" in (await core.penstock("fleet", "pause"))[0]
     assert "running" in (await core.penstock("fleet", "resume"))[0]
-    assert "updated devices stay" in (await core.penstock("fleet", "abort", "--keep"))[0]
+    assert "nothing moves any more" in (await core.penstock("fleet", "abort", "--keep"))[0]
     out, _ = await core.penstock("fleet", "status", "--all")
     assert "digits-v2-1" in out
+    assert (await core.penstock("fleet", "status", "--exit-code", code=7))[0].startswith("digits-v2-1  aborted")
     _, err = await core.penstock("fleet", "pause", "digits-v2-1", code=3)
     assert "it is aborted" in err
+
+
+async def test_one_re_attaches_to_a_rollout_and_leaves_with_its_verdict(core: Core) -> None:
+    """Whoever lost the terminal in which 'apply --wait' ran asks again, and gets the same end."""
+    await core.beat("cam-1", "v1")
+    await core.penstock("fleet", "plan", "digits:v2", *PLAN)
+    _, err = await core.penstock("fleet", "status", "--watch", code=2)
+    assert "is a plan that was not applied" in err
+    await core.penstock("fleet", "apply", "digits-v2-1")
+    await core.penstock("fleet", "status", "--exit-code", code=8)
+    await core.penstock("fleet", "plan", "digits:v3", *PLAN)  # it hides nothing
+    watching = [
+        asyncio.create_task(core.penstock("fleet", "status", "--watch", "--exit-code", code=6)),
+        asyncio.create_task(core.penstock("fleet", "apply", "digits-v2-1", "--wait", code=6)),
+    ]
+    await core.penstock("fleet", "pause", "--reason", "lunch", "--who", "alice")
+    for out, _ in await asyncio.gather(*watching):
+        assert out.startswith("digits-v2-1  paused")
+        assert "not applied: digits-v3-2 ('penstock fleet plans')" in out
+    assert "digits-v3-2" in (await core.penstock("fleet", "plans"))[0]
+    await core.penstock("fleet", "delete", "digits-v3-2")
+    assert "no plans are waiting" in (await core.penstock("fleet", "plans"))[0]
+    _, err = await core.penstock("fleet", "apply", "digits-v2-1", "--plan-digest", "sha256:1", "--wait", code=3)
+    assert "not sha256:1" in err
+
+
+async def test_abort_and_undo_wait_until_devices_are_back_and_name_those_that_are_silent(core: Core) -> None:
+    for name in ("cam-1", "cam-2"):
+        await core.beat(name, "v1")
+    await core.penstock("fleet", "apply", "digits:v2", "--yes", "--wave", "1", *PLAN[4:])
+    for name in ("cam-1", "cam-2"):
+        await core.beat(name, "v2")
+    aborting = asyncio.create_task(core.penstock("fleet", "abort", "--wait", code=1))
+    await until("the abort", lambda: core.service.rollout().rollout.state == "aborted")
+    assert not aborting.done()
+    await core.beat("cam-1", "v1")
+    core.clock.advance(1001)
+    await core.beat("cam-1", "v1")
+    _, err = await aborting
+    assert "silent, and not back yet: cam-2" in err
+
+
+async def test_who_did_what_when_and_why_is_told(core: Core) -> None:
+    await core.beat("cam-1", "v1")
+    await core.penstock("fleet", "apply", "digits:v2", "--yes", "--who", "alice", "--reason", "ticket 17", *PLAN)
+    await core.penstock("fleet", "pause", "--who", "bob")
+    out, _ = await core.penstock("fleet", "history")
+    assert [line.split()[2:6] for line in out.splitlines()[1:]] == [
+        ["alice", "fleet", "plan", "digits-v2-1:"], ["alice", "fleet", "apply", "digits-v2-1:"],
+        ["bob", "fleet", "pause", "digits-v2-1"],
+    ]  # fmt: skip
+    assert out.splitlines()[1].startswith("2026-01-01 00:00Z  alice")
+    out, _ = await core.penstock("fleet", "history", "digits-v2-1", "-o", "json")
+    events = json.loads(out)
+    assert [(one["text"], one["who"]) for one in events] == [
+        ("planned", "alice"), ("wave 1 of 1 released to 1 device", "alice"), ("paused by the operator", "bob"),
+    ]  # fmt: skip
+    assert events[0]["at"] == "2026-01-01T00:00:00.000Z"
+
+
+async def test_devices_are_counted_forgotten_and_not_found_in_words(core: Core) -> None:
+    assert "no devices yet" in (await core.penstock("fleet", "devices"))[0]
+    for name in ("cam-1", "cam-2"):
+        await core.beat(name, "v1")
+    out, _ = await core.penstock("fleet", "devices", "--by", "version", "-o", "json")
+    assert json.loads(out) == [{"name": "digits:v1", "devices": 2, "silent": 0, "phases": {"COMMITTED": 2}}]
+    assert "2 in all" in (await core.penstock("fleet", "devices", "--by", "label:site"))[0]
+    out, _ = await core.penstock("fleet", "devices", "--selector", "site=lba")
+    assert "none of 2 devices has these labels; there are: site=lab" in out
+    out, _ = await core.penstock("fleet", "devices", "--limit", "1")
+    assert "1 of 2 devices" in out
+    assert "--after cam-1" in out
+    core.clock.advance(500)
+    await core.penstock("fleet", "forget", "cam-2", "--reason", "stolen")
+    out, _ = await core.penstock("fleet", "devices", "-o", "json")
+    (left,) = json.loads(out)
+    assert (left["device_id"], left["runs_since"]) == ("cam-1", {"digits": "2026-01-01T00:00:00.000Z"})
+
+
+async def test_screens_fit_into_80_columns_and_a_plan_says_what_would_stop_it(core: Core) -> None:
+    for number in range(4):
+        await core.beat(f"line-7-camera-{number}", "v1")
+    out, _ = await core.penstock("fleet", "plan", "digits:v2", "--at-once")
+    screens = [out]
+    assert ["1", "4", "3", "failures,", "or", "all"] in [line.split()[:6] for line in out.splitlines()]
+    assert "at most 2 points of all rows" in out
+    assert "at most 3.00% of audited rows" in out
+    assert "digits:v1 (" in out
+    await core.penstock("fleet", "apply", "digits-v2-1")
+    await core.beat("line-7-camera-9-came-later", "v1")
+    error = "golden output 3 of 5 differs by 0.4 from what the compiler measured, allowed is 0.001"
+    await core.beat("line-7-camera-0", "v1", pb.REVERTED, error=error)
+    screens += [
+        (await core.penstock("fleet", *command))[0]
+        for command in (("status",), ("status", "--all"), ("devices",), ("devices", "--by", "wave"), ("history",),
+                        ("history", "digits-v2-1"), ("evidence",), ("plans",))
+    ]  # fmt: skip
+    assert "0 of 4 devices on v2, 1 new" in screens[1]
+    assert "new      line-7-camera-9-came-later: came after the plan was made" in screens[1]
+    for screen in screens:
+        assert [line for line in screen.splitlines() if len(line) > 80] == []
 
 
 async def test_the_client_raises_errors_of_ours(core: Core) -> None:

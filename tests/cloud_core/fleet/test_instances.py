@@ -18,8 +18,10 @@ from cloud_core.policy.gate_settings import Gate
 from cloud_core.policy.planning import Selection
 from cloud_core.registry.registry import Registry
 from cloud_core.state import Database
-from penstock.cli.fleet_view import devices_text, rollout_text
+from penstock.cli.fleet.device_view import devices_text
+from penstock.cli.fleet.view import rollout_text
 from penstock.errors import InvalidInput, QueueFull
+from penstock.rpc.pb.fleet_pb2 import ListDevicesResponse
 from penstock.wire.outcomes import OutcomeCounts
 from tests.cloud_core.releases import certificate_of, released
 
@@ -111,8 +113,8 @@ async def test_two_agents_are_seen_said_and_shown(rig: Rig, caplog: pytest.LogCa
     assert rig.service.duplicated == 1
     status = rig.device()
     assert (status.is_duplicated, {one.instance: one.agents for one in status.instances}) == (True, {"A": 1, "B": 1})
-    text = devices_text([encode_device(status)])
-    assert "(2 agents)" in text
+    text = devices_text(ListDevicesResponse(devices=[encode_device(status)], matching=1, known=1))
+    assert "2 agents under this id" in text
     assert "cam-1: 2 agents report under this id" in text
     assert "A: 4 rows, B: 2 rows" in text
 

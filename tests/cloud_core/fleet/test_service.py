@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import shutil
 from dataclasses import replace
 from typing import Any
@@ -19,10 +20,11 @@ from cloud_core.fleet.settings import FleetSettings
 from cloud_core.policy import gates
 from cloud_core.policy.gate_settings import Gate, audits_needed
 from cloud_core.policy.planning import Selection
+from cloud_core.policy.rollout import Operator
 from cloud_core.policy.verdicts import GateTest
 from cloud_core.registry.registry import Registry
 from cloud_core.state import Database
-from penstock.cli.fleet_view import rollout_text
+from penstock.cli.fleet.view import rollout_text
 from penstock.errors import Conflict, InvalidInput, NotFound, QueueFull
 from penstock.wire.outcomes import OutcomeCounts
 from tests.cloud_core.releases import certificate_of, released
@@ -68,10 +70,9 @@ class Rig:
         self, version: str = "v2", *, waves: tuple[float, ...] = (0.5, 1.0), **changes: Any
     ) -> RolloutStatus:
         selection = Selection(device_ids=changes.pop("devices", ()), labels=changes.pop("labels", {}))
-        gate = changes.pop("gate", GATE)
-        return await self.service.plan(
-            PlanRequest(model="digits", version=version, selection=selection, waves=waves, gate=gate, **changes)
-        )
+        gate, by = changes.pop("gate", GATE), changes.pop("by", Operator())
+        request = PlanRequest(model="digits", version=version, selection=selection, waves=waves, gate=gate, **changes)
+        return await self.service.plan(request, by)
 
     async def start(self, version: str = "v2", **changes: Any) -> RolloutStatus:
         view = await self.plan(version, **changes)
@@ -270,7 +271,7 @@ async def test_an_operator_who_resumes_no_longer_waits_for_devices_that_are_off(
     paused = rig.service.rollout().rollout
     assert paused.state == "paused"
     assert f"1 of 2 devices not reached yet ({off})" in paused.status
-    await rig.service.resume()
+    await rig.service.resume(accept=frozenset({off}))
     for _ in range(2):
         rig.clock.advance(11)
         await rig.beat(other, "v2")
@@ -370,7 +371,8 @@ async def test_a_plan_overtaken_by_events_is_refused(rig: Rig) -> None:
 async def test_pause_resume_abort_keep_and_undo(rig: Rig) -> None:
     for name in "ab":
         await rig.beat(name, "v1")
-    first = rig.wave(await rig.start("v2"))
+    view = await rig.start("v2")
+    first, started = rig.wave(view), view.rollout.plan.rollout_id
     assert (await rig.service.pause()).rollout.state == "paused"
     await rig.pass_wave(first, "v2", 1)
     assert rig.service.rollout().rollout.state == "paused", "a paused rollout releases nothing"
@@ -378,18 +380,189 @@ async def test_pause_resume_abort_keep_and_undo(rig: Rig) -> None:
     kept = await rig.service.abort(keep=True)
     assert kept.rollout.is_kept
     assert await rig.beat(first[0], "v2") == "v2"
-    undone = await rig.service.undo()
+    undone = await rig.service.undo(started)
     assert undone.rollout.state == "undone"
     assert await rig.beat(first[0], "v2") == "v1"
     with pytest.raises(NotFound, match="no rollout to undo"):
-        await rig.service.undo()
+        rig.service.rollout(action="undo")
+    with pytest.raises(InvalidInput, match="name the rollout to undo"):
+        await rig.service.undo("")
+
+
+async def test_abort_with_keep_leaves_a_device_that_comes_back_where_it_was(rig: Rig) -> None:
+    for name in "abc":
+        await rig.beat(name, "v1")
+    moved, told, off = rig.wave(await rig.start("v2", waves=(1.0,)))
+    for name in (moved, told):
+        assert await rig.beat(name, "v1") == "v2"
+    await rig.beat(moved, "v2")
+    await rig.beat(told, "v1", phase="fetching")
+    kept = await rig.service.abort(keep=True)
+    assert kept.rollout.kept == (moved,)
+    assert "1 of 3 devices stay on v2, 2 where they were" in kept.rollout.status
+    rig.restart()
+    assert {name: await rig.beat(name, "v1") for name in (told, off)} == {told: "v1", off: "v1"}
+    assert await rig.beat(moved, "v2") == "v2"
+
+
+async def test_a_canary_that_reverted_stops_and_pausing_before_it_changes_nothing(rig: Rig) -> None:
+    gate = replace(GATE, min_audited=0, bake_s=0.0, stops_when_all_revert=True)
+    for name in "abcd":
+        await rig.beat(name, "v1")
+    (canary,) = rig.wave(await rig.start("v2", waves=(0.25, 1.0), gate=gate))
+    await rig.beat(canary, "v1")
+    await rig.service.pause()
+    await rig.beat(canary, "v1", phase="reverted", failed_digest=rig.digests["v2"], error="golden output differs")
+    await rig.service.reconcile()
+    after = rig.service.rollout().rollout
+    assert after.state == "stopped_by_gate"
+    assert f"the only device of this wave went back: {canary} reverted: golden output differs" in after.status
+    assert len(after.waves) == 1
+
+
+async def test_a_plan_hides_no_rollout_and_is_deleted_for_good(rig: Rig) -> None:
+    for name in "ab":
+        await rig.beat(name, "v1")
+    running = await rig.start("v2")
+    plan = await rig.plan("v3")
+    name = plan.rollout.plan.rollout_id
+    shown = rig.service.rollout()
+    assert shown.rollout.plan.rollout_id == running.rollout.plan.rollout_id
+    assert shown.waiting_plans == (name,)
+    with pytest.raises(Conflict, match="cannot delete rollout digits-v2-1: it is running"):
+        await rig.service.delete(running.rollout.plan.rollout_id)
+    await rig.service.delete(name, Operator(who="alice", reason="a typo"))
+    rig.restart()
+    assert rig.service.rollout().waiting_plans == ()
+    with pytest.raises(NotFound):
+        rig.service.rollout(name)
+    assert (await rig.plan("v3")).rollout.plan.rollout_id == "digits-v3-3", "a name is given once"
+
+
+async def test_everything_that_an_operator_does_is_recorded_with_who_and_why(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    for name in "ab":
+        await rig.beat(name, "v1")
+    by = Operator(who="alice (tenant ops)", reason="ticket 17")
+    made = await rig.plan("v2", by=by)
+    name = made.rollout.plan.rollout_id
+    await rig.service.apply(name, by=by)
+    await rig.service.pause(name, by)
+    await rig.service.resume(name, by)
+    await rig.service.abort(name, by, keep=True)
+    await rig.service.undo(name, by)
+    rig.restart()
+    commands = ["plan", "apply", "pause", "resume", "abort", "undo"]
+    assert [(one.action, one.subject, one.who, one.reason) for one in rig.service.actions.done()] == [
+        (f"fleet {command}", name, by.who, by.reason) for command in commands
+    ]
+    events = rig.service.rollout().rollout.events
+    assert [event.text.split()[0] for event in events] == ["planned", "wave", "paused", "resumed", "aborted", "undone"]
+    assert {(event.who, event.reason) for event in events} == {(by.who, by.reason)}
+    logged = [record for record in caplog.records if record.message.startswith("operator's command")]
+    assert len(logged) == len(commands)
+
+
+async def test_a_device_that_is_gone_is_forgotten_and_one_that_reports_or_is_needed_is_not(rig: Rig) -> None:
+    for name in "abc":
+        await rig.beat(name, "v1")
+    by = Operator(who="alice", reason="stolen")
+    with pytest.raises(Conflict, match="c still reports, and would be back at once"):
+        await rig.service.actions.forget("c", by)
+    view = await rig.start("v2", devices=("a", "b"))
+    rig.clock.advance(SETTINGS.gate.max_silence_s + 1)
+    with pytest.raises(Conflict, match=f"rollout {view.rollout.plan.rollout_id} is about a"):
+        await rig.service.actions.forget("a", by)
+    await rig.audit("c", 1, "v1")
+    await rig.service.actions.forget("c", by)
+    with pytest.raises(NotFound, match="no device 'c'"):
+        await rig.service.actions.forget("c", by)
+    for _ in range(2):
+        assert [one.report.device_id for one in rig.service.devices()] == ["a", "b"]
+        assert rig.service._store.totals.get("c") is None
+        assert (rig.service.actions.done()[-1].action, rig.service.actions.done()[-1].subject) == ("fleet forget", "c")
+        rig.restart()
+
+
+async def test_since_when_a_device_runs_what_it_runs(rig: Rig) -> None:
+    await rig.beat("a", "v1")
+    first = rig.clock().timestamp()
+    rig.clock.advance(60)
+    await rig.beat("a", "v1", phase="fetching")
+    assert rig.service.devices()[0].runs_since == {"digits": first}
+    await rig.beat("a", "v2")
+    await rig.service.close()
+    rig.restart()
+    assert rig.service.devices()[0].runs_since == {"digits": first + 60}
+    await rig.beat("a", "v2", error="a hiccup")
+    assert rig.service.devices()[0].runs_since == {"digits": first + 60}
+
+
+async def test_devices_are_counted_by_what_they_have_in_common_and_listed_in_pages(rig: Rig) -> None:
+    for number, site in enumerate(("lab", "lab", "shop")):
+        await rig.beat(f"d{number}", "v1", labels={"site": site})
+    await rig.beat("d3", "v2", phase="probation")
+    await rig.start("v3", waves=(0.5, 1.0))
+
+    def groups(by: str, **labels: str) -> dict[str, int]:
+        return {one.name: one.devices for one in rig.service.views.groups(by, labels)}
+
+    assert groups("version") == {"digits:v1": 3, "digits:v2": 1}
+    assert groups("phase") == {"committed": 3, "probation": 1}
+    assert groups("label:site") == {"-": 1, "lab": 2, "shop": 1}
+    assert groups("version", site="lab") == {"digits:v1": 2}
+    assert groups("target") == {"any": 4}
+    assert groups("wave") == {"digits-v3-1 wave 1": 2, "digits-v3-1 wave 2": 2}
+    with pytest.raises(InvalidInput, match="is not version, wave, phase, target or label:NAME"):
+        groups("site")
+    page = rig.service.views.page({}, limit=3)
+    assert [one.report.device_id for one in page.devices] == ["d0", "d1", "d2"]
+    assert (page.next_after, page.matching, page.known) == ("d2", 4, 4)
+    rest = rig.service.views.page({}, after=page.next_after, limit=3)
+    assert ([one.report.device_id for one in rest.devices], rest.next_after) == (["d3"], "")
+
+
+async def test_a_mistyped_selector_is_told_from_an_empty_fleet(rig: Rig) -> None:
+    with pytest.raises(Conflict, match="no known device subscribes to digits"):
+        await rig.plan(labels={"site": "lba"})
+    await rig.beat("a", "v1", labels={"site": "lab", "floor": "2"})
+    with pytest.raises(Conflict, match="has site=lba; labels that they have: site=lab, floor=2"):
+        await rig.plan(labels={"site": "lba"})
+    page = rig.service.views.page({"site": "lba"})
+    assert (page.matching, page.known, page.labels) == (0, 1, ("site=lab", "floor=2"))
+
+
+async def test_devices_that_came_after_the_plan_are_named(rig: Rig) -> None:
+    await rig.beat("a", "v1")
+    await rig.beat("done", "v1")
+    await rig.start("v2", waves=(1.0,))
+    await rig.beat("late", "v1")
+    shown = rig.service.rollout()
+    assert shown.newcomers == ("late",)
+    assert shown.versions == {rig.digests["v1"]: "v1", rig.digests["v2"]: "v2"}
+    assert shown.certified_harm == 0.02
+    assert shown.rollout.plan.promised_harm == 0.03
+
+
+async def test_whether_a_device_is_where_it_should_be(rig: Rig) -> None:
+    await rig.beat("a", "v1")
+    view = await rig.start("v2", waves=(1.0,))
+    await rig.beat("a", "v2")
+    ended = await rig.service.undo(view.rollout.plan.rollout_id)
+    assert [device.is_there for device in ended.waves[0].devices] == [False]
+    await rig.beat("a", "v1", phase="proving")
+    assert [device.is_there for device in rig.service.rollout().waves[0].devices] == [False]
+    await rig.beat("a", "v1")
+    assert [device.is_there for device in rig.service.rollout().waves[0].devices] == [True]
 
 
 async def test_undo_of_a_finished_rollout_moves_the_default_back_and_skips_gates(rig: Rig) -> None:
     await rig.beat("a", "v1")
     await rig.start("v2", waves=(1.0,))
     assert (await rig.pass_wave(["a"], "v2", 1)).rollout.state == "succeeded"
-    await rig.service.undo()
+    await rig.service.undo(rig.service.rollout().rollout.plan.rollout_id)
     assert await rig.beat("a", "v2") == "v1"
     assert await rig.beat("new") == "v1"
     assert rig.registry.resolve("digits").tag == "v1"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from cloud_core.policy import operations
 from cloud_core.policy import rollout as policy
 from cloud_core.policy.assignments import Assignment, Plan, PlannedDevice
 from cloud_core.policy.gate_settings import Gate
@@ -65,7 +68,7 @@ def at(seconds: float) -> datetime:
 
 
 def started(*waves: int) -> Rollout:
-    return policy.applied(make_rollout(*waves), default_digest=OLD, now=T0)
+    return operations.applied(make_rollout(*waves), default_digest=OLD, now=T0)
 
 
 def step(rollout: Rollout, observations: dict[str, Observation], seconds: float) -> tuple[policy.Step, Rollout]:
@@ -116,7 +119,7 @@ def test_harm_that_shows_late_in_an_earlier_wave_stops_too() -> None:
     assert stopped.reason.startswith("wave 1:")
 
 
-def test_a_wave_that_takes_too_long_pauses_and_resume_acknowledges() -> None:
+def test_a_wave_that_takes_too_long_pauses_and_a_failure_is_accepted_by_name() -> None:
     rollout = started(1, 1)
     dead = seen(rollout, silent_s=50.0, audited=0)
     paused, rollout = step(rollout, dead, 100)
@@ -126,15 +129,86 @@ def test_a_wave_that_takes_too_long_pauses_and_resume_acknowledges() -> None:
     held, rollout = step(rollout, dead, 101)
     assert isinstance(held, Hold)
     assert rollout.status.endswith("resume or abort it")
-    rollout = policy.resumed(rollout, dead, now=at(102))
+    with pytest.raises(Conflict, match=r"1 of 1 device of this wave failed .*--accept d0-0'.*fleet abort digits-v2-1"):
+        operations.resumed(rollout, dead, now=at(102))
+    with pytest.raises(Conflict, match="d1-0: not failed, and not waited for.*Failed: d0-0; not reached: none"):
+        operations.resumed(rollout, dead, now=at(102), accept=frozenset({"d1-0"}))
+    rollout = operations.resumed(rollout, dead, now=at(102), accept=frozenset({"d0-0"}))
     assert rollout.acknowledged == ("d0-0",)
     assert "accepted failures: d0-0" in rollout.status
     released, rollout = step(rollout, dead, 113)
     assert isinstance(released, Release)
+    assert "0 devices committed, 0 failed, 1 passed over by the operator" in released.reason
+
+
+def test_a_pause_and_a_resume_release_nothing_that_nobody_has_seen_to_work() -> None:
+    """Two commands within the first seconds used to pass a canary that was not even told: 0 committed."""
+    plan = replace(make_rollout(1, 1).plan, gate=replace(GATE, bake_s=0.0, min_audited=0))
+    rollout = operations.applied(replace(make_rollout(1, 1), plan=plan), default_digest=OLD, now=T0)
+    untold = seen(rollout, active_digest=OLD, is_handed=False, audited=0)
+    rollout = operations.resumed(operations.paused(rollout, now=at(1)), untold, now=at(2))
+    held, rollout = step(rollout, untold, 3)
+    assert isinstance(held, Hold)
+    assert len(rollout.waves) == 1
+    ready = operations.paused(rollout, now=at(4))
+    rollout = operations.resumed(ready, untold, now=at(5), accept=frozenset({"d0-0"}))
+    assert rollout.not_awaited == ("d0-0",)
+    assert operations.resumed(ready, untold, now=at(5), accept=None).not_awaited == ("d0-0",)
+
+
+def test_failures_within_tolerance_go_on_counting_and_hold_nobody_up() -> None:
+    rollout = operations.paused(started(40, 40), now=at(1))
+    one_failed = seen(rollout) | {"d0-7": seen(rollout, phase="reverted", failed_digest=NEW, active_digest=OLD)["d0-7"]}
+    rollout = operations.resumed(rollout, one_failed, now=at(2))
+    assert rollout.acknowledged == ()
+    released, rollout = step(rollout, one_failed, 20)
+    assert isinstance(released, Release)
+    assert "39 devices committed, 1 failed" in released.reason
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_a_canary_that_reverted_stops_its_wave_when_it_is_the_only_one(stops: bool) -> None:
+    made = make_rollout(1, 3)
+    made = replace(made, plan=replace(made.plan, gate=replace(GATE, stops_when_all_revert=stops)))
+    rollout = operations.applied(made, default_digest=OLD, now=T0)
+    back = seen(
+        rollout, phase="reverted", failed_digest=NEW, active_digest=OLD, error="golden output 3 differs", audited=0
+    )
+    taken, rollout = step(rollout, back, 5)
+    text = "the only device of this wave went back: d0-0 reverted: golden output 3 differs"
+    assert text in taken.reason
+    assert isinstance(taken, Stop if stops else Hold)
+    assert set(policy.desired_all(rollout).values()) == ({ON_OLD} if stops else {ON_OLD, ON_NEW})
+
+
+def test_a_rollout_that_succeeded_counts_all_devices_and_not_those_of_the_last_wave() -> None:
+    rollout = started(1, 3)
+    _, rollout = step(rollout, seen(rollout), 11)
+    done, rollout = step(rollout, seen(rollout), 30)
+    assert isinstance(done, Succeed)
+    assert rollout.status.startswith("succeeded: 4 of 4 devices run v2; last wave: 3 devices committed")
+
+
+def test_a_plan_that_was_not_applied_hides_no_rollout() -> None:
+    running, plan = started(1), make_rollout(1)
+    over = operations.aborted(started(1), {}, keep=False, now=at(1))
+    assert policy.shown([over, running, plan]) is running
+    assert policy.shown([running, over, plan]) is running
+    assert policy.shown([over, plan]) is over
+    assert policy.shown([plan]) is plan
+    assert policy.shown([]) is None
+
+
+def test_events_say_who_gave_the_command_and_why() -> None:
+    by = policy.Operator(who="alice", reason="a customer called")
+    rollout = operations.paused(started(1), now=at(1), by=by)
+    event = rollout.events[-1]
+    assert (event.at, event.text, event.who, event.reason) == (at(1), "paused by the operator", *("alice", by.reason))
+    assert rollout.events[0].who == ""
 
 
 def test_a_paused_rollout_releases_nothing_but_still_stops_on_harm() -> None:
-    rollout = policy.paused(started(1, 1), now=at(1))
+    rollout = operations.paused(started(1, 1), now=at(1))
     held, rollout = step(rollout, seen(rollout), 50)
     assert isinstance(held, Hold)
     assert len(rollout.waves) == 1
@@ -142,22 +216,39 @@ def test_a_paused_rollout_releases_nothing_but_still_stops_on_harm() -> None:
     assert isinstance(stopped, Stop)
 
 
+def test_abort_with_keep_moves_nothing_any_more() -> None:
+    """A device of a released wave that had not begun stays on its base, also when it comes back later."""
+    rollout = started(3, 1)
+    world = seen(rollout) | {
+        "d0-1": seen(rollout, phase="fetching", active_digest=OLD)["d0-1"],
+        "d0-2": seen(rollout, active_digest=OLD, is_handed=False, silent_s=900.0)["d0-2"],
+    }
+    del world["d1-0"]
+    kept = operations.aborted(rollout, world, keep=True, now=at(1))
+    assert policy.desired_all(kept) == {"d0-0": ON_NEW, "d0-1": ON_OLD, "d0-2": ON_OLD, "d1-0": ON_OLD}
+    assert policy.desired(kept, "d0-2") == ON_OLD
+    assert kept.status == (
+        "aborted by the operator, nothing moves any more: 1 of 4 devices stay on v2, 3 where they were"
+    )
+
+
 def test_abort_reverts_or_keeps() -> None:
     rollout = started(1, 1)
-    back = policy.aborted(rollout, keep=False, now=at(1))
+    back = operations.aborted(rollout, seen(rollout), keep=False, now=at(1))
     assert set(policy.desired_all(back).values()) == {ON_OLD}
-    kept = policy.aborted(rollout, keep=True, now=at(1))
+    of_released = {"d0-0": seen(rollout)["d0-0"]}
+    kept = operations.aborted(rollout, of_released, keep=True, now=at(1))
     assert policy.desired_all(kept) == {"d0-0": ON_NEW, "d1-0": ON_OLD}
-    assert set(policy.desired_all(policy.undone(kept, now=at(2))).values()) == {ON_OLD}
+    assert set(policy.desired_all(operations.undone(kept, now=at(2))).values()) == {ON_OLD}
     with pytest.raises(Conflict, match="its devices are back already"):
-        policy.undone(back, now=at(2))
+        operations.undone(back, now=at(2))
 
 
 def test_a_plan_that_was_never_applied_says_nothing_about_any_device() -> None:
     plan = make_rollout(2)
     assert policy.desired(plan, "d0-0") is None
-    assert policy.desired_all(policy.aborted(plan, keep=True, now=T0)) == {}
-    assert policy.desired_all(policy.undone(plan, now=T0)) == {}
+    assert policy.desired_all(operations.aborted(plan, {}, keep=True, now=T0)) == {}
+    assert policy.desired_all(operations.undone(plan, now=T0)) == {}
 
 
 def test_devices_outside_of_the_plan_are_nobodys_business() -> None:
@@ -167,11 +258,11 @@ def test_devices_outside_of_the_plan_are_nobodys_business() -> None:
 def test_what_is_over_is_over() -> None:
     stopped = step(started(1), seen(started(1), audit_harm=90), 1)[1]
     for action in (
-        lambda: policy.applied(stopped, default_digest=OLD, now=T0),
-        lambda: policy.paused(stopped, now=T0),
-        lambda: policy.resumed(stopped, {}, now=T0),
-        lambda: policy.aborted(stopped, keep=False, now=T0),
-        lambda: policy.undone(stopped, now=T0),
+        lambda: operations.applied(stopped, default_digest=OLD, now=T0),
+        lambda: operations.paused(stopped, now=T0),
+        lambda: operations.resumed(stopped, {}, now=T0),
+        lambda: operations.aborted(stopped, {}, keep=False, now=T0),
+        lambda: operations.undone(stopped, now=T0),
     ):
         with pytest.raises(Conflict, match="stopped by gate"):
             action()
@@ -185,7 +276,7 @@ class AnyRollout(RuleBasedStateMachine):
     @initialize(waves=st.lists(st.integers(1, 3), min_size=1, max_size=4))
     def begin(self, waves: list[int]) -> None:
         self.now = T0
-        self.rollout = policy.applied(make_rollout(*waves), default_digest=OLD, now=T0)
+        self.rollout = operations.applied(make_rollout(*waves), default_digest=OLD, now=T0)
         self.world = seen(self.rollout, phase="fetching", active_digest=OLD, audited=0)
         self.passed: set[int] = set()
 
@@ -228,12 +319,14 @@ class AnyRollout(RuleBasedStateMachine):
     @precondition(lambda self: self.rollout.state == "running")
     @rule()
     def pause(self) -> None:
-        self.rollout = policy.paused(self.rollout, now=self.now)
+        self.rollout = operations.paused(self.rollout, now=self.now)
 
     @precondition(lambda self: self.rollout.state == "paused")
-    @rule()
-    def resume(self) -> None:
-        self.rollout = policy.resumed(self.rollout, self.world, now=self.now)
+    @rule(accepts_all=st.booleans())
+    def resume(self, accepts_all: bool) -> None:
+        accept = None if accepts_all else frozenset[str]()
+        with contextlib.suppress(Conflict):  # failures that nobody accepted
+            self.rollout = operations.resumed(self.rollout, self.world, now=self.now, accept=accept)
 
     @invariant()
     def a_wave_is_released_only_after_the_one_before_passed(self) -> None:
@@ -256,8 +349,8 @@ class AnyRollout(RuleBasedStateMachine):
     def abort_and_undo_are_always_possible_until_it_is_over(self) -> None:
         if self.rollout.state in policy.ACTIVE:
             for over in (
-                policy.aborted(self.rollout, keep=False, now=self.now),
-                policy.undone(self.rollout, now=self.now),
+                operations.aborted(self.rollout, self.world, keep=False, now=self.now),
+                operations.undone(self.rollout, now=self.now),
             ):
                 assert over.state not in policy.ACTIVE
                 assert set(policy.desired_all(over).values()) == {ON_OLD}

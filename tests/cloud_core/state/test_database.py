@@ -17,6 +17,7 @@ from sqlalchemy.schema import CreateTable
 
 from cloud_core.fleet.fleet_store import FleetStore
 from cloud_core.fleet.service import FleetService
+from cloud_core.policy import rollout
 from cloud_core.registry.registry import Registry
 from cloud_core.state import Database, catalog, tables, upgrades
 from cloud_core.state import fleet as rows
@@ -234,6 +235,33 @@ def test_what_devices_delivered_before_instances_belongs_to_the_one_without_a_na
     assert service.rollout().rollout.state == "paused"
     database.close()
     Database.open(copied).close()  # a second time there is nothing to do
+
+
+def test_what_an_abort_left_where_it_was_stays_there_and_no_number_is_given_twice(tmp_path: Path) -> None:
+    """Version 5: which devices an abort kept, since when devices run what they run, and the last number."""
+    copied = Path(shutil.copy(GOLDEN.with_name("state-4.db"), tmp_path / "state.db"))
+    told = set(read_as_it_is(copied, "SELECT device_id, digest FROM assignments"))
+    database = Database.open(copied)
+    stored = database.run_now(rows.read)
+    service = FleetService.open(database, Registry.open(tmp_path, database))
+    aborted = service.rollout("digits-v2-1").rollout
+    assert (aborted.is_kept, aborted.kept) == (True, ("cam-1", "cam-4"))
+    wanted = {(name, one.artifact_digest) for name, one in rollout.desired_all(aborted).items()}
+    assert wanted == told, "an abort of an older release had told both devices of its wave"
+    assert [(event.who, event.reason) for event in aborted.events] == [("", "")] * len(aborted.events)
+    assert {row.runs_since for row in stored.devices} == {"{}"}
+    assert stored.last_number == 2
+    assert [view.runs_since for view in service.devices()] == [{}] * 4
+    assert service.rollout().waiting_plans == ("digits-v2-2",)
+    database.close()
+    Database.open(copied).close()  # a second time there is nothing to do
+
+
+def read_as_it_is(path: Path, statement: str) -> list[tuple[str, ...]]:
+    with sqlite3.connect(path) as connection:
+        found = connection.execute(statement).fetchall()
+    connection.close()
+    return found
 
 
 def test_a_counter_that_the_database_does_not_have_begins_at_0(golden: Path) -> None:

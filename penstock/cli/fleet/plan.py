@@ -10,6 +10,7 @@ import click
 from penstock.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from penstock.rpc.fleet import Operator
     from penstock.rpc.pb import fleet_pb2
 
 
@@ -30,6 +31,11 @@ def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--max-unreached", type=float, metavar="S", help="How long a wave waits for devices that are off."
+        ),
+        click.option(
+            "--stop-when-all-revert/--no-stop-when-all-revert",
+            default=None,
+            help="Stop, or hold, when every device of a wave went back by itself, as a canary of one may.",
         ),
         click.option("--max-failure-rate", type=float, metavar="SHARE", help="Failed updates tolerated."),
         click.option("--alpha", type=float, help="Chance that a good version is stopped by its tests."),
@@ -55,7 +61,7 @@ def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def plan_request(reference: str, options: dict[str, Any]) -> fleet_pb2.PlanRolloutRequest:
+def plan_request(reference: str, options: dict[str, Any], by: Operator) -> fleet_pb2.PlanRolloutRequest:
     """Build the request to plan a rollout of ``model:version``.
 
     Raises:
@@ -69,10 +75,10 @@ def plan_request(reference: str, options: dict[str, Any]) -> fleet_pb2.PlanRollo
     check_model_name(model)  # a namespace is of registries; a fleet knows models
     if not version:
         raise InvalidInput(f"{reference}: name the version to roll out, as in {model}:v2", field="reference")
-    return fleet_pb2.PlanRolloutRequest(model=model, version=version, **_how(options))
+    return fleet_pb2.PlanRolloutRequest(model=model, version=version, who=by.who, reason=by.reason, **_how(options))
 
 
-def removal_request(model: str, options: dict[str, Any]) -> fleet_pb2.PlanRolloutRequest:
+def removal_request(model: str, options: dict[str, Any], by: Operator) -> fleet_pb2.PlanRolloutRequest:
     """Build the request to plan the removal of a model.
 
     Raises:
@@ -83,7 +89,9 @@ def removal_request(model: str, options: dict[str, Any]) -> fleet_pb2.PlanRollou
 
     if ":" in model or "@" in model:
         raise InvalidInput(f"{model}: name the model alone; a removal is of all its versions", field="model")
-    return fleet_pb2.PlanRolloutRequest(model=check_model_name(model), is_removal=True, **_how(options))
+    return fleet_pb2.PlanRolloutRequest(
+        model=check_model_name(model), is_removal=True, who=by.who, reason=by.reason, **_how(options)
+    )
 
 
 def _how(options: dict[str, Any]) -> dict[str, Any]:
@@ -113,6 +121,7 @@ def _how(options: dict[str, Any]) -> dict[str, Any]:
             max_unreached_rate=options["max_unreached_rate"],
             detectable_ratio=options["detectable_ratio"],
             power=options["power"],
+            stops_when_all_revert=options["stop_when_all_revert"],
         ),
     }
 

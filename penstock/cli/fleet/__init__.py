@@ -1,0 +1,1 @@
+"""``penstock fleet``: devices and rollouts, over gRPC to a core."""

@@ -1,0 +1,81 @@
+"""Options that the commands of the fleet share: which core, who asks and why, and how long to follow."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from penstock.rpc.fleet import FleetClient, Operator
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Core:
+    """Says which core is asked, and with which credential."""
+
+    target: str
+    token: str
+
+    def client(self) -> FleetClient:
+        """Make a client; it connects with its first call."""
+        from penstock.rpc.fleet import FleetClient
+
+        return FleetClient(self.target, token=self.token)
+
+
+def core_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--core`` and ``--token``, passed on as one value, ``core``."""
+
+    @functools.wraps(function)
+    def call(*, core: str, token: str, **others: Any) -> Any:
+        return function(core=Core(target=core, token=token), **others)
+
+    call = click.option(
+        "--token", envvar="PENSTOCK_TOKEN", default="", show_envvar=True, help="Credential, where the core has tenants."
+    )(call)
+    return click.option(
+        "--core",
+        envvar="PENSTOCK_CORE",
+        default="grpc://127.0.0.1:8001",
+        show_default=True,
+        show_envvar=True,
+        metavar="TARGET",
+        help="The core.",
+    )(call)
+
+
+def operator_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--reason`` and ``--who``, passed on as one value, ``by``."""
+
+    @functools.wraps(function)
+    def call(*, who: str, reason: str, **others: Any) -> Any:
+        from penstock.rpc.fleet import Operator
+
+        by: Operator = Operator(who=who, reason=reason)
+        return function(by=by, **others)
+
+    call = click.option(
+        "--who",
+        envvar="PENSTOCK_OPERATOR",
+        default=lambda: os.environ.get("USER") or os.environ.get("LOGNAME") or f"uid {os.getuid()}",
+        show_envvar=True,
+        help="Who, for the record.  [default: your login]",
+    )(call)
+    return click.option("--reason", default="", metavar="TEXT", help="Why, for the record.")(call)
+
+
+def wait_options(until: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add ``--wait`` and ``--timeout``; ``until`` says what is waited for."""
+
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        function = click.option(
+            "--timeout", "timeout_s", type=float, default=0.0, metavar="S", help="With --wait: give up after this long."
+        )(function)
+        return click.option("--wait", is_flag=True, help=f"Follow {until}.")(function)
+
+    return add
