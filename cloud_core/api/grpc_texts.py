@@ -17,6 +17,7 @@ from penstock.errors import InvalidInput
 from penstock.generation.plane import TextAnswer
 from penstock.generation.values import TokenEvent
 from penstock.openai.answers import broken_off
+from penstock.openai.field_names import named
 from penstock.openai.oip_texts import TextAsk, Told, read_tensors, text_parameters, text_tensors
 from penstock.rpc import codec
 from penstock.rpc.codec import DecodedRequest
@@ -48,7 +49,13 @@ async def answer_text(
         raise InvalidInput(
             "streaming: ModelInfer has one response for a request; ask for parts by ModelStreamInfer", field="streaming"
         )
-    context = context.with_parameters(ask.request.parameters)
+    with named(ask.names):
+        return await _answered(texts, ticket, context.with_parameters(ask.request.parameters), decoded, ask, say)
+
+
+async def _answered(
+    texts: TextPlane, ticket: Ticket, context: RequestContext, decoded: DecodedRequest, ask: TextAsk, say: Say | None
+) -> pb.ModelInferResponse:
     answer = await texts.generate(ticket, context, ask.request)
     version = ticket.route.version
     encode = partial(_encoded, ask, answer, decoded, version=version.tag or version.digest)

@@ -41,6 +41,7 @@ class TextRequest(msgspec.Struct, frozen=True, kw_only=True):
         model: by name; ``name:tag`` and ``name@digest`` were taken apart by the transport.
         version: "" for the default.
         prompt: a text, token ids, or a conversation.
+        known_ids: what the prompt became for another answer to it; None where nobody has looked.
         max_new_tokens: None for as many as the model's answers were certified with, or else as the context has room
             for.
         sampling: None for the model's own way, the one that its certificate is about.
@@ -52,6 +53,7 @@ class TextRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     version: str = ""
     prompt: str | tuple[int, ...] | Chat
+    known_ids: tuple[int, ...] | None = None
     max_new_tokens: int | None = None
     sampling: Sampling | None = None
     stop: tuple[str, ...] | None = None

@@ -19,6 +19,7 @@ from penstock.generation.values import TokenEvent
 from penstock.http.routes import Handler, Reply, Request, Route, json_reply, refusal
 from penstock.http.texts import STREAM_HEADERS, read_body, version_of
 from penstock.openai.answers import broken_off
+from penstock.openai.field_names import named
 from penstock.openai.oip_texts import TextAsk, Told, generate_document, has_news, read_generate
 from penstock.openai.sse import event_bytes
 from penstock.policy.access import Action
@@ -96,6 +97,8 @@ class Generate(Generic[Ticket]):
             context, body = await read_body(request)
             ask = read_generate(body, model=model, version=version)
             context = context.with_parameters(ask.request.parameters)
-            answer = await self._plane.generate(ticket, context, ask.request)
-            async with aclosing(answer.events):
-                yield _Begun(ask=ask, answer=answer, version=version or version_of(self._plane.text_models(), model))
+            with named(ask.names):
+                answer = await self._plane.generate(ticket, context, ask.request)
+                async with aclosing(answer.events):
+                    named_version = version or version_of(self._plane.text_models(), model)
+                    yield _Begun(ask=ask, answer=answer, version=named_version)

@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any, Generic
 
 import msgspec
+from msgspec import structs
 
 from penstock.errors import NotFound, PenstockError
 from penstock.generation.plane import Embedder, TextAnswer, TextModel, TextPlane, Ticket
@@ -27,6 +28,7 @@ from penstock.http.texts import STREAM_HEADERS, Bodies, version_of
 from penstock.openai.answers import Chunks, Finished, Head, answer_document, model_document, models_document
 from penstock.openai.embeddings import embeddings_document, read_embedding
 from penstock.openai.error_objects import error_document
+from penstock.openai.field_names import named
 from penstock.openai.requests import Call, read_chat, read_completion
 from penstock.openai.sse import DONE, event_bytes
 from penstock.policy.access import Action
@@ -127,12 +129,16 @@ class OpenAi(Generic[Ticket]):
         first = call.requests[0]
         with self._plane.admit(context, first.model, first.version, size_bytes) as ticket:
             async with AsyncExitStack() as stack:
-                answers = []
-                for asked in call.requests:
-                    answer = await self._plane.generate(ticket, context, asked)
+                answers: list[TextAnswer] = []
+                for index, asked in enumerate(call.requests):
+                    if not call.is_first_of_prompt(index):  # what a prompt becomes is found out once
+                        asked = structs.replace(asked, known_ids=tuple(answers[index - 1].prompt_ids))
+                    with named(call.names_of(index)):
+                        answer = await self._plane.generate(ticket, context, asked)
                     await stack.enter_async_context(aclosing(answer.events))
                     answers.append(answer)
-                yield answers
+                with named(call.names):
+                    yield answers
 
     async def _embed(self, request: Request) -> Reply:
         assert self._embedder is not None  # there is no row otherwise

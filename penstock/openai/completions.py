@@ -14,6 +14,7 @@ import msgspec
 
 from penstock.errors import Internal, PenstockError
 from penstock.generation.values import GenerationRequest, Grammar, TokenEvent, Usage
+from penstock.openai.field_names import Names
 from penstock.openai.sse import Event
 from penstock.openai.streams import ChunkReader
 
@@ -63,6 +64,10 @@ class ToldUsage(msgspec.Struct, kw_only=True):
 class _Chunk(msgspec.Struct, kw_only=True):
     choices: list[_Choice]
     usage: ToldUsage | None = None
+
+
+OUR_NAMES: Names = {"prompt": "prompt_ids", "structured_outputs": "grammar", "logprobs": "top_logprobs"}
+"""What a server calls the fields that :func:`completion_body` writes, and what they are here."""
 
 
 def completion_body(request: GenerationRequest, model: str) -> bytes:

@@ -19,6 +19,7 @@ from penstock.generation.plane import TextRequest
 from penstock.generation.values import TokenEvent
 from penstock.openai.answers import broken_off, finish_reason_of, usage_of
 from penstock.openai.decoding_fields import MAX_TOP_LOGPROBS, SamplingFields, grammar_of, sampling_of, stops_of
+from penstock.openai.field_names import Names, grammar_names, prompt_names
 from penstock.openai.json_body import convert, read_object, unknown_names
 from penstock.openai.logprobs import TokenBytes, chat_entry, written
 from penstock.openai.requests import check_refused
@@ -59,6 +60,7 @@ class TextAsk:
         return_token_ids: tell ids beside texts, in JSON.
         outputs: tensors that are wanted, in order; empty for all.
         ignored: names of parameters that are not read.
+        names: of the fields and parameters that were sent, for errors.
     """
 
     id: str
@@ -67,6 +69,7 @@ class TextAsk:
     return_token_ids: bool = False
     outputs: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    names: Names = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,6 +246,11 @@ def _ask(model: str, version: str, id: str, prompt: str | tuple[int, ...], asked
         ),
         return_token_ids=fields.return_token_ids or False,
         ignored=unknown_names(asked, {*msgspec.structs.asdict(fields), *_HARMLESS}),
+        names={
+            **{name: f"parameters.{name}" for name in (*fields.__struct_fields__, "options")},
+            **{name: f"parameters.{sent}" for name, sent in grammar_names(fields).items()},
+            **prompt_names("text_input" if isinstance(prompt, str) else "prompt_ids"),
+        },
     )
 
 

@@ -29,6 +29,7 @@ from penstock.openai.decoding_fields import (
     seeded,
     stops_of,
 )
+from penstock.openai.field_names import Names, grammar_names, prompt_names
 from penstock.openai.json_body import convert, read_object, unknown_names
 from penstock.openai.messages import Message, chat_of
 
@@ -82,6 +83,13 @@ _REFUSED: Mapping[str, tuple[object, ...]] = {
 }
 
 
+# how a client of each kind calls what is checked elsewhere
+_OWN_NAMES: Mapping[str, Names] = {
+    "chat": prompt_names("messages"),
+    "completion": {**prompt_names("prompt"), "top_logprobs": "logprobs"},
+}
+
+
 class _ChatFields(DecodingFields, kw_only=True):
     messages: list[Message]
     tools: list[dict[str, Any]] | None = None
@@ -111,6 +119,8 @@ class Call:
         return_token_ids: tell ids beside texts, in vLLM's fields.
         names_by_id: name tokens by their ids where log-probabilities are told.
         ignored: names of fields that were sent and are not read.
+        names: of the fields that were sent, for errors about the first answer; see :meth:`names_of`.
+        has_list: the prompts are a list, so that each has a place in it.
     """
 
     kind: Literal["chat", "completion"]
@@ -122,11 +132,17 @@ class Call:
     return_token_ids: bool
     names_by_id: bool
     ignored: tuple[str, ...]
+    names: Names
+    has_list: bool
 
     @property
     def has_logprobs(self) -> bool:
         """Say whether log-probabilities are told with the answers."""
         return self.requests[0].top_logprobs is not None
+
+    def names_of(self, index: int) -> Names:
+        """Return the names of the fields that were sent, for errors about one answer."""
+        return {**self.names, **prompt_names(f"prompt[{index // self.n}]")} if self.has_list else self.names
 
     def is_first_of_prompt(self, index: int) -> bool:
         """Say whether a choice is the one with which its prompt's tokens are counted."""
@@ -256,7 +272,17 @@ def _call(
         return_token_ids=fields.return_token_ids or False,
         names_by_id=fields.return_tokens_as_token_ids or False,
         ignored=unknown_names(document, known),
+        names={**grammar_names(fields), **_OWN_NAMES[kind], **_limit_name(document)},
+        has_list=kind == "completion" and _is_list_of_prompts(document["prompt"]),
     )
+
+
+def _limit_name(document: Mapping[str, Any]) -> Names:
+    return {"max_tokens": "max_completion_tokens"} if document.get("max_completion_tokens") is not None else {}
+
+
+def _is_list_of_prompts(prompt: object) -> bool:
+    return isinstance(prompt, list) and not isinstance(prompt[0], int)
 
 
 def _maker(fields: DecodingFields, limit: int | None, top_logprobs: int | None) -> Callable[[Prompt, int], TextRequest]:

@@ -23,9 +23,11 @@ from typing import Any
 import pytest
 
 from penstock.artifact.layout import Layout
+from penstock.generation import tokenizer
+from penstock.hosting.generation import text_model
 from tests.contract.wire import connection
 from tests.factories import certificate_for
-from tests.language import CLOUD, EDGE, NAME, text_draft
+from tests.language import CLOUD, EDGE, MODELS, NAME, text_draft
 from tests.processes import AGENT_CONFIG, AgentProcess, CoreProcess
 from tests.waiting import PATIENCE_S, wait_until
 
@@ -34,6 +36,7 @@ CONFIG = AGENT_CONFIG + "\n[limits]\ndrain_s = 0.5\n[generation.worker]\nexit_s 
 TEMPLATE = b"""{% for message in messages %}{% set said = message.content %}
 {% if said == 'refuse' %}{{ raise_exception('not about this') }}{% endif %}
 {% if said == 'fail' %}{{ message.nothing.there }}{% endif %}
+{% if said == 'loop' %}{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{% endif %}
 {% if said == 'grow' %}{{ 'x' * 100000000 }}{% endif %}
 {{ message.role }}: {{ said }}{% endfor %}"""
 LOCAL = {"penstock": {"local_only": True}}
@@ -128,10 +131,15 @@ def schema(value: Any) -> Ask:
     return chat(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": value}})
 
 
+def replace_field(ask: Ask, **fields: Any) -> Ask:
+    return replace(ask, body={**ask.body, **fields})
+
+
 DEEP = json.loads('{"a":' * 300 + "{}" + "}" * 300)
 
 BAD: dict[str, tuple[Ask, int, str]] = {
     "id of another vocabulary": (completion(prompt=[10, 1024]), 400, r"1024 .*0 to 1023"),
+    "id in a list": (completion(prompt=[[10], [1024]]), 400, r"prompt\[1\]\[0\]: token 1024"),
     "negative id": (completion(prompt=[-1]), 400, r"prompt\[0\]"),
     "id that is no number": (completion(prompt=[1.5]), 400, "prompt"),
     "empty prompt": (completion(prompt=""), 400, "prompt: empty"),
@@ -139,6 +147,9 @@ BAD: dict[str, tuple[Ask, int, str]] = {
     "no ids": (completion(prompt=[]), 400, "prompt: missing"),
     "no messages": (chat(messages=[]), 400, "messages: none"),
     "long prompt": (completion(prompt="x y " * 2000), 400, r"4001 tokens.* 511"),
+    "long prompt in a list": (completion(prompt=["x", "x y " * 2000]), 400, r"4001 tokens.* 511"),
+    "long conversation": (chat("x y " * 2000), 400, r"tokens.* 511"),
+    "long answer of a chat": (chat(max_completion_tokens=10**6), 400, r"1000000, together .* 512"),
     "long answer": (completion(max_tokens=10**6), 400, r"1000000, together 1000002.* 512"),
     "prompt and answer": (completion(prompt=[10] * 500, max_tokens=100), 400, "500 tokens.* 100, together 600.* 512"),
     "no answer": (completion(max_tokens=0), 400, "max_tokens"),
@@ -153,16 +164,23 @@ BAD: dict[str, tuple[Ask, int, str]] = {
     "infinite": (raw('"prompt": "x", "temperature": 1e999'), 400, "1e999"),
     "negative temperature": (completion(temperature=-1), 400, "temperature"),
     "large seed": (completion(seed=2**64), 400, "seed"),
-    "broken schema": (schema({"type": "nonsense"}), 400, "grammar: "),
+    "broken schema": (schema({"type": "nonsense"}), 400, "response_format: "),
     "schema that is none": (schema([1]), 400, "schema: Expected `object`"),
-    "deep schema": (schema(DEEP), 400, "grammar: |nested too deeply"),
-    "huge schema": (schema({"enum": [f"v{at}" for at in range(50_000)]}), 400, "grammar: "),
-    "broken regex": (completion(structured_outputs={"regex": "("}), 400, "grammar: "),
+    "deep schema": (schema(DEEP), 400, "response_format: |nested too deeply"),
+    "huge schema": (schema({"enum": [f"v{at}" for at in range(50_000)]}), 400, "response_format: "),
+    "schema that refers to nothing": (schema({"$ref": "#/nowhere"}), 400, "response_format: "),
+    "schema that nothing fits": (
+        schema({"type": "object", "properties": {"a": False}, "required": ["a"]}),
+        400,
+        "response_format: ",
+    ),
+    "broken regex": (completion(structured_outputs={"regex": "("}), 400, "structured_outputs: "),
     "half a surrogate pair": (raw(r'"prompt": "a\ud800b"'), 400, "surrogate"),
     "half a character": (Ask(body=b'{"model": "m", "prompt": "\xe2\x82"}'), 400, "not UTF-8"),
     "unknown role": (chat(messages=[{"role": "king", "content": "x"}]), 400, "king"),
     "template refuses": (chat("refuse"), 400, "refuses this conversation: not about this"),
     "template fails": (chat("fail"), 400, "fails with this conversation"),
+    "template loops": (chat("loop"), 400, "was stopped at this conversation"),
     "template grows": (chat("grow"), 400, "more than 8388608 characters"),
     "image": (chat([{"type": "image_url", "image_url": {"url": "x"}}]), 400, "image_url"),
     "stream_options": (completion(stream_options={"include_usage": True}), 400, "only with stream"),
@@ -178,6 +196,24 @@ BAD: dict[str, tuple[Ask, int, str]] = {
 }
 
 
+PARAMS = {
+    "id of another vocabulary": "prompt[1]",
+    "id in a list": "prompt[1][0]",
+    "negative id": "prompt[0]",
+    "long prompt": "prompt",
+    "long prompt in a list": "prompt[1]",
+    "long conversation": "messages",
+    "long answer": "max_tokens",
+    "long answer of a chat": "max_completion_tokens",
+    "broken schema": "response_format",
+    "deep schema": "response_format",
+    "huge schema": "response_format",
+    "broken regex": "structured_outputs",
+    "many logprobs": "logprobs",
+    "template refuses": "messages",
+}
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_core_and_agent_say_alike_what_is_wrong_with_a_request(world: World, case: str) -> None:
     ask, status, says = BAD[case]
@@ -188,6 +224,8 @@ def test_core_and_agent_say_alike_what_is_wrong_with_a_request(world: World, cas
         assert set(error) == {"message", "type", "param", "code"}
         assert re.search(says, error["message"]), error
         assert "http://" not in error["message"], "who asked knows of no server behind the one that answers"
+        assert error["param"] == PARAMS.get(case, error["param"]), error
+        assert not re.search(r"prompt_ids|grammar", error["message"]), "these are no names of OpenAI's"
     assert told[0].document["error"] | {"message": ""} == told[1].document["error"] | {"message": ""}
     assert {name: told[0].headers.get(name) for name in HINTS} == {name: told[1].headers.get(name) for name in HINTS}
 
@@ -211,6 +249,37 @@ def test_more_answers_than_there_is_room_for_come_one_after_the_other(world: Wor
     answer = answer_of(world.target(who), ask)
     assert answer.status == 200, answer
     assert len(answer.document["choices"]) == 100
+
+
+RECURSIVE = {
+    "may end": {"type": "object", "properties": {"a": {"$ref": "#"}}, "additionalProperties": False},
+    "never ends": {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]},
+    "says nothing": {"$ref": "#"},
+}
+
+
+@pytest.mark.parametrize("case", RECURSIVE)
+@pytest.mark.parametrize("who", WHO)
+def test_a_schema_that_refers_to_itself_is_held_to_as_far_as_tokens_go(world: World, who: str, case: str) -> None:
+    answer = answer_of(world.target(who), replace_field(schema(RECURSIVE[case]), max_tokens=24))
+    if case == "never ends" and answer.status == 400:  # seen before anything is generated, in later versions of it
+        assert "response_format" in answer.document["error"]["message"]
+        return
+    assert answer.status == 200, answer
+    (choice,) = answer.document["choices"]
+    assert choice["finish_reason"] == "length" or json.loads(choice["message"]["content"]) is not None
+    assert case != "never ends" or choice["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("who", WHO)
+def test_a_prompt_that_ends_in_half_a_character_is_continued_in_whole_ones(world: World, who: str) -> None:
+    reads = tokenizer.load(text_model.read_files(MODELS / EDGE))
+    ids = [*reads.encode("# caf"), reads.encode("é", add_special_tokens=False)[0]]
+    assert reads.pieces.bytes_of(ids[-1]) == b"\xc3"
+    answer = answer_of(world.target(who), completion(prompt=ids, max_tokens=8))
+    assert answer.status == 200, answer
+    assert answer.document["usage"]["prompt_tokens"] == len(ids)
+    answer.document["choices"][0]["text"].encode()
 
 
 # --- connections -------------------------------------------------------------------------------------------------

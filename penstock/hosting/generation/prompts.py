@@ -46,6 +46,8 @@ class Vocabulary:
 def is_quick(request: TextRequest) -> bool:
     """Say whether preparing a request takes no time that an event loop would feel: a conversation is rendered by a
     template that others wrote, and tokenizing a long text takes milliseconds."""
+    if request.known_ids is not None:
+        return True
     match request.prompt:
         case str() as text:
             return len(text) <= _QUICK_CHARS
@@ -140,6 +142,8 @@ def _with_options(
 
 
 def _prompt_ids(request: TextRequest, reads: Vocabulary, limits: TokenLimits, at: datetime) -> Sequence[int]:
+    if request.known_ids is not None:
+        return request.known_ids
     match request.prompt:
         case tuple() as ids:
             return ids

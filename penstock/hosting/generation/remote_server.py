@@ -27,8 +27,9 @@ from penstock.errors import (
 from penstock.generation.values import GenerationRequest, TokenEvent
 from penstock.hosting.generation.answer import Answer
 from penstock.hosting.generation.settings import RemoteSettings
-from penstock.openai.completions import CompletionReader, completion_body
+from penstock.openai.completions import OUR_NAMES, CompletionReader, completion_body
 from penstock.openai.error_objects import error_from_document
+from penstock.openai.field_names import as_sent
 from penstock.openai.sse import SseDecoder
 from penstock.policy.prefixes import SentPrefixes
 from penstock.policy.worker_health import Watch
@@ -121,8 +122,8 @@ class RemoteServer:
     def _named(self, error: PenstockError) -> PenstockError:
         """Say whose error it is, unless it is the asker's; where another try helps, say when."""
         named = copy_of(error)
-        if isinstance(error, InvalidInput):  # who asked us knows of no server behind us
-            return named
+        if isinstance(named, InvalidInput):  # who asked us knows of no server behind us
+            return as_sent(named, OUR_NAMES)
         named.message = f"{self.url}: {error.message}"
         named.args = (named.message,)
         if isinstance(error, ELSEWHERE) and error.retry_after_s is None:  # vLLM says none when it is full

@@ -136,6 +136,14 @@ async def test_models_are_listed_and_found_by_name(client: Any) -> None:
         await client.models.retrieve("a/b")
 
 
+async def test_what_a_prompt_becomes_is_found_out_once_for_all_answers_to_it(house: House, client: Any) -> None:
+    answer = await client.completions.create(model="echo", prompt=["one", "two"], n=64, temperature=1, seed=1)
+    assert len(answer.choices) == 128
+    known = [request.known_ids for _, request in house.plane.asked]
+    assert [place for place, ids in enumerate(known) if ids is None] == [0, 64]
+    assert set(known[65:]) == {tuple(tokenizer().encode("two"))}
+
+
 async def test_embeddings_come_as_the_client_asks_for_them(client: Any) -> None:
     rows = [tokenizer().encode("the dog"), [5, 6]]
     for form in ({}, {"encoding_format": "float"}):
