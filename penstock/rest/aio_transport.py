@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -23,6 +24,7 @@ from penstock.rest.exchange import (
 from penstock.rest.mistaken import advice
 from penstock.wire.addresses import Target
 from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata
+from penstock.wire.proxies import Proxy, proxy_for
 
 try:
     import aiohttp
@@ -172,6 +174,9 @@ class RefusedStream(Exception):
 def _session(target: Target, max_connections: int, *, is_secure: bool = False) -> tuple[aiohttp.ClientSession, str]:
     """Make a session and the beginning of its URLs."""
     connector: aiohttp.BaseConnector
+    proxy: Proxy | None = None
+    if target.scheme != "unix":
+        proxy = proxy_for("https" if is_secure else "http", target.host, target.port, os.environ)
     if target.scheme == "unix":
         connector, base = aiohttp.UnixConnector(path=target.path, limit=max_connections), "http://localhost"
     elif is_secure:
@@ -184,6 +189,7 @@ def _session(target: Target, max_connections: int, *, is_secure: bool = False) -
         auto_decompress=False,
         skip_auto_headers=("User-Agent", "Accept-Encoding"),
         cookie_jar=aiohttp.DummyCookieJar(),
+        proxy=None if proxy is None else proxy.url,
     )
     return session, base
 

@@ -6,12 +6,15 @@ For programs that ask once and for transports that keep connections; needs no HT
 from __future__ import annotations
 
 import http.client
+import os
 import socket
+import ssl
 from urllib.parse import urlsplit
 
 from penstock.errors import InvalidInput, Unavailable
 from penstock.rest.exchange import Answer
 from penstock.rest.mistaken import advice
+from penstock.wire.proxies import Proxy, proxy_for
 
 _MAX_BODY_BYTES = 4 * 1024 * 1024
 
@@ -27,6 +30,44 @@ class UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
+
+
+class ProxiedConnection(http.client.HTTPConnection):
+    """HTTP to a server through a proxy, which is told the whole address with each request."""
+
+    def __init__(self, host: str, port: int, proxy: Proxy, timeout: float | None = None) -> None:
+        super().__init__(host, port, timeout=timeout)
+        self._proxy = proxy
+
+    def connect(self) -> None:
+        self.sock = socket.create_connection((self._proxy.host, self._proxy.port), self.timeout)
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def putrequest(self, method: str, url: str, skip_host: bool = False, skip_accept_encoding: bool = False) -> None:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        super().putrequest(method, f"http://{host}:{self.port}{url}", skip_host, skip_accept_encoding)
+        for name, value in self._proxy.headers.items():
+            self.putheader(name, value)
+
+
+def connection_to(
+    host: str, port: int, *, tls: ssl.SSLContext | None = None, timeout_s: float | None = None
+) -> http.client.HTTPConnection:
+    """Make a connection, through a proxy where the environment names one; it connects with its first request.
+
+    Raises:
+        InvalidInput: a variable names something that is no proxy.
+    """
+    proxy = proxy_for("http" if tls is None else "https", host, port, os.environ)
+    if tls is None:
+        if proxy is None:
+            return http.client.HTTPConnection(host, port, timeout=timeout_s)
+        return ProxiedConnection(host, port, proxy, timeout_s)
+    if proxy is None:
+        return http.client.HTTPSConnection(host, port, timeout=timeout_s, context=tls)
+    made = http.client.HTTPSConnection(proxy.host, proxy.port, timeout=timeout_s, context=tls)
+    made.set_tunnel(host, port, proxy.headers)
+    return made
 
 
 def ask(server: str, method: str, path: str, *, token: str = "", timeout_s: float = 5.0) -> Answer:
@@ -56,9 +97,10 @@ def _connection(server: str, timeout_s: float) -> http.client.HTTPConnection:
     try:
         url = urlsplit(server)
         if url.scheme == "http" and url.hostname:
-            return http.client.HTTPConnection(url.hostname, url.port, timeout=timeout_s)
+            return connection_to(url.hostname, url.port or 80, timeout_s=timeout_s)
         if url.scheme == "https" and url.hostname:
-            return http.client.HTTPSConnection(url.hostname, url.port, timeout=timeout_s)
+            tls = ssl.create_default_context()
+            return connection_to(url.hostname, url.port or 443, tls=tls, timeout_s=timeout_s)
     except ValueError:  # of a port that is none
         pass
     raise InvalidInput(f"{server!r} is not a URL such as http://127.0.0.1:8000", field="target")

@@ -15,7 +15,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
 from penstock.errors import Conflict, DeadlineExceeded, Internal, TooLarge, Unavailable
-from penstock.rest.connection import UnixConnection
+from penstock.rest.connection import UnixConnection, connection_to
 from penstock.rest.exchange import (
     MAX_BODY_BYTES,
     Answer,
@@ -196,7 +196,7 @@ class RestTransport:
         except IndexError:
             if self._target.scheme == "unix":
                 return UnixConnection(self._target.path), False
-            return http.client.HTTPConnection(self._target.host, self._target.port), False
+            return connection_to(self._target.host, self._target.port), False
 
 
 def _begin(connection: http.client.HTTPConnection, exchange: Exchange, deadline: float) -> http.client.HTTPResponse:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Any, Literal, overload
 
 import grpc
@@ -10,6 +11,7 @@ import grpc
 from penstock.errors import InvalidInput
 from penstock.rpc.pb import oip_pb2_grpc
 from penstock.wire.addresses import Target, parse_target
+from penstock.wire.proxies import proxy_for
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _FOREIGN_KEEPALIVE_S = 300.0
@@ -72,12 +74,15 @@ def open_channel(
     """Open a plaintext channel to ``grpc://host:port``. Connects with the first call, not here.
 
     Raises:
-        InvalidInput: not a ``grpc://`` target.
+        InvalidInput: not a ``grpc://`` target, or a variable names something that is no proxy.
     """
     parsed = parse_target(target) if isinstance(target, str) else target
     if parsed.scheme != "grpc":
         raise InvalidInput(f"target: {parsed} is not a grpc:// target", field="target")
     options = channel_options(max_message_bytes=max_message_bytes, keepalive_s=keepalive_s)
+    proxy = proxy_for(parsed.scheme, parsed.host, parsed.port, os.environ)
+    # grpc has a rule of its own, by which loopback goes through a proxy too
+    options.append(("grpc.enable_http_proxy", 0) if proxy is None else ("grpc.http_proxy", proxy.url))
     if aio:
         return grpc.aio.insecure_channel(parsed.address, options=options)
     return grpc.insecure_channel(parsed.address, options=options)

@@ -28,12 +28,12 @@ class Proxy:
     """An HTTP proxy.
 
     Attributes:
-        authorization: value of ``Proxy-Authorization``; "" without a user in the variable.
+        userinfo: user and password as the variable has them, percent-encoded; "" without.
     """
 
     host: str
     port: int
-    authorization: str = ""
+    userinfo: str = ""
 
     @property
     def address(self) -> str:
@@ -43,7 +43,16 @@ class Proxy:
     @property
     def headers(self) -> dict[str, str]:
         """Return what a request has to carry for the proxy, and for it alone."""
-        return {"Proxy-Authorization": self.authorization} if self.authorization else {}
+        if not self.userinfo:
+            return {}
+        user, _, password = self.userinfo.partition(":")
+        secret = f"{urllib.parse.unquote(user)}:{urllib.parse.unquote(password)}"
+        return {"Proxy-Authorization": f"Basic {base64.b64encode(secret.encode()).decode()}"}
+
+    @property
+    def url(self) -> str:
+        """Return the URL, with user and password."""
+        return f"http://{self.userinfo}@{self.address}" if self.userinfo else f"http://{self.address}"
 
 
 def proxy_for(scheme: str, host: str, port: int, environment: Mapping[str, str]) -> Proxy | None:
@@ -115,12 +124,7 @@ def _parsed(name: str, value: str) -> Proxy:
             f"{name}: {shown!r} is not a proxy that can be used; give http://host:port, or name the server in no_proxy",
             field=name,
         )
-    authorization = ""
-    if parts.username is not None:
-        user = urllib.parse.unquote(parts.username)
-        secret = f"{user}:{urllib.parse.unquote(parts.password or '')}"
-        authorization = f"Basic {base64.b64encode(secret.encode()).decode()}"
-    return Proxy(host=parts.hostname, port=port, authorization=authorization)
+    return Proxy(host=parts.hostname, port=port, userinfo=parts.netloc.rpartition("@")[0])
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
