@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from functools import cache
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from examples.codecomplete import prompts
 from penstock.artifact import golden
 from penstock.artifact.golden import Golden
 from penstock.artifact.layout import Layout, VariantDraft
@@ -22,6 +24,8 @@ MODELS = Path(__file__).parents[1] / "examples" / "codecomplete" / "models"
 EDGE, CLOUD = "edge-int4", "cloud-int4"
 NAME = "codecomplete"
 ANSWER = AnswerSpec(max_new_tokens=16, stop=("\n",))
+CHOICE_STOP = ("\n", " ", "(", ")", ".", ",", ":", "=", "[", "]")
+_OPTIONS, _LONGEST_CHARS = 4, 200
 _CLEAR = 0.3  # of logits, by which a golden token leads
 
 
@@ -77,6 +81,17 @@ def text_layout(root: Path, tag: str = "v1", *, threshold: float | None = None, 
             certificate_for(layout, score="token_min", threshold=threshold, harm="disagreement", max_harm=0.1)
         )
     return layout
+
+
+def choice_rows(drawn: int) -> list[dict[str, Any]]:
+    """Prompts of the example that are short, each with the name that stands there, and names of others beside it."""
+    rows = [row for row in itertools.islice(prompts.rows(), drawn) if len(row["prompt"]) < _LONGEST_CHARS]
+    names = [row["answer"] for row in rows]
+    made = []
+    for at, row in enumerate(rows):
+        others = [name for name in dict.fromkeys(names[at + 1 :] + names[:at]) if name != row["answer"]]
+        made.append(row | {"choices": sorted([row["answer"], *others[: _OPTIONS - 1]])})
+    return made
 
 
 def layout_without_engine(root: Path) -> Layout:

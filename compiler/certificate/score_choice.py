@@ -161,10 +161,7 @@ def choose_token_score(
         clusters=clusters,
         graded=graded,
     )
-    check(data)
-    compared = {name: scores[name] for name in names}
-    found = _best(compared, data, promise, rows_to_certify, temperature=1.0, note="")
-    found = _with_others(found, scores, data, promise, rows_to_certify)
+    found = choose_among(scores, data, promise, rows_to_certify=rows_to_certify)
     drafted = {
         name: draft_cost.tokens_for_nothing(
             probabilities,
@@ -175,6 +172,33 @@ def choose_token_score(
         for name, values in scores.items()
     }
     return replace(found, drafted=drafted, reason=f"{found.reason}{draft_cost.words(found.score, drafted)}")
+
+
+def choose_among(
+    scores: Mapping[str, Floats],
+    data: CertifyData,
+    promise: CertificateSection,
+    *,
+    rows_to_certify: int | None = None,
+    temperature: float = 1.0,
+    note: str = "",
+) -> Choice:
+    """Choose among scores that were computed, the simplest first.
+
+    Args:
+        scores: [N] by name.
+        data: the columns of the split; their scores are not looked at.
+        temperature: that the scores were made with, and ``note`` on how it was found.
+
+    Raises:
+        CalibrationError: as :func:`choose`.
+    """
+    names = _usable(promise.score, tuple(scores))
+    data = replace(data, scores=scores[names[0]])
+    check(data)
+    compared = {name: scores[name] for name in names}
+    found = _best(compared, data, promise, rows_to_certify, temperature=temperature, note=note)
+    return _with_others(found, scores, data, promise, rows_to_certify)
 
 
 def fit_temperature(outputs: Array, classes: NDArray[np.int64], *, kind: Kind) -> float:

@@ -41,6 +41,7 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         group: for certificates by group.
         cluster: what it belongs to, such as a conversation or a user: prompts of one cluster are no independent draws.
         split: one of :data:`USES`, where the source divides its rows itself.
+        choices: the options of which one is the answer, where prompts have their own.
     """
 
     prompt: str
@@ -48,6 +49,7 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     group: str = ""
     cluster: str = ""
     split: str = ""
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +78,11 @@ class PromptSet:
         return found if len(found) == len(self.rows) else None
 
     @property
+    def choices(self) -> tuple[tuple[str, ...], ...]:
+        """Return the options of each row, or () where rows have none; a loaded set has some for all rows or none."""
+        return tuple(row.choices for row in self.rows) if any(row.choices for row in self.rows) else ()
+
+    @property
     def groups(self) -> NDArray[np.str_] | None:
         """Return the group of each row, str [N], or None."""
         return (
@@ -102,7 +109,7 @@ class PromptSet:
     @property
     def digest(self) -> str:
         """Compute the digest of everything in the set, order included."""
-        return digest_of(canonical_json([msgspec.to_builtins(row) for row in self.rows]))
+        return digest_of(canonical_json([_written(row) for row in self.rows]))
 
 
 def load(source: str, *, base: Path = Path()) -> PromptSet:
@@ -110,8 +117,8 @@ def load(source: str, *, base: Path = Path()) -> PromptSet:
 
     Args:
         source: a ``.jsonl`` file of objects with ``prompt`` and, where there are any, ``answer``, ``group``,
-            ``cluster`` and ``split``; a ``.txt`` file of prompts with blank lines between them; or ``module:function``
-            or ``file.py:function``, which gives such objects. A path is relative to ``base``.
+            ``cluster``, ``split`` and ``choices``; a ``.txt`` file of prompts with blank lines between them; or
+            ``module:function`` or ``file.py:function``, which gives such objects. A path is relative to ``base``.
 
     Raises:
         InvalidInput: which row of which source is wrong, and what was expected.
@@ -124,7 +131,7 @@ def load(source: str, *, base: Path = Path()) -> PromptSet:
             "labels), or for none (harm is disagreement with the cloud)",
             field=_FIELD,
         )
-    for column in ("split", "group", "cluster"):
+    for column in ("split", "group", "cluster", "choices"):
         if 0 < sum(not getattr(row, column) for row in rows) < len(rows):
             raise InvalidInput(
                 f"{source}: some rows have a {column} and some do not; give every row one, or none", field=_FIELD
@@ -182,14 +189,15 @@ def _arranged(
     rows: Sequence[Prompt], names: Sequence[str], repeats: RepeatsAre
 ) -> tuple[list[tuple[PromptSet, Sequence[bytes]]], Repeats]:
     """Arrange the prompts of each split as rows of any kind are (``compiler.data.belonging``)."""
-    order = sorted(range(len(rows)), key=lambda at: (rows[at].prompt, rows[at].answer or "", rows[at].group))
+    order = sorted(range(len(rows)), key=lambda at: (_asked(rows[at]), rows[at].answer or "", rows[at].group))
     rank = np.empty(len(rows), dtype=np.int64)
     rank[order] = np.arange(len(rows))  # stands for a label: what equal prompts can differ in
     has_clusters = bool(rows[0].cluster)
     section = DataSection(source="", repeats=repeats, cluster_by="cluster" if has_clusters else "")
     places = [np.array([at for at, row in enumerate(rows) if name in (ALL, row.split)]) for name in names]
+    asked = np.array([_asked(row) for row in rows], dtype=object)
     splits = [
-        Split(name=name, inputs={"prompt": np.array([rows[at].prompt for at in some], dtype=object)}, labels=rank[some])
+        Split(name=name, inputs={"prompt": asked[some]}, labels=rank[some])
         for name, some in zip(names, places, strict=True)
     ]
     clusters = [np.array([rows[at].cluster for at in some]) for some in places] if has_clusters else None
@@ -205,6 +213,17 @@ def _arranged(
         copies = () if one.split.copies is None else tuple(one.split.copies.tolist())
         sets.append((PromptSet(name=one.split.name, rows=tuple(kept), copies=copies), one.together))
     return sets, found
+
+
+def _asked(row: Prompt) -> str:
+    """Return what makes two prompts the same: their text, and what there is to choose from in whatever order."""
+    return "\0".join([row.prompt, *sorted(row.choices)])
+
+
+def _written(row: Prompt) -> dict[str, Any]:
+    """Return a row for its digest; without choices it is what it was before there were any."""
+    written: dict[str, Any] = msgspec.to_builtins(row)
+    return written if row.choices else {name: value for name, value in written.items() if name != "choices"}
 
 
 def _some(whole: PromptSet, use: str, rows: NDArray[np.intp]) -> PromptSet:
@@ -265,7 +284,9 @@ def _from_function(source: str, base: Path) -> Iterator[dict[str, Any]]:
             field=_FIELD,
         )
     for row in iterator.rows(section, base, ALL, _silent):
-        item = {name: str(value) for name, value in row.inputs.items()}
+        item: dict[str, Any] = {
+            name: tuple(map(str, value)) if name == "choices" else str(value) for name, value in row.inputs.items()
+        }
         yield item if row.label is None else {"answer": str(row.label), **item}
 
 
@@ -308,7 +329,7 @@ def _prompt(item: Any, where: str) -> Prompt:
     try:
         row = msgspec.convert(item, Prompt)
     except msgspec.ValidationError as error:
-        raise InvalidInput(f"{where}: {error}; expected texts", field=_FIELD) from error
+        raise InvalidInput(f"{where}: {error}; expected texts, a list of them for choices", field=_FIELD) from error
     if not row.prompt.strip():
         raise InvalidInput(f"{where}: the prompt is empty", field=_FIELD)
     return row

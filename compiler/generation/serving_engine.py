@@ -20,9 +20,10 @@ from typing import Any, cast
 import numpy as np
 
 from compiler.recipe.generation_section import Generate
-from penstock.errors import ArtifactError, CompileError
+from penstock.errors import ArtifactError, CompileError, InvalidInput
 from penstock.generation import tokenizer
 from penstock.generation.answer_text import AnswerText
+from penstock.generation.choices import options_of
 from penstock.generation.tokenizer import Tokenizer
 from penstock.generation.values import GenerationRequest, SampledToken, Sampling
 from penstock.hosting.generation.settings import GenerationSettings
@@ -37,6 +38,11 @@ Round = tuple[float, float]
 
 _LIBRARIES: Mapping[str, str] = {"onnxruntime": "onnxruntime", "onnxruntime-genai": "onnxruntime_genai"}
 _SPEED_SEED = 0
+_IN_SLOTS = " in slots"
+SCORES_NONE = (
+    "options are scored by the engine that runs models in slots, on a processor, and this one is run by another; leave "
+    "the choices out, or take a model of an architecture that slots hold"
+)
 _CPU = "cpu"
 
 
@@ -54,7 +60,16 @@ def engine_of(directory: Path) -> str:
         raise CompileError(f"{directory} is not a model for onnxruntime-genai: {error.message}") from error
     if find_spec(_LIBRARIES[name]) is None:
         return ""
-    return f"{name} {version(name)}" + (" in slots" if name == "onnxruntime" else "")
+    return f"{name} {version(name)}" + (_IN_SLOTS if name == "onnxruntime" else "")
+
+
+def scores_options(directory: Path) -> bool:
+    """Say whether the engine that serves a built model is here, and scores options as whole answers.
+
+    Raises:
+        CompileError: not a directory for onnxruntime-genai.
+    """
+    return engine_of(directory).endswith(_IN_SLOTS)
 
 
 def provider_of(directory: Path) -> str:
@@ -167,9 +182,36 @@ class Asked:
             CompileError: a prompt without tokens, or one that is too long, named by its number; or it took longer than
                 the limit.
         """
-        waiting = [self._unfinished(row, prompt, settings) for row, prompt in enumerate(prompts)]
+        return [
+            each.answer()
+            for each in self._finished(
+                [self._unfinished(row, prompt, settings) for row, prompt in enumerate(prompts)], progress
+            )
+        ]
+
+    def chosen(
+        self, prompts: Sequence[str], options: Sequence[Sequence[str]], *, stop: tuple[str, ...], progress: Progress
+    ) -> list[tuple[str, tuple[float, ...]]]:
+        """Let the model choose among the options of each prompt, scored as whole answers, as a server lets it.
+
+        Returns:
+            the chosen option as the text of an answer, and the log-probability of each option, for every prompt.
+
+        Raises:
+            CompileError: as :meth:`answers`; options that cannot be scored, or an engine that scores none.
+        """
+        if not self._engine.facts.scores_options:
+            raise CompileError(f"{self._name}: {SCORES_NONE}")
+        asked = [
+            self._choosing(row, prompt, texts, stop)
+            for row, (prompt, texts) in enumerate(zip(prompts, options, strict=True))
+        ]
+        return [("".join(each.shown), each.said[-1].options) for each in self._finished(asked, progress)]
+
+    def _finished(self, everything: Sequence[_Unfinished], progress: Progress) -> Sequence[_Unfinished]:
+        """Ask everything, as many at once as there are slots."""
+        waiting = list(everything)
         done, running = 0, {each.request.id: each for each in waiting}
-        everything = list(waiting)
         waiting.reverse()
         while waiting or self._engine.running:
             self._check_time()
@@ -178,7 +220,7 @@ class Asked:
             for sampled in self._engine.step():
                 done += self._take(running[sampled.request], sampled)
             progress(done / len(everything), "generate")
-        return [each.answer() for each in everything]
+        return everything
 
     def round(self, prompt_tokens: int, new_tokens: int, number: int) -> Round:
         """Time one answer to random tokens; every number has a prompt of its own, of which no slot holds a beginning.
@@ -202,18 +244,35 @@ class Asked:
             self._engine.step()
         return first - began, (time.perf_counter() - first) / (new_tokens - 1)
 
-    def _unfinished(self, row: int, prompt: str | Sequence[int], settings: Generate) -> _Unfinished:
+    def _choosing(self, row: int, prompt: str, texts: Sequence[str], stop: tuple[str, ...]) -> _Unfinished:
+        try:
+            options = options_of(texts, self._tokenizer, stop=stop, end_ids=self._engine.facts.end_ids)
+        except InvalidInput as error:
+            raise CompileError(f"prompt {row}: {error.message}") from error
+        request = GenerationRequest(
+            id=str(row),
+            prompt_ids=self._prompt_ids(row, prompt, options.longest),
+            max_new_tokens=options.longest,
+            stop=stop,
+            options=options,
+        )
+        return _Unfinished(request=request, text=AnswerText(request, self._tokenizer.pieces))
+
+    def _prompt_ids(self, row: int, prompt: str | Sequence[int], new_tokens: int) -> tuple[int, ...]:
         ids = self._tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         if not ids:
             raise CompileError(f"prompt {row} has no tokens; a prompt needs at least one")
-        if len(ids) + settings.max_new_tokens > self.context_tokens:
+        if len(ids) + new_tokens > self.context_tokens:
             raise CompileError(
-                f"prompt {row} has {len(ids)} tokens, and with {settings.max_new_tokens} for the answer that is more "
+                f"prompt {row} has {len(ids)} tokens, and with {new_tokens} for the answer that is more "
                 f"than the model's context of {self.context_tokens}; shorten it, or allow fewer tokens"
             )
+        return tuple(ids)
+
+    def _unfinished(self, row: int, prompt: str | Sequence[int], settings: Generate) -> _Unfinished:
         request = GenerationRequest(
             id=str(row),
-            prompt_ids=tuple(ids),
+            prompt_ids=self._prompt_ids(row, prompt, settings.max_new_tokens),
             max_new_tokens=settings.max_new_tokens,
             sampling=_sampling(settings, row),
             stop=settings.stop,

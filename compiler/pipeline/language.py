@@ -17,9 +17,10 @@ from compiler import sources
 from compiler.artifact import pack
 from compiler.artifact.evaluation import Share, SplitFigures
 from compiler.data.dataset import Repeats
-from compiler.generation import answers, built_directory, built_model, compare, golden_answers, prompts
+from compiler.generation import answers, built_directory, built_model, choices, compare, golden_answers, prompts
 from compiler.generation.answers import AnsweredPrompts
 from compiler.generation.built_model import Answers
+from compiler.generation.choices import AnsweredChoices
 from compiler.generation.prompts import PromptSet
 from compiler.measure import cost, gate, quality
 from compiler.passes import genai
@@ -77,6 +78,11 @@ class Language:
         """
         self._steps, self._recipe, self._sets, self._texts = steps, recipe, sets, tuple(texts)
         self._measured: dict[str, Measured] = {}  # by the content of the built model
+        asked = recipe.generation
+        self._options = {
+            use: choices.options_of(found, asked.choices, stop=asked.stop, normalisation=asked.normalisation)
+            for use, found in sets.items()
+        }
         self.splits: Mapping[str, SplitFigures] = {
             use: SplitFigures(rows=len(found.rows), digest=found.digest) for use, found in sets.items()
         }
@@ -148,10 +154,20 @@ class Language:
         """Pack the cloud's model."""
         return self._draft(CLOUD, pack.CLOUD_TARGET, targets.resolve(GENAI_CPU), self.cloud)
 
-    def ask(self, candidate: Candidate, use: Use, doing: Doing) -> AnsweredPrompts:
-        """Ask a candidate and the cloud the prompts of one use, greedily."""
+    def ask(self, candidate: Candidate, use: Use, doing: Doing) -> AnsweredPrompts | AnsweredChoices:
+        """Ask a candidate and the cloud the prompts of one use: for greedy answers, or to choose among options."""
+        if self._options[use]:
+            return self._ask_to_choose(candidate, use, doing)
         edge, cloud = (self._answers(one, use, doing) for one in (candidate, self.cloud))
         return answers.columns(edge, cloud, self._sets[use], normalisation=self._recipe.generation.normalisation)
+
+    def _ask_to_choose(self, candidate: Candidate, use: Use, doing: Doing) -> AnsweredChoices:
+        asked, options, section = self._sets[use], self._options[use], self._recipe.generation
+        edge, cloud = (
+            language_steps.chosen(self._steps, self._measured[one.made.content], asked, options, section.stop, doing)
+            for one in (candidate, self.cloud)
+        )
+        return choices.columns(edge, cloud, asked, options, normalisation=section.normalisation)
 
     def evaluate(self, candidate: Candidate, what: str, doing: Doing) -> Tested:
         """Compare answers with the right ones where harm is counted by them, else with the cloud's."""
@@ -240,6 +256,8 @@ class Language:
             doing.note(built.how)
         with self._steps(f"{name} measure") as doing:
             runner = built_model.BuiltModel(directory=built.path.parent, toolchain=where)
+            if self._options["tune"]:
+                choices.check_engine(runner)
             measured = language_steps.measure(self._steps, built, runner, self._texts, doing)
             self._measured[built.content] = measured
             perplexity, speed = compare.perplexity(measured.likelihoods), measured.speed
@@ -276,7 +294,12 @@ class Language:
             score_kind="probabilities",
             max_batch=self._recipe.model.max_batch,
             preprocessing=self._recipe.preprocessing,
-            answer=AnswerSpec(max_new_tokens=asked.max_new_tokens, stop=asked.stop, normalisation=asked.normalisation),
+            answer=AnswerSpec(
+                max_new_tokens=asked.max_new_tokens,
+                stop=asked.stop,
+                normalisation=asked.normalisation,
+                choices=asked.choices if self._options["tune"] else msgspec.UNSET,
+            ),
         )
         files = {path.name: path for path in model.files}
         return VariantDraft(spec=spec, weights=model.path, golden=document, files=files)

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.artifact.evaluation import Speedup
-from compiler.generation import built_model, golden_answers
+from compiler.generation import built_model, choices, golden_answers
 from compiler.generation.built_model import Answers, BuiltModel, Likelihoods
+from compiler.generation.choices import Chosen
 from compiler.generation.compare import PerplexityChange
 from compiler.generation.prompts import PromptSet
 from compiler.measure import speedups
@@ -124,6 +125,27 @@ def answers(steps: CachedSteps, measured: Measured, asked: PromptSet, settings: 
         probabilities=_arrays(facts["probabilities"], np.float64),
         margins=_arrays(facts["margins"], np.float64),
     )
+
+
+def chosen(
+    steps: CachedSteps,
+    measured: Measured,
+    asked: PromptSet,
+    options: Sequence[Sequence[str]],
+    stop: tuple[str, ...],
+    doing: Doing,
+) -> Chosen:
+    """Return what one model chooses among the options of each prompt."""
+    runner = measured.runner
+
+    def produce(out: Path, work: Path) -> dict[str, Any]:
+        del out, work
+        found = choices.chosen(runner, asked.prompts, options, stop=stop, progress=doing.advance)
+        return {"texts": found.texts, "logprobs": [row.tolist() for row in found.logprobs]}
+
+    key = _key(runner, model=measured.model.content, prompts=asked.digest, options=options, stop=stop)
+    facts = steps.keep("choices", key, produce, doing).facts
+    return Chosen(texts=tuple(facts["texts"]), logprobs=_arrays(facts["logprobs"], np.float64))
 
 
 def _key(runner: BuiltModel, **parts: Any) -> dict[str, Any]:

@@ -38,12 +38,15 @@ class GenerationSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         max_new_tokens: of an answer.
         stop: an answer ends before the first of these strings.
         normalisation: when two answers count as the same: up to "whitespace", or by their "words".
+        choices: the options of which one is the answer. The likeliest is, each scored as a whole answer with its end
+            and renormalised over all of them. Prompts may have options of their own instead, in a column ``choices``.
     """
 
     texts: str = ""
     max_new_tokens: int = 32
     stop: tuple[str, ...] = ()
     normalisation: Normalisation = "whitespace"
+    choices: tuple[str, ...] = ()
 
     @property
     def generate(self) -> Generate:

@@ -27,7 +27,7 @@ def prompt_names(sent: str) -> Names:
 def grammar_names(fields: SamplingFields) -> Names:
     """Return the names where one of two fields says what the answer looks like."""
     sent = "structured_outputs" if fields.structured_outputs is not None else "response_format"
-    return {"grammar": sent, "options": sent}
+    return {"grammar": sent, "options": sent, "choices": sent}
 
 
 def as_sent(error: InvalidInput, names: Names) -> InvalidInput:
