@@ -59,7 +59,7 @@ bench: $(VENV)/.dev  ## measure against Triton, MLServer, a one-file server and 
 bench-compiler: $(VENV)/.dev  ## measure compiled models against onnxruntime defaults and NNCF (about half an hour)
 	@$(BIN)/python -m benchmarks.compiler $(ARGS)
 
-bench-generation: $(VENV)/.dev  ## measure language models in slots against onnxruntime-genai (about 10 minutes)
+bench-generation: $(VENV)/.dev  ## measure language models beside genai and ctranslate2, and through a core (about 10 minutes)
 	@$(BIN)/python -m benchmarks.generation $(ARGS)
 
 simulate: $(VENV)/.dev  ## print what certificates and sequential tests promise and see, as tables (some minutes)

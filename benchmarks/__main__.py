@@ -101,7 +101,7 @@ def _start(servers: Servers, measured: Sequence[Model], options: _Options) -> _F
     found: _Found = {}
     if wanted & {"core-http", "core-grpc", "core-sdk", "agent-unix"}:
         _progress("starting core")
-        core = servers.core(measured)
+        core = servers.core([model.layout for model in measured])
         for model in measured:
             found[model.name, "core-http"] = core.endpoints["http"], core.pid
             found[model.name, "core-grpc"] = core.endpoints["grpc"], core.pid

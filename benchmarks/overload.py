@@ -49,7 +49,7 @@ def main() -> int:
         tempfile.TemporaryDirectory(prefix="bench-") as scratch,
         running(Path(scratch), choose_pins(pin=False)) as servers,
     ):
-        core = servers.core([models.uneven(Path(scratch) / "uneven", row_steps=ROW_STEPS)])
+        core = servers.core([models.uneven(Path(scratch) / "uneven", row_steps=ROW_STEPS).layout])
         asyncio.run(_measure(core, options.times, options.seconds, options.deadline_s))
     return 0
 

@@ -88,14 +88,19 @@ class Servers:
         """Start the gRPC echo: endpoint ``grpc``."""
         return self._announcing("benchmarks.echo", [str(response)])
 
-    def core(self, models: Sequence[Model]) -> Server:
-        """Start a core and push every model: endpoints ``http`` and ``grpc``."""
-        data_dir = self.directory / "core"
+    def core(self, layouts: Sequence[Path], *, name: str = "core", config: str = "") -> Server:
+        """Start a core and push every artifact: endpoints ``http`` and ``grpc``.
+
+        Args:
+            config: its settings, in TOML.
+        """
+        data_dir, file = self.directory / name, self.directory / f"{name}.toml"
+        file.write_text(config)
         arguments = ["core", "serve", "--data-dir", str(data_dir), "--http-port", "0", "--grpc-port", "0"]
-        core = self._penstock(arguments, data_dir / "endpoints.json")
+        core = self._penstock([*arguments, "--config", str(file)], data_dir / "endpoints.json")
         with RegistryClient(f"http://{core.endpoints['http']}") as registry:
-            for model in models:
-                transfer.push(registry, Layout(model.layout))
+            for layout in layouts:
+                transfer.push(registry, Layout(layout))
         return core
 
     def agent(self, core: Server, models: Sequence[Model]) -> Server:
@@ -108,7 +113,7 @@ class Servers:
         agent = self._penstock(arguments, data_dir / "endpoints.json")
         _release(core, models)
         for model in models:
-            _wait(f"agent serving {model.name}", partial(_runs, f"unix://{path}", model.name))
+            wait(f"agent serving {model.name}", partial(_runs, f"unix://{path}", model.name))
         return Server(pid=agent.pid, endpoints={"socket": str(path)})
 
     def peer(self, peer: Peer, python: Path, models: Sequence[Model]) -> Server:
@@ -164,7 +169,7 @@ class Servers:
             return is_ready()
 
         try:
-            _wait(f"{name} getting ready", is_up, timeout_s=timeout_s)
+            wait(f"{name} getting ready", is_up, timeout_s=timeout_s)
         except TimeoutError as error:
             raise ServerError(f"{error}:\n{log.read_text()[-2000:]}") from None
         return process.pid
@@ -223,7 +228,7 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def _wait(what: str, is_ready: Callable[[], bool], *, timeout_s: float = START_TIMEOUT_S) -> None:
+def wait(what: str, is_ready: Callable[[], bool], *, timeout_s: float = START_TIMEOUT_S) -> None:
     deadline = time.monotonic() + timeout_s
     while not is_ready():
         if time.monotonic() > deadline:
@@ -234,7 +239,7 @@ def _wait(what: str, is_ready: Callable[[], bool], *, timeout_s: float = START_T
 def _release(core: Server, models: Sequence[Model]) -> None:
     """Bring every model to the agent: what was only pushed reaches no device."""
     with FleetClient(f"grpc://{core.endpoints['grpc']}") as fleet:
-        _wait("agent known to the core", lambda: bool(fleet.devices()))
+        wait("agent known to the core", lambda: bool(fleet.devices()))
         for model in models:
             gate = fleet_pb2.GateSettings(min_audited=0, bake_s=0)
             version = Layout(model.layout).digest

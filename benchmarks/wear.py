@@ -205,7 +205,7 @@ def whole_agent(scratch: Path, disk: Path, speed: int, minutes: int, *, is_on_lo
     model = models.digits(scratch / "digits")
     pins = choose_pins(pin=False)
     with running(scratch, pins) as cores, running(agents, pins) as servers:
-        agent = servers.agent(cores.core([model]), [model])
+        agent = servers.agent(cores.core([model.layout]), [model])
         io = Path(f"/proc/{agent.pid}/io")
         with Client(f"unix://{agent.endpoints['socket']}") as client:
             _live(client, model.row, speed, 60 * _FIRST_MINUTES)  # what a first start writes is over
