@@ -19,6 +19,7 @@ class Candidate:
         is_default: the default version of a model uses it.
         pushed_at: when a version that uses it was pushed last.
         is_loaded: in memory now.
+        is_busy: requests are in it; it goes after all that are idle.
         last_used_at: of the last request, or of its loading.
         asked_at: when a request came for it while it was not loaded; None when none did.
         retry_at: not before then, after a failure.
@@ -28,6 +29,7 @@ class Candidate:
     is_default: bool
     pushed_at: float
     is_loaded: bool = False
+    is_busy: bool = False
     last_used_at: float = 0.0
     asked_at: float | None = None
     retry_at: float | None = None
@@ -84,7 +86,11 @@ def _victim(living: Sequence[Candidate], candidate: Candidate) -> Candidate | No
         return None
     unpinned = [c for c in living if not c.is_default]
     if unpinned:
-        return min(unpinned, key=lambda c: c.last_used_at)
+        return min(unpinned, key=_use)
     if candidate.is_default and candidate.asked_at is not None:
-        return min(living, key=lambda c: c.last_used_at, default=None)
+        return min(living, key=_use, default=None)
     return None
+
+
+def _use(candidate: Candidate) -> tuple[bool, float]:
+    return candidate.is_busy, candidate.last_used_at

@@ -232,6 +232,7 @@ class Controller:
             is_default=version.is_default,
             pushed_at=version.pushed_at.timestamp(),
             is_loaded=served is not None,
+            is_busy=served is not None and served.inflight > 0,
             last_used_at=served.last_used_at if served else 0.0,
             asked_at=asked.at if asked else None,
             retry_at=failure.retry_at if failure else None,

@@ -200,6 +200,7 @@ class DataPlane:
             self.measures.refuse(error.code)
             raise
         self.measures.inflight += 1
+        route.served.enter()
         self._hold(route, size_bytes)
         return Ticket(self, route, size_bytes)
 
@@ -306,6 +307,7 @@ class DataPlane:
 
     def _leave(self, ticket: Ticket, code: str) -> None:
         self.measures.inflight -= 1
+        ticket.route.served.leave()
         self._hold(ticket.route, -ticket.size_bytes)
         ticket.route.measures.finished(code, perf_counter() - ticket.started_at)
         if self._is_draining and self.measures.inflight == 0:

@@ -44,7 +44,7 @@ class Served:
         """``embedding``: makes its rows of texts; None where it takes none."""
         self.variant, self.queues, self.embedding = variant, queues, embedding
         self.last_used_at = now
-        self.inflight_bytes = 0  # of admitted requests
+        self.inflight_bytes = self.inflight = 0  # of admitted requests
         self.inputs = inputs
         self.output_names = frozenset(spec.name for spec in outputs)
         self._has_free_shapes = any(-1 in spec.shape[1:] for spec in inputs)
@@ -52,6 +52,14 @@ class Served:
 
     def __repr__(self) -> str:
         return f"Served({self.variant.spec.model!r}, {self.variant.digest}, {len(self.queues)} replicas)"
+
+    def enter(self) -> None:
+        """Note that a request was admitted."""
+        self.inflight += 1
+
+    def leave(self) -> None:
+        """Note that a request is over."""
+        self.inflight -= 1
 
     @property
     def problem(self) -> str:

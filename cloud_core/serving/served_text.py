@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 from penstock.artifact.manifests import Variant
 from penstock.errors import Unavailable
 from penstock.hosting.generation.text_model import TextModel
@@ -13,12 +16,15 @@ class ServedText:
     Attributes:
         model: answers.
         inflight_bytes: of admitted requests.
+        inflight: admitted requests.
     """
 
     def __init__(self, variant: Variant, model: TextModel, *, now: float) -> None:
         self.variant, self.model = variant, model
         self.last_used_at = now
-        self.inflight_bytes = 0
+        self.inflight_bytes = self.inflight = 0
+        self._is_empty = asyncio.Event()
+        self._is_empty.set()
 
     def __repr__(self) -> str:
         return f"ServedText({self.variant.spec.model!r}, {self.variant.digest}, {self.model!r})"
@@ -40,7 +46,20 @@ class ServedText:
         if problem := self.problem:
             raise Unavailable(f"model {self.variant.spec.model!r} cannot answer: {problem}", retry_after_s=1.0)
 
+    def enter(self) -> None:
+        """Note that a request was admitted: until it is over, all of its answers may begin."""
+        self.inflight += 1
+        self._is_empty.clear()
+
+    def leave(self) -> None:
+        """Note that a request is over."""
+        self.inflight -= 1
+        if not self.inflight:
+            self._is_empty.set()
+
     async def close(self, timeout_s: float) -> bool:
-        """Give what runs ``timeout_s``, then end the process: its memory is free whatever it was doing."""
-        await self.model.close(timeout_s)
+        """Give what was admitted ``timeout_s``, then end the process: its memory is free whatever it was doing."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._is_empty.wait(), timeout_s)
+        await self.model.close(0.0)
         return True

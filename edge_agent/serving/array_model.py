@@ -16,10 +16,13 @@ from edge_agent.policy.cascade import CascadeMode, Decision
 from edge_agent.serving.local_queue import LocalQueue
 from penstock.artifact.certificates import Certificate
 from penstock.artifact.manifests import VariantSpec, decoder_of
+from penstock.artifact.variant_files import VariantFiles
 from penstock.errors import InvalidInput
+from penstock.hosting import embedding, loading
 from penstock.hosting.embedding import Embedding
 from penstock.hosting.loading import Loaded
 from penstock.policy.decoding import Answers
+from penstock.process.machine import usable_cpus
 from penstock.wire.tensors import Array, TensorSpec, with_sizes_of
 
 
@@ -30,6 +33,20 @@ class Standing(Protocol):
     def certificate(self) -> Certificate | None: ...
     @property
     def mode(self) -> CascadeMode: ...
+
+
+def load(spec: VariantSpec, files: VariantFiles, *, threads: int) -> tuple[Loaded, Embedding | None]:
+    """Load a variant that has to prove itself, and what makes its rows of texts. Blocks: call it from a thread.
+
+    Raises:
+        ArtifactError and others: as :func:`penstock.hosting.loading.load` and :func:`penstock.hosting.embedding.load`.
+    """
+    loaded = loading.load(spec, files, threads=threads, cpus=usable_cpus())
+    try:
+        return loaded, embedding.load(spec, files, max_rows=loaded.max_batch)
+    except BaseException:
+        loaded.engine.close()
+        raise
 
 
 class ArrayModel:
@@ -49,9 +66,9 @@ class ArrayModel:
         standing: Standing,
         *,
         max_queue_rows: int,
-        embedding: Embedding | None = None,
+        texts: Embedding | None = None,
     ) -> None:
-        self.engine, self.embedding = loaded.engine, embedding
+        self.engine, self.embedding = loaded.engine, texts
         self.can_split = loaded.timing.is_batchable
         self.decoder = decoder_of(spec)
         self._standing = standing

@@ -136,8 +136,7 @@ class DataPlane:
         work = self._let_in(context, request)
         hosted, load = work.hosted, self.load
         load.rows += work.rows
-        hosted.in_flight += 1
-        hosted.idle.clear()
+        hosted.enter()
         try:
             local = await work.model.queue.infer(
                 request.inputs, work.rows, work.context.deadline, work.context.priority
@@ -149,9 +148,7 @@ class DataPlane:
             raise
         finally:
             load.rows -= work.rows
-            hosted.in_flight -= 1
-            if not hosted.in_flight:
-                hosted.idle.set()
+            hosted.leave()
 
     # -- inside ------------------------------------------------------------------------------------------------------
 

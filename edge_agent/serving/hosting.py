@@ -16,20 +16,19 @@ from edge_agent.policy import audit as auditing
 from edge_agent.policy import cascade
 from edge_agent.policy.audit import Audit
 from edge_agent.policy.cascade import CascadeMode
+from edge_agent.serving import array_model
 from edge_agent.serving.array_model import ArrayModel
 from edge_agent.serving.counts import Outcomes, Tally
 from edge_agent.serving.load_plan import LoadPlan, usable_certificate
 from penstock.artifact.certificates import Certificate
 from penstock.artifact.manifests import columns_of
 from penstock.errors import InvalidInput, NotFound, Unavailable
-from penstock.hosting import embedding, loading
 from penstock.hosting.embedding import Embedding
 from penstock.hosting.generation import text_model
 from penstock.hosting.generation.settings import GenerationSettings
 from penstock.hosting.generation.text_model import TextModel
 from penstock.hosting.loading import Loaded
 from penstock.process import telemetry
-from penstock.process.machine import usable_cpus
 from penstock.process.telemetry import LogSettings
 from penstock.runtime import TEXT_ENGINES, platform_of
 from penstock.wire.inference import ModelMetadata, Parameter
@@ -94,7 +93,7 @@ class Hosted:
         self._update_mode()
         spec = plan.variant.spec
         self.serves: ArrayModel | TextModel = (
-            ArrayModel(spec, loaded, self, max_queue_rows=max_queue_rows, embedding=texts)
+            ArrayModel(spec, loaded, self, max_queue_rows=max_queue_rows, texts=texts)
             if isinstance(loaded, Loaded)
             else loaded
         )
@@ -109,6 +108,17 @@ class Hosted:
 
     def __repr__(self) -> str:
         return f"Hosted({self.plan.model}:{self.plan.version}, {self.mode}, in_flight={self.in_flight})"
+
+    def enter(self) -> None:
+        """Note that a request is in it: it is not released before, as far as there is time for that."""
+        self.in_flight += 1
+        self.idle.clear()
+
+    def leave(self) -> None:
+        """Note that a request is over."""
+        self.in_flight -= 1
+        if not self.in_flight:
+            self.idle.set()
 
     @property
     def arrays(self) -> ArrayModel:
@@ -321,7 +331,7 @@ class Hosting:
                     spec, plan.files, self._generation, threads=self._threads, log_settings=self._log_settings
                 )
             else:
-                loaded, texts = await asyncio.to_thread(_load_arrays, plan, threads=self._threads)
+                loaded, texts = await asyncio.to_thread(array_model.load, spec, plan.files, threads=self._threads)
         finally:
             self._expected.discard(plan.model)  # loaded or not, nothing more is known to come
             self._loading[plan.model] -= 1
@@ -376,16 +386,6 @@ class Hosting:
         """Retire every model."""
         for hosted in self.hosted():
             await self.retire(hosted)
-
-
-def _load_arrays(plan: LoadPlan, *, threads: int) -> tuple[Loaded, Embedding | None]:
-    spec = plan.variant.spec
-    loaded = loading.load(spec, plan.files, threads=threads, cpus=usable_cpus())
-    try:
-        return loaded, embedding.load(spec, plan.files, max_rows=loaded.max_batch)
-    except BaseException:
-        loaded.engine.close()
-        raise
 
 
 def _restored(

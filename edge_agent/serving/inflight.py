@@ -8,25 +8,42 @@ from __future__ import annotations
 
 import asyncio
 from time import perf_counter
+from typing import Protocol
 
 from edge_agent.policy import admission
 from penstock.errors import outcome_code
 from penstock.process.histogram import SECONDS, Histogram
 
 
+class Held(Protocol):
+    """What is not to go while a request is in it."""
+
+    def enter(self) -> None: ...
+    def leave(self) -> None: ...
+
+
 class Ticket:
     """One admitted request. Use as a context manager: leaving it counts the request and gives its place back."""
 
-    __slots__ = ("_in_flight", "_reserved_bytes", "_started_at")
+    __slots__ = ("_held", "_in_flight", "_reserved_bytes", "_started_at")
 
     def __init__(self, in_flight: InFlight, reserved_bytes: int) -> None:
         self._in_flight, self._reserved_bytes = in_flight, reserved_bytes
+        self._held: list[Held] = []
         self._started_at = perf_counter()  # the loop's own clock may move in milliseconds
 
     def __enter__(self) -> Ticket:
         return self
 
+    def hold(self, model: Held) -> None:
+        """Keep a model until the request is over, whatever of it has begun; again changes nothing."""
+        if model not in self._held:
+            model.enter()
+            self._held.append(model)
+
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        for model in self._held:
+            model.leave()
         self._in_flight._leave(self._reserved_bytes, outcome_code(error), perf_counter() - self._started_at)
 
 

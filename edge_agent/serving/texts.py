@@ -142,6 +142,7 @@ class TextPlane:
         """
         hosted = self._plane.hosting.get(request.model, request.version)
         model = hosted.texts
+        ticket.hold(hosted)  # of several answers, some begin when others have ended
         is_private = _flag(request, "local_only")
         asked = await model.prepared(
             request, self._limits, id=str(next(self._numbers)), seed=secrets.randbits(63), at=self._date()
@@ -184,8 +185,7 @@ class TextPlane:
         """Account for one request in the model that it is for."""
         hosted = work.hosted
         deaths = _deaths(hosted)
-        hosted.in_flight += 1
-        hosted.idle.clear()
+        hosted.enter()
         try:
             async with contextlib.aclosing(await self._source(work)) as events:
                 async for event in events:
@@ -197,9 +197,7 @@ class TextPlane:
             hosted.failures += isinstance(error, Internal) or (has_died and isinstance(error, Unavailable))
             raise
         finally:
-            hosted.in_flight -= 1
-            if not hosted.in_flight:
-                hosted.idle.set()
+            hosted.leave()
 
     async def _source(self, work: _Work) -> Events:
         """Decide where an answer comes from."""

@@ -21,7 +21,7 @@ import pytest_asyncio
 from edge_agent.api.routes import http_server
 from tests.cloud_core.rig import start_core
 from tests.contract.wire import Answer, Ask, send
-from tests.edge_agent.datapath import MODEL, SURE, data_path, texts_of
+from tests.edge_agent.datapath import MODEL, SURE, data_path, planes_of
 from tests.edge_agent.datapath import rows as edge_rows
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -54,7 +54,7 @@ async def house() -> AsyncIterator[House]:
     directory = Path(tempfile.mkdtemp(prefix="pk-", dir="/tmp"))  # a unix socket's path is short
     try:
         async with await start_core(directory) as core, data_path(directory) as path:
-            agent = http_server(path.dataplane, texts_of(path.dataplane), dict, lambda model: None, body_s=10.0)
+            agent = http_server(*planes_of(path.dataplane), dict, lambda model: None, body_s=10.0)
             await agent.listen_unix(directory / "a.sock")
             targets = {
                 "core http": f"http://127.0.0.1:{core.http_port}",

@@ -22,6 +22,7 @@ from onnx import helper
 from edge_agent.serving.cloud_texts import CloudTexts
 from edge_agent.serving.counts import Outcomes
 from edge_agent.serving.dataplane import DataPlane
+from edge_agent.serving.embeddings import Embeddings
 from edge_agent.serving.escalation import Escalator
 from edge_agent.serving.hosting import Hosted, Hosting
 from edge_agent.serving.load_plan import LoadPlan
@@ -240,6 +241,11 @@ def texts_of(plane: DataPlane) -> TextPlane:
     settings, limits = EscalationSettings(), GenerationSettings()
     cloud = CloudTexts("http://127.0.0.1:9", settings, limits.remote)
     return TextPlane(plane, cloud, CascadeSettings(), limits.limits, max_audits=settings.max_text_audits)
+
+
+def planes_of(plane: DataPlane) -> tuple[DataPlane, TextPlane, Embeddings]:
+    """What an agent's HTTP server serves."""
+    return plane, texts_of(plane), Embeddings(plane, CascadeSettings())
 
 
 def text_plan(layout: Layout, directory: Path) -> LoadPlan:

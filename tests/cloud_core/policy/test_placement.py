@@ -42,6 +42,13 @@ def test_an_asked_version_pushes_out_the_least_recently_used_that_is_not_pinned(
     assert (step.unload, step.load) == (("cold",), "asked")
 
 
+def test_what_answers_somebody_goes_after_all_that_are_idle() -> None:
+    busy = candidate("busy", is_loaded=True, last_used_at=1.0, is_busy=True)
+    idle = candidate("idle", is_loaded=True, last_used_at=3.0)
+    assert plan(busy, idle, candidate("asked", asked_at=9.0)).unload == ("idle",)
+    assert plan(busy, candidate("asked", asked_at=9.0), max_loaded=1).unload == ("busy",)
+
+
 def test_a_default_that_is_pushed_later_takes_the_place_of_one_that_is_not() -> None:
     step = plan(candidate("other", is_loaded=True), candidate("default", is_default=True), max_loaded=1)
     assert (step.unload, step.load) == (("other",), "default")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -140,6 +141,26 @@ async def test_a_model_that_continues_otherwise_than_when_it_was_compiled_is_not
     (state,) = rig.controller.index()
     assert state.state == "UNAVAILABLE"
     assert "golden prompt 0" in state.reason
+
+
+async def test_answers_that_have_not_begun_are_given_before_a_model_goes(rig: Rig, put: Put, tmp_path: Path) -> None:
+    """A request for many answers has some made at a time; when it was admitted before the unload, it gets them all."""
+    await put(rig.registry, text_layout(tmp_path))
+    await rig.settle()
+    plane = TextPlane(rig.plane, ServingSettings())
+    request = TextRequest(model=NAME, prompt=(1, 2, 3), max_new_tokens=4, stop=())
+    with plane.admit(rig.context(), NAME, "", 100) as ticket:
+        answers = [await plane.generate(ticket, rig.context(), request) for _ in range(10)]
+        (served,) = rig.plane.served_texts()
+        closing = asyncio.create_task(rig.controller.close(30.0))
+        for answer in answers:
+            assert [event async for event in answer.events][-1].finish == "length"
+            await asyncio.sleep(0)
+        assert not closing.done()
+        with pytest.raises(Unavailable):
+            plane.admit(rig.context(), NAME, "", 100)
+    assert await closing
+    assert "closed" in served.problem
 
 
 async def test_a_crash_costs_its_own_generations_and_the_next_is_answered(rig: Rig, put: Put, tmp_path: Path) -> None:

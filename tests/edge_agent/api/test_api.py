@@ -35,9 +35,9 @@ from tests.edge_agent.datapath import (
     Cloud,
     DataPath,
     data_path,
+    planes_of,
     rows,
     running_cloud,
-    texts_of,
 )
 from tests.waiting import until
 
@@ -88,9 +88,7 @@ async def served(
         running_cloud() as cloud,
         data_path(directory, cloud.target, limits=limits, is_certified=is_certified) as path,
     ):
-        http = http_server(
-            path.dataplane, texts_of(path.dataplane), lambda: {"device_id": "d1"}, lambda model: None, body_s=10.0
-        )
+        http = http_server(*planes_of(path.dataplane), lambda: {"device_id": "d1"}, lambda model: None, body_s=10.0)
         socket = directory / "a.sock"
         await http.listen_unix(socket)
         tcp_address = await http.listen_tcp("127.0.0.1", 0, setting="--tcp")
@@ -409,7 +407,7 @@ async def test_a_socket_left_behind_by_a_killed_agent_is_replaced(short_dir: Pat
 
 async def test_what_cannot_be_listened_on_is_named(short_dir: Path) -> None:
     async with served(short_dir) as agent:
-        other = http_server(agent.path.dataplane, texts_of(agent.path.dataplane), dict, lambda model: None, body_s=10.0)
+        other = http_server(*planes_of(agent.path.dataplane), dict, lambda model: None, body_s=10.0)
         with pytest.raises(ConfigError, match="another agent serves"):
             await other.listen_unix(agent.socket)
         with pytest.raises(ConfigError, match=f"{agent.tcp_address}.*in use.*--tcp"):

@@ -89,6 +89,20 @@ def _second(tmp_path: Path) -> LoadPlan:
     return load_plan(tmp_path, certified=certificate(), version="v2", digest="sha256:" + "b" * 64)
 
 
+async def test_a_model_stays_for_a_request_that_holds_it_also_between_two_of_its_answers(tmp_path: Path) -> None:
+    async with data_path(tmp_path) as path:
+        with path.dataplane.admit(path.context(), MODEL, "", 0) as ticket:
+            for _ in range(2):
+                ticket.hold(path.hosted)
+            assert path.hosted.in_flight == 1
+            retiring = asyncio.create_task(path.hosting.retire(path.hosted))
+            await asyncio.sleep(0)
+            await path.hosted.arrays.queue.infer({"x": rows(SURE)}, 1)
+            assert not retiring.done()
+        await retiring
+        assert path.hosted.in_flight == 0
+
+
 async def test_retiring_does_not_wait_for_ever(tmp_path: Path) -> None:
     house = hosting()
     hosted = await house.prepare(load_plan(tmp_path, certified=None))
