@@ -139,7 +139,10 @@ def cli_page() -> Page:
         "# Commands",
         _NOTE,
         "Results go to stdout, progress to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 refused "
-        "(gate, certificate, conflict), 4 out of reach.",
+        "(gate, certificate, conflict), 4 out of reach; what `penstock fleet` adds to them is there. With `-o json` a "
+        "command prints one document, also when it fails: "
+        '`{"error": {"code": ..., "message": ..., "exit_code": ...}}`; codes are [errors](errors.md), and `usage`. '
+        "Dates are ISO 8601.",
     )
     for path, found in _commands(command, "penstock"):
         _command(write, path, found)

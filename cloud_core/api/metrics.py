@@ -180,7 +180,10 @@ class Metrics(Collector):
             stops.add_metric([model], count)
         yield from (devices, rollouts, stops)
         yield GaugeMetricFamily(
-            "penstock_fleet_silent_devices", "Devices whose last report is old.", self._fleet.views.silent()
+            "penstock_fleet_known_devices", "Devices that ever reported and are kept.", len(self._fleet.views)
+        )
+        yield GaugeMetricFamily(
+            "penstock_fleet_silent_devices", "Of these, those whose last report is old.", self._fleet.views.silent()
         )
 
 

@@ -52,6 +52,9 @@ class FleetViews:
     ) -> None:
         self._store, self._devices, self._queries, self._now = store, devices, queries, now
 
+    def __len__(self) -> int:
+        return len(self._devices)
+
     def rollout(self, entry: Entry) -> RolloutStatus:
         """Return a rollout with its devices as they are now."""
         rollout, now = entry.rollout, self._now()

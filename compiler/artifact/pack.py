@@ -23,7 +23,7 @@ from compiler.cache.sharing import locked
 from compiler.cache.steps import ENTRY_FILE
 from compiler.data import calls
 from penstock.artifact import golden, manifests
-from penstock.artifact.blobs import disk_errors, fsync_directory
+from penstock.artifact.blobs import as_the_umask_says, disk_errors, fsync_directory
 from penstock.artifact.certificates import Certificate
 from penstock.artifact.golden import Golden
 from penstock.artifact.layout import Layout, VariantDraft
@@ -184,6 +184,7 @@ def publish(built: Path, out: Path, scratch: Path, *, finish: Callable[[Path], N
             _carry_over(out, ready)
         if finish is not None:
             finish(ready)
+        as_the_umask_says(ready)
         if not out.exists():
             os.rename(ready, out)
             fsync_directory(out.parent)

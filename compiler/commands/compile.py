@@ -16,7 +16,7 @@ from compiler.commands import distill, shard
 from penstock import wording
 from penstock.cli.default_group import DefaultGroup
 from penstock.cli.keys import key_option, signing
-from penstock.cli.output import is_interactive, print_fields, print_json, print_table, progress
+from penstock.cli.output import is_interactive, path_and_format, print_fields, print_json, print_table, progress
 from penstock.errors import CalibrationError, MissingToolchain
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from compiler.pipeline.compilation import Compiled
     from compiler.progress import Watcher
     from compiler.recipe.recipes import Recipe
-
-_FORMATS = ("table", "json")
 
 
 @click.group(
@@ -226,8 +224,10 @@ Examples:
 def init(model: str, data: str, output: Path | None, force: bool, allow_pickle: bool) -> None:
     """Write a commented recipe from what can be seen in MODEL."""
     from compiler.pipeline.first_recipe import recipe_for, relocated
-    from penstock.artifact.blobs import disk_errors, write_atomically
+    from penstock.artifact.blobs import as_the_umask_says, disk_errors, write_atomically
 
+    if str(output) in ("json", "table"):
+        raise click.UsageError(f"-o {output}: a recipe is TOML; to write a file of that name, -o ./{output}")
     if output is None:
         click.echo(recipe_for(model, Path.cwd(), data=data, allow_pickle=allow_pickle), nl=False)
         return
@@ -239,6 +239,7 @@ def init(model: str, data: str, output: Path | None, force: bool, allow_pickle: 
         examples = relocated(data, here, base) if data else ""
         text = recipe_for(relocated(model, here, base), base, data=examples, allow_pickle=allow_pickle)
         write_atomically(output, text.encode())
+        as_the_umask_says(output)
     progress(f"wrote {output}; next: penstock compile {output} -o build")
 
 
@@ -258,11 +259,10 @@ def _seconds(text: str | None) -> float | None:
 
 def _outputs(values: tuple[str, ...], *, needs_directory: bool) -> tuple[Path, str]:
     """Find the directory and the format in the values of ``-o``; ``./json`` is a directory called json."""
-    formats = [value for value in values if value in _FORMATS]
-    directories = [value for value in values if value not in _FORMATS]
-    if len(directories) > 1 or len(formats) > 1 or (needs_directory and not directories):
-        raise click.UsageError("give -o once with a directory, and at most once more with 'json' or 'table'")
-    return Path(directories[0] if directories else "."), formats[0] if formats else "table"
+    directory, form = path_and_format(values, "a directory")
+    if needs_directory and not directory:
+        raise click.UsageError("give -o with a directory, and once more with 'json' to choose what is printed")
+    return Path(directory or "."), form
 
 
 def _with_advice(error: CalibrationError) -> CalibrationError:

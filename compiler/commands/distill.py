@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from penstock import wording
-from penstock.cli.output import print_fields, print_result, print_table, progress, shown
+from penstock.cli.output import path_and_format, print_fields, print_result, print_table, progress, shown
 from penstock.errors import ConfigError
 
 if TYPE_CHECKING:
     from compiler.distill.student import Request, Student
     from compiler.progress import Progress
 
-_FORMATS = ("table", "json")
 _MAX_UNFINISHED = 16  # interrupted runs whose checkpoints are kept
 _LINE_EVERY_S = 5.0
 
@@ -105,11 +104,10 @@ def command(recipe: Path | None, outputs: tuple[str, ...], **flags: Any) -> None
 
 
 def _outputs(values: tuple[str, ...]) -> tuple[Path, str]:
-    formats = [value for value in values if value in _FORMATS]
-    paths = [value for value in values if value not in _FORMATS]
-    if len(paths) != 1 or len(formats) > 1 or not paths[0].endswith(".onnx"):
-        raise click.UsageError("give -o once with a file, student.onnx, and at most once more with 'json' or 'table'")
-    return Path(paths[0]), formats[0] if formats else "table"
+    path, form = path_and_format(values, "a file, student.onnx")
+    if not path.endswith(".onnx"):
+        raise click.UsageError("give -o with a file, student.onnx, and once more with 'json' to choose what is printed")
+    return Path(path), form
 
 
 def _check_flags(recipe: Path | None, flags: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from penstock.cli.output import print_json, print_table, progress
+from penstock.cli.output import path_and_format, print_json, print_table, progress
 from penstock.errors import Conflict
 from penstock.wording import size
 
@@ -50,12 +50,12 @@ def command(model: Path, stages: int, memory_mib: tuple[float, ...], outputs: tu
     from compiler.passes import shard
     from compiler.passes.job import PassJob
     from compiler.recipe import targets
-    from penstock.artifact.blobs import disk_errors
+    from penstock.artifact.blobs import as_the_umask_says, disk_errors
 
-    directories = [value for value in outputs if value not in ("json", "table")]
-    if len(directories) != 1:
-        raise click.UsageError("give -o once with a directory, and at most once more with 'json' or 'table'")
-    out = Path(directories[0]).resolve()
+    directory, form = path_and_format(outputs, "a directory")
+    if not directory:
+        raise click.UsageError("give -o with a directory, too")
+    out = Path(directory).resolve()
     if out.exists():
         raise Conflict(f"{out} exists; choose another directory, or remove this one")
     with disk_errors(f"writing {out}"):
@@ -66,11 +66,12 @@ def command(model: Path, stages: int, memory_mib: tuple[float, ...], outputs: tu
         job = PassJob(source=model.resolve(), out=scratch, target=targets.resolve(targets.HOST), options=options)
         result = shard.run(job)
         with disk_errors(f"writing {out}"):
+            as_the_umask_says(scratch)
             scratch.rename(out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     progress(result.summary)
-    _print(json.loads((out / _STAGES_FILE).read_bytes()), out, "json" if "json" in outputs else "table")
+    _print(json.loads((out / _STAGES_FILE).read_bytes()), out, form)
 
 
 def _print(document: dict[str, Any], out: Path, output: str) -> None:

@@ -345,6 +345,23 @@ def write_atomically(path: Path, data: bytes) -> None:
             raise
 
 
+def as_the_umask_says(path: Path) -> None:
+    """Give what was made in a scratch place, for nobody else to read, the modes that a user's umask gives.
+
+    Raises:
+        StorageError: the disk said no.
+    """
+    with disk_errors(f"setting modes of {path}"):
+        probe = path.parent / f".{path.name}-{os.getpid()}"
+        probe.mkdir()  # asks the kernel: reading the mask means setting it, for all threads
+        mask = probe.stat().st_mode & 0o777
+        probe.rmdir()
+        for one in (path, *path.rglob("*")):
+            if not one.is_symlink():
+                wanted = 0o777 if one.is_dir() else 0o666 | (one.stat().st_mode & 0o111)
+                one.chmod(wanted & mask)
+
+
 def write_over(path: Path, data: bytes) -> None:
     """Write over the copy of a document, padded with spaces to whole blocks. Cut short, it is neither old nor new.
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.artifact import manifests
-from penstock.artifact.blobs import BlobStore, disk_errors
+from penstock.artifact.blobs import BlobStore, as_the_umask_says, disk_errors
 from penstock.artifact.layout import Layout
 from penstock.artifact.manifests import Artifact, Variant
 from penstock.errors import ArtifactError, Conflict, InvalidInput
@@ -49,7 +49,7 @@ def export(layout: Layout, out: Path, wanted: Sequence[str] = ()) -> tuple[Varia
         scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
         try:
             _write(scratch, artifact, variants, layout)
-            scratch.chmod(0o755)
+            as_the_umask_says(scratch)
             os.replace(scratch, out)
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)

@@ -14,10 +14,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from penstock.cli.keys import key_option
-from penstock.cli.output import output_option, print_fields, print_result, print_table, progress, shown
+from penstock.cli.output import (
+    output_option,
+    path_and_format,
+    print_fields,
+    print_result,
+    print_table,
+    progress,
+    shown,
+)
 from penstock.cli.registry_options import Access, registry_options
 from penstock.errors import NotFound, SignatureError
-from penstock.wording import size
+from penstock.wording import short, size
 
 if TYPE_CHECKING:
     from penstock.artifact.layout import Layout
@@ -149,9 +157,17 @@ def diff(before: str, after: str, shows_all: bool, access: Access, output: str) 
 @command.command()
 @click.argument("layout", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--format", "kind", type=click.Choice(["ortpackage"]), required=True, help="onnxruntime's model package.")
-@click.option("-o", "--output", "out", type=click.Path(path_type=Path), required=True, help="Directory to write.")
+@click.option(
+    "-o",
+    "--output",
+    "outputs",
+    metavar="DIR|json",
+    multiple=True,
+    required=True,
+    help="Directory to write. Give it again as 'json' to choose what is printed.",
+)
 @click.option("--variant", "wanted", multiple=True, metavar="ROLE/TARGET", help="Only this variant; repeatable.")
-def export(layout: Path, kind: str, out: Path, wanted: tuple[str, ...]) -> None:
+def export(layout: Path, kind: str, outputs: tuple[str, ...], wanted: tuple[str, ...]) -> None:
     """Write LAYOUT's variants in another runtime's form. Golden vectors, certificate and signatures stay behind.
 
     What was written is opened by the onnxruntime that is installed here, and has to give the golden outputs.
@@ -159,18 +175,30 @@ def export(layout: Path, kind: str, out: Path, wanted: tuple[str, ...]) -> None:
     from penstock.artifact import onnxruntime_package
     from penstock.artifact.layout import Layout
 
+    directory, output = path_and_format(outputs, "a directory")
+    if not directory:
+        raise click.UsageError("give -o with a directory, too")
+    out = Path(directory)
     opened = Layout(layout)
     variants = onnxruntime_package.export(opened, out, wanted)
-    for variant in variants:
-        spec = variant.spec
-        told = (
-            _try_package(opened, variant, out) if spec.provider == "cpu" else f"not tried: it runs on {spec.provider}"
+    told = {
+        f"{variant.spec.role}/{variant.spec.target}": (
+            _try_package(opened, variant, out)
+            if variant.spec.provider == "cpu"
+            else f"not tried: it runs on {variant.spec.provider}"
         )
-        click.echo(f"{spec.role}/{spec.target}: {told}")
+        for variant in variants
+    }
     left = len(opened.artifact().variants) - len(variants)
     if left and not wanted:
         progress(f"{left} variant{'s' * (left != 1)} of other engines left out: a package holds ONNX graphs")
-    click.echo(f"wrote {out}")
+
+    def show() -> None:
+        for name, words in told.items():
+            click.echo(f"{name}: {words}")
+        click.echo(f"wrote {out}")
+
+    print_result(output, {"directory": out, "variants": told}, show)
 
 
 @command.command()
@@ -220,7 +248,11 @@ def list_artifacts(model: str, access: Access, output: str) -> None:
         named = [(name, tag) for name in names for tag in client.tags(name) if not is_referrers_tag(tag)]
         rows = [(name, tag, client.manifest(name, tag).digest) for name, tag in named]
     columns = ["model", "tag", "digest"]
-    print_result(output, [dict(zip(columns, row, strict=True)) for row in rows], lambda: print_table(columns, rows))
+
+    def show() -> None:
+        print_table(columns, [(name, tag, short(digest)) for name, tag, digest in rows])
+
+    print_result(output, [dict(zip(columns, row, strict=True)) for row in rows], show)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

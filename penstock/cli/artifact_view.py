@@ -66,7 +66,7 @@ def document(found: Overview, signed_by: Sequence[str]) -> dict[str, Any]:
 
 
 def show(found: Overview, signed_by: Sequence[str]) -> None:
-    """Print an artifact's overview as tables."""
+    """Print an artifact's overview as tables. A digest's beginning names what it is of as well; JSON has all of it."""
     artifact = found.artifact
     print_fields({"model": artifact.model, "tag": found.tag or "-", "digest": artifact.digest})
     click.echo()
@@ -79,13 +79,13 @@ def show(found: Overview, signed_by: Sequence[str]) -> None:
             wording.size(v.weights.size + sum(one.size for one in v.files)),
             "yes" if v.golden else "no",
             "rows alone" if v.spec.max_batch == 1 else str(v.spec.max_batch),
-            v.digest,
+            wording.short(v.digest),
         )
         for v in artifact.variants
     ]
     print_table(["role", "target", "precision", "engine", "size", "golden", "batch", "variant"], rows)
     files = [
-        (f"{v.spec.role}/{v.spec.target}", _title(one), wording.size(one.size), one.digest)
+        (f"{v.spec.role}/{v.spec.target}", _title(one), wording.size(one.size), wording.short(one.digest))
         for v in artifact.variants
         if v.files
         for one in (v.weights, *v.files)
@@ -100,7 +100,7 @@ def show(found: Overview, signed_by: Sequence[str]) -> None:
         _show_certificate(found, one)
     print_table(
         ["document", "size", "digest"],
-        [(_title(one.content), wording.size(one.content.size), one.digest) for one in found.referrers],
+        [(_title(one.content), wording.size(one.content.size), wording.short(one.digest)) for one in found.referrers],
     )
     click.echo()
     for line in signed_by or ("nobody",):
@@ -122,6 +122,7 @@ def _show_certificate(found: Overview, one: Certificate) -> None:
     coverage = f"{wording.percent(one.coverage)} ({wording.between(one.coverage_low, one.coverage_high)})"
     fields: dict[str, object] = {
         "certificate": f"{one.serial} of {named}: {one.promise()}",
+        "audits": _audits(one),
         "evidence": f"{one.harm_count} harmful of {one.n} {one.unit_name}{of_rows}, {one.kept_count} kept",
         "on device": coverage,
         "fits": fits,
@@ -136,6 +137,14 @@ def _show_certificate(found: Overview, one: Certificate) -> None:
         fields[f"{one.group_by} {group.name}"] = f"{harm}, {wording.percent(group.coverage)} on device"
     print_fields(fields)
     click.echo()
+
+
+def _audits(one: Certificate) -> str:
+    """Say what audits test in service, and why that is another number than what was promised."""
+    bound = wording.bound(one.audit_max_harm)
+    if one.audit_max_harm <= one.max_harm:
+        return f"test the same in service: at most {bound} of audited rows"
+    return f"at most {bound} of audited rows differ from the cloud's answer; in service nobody knows who is right"
 
 
 def _title(described: Any) -> str:

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from penstock.cli.output import output_option, print_fields, print_json, print_table, progress
+from penstock.cli.output import (
+    FORMATS,
+    output_option,
+    print_fields,
+    print_json,
+    print_result,
+    print_table,
+    progress,
+)
 from penstock.errors import Conflict, InvalidInput, NotFound
 
 if TYPE_CHECKING:
@@ -39,11 +47,10 @@ def command() -> None:
 
 @command.command()
 @click.argument("name")
-@click.option(
-    "-o", "--output", "directory", type=click.Path(file_okay=False, path_type=Path), help="Where to write it."
-)
+@click.option("--directory", type=click.Path(file_okay=False, path_type=Path), help="Where to write it.")
 @click.option("--passphrase", is_flag=True, help="Ask for a passphrase and encrypt the private key with it.")
-def generate(name: str, directory: Path | None, passphrase: bool) -> None:
+@click.option("-o", "--output", default="table", show_default=True, metavar="[table|json]", help="Output format.")
+def generate(name: str, directory: Path | None, passphrase: bool, output: str) -> None:
     """Make an ed25519 key pair: NAME.key (private, readable by you only) and NAME.pub.
 
     The private key is encrypted where PENSTOCK_KEY_PASSPHRASE is set, or with --passphrase.
@@ -51,6 +58,8 @@ def generate(name: str, directory: Path | None, passphrase: bool) -> None:
     from penstock.artifact.blobs import disk_errors
     from penstock.signing import ed25519
 
+    if output not in FORMATS:  # it was a directory until 0.1.0, and a key in ./json is nobody's wish
+        raise click.UsageError(f"-o is the format, table or json; to write the key to {output}: --directory {output}")
     _check_name(name)
     directory = directory or _keys_directory()
     private, public = directory / f"{name}{_PRIVATE}", directory / f"{name}{_PUBLIC}"
@@ -68,11 +77,13 @@ def generate(name: str, directory: Path | None, passphrase: bool) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(key.pem(secret.encode()))
         public.write_bytes(key.public.pem)
-    print_fields({
-        "private": f"{private} ({'encrypted' if secret else 'not encrypted'})",
-        "public": public,
-        "keyid": key.public.keyid,
-    })  # fmt: skip
+    found = {"private": private, "is_encrypted": bool(secret), "public": public, "keyid": key.public.keyid}
+    words = "encrypted" if secret else "not encrypted"
+    print_result(
+        output,
+        found,
+        lambda: print_fields({"private": f"{private} ({words})", "public": public, "keyid": key.public.keyid}),
+    )
 
 
 @command.command("list")
@@ -91,7 +102,8 @@ def list_keys(output: str) -> None:
             "keys": [{"is_trusted": kind == "trusted", "name": name, "keyid": keyid} for kind, name, keyid in rows],
         })  # fmt: skip
         return
-    print_table(["", "name", "keyid"], rows)
+    # the beginning names a key as well; JSON has all of it
+    print_table(["", "name", "keyid"], [(kind, name, keyid[:16]) for kind, name, keyid in rows])
     click.echo(f"\ntrust root: {root.directory if root else 'none, so nothing need be signed'}")
 
 

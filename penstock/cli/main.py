@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import re
@@ -94,6 +95,12 @@ class _LazyGroup(click.Group):
         return names + click.Command.shell_complete(self, ctx, incomplete)
 
 
+def _print_version(ctx: click.Context, option: click.Parameter, is_asked: bool) -> None:
+    if is_asked and not ctx.resilient_parsing:
+        click.echo(f"penstock {importlib.metadata.version('penstock')}")
+        ctx.exit()
+
+
 @click.group(
     cls=_LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -105,8 +112,10 @@ Examples:
   penstock agent run
   penstock fleet plan digits:v2
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 refused, 4 out of reach.""",
+Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 refused, 4 out of reach. With -o json, an error is a
+document on standard output, too: {"error": {"code": ..., "message": ..., "exit_code": ...}}.""",
 )
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print it.")
 def command() -> None:
     """Serve a model that lives in two places: a small variant on the device, a large one in the cloud."""
 
@@ -122,15 +131,26 @@ def main() -> None:
         sys.exit(130)
     except click.ClickException as error:
         error.show()
+        _document("usage" if isinstance(error, click.UsageError) else "failed", error.format_message(), error.exit_code)
         sys.exit(error.exit_code)
     except PenstockError as error:
         click.echo(f"penstock: {error.message}", err=True)
+        _document(error.code, error.message, exit_code(error))
         sys.exit(exit_code(error))
     except streams.OutputLostError as error:
         streams.give_up()
         if not isinstance(error.__cause__, BrokenPipeError):  # a reader that has seen enough knows that it left
             click.echo(f"penstock: standard output cannot be written: {error}", err=True)
         sys.exit(EXIT_FAILED)
+
+
+def _document(code: str, message: str, exit_with: int) -> None:
+    """Print an error as JSON where JSON was asked for: whoever reads it reads one document, whatever happened."""
+    from penstock.cli.output import asked_for_json, print_json
+
+    if asked_for_json(sys.argv[1:]):
+        with contextlib.suppress(streams.OutputLostError):  # the exit code still says it
+            print_json({"error": {"code": code, "message": message, "exit_code": exit_with}})
 
 
 def exit_code(error: PenstockError) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import textwrap
@@ -18,16 +19,40 @@ _NARROWEST = 16
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+FORMATS = ("table", "json")
+
+
 def output_option(function: F) -> F:
     """Add the ``-o/--output table|json`` option, passed on as ``output``."""
     return click.option(
         "-o",
         "--output",
-        type=click.Choice(["table", "json"]),
+        type=click.Choice(FORMATS),
         default="table",
         show_default=True,
         help="Output format.",
     )(function)
+
+
+def path_and_format(values: Sequence[str], what: str) -> tuple[str, str]:
+    """Find the path ("" for none) and the format in the values of an ``-o`` that takes both.
+
+    A format is always a format: ``./json`` is a path that is called so.
+
+    Raises:
+        UsageError: several of one; ``what`` names what the path is for.
+    """
+    formats = [value for value in values if value in FORMATS]
+    paths = [value for value in values if value not in FORMATS]
+    if len(paths) > 1 or len(formats) > 1:
+        raise click.UsageError(f"give -o once with {what}, and at most once more with 'json' or 'table'")
+    return "".join(paths), "".join(formats) or "table"
+
+
+def asked_for_json(arguments: Sequence[str]) -> bool:
+    """Say whether a command line asks for JSON; also one that could not be understood otherwise."""
+    joined = "\n".join(arguments)
+    return bool(re.search(r"^(-ojson|--output=json|(-o|--output)\njson)$", joined, re.MULTILINE))
 
 
 def print_json(value: Any) -> None:

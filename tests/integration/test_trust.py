@@ -60,7 +60,7 @@ def test_an_operators_word_and_a_new_certificate_let_a_device_keep_answers_again
     agent.wait_until_runs("digits", "v3")
     # a kill may come before the word is on the device's disk: the core has it, and says it with every heartbeat
     wait_until("the word to be known after both were killed", lambda: mode(agent) == "cascade")
-    (action,) = penstock_json("fleet", "actions", *where)
+    *_, action = penstock_json("fleet", "history", *where)
     assert (action["who"], action["action"]) == ("ada", "fleet trust")
     assert (action["subject"], action["reason"]) == (f"{agent.device_id}: digits", "the lens was dirty")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -36,8 +37,13 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_table_on_stdout_progress_on_stderr(workspace: Path, run: Run) -> None:
+    before = os.umask(0o027)
     code, out, err = run(workspace / "recipe.toml", "-o", workspace / "out")
+    os.umask(before)
     assert code == 0
+    written = [workspace / "out", *(workspace / "out").rglob("*")]
+    modes = {("dir" if path.is_dir() else "file", oct(path.stat().st_mode & 0o777)) for path in written}
+    assert modes == {("dir", "0o750"), ("file", "0o640")}, "others in the group may read it, as the umask says"
     target = f"edge/{machine.edge_target()}"
     lines = out.splitlines()
     assert lines[0].startswith(target.upper())

@@ -37,6 +37,18 @@ def keys_directory(tmp_path: Path) -> Path:
     return tmp_path / "config" / "penstock" / "keys"
 
 
+def test_o_is_a_format_and_never_a_place_for_a_private_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = json.loads(run("keys", "generate", "ci", "-o", "json").output)
+    assert (made["private"], made["is_encrypted"]) == (str(keys_directory(tmp_path) / "ci.key"), False)
+    assert not (tmp_path / "json").exists()
+    result = run("keys", "generate", "old", "-o", "secrets", code=2)
+    assert "-o is the format, table or json; to write the key to secrets: --directory secrets" in result.output
+    assert not (tmp_path / "secrets").exists()
+    run("keys", "generate", "mine", "--directory", "secrets")
+    assert (tmp_path / "secrets" / "mine.key").exists()
+
+
 def test_a_key_pair_is_made_once_and_only_its_owner_can_read_it(tmp_path: Path) -> None:
     run("keys", "generate", "release")
     private = keys_directory(tmp_path) / "release.key"

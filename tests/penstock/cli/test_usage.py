@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from penstock.cli.output import format_table
 
 
 @pytest.mark.parametrize(
@@ -38,3 +42,41 @@ def test_one_line_and_no_traceback(arguments: tuple[str, ...], code: int, says: 
     assert says in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "error"),
+    [
+        (("core", "status", "--target", "http://127.0.0.1:1", "-o", "json"), 4, "unavailable"),
+        (("artifact", "inspect", "./nothing", "--output=json"), 1, "not-found"),
+        (("artifact", "inspect", "-ojson"), 2, "usage"),
+        (("compile", "recipe.toml", "-o", "json"), 2, "usage"),
+        (("compile", "init", "model.onnx", "-o", "json"), 2, "usage"),
+    ],
+)
+def test_an_error_is_json_where_json_was_asked_for(
+    arguments: tuple[str, ...], code: int, error: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "penstock", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == code, done.stderr
+    document = json.loads(done.stdout)["error"]
+    assert (document["code"], document["exit_code"]) == (error, code)
+    assert document["message"] in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_version_is_told_in_the_usual_way() -> None:
+    done = subprocess.run([sys.executable, "-m", "penstock", "--version"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, f"penstock {importlib.metadata.version('penstock')}\n")
+
+
+def test_a_last_column_of_words_is_broken_and_nothing_else_is() -> None:
+    long = "a reason that goes on and on, and does not fit beside the others in eighty columns"
+    table = format_table(["device", "digest", "why"], [("cam-1", "0" * 30, long), ("cam-2", "1" * 30, "short")])
+    lines = table.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[1].startswith("cam-1   " + "0" * 30 + "  a reason")
+    assert " ".join(lines[1].split()[2:] + " ".join(lines[2:-1]).split()) == long
+    assert lines[-1] == "cam-2   " + "1" * 30 + "  short"
