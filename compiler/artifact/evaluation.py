@@ -312,7 +312,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         cloud: the cloud variant on the test split.
         generation: figures of a language model; empty for other tasks.
         judged_by: by which metric a row was scored, and by what it was right; the author's functions with the digest of
-            their source. Empty for language models.
+            their source. Empty for language models without a metric.
         repeats: what was found of examples that repeat or belong together, and what they are taken for; "" for nothing.
     """
 

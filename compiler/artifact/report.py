@@ -8,7 +8,7 @@ from pathlib import Path
 from compiler.artifact import plots
 from compiler.artifact.evaluation import NOISY_CLOCK, CurvePoint, Evaluation, TargetEvaluation
 from penstock import wording
-from penstock.artifact.certificates import Certificate
+from penstock.artifact.certificates import Certificate, by_how_much
 from penstock.errors import missing_extra
 
 try:
@@ -45,6 +45,7 @@ def render(evaluation: Evaluation) -> str:
         uses=_USES,
         noisy=NOISY_CLOCK,
         shown_operators=plots.MOST_OPERATORS,
+        by_how_much=by_how_much,
     )
 
 
@@ -64,7 +65,7 @@ def refusals(target: TargetEvaluation) -> list[tuple[str, str]]:
         found.append(
             (
                 f"Any threshold below {certificate.threshold:.4f}",
-                f"At {loosest.threshold:.4f}, {_harmful(loosest.harm, certificate)} harmful: too many to rule out, at "
+                f"At {loosest.threshold:.4f}, {_harmful(loosest.harm, certificate)}: too many to rule out, at "
                 f"{wording.confidence(certificate.delta)} confidence, a true harm above "
                 f"{wording.allowed(certificate.max_harm)} points. It would have kept "
                 f"{wording.percent(loosest.coverage)}.",
@@ -77,11 +78,13 @@ def refusals(target: TargetEvaluation) -> list[tuple[str, str]]:
 
 
 def _harmful(share: float, certificate: Certificate) -> str:
+    if certificate.opinion is not None:
+        points = wording.points(share)
+        return f"{certificate.n} certifying {certificate.unit_name} were harmful by {points} points on average"
     if certificate.over == "clusters":
-        return (
-            f"on average {wording.percent(share)} of the examples of each of {certificate.n} certifying clusters were"
-        )
-    return f"{round(share * certificate.n)} of {certificate.n} certifying {certificate.unit_name} were"
+        average = wording.percent(share)
+        return f"on average {average} of the examples of each of {certificate.n} certifying clusters were harmful"
+    return f"{round(share * certificate.n)} of {certificate.n} certifying {certificate.unit_name} were harmful"
 
 
 def _pictures(evaluation: Evaluation, target: TargetEvaluation) -> dict[str, Markup]:

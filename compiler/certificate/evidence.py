@@ -22,9 +22,9 @@ from compiler.certificate import hollow
 from compiler.certificate.columns import CertifyData, Graded, Integers, check
 from compiler.certificate.learn_then_test import Certified, Promised, certify, which_test
 from penstock.artifact.blobs import digest_of
+from penstock.artifact.caveats import Caveat
 from penstock.artifact.certificates import (
     MAX_GROUPS,
-    Caveat,
     Certificate,
     Level,
     Opinion,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from compiler.certificate.binomial import sign_test
 from compiler.certificate.columns import CertifyData, Floats, Graded, Integers, differ
 from penstock import wording
-from penstock.artifact.certificates import Caveat, CaveatKind
+from penstock.artifact.caveats import Caveat, CaveatKind
 
 Rows = NDArray[np.bool_]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from penstock import wording
-from penstock.artifact.certificates import Level
+from penstock.artifact.certificates import Level, by_how_much
 from penstock.cli.default_group import DefaultGroup
 from penstock.cli.keys import is_signed, key_option, signing
 from penstock.cli.output import output_option, print_result, print_table, progress
@@ -163,7 +163,8 @@ def _print_outcomes(outcomes: list[Outcome]) -> None:
                 where = f"{one.role}/{one.target} at {wording.allowed(level.max_harm)} points"
                 click.echo(
                     f"{where}, {one.certificate.group_by} {group.name}: "
-                    f"{wording.percent(group.coverage)} on device, {group.harm_count} of {group.n} harmful"
+                    f"{wording.percent(group.coverage)} on device, {group.harm_count} of {group.n} "
+                    f"harmful{by_how_much(group)}"
                 )
         if one.certificate.rows:
             what = f"{one.certificate.n} {one.certificate.unit_name} of {one.certificate.rows} examples"
@@ -189,6 +190,8 @@ def _print_checked(artifact: Path, checked: list[Checked]) -> None:
         click.echo(f"certificate {one.serial} {one.digest}: {said}")
         for problem in one.problems:
             click.echo(f"  {problem}")
+        if one.opinion:
+            click.echo(f"  {one.opinion}")
     bad = len(_bad(checked))
     if not checked:
         click.echo(f"{artifact}: no certificate; agents escalate every answer")

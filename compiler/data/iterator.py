@@ -18,10 +18,10 @@ import numpy as np
 
 from compiler.data import belonging, text, untrusted
 from compiler.data.parts import ALL, CLUSTERS, GROUPS, LABELS, Part, Progress, Request, bad_source
-from compiler.python_code import function_in, telling
 from compiler.recipe.data_section import DataSection
 from penstock.errors import InvalidInput
 from penstock.process.config import nearest
+from penstock.process.python_code import function_in, telling
 from penstock.wire.tensors import Array
 
 _SAY_EVERY = 500

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.certificate import score_choice
-from compiler.certificate.columns import CertifyData
+from compiler.certificate.columns import CertifyData, Graded
 from compiler.certificate.score_choice import Choice
 from compiler.generation import built_model
 from compiler.generation.built_model import Answers, BuiltModel, Floats, Integers, Progress
@@ -39,6 +39,7 @@ class AnsweredPrompts:
         labels: ids of the right answers, or None.
         groups: names, or None.
         clusters: integers, equal for prompts that belong together, or None.
+        graded: how good answers are, by the recipe's metric; None where they are the same or not.
     """
 
     scores: Mapping[str, Floats]
@@ -48,6 +49,7 @@ class AnsweredPrompts:
     labels: Integers | None
     groups: NDArray[np.str_] | None
     clusters: Integers | None = None
+    graded: Graded | None = None
 
     def choose(self, promise: CertificateSection, *, rows_to_certify: int) -> Choice:
         """Choose among the scores of a sequence of tokens (``penstock.policy.confidence.TOKEN_SCORES``).
@@ -63,6 +65,7 @@ class AnsweredPrompts:
             promise,
             groups=self.groups,
             clusters=self.clusters,
+            graded=self.graded,
             rows_to_certify=rows_to_certify,
         )
 
@@ -81,6 +84,7 @@ class AnsweredPrompts:
             labels=self.labels if harm == "labels" else None,
             groups=self.groups,
             clusters=self.clusters,
+            graded=self.graded,
         )
 
     def sure_and_right(self, temperature: float) -> None:
@@ -105,7 +109,14 @@ def answer_prompts(
     return columns(said[0], said[1], prompts, normalisation=normalisation)
 
 
-def columns(edge: Answers, cloud: Answers, prompts: PromptSet, *, normalisation: Normalisation) -> AnsweredPrompts:
+def columns(
+    edge: Answers,
+    cloud: Answers,
+    prompts: PromptSet,
+    *,
+    normalisation: Normalisation,
+    graded: Graded | None = None,
+) -> AnsweredPrompts:
     """Compare what two models said to the same prompts, without asking anybody."""
     ids: dict[str, int] = {}
 
@@ -121,4 +132,5 @@ def columns(edge: Answers, cloud: Answers, prompts: PromptSet, *, normalisation:
         labels=None if prompts.answers is None else numbered(prompts.answers),
         groups=prompts.groups,
         clusters=prompts.clusters,
+        graded=graded,
     )

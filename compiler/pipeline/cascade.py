@@ -18,7 +18,7 @@ from compiler.pipeline.family import Use
 from compiler.progress import Doing
 from compiler.recipe.certificate_section import CertificateSection
 from penstock import wording
-from penstock.artifact.certificates import Certificate, Subject
+from penstock.artifact.certificates import Certificate, Opinion, Subject, by_how_much
 from penstock.errors import CalibrationError
 
 
@@ -46,6 +46,7 @@ class Claim:
         units: how many of them are tested: examples, or clusters.
         is_required: whether a refusal ends the compilation.
         correct: by what an answer is right, "" where it is equal to its label.
+        opinion: whose grades answers have; None where they are right or wrong.
         probed: what became of a head for its confidence; None where none was tried.
     """
 
@@ -56,6 +57,7 @@ class Claim:
     units: int
     is_required: bool
     correct: str = ""
+    opinion: Opinion | None = None
     probed: Probed | None = None
 
 
@@ -106,7 +108,7 @@ def words(certificate: Certificate | None, refusal: str) -> str:
         return f"REFUSED: {refusal}"
     return (
         f"{certificate.score} >= {certificate.threshold:.4f} keeps {wording.percent(certificate.coverage)}; "
-        f"{certificate.harm_count} of {certificate.n} {certificate.unit_name} harmful"
+        f"{certificate.harm_count} of {certificate.n} {certificate.unit_name} harmful{by_how_much(certificate)}"
     )
 
 
@@ -122,6 +124,7 @@ def _issued(data: CertifyData, choice: Choice, claim: Claim) -> tuple[Issued | N
             claim.sample,
             correct=correct,
             are_classes=not claim.correct,
+            opinion=claim.opinion,
         )
     except CalibrationError as error:
         if claim.is_required:

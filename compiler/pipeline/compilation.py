@@ -294,6 +294,7 @@ def _claim(family: Family, recipe: Recipe, variant: _Variant, drafts: _Drafts, *
         units=family.units,
         is_required=is_required,
         correct=family.terms.correct,
+        opinion=family.terms.opinion,
         probed=variant.chosen.candidate.probed,
     )
 

@@ -25,12 +25,14 @@ class Checked:
     Attributes:
         digest: of the certificate's manifest.
         problems: sentences; empty when every figure was found again.
+        opinion: whose grades the figures rest on, in a sentence; "" where answers are right or wrong.
     """
 
     digest: str
     edge_digest: str
     serial: int
     problems: tuple[str, ...]
+    opinion: str = ""
 
 
 def check(directory: Path) -> list[Checked]:
@@ -54,9 +56,19 @@ def check(directory: Path) -> list[Checked]:
                 edge_digest=certificate.edge_digest,
                 serial=certificate.serial,
                 problems=tuple(_problems(layout, artifact, certificate)),
+                opinion=_opinion(certificate),
             )
         )
     return sorted(checked, key=lambda item: item.serial)
+
+
+def _opinion(certificate: Certificate) -> str:
+    if certificate.opinion is None:
+        return ""
+    return (
+        f"in the opinion of {certificate.opinion.metric} {certificate.opinion.digest}, which graded answers by "
+        f"{certificate.compared_with}: its grades are in the evidence, and it was not asked again"
+    )
 
 
 def _problems(layout: Layout, artifact: Artifact, certificate: Certificate) -> Iterator[str]:

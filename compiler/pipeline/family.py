@@ -19,6 +19,7 @@ from compiler.pipeline.candidates import Candidate, Chosen, Contest, Goal
 from compiler.progress import Doing
 from compiler.recipe.certificate_section import CertificateSection
 from compiler.recipe.recipes import Recipe
+from penstock.artifact.certificates import Opinion
 from penstock.artifact.layout import VariantDraft
 
 Use = Literal["tune", "certify", "test"]
@@ -34,6 +35,7 @@ class Terms:
         advice: what a recipe's author can do where no candidate keeps it.
         judged_by: by what rows were scored and right, for the evaluation.
         correct: by what an answer is right, for the certificate; "" where it is equal to its label.
+        opinion: whose grades answers have; None where they are right or wrong.
     """
 
     metric: str
@@ -41,6 +43,7 @@ class Terms:
     advice: str
     judged_by: Mapping[str, str] = field(default_factory=dict)
     correct: str = ""
+    opinion: Opinion | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

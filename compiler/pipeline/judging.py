@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 
-from compiler import python_code
 from compiler.data import Dataset
 from compiler.measure import quality
 from compiler.measure.metrics import METRICS, Metric
@@ -21,8 +20,10 @@ from compiler.pipeline.cached_steps import Model
 from compiler.recipe.recipes import ModelSection, Recipe
 from penstock.artifact.manifests import VariantSpec, decoder_of
 from penstock.errors import CalibrationError, CompileError, ConfigError, InvalidInput
+from penstock.hosting.generation.text_metric import TextMetric
 from penstock.policy.confidence import Kind
 from penstock.policy.decoding import Answers, Decoder, Decoding, joined, kind_of
+from penstock.process import python_code
 from penstock.process.config import nearest
 from penstock.runtime import Engine
 from penstock.wire.tensors import Array, listing
@@ -171,6 +172,28 @@ def digests(recipe: Recipe) -> dict[str, str]:
         for setting, name in named.items()
         if _is_code(name)
     }
+
+
+def text_metric(recipe: Recipe) -> TextMetric | None:
+    """Return what grades the answers of a recipe's language models; None where they are the same or not.
+
+    Raises:
+        ConfigError: a setting that language models do not have. InvalidInput: no such function, or it takes something
+            else.
+    """
+    model = recipe.model
+    if model.correct or model.correct_at:
+        raise ConfigError(
+            f"{_CORRECT}: answers of a generation are the same or not, or as good as {_METRIC} says from 0 to 1"
+        )
+    if not model.metric:
+        return None
+    if not _is_code(model.metric):
+        raise ConfigError(
+            f"{_METRIC}: {model.metric!r} is not for task 'generation'; one of your own is 'module:function' or "
+            "'file.py:function', which takes a prompt, an answer and a reference"
+        )
+    return TextMetric.load(model.metric, recipe.base, setting=_METRIC)
 
 
 def told(recipe: Recipe, judge: Judge) -> dict[str, str]:

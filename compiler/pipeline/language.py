@@ -24,7 +24,7 @@ from compiler.generation.choices import AnsweredChoices
 from compiler.generation.prompts import PromptSet
 from compiler.measure import cost, gate, quality
 from compiler.passes import genai
-from compiler.pipeline import language_steps, trials
+from compiler.pipeline import judging, language_steps, trials
 from compiler.pipeline.cached_steps import CachedSteps, Model, model_of_source
 from compiler.pipeline.candidates import Candidate, Chosen, Contest, Goal
 from compiler.pipeline.certifying import check_enough, sample_of
@@ -40,6 +40,7 @@ from penstock.artifact.blobs import digest_of
 from penstock.artifact.layout import VariantDraft
 from penstock.artifact.manifests import VariantSpec
 from penstock.errors import ConfigError
+from penstock.hosting.generation.text_metric import TextMetric
 from penstock.policy.text_answers import AnswerSpec
 from penstock.process import machine
 from penstock.wire.tensors import TensorSpec
@@ -67,6 +68,7 @@ class Language:
         repeats: Repeats,
         texts: Sequence[str],
         max_increase: float,
+        metric: TextMetric | None,
     ) -> None:
         """Build the cloud's model.
 
@@ -75,7 +77,9 @@ class Language:
             repeats: what was found of prompts that repeat or belong together.
             texts: what perplexity is measured on.
             max_increase: of it, that a candidate may cost.
+            metric: how good an answer is; None where answers are the same or not.
         """
+        self._metric = metric
         self._steps, self._recipe, self._sets, self._texts = steps, recipe, sets, tuple(texts)
         self._measured: dict[str, Measured] = {}  # by the content of the built model
         asked = recipe.generation
@@ -90,7 +94,7 @@ class Language:
         group_by = "group" if sets["certify"].groups is not None else ""
         self.sample = sample_of(sets["certify"], repeats, group_by=group_by)
         self.units, self.repeats = sets["certify"].units, repeats.words
-        self.terms = Terms(metric="agreement", max_drop=max_increase, advice=_ADVICE)
+        self.terms = _terms(metric, max_increase)
         assert recipe.cloud is not None, "checked on loading"
         self.sources: Mapping[str, str] = {
             **{rung.role: rung.section.model for rung in recipe.rungs},
@@ -112,9 +116,10 @@ class Language:
                 "data.cluster_by: prompts say themselves what they belong to: give each row of the source a 'cluster'"
             )
         _check_precision(recipe)
+        metric = judging.text_metric(recipe)
         sets, repeats, texts = _examples(steps, recipe, promise=promise, smoke=smoke)
         increase = _SMOKE_INCREASE if smoke else recipe.quality.max_perplexity_increase
-        return cls(steps, recipe, sets=sets, repeats=repeats, texts=texts, max_increase=increase)
+        return cls(steps, recipe, sets=sets, repeats=repeats, texts=texts, max_increase=increase, metric=metric)
 
     @staticmethod
     def examples_digest(recipe: Recipe) -> str:
@@ -159,7 +164,14 @@ class Language:
         if self._options[use]:
             return self._ask_to_choose(candidate, use, doing)
         edge, cloud = (self._answers(one, use, doing) for one in (candidate, self.cloud))
-        return answers.columns(edge, cloud, self._sets[use], normalisation=self._recipe.generation.normalisation)
+        asked, graded = self._sets[use], None
+        if self._metric is not None:
+            by_answers = self._recipe.certificate.harm == "labels" and asked.answers is not None
+            graded = language_steps.grades(
+                self._steps, self._metric, asked, edge.texts, cloud.texts, by_answers=by_answers, doing=doing
+            )
+        how = self._recipe.generation.normalisation
+        return answers.columns(edge, cloud, asked, normalisation=how, graded=graded)
 
     def _ask_to_choose(self, candidate: Candidate, use: Use, doing: Doing) -> AnsweredChoices:
         asked, options, section = self._sets[use], self._options[use], self._recipe.generation
@@ -170,8 +182,15 @@ class Language:
         return choices.columns(edge, cloud, asked, options, normalisation=section.normalisation)
 
     def evaluate(self, candidate: Candidate, what: str, doing: Doing) -> Tested:
-        """Compare answers with the right ones where harm is counted by them, else with the cloud's."""
+        """Compare answers with the right ones where harm is counted by them, else with the cloud's; by the metric where
+        there is one."""
         tested = self.ask(candidate, "test", doing)
+        if tested.graded is not None:
+            return Tested(
+                quality=quality.share(tested.graded.edge),
+                agreement=quality.share(tested.graded.alike),
+                speed=candidate.speed,
+            )
         by_labels = self._recipe.certificate.harm == "labels" and tested.labels is not None
         return Tested(
             quality=quality.share(np.asarray(tested.edge == (tested.labels if by_labels else tested.cloud))),
@@ -308,6 +327,19 @@ class Language:
         """Return the greedy answers of one model, kept by content."""
         measured, settings = self._measured[candidate.made.content], self._recipe.generation.generate
         return language_steps.answers(self._steps, measured, self._sets[use], settings, doing)
+
+
+def _terms(metric: TextMetric | None, max_increase: float) -> Terms:
+    if metric is None:
+        return Terms(metric="agreement", max_drop=max_increase, advice=_ADVICE)
+    opinion = metric.opinion
+    return Terms(
+        metric=opinion.function.replace("_", " "),
+        max_drop=max_increase,
+        advice=_ADVICE,
+        judged_by={"metric": f"{opinion.metric} {opinion.digest}"},
+        opinion=opinion,
+    )
 
 
 def _examples(

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.artifact.evaluation import Speedup
-from compiler.generation import built_model, choices, golden_answers
+from compiler.certificate.columns import Graded
+from compiler.generation import built_model, choices, golden_answers, grading
 from compiler.generation.built_model import Answers, BuiltModel, Likelihoods
 from compiler.generation.choices import Chosen
 from compiler.generation.compare import PerplexityChange
@@ -27,6 +28,8 @@ from compiler.progress import Doing
 from compiler.recipe.generation_section import Generate
 from penstock.artifact import golden
 from penstock.artifact.blobs import digest_of
+from penstock.artifact.manifests import canonical_json
+from penstock.hosting.generation.text_metric import TextMetric
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -146,6 +149,34 @@ def chosen(
     key = _key(runner, model=measured.model.content, prompts=asked.digest, options=options, stop=stop)
     facts = steps.keep("choices", key, produce, doing).facts
     return Chosen(texts=tuple(facts["texts"]), logprobs=_arrays(facts["logprobs"], np.float64))
+
+
+def grades(
+    steps: CachedSteps,
+    metric: TextMetric,
+    asked: PromptSet,
+    edge: Sequence[str],
+    cloud: Sequence[str],
+    *,
+    by_answers: bool,
+    doing: Doing,
+) -> Graded:
+    """Return how good two models' answers are by a metric; the same answers are graded once, and once only."""
+
+    def produce(out: Path, work: Path) -> dict[str, Any]:
+        del out, work
+        found = grading.grade(metric, asked, edge, cloud, by_answers=by_answers, progress=doing.advance)
+        return {name: getattr(found, name).tolist() for name in Graded.__slots__}
+
+    key = {
+        "metric": metric.opinion.metric,
+        "code": metric.opinion.digest,
+        "prompts": asked.digest,
+        "answers": digest_of(canonical_json([list(edge), list(cloud)])),
+        "by_answers": by_answers,
+    }
+    facts = steps.keep("grades", key, produce, doing).facts
+    return Graded(**{name: np.array(facts[name], dtype=np.float64) for name in Graded.__slots__})
 
 
 def _key(runner: BuiltModel, **parts: Any) -> dict[str, Any]:

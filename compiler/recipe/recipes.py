@@ -56,7 +56,8 @@ class ModelSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             input's name (``x = [-1, 3, 48, 320]``, where -1 stays open).
         metric: how good an answer is: a name (docs/how-to/judge-answers.md), or a function of yours as
             ``module:function`` or ``file.py:function`` that takes answers and references and gives a number from 0 to 1
-            for each row. "" takes the task's own.
+            for each row. "" takes the task's own. Of a generation it takes three texts, prompt, answer and reference,
+            and gives one number: the certificate is then about it (docs/how-to/compile-a-language-model.md).
         correct: a function of yours that takes answers and labels and says for each row whether it is right; harm is
             what the cloud gets right and the device does not. "" takes rows with a metric of at least ``correct_at``.
         correct_at: metric from which a row is right; 0 takes the metric's own.

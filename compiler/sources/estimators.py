@@ -19,13 +19,13 @@ import numpy as np
 
 from compiler.graph import files, rewrite, vocabulary
 from compiler.progress import Progress
-from compiler.python_code import importable, module_in
 from compiler.recipe.source_section import SourceSection
 from compiler.sources import equivalence, estimator_inputs
 from compiler.sources.detection import Source
 from compiler.sources.estimator_inputs import NUMBERS, TEXT, Input
 from compiler.sources.exported import Exported
 from penstock.errors import CompileError, ConfigError, missing_extra
+from penstock.process.python_code import importable, module_in
 from penstock.wire.tensors import Array
 
 try:

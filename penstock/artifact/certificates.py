@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from penstock import wording
+from penstock.artifact.caveats import Caveat
 from penstock.errors import ArtifactError, CertificateMismatch, ConfigError
 from penstock.policy import confidence, decoding
 
@@ -115,49 +116,6 @@ class RefusedLevel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     delta: float
     reason: str
     needed: int | None
-
-
-CaveatKind = Literal["cloud-guesses", "same-answers", "cloud-no-better", "cloud-worthless"]
-
-
-class Caveat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What has to be said before a promise that says little, as seen on the ``n`` certifying examples.
-
-    Attributes:
-        kind: the cloud is not shown to be better than guessing (a sign test at 5%, or one answer to all); the edge
-            gives the cloud's answer to every example; the cloud is not shown to be right more often than the edge (or
-            to be better more often than worse); or an opinion gives the cloud's answers nothing.
-        edge_right: answers of the edge that are right; None without labels, and where an opinion grades them.
-        cloud_right: the cloud's.
-        guess_right: those of whoever always gives the most frequent answer; None where answers are no classes.
-    """
-
-    kind: CaveatKind
-    n: int
-    edge_right: int | None = None
-    cloud_right: int | None = None
-    guess_right: int | None = None
-
-    def words(self) -> str:
-        """Return it as part of a sentence."""
-        right = "" if self.edge_right is None else f" (right: edge {self.edge_right}, cloud {self.cloud_right})"
-        match self.kind:
-            case "cloud-guesses" if self.cloud_right is None:
-                return f"the cloud gives the same answer to all {self.n} certifying examples"
-            case "cloud-guesses":
-                guessed = "" if self.guess_right is None else f", the most frequent answer alone in {self.guess_right}"
-                return (
-                    f"the cloud is not shown to be better than guessing: right in {self.cloud_right} of {self.n} "
-                    f"certifying examples{guessed}"
-                )
-            case "same-answers":
-                return (
-                    f"edge and cloud agree on all {self.n} certifying examples, so that escalating gains nothing{right}"
-                )
-            case "cloud-worthless":
-                return f"the metric is not shown to find anything good in the cloud's answers to {self.n} examples"
-            case "cloud-no-better":
-                return f"{self.n} certifying examples do not show that escalating gains accuracy{right}"
 
 
 class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -276,8 +234,12 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """Say what is lost, and in whose opinion."""
         if self.opinion is None:
             return "accuracy"
-        compared = "the right answers" if self.harm == "labels" else "the cloud's answers"
-        return f"quality, as {self.opinion.words()} grades answers by {compared},"
+        return f"quality, as {self.opinion.words()} grades answers by {self.compared_with},"
+
+    @property
+    def compared_with(self) -> str:
+        """Say what answers are compared with."""
+        return "the right answers" if self.harm == "labels" else "the cloud's answers"
 
     @property
     def average(self) -> str:
@@ -294,6 +256,13 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def unit_name(self) -> str:
         """Name what ``n`` counts, for figures: "examples", "distinct examples" or "clusters"."""
         return {"rows": "examples", "distinct rows": "distinct examples", "clusters": "clusters"}[self.over]
+
+
+def by_how_much(found: Certificate | Level | Group) -> str:
+    """Say how harmful kept answers are on average, behind how many are; "" where none is graded, else with a comma."""
+    if isinstance(found.harm_mean, msgspec.UnsetType):
+        return ""
+    return f", by {wording.points(found.harm_mean)} points on average over all"
 
 
 _LATER = ("test", "over", "cluster_by", "rows", "caveat", "opinion")

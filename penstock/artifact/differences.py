@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from penstock.artifact import manifests
-from penstock.artifact.certificates import Certificate
+from penstock.artifact.certificates import Certificate, by_how_much
 from penstock.artifact.manifests import Variant, VariantSpec
 from penstock.artifact.overview import Overview
 
@@ -92,13 +92,15 @@ def _promises(one: Certificate) -> dict[str, str]:
     levels = one.levels or (one,)
     figures = {"score": one.score, "temperature": f"{one.temperature:.6g}", "harm": one.harm, "group by": one.group_by}
     figures |= {"average over": one.over, "cluster by": one.cluster_by, "test": one.test}
+    if one.opinion is not None:
+        figures["opinion"] = f"{one.opinion.metric} {one.opinion.digest}"
     for level in levels:
         at = f"at {level.max_harm:g}"
         figures |= {
             f"{at} threshold": f"{level.threshold:.6g}",
             f"{at} delta": f"{level.delta:g}",
             f"{at} coverage": f"{level.coverage:.4f} ({level.coverage_low:.4f} to {level.coverage_high:.4f})",
-            f"{at} evidence": f"{level.harm_count} harmful of {level.n}",
+            f"{at} evidence": f"{level.harm_count} harmful of {level.n}{by_how_much(level)}",
         }
     return figures | {f"refused {refused.max_harm:g}": refused.reason for refused in one.refused}
 

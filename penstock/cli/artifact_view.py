@@ -108,6 +108,7 @@ def show(found: Overview, signed_by: Sequence[str]) -> None:
 
 
 def _show_certificate(found: Overview, one: Certificate) -> None:
+    from penstock.artifact.certificates import by_how_much
     from penstock.artifact.manifests import check_certificate
     from penstock.errors import ArtifactError
 
@@ -118,22 +119,25 @@ def _show_certificate(found: Overview, one: Certificate) -> None:
     except ArtifactError as error:
         fits = f"no: {error.message}"
     named = f"{variant.spec.role}/{variant.spec.target}" if variant else "another artifact's variant"
+    graded = by_how_much(one)
     of_rows = f" (of {one.rows} examples)" if one.rows else ""
     coverage = f"{wording.percent(one.coverage)} ({wording.between(one.coverage_low, one.coverage_high)})"
     fields: dict[str, object] = {
         "certificate": f"{one.serial} of {named}: {one.promise()}",
         "audits": _audits(one),
-        "evidence": f"{one.harm_count} harmful of {one.n} {one.unit_name}{of_rows}, {one.kept_count} kept",
+        "evidence": f"{one.harm_count} harmful of {one.n} {one.unit_name}{of_rows}{graded}, {one.kept_count} kept",
         "on device": coverage,
         "fits": fits,
     }
+    if one.opinion is not None:
+        fields["opinion"] = f"{one.opinion.metric} {one.opinion.digest}, compared with {one.compared_with}"
     for level in one.levels[1:]:
         kept = f"{wording.percent(level.coverage)} on device"
         fields[f"at {wording.allowed(level.max_harm)} points"] = f"threshold {level.threshold:.6g}, {kept}"
     for refused in one.refused:
         fields[f"at {wording.allowed(refused.max_harm)} points"] = f"refused: {refused.reason}"
     for group in one.groups:
-        harm = f"{group.harm_count} harmful of {group.n}"
+        harm = f"{group.harm_count} harmful of {group.n}{by_how_much(group)}"
         fields[f"{one.group_by} {group.name}"] = f"{harm}, {wording.percent(group.coverage)} on device"
     print_fields(fields)
     click.echo()

@@ -19,7 +19,8 @@ from compiler.pipeline import compilation
 from compiler.progress import Lines
 from compiler.recipe import recipes
 from penstock import wording
-from penstock.artifact.certificates import Caveat, Certificate
+from penstock.artifact.caveats import Caveat
+from penstock.artifact.certificates import Certificate
 
 pytestmark = pytest.mark.usefixtures("warm")
 QUIET = Lines(lambda line: None)

@@ -15,7 +15,8 @@ from compiler.measure.metrics import METRICS
 from compiler.measure.quality import Judge
 from compiler.recipe.certificate_section import CertificateSection
 from penstock.artifact import certificates
-from penstock.artifact.certificates import Caveat, Subject
+from penstock.artifact.caveats import Caveat
+from penstock.artifact.certificates import Subject
 from penstock.errors import CalibrationError
 from penstock.policy.decoding import Decoder
 

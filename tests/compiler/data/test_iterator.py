@@ -161,7 +161,7 @@ def test_what_is_no_text_is_named_by_row_and_column(
 def test_modules_and_files_that_are_not_there(load: Load) -> None:
     with pytest.raises(InvalidInput, match=r"nothing.py: no such file"):
         load([X], source="nothing.py:rows")
-    message = "no module 'penstock_nothing.more' beside the recipe or installed; a file: 'path/file.py:function'"
+    message = r"no module 'penstock_nothing.more' in /\S+ or installed; a file: 'path/file.py:function'"
     with pytest.raises(InvalidInput, match=message):
         load([X], source="penstock_nothing.more:rows")
 

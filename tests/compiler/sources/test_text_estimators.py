@@ -11,9 +11,9 @@ import joblib
 import numpy as np
 import pytest
 
-from compiler.python_code import module_in
 from compiler.sources import Exported
 from penstock.errors import CompileError, ConfigError, InvalidInput
+from penstock.process.python_code import module_in
 from penstock.runtime import EngineOptions, load_engine
 from penstock.wire.tensors import Array
 from tests.compiler.text_models import column

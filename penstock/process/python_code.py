@@ -1,4 +1,4 @@
-"""Python code of a recipe's author: found in its file or its module, beside which other modules can be imported.
+"""Python code of a user's: found in its file or its module, beside which other modules can be imported.
 
 Owns how it is named (``module:function`` or ``path/file.py:function``), that what goes wrong in it is told with its own
 file and line rather than as a traceback, and by which digest a change of it is noticed.
@@ -23,7 +23,7 @@ from penstock.process.config import nearest
 
 _SHOWN = 300
 _MAX_FILES = 200
-_HERE = Path(__file__).resolve().parent
+_OURS = tuple(str(Path(__file__).resolve().parents[2] / name) for name in ("penstock", "compiler", "edge_agent"))
 
 
 @contextmanager
@@ -57,7 +57,7 @@ def function_in(source: str, base: Path, *, setting: str) -> Callable[..., Any]:
 
     Args:
         base: what paths are relative to, and where modules are looked for first.
-        setting: of the recipe that names it, for messages.
+        setting: that names it, for messages.
 
     Raises:
         InvalidInput: there is none, or importing it failed.
@@ -131,13 +131,14 @@ def _from_name(name: str, base: Path, setting: str) -> ModuleType:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name and (name == error.name or name.startswith(f"{error.name}.")):
-                raise _no_module(name, setting) from None
+                raise _no_module(name, base, setting) from None
             raise
 
 
-def _no_module(name: str, setting: str) -> InvalidInput:
+def _no_module(name: str, base: Path, setting: str) -> InvalidInput:
     return InvalidInput(
-        f"{setting}: no module {name!r} beside the recipe or installed; a file: 'path/file.py:function'", field=setting
+        f"{setting}: no module {name!r} in {base.resolve()} or installed; a file: 'path/file.py:function'",
+        field=setting,
     )
 
 
@@ -151,7 +152,7 @@ def _file_of(name: str, base: Path, setting: str) -> Path:
         except ModuleNotFoundError:
             spec = None
     if spec is None or spec.origin is None:
-        raise _no_module(name, setting)
+        raise _no_module(name, base, setting)
     return Path(spec.origin)
 
 
@@ -186,7 +187,7 @@ def _place(error: BaseException) -> str:
         frame
         for frame in traceback.extract_tb(error.__traceback__)
         if "site-packages" not in frame.filename
-        and not frame.filename.startswith(("<frozen", str(_HERE)))
+        and not frame.filename.startswith(("<frozen", *_OURS))
         and not frame.filename.startswith(sys.base_prefix)
     ]
     if isinstance(error, SyntaxError) and error.filename:
