@@ -167,6 +167,7 @@ class Agent:
             max_queue_rows=limits.max_queue_rows,
             drain_s=limits.drain_s,
             max_harm_of=lambda model: cascade.max_harm_of.get(model, cascade.max_harm),
+            metric_of=lambda model: cascade.metric_of.get(model, ""),
             generation=self.settings.generation,
             log_settings=self.settings.log,
         )

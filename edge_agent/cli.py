@@ -181,5 +181,5 @@ def _notes(model: dict[str, Any]) -> list[str]:
         notes.append(f"wanted: {model['desired']} ({model['phase'].lower()}{progress})")
     if model.get("retry_in_s") is not None:
         notes.append(f"tried again in {model['retry_in_s']:.0f} s")
-    wrong = dict.fromkeys((model["mode_why"], model["error"], model.get("damaged", "")))
+    wrong = dict.fromkeys((model["mode_why"], model["error"], model.get("damaged", ""), model.get("unwatched", "")))
     return notes + [text for text in wrong if text]

@@ -46,6 +46,10 @@ class CascadeSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         max_harm: which of a certificate's levels is used; none given is the one that it names first. A level that was
             not certified is never replaced by another: the model then escalates everything and says which there are.
         max_harm_of: the same by model, before ``max_harm``.
+        metric_of: by model, the function that its certificate's opinion is of, as ``module:function`` or
+            ``file.py:function``: needed to audit open text. Its source has to have the digest that the certificate
+            names. What it raises counts as harm; one that takes longer than ``generation.limits.default_timeout_s`` is
+            asked no more.
         outside: what becomes of a request for text that is decoded in another way than was certified (sampled, with
             tools, by a grammar, other stops): the cloud's, or the device's, flagged.
     """
@@ -55,6 +59,7 @@ class CascadeSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     on_unreachable: OnUnreachable = "local_flagged"
     max_harm: Harm | None = None
     max_harm_of: dict[str, Harm] = {}
+    metric_of: dict[str, str] = {}
     outside: Outside = "escalate"
 
 

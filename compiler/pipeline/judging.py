@@ -17,6 +17,7 @@ from compiler.measure import quality
 from compiler.measure.metrics import METRICS, Metric
 from compiler.measure.quality import Function, Judge
 from compiler.pipeline.cached_steps import Model
+from compiler.pipeline.family import Terms
 from compiler.recipe.recipes import ModelSection, Recipe
 from penstock.artifact.manifests import VariantSpec, decoder_of
 from penstock.errors import CalibrationError, CompileError, ConfigError, InvalidInput
@@ -194,6 +195,20 @@ def text_metric(recipe: Recipe) -> TextMetric | None:
             "'file.py:function', which takes a prompt, an answer and a reference"
         )
     return TextMetric.load(model.metric, recipe.base, setting=_METRIC)
+
+
+def text_terms(metric: TextMetric | None, *, max_drop: float, advice: str) -> Terms:
+    """Return what language models are judged by: a metric, or whether answers are the same."""
+    if metric is None:
+        return Terms(metric="agreement", max_drop=max_drop, advice=advice)
+    opinion = metric.opinion
+    return Terms(
+        metric=opinion.function.replace("_", " "),
+        max_drop=max_drop,
+        advice=advice,
+        judged_by={"metric": f"{opinion.metric} {opinion.digest}"},
+        opinion=opinion,
+    )
 
 
 def told(recipe: Recipe, judge: Judge) -> dict[str, str]:

@@ -28,7 +28,7 @@ from compiler.pipeline import judging, language_steps, trials
 from compiler.pipeline.cached_steps import CachedSteps, Model, model_of_source
 from compiler.pipeline.candidates import Candidate, Chosen, Contest, Goal
 from compiler.pipeline.certifying import check_enough, sample_of
-from compiler.pipeline.family import Terms, Tested, Use
+from compiler.pipeline.family import Tested, Use
 from compiler.pipeline.language_steps import Measured
 from compiler.progress import Doing
 from compiler.recipe import targets
@@ -83,6 +83,8 @@ class Language:
         self._steps, self._recipe, self._sets, self._texts = steps, recipe, sets, tuple(texts)
         self._measured: dict[str, Measured] = {}  # by the content of the built model
         asked = recipe.generation
+        if metric is not None and (asked.choices or any(row.choices for row in sets["tune"].rows)):
+            raise ConfigError("model.metric: answers among options are the same or not; leave the metric or them out")
         self._options = {
             use: choices.options_of(found, asked.choices, stop=asked.stop, normalisation=asked.normalisation)
             for use, found in sets.items()
@@ -94,7 +96,7 @@ class Language:
         group_by = "group" if sets["certify"].groups is not None else ""
         self.sample = sample_of(sets["certify"], repeats, group_by=group_by)
         self.units, self.repeats = sets["certify"].units, repeats.words
-        self.terms = _terms(metric, max_increase)
+        self.terms = judging.text_terms(metric, max_drop=max_increase, advice=_ADVICE)
         assert recipe.cloud is not None, "checked on loading"
         self.sources: Mapping[str, str] = {
             **{rung.role: rung.section.model for rung in recipe.rungs},
@@ -185,12 +187,9 @@ class Language:
         """Compare answers with the right ones where harm is counted by them, else with the cloud's; by the metric where
         there is one."""
         tested = self.ask(candidate, "test", doing)
-        if tested.graded is not None:
-            return Tested(
-                quality=quality.share(tested.graded.edge),
-                agreement=quality.share(tested.graded.alike),
-                speed=candidate.speed,
-            )
+        if isinstance(tested, AnsweredPrompts) and tested.graded is not None:
+            grades, alike = (quality.share(some) for some in (tested.graded.edge, tested.graded.alike))
+            return Tested(quality=grades, agreement=alike, speed=candidate.speed)
         by_labels = self._recipe.certificate.harm == "labels" and tested.labels is not None
         return Tested(
             quality=quality.share(np.asarray(tested.edge == (tested.labels if by_labels else tested.cloud))),
@@ -327,19 +326,6 @@ class Language:
         """Return the greedy answers of one model, kept by content."""
         measured, settings = self._measured[candidate.made.content], self._recipe.generation.generate
         return language_steps.answers(self._steps, measured, self._sets[use], settings, doing)
-
-
-def _terms(metric: TextMetric | None, max_increase: float) -> Terms:
-    if metric is None:
-        return Terms(metric="agreement", max_drop=max_increase, advice=_ADVICE)
-    opinion = metric.opinion
-    return Terms(
-        metric=opinion.function.replace("_", " "),
-        max_drop=max_increase,
-        advice=_ADVICE,
-        judged_by={"metric": f"{opinion.metric} {opinion.digest}"},
-        opinion=opinion,
-    )
 
 
 def _examples(

@@ -87,9 +87,15 @@ class Metrics(Collector):
         failures = CounterMetricFamily(
             "penstock_agent_engine_failures", "Requests that the engine failed.", labels=labels
         )
+        unavailable = CounterMetricFamily(
+            "penstock_agent_audits_unavailable",
+            "Drawn for the audit and not audited, since nothing here can grade them.",
+            labels=labels,
+        )
         for hosted in self._dataplane.hosting.hosted():
             names = [hosted.plan.model, hosted.plan.version]
             counts = hosted.counts
+            unavailable.add_metric(names, hosted.grader.unavailable)
             for outcome in OUTCOMES:
                 rows.add_metric([*names, outcome], getattr(counts, outcome))
             for name, family in others.items():
@@ -97,7 +103,7 @@ class Metrics(Collector):
             failures.add_metric(names, hosted.failures)
             for each in CascadeMode:
                 mode.add_metric([*names, each.value], float(each is hosted.mode))
-        yield from (rows, *others.values(), failures, mode)
+        yield from (rows, *others.values(), failures, mode, unavailable)
 
     def _generations(self) -> Iterator[Metric]:
         labels = ["model", "version"]

@@ -88,6 +88,7 @@ def _model(reported: ReportedModel) -> dict[str, Any]:
         "threshold": certificate.threshold if certificate else None,
         "promise": certificate.promise() if certificate else "",
         "damaged": hosted.plan.damaged if hosted else "",
+        "unwatched": hosted.grader.problem if hosted else "",
         "failures": hosted.failures if hosted else 0,
         "counts": counts.columns() if counts else {},
         "generation": _generation(hosted) if hosted and hosted.is_text else None,

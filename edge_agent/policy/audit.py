@@ -89,6 +89,26 @@ def noted(audit: Audit, *, audited: int, harm: int, bound: float, run_length: fl
     return replace(audit, evidence=evidence, has_alarmed=change_detection.strength(evidence) >= run_length)
 
 
+def noted_share(audit: Audit, *, share: float, bound: float, run_length: float) -> Audit:
+    """Take one drawn answer in that is harmful by a share, 0 to 1; the arguments are those of :func:`noted`."""
+    if audit.has_alarmed:
+        return audit
+    evidence = change_detection.updated_by_share(audit.evidence, share=share, bound=bound)
+    return replace(audit, evidence=evidence, has_alarmed=change_detection.strength(evidence) >= run_length)
+
+
+def counted(share: float, random: float) -> int:
+    """Say whether an answer that is harmful by a share counts as harm: with the probability of that share.
+
+    Counters, records and a fleet's tests know whole rows. A coin with this chance is harmful as often on average, so
+    that their promises hold, and only see a little later than the device itself.
+
+    Args:
+        random: uniform in [0, 1).
+    """
+    return int(random < share)
+
+
 def told(audit: Audit, *, is_distrusted: bool, trusted_at: float) -> Audit:
     """Take in what the fleet service says about a promise. It says so in every reply.
 

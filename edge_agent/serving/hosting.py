@@ -19,7 +19,8 @@ from edge_agent.policy.cascade import CascadeMode
 from edge_agent.serving import array_model
 from edge_agent.serving.array_model import ArrayModel
 from edge_agent.serving.counts import Outcomes, Tally
-from edge_agent.serving.load_plan import LoadPlan, usable_certificate
+from edge_agent.serving.grader import Grader, grader_for
+from edge_agent.serving.load_plan import LoadPlan, restored_audit, usable_certificate
 from penstock.artifact.certificates import Certificate
 from penstock.artifact.manifests import columns_of
 from penstock.errors import InvalidInput, NotFound, Unavailable
@@ -45,6 +46,7 @@ class Hosted:
         failures: requests that the engine failed since activation.
         in_flight: requests in it now.
         serves: what answers: arrays, or texts.
+        grader: grades kept answers for audits, where the promise is about somebody's opinion.
         on_alarm: called when an audit ends keeping, so that it is on disk and reported at once.
         account: response parameters that say what answers here: artifact, certificate, threshold.
         kept_account: with those of an answer that is kept, the confidence aside.
@@ -61,13 +63,12 @@ class Hosted:
         max_harm: float | None = None,
         audits: Sequence[Audit] = (),
         texts: Embedding | None = None,
+        grader: Grader | None = None,
     ) -> None:
+        """Take ``max_harm``, the level of the certificate (None for its own), ``audits``, what is remembered of this
+        model's, ``texts``, which makes rows of texts for a model that takes them, and ``grader`` as the attribute.
         """
-        Args:
-            max_harm: level of the certificate; None its own.
-            audits: what is remembered of this model's.
-            texts: makes rows of texts for a model that takes them.
-        """
+        self.grader = grader or Grader(plan.model)
         self.plan = plan
         self.tally = tally
         self.failures = 0
@@ -78,7 +79,7 @@ class Hosted:
         self._run_length = run_length
         self.on_alarm: Callable[[], None] = lambda: None
         self._certificate, self._problem = usable_certificate(plan, max_harm)
-        self._audit = _restored(plan, self._certificate, audits, tally.total)
+        self._audit = restored_audit(plan, self._certificate, audits, tally.total)
         self.account: dict[str, Parameter] = {"artifact": plan.artifact_digest, "certificate": ""}
         if self._certificate is not None:
             self.account |= {"certificate": plan.certificate_digest, "threshold": self._certificate.threshold}
@@ -198,10 +199,16 @@ class Hosted:
     def note_audit(self, *, audited: int, harm: int) -> None:
         """Drawn rows whose harm is now known."""
         self.tally.record(audited=audited, audit_harm=harm)
-        if self._certificate is None or self._audit is None:
-            return
-        bound = self._certificate.audit_max_harm
-        self._take(auditing.noted(self._audit, audited=audited, harm=harm, bound=bound, run_length=self._run_length))
+        if self._certificate is not None and self._audit is not None:
+            limits = {"bound": self._certificate.audit_max_harm, "run_length": self._run_length}
+            self._take(auditing.noted(self._audit, audited=audited, harm=harm, **limits))
+
+    def note_graded_audit(self, *, share: float, random: float) -> None:
+        """Note how harmful a drawn and kept answer is; ``random`` in [0, 1) counts it or not."""
+        self.tally.record(audited=1, audit_harm=auditing.counted(share, random))
+        if self._certificate is not None and self._audit is not None:
+            limits = {"bound": self._certificate.audit_max_harm, "run_length": self._run_length}
+            self._take(auditing.noted_share(self._audit, share=share, **limits))
 
     def note_judgement(self, *, is_distrusted: bool, trusted_at: float) -> None:
         """Note what the fleet service says about this promise, and when an operator trusted it (0 for never)."""
@@ -255,13 +262,15 @@ class Hosting:
         max_queue_rows: int = 1024,
         drain_s: float = 5.0,
         max_harm_of: Callable[[str], float | None] = lambda model: None,
+        metric_of: Callable[[str], str] = lambda model: "",
         generation: GenerationSettings | None = None,
         log_settings: LogSettings | None = None,
     ) -> None:
         """Take ``run_length``, audits until a false alarm, ``threads`` of each engine (0 chooses by measurement),
-        ``max_harm_of``, the level of a model's certificate (None for its own), and ``log_settings``, of processes that
-        generate.
+        ``max_harm_of``, the level of a model's certificate (None for its own), ``metric_of``, the function that grades
+        its answers ("" for none), and ``log_settings``, of processes that generate.
         """
+        self._metric_of = metric_of
         self._max_harm_of = max_harm_of
         self._generation, self._log_settings = generation or GenerationSettings(), log_settings
         self._outcomes = outcomes
@@ -337,6 +346,7 @@ class Hosting:
             self._loading[plan.model] -= 1
             if not self._loading[plan.model]:
                 del self._loading[plan.model]
+        grader = await asyncio.to_thread(grader_for, plan.model, plan.certificate, self._metric_of(plan.model))
         tally = self._outcomes.open(plan.model, plan.artifact_digest, counts)
         hosted = Hosted(
             replace(plan, files=replace(plan.files, golden=None)),  # up to 64 MiB that have served their purpose
@@ -347,6 +357,7 @@ class Hosting:
             max_harm=self._max_harm_of(plan.model),
             audits=audits,
             texts=texts,
+            grader=grader,
         )
         telemetry.log(_LOG, logging.INFO, "model proved itself", model=plan.model, version=plan.version,
                       target=spec.target, serves=repr(hosted.serves), mode=hosted.mode)  # fmt: skip
@@ -386,12 +397,3 @@ class Hosting:
         """Retire every model."""
         for hosted in self.hosted():
             await self.retire(hosted)
-
-
-def _restored(
-    plan: LoadPlan, certificate: Certificate | None, audits: Sequence[Audit], counts: OutcomeCounts
-) -> Audit | None:
-    if certificate is None:
-        return None
-    promise = (plan.artifact_digest, plan.certificate_digest, certificate.max_harm)
-    return auditing.restored(audits, promise, counts, certificate.audit_max_harm)

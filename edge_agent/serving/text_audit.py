@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random as random_module
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from edge_agent.serving.cloud_texts import CloudTexts
@@ -25,22 +27,31 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class TextDraw:
-    """A request that the audit drew, with the device's answer if that was kept; None where it was not."""
+    """A request that the audit drew, with the device's answer if that was kept; None where it was not.
+
+    Attributes:
+        prompt: as a text, for whoever grades answers to it.
+    """
 
     hosted: Hosted
     request: GenerationRequest
     kept: str | None
+    prompt: str = ""
 
 
 class TextAuditor:
     """Sends draws up, one at a time, and tells the model what came of them."""
 
-    def __init__(self, cloud: CloudTexts, *, max_queue: int, timeout_s: float) -> None:
+    def __init__(
+        self, cloud: CloudTexts, *, max_queue: int, timeout_s: float, random: Callable[[], float] = random_module.random
+    ) -> None:
         """
         Args:
             max_queue: nothing more is drawn while so many wait.
-            timeout_s: for one answer of the cloud.
+            timeout_s: for one answer of the cloud, and for one grade of it.
+            random: gives uniform numbers in [0, 1), by which graded answers are counted.
         """
+        self._random = random
         self._cloud, self._max_queue, self._timeout_s = cloud, max_queue, timeout_s
         self._queue: deque[TextDraw] = deque()
         self._arrived = asyncio.Event()
@@ -48,9 +59,13 @@ class TextAuditor:
         self._resting.set()
 
     def can_draw(self, hosted: Hosted) -> bool:
-        """May an answer be drawn now? Only while there is a promise to watch and a draw could get through."""
+        """May an answer be drawn now? Only while there is a promise to watch and a draw could get through.
+
+        Where nothing here could grade it, none is: those that are not kept would count all the same, as good ones.
+        """
         return (
             hosted.certificate is not None
+            and not hosted.grader.problem
             and len(self._queue) < self._max_queue
             and self._cloud.of(hosted).is_reachable
         )
@@ -86,8 +101,17 @@ class TextAuditor:
             telemetry.log(_LOG, logging.DEBUG, "audit lost", model=hosted.plan.model, why=error.message)
             return
         answer = hosted.texts.spec.answer
-        if not hosted.is_certified_cloud("") or not answer:
+        certificate = hosted.certificate
+        if certificate is None or not hosted.is_certified_cloud("") or not answer:
             return
-        how = answer.normalisation
-        is_harm = draw.kept is not None and normalised(draw.kept, how) != normalised(text, how)
-        hosted.note_audit(audited=1, harm=int(is_harm))
+        if draw.kept is None:
+            hosted.note_audit(audited=1, harm=0)
+        elif certificate.opinion is None:
+            how = answer.normalisation
+            hosted.note_audit(audited=1, harm=int(normalised(draw.kept, how) != normalised(text, how)))
+        else:
+            share = await hosted.grader.harm(draw.prompt, draw.kept, text, timeout_s=self._timeout_s)
+            if share is None:
+                hosted.grader.unavailable += 1
+            else:
+                hosted.note_graded_audit(share=share, random=self._random())

@@ -65,7 +65,7 @@ class _Draft:
 
 @dataclass(slots=True, kw_only=True)
 class _Work:
-    """One request that was let in; ``account`` grows until its last event."""
+    """One request that was let in; ``account`` grows until its last event, ``prompt`` is "" where it was no text."""
 
     hosted: Hosted
     asked: GenerationRequest
@@ -74,7 +74,14 @@ class _Work:
     promise: Promise | None
     account: dict[str, Parameter]
     is_drawn: bool
+    prompt: str = ""
     is_recorded: bool = False
+
+    def draw(self, kept: str | None) -> TextDraw:
+        """Return what is audited of it."""
+        reads = self.hosted.texts.token_bytes
+        prompt = self.prompt or b"".join(map(reads, self.asked.prompt_ids)).decode(errors="replace")
+        return TextDraw(self.hosted, self.asked, kept, prompt)
 
     def record(self, outcome: str) -> None:
         """Count what became of it, once."""
@@ -115,7 +122,7 @@ class TextPlane:
         self._loop = asyncio.get_running_loop()
         self._numbers = itertools.count()
         self.saved_drafts = self.lost_tokens = 0
-        self.auditor = TextAuditor(cloud, max_queue=max_audits, timeout_s=limits.default_timeout_s)
+        self.auditor = TextAuditor(cloud, max_queue=max_audits, timeout_s=limits.default_timeout_s, random=random)
 
     def admit(self, context: RequestContext, model: str, version: str, size_bytes: int | None) -> Ticket:
         """Let a request in before its body is read; see :meth:`DataPlane.admit`."""
@@ -157,7 +164,8 @@ class TextPlane:
             outside=self._cascade.outside,
         )
         is_watched = promise is not None and not start.outside and not is_private
-        is_watched = is_watched and hosted.mode is CascadeMode.CASCADE
+        is_drawn = is_watched and hosted.mode is CascadeMode.CASCADE and self._random() < self._cascade.audit_share
+        hosted.grader.unavailable += bool(is_drawn and hosted.grader.problem)
         work = _Work(
             hosted=hosted,
             asked=asked,
@@ -165,7 +173,8 @@ class TextPlane:
             start=start,
             promise=promise,
             account=dict(hosted.account),
-            is_drawn=is_watched and self._random() < self._cascade.audit_share and self.auditor.can_draw(hosted),
+            is_drawn=is_drawn and self.auditor.can_draw(hosted),
+            prompt=request.prompt if isinstance(request.prompt, str) else "",
         )
         return TextAnswer(
             events=self._counted(work),
@@ -259,7 +268,7 @@ class TextPlane:
         reason = Reason.PRIVACY if is_private else Reason.CONFIDENT
         work.account |= {"served_by": "edge", "reason": reason.value}
         if work.is_drawn:
-            self.auditor.submit(TextDraw(work.hosted, work.asked, draft.text))
+            self.auditor.submit(work.draw(draft.text))
         async with contextlib.aclosing(draft.read()) as events:
             async for event in events:
                 if not work.is_recorded and (draft.is_whole or event.finish is not None):  # what goes on may still fail
@@ -280,7 +289,7 @@ class TextPlane:
             if self._cascade.on_unreachable == "fail" or reason is Reason.DEADLINE:
                 raise self._unanswered(error, reason) from error
             if work.is_drawn:  # lost alike, whether an answer was kept or not
-                self.auditor.submit(TextDraw(work.hosted, work.asked, None))
+                self.auditor.submit(work.draw(None))
             source = self._by_device(work, reason, draft)
         else:
             was_given_up = draft is not None and not draft.is_whole

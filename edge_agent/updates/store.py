@@ -242,7 +242,7 @@ class Store:
             return None
         try:
             return manifests.load_certificate(slot.certificate_digest, self.document)
-        except (NotFound, DigestMismatch, TooLarge, StorageError):
+        except (NotFound, ArtifactError, TooLarge, StorageError):  # damaged, or of a release that says more
             if not may_lack:
                 raise
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,16 @@ from compiler.pipeline import compilation
 from compiler.pipeline.compilation import Compiled
 from compiler.progress import Lines
 from compiler.recipe import recipes
+from edge_agent import cli as agent_cli
 from examples.codecomplete import prompts as places
+from penstock import Client
 from penstock.artifact.layout import Layout
 from penstock.cli import artifact
 from penstock.errors import ConfigError, InvalidInput, PenstockError
 from penstock.hosting.generation.text_metric import TextMetric
 from tests.language import CLOUD, EDGE, MODELS
+from tests.processes import AGENT_CONFIG, AgentProcess, CoreProcess
+from tests.waiting import wait_until
 
 SCORE = '''
 def overlap(prompt, answer, reference):
@@ -192,6 +197,11 @@ def test_another_source_of_the_metric_is_another_certificate(directory: Path, co
             ConfigError,
             "model.correct: answers of a gen",
         ),
+        (
+            ("max_new_tokens", 'choices = ["a", "b"]\nmax_new_tokens'),
+            ConfigError,
+            "model.metric: answers among options",
+        ),
     ],
 )
 def test_settings_that_language_models_do_not_have_are_refused(
@@ -218,3 +228,55 @@ def test_a_metric_that_fails_is_told_with_its_row(tmp_path: Path) -> None:
         grading.grade(metric, asked, ["a"] * 3, ["b", "", "c"], by_answers=False)
     with pytest.raises(InvalidInput, match=where + r"gave 2, expected 0 to 1"):
         grading.grade(metric, asked, ["a", "ab", "a"], ["b"] * 3, by_answers=False)
+
+
+# --- on a device
+
+
+def ask_all(agent: AgentProcess, prompts: list[str], threshold: float) -> set[str]:
+    """Ask, and hold each answer to the certificate."""
+    served = set()
+    with Client(agent.target) as client:
+        for prompt in prompts:
+            answer = client.generate("completion", prompt)
+            served.add(answer.served_by)
+            assert answer.confidence is not None
+            expected = ("edge", "confident") if answer.confidence >= threshold else ("cloud", "escalated")
+            assert (answer.served_by, answer.reason) == expected
+    return served
+
+
+def test_a_device_keeps_escalates_and_audits_by_the_metric_that_it_was_compiled_with(
+    directory: Path,
+    compiled: Compiled,
+    core_factory: Callable[..., CoreProcess],
+    agent_factory: Callable[..., AgentProcess],
+) -> None:
+    certificate, _ = held(compiled)
+    core = core_factory()
+    core.push(compiled.directory)
+    watched = '\n[cascade]\naudit_share = 1.0\n\n[cascade.metric_of]\ncompletion = "{}"\n'
+    agent = agent_factory(core, config=AGENT_CONFIG + watched.format(directory / "score.py:overlap"))
+    blind = agent_factory(core, device_id="a2", config=AGENT_CONFIG + "\n[cascade]\naudit_share = 1.0\n")
+    core.release("completion:v1", devices=2)
+    prompts = [row["prompt"] for row in places.held_out()[:16]]
+    for one in (agent, blind):
+        one.wait_until_runs("completion", "v1")
+        assert ask_all(one, prompts, certificate.threshold) == {"edge", "cloud"}
+
+    def counts(one: AgentProcess) -> dict[str, int]:
+        (model,) = one.status()["models"]
+        found: dict[str, int] = model["counts"]
+        return found
+
+    wait_until("every audit", lambda: counts(agent)["audited"] == len(prompts))
+    (model,) = agent.status()["models"]
+    assert (model["mode"], model["unwatched"]) == ("CASCADE", "")
+    assert "as score.py:overlap" in model["promise"]
+    assert counts(agent)["audit_harm"] <= counts(agent)["kept"]
+    (model,) = blind.status()["models"]
+    assert (model["mode"], counts(blind)["audited"]) == ("CASCADE", 0)
+    assert "nothing on this device watches the promise" in model["unwatched"]
+    assert "nothing on this device watches the promise" in cli(agent_cli.command, "status", "--socket", blind.socket)
+    exposed = blind.get("/metrics")[1].decode()
+    assert f'penstock_agent_audits_unavailable_total{{model="completion",version="v1"}} {len(prompts)}.0' in exposed

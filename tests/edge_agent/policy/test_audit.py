@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from edge_agent.policy.audit import MAX_AUDITS, Audit, find, kept, noted, restored, told
-from penstock.policy.change_detection import FRESH
+from edge_agent.policy.audit import MAX_AUDITS, Audit, counted, find, kept, noted, noted_share, restored, told
+from penstock.policy.change_detection import FRESH, updated_by_share
 from penstock.wire.outcomes import NOTHING, OutcomeCounts
 
 PROMISE = ("sha256:a", "sha256:c", 0.02)
@@ -52,3 +54,18 @@ def test_an_operators_word_counts_once_and_evidence_after_it_counts() -> None:
 def test_an_operators_word_for_a_device_is_not_one_for_the_fleet() -> None:
     audit = Audit(artifact_digest="a", certificate_digest="c", max_harm=0.02)
     assert told(audit, is_distrusted=True, trusted_at=7.0).is_distrusted
+
+
+def test_an_answer_that_is_harmful_by_a_share_is_evidence_and_an_alarm_is_final() -> None:
+    once = noted_share(audit(), share=0.3, bound=0.1, run_length=100.0)
+    assert once.evidence == updated_by_share(FRESH, share=0.3, bound=0.1)
+    assert not once.has_alarmed
+    while not once.has_alarmed:
+        once = noted_share(once, share=0.3, bound=0.1, run_length=100.0)
+    assert noted_share(once, share=0.0, bound=0.1, run_length=100.0) == once
+
+
+@given(share=st.floats(0, 1), random=st.floats(0, 1, exclude_max=True))
+def test_it_counts_as_harm_with_the_chance_that_it_has(share: float, random: float) -> None:
+    assert counted(share, random) == (1 if random < share else 0)
+    assert (counted(0.0, random), counted(1.0, random)) == (0, 1)

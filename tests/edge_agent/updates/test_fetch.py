@@ -16,7 +16,7 @@ from edge_agent.settings import FetchSettings
 from edge_agent.updates import fetch
 from edge_agent.updates.fetch import Fetcher, FixedByDigest, Transferred
 from edge_agent.updates.store import Store
-from penstock.artifact import manifests
+from penstock.artifact import certificates, manifests
 from penstock.artifact.blobs import digest_of
 from penstock.artifact.layout import Layout
 from penstock.errors import (
@@ -303,6 +303,26 @@ def _certified_again(layout: Layout, target: str, serial: int) -> str:
     artifact = layout.artifact()
     edge, cloud = artifact.variant("edge", target=target).digest, artifact.variant("cloud").digest
     return layout.attach_certificate(msgspec.structs.replace(certificate_for(edge, cloud), serial=serial)).digest
+
+
+async def test_a_certificate_of_a_later_release_is_not_used_and_says_so(rig: Rig) -> None:
+    """What it promises in fields that are not known here could be anything. Neither is it used after a downgrade."""
+    known = msgspec.json.decode(certificates.encode(certificate_for(*_edge_and_cloud(rig.layout))))
+    later = msgspec.json.encode({**known, "promised_by": "the stars"})
+    digest = rig.layout.attach(manifests.CERTIFICATE, later, title="certificate.json").digest
+    named = msgspec.structs.replace(release_of(rig.layout), certificate_digest=digest)
+    slot = await rig.pull(named)
+    assert slot.certificate_digest == ""
+    assert "unknown field `promised_by`" in slot.note
+    downgraded = msgspec.structs.replace(slot, certificate_digest=digest)
+    plan = rig.store.load_plan(MODEL, downgraded, has_run=True)
+    assert plan.certificate is None
+    assert "certificate (every answer is escalated)" in plan.damaged
+
+
+def _edge_and_cloud(layout: Layout) -> tuple[str, str]:
+    artifact = layout.artifact()
+    return artifact.variant("edge").digest, artifact.variant("cloud").digest
 
 
 async def test_no_other_certificate_takes_the_place_of_the_assigned_one(rig: Rig, tmp_path: Path) -> None:
