@@ -24,6 +24,7 @@ Examples:
   penstock generate unix:///run/penstock/agent.sock assistant "The sea is"
   penstock generate http://127.0.0.1:8000 assistant "How deep is the sea?" --chat
   penstock generate http://127.0.0.1:8000 assistant "Write a poem." --chat --temperature 0.8 --seed 7
+  penstock generate http://127.0.0.1:8000 assistant "Is the sea deep? " --choice yes --choice no
   penstock generate http://127.0.0.1:8000 codecomplete - --max-tokens 32 -o json < program.py
 
 The text goes to stdout as it is made, and who answered to stderr. What is not said is the model's own way, which its
@@ -46,6 +47,7 @@ certificate is about. Ctrl-C stops the server, too.""",
 )
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Draw the same tokens again; with --temperature.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; repeat for several.")
+@click.option("--choice", multiple=True, metavar="TEXT", help="Answer with this text or another one that is named so.")
 @click.option("--version", default="", metavar="TAG|DIGEST", help="Version to ask; the server's default otherwise.")
 @click.option(
     "--timeout",
@@ -91,6 +93,7 @@ def _options(asked: dict[str, Any]) -> TextOptions:
         "top_p": asked["top_p"],
         "seed": asked["seed"],
         "stop": asked["stop"] or None,
+        "choices": asked["choice"] or None,
         "version": asked["version"],
         "timeout": asked["timeout"],
     }

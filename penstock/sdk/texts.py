@@ -43,6 +43,7 @@ class TextOptions(TypedDict, total=False):
         repetition_penalty: logits of tokens that prompt or answer hold are divided by it, as vLLM has it.
         logprobs: tell the log-probability of each token, and so many alternatives.
         response_format: what the answer has to look like, as OpenAI has it.
+        choices: the answer is one of these texts.
         tools: descriptions of functions, for the model's chat template.
         version: a tag, a digest, or "" for the default version.
         timeout: seconds for the whole answer, all tries together; the server is told what remains.
@@ -63,6 +64,7 @@ class TextOptions(TypedDict, total=False):
     repetition_penalty: float | None
     logprobs: int | None
     response_format: Mapping[str, Any] | None
+    choices: Sequence[str] | None
     tools: Sequence[Mapping[str, Any]] | None
     version: str
     timeout: float | None
@@ -159,13 +161,14 @@ def text_call(
     asked = _prompt(prompt)
     is_chat = "messages" in asked
     count, version, stop = options.get("logprobs"), options.get("version", ""), options.get("stop")
-    logprobs: dict[str, Any] = {}
+    choices, logprobs = options.get("choices"), dict[str, Any]()
     if count is not None:
         logprobs = {"logprobs": True, "top_logprobs": count} if is_chat else {"logprobs": count}
         logprobs["return_tokens_as_token_ids"] = True
     named = {
         "max_tokens": options.get("max_new_tokens"),
         "stop": stop if stop is None or isinstance(stop, str) else list(stop),
+        "structured_outputs": None if choices is None else {"choice": list(choices)},
         "stream": stream or None,
         "stream_options": {"include_usage": True} if stream else None,
         "penstock": checked_parameters(options.get("parameters"), options.get("priority", 0)) or None,

@@ -60,6 +60,9 @@ def test_the_pair_is_certified_as_it_was_built(made: Path) -> None:
     (target,) = evaluation["targets"]
     assert [line["name"] for line in target["candidates"]] == ["int4"]
     assert "as it was built, in int4" in target["candidates"][0]["summary"]
+    drafted = {score["name"]: score["drafted_tokens"] for score in target["cascade"]["scores"]}
+    assert drafted["prompt_max_prob"] == 0.0
+    assert 0 < drafted["token_min"] < drafted["token_mean"]  # it gives up early
     assert set(evaluation["generation"]["speed"]) == {"edge/genai-cpu", "cloud"}
     steps = json.loads((made / "artifact" / "lock.json").read_text())["steps"]
     asked = [step["key"] for step in steps if step["step"] in ("answers", "perplexity", "golden")]

@@ -11,13 +11,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from penstock.errors import QueueFull
-from penstock.generation.values import GenerationRequest, SampledToken, Sampling
+from penstock.generation.values import GenerationRequest, Options, SampledToken, Sampling
 from penstock.runtime.generation import GenerationOptions
 from penstock.runtime.generation.slots import SlotEngine, load
 from tests.penstock.runtime.generation.references import MODELS, references
 
 SLOTS, CHUNK, NEW = 3, 32, 12
 ROWS = references("edge-fp32")
+CHOICES = Options(ids=((300, 301), (300,), (7, 8, 9), (512,), tuple(range(20, 60))), end_ids=(1, 2))
+NOISE = 2e-3  # of the log-probability of forty tokens
 DRAWN = Sampling(temperature=0.6, top_p=0.9, seed=11)
 
 
@@ -40,6 +42,23 @@ def _alone(row: int, *, is_drawn: bool) -> Sequence[int]:
     return said
 
 
+@cache
+def _scores(row: int) -> Sequence[float]:
+    """Return what a request with options is told when it has an engine to itself."""
+    engine = _engine(1)
+    engine._forget()
+    engine.admit(_choosing("alone", row))
+    while engine.running:
+        said = engine.step()
+    return said[-1].options
+
+
+def _choosing(name: str, row: int) -> GenerationRequest:
+    return GenerationRequest(
+        id=name, prompt_ids=ROWS[row].ids, max_new_tokens=CHOICES.longest, options=CHOICES
+    )  # fmt: skip
+
+
 def _request(name: str, row: int, *, is_drawn: bool) -> GenerationRequest:
     sampling = DRAWN if is_drawn else Sampling()
     return GenerationRequest(
@@ -48,13 +67,15 @@ def _request(name: str, row: int, *, is_drawn: bool) -> GenerationRequest:
 
 
 class Company(RuleBasedStateMachine):
-    """``running``: row of the references, how it is drawn, and the tokens so far, by the request's id."""
+    """``running``: row of the references, how it is drawn, and the tokens so far, by the request's id; ``choosing``:
+    the row of those that choose among options."""
 
     def __init__(self) -> None:
         super().__init__()
         self.engine = _engine(SLOTS)
         self.engine._forget()
         self.running: dict[str, tuple[int, bool, list[int]]] = {}
+        self.choosing: dict[str, int] = {}
         self.count = 0
 
     @initialize()
@@ -65,19 +86,28 @@ class Company(RuleBasedStateMachine):
     def admit(self, row: int, is_drawn: bool) -> None:
         self.count += 1
         request = _request(f"r{self.count}", row, is_drawn=is_drawn)
-        if len(self.running) == SLOTS:
+        if len(self.running) + len(self.choosing) == SLOTS:
             with pytest.raises(QueueFull):
                 self.engine.admit(request)
             return
         self.engine.admit(request)
         self.running[request.id] = (row, is_drawn, [])
 
-    @precondition(lambda self: self.running)
+    @precondition(lambda self: len(self.running) + len(self.choosing) < SLOTS)
+    @rule(row=st.integers(0, len(ROWS) - 1))
+    def choose(self, row: int) -> None:
+        self.count += 1
+        request = _choosing(f"c{self.count}", row)
+        self.engine.admit(request)
+        self.choosing[request.id] = row
+
+    @precondition(lambda self: self.running or self.choosing)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from(sorted(self.running)))
+        name = data.draw(st.sampled_from(sorted({**self.running, **self.choosing})))
         assert self.engine.cancel(name)
-        del self.running[name]
+        self.running.pop(name, None)
+        self.choosing.pop(name, None)
 
     @rule(times=st.integers(1, 6))
     def step(self, times: int) -> None:
@@ -96,10 +126,14 @@ class Company(RuleBasedStateMachine):
 
     @invariant()
     def as_many_run_as_were_admitted_and_have_not_ended(self) -> None:
-        assert self.engine.running == len(self.running)
+        assert self.engine.running == len(self.running) + len(self.choosing)
 
     def _hear(self, tokens: Sequence[SampledToken]) -> None:
         for token in tokens:
+            if token.request in self.choosing:
+                if token.finish is not None:
+                    assert token.options == pytest.approx(_scores(self.choosing.pop(token.request)), abs=NOISE)
+                continue
             row, is_drawn, said = self.running[token.request]
             said.append(token.token)
             expected = _alone(row, is_drawn=is_drawn)
