@@ -31,8 +31,9 @@ from cloud_core.serving.counters import Measures
 from cloud_core.serving.dataplane import DataPlane
 from cloud_core.serving.embeddings import Embeddings
 from cloud_core.serving.texts import TextPlane
+from cloud_core.serving.token_accounts import SpendingKeeper
 from cloud_core.settings import CoreSettings, check
-from cloud_core.state import Database
+from cloud_core.state import Database, spending
 from penstock.artifact.blobs import write_atomically
 from penstock.errors import StorageError
 from penstock.http.server import HttpServer
@@ -128,6 +129,7 @@ class Core:
         database = Database.open(self._data_dir / "core.db")
         self._exit.callback(database.close)
         endpoints = self._data_dir / ENDPOINTS_FILE
+        was_killed = endpoints.exists()
         with contextlib.suppress(OSError):
             endpoints.unlink()  # of a core that was killed: nobody listens there any more
         trusted = trust.configured(settings.trust_root, os.environ)
@@ -148,17 +150,30 @@ class Core:
             now,
             max_body_bytes=settings.http.max_body_bytes,
         )
-        self.texts = TextPlane(self.plane, settings.serving, settings.tenants)
+        keeper = self._keep_spending(database, was_killed)
         # what was pushed here is closed in reverse: listeners first, the database last
         self._exit.push_async_callback(self._stop_tasks)
         await self._listen(registry, fleet, version)
         tasks = {"controller": controller.run(), "fleet": fleet.run(), "heartbeat": self._beat()}
+        if self.texts.accounts.has_days:
+            tasks["spending"] = keeper.run()
         self._supervisor = asyncio.create_task(supervise(tasks, self._stopping), name="core")
         await self._until_settled(controller)
         await self.grpc.set_serving(True)
         gc.collect()
         gc.freeze()  # what start-up built lives as long as the process: later collections need not look at it
         self._announce(endpoints)
+
+    def _keep_spending(self, database: Database, was_killed: bool) -> SpendingKeeper:
+        """Make the text plane, which goes on with what tenants had spent, and what keeps that on disk."""
+        serving = self._settings.serving
+        self.texts = TextPlane(self.plane, serving, self._settings.tenants, spent=database.run_now(spending.read))
+        keeper = SpendingKeeper(self.texts.accounts, database, flush_s=serving.spending_flush_s)
+        if was_killed and self.texts.accounts.has_days:
+            effect = f"what tenants spent in its last {serving.spending_flush_s:g} s may not count"
+            log(_log, logging.WARNING, "the core before this one was killed", tokens=effect)
+        self._exit.push_async_callback(keeper.flush)
+        return keeper
 
     async def _listen(self, registry: Registry, fleet: FleetService, version: str) -> None:
         settings = self._settings

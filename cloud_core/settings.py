@@ -84,6 +84,8 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         stall_s: a batch that runs for longer than this makes the server report that it is not alive.
         retry_after_s: the hint that goes with "loading" and "draining".
         drain_s: how long admitted work may take to finish after SIGTERM.
+        spending_flush_s: what tenants spend of their tokens of a day reaches the disk at most this much later, and at
+            the end; a core that is killed gives so much back.
         generation: language models.
     """
 
@@ -100,6 +102,7 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     stall_s: Annotated[float, msgspec.Meta(gt=0.0)] = 60.0
     retry_after_s: _Seconds = 1.0
     drain_s: _Seconds = 10.0
+    spending_flush_s: Annotated[float, msgspec.Meta(ge=0.05, le=3600.0)] = 10.0
     generation: GenerationSettings = GenerationSettings()
 
 
@@ -115,7 +118,8 @@ class TenantSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         rate_rows_per_s: rows it may send; 0 is unlimited.
         burst_rows: at once; 0 means one second's worth.
         tokens_per_minute: of language models, prompts and answers together, as many at once; 0 is unlimited.
-        tokens_per_day: the same for a day, which begins at midnight UTC. A core that is restarted counts from 0.
+        tokens_per_day: the same for a day, which begins at midnight UTC; they outlive a restart of the core
+            (``serving.spending_flush_s``).
     """
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]

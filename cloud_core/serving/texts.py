@@ -10,56 +10,20 @@ import asyncio
 import contextlib
 import itertools
 import secrets
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from cloud_core.serving.dataplane import DataPlane, Ticket
 from cloud_core.serving.served_text import ServedText
+from cloud_core.serving.token_accounts import TokenAccounts
 from cloud_core.settings import ServingSettings, TenantSettings
+from cloud_core.state.spending import DaySpent
 from penstock.errors import InvalidInput
 from penstock.generation.plane import TextAnswer, TextModel, TextRequest
 from penstock.generation.values import GenerationRequest, TokenEvent
 from penstock.hosting.generation import prompts
 from penstock.hosting.generation.answer_cache import AnswerCache, cache_key
-from penstock.policy.token_budget import Moment, TokenQuota
 from penstock.wire.context import RequestContext
-
-
-class TokenAccounts:
-    """What each tenant with a quota has spent and reserved; bounded by the number of tenants."""
-
-    def __init__(
-        self, tenants: Sequence[TenantSettings], now: Callable[[], float], date: Callable[[], datetime]
-    ) -> None:
-        self._now, self._date = now, date
-        self._quotas = {
-            tenant.name: TokenQuota(per_minute=tenant.tokens_per_minute or None, per_day=tenant.tokens_per_day or None)
-            for tenant in tenants
-            if tenant.tokens_per_minute or tenant.tokens_per_day
-        }
-        self._accounts = {name: quota.account(self._moment()) for name, quota in self._quotas.items()}
-        self.tokens: dict[str, int] = {}
-
-    def reserve(self, tenant: str, asked: GenerationRequest) -> None:
-        """Set aside what a request can take.
-
-        Raises:
-            QuotaExceeded: it is not there now. InvalidInput: it is never there.
-        """
-        quota = self._quotas.get(tenant)
-        if quota is not None:
-            most = len(asked.prompt_ids) + asked.max_new_tokens
-            self._accounts[tenant] = quota.reserve(self._accounts[tenant], asked.id, most, self._moment())
-
-    def settle(self, tenant: str, request: str, used: int) -> None:
-        """Count what a request took, however it ended, and give the rest back."""
-        self.tokens[tenant] = self.tokens.get(tenant, 0) + used
-        quota = self._quotas.get(tenant)
-        if quota is not None:
-            self._accounts[tenant] = quota.settle(self._accounts[tenant], request, used, self._moment())
-
-    def _moment(self) -> Moment:
-        return Moment(now=self._now(), at=self._date().timestamp())
 
 
 class TextPlane:
@@ -76,19 +40,21 @@ class TextPlane:
         settings: ServingSettings,
         tenants: Sequence[TenantSettings] = (),
         *,
+        spent: Mapping[str, DaySpent] | None = None,
         seeds: Callable[[], int] = lambda: secrets.randbits(63),
         date: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """
         Args:
             plane: admits and routes.
+            spent: what tenants had spent when a core ran here before.
             seeds: gives one for each request that samples and names none.
             date: what a chat template is told, and by which days are counted.
         """
         self._plane, self._settings = plane, settings.generation
         self._seeds, self._date = seeds, date
         self.cache = AnswerCache(self._settings.limits.cache_bytes)
-        self.accounts = TokenAccounts(tenants, asyncio.get_running_loop().time, date)
+        self.accounts = TokenAccounts(tenants, asyncio.get_running_loop().time, date, spent=spent or {})
         self._numbers = itertools.count()
 
     def admit(self, context: RequestContext, model: str, version: str, size_bytes: int | None) -> Ticket:

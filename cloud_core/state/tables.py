@@ -154,6 +154,15 @@ handed = Table(
     Column("handed_at", Double, nullable=False),
 )
 
+token_spending = Table(
+    "token_spending",
+    metadata,
+    # what tenants took on a day, in days since 1970; written from time to time
+    Column("tenant", String(64), primary_key=True),
+    Column("day", Integer, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+)
+
 counters = Table(
     "counters",
     metadata,

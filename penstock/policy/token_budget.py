@@ -151,6 +151,11 @@ class TokenQuota:
         """Return an account of which nothing was spent."""
         return TokenAccount(bucket=self._bucket.full(moment.now) if self._bucket else None, day=moment.day)
 
+    def resumed(self, account: TokenAccount, *, day: int, spent: int) -> TokenAccount:
+        """Return an account with what was spent before its owner was started again. What is of a day before counts no
+        more; a clock that stepped back stays in the day that had begun."""
+        return replace(account, day=day, spent=max(spent, 0)) if day >= account.day else account
+
     def reserve(self, account: TokenAccount, request: str, tokens: int, moment: Moment) -> TokenAccount:
         """Set aside all that a request can take: its prompt and its longest answer.
 
