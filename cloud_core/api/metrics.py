@@ -129,9 +129,15 @@ class Metrics(Collector):
                 histogram: Histogram = getattr(measures, name)
                 family.add_metric([model, variant], histogram.cumulative(), sum_value=histogram.total)
         counters, gauges = _generation_counters(), _generation_gauges()
+        down = GaugeMetricFamily(
+            "penstock_generation_down",
+            "1 while a model's engine cannot answer, and is tried again.",
+            labels=["model", "variant"],
+        )
         for served in self._plane.served_texts():
             counts = served.model.generator.counts()
             at = [served.variant.spec.model, served.variant.digest]
+            down.add_metric(at, float(bool(served.problem)))
             for name, counter in counters.items():
                 counter.add_metric(at, getattr(counts if name in _OF_ALL_LIVES else counts.totals, name))
             for name, gauge in gauges.items():
@@ -141,7 +147,7 @@ class Metrics(Collector):
         )
         for tenant, spent in tuple(self._texts.accounts.tokens.items()):
             tokens.add_metric([tenant], spent)
-        yield from (*times.values(), *counters.values(), *gauges.values(), tokens)
+        yield from (*times.values(), *counters.values(), *gauges.values(), down, tokens)
 
     def _promises(self) -> Iterable[Metric]:
         labels = ["model", "artifact", "certificate"]

@@ -117,6 +117,11 @@ class Metrics(Collector):
         ends = CounterMetricFamily(
             "penstock_agent_generation_failures", "Engine processes that died or hung.", labels=labels
         )
+        down = GaugeMetricFamily(
+            "penstock_agent_generation_down",
+            "1 while a model's engine cannot answer, and is tried again.",
+            labels=labels,
+        )
         waiting = GaugeMetricFamily("penstock_agent_generations_waiting", "Generations without a slot.", labels=labels)
         running = GaugeMetricFamily("penstock_agent_generations_running", "Generations that have one.", labels=labels)
         for hosted in self._dataplane.hosting.hosted():
@@ -128,9 +133,10 @@ class Metrics(Collector):
             cached.add_metric(names, counts.totals.cached_tokens)
             answers.add_metric(names, counts.totals.completion_tokens)
             ends.add_metric(names, counts.crashes + counts.hangs)
+            down.add_metric(names, float(not hosted.texts.generator.health().is_well))
             waiting.add_metric(names, counts.load.waiting)
             running.add_metric(names, counts.load.running)
-        yield from (prompts, cached, answers, ends, waiting, running)
+        yield from (prompts, cached, answers, ends, down, waiting, running)
         cloud = self._texts.cloud
         yield CounterMetricFamily(
             "penstock_agent_text_escalations", "Texts that the cloud was asked for, audits included.", cloud.calls

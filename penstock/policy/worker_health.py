@@ -46,20 +46,24 @@ class Restarts:
     """Counts a worker's failures in a row and says what comes after one.
 
     Attributes:
-        limit: restarts in a row; after one more failure the worker stays down.
+        limit: restarts in a row; after one more failure the worker is tried now and then only.
         steady_s: a worker that answered for so long was well, and its failure is the first one again.
         backoff: how long to wait before a restart.
+        slow_s: longest wait before one beyond the limit; 0 for none, so that the worker stays down.
         failures: in a row, so far.
     """
 
     limit: int
     steady_s: float
     backoff: Backoff
+    slow_s: float = 0.0
     failures: int = 0
 
     def __post_init__(self) -> None:
-        if self.limit < 0 or self.steady_s < 0:
-            raise ConfigError(f"limit ({self.limit}) and steady_s ({self.steady_s}) must not be negative")
+        if self.limit < 0 or self.steady_s < 0 or self.slow_s < 0:
+            raise ConfigError(
+                f"limit ({self.limit}), steady_s ({self.steady_s}) and slow_s ({self.slow_s}) must not be negative"
+            )
 
     def after_failure(self, *, was_ready_s: float, stood_still_s: float = 0.0) -> Restarts:
         """Return the count after a worker failed.
@@ -74,10 +78,17 @@ class Restarts:
         return replace(self, failures=1 if is_first else self.failures + 1)
 
     @property
-    def is_over(self) -> bool:
-        """Say whether it failed too often to be started again."""
+    def is_slow(self) -> bool:
+        """Say whether it failed so often that it is tried now and then only: what kept it down may have passed."""
         return self.failures > self.limit
+
+    @property
+    def is_over(self) -> bool:
+        """Say whether it failed too often to be started again at all."""
+        return self.is_slow and not self.slow_s
 
     def delay_s(self, random: float) -> float:
         """Return how long to wait before the restart that comes next; ``random`` is uniform in [0, 1)."""
+        if self.is_slow:
+            return self.slow_s * (1 + random) / 2
         return self.backoff.delay_s(max(self.failures - 1, 0), random)

@@ -239,6 +239,11 @@ class ProcessGenerator:
             self._retry_at = math.inf
             return
         self._why = f"its process failed and is started again: {how}"
+        if self._restarts.is_slow:
+            self._why = (
+                f"its process failed {self._restarts.failures} times in a row and is started again now and then, "
+                f"within {self._restarts.slow_s:g} s; the last time: {how}"
+            )
         self._retry_at = self._now() + self._restarts.delay_s(random.random())
 
     async def _restarted(self) -> WorkerLife | None:
@@ -251,7 +256,7 @@ class ProcessGenerator:
             except PenstockError as error:
                 self._crashes += 1
                 self._fail(error.message, 0.0)
-                log(_log, logging.WARNING, "generator not started", model=self.name, why=error.message)
+                log(_log, logging.WARNING, "generator not started", model=self.name, why=self._why)
         log(_log, logging.ERROR, "generator stays down", model=self.name, why=self._why)
         return None
 

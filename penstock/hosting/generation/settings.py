@@ -66,7 +66,10 @@ class WorkerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         hang_s: a worker that has work and makes no step for so long is killed and started again. Longer than the
             slowest step, which is a part of a prompt on the slowest device.
         idle_ping_s: a worker that was idle for so long is asked for a sign of life; 0 never asks.
-        max_restarts: in a row; after one more failure the model stays down, with the reason in its health.
+        max_restarts: in a row; after one more failure the model is down, with the reason in its health, and is tried
+            now and then.
+        slow_restart_s: longest wait before each of those tries; 0 for none, so that it stays down until it is loaded
+            again.
         steady_s: a worker that was ready for so long was well, and its failure begins a new row.
         backoff_base_s: upper end of the wait before the first restart.
         backoff_max_s: longest wait before a restart.
@@ -82,6 +85,7 @@ class WorkerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     hang_s: Positive = 60.0
     idle_ping_s: Seconds = 60.0
     max_restarts: Annotated[int, Meta(ge=0, le=1000)] = 5
+    slow_restart_s: Seconds = 300.0
     steady_s: Seconds = 60.0
     backoff_base_s: Positive = 0.5
     backoff_max_s: Positive = 30.0
@@ -95,7 +99,7 @@ class WorkerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def restarts(self) -> Restarts:
         """Begin to count restarts."""
         backoff = Backoff(base_s=self.backoff_base_s, max_s=max(self.backoff_base_s, self.backoff_max_s))
-        return Restarts(limit=self.max_restarts, steady_s=self.steady_s, backoff=backoff)
+        return Restarts(limit=self.max_restarts, steady_s=self.steady_s, backoff=backoff, slow_s=self.slow_restart_s)
 
 
 class RemoteSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

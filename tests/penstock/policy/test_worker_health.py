@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,6 +48,15 @@ def test_restarts_are_bounded_and_wait_longer_each_time() -> None:
         upper_s.append(restarts.delay_s(1.0))
     assert upper_s == [0.5, 1.0]
     assert restarts.failures == 3
+
+
+def test_beyond_the_limit_there_is_a_slow_try_now_and_then() -> None:
+    restarts = replace(RESTARTS, slow_s=300.0)
+    for _ in range(10):
+        restarts = restarts.after_failure(was_ready_s=0.0)
+    assert (restarts.is_slow, restarts.is_over) == (True, False)
+    assert (restarts.delay_s(0.0), restarts.delay_s(1.0)) == (150.0, 300.0)
+    assert not restarts.after_failure(was_ready_s=61.0).is_slow
 
 
 def test_a_worker_that_was_well_for_long_begins_a_new_row() -> None:

@@ -252,7 +252,7 @@ async def test_an_engine_that_fails_is_named_and_replaced(start: Start, how: str
 
 
 async def test_restarts_are_bounded_and_the_reason_stays(start: Start, tmp_path: Path) -> None:
-    generator = await start(worker={"max_restarts": 2})
+    generator = await start(worker={"max_restarts": 2, "slow_restart_s": 0})
     (tmp_path / "script.json").unlink()
     os.kill(pid_of(generator), signal.SIGKILL)
     await until("the end of it", lambda: "in a row" in generator.health().why)
@@ -261,6 +261,19 @@ async def test_restarts_are_bounded_and_the_reason_stays(start: Start, tmp_path:
     error = await error_of(generator, asked())
     assert isinstance(error, Unavailable)
     assert error.retry_after_s is None, "nobody restarts it"
+
+
+async def test_what_failed_too_often_is_tried_now_and_then_and_comes_back(start: Start, tmp_path: Path) -> None:
+    generator = await start(worker={"max_restarts": 1, "slow_restart_s": 0.3})
+    script = (tmp_path / "script.json").rename(tmp_path / "away.json")
+    os.kill(pid_of(generator), signal.SIGKILL)
+    await until("slow tries", lambda: "3 times in a row and is started again now" in generator.health().why)
+    assert "within 0.3 s; the last time: " in generator.health().why
+    error = await error_of(generator, asked())
+    assert isinstance(error, Unavailable)
+    assert error.retry_after_s is not None
+    script.rename(tmp_path / "script.json")
+    await is_well_again(generator)
 
 
 async def test_a_model_that_cannot_be_loaded_says_why_at_once(
