@@ -33,6 +33,7 @@ from penstock.artifact.manifests import Artifact, Variant, VariantSpec
 from penstock.errors import ArtifactError, CalibrationError, InvalidInput, PenstockError
 from penstock.hosting.loading import Loaded
 from penstock.process.config import nearest
+from penstock.runtime import TEXT_ENGINES
 from penstock.wire.tensors import Array
 
 Say = Callable[[str], None]
@@ -100,6 +101,12 @@ def recertify(directory: Path, request: Request, *, say: Say) -> list[Outcome]:
         raise ArtifactError(f"{directory} does not verify, so nothing was certified: {'; '.join(problems[:3])}")
     artifact = layout.artifact()
     cloud = artifact.variant(CLOUD)
+    if cloud.spec.engine in TEXT_ENGINES:
+        raise InvalidInput(
+            f"{directory} holds language models, which are certified on prompts by 'penstock compile': name the "
+            "directories that they were built in as models of a recipe, and they are taken as they are",
+            field="artifact",
+        )
     wanted = _wanted(artifact, request.target)
     rungs = len({variant.spec.role for variant in artifact.variants if variant.spec.role != CLOUD})
     sections = {variant.digest: _section(layout, variant, request, rungs) for variant in wanted}

@@ -145,6 +145,12 @@ def _show_certificate(found: Overview, one: Certificate) -> None:
 
 def _audits(one: Certificate) -> str:
     """Say what audits test in service, and why that is another number than what was promised."""
+    if one.opinion is not None:
+        points = wording.points(one.audit_max_harm)
+        return (
+            f"kept answers, graded by the cloud's, lack at most {points} points on average over all; a device needs "
+            f"{one.opinion.metric} for it (cascade.metric_of)"
+        )
     bound = wording.bound(one.audit_max_harm)
     if one.audit_max_harm <= one.max_harm:
         return f"test the same in service: at most {bound} of audited rows"

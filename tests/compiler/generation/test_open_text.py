@@ -28,43 +28,20 @@ from examples.codecomplete import prompts as places
 from penstock import Client
 from penstock.artifact.layout import Layout
 from penstock.cli import artifact
-from penstock.errors import ConfigError, InvalidInput, PenstockError
+from penstock.errors import CalibrationError, ConfigError, InvalidInput, PenstockError
 from penstock.hosting.generation.text_metric import TextMetric
-from tests.language import CLOUD, EDGE, MODELS
+from tests.language import MODELS, NAME
 from tests.processes import AGENT_CONFIG, AgentProcess, CoreProcess
 from tests.waiting import wait_until
 
-SCORE = '''
-def overlap(prompt, answer, reference):
-    """The share of letters that two answers begin with alike."""
-    alike = next((at for at, (a, b) in enumerate(zip(answer, reference)) if a != b), min(len(answer), len(reference)))
-    return (alike + 1) / (max(len(answer), len(reference)) + 1)
-'''
-RECIPE = f"""
-[model]
-name = "completion"
-task = "generation"
-metric = "score.py:overlap"
-
-[edge]
-model = "models/{EDGE}"
-targets = ["genai-cpu"]
-
-[cloud]
-model = "models/{CLOUD}"
-
-[data]
-source = "prompts.jsonl"
-
-[generation]
-max_new_tokens = 4
-stop = ["\\n", " ", "(", ")", ".", ","]
-
-[certificate]
-harm = "disagreement"
-max_harm = [0.5, 0.001]
-score = "token_min"
-"""
+EXAMPLE = MODELS.parent
+SCORE = (EXAMPLE / "score.py").read_text()
+RECIPE = (
+    (EXAMPLE / "open_text.toml")
+    .read_text()
+    .replace('"prompts.py:rows"', '"prompts.jsonl"')
+    .replace("max_harm = 0.1 ", 'score = "token_min"\nmax_harm = [0.5, 0.001] ')
+)
 USES = {"tune": 30, "certify": 90, "test": 20}
 
 
@@ -153,7 +130,8 @@ def test_everything_that_shows_a_certificate_says_whose_opinion_it_is(compiled: 
         assert f"in the opinion of score.py:overlap {opinion.digest}, which graded answers by {compared}" in verified
         inspected = " ".join(cli(artifact.command, "inspect", one.directory).split())
         assert said in inspected
-        assert "points on average over all" in inspected
+        assert "points on average over all, " in inspected
+        assert "a device needs score.py:overlap for it (cascade.metric_of)" in inspected
         report = (one.directory / "report.html").read_text().replace("&#39;", "'")
         assert said.partition(", against")[0] in report
         assert f"compared with {compared}; source <code>{opinion.digest}</code>" in report
@@ -177,7 +155,7 @@ def test_a_certificate_with_another_opinion_does_not_verify(compiled: Compiled) 
 
 
 def test_another_source_of_the_metric_is_another_certificate(directory: Path, compiled: Compiled) -> None:
-    (directory / "score.py").write_text(SCORE.replace("(alike + 1)", "(alike + 1.0)"))
+    (directory / "score.py").write_text(SCORE.replace("return 1.0", "return 1"))
     try:
         again = compile_in(directory, out="again")
     finally:
@@ -197,6 +175,7 @@ def test_another_source_of_the_metric_is_another_certificate(directory: Path, co
             ConfigError,
             "model.correct: answers of a gen",
         ),
+        (("[0.5, 0.001]", "0.001"), CalibrationError, "90 certifying examples are too few .*: 2995 are needed even if"),
         (
             ("max_new_tokens", 'choices = ["a", "b"]\nmax_new_tokens'),
             ConfigError,
@@ -238,7 +217,7 @@ def ask_all(agent: AgentProcess, prompts: list[str], threshold: float) -> set[st
     served = set()
     with Client(agent.target) as client:
         for prompt in prompts:
-            answer = client.generate("completion", prompt)
+            answer = client.generate(NAME, prompt)
             served.add(answer.served_by)
             assert answer.confidence is not None
             expected = ("edge", "confident") if answer.confidence >= threshold else ("cloud", "escalated")
@@ -255,13 +234,13 @@ def test_a_device_keeps_escalates_and_audits_by_the_metric_that_it_was_compiled_
     certificate, _ = held(compiled)
     core = core_factory()
     core.push(compiled.directory)
-    watched = '\n[cascade]\naudit_share = 1.0\n\n[cascade.metric_of]\ncompletion = "{}"\n'
+    watched = '\n[cascade]\naudit_share = 1.0\n\n[cascade.metric_of]\ncodecomplete = "{}"\n'
     agent = agent_factory(core, config=AGENT_CONFIG + watched.format(directory / "score.py:overlap"))
     blind = agent_factory(core, device_id="a2", config=AGENT_CONFIG + "\n[cascade]\naudit_share = 1.0\n")
-    core.release("completion:v1", devices=2)
+    core.release(f"{NAME}:open-text", devices=2)
     prompts = [row["prompt"] for row in places.held_out()[:16]]
     for one in (agent, blind):
-        one.wait_until_runs("completion", "v1")
+        one.wait_until_runs(NAME, "open-text")
         assert ask_all(one, prompts, certificate.threshold) == {"edge", "cloud"}
 
     def counts(one: AgentProcess) -> dict[str, int]:
@@ -279,4 +258,4 @@ def test_a_device_keeps_escalates_and_audits_by_the_metric_that_it_was_compiled_
     assert "nothing on this device watches the promise" in model["unwatched"]
     assert "nothing on this device watches the promise" in cli(agent_cli.command, "status", "--socket", blind.socket)
     exposed = blind.get("/metrics")[1].decode()
-    assert f'penstock_agent_audits_unavailable_total{{model="completion",version="v1"}} {len(prompts)}.0' in exposed
+    assert f'penstock_agent_audits_unavailable_total{{model="{NAME}",version="open-text"}} {len(prompts)}.0' in exposed

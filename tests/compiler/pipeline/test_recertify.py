@@ -26,6 +26,7 @@ from penstock.errors import CalibrationError, ConfigError, InvalidInput, Penstoc
 from penstock.process import machine
 from penstock.runtime import EngineOptions, load_engine
 from tests.factories import linear_model, variant_spec
+from tests.language import text_layout
 
 CENTRES = np.array([[3, 0, 0, 1], [0, 3, 0, 1], [0, 0, 3, 1]], dtype=np.float32)
 
@@ -549,3 +550,11 @@ def test_a_pattern_is_not_matched_by_place(table_layout: Layout, tmp_path: Path)
     assert "missing 'hue'" in message
     recipe.write_text('[data]\nsource = "shuffled.csv"\ncolumns = { x = ["*h*", "magnesium"] }\n')
     assert figures(table_layout, recipe) == figures(table_layout, tmp_path / "shuffled.csv")
+
+
+def test_language_models_are_certified_where_prompts_are(tmp_path: Path) -> None:
+    layout = text_layout(tmp_path)
+    with pytest.raises(
+        InvalidInput, match="holds language models, which are certified on prompts by 'penstock compile'"
+    ):
+        recertify.recertify(layout.root, Request(source=ExampleSource(data="new.npz")), say=lambda line: None)
