@@ -29,8 +29,9 @@ help:
 	@echo
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-14s %s\n", $$1, $$2 }'
 
-demo: $(VENV)/.demo  ## run the whole path on real data and end with a verdict
+demo: $(VENV)/.demo  ## run the whole path on real data, then with two language models; each ends with a verdict
 	@$(BIN)/penstock demo $(ARGS)
+	@$(BIN)/penstock demo --example codecomplete
 
 quick: $(VENV)/.dev  ## run the tests of policies, values, codecs and contracts (under a minute)
 	@$(BIN)/python -m pytest $(WORKERS) $(QUICK) $(ARGS)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,9 @@ from compiler.certificate.binomial import clopper_pearson
 from compiler.measure.gate import paired_drop
 from compiler.recipe import recipes
 from examples.digits.processes import Daemon, penstock, penstock_json, wait_for
+from examples.digits.stage import Claim
 from penstock.cli.output import format_table
+from penstock.errors import StorageError
 from penstock.rest.connection import ask
 
 from . import drafting, prompts
@@ -46,11 +50,14 @@ max_s = 0.5
 probation_s = 0.5
 """
 _CHUNK_TOKENS = 64  # of a prompt, in one pass; a server's default
+_TIES = 0.01  # of answers: where two tokens are as likely, one run over several may choose another than single steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
     """What one way of answering gave; figures are of a request where nothing else is said.
+
+    Drafts are verified in one process with nothing between the two models; their time is the engines' alone.
 
     Attributes:
         differs: share of answers that are not the cloud's, with its 95% interval.
@@ -59,6 +66,7 @@ class Route:
         on_device: share of requests that the device answered.
         cloud_passes: runs of the cloud's model: over prompts, and then for each token.
         gap_ms: from one part of an answer to the next, the median; NaN where answers came whole.
+        bytes_up: NaN where nothing is sent, since both models are in one process.
     """
 
     differs: tuple[float, float, float]
@@ -97,18 +105,75 @@ def run(directory: Path, *, asked: int, say: Callable[[str], None]) -> dict[str,
         for daemon in reversed(daemons):
             daemon.stop()
         shutil.rmtree(runtime, ignore_errors=True)
-    routes = {name: _route(answers, said["cloud only"], rows, bytes_up[name]) for name, answers in said.items()}
-    say(table(routes))
     drafted = _drafted(rows)
-    say(_draft_words(drafted, said["cloud only"]))
+    said["drafts"] = list(drafted.answers)
+    bytes_up["drafts"] = math.nan
+    routes = {name: _route(answers, said["cloud only"], rows, bytes_up[name]) for name, answers in said.items()}
+    routes["drafts"] = replace(routes["drafts"], cloud_passes=drafted.passes / len(rows))
+    say(table(routes))
+    say(f"(drafts: {drafted.accepted} of {drafted.drafted} drafted tokens accepted, in one process without a network)")
+    claims = _claims(routes, compiled["certificate"]["max_harm"])
+    for claim in claims:
+        say(f"  {'ok  ' if claim.holds else 'FAIL'} {claim.text}: {claim.evidence}")
     return {
         "promise": compiled["promise"],
         "certificate": compiled["certificate"],
         "asked": len(rows),
         "routes": {name: asdict(route) for name, route in routes.items()},
         "answers": {name: [one.text for one in answers] for name, answers in said.items()},
-        "drafts": {name: value for name, value in asdict(drafted).items() if name != "texts"},
+        "drafts": {name: getattr(drafted, name) for name in ("drafted", "accepted", "passes")},
+        "claims": [asdict(claim) for claim in claims],
     }
+
+
+def finish(
+    directory: Path | None, *, asked: int = prompts.ASKED, json_file: Path | None, say: Callable[[str], None]
+) -> int:
+    """Run all of it, write the figures, and return the exit code: 0 when every claim held.
+
+    Args:
+        directory: to work in; None for one below the user's cache.
+
+    Raises:
+        StorageError: the directory cannot be made. DemoError: as :func:`run`.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    directory = directory or cache / "penstock" / "codecomplete"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"--dir: creating {directory}: {error.strerror}") from error
+    began = time.monotonic()
+    figures = run(directory, asked=asked, say=say)
+    held = all(claim["holds"] for claim in figures["claims"])
+    say(f"Verdict: {'every claim held' if held else 'NOT every claim held'} ({time.monotonic() - began:.1f} s)")
+    if json_file is not None:
+        json_file.write_text(json.dumps(figures, indent=2) + "\n")
+    return 0 if held else 1
+
+
+def _claims(routes: Mapping[str, Route], promised: float) -> list[Claim]:
+    cascade, cloud, drafts = routes["cascade"], routes["cloud only"], routes["drafts"]
+    share, low, high = cascade.differs
+    return [
+        Claim(
+            text="the cascade differs from the cloud no more often than promised",
+            holds=low <= promised,  # so few prompts contradict a promise only by their interval
+            evidence=f"{share:.1%} measured (95% interval {low:.1%} to {high:.1%}), {promised:.0%} promised",
+        ),
+        Claim(
+            text="answers stay on the device",
+            holds=cascade.on_device > 0,
+            evidence=f"{cascade.on_device:.0%} of them; {cascade.cloud_tokens:.1f} cloud tokens a request instead of "
+            f"{cloud.cloud_tokens:.1f}",
+        ),
+        Claim(
+            text="drafts give the cloud's own answers in fewer passes",
+            holds=drafts.differs[0] <= _TIES and drafts.cloud_passes < cloud.cloud_passes,
+            evidence=f"{1 - drafts.differs[0]:.0%} are equal, {drafts.cloud_passes:.1f} passes a request instead of "
+            f"{cloud.cloud_passes:.1f}",
+        ),
+    ]
 
 
 def table(routes: Mapping[str, Route]) -> str:
@@ -127,7 +192,7 @@ def table(routes: Mapping[str, Route]) -> str:
             f"{route.first_ms[0]:.1f}",
             f"{route.first_ms[1]:.1f}",
             "whole" if math.isnan(route.gap_ms) else f"{route.gap_ms:.2f}",
-            f"{route.bytes_up:.0f}",
+            "none sent" if math.isnan(route.bytes_up) else f"{route.bytes_up:.0f}",
         ]
         for name, route in routes.items()
     ]
@@ -167,7 +232,7 @@ def _start_agent(runtime: Path, core: Mapping[str, str], text_url: str, daemons:
 
 def _ask(
     rows: Sequence[Mapping[str, str]], *, agent: str, meter: Meter
-) -> tuple[dict[str, list[Completion]], dict[str, int]]:
+) -> tuple[dict[str, list[Completion]], dict[str, float]]:
     """Ask every prompt by every route, in another order each time; return answers and bytes that went up, by route."""
     device, cloud = Asker(agent), Asker(meter.url)
     routes: dict[str, Callable[[str], Completion]] = {
@@ -179,7 +244,7 @@ def _ask(
     for route in routes.values():  # opens connections
         route(warm)
     said: dict[str, list[Completion]] = {name: [] for name in routes}
-    bytes_up = dict.fromkeys(routes, 0)
+    bytes_up = dict.fromkeys(routes, 0.0)
     names = list(routes)
     for number, row in enumerate(rows):
         for name in names[number % 3 :] + names[: number % 3]:
@@ -193,7 +258,7 @@ def _ask(
 
 
 def _route(
-    answers: Sequence[Completion], cloud: Sequence[Completion], rows: Sequence[Mapping[str, str]], bytes_up: int
+    answers: Sequence[Completion], cloud: Sequence[Completion], rows: Sequence[Mapping[str, str]], bytes_up: float
 ) -> Route:
     n = len(answers)
     other = sum(one.text != theirs.text for one, theirs in zip(answers, cloud, strict=True))
@@ -227,14 +292,4 @@ def _drafted(rows: Sequence[Mapping[str, str]]) -> drafting.Drafted:
         [row["prompt"] for row in rows],
         stop=recipe.generation.stop,
         max_new_tokens=recipe.generation.max_new_tokens,
-    )
-
-
-def _draft_words(drafted: drafting.Drafted, cloud: Sequence[Completion]) -> str:
-    same = sum(text == theirs.text for text, theirs in zip(drafted.texts, cloud, strict=True))
-    n = len(cloud)
-    return (
-        f"drafts verified in one process: {drafted.accepted} of {drafted.drafted} drafted tokens accepted, "
-        f"{drafted.passes / n:.1f} passes of the cloud's model a request for {drafted.tokens / n:.1f} tokens; "
-        f"{same} of {n} answers are those that the core gave"
     )

@@ -5,6 +5,8 @@ A verified answer is the large model's own, token by token; drafts only decide h
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,8 @@ from penstock.hosting.generation.text_model import read_files
 from penstock.runtime.generation import GenerationOptions, slots
 from penstock.runtime.generation.slots import SlotEngine
 
+from .asking import Completion
+
 DRAFT_TOKENS = 4
 
 
@@ -24,17 +28,15 @@ class Drafted:
     """What drafts were worth.
 
     Attributes:
-        texts: the verified answers.
+        answers: the verified ones; a gap is between two passes of the large model, which may give several tokens.
         drafted: tokens that the small model proposed.
         accepted: of them.
-        tokens: of all answers.
         passes: of the large model over all answers, those over prompts included.
     """
 
-    texts: tuple[str, ...]
+    answers: tuple[Completion, ...]
     drafted: int
     accepted: int
-    tokens: int
     passes: int
 
 
@@ -43,9 +45,10 @@ def draft(edge: Path, cloud: Path, prompts: Sequence[str], *, stop: tuple[str, .
     options = GenerationOptions(slots=1)
     small, large = slots.load(edge, options), slots.load(cloud, options)
     reads = tokenizer.load(read_files(cloud))
-    texts: list[str] = []
-    drafted = accepted = tokens = passes = 0
+    answers: list[Completion] = []
+    drafted = accepted = passes = 0
     for number, prompt in enumerate(prompts):
+        began, came = time.perf_counter(), list[float]()
         ids = tuple(reads.encode(prompt))
         asked = GenerationRequest(id=str(number), prompt_ids=ids, max_new_tokens=max_new_tokens, stop=stop)
         answer, shown, said = AnswerText(asked, reads.pieces), "", list[int]()
@@ -55,6 +58,7 @@ def draft(edge: Path, cloud: Path, prompts: Sequence[str], *, stop: tuple[str, .
             new = list(large.step())
             passes += 1
         while True:
+            came.append(time.perf_counter())
             for one in new:
                 event = answer.add(one)
                 if event is not None:
@@ -68,11 +72,20 @@ def draft(edge: Path, cloud: Path, prompts: Sequence[str], *, stop: tuple[str, .
             drafted += len(proposed)
             accepted += sum(one.token == guess for one, guess in zip(new, proposed, strict=False))
         large.cancel(asked.id)
-        texts.append(shown.strip())
-        tokens += len(said)
+        gaps_s = tuple(later - earlier for earlier, later in itertools.pairwise(came))
+        answers.append(
+            Completion(
+                text=shown.strip(),
+                first_s=came[0] - began,
+                gaps_s=gaps_s,
+                tokens=len(said),
+                prompt_tokens=len(ids),
+                account={"served_by": "cloud"},
+            )
+        )
     small.close()
     large.close()
-    return Drafted(texts=tuple(texts), drafted=drafted, accepted=accepted, tokens=tokens, passes=passes)
+    return Drafted(answers=tuple(answers), drafted=drafted, accepted=accepted, passes=passes)
 
 
 def _proposed(small: SlotEngine, ids: Sequence[int], count: int, number: int) -> list[int]:

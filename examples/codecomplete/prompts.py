@@ -3,6 +3,9 @@
 Rows for ``data.source`` of ``recipe.toml``, and held-out ones for the demonstration. Both are places drawn at random
 from the held-out files of this interpreter's standard library, so the promise is about such places. The models are tiny
 and know few names; what is promised of them is how far the device may differ from the cloud, not that either is right.
+
+Whole next lines are too much for them. Of 500, cut after 24 tokens, the two completed 8% alike and the larger one 3%
+right: at most a tenth would stay on the device, and "rarely harmful" would be true of nonsense.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def test_the_pair_is_certified_as_it_was_built(made: Path) -> None:
 
 def test_routes_differ_as_promised(figures: dict[str, Any]) -> None:
     routes, certificate = figures["routes"], figures["certificate"]
-    assert set(routes) == {"edge only", "cloud only", "cascade"}
+    assert set(routes) == {"edge only", "cloud only", "cascade", "drafts"}
     assert (routes["edge only"]["on_device"], routes["edge only"]["bytes_up"]) == (1.0, 0.0)
     assert (routes["cloud only"]["on_device"], routes["cloud only"]["differs"][0]) == (0.0, 0.0)
     cascade = routes["cascade"]
@@ -83,6 +83,8 @@ def test_routes_differ_as_promised(figures: dict[str, Any]) -> None:
     assert certificate["max_harm"] == 0.1
     assert cascade["differs"][1] <= certificate["max_harm"]  # the lower end: so few prompts show no more
     assert all(0 < route["first_ms"][0] <= route["first_ms"][1] for route in routes.values())
+    assert [claim["text"] for claim in figures["claims"] if not claim["holds"]] == []
+    assert len(figures["claims"]) == 3
 
 
 @pytest.mark.parametrize(("route", "model"), [("edge only", EDGE), ("cloud only", CLOUD)])
@@ -98,17 +100,22 @@ def test_what_is_certified_is_what_is_served(route: str, model: str, figures: di
 
 
 def test_drafts_change_no_answer(figures: dict[str, Any]) -> None:
-    drafts = figures["drafts"]
+    drafts, route = figures["drafts"], figures["routes"]["drafts"]
     assert 0 < drafts["accepted"] <= drafts["drafted"]
-    assert drafts["tokens"] >= figures["asked"]
     assert drafts["passes"] >= figures["asked"]
+    assert (route["on_device"], route["differs"][0]) == (0.0, 0.0)
+    assert route["cloud_tokens"] == figures["routes"]["cloud only"]["cloud_tokens"]
+    assert 1 <= route["cloud_passes"] < figures["routes"]["cloud only"]["cloud_passes"]
 
 
 def test_what_is_said_is_a_table_with_the_promise(made: Path) -> None:
     said = (made / "said.txt").read_text()
     assert "with 95% confidence, answering locally at token_" in said
-    assert all(re.search(rf"^{route} ", said, re.MULTILINE) for route in ("edge only", "cloud only", "cascade"))
-    assert f"of {ASKED} answers are those that the core gave" in said
+    assert all(
+        re.search(rf"^{route} ", said, re.MULTILINE) for route in ("edge only", "cloud only", "cascade", "drafts")
+    )
+    assert "drafted tokens accepted" in said
+    assert "Verdict: every claim held" in said
 
 
 def test_the_page_that_teaches_it_says_what_works(made: Path, short_dir: Path) -> None:

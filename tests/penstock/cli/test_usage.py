@@ -20,6 +20,12 @@ from penstock.cli.output import format_table
         (("core", "status", "--target", "http://127.0.0.1:1"), 4, "no core answers at http://127.0.0.1:1"),
         (("versoin",), 2, "no command 'versoin'; did you mean 'version'?"),
         (("demo", "--json", "/nowhere/figures.json"), 2, "--json: /nowhere is not a directory"),
+        (("demo", "--example", "codecomplete", "--keep"), 2, "--keep: of the example codecomplete nothing stays"),
+        (
+            ("demo", "--example", "codecomplete", "--dir", "/dev/null/x"),
+            1,
+            "--dir: creating /dev/null/x: Not a directory",
+        ),
         (("demo", "--dir", "/dev/null/x"), 1, "--dir: creating /dev/null/x: Not a directory"),
         (("agent", "run", "--registry", "grpc://core:8001"), 2, "registry: 'grpc://core:8001' is not a URL"),
         (("agent", "run", "--core", "core"), 2, "'core' is not one of grpc://host:port"),
