@@ -11,3 +11,11 @@ def cuda_runtime() -> None:
     runtime = pytest.importorskip("onnxruntime", reason="needs onnxruntime-gpu")
     if "CUDAExecutionProvider" not in runtime.get_available_providers():
         pytest.skip("this onnxruntime has no CUDA execution provider (install onnxruntime-gpu)")
+
+
+@pytest.fixture(scope="session")
+def genai_cuda() -> None:
+    """Skip unless this onnxruntime-genai can run on a GPU of this machine."""
+    genai = pytest.importorskip("onnxruntime_genai", reason="needs onnxruntime-genai-cuda")
+    if not genai.is_cuda_available():
+        pytest.skip("this onnxruntime-genai has no CUDA (install onnxruntime-genai-cuda in place of it)")
