@@ -121,7 +121,7 @@ def test_what_is_said_is_a_table_with_the_promise(made: Path) -> None:
 def test_the_page_that_teaches_it_says_what_works(made: Path, short_dir: Path) -> None:
     """Its commands in order; what was compiled above is found in the cache of steps."""
     (short_dir / "examples").symlink_to(DOCS.parent / "examples")
-    said = walk(DOCS / "how-to" / "serve-a-language-model.md", short_dir)
+    said = walk(DOCS / "generation.md", short_dir)
     assert '"served_by"' in said
     assert "data: [DONE]" in said
 
