@@ -23,7 +23,9 @@ from penstock.generation.plane import TextAnswer, TextModel, TextRequest
 from penstock.generation.values import GenerationRequest, TokenEvent
 from penstock.hosting.generation import prompts
 from penstock.hosting.generation.answer_cache import AnswerCache, cache_key
+from penstock.policy.choices import choice_score
 from penstock.wire.context import RequestContext
+from penstock.wire.inference import Parameter
 
 
 class TextPlane:
@@ -79,11 +81,13 @@ class TextPlane:
         )
         context = context.or_within(self._settings.limits.default_timeout_s)
         served.last_used_at = context.arrived_at
+        account: dict[str, Parameter] = {"served_by": "cloud", "variant": served.variant.digest}
+        events = self._events(served, asked, context, is_repeatable=prompts.is_repeatable(request))
         return TextAnswer(
-            events=self._events(served, asked, context, is_repeatable=prompts.is_repeatable(request)),
+            events=_told(events, account) if asked.options is not None else events,
             prompt_ids=asked.prompt_ids,
             token_bytes=served.model.token_bytes,
-            account={"served_by": "cloud", "variant": served.variant.digest},
+            account=account,
         )
 
     def text_models(self) -> Sequence[TextModel]:
@@ -122,5 +126,15 @@ class TextPlane:
                     said.append(event)
                     yield event
         finally:  # also for whoever went away
-            self.accounts.settle(context.tenant, asked.id, len(asked.prompt_ids) + len(said) if said else 0)
+            answer = len(said) if asked.options is None else asked.options.tokens
+            self.accounts.settle(context.tenant, asked.id, len(asked.prompt_ids) + answer if said else 0)
         self.cache.put(key, said)
+
+
+async def _told(events: AsyncGenerator[TokenEvent, None], account: dict[str, Parameter]) -> AsyncGenerator[TokenEvent]:
+    """Pass an answer among options on, and tell how sure the model is of it before its last token."""
+    async with contextlib.aclosing(events):
+        async for event in events:
+            if event.options:
+                account["confidence"] = choice_score(event.options, name="max_prob")
+            yield event

@@ -66,7 +66,8 @@ class TokenAccounts:
         """
         quota = self._quotas.get(tenant)
         if quota is not None:
-            most = len(asked.prompt_ids) + asked.max_new_tokens
+            answer = asked.max_new_tokens if asked.options is None else asked.options.tokens
+            most = len(asked.prompt_ids) + answer
             self._accounts[tenant] = quota.reserve(self._accounts[tenant], asked.id, most, self._moment())
 
     def settle(self, tenant: str, request: str, used: int) -> None:

@@ -80,6 +80,12 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         """Count the tokens of the longest answer, with the one that ends it."""
         return 1 + max(map(len, self.ids), default=0)
 
+    @property
+    def tokens(self) -> int:
+        """Count the tokens of all options, with an end, which an engine computes to choose one; those that several
+        begin with are counted for each."""
+        return 1 + sum(map(len, self.ids))
+
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One answer to be generated. A request for several answers is several of these.

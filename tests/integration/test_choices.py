@@ -114,6 +114,9 @@ def test_what_is_certified_is_what_is_served(
                 compiled.edge.logprobs[at].tolist(), name="margin", temperature=certificate.temperature
             )
             whole = ask(by_core, row)
+            assert whole["penstock"]["confidence"] == pytest.approx(
+                choice_score(compiled.cloud.logprobs[at].tolist(), name="max_prob"), abs=NEARLY
+            )
             if is_clear:
                 assert whole["choices"][0]["text"] == compiled.cloud.texts[at]
             turned = row | {"choices": row["choices"][::-1]}

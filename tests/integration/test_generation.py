@@ -135,6 +135,8 @@ def test_audits_end_a_promise_that_does_not_hold(start: Callable[..., Started]) 
     exposed = agent.get("/metrics")[1].decode()
     assert f'penstock_agent_completion_tokens_total{{model="{NAME}",version="v1"}}' in exposed
     assert "penstock_agent_text_escalations_failed_total 0.0" in exposed
+    assert "penstock_agent_text_drafts_saved_total 0.0" in exposed
+    assert "penstock_agent_text_draft_tokens_lost_total 0.0" in exposed
 
 
 def children(pid: int) -> list[int]:

@@ -277,7 +277,7 @@ class EngineLoop:
 
 def _tokens_before(request: GenerationRequest) -> int:
     """Count the tokens that are computed before a request's first token can be told."""
-    return len(request.prompt_ids) + (sum(map(len, request.options.ids)) if request.options is not None else 0)
+    return len(request.prompt_ids) + (request.options.tokens if request.options is not None else 0)
 
 
 def _too_late(tokens: int) -> DeadlineExceeded:

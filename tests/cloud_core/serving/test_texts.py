@@ -19,14 +19,27 @@ from penstock.artifact.layout import Layout, VariantDraft
 from penstock.errors import InvalidInput, QuotaExceeded, Unavailable
 from penstock.generation import tokenizer
 from penstock.generation.answer_text import AnswerText
+from penstock.generation.choices import grammar_of
 from penstock.generation.plane import Chat, TextAnswer, TextRequest
 from penstock.generation.values import Sampling, TokenEvent
 from penstock.hosting.generation import text_model
 from penstock.hosting.generation.settings import GenerationSettings, RemoteSettings, TextLimits
+from penstock.policy.choices import choice_score
 from penstock.process.telemetry import LogSettings
 from penstock.runtime.generation import GenerationOptions, load
 from tests.cloud_core.rig import Rig, rig_of, soon
-from tests.language import CLOUD, MODELS, NAME, golden_of, layout_without_engine, references, text_draft, text_layout
+from tests.language import (
+    ANSWER,
+    CLOUD,
+    EDGE,
+    MODELS,
+    NAME,
+    golden_of,
+    layout_without_engine,
+    references,
+    text_draft,
+    text_layout,
+)
 from tests.penstock.hosting.generation.letters_server import serving
 from tests.penstock.hosting.rig import rows
 
@@ -217,6 +230,29 @@ async def test_a_tenant_pays_for_what_was_made_also_when_its_client_goes_away(
         short = TextRequest(model=NAME, prompt=(1,) * 10, max_new_tokens=38, stop=())
         assert len([event async for event in (await plane.generate(ticket, context, short)).events]) == 38
         assert plane.accounts.tokens == {"acme": 60}
+
+
+async def test_choosing_costs_a_tenant_the_tokens_of_every_option(rig: Rig, put: Put, tmp_path: Path) -> None:
+    layout = Layout.create(tmp_path / "choices")
+    answer = msgspec.structs.replace(ANSWER, choices=("aa", "bb", "cc"))
+    layout.pack([text_draft("edge", EDGE, answer=answer), text_draft("cloud", CLOUD, answer=answer)], tag="v1")
+    await put(rig.registry, layout)
+    await rig.settle()
+    tenant = TenantSettings(name="acme", token="a-long-token", tokens_per_day=60)
+    plane = TextPlane(rig.plane, ServingSettings(), [tenant])
+    context = msgspec.structs.replace(rig.context(), tenant="acme")
+    request = TextRequest(model=NAME, prompt=(1,) * 10)
+    with plane.admit(context, NAME, "", 100) as ticket:
+        chosen = await plane.generate(ticket, context, request)
+        events = [event async for event in chosen.events]
+        many = msgspec.structs.replace(request, grammar=grammar_of([f"{at}{at}" for at in range(40)]))
+        with pytest.raises(InvalidInput, match="147 tokens asked for .* this credential has 60 a day"):
+            await anext((await plane.generate(ticket, context, many)).events)
+    assert "".join(event.text for event in events) in ("aa", "bb", "cc")
+    assert chosen.account["confidence"] == choice_score(events[-1].options, name="max_prob")
+    pieces = tokenizer.load(text_model.read_files(MODELS / CLOUD))
+    options = sum(len(pieces.encode(text, add_special_tokens=False)) for text in ("aa", "bb", "cc"))
+    assert plane.accounts.tokens == {"acme": 10 + options + 1}
 
 
 async def test_the_same_question_is_answered_from_memory_where_that_is_wished(

@@ -246,6 +246,18 @@ def test_cached_tokens_are_fewer_than_the_prompts_and_the_same_in_all_of_an_answ
         assert 0 <= answer[0].cached_tokens < len(LONG)
 
 
+def test_how_likely_the_first_token_is_depends_on_the_prompt_alone(engine: GenerationEngine) -> None:
+    """What decides before generation: whatever was cached, who else is there, and in whatever pieces."""
+    cold = alone(engine, asked("a", LONG))[0]
+    warm = alone(engine, asked("b", LONG))[0]
+    engine.admit(asked("c", LONG[::-1]))
+    engine.step()
+    engine.admit(asked("d", LONG))
+    beside = finished(engine)["d"][0]
+    assert [one.token for one in (warm, beside)] == [cold.token] * 2
+    assert [one.logprob for one in (warm, beside)] == pytest.approx([cold.logprob] * 2, abs=2e-4)
+
+
 def test_the_same_seed_gives_the_same_tokens_alone_and_in_company(engine: GenerationEngine) -> None:
     drawn = Sampling(temperature=1.0, top_p=0.9, seed=5)
     first = ids(alone(engine, asked("a", sampling=drawn)))
