@@ -136,7 +136,7 @@ class CascadeFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     Attributes:
         coverage: share answered on the device.
-        accuracy: None without labels; the average grade where answers have one.
+        accuracy: the average grade where answers have one, else None without labels.
         harm: what the certificate bounds by ``max_harm``.
         disagreement: what an audit sees of it.
     """

@@ -16,12 +16,11 @@ def at_threshold(data: CertifyData, threshold: float) -> CascadeFigures:
     """Count what the cascade does to some examples at ``threshold``."""
     kept = np.asarray(data.scores >= threshold)  # never for a NaN score
     edge, cloud, labels, grades = data.edge_predictions, data.cloud_predictions, data.labels, data.graded
-    if labels is None:
-        accuracy = None
-    elif grades is None:
-        accuracy = share(np.asarray(np.where(kept, edge, cloud) == labels))
-    else:
+    accuracy = None
+    if grades is not None:
         accuracy = share(np.where(kept, grades.edge, grades.cloud))
+    elif labels is not None:
+        accuracy = share(np.asarray(np.where(kept, edge, cloud) == labels))
     return CascadeFigures(
         coverage=share(kept),
         accuracy=accuracy,

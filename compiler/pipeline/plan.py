@@ -6,9 +6,10 @@ from pathlib import Path
 
 from compiler.artifact import pack
 from compiler.certificate.binomial import samples_needed
-from compiler.pipeline import compilation, recipe_models
+from compiler.pipeline import compilation, judging, recipe_models
 from compiler.recipe import targets
 from compiler.recipe.recipes import CLOUD, Recipe, Rung
+from penstock.artifact.certificates import Opinion
 from penstock.runtime import not_served
 
 
@@ -41,7 +42,7 @@ def plan(recipe: Recipe, out: Path) -> list[tuple[str, str]]:
             (
                 "certify",
                 f"{promise.harm} harm <= {', '.join(f'{level:g}' for level in promise.levels)} at delta "
-                f"{promise.delta:g} by {promise.score}; at least {max(needed)} rows",
+                f"{promise.delta:g} by {promise.score}{_opinion_words(recipe)}; at least {max(needed)} rows",
             )
         )
     lines.append(("pack", f"{recipe.reference} -> {out}"))
@@ -53,6 +54,18 @@ def _gate_words(recipe: Recipe) -> str:
     if recipe.model.task == "generation":
         return f"perplexity at most {quality.max_perplexity_increase:g} above the float model's"
     return f"drop <= {quality.max_accuracy_drop:g} against the float model, on the tuning split"
+
+
+def _opinion_words(recipe: Recipe) -> str:
+    """Say whose opinion the promise is about, if it is about one. Its source is read, and not run.
+
+    Raises:
+        InvalidInput: there is no such file.
+    """
+    digest = judging.digests(recipe).get("model.metric", "")
+    if recipe.model.task != "generation" or not digest:
+        return ""
+    return f" in the opinion of {Opinion(metric=recipe.model.metric, digest=digest).words()}"
 
 
 def _source_words(rung: Rung) -> str:

@@ -19,7 +19,7 @@ from compiler.certificate import evidence
 from compiler.commands import certify
 from compiler.generation import grading
 from compiler.generation.prompts import Prompt, PromptSet
-from compiler.pipeline import compilation
+from compiler.pipeline import compilation, plan
 from compiler.pipeline.compilation import Compiled
 from compiler.progress import Lines
 from compiler.recipe import recipes
@@ -146,6 +146,17 @@ def test_the_evaluation_measures_by_the_metric_and_names_its_source(compiled: Co
     assert target.metric == "overlap"
     assert 0 < target.variant.quality.value < 1
     assert found.cloud.quality.value == 1.0
+    assert target.cascade is not None
+    assert target.cascade.figures is not None
+    assert target.cascade.figures.accuracy is not None
+    assert target.variant.quality.value <= target.cascade.figures.accuracy.value <= 1.0
+
+
+def test_a_plan_says_whose_opinion_the_promise_will_be_about(directory: Path, compiled: Compiled) -> None:
+    (directory / "recipe.toml").write_text(RECIPE)
+    steps = dict(plan.plan(recipes.load(directory / "recipe.toml"), directory / "planned"))
+    opinion = held(compiled)[0].opinion
+    assert f"by token_min in the opinion of score.py:overlap ({opinion.digest[:19]}); at least" in steps["certify"]
 
 
 def test_a_certificate_with_another_opinion_does_not_verify(compiled: Compiled) -> None:
