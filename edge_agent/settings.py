@@ -17,6 +17,7 @@ from msgspec import Meta, Struct, field
 from penstock.errors import ConfigError, InvalidInput
 from penstock.hosting.generation.settings import GenerationSettings
 from penstock.process import config
+from penstock.process.directories import data_directory, expanded
 from penstock.process.telemetry import LogSettings
 from penstock.registry.address import parse_registry
 from penstock.wire.device_ids import check_device_id
@@ -317,8 +318,8 @@ def with_paths(settings: AgentSettings, env: Mapping[str, str]) -> AgentSettings
         raise ConfigError("registry_user: a user needs its password or token in registry_token")
     if settings.rung == "cloud":
         raise ConfigError("rung: 'cloud' is what a core serves; an agent runs 'edge', or a rung between the two")
-    data_dir = Path(settings.data_dir or _default_data_dir(env)).expanduser().absolute()
-    socket = Path(settings.socket or _default_socket(settings, data_dir, env)).expanduser().absolute()
+    data_dir = expanded(settings.data_dir or _default_data_dir(env))
+    socket = expanded(settings.socket or _default_socket(settings, data_dir, env))
     if len(os.fsencode(socket)) > _MAX_SOCKET_PATH_BYTES:
         raise ConfigError(
             f"socket: {socket} is longer than the {_MAX_SOCKET_PATH_BYTES} bytes a unix socket may have; "
@@ -330,7 +331,10 @@ def with_paths(settings: AgentSettings, env: Mapping[str, str]) -> AgentSettings
 def _default_data_dir(env: Mapping[str, str]) -> Path:
     if os.geteuid() == 0:
         return Path("/var/lib/penstock/agent")
-    return Path(env.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "penstock" / "agent"
+    try:
+        return data_directory(env) / "agent"
+    except ConfigError as error:
+        raise ConfigError(f"data_dir: {error.message}, or give --data-dir") from None
 
 
 def _default_socket(settings: AgentSettings, data_dir: Path, env: Mapping[str, str]) -> Path:

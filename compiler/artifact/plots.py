@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from compiler.artifact.evaluation import CandidateFigures, CascadeEvaluation, CurvePoint, TargetEvaluation
 from penstock.errors import missing_extra
 from penstock.policy.confidence import PROBE
+from penstock.process.directories import cache_directory
 
 if TYPE_CHECKING:
     import matplotlib as mpl
 
 # looked for here, so that its absence is said before anything is compiled; loaded by the first picture: that takes half
 # a second, for which a recipe that is refused, or a compilation that is only copied, need not wait
+# its font cache: in a home that cannot be written it would warn, and look for all fonts at every start
+os.environ.setdefault("MPLCONFIGDIR", str(cache_directory(os.environ) / "matplotlib"))
 if importlib.util.find_spec("matplotlib") is None:  # the library is behind an extra
     raise missing_extra("matplotlib", "compile", "drawing the report")
 

@@ -25,6 +25,7 @@ import msgspec
 from compiler.cache.sharing import Users, is_free, locked
 from penstock.artifact.blobs import digest_of, digest_of_file, disk_errors, write_atomically
 from penstock.artifact.manifests import canonical_json
+from penstock.process.directories import cache_directory
 
 ENTRY_FILE = "step.json"
 DEFAULT_MAX_BYTES = 20 * 1024**3
@@ -244,8 +245,7 @@ def default_root(environment: Mapping[str, str] | None = None) -> Path:
     """Return ``PENSTOCK_CACHE``, else ``XDG_CACHE_HOME/penstock``, else ``~/.cache/penstock``; ``compile`` below it."""
     environment = os.environ if environment is None else environment
     named = environment.get("PENSTOCK_CACHE")
-    base = Path(named) if named else Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "penstock"
-    return base / "compile"
+    return (Path(named) if named else cache_directory(environment)) / "compile"
 
 
 def _read(directory: Path) -> Entry | None:

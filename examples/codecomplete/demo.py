@@ -26,6 +26,7 @@ from examples.digits.processes import Daemon, penstock, penstock_json, wait_for
 from examples.digits.stage import Claim
 from penstock.cli.output import format_table
 from penstock.errors import StorageError
+from penstock.process.directories import cache_directory
 from penstock.rest.connection import ask
 
 from . import drafting, prompts
@@ -137,8 +138,7 @@ def finish(
     Raises:
         StorageError: the directory cannot be made. DemoError: as :func:`run`.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    directory = directory or cache / "penstock" / "codecomplete"
+    directory = directory or cache_directory(os.environ) / "codecomplete"
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:

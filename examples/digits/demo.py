@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from compiler.certificate.binomial import clopper_pearson
 from penstock.cli.output import format_table
 from penstock.errors import StorageError
+from penstock.process.directories import cache_directory
 
 from . import train
 from .outages import cut_the_cloud, cut_the_power
@@ -34,7 +35,7 @@ WAVES = ("--wave", "0.3", "--wave", "1.0", "--bake", "1", "--min-audited", "60",
 
 def run(*, json_file: Path | None = None, keep: bool = False, directory: Path | None = None, seed: int = 0) -> int:
     """Run all steps; returns the exit code: 0 when every claim held."""
-    directory = directory or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "penstock" / "demo"
+    directory = directory or cache_directory(os.environ) / "demo"
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:

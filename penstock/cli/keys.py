@@ -20,6 +20,7 @@ from penstock.cli.output import (
     progress,
 )
 from penstock.errors import Conflict, InvalidInput, NotFound
+from penstock.process.directories import expanded
 
 if TYPE_CHECKING:
     from penstock.signing.ed25519 import PublicKey, SigningKey
@@ -241,7 +242,7 @@ def _find(key: str, suffix: str) -> Path:
     Raises:
         InvalidInput: neither a file nor a known name.
     """
-    path = Path(key).expanduser()
+    path = expanded(key)
     if path.is_file():
         return path
     named = _keys_directory() / f"{key}{suffix}"
@@ -254,7 +255,7 @@ def _find(key: str, suffix: str) -> Path:
 
 
 def _keys_directory() -> Path:
-    from penstock.signing.trust import config_directory
+    from penstock.process.directories import config_directory
 
     return config_directory(os.environ) / "keys"
 
@@ -263,7 +264,7 @@ def _trust_directory() -> Path:
     from penstock.signing import trust
 
     named = os.environ.get(trust.ENVIRONMENT, "")
-    return Path(named).expanduser() if named else trust.default_directory(os.environ)
+    return expanded(named) if named else trust.default_directory(os.environ)
 
 
 def _check_name(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.metadata
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -123,6 +124,7 @@ def command() -> None:
 def main() -> None:
     """Run a command line: errors of ours become one line and an exit code, never a traceback."""
     streams.secure()
+    os.umask(os.umask(0o077) | 0o002)  # whatever the umask was, nothing that is written here is for everybody to change
     try:
         code = command(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)  # click returns what ctx.exit() was given, and raises nothing
@@ -137,6 +139,11 @@ def main() -> None:
         click.echo(f"penstock: {error.message}", err=True)
         _document(error.code, error.message, exit_code(error))
         sys.exit(exit_code(error))
+    except FileNotFoundError as error:
+        if error.filename is not None or "temporary directory" not in str(error):
+            raise
+        click.echo("penstock: no directory for temporary files can be written; set TMPDIR to one", err=True)
+        sys.exit(EXIT_FAILED)
     except streams.OutputLostError as error:
         streams.give_up()
         if not isinstance(error.__cause__, BrokenPipeError):  # a reader that has seen enough knows that it left

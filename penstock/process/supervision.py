@@ -39,16 +39,18 @@ async def supervise(coroutines: Mapping[str, Coroutine[Any, Any, None]], stop: a
 
 @contextlib.contextmanager
 def stop_on_signals(stop: asyncio.Event) -> Iterator[None]:
-    """Set ``stop`` on the first SIGTERM or SIGINT; a second one has its usual effect, so a hung stop can be ended."""
+    """Set ``stop`` on the first SIGTERM or SIGINT; a second one does what it did before: a hung stop can be ended."""
     loop = asyncio.get_running_loop()
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
 
     def on_signal() -> None:
         stop.set()
         release()
 
     def release() -> None:
-        for number in _SIGNALS:
+        for number, handler in before.items():
             loop.remove_signal_handler(number)
+            signal.signal(number, handler)  # as process 1 the system's own action would be to ignore it
 
     for number in _SIGNALS:
         loop.add_signal_handler(number, on_signal)

@@ -17,6 +17,7 @@ from penstock.artifact.blobs import disk_errors
 from penstock.artifact.layout import Layout, Referrer
 from penstock.artifact.manifests import Artifact
 from penstock.errors import ConfigError, InvalidInput, SignatureError
+from penstock.process import directories
 from penstock.signing import statements
 from penstock.signing.statements import Covered
 
@@ -168,23 +169,25 @@ def configured(setting: str, environment: Mapping[str, str]) -> TrustRoot | None
     """
     named = setting or environment.get(ENVIRONMENT, "")
     if named:
-        directory = Path(named).expanduser().absolute()
+        directory = directories.expanded(named)
         if not directory.is_dir():
             raise ConfigError(f"trust root: {directory} is not a directory; create it, and add keys to trust")
         return TrustRoot(directory)
-    directory = default_directory(environment)
+    try:
+        directory = default_directory(environment)
+    except ConfigError:
+        return None  # a user without a home has no directory there
     # also when its last key was removed: that must not be the way to trust everybody
     return TrustRoot(directory) if directory.is_dir() else None
 
 
 def default_directory(environment: Mapping[str, str]) -> Path:
-    """Return ``~/.config/penstock/trust``."""
-    return config_directory(environment) / "trust"
+    """Return ``~/.config/penstock/trust``.
 
-
-def config_directory(environment: Mapping[str, str]) -> Path:
-    """Return where keys of this user are kept."""
-    return Path(environment.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "penstock"
+    Raises:
+        ConfigError: this user has no home.
+    """
+    return directories.config_directory(environment) / "trust"
 
 
 def sign(directory: Path, key: SigningKey) -> Referrer:

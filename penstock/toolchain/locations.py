@@ -20,6 +20,7 @@ import msgspec
 
 from penstock import wording
 from penstock.errors import ConfigError, MissingToolchain
+from penstock.process.directories import cache_directory, expanded
 from penstock.toolchain import gpu, lock
 from penstock.toolchain.definitions import Toolchain, find
 
@@ -78,10 +79,8 @@ def root() -> Path:
     """Return the directory that holds installed toolchains: ``PENSTOCK_TOOLCHAINS``, or one in the user's cache."""
     named = os.environ.get(ROOT_VARIABLE, "")
     if named:
-        return Path(named).expanduser().absolute()
-    cache_home = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(cache_home) if cache_home.startswith("/") else Path.home() / ".cache"
-    return base / "penstock" / "toolchains"
+        return expanded(named)
+    return cache_directory(os.environ) / "toolchains"
 
 
 def python_in(directory: Path) -> Path:
@@ -184,7 +183,7 @@ def size_words(size_bytes: int) -> str:
 
 
 def _explicit(variable: str, named: str) -> Path:
-    python = Path(named).expanduser().absolute()
+    python = expanded(named)
     if not python.is_file() or not os.access(python, os.X_OK):
         raise ConfigError(f"{variable}={named}: no such program; set it to a Python interpreter, or unset it")
     return python
