@@ -23,6 +23,7 @@ from penstock.process.telemetry import log
 T = TypeVar("T")
 
 MAX_HEAD_BYTES = 8192
+_MAX_HEADERS = 64  # aiohttp has a limit of its own, of 128, and an answer for what is beyond it
 _MAX_CACHED_HEADS = 256
 _MAX_CACHED_HEAD_BYTES = 2048
 _END = b"\r\n\r\n"
@@ -277,6 +278,8 @@ def _parse(head: bytes) -> tuple[str, dict[str, str], int] | None:
         return None
     _, target, version, *rest = [*first.split(" "), "", ""]
     if rest != ["", ""] or version != "HTTP/1.1" or not _TARGET.fullmatch(target):
+        return None
+    if len(lines) > _MAX_HEADERS:
         return None
     headers: dict[str, str] = {}
     for line in lines:
