@@ -12,7 +12,7 @@ from cloud_core.serving.dataplane import SERVER_NAME, DataPlane
 from cloud_core.serving.embeddings import Embeddings
 from cloud_core.serving.texts import TextPlane
 from cloud_core.settings import HttpSettings
-from penstock.http.generate import Generate
+from penstock.http.generate import EXTENSION, Generate
 from penstock.http.oip import Oip
 from penstock.http.openai import OpenAi
 from penstock.http.routes import Reply, Request, Route
@@ -47,6 +47,7 @@ def http_server(
         name=SERVER_NAME,
         queue_full_status=settings.queue_full_status,
         server_headers=_IS_REGISTRY,
+        extensions=(EXTENSION,),
     )
 
     generate = Generate(texts, queue_full_status=settings.queue_full_status)

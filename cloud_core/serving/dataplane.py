@@ -22,11 +22,12 @@ from cloud_core.settings import ServingSettings, TenantSettings
 from penstock.artifact.manifests import columns_of
 from penstock.errors import InvalidInput, PenstockError, QueueFull, Unavailable, outcome_code
 from penstock.hosting.replica import Chunk
+from penstock.openai import oip_texts
 from penstock.policy.access import Action
 from penstock.policy.memory import MemoryLimit
 from penstock.policy.token_bucket import TokenBucket
 from penstock.process.machine import usable_memory_bytes
-from penstock.runtime import platform_of
+from penstock.runtime import TEXT_ENGINES, platform_of
 from penstock.wire.context import RequestContext
 from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata, ModelState
 
@@ -133,12 +134,13 @@ class DataPlane:
         """
         found = self._registry.resolve(model, version)
         spec = self.controller.variant_of(found.digest).spec
+        is_text = spec.engine in TEXT_ENGINES
         return ModelMetadata(
             name=model,
             versions=tuple(v.tag for v in self._registry.versions(model)),
             platform=platform_of(spec.engine),
-            inputs=spec.inputs,
-            outputs=spec.outputs,
+            inputs=oip_texts.INPUTS if is_text else spec.inputs,
+            outputs=oip_texts.OUTPUTS if is_text else spec.outputs,
             columns=columns_of(spec),
         )
 

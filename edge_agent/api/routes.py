@@ -14,7 +14,7 @@ from edge_agent.api.metrics import CONTENT_TYPE, Metrics
 from edge_agent.serving.dataplane import DataPlane
 from edge_agent.serving.embeddings import Embeddings
 from edge_agent.serving.texts import TextPlane
-from penstock.http.generate import Generate
+from penstock.http.generate import EXTENSION, Generate
 from penstock.http.oip import Oip
 from penstock.http.openai import OpenAi
 from penstock.http.routes import Reply, Request, Route, json_reply
@@ -44,7 +44,7 @@ def http_server(
         unclean_ends: tells how many agents of this data directory ended without a last flush.
     """
     metrics = Metrics(dataplane, texts, unclean_ends)
-    oip = Oip(dataplane, asyncio.get_running_loop().time, name=SERVER_NAME)
+    oip = Oip(dataplane, asyncio.get_running_loop().time, name=SERVER_NAME, extensions=(EXTENSION,))
 
     async def scrape(request: Request) -> Reply:
         return Reply(body=metrics.render(), headers={"Content-Type": CONTENT_TYPE})

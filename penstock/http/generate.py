@@ -25,6 +25,9 @@ from penstock.openai.sse import event_bytes
 from penstock.policy.access import Action
 from penstock.process.telemetry import refusal_of
 
+EXTENSION = "generate"
+"""What a server's metadata call it."""
+
 _log = logging.getLogger(__name__)
 
 

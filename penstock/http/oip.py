@@ -98,17 +98,19 @@ class Oip(Generic[Ticket]):
         name: str,
         queue_full_status: int = 503,
         server_headers: Mapping[str, str] | None = None,
+        extensions: Sequence[str] = (),
     ) -> None:
         """
         Args:
             now: the event loop's clock.
+            extensions: of the protocol that other rows of the same server answer.
             name: of the server, in its metadata.
             server_headers: what goes with the metadata, for whatever else asks at /v2.
             queue_full_status: 503, or 429 for clients that only back off on that.
         """
         self._plane, self._now = plane, now
         self._refuse = partial(refusal, queue_full=queue_full_status)
-        document = {"name": name, "version": version_of("penstock"), "extensions": EXTENSIONS}
+        document = {"name": name, "version": version_of("penstock"), "extensions": (*EXTENSIONS, *extensions)}
         self._server = msgspec.json.encode(document)
         self._server_headers = {**(server_headers or {}), "Content-Type": codec.JSON}
         self._infer_rows = Table(self._rows("/infer", "POST", self._infer))

@@ -24,19 +24,28 @@ from penstock.openai.json_body import convert, read_object, unknown_names
 from penstock.openai.logprobs import TokenBytes, chat_entry, written
 from penstock.openai.requests import check_refused
 from penstock.wire.inference import InferRequest, Parameter
-from penstock.wire.tensors import Array, datatype_of
+from penstock.wire.tensors import Array, TensorSpec, datatype_of
 
 _EXTENSIONS = ("timeout", "priority", "local_only")
 # how a stream is asked for is the path's or the method's; what Triton's own clients say of theirs changes no answer
 _HARMLESS = (*_EXTENSIONS, "stream", "streaming", "triton_enable_empty_final_response", "exclude_input_in_output")
-_INPUTS: Mapping[str, str] = {
-    "text_input": "BYTES",
-    "prompt_ids": "INT64",
-    "sampling_parameters": "BYTES",
-    "streaming": "BOOL",
-    "stream": "BOOL",
-}
-_OUTPUTS = ("text_output", "token_ids", "logprobs")
+INPUTS = (
+    TensorSpec(name="text_input", datatype="BYTES", shape=(1,)),
+    TensorSpec(name="prompt_ids", datatype="INT64", shape=(1, -1)),
+    TensorSpec(name="sampling_parameters", datatype="BYTES", shape=(1,)),
+    TensorSpec(name="streaming", datatype="BOOL", shape=(1,)),
+)
+"""What metadata say that a language model takes: one of the first two, and the others if the client likes."""
+
+OUTPUTS = (
+    TensorSpec(name="text_output", datatype="BYTES", shape=(1,)),
+    TensorSpec(name="token_ids", datatype="INT64", shape=(1, -1)),
+    TensorSpec(name="logprobs", datatype="FP32", shape=(1, -1)),
+)
+"""What a response adds to an answer; ``logprobs`` where they are asked for."""
+
+_KINDS: Mapping[str, str] = {**{one.name: one.datatype for one in INPUTS}, "stream": "BOOL"}
+_OUTPUTS = tuple(one.name for one in OUTPUTS)
 
 
 class _Parameters(SamplingFields, kw_only=True):
@@ -255,9 +264,9 @@ def _ask(model: str, version: str, id: str, prompt: str | tuple[int, ...], asked
 
 
 def _check_input(name: str, array: Array) -> None:
-    where, wanted = f"inputs.{name}", _INPUTS.get(name)
+    where, wanted = f"inputs.{name}", _KINDS.get(name)
     if wanted is None:
-        raise InvalidInput(f"{where}: a language model takes {', '.join(_INPUTS)}", field=where)
+        raise InvalidInput(f"{where}: a language model takes {', '.join(_KINDS)}", field=where)
     if datatype_of(array, field=where) != wanted:
         raise InvalidInput(f"{where}: {datatype_of(array, field=where)}; expected {wanted}", field=where)
     rows = array.shape[:-1] if name == "prompt_ids" else array.shape

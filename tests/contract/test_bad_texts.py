@@ -242,6 +242,18 @@ def test_a_model_of_texts_asked_for_arrays_says_where_to_ask(world: World, who: 
         assert answer_of(world.target(who), Ask(path=path, body=b"{}")).status == 400, "it is served"
 
 
+def test_metadata_of_a_model_of_texts_are_the_same_and_name_what_is_taken(world: World) -> None:
+    told = [answer_of(world.target(who), Ask(method="GET", path=f"/v2/models/{NAME}")).document for who in WHO]
+    shapes = [[(one["name"], one["datatype"], one["shape"]) for one in doc["inputs"] + doc["outputs"]] for doc in told]
+    assert shapes[0] == shapes[1] == [
+        ("text_input", "BYTES", [1]), ("prompt_ids", "INT64", [1, -1]), ("sampling_parameters", "BYTES", [1]),
+        ("streaming", "BOOL", [1]), ("text_output", "BYTES", [1]), ("token_ids", "INT64", [1, -1]),
+        ("logprobs", "FP32", [1, -1]),
+    ]  # fmt: skip
+    for who in WHO:
+        assert "generate" in answer_of(world.target(who), Ask(method="GET", path="/v2")).document["extensions"]
+
+
 @pytest.mark.parametrize("who", WHO)
 def test_more_answers_than_there_is_room_for_come_one_after_the_other(world: World, who: str) -> None:
     """A core's line has 68 places by default; a request for more at once would never be let in."""

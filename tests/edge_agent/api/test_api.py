@@ -293,7 +293,7 @@ async def test_health_metadata_index_and_status(short_dir: Path) -> None:
         assert (await agent.call("GET", "/v2/health/ready"))[0] == 200
         for target in ("/v2", "/v2/"):
             status, _, body = await agent.call("GET", target)
-            assert (status, json.loads(body)["extensions"]) == (200, list(EXTENSIONS))
+            assert (status, json.loads(body)["extensions"]) == (200, [*EXTENSIONS, "generate"])
         status, _, body = await agent.call("GET", f"/v2/models/{MODEL}")
         assert json.loads(body) == {
             "name": MODEL,
