@@ -9,7 +9,8 @@ PIP  := $(BIN)/python -m pip -qq --disable-pip-version-check
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 ARGS ?=
-# a file is one worker's, which makes its fixtures once; tests/conftest.py has the longest files begin first.
+# a file is one worker's, which makes its fixtures once; tests/conftest.py has the longest files begin first, and says how
+# many workers there are.
 # -n0 in ARGS takes the suite back into one process, where --pdb works
 WORKERS := -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 # workers have all cores already: threads of numpy and torch would only wait for each other

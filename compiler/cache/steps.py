@@ -32,6 +32,9 @@ DEFAULT_MAX_BYTES = 20 * 1024**3
 _SCRATCH = "making-"
 _LEFT_S = 24 * 3600.0  # older scratch and locks are what a killed process left
 _RECENT_S = 600.0
+_LOOK_AGAIN_S = (
+    60.0  # others write as well; looking at everything after each step took a quarter of a small compilation
+)
 """An entry used this recently is never evicted: another compilation may be reading it."""
 
 
@@ -108,6 +111,7 @@ class StepCache:
         self._max_bytes = max_bytes
         self._reuse = reuse
         self._made: dict[str, Path] = {}
+        self._room_bytes, self._looked_at = 0, -math.inf  # below the limit, and when that was seen
         self._users = Users(root / "users")  # of what is used nothing is evicted: a later step may still read it
 
     def run(self, step: str, key: Mapping[str, Any], produce: Produce, *, waiting: Waiting = unheard) -> Step:
@@ -137,7 +141,7 @@ class StepCache:
                     self._made[identity] = directory
                     return Step(id=identity, directory=directory, facts=found.facts, was_cached=True)
             facts, self._made[identity] = self._make(step, plain, directory, produce)
-        self._evict()
+        self._make_room(_size_bytes(self._made[identity]))
         return Step(id=identity, directory=self._made[identity], facts=facts, was_cached=False, note=note)
 
     @contextmanager
@@ -206,8 +210,17 @@ class StepCache:
             _replace(directory, made)
         return directory
 
-    def _evict(self) -> None:
-        """Remove the least recently used entries above the limit, and scratch that a killed process left."""
+    def _make_room(self, added_bytes: int) -> None:
+        """Evict when what was added may have come above the limit, and now and then for what others added."""
+        now = time.monotonic()
+        self._room_bytes -= added_bytes
+        if self._room_bytes < 0 or now - self._looked_at > _LOOK_AGAIN_S:
+            self._room_bytes, self._looked_at = self._max_bytes - self._evict(), now
+
+    def _evict(self) -> int:
+        """Remove the least recently used entries above the limit, and scratch that a killed process left; return the
+        bytes of all that stay.
+        """
         now = time.time()
         with self._quiet(shared=False):
             in_use = self._users.in_use()
@@ -219,13 +232,13 @@ class StepCache:
                     lock.unlink(missing_ok=True)
             entries = [(_used_at(path / ENTRY_FILE), path) for path in (self._root / "steps").iterdir()]
             kept = {path for _, path in entries if path.name in in_use}
-            evict(entries, self._max_bytes, kept=kept, used_before=now - _RECENT_S)
+            return evict(entries, self._max_bytes, kept=kept, used_before=now - _RECENT_S)
 
 
 def evict(
     entries: list[tuple[float, Path]], max_bytes: int, *, kept: Collection[Path], used_before: float = math.inf
-) -> None:
-    """Remove the least recently used directories until the others have at most ``max_bytes``.
+) -> int:
+    """Remove the least recently used directories until the others have at most ``max_bytes``; return what they have.
 
     Args:
         entries: each with the time at which it was used last.
@@ -235,10 +248,11 @@ def evict(
     total = sum(_size_bytes(path) for _, path in entries)
     for used_at, path in sorted(entries):
         if total <= max_bytes or used_at > used_before:
-            return
+            break
         if path not in kept:
             total -= _size_bytes(path)
             shutil.rmtree(path, ignore_errors=True)
+    return total
 
 
 def default_root(environment: Mapping[str, str] | None = None) -> Path:

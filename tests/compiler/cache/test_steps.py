@@ -129,6 +129,21 @@ def test_the_least_recently_used_results_go_first(tmp_path):
     assert [cache.run("greet", {"n": n}, write("x" * 1000)).was_cached for n in (9, 2, 0)] == [True, True, False]
 
 
+def test_everything_is_looked_at_once_where_there_is_room(tmp_path, monkeypatch):
+    """After each of twenty steps it took a second of the processor beside a cache that had grown."""
+    looks = []
+    evict = steps.evict
+    monkeypatch.setattr(
+        steps, "evict", lambda entries, *rest, **named: looks.append(1) or evict(entries, *rest, **named)
+    )
+    cache = StepCache(tmp_path, max_bytes=100_000)
+    for number in range(5):
+        cache.run("greet", {"n": number}, write("x" * 1000))
+    assert len(looks) == 1
+    cache.run("greet", {"n": 9}, write("x" * 100_000))  # this may be more than there is room for
+    assert len(looks) == 2
+
+
 def test_results_that_this_compilation_used_stay_however_long_a_later_step_takes(tmp_path):
     cache = StepCache(tmp_path, max_bytes=2500)
     old = time.time() - 7200
