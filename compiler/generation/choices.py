@@ -20,11 +20,12 @@ from compiler.generation import serving_engine
 from compiler.generation.built_model import BuiltModel, Floats, Integers, Progress
 from compiler.generation.prompts import PromptSet
 from compiler.generation.serving_engine import Asked
-from compiler.recipe.certificate_section import CertificateSection
+from compiler.recipe.certificate_section import AUTO, CertificateSection
 from penstock.artifact.certificates import Harm
 from penstock.errors import CalibrationError, CompileError, ConfigError, InvalidInput
 from penstock.generation.choices import MAX_OPTIONS
 from penstock.policy.choices import CHOICE_SCORES, choice_score
+from penstock.policy.confidence import TOKEN_SCORES
 from penstock.policy.text_answers import Normalisation, normalised
 
 
@@ -141,6 +142,18 @@ def check_engine(model: BuiltModel) -> None:
     """
     if model.in_toolchain or not serving_engine.scores_options(model.directory):
         raise CompileError(f"{model.directory.name}: {serving_engine.SCORES_NONE}")
+
+
+def check_score(score: str, *, are_options: bool) -> None:
+    """Check that the score that a recipe names is one that its answers can have, before anything is built.
+
+    Raises:
+        ConfigError: it is not; the message lists those that are.
+    """
+    known = CHOICE_SCORES if are_options else TOKEN_SCORES
+    if score != AUTO and score not in known:
+        what = "answers among options" if are_options else "answers in free text"
+        raise ConfigError(f"certificate.score: {what} have no {score!r}; they have {', '.join(known)}")
 
 
 def options_of(

@@ -89,6 +89,7 @@ class Language:
             use: choices.options_of(found, asked.choices, stop=asked.stop, normalisation=asked.normalisation)
             for use, found in sets.items()
         }
+        choices.check_score(recipe.certificate.score, are_options=bool(self._options["tune"]))
         self.splits: Mapping[str, SplitFigures] = {
             use: SplitFigures(rows=len(found.rows), digest=found.digest) for use, found in sets.items()
         }

@@ -16,8 +16,8 @@ from typing import Literal
 from edge_agent.policy.cascade import CascadeMode, Reason
 from penstock.generation.choices import texts_of
 from penstock.generation.values import FinishReason, GenerationRequest, TokenEvent
-from penstock.policy.choices import choice_score
-from penstock.policy.confidence import MONOTONE_SCORES, PROMPT_SCORES, token_score
+from penstock.policy.choices import CHOICE_SCORES, choice_score
+from penstock.policy.confidence import MONOTONE_SCORES, PROMPT_SCORES, TOKEN_SCORES, token_score
 from penstock.policy.text_answers import AnswerSpec
 
 Outside = Literal["escalate", "answer_flagged"]
@@ -59,6 +59,11 @@ class Start:
     drafts: bool
     reason: Reason
     outside: str = ""
+
+
+def is_scored_so(score: str, answer: AnswerSpec) -> bool:
+    """Say whether answers that were made so can have such a score: options have scores of their own."""
+    return score in (CHOICE_SCORES if answer.is_choice else TOKEN_SCORES)
 
 
 def start(

@@ -344,7 +344,7 @@ def _deaths(hosted: Hosted) -> int:
 
 def _promise(hosted: Hosted) -> Promise | None:
     certificate, answer = hosted.certificate, hosted.texts.spec.answer
-    if certificate is None or not answer:
+    if certificate is None or not answer or not text_cascade.is_scored_so(certificate.score, answer):
         return None
     return Promise(
         score=certificate.score,

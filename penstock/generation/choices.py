@@ -71,7 +71,7 @@ def options_of(
     if len(set(ids)) < len(ids):
         twice = next(text for text in texts if texts.count(text) > 1)
         raise InvalidInput(f"choices: {twice[:60]!r} is there twice; leave one out", field=_FIELD)
-    ends = frozenset(end_ids) | tokenizer.beginning_with(tuple(stop))
+    ends = frozenset(end_ids) | tokenizer.beginning_with(stop)
     if not ends:
         raise InvalidInput(
             "choices: the model has no token that ends an answer; name a string at which answers stop", field=_FIELD

@@ -9,7 +9,7 @@ Opens no file: it gets the files' contents. Pads and cuts nothing: rows for mode
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +62,7 @@ class Tokenizer:
         self._library = library
         self.facts = facts
         self.pieces = pieces
-        self._beginning: tuple[tuple[str, ...], frozenset[int]] = ((), frozenset())
+        self._beginning: tuple[frozenset[str], frozenset[int]] = (frozenset(), frozenset())
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the ids of a text.
@@ -85,12 +85,13 @@ class Tokenizer:
         ids: list[int] = self._library.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
-    def beginning_with(self, texts: tuple[str, ...]) -> frozenset[int]:
+    def beginning_with(self, texts: Collection[str]) -> frozenset[int]:
         """Return the tokens whose text begins with one of these; what was asked last is kept, since all of the
         vocabulary is looked at."""
-        if self._beginning[0] != texts:
-            wanted = tuple(text.encode() for text in texts)
-            self._beginning = (texts, frozenset(self.pieces.beginning_with(wanted, self.facts.vocabulary)))
+        asked = frozenset(texts)
+        if self._beginning[0] != asked:
+            wanted = tuple(text.encode() for text in asked)
+            self._beginning = (asked, frozenset(self.pieces.beginning_with(wanted, self.facts.vocabulary)))
         return self._beginning[1]
 
     def token_id(self, token: str) -> int | None:

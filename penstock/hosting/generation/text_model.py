@@ -199,6 +199,8 @@ def _vocabulary(spec: VariantSpec, directory: Path) -> Vocabulary:
     loaded, template = tokenizer.load(contents), chat_template.load(contents)
     if template is not None:
         golden_chats.check(contents, loaded, template)
+    if spec.answer and spec.answer.is_choice:
+        loaded.beginning_with(spec.answer.stop)  # now: no request has to wait until all of the vocabulary is read
     return Vocabulary(tokenizer=loaded, template=template, answer=spec.answer or None)
 
 

@@ -71,6 +71,16 @@ def test_a_right_answer_that_is_none_of_the_options_is_refused() -> None:
         )
 
 
+def test_a_score_that_answers_cannot_have_is_refused_before_anything_is_built() -> None:
+    for score in ("auto", "max_prob", "margin", "entropy"):
+        choices.check_score(score, are_options=True)
+    choices.check_score("prompt_max_prob", are_options=False)
+    with pytest.raises(ConfigError, match="among options have no 'token_min'; they have max_prob, margin, entropy"):
+        choices.check_score("token_min", are_options=True)
+    with pytest.raises(ConfigError, match="in free text have no 'margin'; they have prompt_max_prob, token_min"):
+        choices.check_score("margin", are_options=False)
+
+
 def test_prompts_with_choices_are_read_from_lines_and_functions(tmp_path: Path) -> None:
     given = [{"prompt": "a", "choices": ["x", "y"]}, {"prompt": "b", "choices": ["x", "z"]}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))

@@ -210,3 +210,10 @@ def test_an_option_is_whole_whatever_its_length() -> None:
     assert text_cascade.is_kept(0.5, CHOICE, finish="stop", tokens=30, limit=31)
     assert not text_cascade.is_kept(0.49, CHOICE, finish="stop", tokens=2, limit=2)
     assert not any(text_cascade.is_hopeless(-50.0, CHOICE, place=at) for at in range(3))
+
+
+def test_a_promise_by_a_score_that_its_answers_cannot_have_is_none() -> None:
+    assert all(text_cascade.is_scored_so(score, PROMISE.answer) for score in TOKEN_SCORES)
+    assert all(text_cascade.is_scored_so(score, CHOICE.answer) for score in ("max_prob", "margin", "entropy"))
+    assert not text_cascade.is_scored_so("max_prob", PROMISE.answer)
+    assert not any(text_cascade.is_scored_so(score, CHOICE.answer) for score in ("token_min", "energy", "probe"))

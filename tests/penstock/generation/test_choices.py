@@ -43,6 +43,7 @@ def test_an_option_ends_with_the_models_end_or_with_what_begins_with_a_stop() ->
     assert len(expected) > 2  # "the" is a token, too
     assert set(found) == expected | {3}
     assert options_of(["yes"], reads, end_ids={3}).end_ids == (3,)
+    assert options_of(["yes"], reads, stop=["\n", "t"], end_ids={3}).end_ids == found  # in whatever order
 
 
 @pytest.mark.parametrize(
