@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from edge_agent import settings as agent_settings
-from penstock.cli.output import format_table, output_option, print_fields, print_result
+from penstock.cli.output import format_table, output_option, print_fields, print_result, wrapped
 from penstock.errors import PenstockError, Unavailable
 from penstock.process.telemetry import setup_service_logging
 from penstock.rest.connection import ask
@@ -19,7 +19,7 @@ from penstock.rest.status import error_from_http
 from penstock.wire.outcomes import HEADINGS, OUTCOMES
 
 _COUNTS = ("requests", *OUTCOMES)
-_COLUMNS = ("model", "version", "phase", "mode", "threshold", *(HEADINGS[name] for name in _COUNTS))
+_COLUMNS = ("model", "version", "phase", "mode", "threshold")
 
 
 @click.group(
@@ -151,7 +151,7 @@ def _print(document: dict[str, Any]) -> None:
     click.echo(format_table(_COLUMNS, [_row(model) for model in document["models"]]))
     for model in document["models"]:
         for line in _notes(model):
-            click.echo(f"{model['model']}: {line}")
+            click.echo(wrapped(f"{model['model']}: {line}", indent="  "))
 
 
 def _lost(outbox: dict[str, Any]) -> str:
@@ -162,20 +162,19 @@ def _lost(outbox: dict[str, Any]) -> str:
 
 def _row(model: dict[str, Any]) -> tuple[object, ...]:
     threshold = model["threshold"]
-    counts = model["counts"]
     return (
         model["model"],
         model["version"] or "-",
         model["phase"].lower(),
         model["mode"].lower() or "-",
         "-" if threshold is None else f"{threshold:.4f}",
-        *(counts.get(name, "-") for name in _COUNTS),
     )
 
 
 def _notes(model: dict[str, Any]) -> list[str]:
-    """Say what does not fit into a table: promise, where an update stands, and what is wrong."""
-    notes = [model["promise"]] if model["promise"] else []
+    """Say what does not fit into a table: counts, promise, where an update stands, and what is wrong."""
+    counts = ", ".join(f"{model['counts'].get(name, '-')} {HEADINGS[name]}" for name in _COUNTS)
+    notes = [counts, *([model["promise"]] if model["promise"] else [])]
     if model["desired"] and model["desired"] != model["version"]:
         progress = f", {model['fetched_bytes']} of {model['total_bytes']} bytes" if model["total_bytes"] else ""
         notes.append(f"wanted: {model['desired']} ({model['phase'].lower()}{progress})")

@@ -264,6 +264,7 @@ def encode_promise(status: PromiseStatus) -> pb.FleetPromise:
     """Write what the audits of all devices say about a promise."""
     return pb.FleetPromise(
         model=status.model,
+        version=status.version,
         artifact_digest=status.artifact_digest,
         certificate_digest=status.certificate_digest,
         devices=status.devices,

@@ -170,6 +170,7 @@ class FleetEvidence:
         return tuple(
             PromiseStatus(
                 model=pool.model,
+                version=self._registry.tag_of(pool.model, artifact_digest),
                 artifact_digest=artifact_digest,
                 certificate_digest=certificate_digest,
                 devices=len(pool.devices),

@@ -255,13 +255,8 @@ class FleetQueries:
 
     def versions(self, plan: Plan) -> dict[str, str]:
         """Return the tags of the artifacts that a plan is about, by digest; "" of one that has none, or is gone."""
-        found = {}
-        for digest in sorted({plan.artifact_digest, *(device.base_digest for device in plan.devices)} - {""}):
-            try:
-                found[digest] = self._registry.resolve(plan.model, digest).tag
-            except NotFound:
-                found[digest] = ""
-        return found
+        digests = {plan.artifact_digest, *(device.base_digest for device in plan.devices)} - {""}
+        return {digest: self._registry.tag_of(plan.model, digest) for digest in sorted(digests)}
 
     def certified_harm(self, digest: str) -> float | None:
         """Return what the certificates of an artifact promise of all rows; None where there is none."""

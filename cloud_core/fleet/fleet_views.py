@@ -36,6 +36,7 @@ MAX_PAGE = 1000
 """Devices in one answer."""
 
 _MAX_LABELS_NAMED = 20
+_MAX_SERIES = 1000
 _AT_REST: frozenset[Phase] = frozenset({"idle", "committed", "reverted", "failed"})
 _LABEL = "label:"
 
@@ -152,12 +153,15 @@ class FleetViews:
         )
 
     def running(self) -> Counter[tuple[str, str, Phase]]:
-        """Count devices by model, version and phase."""
-        return Counter(
+        """Count devices by model, version and phase. Versions are their word; the rarest beyond a bound are one."""
+        found = Counter(
             (model.model, model.active_version or "none", model.phase)
             for device in self._devices
             for model in device.report.models
         )
+        shown = dict(found.most_common(_MAX_SERIES))
+        rest = found.total() - sum(shown.values())
+        return Counter(shown) if not rest else Counter({**shown, ("other", "other", "idle"): rest})
 
     def silent(self) -> int:
         """Count devices whose last report is old."""

@@ -55,6 +55,7 @@ class PromiseStatus:
     """Shows what the audits of all devices say about the promise of one certificate.
 
     Attributes:
+        version: the artifact's tag, for people; "" when it has none, or is gone.
         devices: that have audited something.
         bound: share of audited rows that may be harmful, at the largest level in use.
         evidence: compared with ``run_length``; the one of the last round that ended.
@@ -63,6 +64,7 @@ class PromiseStatus:
     """
 
     model: str
+    version: str
     artifact_digest: str
     certificate_digest: str
     devices: int

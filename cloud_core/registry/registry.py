@@ -125,6 +125,13 @@ class Registry:
         tag = version if version in self._tags.get(model, {}) else self._newest_tag(model, digest)
         return self._version(row, tag)
 
+    def tag_of(self, model: str, digest: str) -> str:
+        """Return the newest tag of an artifact; "" where it has none, or is gone."""
+        try:
+            return self.resolve(model, digest).tag
+        except NotFound:
+            return ""
+
     def artifact(self, digest: str) -> Artifact:
         """Return a parsed artifact.
 

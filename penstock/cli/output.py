@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any, TypeVar
 
 import click
 import msgspec
 
+_NO_LIMIT = 100_000
 _NARROWEST = 16
 """Columns that a cell needs to be broken into lines that can be read."""
 
@@ -76,47 +79,67 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
 def format_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> str:
     """Return the text of :func:`print_table`: no colours and no box, so that it can be piped and pasted.
 
-    A last column of words that does not fit into the width of the terminal, or 80 columns, goes on in lines below.
+    On a terminal, what does not fit goes on in lines below, in its own column; words are never broken.
     """
     cells = [[str(cell) for cell in row] for row in rows]
-    widths = [max(len(c), *(len(row[i]) for row in cells)) if cells else len(c) for i, c in enumerate(columns)]
     right = [
         bool(rows) and all(isinstance(row[i], int | float) or _is_figure(str(row[i])) for row in rows)
         for i in range(len(columns))
     ]
-
-    room = _width() - sum(widths[:-1]) - 2 * len(widths[:-1])
+    table = [[c.upper() for c in columns], *cells]
+    widths = _fitting(table)
 
     def line(values: Sequence[str]) -> str:
-        padded = [v.rjust(w) if r else v.ljust(w) for v, w, r in zip(values, widths, right, strict=True)]
-        if not padded or right[-1] or len(values[-1]) <= room or room < _NARROWEST:
-            return "  ".join(padded).rstrip()
-        first, *more = textwrap.wrap(values[-1], room, break_long_words=False, break_on_hyphens=False)
-        indent = " " * (_width() - room)
-        return "\n".join(["  ".join([*padded[:-1], first]), *(f"{indent}{part}" for part in more)])
+        columns = [_broken(value, width) for value, width in zip(values, widths, strict=True)]
+        parts = zip_longest(*columns, fillvalue="")
+        padded = (
+            "  ".join(v.rjust(w) if r else v.ljust(w) for v, w, r in zip(part, widths, right, strict=True))
+            for part in parts
+        )
+        return "\n".join(one.rstrip() for one in padded)
 
     lines = [title, ""] if title else []
-    lines += [line([c.upper() for c in columns]), *(line(row) for row in cells)]
-    return "\n".join(lines)
+    return "\n".join([*lines, *map(line, table)])
+
+
+def _fitting(table: Sequence[Sequence[str]]) -> list[int]:
+    """Return the width of each column: what it needs, or less for the widest where the table is too wide."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    least = [max(len(word) for cell in column for word in [*cell.split(), ""]) for column in zip(*table, strict=True)]
+    least = [max(_NARROWEST, one) if one < width else width for one, width in zip(least, widths, strict=True)]
+    while (excess := sum(widths) + 2 * (len(widths) - 1) - _width()) > 0:
+        widest = max(range(len(widths)), key=lambda i: (widths[i] > least[i], widths[i]))
+        if widths[widest] <= least[widest]:
+            break
+        widths[widest] = max(least[widest], widths[widest] - excess)
+    return widths
+
+
+def _broken(text: str, width: int) -> list[str]:
+    if len(text) <= width:
+        return [text]
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 def wrapped(text: str, *, indent: str = "") -> str:
     """Break a line of prose where it does not fit into the width of the terminal; ``indent`` begins what follows."""
-    return textwrap.fill(
-        text, _width(), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
-    )
+    if len(text) <= _width():
+        return text
+    return textwrap.fill(text, _width(), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _width() -> int:
-    """Return the width of the terminal, at least 80 columns."""
-    return max(80, shutil.get_terminal_size((80, 24)).columns)
+    """Return the width of the terminal, at least 80 columns. What goes into a pipe or a file is not broken."""
+    if sys.stdout.isatty() or os.environ.get("COLUMNS"):
+        return max(80, shutil.get_terminal_size((80, 24)).columns)
+    return _NO_LIMIT
 
 
 def print_fields(fields: Mapping[str, object]) -> None:
-    """Name and value lines, aligned."""
+    """Name and value lines, aligned; a long value goes on below."""
     width = max((len(name) for name in fields), default=0)
     for name, value in fields.items():
-        click.echo(f"{name.ljust(width)}  {value}")
+        click.echo(wrapped(f"{name.ljust(width)}  {value}", indent=" " * (width + 2)))
 
 
 def progress(message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import signal
 import socket
@@ -458,13 +459,16 @@ async def test_the_status_command_prints_a_table_and_json(device: Device) -> Non
 
     def run(*arguments: str) -> str:
         command = [sys.executable, "-m", "penstock", "agent", "status", "--socket", str(device.socket), *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout
+        env = {**os.environ, "COLUMNS": "80"}
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30, env=env).stdout
 
     table = await asyncio.to_thread(run)
     assert "d1" in table
-    assert "95% confidence" in table
+    assert "95% confidence" in " ".join(table.split())
     row = next(line for line in table.splitlines() if line.startswith(MODEL + " "))
-    assert row.split() == [MODEL, "v1", "committed", "cascade", "0.9000", "3", "3", "0", "0", "0", "0"]
+    assert row.split() == [MODEL, "v1", "committed", "cascade", "0.9000"]
+    assert f"{MODEL}: 3 rows, 3 kept, 0 escalated, 0 unreachable, 0 not finite, 0 failed" in table
+    assert max(map(len, table.splitlines())) <= 80
     document = json.loads(await asyncio.to_thread(run, "-o", "json"))
     assert document["tcp"].startswith("127.0.0.1:")
     assert document["outbox"]["dropped"] == 0

@@ -44,7 +44,7 @@ def test_an_operator_who_types_the_page_rolls_out_pauses_goes_back_and_reads_who
     }
     done = run_script(script(blocks(PAGE)), tmp_path, **env)
     assert done.returncode == 0, done.stdout
-    assert "   1        1  it goes back  1 failure  failures of 90%, harm of" in done.stdout
+    assert "   1        1  it goes back  1 failure            90%      11.3%     285" in done.stdout
     where = ("--core", core.grpc_target)
     history = penstock_json("fleet", "history", *where)
     assert [(one["action"].split()[1], one["subject"]) for one in history] == [

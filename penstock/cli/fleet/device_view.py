@@ -60,12 +60,14 @@ def groups_text(by: str, groups: Sequence[pb.DeviceGroup]) -> str:
 def promises_text(promises: Sequence[pb.FleetPromise]) -> str:
     """Write a row for each certificate in use."""
     rows = [
-        (one.model, short(one.certificate_digest), one.devices, f"{one.audit_harm} of {one.audited}",
-         wording.bound(one.bound), f"{min(one.evidence, 1e15):,.0f} of {one.run_length:,.0f}", trust_words(one))
+        (_promised(one), short(one.certificate_digest), one.devices, f"{one.audit_harm} of {one.audited}",
+         wording.bound(one.bound), f"{min(one.evidence / one.run_length, 1e6):,.2f}", trust_words(one))
         for one in promises
     ]  # fmt: skip
-    columns = ["model", "certificate", "devices", "harmful", "promised", "evidence", "trust"]
-    return format_table(columns, rows) if rows else "no audits yet; devices audit answers under a certificate"
+    columns = ["version", "certificate", "devices", "harmful", "promised", "evidence", "trust"]
+    if not rows:
+        return "no audits yet; devices audit answers under a certificate"
+    return f"{format_table(columns, rows)}\n\nevidence: against the promise, by all devices; an alarm at 1"
 
 
 def trusted_text(trusted: pb.TrustDeviceResponse) -> str:
@@ -106,7 +108,11 @@ def trust_words(promise: pb.FleetPromise) -> str:
     """Say what becomes of a promise."""
     if not promise.has_alarm:
         return "held so far"
-    return "BROKEN, devices ask the cloud" if promise.is_distrusted else "BROKEN"
+    return "BROKEN: cloud only" if promise.is_distrusted else "BROKEN"
+
+
+def _promised(promise: pb.FleetPromise) -> str:
+    return f"{promise.model}:{promise.version or short(promise.artifact_digest)}"
 
 
 def _row(device: pb.Device, model: pb.ReportedModel, is_wide: bool) -> tuple[object, ...]:

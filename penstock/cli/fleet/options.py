@@ -62,7 +62,7 @@ def operator_options(function: Callable[..., Any]) -> Callable[..., Any]:
     call = click.option(
         "--who",
         envvar="PENSTOCK_OPERATOR",
-        default=lambda: os.environ.get("USER") or os.environ.get("LOGNAME") or f"uid {os.getuid()}",
+        default=_login,
         show_envvar=True,
         help="Who, for the record.  [default: your login]",
     )(call)
@@ -79,3 +79,16 @@ def wait_options(until: str) -> Callable[[Callable[..., Any]], Callable[..., Any
         return click.option("--wait", is_flag=True, help=f"Follow {until}.")(function)
 
     return add
+
+
+def _login() -> str:
+    """Return the name of whoever runs this; a user without an entry is a number."""
+    named = os.environ.get("USER") or os.environ.get("LOGNAME")
+    if named:
+        return named
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return f"uid {os.getuid()}"

@@ -172,23 +172,25 @@ def _promise_lines(plan: pb.RolloutPlan) -> list[str]:
 def _foresight_lines(plan: pb.RolloutPlan) -> list[str]:
     rows = []
     for number, wave in enumerate(plan.foresight, start=1):
-        stops = f"{wave.stopping_failures} failures" if wave.stopping_failures else "-"
+        stops = _failures(wave.stopping_failures) if wave.stopping_failures else "-"
         if wave.stops_when_all_revert:
             every = "it goes back" if wave.devices == 1 else "all go back"
             stops = every if stops == "-" else f"{stops}, or {every}"
-        sees = f"failures of {wave.visible_failure_rate:.0%}"
-        sees += (
-            f", harm of {wording.percent(wave.visible_harm)} in {wave.audited_rows} rows" if wave.audited_rows else ""
-        )
-        holds = "1 failure" if wave.holding_failures == 1 else f"{wave.holding_failures} failures"
-        holds = holds if wave.holding_failures <= wave.devices else "-"
-        rows.append((number, wave.devices, stops.replace("1 failures", "1 failure"), holds, sees))
+        holds = _failures(wave.holding_failures) if wave.holding_failures <= wave.devices else "-"
+        harm = wording.percent(wave.visible_harm) if wave.audited_rows else "-"
+        rows.append((number, wave.devices, stops, holds, f"{wave.visible_failure_rate:.0%}", harm, wave.audited_rows))
     if not rows:
         return []
-    power = plan.foresight[0].power
-    return [
-        format_table(["wave", "devices", "stops at", "holds at", f"sees, with a chance of {power:.0%}"], rows),
-    ]
+    columns = ["wave", "devices", "stops at", "holds at", "sees failures", "sees harm", "audits"]
+    what = (
+        f"sees: the smallest rate that a wave which passes has shown, with a chance of {plan.foresight[0].power:.0%}; "
+        "audits: rows that it waits for"
+    )
+    return [format_table(columns, rows), wrapped(what)]
+
+
+def _failures(count: int) -> str:
+    return "1 failure" if count == 1 else f"{count} failures"
 
 
 def _plan_table(plan: pb.RolloutPlan) -> str:

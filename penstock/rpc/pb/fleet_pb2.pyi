@@ -275,7 +275,7 @@ class DeliveredOutcomes(_message.Message):
     def __init__(self, artifact_digest: _Optional[str] = ..., counts: _Optional[_Union[OutcomeCounts, _Mapping]] = ...) -> None: ...
 
 class FleetPromise(_message.Message):
-    __slots__ = ("model", "artifact_digest", "certificate_digest", "devices", "audited", "audit_harm", "bound", "evidence", "run_length", "has_alarm", "alarmed_at", "is_distrusted")
+    __slots__ = ("model", "artifact_digest", "certificate_digest", "devices", "audited", "audit_harm", "bound", "evidence", "run_length", "has_alarm", "alarmed_at", "is_distrusted", "version")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ARTIFACT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -288,6 +288,7 @@ class FleetPromise(_message.Message):
     HAS_ALARM_FIELD_NUMBER: _ClassVar[int]
     ALARMED_AT_FIELD_NUMBER: _ClassVar[int]
     IS_DISTRUSTED_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     model: str
     artifact_digest: str
     certificate_digest: str
@@ -300,7 +301,8 @@ class FleetPromise(_message.Message):
     has_alarm: bool
     alarmed_at: float
     is_distrusted: bool
-    def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., certificate_digest: _Optional[str] = ..., devices: _Optional[int] = ..., audited: _Optional[int] = ..., audit_harm: _Optional[int] = ..., bound: _Optional[float] = ..., evidence: _Optional[float] = ..., run_length: _Optional[float] = ..., has_alarm: _Optional[bool] = ..., alarmed_at: _Optional[float] = ..., is_distrusted: _Optional[bool] = ...) -> None: ...
+    version: str
+    def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., certificate_digest: _Optional[str] = ..., devices: _Optional[int] = ..., audited: _Optional[int] = ..., audit_harm: _Optional[int] = ..., bound: _Optional[float] = ..., evidence: _Optional[float] = ..., run_length: _Optional[float] = ..., has_alarm: _Optional[bool] = ..., alarmed_at: _Optional[float] = ..., is_distrusted: _Optional[bool] = ..., version: _Optional[str] = ...) -> None: ...
 
 class ListPromisesRequest(_message.Message):
     __slots__ = ()

@@ -38,7 +38,8 @@ class Core:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "penstock", *arguments,
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-            env={"PENSTOCK_CORE": self.target, "PENSTOCK_REGISTRY": self.registry_url, "PATH": "/usr/bin:/bin"},
+            env={"PENSTOCK_CORE": self.target, "PENSTOCK_REGISTRY": self.registry_url, "PATH": "/usr/bin:/bin",
+                 "COLUMNS": "80"},
         )  # fmt: skip
         out, err = await asyncio.wait_for(process.communicate(), 60)
         assert process.returncode == code, f"{process.returncode}\n{out.decode()}\n{err.decode()}"

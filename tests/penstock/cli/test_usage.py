@@ -78,11 +78,21 @@ def test_version_is_told_in_the_usual_way() -> None:
     assert (done.returncode, done.stdout) == (0, f"penstock {importlib.metadata.version('penstock')}\n")
 
 
-def test_a_last_column_of_words_is_broken_and_nothing_else_is() -> None:
+def test_a_table_that_is_too_wide_is_broken_between_words_in_its_widest_columns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     long = "a reason that goes on and on, and does not fit beside the others in eighty columns"
-    table = format_table(["device", "digest", "why"], [("cam-1", "0" * 30, long), ("cam-2", "1" * 30, "short")])
-    lines = table.splitlines()
+    rows = [("cam-1", "0" * 30, long, 7), ("cam-2", "1" * 30, "short", 12)]
+    lines = format_table(["device", "digest", "why", "rows"], rows).splitlines()
     assert max(map(len, lines)) <= 80
+    assert lines[0].split() == ["DEVICE", "DIGEST", "WHY", "ROWS"]
     assert lines[1].startswith("cam-1   " + "0" * 30 + "  a reason")
-    assert " ".join(lines[1].split()[2:] + " ".join(lines[2:-1]).split()) == long
-    assert lines[-1] == "cam-2   " + "1" * 30 + "  short"
+    assert lines[1].endswith("     7")
+    assert " ".join([*lines[1].split()[2:-1], *" ".join(lines[2:-1]).split()]) == long
+    assert lines[-1].split() == ["cam-2", "1" * 30, "short", "12"]
+    wide = format_table(["digest", "of"], [("0" * 64, "1" * 64)]).splitlines()
+    assert wide[1] == "0" * 64 + "  " + "1" * 64, "a word is never broken"
+    monkeypatch.delenv("COLUMNS")
+    piped = format_table(["device", "digest", "why", "rows"], rows).splitlines()
+    assert len(piped) == 3, "what goes into a pipe has a line for each row"
