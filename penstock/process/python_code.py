@@ -85,6 +85,48 @@ def digest_of_code(source: str, base: Path, *, setting: str) -> str:
     Raises:
         InvalidInput: there is no such file, it is no Python, or it imports more than a small program does.
     """
+    hasher = hashlib.sha256()
+    for digest in sorted(hashlib.sha256(content).digest() for content in _sources(source, base, setting).values()):
+        hasher.update(digest)
+    return "sha256:" + hasher.hexdigest()
+
+
+def fresh_function_in(source: str, base: Path, *, setting: str) -> tuple[Callable[..., Any], str]:
+    """Import a function from its source as it is now, and return it with the digest of that source.
+
+    A process that runs for long may have imported an earlier source of it or of a module beside it, or a module of that
+    name from another place: these are imported again, so that the digest is that of what runs.
+
+    Raises:
+        InvalidInput: as :func:`function_in` and :func:`digest_of_code`; or the source changed meanwhile.
+    """
+    digest = digest_of_code(source, base, setting=setting)
+    files = [file.resolve() for file in _sources(source, base, setting)]
+    roots = {files[0].parent, base.resolve()}
+    names = {_module_name(file, root) for file in files for root in roots if file.is_relative_to(root)}
+    for name, module in list(sys.modules.items()):
+        place = getattr(module, "__file__", None)
+        if place and (Path(place).resolve() in files or (name in names and not _is_installed(place))):
+            del sys.modules[name]
+    importlib.invalidate_caches()
+    function = function_in(source, base, setting=setting)
+    if digest_of_code(source, base, setting=setting) != digest:
+        raise InvalidInput(f"{setting}: {source} changed while it was imported; try again", field=setting)
+    return function, digest
+
+
+def _is_installed(place: str) -> bool:
+    """Say whether a module is Python's own, a library's or Penstock's: one of that name beside a user's is not used."""
+    return "site-packages" in place or place.startswith((sys.base_prefix, *_OURS))
+
+
+def _module_name(file: Path, root: Path) -> str:
+    parts = file.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _sources(source: str, base: Path, setting: str) -> dict[Path, bytes]:
+    """Read a function's file and those beside it that it imports."""
     where = source.rpartition(":")[0]
     first = base / where if where.endswith(".py") else _file_of(where, base, setting)
     directories = (first.parent, base)
@@ -104,10 +146,7 @@ def digest_of_code(source: str, base: Path, *, setting: str) -> str:
             place = f"{file.name}:{error.lineno}" if isinstance(error, SyntaxError) else str(file)
             raise InvalidInput(f"{setting}: {place}: {_told(error)}", field=setting) from error
         waiting += [found for name in _imported(tree) for found in _beside(name, (file.parent, *directories))]
-    hasher = hashlib.sha256()
-    for digest in sorted(hashlib.sha256(content).digest() for content in seen.values()):
-        hasher.update(digest)
-    return "sha256:" + hasher.hexdigest()
+    return seen
 
 
 @contextmanager
@@ -186,9 +225,7 @@ def _place(error: BaseException) -> str:
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if "site-packages" not in frame.filename
-        and not frame.filename.startswith(("<frozen", *_OURS))
-        and not frame.filename.startswith(sys.base_prefix)
+        if not frame.filename.startswith("<frozen") and not _is_installed(frame.filename)
     ]
     if isinstance(error, SyntaxError) and error.filename:
         return f"{Path(error.filename).name}:{error.lineno}: "

@@ -45,7 +45,7 @@ class TextMetric:
         Raises:
             InvalidInput: there is none, importing it failed, or it does not take a prompt, an answer and a reference.
         """
-        function = python_code.function_in(name, base, setting=setting)
+        function, digest = python_code.fresh_function_in(name, base, setting=setting)
         try:
             inspect.signature(function).bind("", "", "")
         except (TypeError, ValueError) as error:
@@ -53,7 +53,6 @@ class TextMetric:
                 f"{setting}: {name} cannot be called with three texts, prompt, answer and reference: {error}",
                 field=setting,
             ) from error
-        digest = python_code.digest_of_code(name, base, setting=setting)
         return cls(Opinion(metric=name, digest=digest), function, setting=setting)
 
     def grade(self, prompt: str, answer: str, reference: str, *, where: str) -> float:

@@ -77,3 +77,17 @@ def test_a_grade_that_is_none_is_refused_with_its_row(load: Load, given: str, me
 @pytest.mark.parametrize("given", ["True", "1", "numpy.float32(1)", "numpy.bool_(1)", "1 + 1e-12"])
 def test_numbers_of_any_kind_are_grades(load: Load, given: str) -> None:
     assert load(f"import numpy\ndef half(*texts):\n    return {given}\n").grade("p", "a", "b", where="row 0") == 1.0
+
+
+@pytest.mark.parametrize("name", ["changing.py:half", "changing:half"])
+def test_the_digest_is_that_of_what_runs_whatever_was_imported_before(tmp_path: Path, name: str) -> None:
+    """A device runs for months: another source may lie there when the next certificate comes."""
+    (tmp_path / "changing.py").write_text("import worth_of_it\ndef half(*texts):\n    return worth_of_it.WORTH\n")
+    found = []
+    for worth in ("0.5", "0.125"):
+        (tmp_path / "worth_of_it.py").write_text(f"WORTH = {worth}\n")
+        metric = TextMetric.load(name, tmp_path, setting="cascade.metric_of")
+        found.append((metric.grade("p", "a", "b", where="row 0"), metric.opinion.digest))
+    (first, one), (second, other) = found
+    assert (first, second) == (0.5, 0.125)
+    assert one != other
