@@ -1,7 +1,7 @@
 """One life of a worker process, from its start to its end, as its parent sees it: what it is asked and what it answers.
 
-Owns the process and its group: nothing of it is left when a life has ended. Does not decide whether it hangs or is
-started again: ``penstock.hosting.generation.process`` does, with ``penstock.policy.worker_health``.
+Owns the process and its group: nothing of it is left when a life has ended. When it counts as hung is
+``penstock.policy.worker_health``'s to say; whether another life follows, ``penstock.hosting.generation.lives``'s.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from penstock.hosting.generation.frames import (
 )
 from penstock.hosting.generation.generator import Load, Totals
 from penstock.hosting.generation.settings import WorkerSettings
+from penstock.policy.worker_health import LOOKS, Watch
 from penstock.process.exit_status import status_words
 from penstock.process.telemetry import log
 from penstock.runtime.generation import EngineFacts
@@ -58,7 +59,6 @@ class WorkerLife(asyncio.Protocol):
         facts: of its engine; None until it is loaded.
         answers: generations that it was asked for and has not ended, by id.
         load: the last that it said.
-        totals: what it has done.
         has_loaded: is set when it has loaded, or is gone.
         is_pinged: it was asked for a sign of life and has not given one.
         is_gone: is set when nothing more will be heard of it.
@@ -75,7 +75,7 @@ class WorkerLife(asyncio.Protocol):
         self._complaint: PenstockError | None = None  # its own, or ours about what it sent
         self.facts: EngineFacts | None = None
         self.answers: dict[str, Answer] = {}
-        self.load, self.totals = Load(), Totals()
+        self.load, self._totals = Load(), Totals()
         self.is_pinged = False
         self.has_loaded, self.is_gone, self.is_idle = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.is_idle.set()
@@ -87,6 +87,11 @@ class WorkerLife(asyncio.Protocol):
     def pid(self) -> int | None:
         """Return the process's id, which is its group's; None before it was started."""
         return None if self._process is None else self._process.pid
+
+    @property
+    def totals(self) -> Totals:
+        """Return what it has done."""
+        return self._totals
 
     @property
     def complaint(self) -> PenstockError | None:
@@ -131,6 +136,33 @@ class WorkerLife(asyncio.Protocol):
         self.is_idle.clear()
         return answer
 
+    @property
+    def unanswered(self) -> int:
+        """Return the number of generations that it was asked for and has not ended."""
+        return len(self.answers)
+
+    async def watched(self) -> str:
+        """Wait until it is gone, or does not move though it has work; return that in words, or ""."""
+        watch, idle_looks = Watch(), 0
+        look_s, idle_ping_s = self._settings.hang_s / LOOKS, self._settings.idle_ping_s
+        while not self.is_gone.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.is_gone.wait(), look_s)
+            has_work = bool(self.answers) or self.is_pinged
+            watch = watch.look(progress=self.totals.steps, has_work=has_work)
+            if watch.is_hung:
+                return f"it had work and made no step for {self._settings.hang_s:g} s, and was killed"
+            idle_looks = 0 if has_work else idle_looks + 1
+            if idle_ping_s and idle_looks * look_s >= idle_ping_s:
+                self.ping()
+                idle_looks = 0
+        return ""
+
+    async def drained(self, timeout_s: float) -> None:
+        """Wait until everything is answered, for as long as that."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.is_idle.wait(), timeout_s)
+
     def ping(self) -> None:
         """Ask for a sign of life; nothing happens where it has ended."""
         if not self.is_gone.is_set():
@@ -158,7 +190,12 @@ class WorkerLife(asyncio.Protocol):
                 self._process.kill()
 
     async def end(self, grace_s: float) -> str:
-        """Close the pipe, give the process ``grace_s`` to end, kill its group, and say how it ended."""
+        """Close the pipe, give the process ``grace_s`` to end, kill its group, and say how it ended: in its own words
+        where it left some."""
+        how = await self._ended(grace_s)
+        return how if self._complaint is None else self._complaint.message
+
+    async def _ended(self, grace_s: float) -> str:
         if self._transport is not None:
             self._transport.abort()
         if self._process is None:
@@ -206,7 +243,7 @@ class WorkerLife(asyncio.Protocol):
                 self.facts = facts
                 self.has_loaded.set()
             case Report():
-                self.load, self.totals, self.is_pinged = message.load, message.totals, False
+                self.load, self._totals, self.is_pinged = message.load, message.totals, False
                 for id, event in message.events:
                     self._tell(id, event)
                 for failure in message.failures:

@@ -206,7 +206,7 @@ async def test_a_worker_that_talks_nonsense_is_given_up() -> None:
             await answer.next(soon())
         with pytest.raises(Unavailable):
             life.ask(asked(), left_s=1.0)
-        assert await life.end(0.0) == "it was never started"
+        assert "nonsense" in await life.end(0.0)
 
 
 MALFORMED: list[dict[str, Any]] = [
