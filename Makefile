@@ -22,7 +22,7 @@ QUICK := $(wildcard tests/*/policy) $(addprefix tests/penstock/,artifact http pr
 	$(filter-out %_simulation.py,$(wildcard tests/compiler/certificate/test_*.py)) $(addprefix tests/compiler/,measure recipe) \
 	tests/cloud_core/state tests/project
 
-.PHONY: help demo quick test lint proto docs bench bench-compiler bench-generation simulate wheel venv clean
+.PHONY: help demo quick test test-vllm lint proto docs bench bench-compiler bench-generation simulate wheel venv clean
 .DEFAULT_GOAL := help
 
 help:
@@ -39,6 +39,10 @@ quick: $(VENV)/.dev  ## run the tests of policies, values, codecs and contracts 
 
 test: $(VENV)/.dev  ## run every test that needs no GPU, on all cores (about 12 minutes on two)
 	@$(BIN)/python -m pytest $(WORKERS) --durations=20 --durations-min=1 $(ARGS)
+
+# not a part of 'test': it needs 'penstock toolchain install vllm' (3.0 GB), and skips with that reason without it
+test-vllm: $(VENV)/.dev  ## run a real vLLM on this processor, break it, and see it come back (about 20 minutes)
+	@PENSTOCK_TEST_VLLM=1 $(BIN)/python -m pytest -n0 -s -v tests/vllm $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff, mypy strict, layer and purity rules, freshness of generated code and docs
 	@$(BIN)/ruff check .

@@ -13,6 +13,7 @@ import logging
 import os
 import time
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -36,11 +37,13 @@ from cloud_core.settings import CoreSettings, check
 from cloud_core.state import Database, spending
 from penstock.artifact.blobs import write_atomically
 from penstock.errors import StorageError
+from penstock.hosting.generation.managed.vllm import ManagedServers
 from penstock.http.server import HttpServer
 from penstock.process.clock import SteadyClock
 from penstock.process.supervision import supervise
 from penstock.process.telemetry import log
 from penstock.signing import trust
+from penstock.toolchain.locations import require
 
 _log = logging.getLogger(__name__)
 _HEARTBEAT_S = 1.0
@@ -139,7 +142,13 @@ class Core:
         fleet = FleetService.open(database, registry, settings.fleet, SteadyClock())
         self._exit.push_async_callback(_close_fleet, fleet)
         measures = Measures()
-        controller = Controller(registry, settings.serving, measures, now, log_settings=settings.log)
+        managed = ManagedServers(
+            settings=settings.serving.generation.vllm,
+            interpreter=partial(require, "vllm"),
+            directory=self._data_dir / "vllm",
+            environment=os.environ,
+        )
+        controller = Controller(registry, settings.serving, measures, now, log_settings=settings.log, managed=managed)
         self._exit.push_async_callback(self._close_controller, controller)
         self.plane = DataPlane(
             controller,

@@ -14,6 +14,7 @@ from cloud_core.fleet.settings import FleetSettings
 from cloud_core.policy.admission import Role
 from cloud_core.registry.settings import RegistrySettings
 from penstock.errors import ConfigError, InvalidInput
+from penstock.hosting.generation.managed.settings import VllmSettings
 from penstock.hosting.generation.settings import GenerationSettings
 from penstock.process.telemetry import LogSettings
 from penstock.wire.device_ids import check_device_id
@@ -62,6 +63,16 @@ class GrpcSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     stream_window: _Count = 64
 
 
+class CoreGenerationSettings(GenerationSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Language models, run here, by vLLM that the core starts, or by servers of others.
+
+    Attributes:
+        vllm: by model, how vLLM runs it.
+    """
+
+    vllm: dict[str, VllmSettings] = msgspec.field(default_factory=dict)
+
+
 class ServingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Bounds of the data plane.
 
@@ -103,7 +114,7 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     retry_after_s: _Seconds = 1.0
     drain_s: _Seconds = 10.0
     spending_flush_s: Annotated[float, msgspec.Meta(ge=0.05, le=3600.0)] = 10.0
-    generation: GenerationSettings = GenerationSettings()
+    generation: CoreGenerationSettings = CoreGenerationSettings()
 
 
 class TenantSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -160,9 +171,13 @@ def check(settings: CoreSettings) -> CoreSettings:
     """Check what types cannot say.
 
     Raises:
-        ConfigError: two tenants share a name or a token, one has no valid device id, or the service would be open to a
-            network.
+        ConfigError: two tenants share a name or a token, one has no valid device id, the service would be open to a
+            network, or a model would run in two places.
     """
+    generation = settings.serving.generation
+    for model in generation.vllm:
+        if model in generation.remote.urls:
+            raise ConfigError(f"serving.generation: {model!r} is in vllm and in remote.urls; it can run in one of them")
     for what in ("name", "token"):
         values = [getattr(tenant, what) for tenant in settings.tenants]
         if len(set(values)) != len(values):

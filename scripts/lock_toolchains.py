@@ -19,8 +19,8 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from penstock.toolchain.pip import TORCH_CPU_INDEX
 
 TORCH_WHEELS = Path(__file__).with_name("torch_cpu_wheels.json")
 _PYTHONS = ("3.11", "3.12", "3.13", "3.14")
-_GLIBC_MINORS = (28, 27, 26, 24, 17, 12, 5)
+_GLIBC_MINORS = (31, 28, 27, 26, 24, 17, 12, 5)
 _MAX_ROUNDS = 5
 _INDEX_TIMEOUT_S = 20.0
 
@@ -45,6 +45,7 @@ class Environment:
     python: str
     system: str
     machine: str
+    glibc_minor: int = 28
 
     @property
     def tag(self) -> str:
@@ -55,7 +56,8 @@ class Environment:
         if self.system == "macos":
             return [f"macosx_14_0_{self.machine}"]
         legacy = ["manylinux2014", "manylinux2010", "manylinux1"] if self.machine == "x86_64" else ["manylinux2014"]
-        names = [f"manylinux_2_{minor}" for minor in _GLIBC_MINORS] + legacy
+        minors = [minor for minor in _GLIBC_MINORS if minor <= self.glibc_minor]
+        names = [f"manylinux_2_{minor}" for minor in minors] + legacy
         return [f"{name}_{self.machine}" for name in names]
 
     @property
@@ -139,7 +141,7 @@ def _complete(toolchain: Toolchain) -> Resolution:
     """Resolve, look at every environment, and add what one of them lacks, until none does."""
     roots = [_with_cpu_build(requirement) for requirement in toolchain.requirements]
     for _ in range(_MAX_ROUNDS):
-        resolution = _resolve(roots)
+        resolution = _resolve(roots, toolchain)
         if not resolution.unmet:
             return resolution
         print(f"{toolchain.name}: further packages for other environments: {', '.join(sorted(resolution.unmet))}")
@@ -147,15 +149,26 @@ def _complete(toolchain: Toolchain) -> Resolution:
     raise RuntimeError(f"{toolchain.name}: no complete set of packages within {_MAX_ROUNDS} rounds")
 
 
-def _resolve(roots: Sequence[str]) -> Resolution:
+def _resolve(roots: Sequence[str], toolchain: Toolchain) -> Resolution:
+    left_out = toolchain.left_out
+    alone: list[dict[str, Any]] = []
+    if left_out:  # pip knows no way to leave something out: it is asked for what the first one needs, in its place
+        first, *others = roots
+        alone = _report([first], "--no-deps")
+        roots = [*others, *_needs_here(alone[0]["metadata"].get("requires_dist", []), left_out)]
     try:
         items = _report(roots)
     except RuntimeError:
         items = _report(roots, "--extra-index-url", TORCH_CPU_INDEX)
-    needs = {_name(item): item["metadata"].get("requires_dist", []) for item in items}
+    items += alone
+    needs = {
+        _name(item): [line for line in item["metadata"].get("requires_dist", []) if _named(line) not in left_out]
+        for item in items
+    }
     extras = {_name(item): set(item.get("requested_extras", [])) for item in items}
     resolution = Resolution({_name(item): item["metadata"]["version"] for item in items})
-    for environment in ENVIRONMENTS:
+    for usual in ENVIRONMENTS:
+        environment = replace(usual, glibc_minor=toolchain.glibc_minor)
         try:
             hashes = _hashes(resolution.versions, environment)
         except RuntimeError as error:
@@ -164,6 +177,19 @@ def _resolve(roots: Sequence[str]) -> Resolution:
         resolution.hashes[environment] = hashes
         resolution.unmet |= set(_unmet(needs, extras, resolution.versions, environment))
     return resolution
+
+
+def _needs_here(lines: Sequence[str], left_out: Collection[str]) -> list[str]:
+    """Return requirements that hold on this machine, but for those that are left out."""
+    wanted = [line for line in lines if _named(line) not in left_out]
+    held = [one for one in map(Requirement, wanted) if one.marker is None or one.marker.evaluate({"extra": ""})]
+    for one in held:
+        one.marker = None
+    return [str(one) for one in held]
+
+
+def _named(line: str) -> str:
+    return str(canonicalize_name(Requirement(line).name))
 
 
 def _hashes(versions: Mapping[str, str], environment: Environment) -> dict[str, str]:

@@ -110,12 +110,13 @@ class CoreProcess:
         self.kill()
         self.start()
 
-    def push(self, layout: Path) -> None:
+    def push(self, layout: Path, *, patience_s: float = PATIENCE_S) -> None:
         """What ``penstock artifact push`` does; returns when the core serves it."""
         with RegistryClient(self.http_url) as registry:
             moved = transfer.push(registry, Layout(layout))
         path = f"{self.http_url}/v2/models/{moved.model}/versions/{moved.tag}/ready"
-        wait_until(f"{moved.model}:{moved.tag} ready in the core", lambda: _answers_200(path))
+        what = f"{moved.model}:{moved.tag} ready in the core"
+        wait_until(what, lambda: _answers_200(path), patience_s=patience_s)
 
     def release(self, reference: str, *, devices: int = 1, is_awaited: bool = True) -> None:
         """Bring a first version to the devices that are there, and when it succeeded to those that come later."""

@@ -24,6 +24,7 @@ from penstock.errors import ArtifactError, Internal, NotFound, PenstockError, Un
 from penstock.hosting import embedding, loading
 from penstock.hosting.embedding import Embedding
 from penstock.hosting.generation import text_model
+from penstock.hosting.generation.managed.vllm import ManagedServers
 from penstock.hosting.replica import EngineReplica, outputs_replica
 from penstock.hosting.replica_queue import ReplicaQueue
 from penstock.hosting.rows import Tensors
@@ -64,12 +65,17 @@ class Controller:
         now: Callable[[], float],
         *,
         log_settings: LogSettings | None = None,
+        managed: ManagedServers | None = None,
     ) -> None:
-        """``log_settings``: of processes that generate."""
+        """
+        Args:
+            log_settings: of processes that generate.
+            managed: models that servers of ours run.
+        """
         self.router = Router(registry, measures, variant_of=self.variant_of, ask=self._ask)
         self.settled = asyncio.Event()
         self._registry, self._settings, self._measures, self._now = registry, settings, measures, now
-        self._log_settings = log_settings
+        self._log_settings, self._managed = log_settings, managed
         self._wake = asyncio.Event()
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._variants: dict[str, Variant] = {}
@@ -261,6 +267,7 @@ class Controller:
             self._settings.generation,
             measures=self._measures.generation(variant.spec.model, variant.digest),
             log_settings=self._log_settings,
+            managed=self._managed,
         )
         return ServedText(variant, model, now=self._now())
 

@@ -89,7 +89,12 @@ def list_toolchains(output: str) -> None:
 
 @command.command()
 @click.argument("names", nargs=-1, metavar="NAME...")
-@click.option("--all", "everything", is_flag=True, help="Every toolchain that can be installed here.")
+@click.option(
+    "--all",
+    "everything",
+    is_flag=True,
+    help="Every toolchain that can be installed here, but for those that are for tests.",
+)
 @click.option("--force", is_flag=True, help="Install again even what is installed and current.")
 @output_option
 def install(names: tuple[str, ...], everything: bool, force: bool, output: str) -> None:
@@ -99,8 +104,10 @@ def install(names: tuple[str, ...], everything: bool, force: bool, output: str) 
     behind; run it again.
     """
     from penstock.toolchain import locations
+    from penstock.toolchain.definitions import find
 
-    results = [install_visibly(name, force=force) for name in _wanted(names, everything)]
+    wanted = [name for name in _wanted(names, everything) if names or not find(name).only_by_name]
+    results = [install_visibly(name, force=force) for name in wanted]
     if output == "json":
         print_json(results)
         return

@@ -32,7 +32,7 @@ _CODES: Mapping[str, str] = {
     "403": "permission-denied",
     "404": "not-found",
     "429": "quota-exceeded",
-    "503": "unavailable",
+    "503": "queue-full",  # vLLM says it in a stream that has begun, too, and without a time to come back
     "504": "deadline-exceeded",
     "invalid_request_error": "invalid-input",
     "BadRequestError": "invalid-input",

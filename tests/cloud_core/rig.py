@@ -21,6 +21,7 @@ from cloud_core.serving.dataplane import DataPlane
 from cloud_core.settings import CoreSettings, ServingSettings, TenantSettings
 from penstock.artifact.layout import Layout, VariantDraft
 from penstock.artifact.manifests import Role, VariantSpec
+from penstock.hosting.generation.managed.vllm import ManagedServers
 from penstock.process.telemetry import LogSettings
 from penstock.registry.transfer import RegistryClient, push
 from penstock.wire.context import RequestContext
@@ -101,12 +102,13 @@ def rig_of(
     settings: ServingSettings | None = None,
     tenants: Sequence[TenantSettings] = (),
     log_settings: LogSettings | None = None,
+    managed: ManagedServers | None = None,
 ) -> Rig:
     """Must be called with a running loop."""
     settings = settings or ServingSettings()
     now = asyncio.get_running_loop().time
     measures = Measures()
-    controller = Controller(registry, settings, measures, now, log_settings=log_settings)
+    controller = Controller(registry, settings, measures, now, log_settings=log_settings, managed=managed)
     return Rig(registry, controller, DataPlane(controller, registry, measures, settings, tenants, now), measures)
 
 

@@ -37,6 +37,7 @@ def test_plain_make_lists_every_word() -> None:
 @pytest.mark.parametrize(
     ("words", "runs"),
     [
+        ("make test-vllm", "PENSTOCK_TEST_VLLM=1 .venv/bin/python -m pytest -n0 -s -v tests/vllm"),
         ("make demo", ".venv/bin/penstock demo"),
         ("make quick", ".venv/bin/python -m pytest .* tests/cloud_core/policy .*tests/project"),
         ("make test", ".venv/bin/python -m pytest .*--durations=20 --durations-min=1"),

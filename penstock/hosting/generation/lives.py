@@ -64,6 +64,7 @@ class Lives(Generic[LifeT]):
         starts: lives that came as far as a token.
         crashes: ends that nobody asked for.
         hangs: lives that were ended because they did not move.
+        is_closing: who asks is refused.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class Lives(Generic[LifeT]):
         self._retry_at = 0.0
         self._start_takes_s = 0.0
         self._task: asyncio.Task[None] | None = None
-        self._is_closing = False
+        self.is_closing = False
         self._now: Callable[[], float] | None = None
 
     def __repr__(self) -> str:
@@ -123,25 +124,25 @@ class Lives(Generic[LifeT]):
         Raises:
             Unavailable: there is none; the message says why, and when to come back.
         """
-        if self.current is None or self._is_closing:
+        if self.current is None or self.is_closing:
             raise self.unavailable()
         return self.current
 
     def health(self) -> Health:
         """Say whether there is a life that answers."""
-        return WELL if self.current is not None and not self._is_closing else Health(False, self._why)
+        return WELL if self.current is not None and not self.is_closing else Health(False, self._why)
 
     def unavailable(self) -> PenstockError:
         """Make the error for whoever asks now; who comes back when it says so finds a worker that has loaded."""
         left_s = 1.0
-        if self._now is not None and not self._is_closing:
+        if self._now is not None and not self.is_closing:
             left_s = self._retry_at + self._start_takes_s - self._now()
         retry_after_s = None if left_s == math.inf else max(1.0, left_s)
         return Unavailable(f"{self.name} cannot answer: {self._why or 'try again'}", retry_after_s=retry_after_s)
 
     async def close(self, timeout_s: float) -> None:
         """Stop admitting, give what runs ``timeout_s``, and end the last life; idempotent."""
-        self._is_closing, self._why = True, "it is being unloaded"
+        self.is_closing, self._why = True, "it is being unloaded"
         if self.current is not None:
             await self.current.drained(timeout_s)
         task, self._task = self._task, None
@@ -221,7 +222,7 @@ class Lives(Generic[LifeT]):
         assert self._now is not None
         began_at = self._now()
         life = await self._begin()
-        if self._is_closing:
+        if self.is_closing:
             await life.end(0.0)
             raise self.unavailable()
         self.current, self._why = life, ""

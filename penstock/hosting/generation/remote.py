@@ -159,17 +159,25 @@ class RemoteGenerator:
     async def close(self, timeout_s: float) -> None:
         """Stop admitting, give what runs ``timeout_s``, and close all connections; idempotent."""
         self._is_closing = True
-        pumps = [task for server in self._servers for task in server.owes]
-        if pumps and timeout_s > 0:
-            await asyncio.wait(pumps, timeout=timeout_s)
-        for server in self._servers:
-            self._give_up(server, "the model is being unloaded")
+        await self.drained(timeout_s)
+        self.fail_all(lambda: Unavailable("the model is being unloaded", retry_after_s=self._settings.retry_after_s))
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for server in self._servers:
             await server.close()
+
+    async def drained(self, timeout_s: float) -> None:
+        """Wait until nothing is owed any more, for as long as that."""
+        pumps = [task for server in self._servers for task in server.owes]
+        if pumps and timeout_s > 0:
+            await asyncio.wait(pumps, timeout=timeout_s)
+
+    def fail_all(self, error: Callable[[], PenstockError]) -> None:
+        """End every generation that has not ended, each with an error of its own."""
+        for server in self._servers:
+            self._give_up(server, error)
 
     def _tell(self, told_at: float, told: int, now: float) -> float:
         if self._measures is not None:
@@ -306,7 +314,7 @@ class RemoteGenerator:
     def _hung(self, server: RemoteServer, why: str) -> None:
         assert self._now is not None
         log(_log, logging.ERROR, "server hangs", model=self.name, url=server.url, why=why)
-        self._give_up(server, why)
+        self._give_up(server, lambda: Unavailable(f"{server.url}: {why}", retry_after_s=self._settings.retry_after_s))
         self._hangs += 1
         server.why, server.watch = why, Watch()
         server.prefixes.clear()
@@ -314,9 +322,9 @@ class RemoteGenerator:
         while server.breaker.phase == "closed":  # more than one failure: it is left alone at once
             server.breaker = server.breaker.record(False, self._now())
 
-    def _give_up(self, server: RemoteServer, why: str) -> None:
+    def _give_up(self, server: RemoteServer, error: Callable[[], PenstockError]) -> None:
         for task, answer in list(server.answers.items()):
-            answer.fail(Unavailable(f"{server.url}: {why}", retry_after_s=self._settings.retry_after_s))
+            answer.fail(error())
             task.cancel()
 
     async def _probe(self, server: RemoteServer) -> None:

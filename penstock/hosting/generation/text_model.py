@@ -26,6 +26,8 @@ from penstock.generation.values import GenerationRequest, TokenEvent
 from penstock.hosting.generation import prompts
 from penstock.hosting.generation.frames import Model
 from penstock.hosting.generation.generator import Generator, Measures
+from penstock.hosting.generation.managed.generator import ManagedGenerator
+from penstock.hosting.generation.managed.vllm import ManagedServers
 from penstock.hosting.generation.process import ProcessGenerator
 from penstock.hosting.generation.prompts import Vocabulary
 from penstock.hosting.generation.remote import RemoteGenerator
@@ -114,25 +116,28 @@ async def load(
     threads: int = 0,
     measures: Measures | None = None,
     log_settings: LogSettings | None = None,
+    managed: ManagedServers | None = None,
 ) -> TextModel:
     """Load a variant and let it prove itself: a first token, then its golden vectors.
+
+    Args:
+        managed: models that servers of ours run, in place of the variant's own engine.
 
     Raises:
         ArtifactError: files that are no model, or one that continues its golden prompts in another way on this machine.
         InvalidInput: an engine or provider that is not known here. MissingExtra: a library is not installed.
         Unavailable: its process ended, or made no token in time; no server of others made one.
-        ConfigError: a URL of a server is none, or servers of others cannot answer as was certified.
+        ConfigError: a URL of a server is none, a managed server has wrong settings, or neither can answer as was
+            certified. MissingToolchain: a managed server has no interpreter.
     """
     directory = files.weights.parent
     reads = await asyncio.to_thread(_vocabulary, spec, directory)
-    generator: ProcessGenerator | RemoteGenerator
-    if urls := settings.remote.urls.get(spec.model):
-        if spec.answer and spec.answer.is_choice:
-            raise ConfigError(
-                f"{spec.model}: its answers are options, scored as whole answers, and a server of OpenAI's API scores "
-                "none: what it would choose token by token is not what was certified; take the model out of "
-                "generation.remote.urls"
-            )
+    generator: ProcessGenerator | RemoteGenerator | ManagedGenerator
+    if managed is not None and spec.model in managed.settings:
+        _refuse_choices(spec, "serving.generation.vllm")
+        generator = await asyncio.to_thread(managed.generator, spec.model, reads.tokenizer.facts, measures)
+    elif urls := settings.remote.urls.get(spec.model):
+        _refuse_choices(spec, "generation.remote.urls")
         generator = _remote(spec, reads, settings, urls, measures)
     else:
         options = settings.options(spec.provider, threads=threads)
@@ -148,6 +153,18 @@ async def load(
         await asyncio.shield(generator.close(0.0))
         raise
     return TextModel(spec, reads, generator)
+
+
+def _refuse_choices(spec: VariantSpec, setting: str) -> None:
+    """
+    Raises:
+        ConfigError: answers are options, and servers choose token by token.
+    """
+    if spec.answer and spec.answer.is_choice:
+        raise ConfigError(
+            f"{spec.model}: its answers are options, scored as whole answers, and a server of OpenAI's API scores "
+            f"none: what it would choose token by token is not what was certified; take the model out of {setting}"
+        )
 
 
 def _remote(

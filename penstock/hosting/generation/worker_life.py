@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import math
 import os
-import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from typing import cast
 
@@ -40,16 +37,14 @@ from penstock.hosting.generation.frames import (
     from_worker,
 )
 from penstock.hosting.generation.generator import Load, Totals
+from penstock.hosting.generation.process_group import ProcessGroup
 from penstock.hosting.generation.settings import WorkerSettings
 from penstock.policy.worker_health import LOOKS, Watch
 from penstock.process.exit_status import status_words
-from penstock.process.telemetry import log
 from penstock.runtime.generation import EngineFacts
 
-_log = logging.getLogger(__name__)
 _PROGRAM = "penstock.hosting.generation.worker"
 _STDERR = 2
-_KILL_S = 5.0  # from SIGKILL to the end of the process: longer takes only one that waits for a broken disk
 
 
 class WorkerLife(asyncio.Protocol):
@@ -69,9 +64,8 @@ class WorkerLife(asyncio.Protocol):
         self._settings, self._on_report = settings, on_report
         self._splitter = Splitter(settings.max_frame_bytes)
         self._transport: asyncio.Transport | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._group: ProcessGroup | None = None
         self._asked = 0
-        self._has_ended = False
         self._complaint: PenstockError | None = None  # its own, or ours about what it sent
         self.facts: EngineFacts | None = None
         self.answers: dict[str, Answer] = {}
@@ -86,7 +80,7 @@ class WorkerLife(asyncio.Protocol):
     @property
     def pid(self) -> int | None:
         """Return the process's id, which is its group's; None before it was started."""
-        return None if self._process is None else self._process.pid
+        return None if self._group is None else self._group.pid
 
     @property
     def totals(self) -> Totals:
@@ -107,7 +101,7 @@ class WorkerLife(asyncio.Protocol):
         first = encode(begin, max_bytes=self._settings.max_frame_bytes)
         ours, theirs = socket.socketpair()
         try:
-            self._process = _spawned(theirs, self._settings.threads)
+            self._group = ProcessGroup(_spawned(theirs, self._settings.threads))
         except OSError as error:
             ours.close()
             raise Unavailable(f"the model's process cannot be started: {error}", retry_after_s=1.0) from error
@@ -183,38 +177,19 @@ class WorkerLife(asyncio.Protocol):
 
     def kill(self) -> None:
         """Kill the process and all that it started, now."""
-        if self._process is not None and not self._has_ended:  # its number may be another's by then
-            try:
-                os.killpg(self._process.pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):  # macOS says EPERM of a group of which only a zombie is left
-                self._process.kill()
+        if self._group is not None:
+            self._group.kill()
 
     async def end(self, grace_s: float) -> str:
         """Close the pipe, give the process ``grace_s`` to end, kill its group, and say how it ended: in its own words
         where it left some."""
-        how = await self._ended(grace_s)
-        return how if self._complaint is None else self._complaint.message
-
-    async def _ended(self, grace_s: float) -> str:
         if self._transport is not None:
             self._transport.abort()
-        if self._process is None:
-            return "it was never started"
-        try:
-            if grace_s > 0:
-                await asyncio.to_thread(_waited, self._process, grace_s)
-        finally:
-            self.kill()
-            # also where this task was cancelled: a zombie would stay for as long as we live
-            reaper = threading.Thread(target=_waited, args=(self._process, _KILL_S), name="reap", daemon=True)
-            reaper.start()
-        await asyncio.to_thread(reaper.join)
-        self._has_ended = True
-        status = self._process.returncode
-        if status is None:
-            log(_log, logging.ERROR, "killed process does not end", pid=self._process.pid)
-            return f"process {self._process.pid} was killed and does not end"
-        return status_words(status)
+        how = "it was never started"
+        if self._group is not None:
+            status = await self._group.ended(grace_s)
+            how = "it was killed and does not end" if status is None else status_words(status)
+        return how if self._complaint is None else self._complaint.message
 
     # -- asyncio.Protocol -----------------------------------------------------------------------------------------
 
@@ -294,8 +269,3 @@ def _spawned(theirs: socket.socket, threads: int) -> subprocess.Popen[bytes]:
         start_new_session=True,  # Ctrl-C reaches us alone, and the group can be killed
         pass_fds=(theirs.fileno(),),
     )
-
-
-def _waited(process: subprocess.Popen[bytes], timeout_s: float) -> None:
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout_s)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,7 @@ from tests.language import (
     text_layout,
 )
 from tests.penstock.hosting.generation.letters_server import serving
+from tests.penstock.hosting.generation.managed import stand_in_model as stand_in
 from tests.penstock.hosting.rig import rows
 
 Put = Callable[..., Any]
@@ -119,6 +122,24 @@ async def test_a_server_that_runs_another_model_is_not_used(registry: Registry, 
         assert state.state == "UNAVAILABLE"
         assert "golden prompt 0" in state.reason
         await rig.controller.close(0.0)
+
+
+async def test_a_model_that_a_server_of_ours_runs_is_proved_there_and_answers_from_there(
+    registry: Registry, put: Put, tmp_path: Path
+) -> None:
+    of = stand_in.settings(tmp_path)
+    answers = [[row["ids"], row["new"]] for row in references(CLOUD)]
+    (Path(of.directory) / "answers.json").write_text(json.dumps(answers))
+    rig = rig_of(registry, managed=replace(stand_in.servers(tmp_path, of), settings={NAME: of}))
+    await put(rig.registry, text_layout(tmp_path))
+    await rig.settle()
+    assert [state.state for state in rig.controller.index()] == ["READY"]
+    row = references(CLOUD)[0]
+    request = TextRequest(model=NAME, prompt=tuple(row["ids"]), max_new_tokens=4, stop=())
+    answer, events = await ask(rig, request)
+    assert [event.token for event in events] == row["new"][:4]
+    assert answer.account["served_by"] == "cloud"
+    await rig.controller.close(0.0)
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [

@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner, Result
 
 from penstock.cli.toolchain import command
+from penstock.toolchain import definitions
 from penstock.toolchain.definitions import TOOLCHAINS
 from penstock.toolchain.install import install
 from tests.penstock.toolchain.tiny import Tiny
@@ -91,3 +93,11 @@ def test_an_unknown_name_is_one_line_and_exit_code_two() -> None:
         timeout=60,
     )
     assert (done.returncode, done.stderr) == (2, "penstock: toolchain: no toolchain 'troch'; did you mean 'torch'?\n")
+
+
+def test_all_leaves_out_what_is_installed_by_name_only(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    only = replace(TOOLCHAINS["tiny"], only_by_name=True)
+    monkeypatch.setattr(definitions, "TOOLCHAINS", {"tiny": only})
+    assert json.loads(run("install", "--all", "-o", "json").stdout) == []
+    assert run("install", "tiny").stdout.startswith("tiny: installed")
+    assert run("remove", "--all", "--yes").stdout.startswith("tiny: removed")

@@ -65,8 +65,22 @@ def test_linux_gets_the_cpu_build_of_torch_and_asks_for_it_first() -> None:
 def test_every_toolchain_is_an_extra_with_the_same_pins() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     assert {name: extras.get(name) for name in TOOLCHAINS} == {
-        name: list(toolchain.requirements) for name, toolchain in TOOLCHAINS.items()
+        name: None if toolchain.only_by_name else list(toolchain.requirements) for name, toolchain in TOOLCHAINS.items()
     }
+
+
+def test_what_is_left_out_is_neither_asked_for_nor_missed() -> None:
+    lines = [
+        "numpy",
+        'six>=1.16; python_version > "3.0"',
+        "torchvision; python_version > '3'",
+        'av; extra == "audio"',
+        "a[b]>1",
+    ]
+    assert script._needs_here(lines, ("torchvision",)) == ["numpy", "six>=1.16", "a[b]>1"]
+    packages = lock.lock_of(TOOLCHAINS["vllm"]).packages
+    assert not set(TOOLCHAINS["vllm"].left_out) & set(packages)
+    assert not [name for name in packages if name.startswith("nvidia-")]
 
 
 def test_a_missing_lock_says_that_penstock_is_badly_installed(tmp_path: Path) -> None:

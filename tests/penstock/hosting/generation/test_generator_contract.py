@@ -27,6 +27,7 @@ from penstock.hosting.generation.settings import GenerationSettings, LineSetting
 from penstock.runtime.generation import EngineFacts
 from tests.penstock.hosting.generation.letters import asked, model
 from tests.penstock.hosting.generation.letters_server import serving
+from tests.penstock.hosting.generation.managed.stand_in_model import managed
 from tests.waiting import PATIENCE_S, until
 
 
@@ -59,8 +60,14 @@ async def _remote(directory: Path) -> Generator:
     return generator
 
 
+async def _managed(directory: Path) -> Generator:
+    generator = managed(directory)
+    await generator.start()
+    return generator
+
+
 Start = Callable[[Path], Awaitable[Generator]]
-GENERATORS: Mapping[str, Start] = {"process": _process, "remote": _remote}
+GENERATORS: Mapping[str, Start] = {"process": _process, "remote": _remote, "managed": _managed}
 
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
