@@ -127,16 +127,27 @@ class Agent:
         hosting = self._hosting(outcomes)
         hosting.expect(model for model, state in store.states().items() if state.active)
         link = FleetLink(
-            settings.core, timeout_s=settings.heartbeat.timeout_s, token=settings.token, link=settings.link
+            settings.core,
+            timeout_s=settings.heartbeat.timeout_s,
+            token=settings.token,
+            tls=settings.tls,
+            link=settings.link,
         )
         stack.push_async_callback(link.close)
-        escalator = Escalator(settings.core, settings.escalation, token=settings.token, link=settings.link)
+        escalator = Escalator(
+            settings.core, settings.escalation, token=settings.token, tls=settings.tls, link=settings.link
+        )
         stack.push_async_callback(escalator.close)
         self.delivery = self._delivery(outcomes, link)
         stack.push_async_callback(self.delivery.close)
         await self.delivery.open()
-        secret = settings.registry_token or settings.token
-        connect = fetch.connector(settings.registry, settings.fetch, user=settings.registry_user, token=secret)
+        connect = fetch.connector(
+            settings.registry,
+            settings.fetch,
+            user=settings.registry_user,
+            token=settings.registry_token or settings.token,
+            tls=settings.tls,
+        )
         targets = machine.runnable_targets(target)
         fetcher = Fetcher(
             connect, store, settings.fetch, targets, rung=settings.rung, needs_signatures=trusted is not None
@@ -179,6 +190,7 @@ class Agent:
             settings.escalation,
             settings.generation.remote,
             token=settings.token,
+            tls=settings.tls,
         )
         stack.push_async_callback(cloud.close)
         return TextPlane(

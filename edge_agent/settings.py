@@ -20,7 +20,9 @@ from penstock.process import config
 from penstock.process.directories import data_directory, expanded
 from penstock.process.telemetry import LogSettings
 from penstock.registry.address import parse_registry
+from penstock.wire.addresses import parse_target
 from penstock.wire.device_ids import check_device_id
+from penstock.wire.tls import Tls
 
 ENV_PREFIX = "PENSTOCK_AGENT_"
 _MAX_SOCKET_PATH_BYTES = 107  # sun_path of Linux has 108 bytes, the last of them NUL
@@ -243,7 +245,7 @@ class AgentSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         socket: unix socket path, mode 0660; "" for ``agent.sock`` in a given data directory, else
             ``/run/penstock/agent.sock`` (root) or ``$XDG_RUNTIME_DIR/penstock/agent.sock``.
         tcp: ``host:port`` to serve HTTP on TCP too; port 0 takes a free one. "" (the default) is off.
-        core: gRPC target for escalations, heartbeats and outcomes.
+        core: gRPC target for escalations, heartbeats and outcomes: ``grpc://host:port``, or ``grpcs://host`` over TLS.
         registry: OCI registry to pull from, with the namespace of its models as a path: ``https://ghcr.io/acme``.
         registry_user: whose password ``registry_token`` is, in a registry that takes one or names a service of tokens.
         registry_token: sent to the registry in place of ``token``, for one that is not the core; "" for ``token``. As
@@ -256,6 +258,7 @@ class AgentSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         rung: which rung of an artifact's cascade this device runs: ``edge``, or the name of one between edge and cloud.
         trust_root: directory of public keys (``penstock keys trust``); only what one of them signed is then used. "" is
             PENSTOCK_TRUST_ROOT, or else ~/.config/penstock/trust if it is there; without any, nothing need be signed.
+        tls: whom this device trusts where it dials over TLS, and what it shows there.
         generation: language models.
     """
 
@@ -282,6 +285,7 @@ class AgentSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     heartbeat: HeartbeatSettings = field(default_factory=HeartbeatSettings)
     outbox: OutboxSettings = field(default_factory=OutboxSettings)
     log: LogSettings = field(default_factory=LogSettings)
+    tls: Tls = field(default_factory=Tls)
     generation: GenerationSettings = field(default_factory=GenerationSettings)
 
 
@@ -307,6 +311,8 @@ def with_paths(settings: AgentSettings, env: Mapping[str, str]) -> AgentSettings
     try:
         if settings.device_id:
             check_device_id(settings.device_id)
+        if not parse_target(settings.core).is_grpc:
+            raise ConfigError(f"core: {settings.core!r} is not grpc://host:port, nor grpcs://host; devices ask by gRPC")
     except InvalidInput as error:
         raise ConfigError(error.message) from None
     # found out here, not as the reason of a pull that fails again and again on a device far away

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from penstock.sdk.call import InferResult
     from penstock.sdk.client import Client
     from penstock.sdk.texts import Text
+    from penstock.wire.tls import Tls
 
     __version__: str
 
@@ -72,6 +73,7 @@ __all__ = [
     "SignatureError",
     "StorageError",
     "Text",
+    "Tls",
     "TooLarge",
     "Unauthenticated",
     "Unavailable",
@@ -83,6 +85,7 @@ _HOMES = {
     "Client": "penstock.sdk.client",
     "InferResult": "penstock.sdk.call",
     "Text": "penstock.sdk.texts",
+    "Tls": "penstock.wire.tls",
 }
 
 

@@ -280,9 +280,10 @@ def _asked(named: str, output: str, token: str) -> Iterator[CoreTeacher | None]:
         yield None
         return
     address, slash, model = rest.partition("/")
-    if scheme not in ("grpc", "http") or not slash or not model:
+    if scheme not in ("grpc", "grpcs", "http", "https") or not slash or not model:
         raise ConfigError(
-            f"teacher: {named!r}: expected grpc://host:port/model, http://host:port/model, or either with :version"
+            f"teacher: {named!r}: expected grpc://host:port/model, http://host:port/model (grpcs:// and https:// over "
+            "TLS), or one of these with :version"
         )
     name, _, version = model.partition(":")
     target = parse_target(f"{scheme}://{address}")

@@ -12,6 +12,7 @@ from penstock.process import telemetry
 from penstock.rpc import channels
 from penstock.rpc.pb import fleet_pb2, fleet_pb2_grpc
 from penstock.rpc.status import error_from_rpc
+from penstock.wire.tls import Tls
 
 _LOG = logging.getLogger(__name__)
 
@@ -19,21 +20,30 @@ _LOG = logging.getLogger(__name__)
 class FleetLink:
     """Calls the fleet service over one channel at a time."""
 
-    def __init__(self, target: str, *, timeout_s: float, token: str = "", link: LinkSettings | None = None) -> None:
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout_s: float,
+        token: str = "",
+        tls: Tls | None = None,
+        link: LinkSettings | None = None,
+    ) -> None:
         """Open the channel; nothing is dialled before the first call.
 
         Args:
-            target: ``grpc://host:port``.
+            target: ``grpc://host:port``, or ``grpcs://host`` over TLS.
             timeout_s: longest wait for each call.
             token: credential, where the core has tenants.
+            tls: whom to trust over TLS; None for what the environment says.
             link: when a connection is looked at and given up; None for the defaults.
 
         Raises:
-            InvalidInput: ``target`` is not ``grpc://host:port``.
+            InvalidInput: ``target`` is neither ``grpc://host:port`` nor ``grpcs://host``.
         """
         link = link or LinkSettings()
         self._link = channels.RenewedChannel(
-            target, keepalive_s=link.keepalive_s, renew_after=link.renew_after, grace_s=timeout_s
+            target, keepalive_s=link.keepalive_s, renew_after=link.renew_after, grace_s=timeout_s, tls=tls
         )
         self._timeout_s = timeout_s
         self._credential = channels.bearer(token)

@@ -17,6 +17,7 @@ from penstock.generation.values import GenerationRequest, TokenEvent
 from penstock.hosting.generation.remote import RemoteGenerator
 from penstock.hosting.generation.settings import RemoteSettings
 from penstock.policy.retry import CircuitBreaker
+from penstock.wire.tls import Tls
 
 Events = AsyncGenerator[TokenEvent, None]
 
@@ -28,12 +29,18 @@ class CloudText:
     """The way up for one model version. All methods are called from the event loop."""
 
     def __init__(
-        self, hosted: Hosted, url: str, settings: EscalationSettings, remote: RemoteSettings, token: str
+        self,
+        hosted: Hosted,
+        url: str,
+        settings: EscalationSettings,
+        remote: RemoteSettings,
+        token: str,
+        tls: Tls | None = None,
     ) -> None:
         plan = hosted.plan
         self._name, self._url, self._facts = plan.model, url, hosted.texts.facts
         self._asked_for = f"{plan.model}@{plan.artifact_digest}" if settings.model_version else plan.model
-        self._settings, self._remote, self._token = settings, remote, token
+        self._settings, self._remote, self._token, self._tls = settings, remote, token, tls
         self._shares_tokenizer = plan.shares_tokenizer
         self._loop = asyncio.get_running_loop()
         self._generator: RemoteGenerator | None = None
@@ -121,6 +128,7 @@ class CloudText:
                     model=self._asked_for,
                     settings=self._remote,
                     token=self._token or None,
+                    tls=self._tls,
                 )
                 try:
                     await made.start()
@@ -147,13 +155,22 @@ class CloudTexts:
         failed_calls: of these, that it did not begin.
     """
 
-    def __init__(self, url: str, settings: EscalationSettings, remote: RemoteSettings, *, token: str = "") -> None:
+    def __init__(
+        self,
+        url: str,
+        settings: EscalationSettings,
+        remote: RemoteSettings,
+        *,
+        token: str = "",
+        tls: Tls | None = None,
+    ) -> None:
         """
         Args:
             url: of the core, as ``http://host:8000``, or of any server of OpenAI's API.
             token: where the cloud has tenants.
+            tls: whom to trust over TLS; None for what the environment says.
         """
-        self._url, self._settings, self._remote, self._token = url, settings, remote, token
+        self._url, self._settings, self._remote, self._token, self._tls = url, settings, remote, token, tls
         self._ways: dict[Hosted, CloudText] = {}
         self.calls = self.failed_calls = 0
 
@@ -164,7 +181,9 @@ class CloudTexts:
         """Return the way up for what this model escalates."""
         way = self._ways.get(hosted)
         if way is None:
-            way = self._ways[hosted] = CloudText(hosted, self._url, self._settings, self._remote, self._token)
+            way = self._ways[hosted] = CloudText(
+                hosted, self._url, self._settings, self._remote, self._token, self._tls
+            )
         return way
 
     @property

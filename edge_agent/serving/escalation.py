@@ -24,6 +24,7 @@ from penstock.rpc.pb import oip_pb2
 from penstock.rpc.status import error_from_rpc
 from penstock.wire.context import RequestContext, headers_of
 from penstock.wire.inference import InferRequest, InferResponse
+from penstock.wire.tls import Tls
 
 _LOG = logging.getLogger(__name__)
 
@@ -32,14 +33,21 @@ class Escalator:
     """The channel to the cloud, its queues, and the row budget that they share."""
 
     def __init__(
-        self, target: str, settings: EscalationSettings, *, token: str = "", link: LinkSettings | None = None
+        self,
+        target: str,
+        settings: EscalationSettings,
+        *,
+        token: str = "",
+        tls: Tls | None = None,
+        link: LinkSettings | None = None,
     ) -> None:
         """
         Args:
             token: where the cloud has tenants.
+            tls: whom to trust over TLS; None for what the environment says.
 
         Raises:
-            InvalidInput: ``target`` is not ``grpc://host:port``.
+            InvalidInput: ``target`` is neither ``grpc://host:port`` nor ``grpcs://host``.
         """
         self.settings = settings
         self.sent_bytes = 0
@@ -49,7 +57,7 @@ class Escalator:
         self._loop = asyncio.get_running_loop()
         link = link or LinkSettings()
         self._link = channels.RenewedChannel(
-            target, keepalive_s=link.keepalive_s, renew_after=link.renew_after, grace_s=settings.timeout_s
+            target, keepalive_s=link.keepalive_s, renew_after=link.renew_after, grace_s=settings.timeout_s, tls=tls
         )
         self._credential = channels.bearer(token)
         self._queues: dict[Hosted, EscalationQueue] = {}

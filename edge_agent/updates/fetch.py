@@ -27,6 +27,7 @@ from penstock.registry import referrers
 from penstock.registry.client import RegistryClient
 from penstock.registry.connection import Limits
 from penstock.runtime import not_served
+from penstock.wire.tls import Tls
 
 _log = logging.getLogger(__name__)
 _MAX_PULLS = 8
@@ -263,7 +264,9 @@ def _layers(variant: Variant) -> list[Descriptor]:
     return [layer for layer in (variant.golden, variant.weights, *variant.files) if layer is not None]
 
 
-def connector(url: str, settings: FetchSettings, *, user: str = "", token: str = "") -> Callable[[], RegistryClient]:
+def connector(
+    url: str, settings: FetchSettings, *, user: str = "", token: str = "", tls: Tls | None = None
+) -> Callable[[], RegistryClient]:
     """Make what makes clients of one registry, which try everything once: trying again is the updater's decision.
 
     Args:
@@ -279,8 +282,8 @@ def connector(url: str, settings: FetchSettings, *, user: str = "", token: str =
         max_document_bytes=settings.max_document_bytes,
         chunk_bytes=settings.chunk_bytes,
     )
-    RegistryClient(url)  # refused now rather than by the first pull
-    return lambda: RegistryClient(url, user=user, token=token, limits=limits)
+    RegistryClient(url, tls=tls)  # refused now rather than by the first pull
+    return lambda: RegistryClient(url, user=user, token=token, tls=tls, limits=limits)
 
 
 def choose_variant(artifact: Artifact, targets: Sequence[str], rung: manifests.Role = "edge") -> Variant:

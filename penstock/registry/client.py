@@ -22,6 +22,7 @@ from penstock.artifact.manifests import Descriptor
 from penstock.errors import ArtifactError, DigestMismatch, NotFound, PenstockError, Unavailable
 from penstock.registry.address import RegistryAddress, absolute, is_registry
 from penstock.registry.connection import Connection, Limits, Reply, Retryable
+from penstock.wire.tls import Tls
 
 ReportBytes = Callable[[int], None]
 """Called with the number of bytes that were moved since the last call; negative when some have to be moved again."""
@@ -57,6 +58,7 @@ class RegistryClient:
         *,
         user: str = "",
         token: str = "",
+        tls: Tls | None = None,
         limits: Limits = _PATIENT,
         sleep: Callable[[float], None] | None = None,
     ) -> None:
@@ -65,13 +67,14 @@ class RegistryClient:
             url: ``http://host:port`` or ``https://host/namespace`` (:mod:`penstock.registry.address`).
             user: whose password ``token`` is, for the registry or the token service that it names.
             token: without a user, sent as a bearer token to that host, and to none that it redirects to.
+            tls: which authorities to trust over TLS; None for what the environment says.
             limits: how patient the client is, and how much it takes.
             sleep: waits between attempts; by default a sleep that :meth:`cancel` ends.
 
         Raises:
             InvalidInput: not such a URL.
         """
-        self._connection = Connection(url, user=user, token=token, limits=limits, sleep=sleep)
+        self._connection = Connection(url, user=user, token=token, tls=tls, limits=limits, sleep=sleep)
         self.url = self._connection.url
         self._address = self._connection.address
         self._is_placed = self._address.below is None

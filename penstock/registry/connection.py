@@ -12,7 +12,6 @@ import json
 import os
 import random
 import socket
-import ssl
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
@@ -37,6 +36,7 @@ from penstock.registry.authorization import Authorization, Challenge
 from penstock.registry.interrupt import Interrupt
 from penstock.registry.tunnel import open_tunnel
 from penstock.wire.proxies import Proxy, proxy_for
+from penstock.wire.tls import Tls, context, from_environment, trouble
 
 _MAX_ERROR_BYTES = 64 * 1024
 _MAX_REDIRECTS = 5
@@ -88,11 +88,19 @@ class Connection:
     """A kept connection to one registry. Not for several threads at a time, but for :meth:`cancel`."""
 
     def __init__(
-        self, url: str, *, user: str = "", token: str, limits: Limits, sleep: Callable[[float], None] | None = None
+        self,
+        url: str,
+        *,
+        user: str = "",
+        token: str,
+        limits: Limits,
+        tls: Tls | None = None,
+        sleep: Callable[[float], None] | None = None,
     ) -> None:
         """
         Args:
             user: whose password ``token`` is; "" where it is a bearer token.
+            tls: which authorities to trust over TLS; None for what the environment says.
 
         Raises:
             InvalidInput: not an ``http://`` or ``https://`` URL.
@@ -103,6 +111,7 @@ class Connection:
         self._home = origin(home)
         self._authorization = Authorization(user=user, secret=token, is_tls=home.scheme == "https")
         self.limits = limits
+        self._tls = tls or from_environment()
         self._interrupt = Interrupt()
         self._sleep = sleep or self._interrupt.pause
         self._backoff = Backoff(base_s=0.2, factor=2.0, max_s=5.0)
@@ -326,7 +335,7 @@ class Connection:
             if scheme == "https":
                 if proxy is not None:
                     open_tunnel(sock, proxy, host, port)
-                sock = ssl.create_default_context().wrap_socket(sock, server_hostname=host)
+                sock = context(self._tls).wrap_socket(sock, server_hostname=host)
         except BaseException:
             sock.close()
             raise
@@ -352,7 +361,11 @@ class Connection:
             Cancelled: it broke because :meth:`cancel` was called.
         """
         self._interrupt.check()
-        return Retryable(Unavailable(f"cannot reach the registry at {self.url}: {error or type(error).__name__}"))
+        return Retryable(
+            Unavailable(
+                f"cannot reach the registry at {self.url}: {trouble(str(error)) or error or type(error).__name__}"
+            )
+        )
 
     def _refusal(self, status: int, headers: Mapping[str, str], body: bytes) -> PenstockError | Retryable:
         # an answer to HEAD has no body: the status's own words are all there is

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
@@ -25,6 +24,7 @@ from penstock.rest.mistaken import advice
 from penstock.wire.addresses import Target
 from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata
 from penstock.wire.proxies import Proxy, proxy_for
+from penstock.wire.tls import Tls, context, from_environment, trouble
 
 try:
     import aiohttp
@@ -35,9 +35,11 @@ except ImportError as error:  # the library is behind an extra
 class AioRestTransport:
     """OIP over HTTP. Must be made in a running event loop."""
 
-    def __init__(self, target: Target, *, token: str | None = None, max_connections: int = 128) -> None:
+    def __init__(
+        self, target: Target, *, token: str | None = None, tls: Tls | None = None, max_connections: int = 128
+    ) -> None:
         self._token = token
-        self._session, self._base = _session(target, max_connections)
+        self._session, self._base = _session(target, max_connections, tls)
 
     async def infer(self, request: InferRequest, timeout_s: float) -> InferResponse:
         return read_infer(await self._exchange(infer_exchange(request, timeout_s, self._token), timeout_s))
@@ -113,7 +115,7 @@ class AioRestTransport:
         except TimeoutError:
             raise DeadlineExceeded(f"no answer within {timeout_s:.4g} s") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise Unavailable(advice(str(error)) or f"cannot reach it: {error}") from error
+            raise Unavailable(advice(str(error)) or trouble(str(error)) or f"cannot reach it: {error}") from error
 
 
 class AioStreams:
@@ -123,15 +125,14 @@ class AioStreams:
         self,
         target: Target,
         *,
-        is_secure: bool = False,
         token: str | None = None,
+        tls: Tls | None = None,
         connect_timeout_s: float,
         max_connections: int = 128,
     ) -> None:
-        """``is_secure``: over TLS, with the certificates that this machine trusts (``SSL_CERT_FILE`` names others)."""
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._connect_timeout_s = connect_timeout_s
-        self._session, self._base = _session(target, max_connections, is_secure=is_secure)
+        self._session, self._base = _session(target, max_connections, tls)
 
     async def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
         """Yield the body of a 200 as it comes. Closing the generator closes the connection, unless the body has ended:
@@ -156,7 +157,8 @@ class AioStreams:
         except aiohttp.ClientPayloadError as error:  # whose own words are about chunks and headers
             raise Unavailable("the connection broke before the end of the answer") from error
         except (aiohttp.ClientError, OSError) as error:  # a TimeoutError is an OSError
-            raise Unavailable(f"cannot reach it: {str(error) or type(error).__name__}") from error
+            said = advice(str(error)) or trouble(str(error))
+            raise Unavailable(said or f"cannot reach it: {str(error) or type(error).__name__}") from error
 
     async def close(self) -> None:
         """Close all connections; idempotent."""
@@ -171,19 +173,17 @@ class RefusedStream(Exception):
         self.answer = answer
 
 
-def _session(target: Target, max_connections: int, *, is_secure: bool = False) -> tuple[aiohttp.ClientSession, str]:
+def _session(target: Target, max_connections: int, tls: Tls | None) -> tuple[aiohttp.ClientSession, str]:
     """Make a session and the beginning of its URLs."""
     connector: aiohttp.BaseConnector
     proxy: Proxy | None = None
     if target.scheme != "unix":
-        proxy = proxy_for("https" if is_secure else "http", target.host, target.port, os.environ)
+        proxy = proxy_for(target.scheme, target.host, target.port, os.environ)
     if target.scheme == "unix":
         connector, base = aiohttp.UnixConnector(path=target.path, limit=max_connections), "http://localhost"
-    elif is_secure:
-        trust = ssl.create_default_context()
-        connector, base = aiohttp.TCPConnector(limit=max_connections, ssl=trust), f"https://{target.address}"
     else:
-        connector, base = aiohttp.TCPConnector(limit=max_connections), f"http://{target.address}"
+        trust = context(tls or from_environment()) if target.is_secure else True
+        connector, base = aiohttp.TCPConnector(limit=max_connections, ssl=trust), str(target)
     session = aiohttp.ClientSession(
         connector=connector,
         auto_decompress=False,

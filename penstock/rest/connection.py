@@ -9,12 +9,13 @@ import http.client
 import os
 import socket
 import ssl
-from urllib.parse import urlsplit
 
 from penstock.errors import InvalidInput, Unavailable
 from penstock.rest.exchange import Answer
 from penstock.rest.mistaken import advice
+from penstock.wire.addresses import Target, parse_target
 from penstock.wire.proxies import Proxy, proxy_for
+from penstock.wire.tls import context, from_environment, trouble
 
 _MAX_BODY_BYTES = 4 * 1024 * 1024
 
@@ -76,14 +77,15 @@ def ask(server: str, method: str, path: str, *, token: str = "", timeout_s: floa
     Raises:
         InvalidInput: ``server`` is none of these. Unavailable: nothing answers there, for the reason in the message.
     """
-    connection = _connection(server, timeout_s)
-    prefix = "" if isinstance(connection, UnixConnection) else urlsplit(server).path.rstrip("/")
+    target = _target(server)
+    connection = _connection(target, timeout_s)
     try:
-        connection.request(method, prefix + path, headers={"Authorization": f"Bearer {token}"} if token else {})
+        connection.request(method, target.prefix + path, headers={"Authorization": f"Bearer {token}"} if token else {})
         response = connection.getresponse()
         body = response.read(_MAX_BODY_BYTES)
     except (OSError, http.client.HTTPException) as error:
-        said = getattr(error, "strerror", None) or advice(str(error)[:200]) or str(error) or type(error).__name__
+        said = trouble(str(error)) or advice(str(error)[:200])
+        said = said or getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise Unavailable(said) from error
     finally:
         connection.close()
@@ -91,16 +93,18 @@ def ask(server: str, method: str, path: str, *, token: str = "", timeout_s: floa
     return Answer(status=response.status, headers=headers, body=body)
 
 
-def _connection(server: str, timeout_s: float) -> http.client.HTTPConnection:
-    if server.startswith("unix://"):
-        return UnixConnection(server.removeprefix("unix://"), timeout_s)
+def _target(server: str) -> Target:
     try:
-        url = urlsplit(server)
-        if url.scheme == "http" and url.hostname:
-            return connection_to(url.hostname, url.port or 80, timeout_s=timeout_s)
-        if url.scheme == "https" and url.hostname:
-            tls = ssl.create_default_context()
-            return connection_to(url.hostname, url.port or 443, tls=tls, timeout_s=timeout_s)
-    except ValueError:  # of a port that is none
+        target = parse_target(server)
+        if not target.is_grpc:
+            return target
+    except InvalidInput:
         pass
     raise InvalidInput(f"{server!r} is not a URL such as http://127.0.0.1:8000", field="target")
+
+
+def _connection(target: Target, timeout_s: float) -> http.client.HTTPConnection:
+    if target.scheme == "unix":
+        return UnixConnection(target.path, timeout_s)
+    tls = context(from_environment()) if target.is_secure else None
+    return connection_to(target.host, target.port, tls=tls, timeout_s=timeout_s)

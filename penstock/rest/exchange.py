@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import quote
 
-from penstock.errors import Internal, InvalidInput
+from penstock.errors import Internal, InvalidInput, Unavailable
 from penstock.rest import codec
 from penstock.rest.status import error_from_http
 from penstock.wire.context import client_context, headers_of
 from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata
+from penstock.wire.tls import trouble
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 
@@ -112,6 +113,8 @@ def read_probe(answer: Answer) -> bool:
 
 def _raise_for_status(answer: Answer) -> None:
     if not 200 <= answer.status < 300:
+        if answer.status == 400 and (said := trouble(answer.body[:2000].decode("latin-1"))):  # of a proxy before it
+            raise Unavailable(said)
         raise error_from_http(answer.status, answer.headers, answer.body)
 
 

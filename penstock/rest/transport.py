@@ -32,6 +32,7 @@ from penstock.rest.exchange import (
 from penstock.rest.mistaken import advice
 from penstock.wire.addresses import Target
 from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata
+from penstock.wire.tls import Tls, context, from_environment, trouble
 
 _CHUNK_BYTES = 256 * 1024
 _FORK_LOCK = threading.Lock()
@@ -48,8 +49,11 @@ os.register_at_fork(after_in_child=_renew_fork_lock)
 class RestTransport:
     """OIP over HTTP. At most ``max_connections`` calls run at once; further ones wait, within their own timeout."""
 
-    def __init__(self, target: Target, *, token: str | None = None, max_connections: int = 32) -> None:
+    def __init__(
+        self, target: Target, *, token: str | None = None, tls: Tls | None = None, max_connections: int = 32
+    ) -> None:
         self._target = target
+        self._context = context(tls or from_environment()) if target.is_secure else None
         self._token = token
         self._max_connections = max_connections
         self._pid = os.getpid()
@@ -160,7 +164,7 @@ class RestTransport:
         while True:
             connection, is_reused = self._connection()
             try:
-                return connection, _begin(connection, exchange, deadline)
+                return connection, _begin(connection, exchange, self._target.prefix, deadline)
             except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
                 connection.close()
                 if is_reused:
@@ -196,14 +200,16 @@ class RestTransport:
         except IndexError:
             if self._target.scheme == "unix":
                 return UnixConnection(self._target.path), False
-            return connection_to(self._target.host, self._target.port), False
+            return connection_to(self._target.host, self._target.port, tls=self._context), False
 
 
-def _begin(connection: http.client.HTTPConnection, exchange: Exchange, deadline: float) -> http.client.HTTPResponse:
+def _begin(
+    connection: http.client.HTTPConnection, exchange: Exchange, prefix: str, deadline: float
+) -> http.client.HTTPResponse:
     connection.timeout = _left(deadline)  # of connecting
     if connection.sock is not None:
         connection.sock.settimeout(connection.timeout)
-    connection.request(exchange.method, exchange.path, exchange.body or None, dict(exchange.headers))
+    connection.request(exchange.method, prefix + exchange.path, exchange.body or None, dict(exchange.headers))
     return connection.getresponse()
 
 
@@ -241,6 +247,8 @@ def _too_large() -> TooLarge:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and (said := trouble(str(error))):
+        return said
     if isinstance(error, OSError) and error.strerror:
         return f"cannot reach it: {error.strerror}"
     if other := advice(str(error)[:200]):

@@ -12,6 +12,7 @@ from penstock.errors import InvalidInput
 from penstock.rpc.pb import oip_pb2_grpc
 from penstock.wire.addresses import Target, parse_target
 from penstock.wire.proxies import proxy_for
+from penstock.wire.tls import Tls, from_environment, pem
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _FOREIGN_KEEPALIVE_S = 300.0
@@ -56,11 +57,21 @@ def server_options(*, max_message_bytes: int = MAX_MESSAGE_BYTES) -> _Options:
 
 @overload
 def open_channel(
-    target: str | Target, *, aio: Literal[False], max_message_bytes: int = ..., keepalive_s: float = ...
+    target: str | Target,
+    *,
+    aio: Literal[False],
+    tls: Tls | None = ...,
+    max_message_bytes: int = ...,
+    keepalive_s: float = ...,
 ) -> grpc.Channel: ...
 @overload
 def open_channel(
-    target: str | Target, *, aio: Literal[True], max_message_bytes: int = ..., keepalive_s: float = ...
+    target: str | Target,
+    *,
+    aio: Literal[True],
+    tls: Tls | None = ...,
+    max_message_bytes: int = ...,
+    keepalive_s: float = ...,
 ) -> grpc.aio.Channel: ...
 
 
@@ -68,21 +79,31 @@ def open_channel(
     target: str | Target,
     *,
     aio: bool,
+    tls: Tls | None = None,
     max_message_bytes: int = MAX_MESSAGE_BYTES,
     keepalive_s: float = _FOREIGN_KEEPALIVE_S,
 ) -> grpc.Channel | grpc.aio.Channel:
-    """Open a plaintext channel to ``grpc://host:port``. Connects with the first call, not here.
+    """Open a channel to ``grpc://host:port`` or, over TLS, ``grpcs://host``. Connects with the first call, not here.
+
+    Args:
+        tls: whom to trust; None for what the environment says.
 
     Raises:
-        InvalidInput: not a ``grpc://`` target, or a variable names something that is no proxy.
+        InvalidInput: not such a target, or a variable names something that is no proxy. ConfigError: a file that
+            ``tls`` names is none of its kind.
     """
     parsed = parse_target(target) if isinstance(target, str) else target
-    if parsed.scheme != "grpc":
-        raise InvalidInput(f"target: {parsed} is not a grpc:// target", field="target")
+    if not parsed.is_grpc:
+        raise InvalidInput(f"target: {parsed} is not a grpc:// or grpcs:// target", field="target")
     options = channel_options(max_message_bytes=max_message_bytes, keepalive_s=keepalive_s)
     proxy = proxy_for(parsed.scheme, parsed.host, parsed.port, os.environ)
     # grpc has a rule of its own, by which loopback goes through a proxy too
     options.append(("grpc.enable_http_proxy", 0) if proxy is None else ("grpc.http_proxy", proxy.url))
+    if parsed.is_secure:
+        credentials = grpc.ssl_channel_credentials(*pem(tls or from_environment()))
+        if aio:
+            return grpc.aio.secure_channel(parsed.address, credentials, options=options)
+        return grpc.secure_channel(parsed.address, credentials, options=options)
     if aio:
         return grpc.aio.insecure_channel(parsed.address, options=options)
     return grpc.insecure_channel(parsed.address, options=options)
@@ -95,16 +116,21 @@ class RenewedChannel:
     forgotten NAT entry, a replaced proxy). Ask for :attr:`channel` at each call, and hand it to :meth:`record` after.
     """
 
-    def __init__(self, target: str, *, keepalive_s: float, renew_after: int, grace_s: float) -> None:
+    def __init__(
+        self, target: str, *, keepalive_s: float, renew_after: int, grace_s: float, tls: Tls | None = None
+    ) -> None:
         """
         Args:
             renew_after: deadlines in a row.
             grace_s: what calls on the old channel get before they are cut.
+            tls: whom to trust; None for what the environment says.
 
         Raises:
-            InvalidInput: ``target`` is not ``grpc://host:port``.
+            InvalidInput: ``target`` is neither ``grpc://host:port`` nor ``grpcs://host``. ConfigError: a file of
+                ``tls``.
         """
         self._target = parse_target(target)
+        self._tls = tls
         self._keepalive_s = keepalive_s
         self._renew_after = renew_after
         self._grace_s = grace_s
@@ -134,7 +160,7 @@ class RenewedChannel:
         await self.channel.close(grace=None)
 
     def _open(self) -> grpc.aio.Channel:
-        return open_channel(self._target, aio=True, keepalive_s=self._keepalive_s)
+        return open_channel(self._target, aio=True, tls=self._tls, keepalive_s=self._keepalive_s)
 
 
 def bearer(token: str | None) -> tuple[tuple[str, str], ...]:

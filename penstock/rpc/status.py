@@ -10,6 +10,7 @@ import grpc
 
 from penstock.errors import PenstockError
 from penstock.wire.hints import CODE, LIMIT_BYTES, error_of, hints_of
+from penstock.wire.tls import trouble
 
 PUSHBACK = "grpc-retry-pushback-ms"
 
@@ -105,8 +106,8 @@ def _in_words(details: str | None) -> str:
     """Return gRPC's own words for a server that was not reached as a person would say it; all others as they are."""
     said = details or ""
     if _SPEAKS_HTTP.search(said):
-        return "what answers there speaks HTTP/1.1 and not gRPC; use http:// for it, or its gRPC port"
-    return _NOT_REACHED.sub("cannot reach it: ", said, count=1)
+        return "what answers there speaks HTTP/1.1 and not gRPC; use http:// for it, or grpcs:// at a port of TLS"
+    return trouble(said) or _NOT_REACHED.sub("cannot reach it: ", said, count=1)
 
 
 def _text(metadata: Iterable[tuple[str, str | bytes]] | None) -> dict[str, str]:

@@ -16,13 +16,14 @@ from penstock.rpc.status import error_from_rpc
 from penstock.wire.addresses import Target
 from penstock.wire.context import client_context, headers_of
 from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata
+from penstock.wire.tls import Tls
 
 
 class RpcTransport:
     """For the synchronous client. Thread-safe, as the channel is. Only for the process that made it."""
 
-    def __init__(self, target: Target, *, token: str | None = None) -> None:
-        self._channel = open_channel(target, aio=False)
+    def __init__(self, target: Target, *, token: str | None = None, tls: Tls | None = None) -> None:
+        self._channel = open_channel(target, aio=False, tls=tls)
         self._stub: Any = oip_stub(self._channel)  # generated, without types
         self._credential = bearer(token)
         self._pid = os.getpid()
@@ -70,8 +71,8 @@ class RpcTransport:
 class AioRpcTransport:
     """For the asyncio client. Must be made in a running event loop."""
 
-    def __init__(self, target: Target, *, token: str | None = None) -> None:
-        self._channel = open_channel(target, aio=True)
+    def __init__(self, target: Target, *, token: str | None = None, tls: Tls | None = None) -> None:
+        self._channel = open_channel(target, aio=True, tls=tls)
         self._stub: Any = oip_stub(self._channel)  # generated, without types
         self._credential = bearer(token)
 

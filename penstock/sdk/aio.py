@@ -24,6 +24,7 @@ from penstock.sdk.texts import Message, Prompt, Text, TextCall, TextOptions, Tex
 from penstock.wire.addresses import Target, located, parse_target
 from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata, Parameter
 from penstock.wire.tensors import Array
+from penstock.wire.tls import Tls
 
 _T = TypeVar("_T")
 _Arrays = Mapping[str, Array]
@@ -80,9 +81,12 @@ class AsyncClient:
     """Calls one server.
 
     Args:
-        target: ``grpc://host:port``, ``http://host:port`` or ``unix:///path/to/socket``.
+        target: ``grpc://host:port``, ``http://host:port`` or ``unix:///path/to/socket``; over TLS ``grpcs://host`` or
+            ``https://host``. HTTP may have a path, which all of the server's paths then begin with.
         timeout: seconds that a call may take by default, all tries together.
         token: sent as a bearer token.
+        tls: whom to trust and what to show over TLS; None for what PENSTOCK_CA_FILE, PENSTOCK_CLIENT_CERT and
+            PENSTOCK_CLIENT_KEY say, and without those for what this machine trusts.
         retries: further tries of what the server refused with a hint when to come back.
         coalesce: merge concurrent calls over gRPC. A call with ``request_id`` or ``parameters`` is never merged, and
             over HTTP none is: an agent gives each request its own account of who answered and why.
@@ -90,7 +94,7 @@ class AsyncClient:
         max_in_flight: merged requests under way at once, per model and kind of input.
 
     Raises:
-        InvalidInput: the target is none of the three forms.
+        InvalidInput: the target is none of these. ConfigError: a file of ``tls``.
     """
 
     def __init__(
@@ -99,6 +103,7 @@ class AsyncClient:
         *,
         timeout: float = DEFAULT_TIMEOUT_S,
         token: str | None = None,
+        tls: Tls | None = None,
         retries: int = 2,
         coalesce: bool = True,
         max_rows: int = 512,
@@ -106,9 +111,9 @@ class AsyncClient:
     ) -> None:
         self._target = parse_target(target)
         self._timeout_s = call.check_timeout(timeout)
-        self._token = token
+        self._token, self._tls = token, tls
         self._retries = retries
-        self._merges = coalesce and self._target.scheme == "grpc"
+        self._merges = coalesce and self._target.is_grpc
         self._limits = CoalesceLimits(max_rows=max_rows, max_in_flight=max_in_flight)
         self._opened: _Opened | None = None
         self._is_closed = False
@@ -246,7 +251,7 @@ class AsyncClient:
         if self._is_closed:
             raise call.closed(repr(self))
         self._opened = _Opened(
-            transport=_open(self._target, self._token),
+            transport=_open(self._target, self._token, self._tls),
             coalescer=Coalescer(self._send, self._limits),
             loop=asyncio.get_running_loop(),
         )
@@ -388,12 +393,12 @@ class AsyncClient:
             await asyncio.sleep(wait_s)
 
 
-def _open(target: Target, token: str | None) -> AioTransport:
+def _open(target: Target, token: str | None, tls: Tls | None) -> AioTransport:
     # imported here, so that a client for one kind of target does not pay for the others
-    if target.scheme == "grpc":
+    if target.is_grpc:
         from penstock.rpc.transport import AioRpcTransport
 
-        return AioRpcTransport(target, token=token)
+        return AioRpcTransport(target, token=token, tls=tls)
     from penstock.rest.aio_transport import AioRestTransport
 
-    return AioRestTransport(target, token=token)
+    return AioRestTransport(target, token=token, tls=tls)

@@ -20,6 +20,7 @@ from penstock.sdk.texts import Message, Prompt, Text, TextCall, TextOptions, Tex
 from penstock.wire.addresses import Target, located, parse_target
 from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata, Parameter
 from penstock.wire.tensors import Array
+from penstock.wire.tls import Tls
 
 _T = TypeVar("_T")
 
@@ -39,22 +40,31 @@ class Client:
     """Calls one server.
 
     Args:
-        target: ``grpc://host:port``, ``http://host:port`` or ``unix:///path/to/socket``.
+        target: ``grpc://host:port``, ``http://host:port`` or ``unix:///path/to/socket``; over TLS ``grpcs://host`` or
+            ``https://host``. HTTP may have a path, which all of the server's paths then begin with.
         timeout: seconds that a call may take by default, all tries together.
         token: sent as a bearer token.
+        tls: whom to trust and what to show over TLS; None for what PENSTOCK_CA_FILE, PENSTOCK_CLIENT_CERT and
+            PENSTOCK_CLIENT_KEY say, and without those for what this machine trusts.
         retries: further tries of what the server refused with a hint when to come back.
 
     Raises:
-        InvalidInput: the target is none of the three forms.
+        InvalidInput: the target is none of these. ConfigError: a file of ``tls``.
     """
 
     def __init__(
-        self, target: str, *, timeout: float = DEFAULT_TIMEOUT_S, token: str | None = None, retries: int = 2
+        self,
+        target: str,
+        *,
+        timeout: float = DEFAULT_TIMEOUT_S,
+        token: str | None = None,
+        tls: Tls | None = None,
+        retries: int = 2,
     ) -> None:
         self._target = parse_target(target)
         self._timeout_s = call.check_timeout(timeout)
         self._retries = retries
-        self._opened: Transport | None = _open(self._target, token)
+        self._opened: Transport | None = _open(self._target, token, tls)
         self._known: dict[tuple[str, str], ModelMetadata] = {}
 
     def __enter__(self) -> Client:
@@ -282,12 +292,12 @@ class Client:
             time.sleep(wait_s)
 
 
-def _open(target: Target, token: str | None) -> Transport:
+def _open(target: Target, token: str | None, tls: Tls | None) -> Transport:
     # imported here, so that a client for one kind of target does not pay for the others
-    if target.scheme == "grpc":
+    if target.is_grpc:
         from penstock.rpc.transport import RpcTransport
 
-        return RpcTransport(target, token=token)
+        return RpcTransport(target, token=token, tls=tls)
     from penstock.rest.transport import RestTransport
 
-    return RestTransport(target, token=token)
+    return RestTransport(target, token=token, tls=tls)

@@ -28,6 +28,7 @@ from penstock.policy.worker_health import LOOKS, Watch
 from penstock.process.telemetry import log
 from penstock.runtime.generation import EngineFacts
 from penstock.runtime.generation.requests import check
+from penstock.wire.tls import Tls
 
 _log = logging.getLogger(__name__)
 _DRAIN_S = 1.0  # from the last token to the end of the stream, after which its connection can be used again
@@ -45,6 +46,7 @@ class RemoteGenerator:
         model: str = "",
         settings: RemoteSettings | None = None,
         token: str | None = None,
+        tls: Tls | None = None,
         measures: Measures | None = None,
     ) -> None:
         """
@@ -53,6 +55,7 @@ class RemoteGenerator:
             facts: what each server can take; requests are held to it before they leave.
             model: what the servers call it; "" for ``name``.
             token: a bearer token for all of them.
+            tls: whom to trust over TLS; None for what the environment says.
 
         Raises:
             ConfigError: no URLs, or one that is none.
@@ -62,7 +65,7 @@ class RemoteGenerator:
         for url in urls:
             parsed(url)
         self.name, self._facts = name, facts
-        self._urls, self._model, self._token = tuple(urls), model or name, token
+        self._urls, self._model, self._token, self._tls = tuple(urls), model or name, token, tls
         self._settings = settings or RemoteSettings()
         self._servers: list[RemoteServer] = []
         self._now: Callable[[], float] | None = None
@@ -95,7 +98,7 @@ class RemoteGenerator:
             Unavailable: none did.
         """
         self._now = clock_of(asyncio.get_running_loop())
-        self._servers = [RemoteServer(url, self._model, self._settings, self._token) for url in self._urls]
+        self._servers = [RemoteServer(url, self._model, self._settings, self._token, self._tls) for url in self._urls]
         first_round = [self._spawn(self._probe(server)) for server in self._servers]
         self._spawn(self._watch())
         with contextlib.suppress(TimeoutError):

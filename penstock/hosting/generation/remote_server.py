@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
 
 import msgspec
 
@@ -36,13 +34,11 @@ from penstock.policy.worker_health import Watch
 from penstock.rest.aio_transport import AioStreams, RefusedStream
 from penstock.rest.status import error_from_http
 from penstock.wire.addresses import Target, parse_target
+from penstock.wire.tls import Tls
 
 ELSEWHERE = (Unavailable, QueueFull)
 """Errors of one server with which another one may do better."""
 
-_PORTS = {"http": 80, "https": 443}
-_PORT = re.compile(r":\d+$")
-_PATH = re.compile(r"[\w./~-]*")
 _JSON = {"Content-Type": "application/json", "Accept": "text/event-stream"}
 _PASSED_ON = (InvalidInput, DeadlineExceeded, TooLarge, *ELSEWHERE)
 
@@ -64,13 +60,15 @@ class RemoteServer:
         why: it may not be asked.
     """
 
-    def __init__(self, url: str, model: str, settings: RemoteSettings, token: str | None) -> None:
-        address = parsed(url)
-        self.url, self._model, self._path = url, model, f"{address.prefix}/completions"
+    def __init__(
+        self, url: str, model: str, settings: RemoteSettings, token: str | None, tls: Tls | None = None
+    ) -> None:
+        self.url, self._model = url, model
+        self._path = "/v1/completions" if not (target := parsed(url)).prefix else "/completions"
         self._streams = AioStreams(
-            address.target,
-            is_secure=address.is_secure,
+            target,
             token=token,
+            tls=tls,
             connect_timeout_s=settings.connect_timeout_s,
             max_connections=settings.max_outstanding + 1,  # one for a probe
         )
@@ -131,38 +129,19 @@ class RemoteServer:
         return named
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerAddress:
-    """Where a server is.
-
-    Attributes:
-        prefix: what its paths begin with.
-        is_secure: it is asked over TLS.
-    """
-
-    target: Target
-    prefix: str
-    is_secure: bool
-
-
-def parsed(url: str) -> ServerAddress:
-    """Take a URL apart: ``http://``, ``https://`` or ``unix://``, with a path of ``/v1`` where it names none.
+def parsed(url: str) -> Target:
+    """Take a URL apart: ``http://``, ``https://`` or ``unix://``, with a path where it is not ``/v1``.
 
     Raises:
         ConfigError: it is none.
     """
-    scheme, separator, rest = url.partition("://")
-    address, _, path = (rest, "", "") if scheme == "unix" else rest.partition("/")
-    if scheme in _PORTS and not _PORT.search(address):
-        address = f"{address}:{_PORTS[scheme]}"
-    is_secure = scheme == "https"
     try:
-        target = parse_target(f"{'http' if is_secure else scheme}{separator}{address}")
+        target = parse_target(url)
     except InvalidInput as error:
         raise ConfigError(f"{url!r} is no URL of a server that generates: {error.message}") from error
-    if target.scheme == "grpc" or not _PATH.fullmatch(path):
+    if target.is_grpc:
         raise ConfigError(f"{url!r}: expected http://, https:// or unix://, and a path as /v1")
-    return ServerAddress(target=target, prefix=f"/{path.strip('/')}" if path.strip("/") else "/v1", is_secure=is_secure)
+    return target
 
 
 def _meaning(error: RefusedStream | PenstockError) -> PenstockError:

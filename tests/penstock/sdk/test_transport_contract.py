@@ -32,6 +32,7 @@ from penstock.wire.addresses import parse_target
 from penstock.wire.inference import InferRequest
 from penstock.wire.tensors import Array
 from tests.penstock.sdk.server import AGENT_PARAMETERS, TOKEN, WEIGHTS, Servers
+from tests.tls import Authority, ends_tls, make_authority
 from tests.waiting import PATIENCE_S, until
 
 ROWS = np.arange(8, dtype=np.float32).reshape(2, 4)
@@ -42,7 +43,12 @@ TRANSPORTS: dict[str, tuple[str, Callable[..., Any]]] = {
     "asyncio grpc": ("grpc", AioRpcTransport),
     "asyncio http": ("http", AioRestTransport),
     "asyncio unix": ("unix", AioRestTransport),
+    "blocking grpcs": ("grpcs", RpcTransport),
+    "blocking https": ("https", RestTransport),
+    "asyncio grpcs": ("grpcs", AioRpcTransport),
+    "asyncio https": ("https", AioRestTransport),
 }
+_WITHOUT_TLS = {"grpcs": "grpc", "https": "http"}
 
 
 class Threaded:
@@ -64,13 +70,30 @@ def wire(request: pytest.FixtureRequest) -> str:
     return name
 
 
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return make_authority(tmp_path_factory.mktemp("tls"))
+
+
 @pytest.fixture
-async def connect(wire: str) -> AsyncIterator[Open]:
+async def target(servers: Servers, wire: str, authority: Authority) -> AsyncIterator[str]:
+    """The servers, behind a proxy that ends TLS where the wire has it."""
+    scheme = TRANSPORTS[wire][0]
+    if scheme not in _WITHOUT_TLS:
+        yield servers.target(scheme)
+        return
+    backend = parse_target(servers.target(_WITHOUT_TLS[scheme])).address
+    async with ends_tls(authority.server_context(), backend) as address:
+        yield f"{scheme}://{address}"
+
+
+@pytest.fixture
+async def connect(wire: str, authority: Authority) -> AsyncIterator[Open]:
     """``connect(target, token=None)`` opens the transport under test."""
     opened: list[Any] = []
 
     def made(target: str, token: str | None = None) -> Any:
-        transport = TRANSPORTS[wire][1](parse_target(target), token=token)
+        transport = TRANSPORTS[wire][1](parse_target(target), token=token, tls=authority.tls)
         opened.append(transport if wire.startswith("asyncio") else Threaded(transport))
         return opened[-1]
 
@@ -80,8 +103,8 @@ async def connect(wire: str) -> AsyncIterator[Open]:
 
 
 @pytest.fixture
-async def transport(connect: Open, servers: Servers, wire: str) -> AioTransport:
-    return connect(servers.target(TRANSPORTS[wire][0]))
+async def transport(connect: Open, target: str) -> AioTransport:
+    return connect(target)
 
 
 def asks(model: str = "digits", *, name: str = "x", rows: Array = ROWS, **fields: Any) -> InferRequest:
@@ -156,8 +179,8 @@ async def test_the_field_that_is_wrong_is_named(transport: AioTransport) -> None
     assert caught.value.field == "inputs.x"
 
 
-async def test_a_token_is_a_bearer_token(connect: Open, servers: Servers, wire: str) -> None:
-    transport = connect(servers.target(TRANSPORTS[wire][0]), token=TOKEN)
+async def test_a_token_is_a_bearer_token(connect: Open, target: str) -> None:
+    transport = connect(target, token=TOKEN)
     assert (await transport.infer(asks("secret"), PATIENCE_S)).model == "secret"
 
 
@@ -180,11 +203,17 @@ async def test_a_port_that_speaks_another_protocol_is_told_with_what_to_use(
     connect: Open, servers: Servers, wire: str
 ) -> None:
     scheme = TRANSPORTS[wire][0]
-    if scheme == "unix":
+    other, advice = {
+        "grpc": ("http", "use http:// for it"),
+        "http": ("grpc", "use grpc:// for it"),
+        "grpcs": ("http", "speaks no TLS"),
+        "https": ("http", "speaks no TLS; use http://"),
+        "unix": ("", ""),
+    }[scheme]
+    if not other:
         pytest.skip("a unix socket speaks HTTP only")
-    other = "http" if scheme == "grpc" else "grpc"
     address = parse_target(servers.target(other)).address
-    with pytest.raises(Unavailable, match=f"use {other}:// for it"):
+    with pytest.raises(Unavailable, match=advice):
         await connect(f"{scheme}://{address}").metadata("digits", "", PATIENCE_S)
 
 
