@@ -258,7 +258,7 @@ class AgentSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         rung: which rung of an artifact's cascade this device runs: ``edge``, or the name of one between edge and cloud.
         trust_root: directory of public keys (``penstock keys trust``); only what one of them signed is then used. "" is
             PENSTOCK_TRUST_ROOT, or else ~/.config/penstock/trust if it is there; without any, nothing need be signed.
-        tls: whom this device trusts where it dials over TLS, and what it shows there.
+        tls: which authorities this device trusts where it dials over TLS, and what it shows there.
         generation: language models.
     """
 

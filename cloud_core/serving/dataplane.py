@@ -19,7 +19,7 @@ from cloud_core.serving.counters import Measures
 from cloud_core.serving.router import Route, Served
 from cloud_core.serving.served_text import ServedText
 from cloud_core.settings import ServingSettings, TenantSettings
-from penstock.artifact.manifests import columns_of
+from penstock.artifact.manifests import columns_of, labels_of, units_of
 from penstock.errors import InvalidInput, PenstockError, QueueFull, Unavailable, outcome_code
 from penstock.hosting.replica import Chunk
 from penstock.openai import oip_texts
@@ -142,6 +142,8 @@ class DataPlane:
             inputs=oip_texts.INPUTS if is_text else spec.inputs,
             outputs=oip_texts.OUTPUTS if is_text else spec.outputs,
             columns=columns_of(spec),
+            labels=labels_of(spec),
+            units=units_of(spec),
         )
 
     # -- requests ----------------------------------------------------------------------------------------------------

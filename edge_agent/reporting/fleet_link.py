@@ -35,7 +35,7 @@ class FleetLink:
             target: ``grpc://host:port``, or ``grpcs://host`` over TLS.
             timeout_s: longest wait for each call.
             token: credential, where the core has tenants.
-            tls: whom to trust over TLS; None for what the environment says.
+            tls: which authorities to trust over TLS; None for what the environment says.
             link: when a connection is looked at and given up; None for the defaults.
 
         Raises:

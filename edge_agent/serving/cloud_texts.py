@@ -168,7 +168,7 @@ class CloudTexts:
         Args:
             url: of the core, as ``http://host:8000``, or of any server of OpenAI's API.
             token: where the cloud has tenants.
-            tls: whom to trust over TLS; None for what the environment says.
+            tls: which authorities to trust over TLS; None for what the environment says.
         """
         self._url, self._settings, self._remote, self._token, self._tls = url, settings, remote, token, tls
         self._ways: dict[Hosted, CloudText] = {}

@@ -44,7 +44,7 @@ class Escalator:
         """
         Args:
             token: where the cloud has tenants.
-            tls: whom to trust over TLS; None for what the environment says.
+            tls: which authorities to trust over TLS; None for what the environment says.
 
         Raises:
             InvalidInput: ``target`` is neither ``grpc://host:port`` nor ``grpcs://host``.

@@ -27,7 +27,8 @@ Examples:
   penstock infer http://127.0.0.1:8000 adder --json '{"a": [[1, 2]], "b": [[3, 4]]}'
   cat request.json | penstock infer http://127.0.0.1:8000 adder --json - -o json
 
-A JSON object gives inputs by name, a JSON list is the only input. Rows come first: [[1, 2]] is one row.""",
+A JSON object gives inputs by name, or columns by name where the model says which it takes; a JSON list is the only
+input. Rows come first: [[1, 2]] is one row.""",
 )
 @click.argument("target")
 @click.argument("model")
@@ -65,7 +66,8 @@ def command(
     from penstock.sdk.client import Client  # here, so that --help does not pay for numpy
 
     with Client(target, timeout=timeout, token=token) as client:
-        result = client.infer(model, inputs, version=version, parameters={"explain": True} if explain else None)
+        parameters = {"explain": True} if explain else None
+        result = client.infer(model, inputs, version=version, parameters=parameters, labels=True)
     if output == "json":
         import msgspec
 
@@ -125,6 +127,7 @@ def _document(result: InferResult) -> dict[str, object]:
         "model": result.model,
         "version": result.version,
         "parameters": dict(result.parameters),
+        "classes": result.classes,
         "outputs": {
             name: {"datatype": datatype_of(array), "shape": array.shape, "data": _values(array)}
             for name, array in result.outputs.items()
@@ -135,7 +138,10 @@ def _document(result: InferResult) -> dict[str, object]:
 def _print(result: InferResult) -> None:
     from penstock.wire.tensors import datatype_of
 
-    print_fields({"model": result.model, "version": result.version, **result.parameters})
+    fields: dict[str, object] = {"model": result.model, "version": result.version, **result.parameters}
+    if result.classes:
+        fields["classes"] = _cut(", ".join(result.classes))
+    print_fields(fields)
     click.echo()
     print_table(
         ("output", "datatype", "shape", "values"),
@@ -164,5 +170,8 @@ def _shown(array: Array) -> str:
         text = str(_values(array))
     else:
         text = np.array2string(array, precision=4, suppress_small=True, threshold=32, separator=", ")
-    text = " ".join(text.split())
+    return _cut(" ".join(text.split()))
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]} ..."

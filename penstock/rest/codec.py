@@ -7,7 +7,7 @@ Source: Open Inference Protocol, "HTTP/REST"; Triton, "Binary Tensor Data Extens
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -19,8 +19,9 @@ from penstock.wire.inference import (
     InferResponse,
     ModelMetadata,
     Parameter,
-    columns_from,
-    columns_text,
+    input_parameters,
+    names_from,
+    output_parameters,
 )
 from penstock.wire.tensors import Array, TensorSpec, datatype_of, from_bytes, to_bytes
 
@@ -224,8 +225,8 @@ def encode_metadata(metadata: ModelMetadata) -> bytes:
             "name": metadata.name,
             "versions": metadata.versions,
             "platform": metadata.platform,
-            "inputs": [_input_document(spec, metadata.columns.get(spec.name, ())) for spec in metadata.inputs],
-            "outputs": metadata.outputs,
+            "inputs": [_tensor_document(spec, input_parameters(metadata, spec.name)) for spec in metadata.inputs],
+            "outputs": [_tensor_document(spec, output_parameters(metadata, spec.name)) for spec in metadata.outputs],
         }
     )
 
@@ -240,17 +241,16 @@ def decode_metadata(body: bytes) -> ModelMetadata:
         sent = _METADATA.decode(body)
     except _MALFORMED as error:
         raise Internal(f"the server's answer is not a model's metadata: {error}") from None
+    inputs, outputs = ({one.name: one.parameters or {} for one in tensors} for tensors in (sent.inputs, sent.outputs))
     return ModelMetadata(
         name=sent.name,
         versions=tuple(sent.versions),
         platform=sent.platform,
         inputs=tuple(_spec(tensor) for tensor in sent.inputs),
         outputs=tuple(_spec(tensor) for tensor in sent.outputs),
-        columns={
-            tensor.name: names
-            for tensor in sent.inputs
-            if (names := columns_from((tensor.parameters or {}).get("columns")))
-        },
+        columns=names_from(inputs, "columns"),
+        labels=names_from(outputs, "labels"),
+        units=names_from({**outputs, **inputs}, "units"),
     )
 
 
@@ -370,9 +370,9 @@ def _joined(header: bytes, raws: list[bytes]) -> EncodedBody:
     return EncodedBody(b"".join([header, *raws]), len(header))
 
 
-def _input_document(spec: TensorSpec, columns: Sequence[str]) -> dict[str, Any]:
+def _tensor_document(spec: TensorSpec, parameters: Mapping[str, str]) -> dict[str, Any]:
     document: dict[str, Any] = {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape}
-    return document | ({"parameters": {"columns": columns_text(columns)}} if columns else {})
+    return document | ({"parameters": parameters} if parameters else {})
 
 
 def _spec(tensor: _MetadataTensor) -> TensorSpec:

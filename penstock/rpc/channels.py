@@ -86,7 +86,7 @@ def open_channel(
     """Open a channel to ``grpc://host:port`` or, over TLS, ``grpcs://host``. Connects with the first call, not here.
 
     Args:
-        tls: whom to trust; None for what the environment says.
+        tls: which authorities to trust; None for what the environment says.
 
     Raises:
         InvalidInput: not such a target, or a variable names something that is no proxy. ConfigError: a file that
@@ -123,7 +123,7 @@ class RenewedChannel:
         Args:
             renew_after: deadlines in a row.
             grace_s: what calls on the old channel get before they are cut.
-            tls: whom to trust; None for what the environment says.
+            tls: which authorities to trust; None for what the environment says.
 
         Raises:
             InvalidInput: ``target`` is neither ``grpc://host:port`` nor ``grpcs://host``. ConfigError: a file of

@@ -20,8 +20,9 @@ from penstock.wire.inference import (
     InferResponse,
     ModelMetadata,
     Parameter,
-    columns_from,
-    columns_text,
+    input_parameters,
+    names_from,
+    output_parameters,
 )
 from penstock.wire.tensors import (
     Array,
@@ -142,27 +143,32 @@ def decode_response(message: oip_pb2.ModelInferResponse) -> InferResponse:
 def encode_metadata(metadata: ModelMetadata) -> oip_pb2.ModelMetadataResponse:
     """Write a ``ModelMetadataResponse``."""
     message = oip_pb2.ModelMetadataResponse(name=metadata.name, versions=metadata.versions, platform=metadata.platform)
-    for specs, tensors in ((metadata.inputs, message.inputs), (metadata.outputs, message.outputs)):
+    for specs, tensors, parameters_of in (
+        (metadata.inputs, message.inputs, input_parameters),
+        (metadata.outputs, message.outputs, output_parameters),
+    ):
         for spec in specs:
             tensor = tensors.add(name=spec.name, datatype=spec.datatype, shape=spec.shape)
-            if specs is metadata.inputs and spec.name in metadata.columns:
-                tensor.parameters["columns"].string_param = columns_text(metadata.columns[spec.name])
+            for name, text in parameters_of(metadata, spec.name).items():
+                tensor.parameters[name].string_param = text
     return message
 
 
 def decode_metadata(message: oip_pb2.ModelMetadataResponse) -> ModelMetadata:
     """Undo :func:`encode_metadata`."""
+    inputs, outputs = (
+        {one.name: {name: value.string_param for name, value in one.parameters.items()} for one in tensors}
+        for tensors in (message.inputs, message.outputs)
+    )
     return ModelMetadata(
         name=message.name,
         versions=tuple(message.versions),
         platform=message.platform,
         inputs=tuple(_spec(tensor) for tensor in message.inputs),
         outputs=tuple(_spec(tensor) for tensor in message.outputs),
-        columns={
-            tensor.name: names
-            for tensor in message.inputs
-            if "columns" in tensor.parameters and (names := columns_from(tensor.parameters["columns"].string_param))
-        },
+        columns=names_from(inputs, "columns"),
+        labels=names_from(outputs, "labels"),
+        units=names_from({**outputs, **inputs}, "units"),
     )
 
 

@@ -85,8 +85,8 @@ class AsyncClient:
             ``https://host``. HTTP may have a path, which all of the server's paths then begin with.
         timeout: seconds that a call may take by default, all tries together.
         token: sent as a bearer token.
-        tls: whom to trust and what to show over TLS; None for what PENSTOCK_CA_FILE, PENSTOCK_CLIENT_CERT and
-            PENSTOCK_CLIENT_KEY say, and without those for what this machine trusts.
+        tls: which authorities to trust and what to show over TLS; None for what PENSTOCK_CA_FILE,
+            PENSTOCK_CLIENT_CERT and PENSTOCK_CLIENT_KEY say, and without those for what this machine trusts.
         retries: further tries of what the server refused with a hint when to come back.
         coalesce: merge concurrent calls over gRPC. A call with ``request_id`` or ``parameters`` is never merged, and
             over HTTP none is: an agent gives each request its own account of who answered and why.
@@ -140,6 +140,7 @@ class AsyncClient:
         priority: int = 0,
         parameters: Mapping[str, Parameter] | None = None,
         request_id: str = "",
+        labels: bool = False,
     ) -> InferResult:
         """Run a model on a batch; arguments and errors are those of :meth:`penstock.Client.infer`.
 
@@ -152,7 +153,7 @@ class AsyncClient:
         merges = self._merges and not parameters and not request_id
         key = kind_of(model, version, inputs, outputs, priority) if merges else None
         queue = opened.coalescer.queue(key)
-        if queue is not None:  # the way of nearly every row: nothing on it costs more than a dictionary look-up
+        if queue is not None and not labels:  # nearly every row: nothing here costs more than a dictionary look-up
             arrays = {queue.names[0]: inputs} if isinstance(inputs, np.ndarray) else dict(cast("_Arrays", inputs))
             return await self._infer_merged(queue, arrays, deadline, timeout_s)
         wanted = _Call(
@@ -166,7 +167,9 @@ class AsyncClient:
             deadline=deadline,
             timeout_s=timeout_s,
         )
-        return await (self._infer_first(wanted) if merges else self._infer_alone(wanted))
+        result = await (self._infer_first(wanted) if merges else self._infer_alone(wanted))
+        known = await self._metadata(model, version, deadline, timeout_s) if labels else None
+        return result if known is None else replace(result, labels=known.labels)
 
     async def generate(self, model: str, prompt: Prompt, **options: Unpack[TextOptions]) -> Text:
         """Continue a prompt; arguments and errors are those of :meth:`penstock.Client.generate`."""
@@ -284,7 +287,7 @@ class AsyncClient:
             return await self._infer_alone(replace(wanted, inputs=arrays))
         coalescer = self._here().coalescer
         # bare arrays come back without a name, so they have a key of their own
-        given = wanted.inputs if isinstance(wanted.inputs, np.ndarray) else arrays
+        given = arrays[known.inputs[0].name] if isinstance(wanted.inputs, np.ndarray) else arrays
         key = kind_of(wanted.model, wanted.version, given, wanted.outputs, wanted.priority)
         queue = coalescer.queue(key) or coalescer.open_queue(key, wanted.request({}), tuple(arrays))
         return await self._infer_merged(queue, arrays, wanted.deadline, wanted.timeout_s)
@@ -294,7 +297,7 @@ class AsyncClient:
         if call.needs_metadata(arrays):
             known = await self._metadata_for(wanted)
             arrays = call.arrays_of(arrays, known.inputs, known.columns)
-        request = wanted.request(call.arrays_of(arrays, ()))
+        request = wanted.request(cast("_Arrays", arrays))
         try:
             return call.result_of(await self._send(request, wanted.deadline))
         except InvalidInput:
@@ -317,10 +320,11 @@ class AsyncClient:
         return call.fitting(wanted.inputs, known), known
 
     async def _metadata_for(self, wanted: _Call) -> ModelMetadata:
+        known = await self._metadata(wanted.model, wanted.version, wanted.deadline, wanted.timeout_s)
         # a version with another order of columns must not get those of the one before
-        if call.has_frame(wanted.inputs):
-            self._forget_if_stale(wanted.model, wanted.version)
-        return await self._metadata(wanted.model, wanted.version, wanted.deadline, wanted.timeout_s)
+        if call.is_table(wanted.inputs, known) and self._forget_if_stale(wanted.model, wanted.version):
+            known = await self._metadata(wanted.model, wanted.version, wanted.deadline, wanted.timeout_s)
+        return known
 
     async def _metadata(self, model: str, version: str, deadline: float, timeout_s: float) -> ModelMetadata:
         """Known metadata, or one question to the server however many callers ask."""

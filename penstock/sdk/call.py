@@ -6,7 +6,7 @@ No transport, no clock, no randomness: those belong to ``penstock.sdk.client`` a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,9 +14,10 @@ import numpy as np
 from penstock.errors import Conflict, DeadlineExceeded, InvalidInput, PenstockError, QueueFull, Unavailable
 from penstock.policy.retry import Backoff
 from penstock.sdk import frames
+from penstock.sdk.casting import cast, is_unchosen, listed
 from penstock.wire.context import MAX_TIMEOUT_S
 from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata, Parameter
-from penstock.wire.tensors import Array, TensorSpec, check_inputs, numpy_dtype
+from penstock.wire.tensors import Array, TensorSpec, check_inputs
 
 DEFAULT_TIMEOUT_S = 30.0
 MAX_KNOWN_MODELS = 256  # metadata kept per client
@@ -41,6 +42,7 @@ class InferResult:
         outputs: arrays by output name; dimension 0 is the batch.
         version: what answered: the artifact's tag, or whatever the server calls its version.
         parameters: everything that the server said beside the outputs; the properties below read from it.
+        labels: names of the classes by output, where they were asked for and the server tells them.
     """
 
     outputs: Mapping[str, Array]
@@ -48,6 +50,16 @@ class InferResult:
     version: str = ""
     id: str = ""
     parameters: Mapping[str, Parameter]
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Name the class with the highest score for each row; () without labels."""
+        for name, labels in self.labels.items():
+            scores = self.outputs.get(name)
+            if scores is not None and scores.ndim == 2 and scores.shape[1] == len(labels):
+                return tuple(labels[best] for best in scores.argmax(axis=1).tolist())
+        return ()
 
     @property
     def served_by(self) -> str:
@@ -92,32 +104,38 @@ def result_of(response: InferResponse) -> InferResult:
 
 
 def needs_metadata(inputs: Inputs) -> bool:
-    """Say whether inputs can only be sent once the model's input names and datatypes are known."""
+    """Say whether inputs can only be sent once the model's input names, datatypes and columns are known: all but
+    arrays by name that may not be columns, with a dtype that somebody chose.
+    """
     if not isinstance(inputs, Mapping):
         return True
-    return not all(isinstance(value, np.ndarray) for value in inputs.values())
+    return not all(
+        isinstance(value, np.ndarray) and value.ndim != 1 and not is_unchosen(value) for value in inputs.values()
+    )
 
 
-def has_frame(inputs: Inputs) -> bool:
-    """Say whether inputs hold a table, whose columns are matched by name."""
-    return any(frames.is_frame(value) for value in (inputs.values() if isinstance(inputs, Mapping) else (inputs,)))
+def is_table(inputs: Inputs, known: ModelMetadata) -> bool:
+    """Say whether inputs hold a table or a dict of columns, which are matched by name."""
+    by_name = inputs.values() if isinstance(inputs, Mapping) else (inputs,)
+    return any(map(frames.is_frame, by_name)) or frames.is_by_column(inputs, known.inputs, known.columns)
 
 
 def arrays_of(
     inputs: Inputs, specs: Sequence[TensorSpec], columns: Mapping[str, Sequence[str]] | None = None
 ) -> dict[str, Array]:
-    """Inputs as arrays by name. Arrays are taken as they are; lists get the datatype that the model asks for; a table
-    gives its columns by their names.
+    """Inputs as arrays by name. Lists, and arrays with a dtype that nobody chose, get the datatype that the model asks
+    for (:mod:`penstock.sdk.casting`); other arrays are taken as they are. A table, and a dict of columns, give their
+    columns by name.
 
     Args:
         specs: the model's inputs; may be empty when :func:`needs_metadata` says so.
         columns: the columns that make each input, as far as the model says.
 
     Raises:
-        InvalidInput: a bare array for a model with several inputs, a list that does not convert, or a table whose
-            columns are not the model's.
+        InvalidInput: a bare array for a model with several inputs, a value that does not fit, or a table whose columns
+            are not the model's.
     """
-    if frames.is_frame(inputs):
+    if frames.is_frame(inputs) or frames.is_by_column(inputs, specs, columns or {}):
         return frames.inputs_of(inputs, specs, columns or {})
     if not isinstance(inputs, Mapping):
         if len(specs) != 1:
@@ -125,10 +143,7 @@ def arrays_of(
             raise InvalidInput(f"inputs: the model has {len(specs)} ({names}); give a dict by name", field="inputs")
         return {specs[0].name: _array(inputs, specs[0])}
     by_name = {spec.name: spec for spec in specs}
-    return {
-        name: value if isinstance(value, np.ndarray) else _named(name, value, by_name.get(name), columns or {})
-        for name, value in inputs.items()
-    }
+    return {name: _named(name, value, by_name.get(name), columns or {}) for name, value in inputs.items()}
 
 
 def fitting(inputs: Inputs, known: ModelMetadata) -> dict[str, Array]:
@@ -253,13 +268,12 @@ def _named(name: str, value: Any, spec: TensorSpec | None, columns: Mapping[str,
 
 
 def _array(value: Any, spec: TensorSpec | None) -> Array:
-    if isinstance(value, np.ndarray):
+    if not isinstance(value, np.ndarray):
+        return listed(value, spec.datatype if spec else "", f"inputs.{spec.name}" if spec else "inputs")
+    if spec is None:  # a name that the model does not have: the server says which it has
         return value
-    field = f"inputs.{spec.name}" if spec else "inputs"
-    try:
-        return np.asarray(value, dtype=numpy_dtype(spec.datatype, field=field) if spec else None)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise InvalidInput(f"{field}: does not convert to an array: {error}", field=field) from None
+    field = f"inputs.{spec.name}"
+    return cast(value, spec.datatype, field) if is_unchosen(value) else value
 
 
 def number_of(value: Parameter | None) -> float | None:

@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Protocol, TypeVar, Unpack
 
 from penstock.errors import DeadlineExceeded, InvalidInput, PenstockError, Unavailable
@@ -44,8 +45,8 @@ class Client:
             ``https://host``. HTTP may have a path, which all of the server's paths then begin with.
         timeout: seconds that a call may take by default, all tries together.
         token: sent as a bearer token.
-        tls: whom to trust and what to show over TLS; None for what PENSTOCK_CA_FILE, PENSTOCK_CLIENT_CERT and
-            PENSTOCK_CLIENT_KEY say, and without those for what this machine trusts.
+        tls: which authorities to trust and what to show over TLS; None for what PENSTOCK_CA_FILE,
+            PENSTOCK_CLIENT_CERT and PENSTOCK_CLIENT_KEY say, and without those for what this machine trusts.
         retries: further tries of what the server refused with a hint when to come back.
 
     Raises:
@@ -87,18 +88,22 @@ class Client:
         priority: int = 0,
         parameters: Mapping[str, Parameter] | None = None,
         request_id: str = "",
+        labels: bool = False,
     ) -> InferResult:
         """Run a model on a batch.
 
         Args:
-            inputs: an array [N, ...] for a model with one input, else a dict by input name. Arrays are sent with the
-                dtype they have; lists get the one the model asks for. A table with named columns (pandas, polars,
-                pyarrow) is matched with the model's columns by name, in whatever order they are.
+            inputs: an array [N, ...] for a model with one input, else a dict by input name. A table with named columns
+                (pandas, polars, pyarrow), and a dict of them, is matched with the model's columns by name, in whatever
+                order they are. Tables, lists, and arrays of float64, int64, bool or object, which are numpy's own
+                choice, get the datatype that the model asks for, where that can hold the values; arrays of other
+                dtypes are sent as they are.
             version: a tag, a digest, or "" for the default version.
             outputs: names wanted; all by default.
             timeout: seconds, all tries together; the server is told what remains.
             priority: 0 is the default, 1 the highest.
             parameters: further request parameters (``explain=True`` asks an agent for an account of each row).
+            labels: let the result carry the names of the classes, as far as the model's metadata tell them.
 
         Raises:
             InvalidInput: inputs, names or options are wrong. NotFound: no such model or version.
@@ -125,7 +130,8 @@ class Client:
         except InvalidInput:
             self._known.pop((model, version), None)  # perhaps the model is not what it was
             raise
-        return call.result_of(response)
+        result = call.result_of(response)
+        return replace(result, labels=self._metadata(model, version, deadline, timeout_s).labels) if labels else result
 
     def generate(self, model: str, prompt: Prompt, **options: Unpack[TextOptions]) -> Text:
         """Continue a prompt.
@@ -251,9 +257,12 @@ class Client:
     ) -> Mapping[str, Array]:
         if not call.needs_metadata(inputs):
             return call.arrays_of(inputs, ())
-        if call.has_frame(inputs):  # a version with another order of columns must not get those of the one before
-            self._known.pop((model, version), None)
+        is_fresh = (model, version) not in self._known
         known = self._metadata(model, version, deadline, timeout_s)
+        if not is_fresh and call.is_table(inputs, known):
+            # a version with another order of columns must not get those of the one before
+            del self._known[model, version]
+            known = self._metadata(model, version, deadline, timeout_s)
         return call.arrays_of(inputs, known.inputs, known.columns)
 
     def _metadata(self, model: str, version: str, deadline: float, timeout_s: float) -> ModelMetadata:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from penstock.errors import InvalidInput
-from penstock.wire.tensors import Array, TensorSpec, numpy_dtype
+from penstock.sdk.casting import cast
+from penstock.wire.tensors import Array, TensorSpec
 
 _SHOWN = 20
 
@@ -22,10 +23,19 @@ def is_frame(value: Any) -> bool:
     return not isinstance(value, np.ndarray | Mapping | list | tuple | str | bytes) and _names(value) is not None
 
 
+def is_by_column(value: Any, specs: Sequence[TensorSpec], columns: Mapping[str, Sequence[str]]) -> bool:
+    """Say whether a value is a dict of columns, and not one of inputs: a flat list or array for each of its names, of
+    which none is an input's, for a model whose inputs are all made of columns.
+    """
+    if not isinstance(value, Mapping) or not value or not all(columns.get(spec.name) for spec in specs):
+        return False
+    return not any(spec.name in value for spec in specs) and all(_is_flat(one) for one in value.values())
+
+
 def inputs_of(
     frame: Any, specs: Sequence[TensorSpec], columns: Mapping[str, Sequence[str]], *, field: str = "inputs"
 ) -> dict[str, Array]:
-    """Make the inputs that a table holds, [N, ...] each, in the order and datatype that the model asks for.
+    """Make the inputs that a table or a dict of columns holds, [N, ...] each, in the model's order and datatypes.
 
     Args:
         specs: the inputs to make.
@@ -46,12 +56,23 @@ def inputs_of(
     _check_names(_names(frame) or [], wanted, field)
     read = {name: _column(frame, name) for name in wanted}
     return {
-        spec.name: _input([_cast(read[name], spec.datatype, f"{field}[{name!r}]") for name in columns[spec.name]], spec)
+        spec.name: _input([cast(read[name], spec.datatype, f"{field}[{name!r}]") for name in columns[spec.name]], spec)
         for spec in specs
     }
 
 
+def _is_flat(value: Any) -> bool:
+    """Say whether a value can be a column: one dimension, or the beginning of one."""
+    if isinstance(value, str | bytes | Mapping):
+        return False
+    if isinstance(value, list | tuple):
+        return not value or not isinstance(value[0], list | tuple | np.ndarray)
+    return getattr(value, "ndim", 1) == 1 and hasattr(value, "__len__")
+
+
 def _names(frame: Any) -> list[Any] | None:
+    if isinstance(frame, Mapping):
+        return list(frame)
     names = getattr(frame, "column_names", None)  # pyarrow; its ``columns`` are the columns themselves
     if names is None:
         names = getattr(frame, "columns", None)
@@ -95,38 +116,6 @@ def _column(frame: Any, name: str) -> Array:
     except Exception as error:  # whatever the library of the table raises
         raise InvalidInput(f"inputs[{name!r}]: not a column of values: {error}", field="inputs") from error
     return array
-
-
-def _cast(array: Array, datatype: str, field: str) -> Array:
-    """Cast a column to a datatype that can hold it; a missing number becomes NaN where the input takes floats."""
-    if datatype == "BYTES":
-        return array.astype(object)
-    dtype = numpy_dtype(datatype, field=field)
-    if array.dtype == dtype:
-        return array
-    values: Any = array
-    if array.dtype.kind == "O":
-        if any(isinstance(cell, str | bytes) for cell in array.ravel().tolist()):
-            raise InvalidInput(f"{field}: holds text, but the model takes {datatype}", field=field)
-        try:
-            values = array.astype(np.float64)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise InvalidInput(f"{field}: a value is missing or no number: {error}", field=field) from None
-    elif array.dtype.kind not in "biuf":
-        raise InvalidInput(f"{field}: holds {array.dtype}, but the model takes {datatype}", field=field)
-    with np.errstate(over="ignore", invalid="ignore"):
-        done: Any = values.astype(dtype)
-        fits = np.isfinite(done) | ~np.isfinite(values) if dtype.kind == "f" else done.astype(values.dtype) == values
-    if dtype.kind in "iu" and values.dtype.kind in "iuf":
-        limits = np.iinfo(done.dtype)  # a wrap-around there and back would look equal
-        fits = fits & (values >= limits.min) & (values <= limits.max)
-    elif dtype.kind == "b" and values.dtype.kind != "b":
-        fits = (values == 0) | (values == 1)
-    if not np.all(fits):
-        row = int(np.argwhere(~fits)[0][0])
-        raise InvalidInput(f"{field}: row {row} holds {values[row]}, which {datatype} cannot hold", field=field)
-    result: Array = done
-    return result
 
 
 def _input(parts: list[Array], spec: TensorSpec) -> Array:

@@ -45,13 +45,21 @@ class InferResponse(msgspec.Struct, frozen=True, kw_only=True):
     parameters: Mapping[str, Parameter] = {}
 
 
+Names = Mapping[str, tuple[str, ...]]
+"""Names by tensor."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelMetadata:
     """What ``ModelMetadata`` of the OIP answers.
 
     Attributes:
-        columns: for inputs that are made of a table's columns, their names in order. They travel as the parameter
-            ``columns`` of the input's metadata, a list in JSON, where others keep parameters of tensors as well.
+        columns: for inputs that are made of a table's columns, their names in order.
+        labels: for outputs whose last dimension is one of classes, their names in order.
+        units: of inputs and outputs, one for each column, or one for all.
+
+    What is said about a tensor by name travels as parameters of its metadata, ``columns``, ``labels`` and ``units``,
+    each a list in JSON, where other servers keep parameters of tensors as well.
     """
 
     name: str
@@ -59,20 +67,34 @@ class ModelMetadata:
     platform: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    columns: Names = field(default_factory=dict)
+    labels: Names = field(default_factory=dict)
+    units: Names = field(default_factory=dict)
 
 
-def columns_text(names: Sequence[str]) -> str:
-    """Write the names of an input's columns as a parameter."""
-    return msgspec.json.encode(names).decode()
+def input_parameters(metadata: ModelMetadata, name: str) -> dict[str, str]:
+    """Return what the metadata of an input says by parameters."""
+    return _texts(columns=metadata.columns.get(name), units=metadata.units.get(name))
 
 
-def columns_from(text: object) -> tuple[str, ...]:
-    """Undo :func:`columns_text`; () for anything else, which only means that the server names no columns."""
-    try:
-        return msgspec.json.decode(text, type=tuple[str, ...]) if isinstance(text, str) else ()
-    except msgspec.MsgspecError:
-        return ()
+def output_parameters(metadata: ModelMetadata, name: str) -> dict[str, str]:
+    """Return what the metadata of an output says by parameters."""
+    return _texts(labels=metadata.labels.get(name), units=metadata.units.get(name))
+
+
+def names_from(parameters: Mapping[str, Mapping[str, object]], parameter: str) -> dict[str, tuple[str, ...]]:
+    """Read one parameter of each tensor that has it; anything but a list of names only means that none are told."""
+    found = {}
+    for name, given in parameters.items():
+        try:
+            found[name] = msgspec.json.decode(str(given.get(parameter, "")), type=tuple[str, ...])
+        except msgspec.MsgspecError:
+            continue
+    return {name: names for name, names in found.items() if names}
+
+
+def _texts(**lists: Sequence[str] | None) -> dict[str, str]:
+    return {name: msgspec.json.encode(names).decode() for name, names in lists.items() if names}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""TLS of everything that dials: whom a client trusts, who it says it is, and what went wrong, in words.
+"""TLS of everything that dials: which authorities a client trusts, who it says it is, and what went wrong, in words.
 
 One rule for HTTP, gRPC, pushes and pulls. A server's certificate and name are always checked; there is no switch for
 that. Reads files; opens no connection.

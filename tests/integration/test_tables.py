@@ -21,10 +21,12 @@ from tests.compiler.conftest import CENTRES, linear
 from tests.processes import AgentProcess, CoreProcess
 
 COLUMNS = ("alcohol", "ash", "hue", "magnesium")
+CULTIVARS = ("barolo", "grignolino", "barbera")
 RECIPE = """
 [model]
 name = "wine"
 version = "v1"
+labels = ["barolo", "grignolino", "barbera"]
 
 [edge]
 model = "student.onnx"
@@ -38,6 +40,9 @@ model = "teacher.onnx"
 source = "wine.csv"
 columns = { x = ["alcohol", "ash", "hue", "magnesium"] }
 labels = "cultivar"
+
+[preprocessing]
+units = { x = ["% vol", "g/l", "1", "mg/l"], logits = "nat" }
 
 [certificate]
 max_harm = 0.05
@@ -82,6 +87,8 @@ def test_a_table_in_another_order_gets_the_right_answers_from_every_server(
     for target in targets:
         with Client(target) as client:
             assert client.metadata("wine").columns == {"x": COLUMNS}
+            assert client.metadata("wine").labels == {"logits": CULTIVARS}
+            assert client.metadata("wine").units == {"x": ("% vol", "g/l", "1", "mg/l"), "logits": ("nat",)}
             expected = client.infer("wine", x).outputs["logits"]
             assert (
                 expected.argmax(axis=1) != client.infer("wine", x[:, ::-1].copy()).outputs["logits"].argmax(1)
@@ -89,6 +96,12 @@ def test_a_table_in_another_order_gets_the_right_answers_from_every_server(
             for order in (COLUMNS, COLUMNS[::-1], ("hue", "alcohol", "magnesium", "ash")):
                 answer = client.infer("wine", table.select(order))
                 np.testing.assert_allclose(answer.outputs["logits"], expected, rtol=1e-5, atol=1e-5)
+            by_column = client.infer(
+                "wine", {name: x[:, place].tolist() for place, name in enumerate(COLUMNS)}, labels=True
+            )
+            np.testing.assert_allclose(by_column.outputs["logits"], expected, rtol=1e-5, atol=1e-5)
+            assert by_column.classes == tuple(CULTIVARS[best] for best in expected.argmax(axis=1))
+            assert client.infer("wine", x.astype(np.float64)).outputs["logits"].dtype == np.float32
             with pytest.raises(InvalidInput, match=r"it has no 'ash'; the model does not take 'id'"):
                 client.infer("wine", table.drop(["ash"]).append_column("id", table["hue"]))
     _check_others(core_process)

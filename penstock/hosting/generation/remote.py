@@ -55,7 +55,7 @@ class RemoteGenerator:
             facts: what each server can take; requests are held to it before they leave.
             model: what the servers call it; "" for ``name``.
             token: a bearer token for all of them.
-            tls: whom to trust over TLS; None for what the environment says.
+            tls: which authorities to trust over TLS; None for what the environment says.
 
         Raises:
             ConfigError: no URLs, or one that is none.

@@ -56,8 +56,8 @@ async def test_errors_are_typed(servers: Servers, scheme: str) -> None:
     async with AsyncClient(servers.target(scheme)) as client:
         with pytest.raises(NotFound, match="known: digits"):
             await client.infer("none", ROWS)
-        with pytest.raises(InvalidInput, match="datatype is FP64, expected FP32"):
-            await client.infer("digits", ROWS.astype(np.float64))
+        with pytest.raises(InvalidInput, match="datatype is FP16, expected FP32"):
+            await client.infer("digits", ROWS.astype(np.float16))
         with pytest.raises(InvalidInput, match="no rows"):
             await client.infer("digits", ROWS[:0])
         with pytest.raises(InvalidInput, match="shape is \\[\\]"):

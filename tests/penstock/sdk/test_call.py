@@ -65,14 +65,51 @@ def test_the_timeout_on_the_wire_is_never_zero_and_never_longer(timeout_s: float
     assert request.parameters["priority"] == 3
 
 
-def test_arrays_keep_their_dtype_and_lists_get_the_models() -> None:
-    array = np.ones((1, 2))
-    assert call.arrays_of(array, (X,))["x"] is array
-    assert call.arrays_of([[1, 2]], (X,))["x"].dtype == np.float32
-    assert call.arrays_of({"x": [[1, 2]], "other": array}, (X,))["other"] is array
-    assert not call.needs_metadata({"x": array})
-    assert call.needs_metadata({"x": [[1, 2]]})
-    assert call.needs_metadata(array)
+def test_arrays_of_a_chosen_dtype_are_kept_and_others_get_the_models() -> None:
+    chosen = np.ones((1, 2), np.float16)
+    assert call.arrays_of(chosen, (X,))["x"] is chosen
+    assert call.arrays_of({"x": [[1, 2]], "other": chosen}, (X,))["other"] is chosen
+    for values in ([[1, 2]], np.array([[1.0, 2.0]]), np.array([[1, 2]]), np.array([[1, 2]], dtype=object)):
+        for inputs in (values, {"x": values}):
+            x = call.arrays_of(inputs, (X,))["x"]
+            assert x.dtype == np.float32
+            assert x.tolist() == [[1.0, 2.0]]
+    assert not call.needs_metadata({"x": chosen, "s": np.array([["text"]], dtype=object)})
+    for asks in (chosen, {"x": [[1, 2]]}, {"x": np.ones((1, 2))}, {"x": np.ones(2, np.float32)}):
+        assert call.needs_metadata(asks)
+
+
+@pytest.mark.parametrize(
+    ("value", "datatype", "message"),
+    [
+        ([[1.5, 2]], "INT64", "row 0 holds 1.5, which INT64 cannot hold"),  # a list lost its halves without a word
+        (np.array([[1, 2], [3, 300]]), "UINT8", "row 1 holds 300, which UINT8 cannot hold"),
+        (np.array([[1.0, 1e300]]), "FP32", r"row 0 holds 1e\+300"),
+        ([["1.5"]], "FP32", "holds text, but the model takes FP32"),
+        ([[1, 2], [3]], "FP32", "does not convert to an array"),
+        (np.array([[1, "a"]], dtype=object), "FP32", "holds text"),
+        (
+            np.array([[1, object()]], dtype=object),
+            "FP32",
+            "an array of objects, and one of them is missing or no number",
+        ),
+        (np.array([[1, 2]]), "BYTES", r"holds int64, but the model takes text \(BYTES\)"),
+    ],
+)
+def test_a_value_that_the_datatype_cannot_hold_is_refused_whatever_held_it(
+    value: object, datatype: str, message: str
+) -> None:
+    spec = TensorSpec(name="x", datatype=datatype, shape=(-1, 2))
+    with pytest.raises(InvalidInput, match=rf"inputs\.x: .*{message}"):
+        call.arrays_of(value, (spec,))
+
+
+def test_a_result_names_the_likeliest_class_of_each_row() -> None:
+    scores = np.array([[0.1, 0.9], [0.7, 0.3]])
+    result = call.InferResult(model="m", outputs={"y": scores}, parameters={}, labels={"y": ("cat", "dog")})
+    assert result.classes == ("dog", "cat")
+    for labels in ({}, {"y": ("a", "b", "c")}, {"z": ("a", "b")}):
+        assert call.InferResult(model="m", outputs={"y": scores}, parameters={}, labels=labels).classes == ()
 
 
 def test_a_bare_array_for_several_inputs_is_refused_with_their_names() -> None:

@@ -100,8 +100,8 @@ def test_errors_are_typed(target: str) -> None:
             client.infer("none", ROWS)
         with pytest.raises(NotFound, match="known: digits"):
             client.infer("none", {"x": ROWS})
-        with pytest.raises(InvalidInput, match="datatype is FP64, expected FP32") as wrong:
-            client.infer("digits", ROWS.astype(np.float64))
+        with pytest.raises(InvalidInput, match="datatype is FP16, expected FP32") as wrong:
+            client.infer("digits", ROWS.astype(np.float16))
         assert wrong.value.field == "inputs.x"
         with pytest.raises(Internal):
             client.infer("broken", ROWS)

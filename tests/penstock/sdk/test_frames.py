@@ -120,7 +120,7 @@ def test_values_get_the_datatype_of_the_model(column: Any, datatype: str, expect
         (np.array([1.0, 1e60]), "FP32", "row 1 holds 1e"),
         (np.array([1, 300]), "UINT8", "row 1 holds 300"),
         (np.array(["1.5", "2"], dtype=object), "FP32", "holds text"),
-        (np.array(["1.5", "2"]), "FP32", "holds <U3"),
+        (np.array(["1.5", "2"]), "FP32", "holds text, but the model takes FP32"),
         (np.array([1.0, None], dtype=object), "INT64", "holds nan"),
         (np.array([1.0, object()], dtype=object), "FP32", "missing or no number"),
         (np.array(["2020-01-01"], dtype="M8[D]"), "FP32", "holds datetime64"),
@@ -187,6 +187,52 @@ async def test_an_async_client_sends_columns_in_the_order_of_the_model(servers: 
                 np.testing.assert_allclose(answer.outputs["logits"], EXPECTED @ WEIGHTS)
         with pytest.raises(InvalidInput, match="it has no 'd'"):
             await client.infer("digits", pa.table(VALUES).drop(["d"]))
+
+
+def test_a_dict_of_columns_is_a_table(threaded: Servers, target: str) -> None:
+    named(threaded.backend)
+    with Client(target) as client:
+        for column in (list, np.array, pa.array):
+            given = {name: column(values) for name, values in reordered().items()}
+            np.testing.assert_allclose(client.infer("digits", given).outputs["logits"], EXPECTED @ WEIGHTS)
+        with pytest.raises(InvalidInput, match="it has no 'd'; the model does not take 'e'"):
+            client.infer("digits", {"a": [1], "b": [2], "c": [3], "e": [4]})
+        with pytest.raises(InvalidInput, match="y"):  # two dimensions are no column
+            client.infer("digits", {"y": EXPECTED})
+
+
+@pytest.mark.parametrize("coalesce", [True, False])
+async def test_a_dict_of_columns_is_a_table_for_an_async_client(servers: Servers, scheme: str, coalesce: bool) -> None:
+    named(servers.backend)
+    async with AsyncClient(servers.target(scheme), coalesce=coalesce) as client:
+        for _ in range(2):
+            answer = await client.infer("digits", reordered())
+            np.testing.assert_allclose(answer.outputs["logits"], EXPECTED @ WEIGHTS)
+            for dtype in (np.float64, np.int64, object):  # and then merged with rows that had the model's datatype
+                answer = await client.infer("digits", EXPECTED.astype(dtype))
+                np.testing.assert_allclose(answer.outputs["logits"], EXPECTED @ WEIGHTS)
+
+
+def test_names_of_classes_and_units_reach_the_client(threaded: Servers, target: str) -> None:
+    classes = tuple("0123456789"[: WEIGHTS.shape[1]])
+    units = {"x": ("cm", "cm", "kg", "°C"), "logits": ("nat",)}
+    digits = threaded.backend.models["digits"]
+    threaded.backend.models["digits"] = replace(digits, labels={"logits": classes}, units=units)
+    with Client(target) as client:
+        known = client.metadata("digits")
+        assert (known.labels, known.units) == ({"logits": classes}, units)
+        answer = client.infer("digits", EXPECTED, labels=True)
+        best = (EXPECTED @ WEIGHTS).argmax(axis=1)
+        assert answer.classes == tuple(classes[one] for one in best)
+        assert client.infer("digits", EXPECTED).classes == ()
+
+
+async def test_names_of_classes_reach_the_async_client(servers: Servers, scheme: str) -> None:
+    classes = tuple("0123456789"[: WEIGHTS.shape[1]])
+    servers.backend.models["digits"] = replace(servers.backend.models["digits"], labels={"logits": classes})
+    async with AsyncClient(servers.target(scheme)) as client:
+        for _ in range(2):
+            assert len((await client.infer("digits", EXPECTED, labels=True)).classes) == 2
 
 
 def test_a_new_version_with_another_order_gets_its_own(threaded: Servers, target: str) -> None:
