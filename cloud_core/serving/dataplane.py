@@ -19,7 +19,7 @@ from cloud_core.serving.counters import Measures
 from cloud_core.serving.router import Route, Served
 from cloud_core.serving.served_text import ServedText
 from cloud_core.settings import ServingSettings, TenantSettings
-from penstock.artifact.manifests import columns_of, labels_of, units_of
+from penstock.artifact.tensor_names import columns_of, labels_of, units_of
 from penstock.errors import InvalidInput, PenstockError, QueueFull, Unavailable, outcome_code
 from penstock.hosting.replica import Chunk
 from penstock.openai import oip_texts

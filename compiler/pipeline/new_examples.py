@@ -19,7 +19,7 @@ from compiler.data.dataset import Repeats
 from compiler.data.parts import Request, silent
 from compiler.measure.quality import Judge
 from compiler.recipe.data_section import SharesSection, kind_of
-from penstock.artifact import manifests
+from penstock.artifact import tensor_names
 from penstock.artifact.manifests import VariantSpec
 from penstock.errors import ConfigError, InvalidInput
 from penstock.policy.decoding import joined
@@ -127,7 +127,7 @@ def _section(source: ExampleSource, spec: VariantSpec) -> tuple[DataSection, Pat
 
     Columns of a table are those that the model was made with, by their names: new files may have another order.
     """
-    given, columns = Path(source.data), manifests.columns_of(spec)
+    given, columns = Path(source.data), tensor_names.columns_of(spec)
     if given.suffix == ".toml":
         section, base = _from_toml(given), given.parent
         if columns and kind_of(section.source) in ("csv", "parquet"):

@@ -22,7 +22,7 @@ from edge_agent.serving.counts import Outcomes, Tally
 from edge_agent.serving.grader import Grader, grader_for
 from edge_agent.serving.load_plan import LoadPlan, restored_audit, usable_certificate
 from penstock.artifact.certificates import Certificate
-from penstock.artifact.manifests import columns_of, labels_of, units_of
+from penstock.artifact.tensor_names import columns_of, labels_of, units_of
 from penstock.errors import InvalidInput, NotFound, Unavailable
 from penstock.hosting.embedding import Embedding
 from penstock.hosting.generation import text_model

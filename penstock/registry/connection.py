@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import json
 import os
 import random
 import socket
@@ -34,6 +33,7 @@ from penstock.policy.retry import Backoff
 from penstock.registry.address import absolute, http_parts, origin, parse_registry
 from penstock.registry.authorization import Authorization, Challenge
 from penstock.registry.interrupt import Interrupt
+from penstock.registry.replies import lower_names, reason_in
 from penstock.registry.tunnel import open_tunnel
 from penstock.wire.proxies import Proxy, proxy_for
 from penstock.wire.tls import Tls, context, from_environment, trouble
@@ -182,7 +182,7 @@ class Connection:
             )
         if response.length:
             raise Retryable(Unavailable(f"{self.url} ended its answer to {path} {response.length} bytes early"))
-        return Reply(status=response.status, headers=_lower_names(response), body=data)
+        return Reply(status=response.status, headers=lower_names(response), body=data)
 
     @contextlib.contextmanager
     def response(
@@ -203,7 +203,7 @@ class Connection:
         connection, response = self._send(method, path, body, headers)
         try:
             if response.status >= 300 and response.status not in expected:
-                raise self._refusal(response.status, _lower_names(response), response.read(_MAX_ERROR_BYTES))
+                raise self._refusal(response.status, lower_names(response), response.read(_MAX_ERROR_BYTES))
             yield response
             self.check()  # a body that a cancellation cut off looks like one that has ended
         except (OSError, http.client.HTTPException) as error:
@@ -277,10 +277,10 @@ class Connection:
         finally:
             self._done(connection, response)
         if response.status != 200:
-            refusal = self._refusal(response.status, _lower_names(response), data)
+            refusal = self._refusal(response.status, lower_names(response), data)
             if isinstance(refusal, Retryable):
                 raise refusal
-            reason = _reason(data) or http.client.responses.get(response.status, "no reason given")
+            reason = reason_in(data) or http.client.responses.get(response.status, "no reason given")
             raise Unauthenticated(
                 f"{self.url} wants a token of {challenge.realm[:200]}, which answered {response.status}: {reason}; "
                 f"{_ADVICE}"
@@ -361,15 +361,12 @@ class Connection:
             Cancelled: it broke because :meth:`cancel` was called.
         """
         self._interrupt.check()
-        return Retryable(
-            Unavailable(
-                f"cannot reach the registry at {self.url}: {trouble(str(error)) or error or type(error).__name__}"
-            )
-        )
+        said = trouble(str(error)) or str(error) or type(error).__name__
+        return Retryable(Unavailable(f"cannot reach the registry at {self.url}: {said}"))
 
     def _refusal(self, status: int, headers: Mapping[str, str], body: bytes) -> PenstockError | Retryable:
         # an answer to HEAD has no body: the status's own words are all there is
-        reason = _reason(body) or http.client.responses.get(status, "no reason given")
+        reason = reason_in(body) or http.client.responses.get(status, "no reason given")
         message = f"{self.url} answered {status}: {reason}"
         if status == 404:
             return NotFound(message)
@@ -393,16 +390,3 @@ class Connection:
 
 def _with(headers: Mapping[str, str], authorization: str) -> Mapping[str, str]:
     return {**headers, "Authorization": authorization} if authorization else headers
-
-
-def _lower_names(response: http.client.HTTPResponse) -> dict[str, str]:
-    return {name.lower(): value for name, value in response.getheaders()}
-
-
-def _reason(body: bytes) -> str:
-    """Return the messages of an OCI error document, or the body's beginning."""
-    try:
-        errors = json.loads(body)["errors"]
-        return "; ".join(f"{error['code']}: {error.get('message', '')}" for error in errors[:5])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return body[:200].decode(errors="replace")

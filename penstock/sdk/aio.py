@@ -11,7 +11,7 @@ import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar, Unpack, cast
+from typing import TypeVar, Unpack, cast
 
 import numpy as np
 
@@ -21,7 +21,8 @@ from penstock.sdk.call import DEFAULT_TIMEOUT_S, InferResult, Inputs
 from penstock.sdk.coalesce import CoalesceLimits, Coalescer, MergeQueue, kind_of
 from penstock.sdk.text_streams import AsyncTextStream, aio_text_transport
 from penstock.sdk.texts import Message, Prompt, Text, TextCall, TextOptions, TextPart, TextReader, text_call
-from penstock.wire.addresses import Target, located, parse_target
+from penstock.sdk.transports import AioTransport, open_aio_transport
+from penstock.wire.addresses import located, parse_target
 from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata, Parameter
 from penstock.wire.tensors import Array
 from penstock.wire.tls import Tls
@@ -29,17 +30,6 @@ from penstock.wire.tls import Tls
 _T = TypeVar("_T")
 _Arrays = Mapping[str, Array]
 _STALE_S = 1.0  # metadata older than this is asked for again before an input is refused on its word
-
-
-class AioTransport(Protocol):
-    """OIP over one wire. Raises our errors only."""
-
-    async def infer(self, request: InferRequest, timeout_s: float) -> InferResponse: ...
-    async def metadata(self, model: str, version: str, timeout_s: float) -> ModelMetadata: ...
-    async def is_live(self, timeout_s: float) -> bool: ...
-    async def is_ready(self, timeout_s: float) -> bool: ...
-    async def model_ready(self, model: str, version: str, timeout_s: float) -> bool: ...
-    async def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,7 +244,7 @@ class AsyncClient:
         if self._is_closed:
             raise call.closed(repr(self))
         self._opened = _Opened(
-            transport=_open(self._target, self._token, self._tls),
+            transport=open_aio_transport(self._target, self._token, self._tls),
             coalescer=Coalescer(self._send, self._limits),
             loop=asyncio.get_running_loop(),
         )
@@ -395,14 +385,3 @@ class AsyncClient:
                 if wait_s is None:
                     raise located(error, self._target) from error.__cause__
             await asyncio.sleep(wait_s)
-
-
-def _open(target: Target, token: str | None, tls: Tls | None) -> AioTransport:
-    # imported here, so that a client for one kind of target does not pay for the others
-    if target.is_grpc:
-        from penstock.rpc.transport import AioRpcTransport
-
-        return AioRpcTransport(target, token=token, tls=tls)
-    from penstock.rest.aio_transport import AioRestTransport
-
-    return AioRestTransport(target, token=token, tls=tls)

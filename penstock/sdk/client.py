@@ -11,30 +11,20 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import Protocol, TypeVar, Unpack
+from typing import TypeVar, Unpack
 
 from penstock.errors import DeadlineExceeded, InvalidInput, PenstockError, Unavailable
 from penstock.sdk import call
 from penstock.sdk.call import DEFAULT_TIMEOUT_S, InferResult, Inputs
 from penstock.sdk.text_streams import TextStream, text_transport
 from penstock.sdk.texts import Message, Prompt, Text, TextCall, TextOptions, TextPart, TextReader, text_call
-from penstock.wire.addresses import Target, located, parse_target
-from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata, Parameter
+from penstock.sdk.transports import Transport, open_transport
+from penstock.wire.addresses import located, parse_target
+from penstock.wire.inference import ModelMetadata, Parameter
 from penstock.wire.tensors import Array
 from penstock.wire.tls import Tls
 
 _T = TypeVar("_T")
-
-
-class Transport(Protocol):
-    """OIP over one wire. Raises our errors only."""
-
-    def infer(self, request: InferRequest, timeout_s: float) -> InferResponse: ...
-    def metadata(self, model: str, version: str, timeout_s: float) -> ModelMetadata: ...
-    def is_live(self, timeout_s: float) -> bool: ...
-    def is_ready(self, timeout_s: float) -> bool: ...
-    def model_ready(self, model: str, version: str, timeout_s: float) -> bool: ...
-    def close(self) -> None: ...
 
 
 class Client:
@@ -65,7 +55,7 @@ class Client:
         self._target = parse_target(target)
         self._timeout_s = call.check_timeout(timeout)
         self._retries = retries
-        self._opened: Transport | None = _open(self._target, token, tls)
+        self._opened: Transport | None = open_transport(self._target, token, tls)
         self._known: dict[tuple[str, str], ModelMetadata] = {}
 
     def __enter__(self) -> Client:
@@ -299,14 +289,3 @@ class Client:
                 if wait_s is None:
                     raise located(error, self._target) from error.__cause__
             time.sleep(wait_s)
-
-
-def _open(target: Target, token: str | None, tls: Tls | None) -> Transport:
-    # imported here, so that a client for one kind of target does not pay for the others
-    if target.is_grpc:
-        from penstock.rpc.transport import RpcTransport
-
-        return RpcTransport(target, token=token, tls=tls)
-    from penstock.rest.transport import RestTransport
-
-    return RestTransport(target, token=token, tls=tls)

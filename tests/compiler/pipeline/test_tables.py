@@ -14,7 +14,7 @@ from compiler.progress import Lines
 from compiler.recipe import recipes
 from compiler.recipe.recipes import Recipe
 from penstock.artifact.layout import Layout
-from penstock.artifact.manifests import columns_of
+from penstock.artifact.tensor_names import columns_of
 from penstock.errors import CompileError, InvalidInput
 
 NAMES = ("alcohol", "ash", "hue", "magnesium")

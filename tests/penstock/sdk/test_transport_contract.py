@@ -26,8 +26,7 @@ from penstock.errors import (
 from penstock.rest.aio_transport import AioRestTransport
 from penstock.rest.transport import RestTransport
 from penstock.rpc.transport import AioRpcTransport, RpcTransport
-from penstock.sdk.aio import AioTransport
-from penstock.sdk.client import Transport
+from penstock.sdk.transports import AioTransport, Transport
 from penstock.wire.addresses import parse_target
 from penstock.wire.inference import InferRequest
 from penstock.wire.tensors import Array
