@@ -97,7 +97,7 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         drain_s: how long admitted work may take to finish after SIGTERM.
         spending_flush_s: what tenants spend of their tokens of a day reaches the disk at most this much later, and at
             the end; a core that is killed gives so much back.
-        generation: language models.
+        generation: how language models are run.
     """
 
     replicas: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
@@ -129,8 +129,8 @@ class TenantSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         rate_rows_per_s: rows it may send; 0 is unlimited.
         burst_rows: at once; 0 means one second's worth.
         tokens_per_minute: of language models, prompts and answers together, as many at once; 0 is unlimited.
-        tokens_per_day: the same for a day, which begins at midnight UTC; they outlive a restart of the core
-            (``serving.spending_flush_s``).
+        tokens_per_day: tokens of prompts and answers for a day, which begins at midnight UTC; what was spent outlives
+            a restart of the core (``serving.spending_flush_s``).
     """
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]

@@ -148,6 +148,9 @@ def _print(document: dict[str, Any]) -> None:
         }
     )
     click.echo()
+    if not document["models"]:
+        click.echo(f"no models: {document.get('why_no_models') or 'none was assigned'}")
+        return
     click.echo(format_table(_COLUMNS, [_row(model) for model in document["models"]]))
     for model in document["models"]:
         for line in _notes(model):

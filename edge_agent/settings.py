@@ -48,7 +48,7 @@ class CascadeSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         on_unreachable: an uncertain answer while the cloud is out of reach is given anyway and flagged, or refused.
         max_harm: which of a certificate's levels is used; none given is the one that it names first. A level that was
             not certified is never replaced by another: the model then escalates everything and says which there are.
-        max_harm_of: the same by model, before ``max_harm``.
+        max_harm_of: the level by model, for those that shall have another than ``max_harm``.
         metric_of: by model, the function that its certificate's opinion is of, as ``module:function`` or
             ``file.py:function``: needed to audit open text. Its source has to have the digest that the certificate
             names. What it raises counts as harm; one that takes longer than ``generation.limits.default_timeout_s`` is
@@ -203,7 +203,7 @@ class HeartbeatSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     Attributes:
         interval_s: until the service says otherwise; what it says is held within ``min_s`` and ``max_s``.
         min_s: shortest time between two heartbeats, also when the state changes quickly.
-        max_s: longest.
+        max_s: longest time between two heartbeats, also while the service is out of reach.
         timeout_s: of one call. Failures back off with full jitter from ``interval_s`` to ``max_s``.
     """
 
@@ -259,7 +259,7 @@ class AgentSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         trust_root: directory of public keys (``penstock keys trust``); only what one of them signed is then used. "" is
             PENSTOCK_TRUST_ROOT, or else ~/.config/penstock/trust if it is there; without any, nothing need be signed.
         tls: which authorities this device trusts where it dials over TLS, and what it shows there.
-        generation: language models.
+        generation: how language models are run.
     """
 
     device_id: str = ""

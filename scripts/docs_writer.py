@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -40,10 +41,34 @@ class Writer:
         self.lines.append("|" + "---|" * len(columns))
         self.lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
         self.lines.append("")
+        if "meaning" in columns:
+            meanings = columns.index("meaning")
+            self.undocumented += faults({row[0]: row[meanings] for row in rows})
 
     def page(self) -> Page:
         """Return the finished page."""
         return Page("\n".join(self.lines).rstrip() + "\n", self.undocumented)
+
+
+_LEANS = re.compile(r"of (these|them|those)\b|the same\b|likewise\b|as above\b|ditto\b", re.IGNORECASE)
+_CUT = re.compile(r"[,;:(\[-]$|\b(a|an|the|of|and|or|to|than|which)$", re.IGNORECASE)
+
+
+def faults(meanings: Mapping[str, str]) -> Iterator[str]:
+    """Say which words of a table do not stand alone: none, cut off, equal to another's, or leaning on a neighbour that
+    the page, in an order of its own, does not have before them.
+    """
+    count = Counter(meanings.values())
+    for name, words in meanings.items():
+        plain = re.sub(r"`[^`]*`", "word", words)
+        if len(words.split()) < 3 and not words.startswith("[default"):
+            yield f"{name}: {words!r} says too little; a description has at least three words"
+        elif _CUT.search(plain) or plain.count("(") != plain.count(")") or words.count("`") % 2:
+            yield f"{name}: {words!r} is cut off"
+        elif _LEANS.match(words):
+            yield f"{name}: {words!r} leans on another description; say of what"
+        elif count[words] > 1:
+            yield f"{name}: {words!r} is said of something else as well; say what is different"
 
 
 @dataclass(frozen=True, slots=True)

@@ -243,17 +243,32 @@ def metrics_of(package: Path) -> list[Metric]:
     found = set()
     for path in sorted(package.rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        lists = {
-            target.id: node.value
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Assign) and isinstance(node.value, ast.List | ast.Tuple)
-            for target in node.targets
-            if isinstance(target, ast.Name)
-        }
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and (metric := _metric(node, lists)) is not None:
-                found.add(metric)
+        for scope in ast.walk(tree):
+            if isinstance(scope, ast.FunctionDef | ast.AsyncFunctionDef | ast.Module):
+                lists = _lists_of(tree) | _lists_of(scope)
+                calls = (node for node in _nodes_of(scope) if isinstance(node, ast.Call))
+                found.update(metric for call in calls if (metric := _metric(call, lists)) is not None)
     return sorted(found)
+
+
+def _nodes_of(scope: ast.AST) -> Iterator[ast.AST]:
+    """Yield what a module or function holds, without the functions inside it: a name may mean something else there."""
+    for node in ast.iter_child_nodes(scope):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+            yield from _nodes_of(node)
+
+
+def _lists_of(scope: ast.AST) -> dict[str, ast.List | ast.Tuple]:
+    """Return the lists of texts that names stand for in one scope."""
+    return {
+        target.id: node.value
+        for node in _nodes_of(scope)
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.List | ast.Tuple)
+        if all(isinstance(item, ast.Constant | ast.Starred) for item in node.value.elts)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
 
 
 def _metric(call: ast.Call, lists: Mapping[str, ast.List | ast.Tuple]) -> Metric | None:

@@ -62,7 +62,9 @@ class Metrics(Collector):
         )
         rows = CounterMetricFamily("penstock_rows", "Rows that were answered.", labels=["model", "version"])
         duration = HistogramMetricFamily(
-            "penstock_request_duration_seconds", "From admission to answer.", labels=["model", "version"]
+            "penstock_request_duration_seconds",
+            "Time of a request from admission to answer.",
+            labels=["model", "version"],
         )
         for (model, version), route in tuple(measures.routes.items()):
             for code, count in tuple(route.requests.items()):
@@ -79,9 +81,19 @@ class Metrics(Collector):
     def _batches(self) -> Iterable[Metric]:
         labels = ["model", "variant"]
         families = (
-            (HistogramMetricFamily("penstock_batch_rows", "Rows in a batch.", labels=labels), "rows"),
-            (HistogramMetricFamily("penstock_batch_duration_seconds", "Running a batch.", labels=labels), "run_s"),
-            (HistogramMetricFamily("penstock_queue_duration_seconds", "Waiting to run.", labels=labels), "queue_s"),
+            (HistogramMetricFamily("penstock_batch_rows", "Rows that one batch had.", labels=labels), "rows"),
+            (
+                HistogramMetricFamily(
+                    "penstock_batch_duration_seconds", "Time that the engine took for a batch.", labels=labels
+                ),
+                "run_s",
+            ),
+            (
+                HistogramMetricFamily(
+                    "penstock_queue_duration_seconds", "Time that a request waited to run.", labels=labels
+                ),
+                "queue_s",
+            ),
         )
         for (model, variant), batch in tuple(self._plane.measures.batches.items()):
             for family, name in families:
@@ -94,7 +106,7 @@ class Metrics(Collector):
         plane = self._plane
         queued = GaugeMetricFamily("penstock_queue_rows", "Rows that wait now.", labels=["model", "variant"])
         running = GaugeMetricFamily("penstock_running_rows", "Rows that run now.", labels=["model", "variant"])
-        replicas = GaugeMetricFamily("penstock_replicas", "Loaded replicas.", labels=["model", "variant"])
+        replicas = GaugeMetricFamily("penstock_replicas", "Replicas that are loaded.", labels=["model", "variant"])
         for served in plane.served():
             labels = [served.variant.spec.model, served.variant.digest]
             queued.add_metric(labels, sum(q.queue_rows for q in served.queues))
@@ -102,26 +114,38 @@ class Metrics(Collector):
             replicas.add_metric(labels, len(served.queues))
         yield from (queued, running, replicas)
         inflight, lag_s = plane.measures.inflight, plane.measures.loop_lag_s
-        yield GaugeMetricFamily("penstock_inflight_requests", "Admitted and not yet answered.", inflight)
+        yield GaugeMetricFamily(
+            "penstock_inflight_requests", "Requests that are admitted and not yet answered.", inflight
+        )
         held = plane.measures.inflight_bytes
-        yield GaugeMetricFamily("penstock_inflight_bytes", "Bytes of these requests, as admission counts them.", held)
-        yield GaugeMetricFamily("penstock_ready", "1 when requests are admitted.", float(plane.is_ready))
+        yield GaugeMetricFamily(
+            "penstock_inflight_bytes", "Bytes of requests that are not answered yet, as admission counts them.", held
+        )
+        yield GaugeMetricFamily(
+            "penstock_ready", "1 when requests are admitted, 0 while loading or draining.", float(plane.is_ready)
+        )
         yield GaugeMetricFamily("penstock_live", "1 unless an engine hangs.", float(plane.is_live))
-        yield GaugeMetricFamily("penstock_event_loop_lag_seconds", "How late the last heartbeat was.", lag_s)
+        yield GaugeMetricFamily(
+            "penstock_event_loop_lag_seconds", "How late the event loop came to its last regular look.", lag_s
+        )
         yield CounterMetricFamily("penstock_dropped_log_lines", "Log lines that nobody read.", dropped_lines())
 
     def _generations(self) -> Iterable[Metric]:
         times = {
             "queue_s": HistogramMetricFamily(
-                "penstock_generation_queue_seconds", "Waiting for a slot.", labels=["model", "variant"]
+                "penstock_generation_queue_seconds",
+                "Time that a generation waited for a slot.",
+                labels=["model", "variant"],
             ),
             "first_token_s": HistogramMetricFamily(
                 "penstock_generation_first_token_seconds",
-                "From arrival to the first token.",
+                "Time of a generation from arrival to its first token.",
                 labels=["model", "variant"],
             ),
             "between_tokens_s": HistogramMetricFamily(
-                "penstock_generation_between_tokens_seconds", "From one token to the next.", labels=["model", "variant"]
+                "penstock_generation_between_tokens_seconds",
+                "Time of a generation from one token to the next.",
+                labels=["model", "variant"],
             ),
         }
         for (model, variant), measures in tuple(self._plane.measures.generations.items()):
@@ -152,7 +176,7 @@ class Metrics(Collector):
     def _promises(self) -> Iterable[Metric]:
         labels = ["model", "artifact", "certificate"]
         evidence = GaugeMetricFamily(
-            "penstock_fleet_evidence", "Against the promise, by all devices; 1 is an alarm.", labels=labels
+            "penstock_fleet_evidence", "Evidence of all devices against the promise; 1 is an alarm.", labels=labels
         )
         alarm = GaugeMetricFamily(
             "penstock_fleet_alarm", "1 once the fleet has seen more harm than was certified.", labels=labels
@@ -200,7 +224,9 @@ def _generation_counters() -> dict[str, CounterMetricFamily]:
             "penstock_prompt_tokens", "Tokens of prompts whose answer has begun.", labels=["model", "variant"]
         ),
         "cached_tokens": CounterMetricFamily(
-            "penstock_prompt_tokens_cached", "Of these, that were not computed again.", labels=["model", "variant"]
+            "penstock_prompt_tokens_cached",
+            "Tokens of prompts that were not computed again: a request before had the same beginning.",
+            labels=["model", "variant"],
         ),
         "completion_tokens": CounterMetricFamily(
             "penstock_completion_tokens", "Tokens of answers.", labels=["model", "variant"]
@@ -233,7 +259,7 @@ def _generation_gauges() -> dict[str, GaugeMetricFamily]:
             "penstock_generations_waiting", "Generations that wait for a slot.", labels=["model", "variant"]
         ),
         "running": GaugeMetricFamily(
-            "penstock_generations_running", "Generations that have one.", labels=["model", "variant"]
+            "penstock_generations_running", "Generations that have a slot.", labels=["model", "variant"]
         ),
         "running_kv_bytes": GaugeMetricFamily(
             "penstock_kv_bytes",
@@ -241,6 +267,8 @@ def _generation_gauges() -> dict[str, GaugeMetricFamily]:
             labels=["model", "variant"],
         ),
         "max_kv_bytes": GaugeMetricFamily(
-            "penstock_kv_bytes_limit", "Most that they may take together.", labels=["model", "variant"]
+            "penstock_kv_bytes_limit",
+            "Most memory of keys and values that generations may take together.",
+            labels=["model", "variant"],
         ),
     }

@@ -15,10 +15,12 @@ from cloud_core.settings import HttpSettings
 from penstock.http.generate import EXTENSION, Generate
 from penstock.http.oip import Oip
 from penstock.http.openai import OpenAi
+from penstock.http.overview import Overview
 from penstock.http.routes import Reply, Request, Route
 from penstock.http.server import HttpLimits, HttpServer
 from penstock.policy.access import Action
 
+_PATHS = {"registry": "/v2/", "garbage collection": "/v2/_penstock/registry/gc"}
 _IS_REGISTRY = {"Docker-Distribution-Api-Version": "registry/2.0"}  # the registry protocol asks for it at /v2/
 
 
@@ -59,6 +61,7 @@ def http_server(
 
     # the inference protocol goes first: what it has under /v2 is reserved, and never a repository's name
     routes = [
+        *Overview(plane, name=SERVER_NAME, paths=_PATHS).routes(),
         *oip.routes(),
         *generate.routes(),
         *openai.routes(),

@@ -20,7 +20,7 @@ class GateDefaults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         min_audited: audited rows a wave needs to pass, when the artifact has a certificate; left out, as many as can
             see ``detectable_ratio`` times the promised harm.
         detectable_ratio: how many times the promised harm the audited rows of a wave have to be able to see.
-        power: with which chance they have to.
+        power: chance with which the audited rows of a wave have to see that much harm.
         bake_s: shortest time a wave runs.
         max_silence_s: a device that was told to update and is silent for longer counts as failed.
         max_unreached_s: how long a wave waits for devices that did not come by to be told.
@@ -66,7 +66,7 @@ class FleetSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     Attributes:
         heartbeat_s: how long a device is told to wait before it reports again.
-        busy_heartbeat_s: the same while a rollout of one of its models is under way.
+        busy_heartbeat_s: time between heartbeats of a device while a rollout of one of its models is under way.
         flush_s: reported state reaches the disk at most this much later (desired state and outcomes never wait).
         reconcile_s: shortest time between two looks at the rollouts.
         max_devices: devices that are kept; a new one beyond is refused.

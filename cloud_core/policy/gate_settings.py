@@ -31,7 +31,7 @@ class Gate:
         max_unreached_s: how long a wave waits for devices that did not come by to be told.
         max_unreached_rate: share of a wave that may be unreached when it passes.
         detectable_ratio: how many times the promised harm the audited rows of a wave have to be able to see.
-        power: with which chance they have to.
+        power: chance with which the audited rows of a wave have to see that much harm.
         stops_when_all_revert: a wave of which every device took the version and went back by itself stops the rollout,
             also when it is a single device; it holds otherwise.
     """

@@ -16,16 +16,19 @@ _MAX_ROUTES = 10_000
 class RouteMeasures:
     """Requests for one version of a model."""
 
-    __slots__ = ("duration_s", "requests", "rows")
+    __slots__ = ("duration_s", "requests", "rows", "succeeded_s")
 
     def __init__(self) -> None:
         self.requests: dict[str, int] = {}
+        self.succeeded_s = 0.0
         self.rows = 0
         self.duration_s = Histogram(SECONDS)
 
     def finished(self, code: str, took_s: float) -> None:
         self.requests[code] = self.requests.get(code, 0) + 1
         self.duration_s.observe(took_s)
+        if code == "ok":
+            self.succeeded_s += took_s
 
 
 class BatchMeasures:

@@ -29,7 +29,7 @@ from penstock.policy.token_bucket import TokenBucket
 from penstock.process.machine import usable_memory_bytes
 from penstock.runtime import TEXT_ENGINES, platform_of
 from penstock.wire.context import RequestContext
-from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata, ModelState
+from penstock.wire.inference import Ended, InferRequest, InferResponse, ModelMetadata, ModelState, ModelStatistics
 
 SERVER_NAME = "penstock"
 _MEMORY_PARTS = 4  # one for requests; the rest is for models, and for what their runs and answers take
@@ -126,6 +126,10 @@ class DataPlane:
     def index(self) -> list[ModelState]:
         """List every version of every model, with its state and why it is not ready."""
         return self.controller.index()
+
+    def statistics(self) -> list[ModelStatistics]:
+        """Say what each version has answered since this core began."""
+        return [self._statistics(state.model, state.version) for state in self.index()]
 
     def metadata(self, model: str, version: str = "") -> ModelMetadata:
         """
@@ -271,6 +275,28 @@ class DataPlane:
         except TimeoutError:
             return False
         return True
+
+    def _statistics(self, model: str, version: str) -> ModelStatistics:
+        measured = self.measures.routes.get((model, version))
+        if measured is None:
+            return ModelStatistics(
+                model=model,
+                version=version,
+                rows=0,
+                succeeded=Ended(requests=0, seconds=0.0),
+                failed=Ended(requests=0, seconds=0.0),
+            )
+        succeeded = measured.requests.get("ok", 0)
+        return ModelStatistics(
+            model=model,
+            version=version,
+            rows=measured.rows,
+            succeeded=Ended(requests=succeeded, seconds=measured.succeeded_s),
+            failed=Ended(
+                requests=sum(measured.requests.values()) - succeeded,
+                seconds=measured.duration_s.total - measured.succeeded_s,
+            ),
+        )
 
     def _admitted_route(self, model: str, version: str, size_bytes: int) -> Route:
         if self._is_draining:

@@ -39,7 +39,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     Attributes:
         batch: least, best and most rows of a batch, where the model leaves that open.
-        dims: the same for other axes of free size, by their name in the model: ``{ sequence = [1, 64, 256] }``.
+        dims: least, best and largest size of other axes of free size, by their name in the model:
+            ``{ sequence = [1, 64, 256] }``.
         optimization_level: how hard the builder tries, 0 to 5; higher takes longer.
         timeout_s: for the whole build.
     """

@@ -157,7 +157,7 @@ class DataSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         cluster_by: array or column that says what rows belong to, such as a patient, a camera, or the original of what
             augmentation made; it need not be an input. Rows of one cluster stay in one split, and the promise is over
             clusters. "" looks for a column with such a name, unless ``repeats`` is "natural".
-        seed: for dividing.
+        seed: another one divides the examples in another way.
     """
 
     REPLACED: ClassVar[Mapping[str, str]] = {

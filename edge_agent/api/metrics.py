@@ -69,7 +69,9 @@ class Metrics(Collector):
         load = self._dataplane.load
         yield GaugeMetricFamily("penstock_agent_rows_in_flight", "Admitted rows not yet answered.", load.rows)
         yield GaugeMetricFamily(
-            "penstock_agent_rows_in_flight_limit", "limits.max_queue_rows.", self._dataplane.limits.max_queue_rows
+            "penstock_agent_rows_in_flight_limit",
+            "Most rows that may be in flight: the setting limits.max_queue_rows.",
+            self._dataplane.limits.max_queue_rows,
         )
 
     def _models(self) -> Iterator[Metric]:
@@ -83,7 +85,11 @@ class Metrics(Collector):
             for name in COUNTERS
             if name not in OUTCOMES
         }
-        mode = GaugeMetricFamily("penstock_agent_cascade_mode", "1 for the mode in force.", labels=[*labels, "mode"])
+        mode = GaugeMetricFamily(
+            "penstock_agent_cascade_mode",
+            "1 for the cascade's mode that is in force, 0 for the others.",
+            labels=[*labels, "mode"],
+        )
         failures = CounterMetricFamily(
             "penstock_agent_engine_failures", "Requests that the engine failed.", labels=labels
         )
@@ -111,7 +117,9 @@ class Metrics(Collector):
             "penstock_agent_prompt_tokens", "Tokens of prompts whose answer has begun.", labels=labels
         )
         cached = CounterMetricFamily(
-            "penstock_agent_prompt_tokens_cached", "Of these, that were not computed again.", labels=labels
+            "penstock_agent_prompt_tokens_cached",
+            "Tokens of prompts that were not computed again: a request before had the same beginning.",
+            labels=labels,
         )
         answers = CounterMetricFamily("penstock_agent_completion_tokens", "Tokens of answers.", labels=labels)
         ends = CounterMetricFamily(
@@ -122,8 +130,12 @@ class Metrics(Collector):
             "1 while a model's engine cannot answer, and is tried again.",
             labels=labels,
         )
-        waiting = GaugeMetricFamily("penstock_agent_generations_waiting", "Generations without a slot.", labels=labels)
-        running = GaugeMetricFamily("penstock_agent_generations_running", "Generations that have one.", labels=labels)
+        waiting = GaugeMetricFamily(
+            "penstock_agent_generations_waiting", "Generations that wait for a slot.", labels=labels
+        )
+        running = GaugeMetricFamily(
+            "penstock_agent_generations_running", "Generations that have a slot.", labels=labels
+        )
         for hosted in self._dataplane.hosting.hosted():
             if not hosted.is_text:
                 continue
@@ -142,7 +154,9 @@ class Metrics(Collector):
             "penstock_agent_text_escalations", "Texts that the cloud was asked for, audits included.", cloud.calls
         )
         yield CounterMetricFamily(
-            "penstock_agent_text_escalations_failed", "Of these, that it did not begin.", cloud.failed_calls
+            "penstock_agent_text_escalations_failed",
+            "Texts that the cloud was asked for and did not begin.",
+            cloud.failed_calls,
         )
         yield CounterMetricFamily(
             "penstock_agent_text_drafts_saved",

@@ -17,10 +17,12 @@ from edge_agent.serving.texts import TextPlane
 from penstock.http.generate import EXTENSION, Generate
 from penstock.http.oip import Oip
 from penstock.http.openai import OpenAi
+from penstock.http.overview import Overview
 from penstock.http.routes import Reply, Request, Route, json_reply
 from penstock.http.server import HttpLimits, HttpServer
 
 SERVER_NAME = "penstock-agent"
+_PATHS = {"status": "/status"}
 
 
 def http_server(
@@ -57,6 +59,7 @@ def http_server(
         return json_reply({"model": request.names["model"]})
 
     routes = [
+        *Overview(dataplane, name=SERVER_NAME, paths=_PATHS).routes(),
         *oip.routes(),
         *Generate(texts).routes(),
         *OpenAi(texts, embedder=embeddings).routes(),

@@ -45,7 +45,9 @@ def status_document(parts: Parts, *, tcp_address: str) -> dict[str, Any]:
             "is_reachable": heartbeats.is_reachable,
             "error": heartbeats.error,
         },
+        "subscriptions": device.subscriptions,
         "models": [_model(reported) for reported in parts.updater.reported()],
+        "why_no_models": "" if parts.updater.reported() else _why_no_models(parts),
         "outbox": {
             "records": delivery.queued,
             "dropped": delivery.dropped,
@@ -61,6 +63,22 @@ def status_document(parts: Parts, *, tcp_address: str) -> dict[str, Any]:
             "sent_bytes": escalator.sent_bytes,
         },
     }
+
+
+def _why_no_models(parts: Parts) -> str:
+    """Say what an agent without a model waits for, and who can do something about it."""
+    heartbeats, settings = parts.heartbeats, parts.settings
+    if not heartbeats.is_reachable:
+        why = heartbeats.error or "it has not answered yet"
+        return f"the core was never heard by this device, so it knows of no model to run: {settings.core}: {why}"
+    wanted = (
+        "" if "*" in settings.subscriptions else f" of {', '.join(settings.subscriptions) or 'none (subscriptions)'}"
+    )
+    device = parts.device
+    return (
+        f"the core has assigned no model{wanted} to this device (target {device.target}, rung {device.rung}); an "
+        "operator does by 'penstock fleet apply MODEL:VERSION'"
+    )
 
 
 def _model(reported: ReportedModel) -> dict[str, Any]:

@@ -7,6 +7,7 @@ one is refused before anything in it is changed. What the tables mean is ``edge_
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ files. Version 0 is what Penstock 0.1.0 wrote: the tables of version 1, without 
 ``touched_at`` are seconds that passed; before version 2 they were dates. Before version 3 there was no instance, and
 the highest sequence that was sent stood in a table of its own."""
 
+_MODE = 0o600
 _PAGE_BYTES = 1024
 """A commit writes whole pages, and a record changes four of them; smaller ones hold barely one record."""
 _CHECKPOINT_PAGES = 100
@@ -55,6 +57,7 @@ def connect(path: Path) -> sqlite3.Connection:
     Raises:
         NewerState: a newer Penstock wrote it. sqlite3.Error: it is no database, or the disk refuses.
     """
+    _keep_private(path)
     db = sqlite3.connect(path, timeout=5.0, isolation_level=None, check_same_thread=False)
     try:
         _refuse_newer(db, path)  # before the first statement that changes the file
@@ -70,6 +73,18 @@ def connect(path: Path) -> sqlite3.Connection:
         db.close()  # an upgrade that was cut short is rolled back: the file stays as the older release wrote it
         raise
     return db
+
+
+def _keep_private(path: Path) -> None:
+    """Let nobody but the agent's user read the file, whatever the umask is; SQLite gives its log and index the same
+    mode. A file of an earlier release is closed to others, too.
+    """
+    with contextlib.suppress(OSError):  # read-only, full, or no file: the database says so in its own words
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _MODE)
+        try:
+            os.fchmod(descriptor, _MODE)
+        finally:
+            os.close(descriptor)
 
 
 def _refuse_newer(db: sqlite3.Connection, path: Path) -> None:

@@ -28,7 +28,14 @@ from penstock.errors import DeadlineExceeded, Internal, InvalidInput, PenstockEr
 from penstock.policy.access import Action
 from penstock.process.machine import usable_memory_bytes
 from penstock.wire.context import RequestContext
-from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata, ModelState, Parameter
+from penstock.wire.inference import (
+    InferRequest,
+    InferResponse,
+    ModelMetadata,
+    ModelState,
+    ModelStatistics,
+    Parameter,
+)
 from penstock.wire.tensors import Array, check_inputs
 
 _AUDIT_PARTS = 4  # of what bodies may take: nobody waits for an audit
@@ -107,6 +114,18 @@ class DataPlane:
     def index(self) -> list[ModelState]:
         """List the models that can answer; the reason is why a model's answers are not kept, where they are not."""
         return [_state(hosted) for hosted in self.hosting.hosted()]
+
+    def statistics(self) -> list[ModelStatistics]:
+        """Say what became of the rows of each model that can answer."""
+        return [
+            ModelStatistics(
+                model=hosted.plan.model,
+                version=hosted.plan.version,
+                rows=hosted.counts.requests - hosted.counts.failed,
+                outcomes=hosted.counts.columns(),
+            )
+            for hosted in self.hosting.hosted()
+        ]
 
     def metadata(self, model: str, version: str = "") -> ModelMetadata:
         """

@@ -19,6 +19,7 @@ import msgspec
 
 from penstock.errors import InvalidInput, PenstockError, Unavailable
 from penstock.http import express
+from penstock.http.overview import state_document
 from penstock.http.routes import Handler, Reply, Request, Route, Table, json_reply, refusal
 from penstock.policy.access import Action
 from penstock.process.telemetry import refusal_of
@@ -211,11 +212,7 @@ class Oip(Generic[Ticket]):
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise InvalidInput(f"body: not valid: {error}", field="body") from None
         return json_reply(
-            [
-                {"name": state.model, "version": state.version, "state": state.state, "reason": state.reason}
-                for state in self._plane.index()
-                if state.state == "READY" or not only_ready
-            ]
+            [state_document(state) for state in self._plane.index() if state.state == "READY" or not only_ready]
         )
 
     def _rows(self, suffix: str, method: str, handler: Handler) -> list[Route]:

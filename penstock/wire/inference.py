@@ -98,6 +98,32 @@ def _texts(**lists: Sequence[str] | None) -> dict[str, str]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How many requests ended in one way, and how long they took together."""
+
+    requests: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelStatistics:
+    """What one version has answered since the server began.
+
+    Attributes:
+        rows: that were answered.
+        succeeded, failed: requests; None where only rows are counted.
+        outcomes: rows by what became of them, where that is told.
+    """
+
+    model: str
+    version: str
+    rows: int
+    succeeded: Ended | None = None
+    failed: Ended | None = None
+    outcomes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelState:
     """One line of the repository index. ``reason`` says why it is not READY, or what holds an answer back."""
 

@@ -70,6 +70,42 @@ def test_metrics_are_read_from_the_calls_that_make_them(tmp_path: Path) -> None:
     ]
 
 
+def test_a_name_of_labels_is_that_of_its_own_function(tmp_path: Path) -> None:
+    (tmp_path / "metrics.py").write_text(
+        "def a():\n"
+        '    labels = ["model"]\n'
+        '    yield Gauge("penstock_a", "What a is.", labels=labels)\n'
+        "    labels = [one.name for one in others]\n"
+        "def b():\n"
+        '    labels = ["device"]\n'
+        '    yield Gauge("penstock_b", "What b is.", labels=labels)\n'
+    )
+    assert [(m.name, m.labels) for m in docs.metrics_of(tmp_path)] == [
+        ("penstock_a", ("model",)),
+        ("penstock_b", ("device",)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        ("", "says too little"),
+        ("longest", "says too little"),
+        ("with which chance they have to", "is cut off"),
+        ("rows of a batch (at most", "is cut off"),
+        ("Of these, that were not computed again", "leans on another"),
+        ("the same while a rollout is under way", "leans on another"),
+        ("Said of another setting too", "is said of something else"),
+        ("rows that a batch may have", ""),
+        ("who may call; empty lets everybody in", ""),
+    ],
+)
+def test_words_that_do_not_stand_alone_are_found(words: str, fault: str) -> None:
+    found = [one for one in docs_writer.faults({"x": words, "y": "Said of another setting too"}) if one.startswith("x")]
+    assert len(found) == bool(fault)
+    assert all(fault in one for one in found)
+
+
 def test_the_command_behind_a_group_is_shown_with_its_flags() -> None:
     shown = docs.cli_page().text.partition("## `penstock compile`")[2].partition("\n## ")[0]
     assert "penstock compile [OPTIONS] RECIPE|MODEL" in shown

@@ -387,3 +387,37 @@ async def raw(core: Core, rest: bytes) -> tuple[int, bytes, dict[bytes, bytes]]:
             headers[name.lower()] = value
     writer.close()
     return int(line.split()[1]), line, headers
+
+
+# --- looking around -------------------------------------------------------------------------------------------------
+
+
+async def test_the_root_says_what_answers_here_and_where_to_go_on(ask: Callable[..., Any]) -> None:
+    status, _, body = await ask("GET", "/")
+    told = json.loads(body)
+    assert (status, told["name"], told["ready"]) == (200, "penstock", True)
+    for name in ("ready", "live", "models", "statistics", "openai", "metrics", "registry"):
+        assert (await ask("GET", told["paths"][name]))[0] == 200, name
+
+
+async def test_models_and_their_statistics_are_listed(ask: Callable[..., Any]) -> None:
+    status, _, body = await ask("GET", "/v2/models")
+    models = json.loads(body)["models"]
+    assert status == 200
+    assert json.loads((await ask("POST", "/v2/repository/index"))[2]) == models
+
+    async def stats(path: str = "/v2/models/mlp/stats") -> Any:
+        status, _, body = await ask("GET", path)
+        assert status == 200, body
+        return json.loads(body)["model_stats"]
+
+    (before,) = [one for one in await stats() if one["version"] == "v1"]
+    assert (await ask("POST", INFER, json_body(rows(1, 2, 3))))[0] == 200
+    assert (await ask("POST", INFER, json_body(rows(1)[:, :1])))[0] == 400
+    (after,) = await stats("/v2/models/mlp/versions/v1/stats")
+    assert after["inference_count"] - before["inference_count"] == 3
+    for name in ("success", "fail"):
+        assert after["inference_stats"][name]["count"] - before["inference_stats"][name]["count"] == 1
+        assert after["inference_stats"][name]["ns"] > before["inference_stats"][name]["ns"]
+    assert [one["name"] for one in await stats("/v2/models/stats")] == [one["name"] for one in models]
+    assert (await ask("GET", "/v2/models/none/stats"))[0] == 404

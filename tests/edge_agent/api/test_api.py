@@ -450,3 +450,15 @@ async def test_a_stopping_agent_refuses_new_requests_and_finishes_those_it_has(s
         await stopping
         with pytest.raises(aiohttp.ClientError):
             await agent.call("GET", "/v2/health/live")
+
+
+async def test_an_agent_tells_what_it_is_which_models_it_has_and_what_they_answered(short_dir: Path) -> None:
+    async with served(short_dir) as agent:
+        await agent.infer(rows(SURE, UNSURE))
+        told = json.loads((await agent.call("GET", "/"))[2])
+        assert (told["name"], told["ready"], told["paths"]["status"]) == ("penstock-agent", True, "/status")
+        (model,) = json.loads((await agent.call("GET", "/v2/models"))[2])["models"]
+        assert (model["name"], model["state"]) == (MODEL, "READY")
+        for path in ("/v2/models/stats", f"/v2/models/{MODEL}/stats"):
+            (stats,) = json.loads((await agent.call("GET", path))[2])["model_stats"]
+            assert (stats["name"], stats["inference_count"], stats["rows"]["kept"]) == (MODEL, 2, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -66,6 +67,19 @@ def sequences(outbox: Outbox) -> list[int]:
 
 def rows(outbox: Outbox) -> int:
     return int(outbox._db.execute("SELECT coalesce(sum(requests), 0) FROM records").fetchone()[0])
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_nobody_else_may_read_it_whatever_the_umask_is(open_outbox: Open, tmp_path: Path, existing: bool) -> None:
+    before = os.umask(0)
+    try:
+        if existing:  # as an earlier release left it
+            (tmp_path / "outbox.sqlite").touch(0o666)
+        open_outbox().append(interval())
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == dict.fromkeys(("outbox.sqlite", "outbox.sqlite-shm", "outbox.sqlite-wal"), 0o600)
 
 
 def test_records_come_out_in_order_and_leave_when_acknowledged(open_outbox: Open) -> None:

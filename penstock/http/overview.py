@@ -1,0 +1,102 @@
+"""What a server answers to people and scripts that look around: ``/``, its models, and what each has answered.
+
+Rows of the table for whatever data plane there is behind; decides nothing. The statistics have the form of Triton's
+extension, with the fields that are known here and no others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version as version_of
+from typing import Any, Protocol
+
+from penstock.http.routes import Reply, Request, Route, json_reply
+from penstock.policy.access import Action
+from penstock.wire.inference import ModelState, ModelStatistics
+
+_PATHS = {
+    "ready": "/v2/health/ready",
+    "live": "/v2/health/live",
+    "models": "/v2/models",
+    "statistics": "/v2/models/stats",
+    "metadata": "/v2/models/{model}",
+    "infer": "/v2/models/{model}/infer",
+    "generate": "/v2/models/{model}/generate",
+    "openai": "/v1/models",
+    "metrics": "/metrics",
+}
+_STATS = ("", "/{model}", "/{model}/versions/{version}")
+
+
+class Plane(Protocol):
+    """What is looked at."""
+
+    @property
+    def is_ready(self) -> bool: ...
+
+    def model_state(self, model: str, version: str) -> ModelState: ...
+
+    def index(self) -> Sequence[ModelState]: ...
+
+    def statistics(self) -> Sequence[ModelStatistics]:
+        """Say what each version has answered, in the order of :meth:`index`."""
+        ...
+
+
+class Overview:
+    """Answers these requests from one data plane."""
+
+    def __init__(self, plane: Plane, *, name: str, paths: Mapping[str, str] | None = None) -> None:
+        """
+        Args:
+            name: of the server.
+            paths: what this server has beside what all have, by what it is for.
+        """
+        self._plane = plane
+        self._home = {"name": name, "version": version_of("penstock"), "paths": {**_PATHS, **(paths or {})}}
+
+    def routes(self) -> list[Route]:
+        """List the rows. They go before those of the protocol, to which ``stats`` would be a model's name."""
+        ask = Action.INFER
+        return [
+            Route("GET", "/", self._tell),
+            Route("GET", "/v2/models", self._models, ask),
+            Route("GET", "/v2/models/", self._models, ask),
+            *(Route("GET", f"/v2/models{path}/stats", self._stats, ask) for path in _STATS),
+        ]
+
+    async def _tell(self, request: Request) -> Reply:
+        return json_reply({**self._home, "ready": self._plane.is_ready})
+
+    async def _models(self, request: Request) -> Reply:
+        return json_reply({"models": [state_document(state) for state in self._plane.index()]})
+
+    async def _stats(self, request: Request) -> Reply:
+        model, version = request.names.get("model", ""), request.names.get("version", "")
+        if model:
+            wanted = self._plane.model_state(model, version)  # a name that nobody has is told so
+            version = wanted.version if version else ""
+        found = [
+            _statistics_document(one)
+            for one in self._plane.statistics()
+            if (not model or one.model == model) and (not version or one.version == version)
+        ]
+        return json_reply({"model_stats": found})
+
+
+def state_document(state: ModelState) -> dict[str, str]:
+    """Write one line of the index."""
+    return {"name": state.model, "version": state.version, "state": state.state, "reason": state.reason}
+
+
+def _statistics_document(one: ModelStatistics) -> dict[str, Any]:
+    stats: dict[str, Any] = {}
+    for name, ended in (("success", one.succeeded), ("fail", one.failed)):
+        if ended is not None:
+            stats[name] = {"count": ended.requests, "ns": round(ended.seconds * 1e9)}
+    document: dict[str, Any] = {"name": one.model, "version": one.version, "inference_count": one.rows}
+    if stats:
+        document["inference_stats"] = stats
+    if one.outcomes:
+        document["rows"] = dict(one.outcomes)
+    return document
