@@ -240,7 +240,7 @@ def _counter_metrics() -> list[Metric]:
 
 def metrics_of(package: Path) -> list[Metric]:
     """Find calls such as ``Counter("name", "words", ["label"])`` and ``GaugeMetricFamily(...)`` in a package."""
-    found = set()
+    found: set[Metric] = set()
     for path in sorted(package.rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for scope in ast.walk(tree):
