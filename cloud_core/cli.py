@@ -15,6 +15,7 @@ from cloud_core.settings import ENV_PREFIX, CoreSettings, check
 from penstock.cli.output import output_option, print_fields, print_json, print_result, print_table
 from penstock.errors import InvalidInput, Unavailable
 from penstock.process import config
+from penstock.process.service_manager import service_manager, watched
 from penstock.process.supervision import stop_on_signals
 from penstock.process.telemetry import flush_log, setup_service_logging
 from penstock.rest.connection import ask
@@ -183,9 +184,13 @@ async def _serve(settings: CoreSettings) -> bool:
 
     stop = asyncio.Event()
     with stop_on_signals(stop):
+        manager = service_manager()
         core = await Core.start(settings)
         try:
-            await core.serve(stop)
+            async with watched(manager):
+                manager.ready(f"serving http at {core.http_port}, grpc at {core.grpc_port}")
+                await core.serve(stop)
+                manager.stopping()
         finally:
             is_clean = await core.stop()
     return is_clean

@@ -46,6 +46,7 @@ from penstock.artifact.blobs import write_atomically
 from penstock.errors import StorageError
 from penstock.http.listen import parse_address
 from penstock.process import machine
+from penstock.process.service_manager import service_manager, watched
 from penstock.process.supervision import stop_on_signals, supervise
 from penstock.process.telemetry import log
 from penstock.registry.address import parse_registry
@@ -298,10 +299,13 @@ def serve(settings: AgentSettings) -> None:
 async def _serve(settings: AgentSettings) -> None:
     stop = asyncio.Event()
     with stop_on_signals(stop):
-        async with Agent(settings) as agent:
+        manager = service_manager()
+        async with Agent(settings) as agent, watched(manager):
             gc.collect()
             gc.freeze()  # what start-up built lives as long as the process: later collections need not look at it
+            manager.ready(f"serving on {settings.socket}")
             await agent.run(stop)
+            manager.stopping()
             log(_log, logging.INFO, "draining", drain_s=settings.limits.drain_s)
     log(_log, logging.INFO, "stopped")
 
