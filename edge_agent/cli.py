@@ -1,7 +1,8 @@
-"""``penstock agent run``, ``status`` and ``unblock``. Parses and prints; imports the agent only to run it."""
+"""``penstock agent run``, ``status``, ``unblock``, ``doctor``. Parses and prints; imports the agent only to run it."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ Examples:
   penstock agent run
   penstock agent run --core grpc://core:8001 --registry http://core:8000 --label site=berlin
   penstock agent status
-  penstock agent status -o json"""
+  penstock agent status -o json
+  penstock agent doctor"""
 )
 def command() -> None:
     """Run the daemon on a device, or ask it how it is."""
@@ -96,6 +98,31 @@ def unblock(model: str, path: str | None, output: str) -> None:
     _ask(socket, "POST", f"/models/{quote(model, safe='')}/unblock")
     document = {"model": model, "unblocked": True}
     print_result(output, document, lambda: click.echo(f"{model}: what failed is tried again"))
+
+
+@command.command(
+    epilog="""\b
+Examples:
+  penstock agent doctor
+  sudo -u penstock penstock agent doctor --config /etc/penstock/agent.toml
+  penstock agent doctor -o json
+
+Changes nothing, and may run beside the agent. Exit codes: 0 nothing failed (warnings may be left), 1 something failed,
+2 wrong settings."""
+)
+@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="Settings file (TOML) of the agent.")
+@click.option("--data-dir", help="The agent's data directory.")
+@click.option("--socket", help="The agent's unix socket.")
+@output_option
+def doctor(config: Path | None, output: str, **flags: str | None) -> None:
+    """Check what an agent needs: settings, data directory, disk, core, registry, TLS, clock, trust, models."""
+    from edge_agent.doctor import examine
+
+    findings = examine(agent_settings.load(file=config, flags=flags), os.environ)
+    rows = [(one.check, one.state, one.found) for one in findings]
+    print_result(output, {"findings": findings}, lambda: click.echo(format_table(("check", "state", "found"), rows)))
+    if any(one.state == "failed" for one in findings):
+        click.get_current_context().exit(1)
 
 
 def fetch_status(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from penstock.rest.exchange import Answer
 from penstock.rest.mistaken import advice
 from penstock.wire.addresses import Target, parse_target
 from penstock.wire.proxies import Proxy, proxy_for
-from penstock.wire.tls import context, from_environment, trouble
+from penstock.wire.tls import Tls, context, from_environment, trouble
 
 _MAX_BODY_BYTES = 4 * 1024 * 1024
 
@@ -71,14 +71,16 @@ def connection_to(
     return made
 
 
-def ask(server: str, method: str, path: str, *, token: str = "", timeout_s: float = 5.0) -> Answer:
+def ask(
+    server: str, method: str, path: str, *, token: str = "", tls: Tls | None = None, timeout_s: float = 5.0
+) -> Answer:
     """Ask ``http://``, ``https://`` or ``unix:///path/to/socket`` once, on a connection of its own.
 
     Raises:
         InvalidInput: ``server`` is none of these. Unavailable: nothing answers there, for the reason in the message.
     """
     target = _target(server)
-    connection = _connection(target, timeout_s)
+    connection = _connection(target, tls, timeout_s)
     try:
         connection.request(method, target.prefix + path, headers={"Authorization": f"Bearer {token}"} if token else {})
         response = connection.getresponse()
@@ -103,8 +105,8 @@ def _target(server: str) -> Target:
     raise InvalidInput(f"{server!r} is not a URL such as http://127.0.0.1:8000", field="target")
 
 
-def _connection(target: Target, timeout_s: float) -> http.client.HTTPConnection:
+def _connection(target: Target, tls: Tls | None, timeout_s: float) -> http.client.HTTPConnection:
     if target.scheme == "unix":
         return UnixConnection(target.path, timeout_s)
-    tls = context(from_environment()) if target.is_secure else None
-    return connection_to(target.host, target.port, tls=tls, timeout_s=timeout_s)
+    trust = context(tls or from_environment()) if target.is_secure else None
+    return connection_to(target.host, target.port, tls=trust, timeout_s=timeout_s)

@@ -3,6 +3,7 @@ before the core's own, and one port for HTTP and gRPC. SDK, commands and a devic
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -67,6 +68,16 @@ async def test_everything_goes_through_a_proxy_that_ends_tls(
     with Client(agent.target) as client:  # zeros are no digit: a device is not sure of them
         answer = client.infer("digits", X)
         assert (answer.served_by, answer.reason) == ("cloud", "escalated"), answer.parameters
+
+    monkeypatch.setenv("PENSTOCK_AGENT_CORE", f"grpcs://{proxy}")
+    monkeypatch.setenv("PENSTOCK_AGENT_REGISTRY", f"https://{proxy}")
+    config = agent.directory / "a1.toml"
+    said = penstock(
+        *("agent", "doctor", "--config", config, "--data-dir", agent.data_dir, "--socket", agent.socket, "-o", "json")
+    )
+    states = {one["check"]: one["state"] for one in json.loads(said.stdout)["findings"]}
+    assert set(states.values()) == {"ok"}, said.stdout
+    assert {"tls", "core", "registry", "clock", "agent", "model digits"} <= set(states)
 
     # the path before the core's own is of the proxy, and goes with every request
     for target in (f"https://{proxy}/inner", f"https://{proxy}", f"grpcs://{proxy}"):
