@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -161,8 +162,8 @@ def shown(name: str, say: Callable[[float, str], None]) -> Iterator[Callable[[fl
 
 
 def is_interactive() -> bool:
-    """Say whether stderr is a terminal, so that live progress makes sense."""
-    return sys.stderr.isatty()
+    """Say whether live progress makes sense and can be shown: stderr is a terminal, and ``rich`` is installed."""
+    return sys.stderr.isatty() and importlib.util.find_spec("rich") is not None
 
 
 def _is_figure(text: str) -> bool:

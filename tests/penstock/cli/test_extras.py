@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
@@ -66,3 +67,12 @@ def test_a_command_names_the_extra_that_it_needs(arguments: str, extra: str, mod
     last = done.stderr.splitlines()[-1]
     assert f"is not installed: pip install 'penstock[{extra}]'" in last
     assert "Traceback" not in done.stderr
+
+
+def test_a_device_needs_no_library_that_draws_on_terminals() -> None:
+    required = importlib.metadata.requires("penstock") or []
+    base = {line.split(">")[0] for line in required if "extra ==" not in line}
+    agent = {line.split(">")[0] for line in required if "extra == 'agent'" in line}
+    assert {"click", "numpy"} <= base
+    assert "onnxruntime" in agent
+    assert "rich" not in base | agent
