@@ -127,18 +127,7 @@ class Agent:
         outcomes = Outcomes(now=time.time)
         hosting = self._hosting(outcomes)
         hosting.expect(model for model, state in store.states().items() if state.active)
-        link = FleetLink(
-            settings.core,
-            timeout_s=settings.heartbeat.timeout_s,
-            token=settings.token,
-            tls=settings.tls,
-            link=settings.link,
-        )
-        stack.push_async_callback(link.close)
-        escalator = Escalator(
-            settings.core, settings.escalation, token=settings.token, tls=settings.tls, link=settings.link
-        )
-        stack.push_async_callback(escalator.close)
+        link, escalator = self._links(stack)
         self.delivery = self._delivery(outcomes, link)
         stack.push_async_callback(self.delivery.close)
         await self.delivery.open()
@@ -169,6 +158,23 @@ class Agent:
             dataplane=self.dataplane,
         )
         await self._listen(stack)
+
+    def _links(self, stack: contextlib.AsyncExitStack) -> tuple[FleetLink, Escalator]:
+        """Make the connections to the core; nothing is dialled before the first call."""
+        settings = self.settings
+        link = FleetLink(
+            settings.core,
+            timeout_s=settings.heartbeat.timeout_s,
+            token=settings.token,
+            tls=settings.tls,
+            link=settings.link,
+        )
+        stack.push_async_callback(link.close)
+        escalator = Escalator(
+            settings.core, settings.escalation, token=settings.token, tls=settings.tls, link=settings.link
+        )
+        stack.push_async_callback(escalator.close)
+        return link, escalator
 
     def _hosting(self, outcomes: Outcomes) -> Hosting:
         limits, cascade = self.settings.limits, self.settings.cascade

@@ -111,7 +111,8 @@ class ModelStatistics:
 
     Attributes:
         rows: that were answered.
-        succeeded, failed: requests; None where only rows are counted.
+        succeeded: requests that were answered; None where only rows are counted.
+        failed: requests that were not; None where only rows are counted.
         outcomes: rows by what became of them, where that is told.
     """
 

@@ -123,7 +123,7 @@ async def test_compressed_bodies_are_read(ask: Any) -> None:
         ("GET", "/v2/mlp/tags/list", 200), ("GET", "/v2/mlp/manifests/v1", 200),
         ("GET", "/v2/models/ghost", 404), ("GET", "/v2/models/ghost/ready", 404),
         ("GET", "/v2/models/mlp/versions/v9", 404), ("POST", "/v2/models/ghost/infer", 404),
-        ("GET", "/", 404), ("GET", "/v3", 404), ("GET", "/v2/models/mlp/config", 404),
+        ("GET", "/", 200), ("GET", "/v3", 404), ("GET", "/v2/models/mlp/config", 404),
         ("GET", "/v2/ghost/tags/list", 404), ("GET", INFER, 405), ("POST", "/v2", 405), ("PATCH", "/metrics", 405),
         ("DELETE", "/v2/models/mlp", 405), ("GET", "/v2/repository/index", 200),
     ],

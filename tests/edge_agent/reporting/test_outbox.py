@@ -75,7 +75,7 @@ def test_nobody_else_may_read_it_whatever_the_umask_is(open_outbox: Open, tmp_pa
     try:
         if existing:  # as an earlier release left it
             (tmp_path / "outbox.sqlite").touch(0o666)
-        open_outbox().append(interval())
+        open_outbox().append([interval()])
     finally:
         os.umask(before)
     modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
