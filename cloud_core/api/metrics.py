@@ -213,7 +213,9 @@ class Metrics(Collector):
             "penstock_fleet_known_devices", "Devices that ever reported and are kept.", len(self._fleet.views)
         )
         yield GaugeMetricFamily(
-            "penstock_fleet_silent_devices", "Of these, those whose last report is old.", self._fleet.views.silent()
+            "penstock_fleet_silent_devices",
+            "Devices that report no more: their last report is old.",
+            self._fleet.views.silent(),
         )
 
 

@@ -19,7 +19,7 @@ from cloud_core.serving.counters import Measures
 from cloud_core.serving.router import Route, Served
 from cloud_core.serving.served_text import ServedText
 from cloud_core.settings import ServingSettings, TenantSettings
-from penstock.artifact.tensor_names import columns_of, labels_of, units_of
+from penstock.artifact.tensor_names import metadata_of
 from penstock.errors import InvalidInput, PenstockError, QueueFull, Unavailable, outcome_code
 from penstock.hosting.replica import Chunk
 from penstock.openai import oip_texts
@@ -139,15 +139,13 @@ class DataPlane:
         found = self._registry.resolve(model, version)
         spec = self.controller.variant_of(found.digest).spec
         is_text = spec.engine in TEXT_ENGINES
-        return ModelMetadata(
+        return metadata_of(
+            spec,
             name=model,
             versions=tuple(v.tag for v in self._registry.versions(model)),
             platform=platform_of(spec.engine),
             inputs=oip_texts.INPUTS if is_text else spec.inputs,
             outputs=oip_texts.OUTPUTS if is_text else spec.outputs,
-            columns=columns_of(spec),
-            labels=labels_of(spec),
-            units=units_of(spec),
         )
 
     # -- requests ----------------------------------------------------------------------------------------------------

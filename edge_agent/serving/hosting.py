@@ -22,7 +22,7 @@ from edge_agent.serving.counts import Outcomes, Tally
 from edge_agent.serving.grader import Grader, grader_for
 from edge_agent.serving.load_plan import LoadPlan, restored_audit, usable_certificate
 from penstock.artifact.certificates import Certificate
-from penstock.artifact.tensor_names import columns_of, labels_of, units_of
+from penstock.artifact.tensor_names import metadata_of
 from penstock.errors import InvalidInput, NotFound, Unavailable
 from penstock.hosting.embedding import Embedding
 from penstock.hosting.generation import text_model
@@ -32,7 +32,7 @@ from penstock.hosting.loading import Loaded
 from penstock.process import telemetry
 from penstock.process.telemetry import LogSettings
 from penstock.runtime import TEXT_ENGINES, platform_of
-from penstock.wire.inference import ModelMetadata, Parameter
+from penstock.wire.inference import Parameter
 from penstock.wire.outcomes import NOTHING, OutcomeCounts
 
 _LOG = logging.getLogger(__name__)
@@ -98,15 +98,13 @@ class Hosted:
             if isinstance(loaded, Loaded)
             else loaded
         )
-        self.metadata = ModelMetadata(
+        self.metadata = metadata_of(
+            spec,
             name=plan.model,
             versions=(plan.version,),
             platform=platform_of(spec.engine),
             inputs=self.serves.inputs,
             outputs=self.serves.outputs,
-            columns=columns_of(spec),
-            labels=labels_of(spec),
-            units=units_of(spec),
         )
 
     def __repr__(self) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from penstock.artifact.manifests import VariantSpec
+from penstock.wire.inference import ModelMetadata
+from penstock.wire.tensors import TensorSpec
 
 
 def columns_of(spec: VariantSpec) -> dict[str, tuple[str, ...]]:
@@ -37,3 +39,25 @@ def units_of(spec: VariantSpec) -> dict[str, tuple[str, ...]]:
         for name, units in found.items()
         if isinstance(units, list) and units and all(isinstance(each, str) for each in units)
     }
+
+
+def metadata_of(
+    spec: VariantSpec,
+    *,
+    name: str,
+    versions: tuple[str, ...],
+    platform: str,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+) -> ModelMetadata:
+    """Make the metadata of a model: what its server says of it, with the names that its spec has."""
+    return ModelMetadata(
+        name=name,
+        versions=versions,
+        platform=platform,
+        inputs=inputs,
+        outputs=outputs,
+        columns=columns_of(spec),
+        labels=labels_of(spec),
+        units=units_of(spec),
+    )

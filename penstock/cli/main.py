@@ -116,7 +116,14 @@ Examples:
 Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 refused, 4 out of reach. With -o json, an error is a
 document on standard output, too: {"error": {"code": ..., "message": ..., "exit_code": ...}}.""",
 )
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print it.")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print the version of Penstock.",
+)
 def command() -> None:
     """Serve a model that lives in two places: a small variant on the device, a large one in the cloud."""
 
