@@ -12,8 +12,9 @@ import click
 import msgspec
 
 from cloud_core.settings import ENV_PREFIX, CoreSettings, check
+from penstock.cli.core_option import core_option
 from penstock.cli.output import output_option, print_fields, print_json, print_result, print_table
-from penstock.errors import InvalidInput, Unavailable
+from penstock.errors import Unavailable
 from penstock.process import config
 from penstock.process.service_manager import service_manager, watched
 from penstock.process.supervision import stop_on_signals
@@ -89,24 +90,23 @@ def serve(config_file: Path | None, **flags: Any) -> None:
     epilog="""\b
 Examples:
   penstock core status
-  penstock core status --target http://127.0.0.1:8000 -o json"""
+  penstock core status --core http://127.0.0.1:8000 -o json"""
 )
-@click.option("--target", default="http://127.0.0.1:8000", show_default=True, help="HTTP address of the core.")
+@core_option("http")
 @click.option("--token", envvar="PENSTOCK_TOKEN", default="", help="Credential, where the core has tenants.")
 @output_option
-def status(target: str, token: str, output: str) -> None:
+def status(core: str, token: str, output: str) -> None:
     """Show whether a core is ready, and which model versions it serves."""
-    base = target.rstrip("/")
-    models = _models(_asked(base, "POST", "/v2/repository/index", token))
+    models = _models(_asked(core, "POST", "/v2/repository/index", token))
     report = {
-        "live": _is_well(base, "live"),
-        "ready": _is_well(base, "ready"),
+        "live": _is_well(core, "live"),
+        "ready": _is_well(core, "ready"),
         "models": models,
     }
     if output == "json":
         print_json(report)
         return
-    print_fields({"target": base, "live": _yes(report["live"]), "ready": _yes(report["ready"])})
+    print_fields({"core": core, "live": _yes(report["live"]), "ready": _yes(report["ready"])})
     rows = [(m["name"], m["version"], m["state"], m["reason"] or "-") for m in models]
     if rows:
         click.echo()
@@ -127,15 +127,7 @@ Exit codes: 0 moved, 1 no such model or version, 3 refused because devices run t
 @click.argument("version")
 @click.option("--reason", default="", help="Why, for the record.")
 @click.option("--who", default=lambda: os.environ.get("USER", ""), help="Who, for the record.  [default: your login]")
-@click.option(
-    "--core",
-    envvar="PENSTOCK_CORE",
-    default="grpc://127.0.0.1:8001",
-    show_default=True,
-    show_envvar=True,
-    metavar="TARGET",
-    help="The core.",
-)
+@core_option("grpc")
 @click.option("--token", envvar="PENSTOCK_TOKEN", default="", help="Credential, where the core has tenants.")
 @output_option
 def default(model: str, version: str, reason: str, who: str, core: str, token: str, output: str) -> None:
@@ -156,7 +148,7 @@ def default(model: str, version: str, reason: str, who: str, core: str, token: s
 Examples:
   penstock core gc --dry-run
   penstock core gc
-  penstock core gc --target http://127.0.0.1:8000 -o json
+  penstock core gc --core http://127.0.0.1:8000 -o json
 
 \b
 What goes: blobs that no manifest refers to, when no push has sent or looked for them for registry.orphan_ttl_s;
@@ -166,13 +158,13 @@ inferences go on meanwhile. Versions go by deleting their manifests; what only t
 Exit codes: 0 removed, or nothing to remove, 1 something could not be removed, 3 refused, 4 no core answers."""
 )
 @click.option("--dry-run", "is_dry_run", is_flag=True, help="Show what would be removed, and remove nothing.")
-@click.option("--target", default="http://127.0.0.1:8000", show_default=True, help="HTTP address of the core.")
+@core_option("http")
 @click.option("--token", envvar="PENSTOCK_TOKEN", default="", help="Credential, where the core has tenants.")
 @output_option
-def gc(is_dry_run: bool, target: str, token: str, output: str) -> None:
+def gc(is_dry_run: bool, core: str, token: str, output: str) -> None:
     """Remove what nothing refers to from the registry of a running core, to free space on its disk."""
     path = f"/v2/_penstock/registry/gc?dry_run={str(is_dry_run).lower()}"
-    answer = _asked(target.rstrip("/"), "POST", path, token, timeout_s=_GC_TIMEOUT_S)
+    answer = _asked(core, "POST", path, token, timeout_s=_GC_TIMEOUT_S)
     found: dict[str, Any] = msgspec.json.decode(answer.body)
     print_result(output, found, lambda: _print_garbage(found))
     if found["failed"]:
@@ -227,8 +219,6 @@ def _asked(
     """
     try:
         answer = ask(base, method, path, token=token, timeout_s=timeout_s)
-    except InvalidInput as error:
-        raise InvalidInput(f"--target: {error}", field="target") from None
     except Unavailable as error:
         raise Unavailable(f"no core answers at {base}: {error}") from error
     if answer.status not in (200, says_no):

@@ -10,10 +10,11 @@ import contextlib
 import datetime
 import ipaddress
 import os
+import re
 import shutil
 import ssl
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,6 +162,7 @@ async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             await writer.drain()
 
 
+_PAGE = Path(__file__).resolve().parents[1] / "docs" / "operations.md"
 _NGINX = """
 {user} daemon off; worker_processes 1; pid {directory}/pid; error_log {directory}/error.log warn;
 events {{ worker_connections 64; }}
@@ -168,41 +170,47 @@ http {{
   access_log off;
   client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy; fastcgi_temp_path {directory}/fastcgi;
   uwsgi_temp_path {directory}/uwsgi; scgi_temp_path {directory}/scgi;
-  server {{
-    listen 127.0.0.1:{port} ssl http2;
-    ssl_certificate {server.cert}; ssl_certificate_key {server.key};
-    {clients}
-    client_max_body_size 0; proxy_request_buffering off; proxy_buffering off;
-    location /inner/ {{ proxy_pass http://{http}/; proxy_http_version 1.1; proxy_set_header Connection ""; }}
-    location / {{ proxy_pass http://{http}; proxy_http_version 1.1; proxy_set_header Connection ""; }}
-    location /inference.GRPCInferenceService/ {{ grpc_pass grpc://{grpc}; }}
-    location /penstock.v1. {{ grpc_pass grpc://{grpc}; }}
-  }}
+  {server}
 }}
 """
 
 
+def _server_of_the_page(places: Mapping[str, str]) -> str:
+    """The server that docs/operations.md has, with places of the test's own, and what it says of a path."""
+    text = _PAGE.read_text(encoding="utf-8")
+    (server,) = re.findall(r"^```nginx\n(.*?)^```$", text, re.M | re.S)
+    (inner,) = re.findall(r"`(location /inner/ .*?)`", text)
+    made = server.replace("location / {", f"{inner}\n    location / {{")
+    for written, place in places.items():
+        assert written in made, f"{_PAGE.name} has no {written}"
+        made = made.replace(written, place)
+    return str(made)
+
+
 @contextmanager
-def nginx(
-    directory: Path, authority: Authority, port: int, *, http: str, grpc: str, wants_clients: bool = False
-) -> Iterator[str]:
-    """Run nginx in front of a core's two addresses: all over TLS at one port, HTTP also below ``/inner``; yields
-    ``host:port``. Skips where nginx is not installed."""
+def nginx(directory: Path, authority: Authority, port: int, *, http: str, grpc: str) -> Iterator[str]:
+    """Run nginx in front of a core's two addresses as docs/operations.md has it; yields ``host:port``.
+
+    Skips where nginx is not installed.
+    """
     program = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
     if program is None:
         pytest.skip("nginx is not installed (Debian's package nginx)")
     directory.mkdir(parents=True, exist_ok=True)
-    clients = f"ssl_client_certificate {authority.ca}; ssl_verify_client on;" if wants_clients else ""
     config = directory / "nginx.conf"
+    places = {
+        "listen 443": f"listen 127.0.0.1:{port}",
+        "/etc/nginx/core.pem": str(authority.server.cert),
+        "/etc/nginx/core.key": str(authority.server.key),
+        "/etc/nginx/devices-ca.pem": str(authority.ca),
+        "127.0.0.1:8000": urlsplit(http).netloc,
+        "127.0.0.1:8001": urlsplit(grpc).netloc,
+    }
     config.write_text(
         _NGINX.format(
             user="user root root;" if os.geteuid() == 0 else "",  # for its temporary files below our directory
             directory=directory,
-            port=port,
-            server=authority.server,
-            clients=clients,
-            http=urlsplit(http).netloc,
-            grpc=urlsplit(grpc).netloc,
+            server=_server_of_the_page(places),
         )
     )
     process = subprocess.Popen([program, "-p", str(directory), "-c", str(config), "-e", str(directory / "error.log")])

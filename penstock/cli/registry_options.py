@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from penstock.wire.core_addresses import DEFAULT, ENVIRONMENT, parse_core
 
 if TYPE_CHECKING:
     from penstock.registry.client import RegistryClient
@@ -32,13 +35,18 @@ class Access:
         return RegistryClient(self.url, user=self.user, token=self.token)
 
 
+def _of_the_core() -> str:
+    """Return the registry of the core that the environment names: who names a core need not name it twice."""
+    return str(parse_core(os.environ.get(ENVIRONMENT) or DEFAULT).http)
+
+
 def registry_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add ``--registry``, ``--user`` and ``--token`` to a command, which gets them as ``access``."""
     function = click.option(
         "--registry",
         envvar="PENSTOCK_REGISTRY",
-        default="http://127.0.0.1:8000",
-        show_default=True,
+        default=_of_the_core,
+        show_default=f"that of {ENVIRONMENT}, http://127.0.0.1:8000",
         show_envvar=True,
         metavar="URL",
         help="The registry: a core, or any OCI registry, with the namespace of its models as a path.",

@@ -64,7 +64,7 @@ def test_a_core_that_is_killed_serves_again_what_was_pushed_and_one_that_is_told
     again = serve(data_dir)
     base = f"http://{endpoints(again, data_dir)['http']}"
     assert [(m["version"], m["state"]) for m in post(f"{base}/v2/repository/index")] == [("v1", "READY")]
-    shown = CliRunner().invoke(command, ["status", "--target", base])
+    shown = CliRunner().invoke(command, ["status", "--core", base])
     assert shown.exit_code == 0, shown.output
     assert "READY" in shown.output
     second = subprocess.run(
@@ -96,7 +96,7 @@ def test_a_port_in_use_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
 def test_status_of_nobody_says_who_did_not_answer() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        result = CliRunner().invoke(command, ["status", "--target", f"http://127.0.0.1:{probe.getsockname()[1]}"])
+        result = CliRunner().invoke(command, ["status", "--core", f"http://127.0.0.1:{probe.getsockname()[1]}"])
     assert isinstance(result.exception, Unavailable)
     assert "no core answers" in result.exception.message
 
@@ -115,7 +115,7 @@ def test_gc_removes_what_nothing_refers_to_from_a_core_that_runs(tmp_path: Path)
     os.utime(old, (0, 0))
 
     def gc(*arguments: str) -> Result:
-        return CliRunner().invoke(command, ["gc", "--target", base, *arguments])
+        return CliRunner().invoke(command, ["gc", "--core", base, *arguments])
 
     shown = gc("--dry-run")
     assert shown.exit_code == 0, shown.output

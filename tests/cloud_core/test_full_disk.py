@@ -118,7 +118,7 @@ def test_a_core_starts_and_serves_with_no_byte_free(small_disk: Path, tmp_path: 
             push(client, onnx_layout(tmp_path, "v2", seed=2))
         assert is_served(core.url)
         os.utime(left_over, (0, 0))
-        freed = CliRunner().invoke(command, ["gc", "--target", core.url])
+        freed = CliRunner().invoke(command, ["gc", "--core", core.url])
         assert "1 blob, 524 kB" in freed.output
         with RegistryClient(core.url) as client:
             push(client, onnx_layout(tmp_path, "v2", seed=2))

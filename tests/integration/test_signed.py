@@ -38,7 +38,7 @@ def test_what_a_trusted_key_signed_runs_on_core_edge_and_middle_rung_and_nothing
     site = agent_factory(core, "s1", config=f'{trusts}rung = "site"\n{AGENT_CONFIG}')
     core.release("digits:v1", devices=2, is_awaited=False)
     wait_until("the device refuses it", lambda: "is not signed" in edge.log)
-    status = penstock("core", "status", "--target", core.http_url).stdout
+    status = penstock("core", "status", "--core", core.http_url).stdout
     assert "is not signed" in status
 
     trust.sign(layout.root, key)

@@ -1,4 +1,4 @@
-"""A core behind nginx: TLS with an authority of one's own, certificates of clients, a path
+"""A core behind nginx as docs/operations.md has it: TLS with an authority of one's own, certificates of clients, a path
 before the core's own, and one port for HTTP and gRPC. SDK, commands and a device go that way only."""
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ def proxy(core_process: CoreProcess, authority: Authority, short_dir: Path) -> I
         port,
         http=core_process.http_url,
         grpc=core_process.grpc_target,
-        wants_clients=True,
     ) as address:
         yield address
 
@@ -54,8 +53,10 @@ async def test_everything_goes_through_a_proxy_that_ends_tls(
     monkeypatch.setenv("PENSTOCK_CA_FILE", tls.ca_file)
     monkeypatch.setenv("PENSTOCK_CLIENT_CERT", tls.cert_file)
     monkeypatch.setenv("PENSTOCK_CLIENT_KEY", tls.key_file)
-    penstock("artifact", "push", digits_build.layout("v1"), "--registry", f"https://{proxy}")
-    ready = lambda: "READY" in penstock("core", "status", "--target", f"https://{proxy}").stdout  # noqa: E731
+    monkeypatch.setenv("PENSTOCK_CORE", f"https://{proxy}")  # one address for commands that speak gRPC and HTTP
+    penstock("fleet", "devices")
+    penstock("artifact", "push", digits_build.layout("v1"))
+    ready = lambda: "READY" in penstock("core", "status").stdout  # noqa: E731
     wait_until("the core to serve what was pushed", ready)
 
     for name in ("PENSTOCK_CA_FILE", "PENSTOCK_CLIENT_CERT", "PENSTOCK_CLIENT_KEY"):

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from penstock.cli.core_option import core_option
+
 if TYPE_CHECKING:
     from penstock.rpc.fleet import FleetClient, Operator
 
@@ -38,15 +40,7 @@ def core_options(function: Callable[..., Any]) -> Callable[..., Any]:
     call = click.option(
         "--token", envvar="PENSTOCK_TOKEN", default="", show_envvar=True, help="Credential, where the core has tenants."
     )(call)
-    return click.option(
-        "--core",
-        envvar="PENSTOCK_CORE",
-        default="grpc://127.0.0.1:8001",
-        show_default=True,
-        show_envvar=True,
-        metavar="TARGET",
-        help="The core.",
-    )(call)
+    return core_option("grpc")(call)
 
 
 def operator_options(function: Callable[..., Any]) -> Callable[..., Any]:

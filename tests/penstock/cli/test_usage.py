@@ -16,8 +16,8 @@ from penstock.cli.output import format_table
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (("core", "status", "--target", "nonsense"), 2, "--target: 'nonsense' is not a URL such as http://"),
-        (("core", "status", "--target", "http://127.0.0.1:1"), 4, "no core answers at http://127.0.0.1:1"),
+        (("core", "status", "--core", "nonsense"), 2, "--core: target: 'nonsense' is not one of grpc://host:port"),
+        (("core", "status", "--core", "http://127.0.0.1:1"), 4, "no core answers at http://127.0.0.1:1"),
         (("versoin",), 2, "no command 'versoin'; did you mean 'version'?"),
         (("demo", "--json", "/nowhere/figures.json"), 2, "--json: /nowhere is not a directory"),
         (("demo", "--example", "codecomplete", "--keep"), 2, "--keep: of the example codecomplete nothing stays"),
@@ -53,7 +53,7 @@ def test_one_line_and_no_traceback(arguments: tuple[str, ...], code: int, says: 
 @pytest.mark.parametrize(
     ("arguments", "code", "error"),
     [
-        (("core", "status", "--target", "http://127.0.0.1:1", "-o", "json"), 4, "unavailable"),
+        (("core", "status", "--core", "http://127.0.0.1:1", "-o", "json"), 4, "unavailable"),
         (("artifact", "inspect", "./nothing", "--output=json"), 1, "not-found"),
         (("artifact", "inspect", "-ojson"), 2, "usage"),
         (("compile", "recipe.toml", "-o", "json"), 2, "usage"),
