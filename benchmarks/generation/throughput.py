@@ -78,14 +78,14 @@ def equal(streams: int, vocabulary: int, seed: int) -> Sequence[Asked]:
 
 
 def mixed(streams: int, vocabulary: int, seed: int) -> Sequence[Asked]:
-    """Return four requests more than two for each stream, of different lengths."""
+    """Return two requests for each stream, six at least, of different lengths."""
     source = np.random.default_rng(seed)
     return [
         Asked(
             prompt=tuple(source.integers(2, vocabulary, source.integers(8, 97)).tolist()),
             new_tokens=int(source.integers(8, 65)),
         )
-        for _ in range(2 * streams + 4)
+        for _ in range(max(6, 2 * streams))
     ]
 
 
