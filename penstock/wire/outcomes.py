@@ -39,7 +39,8 @@ class OutcomeCounts:
         failed: there was no answer. The engine failed, the deadline passed, the client went away, or
             ``on_unreachable`` is ``fail`` and the cloud could not be asked.
         audited: rows drawn for the audit whose harm is known.
-        audit_harm: of the audited rows, those that the device kept and the cloud answers differently.
+        audit_harm: of the audited rows, those that the device kept and the cloud answers differently. Where a metric
+            says by how much one is worse, it counts with that probability.
     """
 
     kept: int = _counter("Answered on the device.", heading="kept", is_outcome=True)
