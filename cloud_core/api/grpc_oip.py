@@ -172,8 +172,11 @@ class OipServicer:
             answer.parameters["triton_final_response"].bool_param = True
             message = pb.ModelStreamInferResponse(infer_response=answer)
         except Exception as error:  # a defect of ours ends one answer, not the stream
-            message = pb.ModelStreamInferResponse(error_message=refusal_of(_log, error, context).message)
+            ours = refusal_of(_log, error, context)
+            message = pb.ModelStreamInferResponse(error_message=ours.message)
             message.infer_response.id = _id_of(data)
+            for name, value in trailing_metadata(ours):  # a stream that goes on has no trailers for one of its answers
+                message.infer_response.parameters[name].string_param = value
         if not has_parts:
             return message
         await out.put(message)

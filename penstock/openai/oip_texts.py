@@ -15,13 +15,14 @@ import msgspec
 import numpy as np
 
 from penstock.errors import InvalidInput
-from penstock.generation.plane import TextRequest
+from penstock.generation.plane import Chat, TextRequest
 from penstock.generation.values import TokenEvent
 from penstock.openai.answers import broken_off, finish_reason_of, usage_of
 from penstock.openai.decoding_fields import MAX_TOP_LOGPROBS, SamplingFields, grammar_of, sampling_of, stops_of
 from penstock.openai.field_names import Names, grammar_names, prompt_names
 from penstock.openai.json_body import convert, read_object, unknown_names
 from penstock.openai.logprobs import TokenBytes, chat_entry, written
+from penstock.openai.messages import Message, chat_of
 from penstock.openai.requests import check_refused
 from penstock.wire.inference import InferRequest, Parameter
 from penstock.wire.tensors import Array, TensorSpec, datatype_of
@@ -32,10 +33,11 @@ _HARMLESS = (*_EXTENSIONS, "stream", "streaming", "triton_enable_empty_final_res
 INPUTS = (
     TensorSpec(name="text_input", datatype="BYTES", shape=(1,)),
     TensorSpec(name="prompt_ids", datatype="INT64", shape=(1, -1)),
+    TensorSpec(name="messages", datatype="BYTES", shape=(1,)),
     TensorSpec(name="sampling_parameters", datatype="BYTES", shape=(1,)),
     TensorSpec(name="streaming", datatype="BOOL", shape=(1,)),
 )
-"""What metadata say that a language model takes: one of the first two, and the others if the client likes."""
+"""What metadata say that a language model takes: one of the first three, and the others if the client likes."""
 
 OUTPUTS = (
     TensorSpec(name="text_output", datatype="BYTES", shape=(1,)),
@@ -44,6 +46,7 @@ OUTPUTS = (
 )
 """What a response adds to an answer; ``logprobs`` where they are asked for."""
 
+_PROMPTS = ("text_input", "prompt_ids", "messages")
 _KINDS: Mapping[str, str] = {**{one.name: one.datatype for one in INPUTS}, "stream": "BOOL"}
 _OUTPUTS = tuple(one.name for one in OUTPUTS)
 
@@ -120,7 +123,8 @@ def read_generate(body: bytes, *, model: str, version: str) -> TextAsk:
 
 
 def read_tensors(request: InferRequest) -> TextAsk:
-    """Read a request whose prompt is a tensor: ``text_input`` BYTES or ``prompt_ids`` INT64, one prompt.
+    """Read a request whose prompt is a tensor: ``text_input`` BYTES, ``prompt_ids`` INT64, or ``messages`` BYTES, a
+    conversation as JSON, as OpenAI has it; one prompt.
 
     ``sampling_parameters`` BYTES is a JSON object of further parameters, for those that are more than a number or a
     text; ``streaming`` BOOL (or ``stream``, as vLLM's backend names it) asks for parts or for one whole answer.
@@ -131,8 +135,8 @@ def read_tensors(request: InferRequest) -> TextAsk:
     inputs = request.inputs
     for name, array in inputs.items():
         _check_input(name, array)
-    if ("text_input" in inputs) == ("prompt_ids" in inputs):
-        raise InvalidInput("inputs: a language model takes either text_input or prompt_ids", field="inputs")
+    if sum(name in inputs for name in _PROMPTS) != 1:
+        raise InvalidInput(f"inputs: a language model takes one of {', '.join(_PROMPTS)}", field="inputs")
     if strangers := [name for name in request.outputs if name not in _OUTPUTS]:
         raise InvalidInput(f"outputs: no output {strangers[0]!r}; known: {', '.join(_OUTPUTS)}", field="outputs")
     parameters: dict[str, Any] = dict(request.parameters)
@@ -145,9 +149,11 @@ def read_tensors(request: InferRequest) -> TextAsk:
         parameters |= more
     if "logprobs" in request.outputs:
         parameters.setdefault("logprobs", True)
-    prompt: str | tuple[int, ...]
+    prompt: str | tuple[int, ...] | Chat
     if "text_input" in inputs:
         prompt = _text(inputs["text_input"], "text_input")
+    elif "messages" in inputs:
+        prompt = _conversation(_text(inputs["messages"], "messages"), parameters.pop("tools", None))
     else:
         prompt = tuple(inputs["prompt_ids"].ravel().tolist())
     if not prompt:
@@ -219,11 +225,19 @@ def text_parameters(ask: TextAsk, told: Told) -> dict[str, Parameter]:
         "finish_reason": finish_reason_of(last),
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
+        "cached_tokens": usage.cached_tokens,
         **_account(ask, told),
     }
 
 
-def _ask(model: str, version: str, id: str, prompt: str | tuple[int, ...], asked: Mapping[str, Any]) -> TextAsk:
+def _conversation(text: str, tools: object) -> Chat:
+    # read as part of an object, for the checks of all of our JSON
+    document = read_object(b'{"messages":' + text.encode() + b"}")
+    described = None if tools is None else convert(tools, list[dict[str, Any]], field="tools")
+    return chat_of(convert(document["messages"], list[Message], field="messages"), described, None)
+
+
+def _ask(model: str, version: str, id: str, prompt: str | tuple[int, ...] | Chat, asked: Mapping[str, Any]) -> TextAsk:
     check_refused(asked, where="parameters.")
     if asked.get("exclude_input_in_output") is False:
         raise InvalidInput(
@@ -258,9 +272,13 @@ def _ask(model: str, version: str, id: str, prompt: str | tuple[int, ...], asked
         names={
             **{name: f"parameters.{name}" for name in (*fields.__struct_fields__, "options")},
             **{name: f"parameters.{sent}" for name, sent in grammar_names(fields).items()},
-            **prompt_names("text_input" if isinstance(prompt, str) else "prompt_ids"),
+            **prompt_names(_sent_as(prompt)),
         },
     )
+
+
+def _sent_as(prompt: str | tuple[int, ...] | Chat) -> str:
+    return "text_input" if isinstance(prompt, str) else "messages" if isinstance(prompt, Chat) else "prompt_ids"
 
 
 def _check_input(name: str, array: Array) -> None:

@@ -96,6 +96,11 @@ def error_from_rpc(rpc_error: grpc.RpcError) -> PenstockError:
     return error_of(code, message, hints, retry_after_s=_pushback_s(hints))
 
 
+def error_from_stream(message: str, hints: Mapping[str, str]) -> PenstockError:
+    """Return the error that an ``error_message`` in a stream stands for; a server that says no code fails."""
+    return error_of(hints.get(CODE, "internal"), message, hints, retry_after_s=_pushback_s(hints))
+
+
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: PenstockError) -> NoReturn:
     """End a call with an error's status, message and trailers. Headers must not have been sent, or pushback is lost."""
     await context.abort(grpc_status(error), error.message, trailing_metadata(error))

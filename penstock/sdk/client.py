@@ -137,10 +137,10 @@ class Client:
                 which its certificate is about.
 
         Raises:
-            InvalidInput: the prompt, an option, a model that does not generate, or a target that texts cannot be asked
-                of (gRPC). NotFound: no such model or version. Unavailable: nobody answers there, or the answer was
-                given up. DeadlineExceeded: it was not whole in time. QuotaExceeded: the tenant's tokens are spent.
-            QueueFull, TooLarge, Unauthenticated, PermissionDenied: as their names say. TypeError: no such option.
+            InvalidInput: the prompt, an option, or a model that does not generate. NotFound: no such model or version.
+            Unavailable: nobody answers there, or the answer was given up. DeadlineExceeded: it was not whole in time.
+            QuotaExceeded: the tenant's tokens are spent. QueueFull, TooLarge, Unauthenticated, PermissionDenied: as
+            their names say. TypeError: no such option.
         """
         return self._text(text_call(model, prompt, options))
 

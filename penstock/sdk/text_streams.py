@@ -7,14 +7,13 @@ reads on, and stops.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast
 
-from penstock.errors import InvalidInput
+from penstock.sdk.rpc_texts import AioRpcStreams, AioRpcTexts, RpcStreams, RpcTexts
 from penstock.sdk.texts import Text, TextPart, TextReader
 from penstock.wire.addresses import Target
 
 
-@runtime_checkable
 class TextTransport(Protocol):
     """JSON to a server, and its answer whole or in pieces. Raises our errors only."""
 
@@ -22,7 +21,6 @@ class TextTransport(Protocol):
     def stream(self, path: str, body: bytes, timeout_s: float, request_id: str) -> Generator[bytes, None, None]: ...
 
 
-@runtime_checkable
 class AioTextTransport(Protocol):
     """The same from asyncio."""
 
@@ -33,25 +31,15 @@ class AioTextTransport(Protocol):
 
 
 def text_transport(transport: object, target: Target) -> TextTransport:
-    """Return a client's transport as one that texts can be asked of.
-
-    Raises:
-        InvalidInput: it is none.
-    """
-    if not isinstance(transport, TextTransport):
-        raise _no_texts(target)
-    return transport
+    """Return a client's transport as one that texts can be asked of."""
+    return RpcTexts(cast("RpcStreams", transport)) if target.is_grpc else cast("TextTransport", transport)
 
 
 def aio_text_transport(transport: object, target: Target) -> AioTextTransport:
-    """Return an asyncio client's transport as one that texts can be asked of.
-
-    Raises:
-        InvalidInput: it is none.
-    """
-    if not isinstance(transport, AioTextTransport):
-        raise _no_texts(target)
-    return transport
+    """Return an asyncio client's transport as one that texts can be asked of."""
+    if target.is_grpc:
+        return AioRpcTexts(cast("AioRpcStreams", transport))
+    return cast("AioTextTransport", transport)
 
 
 class TextStream:
@@ -123,11 +111,3 @@ class AsyncTextStream:
     async def aclose(self) -> None:
         """Give up what was not read; idempotent."""
         await self._parts.aclose()
-
-
-def _no_texts(target: Target) -> InvalidInput:
-    return InvalidInput(
-        f"target: texts are asked for over http:// or unix://, and this client is {target}; a core answers at its "
-        "http:// port",
-        field="target",
-    )

@@ -246,9 +246,9 @@ def test_metadata_of_a_model_of_texts_are_the_same_and_name_what_is_taken(world:
     told = [answer_of(world.target(who), Ask(method="GET", path=f"/v2/models/{NAME}")).document for who in WHO]
     shapes = [[(one["name"], one["datatype"], one["shape"]) for one in doc["inputs"] + doc["outputs"]] for doc in told]
     assert shapes[0] == shapes[1] == [
-        ("text_input", "BYTES", [1]), ("prompt_ids", "INT64", [1, -1]), ("sampling_parameters", "BYTES", [1]),
-        ("streaming", "BOOL", [1]), ("text_output", "BYTES", [1]), ("token_ids", "INT64", [1, -1]),
-        ("logprobs", "FP32", [1, -1]),
+        ("text_input", "BYTES", [1]), ("prompt_ids", "INT64", [1, -1]), ("messages", "BYTES", [1]),
+        ("sampling_parameters", "BYTES", [1]), ("streaming", "BOOL", [1]),
+        ("text_output", "BYTES", [1]), ("token_ids", "INT64", [1, -1]), ("logprobs", "FP32", [1, -1]),
     ]  # fmt: skip
     for who in WHO:
         assert "generate" in answer_of(world.target(who), Ask(method="GET", path="/v2")).document["extensions"]

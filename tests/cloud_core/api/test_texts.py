@@ -143,7 +143,7 @@ async def test_texts_of_one_stream_come_between_each_other_and_one_failure_ends_
 WRONG: list[tuple[list[triton.InferInput], dict[str, Any], str]] = [
     ([tensor("x", "BYTES", ["a"])], {}, "a language model takes text_input"),
     ([tensor("text_input", "BYTES", ["a", "b"])], {}, "one prompt"),
-    ([tensor("text_input", "BYTES", ["a"]), ids()], {}, "either text_input or prompt_ids"),
+    ([tensor("text_input", "BYTES", ["a"]), ids()], {}, "one of text_input, prompt_ids, messages"),
     ([tensor("text_input", "INT64", [1])], {}, "expected BYTES"),
     ([tensor("text_input", "BYTES", [b"\xff"])], {}, "not UTF-8"),
     ([tensor("text_input", "BYTES", ["a"])], {"temperature": "hot"}, "parameters.temperature"),

@@ -64,12 +64,16 @@ rows = np.zeros((2, 4), np.float32)
 client.infer("digits", rows)
 child = os.fork()
 if child == 0:
-    try:
-        client.infer("digits", rows)
-    except Internal as error:
-        client.close()
-        os._exit(0 if "made before a fork" in error.message else 2)
-    os._exit(3)
+    for ask in (lambda: client.infer("digits", rows), lambda: next(client.stream("digits", "a"))):
+        try:
+            ask()
+        except Internal as error:
+            if "made before a fork" not in error.message:
+                os._exit(2)
+        else:
+            os._exit(3)
+    client.close()
+    os._exit(0)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 client.infer("digits", rows)
 """

@@ -219,14 +219,6 @@ async def test_what_was_refused_with_a_hint_is_tried_again(house: House) -> None
         assert (await waiting).text == "a"
 
 
-async def test_texts_are_not_asked_for_over_grpc() -> None:
-    with Client("grpc://127.0.0.1:1") as client, pytest.raises(InvalidInput, match="http:// or unix://"):
-        client.generate("echo", "a")
-    async with AsyncClient("grpc://127.0.0.1:1") as aio:
-        with pytest.raises(InvalidInput, match="grpc://127"):
-            await aio.chat("echo", SAID)
-
-
 @pytest.mark.parametrize("prompt", [None, 7, b"a", {"role": "user"}, ["a"], [{"role": "user"}, "a"], [1.5]])
 def test_what_is_no_prompt_is_refused(prompt: Any) -> None:
     with pytest.raises(InvalidInput, match="expected a text, token ids, or a list of messages"):
