@@ -1,9 +1,9 @@
 """Where a registry is, and below which namespace of it models are: the URL that commands and agents are given.
 
 ``https://ghcr.io/acme`` is the namespace ``acme`` of ``ghcr.io``, as in every reference of an image: the model
-``digits`` is its repository ``acme/digits``. A core behind a proxy may be below a path, though: so the path itself is
-asked first whether a registry is there. ``/v2`` in the path leaves nothing to ask: before it is where the API is,
-behind it the namespace (``https://host/penstock/v2``, ``https://ghcr.io/v2/acme``).
+``digits`` is its repository ``acme/digits``. A core behind a proxy may be below a path, though: where the host itself
+is no registry, the path says where one is. ``/v2`` in the path leaves nothing to find out: before it is where the API
+is, behind it the namespace (``https://host/penstock/v2``, ``https://ghcr.io/v2/acme``).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class RegistryAddress:
     Attributes:
         site: scheme, host, port and the path before ``/v2``.
         namespace: goes before the name of every repository; "" for none.
-        below: what the address is instead if a registry is found there; None where the URL leaves no doubt.
+        below: what the address is instead if the host itself is no registry; None where the URL leaves no doubt.
     """
 
     site: str

@@ -21,7 +21,8 @@ from penstock.artifact.blobs import BlobStore, BlobWriter, check_digest, digest_
 from penstock.artifact.manifests import Descriptor
 from penstock.errors import ArtifactError, DigestMismatch, NotFound, PenstockError, Unavailable
 from penstock.registry.address import RegistryAddress, absolute, is_registry
-from penstock.registry.connection import Connection, Limits, Reply, Retryable
+from penstock.registry.connection import Connection, Limits, Reply
+from penstock.registry.refusals import Retryable
 from penstock.wire.tls import Tls
 
 ReportBytes = Callable[[int], None]
@@ -33,8 +34,6 @@ _LAST_BYTE = re.compile(r"(?:bytes=)?0-(\d{1,18})")
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-\d+/(?:\d+|\*)")
 _MAX_LISTED = 100_000
 _NO_SUCH_RANGE = frozenset({416})
-_NO_REGISTRY = frozenset({*range(300, 304), *range(400, 408)})
-"""What a path answers that is no registry's, and one that wants a credential."""
 _NO_REFERRERS = frozenset({400, 404, 405, 406})
 """What registries say that know nothing of referrers; some take the path for another of theirs."""
 _PATIENT = Limits()
@@ -257,11 +256,11 @@ class RegistryClient:
         return f"{address.api}/{address.repository(name)}"
 
     def _placed(self) -> RegistryAddress:
-        """Return where repositories are, after asking once where the URL's path may be two things."""
+        """Return where repositories are, after asking the host once where the URL's path may be two things."""
         below = self._address.below
         if not self._is_placed and below is not None:
-            reply = self._connection.call("GET", f"{below.api}/", expected=_NO_REGISTRY)
-            if is_registry(reply.status, _media_type(reply)):
+            reply = self._connection.glance(f"{self._address.api}/")
+            if not is_registry(reply.status, _media_type(reply)):
                 self._address = below
         self._is_placed = True
         return self._address

@@ -18,13 +18,7 @@ from dataclasses import dataclass
 
 from penstock.artifact.blobs import MAX_DOCUMENT_BYTES
 from penstock.errors import (
-    ArtifactError,
-    Conflict,
-    NotFound,
     PenstockError,
-    PermissionDenied,
-    QueueFull,
-    StorageError,
     TooLarge,
     Unauthenticated,
     Unavailable,
@@ -33,6 +27,7 @@ from penstock.policy.retry import Backoff
 from penstock.registry.address import absolute, http_parts, origin, parse_registry
 from penstock.registry.authorization import Authorization, Challenge
 from penstock.registry.interrupt import Interrupt
+from penstock.registry.refusals import ADVICE, Retryable, refusal
 from penstock.registry.replies import lower_names, reason_in
 from penstock.registry.tunnel import open_tunnel
 from penstock.wire.proxies import Proxy, proxy_for
@@ -41,10 +36,6 @@ from penstock.wire.tls import Tls, context, from_environment, trouble
 _MAX_ERROR_BYTES = 64 * 1024
 _MAX_REDIRECTS = 5
 _MAX_RETRY_AFTER_S = 60.0
-_ADVICE = (
-    "give --token or PENSTOCK_REGISTRY_TOKEN to a command, with --user where it is a password, "
-    "and an agent the settings registry_user and registry_token, or token"
-)
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
@@ -74,14 +65,6 @@ class Reply:
     status: int
     headers: Mapping[str, str]
     body: bytes
-
-
-class Retryable(Exception):
-    """A connection that broke, or a server that says "later". ``last`` is raised when the attempts are used up."""
-
-    def __init__(self, last: PenstockError) -> None:
-        super().__init__(last.message)
-        self.last = last
 
 
 class Connection:
@@ -158,6 +141,25 @@ class Connection:
                 failures += 1
                 self.pause(failures, broken.last)
 
+    def glance(self, path: str) -> Reply:
+        """Ask without a credential, and take what comes, a refusal or a redirect too.
+
+        Raises:
+            Unavailable, QueueFull: nothing comes, or "later", until the attempts are used up.
+        """
+        parsed = urllib.parse.urlsplit(absolute(self.address.site, path))
+        failures = 0
+        while True:
+            try:
+                connection, response = self._ask(parsed, "GET", None, {})
+                headers, data = lower_names(response), self._rest_of(connection, response)
+                if isinstance(said := refusal(self.url, response.status, headers, data), Retryable):
+                    raise said
+                return Reply(status=response.status, headers=headers, body=data)
+            except Retryable as broken:
+                failures += 1
+                self.pause(failures, broken.last)
+
     def once(
         self,
         method: str,
@@ -203,7 +205,7 @@ class Connection:
         connection, response = self._send(method, path, body, headers)
         try:
             if response.status >= 300 and response.status not in expected:
-                raise self._refusal(response.status, lower_names(response), response.read(_MAX_ERROR_BYTES))
+                raise refusal(self.url, response.status, lower_names(response), response.read(_MAX_ERROR_BYTES))
             yield response
             self.check()  # a body that a cancellation cut off looks like one that has ended
         except (OSError, http.client.HTTPException) as error:
@@ -254,8 +256,10 @@ class Connection:
         if outdated := authorization.outdated(method, path, time.monotonic()):
             self._get_token(outdated, method, path)
         connection, response = self._ask(parsed, method, body, _with(headers, authorization.header(method, path)))
+        if response.status != 401:
+            return connection, response
         answer = authorization.answer_to(response.headers.get_all("WWW-Authenticate") or [])
-        if response.status != 401 or answer is None:
+        if answer is None:
             return connection, response
         with contextlib.suppress(OSError, http.client.HTTPException):
             response.read(_MAX_ERROR_BYTES)
@@ -269,6 +273,20 @@ class Connection:
         ask = self._authorization.ask(challenge)
         parts = urllib.parse.urlsplit(ask.url)
         connection, response = self._ask(parts, "GET", None, _with({"Accept": "application/json"}, ask.authorization))
+        data = self._rest_of(connection, response)
+        if response.status != 200:
+            said = refusal(self.url, response.status, lower_names(response), data)
+            if isinstance(said, Retryable):
+                raise said
+            reason = reason_in(data) or http.client.responses.get(response.status, "no reason given")
+            raise Unauthenticated(
+                f"{self.url} wants a token of {challenge.realm[:200]}, which answered {response.status}: {reason}; "
+                f"{ADVICE}"
+            )
+        self._authorization.grant(method, path, challenge, data, time.monotonic())
+
+    def _rest_of(self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse) -> bytes:
+        """Read a short answer whole."""
         try:
             data = response.read(_MAX_ERROR_BYTES)
             self.check()
@@ -276,16 +294,7 @@ class Connection:
             raise self._broken(error) from error
         finally:
             self._done(connection, response)
-        if response.status != 200:
-            refusal = self._refusal(response.status, lower_names(response), data)
-            if isinstance(refusal, Retryable):
-                raise refusal
-            reason = reason_in(data) or http.client.responses.get(response.status, "no reason given")
-            raise Unauthenticated(
-                f"{self.url} wants a token of {challenge.realm[:200]}, which answered {response.status}: {reason}; "
-                f"{_ADVICE}"
-            )
-        self._authorization.grant(method, path, challenge, data, time.monotonic())
+        return data
 
     def _ask(
         self, parsed: urllib.parse.SplitResult, method: str, body: bytes | None, headers: Mapping[str, str]
@@ -363,29 +372,6 @@ class Connection:
         self._interrupt.check()
         said = trouble(str(error)) or str(error) or type(error).__name__
         return Retryable(Unavailable(f"cannot reach the registry at {self.url}: {said}"))
-
-    def _refusal(self, status: int, headers: Mapping[str, str], body: bytes) -> PenstockError | Retryable:
-        # an answer to HEAD has no body: the status's own words are all there is
-        reason = reason_in(body) or http.client.responses.get(status, "no reason given")
-        message = f"{self.url} answered {status}: {reason}"
-        if status == 404:
-            return NotFound(message)
-        if status == 401:
-            return Unauthenticated(f"{message}; {_ADVICE}")
-        if status == 403:
-            return PermissionDenied(f"{message}; this token may not do this, use one whose role allows it")
-        if status == 413:
-            return TooLarge(message, limit_bytes=0)
-        if status in (409, 416):
-            return Conflict(message)
-        if status == 507:
-            return StorageError(message)
-        if status in (408, 429) or status >= 500:
-            after = headers.get("retry-after", "")
-            after_s = float(after) if after.isascii() and after.isdigit() and len(after) < 6 else None
-            kind = QueueFull if status == 429 else Unavailable
-            return Retryable(kind(message, retry_after_s=after_s))
-        return ArtifactError(message)
 
 
 def _with(headers: Mapping[str, str], authorization: str) -> Mapping[str, str]:

@@ -47,6 +47,8 @@ def test_later_sources_win(tmp_path: Path) -> None:
         ('regstry = "http://x"\n', "registry"),
         ('registry = "grpc://core:8001"\n', "registry: 'grpc://core:8001' is not a URL such as"),
         ('registry = "core"\n', "registry: 'core' is not a URL such as"),
+        ('registry = "https://acme:s3cret@host"\n', "give user and password by .* registry_user and registry_token"),
+        ('registry_user = "acme"\n', "registry_user: a user needs its password or token in registry_token"),
         ("[cascade]\naudit_share = 1.5\n", "cascade.audit_share"),
         ('[cascade]\non_unreachable = "hope"\n', "cascade.on_unreachable"),
         ("[limits]\nmax_queue_rows = 0\n", "limits.max_queue_rows"),

@@ -15,6 +15,7 @@ from edge_agent.settings import FetchSettings
 from edge_agent.updates import fetch
 from edge_agent.updates.fetch import Fetcher
 from edge_agent.updates.store import Store
+from examples.digits.processes import penstock
 from penstock.artifact import manifests
 from penstock.artifact.blobs import digest_of
 from penstock.artifact.layout import Layout
@@ -183,6 +184,35 @@ def test_a_user_pushes_and_anybody_pulls_what_is_public(
         with pytest.raises((Unauthenticated, PermissionDenied), match="--user"):
             transfer.push(client, layout)
     assert all(credential == "" for _, credential in service.asked[2:])
+
+
+def test_commands_do_what_their_help_says(
+    tokens: tuple[str, TokenService], layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PENSTOCK_REGISTRY", f"{tokens[0]}/acme/commands")
+    monkeypatch.setenv("PENSTOCK_REGISTRY_USER", "acme")
+    monkeypatch.setenv("PENSTOCK_REGISTRY_TOKEN", "s3cret")
+    penstock("artifact", "push", layout.root)
+    penstock("artifact", "push", layout.root, "digits:canary")
+    listed = json.loads(penstock("artifact", "list", "digits", "-o", "json").stdout)
+    assert sorted(row["tag"] for row in listed) == ["canary", "v1"]  # and not the tag that lists referrers
+    penstock("artifact", "pull", "digits:canary", tmp_path / "copy")
+    assert kinds(Layout(tmp_path / "copy")) == kinds(layout)
+    refused = penstock("artifact", "list", "digits", "--token", "wrong", check=False)
+    assert (refused.returncode, refused.stderr.count("\n")) == (3, 1)
+
+
+async def test_an_agent_has_a_credential_of_its_own_for_a_registry(
+    tokens: tuple[str, TokenService], layout: Layout, tmp_path: Path
+) -> None:
+    with RegistryClient(f"{tokens[0]}/acme/own", user="acme", token="s3cret") as client:
+        await asyncio.to_thread(transfer.push, client, layout)
+    settings = FetchSettings()
+    connect = fetch.connector(f"{tokens[0]}/acme/own", settings, user="acme", token="s3cret")
+    fetcher = Fetcher(connect, Store(tmp_path / "device"), settings, ["any"])
+    release = Release(version="v1", artifact_digest=layout.digest, certificate_digest=layout.certificates()[0][0])
+    assert (await fetcher.pull("digits", release, lambda _: None)).note == ""
+    fetcher.close()
 
 
 def test_a_token_that_the_registry_finds_over_is_renewed(tokens: tuple[str, TokenService], layout: Layout) -> None:

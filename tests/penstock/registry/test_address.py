@@ -26,7 +26,7 @@ def test_before_v2_is_a_place_and_behind_it_a_namespace(url: str, site: str, api
 
 
 @pytest.mark.parametrize("path", ["acme", "group/project"])
-def test_a_path_alone_is_a_namespace_unless_a_registry_is_there(path: str) -> None:
+def test_a_path_alone_is_a_namespace_unless_the_host_is_no_registry(path: str) -> None:
     address = parse_registry(f"https://host/{path}/")
     assert (address.site, address.repository("digits")) == ("https://host", f"{path}/digits")
     assert address.below is not None

@@ -187,6 +187,34 @@ def test_a_redirect_is_followed_without_the_credential(registry: Registry, tmp_p
     assert elsewhere.credentials == [None]
 
 
+def test_a_challenge_from_where_the_registry_redirects_to_is_not_answered(registry: Registry) -> None:
+    elsewhere = Registry(blobs={DIGEST: DATA})
+    stop = serve(elsewhere)
+    registry.redirect_to = elsewhere.url
+    challenge = {"WWW_Authenticate": f'Bearer realm="{elsewhere.url}/token",service="s"'}
+    elsewhere.statuses = [(401, challenge)]
+    with RegistryClient(registry.url, user="acme", token="secret") as client, pytest.raises(Unauthenticated):
+        client.small_blob("m", DIGEST)
+    stop()
+    assert elsewhere.credentials == [None]
+
+
+@pytest.mark.parametrize("status", [302, 307])
+def test_a_service_of_tokens_that_redirects_is_not_followed(registry: Registry, status: int) -> None:
+    service, elsewhere = Registry(), Registry()
+    stops = [serve(service), serve(elsewhere)]
+    registry.statuses = [(401, {"WWW_Authenticate": f'Bearer realm="{service.url}/token",service="s"'})]
+    service.statuses = [(status, {"Location": f"{elsewhere.url}/token"})]
+    with (
+        RegistryClient(registry.url, user="acme", token="secret") as client,
+        pytest.raises(Unauthenticated, match=f"which answered {status}"),
+    ):
+        client.small_blob("m", DIGEST)
+    for stop in stops:
+        stop()
+    assert (len(service.log), elsewhere.log) == (1, [])
+
+
 def test_redirects_in_a_circle_end(registry: Registry, client: RegistryClient) -> None:
     registry.redirect_to = registry.url
     with pytest.raises(Unavailable, match="redirects"):
