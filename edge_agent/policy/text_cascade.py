@@ -15,7 +15,7 @@ from typing import Literal
 
 from edge_agent.policy.cascade import CascadeMode, Reason
 from penstock.generation.choices import texts_of
-from penstock.generation.values import FinishReason, GenerationRequest, TokenEvent
+from penstock.generation.values import FinishReason, GenerationRequest, GiveUp, TokenEvent
 from penstock.policy.choices import CHOICE_SCORES, choice_score
 from penstock.policy.confidence import MONOTONE_SCORES, PROMPT_SCORES, TOKEN_SCORES, token_score
 from penstock.policy.text_answers import AnswerSpec
@@ -93,14 +93,11 @@ def start(
     return Start(drafts=not why or outside == "answer_flagged", reason=reason, outside=why)
 
 
-def is_hopeless(logprob: float, promise: Promise, *, place: int) -> bool:
-    """Say whether a draft with such a token can only be escalated, whatever follows it.
-
-    Args:
-        place: of the token in the draft, from 0.
-    """
-    decides = promise.score in MONOTONE_SCORES or (promise.score in PROMPT_SCORES and place == 0)
-    return decides and not math.exp(logprob) >= promise.threshold
+def give_up(promise: Promise) -> GiveUp | None:
+    """Say after which token a draft can only be escalated, whatever follows it; None where only the end tells."""
+    if promise.score not in MONOTONE_SCORES | PROMPT_SCORES:
+        return None
+    return GiveUp(below=promise.threshold, first_only=promise.score in PROMPT_SCORES)
 
 
 def is_kept_before(logprob: float, promise: Promise, *, limit: int) -> bool:

@@ -18,6 +18,8 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+import msgspec
+
 from edge_agent.policy import text_cascade
 from edge_agent.policy.cascade import CascadeMode, Reason
 from edge_agent.policy.text_cascade import Promise, Start
@@ -29,7 +31,7 @@ from edge_agent.serving.text_audit import TextAuditor, TextDraw
 from edge_agent.settings import CascadeSettings
 from penstock.errors import DeadlineExceeded, Internal, InvalidInput, PenstockError, Unavailable
 from penstock.generation.plane import Chat, TextAnswer, TextModel, TextRequest
-from penstock.generation.values import GenerationRequest, TokenEvent
+from penstock.generation.values import GenerationRequest, GiveUp, TokenEvent
 from penstock.hosting.generation.settings import TextLimits
 from penstock.wire.context import RequestContext
 from penstock.wire.inference import Parameter
@@ -234,14 +236,15 @@ class TextPlane:
         is_private = work.start.reason is Reason.PRIVACY
         # drawn answers are held back: one whose reader leaves would not be audited, while escalated ones always count
         is_early = not is_private and not work.is_drawn
+        wish = None if is_private else text_cascade.give_up(promise)
         async with contextlib.AsyncExitStack() as stack:
-            events = await stack.enter_async_context(contextlib.aclosing(self._local(work)))
+            events = await stack.enter_async_context(contextlib.aclosing(self._local(work, wish)))
             async for event in events:
                 place = len(draft.events)
                 draft.events.append(event)
-                draft.is_whole = event.finish is not None
-                if not is_private and text_cascade.is_hopeless(event.logprob, promise, place=place):
-                    break
+                draft.is_whole = event.finish not in (None, "cancelled")
+                if wish is not None and wish.applies(event.logprob, place=place):
+                    break  # the engine has given it up, unless it is a server that knows no such wish
                 if is_early and place == 0 and text_cascade.is_kept_before(event.logprob, promise, limit=limit):
                     stack.pop_all()  # whoever reads the rest closes it
                     draft.rest = events
@@ -327,8 +330,9 @@ class TextPlane:
                     work.account["confidence"] = _number(text_cascade.confidence(said, work.promise))
                 yield event
 
-    def _local(self, work: _Work) -> Events:
-        return work.hosted.texts.generate(work.asked, deadline=work.context.deadline, priority=work.context.priority)
+    def _local(self, work: _Work, wish: GiveUp | None = None) -> Events:
+        asked = work.asked if wish is None else msgspec.structs.replace(work.asked, give_up=wish)
+        return work.hosted.texts.generate(asked, deadline=work.context.deadline, priority=work.context.priority)
 
 
 async def _nothing() -> Events:

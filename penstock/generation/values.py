@@ -6,13 +6,14 @@ tokenizer and no wire format of others: requests as OpenAI has them are ``pensto
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import msgspec
 
 FinishReason = Literal["stop", "length", "cancelled"]
 """``stop``: the model ended its answer, or said one of the stop strings. ``length``: a limit cut it.
-``cancelled``: whoever asked has gone; only engines and logs see it."""
+``cancelled``: it was given up, as the request said or since whoever asked has gone; no client sees it."""
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -87,6 +88,22 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return 1 + sum(map(len, self.ids))
 
 
+class GiveUp(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When an answer is of no use to whoever asks: after a token that is less likely than so.
+
+    Attributes:
+        below: a probability; NaN is below every one.
+        first_only: only the first token counts.
+    """
+
+    below: float
+    first_only: bool = False
+
+    def applies(self, logprob: float, *, place: int) -> bool:
+        """Say whether the answer is given up after the token at a place, from 0."""
+        return (place == 0 or not self.first_only) and not math.exp(logprob) >= self.below
+
+
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One answer to be generated. A request for several answers is several of these.
 
@@ -101,6 +118,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         grammar: what the answer has to look like; engines that cannot hold to one refuse it.
         options: the answer is the likeliest of these, each scored as a whole; no token is drawn. An engine then has no
             need of ``grammar``, which says the same in texts, for servers that are asked in texts.
+        give_up: ends the answer with ``cancelled``; a wish that servers of others do not know.
     """
 
     id: str
@@ -113,6 +131,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     top_logprobs: int | None = None
     grammar: Grammar | None = None
     options: Options | None = None
+    give_up: GiveUp | None = None
 
 
 class SampledToken(msgspec.Struct, frozen=True, kw_only=True, array_like=True):

@@ -247,9 +247,12 @@ class EngineLoop:
                 continue
             if event is None:
                 continue
+            wish = generation.request.give_up
+            if event.finish is None and wish and wish.applies(token.logprob, place=generation.tokens - 1):
+                event = msgspec.structs.replace(event, finish="cancelled")
             if event.finish is not None:
                 self._drop(token)
-                self._add(ended=1)
+                self._add(**{"cut_off" if event.finish == "cancelled" else "ended": 1})
             events.append((token.request, event))
         return events, first_s, between_s
 

@@ -39,6 +39,12 @@ def said(logprobs: list[float], options: tuple[float, ...] = ()) -> list[TokenEv
     return [*events[:-1], msgspec.structs.replace(events[-1], options=options)] if options else events
 
 
+def gives_up(logprob: float, promise: Promise, *, place: int) -> bool:
+    wish = text_cascade.give_up(promise)
+    assert wish is not None
+    return wish.applies(logprob, place=place)
+
+
 def changed(**values: object) -> GenerationRequest:
     return msgspec.structs.replace(REQUEST, **values)
 
@@ -112,14 +118,14 @@ def test_a_tie_is_kept_and_nan_is_not() -> None:
 @given(st.lists(st.floats(-20.0, 0.0), min_size=1, max_size=30), st.floats(0.01, 0.99))
 def test_giving_up_early_never_changes_the_decision(logprobs: list[float], threshold: float) -> None:
     promise = Promise(score="token_min", threshold=threshold, answer=PROMISE.answer)
-    early = any(text_cascade.is_hopeless(one, promise, place=at) for at, one in enumerate(logprobs))
+    early = any(gives_up(one, promise, place=at) for at, one in enumerate(logprobs))
     assert early is not (text_cascade.confidence(said(logprobs), promise) >= threshold)
 
 
 @pytest.mark.parametrize("score", sorted(set(TOKEN_SCORES) - MONOTONE_SCORES - PROMPT_SCORES))
 def test_scores_that_may_rise_again_never_give_up_early(score: str) -> None:
     promise = Promise(score=score, threshold=0.9, answer=PROMISE.answer)
-    assert not text_cascade.is_hopeless(-50.0, promise, place=0)
+    assert text_cascade.give_up(promise) is None
     assert not text_cascade.is_kept_before(0.0, promise, limit=8)
 
 
@@ -128,7 +134,7 @@ def test_a_score_of_the_prompt_decides_at_the_first_token_as_at_the_end(
     logprobs: list[float], threshold: float
 ) -> None:
     promise = Promise(score="prompt_max_prob", threshold=threshold, answer=PROMISE.answer)
-    escalates = [text_cascade.is_hopeless(one, promise, place=at) for at, one in enumerate(logprobs)]
+    escalates = [gives_up(one, promise, place=at) for at, one in enumerate(logprobs)]
     kept = text_cascade.is_kept_before(logprobs[0], promise, limit=8)
     at_the_end = text_cascade.confidence(said(logprobs), promise) >= threshold
     assert escalates[0] is not at_the_end
@@ -209,7 +215,7 @@ def test_confidence_in_an_option_is_its_renormalised_probability() -> None:
 def test_an_option_is_whole_whatever_its_length() -> None:
     assert text_cascade.is_kept(0.5, CHOICE, finish="stop", tokens=30, limit=31)
     assert not text_cascade.is_kept(0.49, CHOICE, finish="stop", tokens=2, limit=2)
-    assert not any(text_cascade.is_hopeless(-50.0, CHOICE, place=at) for at in range(3))
+    assert text_cascade.give_up(CHOICE) is None
 
 
 def test_a_promise_by_a_score_that_its_answers_cannot_have_is_none() -> None:

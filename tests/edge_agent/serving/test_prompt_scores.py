@@ -42,6 +42,12 @@ class Device:
         answer = await self.begin(prompt, **fields)
         return answer, [event async for event in answer.events]
 
+    @property
+    def made(self) -> int:
+        """Tokens that the device's engine made."""
+        (hosted,) = self.plane._plane.hosting.hosted()
+        return hosted.texts.generator.counts().totals.completion_tokens
+
     async def begin(self, prompt: tuple[int, ...], **fields: Any) -> TextAnswer:
         request = TextRequest(model=NAME, prompt=prompt, **fields)
         context = RequestContext(arrived_at=asyncio.get_running_loop().time())
@@ -85,7 +91,7 @@ async def unwatched(tmp_path: Path) -> AsyncIterator[Device]:
 async def test_what_goes_up_was_never_drafted_and_what_stays_streams(unwatched: Device) -> None:
     served = set()
     for prompt in PROMPTS:
-        lost, saved = unwatched.plane.lost_tokens, unwatched.plane.saved_drafts
+        made, lost, saved = unwatched.made, unwatched.plane.lost_tokens, unwatched.plane.saved_drafts
         answer = await unwatched.begin(prompt)
         first = await anext(answer.events)
         account = answer.account
@@ -106,6 +112,7 @@ async def test_what_goes_up_was_never_drafted_and_what_stays_streams(unwatched: 
             assert unwatched.plane.saved_drafts == saved + 1
             assert unwatched.plane.lost_tokens == lost + 1  # the one that came with the prompt
             await answer.events.aclose()
+            assert unwatched.made == made + 1  # and no step was made after it
     assert served == {"edge", "cloud"}
 
 

@@ -11,7 +11,7 @@ import pytest
 from penstock.errors import DeadlineExceeded, Internal, InvalidInput, PenstockError, QueueFull
 from penstock.generation import tokenizer
 from penstock.generation.answer_text import AnswerText
-from penstock.generation.values import GenerationRequest, SampledToken, TokenEvent
+from penstock.generation.values import GenerationRequest, GiveUp, SampledToken, TokenEvent
 from penstock.hosting.generation.generator import Load, Totals
 from penstock.hosting.generation.loop import EngineLoop, Turn
 from penstock.hosting.generation.settings import LineSettings
@@ -65,6 +65,41 @@ class Rig:
     def order(self) -> list[str]:
         """Ids in the order of their first events."""
         return list(dict.fromkeys(id for turn in self.turns for id, _ in turn.events))
+
+
+def test_an_answer_of_no_use_ends_in_the_step_that_shows_it() -> None:
+    """The scripted engine finds each of its tokens half likely."""
+    rig = Rig()
+    rig.loop.submit(asked("hello", new=7, id="a", give_up=GiveUp(below=0.5)))  # a tie is kept
+    rig.loop.submit(asked("world", new=7, id="b", give_up=GiveUp(below=0.6, first_only=True)))
+    rig.until_idle()
+    assert (rig.finish("a"), rig.text("a")) == ("length", "hellohe")
+    assert (rig.finish("b"), rig.text("b")) == ("cancelled", "w")
+    assert rig.engine.cancelled == 1
+    assert rig.engine.tokens == 5 + 7 - 1 + 5  # no step was made for b after its prompt
+    totals = rig.loop.totals()
+    assert (totals.completion_tokens, totals.ended, totals.cut_off) == (8, 1, 1)
+
+
+def test_an_answer_that_ends_where_it_would_be_given_up_is_whole() -> None:
+    rig = Rig()
+    rig.loop.submit(asked("hello", new=1, give_up=GiveUp(below=0.6)))
+    rig.until_idle()
+    assert rig.finish() == "length"
+
+
+@pytest.mark.parametrize(
+    ("wish", "logprob", "place", "applies"),
+    [
+        (GiveUp(below=0.5), math.log(0.4), 3, True),
+        (GiveUp(below=0.5), math.log(0.6), 3, False),
+        (GiveUp(below=0.5), math.nan, 0, True),
+        (GiveUp(below=0.5, first_only=True), math.log(0.4), 0, True),
+        (GiveUp(below=0.5, first_only=True), math.log(0.4), 1, False),
+    ],
+)
+def test_a_wish_to_give_up_says_for_which_tokens(wish: GiveUp, logprob: float, place: int, applies: bool) -> None:
+    assert wish.applies(logprob, place=place) is applies
 
 
 def test_an_answer_comes_token_by_token_with_its_text_and_its_usage() -> None:
