@@ -20,7 +20,9 @@ MADE = ("input_ids", "attention_mask", "token_type_ids")
 
 DEFAULT_LENGTH = 128
 _MAX_TOKENIZER_BYTES = 64 * 1024**2
-_PADS = ("[PAD]", "<pad>", "<|endoftext|>")
+PADS = ("[PAD]", "<pad>", "<|endoftext|>")
+"""Names of padding tokens, where a file does not say which it is."""
+
 _CHUNK_ROWS = 1024
 _FIELD = "data.tokenizer"
 
@@ -103,15 +105,6 @@ def lengths(section: DataSection, specs: Sequence[TensorSpec], *, own: int = 0) 
     return length, True
 
 
-def padding_of(path: Path, settings: TokenizerSection) -> tuple[int, int, bool]:
-    """Return (id of a tokenizer's padding token, its type, whether it goes on the left).
-
-    Raises:
-        ConfigError: no token to pad with. InvalidInput, MissingExtra: as :func:`encode`.
-    """
-    return _padding(_load(path), settings)
-
-
 def own_length(path: Path) -> int:
     """Return what a tokenizer's own file truncates to; 0 if it does not.
 
@@ -168,10 +161,10 @@ def _padding(tokenizer: Any, settings: TokenizerSection) -> tuple[int, int, bool
     own = tokenizer.padding or {}
     left = own.get("direction", "right") == "left"
     if settings.pad_token or not own:
-        for token in (settings.pad_token,) if settings.pad_token else _PADS:
+        for token in (settings.pad_token,) if settings.pad_token else PADS:
             if tokenizer.token_to_id(token) is not None:
                 return int(tokenizer.token_to_id(token)), int(own.get("pad_type_id", 0)), left
-        tried = settings.pad_token or ", ".join(_PADS)
+        tried = settings.pad_token or ", ".join(PADS)
         raise ConfigError(f"data.tokenizer.pad_token: the tokenizer has no token {tried}; name one that it has")
     return int(own["pad_id"]), int(own["pad_type_id"]), left
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -11,8 +12,9 @@ from compiler.data import text
 from compiler.pipeline.cached_steps import Model
 from compiler.recipe.recipes import Recipe
 from compiler.sources import sentences
+from compiler.sources.detection import read_json
 from penstock.artifact.manifests import VariantSpec
-from penstock.generation.tokenizer import FILE
+from penstock.generation.tokenizer import FILE, MAX_FILE_BYTES
 from penstock.policy.text_rows import EmbeddingSpec
 
 TASK = "embedding"
@@ -26,7 +28,7 @@ def with_texts(spec: VariantSpec, recipe: Recipe, model: Model) -> VariantSpec:
         model: the variant's source, with the files that came along.
 
     Raises:
-        ConfigError: its tokenizer has no token to pad with. MissingExtra, InvalidInput: it cannot be read.
+        InvalidInput: its tokenizer.json is no JSON.
     """
     declared = _declared(spec, recipe, model)
     return spec if declared is None else msgspec.structs.replace(spec, embedding=declared)
@@ -45,8 +47,7 @@ def _declared(spec: VariantSpec, recipe: Recipe, model: Model) -> EmbeddingSpec 
     most = min((tokens for tokens in (said.get("max_tokens", 0), fixed) if tokens > 0), default=0)
     if not most:
         return None
-    settings = recipe.data.tokenizer
-    pad_id, pad_type_id, pads_left = text.padding_of(path, settings)
+    pad_id, pad_type_id, pads_left = _padding(path)
     done: Mapping[str, Any] = spec.preprocessing["tokenizer"] if recipe.data.text else {}
     return EmbeddingSpec(
         max_tokens=most,
@@ -58,3 +59,16 @@ def _declared(spec: VariantSpec, recipe: Recipe, model: Model) -> EmbeddingSpec 
         measured_tokens=done.get("max_length", 0),
         is_padded=done.get("padding") == "max_length",
     )
+
+
+def _padding(path: Path) -> tuple[int, int, bool]:
+    """Return (id of a tokenizer's padding token, its type, whether it goes on the left), as its file says.
+
+    Without the library that reads tokenizers, which compiling rows of tokens does not need. A file that names none gets
+    0: a model with a mask does not look at it, and rows of others are never padded, but for a fixed length.
+    """
+    document = read_json(path, limit_bytes=MAX_FILE_BYTES)
+    own = document.get("padding") or {}
+    added = {token.get("content"): token.get("id", 0) for token in document.get("added_tokens") or []}
+    found = next((added[name] for name in text.PADS if name in added), 0)
+    return int(own.get("pad_id", found)), int(own.get("pad_type_id", 0)), own.get("direction") == "Left"

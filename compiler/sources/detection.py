@@ -84,15 +84,15 @@ def detect(model: str, base: Path, section: SourceSection | None = None) -> Sour
     return source
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, *, limit_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
     """Read a small JSON object.
 
     Raises:
         InvalidInput: missing, too large, or no JSON object.
     """
     try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise InvalidInput(f"{path}: more than {MAX_CONFIG_BYTES} bytes; that is no configuration", field="model")
+        if path.stat().st_size > limit_bytes:
+            raise InvalidInput(f"{path}: more than {limit_bytes} bytes; that is no configuration", field="model")
         return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
     except OSError as error:
         raise InvalidInput(f"{path}: {error.strerror}", field="model") from error
