@@ -6,13 +6,14 @@ import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
 from cloud_core.settings import ENV_PREFIX, CoreSettings, check
 from penstock.cli.core_option import core_option
+from penstock.cli.fleet.options import Core, core_options, operator_options
 from penstock.cli.output import output_option, print_fields, print_json, print_result, print_table
 from penstock.errors import Unavailable
 from penstock.process import config
@@ -23,6 +24,9 @@ from penstock.rest.connection import ask
 from penstock.rest.exchange import Answer
 from penstock.rest.status import error_from_http
 from penstock.wording import size
+
+if TYPE_CHECKING:
+    from penstock.rpc.fleet import Operator
 
 _ASK_TIMEOUT_S = 5.0
 _GC_TIMEOUT_S = 600.0  # a registry of many large blobs is looked through, and each is unlinked
@@ -125,21 +129,20 @@ Exit codes: 0 moved, 1 no such model or version, 3 refused because devices run t
 )
 @click.argument("model")
 @click.argument("version")
-@click.option("--reason", default="", help="Why, for the record.")
-@click.option("--who", default=lambda: os.environ.get("USER", ""), help="Who, for the record.  [default: your login]")
-@core_option("grpc")
-@click.option("--token", envvar="PENSTOCK_TOKEN", default="", help="Credential, where the core has tenants.")
+@operator_options
+@core_options
 @output_option
-def default(model: str, version: str, reason: str, who: str, core: str, token: str, output: str) -> None:
+def default(model: str, version: str, by: Operator, core: Core, output: str) -> None:
     """Make VERSION of MODEL what the core serves to callers that name none, where no device runs the model.
 
     Where devices do, 'penstock fleet apply' moves the default together with them. Who did it, when and why is recorded.
     """
-    from penstock.rpc.fleet import FleetClient, as_data
+    from penstock.rpc.fleet import as_data
     from penstock.rpc.pb import fleet_pb2
 
-    with FleetClient(core, token=token) as client:
-        moved = client.set_default(fleet_pb2.SetDefaultRequest(model=model, version=version, who=who, reason=reason))
+    request = fleet_pb2.SetDefaultRequest(model=model, version=version, who=by.who, reason=by.reason)
+    with core.client() as client:
+        moved = client.set_default(request)
     print_result(output, as_data(moved), lambda: print_fields(as_data(moved)))
 
 
@@ -172,12 +175,12 @@ def gc(is_dry_run: bool, core: str, token: str, output: str) -> None:
 
 
 async def _serve(settings: CoreSettings) -> bool:
-    from cloud_core.app import Core  # the whole service: not needed for --help
+    from cloud_core import app  # the whole service: not needed for --help
 
     stop = asyncio.Event()
     with stop_on_signals(stop):
         manager = service_manager()
-        core = await Core.start(settings)
+        core = await app.Core.start(settings)
         try:
             async with watched(manager):
                 manager.ready(f"serving http at {core.http_port}, grpc at {core.grpc_port}")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import grpc
 import pytest
 
-from examples.digits.processes import penstock
+from examples.digits.processes import penstock, penstock_json
 from penstock.artifact.layout import Layout
 from penstock.rpc.pb import fleet_pb2 as pb
 from penstock.rpc.pb import fleet_pb2_grpc
@@ -99,6 +99,8 @@ def test_a_fleet_that_sees_harm_is_heard_without_a_rollout_and_after_a_kill(
     core.start()
     assert alarms(core) == [alarm]
     assert report(core, layout, names[0])
+    history = penstock_json("fleet", "history", "--core", core.grpc_target)
+    assert [one["who"].partition(" (")[2] for one in history] == ["tenant operators)"] * 2, "plan and apply"
     table = penstock("fleet", "evidence", "--core", core.grpc_target).stdout
     assert "BROKEN: cloud only" in " ".join(table.split())
 

@@ -191,6 +191,27 @@ async def test_pause_resume_abort_and_listing(core: Core) -> None:
     assert "it is aborted" in err
 
 
+async def test_resuming_names_what_failed_and_goes_on_when_that_is_accepted_by_name(core: Core) -> None:
+    for name in ("cam-1", "cam-2"):
+        await core.beat(name, "v1")
+    await core.penstock("fleet", "apply", "digits:v2", "--yes", "--wave", "1", *PLAN[4:])
+    for name in ("cam-1", "cam-2"):
+        assert await core.beat(name, "v1") == "v2"  # told; cam-2 is never heard of again
+    await core.penstock("fleet", "pause")
+    core.clock.advance(1001)
+    await core.beat("cam-1", "v2")
+    out, err = await core.penstock("fleet", "resume", "-o", "json", code=3)
+    assert "1 of 2 devices of this wave failed (50.0%), tolerated 5.0%: cam-2 silent for 1001 s" in err
+    assert "penstock fleet resume digits-v2-1 --accept cam-2" in err
+    assert json.loads(out)["error"]["code"] == "conflict"
+    _, err = await core.penstock("fleet", "resume", "--accept", "cam-1", code=3)
+    assert "cam-1: not failed, and not waited for" in err
+    out, _ = await core.penstock("fleet", "resume", "--accept", "cam-2", "--reason", "it was stolen", "-o", "json")
+    resumed = json.loads(out)
+    assert (resumed["state"], resumed["acknowledged"]) == ("RUNNING", ["cam-2"])
+    assert resumed["events"][-1]["text"] == "resumed by the operator; accepted failures: cam-2"
+
+
 async def test_one_re_attaches_to_a_rollout_and_leaves_with_its_verdict(core: Core) -> None:
     """Whoever lost the terminal in which 'apply --wait' ran asks again, and gets the same end."""
     await core.beat("cam-1", "v1")
