@@ -15,6 +15,7 @@ from cloud_core.settings import ENV_PREFIX, CoreSettings, check
 from penstock.cli.core_option import core_option
 from penstock.cli.fleet.options import Core, core_options, operator_options
 from penstock.cli.output import output_option, print_fields, print_json, print_result, print_table
+from penstock.cli.patience import patiently, wait_option
 from penstock.errors import Unavailable
 from penstock.process import config
 from penstock.process.service_manager import service_manager, watched
@@ -94,19 +95,22 @@ def serve(config_file: Path | None, **flags: Any) -> None:
     epilog="""\b
 Examples:
   penstock core status
+  penstock core serve & penstock core status --wait
   penstock core status --core http://127.0.0.1:8000 -o json"""
 )
 @core_option("http")
 @click.option("--token", envvar="PENSTOCK_TOKEN", default="", help="Credential, where the core has tenants.")
+@wait_option("requests are admitted")
 @output_option
-def status(core: str, token: str, output: str) -> None:
+def status(core: str, token: str, waits: bool, output: str) -> None:
     """Show whether a core is ready, and which model versions it serves."""
-    models = _models(_asked(core, "POST", "/v2/repository/index", token))
-    report = {
-        "live": _is_well(core, "live"),
-        "ready": _is_well(core, "ready"),
-        "models": models,
-    }
+
+    def ask_all() -> dict[str, Any]:
+        models = _models(_asked(core, "POST", "/v2/repository/index", token))
+        return {"live": _is_well(core, "live"), "ready": _is_well(core, "ready"), "models": models}
+
+    report = patiently(ask_all, lambda found: bool(found["ready"]), waits=waits)
+    models = report["models"]
     if output == "json":
         print_json(report)
         return

@@ -13,6 +13,7 @@ import msgspec
 
 from edge_agent import settings as agent_settings
 from penstock.cli.output import format_table, output_option, print_fields, print_result, wrapped
+from penstock.cli.patience import patiently, wait_option
 from penstock.errors import PenstockError, Unavailable
 from penstock.process.telemetry import setup_service_logging
 from penstock.rest.connection import ask
@@ -73,13 +74,16 @@ def run(
     epilog="""\b
 Examples:
   penstock agent status
+  penstock agent status --wait
   penstock agent status --socket /run/penstock/agent.sock -o json"""
 )
 @click.option("--socket", "path", help="The agent's unix socket; the default agent's when not given.")
+@wait_option("it answers and has reached its core")
 @output_option
-def status(path: str | None, output: str) -> None:
+def status(path: str | None, waits: bool, output: str) -> None:
     """Ask a running agent how it is."""
-    document = fetch_status(Path(path or agent_settings.load().socket))
+    socket = Path(path or agent_settings.load().socket)
+    document = patiently(lambda: fetch_status(socket), lambda found: bool(found["cloud"]["is_reachable"]), waits=waits)
     print_result(output, document, lambda: _print(document))
 
 
