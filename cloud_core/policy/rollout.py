@@ -298,9 +298,11 @@ def _all_in_all(rollout: Rollout, observations: Mapping[str, Observation], now: 
         for wave in released_waves(rollout, observations)
         for outcome in all_outcomes_of(wave, plan.artifact_digest, plan.gate.max_silence_s, now).values()
     ]
-    what = f"are without {plan.model}" if plan.is_removal else f"run {plan.version}"
+    is_one = len(found) == 1
+    verb = ("is" if is_one else "are") if plan.is_removal else ("runs" if is_one else "run")
+    what = f"without {plan.model}" if plan.is_removal else plan.version
     others = {"failed": "failed", "unreached": "not reached", "pending": "still on their way"}
-    parts = [f"{found.count('committed')} of {len(found)} devices {what}"]
+    parts = [f"{found.count('committed')} of {len(found)} device{'' if is_one else 's'} {verb} {what}"]
     parts += [f"{found.count(name)} {words}" for name, words in others.items() if name in found]
     return ", ".join(parts)
 

@@ -22,11 +22,10 @@ _MAX_NAMED = 10
 
 def plan_text(plan: pb.RolloutPlan) -> str:
     """Write everything that ``apply`` will run, what would stop it, and what its tests can see."""
-    waves = f"{len(plan.devices)} devices in {plan.wave_count} waves"
+    devices, waves = len(plan.devices), plan.wave_count
+    size = f"{devices} device{'s' * (devices != 1)} in {waves} wave{'s' * (waves != 1)}"
     lines = [
-        f"plan     {plan.rollout_id}: {_what(plan)}, {waves}".replace(" 1 devices", " 1 device").replace(
-            " 1 waves", " 1 wave"
-        ),
+        f"plan     {plan.rollout_id}: {_what(plan)}, {size}",
         *_promise_lines(plan),
         wrapped(f"gate     {_gate_words(plan.gate)}", indent=" " * 9),
         f"seed     {plan.seed}",
@@ -266,7 +265,7 @@ def _counted(rollout: pb.Rollout) -> str:
     devices = [device for wave in rollout.waves for device in wave.devices]
     done = sum(_is_done(device, plan) for device in devices)
     what = f"without {plan.model}" if plan.is_removal else f"on {plan.version}"
-    text = f"{done} of {len(devices)} devices {what}"
+    text = f"{done} of {len(devices)} device{'s' * (len(devices) != 1)} {what}"
     text += f", {len(plan.skipped)} skipped" if plan.skipped else ""
     return text + (f", {len(plan.newcomers)} new" if plan.newcomers else "")
 
