@@ -75,10 +75,8 @@ def shapes(client: Any, model: str) -> dict[str, object]:
     found: dict[str, object] = {}
     for name, more in {"plain": {}, "logprobs": {"logprobs": 2}, "n": {"n": 2}, "seeded": {"seed": 7}}.items():
         found[name] = shape(client.completions.create(**ask, **more).to_dict())
-    chunks = [
-        chunk.to_dict()
-        for chunk in client.completions.create(**ask, stream=True, stream_options={"include_usage": True})
-    ]
+    long = ask | {"max_tokens": 64, "stream": True, "stream_options": {"include_usage": True}}  # chunks merge
+    chunks = [chunk.to_dict() for chunk in client.completions.create(**long)]
     found["chunks"] = [shape(chunks[0]), shape(chunks[-2]), shape(chunks[-1])]
     for name, wrong in {"long": {"max_tokens": 10**6}, "hot": {"temperature": -1.0}, "empty": {"prompt": ""}}.items():
         with pytest.raises(openai.BadRequestError) as caught:

@@ -172,6 +172,12 @@ async def test_a_server_that_does_not_start_says_why_at_once(start: Start) -> No
         await start({"hangs": True}, start_timeout_s=0.8)
 
 
+async def test_a_server_that_listens_and_dies_at_its_first_request_was_never_ready(start: Start) -> None:
+    """As vLLM 0.32 does with two stages that are not compiled."""
+    with pytest.raises(Unavailable, match="ended before its first token: exit status 1; .* 'cmpl-1'"):
+        await start({"fails_at_first": "'cmpl-1'"})
+
+
 async def test_restarts_are_bounded_and_the_reason_stays(start: Start, tmp_path: Path) -> None:
     generator = await start(max_restarts=1, slow_restart_s=0)
     (tmp_path / "model" / "stand_in.json").write_text('{"fails": "no such weights"}')

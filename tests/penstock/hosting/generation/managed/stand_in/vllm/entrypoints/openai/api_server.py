@@ -92,6 +92,8 @@ class Server:
         self.is_hung = self.is_hung or way == "hang"
         if self.is_hung:
             await asyncio.sleep(1e6)
+        if how.get("fails_at_first"):
+            raise SystemExit(f"KeyError: {how['fails_at_first']}")
         if way == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         if way == "fail":
