@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tests.waiting import wait_until
 
-_HEAD = re.compile(rb"([A-Z]+) (\S+) HTTP/1\.1\r\n")
+_HEAD = re.compile(rb"([A-Z]+) (\S+) HTTP/1\.[01]\r\n")
 
 
 @dataclass

@@ -97,7 +97,8 @@ def _certificate(
 ) -> x509.Certificate:
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
-    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    loopback = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    names = [x509.DNSName("localhost"), loopback, x509.DNSName("core.test")]  # the last as tests.forward_proxy has it
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)

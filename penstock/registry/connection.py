@@ -29,7 +29,7 @@ from penstock.registry.authorization import Authorization, Challenge
 from penstock.registry.interrupt import Interrupt
 from penstock.registry.refusals import ADVICE, Retryable, refusal
 from penstock.registry.replies import lower_names, reason_in
-from penstock.registry.tunnel import open_tunnel
+from penstock.rest.tunnel import open_tunnel
 from penstock.wire.proxies import Proxy, proxy_for
 from penstock.wire.tls import Tls, context, from_environment, trouble
 

@@ -13,6 +13,7 @@ import ssl
 from penstock.errors import InvalidInput, Unavailable
 from penstock.rest.exchange import Answer
 from penstock.rest.mistaken import advice
+from penstock.rest.tunnel import open_tunnel
 from penstock.wire.addresses import Target, parse_target
 from penstock.wire.proxies import Proxy, proxy_for
 from penstock.wire.tls import Tls, context, from_environment, trouble
@@ -51,6 +52,26 @@ class ProxiedConnection(http.client.HTTPConnection):
             self.putheader(name, value)
 
 
+class TunnelledConnection(http.client.HTTPConnection):
+    """HTTP over TLS to a server, through a tunnel that a proxy opens."""
+
+    default_port = http.client.HTTPS_PORT  # the one that the Host header leaves out
+
+    def __init__(self, host: str, port: int, proxy: Proxy, tls: ssl.SSLContext, timeout: float | None = None) -> None:
+        super().__init__(host, port, timeout=timeout)
+        self._proxy, self._tls = proxy, tls
+
+    def connect(self) -> None:
+        sock = socket.create_connection((self._proxy.host, self._proxy.port), self.timeout)
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            open_tunnel(sock, self._proxy, self.host, self.port)
+            self.sock = self._tls.wrap_socket(sock, server_hostname=self.host)
+        except BaseException:
+            sock.close()
+            raise
+
+
 def connection_to(
     host: str, port: int, *, tls: ssl.SSLContext | None = None, timeout_s: float | None = None
 ) -> http.client.HTTPConnection:
@@ -66,9 +87,7 @@ def connection_to(
         return ProxiedConnection(host, port, proxy, timeout_s)
     if proxy is None:
         return http.client.HTTPSConnection(host, port, timeout=timeout_s, context=tls)
-    made = http.client.HTTPSConnection(proxy.host, proxy.port, timeout=timeout_s, context=tls)
-    made.set_tunnel(host, port, proxy.headers)
-    return made
+    return TunnelledConnection(host, port, proxy, tls, timeout_s)
 
 
 def ask(

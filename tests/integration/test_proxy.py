@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import shutil
 import tempfile
@@ -15,6 +16,7 @@ from examples.digits.processes import penstock
 from penstock import AsyncClient, Client
 from tests.forward_proxy import forward_proxy
 from tests.processes import AgentProcess, CoreProcess, DigitsBuild
+from tests.tls import ends_tls, make_authority
 
 
 async def test_all_that_leaves_the_machine_takes_the_proxy_and_nothing_else_does(
@@ -64,6 +66,35 @@ async def test_all_that_leaves_the_machine_takes_the_proxy_and_nothing_else_does
             agent.stop()
             core.stop()
             shutil.rmtree(directory, ignore_errors=True)
+
+
+async def test_tls_goes_through_a_tunnel_to_the_server_itself(
+    core_process: CoreProcess, digits_build: DigitsBuild, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core_process.push(digits_build.layout("v1"))
+    authority = make_authority(tmp_path / "tls")
+    monkeypatch.setenv("PENSTOCK_CA_FILE", authority.tls.ca_file)
+    context = authority.server_context()
+    with forward_proxy(tmp_path) as proxy:
+        monkeypatch.setenv("https_proxy", proxy.url)
+        async with (
+            ends_tls(context, core_process.http_address) as https,
+            ends_tls(context, core_process.grpc_address) as grpcs,
+        ):
+            away = dataclasses.replace(
+                core_process,
+                http_url=f"https://{https}".replace("127.0.0.1", "core.test"),
+                grpc_target=f"grpcs://{grpcs}".replace("127.0.0.1", "core.test"),
+            )
+            await asyncio.to_thread(ask_all, away, tmp_path / "x.npy")
+            for target in (away.http_url, away.grpc_target):
+                async with AsyncClient(target) as asking:
+                    await asking.infer("digits", {"x": np.zeros((1, 64), np.float32)})
+        asked = Counter(proxy.requests())
+    to_http, to_grpc = (f"CONNECT {at.replace('127.0.0.1', 'core.test')} with password" for at in (https, grpcs))
+    assert set(asked) == {to_http, to_grpc}
+    assert asked[to_http] >= 3
+    assert asked[to_grpc] >= 3
 
 
 def ask_all(core: CoreProcess, file: Path) -> None:
