@@ -42,6 +42,7 @@ LONGEST_FIRST = (
     "integration/test_real_models.py",
     "integration/test_encoder_decoder.py",
     "integration/test_generation.py",
+    "integration/test_choices.py",
     "integration/test_rollout_page.py",
     "examples/test_codecomplete.py",
     "compiler/passes/test_int8_qat.py",
