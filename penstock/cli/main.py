@@ -202,12 +202,22 @@ def _missing(command: str, error: ImportError | MissingExtra) -> Exception:
         is_part = _brings(extra, error.library)
         return missing_extra(error.library, extra, f"'penstock {command}'") if is_part else error
     library = (error.name or "").partition(".")[0]
-    if not extra or not library or library in _OURS or not isinstance(error, ModuleNotFoundError):
+    if not library or library in _OURS or not isinstance(error, ModuleNotFoundError):
         return error
-    return missing_extra(library, extra, f"'penstock {command}'")
+    named = extra if _brings(extra, library) else _extra_of(library) or extra
+    return missing_extra(library, named, f"'penstock {command}'") if named else error
 
 
 def _brings(extra: str, library: str) -> bool:
     """Say whether an extra installs a library, by what the installed package declares."""
-    form = re.compile(rf"{re.escape(library)}\b.*extra == ['\"]{re.escape(extra)}['\"]", re.IGNORECASE)
+    name = re.sub(r"[-_.]+", "[-_.]+", library)  # a module's underscores are often a package's hyphens
+    form = re.compile(rf"{name}\b.*extra == ['\"]{re.escape(extra)}['\"]", re.IGNORECASE)
     return bool(library and extra) and any(map(form.match, importlib.metadata.requires("penstock") or []))
+
+
+def _extra_of(library: str) -> str:
+    """Return the smallest extra that brings a library; "" where none does."""
+    from penstock.cli.version import declared_libraries
+
+    by_module = {re.sub(r"[-_.]+", "_", name.lower()): extra for name, extra in declared_libraries().items()}
+    return by_module.get(library.lower(), "")

@@ -25,7 +25,7 @@ Examples:
 @output_option
 def command(output: str) -> None:
     """Print versions of Penstock and of what it runs on."""
-    libraries = {name: (_installed(name), extra) for name, extra in _libraries().items()}
+    libraries = {name: (_installed(name), extra) for name, extra in declared_libraries().items()}
     if output == "json":
         print_json(
             {
@@ -46,7 +46,7 @@ def command(output: str) -> None:
     print_table(("what", "version", "note"), rows)
 
 
-def _libraries() -> dict[str, str]:
+def declared_libraries() -> dict[str, str]:
     """Return libraries that Penstock declares, with the smallest extra that brings each ("" for the base install)."""
     needs: dict[str, list[str]] = {}
     for requirement in importlib.metadata.requires("penstock") or []:

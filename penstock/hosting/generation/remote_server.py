@@ -64,7 +64,8 @@ class RemoteServer:
         self, url: str, model: str, settings: RemoteSettings, token: str | None, tls: Tls | None = None
     ) -> None:
         self.url, self._model = url, model
-        self._path = "/v1/completions" if not (target := parsed(url)).prefix else "/completions"
+        target = parsed(url)
+        self._path = completions_path(target)
         self._streams = AioStreams(
             target,
             token=token,
@@ -142,6 +143,11 @@ def parsed(url: str) -> Target:
     if target.is_grpc:
         raise ConfigError(f"{url!r}: expected http://, https:// or unix://, and a path as /v1")
     return target
+
+
+def completions_path(target: Target) -> str:
+    """Return the path of completions below the one that the target has; ``/v1`` stands for one that has none."""
+    return "/completions" if target.prefix else "/v1/completions"
 
 
 def _meaning(error: RefusedStream | PenstockError) -> PenstockError:

@@ -12,6 +12,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from penstock.cli.main import _missing
+
 # what the base install brings; everything else is hidden, as it is where 'pip install penstock' was all
 _BARE = """
 import importlib.metadata, re, runpy, sys
@@ -76,3 +78,22 @@ def test_a_device_needs_no_library_that_draws_on_terminals() -> None:
     assert {"click", "numpy"} <= base
     assert "onnxruntime" in agent
     assert "rich" not in base | agent
+
+
+@pytest.mark.parametrize(
+    ("command", "module", "extra"),
+    [
+        ("artifact", "onnxruntime", "agent"),  # not of the command's own extra, 'sign'
+        ("agent", "prometheus_client", "agent"),
+        ("core", "grpc_health", "core"),  # a package of another name
+        ("compile", "onnx", "compile"),
+    ],
+)
+def test_the_extra_that_is_named_brings_the_library(command: str, module: str, extra: str) -> None:
+    absent = ModuleNotFoundError(f"No module named {module!r}", name=module)
+    assert f"pip install 'penstock[{extra}]'" in str(_missing(command, absent))
+
+
+def test_what_is_broken_or_ours_is_no_missing_library() -> None:
+    for error in (ImportError("undefined symbol", name="onnx"), ModuleNotFoundError("none", name="penstock.nothing")):
+        assert _missing("compile", error) is error

@@ -22,7 +22,7 @@ from cryptography.x509.oid import NameOID
 from penstock.errors import Cancelled, ConfigError, InvalidInput, PenstockError, QueueFull, Unavailable
 from penstock.generation.values import Grammar, Sampling, TokenEvent
 from penstock.hosting.generation.remote import RemoteGenerator
-from penstock.hosting.generation.remote_server import parsed
+from penstock.hosting.generation.remote_server import completions_path, parsed
 from penstock.hosting.generation.settings import RemoteSettings
 from penstock.openai.completions import NO_TOKEN
 from penstock.runtime.generation import EngineFacts
@@ -383,19 +383,19 @@ def test_what_is_no_url_is_refused(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "place"),
+    ("url", "asked_at", "is_secure"),
     [
-        ("http://host:8000", ("http://host:8000", "/v1", False)),
-        ("http://host:8000/", ("http://host:8000", "/v1", False)),
-        ("http://[::1]:8000/a/v2/", ("http://[::1]:8000", "/a/v2", False)),
-        ("https://host/v1", ("http://host:443", "/v1", True)),
-        ("http://host", ("http://host:80", "/v1", False)),
-        ("unix:///run/vllm.sock", ("unix:///run/vllm.sock", "/v1", False)),
+        ("http://host:8000", "http://host:8000/v1/completions", False),
+        ("http://host:8000/", "http://host:8000/v1/completions", False),
+        ("http://[::1]:8000/a/v2/", "http://[::1]:8000/a/v2/completions", False),
+        ("https://host/v1", "https://host:443/v1/completions", True),
+        ("http://host", "http://host:80/v1/completions", False),
+        ("unix:///run/vllm.sock", "unix:///run/vllm.sock/v1/completions", False),
     ],
 )
-def test_where_a_server_is_follows_from_its_url(url: str, place: tuple[str, str, bool]) -> None:
+def test_where_a_server_is_follows_from_its_url(url: str, asked_at: str, is_secure: bool) -> None:
     found = parsed(url)
-    assert (str(found.target), found.prefix, found.is_secure) == place
+    assert (f"{found}{completions_path(found)}", found.is_secure) == (asked_at, is_secure)
 
 
 async def test_a_server_over_tls_is_asked_if_its_certificate_is_trusted(
