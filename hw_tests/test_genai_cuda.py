@@ -24,7 +24,7 @@ from penstock.generation.values import GenerationRequest
 from penstock.runtime.generation import GenerationEngine, GenerationOptions, load
 
 TOOLCHAIN = "transformers5"
-SHAPE = {"hidden": 512, "layers": 8, "kv_heads": 4, "vocabulary": 2048, "context": 1024}
+SHAPE = {"hidden": 256, "layers": 4, "kv_heads": 4, "vocabulary": 2048, "context": 1024}
 FP16_LOGPROB = 0.05
 """How far a token's log-probability in float16 may be from that in float32."""
 
