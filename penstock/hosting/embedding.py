@@ -17,7 +17,7 @@ import numpy as np
 
 from penstock.artifact.manifests import VariantSpec
 from penstock.artifact.variant_files import VariantFiles
-from penstock.errors import ArtifactError, Internal, InvalidInput, MissingExtra
+from penstock.errors import ArtifactError, Internal, InvalidInput, MissingExtra, copy_of
 from penstock.generation.plane import EmbeddingRequest
 from penstock.generation.row_tokenizer import RowTokenizer, TokenRow
 from penstock.policy.text_rows import EmbeddingSpec, Group, groups, row_length
@@ -91,7 +91,7 @@ class Embedding:
                 field="dimensions",
             )
         if isinstance(self._tokenizer, MissingExtra):
-            raise self._tokenizer
+            raise copy_of(self._tokenizer)  # raised again and again, one would gather tracebacks
         rows = []
         for place, one in enumerate(request.inputs):
             field = f"input[{place}]" if len(request.inputs) > 1 else "input"
