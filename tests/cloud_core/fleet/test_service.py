@@ -418,6 +418,11 @@ async def test_a_canary_that_reverted_stops_and_pausing_before_it_changes_nothin
     assert after.state == "stopped_by_gate"
     assert f"the only device of this wave went back: {canary} reverted: golden output differs" in after.status
     assert len(after.waves) == 1
+    assert rig.service.stops == {"digits": 1}
+    assert rig.service.views.running() == {("digits", "v1", "committed"): 3, ("digits", "v1", "reverted"): 1}
+    states = rig.service.views.states()
+    assert (states["digits", "stopped_by_gate"], states["digits", "paused"]) == (1, 0)
+    assert (len(rig.service.views), rig.service.views.silent()) == (4, 0)
 
 
 async def test_a_plan_hides_no_rollout_and_is_deleted_for_good(rig: Rig) -> None:
