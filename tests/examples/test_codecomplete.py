@@ -1,4 +1,4 @@
-"""Two language models, from a recipe to a certified cascade over sockets: ``python -m examples.codecomplete``."""
+"""Two language models, from a recipe to a certified cascade over sockets, as one command."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from penstock.policy.text_answers import AnswerSpec
 from tests.language import CLOUD, EDGE, MODELS
 from tests.pages import DOCS, walk
 
-ASKED = 24
+ASKED = 120
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the command left, in an environment without any toolchain: the whole path, about ten seconds of work."""
     directory = tmp_path_factory.mktemp("codecomplete")
-    command = [sys.executable, "-m", "examples.codecomplete", "--dir", str(directory), "--asked", str(ASKED)]
+    penstock, *arguments = "penstock demo --example codecomplete".split()  # as the readme has it
     done = subprocess.run(
-        [*command, "--json", str(directory / "figures.json")],
+        [sys.executable, "-m", penstock, *arguments, "--dir", directory, "--json", directory / "figures.json"],
         env={**os.environ, "PENSTOCK_TOOLCHAINS": str(directory / "none")},
         capture_output=True,
         text=True,
