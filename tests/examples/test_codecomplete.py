@@ -22,6 +22,7 @@ from penstock.policy.text_answers import AnswerSpec
 from tests.language import CLOUD, EDGE, MODELS
 from tests.pages import DOCS, walk
 
+COMMAND = "penstock demo --example codecomplete"  # as the readme has it
 ASKED = 120
 
 
@@ -29,7 +30,7 @@ ASKED = 120
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the command left, in an environment without any toolchain: the whole path, about ten seconds of work."""
     directory = tmp_path_factory.mktemp("codecomplete")
-    penstock, *arguments = "penstock demo --example codecomplete".split()  # as the readme has it
+    penstock, *arguments = COMMAND.split()
     done = subprocess.run(
         [sys.executable, "-m", penstock, *arguments, "--dir", directory, "--json", directory / "figures.json"],
         env={**os.environ, "PENSTOCK_TOOLCHAINS": str(directory / "none")},
