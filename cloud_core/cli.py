@@ -99,7 +99,9 @@ Examples:
   penstock core status --core http://127.0.0.1:8000 -o json"""
 )
 @core_option("http")
-@click.option("--token", envvar="PENSTOCK_TOKEN", default="", help="Credential, where the core has tenants.")
+@click.option(
+    "--token", envvar="PENSTOCK_TOKEN", default="", show_envvar=True, help="Credential, where the core has tenants."
+)
 @wait_option("requests are admitted")
 @output_option
 def status(core: str, token: str, waits: bool, output: str) -> None:
@@ -166,7 +168,9 @@ Exit codes: 0 removed, or nothing to remove, 1 something could not be removed, 3
 )
 @click.option("--dry-run", "is_dry_run", is_flag=True, help="Show what would be removed, and remove nothing.")
 @core_option("http")
-@click.option("--token", envvar="PENSTOCK_TOKEN", default="", help="Credential, where the core has tenants.")
+@click.option(
+    "--token", envvar="PENSTOCK_TOKEN", default="", show_envvar=True, help="Credential, where the core has tenants."
+)
 @output_option
 def gc(is_dry_run: bool, core: str, token: str, output: str) -> None:
     """Remove what nothing refers to from the registry of a running core, to free space on its disk."""

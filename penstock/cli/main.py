@@ -113,6 +113,10 @@ Examples:
   penstock agent run
   penstock fleet plan digits:v2
 
+Environment: PENSTOCK_CORE says where the core is, by either of its addresses, and PENSTOCK_TOKEN who asks;
+PENSTOCK_REGISTRY is a registry that is not the core's; PENSTOCK_CA_FILE, PENSTOCK_CLIENT_CERT and PENSTOCK_CLIENT_KEY
+are for https:// and grpcs://.
+
 Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 refused, 4 out of reach. With -o json, an error is a
 document on standard output, too: {"error": {"code": ..., "message": ..., "exit_code": ...}}.""",
 )
