@@ -124,11 +124,11 @@ def keepers(core: CoreProcess) -> list[psutil.Process]:
 
 def _check_a_full_queue(client: Any) -> None:
     seen: list[object] = []
+    new = CONTEXT - 10
 
     def ask() -> None:
         try:
-            answer = client.completions.create(model=NAME, prompt="def ", max_tokens=200)
-            seen.append(answer.usage.completion_tokens)
+            seen.append(client.completions.create(model=NAME, prompt="def ", max_tokens=new).usage.completion_tokens)
         except openai.InternalServerError as error:
             seen.append(error.response.headers["Retry-After"])
 
@@ -137,7 +137,9 @@ def _check_a_full_queue(client: Any) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [type(one) for one in seen].count(str) == 5, seen
+    refused = [one for one in seen if isinstance(one, str)]
+    assert 1 <= len(refused) <= 5, "two run, one waits; later ones may find that these are at their end"
+    assert [one for one in seen if not isinstance(one, str)] == [new] * (8 - len(refused))
 
 
 def _check_a_killed_rank(core: CoreProcess, client: Any) -> None:
