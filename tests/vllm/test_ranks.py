@@ -91,10 +91,12 @@ async def test_a_full_queue_says_when_to_come_back(sharded: ManagedGenerator) ->
 async def test_a_killed_rank_is_an_error_and_it_comes_back(sharded: ManagedGenerator, models: Path) -> None:
     pid, starts = sharded.pid, sharded.counts().starts
     assert pid is not None
+    victim = ranks(pid)[-1]
+    victim.suspend()  # or the answer would be at its end first: the model is tiny
     task = asyncio.create_task(error_of(sharded, asked(new=500)))
     await until("a request", lambda: sharded.outstanding == 1)
     with Clock("from a rank's death to the error"):
-        ranks(pid)[-1].kill()
+        victim.kill()
         error = await task
     print(f"  {error.message}")
     assert isinstance(error, Unavailable)
@@ -108,10 +110,11 @@ async def test_a_stopped_worker_is_an_error_within_its_limit_and_it_comes_back(
 ) -> None:
     pid, starts = sharded.pid, sharded.counts().starts
     assert pid is not None
+    victim = ranks(pid)[0]
+    victim.suspend()
     task = asyncio.create_task(error_of(sharded, asked(new=500)))
     await until("a request", lambda: sharded.outstanding == 1)
     with Clock("from a worker's stop to the error"):
-        ranks(pid)[0].suspend()
         error = await task
     print(f"  {error.message}")
     assert isinstance(error, Unavailable)
