@@ -73,6 +73,8 @@ LONGEST_FIRST = (
 
 
 def pytest_configure() -> None:
+    # a worker of pytest-xdist is told a width for pytest's own lines, and commands that tests run would keep to it
+    os.environ.pop("COLUMNS", None)
     # a shell that starts the run in the background has it ignore Ctrl-C, and programs that tests interrupt inherit that
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)
