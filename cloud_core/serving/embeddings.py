@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from cloud_core.serving.dataplane import DataPlane, Ticket
 from cloud_core.serving.router import Served
+from cloud_core.serving.served_text import listed
 from cloud_core.settings import ServingSettings
 from penstock.generation.plane import Embedded, EmbeddingRequest, TextModel
 from penstock.hosting import embedding
@@ -45,12 +46,7 @@ class Embeddings:
     def embedding_models(self) -> list[TextModel]:
         """List the models that can be asked now."""
         return [
-            TextModel(
-                name=version.model,
-                version=version.tag or version.digest,
-                created_at=int(version.pushed_at.timestamp()),
-                context_tokens=served.embedding.spec.max_tokens,
-            )
+            listed(version, served.embedding.spec.max_tokens)
             for version, served in self._plane.served_versions()
             if isinstance(served, Served) and served.embedding is not None
         ]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+from cloud_core.registry.registry import ModelVersion
 from penstock.artifact.manifests import Variant
 from penstock.errors import Unavailable
+from penstock.generation import plane
 from penstock.hosting.generation.text_model import TextModel
 
 
@@ -63,3 +65,13 @@ class ServedText:
             await asyncio.wait_for(self._is_empty.wait(), timeout_s)
         await self.model.close(0.0)
         return True
+
+
+def listed(version: ModelVersion, context_tokens: int) -> plane.TextModel:
+    """Return what a list of models says about a served version that takes texts."""
+    return plane.TextModel(
+        name=version.model,
+        version=version.tag or version.digest,
+        created_at=int(version.pushed_at.timestamp()),
+        context_tokens=context_tokens,
+    )

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from cloud_core.serving.dataplane import DataPlane, Ticket
-from cloud_core.serving.served_text import ServedText
+from cloud_core.serving.served_text import ServedText, listed
 from cloud_core.serving.token_accounts import TokenAccounts
 from cloud_core.settings import ServingSettings, TenantSettings
 from cloud_core.state.spending import DaySpent
@@ -93,12 +93,7 @@ class TextPlane:
     def text_models(self) -> Sequence[TextModel]:
         """List the models that can be asked now."""
         return [
-            TextModel(
-                name=version.model,
-                version=version.tag or version.digest,
-                created_at=int(version.pushed_at.timestamp()),
-                context_tokens=served.model.facts.context_tokens,
-            )
+            listed(version, served.model.facts.context_tokens)
             for version, served in self._plane.served_versions()
             if isinstance(served, ServedText) and not served.problem
         ]
