@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from cloud_core.settings import ENV_PREFIX, CoreSettings, check
-from penstock.cli.core_option import core_option
+from penstock.cli.core_option import NOBODY_THERE, core_option
 from penstock.cli.fleet.options import Core, core_options, operator_options
 from penstock.cli.output import output_option, print_fields, print_json, print_result, print_table
 from penstock.cli.patience import patiently, wait_option
@@ -231,7 +231,7 @@ def _asked(
     try:
         answer = ask(base, method, path, token=token, timeout_s=timeout_s)
     except Unavailable as error:
-        raise Unavailable(f"no core answers at {base}: {error}") from error
+        raise Unavailable(f"no core answers at {base}: {error}; {NOBODY_THERE}") from error
     if answer.status not in (200, says_no):
         raise error_from_http(answer.status, answer.headers, answer.body)
     return answer

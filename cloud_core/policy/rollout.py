@@ -324,7 +324,8 @@ def _where(rollout: Rollout, reason: str) -> str:
     if rollout.state == "paused":
         # the event says why it was paused; the gate's reason says how things are now
         why = rollout.events[-1].text if rollout.events else "paused"
-        return f"{why} (now: {reason}); resume or abort it"
+        now = "" if reason in why else f" (now: {reason})"
+        return f"{why}{now}; resume or abort it"
     return f"wave {len(rollout.waves)} of {rollout.plan.wave_count}: {reason}"
 
 

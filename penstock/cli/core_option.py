@@ -10,6 +10,9 @@ import click
 from penstock.errors import InvalidInput
 from penstock.wire.core_addresses import DEFAULT, ENVIRONMENT, parse_core
 
+NOBODY_THERE = f"start one with 'penstock core serve', or name another by --core or {ENVIRONMENT}"
+"""What to do where no core answers."""
+
 
 def core_option(speaks: Literal["grpc", "http"]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Add ``--core``, passed on as ``core``: the address by which the command speaks with it."""

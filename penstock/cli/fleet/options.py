@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from penstock.cli.core_option import core_option
+from penstock.cli.core_option import NOBODY_THERE, core_option
+from penstock.errors import Unavailable
 
 if TYPE_CHECKING:
     from penstock.rpc.fleet import FleetClient, Operator
@@ -35,7 +36,12 @@ def core_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def call(*, core: str, token: str, **others: Any) -> Any:
-        return function(core=Core(target=core, token=token), **others)
+        try:
+            return function(core=Core(target=core, token=token), **others)
+        except Unavailable as error:
+            if "cannot reach it" not in error.message:
+                raise
+            raise Unavailable(f"{error.message}; {NOBODY_THERE}", retry_after_s=error.retry_after_s) from error
 
     call = click.option(
         "--token", envvar="PENSTOCK_TOKEN", default="", show_envvar=True, help="Credential, where the core has tenants."

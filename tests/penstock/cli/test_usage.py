@@ -17,7 +17,11 @@ from penstock.cli.output import format_table
     ("arguments", "code", "says"),
     [
         (("core", "status", "--core", "nonsense"), 2, "--core: target: 'nonsense' is not one of grpc://host:port"),
-        (("core", "status", "--core", "http://127.0.0.1:1"), 4, "no core answers at http://127.0.0.1:1"),
+        (
+            ("core", "status", "--core", "http://127.0.0.1:1"),
+            4,
+            "no core answers at http://127.0.0.1:1: Connection refused; start one with 'penstock core serve'",
+        ),
         (("versoin",), 2, "no command 'versoin'; did you mean 'version'?"),
         (("demo", "--json", "/nowhere/figures.json"), 2, "--json: /nowhere is not a directory"),
         (("demo", "--example", "codecomplete", "--keep"), 2, "--keep: of the example codecomplete nothing stays"),
@@ -30,7 +34,11 @@ from penstock.cli.output import format_table
         (("agent", "run", "--registry", "grpc://core:8001"), 2, "registry: 'grpc://core:8001' is not a URL"),
         (("agent", "run", "--core", "core"), 2, "'core' is not one of grpc://host:port"),
         (("agent", "status", "--socket", "none.sock"), 4, "no agent answers on none.sock"),
-        (("fleet", "devices", "--core", "grpc://127.0.0.1:1"), 4, "127.0.0.1:1"),
+        (
+            ("fleet", "devices", "--core", "grpc://127.0.0.1:1"),
+            4,
+            "127.0.0.1:1: cannot reach it: Connection refused; start one with 'penstock core serve'",
+        ),
         (
             ("artifact", "list", "--registry", "http://127.0.0.1:1"),
             4,
