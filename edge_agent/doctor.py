@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import email.utils
 import importlib
-import importlib.metadata
 import os
 import shutil
 import time
@@ -28,6 +27,8 @@ from penstock.wire.addresses import parse_target
 from penstock.wire.proxies import is_this_machine
 from penstock.wire.tls import context
 from penstock.wording import size
+
+_STATUS = frozenset({"device_id", "outbox", "models"})  # what is read of an agent's
 
 State = Literal["ok", "warning", "failed", "skipped"]
 
@@ -110,8 +111,7 @@ def _space(path: Path, reserve_bytes: int) -> Iterator[Finding]:
 
 
 def _engine() -> Iterator[Finding]:
-    importlib.import_module("penstock.runtime.onnx")  # a library that is broken on this machine is found out here
-    version = importlib.metadata.version("onnxruntime")
+    version = importlib.import_module("penstock.runtime.onnx").VERSION  # a library that is broken here is found out
     memory = size(machine.usable_memory_bytes())
     about = f"onnxruntime {version}, {machine.usable_cpus()} processors, {memory} of memory"
     yield Finding(check="engine", state="ok", found=about)
@@ -217,6 +217,8 @@ def _status(socket: Path) -> dict[str, Any] | PenstockError:
     try:
         answer = ask(f"unix://{socket}", "GET", "/status", timeout_s=_TIMEOUT_S)
         document: dict[str, Any] = msgspec.json.decode(answer.body, type=dict[str, Any])
+        if answer.status != 200 or not document.keys() >= _STATUS:
+            return InvalidInput(f"answers {answer.status}, but not as an agent: is another server there?")
         return document
     except PenstockError as error:
         return error

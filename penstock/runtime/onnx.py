@@ -26,6 +26,9 @@ try:
 except ImportError as error:  # the library is behind an extra
     raise missing_extra("onnxruntime", "agent", "running ONNX models") from error
 
+VERSION: str = ort.__version__
+"""Of the library, whichever of its packages brought it."""
+
 _LOG = logging.getLogger(__name__)
 _FATAL = 4
 _SAID = Repeats(every_s=600.0, max_kinds=100)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import http.server
+import importlib.metadata
 import json
+import socketserver
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from click.testing import CliRunner
 
 from edge_agent import doctor
@@ -69,6 +74,41 @@ def test_files_of_tls_and_trust_are_read(tmp_path: Path) -> None:
     wrong_root = settings(tmp_path, trust_root=str(tmp_path / "none"))
     assert found(doctor.examine(wrong, {}))["tls"] == ("failed", "tls.ca_file: /nowhere.pem: No such file or directory")
     assert found(doctor.examine(wrong_root, {}))["trust"][0] == "failed"
+
+
+def test_another_server_on_the_agents_socket_is_told(tmp_path: Path, short_dir: Path) -> None:
+    class Other(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(404)
+            self.send_header("Content-Length", "13")
+            self.end_headers()
+            self.wfile.write(b'{"error":"x"}')
+
+        def address_string(self) -> str:
+            return ""
+
+        def log_message(self, *_: object) -> None: ...
+
+    with socketserver.UnixStreamServer(str(short_dir / "a.sock"), Other) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        told = found(doctor.examine(settings(tmp_path, socket=str(short_dir / "a.sock")), {}))
+        server.shutdown()
+    assert told["agent"][0] == "failed"
+    assert "answers 404, but not as an agent" in told["agent"][1]
+    assert told["models"][0] == "skipped"
+
+
+def test_the_engine_may_come_from_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime-gpu and others take the place of onnxruntime, and no package of that name is installed then."""
+    installed = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "onnxruntime":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert found(doctor.examine(settings(tmp_path), {}))["engine"][0] == "ok"
 
 
 def test_too_little_space_is_told(tmp_path: Path) -> None:
