@@ -7,12 +7,15 @@ chose (float32, uint8) is not touched: it goes as it is, and a server that takes
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
 
 from penstock.errors import InvalidInput
 from penstock.wire.tensors import Array, numpy_dtype
+
+_UNCERTAIN = 2.0**53  # from here on a float64 stands for several whole numbers
 
 _BY_ITSELF = frozenset(map(np.dtype, (np.float64, np.int64, np.bool_)))
 
@@ -34,6 +37,8 @@ def listed(value: Any, datatype: str, field: str) -> Array:
         array: Array = np.asarray(value, dtype=object if datatype == "BYTES" else None)
     except (ValueError, TypeError, OverflowError) as error:
         raise InvalidInput(f"{field}: does not convert to an array: {error}", field=field) from None
+    if array.dtype.kind == "f" and datatype and numpy_dtype(datatype, field=field).kind in "iu":
+        array = np.asarray(value, dtype=object)  # numbers as they were: numpy may have rounded whole ones
     return cast(array, datatype, field) if datatype else array
 
 
@@ -58,6 +63,8 @@ def cast(array: Array, datatype: str, field: str) -> Array:
     if dtype.kind in "iu" and values.dtype.kind in "iuf":
         limits = np.iinfo(done.dtype)  # a wrap-around there and back would look equal
         fits = fits & (values >= limits.min) & (values <= limits.max)
+        if values.dtype.kind == "f":  # what was rounded to a float before looks like the whole number that it became
+            fits = fits & (np.abs(values) < _UNCERTAIN)
     elif dtype.kind == "b" and values.dtype.kind != "b":
         fits = (values == 0) | (values == 1)
     if not np.all(fits):
@@ -76,11 +83,15 @@ def _numbers(array: Array, datatype: str, field: str) -> Any:
     """
     if array.dtype.kind in "biuf":
         return array
-    if array.dtype.kind in "SU" or any(isinstance(cell, str | bytes) for cell in array.ravel()[:1000].tolist()):
+    cells = array.ravel().tolist() if array.dtype.kind == "O" else []
+    if array.dtype.kind in "SU" or any(isinstance(cell, str | bytes) for cell in cells):
         raise InvalidInput(f"{field}: holds text, but the model takes {datatype}", field=field)
     if array.dtype.kind != "O":
         raise InvalidInput(f"{field}: holds {array.dtype}, but the model takes {datatype}", field=field)
     try:
+        if all(isinstance(cell, int | np.integer) for cell in cells):  # exactly, where 64 bits hold them
+            with contextlib.suppress(OverflowError):  # floats hold more, and less exactly
+                return array.astype(np.int64 if max(cells, default=0) < 2**63 else np.uint64)
         return array.astype(np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         words = "it is an array of objects, and one of them is missing or no number"

@@ -84,6 +84,8 @@ def test_arrays_of_a_chosen_dtype_are_kept_and_others_get_the_models() -> None:
     [
         ([[1.5, 2]], "INT64", "row 0 holds 1.5, which INT64 cannot hold"),  # a list lost its halves without a word
         (np.array([[1, 2], [3, 300]]), "UINT8", "row 1 holds 300, which UINT8 cannot hold"),
+        ([[2**53 + 1, 1.0]], "INT64", "row 0 holds 9007199254740992.0, which INT64 cannot hold"),  # an id, rounded
+        (np.array([[1.0] * 1500 + ["7"]], object), "FP32", "holds text, but the model takes FP32"),
         (np.array([[1.0, 1e300]]), "FP32", r"row 0 holds 1e\+300"),
         ([["1.5"]], "FP32", "holds text, but the model takes FP32"),
         ([[1, 2], [3]], "FP32", "does not convert to an array"),
@@ -102,6 +104,13 @@ def test_a_value_that_the_datatype_cannot_hold_is_refused_whatever_held_it(
     spec = TensorSpec(name="x", datatype=datatype, shape=(-1, 2))
     with pytest.raises(InvalidInput, match=rf"inputs\.x: .*{message}"):
         call.arrays_of(value, (spec,))
+
+
+@pytest.mark.parametrize(("number", "datatype"), [(2**53 + 1, "INT64"), (-(2**63), "INT64"), (2**64 - 1, "UINT64")])
+def test_whole_numbers_arrive_as_they_are_whatever_held_them(number: int, datatype: str) -> None:
+    spec = TensorSpec(name="x", datatype=datatype, shape=(-1, 2))
+    for value in ([[number, 2]], np.array([[number, 2]], dtype=object)):  # an id in an object array was rounded
+        assert call.arrays_of(value, (spec,))["x"].tolist() == [[number, 2]]
 
 
 def test_a_result_names_the_likeliest_class_of_each_row() -> None:
