@@ -121,7 +121,7 @@ def risk_coverage(cascade: CascadeEvaluation, *, certify_rows: int, test_rows: i
         axes.set_xlim(0, 102)
         axes.set_ylim(0, _top(cascade))
         axes.set_xlabel("answered on the device, % of requests")
-        axes.set_ylabel("harm, points of accuracy")
+        axes.set_ylabel("harm, points")
         axes.legend(frameon=False, loc="upper left")
 
     return _picture(draw, height=3.3)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -136,9 +137,13 @@ def test_a_target_that_was_not_measured_says_so_and_shows_no_time(document: Eval
 
 
 def with_caveat(document: Evaluation, caveat: Caveat | None) -> Evaluation:
+    return with_certificate(document, caveat=caveat)
+
+
+def with_certificate(document: Evaluation, **changes: Any) -> Evaluation:
     cascade = document.targets[0].cascade
     assert cascade is not None
-    certificate = msgspec.structs.replace(certificate_of(document), caveat=caveat)
+    certificate = msgspec.structs.replace(certificate_of(document), **changes)
     return with_first(document, cascade=msgspec.structs.replace(cascade, certificate=certificate))
 
 
@@ -149,6 +154,11 @@ def test_an_escalation_that_gains_nothing_is_said_before_the_promise(document: E
     assert "(right: edge 570, cloud 571)" in text
     assert text.index("Escalating gains nothing") < text.index("With 95% confidence")
     assert "Escalating gains nothing" not in text_of(report.render(with_caveat(document, None)))
+
+
+def test_a_promise_by_the_prompt_says_when_it_is_decided(document: Evaluation) -> None:
+    text = text_of(report.render(with_certificate(document, score="prompt_max_prob")))
+    assert ", decided before generation, costs at most" in " ".join(text.split())
 
 
 def test_a_cloud_that_guesses_is_said_before_the_promise(document: Evaluation) -> None:
