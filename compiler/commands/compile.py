@@ -16,7 +16,15 @@ from compiler.commands import distill, shard
 from penstock import wording
 from penstock.cli.default_group import DefaultGroup
 from penstock.cli.keys import key_option, signing
-from penstock.cli.output import is_interactive, path_and_format, print_fields, print_json, print_table, progress
+from penstock.cli.output import (
+    is_interactive,
+    path_and_format,
+    path_option,
+    print_fields,
+    print_json,
+    print_table,
+    progress,
+)
 from penstock.errors import CalibrationError, MissingToolchain
 
 if TYPE_CHECKING:
@@ -53,14 +61,7 @@ Exit codes: 0 done, 1 failed, 2 wrong recipe or data, 3 refused (certificate, ac
 130 interrupted.""",
 )
 @click.argument("model", metavar="RECIPE|MODEL")
-@click.option(
-    "-o",
-    "--output",
-    "outputs",
-    metavar="DIR|json",
-    multiple=True,
-    help="Directory to write the artifact to. Give it again as 'json' (or 'table') to choose what is printed.",
-)
+@path_option("DIR", "Directory to write the artifact to.")
 @click.option("--data", metavar="FILE|DIR|MODULE:FUNCTION", help="Examples, when there is no recipe.")
 @click.option("--target", help="Device to compile for, when there is no recipe.  [default: host]")
 @click.option("--precision", "precisions", multiple=True, help="Candidate to try, when there is no recipe; repeatable.")

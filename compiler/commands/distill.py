@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from penstock import wording
-from penstock.cli.output import path_and_format, print_fields, print_result, print_table, progress, shown
+from penstock.cli.output import path_and_format, path_option, print_fields, print_result, print_table, progress, shown
 from penstock.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -51,14 +51,7 @@ same command goes on from there and ends with the same file. Training runs in a 
 Exit codes: 0 done, 1 failed, 2 wrong settings or data, 3 too little data, 4 core out of reach, 130 interrupted.""",
 )
 @click.argument("recipe", required=False, type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--output",
-    "outputs",
-    metavar="FILE|json",
-    multiple=True,
-    help="The student, FILE.onnx; its account goes to FILE.json. Give it again as 'json' to print that.",
-)
+@path_option("FILE", "The student, FILE.onnx; its account goes to FILE.json.")
 @click.option(
     "--teacher", metavar="MODEL", help="ONNX file, Hugging Face directory, torch factory, or grpc://host:port/model."
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from penstock.cli.output import path_and_format, print_json, print_table, progress
+from penstock.cli.output import path_and_format, path_option, print_json, print_table, progress
 from penstock.errors import Conflict
 from penstock.wording import size
 
@@ -33,15 +33,7 @@ Exit codes: 0 done, 1 no division fits, 2 wrong model or options, 3 DIR is there
 @click.option(
     "--memory-mib", type=float, multiple=True, help="Memory of a device; once for all, or once for each, in order."
 )
-@click.option(
-    "-o",
-    "--output",
-    "outputs",
-    metavar="DIR|json",
-    multiple=True,
-    required=True,
-    help="Directory for the stages. Give it again as 'json' to choose what is printed.",
-)
+@path_option("DIR", "Directory for the stages.", required=True)
 def command(model: Path, stages: int, memory_mib: tuple[float, ...], outputs: tuple[str, ...]) -> None:
     """Cut the ONNX file MODEL into stages for devices in a line, by memory and least crossing bytes.
 

@@ -17,6 +17,7 @@ from penstock.cli.keys import key_option
 from penstock.cli.output import (
     output_option,
     path_and_format,
+    path_option,
     print_fields,
     print_result,
     print_table,
@@ -157,15 +158,7 @@ def diff(before: str, after: str, shows_all: bool, access: Access, output: str) 
 @command.command()
 @click.argument("layout", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--format", "kind", type=click.Choice(["ortpackage"]), required=True, help="onnxruntime's model package.")
-@click.option(
-    "-o",
-    "--output",
-    "outputs",
-    metavar="DIR|json",
-    multiple=True,
-    required=True,
-    help="Directory to write. Give it again as 'json' to choose what is printed.",
-)
+@path_option("DIR", "Directory to write.", required=True)
 @click.option("--variant", "wanted", multiple=True, metavar="ROLE/TARGET", help="Only this variant; repeatable.")
 def export(layout: Path, kind: str, outputs: tuple[str, ...], wanted: tuple[str, ...]) -> None:
     """Write LAYOUT's variants in another runtime's form. Golden vectors, certificate and signatures stay behind.

@@ -38,6 +38,24 @@ def output_option(function: F) -> F:
     )(function)
 
 
+def path_option(kind: str, help: str, *, required: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add an ``-o`` that takes a path and a format, each once, passed on as ``outputs`` for :func:`path_and_format`.
+
+    Args:
+        kind: of the path, ``DIR`` or ``FILE``.
+        help: a sentence on what is written there.
+    """
+    return click.option(
+        "-o",
+        "--output",
+        "outputs",
+        metavar=f"{kind}|json",
+        multiple=True,
+        required=required,
+        help=f"{help} Give it again as 'json' to choose what is printed.",
+    )
+
+
 def path_and_format(values: Sequence[str], what: str) -> tuple[str, str]:
     """Find the path ("" for none) and the format in the values of an ``-o`` that takes both.
 
