@@ -204,7 +204,7 @@ class OipServicer:
 
     def _begin(self, rpc: _Rpc) -> tuple[Mapping[str, str], RequestContext]:
         headers = headers_in(rpc.invocation_metadata())
-        return headers, context_of(headers).begin(self._now())
+        return headers, context_of(headers, "grpc").begin(self._now())
 
     def _authenticate(self, headers: Mapping[str, str]) -> None:
         self._plane.authenticate(headers.get(AUTHORIZATION, ""))

@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from time import perf_counter
 
+from cloud_core.observing.finished import Note, Observers
 from cloud_core.policy import admission
 from cloud_core.policy.admission import Tenant
 from cloud_core.registry.registry import ModelVersion, Registry
@@ -38,17 +39,18 @@ _MEMORY_PARTS = 4  # one for requests; the rest is for models, and for what thei
 class Ticket:
     """One admitted request. Use as a context manager: leaving it counts the request and gives its place back."""
 
-    __slots__ = ("_plane", "route", "size_bytes", "started_at")
+    __slots__ = ("_plane", "note", "route", "size_bytes", "started_at")
 
-    def __init__(self, plane: DataPlane, route: Route, size_bytes: int) -> None:
-        self._plane, self.route, self.size_bytes = plane, route, size_bytes
+    def __init__(self, plane: DataPlane, route: Route, size_bytes: int, note: Note | None) -> None:
+        """``note``: for observers; None where there are none."""
+        self._plane, self.route, self.size_bytes, self.note = plane, route, size_bytes, note
         self.started_at = perf_counter()  # the loop's own clock may move in milliseconds
 
     def __enter__(self) -> Ticket:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._plane._leave(self, outcome_code(error))
+        self._plane._leave(self, outcome_code(error), error)
 
 
 class DataPlane:
@@ -67,6 +69,7 @@ class DataPlane:
     ) -> None:
         """``max_body_bytes``: what a body counts for that does not say how large it is."""
         self.controller, self.measures = controller, measures
+        self.observers = Observers()
         self._registry, self._router, self._settings, self._now = registry, controller.router, settings, now
         self._max_body_bytes = max_body_bytes
         self._memory = MemoryLimit(
@@ -168,7 +171,7 @@ class DataPlane:
             admission.authorize(tenant, action)
             return tenant.name
         except PenstockError as error:
-            self.measures.refuse(error.code)
+            self._refused(error)
             raise
 
     def tenant_of(self, authorization: str) -> str:
@@ -186,7 +189,7 @@ class DataPlane:
         try:
             admission.check_device(admission.authenticate(self._tenants, authorization), device_id)
         except PenstockError as error:
-            self.measures.refuse(error.code)
+            self._refused(error)
             raise
 
     def admit(self, context: RequestContext, model: str, version: str, size_bytes: int | None = None) -> Ticket:
@@ -203,12 +206,12 @@ class DataPlane:
         try:
             route = self._admitted_route(model, version, size_bytes)
         except PenstockError as error:
-            self.measures.refuse(error.code)
+            self._refused(error, context, model, size_bytes)
             raise
         self.measures.inflight += 1
         route.served.enter()
         self._hold(route, size_bytes)
-        return Ticket(self, route, size_bytes)
+        return Ticket(self, route, size_bytes, None if self.observers.is_empty else Note(context))
 
     async def infer(self, ticket: Ticket, context: RequestContext, request: InferRequest) -> InferResponse:
         """Answer an admitted, decoded request.
@@ -242,20 +245,24 @@ class DataPlane:
         if context.tenant in self._limited:
             self._take_rows(self._limited[context.tenant], rows)
         served.last_used_at = context.arrived_at
+        note = None if ticket.note is None else ticket.note.run(request, rows)
         outputs = await served.pick().infer(
-            Chunk(inputs=request.inputs, rows=rows, outputs=wanted or None),
+            Chunk(inputs=request.inputs, rows=rows, outputs=wanted or None, note=note),
             shape_key=served.shape_key(request.inputs, wanted),
             deadline=context.deadline,
             priority=context.priority,
         )
         route.measures.rows += rows
-        return InferResponse(
+        response = InferResponse(
             model=request.model,
             version=route.version.tag or route.version.digest,
             id=request.id,
             outputs=outputs,
             parameters=route.parameters,
         )
+        if ticket.note is not None:
+            ticket.note.response = response
+        return response
 
     # -- drain -------------------------------------------------------------------------------------------------------
 
@@ -333,11 +340,27 @@ class DataPlane:
     def _take_rows(self, tenant: Tenant, rows: int) -> None:
         self._buckets[tenant.name] = admission.take_rows(tenant, self._buckets[tenant.name], rows, self._now())
 
-    def _leave(self, ticket: Ticket, code: str) -> None:
+    def _refused(
+        self, error: PenstockError, context: RequestContext | None = None, model: str = "", size_bytes: int = 0
+    ) -> None:
+        """Count a request that was refused before it was known which version it is for, and tell observers."""
+        self.measures.refuse(error.code)
+        if self.observers.is_empty:
+            return
+        try:
+            model = self._registry.resolve(model).model
+        except PenstockError:
+            model = ""  # a name that no model has is never a label
+        self.observers.refused(error, context, model=model, request_bytes=size_bytes)
+
+    def _leave(self, ticket: Ticket, code: str, error: BaseException | None) -> None:
         self.measures.inflight -= 1
         ticket.route.served.leave()
         self._hold(ticket.route, -ticket.size_bytes)
-        ticket.route.measures.finished(code, perf_counter() - ticket.started_at)
+        took_s = perf_counter() - ticket.started_at
+        ticket.route.measures.finished(code, took_s)
+        if ticket.note is not None:
+            self.observers.tell(ticket.note.finished(ticket, code, error, took_s))
         if self._is_draining and self.measures.inflight == 0:
             self._idle.set()
 

@@ -13,6 +13,7 @@ import secrets
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
+from cloud_core.observing.finished import Note
 from cloud_core.serving.dataplane import DataPlane, Ticket
 from cloud_core.serving.served_text import ServedText, listed
 from cloud_core.serving.token_accounts import TokenAccounts
@@ -82,7 +83,7 @@ class TextPlane:
         context = context.or_within(self._settings.limits.default_timeout_s)
         served.last_used_at = context.arrived_at
         account: dict[str, Parameter] = {"served_by": "cloud", "variant": served.variant.digest}
-        events = self._events(served, asked, context, is_repeatable=prompts.is_repeatable(request))
+        events = self._events(served, asked, context, ticket.note, is_repeatable=prompts.is_repeatable(request))
         return TextAnswer(
             events=_told(events, account) if asked.options is not None else events,
             prompt_ids=asked.prompt_ids,
@@ -103,7 +104,13 @@ class TextPlane:
         await asyncio.gather(*(served.model.close(0.0) for served in self._plane.served_texts()))
 
     async def _events(
-        self, served: ServedText, asked: GenerationRequest, context: RequestContext, *, is_repeatable: bool
+        self,
+        served: ServedText,
+        asked: GenerationRequest,
+        context: RequestContext,
+        note: Note | None,
+        *,
+        is_repeatable: bool,
     ) -> AsyncGenerator[TokenEvent, None]:
         key = cache_key(asked, model=served.variant.digest, tenant=context.tenant) if is_repeatable else None
         if self.cache.max_bytes:
@@ -123,6 +130,8 @@ class TextPlane:
         finally:  # also for whoever went away
             answer = len(said) if asked.options is None else asked.options.tokens
             self.accounts.settle(context.tenant, asked.id, len(asked.prompt_ids) + answer if said else 0)
+            if note is not None and said:
+                note.spent(len(asked.prompt_ids), answer)
         self.cache.put(key, said)
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from penstock.errors import DeadlineExceeded, PenstockError, Unavailable
 from penstock.hosting.loading import Loaded
 from penstock.hosting.rows import Tensors, join, split, work_of
+from penstock.hosting.run_notes import RunNote
 from penstock.policy.run_times import Place, RunTimes
 from penstock.policy.service_time import Timing
 from penstock.runtime import Engine
@@ -39,12 +40,14 @@ class Chunk:
         outputs: names of the outputs wanted; None for all.
         deadline: when its answer is worth nothing any more, on the event loop's clock. What has not begun by then is
             not run.
+        note: takes down its way for who observes requests; None where nobody does.
     """
 
     inputs: Tensors
     rows: int
     outputs: tuple[str, ...] | None = None
     deadline: float = math.inf
+    note: RunNote | None = None
 
 
 @dataclass(frozen=True, slots=True)

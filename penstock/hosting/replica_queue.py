@@ -14,6 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from penstock.errors import DeadlineExceeded, PenstockError
 from penstock.hosting.queue import BatchQueue, Behaviour
 from penstock.hosting.replica import Chunk, Replica
+from penstock.hosting.run_notes import BatchNote
 from penstock.policy.batching import BatchLimits
 from penstock.policy.service_time import Backlog, check_deadline, expected_answer_at
 
@@ -131,6 +132,8 @@ class ReplicaQueue(Generic[A]):
         self, chunks: Sequence[Chunk], rows: Sequence[int], deadline: float | None
     ) -> Sequence[A | PenstockError]:
         started_at, has_answered, total = time.perf_counter(), False, sum(rows)
+        # observers come and go with a server, not with a request: the first one speaks for all
+        batch = None if chunks[0].note is None else _noted(chunks, started_at, total)
         try:
             answers = await self.replica.run(chunks)
             # what was late when the run began was left out of it
@@ -139,6 +142,8 @@ class ReplicaQueue(Generic[A]):
             return answers
         finally:
             took_s = time.perf_counter() - started_at
+            if batch is not None:
+                batch.took_s = took_s
             if self._measures is not None and total:
                 self._measures.ran(total, took_s)
             is_probe, self._is_probing = self._is_probing, False
@@ -169,3 +174,12 @@ class ReplicaQueue(Generic[A]):
             if not self._queue.is_idle or now < self._measured_at + PROBE_AFTER_S:
                 raise
             self._is_probing = True
+
+
+def _noted(chunks: Sequence[Chunk], began_at: float, rows: int) -> BatchNote:
+    """Note in each chunk which batch it runs in."""
+    batch = BatchNote(began_at=began_at, rows=rows, requests=len(chunks))
+    for chunk in chunks:
+        if chunk.note is not None:
+            chunk.note.batch = batch
+    return batch

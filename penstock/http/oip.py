@@ -139,7 +139,7 @@ class Oip(Generic[Ticket]):
         None is for what is the table's: every other request, and one to which a no must be said, or a new id given,
         each time that it comes.
         """
-        who = context_of(headers)
+        who = context_of(headers, "http")
         if who.request_id != headers.get(REQUEST_ID, ""):
             return None
         try:

@@ -150,7 +150,7 @@ class HttpServer:
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer a request that was not plain; what goes wrong leaves as its row says errors."""
         headers = request.headers
-        context = context_of(headers).begin(self._loop.time())
+        context = context_of(headers, "http").begin(self._loop.time())
         refuse: Callable[[PenstockError], Reply] = refusal
         try:
             path = request.rel_url.raw_path  # without a host, which the absolute form of a request has

@@ -43,6 +43,7 @@ class RequestContext(msgspec.Struct, frozen=True, kw_only=True):  # a frozen dat
         request_id: as the client gave it, echoed and passed on; "" where it gave none.
         traceparent: W3C trace context in the form of version 00; "" where there is none, or a malformed one.
         tenant: the name of who asks, as the credential proved it; "" for anybody.
+        transport: by which it came: ``http`` or ``grpc``; "" where nobody said.
     """
 
     arrived_at: float
@@ -51,6 +52,7 @@ class RequestContext(msgspec.Struct, frozen=True, kw_only=True):  # a frozen dat
     request_id: str = ""
     traceparent: str = ""
     tenant: str = ""
+    transport: str = ""
 
     @property
     def trace_id(self) -> str:
@@ -99,13 +101,16 @@ class RequestContext(msgspec.Struct, frozen=True, kw_only=True):  # a frozen dat
         return _replace(self, deadline=self.arrived_at + default_s) if self.deadline == math.inf else self
 
 
-def context_of(headers: Mapping[str, str]) -> RequestContext:
+def context_of(headers: Mapping[str, str], transport: str = "") -> RequestContext:
     """Read id and trace from headers, for requests that have yet to begin. Refuses nothing.
 
     Args:
         headers: names in lower case, or a mapping that does not tell case.
+        transport: by which they came.
     """
-    return RequestContext(arrived_at=0.0, request_id=request_id_of(headers), traceparent=traceparent_of(headers))
+    return RequestContext(
+        arrived_at=0.0, request_id=request_id_of(headers), traceparent=traceparent_of(headers), transport=transport
+    )
 
 
 def client_context(request_id: str) -> RequestContext:

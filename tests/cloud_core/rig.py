@@ -14,6 +14,7 @@ import onnx
 from onnx import helper
 
 from cloud_core.app import Core
+from cloud_core.observing.finished import Finished
 from cloud_core.registry.registry import Registry
 from cloud_core.serving.controller import Controller
 from cloud_core.serving.counters import Measures
@@ -95,6 +96,16 @@ class Rig:
         return RequestContext(
             arrived_at=asyncio.get_running_loop().time(), tenant=self.plane.authenticate(f"Bearer {token}")
         )
+
+
+class Told:
+    """An observer that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.requests: list[Finished] = []
+
+    def finished(self, request: Finished) -> None:
+        self.requests.append(request)
 
 
 def rig_of(

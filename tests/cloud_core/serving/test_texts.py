@@ -29,7 +29,7 @@ from penstock.hosting.generation.settings import GenerationSettings, RemoteSetti
 from penstock.policy.choices import choice_score
 from penstock.process.telemetry import LogSettings
 from penstock.runtime.generation import GenerationOptions, load
-from tests.cloud_core.rig import Rig, rig_of, soon
+from tests.cloud_core.rig import Rig, Told, rig_of, soon
 from tests.language import (
     ANSWER,
     CLOUD,
@@ -67,6 +67,7 @@ async def test_a_pushed_model_answers_as_the_engine_that_built_it_does(rig: Rig,
     await put(rig.registry, text_layout(tmp_path))
     await rig.settle()
     assert [state.state for state in rig.controller.index()] == ["READY"]
+    rig.plane.observers.add(told := Told())
     row = max(references(CLOUD), key=lambda one: min(one["margins"][:4]))
     prompt = tuple(row["ids"])
     answer, events = await ask(rig, TextRequest(model=NAME, prompt=prompt, max_new_tokens=4, stop=()))
@@ -77,6 +78,9 @@ async def test_a_pushed_model_answers_as_the_engine_that_built_it_does(rig: Rig,
     assert (last.usage.prompt_tokens, last.usage.completion_tokens) == (len(prompt), 4)
     assert answer.account["served_by"] == "cloud"
     assert answer.prompt_ids == prompt
+    assert [(one.code, one.model, one.prompt_tokens, one.answer_tokens) for one in told.requests] == [
+        ("ok", NAME, len(prompt), 4)
+    ]
 
 
 async def test_an_open_request_is_answered_as_certified(rig: Rig, put: Put, tmp_path: Path) -> None:
