@@ -15,10 +15,12 @@ import grpc
 import msgspec
 from google.protobuf.message import DecodeError, Message
 
+from cloud_core.api.grpc_extensions import Call, Extensions, parse
 from cloud_core.api.grpc_texts import Say, answer_text, is_text
 from cloud_core.serving.dataplane import SERVER_NAME, DataPlane
 from cloud_core.serving.texts import TextPlane
-from penstock.errors import DeadlineExceeded, InvalidInput
+from penstock.errors import DeadlineExceeded
+from penstock.policy.access import Action
 from penstock.process.telemetry import refusal_of
 from penstock.rpc import codec
 from penstock.rpc.metadata import echoed, headers_in
@@ -51,6 +53,7 @@ class OipServicer:
         """
         self._plane, self._texts, self._version = plane, texts, version
         self._stream_window, self._unread_s = stream_window, unread_s
+        self._extensions = Extensions(plane)
         self._now = asyncio.get_running_loop().time
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler[bytes, bytes]]:
@@ -63,7 +66,10 @@ class OipServicer:
             "ModelMetadata": self._model_metadata,
             "RepositoryIndex": self._repository_index,
         }
-        handlers = {name: grpc.unary_unary_rpc_method_handler(self._guarded(call)) for name, call in unary.items()}
+        extended = {name: self._extended(may, call) for name, (may, call) in self._extensions.calls().items()}
+        handlers = {
+            name: grpc.unary_unary_rpc_method_handler(self._guarded(call)) for name, call in (unary | extended).items()
+        }
         handlers["ModelInfer"] = grpc.unary_unary_rpc_method_handler(self._model_infer)
         handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self._model_stream_infer)
         return handlers
@@ -78,7 +84,7 @@ class OipServicer:
 
     async def _model_ready(self, data: bytes, headers: Mapping[str, str]) -> Message:
         self._authenticate(headers)
-        message = _parse(pb.ModelReadyRequest, data)
+        message = parse(pb.ModelReadyRequest, data)
         state = self._plane.model_state(message.name, message.version)
         return pb.ModelReadyResponse(ready=state.state == "READY")
 
@@ -88,12 +94,12 @@ class OipServicer:
 
     async def _model_metadata(self, data: bytes, headers: Mapping[str, str]) -> Message:
         self._authenticate(headers)
-        message = _parse(pb.ModelMetadataRequest, data)
+        message = parse(pb.ModelMetadataRequest, data)
         return codec.encode_metadata(self._plane.metadata(message.name, message.version))
 
     async def _repository_index(self, data: bytes, headers: Mapping[str, str]) -> Message:
         self._authenticate(headers)
-        message = _parse(pb.RepositoryIndexRequest, data)
+        message = parse(pb.RepositoryIndexRequest, data)
         response = pb.RepositoryIndexResponse()
         for state in self._plane.index():
             if state.state == "READY" or not message.ready:
@@ -194,7 +200,7 @@ class OipServicer:
         tenant = plane.authenticate(headers.get(AUTHORIZATION, ""))
         if tenant:
             context = msgspec.structs.replace(context, tenant=tenant)
-        message = _parse(pb.ModelInferRequest, data)
+        message = parse(pb.ModelInferRequest, data)
         with plane.admit(context, message.model_name, message.model_version, len(data)) as ticket:
             context = context.within(remaining_s).within(timeout_s_of(headers))
             decoded = codec.decode_request(message)
@@ -208,6 +214,13 @@ class OipServicer:
 
     def _authenticate(self, headers: Mapping[str, str]) -> None:
         self._plane.authenticate(headers.get(AUTHORIZATION, ""))
+
+    def _extended(self, may: Action, call: Call) -> _Call:
+        async def answer(data: bytes, headers: Mapping[str, str]) -> Message:
+            self._plane.authenticate(headers.get(AUTHORIZATION, ""), may)
+            return call(data)
+
+        return answer
 
     def _guarded(self, call: _Call) -> Callable[[bytes, _Rpc], Awaitable[bytes]]:
         async def handle(data: bytes, rpc: _Rpc) -> bytes:
@@ -235,13 +248,6 @@ async def _fail(rpc: _Rpc, error: Exception, context: RequestContext) -> NoRetur
     ours = refusal_of(_log, error, context)
     await rpc.abort(grpc_status(ours), ours.message, trailing_metadata(ours) + echoed(context))
     raise AssertionError("abort returned")
-
-
-def _parse(kind: type[_M], data: bytes) -> _M:
-    try:
-        return kind.FromString(data)
-    except DecodeError as error:
-        raise InvalidInput(f"message: not a {kind.DESCRIPTOR.name}: {error}", field="message") from error
 
 
 def _id_of(data: bytes) -> str:

@@ -11,6 +11,8 @@ from penstock.process.histogram import SECONDS, Histogram
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 _MAX_ROUTES = 10_000
+_NO_RUNS = (0, 0.0)
+_MAX_SIZES = 1024  # of batches, that are told apart
 
 
 class RouteMeasures:
@@ -32,23 +34,36 @@ class RouteMeasures:
 
 
 class BatchMeasures:
-    """Batches of one loaded variant, all replicas together."""
+    """Batches of one loaded variant, all replicas together.
 
-    __slots__ = ("queue_s", "rows", "run_s")
+    Attributes:
+        requests: that batches had.
+        requests_s: how long the batches of requests ran, each request's counted whole.
+        by_rows: how many batches had so many rows, and how long they ran.
+    """
+
+    __slots__ = ("by_rows", "queue_s", "requests", "requests_s", "rows", "run_s")
 
     def __init__(self) -> None:
         self.rows = Histogram(ROWS)
         self.run_s = Histogram(SECONDS)
         self.queue_s = Histogram(SECONDS)
+        self.requests, self.requests_s = 0, 0.0
+        self.by_rows: dict[int, tuple[int, float]] = {}
 
     def waited(self, seconds: float) -> None:
         """Count a request that waited in the queue."""
         self.queue_s.observe(seconds)
 
-    def ran(self, rows: int, seconds: float) -> None:
-        """Count a batch."""
+    def ran(self, rows: int, seconds: float, requests: int) -> None:
+        """Count a batch with the rows of so many requests."""
         self.rows.observe(rows)
         self.run_s.observe(seconds)
+        self.requests += requests
+        self.requests_s += seconds * requests
+        runs, total_s = self.by_rows.get(rows, _NO_RUNS)
+        if runs or len(self.by_rows) < _MAX_SIZES:
+            self.by_rows[rows] = (runs + 1, total_s + seconds)
 
 
 class GenerationMeasures:

@@ -19,7 +19,10 @@ from cloud_core.serving.controller import Controller
 from cloud_core.serving.counters import Measures
 from cloud_core.serving.router import Route, Served
 from cloud_core.serving.served_text import ServedText
+from cloud_core.serving.statistics import statistics_of
 from cloud_core.settings import ServingSettings, TenantSettings
+from penstock.artifact.manifests import Variant
+from penstock.artifact.run_config import config_of
 from penstock.artifact.tensor_names import metadata_of
 from penstock.errors import InvalidInput, PenstockError, QueueFull, Unavailable, outcome_code
 from penstock.hosting.replica import Chunk
@@ -30,7 +33,14 @@ from penstock.policy.token_bucket import TokenBucket
 from penstock.process.machine import usable_memory_bytes
 from penstock.runtime import TEXT_ENGINES, platform_of
 from penstock.wire.context import RequestContext
-from penstock.wire.inference import Ended, InferRequest, InferResponse, ModelMetadata, ModelState, ModelStatistics
+from penstock.wire.inference import (
+    InferRequest,
+    InferResponse,
+    ModelConfig,
+    ModelMetadata,
+    ModelState,
+    ModelStatistics,
+)
 
 SERVER_NAME = "penstock"
 _MEMORY_PARTS = 4  # one for requests; the rest is for models, and for what their runs and answers take
@@ -132,7 +142,31 @@ class DataPlane:
 
     def statistics(self) -> list[ModelStatistics]:
         """Say what each version has answered since this core began."""
-        return [self._statistics(state.model, state.version) for state in self.index()]
+        told = []
+        for state in self.index():
+            variant, served = self._variant(state.model, state.version)
+            told.append(statistics_of(state.model, state.version, variant, served, self.measures, now=self._now()))
+        return told
+
+    def config(self, model: str, version: str = "") -> ModelConfig:
+        """Say how a version is run. Raises as :meth:`metadata`."""
+        metadata = self.metadata(model, version)
+        variant = self.controller.variant_of(self._registry.resolve(model, version).digest)
+        served = self._router.served.get(variant.digest)
+        return config_of(
+            variant,
+            metadata,
+            instances=len(served.queues) if isinstance(served, Served) else 1,
+            max_delay_s=self._settings.max_delay_s,
+            in_parts=variant.spec.engine in TEXT_ENGINES,
+        )
+
+    def _variant(self, model: str, version: str) -> tuple[Variant | None, Served | ServedText | None]:
+        try:
+            variant = self.controller.variant_of(self._registry.resolve(model, version).digest)
+        except PenstockError:  # for devices only, or damaged
+            return None, None
+        return variant, self._router.served.get(variant.digest)
 
     def metadata(self, model: str, version: str = "") -> ModelMetadata:
         """
@@ -280,28 +314,6 @@ class DataPlane:
         except TimeoutError:
             return False
         return True
-
-    def _statistics(self, model: str, version: str) -> ModelStatistics:
-        measured = self.measures.routes.get((model, version))
-        if measured is None:
-            return ModelStatistics(
-                model=model,
-                version=version,
-                rows=0,
-                succeeded=Ended(requests=0, seconds=0.0),
-                failed=Ended(requests=0, seconds=0.0),
-            )
-        succeeded = measured.requests.get("ok", 0)
-        return ModelStatistics(
-            model=model,
-            version=version,
-            rows=measured.rows,
-            succeeded=Ended(requests=succeeded, seconds=measured.succeeded_s),
-            failed=Ended(
-                requests=sum(measured.requests.values()) - succeeded,
-                seconds=measured.duration_s.total - measured.succeeded_s,
-            ),
-        )
 
     def _admitted_route(self, model: str, version: str, size_bytes: int) -> Route:
         if self._is_draining:

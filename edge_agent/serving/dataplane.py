@@ -24,13 +24,16 @@ from edge_agent.serving.inflight import InFlight, Ticket
 from edge_agent.serving.local_queue import LocalAnswer
 from edge_agent.serving.responses import EXPLAIN_OUTPUTS, Escalated
 from edge_agent.settings import CascadeSettings, LimitsSettings
+from penstock.artifact.run_config import config_of
 from penstock.errors import DeadlineExceeded, Internal, InvalidInput, PenstockError, Unavailable
 from penstock.policy.access import Action
 from penstock.process.machine import usable_memory_bytes
+from penstock.runtime import TEXT_ENGINES
 from penstock.wire.context import RequestContext
 from penstock.wire.inference import (
     InferRequest,
     InferResponse,
+    ModelConfig,
     ModelMetadata,
     ModelState,
     ModelStatistics,
@@ -133,6 +136,12 @@ class DataPlane:
             NotFound: no such model or version. Unavailable: it is loading.
         """
         return self.hosting.get(model, version).metadata
+
+    def config(self, model: str, version: str = "") -> ModelConfig:
+        """Say how a version is run. Raises as :meth:`metadata`."""
+        hosted = self.hosting.get(model, version)
+        variant = hosted.plan.variant
+        return config_of(variant, hosted.metadata, in_parts=variant.spec.engine in TEXT_ENGINES)
 
     # -- requests ----------------------------------------------------------------------------------------------------
 

@@ -30,10 +30,10 @@ A = TypeVar("A")
 
 
 class Measures(Protocol):
-    """Who is told what batches did. Durations are in seconds."""
+    """Who is told what batches did. Durations are in seconds; a batch has the rows of so many requests."""
 
     def waited(self, seconds: float) -> None: ...
-    def ran(self, rows: int, seconds: float) -> None: ...
+    def ran(self, rows: int, seconds: float, requests: int) -> None: ...
 
 
 class ReplicaQueue(Generic[A]):
@@ -145,7 +145,7 @@ class ReplicaQueue(Generic[A]):
             if batch is not None:
                 batch.took_s = took_s
             if self._measures is not None and total:
-                self._measures.ran(total, took_s)
+                self._measures.ran(total, took_s, len(chunks))
             is_probe, self._is_probing = self._is_probing, False
             # what fails may fail early, and says nothing about what an answer takes
             if has_answered and is_probe:

@@ -25,7 +25,8 @@ from penstock.policy.access import Action
 from penstock.process.telemetry import refusal_of
 from penstock.rest import codec
 from penstock.wire.context import AUTHORIZATION, REQUEST_ID, RequestContext, context_of, timeout_s_of
-from penstock.wire.inference import EXTENSIONS, InferRequest, InferResponse, ModelMetadata, ModelState
+from penstock.wire.inference import EXTENSIONS, InferRequest, InferResponse, ModelConfig, ModelMetadata, ModelState
+from penstock.wire.model_documents import config_document
 
 Ticket = TypeVar("Ticket", bound=AbstractContextManager[Any])
 
@@ -62,6 +63,8 @@ class DataPlane(Protocol[Ticket]):
         ...
 
     def metadata(self, model: str, version: str) -> ModelMetadata: ...
+
+    def config(self, model: str, version: str) -> ModelConfig: ...
 
     def model_state(self, model: str, version: str) -> ModelState: ...
 
@@ -123,6 +126,7 @@ class Oip(Generic[Ticket]):
             *self._rows("/infer", "POST", self._infer),
             *self._rows("/ready", "GET", self._model_ready),
             *self._rows("", "GET", self._model_metadata),
+            *self._rows("/config", "GET", self._model_config),
             Route("GET", "/v2", self._server_metadata, ask),
             Route("GET", "/v2/", self._server_metadata, ask),
             Route("GET", "/v2/health/live", self._live),
@@ -204,6 +208,9 @@ class Oip(Generic[Ticket]):
     async def _model_metadata(self, request: Request) -> Reply:
         metadata = self._plane.metadata(request.names["model"], request.names.get("version", ""))
         return Reply(body=codec.encode_metadata(metadata), headers={"Content-Type": codec.JSON})
+
+    async def _model_config(self, request: Request) -> Reply:
+        return json_reply(config_document(self._plane.config(request.names["model"], request.names.get("version", ""))))
 
     async def _index(self, request: Request) -> Reply:
         body = await request.body.read(request.context)

@@ -1,18 +1,22 @@
 """What a server answers to people and scripts that look around: ``/``, its models, and what each has answered.
 
 Rows of the table for whatever data plane there is behind; decides nothing. The statistics have the form of Triton's
-extension, with the fields that are known here and no others.
+extension (``penstock.wire.model_documents``).
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version as version_of
 from typing import Any, Protocol
 
+from penstock.errors import NotFound
 from penstock.http.routes import Reply, Request, Route, json_reply
 from penstock.policy.access import Action
-from penstock.wire.inference import ModelState, ModelStatistics
+from penstock.rest.codec import metadata_document
+from penstock.wire.inference import ModelMetadata, ModelState, ModelStatistics
+from penstock.wire.model_documents import statistics_documents
 
 _PATHS = {
     "ready": "/v2/health/ready",
@@ -25,6 +29,7 @@ _PATHS = {
     "openai": "/v1/models",
     "metrics": "/metrics",
 }
+STATS = "stats"
 _STATS = ("", "/{model}", "/{model}/versions/{version}")
 
 
@@ -34,7 +39,9 @@ class Plane(Protocol):
     @property
     def is_ready(self) -> bool: ...
 
-    def model_state(self, model: str, version: str) -> ModelState: ...
+    def model_state(self, model: str, version: str, /) -> ModelState: ...
+
+    def metadata(self, model: str, version: str, /) -> ModelMetadata: ...
 
     def index(self) -> Sequence[ModelState]: ...
 
@@ -56,7 +63,7 @@ class Overview:
         self._home = {"name": name, "version": version_of("penstock"), "paths": {**_PATHS, **(paths or {})}}
 
     def routes(self) -> list[Route]:
-        """List the rows. They go before those of the protocol, to which ``stats`` would be a model's name."""
+        """List the rows. They go before those of the protocol, to which ``stats`` would be a model's name alone."""
         ask = Action.INFER
         return [
             Route("GET", "/", self._tell),
@@ -73,30 +80,13 @@ class Overview:
 
     async def _stats(self, request: Request) -> Reply:
         model, version = request.names.get("model", ""), request.names.get("version", "")
-        if model:
-            wanted = self._plane.model_state(model, version)  # a name that nobody has is told so
-            version = wanted.version if version else ""
-        found = [
-            _statistics_document(one)
-            for one in self._plane.statistics()
-            if (not model or one.model == model) and (not version or one.version == version)
-        ]
-        return json_reply({"model_stats": found})
+        document: dict[str, Any] = {"model_stats": statistics_documents(self._plane, model, version)}
+        if not model:  # the path is also that of the metadata of a model with this name, if there is one
+            with contextlib.suppress(NotFound):
+                document = {**metadata_document(self._plane.metadata(STATS, "")), **document}
+        return json_reply(document)
 
 
 def state_document(state: ModelState) -> dict[str, str]:
     """Write one line of the index."""
     return {"name": state.model, "version": state.version, "state": state.state, "reason": state.reason}
-
-
-def _statistics_document(one: ModelStatistics) -> dict[str, Any]:
-    stats: dict[str, Any] = {}
-    for name, ended in (("success", one.succeeded), ("fail", one.failed)):
-        if ended is not None:
-            stats[name] = {"count": ended.requests, "ns": round(ended.seconds * 1e9)}
-    document: dict[str, Any] = {"name": one.model, "version": one.version, "inference_count": one.rows}
-    if stats:
-        document["inference_stats"] = stats
-    if one.outcomes:
-        document["rows"] = dict(one.outcomes)
-    return document

@@ -220,15 +220,18 @@ def decode_response(body: bytes | memoryview, *, header_length: int | None = Non
 
 def encode_metadata(metadata: ModelMetadata) -> bytes:
     """Write the JSON of ``GET /v2/models/{model}``."""
-    return _ENCODER.encode(
-        {
-            "name": metadata.name,
-            "versions": metadata.versions,
-            "platform": metadata.platform,
-            "inputs": [_tensor_document(spec, input_parameters(metadata, spec.name)) for spec in metadata.inputs],
-            "outputs": [_tensor_document(spec, output_parameters(metadata, spec.name)) for spec in metadata.outputs],
-        }
-    )
+    return _ENCODER.encode(metadata_document(metadata))
+
+
+def metadata_document(metadata: ModelMetadata) -> dict[str, Any]:
+    """Make the document of ``GET /v2/models/{model}``."""
+    return {
+        "name": metadata.name,
+        "versions": metadata.versions,
+        "platform": metadata.platform,
+        "inputs": [_tensor_document(spec, input_parameters(metadata, spec.name)) for spec in metadata.inputs],
+        "outputs": [_tensor_document(spec, output_parameters(metadata, spec.name)) for spec in metadata.outputs],
+    }
 
 
 def decode_metadata(body: bytes) -> ModelMetadata:

@@ -13,7 +13,7 @@ from penstock.wire.tensors import Array, TensorSpec
 Parameter = bool | int | float | str
 Readiness = Literal["READY", "LOADING", "UNAVAILABLE"]
 
-EXTENSIONS = ("binary_tensor_data", "parameters", "schedule_policy")
+EXTENSIONS = ("binary_tensor_data", "parameters", "schedule_policy", "model_configuration", "statistics")
 """What works of the protocol's extensions; ``schedule_policy`` is priority and timeout."""
 
 
@@ -99,9 +99,27 @@ def _texts(**lists: Sequence[str] | None) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """How many requests ended in one way, and how long they took together."""
+    """How many requests ended in one way, or went through one stage, and how long they took together."""
 
     requests: int
+    seconds: float
+
+
+NOTHING = Ended(requests=0, seconds=0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchStatistics:
+    """Batches of one size.
+
+    Attributes:
+        rows: of each of them.
+        runs: how many there were.
+        seconds: that they ran, together.
+    """
+
+    rows: int
+    runs: int
     seconds: float
 
 
@@ -113,6 +131,11 @@ class ModelStatistics:
         rows: that were answered.
         succeeded: requests that were answered; None where only rows are counted.
         failed: requests that were not; None where only rows are counted.
+        queued: how long requests waited; None where that is not counted.
+        computed: how long the batches of requests ran, each request's counted whole; None where that is not counted.
+        runs: batches that ran; None where that is not counted. Versions that share a variant share its batches.
+        batches: the same by their size.
+        last_at_ms: when a request was let in last, in milliseconds since 1970; 0 for never, or nobody knows.
         outcomes: rows by what became of them, where that is told.
     """
 
@@ -121,7 +144,36 @@ class ModelStatistics:
     rows: int
     succeeded: Ended | None = None
     failed: Ended | None = None
+    queued: Ended | None = None
+    computed: Ended | None = None
+    runs: int | None = None
+    batches: tuple[BatchStatistics, ...] = ()
+    last_at_ms: int = 0
     outcomes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """How a version is run, as far as clients look at it.
+
+    Attributes:
+        max_batch_rows: how many rows one run takes; 0 where an input or output has no free first dimension, so that
+            nothing can be joined.
+        instances: engines that answer; 1 where none is loaded yet.
+        on_gpu: whether they run on a GPU.
+        max_delay_s: how long rows wait for others.
+        in_parts: whether one request may be answered in several parts.
+        facts: what else is known, by name.
+    """
+
+    metadata: ModelMetadata
+    backend: str
+    max_batch_rows: int
+    instances: int = 1
+    on_gpu: bool = False
+    max_delay_s: float = 0.0
+    in_parts: bool = False
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,6 +146,24 @@ async def start_core(directory: Path, **changes: Any) -> Core:
     await asyncio.to_thread(send)
     await soon(lambda: core.plane.model_state("mlp").state == "READY")
     return core
+
+
+@contextmanager
+def core_in_a_thread(directory: Path, **changes: Any) -> Iterator[Core]:
+    """The same on an event loop in a thread of its own, for clients that block."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="core")
+    thread.start()
+    try:
+        core = asyncio.run_coroutine_threadsafe(start_core(directory, **changes), loop).result()
+        try:
+            yield core
+        finally:
+            asyncio.run_coroutine_threadsafe(core.stop(), loop).result()
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 async def soon(condition: Callable[[], bool]) -> None:

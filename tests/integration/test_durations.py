@@ -44,7 +44,7 @@ class Seen:
     def waited(self, seconds: float) -> None:
         self.waits.append(seconds)
 
-    def ran(self, rows: int, seconds: float) -> None:
+    def ran(self, rows: int, seconds: float, requests: int) -> None:
         self.runs.append(seconds)
 
 

@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from cloud_core.app import Core
 from penstock.rpc import codec
 from penstock.rpc.pb import fleet_pb2, fleet_pb2_grpc, oip_pb2, oip_pb2_grpc
-from penstock.wire.inference import InferRequest
+from penstock.wire.inference import EXTENSIONS, InferRequest
 from tests.cloud_core.rig import soon, start_core
 from tests.penstock.hosting.rig import rows
 
@@ -71,7 +71,7 @@ async def test_server_and_model_metadata_and_states(stub: Any) -> None:
     assert (await stub.ServerReady(oip_pb2.ServerReadyRequest(), timeout=20)).ready
     server = await stub.ServerMetadata(oip_pb2.ServerMetadataRequest(), timeout=20)
     assert server.name == "penstock"
-    assert list(server.extensions) == ["binary_tensor_data", "parameters", "schedule_policy"]
+    assert list(server.extensions) == list(EXTENSIONS)
     assert (await stub.ModelReady(oip_pb2.ModelReadyRequest(name="mlp"), timeout=20)).ready
     model = await stub.ModelMetadata(oip_pb2.ModelMetadataRequest(name="mlp", version="v1"), timeout=20)
     assert (model.versions, model.inputs[0].shape) == (["v1"], [-1, 4])
@@ -108,7 +108,7 @@ async def test_bytes_that_are_no_message_are_bad_input_not_a_defect(core: Core) 
         for method in ("ModelInfer", "ModelReady", "ModelMetadata", "RepositoryIndex"):
             call = channel.unary_unary(f"/inference.GRPCInferenceService/{method}")
             assert (await failure(call(b"\xff\xff\xff", timeout=20)))[0] == grpc.StatusCode.INVALID_ARGUMENT
-        unknown = channel.unary_unary("/inference.GRPCInferenceService/ModelConfig")
+        unknown = channel.unary_unary("/inference.GRPCInferenceService/RepositoryFly")
         assert (await failure(unknown(b"", timeout=20)))[0] == grpc.StatusCode.UNIMPLEMENTED
 
 

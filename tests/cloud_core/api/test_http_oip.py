@@ -18,7 +18,7 @@ import pytest_asyncio
 from cloud_core.app import Core
 from penstock.errors import ConfigError, StorageError
 from penstock.rest import codec
-from penstock.wire.inference import InferRequest
+from penstock.wire.inference import EXTENSIONS, InferRequest
 from tests.cloud_core.rig import core_settings, soon, start_core
 from tests.penstock.hosting.rig import rows, until
 
@@ -123,7 +123,7 @@ async def test_compressed_bodies_are_read(ask: Any) -> None:
         ("GET", "/v2/mlp/tags/list", 200), ("GET", "/v2/mlp/manifests/v1", 200),
         ("GET", "/v2/models/ghost", 404), ("GET", "/v2/models/ghost/ready", 404),
         ("GET", "/v2/models/mlp/versions/v9", 404), ("POST", "/v2/models/ghost/infer", 404),
-        ("GET", "/", 200), ("GET", "/v3", 404), ("GET", "/v2/models/mlp/config", 404),
+        ("GET", "/", 200), ("GET", "/v3", 404), ("GET", "/v2/models/ghost/config", 404),
         ("GET", "/v2/ghost/tags/list", 404), ("GET", INFER, 405), ("POST", "/v2", 405), ("PATCH", "/metrics", 405),
         ("DELETE", "/v2/models/mlp", 405), ("GET", "/v2/repository/index", 200),
     ],
@@ -163,7 +163,7 @@ async def test_unknown_models_name_those_that_exist(ask: Any) -> None:
 async def test_both_protocols_are_welcome_at_v2(ask: Any) -> None:
     _, headers, body = await ask("GET", "/v2/")
     assert headers["docker-distribution-api-version"] == "registry/2.0"
-    assert json.loads(body)["extensions"] == ["binary_tensor_data", "parameters", "schedule_policy", "generate"]
+    assert json.loads(body)["extensions"] == [*EXTENSIONS, "generate"]
 
 
 async def test_the_index_lists_states_and_can_be_narrowed_to_what_is_ready(ask: Any) -> None:

@@ -555,7 +555,7 @@ class Measured:
 
     def waited(self, seconds: float) -> None: ...
 
-    def ran(self, rows: int, seconds: float) -> None:
+    def ran(self, rows: int, seconds: float, requests: int) -> None:
         self.rows.append(rows)
 
 

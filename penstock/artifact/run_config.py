@@ -1,0 +1,38 @@
+"""How a variant is run, in the words of a server that is asked for a model's config. Pure."""
+
+from __future__ import annotations
+
+from penstock.artifact.manifests import Variant
+from penstock.wire.inference import ModelConfig, ModelMetadata
+
+_ON_GPU = frozenset({"cuda", "tensorrt"})
+
+
+def config_of(
+    variant: Variant, metadata: ModelMetadata, *, instances: int = 1, max_delay_s: float = 0.0, in_parts: bool = False
+) -> ModelConfig:
+    """Make the config of a version that a variant runs.
+
+    Args:
+        instances: engines that answer.
+        max_delay_s: how long rows wait for others.
+        in_parts: whether it answers token by token.
+    """
+    spec = variant.spec
+    tensors = (*metadata.inputs, *metadata.outputs)
+    has_batch = not in_parts and all(tensor.shape[:1] == (-1,) for tensor in tensors)
+    return ModelConfig(
+        metadata=metadata,
+        backend=metadata.platform.partition("_")[0],
+        max_batch_rows=spec.max_batch if has_batch else 0,
+        instances=instances,
+        on_gpu=spec.provider in _ON_GPU,
+        max_delay_s=max_delay_s,
+        in_parts=in_parts,
+        facts={
+            "variant": variant.digest,
+            "target": spec.target,
+            "precision": spec.precision,
+            "execution_provider": spec.provider,
+        },
+    )
