@@ -26,6 +26,7 @@ from cloud_core.api.metrics import Metrics
 from cloud_core.api.oci import OciApi
 from cloud_core.api.routes import http_server
 from cloud_core.fleet.service import FleetService
+from cloud_core.observing.observing import Observing
 from cloud_core.registry.registry import Registry
 from cloud_core.serving.controller import Controller
 from cloud_core.serving.counters import Measures
@@ -159,6 +160,8 @@ class Core:
             now,
             max_body_bytes=settings.http.max_body_bytes,
         )
+        self.observing = Observing(settings.observing)
+        self.observing.register(self.plane.observers)
         keeper = self._keep_spending(database, was_killed)
         # what was pushed here is closed in reverse: listeners first, the database last
         self._exit.push_async_callback(self._stop_tasks)
@@ -191,13 +194,14 @@ class Core:
             self.plane, oip, FleetServicer(fleet, self.plane.check_reporter, self.plane.tenant_of), settings.grpc
         )
         self._exit.push_async_callback(self.grpc.stop, _CUT_S)
+        self.metrics = Metrics(self.plane, self.texts, fleet, self.observing, version)
         self.http = http_server(
             self.plane,
             self.texts,
             Embeddings(self.plane, settings.serving),
             OciApi(registry, now=_utc_now, is_draining=lambda: self.plane.is_draining),
             gc_route(registry),
-            Metrics(self.plane, self.texts, fleet, version),
+            self.metrics,
             settings.http,
             body_s=settings.serving.default_timeout_s,
         )

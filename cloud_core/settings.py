@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from cloud_core.fleet.settings import FleetSettings
+from cloud_core.observing.settings import ObservingSettings
 from cloud_core.policy.admission import Role
 from cloud_core.registry.settings import RegistrySettings
 from penstock.errors import ConfigError, InvalidInput
@@ -153,6 +154,7 @@ class CoreSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         trust_root: directory of public keys (``penstock keys trust``); only what one of them signed is then served. ""
             is PENSTOCK_TRUST_ROOT, or else ~/.config/penstock/trust if it is there; without any, nothing need be
             signed.
+        observing: what is counted, logged and kept of requests beside what is always counted.
     """
 
     data_dir: Annotated[str, msgspec.Meta(min_length=1)] = "penstock-core"
@@ -165,6 +167,7 @@ class CoreSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     allow_anonymous: bool = False
     trust_root: str = ""
     log: LogSettings = LogSettings()
+    observing: ObservingSettings = ObservingSettings()
 
 
 def check(settings: CoreSettings) -> CoreSettings:

@@ -195,7 +195,8 @@ def _prose(help_text: str) -> str:
 
 # --- metrics -----------------------------------------------------------------------------------------------------
 
-_METRIC_KINDS = ("Counter", "Gauge", "Histogram", "Summary", "Info")
+_METRIC_KINDS = ("Counter", "Gauge", "Histogram", "Summary", "Info", "Unknown")
+_METRIC_PREFIXES = ("penstock_", "nv_")  # ours, and Triton's where they are asked for
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -277,7 +278,7 @@ def _metric(call: ast.Call, lists: Mapping[str, ast.List | ast.Tuple]) -> Metric
     if kind not in _METRIC_KINDS or not call.args:
         return None
     metric = _constant(call.args[0])
-    if not metric.startswith("penstock_"):
+    if not metric.startswith(_METRIC_PREFIXES):
         return None
     suffix = {"Counter": "_total", "Info": "_info"}.get(kind, "")  # what the client library adds on the wire
     metric = metric.removesuffix(suffix) + suffix

@@ -118,6 +118,9 @@ class Ticket(Protocol):
     def route(self) -> Route: ...
 
     @property
+    def context(self) -> RequestContext: ...
+
+    @property
     def size_bytes(self) -> int: ...
 
     @property
@@ -127,10 +130,9 @@ class Ticket(Protocol):
 class Note:
     """What is noted of a request while it is under way."""
 
-    __slots__ = ("answer_tokens", "context", "prompt_tokens", "request", "response", "rows", "runs")
+    __slots__ = ("answer_tokens", "prompt_tokens", "request", "response", "rows", "runs")
 
-    def __init__(self, context: RequestContext) -> None:
-        self.context = context
+    def __init__(self) -> None:
         self.rows = self.prompt_tokens = self.answer_tokens = 0
         self.runs: list[RunNote] = []
         self.request: InferRequest | None = None
@@ -145,7 +147,7 @@ class Note:
 
     def finished(self, ticket: Ticket, code: str, error: BaseException | None, took_s: float) -> Finished:
         """Say how the request ended."""
-        context, version = self.context, ticket.route.version
+        context, version = ticket.context, ticket.route.version
         return Finished(
             code=code,
             why=why_of(error),
@@ -177,28 +179,40 @@ class Observers:
     """Everybody who is told.
 
     Attributes:
-        is_empty: nobody is; looked at for each request.
+        is_empty: nobody is told of what goes well; looked at for each request.
+        is_deaf: nobody is told of anything.
         defects: how often one of them failed.
     """
 
     def __init__(self) -> None:
-        self.is_empty = True
+        self.is_empty = self.is_deaf = True
         self.defects = 0
-        self._all: tuple[Observer, ...] = ()
+        self._of_all: tuple[Observer, ...] = ()
+        self._of_failures: tuple[Observer, ...] = ()
         self._told: set[int] = set()  # of observers: at most as many as there are
 
-    def add(self, observer: Observer) -> None:
-        """Tell ``observer`` of everything that is over from now on."""
-        self._all, self.is_empty = (*self._all, observer), False
+    def add(self, observer: Observer, *, only_failures: bool = False) -> None:
+        """Tell ``observer`` of everything that is over from now on, or only of what was not answered: what goes well
+        costs nothing then."""
+        if only_failures:
+            self._of_failures = (*self._of_failures, observer)
+        else:
+            self._of_all = (*self._of_all, observer)
+        self._note_who()
 
     def remove(self, observer: Observer) -> None:
         """Tell it nothing more; one that is not registered is left alone."""
-        self._all = tuple(one for one in self._all if one is not observer)
-        self.is_empty = not self._all
+        self._of_all = tuple(one for one in self._of_all if one is not observer)
+        self._of_failures = tuple(one for one in self._of_failures if one is not observer)
+        self._note_who()
+
+    def _note_who(self) -> None:
+        self.is_empty = not self._of_all
+        self.is_deaf = self.is_empty and not self._of_failures
 
     def tell(self, request: Finished) -> None:
-        """Tell everybody of a request."""
-        for observer in self._all:
+        """Tell everybody of a request whom it concerns."""
+        for observer in self._of_all if request.code == "ok" else (*self._of_all, *self._of_failures):
             try:
                 observer.finished(request)
             except Exception as error:

@@ -49,11 +49,11 @@ _MEMORY_PARTS = 4  # one for requests; the rest is for models, and for what thei
 class Ticket:
     """One admitted request. Use as a context manager: leaving it counts the request and gives its place back."""
 
-    __slots__ = ("_plane", "note", "route", "size_bytes", "started_at")
+    __slots__ = ("_plane", "context", "note", "route", "size_bytes", "started_at")
 
-    def __init__(self, plane: DataPlane, route: Route, size_bytes: int, note: Note | None) -> None:
-        """``note``: for observers; None where there are none."""
-        self._plane, self.route, self.size_bytes, self.note = plane, route, size_bytes, note
+    def __init__(self, plane: DataPlane, route: Route, size_bytes: int, context: RequestContext) -> None:
+        self._plane, self.route, self.size_bytes, self.context = plane, route, size_bytes, context
+        self.note = None if plane.observers.is_empty else Note()  # for observers
         self.started_at = perf_counter()  # the loop's own clock may move in milliseconds
 
     def __enter__(self) -> Ticket:
@@ -245,7 +245,7 @@ class DataPlane:
         self.measures.inflight += 1
         route.served.enter()
         self._hold(route, size_bytes)
-        return Ticket(self, route, size_bytes, None if self.observers.is_empty else Note(context))
+        return Ticket(self, route, size_bytes, context)
 
     async def infer(self, ticket: Ticket, context: RequestContext, request: InferRequest) -> InferResponse:
         """Answer an admitted, decoded request.
@@ -357,7 +357,7 @@ class DataPlane:
     ) -> None:
         """Count a request that was refused before it was known which version it is for, and tell observers."""
         self.measures.refuse(error.code)
-        if self.observers.is_empty:
+        if self.observers.is_deaf:
             return
         try:
             model = self._registry.resolve(model).model
@@ -371,8 +371,8 @@ class DataPlane:
         self._hold(ticket.route, -ticket.size_bytes)
         took_s = perf_counter() - ticket.started_at
         ticket.route.measures.finished(code, took_s)
-        if ticket.note is not None:
-            self.observers.tell(ticket.note.finished(ticket, code, error, took_s))
+        if ticket.note is not None or not (code == "ok" or self.observers.is_deaf):
+            self.observers.tell((ticket.note or Note()).finished(ticket, code, error, took_s))
         if self._is_draining and self.measures.inflight == 0:
             self._idle.set()
 

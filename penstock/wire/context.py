@@ -23,6 +23,9 @@ TRACEPARENT = "traceparent"
 AUTHORIZATION = "authorization"
 HEADERS = frozenset({REQUEST_ID, TIMEOUT_MS, TRACEPARENT, AUTHORIZATION})
 
+TRACE_ID = slice(3, 35)
+"""Where a traceparent has the trace's id."""
+
 MAX_TIMEOUT_S = 3600.0
 """A longer limit means this one, wherever it was given: nobody waits for longer, and clients write "no limit" as the
 largest number that they know."""
@@ -57,7 +60,7 @@ class RequestContext(msgspec.Struct, frozen=True, kw_only=True):  # a frozen dat
     @property
     def trace_id(self) -> str:
         """Return the trace's id in hex; "" without one."""
-        return self.traceparent[3:35]
+        return self.traceparent[TRACE_ID]
 
     def begin(self, arrived_at: float, *, timeout_s: float | None = None, tenant: str = "") -> RequestContext:
         """Begin a request under this id and trace. Every transport calls it once for each request."""

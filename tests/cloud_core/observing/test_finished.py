@@ -83,6 +83,21 @@ async def test_a_defect_of_an_observer_reaches_no_request_and_is_logged_once(
     assert [record.getMessage() for record in caplog.records] == ["an observer failed"]
 
 
+async def test_who_hears_of_failures_only_is_told_of_no_answer_and_nothing_is_noted_for_it(rig: Rig) -> None:
+    told = Told()
+    rig.plane.observers.add(told, only_failures=True)
+    await rig.infer(rows(1), token="shop-secret")
+    assert rig.plane.admit(rig.context(token="shop-secret"), "mlp", "", 4).note is None
+    with pytest.raises(InvalidInput):
+        await rig.infer(rows(1), outputs=("nothing",), token="shop-secret")
+    with pytest.raises(NotFound):
+        await rig.infer(rows(1), model="ghost", token="shop-secret")
+    assert [(one.code, one.model, one.tenant) for one in told.requests] == [
+        ("invalid-input", "mlp", "shop"),
+        ("not-found", "", "shop"),
+    ]
+
+
 async def test_nothing_is_noted_where_nobody_observes(rig: Rig) -> None:
     told = Told()
     rig.plane.observers.add(told)

@@ -1,0 +1,31 @@
+"""Everybody who observes requests in one core, made from its settings and registered with its data plane."""
+
+from __future__ import annotations
+
+import sys
+
+from cloud_core.observing.access_log import AccessLog
+from cloud_core.observing.finished import Observers
+from cloud_core.observing.settings import ObservingSettings
+from cloud_core.observing.traffic import Traffic
+
+
+class Observing:
+    """Observers, each of them None where its settings do not ask for it.
+
+    Attributes:
+        settings: what was asked for.
+        traffic: counts by tenant and arm.
+    """
+
+    def __init__(self, settings: ObservingSettings) -> None:
+        self.settings = settings
+        self.traffic = Traffic(settings.max_tenants) if settings.traffic else None
+        self._access_log = None if settings.access_log == "off" else AccessLog(lambda line: sys.stderr.write(line))
+
+    def register(self, observers: Observers) -> None:
+        """Have everybody told from now on."""
+        if self.traffic is not None:
+            observers.add(self.traffic)
+        if self._access_log is not None:
+            observers.add(self._access_log, only_failures=self.settings.access_log == "refused")
