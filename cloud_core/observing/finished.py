@@ -211,7 +211,7 @@ class Observers:
         self.is_deaf = self.is_empty and not self._of_failures
 
     def tell(self, request: Finished) -> None:
-        """Tell everybody of a request whom it concerns."""
+        """Tell of a request: everybody, or of an answer those who hear of answers."""
         for observer in self._of_all if request.code == "ok" else (*self._of_all, *self._of_failures):
             try:
                 observer.finished(request)
