@@ -1,7 +1,7 @@
 """A generator whose engine runs in a process of its own: unloading it gives all memory back, and its crash stays there.
 
 Starts a worker and asks it for one token before anybody may. That it is watched, and started again when it died or
-hung, is ``penstock.hosting.generation.lives``; one life of it is ``penstock.hosting.generation.worker_life``.
+hung, is ``penstock.hosting.workers.lives``; one life of it is ``penstock.hosting.generation.worker_life``.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import msgspec
 from penstock.errors import DeadlineExceeded, QueueFull, Unavailable
 from penstock.generation.values import GenerationRequest, TokenEvent
 from penstock.hosting.generation.frames import Begin, Model, Report
-from penstock.hosting.generation.generator import Counts, Load, Measures
-from penstock.hosting.generation.lives import Lives
+from penstock.hosting.generation.generator import Counts, Load, Measures, Totals
 from penstock.hosting.generation.settings import GenerationSettings
 from penstock.hosting.generation.worker_life import WorkerLife
 from penstock.hosting.replica import Health, clock_of
+from penstock.hosting.workers.lives import Lives
 from penstock.process.telemetry import LogSettings
 from penstock.runtime.generation import EngineFacts
 
@@ -63,7 +63,15 @@ class ProcessGenerator:
         )
         self._facts: EngineFacts | None = None
         worker = self._settings.worker
-        self._lives = Lives(name, worker.restarts(), self._started, hang_s=worker.hang_s, exit_s=worker.exit_s)
+        self._past = Totals()
+        self._lives = Lives(
+            name,
+            worker.restarts(),
+            self._started,
+            hang_s=worker.hang_s,
+            exit_s=worker.exit_s,
+            account=self._add,
+        )
 
     def __repr__(self) -> str:
         return f"ProcessGenerator({self.name!r}, {self._lives})"
@@ -92,7 +100,7 @@ class ProcessGenerator:
         lives = self._lives
         return Counts(
             load=Load() if lives.current is None else lives.current.load,
-            totals=lives.totals,
+            totals=self._past if lives.current is None else self._past.plus(lives.current.totals),
             starts=lives.starts,
             crashes=lives.crashes,
             hangs=lives.hangs,
@@ -141,6 +149,9 @@ class ProcessGenerator:
     async def close(self, timeout_s: float) -> None:
         """Stop admitting, give what runs ``timeout_s``, and end the process; idempotent."""
         await self._lives.close(timeout_s)
+
+    def _add(self, life: WorkerLife) -> None:
+        self._past = self._past.plus(life.totals)
 
     async def _started(self) -> WorkerLife:
         """Begin a life and wait for its first token: only then does anybody else ask.

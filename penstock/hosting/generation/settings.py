@@ -9,14 +9,12 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from penstock.policy.retry import Backoff, CircuitBreaker
+from penstock.hosting.workers.settings import LifeSettings, Positive, Seconds
+from penstock.policy.retry import CircuitBreaker
 from penstock.policy.slots import SlotLimits
 from penstock.policy.token_budget import TokenLimits
-from penstock.policy.worker_health import Restarts
 from penstock.runtime.generation import EngineFacts, GenerationOptions
 
-Positive = Annotated[float, Meta(gt=0, le=86_400)]
-Seconds = Annotated[float, Meta(ge=0, le=86_400)]
 Count = Annotated[int, Meta(ge=1, le=2**31)]
 _MIB, _TIB = 1024**2, 1024**4
 
@@ -58,48 +56,23 @@ class LineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         )
 
 
-class WorkerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class WorkerSettings(LifeSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The process in which an engine runs, and the way to it.
 
     Attributes:
-        start_timeout_s: longest time from the start of the process to the first token.
         hang_s: a worker that has work and makes no step for so long is killed and started again. Longer than the
             slowest step, which is a part of a prompt on the slowest device.
-        idle_ping_s: a worker that was idle for so long is asked for a sign of life; 0 never asks.
-        max_restarts: in a row; after one more failure the model is down, with the reason in its health, and is tried
-            now and then.
-        slow_restart_s: longest wait before each of those tries; 0 for none, so that it stays down until it is loaded
-            again.
-        steady_s: a worker that was ready for so long was well, and its failure begins a new row.
-        backoff_base_s: upper end of the wait before the first restart.
-        backoff_max_s: longest wait before a restart.
-        exit_s: how long a worker that is told to end may take before it is killed.
-        nice: added to the process's niceness, so that generation leaves the processor to what is more urgent.
         threads: of the engine; 0 for as many as the model's own options say.
         max_unread_events: events of one generation that nobody has read yet; beyond it the generation is cancelled.
         max_pipe_bytes: that wait in one direction; beyond it new generations are refused, and the engine rests.
         max_frame_bytes: of one message; a longer one is refused here, and ends the connection when it comes from there.
     """
 
-    start_timeout_s: Positive = 180.0
     hang_s: Positive = 60.0
-    idle_ping_s: Seconds = 60.0
-    max_restarts: Annotated[int, Meta(ge=0, le=1000)] = 5
-    slow_restart_s: Seconds = 300.0
-    steady_s: Seconds = 60.0
-    backoff_base_s: Positive = 0.5
-    backoff_max_s: Positive = 30.0
-    exit_s: Seconds = 5.0
-    nice: Annotated[int, Meta(ge=0, le=19)] = 0
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
     max_unread_events: Count = 2048
     max_pipe_bytes: Annotated[int, Meta(ge=64 * 1024, le=1024 * _MIB)] = 4 * _MIB
     max_frame_bytes: Annotated[int, Meta(ge=64 * 1024, le=256 * _MIB)] = 8 * _MIB
-
-    def restarts(self) -> Restarts:
-        """Begin to count restarts."""
-        backoff = Backoff(base_s=self.backoff_base_s, max_s=max(self.backoff_base_s, self.backoff_max_s))
-        return Restarts(limit=self.max_restarts, steady_s=self.steady_s, backoff=backoff, slow_s=self.slow_restart_s)
 
 
 class RemoteSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

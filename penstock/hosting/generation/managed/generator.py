@@ -1,6 +1,6 @@
 """A generator whose engine is a server that we start, watch and end: a model that is sharded over several processes.
 
-Joins what is there already: ``penstock.hosting.generation.lives`` starts one life after the other, and
+Joins what is there already: ``penstock.hosting.workers.lives`` starts one life after the other, and
 ``penstock.hosting.generation.remote`` asks it, as it asks servers of others. Which server, and how it is told what to
 do, is ``penstock.hosting.generation.managed.vllm``'s.
 """
@@ -15,12 +15,12 @@ from dataclasses import dataclass
 
 from penstock.errors import PenstockError, Unavailable
 from penstock.generation.values import GenerationRequest, TokenEvent
-from penstock.hosting.generation.generator import Counts, Load, Measures
-from penstock.hosting.generation.lives import Lives
+from penstock.hosting.generation.generator import Counts, Load, Measures, Totals
 from penstock.hosting.generation.managed.life import Program, ServerLife
 from penstock.hosting.generation.remote import RemoteGenerator
 from penstock.hosting.generation.settings import RemoteSettings
 from penstock.hosting.replica import Health
+from penstock.hosting.workers.lives import Lives
 from penstock.policy.worker_health import Restarts
 from penstock.runtime.generation import EngineFacts
 
@@ -65,7 +65,15 @@ class ManagedGenerator:
         """
         self.name, self._facts = name, facts
         self._program, self._limits, self._remote, self._measures = program, limits, remote, measures
-        self._lives = Lives(name, limits.restarts, self._started, hang_s=limits.hang_s, exit_s=limits.exit_s)
+        self._past = Totals()
+        self._lives = Lives(
+            name,
+            limits.restarts,
+            self._started,
+            hang_s=limits.hang_s,
+            exit_s=limits.exit_s,
+            account=self._add,
+        )
 
     def __repr__(self) -> str:
         return f"ManagedGenerator({self.name!r}, {self._lives})"
@@ -113,7 +121,7 @@ class ManagedGenerator:
         lives = self._lives
         return Counts(
             load=Load() if lives.current is None else Load(running=lives.current.unanswered),
-            totals=lives.totals,
+            totals=self._past if lives.current is None else self._past.plus(lives.current.totals),
             starts=lives.starts,
             crashes=lives.crashes,
             hangs=lives.hangs,
@@ -127,6 +135,9 @@ class ManagedGenerator:
     async def close(self, timeout_s: float) -> None:
         """Stop admitting, give what runs ``timeout_s``, tell the server to end, and kill what does not; idempotent."""
         await self._lives.close(timeout_s)
+
+    def _add(self, life: ServerLife) -> None:
+        self._past = self._past.plus(life.totals)
 
     async def _started(self) -> ServerLife:
         limit_s = self._limits.start_timeout_s

@@ -25,8 +25,8 @@ from typing import cast
 from penstock.errors import PenstockError, Unavailable
 from penstock.hosting.generation.generator import Totals
 from penstock.hosting.generation.managed import keeper
-from penstock.hosting.generation.process_group import ProcessGroup
 from penstock.hosting.generation.remote import RemoteGenerator
+from penstock.hosting.workers.process_group import ProcessGroup
 from penstock.policy.worker_health import LOOKS
 from penstock.process.exit_status import status_words
 

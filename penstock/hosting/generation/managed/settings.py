@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from penstock.hosting.generation.settings import Count, Positive, Seconds
+from penstock.hosting.generation.settings import Count
+from penstock.hosting.workers.settings import Positive, Seconds
 
 _Word = Annotated[str, Meta(min_length=1, max_length=4096)]
 _Ranks = Annotated[int, Meta(ge=1, le=1024)]

@@ -16,18 +16,15 @@ from penstock.hosting.generation.frames import (
     Ask,
     Begin,
     Cancel,
-    Failure,
     Loaded,
     Report,
-    Splitter,
     encode,
-    error_of,
-    failure_of,
     from_worker,
     to_worker,
 )
 from penstock.hosting.generation.generator import Load, Totals
 from penstock.hosting.generation.loop import Times
+from penstock.hosting.workers.framing import Failure, Splitter, error_of, failure_of
 from penstock.runtime.generation import EngineFacts
 from tests.penstock.hosting.generation.letters import asked
 

@@ -195,7 +195,7 @@ async def test_a_worker_that_talks_nonsense_is_given_up() -> None:
     with theirs:
         ours.setblocking(False)
         life = WorkerLife(WorkerSettings(), lambda report: None)
-        await asyncio.get_running_loop().create_unix_connection(lambda: life, sock=ours)
+        await asyncio.get_running_loop().create_unix_connection(lambda: life.process, sock=ours)
         answer = life.ask(asked(), left_s=1.0)
         theirs.sendall(b"\x03\x00\x00\x00abc")
         await asyncio.wait_for(life.is_gone.wait(), PATIENCE_S)

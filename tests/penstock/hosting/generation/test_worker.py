@@ -23,13 +23,14 @@ from penstock.hosting.generation.frames import (
     FromWorker,
     Model,
     Report,
-    Splitter,
     ToWorker,
     encode,
     from_worker,
 )
 from penstock.hosting.generation.loop import EngineLoop
 from penstock.hosting.generation.settings import LineSettings
+from penstock.hosting.workers.child import ParentGone, Pipe
+from penstock.hosting.workers.framing import Splitter
 from penstock.runtime.generation import GenerationOptions
 from penstock.runtime.generation.scripted import Script, ScriptedEngine
 from tests.penstock.hosting.generation.letters import asked, letters, model
@@ -76,11 +77,11 @@ class Parent:
 
 
 @contextmanager
-def serving(engine: ScriptedEngine, *, max_unsent_bytes: int = MANY) -> Iterator[tuple[Parent, worker.Pipe]]:
+def serving(engine: ScriptedEngine, *, max_unsent_bytes: int = MANY) -> Iterator[tuple[Parent, Pipe]]:
     ours, theirs = socket.socketpair()
     for end in (ours, theirs):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    pipe = worker.Pipe(theirs)
+    pipe = Pipe(theirs)
     loop = EngineLoop(engine, letters, LineSettings().of(engine.facts), time.monotonic)
     ends: list[BaseException] = []
 
@@ -98,7 +99,7 @@ def serving(engine: ScriptedEngine, *, max_unsent_bytes: int = MANY) -> Iterator
         ours.close()
         thread.join(PATIENCE_S)
         theirs.close()
-    assert [type(end) for end in ends] == [worker.ParentGone]
+    assert [type(end) for end in ends] == [ParentGone]
 
 
 @pytest.mark.parametrize("when", [1, 2, 5])
@@ -179,15 +180,15 @@ def test_a_parent_that_says_something_else_first_is_not_obeyed() -> None:
     with ours, theirs:
         ours.sendall(encode(Cancel(id="1"), max_bytes=MANY))
         with pytest.raises(ConfigError):
-            worker._first(worker.Pipe(theirs))
+            worker._first(Pipe(theirs))
 
 
 def test_a_parent_that_is_gone_is_noticed() -> None:
     ours, theirs = socket.socketpair()
     with theirs:
-        pipe = worker.Pipe(theirs)
+        pipe = Pipe(theirs)
         ours.sendall(struct.pack("<I", 100))
         assert pipe.receive(None) == []
         ours.close()
-        with pytest.raises(worker.ParentGone):
+        with pytest.raises(ParentGone):
             pipe.receive(None)

@@ -15,7 +15,6 @@ from collections.abc import Awaitable, Callable
 from typing import Generic, Protocol, TypeVar
 
 from penstock.errors import PenstockError, Unavailable
-from penstock.hosting.generation.generator import Totals
 from penstock.hosting.replica import WELL, Health, clock_of
 from penstock.policy.worker_health import Restarts
 from penstock.process.telemetry import log
@@ -29,9 +28,6 @@ class Life(Protocol):
 
     @property
     def pid(self) -> int | None: ...
-
-    @property
-    def totals(self) -> Totals: ...
 
     @property
     def unanswered(self) -> int: ...
@@ -49,7 +45,7 @@ class Life(Protocol):
         ...
 
     def fail_all(self, error: Callable[[], PenstockError]) -> None:
-        """End every generation that has not ended, each with an error of its own."""
+        """End everything that is unanswered, each with an error of its own."""
         ...
 
 
@@ -61,7 +57,7 @@ class Lives(Generic[LifeT]):
 
     Attributes:
         current: the one that answers; None while there is none.
-        starts: lives that came as far as a token.
+        starts: lives that were ready.
         crashes: ends that nobody asked for.
         hangs: lives that were ended because they did not move.
         is_closing: who asks is refused.
@@ -75,19 +71,23 @@ class Lives(Generic[LifeT]):
         *,
         hang_s: float,
         exit_s: float,
+        account: Callable[[LifeT], None] = lambda life: None,
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Args:
             name: of the model, for messages and logs.
-            begin: starts a life and returns when it has made its first token; what it started is gone when it fails.
+            begin: starts a life and returns when it is ready; what it started is gone when it fails.
             hang_s: for how long one stands still before it is ended for it.
             exit_s: how long one that is told to end may take before it is killed.
+            account: told of each life that is over, for what it has done.
+            changed: told when one has begun to answer or has ended, and when it is known what comes next.
         """
         self.name = name
         self._restarts, self._begin, self._hang_s, self._exit_s = restarts, begin, hang_s, exit_s
+        self._account, self._changed = account, changed
         self.current: LifeT | None = None
         self.starts = self.crashes = self.hangs = 0
-        self._past = Totals()
         self._why = "it was not started"
         self._retry_at = 0.0
         self._start_takes_s = 0.0
@@ -98,16 +98,11 @@ class Lives(Generic[LifeT]):
     def __repr__(self) -> str:
         return repr(self.current or self._why)
 
-    @property
-    def totals(self) -> Totals:
-        """Return what all lives have done."""
-        return self._past if self.current is None else self._past.plus(self.current.totals)
-
     async def start(self) -> None:
         """Begin the first life. A failure is final: whoever loads a model hears why at once.
 
         Raises:
-            Unavailable: it ended, or made no token in time. PenstockError: what it said about the model.
+            Unavailable: it ended, or was not ready in time. PenstockError: what it said about the model.
         """
         self._now = clock_of(asyncio.get_running_loop())
         self._why = "it is being loaded"
@@ -116,7 +111,7 @@ class Lives(Generic[LifeT]):
         except PenstockError as error:
             self._why = f"it could not be loaded: {error.message}"
             raise
-        self._task = asyncio.create_task(self._supervise(life), name=f"generator {self.name}")
+        self._task = asyncio.create_task(self._supervise(life), name=f"worker of {self.name}")
 
     def answering(self) -> LifeT:
         """Return the life that may be asked.
@@ -152,7 +147,7 @@ class Lives(Generic[LifeT]):
         life, self.current = self.current, None
         if life is not None:
             life.fail_all(self.unavailable)
-            self._past = self._past.plus(life.totals)
+            self._account(life)
             await life.end(self._exit_s)
         self._why = "it is closed"
 
@@ -169,7 +164,7 @@ class Lives(Generic[LifeT]):
                     life.fail_all(self.unavailable)
                 life = await self._restarted()
         except Exception as error:  # a defect of ours: nobody would look after the worker any more
-            log(_log, logging.ERROR, "generator is given up", exc_info=error, model=self.name)
+            log(_log, logging.ERROR, "worker is given up", exc_info=error, model=self.name)
             self._why, self._retry_at = f"nobody watches it any more: {error!r}", math.inf
             left, self.current = self.current, None
             if left is not None:
@@ -177,16 +172,16 @@ class Lives(Generic[LifeT]):
                 await left.end(0.0)
 
     async def _ended(self, life: LifeT, stands_still: str, *, was_ready_s: float) -> None:
-        """Account for a life that ended by itself, and tell those whose generations it took along."""
+        """Account for a life that ended by itself, and tell those whose requests it took along."""
         self.current, self._why = None, "its process has ended"
         lost = life.unanswered
         how = await life.end(0.0 if stands_still else _AFTER_EOF_S)
         self.hangs += bool(stands_still)
         self.crashes += not stands_still
-        self._past = self._past.plus(life.totals)
+        self._account(life)
         how = stands_still or how
         self._fail(how, was_ready_s, stood_still_s=self._hang_s if stands_still else 0.0)
-        log(_log, logging.ERROR, "generator lost", model=self.name, why=how, generations=lost)
+        log(_log, logging.ERROR, "worker lost", model=self.name, why=how, unanswered=lost)
 
     def _fail(self, how: str, was_ready_s: float, *, stood_still_s: float = 0.0) -> None:
         """Count a failure and set when the next start is due."""
@@ -214,8 +209,8 @@ class Lives(Generic[LifeT]):
             except PenstockError as error:
                 self.crashes += 1
                 self._fail(error.message, 0.0)
-                log(_log, logging.WARNING, "generator not started", model=self.name, why=self._why)
-        log(_log, logging.ERROR, "generator stays down", model=self.name, why=self._why)
+                log(_log, logging.WARNING, "worker not started", model=self.name, why=self._why)
+        log(_log, logging.ERROR, "worker stays down", model=self.name, why=self._why)
         return None
 
     async def _begun(self) -> LifeT:
@@ -228,5 +223,5 @@ class Lives(Generic[LifeT]):
         self.current, self._why = life, ""
         self.starts += 1
         self._start_takes_s = self._now() - began_at
-        log(_log, logging.INFO, "generator ready", model=self.name, pid=life.pid)
+        log(_log, logging.INFO, "worker ready", model=self.name, pid=life.pid)
         return life
