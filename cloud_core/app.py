@@ -12,6 +12,7 @@ import importlib.metadata
 import logging
 import os
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -36,10 +37,12 @@ from cloud_core.serving.texts import TextPlane
 from cloud_core.serving.token_accounts import SpendingKeeper
 from cloud_core.settings import CoreSettings, check
 from cloud_core.state import Database, spending
+from cloud_core.tenants.callers import Callers
 from penstock.artifact.blobs import write_atomically
 from penstock.errors import StorageError
 from penstock.hosting.generation.managed.vllm import ManagedServers
 from penstock.http.server import HttpServer
+from penstock.policy.token_budget import Moment
 from penstock.process.clock import SteadyClock
 from penstock.process.supervision import supervise
 from penstock.process.telemetry import log
@@ -156,7 +159,7 @@ class Core:
             registry,
             measures,
             settings.serving,
-            settings.tenants,
+            self._callers(now),
             now,
             max_body_bytes=settings.http.max_body_bytes,
         )
@@ -176,6 +179,11 @@ class Core:
         gc.freeze()  # what start-up built lives as long as the process: later collections need not look at it
         self._announce(endpoints)
 
+    def _callers(self, now: Callable[[], float]) -> Callers | None:
+        """Make what says who may call; None where everybody may."""
+        tenants = self._settings.tenants
+        return Callers(tenants, lambda: Moment(now=now(), at=time.time())) if tenants else None
+
     def _keep_spending(self, database: Database, was_killed: bool) -> SpendingKeeper:
         """Make the text plane, which goes on with what tenants had spent, and what keeps that on disk."""
         serving = self._settings.serving
@@ -190,9 +198,7 @@ class Core:
     async def _listen(self, registry: Registry, fleet: FleetService, version: str) -> None:
         settings = self._settings
         oip = OipServicer(self.plane, self.texts, version=version, stream_window=settings.grpc.stream_window)
-        self.grpc = await GrpcServer.start(
-            self.plane, oip, FleetServicer(fleet, self.plane.check_reporter, self.plane.tenant_of), settings.grpc
-        )
+        self.grpc = await GrpcServer.start(self.plane, oip, FleetServicer(fleet, self.plane.identify), settings.grpc)
         self._exit.push_async_callback(self.grpc.stop, _CUT_S)
         self.metrics = Metrics(self.plane, self.texts, fleet, self.observing, version)
         self.http = http_server(

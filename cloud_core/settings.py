@@ -12,8 +12,8 @@ import msgspec
 
 from cloud_core.fleet.settings import FleetSettings
 from cloud_core.observing.settings import ObservingSettings
-from cloud_core.policy.admission import Role
 from cloud_core.registry.settings import RegistrySettings
+from cloud_core.tenants.settings import TenantSettings
 from penstock.errors import ConfigError, InvalidInput
 from penstock.hosting.generation.managed.settings import VllmSettings
 from penstock.hosting.generation.settings import GenerationSettings
@@ -23,9 +23,9 @@ from penstock.wire.device_ids import check_device_id
 ENV_PREFIX = "PENSTOCK_CORE_"
 
 _Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+_MIN_TOKEN_CHARS = 8
 _Count = Annotated[int, msgspec.Meta(ge=1)]
 _Seconds = Annotated[float, msgspec.Meta(ge=0.0)]
-_Rate = Annotated[float, msgspec.Meta(ge=0.0)]
 
 
 class HttpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -118,32 +118,6 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     generation: CoreGenerationSettings = CoreGenerationSettings()
 
 
-class TenantSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One ``[[tenants]]`` entry: who may call, and how much.
-
-    Attributes:
-        name: what logs call it.
-        token: the bearer token that its requests carry.
-        role: ``client`` may ask models; ``device`` may also pull artifacts and report; ``admin`` may do everything.
-        device_id: the only device that it may report for; "" for any device, so that the devices of a fleet may share
-            a token.
-        rate_rows_per_s: rows it may send; 0 is unlimited.
-        burst_rows: at once; 0 means one second's worth.
-        tokens_per_minute: of language models, prompts and answers together, as many at once; 0 is unlimited.
-        tokens_per_day: tokens of prompts and answers for a day, which begins at midnight UTC; what was spent outlives
-            a restart of the core (``serving.spending_flush_s``).
-    """
-
-    name: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
-    token: Annotated[str, msgspec.Meta(min_length=8, max_length=512)]
-    role: Role = "admin"
-    device_id: str = ""
-    rate_rows_per_s: _Rate = 0.0
-    burst_rows: _Rate = 0.0
-    tokens_per_minute: Annotated[int, msgspec.Meta(ge=0)] = 0
-    tokens_per_day: Annotated[int, msgspec.Meta(ge=0)] = 0
-
-
 class CoreSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that ``penstock core serve`` can be told.
 
@@ -174,18 +148,20 @@ def check(settings: CoreSettings) -> CoreSettings:
     """Check what types cannot say.
 
     Raises:
-        ConfigError: two tenants share a name or a token, one has no valid device id, the service would be open to a
-            network, or a model would run in two places.
+        ConfigError: two tenants share a name or a token, one has a short token or no valid device id, the service would be
+            open to a network, or a model would run in two places.
     """
     generation = settings.serving.generation
     for model in generation.vllm:
         if model in generation.remote.urls:
             raise ConfigError(f"serving.generation: {model!r} is in vllm and in remote.urls; it can run in one of them")
     for what in ("name", "token"):
-        values = [getattr(tenant, what) for tenant in settings.tenants]
+        values = [value for tenant in settings.tenants if (value := getattr(tenant, what))]
         if len(set(values)) != len(values):
             raise ConfigError(f"tenants: two of them have the same {what}")
     for tenant in settings.tenants:
+        if tenant.token and len(tenant.token) < _MIN_TOKEN_CHARS:
+            raise ConfigError(f"tenants: {tenant.name}: a token has at least {_MIN_TOKEN_CHARS} characters")
         try:
             if tenant.device_id:
                 check_device_id(tenant.device_id)

@@ -7,15 +7,17 @@ import functools
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import grpc
 
 from cloud_core.api import fleet_codec as codec
 from cloud_core.fleet.fleet_views import MAX_PAGE
 from cloud_core.fleet.service import FleetService
+from cloud_core.policy.admission import ANYBODY, Tenant
 from cloud_core.policy.rollout import Operator
 from penstock.errors import Internal, PenstockError
+from penstock.policy.access import Action
 from penstock.process.telemetry import log
 from penstock.rpc.metadata import headers_in
 from penstock.rpc.pb import fleet_pb2 as pb
@@ -47,29 +49,26 @@ def _statuses(method: _Method[Request, Reply]) -> _Method[Request, Reply]:
     return call
 
 
+class Identify(Protocol):
+    """Says who presents a credential; see :meth:`cloud_core.serving.dataplane.DataPlane.identify`."""
+
+    def __call__(self, authorization: str, action: Action | None = None, *, device_id: str | None = None) -> Tenant: ...
+
+
 class FleetServicer(fleet_pb2_grpc.FleetServicer):
     """The service's methods, one line each."""
 
-    def __init__(
-        self,
-        service: FleetService,
-        check_reporter: Callable[[str, str], None] = lambda authorization, device_id: None,
-        tenant_of: Callable[[str], str] = lambda authorization: "",
-    ) -> None:
-        """
-        Args:
-            check_reporter: raises when the holder of a credential may not report for a device.
-            tenant_of: names the tenant of an operator's credential; "" where there are none.
-        """
-        self._service, self._check_reporter, self._tenant_of = service, check_reporter, tenant_of
+    def __init__(self, service: FleetService, identify: Identify = lambda authorization, action=None, **_: ANYBODY):
+        """``identify`` says whose a credential is, and raises where it may not do what is asked."""
+        self._service, self._identify = service, identify
 
     def _check(self, context: _Context, device_id: str) -> None:
-        self._check_reporter(headers_in(context.invocation_metadata()).get(AUTHORIZATION, ""), device_id)
+        self._identify(headers_in(context.invocation_metadata()).get(AUTHORIZATION, ""), device_id=device_id)
 
     def _by(self, request: codec.Commanded, context: _Context) -> Operator:
         """Return who gives a command; what they say of themselves is beside what their credential says."""
-        tenant = self._tenant_of(headers_in(context.invocation_metadata()).get(AUTHORIZATION, ""))
-        return codec.decode_operator(request, tenant)
+        by = self._identify(headers_in(context.invocation_metadata()).get(AUTHORIZATION, ""), Action.OPERATE)
+        return codec.decode_operator(request, by.name)
 
     @_statuses
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: _Context) -> pb.HeartbeatResponse:

@@ -65,7 +65,7 @@ def http_server(
         *oip.routes(),
         *generate.routes(),
         *openai.routes(),
-        Route("GET", "/metrics", scrape, Action.INFER),
+        Route("GET", "/metrics", scrape, Action.SCRAPE),
         gc,
         *oci.routes(),
     ]

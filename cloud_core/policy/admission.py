@@ -1,31 +1,31 @@
-"""Decides who may send, and how much. Plain functions of values and ``now``.
+"""Decides who calls, and what the caller may do. Plain functions of values.
 
-Decides; keeps no bucket, reads no header, waits for nothing. The data plane holds the states that are handed back here.
+Decides; reads no header, waits for nothing. How much somebody may send is ``tenant_limits``'.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Literal
 
-from penstock.errors import InvalidInput, PermissionDenied, QuotaExceeded, Unauthenticated
+from penstock.errors import PermissionDenied, Unauthenticated
 from penstock.policy.access import Action
-from penstock.policy.token_bucket import BucketState, TokenBucket
 
 ANONYMOUS = ""
 _SCHEME = "bearer "
 
 
-Role = Literal["admin", "device", "client"]
+Role = Literal["admin", "device", "client", "observer"]
 
 
 _ALLOWED: Mapping[Role, frozenset[Action]] = {
     "admin": frozenset(Action),
     "device": frozenset({Action.INFER, Action.PULL, Action.REPORT}),
     "client": frozenset({Action.INFER}),
+    "observer": frozenset({Action.SCRAPE}),
 }
 
 
@@ -35,31 +35,38 @@ class Tenant:
 
     Attributes:
         device_id: the only device that it may report for; "" for any.
-        bucket: limits rows a second; None is no limit.
+        models: patterns of the names that it may ask for, ``*`` for any characters; None is all of them.
     """
 
     name: str
     role: Role = "admin"
     device_id: str = ""
-    bucket: TokenBucket | None = None
+    models: tuple[str, ...] | None = None
+
+
+ANYBODY = Tenant(name=ANONYMOUS)
+"""Who calls where nobody has to say who they are."""
 
 
 def by_token(tenants: Iterable[tuple[str, Tenant]]) -> Mapping[bytes, Tenant]:
     """Index tenants by the hash of their token: looking one up takes no longer for a token that is nearly right."""
-    return {_hashed(token): tenant for token, tenant in tenants}
+    return {hashed(token): tenant for token, tenant in tenants}
 
 
-def authenticate(tenants: Mapping[bytes, Tenant], authorization: str) -> Tenant:
-    """Return the tenant whose ``Authorization: Bearer`` value this is.
+def bearer_token(authorization: str) -> str:
+    """Return the token of an ``Authorization: Bearer`` value.
 
     Raises:
-        Unauthenticated: no such credential. Says nothing about what exists.
+        Unauthenticated: it is none.
     """
     if authorization[: len(_SCHEME)].lower() == _SCHEME:
-        tenant = tenants.get(_hashed(authorization[len(_SCHEME) :].strip()))
-        if tenant is not None:
-            return tenant
-    raise Unauthenticated("a credential is needed: send 'Authorization: Bearer TOKEN' with a token that is known here")
+        return authorization[len(_SCHEME) :].strip()
+    raise nobody()
+
+
+def nobody() -> Unauthenticated:
+    """Make the refusal of a credential that is none, or that nobody knows. Says nothing about what exists."""
+    return Unauthenticated("a credential is needed: send 'Authorization: Bearer TOKEN' with a token that is known here")
 
 
 def authorize(tenant: Tenant, action: Action) -> None:
@@ -85,31 +92,21 @@ def check_device(tenant: Tenant, device_id: str) -> None:
         )
 
 
-def take_rows(tenant: Tenant, state: BucketState, rows: int, now: float) -> BucketState:
-    """Take ``rows`` from a tenant's rate; return the bucket's new state.
+def may_ask(tenant: Tenant, model: str) -> bool:
+    """Say whether a tenant may ask for a model, and know that it exists."""
+    return tenant.models is None or any(fnmatchcase(model, pattern) for pattern in tenant.models)
+
+
+def check_model(tenant: Tenant, model: str) -> None:
+    """Check that a tenant may ask for a model.
 
     Raises:
-        QuotaExceeded: over the rate; says when the rows would be there.
-        InvalidInput: more rows in one request than the tenant's burst, so that waiting would not help.
+        PermissionDenied: it may not. Says the same of models that exist and of others.
     """
-    bucket = tenant.bucket
-    if bucket is None:
-        return state
-    after, wait_s = bucket.take(state, rows, now)
-    if wait_s == 0.0:
-        return after
-    if math.isinf(wait_s):
-        raise InvalidInput(
-            f"inputs: {rows} rows in one request, but tenant {tenant.name!r} may send {bucket.burst:g} at once",
-            field="inputs",
-        )
-    raise QuotaExceeded(
-        f"tenant {tenant.name!r} is over its rate of {bucket.rate:g} rows a second; try again in {wait_s:.2f} s",
-        limit=int(bucket.burst),
-        remaining=max(0, int(after.tokens)),
-        reset_s=wait_s,
-    )
+    if not may_ask(tenant, model):
+        raise PermissionDenied("this credential may not ask for this name; use one that may, or a model that it may")
 
 
-def _hashed(token: str) -> bytes:
+def hashed(token: str) -> bytes:
+    """Return what a token is kept and found by."""
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()

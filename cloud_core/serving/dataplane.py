@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from time import perf_counter
 
 from cloud_core.observing.finished import Note, Observers
@@ -20,7 +20,9 @@ from cloud_core.serving.counters import Measures
 from cloud_core.serving.router import Route, Served
 from cloud_core.serving.served_text import ServedText
 from cloud_core.serving.statistics import statistics_of
-from cloud_core.settings import ServingSettings, TenantSettings
+from cloud_core.settings import ServingSettings
+from cloud_core.tenants.accounts import Account
+from cloud_core.tenants.callers import Callers
 from penstock.artifact.manifests import Variant
 from penstock.artifact.run_config import config_of
 from penstock.artifact.tensor_names import metadata_of
@@ -29,7 +31,6 @@ from penstock.hosting.replica import Chunk
 from penstock.openai import oip_texts
 from penstock.policy.access import Action
 from penstock.policy.memory import MemoryLimit
-from penstock.policy.token_bucket import TokenBucket
 from penstock.process.machine import usable_memory_bytes
 from penstock.runtime import TEXT_ENGINES, platform_of
 from penstock.wire.context import RequestContext
@@ -49,10 +50,14 @@ _MEMORY_PARTS = 4  # one for requests; the rest is for models, and for what thei
 class Ticket:
     """One admitted request. Use as a context manager: leaving it counts the request and gives its place back."""
 
-    __slots__ = ("_plane", "context", "note", "route", "size_bytes", "started_at")
+    __slots__ = ("_plane", "account", "context", "note", "route", "size_bytes", "started_at")
 
-    def __init__(self, plane: DataPlane, route: Route, size_bytes: int, context: RequestContext) -> None:
+    def __init__(
+        self, plane: DataPlane, route: Route, size_bytes: int, context: RequestContext, account: Account | None
+    ) -> None:
+        """``account``: of a tenant that may not do everything."""
         self._plane, self.route, self.size_bytes, self.context = plane, route, size_bytes, context
+        self.account = account
         self.note = None if plane.observers.is_empty else Note()  # for observers
         self.started_at = perf_counter()  # the loop's own clock may move in milliseconds
 
@@ -72,12 +77,16 @@ class DataPlane:
         registry: Registry,
         measures: Measures,
         settings: ServingSettings,
-        tenants: Sequence[TenantSettings],
+        callers: Callers | None,
         now: Callable[[], float],
         *,
         max_body_bytes: int = 64 * 1024 * 1024,
     ) -> None:
-        """``max_body_bytes``: what a body counts for that does not say how large it is."""
+        """
+        Args:
+            callers: who may call; None lets everybody do everything.
+            max_body_bytes: what a body counts for that does not say how large it is.
+        """
         self.controller, self.measures = controller, measures
         self.observers = Observers()
         self._registry, self._router, self._settings, self._now = registry, controller.router, settings, now
@@ -87,9 +96,8 @@ class DataPlane:
             setting="serving.max_inflight_bytes",
             retry_after_s=settings.retry_after_s,
         )
-        self._tenants = admission.by_token((tenant.token, _tenant(tenant)) for tenant in tenants)
-        self._limited = {tenant.name: tenant for tenant in self._tenants.values() if tenant.bucket is not None}
-        self._buckets = {t.name: t.bucket.full(now()) for t in self._limited.values() if t.bucket is not None}
+        self._callers = callers
+        self._accounts: Mapping[str, Account] = {} if callers is None else callers.accounts
         self._is_draining = False
         self._idle = asyncio.Event()
 
@@ -190,38 +198,22 @@ class DataPlane:
     @property
     def wants_credentials(self) -> bool:
         """Say whether :meth:`authenticate` looks at what it is given."""
-        return bool(self._tenants)
+        return self._callers is not None
 
     def authenticate(self, authorization: str, action: Action = Action.INFER) -> str:
-        """Name the caller, who may do ``action``. Where no tenants are set up, everybody may do everything.
+        """Name the caller, who may do ``action``; "" where everybody may do everything. Raises as :meth:`identify`."""
+        return admission.ANONYMOUS if self._callers is None else self.identify(authorization, action).name
+
+    def identify(self, authorization: str, action: Action | None = None, *, device_id: str | None = None) -> Tenant:
+        """Return who calls, and may do ``action``, and report for a device where one is given.
 
         Raises:
-            Unauthenticated: no known credential. PermissionDenied: one whose role does not include the action.
+            Unauthenticated: no known credential. PermissionDenied: one that may not.
         """
-        if not self._tenants:
-            return admission.ANONYMOUS
+        if self._callers is None:
+            return admission.ANYBODY
         try:
-            tenant = admission.authenticate(self._tenants, authorization)
-            admission.authorize(tenant, action)
-            return tenant.name
-        except PenstockError as error:
-            self._refused(error)
-            raise
-
-    def tenant_of(self, authorization: str) -> str:
-        """Name the tenant of an operator's credential; "" where there are none. Raises as :meth:`authenticate`."""
-        return self.authenticate(authorization, Action.OPERATE) if self._tenants else ""
-
-    def check_reporter(self, authorization: str, device_id: str) -> None:
-        """Check that the caller may report for a device: a credential that names one, for that one alone.
-
-        Raises:
-            Unauthenticated, PermissionDenied: as :meth:`authenticate`, or the credential is another device's.
-        """
-        if not self._tenants:
-            return
-        try:
-            admission.check_device(admission.authenticate(self._tenants, authorization), device_id)
+            return self._callers.identify(authorization, action, device_id=device_id)
         except PenstockError as error:
             self._refused(error)
             raise
@@ -235,17 +227,22 @@ class DataPlane:
         Raises:
             Unavailable: draining, or the version is not loaded. NotFound: no such model or version.
             QueueFull: saturated. MemoryFull: so many bytes do not fit beside those in flight.
+            PermissionDenied, QuotaExceeded: the tenant may not ask for the model, or not now.
         """
-        size_bytes = self._max_body_bytes if size_bytes is None else size_bytes
+        account = self._accounts.get(context.tenant)
+        announced, size_bytes = size_bytes, self._max_body_bytes if size_bytes is None else size_bytes
         try:
-            route = self._admitted_route(model, version, size_bytes)
+            if account is None:
+                route = self._admitted_route(model, version, size_bytes)
+            else:
+                route = account.admit(model, announced, lambda: self._admitted_route(model, version, size_bytes))
         except PenstockError as error:
             self._refused(error, context, model, size_bytes)
             raise
         self.measures.inflight += 1
         route.served.enter()
         self._hold(route, size_bytes)
-        return Ticket(self, route, size_bytes, context)
+        return Ticket(self, route, size_bytes, context, account)
 
     async def infer(self, ticket: Ticket, context: RequestContext, request: InferRequest) -> InferResponse:
         """Answer an admitted, decoded request.
@@ -276,8 +273,9 @@ class DataPlane:
         wanted = request.outputs
         if wanted:
             served.check_outputs(wanted)
-        if context.tenant in self._limited:
-            self._take_rows(self._limited[context.tenant], rows)
+        if ticket.account is not None:
+            ticket.account.take_rows(rows)
+            context = ticket.account.within_rights(context)
         served.last_used_at = context.arrived_at
         note = None if ticket.note is None else ticket.note.run(request, rows)
         outputs = await served.pick().infer(
@@ -349,9 +347,6 @@ class DataPlane:
             self._hold(ticket.route, size_bytes - ticket.size_bytes)
             ticket.size_bytes = size_bytes
 
-    def _take_rows(self, tenant: Tenant, rows: int) -> None:
-        self._buckets[tenant.name] = admission.take_rows(tenant, self._buckets[tenant.name], rows, self._now())
-
     def _refused(
         self, error: PenstockError, context: RequestContext | None = None, model: str = "", size_bytes: int = 0
     ) -> None:
@@ -369,20 +364,14 @@ class DataPlane:
         self.measures.inflight -= 1
         ticket.route.served.leave()
         self._hold(ticket.route, -ticket.size_bytes)
+        if ticket.account is not None:
+            ticket.account.end()
         took_s = perf_counter() - ticket.started_at
         ticket.route.measures.finished(code, took_s)
         if ticket.note is not None or not (code == "ok" or self.observers.is_deaf):
             self.observers.tell((ticket.note or Note()).finished(ticket, code, error, took_s))
         if self._is_draining and self.measures.inflight == 0:
             self._idle.set()
-
-
-def _tenant(settings: TenantSettings) -> Tenant:
-    rate = settings.rate_rows_per_s
-    if rate == 0:
-        return Tenant(name=settings.name, role=settings.role, device_id=settings.device_id)
-    bucket = TokenBucket(rate=rate, burst=settings.burst_rows or max(rate, 1.0))
-    return Tenant(name=settings.name, role=settings.role, device_id=settings.device_id, bucket=bucket)
 
 
 def _refuse_sequences(request: InferRequest) -> None:

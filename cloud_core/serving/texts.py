@@ -17,8 +17,9 @@ from cloud_core.observing.finished import Note
 from cloud_core.serving.dataplane import DataPlane, Ticket
 from cloud_core.serving.served_text import ServedText, listed
 from cloud_core.serving.token_accounts import TokenAccounts
-from cloud_core.settings import ServingSettings, TenantSettings
+from cloud_core.settings import ServingSettings
 from cloud_core.state.spending import DaySpent
+from cloud_core.tenants.settings import TenantSettings
 from penstock.errors import InvalidInput
 from penstock.generation.plane import TextAnswer, TextModel, TextRequest
 from penstock.generation.values import GenerationRequest, TokenEvent
@@ -81,6 +82,8 @@ class TextPlane:
             request, self._settings.limits, id=str(next(self._numbers)), seed=self._seeds(), at=self._date()
         )
         context = context.or_within(self._settings.limits.default_timeout_s)
+        if ticket.account is not None:
+            context = ticket.account.within_rights(context)
         served.last_used_at = context.arrived_at
         account: dict[str, Parameter] = {"served_by": "cloud", "variant": served.variant.digest}
         events = self._events(served, asked, context, ticket.note, is_repeatable=prompts.is_repeatable(request))

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 
-from cloud_core.settings import TenantSettings
 from cloud_core.state import Database, spending
 from cloud_core.state.spending import DaySpent
+from cloud_core.tenants.settings import TenantSettings
 from penstock.errors import StorageError
 from penstock.generation.values import GenerationRequest
 from penstock.policy.token_budget import Moment, TokenQuota

@@ -12,4 +12,5 @@ class Action(Enum):
     PULL = auto()  # read artifacts
     REPORT = auto()  # heartbeats and outcomes of a device
     PUSH = auto()  # change artifacts
+    SCRAPE = auto()  # read metrics, which name all models and tenants
     OPERATE = auto()  # see the fleet, and change what it runs

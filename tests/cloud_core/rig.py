@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,10 +22,13 @@ from cloud_core.registry.registry import Registry
 from cloud_core.serving.controller import Controller
 from cloud_core.serving.counters import Measures
 from cloud_core.serving.dataplane import DataPlane
-from cloud_core.settings import CoreSettings, ServingSettings, TenantSettings
+from cloud_core.settings import CoreSettings, ServingSettings
+from cloud_core.tenants.callers import Callers
+from cloud_core.tenants.settings import TenantSettings
 from penstock.artifact.layout import Layout, VariantDraft
 from penstock.artifact.manifests import Role, VariantSpec
 from penstock.hosting.generation.managed.vllm import ManagedServers
+from penstock.policy.token_budget import Moment
 from penstock.process.telemetry import LogSettings
 from penstock.registry.transfer import RegistryClient, push
 from penstock.wire.context import RequestContext
@@ -122,7 +126,8 @@ def rig_of(
     now = asyncio.get_running_loop().time
     measures = Measures()
     controller = Controller(registry, settings, measures, now, log_settings=log_settings, managed=managed)
-    return Rig(registry, controller, DataPlane(controller, registry, measures, settings, tenants, now), measures)
+    callers = Callers(tenants, lambda: Moment(now=now(), at=time.time())) if tenants else None
+    return Rig(registry, controller, DataPlane(controller, registry, measures, settings, callers, now), measures)
 
 
 def core_settings(data_dir: Path, **changes: Any) -> CoreSettings:

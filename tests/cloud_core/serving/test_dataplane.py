@@ -14,7 +14,8 @@ import uvloop
 from onnx import helper
 
 from cloud_core.registry.registry import Registry
-from cloud_core.settings import ServingSettings, TenantSettings
+from cloud_core.settings import ServingSettings
+from cloud_core.tenants.settings import TenantSettings
 from penstock.artifact.layout import Layout, VariantDraft
 from penstock.errors import (
     DeadlineExceeded,

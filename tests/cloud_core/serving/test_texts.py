@@ -16,7 +16,8 @@ import pytest
 
 from cloud_core.registry.registry import Registry
 from cloud_core.serving.texts import TextPlane
-from cloud_core.settings import ServingSettings, TenantSettings
+from cloud_core.settings import ServingSettings
+from cloud_core.tenants.settings import TenantSettings
 from penstock.artifact.layout import Layout, VariantDraft
 from penstock.errors import InvalidInput, QuotaExceeded, Unavailable
 from penstock.generation import tokenizer

@@ -11,8 +11,8 @@ import pytest
 
 from cloud_core.app import ENDPOINTS_FILE, Core
 from cloud_core.serving.token_accounts import SpendingKeeper, TokenAccounts
-from cloud_core.settings import TenantSettings
 from cloud_core.state import Database, spending
+from cloud_core.tenants.settings import TenantSettings
 from penstock.errors import QuotaExceeded
 from penstock.generation.values import GenerationRequest
 from tests.cloud_core.rig import core_settings, soon
