@@ -148,8 +148,8 @@ def check(settings: CoreSettings) -> CoreSettings:
     """Check what types cannot say.
 
     Raises:
-        ConfigError: two tenants share a name or a token, one has a short token or no valid device id, the service would be
-            open to a network, or a model would run in two places.
+        ConfigError: two tenants share a name or a token, one has a short token or no valid device id, the service would
+            be open to a network, or a model would run in two places.
     """
     generation = settings.serving.generation
     for model in generation.vllm:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -22,6 +23,7 @@ from penstock.errors import (
     InvalidInput,
     MemoryFull,
     NotFound,
+    PermissionDenied,
     QueueFull,
     QuotaExceeded,
     Unauthenticated,
@@ -282,3 +284,44 @@ def test_what_takes_a_fifth_of_a_millisecond_is_measured_as_such_under_uvloop(
         return route.duration_s.total
 
     assert uvloop.run(test()) >= times * took_s
+
+
+async def test_a_tenant_has_limits_of_its_own_and_its_place_comes_back(make_rig: MakeRig) -> None:
+    limited = TenantSettings(name="kiosk", token="kiosk-secret", max_inflight_requests=1, requests_per_day=3)
+    rig = await make_rig(tenants=(limited, FREE))
+    context = rig.context(token="kiosk-secret")
+    with rig.plane.admit(context, "mlp", "", 10), pytest.raises(QuotaExceeded, match="in flight"):
+        rig.plane.admit(context, "mlp", "", 10)
+    with pytest.raises(NotFound):
+        await rig.infer(rows(1), model="ghost", token="kiosk-secret")  # costs nothing of the day
+    for _ in range(2):
+        await rig.infer(rows(1), token="kiosk-secret")
+    with pytest.raises(QuotaExceeded, match="midnight UTC"):
+        await rig.infer(rows(1), token="kiosk-secret")
+    await rig.infer(rows(1), token="free-secret")
+    assert rig.measures.refused == {"quota-exceeded": 2, "not-found": 1}
+
+
+async def test_a_tenant_learns_nothing_of_models_that_it_may_not_ask(make_rig: MakeRig) -> None:
+    mine = TenantSettings(name="mine", token="mine-secret", models=("ml?", "my-*"))
+    other = TenantSettings(name="other", token="other-secret", models=("others-*",))
+    rig = await make_rig(tenants=(mine, other))
+    await rig.infer(rows(1), token="mine-secret")
+    said = {}
+    for model in ("mlp", "ghost"):
+        with pytest.raises(PermissionDenied) as refused:
+            await rig.infer(rows(1), model=model, token="other-secret")
+        said[model] = refused.value.message
+    assert said["mlp"] == said["ghost"]
+    with pytest.raises(NotFound) as unknown:
+        await rig.infer(rows(1), model="my-ghost", token="mine-secret")
+    assert "mlp" not in unknown.value.message
+
+
+async def test_a_better_priority_than_a_tenant_may_have_is_not_given(make_rig: MakeRig) -> None:
+    low = TenantSettings(name="low", token="low-secret", best_priority=3)
+    rig = await make_rig(tenants=(low, FREE))
+    for token, gets in (("low-secret", 3), ("free-secret", 1)):
+        context = msgspec.structs.replace(rig.context(token=token), priority=1)
+        with rig.plane.admit(context, "mlp", "", 10) as ticket:
+            assert rig.plane.within_rights(ticket, context).priority == gets
