@@ -225,7 +225,7 @@ Examples:
 def init(model: str, data: str, output: Path | None, force: bool, allow_pickle: bool) -> None:
     """Write a commented recipe from what can be seen in MODEL."""
     from compiler.pipeline.first_recipe import recipe_for, relocated
-    from penstock.artifact.blobs import as_the_umask_says, disk_errors, write_atomically
+    from penstock.artifact.blobs import SHARED, disk_errors, write_atomically
 
     if str(output) in ("json", "table"):
         raise click.UsageError(f"-o {output}: a recipe is TOML; to write a file of that name, -o ./{output}")
@@ -239,8 +239,7 @@ def init(model: str, data: str, output: Path | None, force: bool, allow_pickle: 
         base.mkdir(parents=True, exist_ok=True)  # a path that goes through it has to be one
         examples = relocated(data, here, base) if data else ""
         text = recipe_for(relocated(model, here, base), base, data=examples, allow_pickle=allow_pickle)
-        write_atomically(output, text.encode())
-        as_the_umask_says(output)
+        write_atomically(output, text.encode(), mode=SHARED)
     progress(f"wrote {output}; next: penstock compile {output} -o build")
 
 

@@ -35,7 +35,7 @@ from compiler.recipe.distill_section import (
     student_of,
 )
 from penstock import toolchain, wording
-from penstock.artifact.blobs import digest_of, digest_of_file, disk_errors, write_atomically
+from penstock.artifact.blobs import SHARED, digest_of, digest_of_file, disk_errors, write_atomically
 from penstock.artifact.manifests import canonical_json
 from penstock.errors import CompileError, ConfigError, InvalidInput
 from penstock.policy.confidence import Kind
@@ -124,7 +124,7 @@ def make_student(request: Request) -> Student:
     metrics = _judge(request, chosen, answered, job, found, toolchain.describe(where))
     with disk_errors(f"writing {request.out}"):
         request.out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(request.out, (request.work / "student.onnx").read_bytes())
+        write_atomically(request.out, (request.work / "student.onnx").read_bytes(), mode=SHARED)
     request.progress(1.0, figures.summary(metrics))
     return Student(path=request.out, metrics=metrics)
 
@@ -353,7 +353,8 @@ def write_metrics(student: Student, path: Path) -> None:
     Raises:
         StorageError: the disk is full or not writable.
     """
-    write_atomically(path, msgspec.json.format(msgspec.json.encode(student.metrics, order="deterministic"), indent=1))
+    account = msgspec.json.format(msgspec.json.encode(student.metrics, order="deterministic"), indent=1)
+    write_atomically(path, account, mode=SHARED)
 
 
 def _part(progress: Progress, low: float, high: float) -> Progress:

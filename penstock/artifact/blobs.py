@@ -10,7 +10,7 @@ import errno
 import hashlib
 import os
 import re
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +20,8 @@ from penstock.errors import ArtifactError, DigestMismatch, NotFound, StorageErro
 MAX_DOCUMENT_BYTES = (
     4 * 1024 * 1024
 )  # the OCI distribution specification asks registries to accept manifests this large
+PRIVATE, SHARED = 0o600, 0o666
+"""Modes of new files: for one user alone, and for whom the umask leaves them."""
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _CHUNK_BYTES = 1024 * 1024
 _BLOCK_BYTES = 4096
@@ -123,7 +125,7 @@ class BlobStore:
         """
         digest = digest_of(data)
         if not self.has(digest):
-            write_atomically(self.path(digest), data)
+            write_atomically(self.path(digest), data, mode=SHARED)
         return digest
 
     def put_file(self, source: Path) -> str:
@@ -134,7 +136,7 @@ class BlobStore:
         """
         hasher = hashlib.sha256()
         with disk_errors(f"copying {source} into {self.root}"):
-            handle, name = tempfile.mkstemp(dir=self._blobs, prefix=_TEMPORARY)
+            handle, name = _temporary(self._blobs, SHARED)
             try:
                 with os.fdopen(handle, "wb") as target, source.open("rb") as file:
                     while chunk := file.read(_CHUNK_BYTES):
@@ -325,14 +327,17 @@ def disk_errors(doing: str) -> Iterator[None]:
         raise StorageError(f"{doing}: {advice}") from error
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, *, mode: int = PRIVATE) -> None:
     """Write, fsync, rename, fsync the directory: readers see the old file or the new one, also after a power cut.
+
+    Args:
+        mode: of the file, less what the umask takes away.
 
     Raises:
         StorageError: the disk is full or not writable; the old file is untouched.
     """
     with disk_errors(f"writing {path}"):
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_TEMPORARY)
+        handle, name = _temporary(path.parent, mode)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
@@ -343,6 +348,12 @@ def write_atomically(path: Path, data: bytes) -> None:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
+
+
+def _temporary(directory: Path, mode: int) -> tuple[int, str]:
+    """Make a file of a name that nobody else has. ``tempfile`` makes those that one user alone may read."""
+    name = directory / f"{_TEMPORARY}{secrets.token_hex(8)}"
+    return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), str(name)
 
 
 def as_the_umask_says(path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from penstock.artifact import certificates, manifests
-from penstock.artifact.blobs import BlobStore, digest_of, disk_errors, write_atomically
+from penstock.artifact.blobs import SHARED, BlobStore, digest_of, disk_errors, write_atomically
 from penstock.artifact.certificates import Certificate
 from penstock.artifact.manifests import Artifact, Descriptor, Index, Manifest, VariantSpec
 from penstock.errors import ArtifactError, NotFound, PenstockError
@@ -66,10 +66,10 @@ class Layout:
         with disk_errors(f"creating {root}"):
             root.mkdir(parents=True, exist_ok=True)
         if not (root / _LAYOUT_FILE).exists():
-            write_atomically(root / _LAYOUT_FILE, b'{"imageLayoutVersion":"1.0.0"}')
+            write_atomically(root / _LAYOUT_FILE, b'{"imageLayoutVersion":"1.0.0"}', mode=SHARED)
         if not (root / _INDEX_FILE).exists():
             empty = Index(schema_version=2, media_type=manifests.INDEX, manifests=[])
-            write_atomically(root / _INDEX_FILE, manifests.canonical_json(empty))
+            write_atomically(root / _INDEX_FILE, manifests.canonical_json(empty), mode=SHARED)
         return cls(root)
 
     @property
@@ -289,7 +289,7 @@ class Layout:
 
     def _write_index(self, entries: list[Descriptor]) -> None:
         index = Index(schema_version=2, media_type=manifests.INDEX, manifests=[_named(entry) for entry in entries])
-        write_atomically(self.root / _INDEX_FILE, manifests.canonical_json(index))
+        write_atomically(self.root / _INDEX_FILE, manifests.canonical_json(index), mode=SHARED)
 
 
 def variant_digest(draft: VariantDraft, scratch: Path) -> str:

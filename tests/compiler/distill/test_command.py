@@ -72,8 +72,12 @@ PLAIN = ("--teacher", "teacher.onnx", "--student", "nets.py:make", "--threads", 
 
 
 def test_a_recipe_says_everything(workspace: Path, torch: str, digits: Digits) -> None:
+    before = os.umask(0o027)
     code, out, err = run("recipe.toml", "-o", "build/student.onnx", "-o", "json", "--epochs", "4")
+    os.umask(before)
     assert code == 0, err
+    modes = {path.name: path.stat().st_mode & 0o777 for path in Path("build").iterdir()}
+    assert modes == {"student.onnx": 0o640, "student.json": 0o640}, "others in the group may read them"
     found = json.loads(out)
     assert found["student"] == "build/student.onnx"
     metrics = found["metrics"]

@@ -102,6 +102,19 @@ def test_a_full_disk_is_reported_and_the_old_file_survives(tmp_path: Path, monke
     assert [p.name for p in tmp_path.iterdir()] == ["state.json"]
 
 
+def test_what_is_shared_is_for_whom_the_umask_leaves_it(store: BlobStore, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        (tmp_path / "f").write_bytes(DATA)
+        kept = [store.path(store.put(b"a document")), store.path(store.put_file(tmp_path / "f"))]
+        blobs.write_atomically(tmp_path / "private", DATA)
+        blobs.write_atomically(tmp_path / "shared", DATA, mode=blobs.SHARED)
+    finally:
+        os.umask(before)
+    modes = [path.stat().st_mode & 0o777 for path in (*kept, tmp_path / "shared", tmp_path / "private")]
+    assert modes == [0o640, 0o640, 0o640, 0o600]
+
+
 def test_a_directory_that_is_a_file_is_explained(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("")
     with pytest.raises(StorageError, match="not a directory"):
