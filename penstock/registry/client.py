@@ -130,7 +130,12 @@ class RegistryClient:
             NotFound: no such name, tag or digest. DigestMismatch: other bytes than the digest names.
             TooLarge, Unavailable: it cannot be had.
         """
-        reply = self._connection.call("GET", f"{self._at(name)}/manifests/{reference}", headers={"Accept": _MANIFESTS})
+        path = f"{self._at(name)}/manifests/{reference}"
+        try:
+            reply = self._connection.call("GET", path, headers={"Accept": _MANIFESTS})
+        except NotFound as error:  # a registry says "manifest unknown", and not which
+            wanted = f"{name}@{reference}" if ":" in reference else f"{name}:{reference}"
+            raise NotFound(f"{wanted}: {error.message}") from None
         digest = digest_of(reply.body)
         if ":" in reference:
             self._verified(reply.body, reference, f"{name}@{reference}")

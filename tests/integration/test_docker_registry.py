@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -196,8 +197,16 @@ def test_commands_do_what_their_help_says(
     penstock("artifact", "push", layout.root, "digits:canary")
     listed = json.loads(penstock("artifact", "list", "digits", "-o", "json").stdout)
     assert sorted(row["tag"] for row in listed) == ["canary", "v1"]  # and not the tag that lists referrers
+    before = os.umask(0o027)
     penstock("artifact", "pull", "digits:canary", tmp_path / "copy")
+    os.umask(before)
     assert kinds(Layout(tmp_path / "copy")) == kinds(layout)
+    pulled_files = [path for path in (tmp_path / "copy").rglob("*") if path.is_file()]
+    assert {path.stat().st_mode & 0o777 for path in pulled_files} == {0o640}, "others in the group may read them"
+    missing = penstock("artifact", "pull", "digits:v9", tmp_path / "none", check=False)
+    assert missing.returncode == 1
+    assert f"digits:v9: {tokens[0]}/acme/commands answered 404" in missing.stderr
+    assert not (tmp_path / "none").exists()
     refused = penstock("artifact", "list", "digits", "--token", "wrong", check=False)
     assert (refused.returncode, refused.stderr.count("\n")) == (3, 1)
 
