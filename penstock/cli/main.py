@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.metadata
 import os
@@ -167,8 +166,11 @@ def _document(code: str, message: str, exit_with: int) -> None:
     from penstock.cli.output import asked_for_json, print_json
 
     if asked_for_json(sys.argv[1:]):
-        with contextlib.suppress(streams.OutputLostError):  # the exit code still says it
+        try:
             print_json({"error": {"code": code, "message": message, "exit_code": exit_with}})
+            sys.stdout.flush()
+        except streams.OutputLostError:  # the exit code still says it
+            streams.give_up()
 
 
 def exit_code(error: PenstockError) -> int:

@@ -56,6 +56,15 @@ def test_a_result_that_is_lost_is_a_failed_command(command: str, to: str, why: s
     assert done.returncode == 1
 
 
+@pytest.mark.parametrize("to", ["> /dev/full", ">&-"])
+@pytest.mark.parametrize(("command", "code"), [("artifact explode", 2), ("artifact inspect ./nothing", 1)])
+def test_an_error_whose_document_is_lost_is_that_error(command: str, code: int, to: str) -> None:
+    lost = shell(f"penstock {command} -o json {to}")
+    said = shell(f"penstock {command} -o json")
+    assert json.loads(said.stdout)["error"]["exit_code"] == code
+    assert (lost.returncode, lost.stderr) == (code, said.stderr)
+
+
 @pytest.mark.parametrize("to", ["2> /dev/full", "2>&-", "<&-"])
 def test_what_is_beside_the_result_is_lost_without_harm(to: str, layout: Path) -> None:
     done = shell(f"penstock artifact inspect {layout} -o json {to}")
