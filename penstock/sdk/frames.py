@@ -24,12 +24,16 @@ def is_frame(value: Any) -> bool:
 
 
 def is_by_column(value: Any, specs: Sequence[TensorSpec], columns: Mapping[str, Sequence[str]]) -> bool:
-    """Say whether a value is a dict of columns, and not one of inputs: a flat list or array for each of its names, of
-    which none is an input's, for a model whose inputs are all made of columns.
+    """Say whether a value is a dict of columns, and not one of inputs: none of its names is an input's, and each has a
+    flat list or array, or one of them is a column's, for a model whose inputs are all made of columns.
     """
     if not isinstance(value, Mapping) or not value or not all(columns.get(spec.name) for spec in specs):
         return False
-    return not any(spec.name in value for spec in specs) and all(_is_flat(one) for one in value.values())
+    if any(spec.name in value for spec in specs):
+        return False
+    return all(_is_flat(one) for one in value.values()) or any(
+        name in value for spec in specs for name in columns[spec.name]
+    )
 
 
 def inputs_of(
@@ -55,6 +59,7 @@ def inputs_of(
     wanted = list(dict.fromkeys(name for spec in specs for name in columns[spec.name]))
     _check_names(_names(frame) or [], wanted, field)
     read = {name: _column(frame, name) for name in wanted}
+    _check_lengths(read, field)
     return {
         spec.name: _input([cast(read[name], spec.datatype, f"{field}[{name!r}]") for name in columns[spec.name]], spec)
         for spec in specs
@@ -102,6 +107,17 @@ def _check_names(names: Sequence[Any], wanted: Sequence[str], field: str) -> Non
         )
 
 
+def _check_lengths(read: Mapping[str, Array], field: str) -> None:
+    first = next(iter(read), "")
+    for name, column in read.items():
+        if len(column) != len(read[first]):
+            raise InvalidInput(
+                f"{field}: the columns are not equally long: {first!r} has {len(read[first])} rows, {name!r} has "
+                f"{len(column)}",
+                field=field,
+            )
+
+
 def _listed(names: Sequence[Any]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(repr(name)[:80] for name in names[:_SHOWN]) + more
@@ -115,6 +131,8 @@ def _column(frame: Any, name: str) -> Array:
             array = np.stack([np.asarray(cell) for cell in array])
     except Exception as error:  # whatever the library of the table raises
         raise InvalidInput(f"inputs[{name!r}]: not a column of values: {error}", field="inputs") from error
+    if array.ndim == 0:
+        raise InvalidInput(f"inputs[{name!r}]: one value and not a column; one row's is [{array}]", field="inputs")
     return array
 
 

@@ -132,6 +132,16 @@ def test_values_that_do_not_fit_are_named_with_their_column(column: Any, datatyp
         made(Plain({"n": column}), TensorSpec(name="x", datatype=datatype, shape=(-1, 1)), {"x": ("n",)})
 
 
+def test_columns_of_different_lengths_are_named() -> None:
+    with pytest.raises(InvalidInput, match="not equally long: 'a' has 2 rows, 'c' has 3"):
+        call.arrays_of({**VALUES, "c": [1.0, 2.0, 3.0]}, (X,), COLUMNS)
+
+
+def test_one_value_is_no_column() -> None:
+    with pytest.raises(InvalidInput, match=r"inputs\['c'\]: one value and not a column; one row's is \[7.5\]"):
+        call.arrays_of({**VALUES, "c": 7.5}, (X,), COLUMNS)
+
+
 def test_the_shape_is_the_model_s() -> None:
     flat = made(Plain({"n": np.array([1.0, 2.0])}), TensorSpec(name="x", datatype="FP32", shape=(-1,)), {"x": ("n",)})
     assert flat.shape == (2,)
