@@ -6,6 +6,7 @@ onnxslim) is imported there.
 
 from __future__ import annotations
 
+import penstock.runtime  # noqa: F401  # says how quiet onnxruntime is, before it is imported
 from penstock.errors import missing_extra
 
 try:

@@ -6,6 +6,7 @@ Deliberately thin: no queue, no batching, no threads. Importing this package imp
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,10 @@ from typing import Protocol
 
 from penstock.errors import InvalidInput
 from penstock.wire.tensors import Array, TensorSpec
+
+# onnxruntime's builds tell Microsoft what they run, and keep files below ~/.cache for that, from their import on: a
+# device dials nobody but its cloud. Whoever wants it sets the variable to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

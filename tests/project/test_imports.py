@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -54,3 +56,12 @@ def test_an_agent_loads_nothing_of_the_compiler_or_the_core() -> None:
 def test_a_rooms_command_line_is_light(module: str) -> None:
     """``penstock ROOM --help`` and shell completion import the command's module only."""
     assert loaded_by(f"import {module}") & (HEAVY | {"uvloop", "prometheus_client"}) == set()
+
+
+@pytest.mark.parametrize("module", ["penstock.runtime.onnx", "compiler.graph.onnx_libraries"])
+def test_onnxruntime_tells_nobody_what_it_runs(module: str, tmp_path: Path) -> None:
+    """Its builds send what happens to their maker, and keep files for that in the user's cache."""
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    subprocess.run([sys.executable, "-c", f"import {module}"], check=True, timeout=60, env=environment)
+    assert [path for path in tmp_path.rglob("*") if "onnxruntime" in path.name] == []
