@@ -14,14 +14,13 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from penstock.errors import ArtifactError, DigestMismatch, NotFound, StorageError, TooLarge
 
-MAX_DOCUMENT_BYTES = (
-    4 * 1024 * 1024
-)  # the OCI distribution specification asks registries to accept manifests this large
-PRIVATE, SHARED = 0o600, 0o666
-"""Modes of new files: for one user alone, and for whom the umask leaves them."""
+# the OCI distribution specification asks registries to accept manifests this large
+MAX_DOCUMENT_BYTES = 4 * 1024 * 1024
+PRIVATE, SHARED = 0o600, 0o666  # modes of new files: for one user alone; for all, less what the umask takes away
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _CHUNK_BYTES = 1024 * 1024
 _BLOCK_BYTES = 4096
@@ -35,11 +34,8 @@ def digest_of(data: bytes) -> str:
 
 def digest_of_file(path: Path) -> str:
     """Return ``sha256:<hex>`` of a file, read in bounded chunks."""
-    hasher = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            hasher.update(chunk)
-    return "sha256:" + hasher.hexdigest()
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_digest(digest: str) -> str:
@@ -135,21 +131,13 @@ class BlobStore:
             StorageError: the disk is full or not writable.
         """
         hasher = hashlib.sha256()
-        with disk_errors(f"copying {source} into {self.root}"):
-            handle, name = _temporary(self._blobs, SHARED)
-            try:
-                with os.fdopen(handle, "wb") as target, source.open("rb") as file:
-                    while chunk := file.read(_CHUNK_BYTES):
-                        hasher.update(chunk)
-                        target.write(chunk)
-                    target.flush()
-                    os.fsync(target.fileno())
-                digest = "sha256:" + hasher.hexdigest()
-                os.replace(name, self.path(digest))
-                fsync_directory(self._blobs)
-            except BaseException:
-                Path(name).unlink(missing_ok=True)
-                raise
+        doing = f"copying {source} into {self.root}"
+        with disk_errors(doing), _temporary(self._blobs, SHARED) as target, source.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                hasher.update(chunk)
+                target.write(chunk)
+            digest = "sha256:" + hasher.hexdigest()
+            _publish(target, self.path(digest))
         return digest
 
     def writer(self, digest: str, *, limit_bytes: int) -> BlobWriter:
@@ -330,30 +318,31 @@ def disk_errors(doing: str) -> Iterator[None]:
 def write_atomically(path: Path, data: bytes, *, mode: int = PRIVATE) -> None:
     """Write, fsync, rename, fsync the directory: readers see the old file or the new one, also after a power cut.
 
-    Args:
-        mode: of the file, less what the umask takes away.
-
     Raises:
         StorageError: the disk is full or not writable; the old file is untouched.
     """
-    with disk_errors(f"writing {path}"):
-        handle, name = _temporary(path.parent, mode)
+    with disk_errors(f"writing {path}"), _temporary(path.parent, mode) as file:
+        file.write(data)
+        _publish(file, path)
+
+
+@contextmanager
+def _temporary(directory: Path, mode: int) -> Iterator[BinaryIO]:
+    """Make a file of a name that nobody else has, and remove it on an error. ``tempfile`` knows no mode but 0600."""
+    path = directory / f"{_TEMPORARY}{secrets.token_hex(8)}"
+    with open(path, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, path)
-            fsync_directory(path.parent)
+            yield file
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
             raise
 
 
-def _temporary(directory: Path, mode: int) -> tuple[int, str]:
-    """Make a file of a name that nobody else has. ``tempfile`` makes those that one user alone may read."""
-    name = directory / f"{_TEMPORARY}{secrets.token_hex(8)}"
-    return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), str(name)
+def _publish(file: BinaryIO, path: Path) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+    os.replace(file.name, path)
+    fsync_directory(path.parent)
 
 
 def as_the_umask_says(path: Path) -> None:
