@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from cloud_core.api.listening.settings import GrpcSettings
 from cloud_core.fleet.settings import FleetSettings
 from cloud_core.observing.settings import ObservingSettings
 from cloud_core.registry.settings import RegistrySettings
@@ -46,22 +47,6 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_header_bytes: _Count = 8190
     keepalive_s: _Seconds = 75.0
     queue_full_status: Literal[503, 429] = 503
-
-
-class GrpcSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where gRPC listens (port 0: a free one).
-
-    Attributes:
-        host: address to listen on.
-        port: 0 takes a free one.
-        max_message_bytes: of one request or answer.
-        stream_window: requests of one ModelStreamInfer stream that are worked on at a time; more wait on the wire.
-    """
-
-    host: str = "127.0.0.1"
-    port: _Port = 8001
-    max_message_bytes: _Count = 64 * 1024 * 1024
-    stream_window: _Count = 64
 
 
 class CoreGenerationSettings(GenerationSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -7,11 +7,10 @@ import functools
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
-from typing import Any, Protocol, TypeVar
-
-import grpc
+from typing import Protocol, TypeVar
 
 from cloud_core.api import fleet_codec as codec
+from cloud_core.api.listening.methods import Call
 from cloud_core.fleet.fleet_views import MAX_PAGE
 from cloud_core.fleet.service import FleetService
 from cloud_core.policy.admission import ANYBODY, Tenant
@@ -29,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
-_Context = grpc.aio.ServicerContext[Any, Any]
+_Context = Call
 _Method = Callable[["FleetServicer", Request, _Context], Awaitable[Reply]]
 
 

@@ -18,7 +18,7 @@ from penstock.rpc.pb import oip_pb2 as pb
 from penstock.wire.model_documents import config_document, statistics_documents
 
 _M = TypeVar("_M", bound=Message)
-Call = Callable[[bytes], Message]
+Extension = Callable[[bytes], Message]
 """A request's bytes in, its answer out."""
 
 
@@ -28,7 +28,7 @@ class Extensions:
     def __init__(self, plane: DataPlane) -> None:
         self._plane = plane
 
-    def calls(self) -> Mapping[str, tuple[Action, Call]]:
+    def calls(self) -> Mapping[str, tuple[Action, Extension]]:
         """List the methods."""
         return {
             "ModelConfig": (Action.INFER, self._model_config),

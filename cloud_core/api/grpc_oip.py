@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 import grpc
 import msgspec
 from google.protobuf.message import DecodeError, Message
 
-from cloud_core.api.grpc_extensions import Call, Extensions, parse
+from cloud_core.api.grpc_extensions import Extension, Extensions, parse
 from cloud_core.api.grpc_texts import Say, answer_text, is_text
+from cloud_core.api.listening.methods import Call, Service, Unary
 from cloud_core.serving.dataplane import SERVER_NAME, DataPlane
 from cloud_core.serving.texts import TextPlane
 from penstock.errors import DeadlineExceeded
@@ -35,13 +36,11 @@ SERVICE = "inference.GRPCInferenceService"
 _M = TypeVar("_M", bound=Message)
 _Out = asyncio.Queue[Message | None]
 _Pending = asyncio.Queue[asyncio.Task[Message | None] | None]
-if TYPE_CHECKING:  # generic in the stubs only
-    _Rpc = grpc.aio.ServicerContext[bytes, bytes]
-    _Call = Callable[[bytes, Mapping[str, str]], Awaitable[Message]]
+_Call = Callable[[bytes, Mapping[str, str]], Awaitable[Message]]
 
 
 class OipServicer:
-    """``handlers`` maps the service's methods to handlers over bytes."""
+    """The inference service over bytes."""
 
     def __init__(
         self, plane: DataPlane, texts: TextPlane, *, version: str, stream_window: int, unread_s: float = 30.0
@@ -56,9 +55,9 @@ class OipServicer:
         self._extensions = Extensions(plane)
         self._now = asyncio.get_running_loop().time
 
-    def handlers(self) -> dict[str, grpc.RpcMethodHandler[bytes, bytes]]:
-        """Make one handler per method, for ``grpc.method_handlers_generic_handler(SERVICE, ...)``."""
-        unary: dict[str, _Call] = {
+    def service(self) -> Service:
+        """Return the service; a method of one request and one answer is one row."""
+        guarded: dict[str, _Call] = {
             "ServerLive": self._server_live,
             "ServerReady": self._server_ready,
             "ModelReady": self._model_ready,
@@ -67,12 +66,14 @@ class OipServicer:
             "RepositoryIndex": self._repository_index,
         }
         extended = {name: self._extended(may, call) for name, (may, call) in self._extensions.calls().items()}
-        handlers = {
-            name: grpc.unary_unary_rpc_method_handler(self._guarded(call)) for name, call in (unary | extended).items()
-        }
-        handlers["ModelInfer"] = grpc.unary_unary_rpc_method_handler(self._model_infer)
-        handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self._model_stream_infer)
-        return handlers
+        return Service(
+            name=SERVICE,
+            unary={
+                "ModelInfer": self._model_infer,
+                **{name: self._guarded(call) for name, call in (guarded | extended).items()},
+            },
+            streams={"ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self._model_stream_infer)},
+        )
 
     # -- methods -----------------------------------------------------------------------------------------------------
 
@@ -106,7 +107,7 @@ class OipServicer:
                 response.models.add(name=state.model, version=state.version, state=state.state, reason=state.reason)
         return response
 
-    async def _model_infer(self, data: bytes, rpc: _Rpc) -> bytes:
+    async def _model_infer(self, data: bytes, rpc: Call) -> bytes:
         headers, context = self._begin(rpc)
         try:
             if context.request_id:
@@ -115,7 +116,7 @@ class OipServicer:
         except Exception as error:
             return await _fail(rpc, error, context)
 
-    async def _model_stream_infer(self, requests: AsyncIterator[bytes], rpc: _Rpc) -> AsyncIterator[bytes]:
+    async def _model_stream_infer(self, requests: AsyncIterator[bytes], rpc: Call) -> AsyncIterator[bytes]:
         """Requests of one stream run at the same time, up to a bound. Answers with arrays leave in the order of the
         requests; the parts of texts leave as they are made, those of several texts between each other."""
         out = _Out(self._stream_window)
@@ -138,7 +139,7 @@ class OipServicer:
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
-    async def _read_stream(self, requests: AsyncIterator[bytes], pending: _Pending, out: _Out, rpc: _Rpc) -> None:
+    async def _read_stream(self, requests: AsyncIterator[bytes], pending: _Pending, out: _Out, rpc: Call) -> None:
         try:
             async for data in requests:
                 task = asyncio.create_task(self._stream_infer(data, out, rpc))
@@ -154,7 +155,7 @@ class OipServicer:
             else:
                 await pending.put(None)
 
-    async def _stream_infer(self, data: bytes, out: _Out, rpc: _Rpc) -> Message | None:
+    async def _stream_infer(self, data: bytes, out: _Out, rpc: Call) -> Message | None:
         """Answer one request of a stream, with limits of its own; its error is a message, so the stream goes on.
 
         Returns:
@@ -208,22 +209,22 @@ class OipServicer:
                 return await answer_text(self._texts, ticket, context, decoded, say)
             return codec.encode_response(await plane.infer(ticket, context, decoded.request), decoded)
 
-    def _begin(self, rpc: _Rpc) -> tuple[Mapping[str, str], RequestContext]:
+    def _begin(self, rpc: Call) -> tuple[Mapping[str, str], RequestContext]:
         headers = headers_in(rpc.invocation_metadata())
         return headers, context_of(headers, "grpc").begin(self._now())
 
     def _authenticate(self, headers: Mapping[str, str]) -> None:
         self._plane.authenticate(headers.get(AUTHORIZATION, ""))
 
-    def _extended(self, may: Action, call: Call) -> _Call:
+    def _extended(self, may: Action, call: Extension) -> _Call:
         async def answer(data: bytes, headers: Mapping[str, str]) -> Message:
             self._plane.authenticate(headers.get(AUTHORIZATION, ""), may)
             return call(data)
 
         return answer
 
-    def _guarded(self, call: _Call) -> Callable[[bytes, _Rpc], Awaitable[bytes]]:
-        async def handle(data: bytes, rpc: _Rpc) -> bytes:
+    def _guarded(self, call: _Call) -> Unary:
+        async def handle(data: bytes, rpc: Call) -> bytes:
             headers, context = self._begin(rpc)
             try:
                 rpc.set_trailing_metadata(echoed(context))
@@ -243,7 +244,7 @@ async def _in_order(pending: _Pending, out: _Out) -> None:
     await out.put(None)
 
 
-async def _fail(rpc: _Rpc, error: Exception, context: RequestContext) -> NoReturn:
+async def _fail(rpc: Call, error: Exception, context: RequestContext) -> NoReturn:
     """End the call; a defect of ours is logged and leaves without its traceback."""
     ours = refusal_of(_log, error, context)
     await rpc.abort(grpc_status(ours), ours.message, trailing_metadata(ours) + echoed(context))

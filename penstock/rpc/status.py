@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import grpc
 
@@ -13,6 +13,8 @@ from penstock.wire.hints import CODE, LIMIT_BYTES, error_of, hints_of
 from penstock.wire.tls import trouble
 
 PUSHBACK = "grpc-retry-pushback-ms"
+OUR_PUSHBACK = "x-penstock-retry-pushback-ms"
+"""The same, from a server whose library keeps names that begin with ``grpc-`` for itself."""
 
 _S = grpc.StatusCode
 STATUS: Mapping[str, grpc.StatusCode] = {
@@ -101,7 +103,13 @@ def error_from_stream(message: str, hints: Mapping[str, str]) -> PenstockError:
     return error_of(hints.get(CODE, "internal"), message, hints, retry_after_s=_pushback_s(hints))
 
 
-async def abort(context: grpc.aio.ServicerContext[Any, Any], error: PenstockError) -> NoReturn:
+class Abortable(Protocol):
+    """A call that can be ended with a status: grpcio's context, and whatever stands for it."""
+
+    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()) -> NoReturn: ...
+
+
+async def abort(context: Abortable, error: PenstockError) -> NoReturn:
     """End a call with an error's status, message and trailers. Headers must not have been sent, or pushback is lost."""
     await context.abort(grpc_status(error), error.message, trailing_metadata(error))
     raise AssertionError("context.abort returned")
@@ -121,5 +129,5 @@ def _text(metadata: Iterable[tuple[str, str | bytes]] | None) -> dict[str, str]:
 
 def _pushback_s(hints: Mapping[str, str]) -> float | None:
     """Read gRFC A6's pushback: negative or malformed means "do not retry"."""
-    text = hints.get(PUSHBACK, "")
+    text = hints.get(PUSHBACK) or hints.get(OUR_PUSHBACK, "")
     return int(text) / 1000 if text.isascii() and text.isdigit() and len(text) <= 9 else None

@@ -1,4 +1,7 @@
-"""The core over real sockets, gRPC: statuses and trailers, streams, health, reflection, and others' clients."""
+"""The core over real sockets, gRPC: statuses and trailers, streams, health, reflection, and others' clients.
+
+Every test runs against both servers that can listen.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from cloud_core.app import Core
@@ -23,12 +27,18 @@ from tests.penstock.hosting.rig import rows
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 TENANT = {"name": "shop", "token": "shop-secret", "rate_rows_per_s": 1, "burst_rows": 2}
+PUSHBACK = {"grpcio": "grpc-retry-pushback-ms", "native": "x-penstock-retry-pushback-ms"}  # see adr/0068
 BEARER = (("authorization", "Bearer shop-secret"),)
 
 
+@pytest.fixture(scope="module", params=["native", "grpcio"])
+def server(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def core(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Core]:
-    limits = {"max_message_bytes": 100_000, "stream_window": 4}
+async def core(tmp_path_factory: pytest.TempPathFactory, server: str) -> AsyncIterator[Core]:
+    limits = {"max_message_bytes": 100_000, "stream_window": 4, "server": server}
     async with await start_core(tmp_path_factory.mktemp("grpc"), grpc=limits) as running:
         yield running
 
@@ -132,9 +142,9 @@ async def test_a_stream_answers_in_order_and_survives_bad_requests(stub: Any) ->
             assert answer.infer_response.parameters["triton_final_response"].bool_param
 
 
-async def test_requests_of_one_stream_run_together_up_to_the_window(tmp_path: Path) -> None:
+async def test_requests_of_one_stream_run_together_up_to_the_window(tmp_path: Path, server: str) -> None:
     async with (
-        await start_core(tmp_path, grpc={"stream_window": 4}, serving={"max_delay_s": 20.0}) as core,
+        await start_core(tmp_path, grpc={"stream_window": 4, "server": server}, serving={"max_delay_s": 20.0}) as core,
         grpc.aio.insecure_channel(f"127.0.0.1:{core.grpc_port}") as channel,
     ):
         (served,) = core.plane.served()
@@ -151,9 +161,9 @@ async def test_requests_of_one_stream_run_together_up_to_the_window(tmp_path: Pa
         await soon(lambda: not (served.queues[0].queue_rows or core.plane.measures.inflight))
 
 
-async def test_a_cancelled_call_takes_its_work_out_of_the_queue(tmp_path: Path) -> None:
+async def test_a_cancelled_call_takes_its_work_out_of_the_queue(tmp_path: Path, server: str) -> None:
     async with (
-        await start_core(tmp_path, serving={"max_delay_s": 20.0}) as core,
+        await start_core(tmp_path, grpc={"server": server}, serving={"max_delay_s": 20.0}) as core,
         grpc.aio.insecure_channel(f"127.0.0.1:{core.grpc_port}") as channel,
     ):
         (served,) = core.plane.served()
@@ -166,9 +176,9 @@ async def test_a_cancelled_call_takes_its_work_out_of_the_queue(tmp_path: Path) 
         assert core.plane.measures.routes["mlp", "v1"].requests == {"cancelled": 1}
 
 
-async def test_a_full_queue_pushes_back_by_trailer(tmp_path: Path) -> None:
+async def test_a_full_queue_pushes_back_by_trailer(tmp_path: Path, server: str) -> None:
     async with (
-        await start_core(tmp_path, serving={"max_delay_s": 20.0, "max_queue_rows": 2}) as core,
+        await start_core(tmp_path, grpc={"server": server}, serving={"max_delay_s": 20.0, "max_queue_rows": 2}) as core,
         grpc.aio.insecure_channel(f"127.0.0.1:{core.grpc_port}") as channel,
     ):
         (served,) = core.plane.served()
@@ -178,15 +188,15 @@ async def test_a_full_queue_pushes_back_by_trailer(tmp_path: Path) -> None:
         code, _, trailers = await failure(stub.ModelInfer(message(), timeout=20))
         assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert trailers["x-penstock-reason"] == "rejected-saturated"
-        assert int(trailers["grpc-retry-pushback-ms"]) >= 0
+        assert int(trailers[PUSHBACK[server]]) >= 0
         await core.plane.controller.close(0.0)
         assert (await failure(waiting))[0] == grpc.StatusCode.UNAVAILABLE
 
 
-async def test_a_message_that_does_not_fit_beside_those_in_flight_pushes_back(tmp_path: Path) -> None:
+async def test_a_message_that_does_not_fit_beside_those_in_flight_pushes_back(tmp_path: Path, server: str) -> None:
     limits = {"max_delay_s": 20.0, "max_inflight_bytes": 200}
     async with (
-        await start_core(tmp_path, serving=limits) as core,
+        await start_core(tmp_path, grpc={"server": server}, serving=limits) as core,
         grpc.aio.insecure_channel(f"127.0.0.1:{core.grpc_port}") as channel,
     ):
         (served,) = core.plane.served()
@@ -198,15 +208,15 @@ async def test_a_message_that_does_not_fit_beside_those_in_flight_pushes_back(tm
         assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "serving.max_inflight_bytes" in details
         assert (trailers["x-penstock-code"], trailers["x-penstock-reason"]) == ("memory-full", "rejected-memory")
-        assert int(trailers["grpc-retry-pushback-ms"]) >= 0
+        assert int(trailers[PUSHBACK[server]]) >= 0
         await core.plane.controller.close(0.0)
         assert (await failure(waiting))[0] == grpc.StatusCode.UNAVAILABLE
         assert core.plane.measures.inflight_bytes == 0
 
 
-async def test_tenants_over_grpc(tmp_path: Path) -> None:
+async def test_tenants_over_grpc(tmp_path: Path, server: str) -> None:
     async with (
-        await start_core(tmp_path, tenants=[TENANT]) as core,
+        await start_core(tmp_path, grpc={"server": server}, tenants=[TENANT]) as core,
         grpc.aio.insecure_channel(f"127.0.0.1:{core.grpc_port}") as channel,
     ):
         stub: Any = oip_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
@@ -229,8 +239,8 @@ async def test_tenants_over_grpc(tmp_path: Path) -> None:
         assert float(trailers["x-ratelimit-reset"]) > 0
 
 
-async def test_health_follows_readiness(tmp_path: Path) -> None:
-    core = await start_core(tmp_path)
+async def test_health_follows_readiness(tmp_path: Path, server: str) -> None:
+    core = await start_core(tmp_path, grpc={"server": server})
     async with grpc.aio.insecure_channel(f"127.0.0.1:{core.grpc_port}") as channel:
         health = health_pb2_grpc.HealthStub(channel)
         watch = health.Watch(health_pb2.HealthCheckRequest(service="inference.GRPCInferenceService"))
@@ -240,8 +250,24 @@ async def test_health_follows_readiness(tmp_path: Path) -> None:
         await stopping
 
 
+async def test_of_two_watchers_the_one_that_stays_hears_on(tmp_path: Path, server: str) -> None:
+    core = await start_core(tmp_path, grpc={"server": server})
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{core.grpc_port}") as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        asked = [health_pb2.HealthCheckRequest(service=name) for name in ("", "", "none")]
+        first, second, unknown = map(health.Watch, asked)
+        for watch, state in ((first, "SERVING"), (second, "SERVING"), (unknown, "SERVICE_UNKNOWN")):
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.ServingStatus.Value(state)
+        first.cancel()
+        code, _, _ = await failure(health.Check(health_pb2.HealthCheckRequest(service="none"), timeout=20))
+        assert code == grpc.StatusCode.NOT_FOUND
+        stopping = asyncio.create_task(core.stop())
+        assert (await second.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        await stopping
+
+
 async def test_reflection_describes_our_services_to_a_client_that_knows_nothing(core: Core) -> None:
-    def ask() -> tuple[set[str], Any, Any]:
+    def ask() -> tuple[set[str], Any, Any, Any]:
         from google.protobuf.descriptor_pool import DescriptorPool
 
         with grpc.insecure_channel(f"127.0.0.1:{core.grpc_port}") as channel:
@@ -251,12 +277,28 @@ async def test_reflection_describes_our_services_to_a_client_that_knows_nothing(
                 set(database.get_services()),
                 pool.FindServiceByName("inference.GRPCInferenceService"),
                 pool.FindServiceByName("penstock.v1.Fleet"),
+                pool.FindServiceByName("grpc.reflection.v1.ServerReflection"),
             )
 
-    names, inference, fleet = await asyncio.to_thread(ask)
+    names, inference, fleet, newer = await asyncio.to_thread(ask)
     assert names >= {"inference.GRPCInferenceService", "penstock.v1.Fleet", "grpc.health.v1.Health"}
     assert {"ModelInfer", "ModelStreamInfer"} <= {method.name for method in inference.methods}
     assert "Heartbeat" in {method.name for method in fleet.methods}
+    assert newer.methods[0].input_type.full_name == "grpc.reflection.v1.ServerReflectionRequest"
+
+
+async def test_reflection_answers_under_the_name_of_v1_too(core: Core) -> None:
+    asked = reflection_pb2.ServerReflectionRequest(list_services="")
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{core.grpc_port}") as channel:
+        for version in ("v1alpha", "v1"):
+            call = channel.stream_stream(
+                f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+                reflection_pb2.ServerReflectionRequest.SerializeToString,
+                reflection_pb2.ServerReflectionResponse.FromString,
+            )
+            answers = [answer async for answer in call(iter([asked, asked]), timeout=20)]
+            names = [one.name for one in answers[1].list_services_response.service]
+            assert {"grpc.reflection.v1.ServerReflection", "inference.GRPCInferenceService"} <= set(names)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of tritonclient and gevent

@@ -1,0 +1,48 @@
+"""Decides which implementation listens for gRPC, and says why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Server = Literal["native", "grpcio"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What the choice depends on beside the setting."""
+
+    is_installed: bool
+    has_tls: bool
+    is_loopback: bool
+    max_connections: int
+
+
+def choose_server(asked: Literal["auto", "native", "grpcio"], around: Surroundings) -> tuple[Server, str]:
+    """Return the server, and what speaks for it.
+
+    Raises:
+        ValueError: native was asked for, and it cannot do what it would have to; the message says what.
+    """
+    if asked == "grpcio":
+        return "grpcio", "as set"
+    missing = _missing(around)
+    if asked == "native":
+        if missing:
+            raise ValueError(missing)
+        return "native", "as set"
+    if missing:
+        return "grpcio", missing
+    if not around.is_loopback:
+        return "grpcio", "the native server reads a message of any size before it is refused, so not for a network"
+    return "native", "installed, and reached by this machine alone"
+
+
+def _missing(around: Surroundings) -> str:
+    if not around.is_installed:
+        return "pygrpc-native is not installed"
+    if around.has_tls:
+        return "the native server has no TLS"
+    if around.max_connections:
+        return "the native server does not count connections"
+    return ""
