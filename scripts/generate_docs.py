@@ -17,6 +17,7 @@ from pathlib import Path
 
 import click
 import msgspec
+from docs_http import http_page
 from docs_writer import Page, Writer, section
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -329,6 +330,7 @@ def errors_page() -> Page:
 
 
 PAGES: Mapping[str, Callable[[], Page]] = {
+    "http.md": lambda: http_page(_NOTE),
     "settings.md": settings_page,
     "recipe.md": recipe_page,
     "passes.md": passes_page,

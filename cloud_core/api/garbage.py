@@ -8,11 +8,18 @@ from typing import Any
 from cloud_core.policy.garbage import KINDS, Stored
 from cloud_core.registry.registry import Registry
 from penstock.errors import InvalidInput
+from penstock.http.operations import JSON, Operation
 from penstock.http.routes import Reply, Request, Route, json_reply
 from penstock.policy.access import Action
 
 PATH = "/v2/_penstock/registry/gc"
 MAX_LISTED = 1000
+_SAYS = Operation(
+    summary="Remove what nothing in the registry refers to",
+    group="registry",
+    query={"dry_run": "true: list it and remove nothing."},
+    answers={JSON: dict[str, Any]},
+)
 
 
 def gc_route(registry: Registry) -> Route:
@@ -35,7 +42,7 @@ def gc_route(registry: Registry) -> Route:
         }
         return json_reply(document)
 
-    return Route("POST", PATH, collect, Action.PUSH)
+    return Route("POST", PATH, collect, Action.PUSH, says=_SAYS)
 
 
 def _totals(found: Sequence[Stored]) -> dict[str, Any]:

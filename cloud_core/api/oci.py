@@ -11,6 +11,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import Any, TypedDict
 from urllib.parse import urlencode
 
 import msgspec
@@ -23,6 +24,7 @@ from cloud_core.registry.uploads import Upload
 from cloud_core.state import to_its_end
 from penstock.artifact import manifests
 from penstock.errors import DigestMismatch, NotFound, PenstockError, Unavailable
+from penstock.http.operations import BYTES, JSON, Operation, Raw
 from penstock.http.routes import MethodNotAllowed, Reply, Request, Route, UnknownEncoding, refusal
 from penstock.policy.access import Action
 
@@ -47,6 +49,42 @@ _STATUS: Mapping[str, int] = {
 }
 _CODES: Mapping[str, str] = {"unauthenticated": "UNAUTHORIZED", "permission-denied": oci_errors.DENIED}
 _Handler = Callable[..., Awaitable[Reply]]
+
+
+class OciRefusal(TypedDict):
+    """Why a request of the distribution protocol was not answered."""
+
+    errors: list[dict[str, Any]]
+
+
+def _says(summary: str, status: int = 200, **more: Any) -> Operation:
+    return Operation(summary=summary, group="registry", status=status, refusal=OciRefusal, **more)
+
+
+def _listing(summary: str) -> Operation:
+    pages = {"n": "How many entries a page has.", "last": "The entry before the first of the page."}
+    return _says(summary, answers={JSON: dict[str, Any]}, query=pages)
+
+
+_PIECE = {BYTES: Raw("Bytes of a blob.")}
+_MANIFEST = {manifests.INDEX: dict[str, Any], manifests.MANIFEST: dict[str, Any]}
+_BEGIN = _says(
+    "Begin the upload of a blob",
+    202,
+    asks=_PIECE,
+    needs_body=False,
+    query={"digest": "Of a blob that is sent whole.", "mount": "Digest of a blob that is here, perhaps."},
+    also={201: "The blob is here."},
+)
+_FINISH = _says(
+    "End an upload", 201, asks=_PIECE, needs_body=False, query={"digest": "What the blob's digest has to be."}
+)
+_BLOB = _says("Fetch a blob, or ranges of it", answers=_PIECE, also={206: "The range that was asked for."})
+_REFERRERS = _says(
+    "List what refers to a manifest",
+    answers={manifests.INDEX: dict[str, Any]},
+    query={"artifactType": "The only type that is listed."},
+)
 _CONTENT_RANGE = re.compile(r"(?:bytes )?(\d{1,18})-(\d{1,18})(?:/\S+)?")
 
 
@@ -67,24 +105,29 @@ class OciApi:
         """List the rows of the protocol, errors in its own words. ``GET /v2/`` is a row of the other protocol."""
         manifest, blob = "/v2/{name*}/manifests/{reference}", "/v2/{name*}/blobs/{digest}"
         uploads, upload = "/v2/{name*}/blobs/uploads", "/v2/{name*}/blobs/uploads/{upload}"
-        rows: list[tuple[str, str, _Handler]] = [
-            ("GET", "/v2/_catalog", self._catalog),
-            ("GET", "/v2/{name*}/tags/list", self._tags),
-            ("GET", manifest, self._get_manifest),
-            ("PUT", manifest, self._put_manifest),
-            ("DELETE", manifest, self._delete_manifest),
-            ("POST", uploads, self._begin_upload),
-            ("POST", f"{uploads}/", self._begin_upload),
-            ("GET", upload, self._upload_status),
-            ("PATCH", upload, self._append_upload),
-            ("PUT", upload, self._finish_upload),
-            ("DELETE", upload, self._cancel_upload),
-            ("GET", blob, self._get_blob),
-            ("GET", "/v2/{name*}/referrers/{digest}", self._referrers),
+        rows: list[tuple[str, str, _Handler, Operation]] = [
+            ("GET", "/v2/_catalog", self._catalog, _listing("List repositories")),
+            ("GET", "/v2/{name*}/tags/list", self._tags, _listing("List the tags of a repository")),
+            ("GET", manifest, self._get_manifest, _says("Fetch a manifest, by tag or digest", answers=_MANIFEST)),
+            (
+                "PUT",
+                manifest,
+                self._put_manifest,
+                _says("Put a manifest", 201, asks=_MANIFEST),
+            ),
+            ("DELETE", manifest, self._delete_manifest, _says("Remove a tag or a manifest", 202)),
+            ("POST", uploads, self._begin_upload, _BEGIN),
+            ("POST", f"{uploads}/", self._begin_upload, _BEGIN),
+            ("GET", upload, self._upload_status, _says("Say how much of an upload is here", 204)),
+            ("PATCH", upload, self._append_upload, _says("Append a piece to an upload", 202, asks=_PIECE)),
+            ("PUT", upload, self._finish_upload, _FINISH),
+            ("DELETE", upload, self._cancel_upload, _says("Give an upload up", 204)),
+            ("GET", blob, self._get_blob, _BLOB),
+            ("GET", "/v2/{name*}/referrers/{digest}", self._referrers, _REFERRERS),
         ]
         return [self._route(*row) for row in rows]
 
-    def _route(self, method: str, pattern: str, handler: _Handler) -> Route:
+    def _route(self, method: str, pattern: str, handler: _Handler, says: Operation) -> Route:
         async def handle(request: Request) -> Reply:
             try:
                 if method != "GET" and self._is_draining():
@@ -95,7 +138,7 @@ class OciApi:
             except Refused as error:
                 return _refused(error)
 
-        return Route(method, pattern, handle, Action.PULL if method == "GET" else Action.PUSH, _refusal)
+        return Route(method, pattern, handle, Action.PULL if method == "GET" else Action.PUSH, _refusal, says)
 
     # -- reading -----------------------------------------------------------------------------------------------------
 

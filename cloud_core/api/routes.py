@@ -15,6 +15,8 @@ from cloud_core.settings import HttpSettings
 from penstock.http.generate import EXTENSION, Generate
 from penstock.http.oip import Oip
 from penstock.http.openai import OpenAi
+from penstock.http.openapi import with_document
+from penstock.http.operations import OPEN_METRICS, TEXT, Operation, Raw
 from penstock.http.overview import Overview
 from penstock.http.routes import Reply, Request, Route
 from penstock.http.server import HttpLimits, HttpServer
@@ -22,6 +24,11 @@ from penstock.policy.access import Action
 
 _PATHS = {"registry": "/v2/", "garbage collection": "/v2/_penstock/registry/gc"}
 _IS_REGISTRY = {"Docker-Distribution-Api-Version": "registry/2.0"}  # the registry protocol asks for it at /v2/
+_METRICS = Operation(
+    summary="Tell all metrics, for Prometheus",
+    group="server",
+    answers={TEXT: Raw("Prometheus's text format."), OPEN_METRICS: Raw("OpenMetrics, where Accept asks for it.")},
+)
 
 
 def http_server(
@@ -65,7 +72,7 @@ def http_server(
         *oip.routes(),
         *generate.routes(),
         *openai.routes(),
-        Route("GET", "/metrics", scrape, Action.SCRAPE),
+        Route("GET", "/metrics", scrape, Action.SCRAPE, says=_METRICS),
         gc,
         *oci.routes(),
     ]
@@ -76,4 +83,4 @@ def http_server(
         keepalive_s=settings.keepalive_s,
         body_s=body_s,
     )
-    return HttpServer(routes, oip, limits, authenticate=plane.authenticate)
+    return HttpServer(with_document(routes, title="Penstock core"), oip, limits, authenticate=plane.authenticate)

@@ -17,12 +17,19 @@ from edge_agent.serving.texts import TextPlane
 from penstock.http.generate import EXTENSION, Generate
 from penstock.http.oip import Oip
 from penstock.http.openai import OpenAi
+from penstock.http.openapi import with_document
+from penstock.http.operations import JSON, TEXT, Operation, Raw
 from penstock.http.overview import Overview
 from penstock.http.routes import Reply, Request, Route, json_reply
 from penstock.http.server import HttpLimits, HttpServer
 
 SERVER_NAME = "penstock-agent"
 _PATHS = {"status": "/status"}
+_METRICS = Operation(
+    summary="Tell all metrics, for Prometheus", group="server", answers={TEXT: Raw("Prometheus's text format.")}
+)
+_STATUS = Operation(summary="Say what runs on the device, and why", group="server", answers={JSON: dict[str, Any]})
+_UNBLOCK = Operation(summary="Let a model try again what failed", group="models", answers={JSON: dict[str, str]})
 
 
 def http_server(
@@ -63,11 +70,11 @@ def http_server(
         *oip.routes(),
         *Generate(texts).routes(),
         *OpenAi(texts, embedder=embeddings).routes(),
-        Route("GET", "/metrics", scrape),
-        Route("GET", "/status", tell),
-        Route("POST", "/models/{model}/unblock", try_again),
+        Route("GET", "/metrics", scrape, says=_METRICS),
+        Route("GET", "/status", tell, says=_STATUS),
+        Route("POST", "/models/{model}/unblock", try_again, says=_UNBLOCK),
     ]
     limits = HttpLimits(
         max_body_bytes=dataplane.limits.max_body_bytes, max_body_setting="limits.max_body_bytes", body_s=body_s
     )
-    return HttpServer(routes, oip, limits, authenticate=dataplane.authenticate)
+    return HttpServer(with_document(routes, title="Penstock agent"), oip, limits, authenticate=dataplane.authenticate)

@@ -12,10 +12,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic
+from typing import Any, Generic, NotRequired, TypedDict
 
 from penstock.generation.plane import TextAnswer, TextPlane, Ticket
 from penstock.generation.values import TokenEvent
+from penstock.http.operations import EVENTS, JSON, Operation, Raw
 from penstock.http.routes import Handler, Reply, Request, Route, json_reply, refusal
 from penstock.http.texts import STREAM_HEADERS, read_body, version_of
 from penstock.openai.answers import broken_off
@@ -29,6 +30,39 @@ EXTENSION = "generate"
 """What a server's metadata call it."""
 
 _log = logging.getLogger(__name__)
+
+
+class GenerateBody(TypedDict):
+    """A prompt; fields beside these are parameters, as ``max_tokens`` and ``temperature``."""
+
+    text_input: str
+    id: NotRequired[str]
+    parameters: NotRequired[dict[str, Any]]
+
+
+class GenerateAnswer(TypedDict):
+    """A text, and how it came to its end."""
+
+    model_name: str
+    model_version: NotRequired[str]
+    text_output: str
+    finish_reason: NotRequired[str | None]
+    usage: NotRequired[dict[str, Any]]
+    parameters: NotRequired[dict[str, Any]]
+
+
+_WHOLE = Operation(
+    summary="Answer a prompt with a whole text",
+    group="texts",
+    asks={JSON: GenerateBody},
+    answers={JSON: GenerateAnswer},
+)
+_STREAM = Operation(
+    summary="Answer a prompt with a text in parts",
+    group="texts",
+    asks={JSON: GenerateBody},
+    answers={EVENTS: Raw("Server-sent events; each has one part of the answer, in the form of a whole one.")},
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,12 +87,15 @@ class Generate(Generic[Ticket]):
 
     def routes(self) -> list[Route]:
         """List the rows of the extension, for a model's default version and for one that is named."""
-        verbs: dict[str, Handler] = {"generate": self._whole, "generate_stream": self._stream}
+        verbs: dict[str, tuple[Handler, Operation]] = {
+            "generate": (self._whole, _WHOLE),
+            "generate_stream": (self._stream, _STREAM),
+        }
         model = "/v2/models/{model}"
         return [
-            Route("POST", f"{path}/{verb}", handler, Action.INFER, self._refuse)
+            Route("POST", f"{path}/{verb}", handler, Action.INFER, self._refuse, says)
             for path in (model, model + "/versions/{version}")
-            for verb, handler in verbs.items()
+            for verb, (handler, says) in verbs.items()
         ]
 
     async def _whole(self, request: Request) -> Reply:

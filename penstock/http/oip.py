@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version as version_of
 from typing import Any, Generic, Protocol, TypeVar
@@ -18,7 +18,8 @@ from typing import Any, Generic, Protocol, TypeVar
 import msgspec
 
 from penstock.errors import InvalidInput, PenstockError, Unavailable
-from penstock.http import express
+from penstock.http import express, shapes
+from penstock.http.operations import Operation, Raw
 from penstock.http.overview import state_document
 from penstock.http.routes import Handler, Reply, Request, Route, Table, json_reply, refusal
 from penstock.policy.access import Action
@@ -35,6 +36,47 @@ _JSON_LINES = b"Content-Type: " + codec.JSON.encode()
 _BINARY_LINES = b"Content-Type: " + codec.BINARY.encode() + b"\r\n" + codec.HEADER_LENGTH.encode() + b": %d"
 _REQUEST_ID_LINE = b"%b\r\n" + REQUEST_ID.encode() + b": %b"
 _log = logging.getLogger(__name__)
+
+_RAW = Raw("JSON of the length in Inference-Header-Content-Length, then the tensors' bytes in their order.")
+_LENGTH = {codec.HEADER_LENGTH: "Length of the JSON part of a binary body."}
+_INFER = Operation(
+    summary="Answer an inference request",
+    group="inference",
+    asks={codec.JSON: shapes.InferBody, codec.BINARY: _RAW},
+    answers={codec.JSON: shapes.InferAnswer, codec.BINARY: _RAW},
+    headers=_LENGTH,
+)
+_MODEL_READY = Operation(
+    summary="Say whether a model can answer now; 503 with the reason where it cannot",
+    group="models",
+    answers={codec.JSON: shapes.ModelReady},
+)
+_METADATA = Operation(
+    summary="Say what a model takes and gives", group="models", answers={codec.JSON: shapes.ModelMetadataDocument}
+)
+_CONFIG = Operation(summary="Say how a model is run", group="models", answers={codec.JSON: shapes.Config})
+_SERVER = Operation(
+    summary="Say what this server is, and which extensions work",
+    group="server",
+    answers={codec.JSON: shapes.ServerMetadata},
+)
+_LIVE = Operation(
+    summary="Say whether the process is well; 503 where it is not",
+    group="server",
+    answers={codec.JSON: dict[str, bool]},
+)
+_READY = Operation(
+    summary="Say whether requests are admitted; 503 where they are not",
+    group="server",
+    answers={codec.JSON: dict[str, bool]},
+)
+_INDEX = Operation(
+    summary="List every version of every model, with its state",
+    group="models",
+    asks={codec.JSON: shapes.IndexBody},
+    needs_body=False,
+    answers={codec.JSON: list[shapes.StateDocument]},
+)
 
 
 class DataPlane(Protocol[Ticket]):
@@ -117,22 +159,22 @@ class Oip(Generic[Ticket]):
         document = {"name": name, "version": version_of("penstock"), "extensions": (*EXTENSIONS, *extensions)}
         self._server = msgspec.json.encode(document)
         self._server_headers = {**(server_headers or {}), "Content-Type": codec.JSON}
-        self._infer_rows = Table(self._rows("/infer", "POST", self._infer))
+        self._infer_rows = Table(self._rows("/infer", "POST", self._infer, _INFER))
 
     def routes(self) -> list[Route]:
         """List the rows of the protocol. Probes carry no credential."""
         ask = Action.INFER
         return [
-            *self._rows("/infer", "POST", self._infer),
-            *self._rows("/ready", "GET", self._model_ready),
-            *self._rows("", "GET", self._model_metadata),
-            *self._rows("/config", "GET", self._model_config),
-            Route("GET", "/v2", self._server_metadata, ask),
-            Route("GET", "/v2/", self._server_metadata, ask),
-            Route("GET", "/v2/health/live", self._live),
-            Route("GET", "/v2/health/ready", self._ready),
-            Route("POST", "/v2/repository/index", self._index, ask),
-            Route("GET", "/v2/repository/index", self._index, ask),
+            *self._rows("/infer", "POST", self._infer, _INFER),
+            *self._rows("/ready", "GET", self._model_ready, _MODEL_READY),
+            *self._rows("", "GET", self._model_metadata, _METADATA),
+            *self._rows("/config", "GET", self._model_config, _CONFIG),
+            Route("GET", "/v2", self._server_metadata, ask, says=_SERVER),
+            Route("GET", "/v2/", self._server_metadata, ask, says=_SERVER),
+            Route("GET", "/v2/health/live", self._live, says=_LIVE),
+            Route("GET", "/v2/health/ready", self._ready, says=_READY),
+            Route("POST", "/v2/repository/index", self._index, ask, says=_INDEX),
+            Route("GET", "/v2/repository/index", self._index, ask, says=replace(_INDEX, asks={})),
         ]
 
     # -- the express lane --------------------------------------------------------------------------------------------
@@ -222,11 +264,11 @@ class Oip(Generic[Ticket]):
             [state_document(state) for state in self._plane.index() if state.state == "READY" or not only_ready]
         )
 
-    def _rows(self, suffix: str, method: str, handler: Handler) -> list[Route]:
+    def _rows(self, suffix: str, method: str, handler: Handler, says: Operation) -> list[Route]:
         """Make the rows of a model's default version and of a version that is named."""
         model = "/v2/models/{model}"
         return [
-            Route(method, f"{path}{suffix}", handler, Action.INFER, self._refuse)
+            Route(method, f"{path}{suffix}", handler, Action.INFER, self._refuse, says)
             for path in (model, model + "/versions/{version}")
         ]
 

@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, Generic
+from typing import Any, Generic, Literal, NotRequired, TypedDict
 
 import msgspec
 from msgspec import structs
@@ -23,6 +23,7 @@ from msgspec import structs
 from penstock.errors import NotFound, PenstockError
 from penstock.generation.plane import Embedder, TextAnswer, TextModel, TextPlane, Ticket
 from penstock.generation.values import TokenEvent
+from penstock.http.operations import EVENTS, JSON, Operation, Raw
 from penstock.http.routes import Handler, Reply, Request, Route, json_reply, refusal
 from penstock.http.texts import STREAM_HEADERS, Bodies, version_of
 from penstock.openai.answers import Chunks, Finished, Head, answer_document, model_document, models_document
@@ -39,6 +40,70 @@ AT_ONCE = 8
 """Answers to one request that are under way at the same time; the next one begins when one of them ends."""
 
 _log = logging.getLogger(__name__)
+
+
+class OpenAiRefusal(TypedDict):
+    """Why a request was not answered, as OpenAI says it."""
+
+    error: dict[str, Any]
+
+
+class CompletionBody(TypedDict):
+    """A prompt, or a list of them; how it is answered is said by fields beside these."""
+
+    model: str
+    prompt: Any
+    n: NotRequired[int]
+    stream: NotRequired[bool]
+    max_tokens: NotRequired[int]
+    temperature: NotRequired[float]
+
+
+class ChatBody(TypedDict):
+    """A conversation; how it is answered is said by fields beside these."""
+
+    model: str
+    messages: list[dict[str, Any]]
+    n: NotRequired[int]
+    stream: NotRequired[bool]
+    max_completion_tokens: NotRequired[int]
+    temperature: NotRequired[float]
+
+
+class EmbeddingBody(TypedDict):
+    """A text, or a list of them."""
+
+    model: str
+    input: Any
+    encoding_format: NotRequired[Literal["float", "base64"]]
+
+
+_PARTS = Raw("With stream: server-sent events, each with a chunk of the answer; the last one is [DONE].")
+_CHAT = Operation(
+    summary="Answer a conversation",
+    group="OpenAI",
+    asks={JSON: ChatBody},
+    answers={JSON: dict[str, Any], EVENTS: _PARTS},
+    refusal=OpenAiRefusal,
+)
+_COMPLETION = Operation(
+    summary="Go on with a prompt",
+    group="OpenAI",
+    asks={JSON: CompletionBody},
+    answers={JSON: dict[str, Any], EVENTS: _PARTS},
+    refusal=OpenAiRefusal,
+)
+_EMBED = Operation(
+    summary="Answer with a vector for each text",
+    group="OpenAI",
+    asks={JSON: EmbeddingBody},
+    answers={JSON: dict[str, Any]},
+    refusal=OpenAiRefusal,
+)
+_MODELS = Operation(
+    summary="List the models that answer texts", group="OpenAI", answers={JSON: dict[str, Any]}, refusal=OpenAiRefusal
+)
+_MODEL = replace(_MODELS, summary="Describe a model that answers texts")
 
 
 class OpenAi(Generic[Ticket]):
@@ -65,15 +130,15 @@ class OpenAi(Generic[Ticket]):
     def routes(self) -> list[Route]:
         """List the rows of the API."""
         return [
-            self._row("POST", "/v1/chat/completions", partial(self._complete, read_chat)),
-            self._row("POST", "/v1/completions", partial(self._complete, read_completion)),
-            *([self._row("POST", "/v1/embeddings", self._embed)] if self._embedder is not None else []),
-            self._row("GET", "/v1/models", self._models),
-            self._row("GET", "/v1/models/{model*}", self._model),
+            self._row("POST", "/v1/chat/completions", partial(self._complete, read_chat), _CHAT),
+            self._row("POST", "/v1/completions", partial(self._complete, read_completion), _COMPLETION),
+            *([self._row("POST", "/v1/embeddings", self._embed, _EMBED)] if self._embedder is not None else []),
+            self._row("GET", "/v1/models", self._models, _MODELS),
+            self._row("GET", "/v1/models/{model*}", self._model, _MODEL),
         ]
 
-    def _row(self, method: str, path: str, handler: Handler) -> Route:
-        return Route(method, path, handler, Action.INFER, self._refuse)
+    def _row(self, method: str, path: str, handler: Handler, says: Operation) -> Route:
+        return Route(method, path, handler, Action.INFER, self._refuse, says)
 
     async def _complete(self, read: Callable[[bytes], Call], request: Request) -> Reply:
         context, body = await self._bodies.read(request)

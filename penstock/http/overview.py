@@ -12,6 +12,8 @@ from importlib.metadata import version as version_of
 from typing import Any, Protocol
 
 from penstock.errors import NotFound
+from penstock.http import shapes
+from penstock.http.operations import JSON, Operation
 from penstock.http.routes import Reply, Request, Route, json_reply
 from penstock.policy.access import Action
 from penstock.rest.codec import metadata_document
@@ -28,7 +30,13 @@ _PATHS = {
     "generate": "/v2/models/{model}/generate",
     "openai": "/v1/models",
     "metrics": "/metrics",
+    "openapi": "/openapi.json",
 }
+_HOME = Operation(summary="Say what answers here, and where to go on", group="server", answers={JSON: dict[str, Any]})
+_MODELS = Operation(summary="List models and versions with their state", group="models", answers={JSON: shapes.Models})
+_STATISTICS = Operation(
+    summary="Say what was answered since the server began", group="models", answers={JSON: shapes.Statistics}
+)
 STATS = "stats"
 _STATS = ("", "/{model}", "/{model}/versions/{version}")
 
@@ -66,10 +74,10 @@ class Overview:
         """List the rows. They go before those of the protocol, to which ``stats`` would be a model's name alone."""
         ask = Action.INFER
         return [
-            Route("GET", "/", self._tell),
-            Route("GET", "/v2/models", self._models, ask),
-            Route("GET", "/v2/models/", self._models, ask),
-            *(Route("GET", f"/v2/models{path}/stats", self._stats, ask) for path in _STATS),
+            Route("GET", "/", self._tell, says=_HOME),
+            Route("GET", "/v2/models", self._models, ask, says=_MODELS),
+            Route("GET", "/v2/models/", self._models, ask, says=_MODELS),
+            *(Route("GET", f"/v2/models{path}/stats", self._stats, ask, says=_STATISTICS) for path in _STATS),
         ]
 
     async def _tell(self, request: Request) -> Reply:

@@ -16,6 +16,7 @@ from urllib.parse import unquote
 import msgspec
 
 from penstock.errors import InvalidInput, NotFound, PenstockError
+from penstock.http.operations import Operation
 from penstock.policy.access import Action
 from penstock.rest import codec
 from penstock.rest.status import headers_of, http_status
@@ -115,6 +116,7 @@ class Route:
         handler: what answers.
         may: what a caller must be allowed to do; None lets everybody in, without a credential.
         refuse: how errors look to this row's clients.
+        says: what the row tells of itself in the OpenAPI document.
     """
 
     method: str
@@ -122,6 +124,7 @@ class Route:
     handler: Handler
     may: Action | None = None
     refuse: Callable[[PenstockError], Reply] = refusal
+    says: Operation | None = None
 
 
 class MethodNotAllowed(InvalidInput):

@@ -70,7 +70,11 @@ class Plain(Protocol[T]):
 
 
 class HttpServer:
-    """One table of routes on any number of sockets."""
+    """One table of routes on any number of sockets.
+
+    Attributes:
+        routes: its rows.
+    """
 
     def __init__(
         self,
@@ -81,7 +85,8 @@ class HttpServer:
         authenticate: Callable[[str, Action], str],
     ) -> None:
         """``authenticate`` gives the name of who may do an action, by the ``Authorization`` header, or raises."""
-        self._table, self._limits, self._authenticate = Table(routes), limits, authenticate
+        self.routes = tuple(routes)
+        self._table, self._limits, self._authenticate = Table(self.routes), limits, authenticate
         self._loop = asyncio.get_running_loop()
         self._server = web.Server(
             self._handle,
