@@ -165,6 +165,7 @@ class Core:
         )
         self.observing = Observing(settings.observing)
         self.observing.register(self.plane.observers)
+        self._exit.push_async_callback(self.observing.close)
         keeper = self._keep_spending(database, was_killed)
         # what was pushed here is closed in reverse: listeners first, the database last
         self._exit.push_async_callback(self._stop_tasks)

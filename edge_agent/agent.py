@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -51,6 +51,9 @@ from penstock.process.supervision import stop_on_signals, supervise
 from penstock.process.telemetry import log
 from penstock.registry.address import parse_registry
 from penstock.signing import trust
+
+if TYPE_CHECKING:
+    from edge_agent.serving.spans import Spans
 
 _log = logging.getLogger(__name__)
 ENDPOINTS_FILE = "endpoints.json"
@@ -127,7 +130,8 @@ class Agent:
         outcomes = Outcomes(now=time.time)
         hosting = self._hosting(outcomes)
         hosting.expect(model for model, state in store.states().items() if state.active)
-        link, escalator = self._links(stack)
+        spans = self._spans(stack)
+        link, escalator = self._links(stack, spans)
         self.delivery = self._delivery(outcomes, link)
         stack.push_async_callback(self.delivery.close)
         await self.delivery.open()
@@ -159,7 +163,17 @@ class Agent:
         )
         await self._listen(stack)
 
-    def _links(self, stack: contextlib.AsyncExitStack) -> tuple[FleetLink, Escalator]:
+    def _spans(self, stack: contextlib.AsyncExitStack) -> Spans | None:
+        if not self.settings.traces.endpoint:
+            return None
+        from edge_agent.serving.spans import Spans  # OpenTelemetry, where it is asked for
+        from penstock.process.tracing import Tracer
+
+        spans = Spans(Tracer(self.settings.traces, "penstock-agent"))
+        stack.push_async_callback(asyncio.to_thread, spans.close)
+        return spans
+
+    def _links(self, stack: contextlib.AsyncExitStack, spans: Spans | None) -> tuple[FleetLink, Escalator]:
         """Make the connections to the core; nothing is dialled before the first call."""
         settings = self.settings
         link = FleetLink(
@@ -171,7 +185,7 @@ class Agent:
         )
         stack.push_async_callback(link.close)
         escalator = Escalator(
-            settings.core, settings.escalation, token=settings.token, tls=settings.tls, link=settings.link
+            settings.core, settings.escalation, token=settings.token, tls=settings.tls, link=settings.link, spans=spans
         )
         stack.push_async_callback(escalator.close)
         return link, escalator

@@ -19,6 +19,7 @@ from penstock.hosting.generation.settings import GenerationSettings
 from penstock.process import config
 from penstock.process.directories import data_directory, expanded
 from penstock.process.telemetry import LogSettings
+from penstock.process.trace_settings import TraceSettings
 from penstock.registry.address import parse_registry
 from penstock.wire.addresses import parse_target
 from penstock.wire.device_ids import check_device_id
@@ -260,6 +261,7 @@ class AgentSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             PENSTOCK_TRUST_ROOT, or else ~/.config/penstock/trust if it is there; without any, nothing need be signed.
         tls: which authorities this device trusts where it dials over TLS, and what it shows there.
         generation: how language models are run.
+        traces: spans of requests and escalations.
     """
 
     device_id: str = ""
@@ -287,6 +289,7 @@ class AgentSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     log: LogSettings = field(default_factory=LogSettings)
     tls: Tls = field(default_factory=Tls)
     generation: GenerationSettings = field(default_factory=GenerationSettings)
+    traces: TraceSettings = field(default_factory=TraceSettings)
 
 
 def load(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
+from typing import TYPE_CHECKING
 
 from cloud_core.observing.access_log import AccessLog
 from cloud_core.observing.finished import Observers
 from cloud_core.observing.settings import ObservingSettings
 from cloud_core.observing.traffic import Traffic
+
+if TYPE_CHECKING:
+    from cloud_core.observing.traces import Traces
 
 
 class Observing:
@@ -21,7 +26,13 @@ class Observing:
     def __init__(self, settings: ObservingSettings) -> None:
         self.settings = settings
         self.traffic = Traffic(settings.max_tenants) if settings.traffic else None
+        self._traces = _traces(settings)
         self._access_log = None if settings.access_log == "off" else AccessLog(lambda line: sys.stderr.write(line))
+
+    async def close(self) -> None:
+        """Send and write what is left; bounded in time."""
+        if self._traces is not None:
+            await asyncio.to_thread(self._traces.close)
 
     def register(self, observers: Observers) -> None:
         """Have everybody told from now on."""
@@ -29,3 +40,14 @@ class Observing:
             observers.add(self.traffic)
         if self._access_log is not None:
             observers.add(self._access_log, only_failures=self.settings.access_log == "refused")
+        if self._traces is not None:
+            observers.add(self._traces)
+
+
+def _traces(settings: ObservingSettings) -> Traces | None:
+    if not settings.traces.endpoint:
+        return None
+    from cloud_core.observing.traces import Traces  # OpenTelemetry, where it is asked for
+    from penstock.process.tracing import Tracer
+
+    return Traces(Tracer(settings.traces, "penstock-core"))

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from penstock.process.trace_settings import TraceSettings
+
 
 class ObservingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is counted, logged and kept of requests beside what ``/metrics`` always has.
@@ -16,9 +18,11 @@ class ObservingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         triton_names: show the counts of models under Triton's ``nv_inference_*`` names, too.
         access_log: write a JSON line for each request to the log: of ``all``, or of those that were ``refused`` or
             failed.
+        traces: spans of requests.
     """
 
     traffic: bool = False
     max_tenants: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
     triton_names: bool = False
     access_log: Literal["off", "refused", "all"] = "off"
+    traces: TraceSettings = TraceSettings()

@@ -71,6 +71,7 @@ class DataPlane:
         random: Callable[[], float] = random_module.random,
     ) -> None:
         """``random`` gives uniform numbers in [0, 1); the audit's draws come from it."""
+        self._spans = escalator.spans
         self.hosting = hosting
         self.escalator = escalator
         self.limits = admission.Limits(
@@ -161,6 +162,13 @@ class DataPlane:
             DeadlineExceeded: not in time. Unavailable: also when ``on_unreachable`` is ``fail`` and the cloud was
             needed. Internal: the engine failed.
         """
+        if self._spans is not None:
+            return await self._spans.request(request, context, self._answer)
+        return await self._answer(request, context)
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    async def _answer(self, request: InferRequest, context: RequestContext) -> InferResponse:
         work = self._let_in(context, request)
         hosted, load = work.hosted, self.load
         load.rows += work.rows
@@ -177,8 +185,6 @@ class DataPlane:
         finally:
             load.rows -= work.rows
             hosted.leave()
-
-    # -- inside ------------------------------------------------------------------------------------------------------
 
     def _let_in(self, context: RequestContext, request: InferRequest) -> _Work:
         hosted = self.hosting.get(request.model, request.version)

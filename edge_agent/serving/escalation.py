@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from typing import TYPE_CHECKING
 
 import grpc
 
@@ -26,6 +27,9 @@ from penstock.wire.context import RequestContext, headers_of
 from penstock.wire.inference import InferRequest, InferResponse
 from penstock.wire.tls import Tls
 
+if TYPE_CHECKING:
+    from edge_agent.serving.spans import Spans
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -40,16 +44,19 @@ class Escalator:
         token: str = "",
         tls: Tls | None = None,
         link: LinkSettings | None = None,
+        spans: Spans | None = None,
     ) -> None:
         """
         Args:
             token: where the cloud has tenants.
             tls: which authorities to trust over TLS; None for what the environment says.
+            spans: traces calls; None traces none.
 
         Raises:
             InvalidInput: ``target`` is neither ``grpc://host:port`` nor ``grpcs://host``.
         """
         self.settings = settings
+        self.spans = spans
         self.sent_bytes = 0
         self.sent_rows = 0
         self.calls = 0
@@ -97,6 +104,11 @@ class Escalator:
         Raises:
             PenstockError: the call failed (see the status table of ``penstock.rpc``), or the answer is none.
         """
+        if self.spans is not None:
+            return await self.spans.escalation(request, context, self._call)
+        return await self._call(request, context)
+
+    async def _call(self, request: InferRequest, context: RequestContext) -> InferResponse:
         message = codec.encode_request(request)
         self.calls += 1
         self.sent_bytes += message.ByteSize()

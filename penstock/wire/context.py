@@ -2,7 +2,7 @@
 
 The facts have the same names as HTTP headers and as gRPC metadata, and are read here by the same rules. Every transport
 makes one :class:`RequestContext` of them, which goes through every queue, and writes what goes on to the next process
-with :func:`headers_of`. Tracing will begin in :meth:`RequestContext.begin` and nowhere else. Knows no transport.
+with :func:`headers_of`. Knows no transport.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import msgspec
 
 from penstock.errors import InvalidInput
+from penstock.wire.current_trace import current_traceparent
 from penstock.wire.inference import Parameter
 
 REQUEST_ID = "x-request-id"
@@ -117,8 +118,10 @@ def context_of(headers: Mapping[str, str], transport: str = "") -> RequestContex
 
 
 def client_context(request_id: str) -> RequestContext:
-    """Make the context of a request that a client begins. An id that is no header travels in the message only."""
-    return RequestContext(arrived_at=0.0, request_id=request_id if is_request_id(request_id) else "")
+    """Make the context of a request that a client begins, in the trace that the application is in. An id that is no
+    header travels in the message only."""
+    request_id = request_id if is_request_id(request_id) else ""
+    return RequestContext(arrived_at=0.0, request_id=request_id, traceparent=current_traceparent())
 
 
 def request_id_of(headers: Mapping[str, str]) -> str:

@@ -141,16 +141,21 @@ def core_settings(data_dir: Path, **changes: Any) -> CoreSettings:
 async def start_core(directory: Path, **changes: Any) -> Core:
     """A real core under ``directory`` that serves ``mlp:v1``, pushed over HTTP."""
     core = await Core.start(core_settings(directory / "core", **changes))
-    layout = onnx_layout(directory, "v1")
+    token = changes["tenants"][0]["token"] if "tenants" in changes else ""
+    await push_to(core, onnx_layout(directory, "v1"), token=token)
+    return core
+
+
+async def push_to(core: Core, layout: Layout, *, token: str = "") -> None:
+    """Push a layout over HTTP, and wait until its model can be asked."""
 
     def send() -> None:
-        token = changes["tenants"][0]["token"] if "tenants" in changes else ""
         with RegistryClient(f"http://127.0.0.1:{core.http_port}", token=token) as client:
             push(client, layout)
 
     await asyncio.to_thread(send)
-    await soon(lambda: core.plane.model_state("mlp").state == "READY")
-    return core
+    model = layout.artifact().model
+    await soon(lambda: core.plane.model_state(model).state == "READY")
 
 
 @contextmanager

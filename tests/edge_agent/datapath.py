@@ -26,6 +26,7 @@ from edge_agent.serving.embeddings import Embeddings
 from edge_agent.serving.escalation import Escalator
 from edge_agent.serving.hosting import Hosted, Hosting
 from edge_agent.serving.load_plan import LoadPlan
+from edge_agent.serving.spans import Spans
 from edge_agent.serving.texts import TextPlane
 from edge_agent.settings import CascadeSettings, EscalationSettings, LimitsSettings
 from penstock.artifact.certificates import Certificate, Subject
@@ -216,6 +217,7 @@ async def data_path(
     escalation: EscalationSettings | None = None,
     limits: LimitsSettings | None = None,
     random: Callable[[], float] = lambda: 1.0,
+    spans: Spans | None = None,
 ) -> AsyncIterator[DataPath]:
     """A data path that serves ``plan``: by default the toy model with a certificate, and the audit draws nothing."""
     limits = limits or LimitsSettings()
@@ -224,7 +226,7 @@ async def data_path(
     plan = plan or load_plan(directory, certified=(certified or certificate()) if is_certified else None)
     hosted = await hosting.prepare(plan)
     hosting.activate(hosted)
-    escalator = Escalator(core, escalation or EscalationSettings(breaker_open_s=0.01))
+    escalator = Escalator(core, escalation or EscalationSettings(breaker_open_s=0.01), spans=spans)
     dataplane = DataPlane(hosting, escalator, cascade or CascadeSettings(), limits, random=random)
     auditor = asyncio.create_task(dataplane.auditor.run())
     try:
