@@ -207,14 +207,22 @@ class Metrics(Collector):
         rollouts = GaugeMetricFamily(
             "penstock_fleet_rollouts", "Rollouts and plans that are kept, by their state.", labels=["model", "state"]
         )
-        for (model, state), count in self._fleet.views.states().items():
+        states = self._fleet.views.states()
+        for (model, state), count in states.items():
             rollouts.add_metric([model, state], count)
         stops = CounterMetricFamily(
             "penstock_fleet_rollout_stops", "Rollouts that a gate stopped since the core started.", labels=["model"]
         )
-        for model, count in self._fleet.stops.items():
-            stops.add_metric([model], count)
-        yield from (devices, rollouts, stops)
+        for model in dict.fromkeys(model for model, _ in states):  # 0 before the first, from which it can increase
+            stops.add_metric([model], self._fleet.stops[model])
+        last_stop = GaugeMetricFamily(
+            "penstock_fleet_last_stop_timestamp_seconds",
+            "When a gate last stopped a rollout that is kept: seconds since 1970. Nothing before the first.",
+            labels=["model"],
+        )
+        for model, at in self._fleet.views.stopped_at().items():
+            last_stop.add_metric([model], at)
+        yield from (devices, rollouts, stops, last_stop)
         yield GaugeMetricFamily(
             "penstock_fleet_known_devices", "Devices that ever reported and are kept.", len(self._fleet.views)
         )

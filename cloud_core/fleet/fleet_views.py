@@ -175,6 +175,12 @@ class FleetViews:
         found.update((entry.rollout.plan.model, entry.rollout.state) for entry in self._store.entries.values())
         return found
 
+    def stopped_at(self) -> dict[str, float]:
+        """Return when a gate last stopped a rollout of a model that is kept, in seconds since 1970."""
+        stopped = [one.rollout for one in self._store.entries.values() if one.rollout.state == "stopped_by_gate"]
+        times = [(one.finished_at.timestamp(), one.plan.model) for one in stopped if one.finished_at is not None]
+        return {model: at for at, model in sorted(times)}
+
     def no_such_label(self, labels: Mapping[str, str]) -> str:
         """Say that no device has the labels that were asked for, and which there are; "" where one has."""
         if not labels or not len(self._devices) or self._matching(labels):

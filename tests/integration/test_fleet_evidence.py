@@ -94,6 +94,7 @@ def test_a_fleet_that_sees_harm_is_heard_without_a_rollout_and_after_a_kill(
     with urllib.request.urlopen(asked, timeout=10) as response:
         metrics = response.read().decode()
     assert f'penstock_fleet_alarm{{artifact="{layout.digest}"' in metrics
+    assert 'penstock_fleet_rollout_stops_total{model="digits"} 0.0' in metrics, "there before the first stop"
     assert report(core, layout, names[0])
     core.kill()
     core.start()

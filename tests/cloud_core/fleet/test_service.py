@@ -165,6 +165,10 @@ async def test_harm_stops_in_the_first_wave_and_says_why(rig: Rig) -> None:
     assert harm is not None
     assert (harm.verdict, harm.samples, harm.measured, harm.limit) == ("fail", 100, 0.2, 0.03)
     assert not view.waves[1].is_released
+    stopped_at = {"digits": rig.clock().timestamp()}
+    rig.clock.advance(60)
+    rig.restart()
+    assert rig.service.views.stopped_at() == stopped_at, "an alert that is due outlives the core's restart"
 
 
 async def test_a_new_test_is_a_function_and_a_row_and_is_kept_sent_and_shown(
