@@ -19,6 +19,7 @@ from pathlib import Path
 
 import msgspec
 
+from cloud_core.api.certificates import watch_certificates
 from cloud_core.api.fleet_grpc import FleetServicer
 from cloud_core.api.garbage import gc_route
 from cloud_core.api.grpc_oip import OipServicer
@@ -48,6 +49,7 @@ from penstock.process.supervision import supervise
 from penstock.process.telemetry import log
 from penstock.signing import trust
 from penstock.toolchain.locations import require
+from penstock.wire.server_tls import ServerCertificates
 
 _log = logging.getLogger(__name__)
 _HEARTBEAT_S = 1.0
@@ -66,6 +68,7 @@ class Core:
         self._exit = contextlib.AsyncExitStack()
         self._supervisor: asyncio.Task[None] | None = None
         self._is_clean = True
+        self._certificates: ServerCertificates | None = None
         self.plane: DataPlane
         self.grpc: GrpcServer
         self.http: HttpServer
@@ -133,6 +136,8 @@ class Core:
     async def _start(self) -> None:
         settings, now = self._settings, asyncio.get_running_loop().time
         version = importlib.metadata.version("penstock")
+        if settings.tls.certificate:
+            self._certificates = ServerCertificates(settings.tls)
         database = Database.open(self._data_dir / "core.db")
         self._exit.callback(database.close)
         endpoints = self._data_dir / ENDPOINTS_FILE
@@ -173,6 +178,8 @@ class Core:
         tasks = {"controller": controller.run(), "fleet": fleet.run(), "heartbeat": self._beat()}
         if self.texts.accounts.has_days:
             tasks["spending"] = keeper.run()
+        if self._certificates is not None:
+            tasks["certificates"] = watch_certificates(self._certificates, every_s=settings.tls.reload_s)
         self._supervisor = asyncio.create_task(supervise(tasks, self._stopping), name="core")
         await self._until_settled(controller)
         await self.grpc.set_serving(True)
@@ -213,7 +220,8 @@ class Core:
             body_s=settings.serving.default_timeout_s,
         )
         self._exit.push_async_callback(self.http.stop, _CUT_S)
-        address = await self.http.listen_tcp(settings.http.host, settings.http.port, setting="--http-port")
+        tls = None if self._certificates is None else self._certificates.context
+        address = await self.http.listen_tcp(settings.http.host, settings.http.port, setting="--http-port", tls=tls)
         self.http_port = int(address.rpartition(":")[2])
 
     async def _until_settled(self, controller: Controller) -> None:

@@ -20,6 +20,7 @@ from penstock.hosting.generation.managed.settings import VllmSettings
 from penstock.hosting.generation.settings import GenerationSettings
 from penstock.process.telemetry import LogSettings
 from penstock.wire.device_ids import check_device_id
+from penstock.wire.server_tls import ServerTls
 
 ENV_PREFIX = "PENSTOCK_CORE_"
 
@@ -109,6 +110,7 @@ class CoreSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     Attributes:
         data_dir: state and artifacts; one core process at a time.
         tenants: who may call; empty lets everybody in.
+        tls: how both ports are encrypted.
         allow_anonymous: without tenants, listen on addresses other than loopback all the same.
         trust_root: directory of public keys (``penstock keys trust``); only what one of them signed is then served. ""
             is PENSTOCK_TRUST_ROOT, or else ~/.config/penstock/trust if it is there; without any, nothing need be
@@ -123,6 +125,7 @@ class CoreSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     registry: RegistrySettings = RegistrySettings()
     fleet: FleetSettings = FleetSettings()
     tenants: tuple[TenantSettings, ...] = ()
+    tls: ServerTls = ServerTls()
     allow_anonymous: bool = False
     trust_root: str = ""
     log: LogSettings = LogSettings()
@@ -147,6 +150,11 @@ def check(settings: CoreSettings) -> CoreSettings:
     for tenant in settings.tenants:
         if tenant.token and len(tenant.token) < _MIN_TOKEN_CHARS:
             raise ConfigError(f"tenants: {tenant.name}: a token has at least {_MIN_TOKEN_CHARS} characters")
+        if tenant.certificates and not settings.tls.client_ca:
+            raise ConfigError(
+                f"tenants: {tenant.name}: certificates are asked for and verified where tls.client_ca names who signs "
+                "them; give that, too"
+            )
         try:
             if tenant.device_id:
                 check_device_id(tenant.device_id)

@@ -46,11 +46,20 @@ class Authority:
 
     Attributes:
         ca: its own certificate.
+        key: its own private key.
     """
 
     ca: Path
+    key: Path
     server: Identity
     client: Identity
+
+    def sign(self, directory: Path, name: str, *, uri: str = "") -> Identity:
+        """Make one more certificate at loopback, for a name and a URI."""
+        ca_key = serialization.load_pem_private_key(self.key.read_bytes(), None)
+        assert isinstance(ca_key, ec.EllipticCurvePrivateKey)
+        ca = x509.load_pem_x509_certificate(self.ca.read_bytes())
+        return _signed(directory, name, name, ca, ca_key, uri=uri)
 
     @property
     def tls(self) -> Tls:
@@ -76,29 +85,45 @@ def make_authority(directory: Path, name: str = "test") -> Authority:
     directory.mkdir(parents=True, exist_ok=True)
     ca_key = ec.generate_private_key(ec.SECP256R1())
     ca = _certificate(f"{name} authority", ca_key, None, ca_key)
-    made = {}
-    for role in ("server", "client"):
-        key = ec.generate_private_key(ec.SECP256R1())
-        certificate = _certificate(f"{name} {role}", key, ca, ca_key)
-        made[role] = Identity(cert=directory / f"{role}.pem", key=directory / f"{role}.key")
-        made[role].cert.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        made[role].key.write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-        )
+    made = {role: _signed(directory, role, f"{name} {role}", ca, ca_key) for role in ("server", "client")}
     path = directory / "ca.pem"
     path.write_bytes(ca.public_bytes(serialization.Encoding.PEM))
-    return Authority(ca=path, server=made["server"], client=made["client"])
+    _write_key(directory / "ca.key", ca_key)
+    return Authority(ca=path, key=directory / "ca.key", server=made["server"], client=made["client"])
+
+
+def _signed(
+    directory: Path, file: str, name: str, ca: x509.Certificate, ca_key: ec.EllipticCurvePrivateKey, *, uri: str = ""
+) -> Identity:
+    key = ec.generate_private_key(ec.SECP256R1())
+    made = Identity(cert=directory / f"{file}.pem", key=directory / f"{file}.key")
+    made.cert.write_bytes(_certificate(name, key, ca, ca_key, uri=uri).public_bytes(serialization.Encoding.PEM))
+    _write_key(made.key, key)
+    return made
+
+
+def _write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
+    form = serialization.PrivateFormat.PKCS8
+    path.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))
 
 
 def _certificate(
-    name: str, key: ec.EllipticCurvePrivateKey, by: x509.Certificate | None, by_key: ec.EllipticCurvePrivateKey
+    name: str,
+    key: ec.EllipticCurvePrivateKey,
+    by: x509.Certificate | None,
+    by_key: ec.EllipticCurvePrivateKey,
+    *,
+    uri: str = "",
 ) -> x509.Certificate:
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
     loopback = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-    names = [x509.DNSName("localhost"), loopback, x509.DNSName("core.test")]  # the last as tests.forward_proxy has it
+    names: list[x509.GeneralName] = [
+        x509.DNSName("localhost"),
+        loopback,
+        x509.DNSName("core.test"),  # as tests.forward_proxy has it
+        *([x509.UniformResourceIdentifier(uri)] if uri else []),
+    ]
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)

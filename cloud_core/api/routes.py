@@ -83,4 +83,10 @@ def http_server(
         keepalive_s=settings.keepalive_s,
         body_s=body_s,
     )
-    return HttpServer(with_document(routes, title="Penstock core"), oip, limits, authenticate=plane.authenticate)
+    return HttpServer(
+        with_document(routes, title="Penstock core"),
+        oip,
+        limits,
+        authenticate=plane.authenticate,
+        takes_certificates=plane.takes_certificates,
+    )

@@ -6,7 +6,7 @@ Decides; reads no header, waits for nothing. How much somebody may send is ``ten
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -51,6 +51,14 @@ ANYBODY = Tenant(name=ANONYMOUS)
 def by_token(tenants: Iterable[tuple[str, Tenant]]) -> Mapping[bytes, Tenant]:
     """Index tenants by the hash of their token: looking one up takes no longer for a token that is nearly right."""
     return {hashed(token): tenant for token, tenant in tenants}
+
+
+def by_names(tenants: Iterable[tuple[Tenant, Sequence[str]]], names: Sequence[str]) -> Tenant | None:
+    """Return the first tenant of whose patterns one fits one of the names in a certificate; None for nobody's."""
+    for tenant, patterns in tenants:
+        if any(fnmatchcase(name, pattern) for pattern in patterns for name in names):
+            return tenant
+    return None
 
 
 def bearer_token(authorization: str) -> str:

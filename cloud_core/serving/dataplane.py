@@ -200,6 +200,11 @@ class DataPlane:
         """Say whether :meth:`authenticate` looks at what it is given."""
         return self._callers is not None
 
+    @property
+    def takes_certificates(self) -> bool:
+        """Say whether a client's certificate may stand for a token."""
+        return self._callers is not None and self._callers.takes_certificates
+
     def authenticate(self, authorization: str, action: Action = Action.INFER) -> str:
         """Name the caller, who may do ``action``; "" where everybody may do everything. Raises as :meth:`identify`."""
         return admission.ANONYMOUS if self._callers is None else self.identify(authorization, action).name

@@ -1,6 +1,7 @@
 """Who calls: the one place that turns a credential into a tenant, and looks whether it may do what it asks for.
 
-Credentials are tokens from the settings. Everything is looked up in memory; nothing here waits.
+Credentials are tokens from the settings, and certificates that TLS has verified. Everything is looked up in memory;
+nothing here waits.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from cloud_core.tenants.accounts import Account, accounts_of, tenant_of
 from cloud_core.tenants.settings import TenantSettings
 from penstock.policy.access import Action
 from penstock.policy.token_budget import Moment
+from penstock.wire.credentials import PeerCertificate
+
+_MAX_CERTIFICATES = 10_000
 
 
 class Callers:
@@ -25,6 +29,8 @@ class Callers:
     def __init__(self, tenants: Iterable[TenantSettings], moment: Callable[[], Moment]) -> None:
         known = tuple(tenants)
         self.accounts: Mapping[str, Account] = accounts_of(known, moment)
+        self._certificates = tuple((tenant_of(one), one.certificates) for one in known if one.certificates)
+        self._by_names: dict[tuple[str, ...], Tenant | None] = {}
         self._tokens = admission.by_token((one.token, tenant_of(one)) for one in known if one.token)
 
     def identify(self, authorization: str, action: Action | None, *, device_id: str | None = None) -> Tenant:
@@ -37,7 +43,10 @@ class Callers:
             Unauthenticated: no known credential. PermissionDenied: one whose role does not include the action, or that
                 is another device's.
         """
-        tenant = self._tokens.get(admission.hashed(admission.bearer_token(authorization)))
+        if isinstance(authorization, PeerCertificate):
+            tenant = self._by_certificate(authorization)
+        else:
+            tenant = self._tokens.get(admission.hashed(admission.bearer_token(authorization)))
         if tenant is None:
             raise admission.nobody()
         if action is not None:
@@ -45,3 +54,17 @@ class Callers:
         if device_id is not None:
             admission.check_device(tenant, device_id)
         return tenant
+
+    @property
+    def takes_certificates(self) -> bool:
+        """Say whether a certificate may stand for a token."""
+        return bool(self._certificates)
+
+    def _by_certificate(self, certificate: PeerCertificate) -> Tenant | None:
+        """Look the names of a certificate up; a connection makes many requests with the same ones."""
+        names = certificate.names
+        if names not in self._by_names:
+            if len(self._by_names) >= _MAX_CERTIFICATES:
+                self._by_names.clear()
+            self._by_names[names] = admission.by_names(self._certificates, names)
+        return self._by_names[names]

@@ -19,6 +19,9 @@ class TenantSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         name: what logs call it.
         token: the bearer token that its requests carry, of at least 8 characters; "" for a tenant that is known by its
             keys, its certificates or its identity provider only.
+        certificates: patterns of names in certificates of clients (``tls.client_ca``): ``DNS:kiosk-*.example``,
+            ``URI:spiffe://shop/*``, ``EMAIL:ops@example.org``, ``CN:kiosk-7``. Who shows one needs no token; of
+            several tenants that fit, the first one counts.
         role: ``client`` may ask models; ``device`` may also pull artifacts and report; ``observer`` may read metrics
             and nothing else; ``admin`` may do everything.
         device_id: the only device that it may report for; "" for any device, so that the devices of a fleet may share
@@ -43,6 +46,7 @@ class TenantSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
     token: Annotated[str, msgspec.Meta(max_length=512)] = ""
+    certificates: tuple[Annotated[str, msgspec.Meta(pattern=r"^(DNS|URI|EMAIL|CN):.{1,500}$")], ...] = ()
     role: Role = "admin"
     device_id: str = ""
     models: tuple[Annotated[str, msgspec.Meta(min_length=1, max_length=255)], ...] = ("*",)

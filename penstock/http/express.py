@@ -19,6 +19,7 @@ from email.utils import formatdate
 from typing import Any, Generic, TypeVar, cast
 
 from penstock.process.telemetry import log
+from penstock.wire.credentials import PeerCertificate
 
 T = TypeVar("T")
 
@@ -53,20 +54,23 @@ class Express(Generic[T]):
         *,
         prefix: bytes,
         prepare: Callable[[str, Mapping[str, str]], T | None],
-        answer: Callable[[T, bytes], Coroutine[Any, Any, bytes]],
+        answer: Callable[..., Coroutine[Any, Any, bytes]],
         fallback: Callable[[], asyncio.Protocol],
         max_body_bytes: int,
         keepalive_s: float,
+        peer_of: Callable[[asyncio.BaseTransport], PeerCertificate | None] | None = None,
     ) -> None:
         """
         Args:
             prefix: method and beginning of the target of requests that may take the lane: ``b"POST /v2/models/"``.
             prepare: target and headers (lower-case names) to whatever ``answer`` needs of them; None hands the
                 connection over. Its results are kept for heads that come again byte for byte.
-            answer: the whole response (see :func:`response`) for a request's body; must not raise.
+            answer: the whole response (see :func:`response`) for a request's body; must not raise. On a connection
+                whose client has shown a certificate that goes with it.
             fallback: makes the full server's protocol for one connection.
             max_body_bytes: larger bodies are handed over, to be read with care.
             keepalive_s: connections idle for longer are closed by :meth:`close_idle`.
+            peer_of: whose certificate was verified; None where clients show none.
         """
         self.prefix = prefix
         self.prepare = prepare
@@ -74,6 +78,7 @@ class Express(Generic[T]):
         self.fallback = fallback
         self.max_body_bytes = max_body_bytes
         self.keepalive_s = keepalive_s
+        self.peer_of = peer_of
         self.is_closing = False
         self.connections: set[_Connection[T]] = set()
         self.heads: dict[bytes, tuple[T, int]] = {}
@@ -122,6 +127,7 @@ class _Connection(asyncio.Protocol, Generic[T]):
         self._lane = lane
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
+        self._peer: tuple[PeerCertificate, ...] = ()  # none or one
         self._buffer = b""
         self._need = 0  # bytes without which the buffer holds no complete request
         self._task: asyncio.Task[None] | None = None
@@ -131,6 +137,8 @@ class _Connection(asyncio.Protocol, Generic[T]):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's transports are not subclasses
+        if self._lane.peer_of is not None and (peer := self._lane.peer_of(transport)) is not None:
+            self._peer = (peer,)
         self._lane.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -203,7 +211,7 @@ class _Connection(asyncio.Protocol, Generic[T]):
 
     async def _answer(self, prepared: T, body: bytes) -> None:
         try:
-            data = await self._lane.answer(prepared, body)
+            data = await self._lane.answer(prepared, body, *self._peer)
         except Exception as error:
             log(_LOG, logging.ERROR, "an answer failed in a way that should not happen", exc_info=error)
             self.abort()

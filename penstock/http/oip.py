@@ -26,6 +26,7 @@ from penstock.policy.access import Action
 from penstock.process.telemetry import refusal_of
 from penstock.rest import codec
 from penstock.wire.context import AUTHORIZATION, REQUEST_ID, RequestContext, context_of, timeout_s_of
+from penstock.wire.credentials import PeerCertificate, credential_of
 from penstock.wire.inference import EXTENSIONS, InferRequest, InferResponse, ModelConfig, ModelMetadata, ModelState
 from penstock.wire.model_documents import config_document
 
@@ -201,11 +202,12 @@ class Oip(Generic[Ticket]):
         except PenstockError:
             return None
 
-    async def answer(self, head: InferHead, body: bytes) -> bytes:
-        """Answer with a whole response; never raises."""
+    async def answer(self, head: InferHead, body: bytes, peer: PeerCertificate | None = None) -> bytes:
+        """Answer with a whole response; never raises. ``peer``: whose certificate the connection was made with."""
         plane, who = self._plane, head.who
         try:
-            tenant = plane.authenticate(head.authorization, Action.INFER)
+            credential = head.authorization if peer is None else credential_of(head.authorization, peer)
+            tenant = plane.authenticate(credential, Action.INFER)
             context = who.begin(self._now(), timeout_s=head.timeout_s, tenant=tenant)
             with plane.admit(context, head.model, head.version, len(body)) as ticket:
                 decoded = codec.decode_request(

@@ -10,8 +10,10 @@ import asyncio
 import contextlib
 import logging
 import socket
+import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -26,6 +28,8 @@ from penstock.http.routes import MethodNotAllowed, Reply, Request, Route, Table,
 from penstock.policy.access import Action
 from penstock.process.telemetry import log, refusal_of
 from penstock.wire.context import AUTHORIZATION, REQUEST_ID, RequestContext, context_of
+from penstock.wire.credentials import PeerCertificate, credential_of
+from penstock.wire.server_tls import peer_certificate
 
 T = TypeVar("T")
 
@@ -34,6 +38,7 @@ _EXPRESS_BODY_BYTES = 256 * 1024  # larger bodies are read by aiohttp, after adm
 _LINGER_S = 2.0  # reading what a refused client still sends, so that it gets to see the refusal
 _FILE_CHUNK_BYTES = 1024 * 1024
 _BROKEN = (web.RequestPayloadError, ClientPayloadError, HttpProcessingError)  # a length not kept, a wrong encoding
+_HANDSHAKE_S = 10.0  # of TLS, before the connection is closed
 _SOON_S = 1e-3  # aiohttp takes 0 for no limit, and a stream may go on without end
 _PLAIN = ("", "identity")
 _ENCODINGS = ("gzip", "deflate")  # what aiohttp decodes with nothing but the standard library
@@ -66,7 +71,9 @@ class Plain(Protocol[T]):
 
     def prepare(self, target: str, headers: Mapping[str, str], /) -> T | None: ...
 
-    def answer(self, prepared: T, body: bytes, /) -> Coroutine[Any, Any, bytes]: ...
+    def answer(self, prepared: T, body: bytes, peer: PeerCertificate | None = None, /) -> Coroutine[Any, Any, bytes]:
+        """``peer``: whose certificate the connection was made with."""
+        ...
 
 
 class HttpServer:
@@ -83,8 +90,13 @@ class HttpServer:
         limits: HttpLimits,
         *,
         authenticate: Callable[[str, Action], str],
+        takes_certificates: bool = False,
     ) -> None:
-        """``authenticate`` gives the name of who may do an action, by the ``Authorization`` header, or raises."""
+        """
+        Args:
+            authenticate: gives the name of who may do an action, by the ``Authorization`` header, or raises.
+            takes_certificates: who sends no such header is known by the certificate that TLS has verified.
+        """
         self.routes = tuple(routes)
         self._table, self._limits, self._authenticate = Table(self.routes), limits, authenticate
         self._loop = asyncio.get_running_loop()
@@ -104,19 +116,24 @@ class HttpServer:
             fallback=self._server,
             max_body_bytes=min(_EXPRESS_BODY_BYTES, limits.max_body_bytes),
             keepalive_s=limits.keepalive_s,
+            peer_of=_peer_of if takes_certificates else None,
         )
+        self._takes_certificates = takes_certificates
         self._listeners: list[asyncio.Server] = []
         self._sockets: list[tuple[Path, int]] = []  # path and inode: never remove what somebody else has put there
         self._sweep: asyncio.TimerHandle | None = None
 
-    async def listen_tcp(self, host: str, port: int, *, setting: str) -> str:
-        """Listen on TCP (port 0: a free one); the bound ``host:port``.
+    async def listen_tcp(self, host: str, port: int, *, setting: str, tls: ssl.SSLContext | None = None) -> str:
+        """Listen on TCP (port 0: a free one), in the clear or with TLS; the bound ``host:port``.
 
         Raises:
             ConfigError: the port is in use, or the address cannot be bound.
         """
         bound = listen.bind_tcp(host, port, setting=setting)
-        return await self._listen(bound, self._loop.create_server)
+        create: Callable[..., Any] = self._loop.create_server
+        if tls is not None:
+            create = partial(create, ssl=tls, ssl_handshake_timeout=_HANDSHAKE_S)
+        return await self._listen(bound, create)
 
     async def listen_unix(self, path: Path) -> None:
         """Listen on a unix socket (mode 0660), which goes when the server stops.
@@ -162,7 +179,7 @@ class HttpServer:
             route, names = self._table.find(request.method, path)
             refuse = route.refuse
             if route.may is not None:
-                tenant = self._authenticate(headers.get(AUTHORIZATION, ""), route.may)
+                tenant = self._authenticate(self._credential(request), route.may)
                 context = msgspec.structs.replace(context, tenant=tenant)
             encoding = headers.get("Content-Encoding", "").strip().lower()
             if encoding not in _PLAIN and encoding not in _ENCODINGS:
@@ -182,6 +199,12 @@ class HttpServer:
         if reply.parts is not None:
             await self._send(request, response, reply.parts, context)
         return response
+
+    def _credential(self, request: web.BaseRequest) -> str:
+        said = request.headers.get(AUTHORIZATION, "")
+        if said or not self._takes_certificates or request.transport is None:
+            return said
+        return credential_of(said, _peer_of(request.transport))
 
     async def _send(
         self,
@@ -208,6 +231,10 @@ class HttpServer:
                 refusal_of(_log, error, context)  # for the log: a status has been sent
         if request.transport is not None:
             request.transport.abort()
+
+
+def _peer_of(transport: asyncio.BaseTransport) -> PeerCertificate | None:
+    return peer_certificate(transport.get_extra_info("peercert"))
 
 
 class _Body:
