@@ -206,7 +206,8 @@ class Core:
     async def _listen(self, registry: Registry, fleet: FleetService, version: str) -> None:
         settings = self._settings
         oip = OipServicer(self.plane, self.texts, version=version, stream_window=settings.grpc.stream_window)
-        self.grpc = await GrpcServer.start(self.plane, oip, FleetServicer(fleet, self.plane.identify), settings.grpc)
+        servicer = FleetServicer(fleet, self.plane.identify, takes_certificates=self.plane.takes_certificates)
+        self.grpc = await GrpcServer.start(self.plane, oip, servicer, settings.grpc, self._certificates)
         self._exit.push_async_callback(self.grpc.stop, _CUT_S)
         self.metrics = Metrics(self.plane, self.texts, fleet, self.observing, version)
         self.http = http_server(

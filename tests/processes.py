@@ -93,7 +93,8 @@ class CoreProcess:
             arguments += ["--config", str(file)]
         self._daemon = Daemon("core", arguments, self.data_dir, self.directory / "core.log")
         endpoints = self._daemon.start()
-        self.http_url, self.grpc_target = f"http://{endpoints['http']}", f"grpc://{endpoints['grpc']}"
+        secure = "s" if "[tls]" in self.config else ""
+        self.http_url, self.grpc_target = f"http{secure}://{endpoints['http']}", f"grpc{secure}://{endpoints['grpc']}"
 
     def kill(self) -> None:
         """SIGKILL: nothing is flushed, nobody is told."""

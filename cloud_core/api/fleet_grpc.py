@@ -18,7 +18,7 @@ from cloud_core.policy.rollout import Operator
 from penstock.errors import Internal, PenstockError
 from penstock.policy.access import Action
 from penstock.process.telemetry import log
-from penstock.rpc.metadata import headers_in
+from penstock.rpc.metadata import callers_headers
 from penstock.rpc.pb import fleet_pb2 as pb
 from penstock.rpc.pb import fleet_pb2_grpc
 from penstock.rpc.status import abort
@@ -57,16 +57,29 @@ class Identify(Protocol):
 class FleetServicer(fleet_pb2_grpc.FleetServicer):
     """The service's methods, one line each."""
 
-    def __init__(self, service: FleetService, identify: Identify = lambda authorization, action=None, **_: ANYBODY):
-        """``identify`` says whose a credential is, and raises where it may not do what is asked."""
-        self._service, self._identify = service, identify
+    def __init__(
+        self,
+        service: FleetService,
+        identify: Identify = lambda authorization, action=None, **_: ANYBODY,
+        *,
+        takes_certificates: bool = False,
+    ) -> None:
+        """
+        Args:
+            identify: says whose a credential is, and raises where it may not do what is asked.
+            takes_certificates: who sends no credential is known by a certificate.
+        """
+        self._service, self._identify, self._takes_certificates = service, identify, takes_certificates
+
+    def _credential(self, context: _Context) -> str:
+        return callers_headers(context, takes_certificates=self._takes_certificates).get(AUTHORIZATION, "")
 
     def _check(self, context: _Context, device_id: str) -> None:
-        self._identify(headers_in(context.invocation_metadata()).get(AUTHORIZATION, ""), device_id=device_id)
+        self._identify(self._credential(context), device_id=device_id)
 
     def _by(self, request: codec.Commanded, context: _Context) -> Operator:
         """Return who gives a command; what they say of themselves is beside what their credential says."""
-        by = self._identify(headers_in(context.invocation_metadata()).get(AUTHORIZATION, ""), Action.OPERATE)
+        by = self._identify(self._credential(context), Action.OPERATE)
         return codec.decode_operator(request, by.name)
 
     @_statuses

@@ -24,7 +24,7 @@ from penstock.errors import DeadlineExceeded
 from penstock.policy.access import Action
 from penstock.process.telemetry import refusal_of
 from penstock.rpc import codec
-from penstock.rpc.metadata import echoed, headers_in
+from penstock.rpc.metadata import callers_headers, echoed
 from penstock.rpc.pb import oip_pb2 as pb
 from penstock.rpc.status import grpc_status, trailing_metadata
 from penstock.wire.context import AUTHORIZATION, RequestContext, context_of, timeout_s_of
@@ -52,6 +52,7 @@ class OipServicer:
         """
         self._plane, self._texts, self._version = plane, texts, version
         self._stream_window, self._unread_s = stream_window, unread_s
+        self._takes_certificates = plane.takes_certificates
         self._extensions = Extensions(plane)
         self._now = asyncio.get_running_loop().time
 
@@ -210,7 +211,7 @@ class OipServicer:
             return codec.encode_response(await plane.infer(ticket, context, decoded.request), decoded)
 
     def _begin(self, rpc: Call) -> tuple[Mapping[str, str], RequestContext]:
-        headers = headers_in(rpc.invocation_metadata())
+        headers = callers_headers(rpc, takes_certificates=self._takes_certificates)
         return headers, context_of(headers, "grpc").begin(self._now())
 
     def _authenticate(self, headers: Mapping[str, str]) -> None:

@@ -28,10 +28,11 @@ from cloud_core.settings import is_loopback
 from penstock.errors import ConfigError, PenstockError
 from penstock.policy.access import Action
 from penstock.process.telemetry import log
-from penstock.rpc.metadata import headers_in
+from penstock.rpc.metadata import callers_headers
 from penstock.rpc.pb import fleet_pb2_grpc
 from penstock.rpc.status import abort
 from penstock.wire.context import AUTHORIZATION
+from penstock.wire.server_tls import ServerCertificates
 
 _log = logging.getLogger(__name__)
 FLEET_SERVICE = "penstock.v1.Fleet"
@@ -60,16 +61,21 @@ class GrpcServer:
 
     @classmethod
     async def start(
-        cls, plane: DataPlane, oip: OipServicer, fleet: fleet_pb2_grpc.FleetServicer, settings: GrpcSettings
+        cls,
+        plane: DataPlane,
+        oip: OipServicer,
+        fleet: fleet_pb2_grpc.FleetServicer,
+        settings: GrpcSettings,
+        certificates: ServerCertificates | None = None,
     ) -> GrpcServer:
-        """Listen; health answers NOT_SERVING until :meth:`set_serving`.
+        """Listen, in the clear or with certificates; health answers NOT_SERVING until :meth:`set_serving`.
 
         Raises:
             ConfigError: the port is in use, the address cannot be bound, or ``grpc.server`` cannot be had.
         """
         states = Health((SERVICE, FLEET_SERVICE, ""))
         services = _services(plane, oip, fleet, states)
-        listener, server = _listener(services, settings)
+        listener, server = _listener(services, settings, certificates)
         await listener.start()
         return cls(listener, states, server)
 
@@ -95,10 +101,12 @@ def _services(
     )
 
 
-def _listener(services: Sequence[Service], settings: GrpcSettings) -> tuple[Listener, str]:
+def _listener(
+    services: Sequence[Service], settings: GrpcSettings, certificates: ServerCertificates | None
+) -> tuple[Listener, str]:
     around = Surroundings(
         is_installed=importlib.util.find_spec("pygrpc_native") is not None,
-        has_tls=False,
+        has_tls=certificates is not None,
         is_loopback=is_loopback(settings.host),
         max_connections=settings.max_connections,
     )
@@ -108,7 +116,7 @@ def _listener(services: Sequence[Service], settings: GrpcSettings) -> tuple[List
         raise ConfigError(f"grpc.server: {problem}; set it to auto, or to grpcio") from None
     log(_log, logging.DEBUG, "gRPC server chosen", server=server, why=why)
     if server == "grpcio":
-        return GrpcioListener(services, settings), server
+        return GrpcioListener(services, settings, certificates), server
     from cloud_core.api.listening.native_listener import NativeListener  # an extra
 
     return NativeListener(services, settings), server
@@ -125,7 +133,8 @@ def _with_credential(plane: DataPlane, name: str, call: Unary) -> Unary:
 
     async def guarded(data: bytes, context: Call) -> bytes:
         try:
-            authenticate(headers_in(context.invocation_metadata()).get(AUTHORIZATION, ""))
+            headers = callers_headers(context, takes_certificates=plane.takes_certificates)
+            authenticate(headers.get(AUTHORIZATION, ""))
         except PenstockError as error:
             await abort(context, error)
         return await call(data, context)

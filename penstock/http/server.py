@@ -72,7 +72,7 @@ class Plain(Protocol[T]):
     def prepare(self, target: str, headers: Mapping[str, str], /) -> T | None: ...
 
     def answer(self, prepared: T, body: bytes, peer: PeerCertificate | None = None, /) -> Coroutine[Any, Any, bytes]:
-        """``peer``: whose certificate the connection was made with."""
+        """Answer with a whole response. ``peer``: whose certificate the connection was made with."""
         ...
 
 

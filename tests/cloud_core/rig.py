@@ -141,16 +141,17 @@ def core_settings(data_dir: Path, **changes: Any) -> CoreSettings:
 async def start_core(directory: Path, **changes: Any) -> Core:
     """A real core under ``directory`` that serves ``mlp:v1``, pushed over HTTP."""
     core = await Core.start(core_settings(directory / "core", **changes))
-    token = changes["tenants"][0]["token"] if "tenants" in changes else ""
-    await push_to(core, onnx_layout(directory, "v1"), token=token)
+    token = changes["tenants"][0].get("token", "") if "tenants" in changes else ""
+    scheme = "https" if "tls" in changes else "http"  # trusted by what the environment says
+    await push_to(core, onnx_layout(directory, "v1"), token=token, scheme=scheme)
     return core
 
 
-async def push_to(core: Core, layout: Layout, *, token: str = "") -> None:
+async def push_to(core: Core, layout: Layout, *, token: str = "", scheme: str = "http") -> None:
     """Push a layout over HTTP, and wait until its model can be asked."""
 
     def send() -> None:
-        with RegistryClient(f"http://127.0.0.1:{core.http_port}", token=token) as client:
+        with RegistryClient(f"{scheme}://127.0.0.1:{core.http_port}", token=token) as client:
             push(client, layout)
 
     await asyncio.to_thread(send)

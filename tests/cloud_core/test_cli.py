@@ -155,6 +155,8 @@ def test_a_misspelt_setting_names_the_nearest(tmp_path: Path) -> None:
         ({"grpc": {"host": "core.example"}}, "tenants"),
         ({"tenants": [{"name": "a", "token": "12345678"}, {"name": "a", "token": "abcdefgh"}]}, "same name"),
         ({"tenants": [{"name": "a", "token": "12345678"}, {"name": "b", "token": "12345678"}]}, "same token"),
+        ({"tenants": [{"name": "a", "token": "1234567"}]}, "at least 8"),
+        ({"tenants": [{"name": "a", "certificates": ["CN:a"]}]}, "tls.client_ca"),
     ],
 )
 def test_settings_that_would_open_the_core_or_confuse_tenants_are_refused(tree: dict[str, Any], says: str) -> None:

@@ -11,19 +11,22 @@ from cloud_core.api.listening.methods import Service
 from cloud_core.api.listening.settings import GrpcSettings
 from penstock.errors import ConfigError
 from penstock.rpc.channels import server_options
+from penstock.wire.server_tls import Pem, ServerCertificates
 
 
 class GrpcioListener:
     """One port of ``grpc.aio.server``. ``port`` is the bound one."""
 
-    def __init__(self, services: Sequence[Service], settings: GrpcSettings) -> None:
+    def __init__(
+        self, services: Sequence[Service], settings: GrpcSettings, certificates: ServerCertificates | None = None
+    ) -> None:
         """Bind; :meth:`start` takes calls.
 
         Raises:
             ConfigError: the address cannot be bound.
         """
         self._server = server_of(services, settings)
-        self.port = _bound(self._server, settings.host, settings.port)
+        self.port = _bound(self._server, settings.host, settings.port, certificates)
 
     async def start(self) -> None:
         """Take calls from now on."""
@@ -60,11 +63,36 @@ def _limits(settings: GrpcSettings) -> list[tuple[str, Any]]:
     return options
 
 
-def _bound(server: grpc.aio.Server, host: str, port: int) -> int:
+def _bound(server: grpc.aio.Server, host: str, port: int, certificates: ServerCertificates | None) -> int:
     try:
+        if certificates is not None:
+            return server.add_secure_port(address_of(host, port), _credentials(certificates))
         return server.add_insecure_port(address_of(host, port))
     except RuntimeError as error:  # all that the library says is that it failed
         raise cannot_listen(host, port) from error
+
+
+def _credentials(certificates: ServerCertificates) -> grpc.ServerCredentials:
+    """Make what handshakes ask for certificates; it is asked on threads of the library's own."""
+    taken = certificates.generation
+    wants_clients = certificates.pem.client_ca is not None
+
+    def changed() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal taken
+        generation = certificates.generation
+        if generation == taken:
+            return None
+        taken = generation
+        return _configuration(certificates.pem)
+
+    fetch: Any = changed  # the stubs do not know that it may say "as before"
+    return grpc.dynamic_ssl_server_credentials(
+        _configuration(certificates.pem), fetch, require_client_authentication=wants_clients
+    )
+
+
+def _configuration(pem: Pem) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(pem.key, pem.certificate)], root_certificates=pem.client_ca)
 
 
 def address_of(host: str, port: int) -> str:

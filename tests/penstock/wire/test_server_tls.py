@@ -98,9 +98,9 @@ def test_clients_of_an_authority_that_is_not_trusted_any_more_are_refused_after_
 
 def test_versions_before_1_2_are_refused(settings: ServerTls, authority: Authority) -> None:
     client = ssl.create_default_context(cafile=str(authority.ca))
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="TLSv1"):
         client.minimum_version = ssl.TLSVersion.TLSv1
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="TLSv1"):
         client.maximum_version = ssl.TLSVersion.TLSv1_1
     client.set_ciphers("ALL:@SECLEVEL=0")
     with pytest.raises(ssl.SSLError):
