@@ -10,8 +10,9 @@ from typing import Any
 
 from docs_writer import Page, Writer
 
+from cloud_core.api.listening.settings import GrpcSettings
 from cloud_core.app import Core
-from cloud_core.settings import CoreSettings, GrpcSettings, HttpSettings
+from cloud_core.settings import CoreSettings, HttpSettings
 from edge_agent.agent import Agent
 from edge_agent.settings import AgentSettings
 from penstock.http.openapi import document
