@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -30,6 +31,7 @@ _LOG = logging.getLogger(__name__)
 _FREE_DIM = 1  # size of a free dimension (other than the batch) where no golden row says a better one
 _WARM_UP_RUNS = 5
 _SLOW_RUN_S = 1.0  # such a run is measured well enough by one
+_Make = Callable[[int], Engine]  # with so many threads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,11 +54,21 @@ class Loaded:
     threads: int = 1
 
 
-def load(spec: VariantSpec, files: VariantFiles, *, threads: int, cpus: int = 1) -> Loaded:
+def load(
+    spec: VariantSpec,
+    files: VariantFiles,
+    *,
+    threads: int,
+    cpus: int = 1,
+    device_index: int = 0,
+    rows_mixed: str | None = None,
+) -> Loaded:
     """Load a variant, let it prove itself, warm it up and measure it.
 
     Args:
         threads: of one run of the engine; 0 for as many of ``cpus`` as make one row faster, found out by measuring.
+        device_index: of several devices of a kind, the one that runs it.
+        rows_mixed: what was seen of its rows when it was loaded before; None to look now.
 
     Raises:
         ArtifactError: not a model, not the one that its spec describes, it computes something else on this machine
@@ -64,21 +76,23 @@ def load(spec: VariantSpec, files: VariantFiles, *, threads: int, cpus: int = 1)
         InvalidInput: an engine or provider that is not known here. MissingExtra: its library is not installed.
         Internal: the engine failed.
     """
-    chosen = threads or 1
-    proved = _proved(spec, files, chosen)
+    make = partial(_engine, spec, files, device_index=device_index)
+    proved = _proved(spec, files, make, threads or 1, rows_mixed=rows_mixed)
     if threads or cpus == 1:
         return proved
     if files.golden is None and any(-1 in tensor.shape[1:] for tensor in spec.inputs):
         proved.engine.close()  # nobody knows how long the inputs of clients will be
-        return _proved(spec, files, cpus, rows_mixed=proved.rows_mixed)
+        return _proved(spec, files, make, cpus, rows_mixed=proved.rows_mixed)
     if proved.timing.one_row_s < parallelism.WORTH_SHARING_S:
         return proved
-    return _with_more_threads(spec, files, proved, cpus)
+    return _with_more_threads(spec, files, make, proved, cpus)
 
 
-def _proved(spec: VariantSpec, files: VariantFiles, threads: int, *, rows_mixed: str | None = None) -> Loaded:
+def _proved(
+    spec: VariantSpec, files: VariantFiles, make: _Make, threads: int, *, rows_mixed: str | None = None
+) -> Loaded:
     """Load and prove. ``rows_mixed``: what was seen of its rows with other threads; None to look now."""
-    engine = _engine(spec, files, threads)
+    engine = make(threads)
     try:
         check_signature(spec, engine)
         samples = {} if files.is_golden_damaged else replay(spec, files.golden, engine)
@@ -96,7 +110,7 @@ def _proved(spec: VariantSpec, files: VariantFiles, threads: int, *, rows_mixed:
     return Loaded(engine=engine, timing=timing, max_batch=max_batch, rows_mixed=rows_mixed, threads=threads)
 
 
-def _with_more_threads(spec: VariantSpec, files: VariantFiles, proved: Loaded, cpus: int) -> Loaded:
+def _with_more_threads(spec: VariantSpec, files: VariantFiles, make: _Make, proved: Loaded, cpus: int) -> Loaded:
     """Load again with more threads while that makes one row faster. One engine is in memory at a time."""
     samples = {} if files.golden is None else golden.decode(files.golden).inputs
     chosen, best_s = proved.threads, proved.timing.one_row_s
@@ -106,7 +120,7 @@ def _with_more_threads(spec: VariantSpec, files: VariantFiles, proved: Loaded, c
         if loaded is not None:
             loaded.engine.close()
             loaded = None
-        engine = _engine(spec, files, threads)
+        engine = make(threads)
         try:
             took_s = _measured_s(engine, row)
         finally:
@@ -114,11 +128,13 @@ def _with_more_threads(spec: VariantSpec, files: VariantFiles, proved: Loaded, c
         if not parallelism.is_worth_it(best_s, took_s):
             break
         chosen, best_s = threads, took_s
-    return loaded or _proved(spec, files, chosen, rows_mixed=proved.rows_mixed)
+    return loaded or _proved(spec, files, make, chosen, rows_mixed=proved.rows_mixed)
 
 
-def _engine(spec: VariantSpec, files: VariantFiles, threads: int) -> Engine:
-    options = EngineOptions(provider=spec.provider, threads=threads, usual_rows=spec.max_batch)
+def _engine(spec: VariantSpec, files: VariantFiles, threads: int, *, device_index: int) -> Engine:
+    options = EngineOptions(
+        provider=spec.provider, threads=threads, usual_rows=spec.max_batch, device_index=device_index
+    )
     return load_engine(spec.engine, files.weights, options)
 
 

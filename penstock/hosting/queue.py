@@ -40,6 +40,7 @@ class Behaviour(Generic[T]):
 
     Attributes:
         max_in_flight: batches under way at once. An engine takes one.
+        ahead: how many more may be under way if they are full: one that cannot grow any more saves time by going now.
         stops_unwanted: a batch that nobody waits for any more is cancelled. A call can be, an engine's run cannot.
         may_be_one: whether a failed batch is worth running in halves; see :func:`penstock.hosting.rows.isolate`.
         place: where requests would run together. ``run`` of what would run here returns without suspending; a lone
@@ -52,6 +53,7 @@ class Behaviour(Generic[T]):
     """
 
     max_in_flight: int = 1
+    ahead: int = 0
     stops_unwanted: bool = False
     may_be_one: Callable[[Exception], bool] = lambda error: True
     place: Callable[[Sequence[T]], Place] = lambda items: Place.ELSEWHERE
@@ -179,7 +181,7 @@ class BatchQueue(Generic[T, A]):
         if deadline is not None and deadline < self._due_at:
             self._due_at = deadline
             self._look_at(deadline)
-        if not self._is_look_due and len(self._batches) < self._how.max_in_flight:
+        if not self._is_look_due and self._may_dispatch():
             self._look_soon()
         return waiting
 
@@ -295,7 +297,7 @@ class BatchQueue(Generic[T, A]):
             self._expire_overdue(now)
         self._is_crowded = len(self._waiting) > 1
         self._until_look = LOOK_EVERY
-        while self._waiting and len(self._batches) < self._how.max_in_flight:
+        while self._waiting and self._may_dispatch():
             front = self._waiting.front(self.limits.max_rows)
             service_s = self._how.service_s(min(self.room.rows, self.limits.max_rows))
             plan = plan_batch(front, self.limits, now, service_time_s=service_s)
@@ -312,6 +314,12 @@ class BatchQueue(Generic[T, A]):
                 if plan.wake_at is not None:
                     self._look_at(plan.wake_at)
                 return
+
+    def _may_dispatch(self) -> bool:
+        running, how = len(self._batches), self._how
+        if running < how.max_in_flight:
+            return True
+        return running < how.max_in_flight + how.ahead and self.room.rows >= self.limits.max_rows
 
     def _take_out(self, members: list[Waiting[T, A]]) -> None:
         self._remove(members)

@@ -52,17 +52,24 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Whether a replica can answer, and why not."""
+    """Whether a replica can answer, and why not.
+
+    Attributes:
+        is_brief: it should be well again so soon that requests may wait for it.
+    """
 
     is_well: bool
     why: str = ""
+    is_brief: bool = False
 
 
 WELL = Health(True)
 
 
 class Replica(Protocol[A_co]):
-    """One place where a model runs, in this process or elsewhere. Its owner has one run under way at a time.
+    """One place where a model runs, in this process or elsewhere.
+
+    Its owner has one run under way at a time, and as many more as may be ahead.
 
     ``A`` is what answers a chunk. A classifier's is its outputs; one whose answer comes in parts, as a generation's
     does, answers with an asynchronous iterator of them: ``run`` returns when every chunk is taken in, a failure that
@@ -72,12 +79,22 @@ class Replica(Protocol[A_co]):
     Attributes:
         max_batch: most rows of a run; 1 where rows cannot be merged.
         timing: what warm-up found out.
+        ahead: full batches that may be given to it while one runs, so that the way there costs no time.
+        is_isolated: a run that crashes or hangs is ended and made good by the replica itself. Where it is not, a run
+            that hangs is a reason to restart this process.
+        disturbed: how often a run took longer for another reason than what was in it.
     """
 
     @property
     def max_batch(self) -> int: ...
     @property
     def timing(self) -> Timing: ...
+    @property
+    def ahead(self) -> int: ...
+    @property
+    def is_isolated(self) -> bool: ...
+    @property
+    def disturbed(self) -> int: ...
 
     def place(self, chunks: Sequence[Chunk]) -> Place:
         """Say where chunks would run together. ``run`` of what would not run elsewhere returns without suspending."""
@@ -108,6 +125,10 @@ class EngineReplica(Generic[A]):
         thread: runs what would hold up the event loop.
     """
 
+    ahead = 0
+    is_isolated = False
+    disturbed = 0
+
     def __init__(
         self,
         loaded: Loaded,
@@ -130,8 +151,7 @@ class EngineReplica(Generic[A]):
         self.thread = thread or ThreadPoolExecutor(1, thread_name_prefix="replica")
         self._on_loop_below_s = on_loop_below_s
         self._answer, self._split = answer, split
-        # a largest batch of one is no limit of memory: rows of one request may change each other's answers, too
-        self._in_pieces = loaded.timing.is_batchable and (in_pieces or loaded.max_batch == 1)
+        self._in_pieces = runs_in_pieces(loaded, in_pieces=in_pieces)
         self._times = _seen_at_warm_up(loaded)
         self._is_in_thread = False
         self._is_closed = False
@@ -194,7 +214,7 @@ class EngineReplica(Generic[A]):
             return self._run(chunks, work)
         wanted = [chunk for chunk, is_late in zip(chunks, late, strict=True) if not is_late]
         answers = iter(self._run(wanted, _work(wanted)) if wanted else ())
-        return [_too_late() if is_late else next(answers) for is_late in late]
+        return [too_late() if is_late else next(answers) for is_late in late]
 
     def _run(self, chunks: Sequence[Chunk], work: int) -> Sequence[A]:
         """Run where it is called, and learn how long that takes; one run at a time, so nobody else learns meanwhile."""
@@ -228,6 +248,14 @@ def outputs_replica(
     )
 
 
+def runs_in_pieces(loaded: Loaded, *, in_pieces: bool = False) -> bool:
+    """Say whether a batch larger than the largest one is cut: where that is asked for, and where rows run alone.
+
+    A largest batch of one is no limit of memory: rows of one request may change each other's answers, too.
+    """
+    return loaded.timing.is_batchable and (in_pieces or loaded.max_batch == 1)
+
+
 def run_in_pieces(
     engine: Engine, inputs: Tensors, rows: int, step: int, outputs: Sequence[str] | None = None
 ) -> Tensors:
@@ -249,7 +277,8 @@ def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
     return time.monotonic if type(loop).__module__.startswith("uvloop") else loop.time
 
 
-def _too_late() -> DeadlineExceeded:
+def too_late() -> DeadlineExceeded:
+    """Make the error of what was not run because its deadline had passed."""
     return DeadlineExceeded("the deadline passed before the work could start; nothing was executed")
 
 

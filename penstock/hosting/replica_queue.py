@@ -52,10 +52,12 @@ class ReplicaQueue(Generic[A]):
         self._measures = measures
         self._loop = asyncio.get_running_loop()
         self._measured_at, self._is_probing = self._loop.time(), False
+        self._landed_at = self._freed_at = 0.0  # when the last run was over, by the loop and by perf_counter
         self._queue: BatchQueue[Chunk, A] = BatchQueue(
             self._run,
             BatchLimits(max_rows=replica.max_batch, max_delay_s=max_delay_s, max_queue_rows=max_queue_rows),
             Behaviour(
+                ahead=replica.ahead,
                 place=replica.place,
                 service_s=self._service_s,
                 check_deadline=self._check_deadline,
@@ -83,13 +85,14 @@ class ReplicaQueue(Generic[A]):
 
     @property
     def running_since(self) -> float | None:
-        """Say when the batch that runs began, on the event loop's clock."""
-        return self._queue.running_since
+        """Say when the batch that runs began, on the event loop's clock: one that was ahead, when it was its turn."""
+        since = self._queue.running_since
+        return None if since is None else max(since, self._landed_at)
 
     @property
     def is_alive(self) -> bool:
-        """Say whether somebody looks at the queue, and the replica can answer."""
-        return self._queue.is_alive and self.replica.health().is_well
+        """Say whether somebody looks at the queue, and the replica can answer or sees to itself."""
+        return self._queue.is_alive and (self.replica.is_isolated or self.replica.health().is_well)
 
     def check_room(self, rows: int = 1) -> None:
         """
@@ -132,16 +135,21 @@ class ReplicaQueue(Generic[A]):
         self, chunks: Sequence[Chunk], rows: Sequence[int], deadline: float | None
     ) -> Sequence[A | PenstockError]:
         started_at, has_answered, total = time.perf_counter(), False, sum(rows)
+        replica, disturbed = self.replica, self.replica.disturbed
         # observers come and go with a server, not with a request: the first one speaks for all
         batch = None if chunks[0].note is None else _noted(chunks, started_at, total)
         try:
-            answers = await self.replica.run(chunks)
-            # what was late when the run began was left out of it
-            total -= sum([n for n, a in zip(rows, answers, strict=False) if isinstance(a, DeadlineExceeded)])
-            has_answered = total > 0
+            answers = await replica.run(chunks)
+            # what was late when the run began, or found no worker, was left out of it
+            total -= sum([n for n, a in zip(rows, answers, strict=False) if isinstance(a, PenstockError)])
+            has_answered = total > 0 and replica.disturbed == disturbed
             return answers
         finally:
-            took_s = time.perf_counter() - started_at
+            ended_at = time.perf_counter()
+            took_s = ended_at - max(started_at, self._freed_at)  # while it was ahead, another one ran
+            self._freed_at = ended_at
+            if replica.ahead:
+                self._landed_at = self._loop.time()
             if batch is not None:
                 batch.took_s = took_s
             if self._measures is not None and total:
@@ -162,7 +170,7 @@ class ReplicaQueue(Generic[A]):
         # row by row is the dearest way to run what is ahead: who has time for that need not be looked at closer
         if now + (self.outstanding_rows + rows) * self.service.of(1) <= deadline:
             return
-        service, since = self.service, self._queue.running_since
+        service, since = self.service, self.running_since
         busy_until = None if since is None else since + service.of(self._queue.running_rows)
         # a priority of its own may overtake all that waits: only what surely comes first counts against it
         waiting = 0 if priority else self._queue.room.rows

@@ -27,11 +27,13 @@ class EngineOptions:
     Attributes:
         threads: intra-op threads of one run.
         usual_rows: the largest batch that is usual. Memory that a much larger one took may be given back.
+        device_index: of several devices of a kind, the one that runs it; nothing to an engine that computes on the CPU.
     """
 
     provider: str = "cpu"
     threads: int = 1
     usual_rows: int = 1
+    device_index: int = 0
 
 
 class Engine(Protocol):
@@ -76,6 +78,7 @@ class _Row:
 _ENGINES: Mapping[str, _Row] = {
     "onnx": _Row(module="penstock.runtime.onnx", platform="onnxruntime_onnx"),  # the protocol's own word for it
     "echo": _Row(module="penstock.runtime.echo", platform="penstock_echo"),
+    "scripted": _Row(module="penstock.runtime.scripted", platform="penstock_scripted"),
 }
 
 
@@ -87,7 +90,7 @@ def not_served(name: str) -> str:
     """Say why agents and cores cannot run variants of an engine; "" where they can."""
     if name in _ENGINES or name in TEXT_ENGINES:
         return ""
-    known = ", ".join(sorted({*_ENGINES, *TEXT_ENGINES} - {"echo"}))
+    known = ", ".join(sorted({*_ENGINES, *TEXT_ENGINES} - {"echo", "scripted"}))
     return f"no agent or core of this release loads engine {name!r}; they load {known}"
 
 

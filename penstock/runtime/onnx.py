@@ -48,6 +48,8 @@ _WHEELS = {
     "qnn": "onnxruntime-qnn",
 }
 """Which package of PyPI has a provider that onnxruntime's own has not; it takes the place of onnxruntime."""
+_NUMBERED = frozenset({"cuda", "tensorrt"})
+"""Providers that take the number of a device."""
 _LOCALE = re.compile(r"Failed to construct locale with name:\s*([^\s:]+)")
 
 
@@ -97,12 +99,18 @@ def load(path: Path, options: EngineOptions) -> OnnxEngine:
         ArtifactError, InvalidInput: as :func:`open_session`.
     """
     # threads look out for work while a run lasts, and sleep between runs: the CPU is others' then
-    session = open_session(path, options.provider, options.threads, {"session.force_spinning_stop": "1"})
+    entries = {"session.force_spinning_stop": "1"}
+    session = open_session(path, options.provider, options.threads, entries, device_index=options.device_index)
     return OnnxEngine(session, usual_rows=options.usual_rows)
 
 
-def open_session(path: Path, provider: str, threads: int, entries: Mapping[str, str]) -> ort.InferenceSession:
+def open_session(
+    path: Path, provider: str, threads: int, entries: Mapping[str, str], *, device_index: int = 0
+) -> ort.InferenceSession:
     """Open an ONNX file with one of our names of providers, and entries of onnxruntime's session configuration.
+
+    Args:
+        device_index: of several devices of one kind; providers that know no such number run where they do.
 
     Raises:
         ArtifactError: not an ONNX model that this runtime accepts, or its provider is not in this onnxruntime or does
@@ -123,7 +131,8 @@ def open_session(path: Path, provider: str, threads: int, entries: Mapping[str, 
     for key, value in entries.items():
         session_options.add_session_config_entry(key, value)
     try:
-        session = ort.InferenceSession(str(path), session_options, providers=[theirs])
+        asked = (theirs, {"device_id": str(device_index)}) if provider in _NUMBERED and device_index else theirs
+        session = ort.InferenceSession(str(path), session_options, providers=[asked])
     except RUNTIME_ERRORS as error:
         reason = missing_locale(str(error)) or f"onnxruntime cannot load it: {str(error)[:500]}"
         raise ArtifactError(f"{path.name}: {reason}") from error

@@ -7,10 +7,7 @@ engine's first failure; restarting is the parent's. Who asks over a network neve
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import socket
 import sys
 import time
 from dataclasses import dataclass
@@ -36,9 +33,9 @@ from penstock.hosting.generation.frames import (
 )
 from penstock.hosting.generation.generator import Load, Totals
 from penstock.hosting.generation.loop import EngineLoop
-from penstock.hosting.workers.child import MAX_FRAME_BYTES, ParentGone, Pipe, end_with
+from penstock.hosting.workers import child
+from penstock.hosting.workers.child import MAX_FRAME_BYTES, Pipe
 from penstock.hosting.workers.framing import Failure, failure_of
-from penstock.process.telemetry import LogSettings, log, setup_service_logging
 
 _log = logging.getLogger(__name__)
 
@@ -53,31 +50,9 @@ class Unreadable:
 
 def main(descriptor: int, parent: int) -> int:
     """Serve the parent that is at the other end of a socket until one of us ends; return the exit status."""
-    end_with(parent)
-    pipe = Pipe(socket.socket(fileno=descriptor))
-    try:
-        begin = _first(pipe)
-        setup_service_logging(begin.log or LogSettings())
-        with contextlib.suppress(OSError):
-            os.nice(begin.nice)
-        try:
-            loop = load(begin)
-        except Exception as error:
-            log(_log, logging.ERROR, "model not loaded", exc_info=error, engine=begin.model.engine)
-            pipe.last_words(_frame(failure_of("", error)))
-            return 1
-        pipe.send(_frame(Loaded(facts=loop.facts)))
-        try:
-            serve(pipe, loop, max_unsent_bytes=begin.max_pipe_bytes)
-        except ParentGone:
-            raise
-        except Exception as error:
-            log(_log, logging.ERROR, "engine failed", exc_info=error, engine=begin.model.engine)
-            pipe.last_words(_frame(failure_of("", error)))
-            return 1
-    except ParentGone:
-        return 0
-    return 0
+    return child.run(
+        descriptor, parent, first=_begin, ready=_Serving, failed=lambda error: _frame(failure_of("", error))
+    )
 
 
 def load(begin: Begin) -> EngineLoop:
@@ -163,13 +138,23 @@ def _files(directory: Path) -> dict[str, bytes]:
     return {name: (directory / name).read_bytes() for name in tokenizer.FILES if (directory / name).is_file()}
 
 
-def _first(pipe: Pipe) -> Begin:
-    while True:
-        for body in pipe.receive(None):
-            message = _message(body)
-            if not isinstance(message, Begin):
-                raise ConfigError(f"a worker has to be told first what to load, not {type(message).__name__}")
-            return message
+def _begin(body: bytes) -> Begin:
+    message = _message(body)
+    if not isinstance(message, Begin):
+        raise ConfigError(f"a worker has to be told first what to load, not {type(message).__name__}")
+    return message
+
+
+class _Serving:
+    """An engine that is loaded, and the parent that was told so."""
+
+    def __init__(self, pipe: Pipe, begin: Begin) -> None:
+        self._pipe, self._max_unsent_bytes = pipe, begin.max_pipe_bytes
+        self._loop = load(begin)
+        pipe.send(_frame(Loaded(facts=self._loop.facts)))
+
+    def serve(self) -> None:
+        serve(self._pipe, self._loop, max_unsent_bytes=self._max_unsent_bytes)
 
 
 if __name__ == "__main__":

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import selectors
 import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 from penstock.hosting.workers.framing import Splitter
+from penstock.process.telemetry import LogSettings, log, setup_service_logging
 
 MAX_FRAME_BYTES = 2**31 - 1
 """The parent is trusted with its own limit."""
 
+_log = logging.getLogger(__name__)
 _READ_BYTES = 64 * 1024
 _LAST_WORDS_S = 2.0
 _PR_SET_PDEATHSIG = 1
@@ -97,6 +102,77 @@ class Pipe:
             pass
         except OSError as error:
             raise ParentGone(str(error)) from error
+
+
+class Begun(Protocol):
+    """What a parent says first, whatever else is in it."""
+
+    @property
+    def nice(self) -> int: ...
+    @property
+    def log(self) -> LogSettings | None: ...
+
+
+class Server(Protocol):
+    """What a worker does once it has loaded."""
+
+    def serve(self) -> None:
+        """Serve until the parent is gone.
+
+        Raises:
+            ParentGone: the usual end. Exception: nothing more can be done here.
+        """
+        ...
+
+
+BegunT = TypeVar("BegunT", bound=Begun)
+
+
+def run(
+    descriptor: int,
+    parent: int,
+    *,
+    first: Callable[[bytes], BegunT],
+    ready: Callable[[Pipe, BegunT], Server],
+    failed: Callable[[Exception], bytes],
+) -> int:
+    """Serve the parent that is at the other end of a socket until one of us ends; return the exit status.
+
+    Args:
+        first: reads the parent's first word.
+        ready: loads, and tells the parent when it has.
+        failed: writes the last words about an error.
+    """
+    end_with(parent)
+    pipe = Pipe(socket.socket(fileno=descriptor))
+    try:
+        begun = first(_first_of(pipe))
+        setup_service_logging(begun.log or LogSettings())
+        with contextlib.suppress(OSError):
+            os.nice(begun.nice)
+        try:
+            server = ready(pipe, begun)
+        except Exception as error:
+            log(_log, logging.ERROR, "model not loaded", exc_info=error)
+            pipe.last_words(failed(error))
+            return 1
+        try:
+            server.serve()
+        except ParentGone:
+            raise
+        except Exception as error:
+            log(_log, logging.ERROR, "engine failed", exc_info=error)
+            pipe.last_words(failed(error))
+            return 1
+    except ParentGone:
+        return 0
+    return 0
+
+
+def _first_of(pipe: Pipe) -> bytes:
+    while True:
+        for body in pipe.receive(None):
+            return body
 
 
 def end_with(parent: int) -> None:

@@ -127,6 +127,15 @@ class Lives(Generic[LifeT]):
         """Say whether there is a life that answers."""
         return WELL if self.current is not None and not self.is_closing else Health(False, self._why)
 
+    @property
+    def back_in_s(self) -> float:
+        """Estimate when a life answers again, if the next start does not fail; infinity where nobody starts one."""
+        if self.current is not None and not self.is_closing:
+            return 0.0
+        if self._now is None or self.is_closing or self._restarts.is_slow:
+            return math.inf
+        return max(0.0, self._retry_at + self._start_takes_s - self._now())
+
     def unavailable(self) -> PenstockError:
         """Make the error for whoever asks now; who comes back when it says so finds a worker that has loaded."""
         left_s = 1.0
@@ -138,6 +147,7 @@ class Lives(Generic[LifeT]):
     async def close(self, timeout_s: float) -> None:
         """Stop admitting, give what runs ``timeout_s``, and end the last life; idempotent."""
         self.is_closing, self._why = True, "it is being unloaded"
+        self._changed()
         if self.current is not None:
             await self.current.drained(timeout_s)
         task, self._task = self._task, None
@@ -166,6 +176,7 @@ class Lives(Generic[LifeT]):
         except Exception as error:  # a defect of ours: nobody would look after the worker any more
             log(_log, logging.ERROR, "worker is given up", exc_info=error, model=self.name)
             self._why, self._retry_at = f"nobody watches it any more: {error!r}", math.inf
+            self._changed()
             left, self.current = self.current, None
             if left is not None:
                 left.fail_all(self.unavailable)
@@ -181,6 +192,7 @@ class Lives(Generic[LifeT]):
         self._account(life)
         how = stands_still or how
         self._fail(how, was_ready_s, stood_still_s=self._hang_s if stands_still else 0.0)
+        self._changed()
         log(_log, logging.ERROR, "worker lost", model=self.name, why=how, unanswered=lost)
 
     def _fail(self, how: str, was_ready_s: float, *, stood_still_s: float = 0.0) -> None:
@@ -209,6 +221,7 @@ class Lives(Generic[LifeT]):
             except PenstockError as error:
                 self.crashes += 1
                 self._fail(error.message, 0.0)
+                self._changed()
                 log(_log, logging.WARNING, "worker not started", model=self.name, why=self._why)
         log(_log, logging.ERROR, "worker stays down", model=self.name, why=self._why)
         return None
@@ -223,5 +236,6 @@ class Lives(Generic[LifeT]):
         self.current, self._why = life, ""
         self.starts += 1
         self._start_takes_s = self._now() - began_at
+        self._changed()
         log(_log, logging.INFO, "worker ready", model=self.name, pid=life.pid)
         return life

@@ -1,7 +1,6 @@
 """What every replica does, wherever it runs: one suite for all implementations of the port.
 
-Two of them exist for this suite alone: one whose other side shares nothing with ours but bytes, as a worker process or
-another machine will, and one that answers in parts, as a generation will.
+One of them exists for this suite alone: it answers in parts, as a generation will.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,50 +16,19 @@ import pytest
 
 from penstock.errors import Internal, InvalidInput, PenstockError, Unavailable
 from penstock.hosting.loading import Loaded
-from penstock.hosting.replica import WELL, Chunk, EngineReplica, Health, Replica, outputs_replica, run_in_pieces
+from penstock.hosting.process_replica.replica import ProcessReplica
+from penstock.hosting.replica import WELL, Chunk, EngineReplica, Health, Replica, outputs_replica
 from penstock.hosting.replica_queue import ReplicaQueue
-from penstock.hosting.rows import Tensors, join, split
+from penstock.hosting.rows import Tensors
 from penstock.policy.run_times import Place
 from penstock.policy.service_time import ServiceTime, Timing
 from penstock.runtime import Engine
-from penstock.wire import tensors
 from penstock.wire.tensors import Array, TensorSpec
+from tests.penstock.hosting.process_replica.workers import scripted_replica
 from tests.penstock.hosting.rig import FakeEngine, LoopExecutor, loaded_of, outcome, rows, run_virtual, until
 
 TIMING = Timing(service=ServiceTime(), is_batchable=True, one_row_s=0.0, full_batch_s=0.0)
 Answer = dict[str, Array]
-
-
-class Elsewhere:
-    """A replica on the other side of a pipe: packed bytes go over, packed bytes come back."""
-
-    timing = TIMING
-
-    def __init__(self, engine: Engine, max_batch: int = 4) -> None:
-        self.max_batch = max_batch
-        self._engine = engine
-        self._health = WELL
-
-    def place(self, chunks: Sequence[Chunk]) -> Place:
-        return Place.ELSEWHERE
-
-    async def run(self, chunks: Sequence[Chunk]) -> Sequence[Tensors | PenstockError]:
-        if not self._health.is_well:
-            raise Unavailable("the worker is gone")
-        message = tensors.pack(join([chunk.inputs for chunk in chunks]))
-        count = [chunk.rows for chunk in chunks]
-        answer = await asyncio.to_thread(self._serve, message, sum(count), chunks[0].outputs)
-        return split(tensors.unpack(answer), count)
-
-    def health(self) -> Health:
-        return self._health
-
-    async def close(self) -> None:
-        self._health = Health(False, "closed")
-        self._engine.close()
-
-    def _serve(self, message: bytes, count: int, wanted: tuple[str, ...] | None) -> bytes:
-        return tensors.pack(run_in_pieces(self._engine, tensors.unpack(message), count, self.max_batch, wanted))
 
 
 class Streaming:
@@ -67,6 +36,9 @@ class Streaming:
 
     timing = TIMING
     max_batch = 4
+    ahead = 0
+    is_isolated = False
+    disturbed = 0
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -110,34 +82,45 @@ async def whole(answer: Any) -> list[float]:
     return [float(value) for part in parts for value in part["y"][:, 0]]
 
 
-Make = Callable[[FakeEngine], Replica[Any]]
-ALL = pytest.mark.parametrize(
-    "make",
-    [
-        lambda engine: outputs_replica(loaded_of(engine), on_loop_below_s=1000.0),
-        lambda engine: outputs_replica(loaded_of(engine), on_loop_below_s=0.0),
-        Elsewhere,
-        Streaming,
-    ],
-    ids=["on the loop", "in a thread", "elsewhere", "in parts"],
-)
+Make = Callable[[FakeEngine], Awaitable[Replica[Any]]]
+
+
+@pytest.fixture(params=["on the loop", "in a thread", "in a process", "in parts"])
+async def make(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Make]:
+    """Makes a replica of one form: of an engine, or, in a process, of one that does as :class:`FakeEngine` does."""
+    made: list[Replica[Any]] = []
+
+    async def begin(engine: FakeEngine) -> Replica[Any]:
+        replica: Replica[Any]
+        match request.param:
+            case "in a process":
+                replica = scripted_replica(tmp_path)
+                await replica.start()
+            case "in parts":
+                replica = Streaming(engine)
+            case where:
+                replica = outputs_replica(loaded_of(engine), on_loop_below_s=1000.0 if where == "on the loop" else 0.0)
+        made.append(replica)
+        return replica
+
+    yield begin
+    for replica in made:
+        await replica.close()
 
 
 def chunk(*values: float) -> Chunk:
     return Chunk(inputs={"x": rows(*values)}, rows=len(values))
 
 
-@ALL
 async def test_every_chunk_gets_its_own_answer_in_order(make: Make) -> None:
-    replica = make(FakeEngine())
+    replica = await make(FakeEngine())
     answers = await replica.run([chunk(1), chunk(2, 3), chunk(4)])
     assert [await whole(answer) for answer in answers] == [[2], [4, 6], [8]]
     await replica.close()
 
 
-@ALL
 async def test_a_failure_is_raised_for_all_or_given_to_the_one_it_belongs_to(make: Make) -> None:
-    replica = make(FakeEngine())
+    replica = await make(FakeEngine())
     queue = ReplicaQueue(replica, max_queue_rows=100)
     results = await asyncio.gather(
         *(queue.infer(chunk(value)) for value in (1, float("nan"), 3)), return_exceptions=True
@@ -147,9 +130,8 @@ async def test_a_failure_is_raised_for_all_or_given_to_the_one_it_belongs_to(mak
     await queue.close(Unavailable("stopped"))
 
 
-@ALL
 async def test_what_would_not_run_elsewhere_is_run_without_suspending(make: Make) -> None:
-    replica = make(FakeEngine())
+    replica = await make(FakeEngine())
     for _ in range(20):
         if replica.place([chunk(1)]) is Place.ELSEWHERE:
             await replica.run([chunk(1)])
@@ -163,14 +145,13 @@ def _step(awaitable: Awaitable[object]) -> None:
     awaitable.__await__().send(None)  # type: ignore[attr-defined]
 
 
-@ALL
 async def test_a_closed_replica_says_so_and_runs_nothing(make: Make) -> None:
     engine = FakeEngine()
-    replica = make(engine)
+    replica = await make(engine)
     assert replica.health().is_well
     await replica.close()
     await replica.close()
-    assert engine.is_closed
+    assert engine.is_closed if not isinstance(replica, ProcessReplica) else replica.pid is None
     assert not replica.health().is_well
     assert replica.health().why
     with pytest.raises(Unavailable):
@@ -178,9 +159,8 @@ async def test_a_closed_replica_says_so_and_runs_nothing(make: Make) -> None:
     assert engine.batches == []
 
 
-@ALL
 async def test_it_says_what_it_takes(make: Make) -> None:
-    replica = make(FakeEngine())
+    replica = await make(FakeEngine())
     assert replica.max_batch == 4
     assert replica.timing.is_batchable
     await replica.close()

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.errors import DeadlineExceeded, Internal, QueueFull, Unavailable
-from penstock.hosting.replica import Chunk, EngineReplica, clock_of
+from penstock.hosting.replica import Chunk, EngineReplica, Health, clock_of
 from penstock.hosting.replica_queue import PROBE_AFTER_S, ReplicaQueue
 from penstock.hosting.rows import Tensors
 from penstock.policy.run_times import Place
+from penstock.policy.service_time import ServiceTime, Timing
 from penstock.wire.tensors import Array
 from tests.penstock.hosting.rig import FakeEngine, LoopExecutor, outcome, replica_of, rows, run_virtual, until
 
@@ -457,8 +458,67 @@ def test_every_request_gets_exactly_its_own_answer_or_an_error_and_nothing_is_le
     run_virtual(test)
 
 
+class Far:
+    """A replica on a way so long that a full batch is sent on it while one runs. A test lets each run end."""
+
+    max_batch, ahead, disturbed, is_isolated = 4, 1, 0, True
+    timing = Timing(service=ServiceTime(), is_batchable=True, one_row_s=0.0, full_batch_s=0.0)
+
+    def __init__(self) -> None:
+        self.runs: list[tuple[int, asyncio.Event]] = []
+
+    def place(self, chunks: Sequence[Chunk]) -> Place:
+        return Place.ELSEWHERE
+
+    def health(self) -> Health:
+        return Health(False, "its worker is being started again", is_brief=True)
+
+    async def run(self, chunks: Sequence[Chunk]) -> Sequence[Any]:
+        self.runs.append((len(chunks), asyncio.Event()))
+        await self.runs[-1][1].wait()
+        return [chunk.inputs for chunk in chunks]
+
+    async def close(self) -> None:
+        pass
+
+
+def test_only_a_full_batch_goes_ahead_and_its_time_begins_when_it_is_its_turn() -> None:
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        replica = Far()
+        queue = ReplicaQueue(replica, max_queue_rows=100)
+        first = infer(queue, rows(0))
+        await until(lambda: queue.running_rows == 1)
+        others = [infer(queue, rows(n)) for n in range(3)]
+        await asyncio.sleep(1.0)
+        assert [size for size, _ in replica.runs] == [1], "three rows may still become four"
+        others += [infer(queue, rows(n)) for n in range(6)]
+        await until(lambda: len(replica.runs) == 2)
+        await asyncio.sleep(1.0)
+        assert [size for size, _ in replica.runs] == [1, 4], "one batch is ahead, and no more"
+        assert queue.queue_rows == 5
+        assert queue.is_alive, "whatever its worker does"
+        began_at = queue.running_since
+        replica.runs[0][1].set()
+        await first
+        assert began_at is not None
+        assert queue.running_since == loop.time() > began_at
+        for _, may_end in (replica.runs[1], replica.runs[1]):
+            may_end.set()
+        while not all(one.done() for one in others):
+            await asyncio.sleep(0.1)
+            for _, may_end in replica.runs:
+                may_end.set()
+        assert sum(size for size, _ in replica.runs) == 10
+        await queue.close(Internal("stopped"))
+
+    run_virtual(test)
+
+
 class Quick:
     """A replica whose runs cost less than queueing, however busy the machine is."""
+
+    ahead, disturbed, is_isolated = 0, 0, False
 
     def __init__(self, engine: FakeEngine) -> None:
         self._replica = replica_of(engine)
