@@ -13,7 +13,7 @@ import os
 from penstock.runtime.arena import ArenaUse
 
 _STEP = 1024 * 1024
-"""It grows by whole steps, and by half at least, so that batches that become larger do not map it anew each time."""
+"""It grows by whole steps, and by half at least: not with each batch that is a little larger than the one before."""
 
 _USUAL_BYTES = 8 * 1024 * 1024
 """What a slot may keep for good. Beyond it, memory that a much larger batch took is given back, as an engine's is."""
