@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 
+from penstock.rest.mistaken import words_in
+
 
 def lower_names(response: http.client.HTTPResponse) -> dict[str, str]:
     """Return the headers of an answer with their names in lower case."""
@@ -17,4 +19,4 @@ def reason_in(body: bytes) -> str:
         errors = json.loads(body)["errors"]
         return "; ".join(f"{error['code']}: {error.get('message', '')}" for error in errors[:5])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return body[:200].decode(errors="replace")
+        return words_in(body, limit=200)

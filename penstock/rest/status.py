@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import msgspec
 
 from penstock.errors import PenstockError, QueueFull
+from penstock.rest.mistaken import words_in
 from penstock.wire.hints import CODE, error_of, hints_of
 
 STATUS: Mapping[str, int] = {
@@ -99,7 +100,7 @@ def _message(status: int, body: bytes) -> str:
         said = _ERROR.decode(body).error
         return said if isinstance(said, str) else said.message
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        text = body[:500].decode("utf-8", "replace").strip()
+        text = words_in(body)
         return f"the server answered {status}: {text}" if text else f"the server answered {status}"
 
 

@@ -10,7 +10,7 @@ import grpc
 
 from penstock.errors import PenstockError
 from penstock.wire.hints import CODE, LIMIT_BYTES, error_of, hints_of
-from penstock.wire.tls import trouble
+from penstock.wire.tls import CERT_FILE, trouble
 
 PUSHBACK = "grpc-retry-pushback-ms"
 OUR_PUSHBACK = "x-penstock-retry-pushback-ms"
@@ -67,6 +67,7 @@ _OVER_LIMIT = re.compile(r"message larger than max \(\d+ vs\. (\d+)\)")
 _NOT_REACHED = re.compile(
     r"failed to connect to all addresses; last error: \w+: (?:ipv[46]:\S+?: )?(?:Failed to connect to remote host: )?"
 )
+_OF_A_PROXY = re.compile(r"Received http2 header with status: (\d+)")
 _SPEAKS_HTTP = re.compile(r"Failed parsing HTTP/2|http1\.x server")  # an HTTP/1.1 answer where frames were expected
 
 
@@ -120,6 +121,11 @@ def _in_words(details: str | None) -> str:
     said = details or ""
     if _SPEAKS_HTTP.search(said):
         return "what answers there speaks HTTP/1.1 and not gRPC; use http:// for it, or grpcs:// at a port of TLS"
+    if found := _OF_A_PROXY.search(said):
+        return (
+            f"what answers there is a web server, with status {found[1]}, and no gRPC service; a proxy that asks for a "
+            f"client's certificate answers like this, too: give cert_file, or {CERT_FILE}"
+        )
     return trouble(said) or _NOT_REACHED.sub("cannot reach it: ", said, count=1)
 
 

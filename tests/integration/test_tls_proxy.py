@@ -51,6 +51,14 @@ async def test_everything_goes_through_a_proxy_that_ends_tls(
 ) -> None:
     tls = authority.tls_with_client
     monkeypatch.setenv("PENSTOCK_CA_FILE", tls.ca_file)
+    for command in (
+        ("core", "status", "--core", f"https://{proxy}"),
+        ("fleet", "devices", "--core", f"https://{proxy}"),
+        ("artifact", "list", "--registry", f"https://{proxy}"),
+    ):
+        unknown = penstock(*command, check=False)  # nginx says so by a page of HTML, with status 400
+        assert (unknown.returncode != 0, unknown.stderr.count("\n")) == (True, 1), unknown.stderr
+        assert "PENSTOCK_CLIENT_CERT" in unknown.stderr
     monkeypatch.setenv("PENSTOCK_CLIENT_CERT", tls.cert_file)
     monkeypatch.setenv("PENSTOCK_CLIENT_KEY", tls.key_file)
     monkeypatch.setenv("PENSTOCK_CORE", f"https://{proxy}")  # one address for commands that speak gRPC and HTTP

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from penstock import errors
 from penstock.errors import PenstockError
+from penstock.registry.replies import reason_in
 from penstock.rest import status as rest
 from penstock.rest.codec import encode_error
 from penstock.rpc import status as rpc
@@ -159,10 +160,32 @@ def test_a_field_that_no_header_may_carry_is_left_out(field: str) -> None:
     ],
 )
 def test_servers_that_are_not_ours(status: int, kind: type[PenstockError]) -> None:
-    error = rest.error_from_http(status, {}, b"<html>nginx</html>")
+    error = rest.error_from_http(status, {}, b"nothing here\n")
     assert type(error) is kind
-    assert error.message == f"the server answered {status}: <html>nginx</html>"
+    assert error.message == f"the server answered {status}: nothing here"
     assert type(rest.error_from_http(status, {}, b'{"error": "says so"}')) is kind
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body>x</body></html>", "Bad Gateway"),
+        (b"<!DOCTYPE html><html><title>\n Caf&eacute;\n closed </title>", "Caf\xe9 closed"),
+        (b"<html>nothing</html>", "a page of HTML"),
+        (b"<html><title>400 No required SSL certificate was sent</title>", "give cert_file, or PENSTOCK_CLIENT_CERT"),
+        (b"<html><title>400 The plain HTTP request was sent to HTTPS port</title>", "use https:// for it"),
+    ],
+)
+def test_a_page_of_a_web_server_is_one_line(body: bytes, says: str) -> None:
+    for message in (rest.error_from_http(502, {}, body).message, reason_in(body)):
+        assert message.endswith(says)
+        assert message.isprintable()
+
+
+def test_a_web_server_where_grpc_was_expected_is_told() -> None:
+    error = rpc.error_from_rpc(_Failed(grpc.StatusCode.INTERNAL, "Received http2 header with status: 400"))
+    assert "a web server, with status 400, and no gRPC service" in error.message
+    assert "PENSTOCK_CLIENT_CERT" in error.message
 
 
 @pytest.mark.parametrize("status", list(grpc.StatusCode))
