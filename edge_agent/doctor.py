@@ -95,11 +95,12 @@ def _data_dir(path: Path) -> Iterator[Finding]:
         yield Finding(
             check=name, state="failed", found=f"{path} is writable for everybody (mode {mode:o}); chmod o-w it"
         )
-    elif owner != os.geteuid():
+    elif owner != os.geteuid() and os.geteuid() != 0:  # root looks at any user's, as after an installation
         whose = f"{path} belongs to uid {owner}, and this runs as uid {os.geteuid()}; run it as the agent's user"
         yield Finding(check=name, state="warning", found=whose)
     else:
-        yield Finding(check=name, state="ok", found=f"{path} (mode {mode:o})")
+        whose = "" if owner == os.geteuid() else f" of uid {owner}"
+        yield Finding(check=name, state="ok", found=f"{path} (mode {mode:o}{whose})")
 
 
 def _space(path: Path, reserve_bytes: int) -> Iterator[Finding]:
