@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,7 +28,10 @@ from penstock.registry import referrers, transfer
 from penstock.registry.client import RegistryClient
 from penstock.signing import ed25519, trust
 from tests.distribution import TokenService, docker_registry, token_service
+from tests.integration.test_readme import run_script
+from tests.pages import DOCS
 from tests.penstock.signed import make_layout, trusting
+from tests.project.readme import blocks, script
 
 
 @pytest.fixture(scope="module")
@@ -209,6 +213,26 @@ def test_commands_do_what_their_help_says(
     assert not (tmp_path / "none").exists()
     refused = penstock("artifact", "list", "digits", "--token", "wrong", check=False)
     assert (refused.returncode, refused.stderr.count("\n")) == (3, 1)
+
+
+def test_what_the_page_says_about_registries_of_others_is_typed(
+    tokens: tuple[str, TokenService], layout: Layout, tmp_path: Path
+) -> None:
+    page = (DOCS / "how-to" / "copy-and-export-artifacts.md").read_text(encoding="utf-8")
+    for written, here in (
+        ("https://ghcr.io/acme ", f"{tokens[0]}/acme/page "),
+        ("acme/digits:v1 copy/", "acme/page/digits:v1 copy/"),
+        ("https://ghcr.io\n", f"{tokens[0]}\n"),
+        ("PENSTOCK_REGISTRY_TOKEN=...", "PENSTOCK_REGISTRY_TOKEN=s3cret"),
+    ):
+        assert written in page
+        page = page.replace(written, here)
+    (tmp_path / "build").mkdir()
+    (tmp_path / "build" / "digits").symlink_to(layout.root)
+    done = run_script(script(blocks(page)), tmp_path, PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    assert done.returncode == 0, done.stdout
+    assert "canary" in done.stdout
+    assert kinds(Layout(tmp_path / "copy")) == kinds(layout)
 
 
 async def test_an_agent_has_a_credential_of_its_own_for_a_registry(

@@ -1,7 +1,7 @@
 """What docs/agent.md tells somebody to type on a device is typed: install, look, upgrade, remove.
 
 It happens in a mount namespace, where /etc, /opt, /run, /usr/local/bin and /var/lib are copies or empty, so that every
-command stands as the page has it. ``sudo`` is not needed there, and :mod:`tests.service_manager` stands in for
+command stands as the page has it. ``sudo`` is not needed there, and `tests/service_manager.py` stands in for
 ``systemctl``.
 """
 
