@@ -27,6 +27,7 @@ from cloud_core.api.grpc_server import GrpcServer
 from cloud_core.api.metrics import Metrics
 from cloud_core.api.oci import OciApi
 from cloud_core.api.routes import http_server
+from cloud_core.api.seeing import Seeing
 from cloud_core.fleet.service import FleetService
 from cloud_core.observing.observing import Observing
 from cloud_core.registry.registry import Registry
@@ -215,7 +216,7 @@ class Core:
             self.texts,
             Embeddings(self.plane, settings.serving),
             OciApi(registry, now=_utc_now, is_draining=lambda: self.plane.is_draining),
-            gc_route(registry),
+            (gc_route(registry), *Seeing(self.plane, self.observing).routes()),
             self.metrics,
             settings.http,
             body_s=settings.serving.default_timeout_s,

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from cloud_core.asking import asked
+from cloud_core.seeing_cli import explain, slo, top
 from cloud_core.settings import ENV_PREFIX, CoreSettings, check
-from penstock.cli.core_option import NOBODY_THERE, core_option
+from penstock.cli.core_option import core_option
 from penstock.cli.fleet.options import Core, core_options, operator_options
 from penstock.cli.output import output_option, print_fields, print_json, print_result, print_table
 from penstock.cli.patience import patiently, wait_option
@@ -21,15 +23,12 @@ from penstock.process import config
 from penstock.process.service_manager import service_manager, watched
 from penstock.process.supervision import stop_on_signals
 from penstock.process.telemetry import flush_log, setup_service_logging
-from penstock.rest.connection import ask
 from penstock.rest.exchange import Answer
-from penstock.rest.status import error_from_http
 from penstock.wording import size
 
 if TYPE_CHECKING:
     from penstock.rpc.fleet import Operator
 
-_ASK_TIMEOUT_S = 5.0
 _GC_TIMEOUT_S = 600.0  # a registry of many large blobs is looked through, and each is unlinked
 
 
@@ -108,7 +107,7 @@ def status(core: str, token: str, waits: bool, output: str) -> None:
     """Show whether a core is ready, and which model versions it serves."""
 
     def ask_all() -> dict[str, Any]:
-        models = _models(_asked(core, "POST", "/v2/repository/index", token))
+        models = _models(asked(core, "POST", "/v2/repository/index", token))
         return {"live": _is_well(core, "live"), "ready": _is_well(core, "ready"), "models": models}
 
     report = patiently(ask_all, lambda found: bool(found["ready"]), waits=waits)
@@ -175,11 +174,15 @@ Exit codes: 0 removed, or nothing to remove, 1 something could not be removed, 3
 def gc(is_dry_run: bool, core: str, token: str, output: str) -> None:
     """Remove what nothing refers to from the registry of a running core, to free space on its disk."""
     path = f"/v2/_penstock/registry/gc?dry_run={str(is_dry_run).lower()}"
-    answer = _asked(core, "POST", path, token, timeout_s=_GC_TIMEOUT_S)
+    answer = asked(core, "POST", path, token, timeout_s=_GC_TIMEOUT_S)
     found: dict[str, Any] = msgspec.json.decode(answer.body)
     print_result(output, found, lambda: _print_garbage(found))
     if found["failed"]:
         click.get_current_context().exit(1)
+
+
+for _verb in (top, slo, explain):
+    command.add_command(_verb)
 
 
 async def _serve(settings: CoreSettings) -> bool:
@@ -217,24 +220,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 
 
 def _is_well(base: str, probe: str) -> bool:
-    return _asked(base, "GET", f"/v2/health/{probe}", "", says_no=503).status == 200
-
-
-def _asked(
-    base: str, method: str, path: str, token: str, *, says_no: int = 0, timeout_s: float = _ASK_TIMEOUT_S
-) -> Answer:
-    """Ask a core; ``says_no`` is the status that is an answer too.
-
-    Raises:
-        InvalidInput: not a URL. Unavailable: nothing answers. PenstockError: what the core refuses with.
-    """
-    try:
-        answer = ask(base, method, path, token=token, timeout_s=timeout_s)
-    except Unavailable as error:
-        raise Unavailable(f"no core answers at {base}: {error}; {NOBODY_THERE}") from error
-    if answer.status not in (200, says_no):
-        raise error_from_http(answer.status, answer.headers, answer.body)
-    return answer
+    return asked(base, "GET", f"/v2/health/{probe}", "", says_no=503).status == 200
 
 
 def _models(answer: Answer) -> list[dict[str, str]]:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from time import perf_counter
 
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric, UnknownMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+    UnknownMetricFamily,
+)
 
 from cloud_core.observing.observing import Observing
+from cloud_core.observing.slo import Slos
 from cloud_core.observing.traffic import Traffic
+from cloud_core.policy.slo import window_name
 from cloud_core.serving.counters import Measures
 from cloud_core.serving.dataplane import DataPlane
 from cloud_core.serving.router import Served
@@ -22,6 +31,8 @@ def observed(plane: DataPlane, observing: Observing) -> Iterable[Metric]:
     )
     if observing.traffic is not None:
         yield from _traffic(observing.traffic)
+    if observing.slos is not None:
+        yield from _slos(observing.slos)
     if observing.settings.triton_names:
         yield from _triton(plane)
 
@@ -51,6 +62,36 @@ def _traffic(traffic: Traffic) -> Iterable[Metric]:
         size.add_metric(key, series.request_bytes)
         duration.add_metric(key, series.duration_s.cumulative(), sum_value=series.duration_s.total)
     yield from (requests, rows, tokens, size, duration)
+
+
+def _slos(slos: Slos) -> Iterable[Metric]:
+    labels = ["model", "objective"]
+    requests = CounterMetricFamily(
+        "penstock_slo_requests", "Requests that count for a promise: what clients did wrong does not.", labels=["model"]
+    )
+    bad = CounterMetricFamily(
+        "penstock_slo_bad_requests", "Requests that were not answered, or answers that took too long.", labels=labels
+    )
+    target = GaugeMetricFamily("penstock_slo_target", "Share of requests that is promised to be good.", labels=labels)
+    rate = GaugeMetricFamily(
+        "penstock_slo_burn_rate",
+        "Share of requests that were not good over the share that need not be; 1 uses it up exactly.",
+        labels=[*labels, "window"],
+    )
+    now = perf_counter()
+    for model, record in tuple(slos.records.items()):
+        objectives = slos.objectives(model)
+        if objectives is None:
+            continue
+        requests.add_metric([model], record.ever.requests)
+        bad.add_metric([model, "answered"], record.ever.failed)
+        bad.add_metric([model, "fast"], record.ever.slow)
+        target.add_metric([model, "answered"], objectives.answered)
+        target.add_metric([model, "fast"], objectives.fast)
+        for one in record.burning(objectives, now):
+            if one.rate is not None:
+                rate.add_metric([model, one.objective, window_name(one.window_s)], one.rate)
+    yield from (requests, bad, target, rate)
 
 
 def _triton(plane: DataPlane) -> Iterable[Metric]:

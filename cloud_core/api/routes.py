@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from cloud_core.api.metrics import Metrics
 from cloud_core.api.oci import OciApi
@@ -36,7 +37,7 @@ def http_server(
     texts: TextPlane,
     embeddings: Embeddings,
     oci: OciApi,
-    gc: Route,
+    ours: Sequence[Route],
     metrics: Metrics,
     settings: HttpSettings,
     *,
@@ -47,7 +48,7 @@ def http_server(
     Args:
         texts: answers OpenAI's API and the generate extension.
         embeddings: answers with vectors of texts.
-        gc: the row that collects garbage.
+        ours: rows for our own commands, under /v2/_penstock.
         body_s: how long a request's body may take to arrive.
     """
     oip = Oip(
@@ -73,7 +74,7 @@ def http_server(
         *generate.routes(),
         *openai.routes(),
         Route("GET", "/metrics", scrape, Action.SCRAPE, says=_METRICS),
-        gc,
+        *ours,
         *oci.routes(),
     ]
     limits = HttpLimits(

@@ -7,8 +7,11 @@ import sys
 from typing import TYPE_CHECKING
 
 from cloud_core.observing.access_log import AccessLog
+from cloud_core.observing.batches import Batches
 from cloud_core.observing.finished import Observers
+from cloud_core.observing.refusals import Refusals
 from cloud_core.observing.settings import ObservingSettings
+from cloud_core.observing.slo import Slos
 from cloud_core.observing.traffic import Traffic
 
 if TYPE_CHECKING:
@@ -21,11 +24,17 @@ class Observing:
     Attributes:
         settings: what was asked for.
         traffic: counts by tenant and arm.
+        slos: holds models to what they promise.
+        refusals: why requests were not answered.
+        batches: why batches were closed.
     """
 
     def __init__(self, settings: ObservingSettings) -> None:
         self.settings = settings
         self.traffic = Traffic(settings.max_tenants) if settings.traffic else None
+        self.slos = Slos(settings.slo) if settings.slo else None
+        self.refusals = Refusals(settings.last_refusals) if settings.last_refusals else None
+        self.batches = Batches() if settings.batch_reasons else None
         self._traces = _traces(settings)
         self._access_log = None if settings.access_log == "off" else AccessLog(lambda line: sys.stderr.write(line))
 
@@ -36,12 +45,13 @@ class Observing:
 
     def register(self, observers: Observers) -> None:
         """Have everybody told from now on."""
-        if self.traffic is not None:
-            observers.add(self.traffic)
+        for observer in (self.traffic, self.slos, self.batches, self._traces):
+            if observer is not None:
+                observers.add(observer)
+        if self.refusals is not None:
+            observers.add(self.refusals, only_failures=True)
         if self._access_log is not None:
             observers.add(self._access_log, only_failures=self.settings.access_log == "refused")
-        if self._traces is not None:
-            observers.add(self._traces)
 
 
 def _traces(settings: ObservingSettings) -> Traces | None:

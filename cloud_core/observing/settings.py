@@ -8,6 +8,22 @@ import msgspec
 
 from penstock.process.trace_settings import TraceSettings
 
+_Share = Annotated[float, msgspec.Meta(gt=0.0, lt=1.0)]
+
+
+class SloSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a model promises its callers. What they do wrong themselves does not count.
+
+    Attributes:
+        answered: share of requests that are answered.
+        latency_s: time from admission to answer that is fast enough.
+        fast: share of answers that are.
+    """
+
+    answered: _Share = 0.999
+    latency_s: Annotated[float, msgspec.Meta(gt=0.0)] = 0.5
+    fast: _Share = 0.99
+
 
 class ObservingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is counted, logged and kept of requests beside what ``/metrics`` always has.
@@ -19,6 +35,9 @@ class ObservingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         access_log: write a JSON line for each request to the log: of ``all``, or of those that were ``refused`` or
             failed.
         traces: spans of requests.
+        slo: what models promise, by name; ``*`` is for all that are not named.
+        last_refusals: how many of the last requests that were refused or failed are kept for ``penstock core explain``.
+        batch_reasons: count why batches were closed, for ``penstock core explain``.
     """
 
     traffic: bool = False
@@ -26,3 +45,6 @@ class ObservingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     triton_names: bool = False
     access_log: Literal["off", "refused", "all"] = "off"
     traces: TraceSettings = TraceSettings()
+    slo: dict[str, SloSettings] = msgspec.field(default_factory=dict)
+    last_refusals: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 100
+    batch_reasons: bool = False

@@ -15,6 +15,7 @@ from penstock.errors import DeadlineExceeded, PenstockError
 from penstock.hosting.queue import BatchQueue, Behaviour
 from penstock.hosting.replica import Chunk, Replica
 from penstock.hosting.run_notes import BatchNote
+from penstock.policy.batch_closing import closed_by
 from penstock.policy.batching import BatchLimits
 from penstock.policy.service_time import Backlog, check_deadline, expected_answer_at
 
@@ -137,7 +138,7 @@ class ReplicaQueue(Generic[A]):
         started_at, has_answered, total = time.perf_counter(), False, sum(rows)
         replica, disturbed = self.replica, self.replica.disturbed
         # observers come and go with a server, not with a request: the first one speaks for all
-        batch = None if chunks[0].note is None else _noted(chunks, started_at, total)
+        batch = None if chunks[0].note is None else self._noted(chunks, started_at, total)
         try:
             answers = await replica.run(chunks)
             # what was late when the run began, or found no worker, was left out of it
@@ -163,6 +164,16 @@ class ReplicaQueue(Generic[A]):
                 self.service = self.service.observed(total, took_s)
                 self._measured_at = self._loop.time()
 
+    def _noted(self, chunks: Sequence[Chunk], began_at: float, rows: int) -> BatchNote:
+        """Note in each chunk which batch it runs in."""
+        notes = [chunk.note for chunk in chunks if chunk.note is not None]
+        waited_s = began_at - min([note.queued_at for note in notes])
+        closed = closed_by(rows, self._queue.room.rows, self._queue.limits, waited_s)
+        batch = BatchNote(began_at=began_at, rows=rows, requests=len(chunks), closed_by=closed)
+        for note in notes:
+            note.batch = batch
+        return batch
+
     def _service_s(self, rows: int) -> float:
         return 0.0 if self._is_probing else self.service.of(rows)
 
@@ -182,12 +193,3 @@ class ReplicaQueue(Generic[A]):
             if not self._queue.is_idle or now < self._measured_at + PROBE_AFTER_S:
                 raise
             self._is_probing = True
-
-
-def _noted(chunks: Sequence[Chunk], began_at: float, rows: int) -> BatchNote:
-    """Note in each chunk which batch it runs in."""
-    batch = BatchNote(began_at=began_at, rows=rows, requests=len(chunks))
-    for chunk in chunks:
-        if chunk.note is not None:
-            chunk.note.batch = batch
-    return batch

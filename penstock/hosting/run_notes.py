@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from penstock.policy.batch_closing import ClosedBy
+
 
 @dataclass(slots=True, kw_only=True)  # not frozen: it ends after it began, and is made for each batch
 class BatchNote:
@@ -18,12 +20,16 @@ class BatchNote:
         took_s: until the replica had answered, or failed; 0 while it runs.
         rows: of all requests together.
         requests: that ran together.
+        closed_by: why no others did.
+        is_counted: whether somebody has counted it; it has several requests.
     """
 
     began_at: float
     took_s: float = 0.0
     rows: int
     requests: int
+    closed_by: ClosedBy
+    is_counted: bool = False
 
 
 @dataclass(slots=True, kw_only=True)

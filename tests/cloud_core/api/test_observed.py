@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator
@@ -9,15 +10,24 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
+from cloud_core import cli
 from cloud_core.app import Core
 from penstock import AsyncClient
+from penstock.errors import InvalidInput, NotFound
 from tests.cloud_core.rig import start_core
 from tests.penstock.hosting.rig import rows
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-OBSERVING = {"traffic": True, "triton_names": True, "access_log": "all"}
+OBSERVING = {
+    "traffic": True,
+    "triton_names": True,
+    "access_log": "all",
+    "batch_reasons": True,
+    "slo": {"*": {"latency_s": 1e-6, "fast": 0.5}},
+}
 TOKEN = "shop-secret"
 
 
@@ -32,6 +42,14 @@ async def ask(core: Core, *, over: str = "http", **request: Any) -> Any:
     port = core.http_port if over == "http" else core.grpc_port
     async with AsyncClient(f"{over}://127.0.0.1:{port}", token=TOKEN) as client:
         return await client.infer("mlp", {"x": rows(1, 2)}, **request)
+
+
+async def told(core: Core, *command: str, code: int = 0) -> Any:
+    """What a command prints of a core as JSON."""
+    at = ("--core", f"http://127.0.0.1:{core.http_port}", "--token", TOKEN, "-o", "json")
+    result = await asyncio.to_thread(CliRunner().invoke, cli.command, [*command, *at])
+    assert result.exit_code == code, result.output
+    return json.loads(result.output)
 
 
 async def scraped(core: Core) -> dict[str, float]:
@@ -76,3 +94,56 @@ async def test_each_request_has_a_line_in_the_log(core: Core, over: str, monkeyp
         "request_id": "r-1",
     }  # fmt: skip
     assert 0 < line["ran_s"] <= line["duration_s"]
+
+
+async def test_promises_are_held_against_what_was_answered(core: Core) -> None:
+    for _ in range(20):
+        await ask(core)
+    with pytest.raises(InvalidInput):
+        await ask(core, outputs=("nothing",))
+    found = await told(core, "slo", code=0)  # everything is slow, which burns at 2: too little for an alarm
+    (mlp,) = found["models"]
+    assert mlp["since_start"]["slow"] == mlp["since_start"]["requests"] >= 20
+    assert mlp["since_start"]["failed"] == 0, "what a client does wrong is no failure of the model"
+    assert {one["rate"] for one in mlp["burning"] if one["objective"] == "fast"} == {2.0}
+    rates = await scraped(core)
+    at = [("model", "mlp"), ("objective", "fast"), ("window", "5m")]
+    assert rates[f"penstock_slo_burn_rate{at}"] == 2.0
+
+
+async def test_a_refusal_is_explained_by_its_words_and_a_batch_by_why_it_was_closed(core: Core) -> None:
+    with pytest.raises(NotFound):
+        await ask(core, version="v9")
+    found = await told(core, "explain", "--model", "mlp")
+    assert {"model": "mlp", "code": "not-found", "requests": 1} in found["refused"]
+    assert "v9" in found["last"][0]["why"]
+    assert found["last"][0]["tenant"] == "shop"
+    (closed,) = [one for one in found["batches"] if one["reason"] == "replica free"]
+    assert closed["rows"] == 2 * closed["batches"], "each was a request of two rows"
+
+
+async def test_top_shows_what_was_answered_and_what_waits(core: Core) -> None:
+    await ask(core)
+    found = await told(core, "top")
+    (mlp,) = found["models"]
+    assert (mlp["version"], mlp["state"], mlp["waiting_rows"], mlp["running_rows"]) == ("v1", "READY", 0, 0)
+    assert mlp["rows"] == 2 * (mlp["requests"] - mlp["failed"])
+    assert 0 < mlp["p50_s"] <= mlp["p99_s"]
+    assert found["refused"]["not-found"] >= 1
+
+
+@pytest.mark.parametrize("verb", ["slo", "explain", "top"])
+async def test_what_names_models_and_tenants_needs_a_credential(core: Core, verb: str) -> None:
+    at = ("--core", f"http://127.0.0.1:{core.http_port}", "--token", "a-wrong-token")
+    result = await asyncio.to_thread(CliRunner().invoke, cli.command, [verb, *at])
+    assert result.exit_code != 0
+    assert "mlp" not in result.output
+
+
+async def test_people_get_tables(core: Core) -> None:
+    at = ("--core", f"http://127.0.0.1:{core.http_port}", "--token", TOKEN)
+    for verb, words in (("slo", "99.9% answered"), ("explain", "replica free"), ("top", "P99 MS")):
+        more = ("--once",) if verb == "top" else ()
+        result = await asyncio.to_thread(CliRunner().invoke, cli.command, [verb, *at, *more])
+        assert result.exit_code == 0, result.output
+        assert words in result.output

@@ -39,7 +39,7 @@ def sent(collector: Collector, *requests: Finished, share: float = 0.0) -> Colle
 
 
 def test_a_request_is_a_span_with_its_wait_and_its_run_under_it(collector: Collector) -> None:
-    batch = BatchNote(began_at=perf_counter() - 1.25, took_s=0.5, rows=7, requests=1)
+    batch = BatchNote(began_at=perf_counter() - 1.25, took_s=0.5, rows=7, requests=1, closed_by="replica free")
     found = sent(collector, request_in(batch, trace=f"00-{TRACE}-{PARENT}-01"))
     whole, queue, run = found.one("infer mlp"), found.one("queue"), found.one("run")
     assert (whole.trace, whole.parent, whole.service, whole.kind) == (TRACE, PARENT, "penstock-core", 2)
@@ -54,7 +54,7 @@ def test_a_request_is_a_span_with_its_wait_and_its_run_under_it(collector: Colle
 
 
 def test_a_batch_is_a_trace_of_its_own_with_links_to_the_traced_requests_in_it(collector: Collector) -> None:
-    batch = BatchNote(began_at=perf_counter() - 1.0, took_s=0.5, rows=3, requests=3)
+    batch = BatchNote(began_at=perf_counter() - 1.0, took_s=0.5, rows=3, requests=3, closed_by="replica free")
     asked = [
         request_in(batch, trace=f"00-{TRACE}-{PARENT}-01"),
         request_in(batch, trace=f"00-{TRACE}-{PARENT}-00"),

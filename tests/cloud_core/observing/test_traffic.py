@@ -14,7 +14,9 @@ TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
 def finished(**changes: Any) -> Finished:
-    run = RunNote(queued_at=10.0, batch=BatchNote(began_at=10.25, took_s=0.5, rows=8, requests=3))
+    run = RunNote(
+        queued_at=10.0, batch=BatchNote(began_at=10.25, took_s=0.5, rows=8, requests=3, closed_by="replica free")
+    )
     values: dict[str, Any] = {"code": "ok", "model": "mlp", "version": "v1", "tenant": "shop", "rows": 2,
                               "started_at": 9.9, "duration_s": 1.0, "runs": [run]}  # fmt: skip
     return Finished(**values | changes)
