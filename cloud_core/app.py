@@ -23,11 +23,13 @@ from cloud_core.api.certificates import watch_certificates
 from cloud_core.api.fleet_grpc import FleetServicer
 from cloud_core.api.garbage import gc_route
 from cloud_core.api.grpc_oip import OipServicer
+from cloud_core.api.grpc_repository import RepositoryCalls
 from cloud_core.api.grpc_server import GrpcServer
 from cloud_core.api.metrics import Metrics
 from cloud_core.api.oci import OciApi
 from cloud_core.api.routes import http_server
 from cloud_core.api.seeing import Seeing
+from cloud_core.api.traffic import TrafficApi
 from cloud_core.fleet.service import FleetService
 from cloud_core.observing.observing import Observing
 from cloud_core.registry.registry import Registry
@@ -40,6 +42,8 @@ from cloud_core.serving.token_accounts import SpendingKeeper
 from cloud_core.settings import CoreSettings, check
 from cloud_core.state import Database, spending
 from cloud_core.tenants.callers import Callers
+from cloud_core.traffic.canaries import Canaries
+from cloud_core.traffic.service import TrafficService
 from penstock.artifact.blobs import write_atomically
 from penstock.errors import StorageError
 from penstock.hosting.generation.managed.vllm import ManagedServers
@@ -160,6 +164,8 @@ class Core:
         )
         controller = Controller(registry, settings.serving, measures, now, log_settings=settings.log, managed=managed)
         self._exit.push_async_callback(self._close_controller, controller)
+        traffic = TrafficService(database, registry, controller, fleet.actions, settings.serving.traffic, _utc_now)
+        canaries = Canaries(traffic, registry, controller.lanes, measures, _utc_now)
         self.plane = DataPlane(
             controller,
             registry,
@@ -175,8 +181,13 @@ class Core:
         keeper = self._keep_spending(database, was_killed)
         # what was pushed here is closed in reverse: listeners first, the database last
         self._exit.push_async_callback(self._stop_tasks)
-        await self._listen(registry, fleet, version)
-        tasks = {"controller": controller.run(), "fleet": fleet.run(), "heartbeat": self._beat()}
+        await self._listen(registry, fleet, traffic, version)
+        tasks = {
+            "controller": controller.run(),
+            "fleet": fleet.run(),
+            "splits": canaries.run(),
+            "heartbeat": self._beat(),
+        }
         if self.texts.accounts.has_days:
             tasks["spending"] = keeper.run()
         if self._certificates is not None:
@@ -204,19 +215,25 @@ class Core:
         self._exit.push_async_callback(keeper.flush)
         return keeper
 
-    async def _listen(self, registry: Registry, fleet: FleetService, version: str) -> None:
+    async def _listen(self, registry: Registry, fleet: FleetService, traffic: TrafficService, version: str) -> None:
         settings = self._settings
-        oip = OipServicer(self.plane, self.texts, version=version, stream_window=settings.grpc.stream_window)
+        oip = OipServicer(
+            self.plane,
+            self.texts,
+            version=version,
+            stream_window=settings.grpc.stream_window,
+            more=RepositoryCalls(traffic, self.plane.identify).calls(),
+        )
         servicer = FleetServicer(fleet, self.plane.identify, takes_certificates=self.plane.takes_certificates)
         self.grpc = await GrpcServer.start(self.plane, oip, servicer, settings.grpc, self._certificates)
         self._exit.push_async_callback(self.grpc.stop, _CUT_S)
-        self.metrics = Metrics(self.plane, self.texts, fleet, self.observing, version)
+        self.metrics = Metrics(self.plane, self.texts, fleet, traffic, self.observing, version)
         self.http = http_server(
             self.plane,
             self.texts,
             Embeddings(self.plane, settings.serving),
             OciApi(registry, now=_utc_now, is_draining=lambda: self.plane.is_draining),
-            (gc_route(registry), *Seeing(self.plane, self.observing).routes()),
+            (gc_route(registry), *Seeing(self.plane, self.observing).routes(), *TrafficApi(traffic).routes()),
             self.metrics,
             settings.http,
             body_s=settings.serving.default_timeout_s,

@@ -14,6 +14,7 @@ from cloud_core.api.listening.settings import GrpcSettings
 from cloud_core.fleet.settings import FleetSettings
 from cloud_core.observing.settings import ObservingSettings
 from cloud_core.registry.settings import RegistrySettings
+from cloud_core.serving.settings import TrafficSettings, version_policies
 from cloud_core.tenants.settings import TenantSettings
 from penstock.errors import ConfigError, InvalidInput
 from penstock.hosting.generation.managed.settings import VllmSettings
@@ -76,7 +77,10 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             group counted).
         default_timeout_s: deadline of a request that names none.
         max_loaded_models: cloud variants in memory at a time. Default versions are pinned; others go least recently
-            used first.
+            used first. A version that becomes the default is loaded before the one before it goes, also where it takes
+            one place more for that moment.
+        max_loaded_bytes: memory of all of them together: as measured when they were loaded, or of their files; 0 for no
+            such limit.
         inline_below_s: a batch that should take less than this, as seen of batches of its size, runs on the event loop,
             without a thread hop.
         stall_s: a batch that runs for longer than this makes the server report that it is not alive.
@@ -84,6 +88,7 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         drain_s: how long admitted work may take to finish after SIGTERM.
         spending_flush_s: what tenants spend of their tokens of a day reaches the disk at most this much later, and at
             the end; a core that is killed gives so much back.
+        traffic: which versions are served, and how requests are divided between them.
         generation: how language models are run.
     """
 
@@ -96,11 +101,13 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     max_inflight_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0
     default_timeout_s: Annotated[float, msgspec.Meta(gt=0.0)] = 30.0
     max_loaded_models: _Count = 32
+    max_loaded_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0
     inline_below_s: _Seconds = 0.0003
     stall_s: Annotated[float, msgspec.Meta(gt=0.0)] = 60.0
     retry_after_s: _Seconds = 1.0
     drain_s: _Seconds = 10.0
     spending_flush_s: Annotated[float, msgspec.Meta(ge=0.05, le=3600.0)] = 10.0
+    traffic: TrafficSettings = TrafficSettings()
     generation: CoreGenerationSettings = CoreGenerationSettings()
 
 
@@ -139,6 +146,7 @@ def check(settings: CoreSettings) -> CoreSettings:
         ConfigError: two tenants share a name or a token, one has a short token or no valid device id, the service would
             be open to a network, or a model would run in two places.
     """
+    version_policies(settings.serving.traffic)
     generation = settings.serving.generation
     for model in generation.vllm:
         if model in generation.remote.urls:

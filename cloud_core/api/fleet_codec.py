@@ -141,8 +141,13 @@ def decode_action(name: str) -> Action | None:
 
 def decode_operator(message: Commanded, tenant: str) -> Operator:
     """Read who gives a command and why; ``tenant`` is the one of the credential, "" where the core has none."""
-    who = _printable(message.who)[:_MAX_WHO] or "nobody said who"
-    return Operator(who=f"{who} (tenant {tenant})" if tenant else who, reason=_printable(message.reason)[:_MAX_REASON])
+    return operator_of(message.who, message.reason, tenant)
+
+
+def operator_of(who: str, reason: str, tenant: str) -> Operator:
+    """Make a record of who gives a command, as they say and as their credential says, and why."""
+    who = _printable(who)[:_MAX_WHO] or "nobody said who"
+    return Operator(who=f"{who} (tenant {tenant})" if tenant else who, reason=_printable(reason)[:_MAX_REASON])
 
 
 def encode_reply(reply: HeartbeatReply) -> pb.HeartbeatResponse:

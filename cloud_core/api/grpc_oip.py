@@ -28,7 +28,7 @@ from penstock.rpc.metadata import callers_headers, echoed
 from penstock.rpc.pb import oip_pb2 as pb
 from penstock.rpc.status import grpc_status, trailing_metadata
 from penstock.wire.context import AUTHORIZATION, RequestContext, context_of, timeout_s_of
-from penstock.wire.inference import EXTENSIONS
+from penstock.wire.inference import EXTENSIONS, noted
 
 _log = logging.getLogger(__name__)
 SERVICE = "inference.GRPCInferenceService"
@@ -43,17 +43,26 @@ class OipServicer:
     """The inference service over bytes."""
 
     def __init__(
-        self, plane: DataPlane, texts: TextPlane, *, version: str, stream_window: int, unread_s: float = 30.0
+        self,
+        plane: DataPlane,
+        texts: TextPlane,
+        *,
+        version: str,
+        stream_window: int,
+        unread_s: float = 30.0,
+        more: Mapping[str, _Call] | None = None,
     ) -> None:
         """Must be made in a running event loop.
 
         Args:
+            more: methods that others answer.
             unread_s: how long a text waits for a client that does not read, before it is given up.
         """
         self._plane, self._texts, self._version = plane, texts, version
         self._stream_window, self._unread_s = stream_window, unread_s
         self._takes_certificates = plane.takes_certificates
         self._extensions = Extensions(plane)
+        self._more = more or {}
         self._now = asyncio.get_running_loop().time
 
     def service(self) -> Service:
@@ -65,6 +74,7 @@ class OipServicer:
             "ServerMetadata": self._server_metadata,
             "ModelMetadata": self._model_metadata,
             "RepositoryIndex": self._repository_index,
+            **self._more,
         }
         extended = {name: self._extended(may, call) for name, (may, call) in self._extensions.calls().items()}
         return Service(
@@ -105,7 +115,7 @@ class OipServicer:
         response = pb.RepositoryIndexResponse()
         for state in self._plane.index():
             if state.state == "READY" or not message.ready:
-                response.models.add(name=state.model, version=state.version, state=state.state, reason=state.reason)
+                response.models.add(name=state.model, version=state.version, state=state.state, reason=noted(state))
         return response
 
     async def _model_infer(self, data: bytes, rpc: Call) -> bytes:

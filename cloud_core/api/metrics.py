@@ -19,11 +19,13 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from cloud_core.api.arm_metrics import arms
 from cloud_core.api.observed_metrics import observed
 from cloud_core.fleet.service import FleetService
 from cloud_core.observing.observing import Observing
 from cloud_core.serving.dataplane import DataPlane
 from cloud_core.serving.texts import TextPlane
+from cloud_core.traffic.service import TrafficService
 from penstock.process.histogram import Histogram
 from penstock.process.telemetry import dropped_lines
 
@@ -34,10 +36,16 @@ class Metrics(Collector):
     """Everything there is to scrape of one core."""
 
     def __init__(
-        self, plane: DataPlane, texts: TextPlane, fleet: FleetService, observing: Observing, version: str
+        self,
+        plane: DataPlane,
+        texts: TextPlane,
+        fleet: FleetService,
+        traffic: TrafficService,
+        observing: Observing,
+        version: str,
     ) -> None:
         self._plane, self._texts, self._fleet, self._version = plane, texts, fleet, version
-        self._observing = observing
+        self._traffic, self._observing = traffic, observing
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -59,6 +67,7 @@ class Metrics(Collector):
         yield from self._generations()
         yield from self._promises()
         yield from self._rollouts()
+        yield from arms(self._plane.controller.lanes, self._traffic)
         yield from observed(self._plane, self._observing)
 
     def _requests(self) -> Iterable[Metric]:

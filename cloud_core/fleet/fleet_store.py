@@ -6,7 +6,7 @@ point leaves a state that the next start continues from. Decides nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -255,6 +255,17 @@ class FleetStore:
         await self._database.run(work)
         self._note(action)
         await self._registry.reload()
+
+    @uncancelled
+    async def record(self, action: rows.ActionRow, work: Callable[[Transaction], None]) -> None:
+        """Do what is kept elsewhere in the database, and record who did it, in one transaction."""
+
+        def both(transaction: Transaction) -> None:
+            work(transaction)
+            rows.record_action(transaction, action)
+
+        await self._database.run(both)
+        self._note(action)
 
     @uncancelled
     async def trust(self, trusted: Sequence[rows.TrustRow], action: rows.ActionRow) -> None:

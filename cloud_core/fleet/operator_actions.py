@@ -12,6 +12,7 @@ from cloud_core.fleet.fleet_queries import FleetQueries
 from cloud_core.fleet.fleet_store import FleetStore
 from cloud_core.policy.rollout import Operator
 from cloud_core.registry.registry import ModelVersion, Registry
+from cloud_core.state import Transaction
 from cloud_core.state import fleet as rows
 from penstock.errors import Conflict, NotFound
 from penstock.process.telemetry import log
@@ -49,6 +50,21 @@ class OperatorActions:
             await self._store.set_default(model, found.digest, action)
         log(_log, logging.WARNING, "default moved", model=model, to=found.digest, was=before)
         return found, before
+
+    def check_default(self, model: str, version: str) -> None:
+        """
+        Raises:
+            Conflict: devices run the model, whose default moves with a rollout.
+        """
+        self._queries.check_unused(model, version)
+
+    async def act(self, command: str, subject: str, by: Operator, work: Callable[[Transaction], None]) -> None:
+        """Do what another room keeps in the database, recorded with who and why in the same transaction.
+
+        Raises:
+            StorageError: the disk said no; nothing changed.
+        """
+        await self._store.record(recorded(command, subject, by, self._now()), work)
 
     async def trust(self, device_id: str, model: str, by: Operator) -> tuple[ReportedModel, ...]:
         """Let a device's audit begin without evidence; return the models it is about. Recorded with who and why.

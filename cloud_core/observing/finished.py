@@ -101,6 +101,13 @@ class Served(Protocol):
     def variant(self) -> Variant: ...
 
 
+class Lane(Protocol):
+    """What was said of a model's traffic."""
+
+    @property
+    def arm(self) -> str: ...
+
+
 class Route(Protocol):
     """Where a request led."""
 
@@ -109,6 +116,9 @@ class Route(Protocol):
 
     @property
     def served(self) -> Served: ...
+
+    @property
+    def lane(self) -> Lane | None: ...
 
 
 class Ticket(Protocol):
@@ -154,6 +164,7 @@ class Note:
             model=version.model,
             version=version.tag or version.digest,
             variant=ticket.route.served.variant.digest,
+            arm=ticket.route.lane.arm if ticket.route.lane else "",
             tenant=context.tenant,
             transport=context.transport,
             request_id=context.request_id,

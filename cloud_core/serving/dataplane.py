@@ -191,6 +191,7 @@ class DataPlane:
             platform=platform_of(spec.engine),
             inputs=oip_texts.INPUTS if is_text else spec.inputs,
             outputs=oip_texts.OUTPUTS if is_text else spec.outputs,
+            properties=self.controller.properties(found),
         )
 
     # -- requests ----------------------------------------------------------------------------------------------------
@@ -238,9 +239,11 @@ class DataPlane:
         announced, size_bytes = size_bytes, self._max_body_bytes if size_bytes is None else size_bytes
         try:
             if account is None:
-                route = self._admitted_route(model, version, size_bytes)
+                route = self._admitted_route(context, model, version, size_bytes)
             else:
-                route = account.admit(model, announced, lambda: self._admitted_route(model, version, size_bytes))
+                route = account.admit(
+                    model, announced, lambda: self._admitted_route(context, model, version, size_bytes)
+                )
         except PenstockError as error:
             self._refused(error, context, model, size_bytes)
             raise
@@ -258,6 +261,8 @@ class DataPlane:
             DeadlineExceeded: nothing was executed. Unavailable: being unloaded. Internal: the model failed.
         """
         settings, route = self._settings, ticket.route
+        if route.lane is not None:
+            route = ticket.route = self._router.moved(route, request.parameters, ticket.size_bytes)
         served = route.served
         if isinstance(served, ServedText):
             raise InvalidInput(
@@ -299,6 +304,8 @@ class DataPlane:
         )
         if ticket.note is not None:
             ticket.note.response = response
+        if route.lane is not None and route.lane.shadow is not None:
+            route.lane.shadow.offer(route.lane.arm, served, request, outputs, rows)
         return response
 
     # -- drain -------------------------------------------------------------------------------------------------------
@@ -318,7 +325,7 @@ class DataPlane:
             return False
         return True
 
-    def _admitted_route(self, model: str, version: str, size_bytes: int) -> Route:
+    def _admitted_route(self, context: RequestContext, model: str, version: str, size_bytes: int) -> Route:
         if self._is_draining:
             raise Unavailable("the server is shutting down", retry_after_s=self._settings.retry_after_s)
         if self.measures.inflight >= self._settings.max_inflight_requests:
@@ -326,7 +333,7 @@ class DataPlane:
                 f"{self.measures.inflight} requests are in flight, the limit",
                 retry_after_s=self._settings.retry_after_s,
             )
-        route = self._router.route(model, version)
+        route = self._router.route(model, version, context)
         route.served.check_room()
         self._check_memory(route, size_bytes)
         return route

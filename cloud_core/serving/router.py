@@ -7,23 +7,31 @@ Owns what is loaded and a bounded cache of routes, so that a request costs one d
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable, Mapping
+import contextlib
+import random
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cloud_core.policy.routing import least_loaded
+from cloud_core.policy.traffic import BASE, Arm, Split, parameter_of, pick
 from cloud_core.registry.registry import ModelVersion, Registry
 from cloud_core.serving.counters import Measures, RouteMeasures
+from cloud_core.serving.lanes import ArmMeasures, Lane, Lanes, sticky_key
 from cloud_core.serving.served_text import ServedText
 from penstock.artifact.manifests import Variant
-from penstock.errors import InvalidInput, Unavailable
+from penstock.errors import InvalidInput, NotFound, Unavailable
 from penstock.hosting.embedding import Embedding
 from penstock.hosting.replica_queue import ReplicaQueue
 from penstock.hosting.rows import Tensors
+from penstock.wire.context import RequestContext
 from penstock.wire.inference import Parameter
 from penstock.wire.tensors import Array, TensorSpec, check_inputs, numpy_dtype
+
+if TYPE_CHECKING:  # it looks at what is served
+    from cloud_core.serving.demand import Demand
 
 _MAX_ROUTES = 4096
 
@@ -45,6 +53,7 @@ class Served:
         self.variant, self.queues, self.embedding = variant, queues, embedding
         self.last_used_at = now
         self.inflight_bytes = self.inflight = 0  # of admitted requests
+        self._emptied: asyncio.Event | None = None  # made when it is closed
         self.inputs = inputs
         self.output_names = frozenset(spec.name for spec in outputs)
         self._has_free_shapes = any(-1 in spec.shape[1:] for spec in inputs)
@@ -60,6 +69,8 @@ class Served:
     def leave(self) -> None:
         """Note that a request is over."""
         self.inflight -= 1
+        if self._emptied is not None and not self.inflight:
+            self._emptied.set()
 
     @property
     def problem(self) -> str:
@@ -121,19 +132,29 @@ class Served:
             )
 
     async def close(self, timeout_s: float) -> bool:
-        """Finish what is queued, then release the replicas; whether all of them could be."""
+        """Finish what was admitted, then release the replicas; whether all of them could be."""
+        if self.inflight:  # some of it may not be in a queue yet: its body is still on the way
+            self._emptied = asyncio.Event()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._emptied.wait()
         error = Unavailable("the model is being unloaded", retry_after_s=1.0)
         return all(await asyncio.gather(*(queue.finish(error, timeout_s) for queue in self.queues)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """Where a model and version lead. ``parameters`` go into every response."""
+    """Where a model and version lead. ``parameters`` go into every response.
+
+    Attributes:
+        lane: what else happens to its requests; None for most models, of whose traffic nothing was said.
+    """
 
     version: ModelVersion
     served: Served | ServedText
-    measures: RouteMeasures
+    measures: RouteMeasures | ArmMeasures
     parameters: Mapping[str, Parameter]
+    lane: Lane | None = None
 
 
 def _plain(specs: tuple[TensorSpec, ...]) -> tuple[str, np.dtype[Any], tuple[int, ...]] | None:
@@ -144,28 +165,51 @@ def _plain(specs: tuple[TensorSpec, ...]) -> tuple[str, np.dtype[Any], tuple[int
 
 
 class Router:
-    """``ask`` is told when a request comes for a version that is known but not loaded; it returns what to answer."""
+    """Asks ``demand`` what to answer when a request comes for a version that is known but not loaded."""
 
     def __init__(
         self,
         registry: Registry,
         measures: Measures,
-        *,
-        variant_of: Callable[[str], Variant],
-        ask: Callable[[ModelVersion, Variant], Unavailable],
+        demand: Demand,
+        lanes: Lanes,
+        served: dict[str, Served | ServedText],
     ) -> None:
-        self.served: dict[str, Served | ServedText] = {}
-        self._registry, self._measures = registry, measures
-        self._variant_of, self._ask = variant_of, ask
+        """
+        Args:
+            served: what is in memory, by the variant's digest.
+        """
+        self.served = served
+        self.lanes = lanes
+        self._registry, self._measures, self._demand = registry, measures, demand
         self._routes: dict[tuple[str, str], Route] = {}
 
-    def route(self, model: str, version: str) -> Route:
+    def route(self, model: str, version: str, context: RequestContext) -> Route:
         """
         Raises:
             NotFound: no such model or version, or one for devices only. Unavailable: known, but not loaded.
             Internal: its files were damaged since they were pushed.
         """
-        return self._routes.get((model, version)) or self._resolve(model, version)
+        return self._routes.get((model, version)) or self._resolve(model, version, context)
+
+    def moved(self, route: Route, parameters: Mapping[str, Parameter], size_bytes: int) -> Route:
+        """Let an admitted request go to another arm, where one of its parameters says so.
+
+        Raises:
+            QueueFull: there is no room.
+        """
+        lane = route.lane
+        split = self.lanes.splits.get(route.version.model)
+        if lane is None or not lane.parameter or split is None:
+            return route
+        after = self._divided(split, route.version.model, str(parameters.get(lane.parameter, "")))
+        if after is not route:
+            after.served.check_room()
+            for one, sign in ((route.served, -1), (after.served, 1)):
+                one.inflight_bytes += sign * size_bytes
+            after.served.enter()
+            route.served.leave()
+        return after
 
     def put(self, served: Served | ServedText) -> None:
         self.served[served.variant.digest] = served
@@ -177,22 +221,56 @@ class Router:
         return self.served.pop(digest, None)
 
     def forget(self) -> None:
-        """Forget how names were resolved: tags or defaults may have moved."""
+        """Forget how names were resolved: tags, defaults or traffic may have moved."""
         self._routes.clear()
 
-    def _resolve(self, model: str, version: str) -> Route:
+    def _resolve(self, model: str, version: str, context: RequestContext) -> Route:
+        split = None if version else self.lanes.splits.get(model)
+        if split is not None:
+            if parameter_of(split.sticky):  # which is known when the payload is: see moved()
+                return self._arm(split, model, None)
+            return self._divided(split, model, sticky_key(split.sticky, context))
         found = self._registry.resolve(model, version)
-        variant = self._variant_of(found.digest)
-        served = self.served.get(variant.digest)
-        if served is None:
-            raise self._ask(found, variant)
-        route = Route(
-            version=found,
-            served=served,
-            measures=self._measures.route(found.model, found.tag),
-            parameters={"variant": variant.digest},
-        )
+        route = self._found(found, is_default=not version)
+        if not version:
+            route = self.lanes.shadowed(route)
         if len(self._routes) >= _MAX_ROUTES:  # a digest has many prefixes; a client may try them all
             self._routes.clear()
         self._routes[model, version] = route
         return route
+
+    def _found(self, found: ModelVersion, *, is_default: bool = False) -> Route:
+        variant = self._demand.variant_of(found.digest)
+        served = self.served.get(variant.digest)
+        if served is None and is_default and (before := self._demand.instead(found)) is not None:
+            found, variant = before, self._demand.variant_of(before.digest)
+            served = self.served.get(variant.digest)
+        if served is None:
+            raise self._demand.ask(found, variant)
+        parameters: dict[str, Parameter] = {"variant": variant.digest}
+        if self._registry.certificate_of(found.digest) is None:
+            parameters["certified"] = False
+        return Route(
+            version=found,
+            served=served,
+            measures=self._measures.route(found.model, found.tag),
+            parameters=parameters,
+        )
+
+    def _divided(self, split: Split, model: str, key: str) -> Route:
+        """Choose an arm. One that cannot answer now leaves its requests to the default version."""
+        arm = pick(split, key, random.random())
+        if arm is not None:
+            with contextlib.suppress(NotFound, Unavailable):
+                return self._arm(split, model, arm)
+        return self._arm(split, model, None)
+
+    def _arm(self, split: Split, model: str, arm: Arm | None) -> Route:
+        name = BASE if arm is None else arm.name
+        key = (model, f"\0{name}")  # no version has such a name, so that no request asks for it
+        known = self._routes.get(key)
+        if known is None:
+            found = self._registry.resolve(model, "" if arm is None else arm.digest)
+            route = self._found(found, is_default=arm is None)
+            known = self._routes[key] = self.lanes.of_arm(route, split, name)
+        return known

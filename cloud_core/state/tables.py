@@ -47,6 +47,15 @@ defaults = Table(
     Column("set_at", Double, nullable=False),
 )
 
+traffic = Table(
+    "traffic",
+    metadata,
+    # what operators said about a model's traffic: a split, a shadow, pins, unloaded versions, a version policy
+    Column("model", String(255), primary_key=True),
+    Column("document", Text, nullable=False),
+    Column("changed_at", Double, nullable=False),
+)
+
 devices = Table(
     "devices",
     metadata,

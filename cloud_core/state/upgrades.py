@@ -161,11 +161,22 @@ def _what_stays_where_it_is(transaction: Connection) -> None:
         )
 
 
+def _what_was_said_of_traffic(transaction: Connection) -> None:
+    """Keep splits, shadows, pins and the like: a release that knows nothing of them must not serve without them."""
+    transaction.execute(
+        text(
+            "CREATE TABLE traffic (model VARCHAR(255) NOT NULL PRIMARY KEY, document TEXT NOT NULL, "
+            "changed_at DOUBLE PRECISION NOT NULL)"
+        )
+    )
+
+
 STEPS: Mapping[int, Callable[[Connection], None]] = {
     2: _verdicts_as_tests,
     3: _what_devices_run,
     4: _instances_of_devices,
     5: _what_stays_where_it_is,
+    6: _what_was_said_of_traffic,
 }
 """By the version that a step leads to."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from penstock.artifact.manifests import VariantSpec
 from penstock.wire.inference import ModelMetadata
 from penstock.wire.tensors import TensorSpec
@@ -49,6 +51,7 @@ def metadata_of(
     platform: str,
     inputs: tuple[TensorSpec, ...],
     outputs: tuple[TensorSpec, ...],
+    properties: Mapping[str, str] | None = None,
 ) -> ModelMetadata:
     """Make the metadata of a model: what its server says of it, with the names that its spec has."""
     return ModelMetadata(
@@ -57,6 +60,7 @@ def metadata_of(
         platform=platform,
         inputs=inputs,
         outputs=outputs,
+        properties=properties or {},
         columns=columns_of(spec),
         labels=labels_of(spec),
         units=units_of(spec),

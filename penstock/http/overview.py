@@ -95,6 +95,18 @@ class Overview:
         return json_reply(document)
 
 
-def state_document(state: ModelState) -> dict[str, str]:
-    """Write one line of the index."""
-    return {"name": state.model, "version": state.version, "state": state.state, "reason": state.reason}
+def state_document(state: ModelState) -> dict[str, str | bool | float]:
+    """Write one line of the index; what is not known of a version is left out."""
+    document: dict[str, str | bool | float] = {
+        "name": state.model,
+        "version": state.version,
+        "state": state.state,
+        "reason": state.reason,
+    }
+    if state.is_default is not None:
+        document["is_default"] = state.is_default
+    if state.percent is not None:
+        document["percent"] = state.percent
+    if state.is_certified is not None:
+        document["is_certified"] = state.is_certified
+    return document

@@ -97,6 +97,7 @@ class ModelMetadataDocument(TypedDict):
     platform: str
     inputs: list[TensorMetadata]
     outputs: list[TensorMetadata]
+    properties: NotRequired[dict[str, str]]
 
 
 class ModelReady(TypedDict):
@@ -114,6 +115,9 @@ class StateDocument(TypedDict):
     version: str
     state: Literal["READY", "LOADING", "UNAVAILABLE"]
     reason: str
+    is_default: NotRequired[bool]
+    percent: NotRequired[float]
+    is_certified: NotRequired[bool]
 
 
 class IndexBody(TypedDict):

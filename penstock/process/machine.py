@@ -172,6 +172,15 @@ def _quota(group: Path) -> float | None:
         return None
 
 
+def resident_bytes() -> int:
+    """Return how much memory of the machine this process holds now; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 def _cpu_flags(path: Path) -> frozenset[str]:
     """Read the flags of the first processor; empty where the system has no such file, which then means the careful
     choice.

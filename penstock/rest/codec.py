@@ -111,6 +111,7 @@ class _Metadata(msgspec.Struct):
     versions: list[str] = []
     inputs: list[_MetadataTensor] = []
     outputs: list[_MetadataTensor] = []
+    properties: dict[str, Any] | None = None
 
 
 _REQUEST = msgspec.json.Decoder(_Request)
@@ -225,13 +226,14 @@ def encode_metadata(metadata: ModelMetadata) -> bytes:
 
 def metadata_document(metadata: ModelMetadata) -> dict[str, Any]:
     """Make the document of ``GET /v2/models/{model}``."""
-    return {
+    document = {
         "name": metadata.name,
         "versions": metadata.versions,
         "platform": metadata.platform,
         "inputs": [_tensor_document(spec, input_parameters(metadata, spec.name)) for spec in metadata.inputs],
         "outputs": [_tensor_document(spec, output_parameters(metadata, spec.name)) for spec in metadata.outputs],
     }
+    return {**document, "properties": dict(metadata.properties)} if metadata.properties else document
 
 
 def decode_metadata(body: bytes) -> ModelMetadata:
@@ -251,6 +253,7 @@ def decode_metadata(body: bytes) -> ModelMetadata:
         platform=sent.platform,
         inputs=tuple(_spec(tensor) for tensor in sent.inputs),
         outputs=tuple(_spec(tensor) for tensor in sent.outputs),
+        properties={name: text for name, text in (sent.properties or {}).items() if isinstance(text, str)},
         columns=names_from(inputs, "columns"),
         labels=names_from(outputs, "labels"),
         units=names_from({**outputs, **inputs}, "units"),

@@ -142,7 +142,12 @@ def decode_response(message: oip_pb2.ModelInferResponse) -> InferResponse:
 
 def encode_metadata(metadata: ModelMetadata) -> oip_pb2.ModelMetadataResponse:
     """Write a ``ModelMetadataResponse``."""
-    message = oip_pb2.ModelMetadataResponse(name=metadata.name, versions=metadata.versions, platform=metadata.platform)
+    message = oip_pb2.ModelMetadataResponse(
+        name=metadata.name,
+        versions=metadata.versions,
+        platform=metadata.platform,
+        properties=metadata.properties,
+    )
     for specs, tensors, parameters_of in (
         (metadata.inputs, message.inputs, input_parameters),
         (metadata.outputs, message.outputs, output_parameters),
@@ -166,6 +171,7 @@ def decode_metadata(message: oip_pb2.ModelMetadataResponse) -> ModelMetadata:
         platform=message.platform,
         inputs=tuple(_spec(tensor) for tensor in message.inputs),
         outputs=tuple(_spec(tensor) for tensor in message.outputs),
+        properties=dict(message.properties),
         columns=names_from(inputs, "columns"),
         labels=names_from(outputs, "labels"),
         units=names_from({**outputs, **inputs}, "units"),

@@ -22,7 +22,8 @@ REQUEST_ID = "x-request-id"
 TIMEOUT_MS = "x-request-timeout-ms"
 TRACEPARENT = "traceparent"
 AUTHORIZATION = "authorization"
-HEADERS = frozenset({REQUEST_ID, TIMEOUT_MS, TRACEPARENT, AUTHORIZATION})
+STICKY_KEY = "x-sticky-key"
+HEADERS = frozenset({REQUEST_ID, TIMEOUT_MS, TRACEPARENT, AUTHORIZATION, STICKY_KEY})
 
 TRACE_ID = slice(3, 35)
 """Where a traceparent has the trace's id."""
@@ -48,6 +49,7 @@ class RequestContext(msgspec.Struct, frozen=True, kw_only=True):  # a frozen dat
         traceparent: W3C trace context in the form of version 00; "" where there is none, or a malformed one.
         tenant: the name of who asks, as the credential proved it; "" for anybody.
         transport: by which it came: ``http`` or ``grpc``; "" where nobody said.
+        sticky_key: what should keep a caller with one version of a model that is split; "" where none was given.
     """
 
     arrived_at: float
@@ -57,6 +59,7 @@ class RequestContext(msgspec.Struct, frozen=True, kw_only=True):  # a frozen dat
     traceparent: str = ""
     tenant: str = ""
     transport: str = ""
+    sticky_key: str = ""
 
     @property
     def trace_id(self) -> str:
@@ -113,7 +116,11 @@ def context_of(headers: Mapping[str, str], transport: str = "") -> RequestContex
         transport: by which they came.
     """
     return RequestContext(
-        arrived_at=0.0, request_id=request_id_of(headers), traceparent=traceparent_of(headers), transport=transport
+        arrived_at=0.0,
+        request_id=request_id_of(headers),
+        traceparent=traceparent_of(headers),
+        transport=transport,
+        sticky_key=headers.get(STICKY_KEY, ""),
     )
 
 
@@ -181,6 +188,8 @@ def headers_of(context: RequestContext, timeout_s: float | None = None) -> dict[
         headers[REQUEST_ID] = context.request_id
     if context.traceparent:
         headers[TRACEPARENT] = context.traceparent
+    if context.sticky_key:
+        headers[STICKY_KEY] = context.sticky_key
     return headers
 
 

@@ -54,6 +54,7 @@ class ModelMetadata:
     """What ``ModelMetadata`` of the OIP answers.
 
     Attributes:
+        properties: of the model: its default version, and the like.
         columns: for inputs that are made of a table's columns, their names in order.
         labels: for outputs whose last dimension is one of classes, their names in order.
         units: of inputs and outputs, one for each column, or one for all.
@@ -67,6 +68,7 @@ class ModelMetadata:
     platform: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    properties: Mapping[str, str] = field(default_factory=dict)
     columns: Names = field(default_factory=dict)
     labels: Names = field(default_factory=dict)
     units: Names = field(default_factory=dict)
@@ -178,9 +180,27 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelState:
-    """One line of the repository index. ``reason`` says why it is not READY, or what holds an answer back."""
+    """One line of the repository index.
+
+    Attributes:
+        reason: why it is not READY, or what holds an answer back.
+        is_default: whether requests that name no version are meant for it; None where that is not told.
+        percent: of the requests that name no version, how many go to it; None where nobody divides them.
+        is_certified: whether there is a promise about its cascade; None where nobody knows.
+    """
 
     model: str
     version: str
     state: Readiness
     reason: str = ""
+    is_default: bool | None = None
+    percent: float | None = None
+    is_certified: bool | None = None
+
+
+def noted(state: ModelState) -> str:
+    """Say in one text what a line of the index has no field for over gRPC: reason, default, share, and no promise."""
+    facts = [state.reason, "default" if state.is_default else ""]
+    facts.append("" if state.percent is None else f"{state.percent:g}% of the traffic")
+    facts.append("not certified" if state.is_certified is False else "")
+    return "; ".join(fact for fact in facts if fact)

@@ -53,6 +53,8 @@ def ask(operation: Any, mode: GenerationMode, known: bool, session: requests.Ses
     names = {part.name for part in operation.path_parameters} & KNOWN.keys()
     if operation.method.upper() == "DELETE":
         names -= {"reference"}  # what is asked for later has to stay
+    if operation.path.endswith("/unload"):
+        names -= {"model"}
     given_names = {name: KNOWN[name] for name in names} if known else None
     statuses: list[int] = []
 

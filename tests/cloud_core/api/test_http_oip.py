@@ -168,7 +168,8 @@ async def test_both_protocols_are_welcome_at_v2(ask: Any) -> None:
 
 async def test_the_index_lists_states_and_can_be_narrowed_to_what_is_ready(ask: Any) -> None:
     _, _, body = await ask("POST", "/v2/repository/index", b'{"ready": true}')
-    assert json.loads(body) == [{"name": "mlp", "version": "v1", "state": "READY", "reason": ""}]
+    facts = {"state": "READY", "reason": "", "is_default": True, "is_certified": False}
+    assert json.loads(body) == [{"name": "mlp", "version": "v1", **facts}]
     status, _, _ = await ask("POST", "/v2/repository/index", b'{"ready": "perhaps"}')
     assert status == 400
 

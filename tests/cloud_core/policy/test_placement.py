@@ -119,3 +119,45 @@ def test_carrying_plans_out_ends_within_the_limit_and_changes_nothing_more(world
         assert steps <= 2 * len(drawn) + 1, "plans chase each other"
     again = plan(*known.values(), max_loaded=max_loaded)
     assert (again.load, again.unload) == (None, ())
+
+
+def test_a_pinned_version_is_held_and_one_that_a_policy_leaves_out_is_not_loaded_by_itself() -> None:
+    pinned = candidate("pinned", is_pinned=True, is_loaded=True, last_used_at=1.0)
+    other = candidate("other", is_loaded=True, last_used_at=9.0)
+    assert plan(pinned, other, candidate("asked", asked_at=5.0)).unload == ("other",)
+    assert plan(candidate("left out", fills=False)) == LoadingPlan()
+    assert plan(candidate("left out", fills=False, asked_at=1.0)).load == "left out"
+    assert plan(candidate("left out", fills=False, is_pinned=True)).load == "left out"
+
+
+def test_a_default_is_loaded_before_the_one_that_it_replaces_goes() -> None:
+    old = candidate("old", is_pinned=True, is_loaded=True)
+    new = candidate("new", is_default=True, replaces=frozenset({"old"}))
+    assert plan(old, new, max_loaded=1) == LoadingPlan(load="new")
+    done = plan(replace(old, is_pinned=False), replace(new, is_loaded=True, replaces=frozenset()), max_loaded=1)
+    assert done == LoadingPlan(unload=("old",))
+
+
+def test_bytes_are_a_limit_beside_slots_and_several_go_for_a_large_one() -> None:
+    held = candidate("held", is_default=True, is_loaded=True, size_bytes=50)
+    small = [candidate(f"s{i}", is_loaded=True, size_bytes=20, last_used_at=float(i)) for i in (1, 2)]
+
+    def planned(*more: Candidate, max_bytes: int = 100) -> LoadingPlan:
+        known = (held, *small, *more)
+        loaded = [c.digest for c in known if c.is_loaded]
+        return plan_loading(known, loaded, max_loaded=9, max_bytes=max_bytes, now=0.0)
+
+    assert planned(candidate("fits", size_bytes=10)).load == "fits"
+    assert planned(candidate("filler", size_bytes=11)) == LoadingPlan()
+    wanted = candidate("wanted", size_bytes=45, asked_at=1.0)
+    assert planned(wanted) == LoadingPlan(load="wanted", unload=("s1", "s2"))
+    assert planned(candidate("too large", size_bytes=60, asked_at=1.0)) == LoadingPlan(refused=("too large",))
+    assert planned(candidate("huge", size_bytes=101, asked_at=1.0, is_default=True)) == LoadingPlan(refused=("huge",))
+
+
+def test_what_proved_larger_than_it_said_pushes_out_the_least_used_that_is_not_held() -> None:
+    held = candidate("held", is_default=True, is_loaded=True, size_bytes=90)
+    cold = candidate("cold", is_loaded=True, size_bytes=20, last_used_at=1.0)
+    hot = candidate("hot", is_loaded=True, size_bytes=5, last_used_at=2.0)
+    step = plan_loading((held, cold, hot), ("held", "cold", "hot"), max_loaded=9, max_bytes=100, now=0.0)
+    assert step == LoadingPlan(unload=("cold",))
