@@ -15,14 +15,23 @@ from penstock.rest.status import error_from_http
 _TIMEOUT_S = 5.0
 
 
-def asked(base: str, method: str, path: str, token: str, *, says_no: int = 0, timeout_s: float = _TIMEOUT_S) -> Answer:
+def asked(
+    base: str,
+    method: str,
+    path: str,
+    token: str,
+    *,
+    body: bytes | None = None,
+    says_no: int = 0,
+    timeout_s: float = _TIMEOUT_S,
+) -> Answer:
     """Ask a core; ``says_no`` is the status that is an answer too.
 
     Raises:
         InvalidInput: not a URL. Unavailable: nothing answers. PenstockError: what the core refuses with.
     """
     try:
-        answer = ask(base, method, path, token=token, timeout_s=timeout_s)
+        answer = ask(base, method, path, body=body, token=token, timeout_s=timeout_s)
     except Unavailable as error:
         raise Unavailable(f"no core answers at {base}: {error}; {NOBODY_THERE}") from error
     if answer.status not in (200, says_no):

@@ -14,6 +14,7 @@ import msgspec
 from cloud_core.asking import asked
 from cloud_core.seeing_cli import explain, slo, top
 from cloud_core.settings import ENV_PREFIX, CoreSettings, check
+from cloud_core.traffic_cli import load, models, pin, shadow, split, unload, versions
 from penstock.cli.core_option import core_option
 from penstock.cli.fleet.options import Core, core_options, operator_options
 from penstock.cli.output import output_option, print_fields, print_json, print_result, print_table
@@ -107,19 +108,21 @@ def status(core: str, token: str, waits: bool, output: str) -> None:
     """Show whether a core is ready, and which model versions it serves."""
 
     def ask_all() -> dict[str, Any]:
-        models = _models(asked(core, "POST", "/v2/repository/index", token))
-        return {"live": _is_well(core, "live"), "ready": _is_well(core, "ready"), "models": models}
+        listed = _models(asked(core, "POST", "/v2/repository/index", token))
+        return {"live": _is_well(core, "live"), "ready": _is_well(core, "ready"), "models": listed}
 
     report = patiently(ask_all, lambda found: bool(found["ready"]), waits=waits)
-    models = report["models"]
+    listed = report["models"]
     if output == "json":
         print_json(report)
         return
     print_fields({"core": core, "live": _yes(report["live"]), "ready": _yes(report["ready"])})
-    rows = [(m["name"], m["version"], m["state"], m["reason"] or "-") for m in models]
+    rows = [
+        (m["name"], m["version"], m["state"], "yes" if m["is_default"] else "-", m["reason"] or "-") for m in listed
+    ]
     if rows:
         click.echo()
-        print_table(["model", "version", "state", "reason"], rows)
+        print_table(["model", "version", "state", "default", "reason"], rows)
     else:
         click.echo("\nno models yet; push one with 'penstock artifact push'")
 
@@ -181,7 +184,7 @@ def gc(is_dry_run: bool, core: str, token: str, output: str) -> None:
         click.get_current_context().exit(1)
 
 
-for _verb in (top, slo, explain):
+for _verb in (top, slo, explain, models, split, shadow, pin, versions, load, unload):
     command.add_command(_verb)
 
 
@@ -223,9 +226,9 @@ def _is_well(base: str, probe: str) -> bool:
     return asked(base, "GET", f"/v2/health/{probe}", "", says_no=503).status == 200
 
 
-def _models(answer: Answer) -> list[dict[str, str]]:
+def _models(answer: Answer) -> list[dict[str, Any]]:
     try:
-        return msgspec.json.decode(answer.body, type=list[dict[str, str]])
+        return msgspec.json.decode(answer.body, type=list[dict[str, Any]])
     except msgspec.MsgspecError as error:
         raise Unavailable(f"what answers there is no core: {error}") from None
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from cloud_core.api.metrics import Metrics
 from cloud_core.api.oci import OciApi
-from cloud_core.api.traffic import PATH as TRAFFIC_PATH
+from cloud_core.api.traffic import PATH as MODELS_PATH
 from cloud_core.serving.dataplane import SERVER_NAME, DataPlane
 from cloud_core.serving.embeddings import Embeddings
 from cloud_core.serving.texts import TextPlane
@@ -24,7 +24,7 @@ from penstock.http.routes import Reply, Request, Route
 from penstock.http.server import HttpLimits, HttpServer
 from penstock.policy.access import Action
 
-_PATHS = {"registry": "/v2/", "garbage collection": "/v2/_penstock/registry/gc", "traffic": TRAFFIC_PATH}
+_PATHS = {"registry": "/v2/", "garbage collection": "/v2/_penstock/registry/gc", "operators": MODELS_PATH}
 _IS_REGISTRY = {"Docker-Distribution-Api-Version": "registry/2.0"}  # the registry protocol asks for it at /v2/
 _METRICS = Operation(
     summary="Tell all metrics, for Prometheus",

@@ -1,4 +1,4 @@
-"""What operators say about models over HTTP: ``/v2/_penstock/traffic``, and the repository calls of the inference
+"""What operators say about models over HTTP: ``/v2/_penstock/models``, and the repository calls of the inference
 protocol, which load and unload. Decodes, calls ``cloud_core.traffic``, encodes.
 """
 
@@ -20,7 +20,7 @@ from penstock.http.operations import JSON, Operation, Shape
 from penstock.http.routes import Reply, Request, Route, json_reply
 from penstock.policy.access import Action
 
-PATH = "/v2/_penstock/traffic"
+PATH = "/v2/_penstock/models"
 _MAX_BODY_BYTES = 64 * 1024
 _IGNORED = frozenset({"unload_dependents"})  # Triton's; nothing depends on a model here
 

@@ -91,7 +91,14 @@ def connection_to(
 
 
 def ask(
-    server: str, method: str, path: str, *, token: str = "", tls: Tls | None = None, timeout_s: float = 5.0
+    server: str,
+    method: str,
+    path: str,
+    *,
+    body: bytes | None = None,
+    token: str = "",
+    tls: Tls | None = None,
+    timeout_s: float = 5.0,
 ) -> Answer:
     """Ask ``http://``, ``https://`` or ``unix:///path/to/socket`` once, on a connection of its own.
 
@@ -101,17 +108,18 @@ def ask(
     target = _target(server)
     connection = _connection(target, tls, timeout_s)
     try:
-        connection.request(method, target.prefix + path, headers={"Authorization": f"Bearer {token}"} if token else {})
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        connection.request(method, target.prefix + path, body, headers)
         response = connection.getresponse()
-        body = response.read(_MAX_BODY_BYTES)
+        answered = response.read(_MAX_BODY_BYTES)
     except (OSError, http.client.HTTPException) as error:
         said = trouble(str(error)) or advice(str(error)[:200])
         said = said or getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise Unavailable(said) from error
     finally:
         connection.close()
-    headers = {name.lower(): value for name, value in response.getheaders()}
-    return Answer(status=response.status, headers=headers, body=body)
+    found = {name.lower(): value for name, value in response.getheaders()}
+    return Answer(status=response.status, headers=found, body=answered)
 
 
 def _target(server: str) -> Target:
