@@ -280,7 +280,7 @@ def _print(document: Mapping[str, Any], output: str) -> None:
 
 def _rows(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Write a line for each version."""
-    found = []
+    found: list[tuple[str, ...]] = []
     for state in document["states"]:
         name = state["version"]
         percent = state.get("percent")
