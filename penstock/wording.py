@@ -102,6 +102,11 @@ def milliseconds(value: float) -> str:
     return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
+def brief(text: str, limit: int) -> str:
+    """Write at most so many characters of a text, and show that there are more."""
+    return text if len(text) <= limit else f"{text[: limit - 4].rstrip()} ..."
+
+
 def short(digest: str) -> str:
     """Write the first twelve digits of a digest."""
     return digest.removeprefix("sha256:")[:12]

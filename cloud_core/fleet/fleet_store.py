@@ -82,8 +82,9 @@ class FleetStore:
         """
         entry = self.entries.get(rollout_id)
         if entry is None:
-            known = ", ".join(list(self.entries)[-5:]) or "none yet; make one with 'penstock fleet plan'"
-            raise NotFound(f"no rollout {rollout_id[:100]!r}; the newest are: {known}")
+            if not self.entries:
+                raise NotFound("there is no rollout yet; make one with 'penstock fleet plan'")
+            raise NotFound(f"no rollout {rollout_id[:100]!r}; the newest are: {', '.join(list(self.entries)[-5:])}")
         return entry
 
     def active(self, model: str | None = None) -> list[Entry]:

@@ -181,9 +181,13 @@ class FleetViews:
         times = [(one.finished_at.timestamp(), one.plan.model) for one in stopped if one.finished_at is not None]
         return {model: at for at, model in sorted(times)}
 
-    def no_such_label(self, labels: Mapping[str, str]) -> str:
-        """Say that no device has the labels that were asked for, and which there are; "" where one has."""
-        if not labels or not len(self._devices) or self._matching(labels):
+    def nobody_there(self, labels: Mapping[str, str]) -> str:
+        """Say that no device has reported yet, or that none has the labels that were asked for, and which there are;
+        "" where one has.
+        """
+        if not len(self._devices):
+            return "no device has reported yet; an agent appears with its first heartbeat"
+        if self._matching(labels):
             return ""
         asked = ", ".join(f"{name}={value}" for name, value in sorted(labels.items()))
         known = ", ".join(self._labels(labels)) or "none of that name"

@@ -147,7 +147,7 @@ class FleetService:
                 max_silence_s=request.gate.max_silence_s,
             )
             if not chosen:
-                nobody = self.views.no_such_label(request.selection.labels)
+                nobody = self.views.nobody_there(request.selection.labels)
                 why = "; ".join(skipped[:20]) or nobody or f"no known device subscribes to {request.model}"
                 raise Conflict(f"the plan is empty, nothing would be updated: {why}")
             number, now = self._store.next_number(), self._now()
@@ -258,13 +258,17 @@ class FleetService:
 
         Args:
             rollout_id: "" for the newest that is under way, else the newest that was; a plan hides neither.
-            action: with "", the one that this action without a name is about.
+            action: what is about to be done to it; with "", the one that this action without a name is about.
 
         Raises:
-            NotFound: there is none.
+            NotFound: there is none. Conflict: the action would be refused; whoever asks people first wants to know.
         """
-        if not rollout_id and action is not None:
-            return self.views.rollout(self._newest_for(action))
+        if action is not None:
+            entry = self._store.get(rollout_id) if rollout_id else self._newest_for(action)
+            operations.check_allowed(action, entry.rollout)
+            if action == "undo":
+                self._check_undo(entry.rollout)
+            return self.views.rollout(entry)
         shown = policy.shown(entry.rollout for entry in self._store.entries.values())
         return self.views.rollout(self._store.get(rollout_id or (shown.plan.rollout_id if shown else "")))
 
@@ -364,11 +368,10 @@ class FleetService:
 
     def _newest_for(self, action: Action) -> Entry:
         fitting = [entry for entry in self._store.entries.values() if operations.allows(action, entry.rollout)]
-        # "abort" without a name means the one that runs, not a plan made since
-        started = [entry for entry in fitting if entry.rollout.started_at is not None]
-        if not fitting or (action == "undo" and not started):
-            raise NotFound(f"there is no rollout to {action}")
-        return (started or fitting)[-1]
+        if not fitting:
+            under_way = [f"{one.rollout.plan.rollout_id} is {one.rollout.state}" for one in self._store.active()]
+            raise NotFound("; ".join([f"there is no rollout to {action}", *under_way[-1:]]))
+        return fitting[-1]
 
     def _check_alone(self, plan: Plan) -> None:
         for other in self._store.active(plan.model):
@@ -379,7 +382,7 @@ class FleetService:
 
     def _check_undo(self, rollout: Rollout) -> None:
         plan = rollout.plan
-        if rollout.state not in policy.ACTIVE and rollout.state != "planned":
+        if rollout.state not in policy.ACTIVE:
             self._check_alone(plan)
         newer = self._queries.elsewhere(plan, policy.desired_all(rollout))
         if newer:

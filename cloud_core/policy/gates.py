@@ -25,6 +25,7 @@ from penstock.policy.power import detectable_rate, detectable_share
 from penstock.policy.sequential import e_value_above
 
 _MAX_NAMED = 3
+_MAX_ERROR = 120
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -348,7 +349,7 @@ def _doing(device: Observation) -> str:
     if device.is_duplicated:
         return "several agents report under this id"
     if device.error:
-        return device.error[:120]
+        return wording.brief(device.error, _MAX_ERROR)
     # at rest with another artifact: it was not told of this one yet
     return device.phase if device.phase in ("fetching", "proving", "probation", "failed") else "not begun"
 
@@ -367,7 +368,7 @@ def _failure(device: Observation, gate: Gate) -> str:
     if device.is_cloud_only:
         return "went cloud-only: its own audit found harm above the promise"
     what = "reverted" if device.phase == "reverted" else "failed"
-    return f"{what}: {device.error[:120]}" if device.error else what
+    return f"{what}: {wording.brief(device.error, _MAX_ERROR)}" if device.error else what
 
 
 def _audit_text(harm: int, audited: int, promised: float | None) -> str:

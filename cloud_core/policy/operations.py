@@ -9,8 +9,9 @@ action    allowed in                               leads to
 apply     planned                                  running, first wave released
 pause     running                                  paused; the gates go on watching
 resume    paused                                   running; refused while failures that nobody accepted hold it
-abort     planned, running, paused                 aborted; devices go back, or each stays where it is
-undo      all but stopped, undone, aborted-revert  undone; every device back to its base
+abort     running, paused                          aborted; devices go back, or each stays where it is
+undo      running, paused, succeeded, aborted      undone; every device back to its base; refused where an abort
+                                                   sent them back already
 delete    planned                                  gone
 ========  =======================================  ===========================================================
 """
@@ -43,31 +44,49 @@ _ALLOWED: Mapping[Action, frozenset[State]] = {
     "apply": frozenset({"planned"}),
     "pause": frozenset({"running"}),
     "resume": frozenset({"paused"}),
-    "abort": frozenset({"planned", "running", "paused"}),
-    "undo": frozenset({"planned", "running", "paused", "succeeded", "aborted"}),
+    "abort": frozenset({"running", "paused"}),
+    "undo": frozenset({"running", "paused", "succeeded", "aborted"}),
     "delete": frozenset({"planned"}),
 }
+_IN_WORDS: Mapping[State, str] = {
+    "planned": "planned",
+    "running": "running",
+    "paused": "paused",
+    "succeeded": "succeeded",
+    "aborted": "aborted with --keep",
+}
+"""States that allow something, in the order of a rollout's life, as an operator is told."""
+
 _MAX_NAMED = 10
 
 
 def allows(action: Action, rollout: Rollout) -> bool:
     """Say whether an action applies in the rollout's state."""
-    is_back = rollout.state == "aborted" and not rollout.is_kept
-    return rollout.state in _ALLOWED[action] and not (action == "undo" and is_back)
+    return rollout.state in _ALLOWED[action] and not (action == "undo" and _was_sent_back(rollout))
 
 
 def check_allowed(action: Action, rollout: Rollout) -> None:
     """Check that an action applies in the rollout's state.
 
     Raises:
-        Conflict: it does not; the message says in which it would.
+        Conflict: it does not; the message says in which it would, and what a plan that never ran is for.
     """
-    if rollout.state not in _ALLOWED[action]:
-        allowed = ", ".join(sorted(_ALLOWED[action]))
+    name = rollout.plan.rollout_id
+    # undone once more, devices would be sent to bases that a later rollout may have moved on from
+    if action == "undo" and _was_sent_back(rollout):
+        raise Conflict(f"rollout {name} was aborted, and its devices are back already")
+    if rollout.state in _ALLOWED[action]:
+        return
+    if rollout.state == "planned":
         raise Conflict(
-            f"cannot {action} rollout {rollout.plan.rollout_id}: it is {rollout.state.replace('_', ' ')} "
-            f"({rollout.status}); {action} needs one that is {allowed}"
+            f"cannot {action} rollout {name}: it is a plan that was not applied; "
+            f"'penstock fleet delete {name}' deletes it"
         )
+    *others, last = (words for state, words in _IN_WORDS.items() if state in _ALLOWED[action])
+    allowed = f"{', '.join(others)} or {last}" if others else last
+    raise Conflict(
+        f"cannot {action} rollout {name}: it is {rollout.state.replace('_', ' ')}; {action} needs one that is {allowed}"
+    )
 
 
 def applied(
@@ -163,8 +182,7 @@ def aborted(
     """
     check_allowed("abort", rollout)
     over = replace(rollout, state="aborted", finished_at=now)
-    # of a plan that never ran there is nothing to keep: no device was updated
-    if not keep or not rollout.waves:
+    if not keep:
         return note(over, "aborted by the operator, devices go back", now, by=by)
     plan = rollout.plan
     moved = sorted(name for name, device in observations.items() if device.active_digest == plan.artifact_digest)
@@ -181,9 +199,6 @@ def undone(rollout: Rollout, *, now: datetime, by: Operator = NOBODY) -> Rollout
         Conflict: its devices are back already.
     """
     check_allowed("undo", rollout)
-    # undone once more, devices would be sent to bases that a later rollout may have moved on from
-    if rollout.state == "aborted" and not rollout.is_kept:
-        raise Conflict(f"rollout {rollout.plan.rollout_id} was aborted, and its devices are back already")
     over = replace(rollout, state="undone", finished_at=now)
     return note(over, "undone by the operator, devices go back", now, by=by)
 
@@ -196,6 +211,10 @@ def default_after(before: Rollout, after: Rollout) -> str:
     if after.state == "succeeded":
         return plan.artifact_digest
     return before.previous_default if (before.state, after.state) == ("succeeded", "undone") else ""
+
+
+def _was_sent_back(rollout: Rollout) -> bool:
+    return rollout.state == "aborted" and not rollout.is_kept
 
 
 def _check_not_held(again: Rollout, observations: Mapping[str, Observation], failed: set[str], now: datetime) -> None:

@@ -36,3 +36,9 @@ def test_sizes_for_people(count: int, text: str) -> None:
 @pytest.mark.parametrize(("value", "text"), [(0.01149, "0.011"), (1.234, "1.23"), (123.4, "123.4")])
 def test_milliseconds_for_people(value: float, text: str) -> None:
     assert wording.milliseconds(value) == text
+
+
+def test_what_is_cut_shows_it() -> None:
+    assert wording.brief("a lens is broken", 16) == "a lens is broken"
+    assert wording.brief("a lens is broken.", 16) == "a lens is br ..."
+    assert wording.brief("a lens of cam-1 is broken", 11) == "a lens ..."

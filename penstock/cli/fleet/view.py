@@ -18,6 +18,8 @@ _MAX_ROWS = 40
 """Devices of a rollout that are listed; of larger ones, those that want a look."""
 
 _MAX_NAMED = 10
+_MAX_STATUS = 72
+"""Characters of a status in a list of rollouts: a week of them fits on a screen."""
 
 
 def plan_text(plan: pb.RolloutPlan) -> str:
@@ -95,11 +97,16 @@ def rollout_text(rollout: pb.Rollout) -> str:
 
 def rollouts_text(rollouts: list[pb.Rollout]) -> str:
     """Write one row for each rollout."""
+    if not rollouts:
+        return "no rollouts yet"
     rows = [
-        (r.plan.rollout_id, _state(r), date(r.events[0].at) if r.events else "-", len(r.plan.devices), r.status)
+        (r.plan.rollout_id, _state(r), date(r.events[0].at) if r.events else "-", len(r.plan.devices),
+         wording.brief(r.status, _MAX_STATUS))
         for r in rollouts
-    ]
-    return format_table(["rollout", "state", "planned", "devices", "status"], rows) if rows else "no rollouts yet"
+    ]  # fmt: skip
+    table = format_table(["rollout", "state", "planned", "devices", "status"], rows)
+    is_cut = any(len(r.status) > _MAX_STATUS for r in rollouts)
+    return f"{table}\n\n'penstock fleet status ROLLOUT' has the whole of it" if is_cut else table
 
 
 def undo_text(rollout: pb.Rollout) -> str:
@@ -107,7 +114,7 @@ def undo_text(rollout: pb.Rollout) -> str:
     plan = rollout.plan
     bases = Counter(_base(plan, device) for device in plan.devices)
     to = "; ".join(f"{count} to {base}" for base, count in bases.most_common())
-    return wrapped(f"undo {plan.rollout_id} ({_state(rollout)}): {_what(plan)} is taken back; devices go {to}")
+    return wrapped(f"undo {plan.rollout_id} ({_state(rollout)}): {_what(plan)} is taken back; devices go back: {to}")
 
 
 def situation(rollout: pb.Rollout) -> tuple[object, ...]:

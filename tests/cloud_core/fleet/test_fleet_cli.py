@@ -14,6 +14,7 @@ import pytest
 
 from cloud_core.api.fleet_grpc import FleetServicer
 from cloud_core.fleet.service import FleetService
+from penstock.cli.fleet.view import rollouts_text
 from penstock.errors import Conflict, InvalidInput, NotFound, Unavailable
 from penstock.rpc.fleet import FleetClient, as_data, state_name
 from penstock.rpc.pb import fleet_pb2 as pb
@@ -121,7 +122,7 @@ async def test_plan_apply_wait_and_undo_from_the_command_line(core: Core) -> Non
     assert "name the rollout to take back: penstock fleet undo digits-v2-1 --yes" in err
     out, err = await core.penstock("fleet", "undo", "digits-v2-1", "--reason", "too slow", "-o", "json")
     assert "digits:v2" in err
-    assert "devices go 2 to digits:v1" in err.replace("\n", " ")
+    assert "devices go back: 2 to digits:v1" in err.replace("\n", " ")
     undone = json.loads(out)
     assert (undone["state"], undone["events"][-1]["reason"]) == ("UNDONE", "too slow")
     assert undone["events"][-1]["at"].startswith("2026-01-01T00:00:")
@@ -166,13 +167,13 @@ async def test_nobody_confirms_means_nothing_runs(core: Core) -> None:
 
 async def test_refusals_on_the_command_line(core: Core) -> None:
     _, err = await core.penstock("fleet", "plan", "digits:v2", *PLAN, code=3)
-    assert "no known device subscribes to digits" in err
+    assert "no device has reported yet; an agent appears with its first heartbeat" in err
     _, err = await core.penstock("fleet", "plan", "digits", code=2)
     assert "name the version" in err
     _, err = await core.penstock("fleet", "plan", "digits:v2", "--wave", "0.5", code=2)
     assert "must increase and end with 1" in err
     _, err = await core.penstock("fleet", "status", code=1)
-    assert "make one with 'penstock fleet plan'" in err
+    assert "there is no rollout yet; make one with 'penstock fleet plan'" in err
     _, err = await core.penstock("fleet", "devices", "--core", "grpc://127.0.0.1:1", code=4)
     assert "penstock:" in err
 
@@ -308,6 +309,9 @@ async def test_screens_fit_into_80_columns_and_a_plan_says_what_would_stop_it(co
                         ("history", "digits-v2-1"), ("evidence",), ("plans",))
     ]  # fmt: skip
     assert "0 of 4 devices on v2, 1 new" in screens[1]
+    week = rollouts_text([pb.Rollout(plan=pb.RolloutPlan(rollout_id="digits-v3-2"), status="why it stopped; " * 20)])
+    assert len(week.splitlines()) < 12, "a row of a list is cut, and says where the whole of it is"
+    assert "'penstock fleet status ROLLOUT' has the whole of it" in week
     assert "new      line-7-camera-9-came-later: came after the plan was made" in screens[1]
     for screen in screens:
         assert [line for line in screen.splitlines() if len(line) > 80] == []

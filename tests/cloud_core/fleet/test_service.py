@@ -318,7 +318,7 @@ async def test_a_restart_does_not_make_devices_look_silent(rig: Rig) -> None:
 
 
 async def test_an_empty_plan_is_refused_and_says_why_for_each_device(rig: Rig) -> None:
-    with pytest.raises(Conflict, match="no known device subscribes to digits"):
+    with pytest.raises(Conflict, match="no device has reported yet"):
         await rig.plan("v2")
     await rig.beat("a", "v1")
     await rig.beat("quiet", "v1")
@@ -378,6 +378,8 @@ async def test_pause_resume_abort_keep_and_undo(rig: Rig) -> None:
     view = await rig.start("v2")
     first, started = rig.wave(view), view.rollout.plan.rollout_id
     assert (await rig.service.pause()).rollout.state == "paused"
+    with pytest.raises(NotFound, match=f"there is no rollout to pause; {started} is paused$"):
+        await rig.service.pause()
     await rig.pass_wave(first, "v2", 1)
     assert rig.service.rollout().rollout.state == "paused", "a paused rollout releases nothing"
     assert (await rig.service.resume()).rollout.state == "running"
@@ -422,6 +424,11 @@ async def test_a_canary_that_reverted_stops_and_pausing_before_it_changes_nothin
     assert after.state == "stopped_by_gate"
     assert f"the only device of this wave went back: {canary} reverted: golden output differs" in after.status
     assert len(after.waves) == 1
+    why = "it is stopped by gate; undo needs one that is running, paused, succeeded or aborted with --keep"
+    with pytest.raises(Conflict, match=f"{why}$"):
+        rig.service.rollout(after.plan.rollout_id, "undo")
+    with pytest.raises(NotFound, match="there is no rollout to pause$"):
+        await rig.service.pause()
     assert rig.service.stops == {"digits": 1}
     assert rig.service.views.running() == {("digits", "v1", "committed"): 3, ("digits", "v1", "reverted"): 1}
     states = rig.service.views.states()
@@ -440,6 +447,12 @@ async def test_a_plan_hides_no_rollout_and_is_deleted_for_good(rig: Rig) -> None
     assert shown.waiting_plans == (name,)
     with pytest.raises(Conflict, match="cannot delete rollout digits-v2-1: it is running"):
         await rig.service.delete(running.rollout.plan.rollout_id)
+    await rig.service.abort()
+    for action in ("abort", "undo"):
+        with pytest.raises(NotFound, match=f"there is no rollout to {action}"):
+            rig.service.rollout(action=action)
+        with pytest.raises(Conflict, match=f"cannot {action} rollout {name}: it is a plan that was not applied"):
+            await getattr(rig.service, action)(name)
     await rig.service.delete(name, Operator(who="alice", reason="a typo"))
     rig.restart()
     assert rig.service.rollout().waiting_plans == ()
@@ -534,7 +547,7 @@ async def test_devices_are_counted_by_what_they_have_in_common_and_listed_in_pag
 
 
 async def test_a_mistyped_selector_is_told_from_an_empty_fleet(rig: Rig) -> None:
-    with pytest.raises(Conflict, match="no known device subscribes to digits"):
+    with pytest.raises(Conflict, match="no device has reported yet; an agent appears with its first heartbeat"):
         await rig.plan(labels={"site": "lba"})
     await rig.beat("a", "v1", labels={"site": "lab", "floor": "2"})
     with pytest.raises(Conflict, match="has site=lba; labels that they have: site=lab, floor=2"):

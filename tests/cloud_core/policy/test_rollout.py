@@ -247,8 +247,12 @@ def test_abort_reverts_or_keeps() -> None:
 def test_a_plan_that_was_never_applied_says_nothing_about_any_device() -> None:
     plan = make_rollout(2)
     assert policy.desired(plan, "d0-0") is None
-    assert policy.desired_all(operations.aborted(plan, {}, keep=True, now=T0)) == {}
-    assert policy.desired_all(operations.undone(plan, now=T0)) == {}
+    with pytest.raises(Conflict, match="it is a plan that was not applied"):
+        operations.aborted(plan, {}, keep=True, now=T0)
+    with pytest.raises(Conflict, match="it is a plan that was not applied"):
+        operations.undone(plan, now=T0)
+    for as_an_older_core_left_it in (replace(plan, state="aborted"), replace(plan, state="undone")):
+        assert policy.desired_all(as_an_older_core_left_it) == {}
 
 
 def test_devices_outside_of_the_plan_are_nobodys_business() -> None:
