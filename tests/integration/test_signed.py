@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +15,11 @@ from penstock.artifact.layout import Layout
 from penstock.registry import transfer
 from penstock.registry.client import RegistryClient
 from penstock.signing import ed25519, trust
+from tests.integration.test_readme import run_script
+from tests.pages import DOCS
 from tests.penstock.signed import make_layout, trusting
-from tests.processes import AGENT_CONFIG, AgentProcess, CoreProcess
+from tests.processes import AGENT_CONFIG, AgentProcess, CoreProcess, DigitsBuild
+from tests.project.readme import blocks, script
 from tests.waiting import wait_until
 
 X = np.array([[9, 0, 0, 0]], np.float32)
@@ -62,3 +67,20 @@ def test_what_a_trusted_key_signed_runs_on_core_edge_and_middle_rung_and_nothing
     edge.start()
     wait_until("nobody vouches any more", lambda: "trusts none" in edge.log)
     assert not edge.runs("digits", "v1")
+
+
+def test_what_the_page_says_is_typed(core_process: CoreProcess, digits_build: DigitsBuild, tmp_path: Path) -> None:
+    for file in digits_build.models.iterdir():
+        (tmp_path / file.name.replace("v1.toml", "recipe.toml")).symlink_to(file)
+    page = (DOCS / "how-to" / "sign-artifacts.md").read_text(encoding="utf-8")
+    env = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HOME": str(tmp_path),
+        "XDG_CONFIG_HOME": str(tmp_path / ".config"),
+        "PENSTOCK_REGISTRY": core_process.http_url,
+    }
+    done = run_script(script(blocks(page)), tmp_path, **env)
+    assert done.returncode == 0, done.stdout
+    verified = done.stdout.split("$ penstock artifact verify")[1]
+    assert "release" in verified
+    assert "good" in verified
