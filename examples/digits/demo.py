@@ -24,7 +24,7 @@ from penstock.cli.output import format_table
 from penstock.errors import StorageError
 from penstock.process.directories import cache_directory
 
-from . import train
+from . import data, train
 from .outages import cut_the_cloud, cut_the_power
 from .processes import DemoError, penstock, penstock_json, wait_for
 from .stage import AGENTS, Demo, heading, runs, say, start_agent, start_core
@@ -35,6 +35,7 @@ WAVES = ("--wave", "0.3", "--wave", "1.0", "--bake", "1", "--min-audited", "60",
 
 def run(*, json_file: Path | None = None, keep: bool = False, directory: Path | None = None, seed: int = 0) -> int:
     """Run all steps; returns the exit code: 0 when every claim held."""
+    data.load(seed)  # what is not installed is said before anything begins
     directory = directory or cache_directory(os.environ) / "demo"
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -243,7 +243,10 @@ def list_artifacts(model: str, access: Access, output: str) -> None:
     columns = ["model", "tag", "digest"]
 
     def show() -> None:
-        print_table(columns, [(name, tag, short(digest)) for name, tag, digest in rows])
+        if rows:
+            print_table(columns, [(name, tag, short(digest)) for name, tag, digest in rows])
+        else:
+            click.echo(f"nothing at {access.url} yet; push an artifact with 'penstock artifact push'")
 
     print_result(output, [dict(zip(columns, row, strict=True)) for row in rows], show)
 

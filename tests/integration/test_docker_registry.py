@@ -153,6 +153,8 @@ def test_a_namespace_in_the_url_and_one_in_the_reference_are_the_same_place(
     with RegistryClient(f"{plain}/acme/vision") as client:
         assert transfer.push(client, layout).model == "digits"
         assert client.repositories() == ["digits"]
+    nothing = penstock("artifact", "list", "--registry", f"{plain}/nobody").stdout
+    assert nothing == f"nothing at {plain}/nobody yet; push an artifact with 'penstock artifact push'\n"
     with RegistryClient(plain) as client:
         assert pulled(client, "acme/vision/digits:v1", tmp_path / "copy").artifact().model == "digits"
         assert "digits" not in client.repositories()

@@ -69,6 +69,7 @@ def test_a_command_names_the_extra_that_it_needs(arguments: str, extra: str, mod
     last = done.stderr.splitlines()[-1]
     assert f"is not installed: pip install 'penstock[{extra}]'" in last
     assert "Traceback" not in done.stderr
+    assert done.stdout == "", "nothing had begun"
 
 
 def test_a_device_needs_no_library_that_draws_on_terminals() -> None:
