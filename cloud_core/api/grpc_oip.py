@@ -20,13 +20,14 @@ from cloud_core.api.grpc_texts import Say, answer_text, is_text
 from cloud_core.api.listening.methods import Call, Service, Unary
 from cloud_core.serving.dataplane import SERVER_NAME, DataPlane
 from cloud_core.serving.texts import TextPlane
-from penstock.errors import DeadlineExceeded
+from penstock.errors import DeadlineExceeded, InvalidInput
 from penstock.policy.access import Action
 from penstock.process.telemetry import refusal_of
 from penstock.rpc import codec
 from penstock.rpc.metadata import callers_headers, echoed
 from penstock.rpc.pb import oip_pb2 as pb
 from penstock.rpc.status import grpc_status, trailing_metadata
+from penstock.wire.classification import classified
 from penstock.wire.context import AUTHORIZATION, RequestContext, context_of, timeout_s_of
 from penstock.wire.inference import EXTENSIONS, noted
 
@@ -215,10 +216,15 @@ class OipServicer:
         message = parse(pb.ModelInferRequest, data)
         with plane.admit(context, message.model_name, message.model_version, len(data)) as ticket:
             context = context.within(remaining_s).within(timeout_s_of(headers))
-            decoded = codec.decode_request(message)
+            decoded = codec.decode_request(message, self._regions)
             if is_text(ticket):
+                _check_text(decoded)
                 return await answer_text(self._texts, ticket, context, decoded, say)
-            return codec.encode_response(await plane.infer(ticket, context, decoded.request), decoded)
+            response = await plane.infer(ticket, context, decoded.request)
+            if decoded.classes is not None:
+                metadata = plane.metadata(message.model_name, message.model_version)
+                response = classified(response, decoded.classes, metadata)
+            return codec.encode_response(response, decoded)
 
     def _begin(self, rpc: Call) -> tuple[Mapping[str, str], RequestContext]:
         headers = callers_headers(rpc, takes_certificates=self._takes_certificates)
@@ -260,6 +266,11 @@ async def _fail(rpc: Call, error: Exception, context: RequestContext) -> NoRetur
     ours = refusal_of(_log, error, context)
     await rpc.abort(grpc_status(ours), ours.message, trailing_metadata(ours) + echoed(context))
     raise AssertionError("abort returned")
+
+
+def _check_text(decoded: codec.DecodedRequest) -> None:
+    if decoded.classes is not None or decoded.placements is not None:
+        raise InvalidInput("outputs: a text has no classes, and travels in the answer", field="outputs")
 
 
 def _id_of(data: bytes) -> str:

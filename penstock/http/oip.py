@@ -25,10 +25,13 @@ from penstock.http.routes import Handler, Reply, Request, Route, Table, json_rep
 from penstock.policy.access import Action
 from penstock.process.telemetry import refusal_of
 from penstock.rest import codec
+from penstock.rest.metadata import encode_metadata
+from penstock.wire.classification import classified
 from penstock.wire.context import AUTHORIZATION, REQUEST_ID, RequestContext, context_of, timeout_s_of
 from penstock.wire.credentials import PeerCertificate, credential_of
 from penstock.wire.inference import EXTENSIONS, InferRequest, InferResponse, ModelConfig, ModelMetadata, ModelState
 from penstock.wire.model_documents import config_document
+from penstock.wire.regions import NO_REGIONS, Regions
 
 Ticket = TypeVar("Ticket", bound=AbstractContextManager[Any])
 
@@ -146,16 +149,18 @@ class Oip(Generic[Ticket]):
         queue_full_status: int = 503,
         server_headers: Mapping[str, str] | None = None,
         extensions: Sequence[str] = (),
+        regions: Regions = NO_REGIONS,
     ) -> None:
         """
         Args:
             now: the event loop's clock.
             extensions: of the protocol that other rows of the same server answer.
             name: of the server, in its metadata.
+            regions: of memory that is shared with clients.
             server_headers: what goes with the metadata, for whatever else asks at /v2.
             queue_full_status: 503, or 429 for clients that only back off on that.
         """
-        self._plane, self._now = plane, now
+        self._plane, self._now, self._regions = plane, now, regions
         self._refuse = partial(refusal, queue_full=queue_full_status)
         document = {"name": name, "version": version_of("penstock"), "extensions": (*EXTENSIONS, *extensions)}
         self._server = msgspec.json.encode(document)
@@ -210,10 +215,11 @@ class Oip(Generic[Ticket]):
             tenant = plane.authenticate(credential, Action.INFER)
             context = who.begin(self._now(), timeout_s=head.timeout_s, tenant=tenant)
             with plane.admit(context, head.model, head.version, len(body)) as ticket:
-                decoded = codec.decode_request(
-                    body, header_length=head.header_length, model=head.model, version=head.version
-                )
-                encoded = codec.encode_response(await plane.infer(ticket, context, decoded.request), decoded)
+                decoded = self._decode(body, head.header_length, head.model, head.version)
+                response = await plane.infer(ticket, context, decoded.request)
+                if decoded.classes is not None:
+                    response = classified(response, decoded.classes, plane.metadata(head.model, head.version))
+                encoded = codec.encode_response(response, decoded)
         except Exception as error:
             reply = self._refuse(refusal_of(_log, error, who))
             return express.response(reply.status, _with_id(express.header_lines(reply.headers), who), reply.body)
@@ -230,9 +236,20 @@ class Oip(Generic[Ticket]):
             context = request.context.within(timeout_s_of(request.headers))
             header_length = _header_length(request.headers)
             body = await request.body.read(context)
-            decoded = codec.decode_request(body, header_length=header_length, model=model, version=version)
-            encoded = codec.encode_response(await self._plane.infer(ticket, context, decoded.request), decoded)
+            decoded = self._decode(body, header_length, model, version)
+            response = await self._plane.infer(ticket, context, decoded.request)
+            if decoded.classes is not None:
+                response = classified(response, decoded.classes, self._plane.metadata(model, version))
+            encoded = codec.encode_response(response, decoded)
         return Reply(body=encoded.body, headers=encoded.headers)
+
+    def _decode(self, body: bytes, header_length: int | None, model: str, version: str) -> codec.DecodedRequest:
+        if header_length == 0:
+            specs = self._plane.metadata(model, version).inputs
+            return codec.decode_raw_request(body, specs, model=model, version=version)
+        return codec.decode_request(
+            body, header_length=header_length, model=model, version=version, regions=self._regions
+        )
 
     async def _server_metadata(self, request: Request) -> Reply:
         return Reply(body=self._server, headers=self._server_headers)
@@ -251,7 +268,7 @@ class Oip(Generic[Ticket]):
 
     async def _model_metadata(self, request: Request) -> Reply:
         metadata = self._plane.metadata(request.names["model"], request.names.get("version", ""))
-        return Reply(body=codec.encode_metadata(metadata), headers={"Content-Type": codec.JSON})
+        return Reply(body=encode_metadata(metadata), headers={"Content-Type": codec.JSON})
 
     async def _model_config(self, request: Request) -> Reply:
         return json_reply(config_document(self._plane.config(request.names["model"], request.names.get("version", ""))))

@@ -16,7 +16,7 @@ from penstock.http import shapes
 from penstock.http.operations import JSON, Operation
 from penstock.http.routes import Reply, Request, Route, json_reply
 from penstock.policy.access import Action
-from penstock.rest.codec import metadata_document
+from penstock.rest.metadata import metadata_document
 from penstock.wire.inference import ModelMetadata, ModelState, ModelStatistics
 from penstock.wire.model_documents import statistics_documents
 

@@ -7,23 +7,27 @@ Source: Open Inference Protocol, "HTTP/REST"; Triton, "Binary Tensor Data Extens
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
 
 from penstock.errors import Internal, InvalidInput, PenstockError
 from penstock.rest import jsondata
+from penstock.rest.raw_body import only_input
 from penstock.wire.inference import (
     InferRequest,
     InferResponse,
-    ModelMetadata,
     Parameter,
-    input_parameters,
-    names_from,
-    output_parameters,
 )
-from penstock.wire.tensors import Array, TensorSpec, datatype_of, from_bytes, to_bytes
+from penstock.wire.regions import NO_REGIONS, Placement, Regions, part_of, placement_of
+from penstock.wire.tensors import (
+    Array,
+    TensorSpec,
+    datatype_of,
+    from_bytes,
+    to_bytes,
+)
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 JSON = "application/json"
@@ -39,6 +43,8 @@ _ABSENT = msgspec.Raw(b"")
 class _TensorParameters(msgspec.Struct, omit_defaults=True):
     binary_data_size: Annotated[int, msgspec.Meta(ge=0)] | None = None
     shared_memory_region: str | None = None
+    shared_memory_byte_size: int | None = None
+    shared_memory_offset: int = 0
 
 
 class _Tensor(msgspec.Struct, omit_defaults=True):
@@ -51,8 +57,10 @@ class _Tensor(msgspec.Struct, omit_defaults=True):
 
 class _OutputParameters(msgspec.Struct, omit_defaults=True):
     binary_data: bool | None = None
-    classification: int | None = None
+    classification: Annotated[int, msgspec.Meta(ge=0)] | None = None
     shared_memory_region: str | None = None
+    shared_memory_byte_size: int | None = None
+    shared_memory_offset: int = 0
 
 
 class _WantedOutput(msgspec.Struct, omit_defaults=True):
@@ -79,7 +87,7 @@ class _SentTensor(msgspec.Struct, omit_defaults=True):
     name: str
     datatype: str
     shape: tuple[int, ...]
-    parameters: _TensorParameters | None = None
+    parameters: _TensorParameters | Mapping[str, Parameter] | None = None
     data: list[Any] | None = None
 
 
@@ -98,35 +106,26 @@ class _SentResponse(msgspec.Struct, omit_defaults=True):
     parameters: Mapping[str, Parameter] = {}
 
 
-class _MetadataTensor(msgspec.Struct):
-    name: str
-    datatype: str
-    shape: list[int]
-    parameters: dict[str, Any] | None = None  # MLServer sends null
-
-
-class _Metadata(msgspec.Struct):
-    name: str
-    platform: str = ""
-    versions: list[str] = []
-    inputs: list[_MetadataTensor] = []
-    outputs: list[_MetadataTensor] = []
-    properties: dict[str, Any] | None = None
-
-
 _REQUEST = msgspec.json.Decoder(_Request)
 _RESPONSE = msgspec.json.Decoder(_Response)
-_METADATA = msgspec.json.Decoder(_Metadata)
 _ENCODER = msgspec.json.Encoder()
 # a malformed document, bytes that are not UTF-8, and lists nested without end
 _MALFORMED = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
 class DecodedRequest(msgspec.Struct, frozen=True):
-    """A request, and which outputs its sender wants raw: all, none, or those named."""
+    """A request, and how its outputs are wanted.
+
+    Attributes:
+        binary_outputs: which are wanted raw: all, none, or those named.
+        classes: how many of its most likely classes, by output; None where all are wanted as they are.
+        placements: where in shared memory, by output; None where all travel in the answer.
+    """
 
     request: InferRequest
     binary_outputs: bool | frozenset[str] = False
+    classes: Mapping[str, int] | None = None
+    placements: Mapping[str, Placement] | None = None
 
 
 class EncodedBody(msgspec.Struct, frozen=True):
@@ -144,11 +143,16 @@ class EncodedBody(msgspec.Struct, frozen=True):
 
 
 def decode_request(
-    body: bytes | memoryview, *, header_length: int | None = None, model: str, version: str = ""
+    body: bytes | memoryview,
+    *,
+    header_length: int | None = None,
+    model: str,
+    version: str = "",
+    regions: Regions = NO_REGIONS,
 ) -> DecodedRequest:
     """Decode the body of ``POST /v2/models/{model}[/versions/{version}]/infer``.
 
-    Arrays are read-only views of ``body`` where the binary form was used.
+    Arrays are read-only views of ``body`` where the binary form was used. ``regions`` are those of the server.
 
     Raises:
         InvalidInput: malformed in any way; never anything else.
@@ -158,31 +162,46 @@ def decode_request(
         sent = _REQUEST.decode(header)
     except _MALFORMED as error:
         raise InvalidInput(f"body: {_readable(error)}", field="body") from None
-    inputs = _arrays(sent.inputs, raw, "inputs")
+    inputs = _arrays(sent.inputs, raw, "inputs", regions)
     if not inputs:
         raise InvalidInput("inputs: the request has none", field="inputs")
     parameters = sent.parameters
     wants_binary = parameters.pop("binary_data_output", False) if parameters else False
     if not isinstance(wants_binary, bool):
         raise InvalidInput("parameters.binary_data_output: must be true or false", field="parameters")
-    outputs: tuple[str, ...] = ()
-    binary: bool | frozenset[str] = wants_binary
-    if sent.outputs:
-        outputs, binary = _wanted(sent.outputs, wants_binary)
+    if not sent.outputs:
+        request = InferRequest(model=model, version=version, id=sent.id, inputs=inputs, parameters=parameters)
+        return DecodedRequest(request, wants_binary)
+    outputs, binary = _wanted(sent.outputs, wants_binary)
     request = InferRequest(
         model=model, version=version, id=sent.id, inputs=inputs, outputs=outputs, parameters=parameters
     )
-    return DecodedRequest(request, binary)
+    return DecodedRequest(request, binary, *_forms(sent.outputs, regions))
+
+
+def decode_raw_request(
+    body: bytes | memoryview, specs: Sequence[TensorSpec], *, model: str, version: str = ""
+) -> DecodedRequest:
+    """Decode a body that is nothing but the bytes of the model's only input (a header length of 0); see
+    :mod:`penstock.rest.raw_body`. All outputs are wanted raw.
+
+    Args:
+        specs: the model's inputs.
+
+    Raises:
+        InvalidInput: the model has several inputs, or the shape does not follow from the bytes.
+    """
+    return DecodedRequest(InferRequest(model=model, version=version, inputs=only_input(body, specs)), True)
 
 
 def encode_response(response: InferResponse, decoded: DecodedRequest) -> EncodedBody:
     """Encode an answer the way its request asked for it: raw where asked raw, JSON elsewhere.
 
     Raises:
-        InvalidInput: a BYTES output was wanted as JSON and is not UTF-8.
+        InvalidInput: a BYTES output was wanted as JSON and is not UTF-8, or in shared memory and does not fit there.
     """
     binary = decoded.binary_outputs
-    tensors, raws = _sent_tensors(response.outputs, binary, "outputs")
+    tensors, raws = _sent_tensors(response.outputs, binary, "outputs", decoded.placements)
     document = _SentResponse(
         response.model, tensors, response.version, response.id or decoded.request.id, response.parameters
     )
@@ -211,52 +230,11 @@ def decode_response(body: bytes | memoryview, *, header_length: int | None = Non
     try:
         header, raw = _split(body, header_length)
         sent = _RESPONSE.decode(header)
-        outputs = _arrays(sent.outputs, raw, "outputs", gaps=True)
+        outputs = _arrays(sent.outputs, raw, "outputs", NO_REGIONS, gaps=True)
     except (InvalidInput, *_MALFORMED) as error:
         raise Internal(f"the server's answer is not a valid inference response: {error}") from None
     return InferResponse(
         model=sent.model_name, version=sent.model_version, id=sent.id, outputs=outputs, parameters=sent.parameters
-    )
-
-
-def encode_metadata(metadata: ModelMetadata) -> bytes:
-    """Write the JSON of ``GET /v2/models/{model}``."""
-    return _ENCODER.encode(metadata_document(metadata))
-
-
-def metadata_document(metadata: ModelMetadata) -> dict[str, Any]:
-    """Make the document of ``GET /v2/models/{model}``."""
-    document = {
-        "name": metadata.name,
-        "versions": metadata.versions,
-        "platform": metadata.platform,
-        "inputs": [_tensor_document(spec, input_parameters(metadata, spec.name)) for spec in metadata.inputs],
-        "outputs": [_tensor_document(spec, output_parameters(metadata, spec.name)) for spec in metadata.outputs],
-    }
-    return {**document, "properties": dict(metadata.properties)} if metadata.properties else document
-
-
-def decode_metadata(body: bytes) -> ModelMetadata:
-    """Undo :func:`encode_metadata`; fields that only other servers send are ignored.
-
-    Raises:
-        Internal: the server answered something else.
-    """
-    try:
-        sent = _METADATA.decode(body)
-    except _MALFORMED as error:
-        raise Internal(f"the server's answer is not a model's metadata: {error}") from None
-    inputs, outputs = ({one.name: one.parameters or {} for one in tensors} for tensors in (sent.inputs, sent.outputs))
-    return ModelMetadata(
-        name=sent.name,
-        versions=tuple(sent.versions),
-        platform=sent.platform,
-        inputs=tuple(_spec(tensor) for tensor in sent.inputs),
-        outputs=tuple(_spec(tensor) for tensor in sent.outputs),
-        properties={name: text for name, text in (sent.properties or {}).items() if isinstance(text, str)},
-        columns=names_from(inputs, "columns"),
-        labels=names_from(outputs, "labels"),
-        units=names_from({**outputs, **inputs}, "units"),
     )
 
 
@@ -290,7 +268,9 @@ def _split(body: bytes | memoryview, header_length: int | None) -> tuple[bytes |
     return view[:header_length], view[header_length:]
 
 
-def _arrays(tensors: list[_Tensor], raw: memoryview | None, where: str, *, gaps: bool = False) -> dict[str, Array]:
+def _arrays(
+    tensors: list[_Tensor], raw: memoryview | None, where: str, regions: Regions, *, gaps: bool = False
+) -> dict[str, Array]:
     arrays: dict[str, Array] = {}
     at = 0
     for tensor in tensors:
@@ -300,11 +280,11 @@ def _arrays(tensors: list[_Tensor], raw: memoryview | None, where: str, *, gaps:
         size = None
         if parameters is not None:
             size = parameters.binary_data_size
-            if parameters.shared_memory_region is not None:
-                raise InvalidInput(f"{field}: shared memory is not served; send the bytes", field=field)
         if name in arrays:
             raise InvalidInput(f"{field}: given twice", field=field)
-        if size is not None:
+        if parameters is not None and parameters.shared_memory_region is not None:
+            arrays[name] = _shared_array(tensor, parameters, regions, field)
+        elif size is not None:
             arrays[name] = _raw_array(tensor, raw, at, size, field)
             at += size
         elif tensor.data != _ABSENT:
@@ -330,6 +310,34 @@ def _raw_array(tensor: _Tensor, raw: memoryview | None, at: int, size: int, fiel
     return array if array.flags.aligned else array.copy()
 
 
+def _shared_array(tensor: _Tensor, parameters: _TensorParameters, regions: Regions, field: str) -> Array:
+    if tensor.data != _ABSENT or parameters.binary_data_size is not None:
+        raise InvalidInput(f"{field}: both data and a shared memory region are given", field=field)
+    part = part_of(msgspec.structs.asdict(parameters), field=field)
+    assert part is not None
+    return from_bytes(regions.read(*part, field=field), tensor.datatype, tensor.shape, field=field)
+
+
+def _forms(
+    outputs: list[_WantedOutput], regions: Regions
+) -> tuple[Mapping[str, int] | None, Mapping[str, Placement] | None]:
+    """Read which outputs are wanted as classes, and which in shared memory."""
+    classes: dict[str, int] = {}
+    placements: dict[str, Placement] = {}
+    for output in outputs:
+        parameters = output.parameters
+        if parameters is None:
+            continue
+        if parameters.classification:
+            classes[output.name] = parameters.classification
+        if parameters.shared_memory_region is not None:
+            field = f"outputs.{output.name}"
+            placement = placement_of(msgspec.structs.asdict(parameters), regions, field=field)
+            assert placement is not None
+            placements[output.name] = placement
+    return classes or None, placements or None
+
+
 def _wanted(outputs: list[_WantedOutput], default: bool) -> tuple[tuple[str, ...], bool | frozenset[str]]:
     names = tuple(output.name for output in outputs)
     if len(set(names)) != len(names):
@@ -339,9 +347,6 @@ def _wanted(outputs: list[_WantedOutput], default: bool) -> tuple[tuple[str, ...
         parameters = output.parameters
         if parameters is None:
             is_raw = default
-        elif parameters.classification or parameters.shared_memory_region is not None:
-            field = f"outputs.{output.name}"
-            raise InvalidInput(f"{field}: classification and shared memory are not served", field=field)
         else:
             is_raw = default if parameters.binary_data is None else parameters.binary_data
         if is_raw:
@@ -352,13 +357,20 @@ def _wanted(outputs: list[_WantedOutput], default: bool) -> tuple[tuple[str, ...
 
 
 def _sent_tensors(
-    arrays: Mapping[str, Array], binary: bool | frozenset[str], where: str
+    arrays: Mapping[str, Array],
+    binary: bool | frozenset[str],
+    where: str,
+    placements: Mapping[str, Placement] | None = None,
 ) -> tuple[list[_SentTensor], list[bytes]]:
     tensors = []
     raws = []
     for name, array in arrays.items():
         datatype = datatype_of(array, field=name)
-        if binary is True or (binary and name in binary):
+        if placements is not None and name in placements:
+            field = f"{where}.{name}"
+            told = placements[name].put(to_bytes(array, field=field), field=field)
+            tensors.append(_SentTensor(name, datatype, array.shape, told))
+        elif binary is True or (binary and name in binary):
             raw = to_bytes(array, field=f"{where}.{name}")
             raws.append(raw)
             tensors.append(_SentTensor(name, datatype, array.shape, _TensorParameters(len(raw))))
@@ -374,15 +386,6 @@ def _joined(header: bytes, raws: list[bytes]) -> EncodedBody:
     # spaces are JSON's own padding: they let the receiver view the tensors in place
     header += b" " * (-len(header) % _ALIGNMENT)
     return EncodedBody(b"".join([header, *raws]), len(header))
-
-
-def _tensor_document(spec: TensorSpec, parameters: Mapping[str, str]) -> dict[str, Any]:
-    document: dict[str, Any] = {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape}
-    return document | ({"parameters": parameters} if parameters else {})
-
-
-def _spec(tensor: _MetadataTensor) -> TensorSpec:
-    return TensorSpec(name=tensor.name, datatype=tensor.datatype, shape=tuple(tensor.shape))
 
 
 def _readable(error: Exception) -> str:

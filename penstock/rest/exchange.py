@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from penstock.errors import Internal, InvalidInput, Unavailable
 from penstock.rest import codec
+from penstock.rest.metadata import decode_metadata
 from penstock.rest.status import error_from_http
 from penstock.wire.context import client_context, headers_of
 from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata
@@ -96,7 +97,7 @@ def read_metadata(answer: Answer) -> ModelMetadata:
         PenstockError: what the server said no with. Internal: it answered something else than metadata.
     """
     _raise_for_status(answer)
-    return codec.decode_metadata(answer.body)
+    return decode_metadata(answer.body)
 
 
 def read_probe(answer: Answer) -> bool:

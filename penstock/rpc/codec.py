@@ -24,6 +24,7 @@ from penstock.wire.inference import (
     names_from,
     output_parameters,
 )
+from penstock.wire.regions import NO_REGIONS, REGION, Placement, Regions, part_of, placement_of
 from penstock.wire.tensors import (
     Array,
     TensorSpec,
@@ -54,14 +55,22 @@ _CONTENTS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class DecodedRequest:
-    """A request, and whether its tensors came raw (then the answer's go raw too)."""
+    """A request, and how its outputs are wanted.
+
+    Attributes:
+        raw: whether its tensors came raw, or in shared memory; then the answer's go raw too.
+        classes: how many of its most likely classes, by output; None where all are wanted as they are.
+        placements: where in shared memory, by output; None where all travel in the answer.
+    """
 
     request: InferRequest
     raw: bool = True
+    classes: Mapping[str, int] | None = None
+    placements: Mapping[str, Placement] | None = None
 
 
-def decode_request(message: oip_pb2.ModelInferRequest) -> DecodedRequest:
-    """Decode a ``ModelInferRequest``. Arrays are read-only views where contents are raw.
+def decode_request(message: oip_pb2.ModelInferRequest, regions: Regions = NO_REGIONS) -> DecodedRequest:
+    """Decode a ``ModelInferRequest``. Arrays are read-only views where contents are raw. ``regions`` are the server's.
 
     Raises:
         InvalidInput: malformed in any way; never anything else.
@@ -71,19 +80,23 @@ def decode_request(message: oip_pb2.ModelInferRequest) -> DecodedRequest:
         raise InvalidInput("inputs: the request has none", field="inputs")
     raws = message.raw_input_contents
     outputs: tuple[str, ...] = ()
+    classes, placements = None, None
     if message.outputs:
-        outputs = tuple(_wanted(output) for output in message.outputs)
+        outputs = tuple(output.name for output in message.outputs)
         if len(set(outputs)) != len(outputs):
             raise InvalidInput("outputs: a name is given twice", field="outputs")
+        classes, placements = _forms(message.outputs, regions)
+    inputs = _arrays(tensors, raws, "inputs", regions)
     request = InferRequest(
         model=message.model_name,
         version=message.model_version,
         id=message.id,
-        inputs=_arrays(tensors, raws, "inputs"),
+        inputs=inputs,
         outputs=outputs,
         parameters=_parameters(message.parameters) if message.parameters else {},
     )
-    return DecodedRequest(request, bool(raws))
+    is_raw = bool(raws) or any(_is_shared(tensor) for tensor in tensors)
+    return DecodedRequest(request, is_raw, classes, placements)
 
 
 def encode_response(response: InferResponse, decoded: DecodedRequest) -> oip_pb2.ModelInferResponse:
@@ -93,10 +106,15 @@ def encode_response(response: InferResponse, decoded: DecodedRequest) -> oip_pb2
         model_name=response.model, model_version=response.version, id=response.id or decoded.request.id
     )
     _put_parameters(message.parameters, response.parameters)
-    if decoded.raw or any(datatype not in _CONTENTS for _, datatype, _ in outputs):
+    placements = decoded.placements
+    if decoded.raw or placements is not None or any(datatype not in _CONTENTS for _, datatype, _ in outputs):
         for name, datatype, array in outputs:
-            message.outputs.add(name=name, datatype=datatype, shape=array.shape)
-            message.raw_output_contents.append(to_bytes(array, field=name))
+            tensor = message.outputs.add(name=name, datatype=datatype, shape=array.shape)
+            data = to_bytes(array, field=name)
+            if placements is not None and name in placements:
+                _put_parameters(tensor.parameters, placements[name].put(data, field=f"outputs.{name}"))
+                data = b""  # clients count entries
+            message.raw_output_contents.append(data)
     else:
         for name, datatype, array in outputs:
             tensor = message.outputs.add(name=name, datatype=datatype, shape=array.shape)
@@ -127,7 +145,7 @@ def decode_response(message: oip_pb2.ModelInferResponse) -> InferResponse:
         Internal: tensors whose bytes do not fit their shapes.
     """
     try:
-        outputs = _arrays(message.outputs, message.raw_output_contents, "outputs")
+        outputs = _arrays(message.outputs, message.raw_output_contents, "outputs", NO_REGIONS)
         parameters = _parameters(message.parameters) if message.parameters else {}
     except InvalidInput as error:
         raise Internal(f"the server's answer is not a valid inference response: {error}") from None
@@ -178,27 +196,45 @@ def decode_metadata(message: oip_pb2.ModelMetadataResponse) -> ModelMetadata:
     )
 
 
-def _arrays(tensors: Any, raws: Any, where: str) -> dict[str, Array]:
+def _arrays(tensors: Any, raws: Any, where: str, regions: Regions) -> dict[str, Array]:
     count = len(raws)
-    if count and count != len(tensors):
+    # a tensor in shared memory comes without contents
+    elsewhere = [tensor for tensor in tensors if not _is_shared(tensor)] if count != len(tensors) else tensors
+    if count and count != len(elsewhere):
         field = f"raw_{where[:-1]}_contents"
-        raise InvalidInput(f"{field}: {count} entries for {len(tensors)} {where}; raw is all or nothing", field=field)
+        raise InvalidInput(f"{field}: {count} entries for {len(elsewhere)} {where}; raw is all or nothing", field=field)
     arrays: dict[str, Array] = {}
-    for index, tensor in enumerate(tensors):
+    index = 0
+    for tensor in tensors:
         name = tensor.name
         field = f"{where}.{name}"
         if name in arrays:
             raise InvalidInput(f"{field}: given twice", field=field)
-        # first: a tensor in shared memory comes without contents, and "0 values" would be a riddle
-        if tensor.parameters and "shared_memory_region" in tensor.parameters:
-            raise InvalidInput(f"{field}: shared memory is not served; send the bytes", field=field)
-        if count:
+        if _is_shared(tensor):
+            arrays[name] = _shared(tensor, regions, field)
+        elif count:
             if tensor.HasField("contents"):
                 raise InvalidInput(f"{field}: both contents and raw contents are given", field=field)
             arrays[name] = from_bytes(raws[index], tensor.datatype, tensor.shape, field=field)
+            index += 1
         else:
             arrays[name] = _typed(tensor, field)
+    if index != count:
+        field = f"raw_{where[:-1]}_contents"
+        raise InvalidInput(f"{field}: {count} entries, and {index} tensors without shared memory", field=field)
     return arrays
+
+
+def _is_shared(tensor: Any) -> bool:
+    return bool(tensor.parameters) and REGION in tensor.parameters
+
+
+def _shared(tensor: Any, regions: Regions, field: str) -> Array:
+    if tensor.HasField("contents"):
+        raise InvalidInput(f"{field}: both contents and a shared memory region are given", field=field)
+    part = part_of(_parameters(tensor.parameters), field=field)
+    assert part is not None
+    return from_bytes(regions.read(*part, field=field), tensor.datatype, tensor.shape, field=field)
 
 
 def _typed(tensor: Any, field: str) -> Array:
@@ -217,11 +253,24 @@ def _typed(tensor: Any, field: str) -> Array:
     return reshape(array, tensor.shape, field=field)
 
 
-def _wanted(output: oip_pb2.ModelInferRequest.InferRequestedOutputTensor) -> str:
-    if output.parameters and not output.parameters.keys() <= {"binary_data"}:
+def _forms(outputs: Any, regions: Regions) -> tuple[Mapping[str, int] | None, Mapping[str, Placement] | None]:
+    """Read which outputs are wanted as classes, and which in shared memory."""
+    classes: dict[str, int] = {}
+    placements: dict[str, Placement] = {}
+    for output in outputs:
+        if not output.parameters:
+            continue
         field = f"outputs.{output.name}"
-        raise InvalidInput(f"{field}: classification and shared memory are not served", field=field)
-    return output.name
+        parameters = _parameters(output.parameters)
+        count = parameters.get("classification", 0)
+        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+            raise InvalidInput(f"{field}: classification is {count!r}, and has to be a number of classes", field=field)
+        if count:
+            classes[output.name] = count
+        placement = placement_of(parameters, regions, field=field)
+        if placement is not None:
+            placements[output.name] = placement
+    return classes or None, placements or None
 
 
 def _elements(array: Array, datatype: str, field: str) -> Iterable[Any]:

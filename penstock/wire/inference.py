@@ -13,7 +13,9 @@ from penstock.wire.tensors import Array, TensorSpec
 Parameter = bool | int | float | str
 Readiness = Literal["READY", "LOADING", "UNAVAILABLE"]
 
-EXTENSIONS = ("binary_tensor_data", "parameters", "schedule_policy", "model_configuration", "statistics")
+EXTENSIONS = (
+    "binary_tensor_data", "parameters", "schedule_policy", "classification", "model_configuration", "statistics",
+)  # fmt: skip
 """What works of the protocol's extensions; ``schedule_policy`` is priority and timeout."""
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tritonclient.http._utils import _get_inference_request
 
 from penstock.errors import Internal, InvalidInput
-from penstock.rest import codec
+from penstock.rest import codec, metadata
 from penstock.wire.inference import InferRequest, InferResponse
 from penstock.wire.tensors import Array, datatype_of
 from tests.penstock.wire_forms import METADATA
@@ -261,7 +261,7 @@ def test_output_extensions_that_are_not_served_are_refused(parameters: dict[str,
 
 
 def test_metadata_round_trip() -> None:
-    assert codec.decode_metadata(codec.encode_metadata(METADATA)) == METADATA
+    assert metadata.decode_metadata(metadata.encode_metadata(METADATA)) == METADATA
 
 
 @pytest.mark.parametrize(
@@ -271,4 +271,4 @@ def test_a_server_that_answers_nonsense_is_its_own_fault(body: bytes) -> None:
     with pytest.raises(Internal, match="the server's answer"):
         codec.decode_response(body)
     with pytest.raises(Internal, match="the server's answer"):
-        codec.decode_metadata(body.replace(b"model_name", b"x"))
+        metadata.decode_metadata(body.replace(b"model_name", b"x"))
