@@ -47,9 +47,12 @@ from cloud_core.traffic.service import TrafficService
 from penstock.artifact.blobs import write_atomically
 from penstock.errors import StorageError
 from penstock.hosting.generation.managed.vllm import ManagedServers
+from penstock.http.extensions import Extensions
 from penstock.http.server import HttpServer
 from penstock.policy.token_budget import Moment
 from penstock.process.clock import SteadyClock
+from penstock.process.live_settings import LiveSettings
+from penstock.process.shared_regions import SharedRegions
 from penstock.process.supervision import supervise
 from penstock.process.telemetry import log
 from penstock.signing import trust
@@ -217,9 +220,12 @@ class Core:
 
     async def _listen(self, registry: Registry, fleet: FleetService, traffic: TrafficService, version: str) -> None:
         settings = self._settings
+        extensions = Extensions(SharedRegions(settings.shared_memory), LiveSettings(self.observing.tracer))
+        self._exit.callback(extensions.regions.close)
         oip = OipServicer(
             self.plane,
             self.texts,
+            extensions,
             version=version,
             stream_window=settings.grpc.stream_window,
             more=RepositoryCalls(traffic, self.plane.identify).calls(),
@@ -235,6 +241,7 @@ class Core:
             OciApi(registry, now=_utc_now, is_draining=lambda: self.plane.is_draining),
             (gc_route(registry), *Seeing(self.plane, self.observing).routes(), *TrafficApi(traffic).routes()),
             self.metrics,
+            extensions,
             settings.http,
             body_s=settings.serving.default_timeout_s,
         )

@@ -19,6 +19,7 @@ from cloud_core.tenants.settings import TenantSettings
 from penstock.errors import ConfigError, InvalidInput
 from penstock.hosting.generation.managed.settings import VllmSettings
 from penstock.hosting.generation.settings import GenerationSettings
+from penstock.process.shared_regions import SharedMemorySettings
 from penstock.process.telemetry import LogSettings
 from penstock.wire.device_ids import check_device_id
 from penstock.wire.server_tls import ServerTls
@@ -131,6 +132,7 @@ class CoreSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     serving: ServingSettings = ServingSettings()
     registry: RegistrySettings = RegistrySettings()
     fleet: FleetSettings = FleetSettings()
+    shared_memory: SharedMemorySettings = SharedMemorySettings()
     tenants: tuple[TenantSettings, ...] = ()
     tls: ServerTls = ServerTls()
     allow_anonymous: bool = False
@@ -144,7 +146,7 @@ def check(settings: CoreSettings) -> CoreSettings:
 
     Raises:
         ConfigError: two tenants share a name or a token, one has a short token or no valid device id, the service would
-            be open to a network, or a model would run in two places.
+            be open to a network or share memory with one, or a model would run in two places.
     """
     version_policies(settings.serving.traffic)
     generation = settings.serving.generation
@@ -168,6 +170,12 @@ def check(settings: CoreSettings) -> CoreSettings:
                 check_device_id(tenant.device_id)
         except InvalidInput as error:
             raise ConfigError(f"tenants: {tenant.name}: {error.message}") from None
+    is_open = [host for host in (settings.http.host, settings.grpc.host) if not is_loopback(host)]
+    if settings.shared_memory.max_regions and (settings.tenants or is_open):
+        raise ConfigError(
+            "shared_memory.max_regions: whoever may call reaches all shared memory, so that it is served without "
+            "[[tenants]] and on loopback only; set it to 0, or http.host and grpc.host to 127.0.0.1"
+        )
     if settings.tenants or settings.allow_anonymous:
         return settings
     for section, host in (("http", settings.http.host), ("grpc", settings.grpc.host)):

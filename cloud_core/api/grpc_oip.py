@@ -15,12 +15,13 @@ import grpc
 import msgspec
 from google.protobuf.message import DecodeError, Message
 
-from cloud_core.api.grpc_extensions import Extension, Extensions, parse
+from cloud_core.api.grpc_extensions import Extension, ExtensionCalls, parse
 from cloud_core.api.grpc_texts import Say, answer_text, is_text
 from cloud_core.api.listening.methods import Call, Service, Unary
 from cloud_core.serving.dataplane import SERVER_NAME, DataPlane
 from cloud_core.serving.texts import TextPlane
 from penstock.errors import DeadlineExceeded, InvalidInput
+from penstock.http.extensions import Extensions
 from penstock.policy.access import Action
 from penstock.process.telemetry import refusal_of
 from penstock.rpc import codec
@@ -47,6 +48,7 @@ class OipServicer:
         self,
         plane: DataPlane,
         texts: TextPlane,
+        extensions: Extensions | None = None,
         *,
         version: str,
         stream_window: int,
@@ -56,13 +58,16 @@ class OipServicer:
         """Must be made in a running event loop.
 
         Args:
+            extensions: what of the server clients may use and change; None for as little as can be.
             more: methods that others answer.
             unread_s: how long a text waits for a client that does not read, before it is given up.
         """
         self._plane, self._texts, self._version = plane, texts, version
         self._stream_window, self._unread_s = stream_window, unread_s
         self._takes_certificates = plane.takes_certificates
-        self._extensions = Extensions(plane)
+        extensions = extensions or Extensions()
+        self._regions, self._names = extensions.regions, (*EXTENSIONS, *extensions.names)
+        self._extensions = ExtensionCalls(plane, extensions)
         self._more = more or {}
         self._now = asyncio.get_running_loop().time
 
@@ -103,7 +108,7 @@ class OipServicer:
 
     async def _server_metadata(self, data: bytes, headers: Mapping[str, str]) -> Message:
         self._authenticate(headers)
-        return pb.ServerMetadataResponse(name=SERVER_NAME, version=self._version, extensions=EXTENSIONS)
+        return pb.ServerMetadataResponse(name=SERVER_NAME, version=self._version, extensions=self._names)
 
     async def _model_metadata(self, data: bytes, headers: Mapping[str, str]) -> Message:
         self._authenticate(headers)

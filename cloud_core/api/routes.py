@@ -14,6 +14,7 @@ from cloud_core.serving.dataplane import SERVER_NAME, DataPlane
 from cloud_core.serving.embeddings import Embeddings
 from cloud_core.serving.texts import TextPlane
 from cloud_core.settings import HttpSettings
+from penstock.http.extensions import Extensions
 from penstock.http.generate import EXTENSION, Generate
 from penstock.http.oip import Oip
 from penstock.http.openai import OpenAi
@@ -40,6 +41,7 @@ def http_server(
     oci: OciApi,
     ours: Sequence[Route],
     metrics: Metrics,
+    extensions: Extensions,
     settings: HttpSettings,
     *,
     body_s: float,
@@ -49,6 +51,7 @@ def http_server(
     Args:
         texts: answers OpenAI's API and the generate extension.
         embeddings: answers with vectors of texts.
+        extensions: what of the server clients may use and change.
         ours: rows for our own commands, under /v2/_penstock.
         body_s: how long a request's body may take to arrive.
     """
@@ -58,7 +61,8 @@ def http_server(
         name=SERVER_NAME,
         queue_full_status=settings.queue_full_status,
         server_headers=_IS_REGISTRY,
-        extensions=(EXTENSION,),
+        extensions=(EXTENSION, *extensions.names),
+        regions=extensions.regions,
     )
 
     generate = Generate(texts, queue_full_status=settings.queue_full_status)
@@ -72,6 +76,7 @@ def http_server(
     routes = [
         *Overview(plane, name=SERVER_NAME, paths=_PATHS).routes(),
         *oip.routes(),
+        *extensions.routes(),
         *generate.routes(),
         *openai.routes(),
         Route("GET", "/metrics", scrape, Action.SCRAPE, says=_METRICS),

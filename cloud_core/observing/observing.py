@@ -16,6 +16,7 @@ from cloud_core.observing.traffic import Traffic
 
 if TYPE_CHECKING:
     from cloud_core.observing.traces import Traces
+    from penstock.process.tracing import Tracer
 
 
 class Observing:
@@ -27,6 +28,7 @@ class Observing:
         slos: holds models to what they promise.
         refusals: why requests were not answered.
         batches: why batches were closed.
+        tracer: what traces requests.
     """
 
     def __init__(self, settings: ObservingSettings) -> None:
@@ -35,7 +37,8 @@ class Observing:
         self.slos = Slos(settings.slo) if settings.slo else None
         self.refusals = Refusals(settings.last_refusals) if settings.last_refusals else None
         self.batches = Batches() if settings.batch_reasons else None
-        self._traces = _traces(settings)
+        self.tracer = _tracer(settings)
+        self._traces = _traces(self.tracer)
         self._access_log = None if settings.access_log == "off" else AccessLog(lambda line: sys.stderr.write(line))
 
     async def close(self) -> None:
@@ -54,10 +57,17 @@ class Observing:
             observers.add(self._access_log, only_failures=self.settings.access_log == "refused")
 
 
-def _traces(settings: ObservingSettings) -> Traces | None:
+def _tracer(settings: ObservingSettings) -> Tracer | None:
     if not settings.traces.endpoint:
         return None
-    from cloud_core.observing.traces import Traces  # OpenTelemetry, where it is asked for
-    from penstock.process.tracing import Tracer
+    from penstock.process.tracing import Tracer  # OpenTelemetry, where it is asked for
 
-    return Traces(Tracer(settings.traces, "penstock-core"))
+    return Tracer(settings.traces, "penstock-core")
+
+
+def _traces(tracer: Tracer | None) -> Traces | None:
+    if tracer is None:
+        return None
+    from cloud_core.observing.traces import Traces
+
+    return Traces(tracer)

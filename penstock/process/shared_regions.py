@@ -19,7 +19,6 @@ from typing import Annotated
 import msgspec
 
 from penstock.errors import Conflict, InvalidInput, NotFound, PermissionDenied
-from penstock.wire.regions import not_served
 
 _DIRECTORY = Path("/dev/shm")
 _KEY = re.compile(r"/?([A-Za-z0-9_][A-Za-z0-9_.-]{0,199})")
@@ -152,8 +151,6 @@ class SharedRegions:
     def _part(self, name: str, offset: int, size_bytes: int, field: str) -> Region:
         region = self._regions.get(name)
         if region is None:
-            if not self.is_served:
-                raise not_served(field)
             raise InvalidInput(f"{field}: no shared memory region {name[:200]!r} is registered", field=field)
         if offset + size_bytes > region.size_bytes:
             raise InvalidInput(

@@ -38,7 +38,12 @@ _NS = 1e9
 
 
 class Tracer:
-    """Makes spans and sends them."""
+    """Makes spans and sends them.
+
+    Attributes:
+        is_on: whether any request is traced.
+        share: of requests that are traced where their callers have not decided.
+    """
 
     def __init__(self, settings: TraceSettings, service: str, *, draw: Callable[[], float] = random.random) -> None:
         """
@@ -47,6 +52,7 @@ class Tracer:
             draw: uniform in [0, 1).
         """
         self._settings, self._draw = settings, draw
+        self.is_on, self.share = True, settings.share
         exporter = OTLPSpanExporter(
             endpoint=settings.endpoint.rstrip("/") + _TRACES, timeout=settings.timeout_s, headers={}
         )
@@ -64,9 +70,9 @@ class Tracer:
 
     def wants(self, traceparent: str) -> bool:
         """Say whether a request that came with this trace context, or with none, is traced."""
-        settings = self._settings
-        draw = self._draw() if settings.share else 1.0
-        return is_traced(traceparent, share=settings.share, follows=settings.follow_callers, draw=draw)
+        share = self.share
+        draw = self._draw() if share else 1.0
+        return self.is_on and is_traced(traceparent, share=share, follows=self._settings.follow_callers, draw=draw)
 
     def begin(self, name: str, parent: str | SpanContext, kind: SpanKind, links: Iterable[SpanContext] = ()) -> Span:
         """Begin a span now. Whoever begins it ends it."""

@@ -311,10 +311,10 @@ def _raw_array(tensor: _Tensor, raw: memoryview | None, at: int, size: int, fiel
 
 
 def _shared_array(tensor: _Tensor, parameters: _TensorParameters, regions: Regions, field: str) -> Array:
+    part = part_of(msgspec.structs.asdict(parameters), regions, field=field)
+    assert part is not None
     if tensor.data != _ABSENT or parameters.binary_data_size is not None:
         raise InvalidInput(f"{field}: both data and a shared memory region are given", field=field)
-    part = part_of(msgspec.structs.asdict(parameters), field=field)
-    assert part is not None
     return from_bytes(regions.read(*part, field=field), tensor.datatype, tensor.shape, field=field)
 
 

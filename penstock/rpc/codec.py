@@ -230,10 +230,10 @@ def _is_shared(tensor: Any) -> bool:
 
 
 def _shared(tensor: Any, regions: Regions, field: str) -> Array:
+    part = part_of(_parameters(tensor.parameters), regions, field=field)
+    assert part is not None
     if tensor.HasField("contents"):
         raise InvalidInput(f"{field}: both contents and a shared memory region are given", field=field)
-    part = part_of(_parameters(tensor.parameters), field=field)
-    assert part is not None
     return from_bytes(regions.read(*part, field=field), tensor.datatype, tensor.shape, field=field)
 
 

@@ -19,6 +19,11 @@ OFFSET = "shared_memory_offset"
 class Regions(Protocol):
     """Regions that clients registered, by name."""
 
+    @property
+    def is_served(self) -> bool:
+        """Say whether anything may be registered."""
+        ...
+
     def read(self, region: str, offset: int, size_bytes: int, *, field: str) -> bytes:
         """Copy bytes out of a region, so that what a client writes there later changes nothing.
 
@@ -38,6 +43,8 @@ class Regions(Protocol):
 
 class NoRegions:
     """A server that shares no memory."""
+
+    is_served = False
 
     def read(self, region: str, offset: int, size_bytes: int, *, field: str) -> bytes:
         raise not_served(field)
@@ -82,7 +89,7 @@ def placement_of(parameters: Mapping[str, object], regions: Regions, *, field: s
     Raises:
         InvalidInput: the parameters are wrong, or the region has no such part.
     """
-    found = part_of(parameters, field=field)
+    found = part_of(parameters, regions, field=field)
     if found is None:
         return None
     region, offset, size_bytes = found
@@ -90,15 +97,17 @@ def placement_of(parameters: Mapping[str, object], regions: Regions, *, field: s
     return Placement(regions=regions, region=region, offset=offset, size_bytes=size_bytes)
 
 
-def part_of(parameters: Mapping[str, object], *, field: str) -> tuple[str, int, int] | None:
+def part_of(parameters: Mapping[str, object], regions: Regions, *, field: str) -> tuple[str, int, int] | None:
     """Read region, offset and size of a tensor in shared memory; None for one that is not there.
 
     Raises:
-        InvalidInput: one of them is missing, or of the wrong kind.
+        InvalidInput: one of them is missing, or of the wrong kind; or nothing is shared.
     """
     region = parameters.get(REGION)
     if region is None:
         return None
+    if not regions.is_served:
+        raise not_served(field)
     offset, size_bytes = parameters.get(OFFSET, 0), parameters.get(SIZE)
     if not isinstance(region, str):
         raise InvalidInput(f"{field}: {REGION} is {region!r}, and has to be a region's name", field=field)

@@ -250,7 +250,9 @@ def test_outputs_are_raw_where_asked_raw() -> None:
     assert encoded.headers["Content-Type"] == "application/octet-stream"
 
 
-@pytest.mark.parametrize("parameters", [{"classification": 3}, {"shared_memory_region": "r"}])
+@pytest.mark.parametrize(
+    "parameters", [{"shared_memory_region": "r"}, {"shared_memory_region": "", "classification": 2}]
+)
 def test_output_extensions_that_are_not_served_are_refused(parameters: dict[str, Any]) -> None:
     request = {
         "inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1.0]}],

@@ -146,8 +146,15 @@ def test_a_name_twice_a_parameter_without_value_and_shared_memory_are_refused() 
     with pytest.raises(InvalidInput, match="shared memory is not served"):
         codec.decode_request(message)
     message = raw("FP32", [1], b"\0" * 4)
-    message.outputs.add(name="y").parameters["classification"].int64_param = 2
-    with pytest.raises(InvalidInput, match="not served"):
+    output = message.outputs.add(name="y")
+    output.parameters["classification"].int64_param = 2
+    assert codec.decode_request(message).classes == {"y": 2}
+    output.parameters["classification"].int64_param = -1
+    with pytest.raises(InvalidInput, match="number of classes"):
+        codec.decode_request(message)
+    del output.parameters["classification"]
+    output.parameters["shared_memory_region"].string_param = "r"
+    with pytest.raises(InvalidInput, match="shared memory is not served"):
         codec.decode_request(message)
 
 
