@@ -68,10 +68,6 @@ def http_server(
     generate = Generate(texts, queue_full_status=settings.queue_full_status)
     openai = OpenAi(texts, embedder=embeddings, queue_full_status=settings.queue_full_status)
 
-    async def scrape(request: Request) -> Reply:
-        body, content_type = metrics.render(request.headers.get("Accept", ""))
-        return Reply(body=body, headers={"Content-Type": content_type})
-
     # the inference protocol goes first: what it has under /v2 is reserved, and never a repository's name
     routes = [
         *Overview(plane, name=SERVER_NAME, paths=_PATHS).routes(),
@@ -79,7 +75,7 @@ def http_server(
         *extensions.routes(),
         *generate.routes(),
         *openai.routes(),
-        Route("GET", "/metrics", scrape, Action.SCRAPE, says=_METRICS),
+        _metrics_row(metrics),
         *ours,
         *oci.routes(),
     ]
@@ -97,3 +93,11 @@ def http_server(
         authenticate=plane.authenticate,
         takes_certificates=plane.takes_certificates,
     )
+
+
+def _metrics_row(metrics: Metrics) -> Route:
+    async def scrape(request: Request) -> Reply:
+        body, content_type = metrics.render(request.headers.get("Accept", ""))
+        return Reply(body=body, headers={"Content-Type": content_type})
+
+    return Route("GET", "/metrics", scrape, Action.SCRAPE, says=_METRICS)
