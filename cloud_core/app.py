@@ -178,8 +178,7 @@ class Core:
             now,
             max_body_bytes=settings.http.max_body_bytes,
         )
-        self.observing = Observing(settings.observing)
-        self.observing.register(self.plane.observers)
+        self.observing = Observing(settings.observing, registry, self.plane.observers)
         self._exit.push_async_callback(self.observing.close)
         keeper = self._keep_spending(database, was_killed)
         # what was pushed here is closed in reverse: listeners first, the database last
@@ -190,6 +189,7 @@ class Core:
             "fleet": fleet.run(),
             "splits": canaries.run(),
             "heartbeat": self._beat(),
+            **self.observing.tasks(),
         }
         if self.texts.accounts.has_days:
             tasks["spending"] = keeper.run()

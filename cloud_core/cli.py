@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from cloud_core.asking import asked
-from cloud_core.seeing_cli import explain, slo, top
+from cloud_core.seeing_cli import drift, explain, slo, top
 from cloud_core.settings import ENV_PREFIX, CoreSettings, check
 from cloud_core.traffic_cli import load, models, pin, shadow, split, unload, versions
 from penstock.cli.core_option import core_option
@@ -184,7 +184,7 @@ def gc(is_dry_run: bool, core: str, token: str, output: str) -> None:
         click.get_current_context().exit(1)
 
 
-for _verb in (top, slo, explain, models, split, shadow, pin, versions, load, unload):
+for _verb in (top, slo, drift, explain, models, split, shadow, pin, versions, load, unload):
     command.add_command(_verb)
 
 

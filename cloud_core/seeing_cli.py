@@ -1,4 +1,4 @@
-"""``penstock core top``, ``slo`` and ``explain``: what a running core tells of its requests."""
+"""``penstock core top``, ``slo``, ``drift`` and ``explain``: what a running core tells of its requests."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from penstock.cli.output import output_option, print_json, print_result, print_t
 from penstock.wording import percent
 
 _TRAFFIC, _SLO, _EXPLAIN = "/v2/_penstock/traffic", "/v2/_penstock/slo", "/v2/_penstock/explain"
+_DRIFT = "/v2/_penstock/drift"
 _HEAD = ("model", "version", "state", "req/s", "rows/s", "failed", "p50 ms", "p99 ms", "waiting", "running")
 _CLEAR = "\x1b[H\x1b[2J"
 
@@ -72,6 +73,29 @@ def slo(core: str, token: str, output: str) -> None:
     found = told(core, _SLO, token)
     print_result(output, found, lambda: _print_slo(found))
     if any(one["alarms"] for one in found["models"]):
+        click.get_current_context().exit(3)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  penstock core drift
+  penstock core drift --model digits --all
+  penstock core drift -o json
+
+Exit codes: 0 nothing has shifted, 3 something has, 4 no core answers. Rows are followed where the core's settings say
+observing.drift.is_on = true."""
+)
+@click.option("--model", default="", help="Only this model.")
+@click.option("--all", "shows_all", is_flag=True, help="Show every column, not only the ten that are furthest off.")
+@_core_options
+def drift(model: str, shows_all: bool, core: str, token: str, output: str) -> None:
+    """Show whether inputs, scores and predictions are distributed as they were."""
+    found = told(core, _DRIFT, token)
+    for name in ("versions", "events"):
+        found[name] = [one for one in found[name] if model in ("", one["model"])]
+    print_result(output, found, lambda: _print_drift(found, None if shows_all else 10))
+    if any(one["shifted"] for one in found["versions"]):
         click.get_current_context().exit(3)
 
 
@@ -149,6 +173,24 @@ def _print_slo(found: Mapping[str, Any]) -> None:
             burns = [a for a in one["alarms"] if a["objective"] == objective]
             rows.append((one["model"], words, *good, *rates, "burns too fast" if burns else "-"))
     print_table(["model", "promise", "good, 6 h", "burn 5 min", "30 min", "1 h", "6 h", "alarm"], rows)
+
+
+def _print_drift(found: Mapping[str, Any], most: int | None) -> None:
+    if not found["is_on"]:
+        click.echo("rows are not followed; set observing.drift.is_on = true")
+        return
+    if not found["versions"]:
+        click.echo("no rows yet")
+        return
+    for one in found["versions"]:
+        click.echo(f"{one['model']} {one['version']}: {one['rows']} rows, compared with {one['reference']}")
+        shifted = set(one["shifted"])
+        rows = [
+            (f["feature"], f"{f['psi']:.3f}", f"{f['kl']:.3f}", "shifted" if f["feature"] in shifted else "-")
+            for f in one["features"][:most]
+        ]
+        if rows:
+            print_table(["feature", "psi", "kl", "verdict"], rows)
 
 
 def _print_refusals(found: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from prometheus_client.core import (
     UnknownMetricFamily,
 )
 
+from cloud_core.observing.drift import Drift
 from cloud_core.observing.observing import Observing
 from cloud_core.observing.slo import Slos
 from cloud_core.observing.traffic import Traffic
@@ -33,6 +34,8 @@ def observed(plane: DataPlane, observing: Observing) -> Iterable[Metric]:
         yield from _traffic(observing.traffic)
     if observing.slos is not None:
         yield from _slos(observing.slos)
+    if observing.drift is not None:
+        yield from _drift(observing.drift)
     if observing.settings.triton_names:
         yield from _triton(plane)
 
@@ -92,6 +95,26 @@ def _slos(slos: Slos) -> Iterable[Metric]:
             if one.rate is not None:
                 rate.add_metric([model, one.objective, window_name(one.window_s)], one.rate)
     yield from (requests, bad, target, rate)
+
+
+def _drift(drift: Drift) -> Iterable[Metric]:
+    labels = ["model", "version"]
+    psi = GaugeMetricFamily(
+        "penstock_drift_psi",
+        "Population stability index of a column of rows against its reference; above 0.2 is a shift.",
+        labels=[*labels, "feature"],
+    )
+    shifted = GaugeMetricFamily(
+        "penstock_drift_shifted_features", "Columns of rows that are not distributed as they were.", labels=labels
+    )
+    for key, distances in drift.distances().items():
+        for name, found in distances.items():
+            psi.add_metric([*key, name], found.psi)
+        shifted.add_metric(key, len(drift.shifted(key)))
+    yield from (psi, shifted)
+    yield CounterMetricFamily(
+        "penstock_drift_skipped_rows", "Rows that were not looked at, because too many waited for it.", drift.skipped
+    )
 
 
 def _triton(plane: DataPlane) -> Iterable[Metric]:

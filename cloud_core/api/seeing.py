@@ -20,6 +20,7 @@ from penstock.policy.batch_closing import MEANINGS
 from penstock.process.histogram import Histogram
 
 TRAFFIC, SLO, EXPLAIN = "/v2/_penstock/traffic", "/v2/_penstock/slo", "/v2/_penstock/explain"
+DRIFT = "/v2/_penstock/drift"
 
 
 def _says(summary: str) -> Operation:
@@ -37,6 +38,7 @@ class Seeing:
         rows = (
             (TRAFFIC, self.traffic, "Say what each version has answered, and what waits and runs now"),
             (SLO, self.slo, "Say how models do by what they promise"),
+            (DRIFT, self.drift, "Say whether rows are distributed as they were"),
             (EXPLAIN, self.explain, "Say why requests were refused and why batches were closed"),
         )
         return [Route("GET", path, _told(tell), Action.SCRAPE, says=_says(words)) for path, tell, words in rows]
@@ -73,6 +75,13 @@ class Seeing:
         """Write how models do by what they promise."""
         slos = self._observing.slos
         return {"is_on": slos is not None, "models": [] if slos is None else slos.documents(perf_counter())}
+
+    def drift(self) -> dict[str, Any]:
+        """Write whether rows are distributed as they were."""
+        drift = self._observing.drift
+        if drift is None:
+            return {"is_on": False, "versions": [], "events": []}
+        return {"is_on": True, "versions": drift.documents(), "events": list(reversed(tuple(drift.events)))}
 
     def explain(self) -> dict[str, Any]:
         """Write why requests were refused and why batches were closed."""

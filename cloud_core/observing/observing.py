@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Coroutine
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from cloud_core.observing.access_log import AccessLog
 from cloud_core.observing.batches import Batches
+from cloud_core.observing.drift import Drift
 from cloud_core.observing.finished import Observers
+from cloud_core.observing.references import carried_reference
 from cloud_core.observing.refusals import Refusals
 from cloud_core.observing.settings import ObservingSettings
 from cloud_core.observing.slo import Slos
 from cloud_core.observing.traffic import Traffic
+from cloud_core.registry.registry import Registry
 
 if TYPE_CHECKING:
     from cloud_core.observing.traces import Traces
@@ -28,27 +33,40 @@ class Observing:
         slos: holds models to what they promise.
         refusals: why requests were not answered.
         batches: why batches were closed.
+        drift: whether rows are distributed as they were.
         tracer: what traces requests.
     """
 
-    def __init__(self, settings: ObservingSettings) -> None:
+    def __init__(self, settings: ObservingSettings, registry: Registry, observers: Observers) -> None:
+        """Make and register them.
+
+        Args:
+            registry: has the artifacts that say how rows should be distributed.
+            observers: of a data plane.
+        """
         self.settings = settings
         self.traffic = Traffic(settings.max_tenants) if settings.traffic else None
         self.slos = Slos(settings.slo) if settings.slo else None
         self.refusals = Refusals(settings.last_refusals) if settings.last_refusals else None
         self.batches = Batches() if settings.batch_reasons else None
+        reference_of = partial(carried_reference, registry)
+        self.drift = Drift(settings.drift, reference_of) if settings.drift.is_on else None
         self.tracer = _tracer(settings)
         self._traces = _traces(self.tracer)
         self._access_log = None if settings.access_log == "off" else AccessLog(lambda line: sys.stderr.write(line))
+        self._register(observers)
+
+    def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """Make what has to run while the core does, by name."""
+        return {} if self.drift is None else {"drift": self.drift.run()}
 
     async def close(self) -> None:
         """Send and write what is left; bounded in time."""
         if self._traces is not None:
             await asyncio.to_thread(self._traces.close)
 
-    def register(self, observers: Observers) -> None:
-        """Have everybody told from now on."""
-        for observer in (self.traffic, self.slos, self.batches, self._traces):
+    def _register(self, observers: Observers) -> None:
+        for observer in (self.traffic, self.slos, self.batches, self.drift, self._traces):
             if observer is not None:
                 observers.add(observer)
         if self.refusals is not None:

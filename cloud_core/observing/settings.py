@@ -25,6 +25,31 @@ class SloSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     fast: _Share = 0.99
 
 
+class DriftSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whether inputs, scores and predictions are distributed as they were.
+
+    Attributes:
+        is_on: follow the rows of models that answer with arrays.
+        reference_rows: the first rows of a version that are taken for how it should be, where its artifact does not
+            say.
+        window_rows: what is compared with that: rows of this window and of the one before it.
+        min_rows: fewer say nothing.
+        psi_limit: population stability index above which a column has shifted, where chance does not explain it.
+        look_every_s: how often what was picked is counted.
+        max_waiting_rows: that were picked and are not counted yet; more are skipped.
+        max_versions: that are followed; the one that came first gives way.
+    """
+
+    is_on: bool = False
+    reference_rows: Annotated[int, msgspec.Meta(ge=50, le=100_000)] = 1000
+    window_rows: Annotated[int, msgspec.Meta(ge=50, le=10_000_000)] = 5000
+    min_rows: Annotated[int, msgspec.Meta(ge=20)] = 200
+    psi_limit: Annotated[float, msgspec.Meta(gt=0.0, le=10.0)] = 0.2
+    look_every_s: Annotated[float, msgspec.Meta(ge=0.05, le=60.0)] = 1.0
+    max_waiting_rows: Annotated[int, msgspec.Meta(ge=1000, le=1_000_000)] = 20_000
+    max_versions: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 50
+
+
 class ObservingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is counted, logged and kept of requests beside what ``/metrics`` always has.
 
@@ -36,6 +61,7 @@ class ObservingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
             failed.
         traces: spans of requests.
         slo: what models promise, by name; ``*`` is for all that are not named.
+        drift: whether rows are distributed as they were.
         last_refusals: how many of the last requests that were refused or failed are kept for ``penstock core explain``.
         batch_reasons: count why batches were closed, for ``penstock core explain``.
     """
@@ -46,5 +72,6 @@ class ObservingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     access_log: Literal["off", "refused", "all"] = "off"
     traces: TraceSettings = TraceSettings()
     slo: dict[str, SloSettings] = msgspec.field(default_factory=dict)
+    drift: DriftSettings = DriftSettings()
     last_refusals: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 100
     batch_reasons: bool = False

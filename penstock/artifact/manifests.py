@@ -35,6 +35,7 @@ CERTIFICATE = certificates.MEDIA_TYPE
 EVIDENCE = "application/vnd.penstock.evidence.v1+msgpack"
 EVALUATION = "application/vnd.penstock.evaluation.v1+json"
 REPORT = "application/vnd.penstock.report.v1+html"
+REFERENCE = "application/vnd.penstock.reference.v1+json"
 LOCK = "application/vnd.penstock.lock.v1+json"
 SIGNATURE = "application/vnd.penstock.signature.v1+json"
 EMPTY_CONFIG = "application/vnd.oci.empty.v1+json"

@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
+import numpy as np
 import pytest
 import pytest_asyncio
 from click.testing import CliRunner
@@ -17,7 +18,7 @@ from cloud_core import cli
 from cloud_core.app import Core
 from penstock import AsyncClient
 from penstock.errors import InvalidInput, NotFound
-from tests.cloud_core.rig import start_core
+from tests.cloud_core.rig import soon, start_core
 from tests.penstock.hosting.rig import rows
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -27,6 +28,7 @@ OBSERVING = {
     "access_log": "all",
     "batch_reasons": True,
     "slo": {"*": {"latency_s": 1e-6, "fast": 0.5}},
+    "drift": {"is_on": True, "reference_rows": 50, "min_rows": 20, "look_every_s": 0.05},
 }
 TOKEN = "shop-secret"
 
@@ -132,7 +134,25 @@ async def test_top_shows_what_was_answered_and_what_waits(core: Core) -> None:
     assert found["refused"]["not-found"] >= 1
 
 
-@pytest.mark.parametrize("verb", ["slo", "explain", "top"])
+async def test_rows_of_another_kind_are_a_drift_that_commands_and_metrics_tell(core: Core) -> None:
+    async with AsyncClient(f"http://127.0.0.1:{core.http_port}", token=TOKEN) as client:
+        for offset, source in ((0.0, "the first"), (9.0, "the first")):
+            x = np.random.default_rng(1).normal(offset, size=(200, 4)).astype(np.float32)
+            await client.infer("mlp", {"x": x})
+            await soon(lambda source=source: source in core.observing.drift.documents()[0]["reference"])
+    await soon(lambda: "x[0]" in core.observing.drift.shifted(("mlp", "v1")))
+    found = await told(core, "drift", code=3)
+    assert {"x[0]", "x[1]", "x[2]", "x[3]"} <= set(found["versions"][0]["shifted"])
+    assert found["events"][0]["model"] == "mlp"
+    metrics = await scraped(core)
+    assert metrics[f"penstock_drift_psi{[('feature', 'x[0]'), ('model', 'mlp'), ('version', 'v1')]}"] > 1.0
+    assert metrics[f"penstock_drift_shifted_features{[('model', 'mlp'), ('version', 'v1')]}"] >= 4
+    at = ("--core", f"http://127.0.0.1:{core.http_port}", "--token", TOKEN)
+    result = await asyncio.to_thread(CliRunner().invoke, cli.command, ["drift", *at])
+    assert "shifted" in result.output
+
+
+@pytest.mark.parametrize("verb", ["slo", "explain", "top", "drift"])
 async def test_what_names_models_and_tenants_needs_a_credential(core: Core, verb: str) -> None:
     at = ("--core", f"http://127.0.0.1:{core.http_port}", "--token", "a-wrong-token")
     result = await asyncio.to_thread(CliRunner().invoke, cli.command, [verb, *at])
