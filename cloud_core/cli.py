@@ -12,6 +12,7 @@ import click
 import msgspec
 
 from cloud_core.asking import asked
+from cloud_core.push_cli import push
 from cloud_core.seeing_cli import drift, explain, slo, top
 from cloud_core.settings import ENV_PREFIX, CoreSettings, check
 from cloud_core.traffic_cli import load, models, pin, shadow, split, unload, versions
@@ -184,7 +185,7 @@ def gc(is_dry_run: bool, core: str, token: str, output: str) -> None:
         click.get_current_context().exit(1)
 
 
-for _verb in (top, slo, drift, explain, models, split, shadow, pin, versions, load, unload):
+for _verb in (top, slo, drift, explain, models, split, shadow, pin, versions, load, unload, push):
     command.add_command(_verb)
 
 

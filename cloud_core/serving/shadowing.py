@@ -7,6 +7,7 @@ Bounded in rows, bytes and time: what does not fit is left out and counted.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ import numpy as np
 from cloud_core.policy.traffic import Shadow
 from cloud_core.serving.served_text import ServedText
 from penstock.artifact.manifests import decoder_of
-from penstock.errors import PenstockError, Unavailable
+from penstock.errors import InvalidInput, PenstockError, Unavailable
 from penstock.hosting.replica import Chunk
 from penstock.policy.decoding import Decoder
 from penstock.process.telemetry import log
@@ -138,11 +139,12 @@ class Shadowing:
 def agreeing(decoder: Decoder, one: Mapping[str, Array], other: Mapping[str, Array], rows: int) -> int:
     """Count the rows that two versions answer in the same way: by what their scored output says, as certificates do.
 
-    Where the caller wanted other outputs only, those are compared as numbers.
+    Where the caller wanted other outputs only, or nobody said what the output means, all are compared as numbers.
     """
     if all(name in one and name in other for name in decoder.answered_by):
-        same = decoder.same(decoder.answers(one), decoder.answers(other))
-        return int(np.count_nonzero(same))
+        with contextlib.suppress(InvalidInput):  # of a model that nobody compiled, the output may be something else
+            same = decoder.same(decoder.answers(one), decoder.answers(other))
+            return int(np.count_nonzero(same))
     names = one.keys() & other.keys()
     agreed = np.full(rows, bool(names))
     for name in names:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from penstock.cli.keys import key_option
+from penstock.cli.moved import moving, print_moved
 from penstock.cli.output import (
     output_option,
     path_and_format,
@@ -22,17 +21,15 @@ from penstock.cli.output import (
     print_result,
     print_table,
     progress,
-    shown,
 )
 from penstock.cli.registry_options import Access, registry_options
 from penstock.errors import NotFound, SignatureError
-from penstock.wording import short, size
+from penstock.wording import short
 
 if TYPE_CHECKING:
     from penstock.artifact.layout import Layout
     from penstock.artifact.manifests import Variant
     from penstock.artifact.overview import Overview
-    from penstock.registry.transfer import Moved
     from penstock.signing.trust import TrustRoot
 
 
@@ -94,7 +91,7 @@ def verify(source: str, trust_root: Path | None, access: Access, output: str) ->
         checked = _checked(Layout(Path(source)), root)
     else:
         with tempfile.TemporaryDirectory() as scratch, access.client() as client:
-            with _progress(f"fetching {source}") as report:
+            with moving(f"fetching {source}") as report:
                 transfer.pull(client, source, Path(scratch), report=report)
             checked = _checked(Layout(Path(scratch)), root)
     document = {"source": source, "is_good": not checked.problems, **checked.document()}
@@ -209,9 +206,9 @@ def push(layout: Path, reference: str, access: Access, output: str) -> None:
     for variant in source.artifact().variants:
         if problem := not_served(variant.spec.engine):
             progress(f"{variant.spec.role}/{variant.spec.target}: {problem}")
-    with access.client() as client, _progress(f"pushing to {access.url}") as report:
+    with access.client() as client, moving(f"pushing to {access.url}") as report:
         moved = transfer.push(client, source, reference, report=report)
-    print_result(output, moved, lambda: _print_moved("pushed", moved))
+    print_result(output, moved, lambda: print_moved("pushed", moved))
 
 
 @command.command()
@@ -223,9 +220,9 @@ def pull(reference: str, directory: Path, access: Access, output: str) -> None:
     """Pull REFERENCE into the layout DIRECTORY; continues where an interrupted pull ended."""
     from penstock.registry import transfer
 
-    with access.client() as client, _progress(f"pulling from {access.url}") as report:
+    with access.client() as client, moving(f"pulling from {access.url}") as report:
         moved = transfer.pull(client, reference, directory, report=report)
-    print_result(output, moved, lambda: _print_moved("pulled", moved))
+    print_result(output, moved, lambda: print_moved("pulled", moved))
 
 
 @command.command("list")
@@ -357,31 +354,3 @@ def _is_layout(source: str) -> bool:
     if not Path(source).is_dir() and source.startswith(("/", ".", "~")):
         raise NotFound(f"{source}: no such directory")
     return Path(source).is_dir()
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show how many bytes are moved; where there is no terminal, in one line for each quarter."""
-    last = -1
-
-    def say(share: float, note: str) -> None:
-        nonlocal last
-        if int(4 * share) != last:
-            last = int(4 * share)
-            progress(f"{what}: {note}")
-
-    def report(done: int, total: int) -> None:
-        share = done / total if total else 1.0
-        told(share, f"{size(done)} of {size(total)} ({int(100 * share)}%)")
-
-    with shown(what, say) as told:
-        yield report
-
-
-def _print_moved(verb: str, moved: Moved) -> None:
-    print_fields({
-        verb: f"{moved.model}:{moved.tag}",
-        "digest": moved.digest,
-        "moved": size(moved.moved_bytes),
-        "skipped": size(moved.skipped_bytes),
-    })  # fmt: skip

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 from click.testing import CliRunner, Result
 
 from cloud_core.app import Core
 from cloud_core.cli import command
 from penstock.registry.transfer import RegistryClient, push
-from tests.cloud_core.rig import core_in_a_thread, onnx_layout
+from tests.cloud_core.rig import core_in_a_thread, onnx_layout, write_mlp
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of tritonclient and gevent
@@ -45,10 +48,16 @@ def run(core: Core) -> Run:
     return call
 
 
-def infer(core: Core, *, headers: dict[str, str] | None = None, parameters: dict[str, Any] | None = None) -> Any:
+def infer(
+    core: Core,
+    *,
+    model: str = "mlp",
+    headers: dict[str, str] | None = None,
+    parameters: dict[str, Any] | None = None,
+) -> Any:
     tensor = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": X.ravel().tolist()}
     body = json.dumps({"inputs": [tensor], "parameters": parameters or {}}).encode()
-    url = f"http://127.0.0.1:{core.http_port}/v2/models/mlp/infer"
+    url = f"http://127.0.0.1:{core.http_port}/v2/models/{model}/infer"
     with urllib.request.urlopen(urllib.request.Request(url, body, headers or {}), timeout=10) as answer:
         return json.load(answer)
 
@@ -180,3 +189,45 @@ def test_wrong_words_are_told_with_what_would_do(run: Run) -> None:
     ):
         assert expected in run(*words, codes=(2,)).output
     assert "it has v3, v2, v1" in str(run("pin", "mlp", "v9", codes=(1,)).exception)
+
+
+def test_a_plain_model_is_pushed_served_and_flagged(core: Core, run: Run, tmp_path: Path) -> None:
+    model = write_mlp(tmp_path / "some model.onnx", seed=5)
+    registry = ("--registry", f"http://127.0.0.1:{core.http_port}")
+    pushed = [
+        CliRunner().invoke(command, ["push", str(model), "--name", "plain", "-o", "json", *registry]) for _ in range(2)
+    ]
+    assert [json.loads(one.stdout)["tag"] for one in pushed] == ["v1", "v2"]
+    assert "nothing is promised" in pushed[0].stderr
+    wait_until("loaded", lambda: core.plane.model_state("plain").state == "READY")
+    answer = infer(core, model="plain")
+    assert answer["parameters"]["certified"] is False
+    expected = onnxruntime.InferenceSession(str(model)).run(None, {"x": X})[0]
+    assert np.allclose(answer["outputs"][0]["data"], expected.ravel(), atol=1e-5)
+    assert "not certified" in run("models", "plain").stdout
+    assert core.plane.metadata("plain").properties["certified"] == "false"
+
+
+def test_a_file_beside_the_graph_is_pushed_with_it(core: Core, tmp_path: Path) -> None:
+    model = tmp_path / "large.onnx"
+    graph = onnx.load(write_mlp(tmp_path / "small.onnx", hidden=64))
+    onnx.save(graph, model, save_as_external_data=True, location="large.onnx.data", size_threshold=0)
+    registry = ("--registry", f"http://127.0.0.1:{core.http_port}")
+    pushed = CliRunner().invoke(command, ["push", str(model), "--name", "large", *registry])
+    assert pushed.exit_code == 0, (pushed.output, pushed.exception)
+    wait_until("loaded", lambda: core.plane.model_state("large").state == "READY")
+    assert infer(core, model="large")["model_version"] == "v1"
+
+
+def test_what_is_no_model_is_not_pushed(core: Core, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.onnx"
+    wrong.write_bytes(b"not a model")
+    registry = ("--registry", f"http://127.0.0.1:{core.http_port}")
+    for words, expected in (
+        ([str(wrong), "--name", "wrong"], "wrong.onnx"),
+        ([str(write_mlp(tmp_path / "m.onnx")), "--name", "Not A Name"], "Not A Name"),
+    ):
+        refused = CliRunner().invoke(command, ["push", *words, *registry])
+        assert refused.exit_code == 1
+        assert expected in str(refused.exception)
+    assert "wrong" not in {state.model for state in core.plane.index()}
