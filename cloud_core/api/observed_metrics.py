@@ -36,6 +36,12 @@ def observed(plane: DataPlane, observing: Observing) -> Iterable[Metric]:
         yield from _slos(observing.slos)
     if observing.drift is not None:
         yield from _drift(observing.drift)
+    if observing.capture is not None:
+        yield CounterMetricFamily(
+            "penstock_capture_dropped_requests",
+            "Requests that were to be kept, and found no room or could not be written.",
+            observing.capture.dropped,
+        )
     if observing.settings.triton_names:
         yield from _triton(plane)
 

@@ -20,6 +20,7 @@ from cloud_core.observing.traffic import Traffic
 from cloud_core.registry.registry import Registry
 
 if TYPE_CHECKING:
+    from cloud_core.observing.capture import Capture
     from cloud_core.observing.traces import Traces
     from penstock.process.tracing import Tracer
 
@@ -34,6 +35,7 @@ class Observing:
         refusals: why requests were not answered.
         batches: why batches were closed.
         drift: whether rows are distributed as they were.
+        capture: keeps a sample of requests.
         tracer: what traces requests.
     """
 
@@ -51,6 +53,7 @@ class Observing:
         self.batches = Batches() if settings.batch_reasons else None
         reference_of = partial(carried_reference, registry)
         self.drift = Drift(settings.drift, reference_of) if settings.drift.is_on else None
+        self.capture = _capture(settings)
         self.tracer = _tracer(settings)
         self._traces = _traces(self.tracer)
         self._access_log = None if settings.access_log == "off" else AccessLog(lambda line: sys.stderr.write(line))
@@ -58,21 +61,32 @@ class Observing:
 
     def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
         """Make what has to run while the core does, by name."""
-        return {} if self.drift is None else {"drift": self.drift.run()}
+        tasks = {} if self.drift is None else {"drift": self.drift.run()}
+        return tasks if self.capture is None else {**tasks, "capture": self.capture.run()}
 
     async def close(self) -> None:
         """Send and write what is left; bounded in time."""
         if self._traces is not None:
             await asyncio.to_thread(self._traces.close)
+        if self.capture is not None:
+            await self.capture.flush()
 
     def _register(self, observers: Observers) -> None:
-        for observer in (self.traffic, self.slos, self.batches, self.drift, self._traces):
+        for observer in (self.traffic, self.slos, self.batches, self.drift, self.capture, self._traces):
             if observer is not None:
                 observers.add(observer)
         if self.refusals is not None:
             observers.add(self.refusals, only_failures=True)
         if self._access_log is not None:
             observers.add(self._access_log, only_failures=self.settings.access_log == "refused")
+
+
+def _capture(settings: ObservingSettings) -> Capture | None:
+    if not settings.capture.directory:
+        return None
+    from cloud_core.observing.capture import Capture  # pyarrow, where it is asked for
+
+    return Capture(settings.capture)
 
 
 def _tracer(settings: ObservingSettings) -> Tracer | None:

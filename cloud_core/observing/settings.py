@@ -50,6 +50,30 @@ class DriftSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_versions: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 50
 
 
+class CaptureSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A sample of requests with their answers, as Parquet (extra ``data``).
+
+    Attributes:
+        directory: of the files; "" keeps nothing.
+        share: of requests that are kept.
+        drop: tensors that are left out, as ``model/tensor`` with ``*`` and ``?``.
+        hash: tensors of which only a hash of each row is kept, named in the same way.
+        flush_s: how often what was kept is written.
+        max_waiting_bytes: of requests that wait to be written; more are dropped and counted.
+        max_bytes: of all files; the oldest ones go first.
+        keep_s: a file that is older goes.
+    """
+
+    directory: str = ""
+    share: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.01
+    drop: tuple[str, ...] = ()
+    hash: tuple[str, ...] = ()
+    flush_s: Annotated[float, msgspec.Meta(ge=0.05, le=3600.0)] = 30.0
+    max_waiting_bytes: Annotated[int, msgspec.Meta(ge=1024)] = 32 * 1024 * 1024
+    max_bytes: Annotated[int, msgspec.Meta(ge=1024)] = 1024 * 1024 * 1024
+    keep_s: Annotated[float, msgspec.Meta(gt=0.0)] = 7 * 86_400.0
+
+
 class ObservingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is counted, logged and kept of requests beside what ``/metrics`` always has.
 
@@ -62,6 +86,7 @@ class ObservingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         traces: spans of requests.
         slo: what models promise, by name; ``*`` is for all that are not named.
         drift: whether rows are distributed as they were.
+        capture: requests that are kept.
         last_refusals: how many of the last requests that were refused or failed are kept for ``penstock core explain``.
         batch_reasons: count why batches were closed, for ``penstock core explain``.
     """
@@ -73,5 +98,6 @@ class ObservingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     traces: TraceSettings = TraceSettings()
     slo: dict[str, SloSettings] = msgspec.field(default_factory=dict)
     drift: DriftSettings = DriftSettings()
+    capture: CaptureSettings = CaptureSettings()
     last_refusals: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 100
     batch_reasons: bool = False
