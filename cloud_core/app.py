@@ -12,10 +12,11 @@ import importlib.metadata
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Coroutine
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -25,11 +26,13 @@ from cloud_core.api.garbage import gc_route
 from cloud_core.api.grpc_oip import OipServicer
 from cloud_core.api.grpc_repository import RepositoryCalls
 from cloud_core.api.grpc_server import GrpcServer
+from cloud_core.api.keys import key_routes
 from cloud_core.api.metrics import Metrics
 from cloud_core.api.oci import OciApi
 from cloud_core.api.routes import http_server
 from cloud_core.api.seeing import Seeing
 from cloud_core.api.traffic import TrafficApi
+from cloud_core.api.usage import usage_route
 from cloud_core.fleet.service import FleetService
 from cloud_core.observing.observing import Observing
 from cloud_core.registry.registry import Registry
@@ -41,7 +44,7 @@ from cloud_core.serving.texts import TextPlane
 from cloud_core.serving.token_accounts import SpendingKeeper
 from cloud_core.settings import CoreSettings, check
 from cloud_core.state import Database, spending
-from cloud_core.tenants.callers import Callers
+from cloud_core.tenants.tenancy import Tenancy, tenancy_of
 from cloud_core.traffic.canaries import Canaries
 from cloud_core.traffic.service import TrafficService
 from penstock.artifact.blobs import write_atomically
@@ -49,7 +52,6 @@ from penstock.errors import StorageError
 from penstock.hosting.generation.managed.vllm import ManagedServers
 from penstock.http.extensions import Extensions
 from penstock.http.server import HttpServer
-from penstock.policy.token_budget import Moment
 from penstock.process.clock import SteadyClock
 from penstock.process.live_settings import LiveSettings
 from penstock.process.shared_regions import SharedRegions
@@ -77,6 +79,7 @@ class Core:
         self._supervisor: asyncio.Task[None] | None = None
         self._is_clean = True
         self._certificates: ServerCertificates | None = None
+        self.tenancy: Tenancy | None = None
         self.plane: DataPlane
         self.grpc: GrpcServer
         self.http: HttpServer
@@ -152,10 +155,7 @@ class Core:
         was_killed = endpoints.exists()
         with contextlib.suppress(OSError):
             endpoints.unlink()  # of a core that was killed: nobody listens there any more
-        trusted = trust.configured(settings.trust_root, os.environ)
-        if trusted is not None:
-            trusted.keys()  # a root that cannot be read is found out now, not when a version is asked for
-        registry = Registry.open(self._data_dir, database, settings.registry, now=_utc_now, trust=trusted)
+        registry = self._open_registry(database)
         fleet = FleetService.open(database, registry, settings.fleet, SteadyClock())
         self._exit.push_async_callback(_close_fleet, fleet)
         measures = Measures()
@@ -167,6 +167,7 @@ class Core:
         )
         controller = Controller(registry, settings.serving, measures, now, log_settings=settings.log, managed=managed)
         self._exit.push_async_callback(self._close_controller, controller)
+        self.tenancy = tenancy_of(settings, database, now)
         traffic = TrafficService(database, registry, controller, fleet.actions, settings.serving.traffic, _utc_now)
         canaries = Canaries(traffic, registry, controller.lanes, measures, _utc_now)
         self.plane = DataPlane(
@@ -174,10 +175,13 @@ class Core:
             registry,
             measures,
             settings.serving,
-            self._callers(now),
+            None if self.tenancy is None else self.tenancy.callers,
             now,
             max_body_bytes=settings.http.max_body_bytes,
         )
+        if self.tenancy is not None:
+            self.plane.observers.add(self.tenancy.usage)
+            self._exit.push_async_callback(self.tenancy.flush)
         self.observing = Observing(settings.observing, registry, self.plane.observers)
         self._exit.push_async_callback(self.observing.close)
         keeper = self._keep_spending(database, was_killed)
@@ -190,11 +194,8 @@ class Core:
             "splits": canaries.run(),
             "heartbeat": self._beat(),
             **self.observing.tasks(),
+            **self._tasks_as_set(keeper),
         }
-        if self.texts.accounts.has_days:
-            tasks["spending"] = keeper.run()
-        if self._certificates is not None:
-            tasks["certificates"] = watch_certificates(self._certificates, every_s=settings.tls.reload_s)
         self._supervisor = asyncio.create_task(supervise(tasks, self._stopping), name="core")
         await self._until_settled(controller)
         await self.grpc.set_serving(True)
@@ -202,10 +203,22 @@ class Core:
         gc.freeze()  # what start-up built lives as long as the process: later collections need not look at it
         self._announce(endpoints)
 
-    def _callers(self, now: Callable[[], float]) -> Callers | None:
-        """Make what says who may call; None where everybody may."""
-        tenants = self._settings.tenants
-        return Callers(tenants, lambda: Moment(now=now(), at=time.time())) if tenants else None
+    def _open_registry(self, database: Database) -> Registry:
+        trusted = trust.configured(self._settings.trust_root, os.environ)
+        if trusted is not None:
+            trusted.keys()  # a root that cannot be read is found out now, not when a version is asked for
+        return Registry.open(self._data_dir, database, self._settings.registry, now=_utc_now, trust=trusted)
+
+    def _tasks_as_set(self, keeper: SpendingKeeper) -> dict[str, Coroutine[Any, Any, None]]:
+        """Return what runs beside the others where settings ask for it."""
+        tasks: dict[str, Coroutine[Any, Any, None]] = {}
+        if self.texts.accounts.has_days:
+            tasks["spending"] = keeper.run()
+        if self.tenancy is not None:
+            tasks["tenants"] = self.tenancy.run()
+        if self._certificates is not None:
+            tasks["certificates"] = watch_certificates(self._certificates, every_s=self._settings.tls.reload_s)
+        return tasks
 
     def _keep_spending(self, database: Database, was_killed: bool) -> SpendingKeeper:
         """Make the text plane, which goes on with what tenants had spent, and what keeps that on disk."""
@@ -233,13 +246,20 @@ class Core:
         servicer = FleetServicer(fleet, self.plane.identify, takes_certificates=self.plane.takes_certificates)
         self.grpc = await GrpcServer.start(self.plane, oip, servicer, settings.grpc, self._certificates)
         self._exit.push_async_callback(self.grpc.stop, _CUT_S)
-        self.metrics = Metrics(self.plane, self.texts, fleet, traffic, self.observing, version)
+        usage = None if self.tenancy is None else self.tenancy.usage
+        self.metrics = Metrics(self.plane, self.texts, fleet, traffic, self.observing, version, usage=usage)
         self.http = http_server(
             self.plane,
             self.texts,
             Embeddings(self.plane, settings.serving),
             OciApi(registry, now=_utc_now, is_draining=lambda: self.plane.is_draining),
-            (gc_route(registry), *Seeing(self.plane, self.observing).routes(), *TrafficApi(traffic).routes()),
+            (
+                gc_route(registry),
+                *Seeing(self.plane, self.observing).routes(),
+                *TrafficApi(traffic).routes(),
+                *key_routes(None if self.tenancy is None else self.tenancy.keys, fleet.actions),
+                usage_route(usage),
+            ),
             self.metrics,
             extensions,
             settings.http,

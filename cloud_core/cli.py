@@ -15,6 +15,7 @@ from cloud_core.asking import asked
 from cloud_core.push_cli import push
 from cloud_core.seeing_cli import drift, explain, slo, top
 from cloud_core.settings import ENV_PREFIX, CoreSettings, check
+from cloud_core.tenant_cli import key, usage
 from cloud_core.traffic_cli import load, models, pin, shadow, split, unload, versions
 from penstock.cli.core_option import core_option
 from penstock.cli.fleet.options import Core, core_options, operator_options
@@ -185,7 +186,7 @@ def gc(is_dry_run: bool, core: str, token: str, output: str) -> None:
         click.get_current_context().exit(1)
 
 
-for _verb in (top, slo, drift, explain, models, split, shadow, pin, versions, load, unload, push):
+for _verb in (top, slo, drift, explain, key, usage, models, split, shadow, pin, versions, load, unload, push):
     command.add_command(_verb)
 
 

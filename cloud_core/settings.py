@@ -15,7 +15,7 @@ from cloud_core.fleet.settings import FleetSettings
 from cloud_core.observing.settings import ObservingSettings
 from cloud_core.registry.settings import RegistrySettings
 from cloud_core.serving.settings import TrafficSettings, version_policies
-from cloud_core.tenants.settings import TenantSettings
+from cloud_core.tenants.settings import AuthSettings, TenantSettings, UsageSettings
 from penstock.errors import ConfigError, InvalidInput
 from penstock.hosting.generation.managed.settings import VllmSettings
 from penstock.hosting.generation.settings import GenerationSettings
@@ -118,6 +118,8 @@ class CoreSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     Attributes:
         data_dir: state and artifacts; one core process at a time.
         tenants: who may call; empty lets everybody in.
+        auth: how callers prove who they are.
+        usage: what is kept of what tenants used.
         tls: how both ports are encrypted.
         allow_anonymous: without tenants, listen on addresses other than loopback all the same.
         trust_root: directory of public keys (``penstock keys trust``); only what one of them signed is then served. ""
@@ -134,11 +136,18 @@ class CoreSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     fleet: FleetSettings = FleetSettings()
     shared_memory: SharedMemorySettings = SharedMemorySettings()
     tenants: tuple[TenantSettings, ...] = ()
+    auth: AuthSettings = AuthSettings()
+    usage: UsageSettings = UsageSettings()
     tls: ServerTls = ServerTls()
     allow_anonymous: bool = False
     trust_root: str = ""
     log: LogSettings = LogSettings()
     observing: ObservingSettings = ObservingSettings()
+
+    @property
+    def wants_credentials(self) -> bool:
+        """Say whether callers have to prove who they are."""
+        return bool(self.tenants or self.auth.required or self.auth.oidc.issuer)
 
 
 def check(settings: CoreSettings) -> CoreSettings:
@@ -171,18 +180,18 @@ def check(settings: CoreSettings) -> CoreSettings:
         except InvalidInput as error:
             raise ConfigError(f"tenants: {tenant.name}: {error.message}") from None
     is_open = [host for host in (settings.http.host, settings.grpc.host) if not is_loopback(host)]
-    if settings.shared_memory.max_regions and (settings.tenants or is_open):
+    if settings.shared_memory.max_regions and (settings.wants_credentials or is_open):
         raise ConfigError(
             "shared_memory.max_regions: whoever may call reaches all shared memory, so that it is served without "
             "[[tenants]] and on loopback only; set it to 0, or http.host and grpc.host to 127.0.0.1"
         )
-    if settings.tenants or settings.allow_anonymous:
+    if settings.wants_credentials or settings.allow_anonymous:
         return settings
     for section, host in (("http", settings.http.host), ("grpc", settings.grpc.host)):
         if not is_loopback(host):
             raise ConfigError(
                 f"{section}.host: {host!r} is reachable from other machines and there are no [[tenants]]; "
-                "add tenants, or set allow_anonymous = true to let everybody in"
+                "add tenants, set auth.required = true to have keys, or set allow_anonymous = true to let everybody in"
             )
     return settings
 

@@ -21,10 +21,12 @@ from prometheus_client.registry import Collector
 
 from cloud_core.api.arm_metrics import arms
 from cloud_core.api.observed_metrics import observed
+from cloud_core.api.usage_metrics import used
 from cloud_core.fleet.service import FleetService
 from cloud_core.observing.observing import Observing
 from cloud_core.serving.dataplane import DataPlane
 from cloud_core.serving.texts import TextPlane
+from cloud_core.tenants.usage import Usage
 from cloud_core.traffic.service import TrafficService
 from penstock.process.histogram import Histogram
 from penstock.process.telemetry import dropped_lines
@@ -43,9 +45,13 @@ class Metrics(Collector):
         traffic: TrafficService,
         observing: Observing,
         version: str,
+        *,
+        usage: Usage | None = None,
     ) -> None:
+        """``usage``: of tenants; None where there are none."""
         self._plane, self._texts, self._fleet, self._version = plane, texts, fleet, version
         self._traffic, self._observing = traffic, observing
+        self._usage = usage
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -69,6 +75,8 @@ class Metrics(Collector):
         yield from self._rollouts()
         yield from arms(self._plane.controller.lanes, self._traffic)
         yield from observed(self._plane, self._observing)
+        if self._usage is not None:
+            yield from used(self._usage)
 
     def _requests(self) -> Iterable[Metric]:
         measures = self._plane.measures

@@ -151,7 +151,7 @@ class Note:
     def run(self, request: InferRequest, rows: int) -> RunNote:
         """Note that rows are queued now; what is returned goes with them."""
         self.request, self.rows = request, self.rows + rows
-        note = RunNote(queued_at=perf_counter())
+        note = RunNote(queued_at=perf_counter(), rows=rows)
         self.runs.append(note)
         return note
 

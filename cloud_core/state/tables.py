@@ -172,6 +172,37 @@ token_spending = Table(
     Column("tokens", BigInteger, nullable=False),
 )
 
+api_keys = Table(
+    "api_keys",
+    metadata,
+    # what callers hold; of the key itself only the hash is here
+    Column("id", String(16), primary_key=True),
+    Column("hash", String(64), nullable=False, unique=True),
+    Column("tenant", String(64), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("device_id", String(128), nullable=False),
+    Column("note", String(255), nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("created_by", String(255), nullable=False),
+    Column("expires_at", Double, nullable=True),
+    Column("last_used_at", Double, nullable=True),
+)
+
+usage_days = Table(
+    "usage_days",
+    metadata,
+    # what tenants asked of models on a day, in days since 1970; written from time to time
+    Column("day", Integer, primary_key=True),
+    Column("tenant", String(64), primary_key=True),
+    Column("model", String(255), primary_key=True),
+    Column("requests", BigInteger, nullable=False),
+    Column("failed", BigInteger, nullable=False),
+    Column("rows", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+    Column("device_s", Double, nullable=False),
+)
+
 counters = Table(
     "counters",
     metadata,

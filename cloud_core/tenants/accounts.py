@@ -104,9 +104,14 @@ def accounts_of(tenants: Iterable[TenantSettings], moment: Callable[[], Moment])
     return found
 
 
+def models_of(settings: TenantSettings) -> tuple[str, ...] | None:
+    """Return the names that a tenant may ask for; None is all of them."""
+    return None if _EVERY_MODEL in settings.models else settings.models
+
+
 def tenant_of(settings: TenantSettings) -> Tenant:
     """Make what authentication gives."""
-    models = None if _EVERY_MODEL in settings.models else settings.models
+    models = models_of(settings)
     return Tenant(name=settings.name, role=settings.role, device_id=settings.device_id, models=models)
 
 

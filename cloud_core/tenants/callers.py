@@ -1,20 +1,38 @@
 """Who calls: the one place that turns a credential into a tenant, and looks whether it may do what it asks for.
 
-Credentials are tokens from the settings, and certificates that TLS has verified. Everything is looked up in memory;
-nothing here waits.
+Credentials are tokens from the settings, keys, tokens of an identity provider, and certificates that TLS has verified.
+Everything is looked up in memory; nothing here waits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
 
 from cloud_core.policy import admission
 from cloud_core.policy.admission import Tenant
 from cloud_core.tenants.accounts import Account, accounts_of, tenant_of
+from cloud_core.tenants.keys import ApiKeys
 from cloud_core.tenants.settings import TenantSettings
 from penstock.policy.access import Action
 from penstock.policy.token_budget import Moment
 from penstock.wire.credentials import PeerCertificate
+
+
+class Issuer(Protocol):
+    """Knows the tokens of an identity provider."""
+
+    def tenant_of(self, token: str, key: bytes) -> Tenant | None:
+        """Return whose token this is; None for one that is not valid.
+
+        Args:
+            key: the token's hash, by which a verified one is remembered.
+
+        Raises:
+            Unavailable: the provider's keys are not here yet.
+        """
+        ...
+
 
 _MAX_CERTIFICATES = 10_000
 
@@ -24,9 +42,23 @@ class Callers:
 
     Attributes:
         accounts: by name, of tenants that may not do everything.
+        keys: made by operators.
     """
 
-    def __init__(self, tenants: Iterable[TenantSettings], moment: Callable[[], Moment]) -> None:
+    def __init__(
+        self,
+        tenants: Iterable[TenantSettings],
+        moment: Callable[[], Moment],
+        *,
+        keys: ApiKeys | None = None,
+        issuer: Issuer | None = None,
+    ) -> None:
+        """
+        Args:
+            keys: None where there are none.
+            issuer: knows tokens of an identity provider; None takes none.
+        """
+        self.keys, self._issuer = keys, issuer
         known = tuple(tenants)
         self.accounts: Mapping[str, Account] = accounts_of(known, moment)
         self._certificates = tuple((tenant_of(one), one.certificates) for one in known if one.certificates)
@@ -46,7 +78,11 @@ class Callers:
         if isinstance(authorization, PeerCertificate):
             tenant = self._by_certificate(authorization)
         else:
-            tenant = self._tokens.get(admission.hashed(admission.bearer_token(authorization)))
+            token = admission.bearer_token(authorization)
+            key = admission.hashed(token)
+            tenant = self._tokens.get(key) or self._by_key(key)
+            if tenant is None and self._issuer is not None:
+                tenant = self._issuer.tenant_of(token, key)
         if tenant is None:
             raise admission.nobody()
         if action is not None:
@@ -59,6 +95,9 @@ class Callers:
     def takes_certificates(self) -> bool:
         """Say whether a certificate may stand for a token."""
         return bool(self._certificates)
+
+    def _by_key(self, key: bytes) -> Tenant | None:
+        return None if self.keys is None else self.keys.tenant_of(key)
 
     def _by_certificate(self, certificate: PeerCertificate) -> Tenant | None:
         """Look the names of a certificate up; a connection makes many requests with the same ones."""

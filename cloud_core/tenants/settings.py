@@ -2,14 +2,85 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import Annotated, Literal
 
 import msgspec
 
 from cloud_core.policy.admission import Role
 
+Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 _Rate = Annotated[float, msgspec.Meta(ge=0.0)]
 _Limit = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class OidcSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Tokens that an identity provider signs (OpenID Connect, JWT), taken beside others. Needs the extra ``oidc``.
+
+    Attributes:
+        issuer: the ``iss`` that tokens must have; "" takes none.
+        audience: the ``aud`` that tokens must have.
+        jwks: where the provider's public keys are: an https URL, http on this machine, or a file.
+        algorithms: that a signature may have; those that sign with a secret that both sides hold are not among them.
+        tenant: the tenant of every such token; "" for what ``tenant_claim`` says.
+        tenant_claim: the claim that names the tenant, one of ``[[tenants]]``; dots lead into objects.
+        role_claim: the claim with roles, groups or scopes, a text or a list; "" for none.
+        roles: what values of ``role_claim`` stand for, such as ``{"ml-admins" = "admin"}``; the mightiest one counts.
+        default_role: of tokens without such a value; "" refuses them.
+        leeway_s: by which clocks may differ.
+        refresh_s: public keys are read again so often.
+        min_refresh_s: and at most so often where a token names a key that is not known.
+        max_cached_tokens: that are not verified again until they expire, or the provider's keys change.
+    """
+
+    issuer: str = ""
+    audience: str = ""
+    jwks: str = ""
+    algorithms: tuple[Algorithm, ...] = ("RS256", "ES256")
+    tenant: str = ""
+    tenant_claim: str = "tenant"
+    role_claim: str = ""
+    roles: dict[str, Role] = msgspec.field(default_factory=dict)
+    default_role: Role | Literal[""] = "client"
+    leeway_s: Annotated[float, msgspec.Meta(ge=0.0, le=600.0)] = 30.0
+    refresh_s: Annotated[float, msgspec.Meta(ge=1.0, le=86_400.0)] = 300.0
+    min_refresh_s: Annotated[float, msgspec.Meta(ge=0.1, le=3600.0)] = 10.0
+    max_cached_tokens: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
+
+    def __post_init__(self) -> None:
+        if self.issuer and not (self.audience and self.jwks and self.algorithms):
+            raise ValueError("issuer: tokens are taken where audience, jwks and algorithms are given, too")
+        host = re.match(r"http://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?/", self.jwks)
+        if self.jwks.startswith("http://") and host is None:
+            raise ValueError("jwks: keys that come over http can be anybody's; use https, or a file")
+
+
+class AuthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How callers prove who they are, beside the tokens of ``[[tenants]]``.
+
+    Attributes:
+        required: everybody needs a credential, also where there are no ``[[tenants]]``: a key that ``penstock core key
+            create`` made. Where there are tenants or an issuer it is so anyway.
+        max_keys: keys that may exist at a time.
+        oidc: tokens of an identity provider.
+    """
+
+    required: bool = False
+    max_keys: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
+    oidc: OidcSettings = OidcSettings()
+
+
+class UsageSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long it is known what tenants used (``penstock core usage``).
+
+    Attributes:
+        keep_days: days that are kept.
+        max_pairs: pairs of tenant and model that are counted apart on a day; what more there is counts for the model
+            ``(others)`` of its tenant, as do metrics with it.
+    """
+
+    keep_days: Annotated[int, msgspec.Meta(ge=1, le=36_500)] = 400
+    max_pairs: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
 
 
 class TenantSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

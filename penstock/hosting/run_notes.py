@@ -38,10 +38,12 @@ class RunNote:
 
     Attributes:
         queued_at: when it was queued.
+        rows: of the chunk.
         batch: its run: the last one, where a batch that failed ran again in parts; None where it did not run.
     """
 
     queued_at: float
+    rows: int = 0
     batch: BatchNote | None = None
 
     @property

@@ -1,0 +1,72 @@
+"""All about tenants of one core: who calls, what each has left, and what is written of that from time to time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from cloud_core.settings import CoreSettings
+from cloud_core.state import Database, api_keys
+from cloud_core.tenants.accounts import models_of
+from cloud_core.tenants.callers import Callers
+from cloud_core.tenants.keys import ApiKeys
+from cloud_core.tenants.usage import Usage
+from penstock.policy.token_budget import Moment
+from penstock.process.telemetry import log
+
+_log = logging.getLogger(__name__)
+
+
+class Tenancy:
+    """Made once for a core in which callers prove who they are.
+
+    Attributes:
+        callers: who may call.
+        keys: that operators make.
+        usage: what tenants used.
+    """
+
+    def __init__(self, settings: CoreSettings, database: Database, now: Callable[[], float]) -> None:
+        """Read what is kept, and go on with it.
+
+        Args:
+            now: the event loop's clock.
+        """
+        self._flush_s = settings.serving.spending_flush_s
+        self.keys = ApiKeys(
+            database,
+            wall_clock=time.time,
+            max_keys=settings.auth.max_keys,
+            models={tenant.name: models_of(tenant) for tenant in settings.tenants},
+        )
+        self.callers = Callers(settings.tenants, lambda: Moment(now=now(), at=time.time()), keys=self.keys)
+        self.usage = Usage(database, settings.usage, wall_clock=time.time)
+        for name, used in self.usage.of_today().items():
+            account = self.callers.accounts.get(name)
+            if account is not None:
+                account.resume(day=self.usage.today(), requests=used.requests, rows=used.rows)
+        if not (settings.tenants or len(self.keys)):
+            log(_log, logging.WARNING, "nobody has a credential yet", make_one="penstock core key create --data-dir")
+
+    async def run(self) -> None:
+        """Write what has changed, until cancelled."""
+        while True:
+            await asyncio.sleep(self._flush_s)
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Write what has changed now."""
+        await self.usage.flush()
+        await self.keys.flush()
+
+
+def tenancy_of(settings: CoreSettings, database: Database, now: Callable[[], float]) -> Tenancy | None:
+    """Make it; None where everybody may call, and keys that there are say nothing."""
+    if settings.wants_credentials:
+        return Tenancy(settings, database, now)
+    if kept := len(database.run_now(api_keys.read)):
+        effect = "everybody may call; set auth.required = true, or have [[tenants]]"
+        log(_log, logging.WARNING, "keys are not looked at", keys=kept, because=effect)
+    return None
