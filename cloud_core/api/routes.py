@@ -16,6 +16,7 @@ from cloud_core.serving.texts import TextPlane
 from cloud_core.settings import HttpSettings
 from penstock.http.extensions import Extensions
 from penstock.http.generate import EXTENSION, Generate
+from penstock.http.kserve import KServe
 from penstock.http.oip import Oip
 from penstock.http.openai import OpenAi
 from penstock.http.openapi import with_document
@@ -66,7 +67,7 @@ def http_server(
     )
 
     generate = Generate(texts, queue_full_status=settings.queue_full_status)
-    openai = OpenAi(texts, embedder=embeddings, queue_full_status=settings.queue_full_status)
+    openai = OpenAi(texts, embedder=embeddings, others=plane, queue_full_status=settings.queue_full_status)
 
     # the inference protocol goes first: what it has under /v2 is reserved, and never a repository's name
     routes = [
@@ -75,6 +76,7 @@ def http_server(
         *extensions.routes(),
         *generate.routes(),
         *openai.routes(),
+        *KServe(plane, queue_full_status=settings.queue_full_status).routes(),
         _metrics_row(metrics),
         *ours,
         *oci.routes(),

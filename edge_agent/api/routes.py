@@ -15,6 +15,7 @@ from edge_agent.serving.dataplane import DataPlane
 from edge_agent.serving.embeddings import Embeddings
 from edge_agent.serving.texts import TextPlane
 from penstock.http.generate import EXTENSION, Generate
+from penstock.http.kserve import KServe
 from penstock.http.oip import Oip
 from penstock.http.openai import OpenAi
 from penstock.http.openapi import with_document
@@ -69,7 +70,8 @@ def http_server(
         *Overview(dataplane, name=SERVER_NAME, paths=_PATHS).routes(),
         *oip.routes(),
         *Generate(texts).routes(),
-        *OpenAi(texts, embedder=embeddings).routes(),
+        *OpenAi(texts, embedder=embeddings, others=dataplane).routes(),
+        *KServe(dataplane).routes(),
         Route("GET", "/metrics", scrape, says=_METRICS),
         Route("GET", "/status", tell, says=_STATUS),
         Route("POST", "/models/{model}/unblock", try_again, says=_UNBLOCK),

@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, Generic, Literal, NotRequired, TypedDict
+from typing import Any, Generic, Literal, NotRequired, Protocol, TypedDict
 
 import msgspec
 from msgspec import structs
@@ -35,11 +35,20 @@ from penstock.openai.sse import DONE, event_bytes
 from penstock.policy.access import Action
 from penstock.process.telemetry import refusal_of
 from penstock.wire.context import RequestContext
+from penstock.wire.inference import ModelState
 
 AT_ONCE = 8
 """Answers to one request that are under way at the same time; the next one begins when one of them ends."""
 
 _log = logging.getLogger(__name__)
+
+
+class Models(Protocol):
+    """What knows all models of a server."""
+
+    def model_state(self, model: str, version: str, /) -> ModelState: ...
+
+    def index(self) -> Sequence[ModelState]: ...
 
 
 class OpenAiRefusal(TypedDict):
@@ -101,9 +110,12 @@ _EMBED = Operation(
     refusal=OpenAiRefusal,
 )
 _MODELS = Operation(
-    summary="List the models that answer texts", group="OpenAI", answers={JSON: dict[str, Any]}, refusal=OpenAiRefusal
+    summary="List the models that answer texts, and the names of all",
+    group="OpenAI",
+    answers={JSON: dict[str, Any]},
+    refusal=OpenAiRefusal,
 )
-_MODEL = replace(_MODELS, summary="Describe a model that answers texts")
+_MODEL = replace(_MODELS, summary="Describe a model, and say whether it is ready")
 
 
 class OpenAi(Generic[Ticket]):
@@ -114,16 +126,20 @@ class OpenAi(Generic[Ticket]):
         plane: TextPlane[Ticket],
         *,
         embedder: Embedder[Ticket] | None = None,
+        others: Models | None = None,
         queue_full_status: int = 503,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         """
         Args:
             embedder: None serves no embeddings.
+            others: all models, whether they answer texts or not, for KServe's first protocol, which shares the lists of
+                models; None lists those that answer texts alone.
             queue_full_status: 503, or 429 for clients that only back off on that.
             wall_clock: seconds since 1970, for what clients show.
         """
         self._plane, self._embedder, self._wall_clock = plane, embedder, wall_clock
+        self._others = others
         self._bodies = Bodies()
         self._refuse = partial(openai_refusal, queue_full=queue_full_status)
 
@@ -215,12 +231,18 @@ class OpenAi(Generic[Ticket]):
             return json_reply(embeddings_document(call, made))
 
     async def _models(self, request: Request) -> Reply:
-        return json_reply(models_document(self._known()))
+        document = models_document(self._known())
+        if self._others is not None:
+            document["models"] = list(dict.fromkeys(state.model for state in self._others.index()))
+        return json_reply(document)
 
     async def _model(self, request: Request) -> Reply:
         name = request.names["model"]
         models = self._known()
         found = next((model for model in models if model.name == name), None)
+        if self._others is not None:  # raises where nobody has this model
+            ready = {"name": name, "ready": self._others.model_state(name, "").state == "READY"}
+            return json_reply({**(model_document(found) if found is not None else {}), **ready})
         if found is None:
             known = ", ".join(sorted({model.name for model in models})) or "none"
             raise NotFound(f"no model {name[:200]!r} that answers texts; known: {known}")

@@ -67,6 +67,32 @@ def decode(data: msgspec.Raw, datatype: str, shape: Sequence[int], *, field: str
     return reshape(array, shape, field=field)
 
 
+def of_nested(values: object, datatype: str, *, field: str) -> Array:
+    """Read an array from nested lists, whose lengths are its shape. Bytes may stand where text may.
+
+    Raises:
+        InvalidInput: unknown datatype, ragged or too deep lists, wrong element type, or out of range.
+    """
+    dtype = numpy_dtype(datatype, field=field)
+    shape, flat = _unnested(values, field)
+    try:
+        if datatype == "BYTES":
+            flat = [value.encode() if isinstance(value, str) else value for value in flat]
+            if not all(isinstance(value, bytes) for value in flat):
+                raise InvalidInput(f"{field}: not all values are text", field=field)
+        else:
+            flat = msgspec.convert(flat, _ELEMENTS[datatype])
+        with np.errstate(over="raise"):
+            array: Array = np.array(flat, dtype=dtype)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"{field}: not all values are {datatype}: {error}", field=field) from None
+    except (OverflowError, FloatingPointError):
+        raise InvalidInput(f"{field}: a value is out of range for {datatype}", field=field) from None
+    except UnicodeEncodeError:
+        raise InvalidInput(f"{field}: a text has no UTF-8 form", field=field) from None
+    return reshape(array, shape, field=field)
+
+
 def encode(array: Array, datatype: str, *, field: str) -> list[Any]:
     """Return the flat list to write as a tensor's ``data``.
 
@@ -110,3 +136,19 @@ def _flattened(data: msgspec.Raw) -> list[Any] | None:
             return None
         values = [item for value in values for item in value]
     return None
+
+
+def _unnested(values: object, field: str) -> tuple[list[int], list[Any]]:
+    """Return the shape of nested lists, and their elements in row-major order."""
+    if not isinstance(values, list):
+        return [], [values]
+    shape = [len(values)]
+    while values and isinstance(values[0], list) and len(shape) <= _MAX_DEPTH:
+        width = len(values[0])
+        if not all(isinstance(value, list) and len(value) == width for value in values):
+            raise InvalidInput(f"{field}: lists of different lengths beside each other", field=field)
+        shape.append(width)
+        values = [item for value in values for item in value]
+    if any(isinstance(value, list) for value in values):
+        raise InvalidInput(f"{field}: lists beside values, or nested too deeply", field=field)
+    return shape, values

@@ -36,6 +36,7 @@ def operations(core: Core) -> list[Any]:
     return [result.ok() for result in schema.get_all_operations()]
 
 
+@pytest.mark.timeout(300 + 20 * EXAMPLES)
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["right", "wrong"])
 @pytest.mark.parametrize("known", [True, False], ids=["known", "any"])
 def test_nothing_is_answered_with_5xx(core: Core, operations: list[Any], mode: GenerationMode, known: bool) -> None:

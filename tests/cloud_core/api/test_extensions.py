@@ -302,3 +302,29 @@ def test_the_extensions_that_are_listed_are_those_that_work(over_http: Any, over
     assert {"classification", "system_shared_memory", "logging", "trace", "statistics"} <= set(listed)
     assert "cuda_shared_memory" not in listed
     assert set(over_grpc.get_server_metadata().extensions) == set(listed) - {"generate"}
+
+
+def test_kserves_first_protocol(core: Core, over_http: Any) -> None:
+    base = f"http://127.0.0.1:{core.http_port}/v1/models"
+
+    def call(path: str, document: Any = None) -> Any:
+        data = None if document is None else json.dumps(document).encode()
+        with urllib.request.urlopen(urllib.request.Request(base + path, data=data), timeout=20) as answer:
+            return json.load(answer)
+
+    expected = infer(triton_http, over_http).as_numpy("logits").tolist()
+    told = call("/mlp:predict", {"instances": rows(1, 2, 3).tolist()})
+    np.testing.assert_allclose(told["predictions"], expected, rtol=1e-5)
+    assert told["parameters"]["variant"].startswith("sha256:")
+    told = call("/mlp/versions/v1:predict", {"inputs": {"x": rows(1, 2, 3).tolist()}})
+    np.testing.assert_allclose(told["outputs"], expected, rtol=1e-5)
+    assert (call("")["object"], call("")["models"]) == ("list", ["mlp", "stats"])
+    assert call("/mlp") == {"name": "mlp", "ready": True}
+    for path, document, status in (
+        ("/ghost", None, 404), ("/ghost:predict", {"instances": [1]}, 404), ("/mlp:predict", {"instances": [1]}, 400),
+        ("/mlp:explain", {"instances": [1]}, 405),
+    ):  # fmt: skip
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            call(path, document)
+        assert refused.value.code == status
+        assert "error" in json.load(refused.value)

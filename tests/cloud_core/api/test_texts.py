@@ -209,7 +209,7 @@ class Silent:
 
 async def test_a_text_that_nobody_reads_gives_its_place_back(core: Core) -> None:
     servicer = OipServicer(core.plane, core.texts, version="0", stream_window=2, unread_s=0.05)
-    handler: Any = servicer.handlers()["ModelStreamInfer"]
+    handler: Any = servicer.service().streams["ModelStreamInfer"]
 
     async def one() -> AsyncIterator[bytes]:
         yield long_request().SerializeToString()
