@@ -56,7 +56,7 @@ class LoadingPlan:
     """Holds one step: unload these, then load that one, then plan again.
 
     Attributes:
-        refused: wanted, but there is no room beside what is held.
+        refused: wanted, but there is no room beside what is held, or at all.
         wake_at: when a failed one may be tried again.
     """
 
@@ -98,7 +98,7 @@ def plan_loading(
         if victims is not None:
             unload = (*gone, *(victim.digest for victim in victims))
             return LoadingPlan(load=candidate.digest, unload=unload, refused=tuple(refused))
-        if candidate.asked_at is not None or candidate.is_pinned:
+        if candidate.asked_at is not None or candidate.is_pinned or candidate.size_bytes > room.size_bytes:
             refused.append(candidate.digest)
     retries = [c.retry_at for c in candidates if not c.is_loaded and c.retry_at is not None and c.retry_at > now]
     return LoadingPlan(unload=gone, refused=tuple(refused), wake_at=min(retries, default=None))

@@ -41,6 +41,7 @@ from penstock.wire.inference import (
     ModelMetadata,
     ModelState,
     ModelStatistics,
+    Parameter,
 )
 
 SERVER_NAME = "penstock"
@@ -260,9 +261,9 @@ class DataPlane:
             QueueFull: no room for this many rows. MemoryFull: tensors far larger than their body.
             DeadlineExceeded: nothing was executed. Unavailable: being unloaded. Internal: the model failed.
         """
+        if ticket.route.lane is not None:
+            self.settle_arm(ticket, request.parameters)
         settings, route = self._settings, ticket.route
-        if route.lane is not None:
-            route = ticket.route = self._router.moved(route, request.parameters, ticket.size_bytes)
         served = route.served
         if isinstance(served, ServedText):
             raise InvalidInput(
@@ -307,6 +308,14 @@ class DataPlane:
         if route.lane is not None and route.lane.shadow is not None:
             route.lane.shadow.offer(route.lane.arm, served, request, outputs, rows)
         return response
+
+    def settle_arm(self, ticket: Ticket, parameters: Mapping[str, Parameter]) -> None:
+        """Let an admitted request go to another arm of a split, where one of its parameters says so: once for each.
+
+        Raises:
+            QueueFull: there is no room.
+        """
+        ticket.route = self._router.moved(ticket.route, parameters, ticket.size_bytes)
 
     # -- drain -------------------------------------------------------------------------------------------------------
 

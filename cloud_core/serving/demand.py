@@ -26,6 +26,8 @@ from penstock.wire.inference import Readiness
 _log = logging.getLogger(__name__)
 _BACKOFF = Backoff(base_s=2.0, factor=4.0, max_s=300.0)
 _MAX_ASKED = 1024
+_MOST_TIMES, _MOST_BYTES = 8, 64 * 1024 * 1024
+"""What a variant is taken to need at most, by the size of its files: what else took memory meanwhile was not it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +178,7 @@ class Demand:
         if variant.spec.model in self._settings.generation.remote.urls:
             return 0  # it runs elsewhere
         of_files = variant.weights.size + sum(file.size for file in variant.files)
-        return max(of_files, self._measured.get(variant.digest, 0))
+        return max(of_files, min(self._measured.get(variant.digest, 0), _MOST_TIMES * of_files + _MOST_BYTES))
 
     def check_room(self, version: ModelVersion) -> None:
         """

@@ -25,6 +25,8 @@ class Embeddings:
 
     async def embed(self, ticket: Ticket, context: RequestContext, request: EmbeddingRequest) -> Embedded:
         """Answer an admitted request; see :class:`penstock.generation.plane.Embedder`."""
+        if ticket.route.lane is not None:
+            self._plane.settle_arm(ticket, request.parameters)
         texts = _texts_of(ticket, request)
         embedding.check_count(request, self._max_rows)
         rows = await embedding.tokenized(texts, request)

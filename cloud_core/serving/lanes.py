@@ -54,7 +54,7 @@ class Lane:
 
     Attributes:
         arm: its name.
-        parameter: the request parameter that says where a request goes; "" for none.
+        parameter: the request parameter that says where a request goes, which is not known yet; "" for none.
         shadow: gets copies of what was answered; None for nobody.
     """
 
@@ -111,8 +111,13 @@ class Lanes:
             route,
             measures=ArmMeasures(measures, own),
             parameters={**route.parameters, "arm": name},
-            lane=Lane(arm=name, parameter=parameter_of(split.sticky), shadow=self._shadow_of(route)),
+            lane=Lane(arm=name, shadow=self._shadow_of(route)),
         )
+
+    def undecided(self, route: Route, split: Split) -> Route:
+        """Make the route of a request that may move to another arm when its parameters are known."""
+        assert route.lane is not None
+        return replace(route, lane=replace(route.lane, parameter=parameter_of(split.sticky)))
 
     def shadowed(self, route: Route) -> Route:
         """Give the route of a default version its lane, where its requests are copied to a shadow."""

@@ -228,7 +228,7 @@ class Router:
         split = None if version else self.lanes.splits.get(model)
         if split is not None:
             if parameter_of(split.sticky):  # which is known when the payload is: see moved()
-                return self._arm(split, model, None)
+                return self.lanes.undecided(self._arm(split, model, None), split)
             return self._divided(split, model, sticky_key(split.sticky, context))
         found = self._registry.resolve(model, version)
         route = self._found(found, is_default=not version)

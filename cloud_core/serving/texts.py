@@ -72,6 +72,8 @@ class TextPlane:
             InvalidInput: the prompt, what is asked of it, or a model that answers with arrays. Others, among them
                 QuotaExceeded for the tenant's tokens, come with the first event.
         """
+        if ticket.route.lane is not None:
+            self._plane.settle_arm(ticket, request.parameters)
         served = ticket.route.served
         if not isinstance(served, ServedText):
             raise InvalidInput(
@@ -86,6 +88,8 @@ class TextPlane:
             context = ticket.account.within_rights(context)
         served.last_used_at = context.arrived_at
         account: dict[str, Parameter] = {"served_by": "cloud", "variant": served.variant.digest}
+        if ticket.route.lane is not None:
+            account["arm"] = ticket.route.lane.arm
         events = self._events(served, asked, context, ticket.note, is_repeatable=prompts.is_repeatable(request))
         return TextAnswer(
             events=_told(events, account) if asked.options is not None else events,

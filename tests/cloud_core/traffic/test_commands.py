@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import onnx
 import onnxruntime
@@ -55,11 +58,17 @@ def infer(
     headers: dict[str, str] | None = None,
     parameters: dict[str, Any] | None = None,
 ) -> Any:
+    """Ask as plainly as the express lane wants it: one head, and a body of a known length."""
     tensor = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": X.ravel().tolist()}
-    body = json.dumps({"inputs": [tensor], "parameters": parameters or {}}).encode()
-    url = f"http://127.0.0.1:{core.http_port}/v2/models/{model}/infer"
-    with urllib.request.urlopen(urllib.request.Request(url, body, headers or {}), timeout=10) as answer:
+    body = json.dumps({"inputs": [tensor], "parameters": parameters or {}})
+    connection = http.client.HTTPConnection("127.0.0.1", core.http_port, timeout=10)
+    try:
+        connection.request("POST", f"/v2/models/{model}/infer", body, headers or {})
+        answer = connection.getresponse()
+        assert answer.status == 200, answer.read()
         return json.load(answer)
+    finally:
+        connection.close()
 
 
 def metrics(core: Core) -> str:
@@ -231,3 +240,70 @@ def test_what_is_no_model_is_not_pushed(core: Core, tmp_path: Path) -> None:
         assert refused.exit_code == 1
         assert expected in str(refused.exception)
     assert "wrong" not in {state.model for state in core.plane.index()}
+
+
+def test_no_request_fails_while_the_default_moves_to_what_is_not_loaded_yet(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    directory = tmp_path_factory.mktemp("moving")
+    with core_in_a_thread(directory, serving={"max_loaded_models": 1}) as core:
+        with RegistryClient(f"http://127.0.0.1:{core.http_port}") as client:
+            push(client, onnx_layout(directory, "v2", seed=2))
+        seen: list[list[str]] = [[] for _ in range(3)]
+        failures: list[BaseException] = []
+        stop = threading.Event()
+
+        def call(versions: list[str]) -> None:
+            try:
+                while not stop.is_set():
+                    versions.append(infer(core)["model_version"])
+            except BaseException as error:
+                failures.append(error)
+
+        callers = [threading.Thread(target=call, args=(versions,)) for versions in seen]
+        for caller in callers:
+            caller.start()
+        address = f"http://127.0.0.1:{core.http_port},grpc://127.0.0.1:{core.grpc_port}"
+        for version in ("v2", "v1", "v2"):
+            moved = CliRunner().invoke(command, ["default", "mlp", version, "--core", address])
+            assert moved.exit_code == 0, (moved.output, moved.exception)
+            wait_until(f"{version} answers", lambda version=version: failures or all(v[-1:] == [version] for v in seen))
+        stop.set()
+        for caller in callers:
+            caller.join()
+        assert failures == []
+        assert all(set(versions) == {"v1", "v2"} for versions in seen)
+
+
+def test_kserves_form_of_a_load_names_the_model_in_its_only_field(core: Core) -> None:
+    from penstock.rpc.pb import oip_pb2 as pb
+
+    with grpc.insecure_channel(f"127.0.0.1:{core.grpc_port}") as channel:
+        for method, request in (
+            ("Unload", pb.RepositoryModelUnloadRequest(repository_name="mlp")),
+            ("Load", pb.RepositoryModelLoadRequest(repository_name="mlp")),
+        ):
+            call = channel.unary_unary(f"/inference.GRPCInferenceService/RepositoryModel{method}")
+            call(request.SerializeToString(), timeout=20)
+            assert (core.plane.model_state("mlp").state == "READY") == (method == "Load")
+
+
+def test_a_client_may_ask_models_and_not_load_them(tmp_path_factory: pytest.TempPathFactory) -> None:
+    tenants = [
+        {"name": "ops", "token": "operators-secret"},
+        {"name": "shop", "token": "a-clients-secret", "role": "client"},
+    ]
+    with core_in_a_thread(tmp_path_factory.mktemp("tenants"), tenants=tenants) as core:
+        base = f"http://127.0.0.1:{core.http_port}"
+        for words in (("unload", "mlp"), ("split", "mlp", "--end"), ("models",)):
+            refused = CliRunner().invoke(command, [*words, "--core", base, "--token", "a-clients-secret"])
+            assert "may not" in str(refused.exception), refused.exception
+        with grpc.insecure_channel(f"127.0.0.1:{core.grpc_port}") as channel:
+            call = channel.unary_unary("/inference.GRPCInferenceService/RepositoryModelUnload")
+            with pytest.raises(grpc.RpcError) as caught:
+                call(b"", metadata=(("authorization", "Bearer a-clients-secret"),), timeout=20)
+        assert caught.value.code() == grpc.StatusCode.PERMISSION_DENIED
+        done = CliRunner().invoke(
+            command, ["pin", "mlp", "v1", "--core", base, "--token", "operators-secret", "-o", "json"]
+        )
+        assert json.loads(done.stdout)["notes"][-1]["who"].endswith("(tenant ops)")

@@ -19,9 +19,10 @@ from cloud_core.settings import ServingSettings
 from cloud_core.state import Database
 from cloud_core.traffic.canaries import WHO, Canaries
 from cloud_core.traffic.service import TrafficService
+from penstock.artifact.layout import Layout, VariantDraft
 from penstock.errors import Conflict, Internal, InvalidInput, NotFound, Unavailable
 from tests.cloud_core.releases import released
-from tests.cloud_core.rig import Rig, onnx_layout, rig_of
+from tests.cloud_core.rig import Rig, onnx_layout, onnx_spec, rig_of
 from tests.penstock.hosting.rig import outcome, rows
 
 ANNA = Operator(who="anna", reason="a test")
@@ -358,3 +359,25 @@ async def test_what_is_slow_is_found_out_from_the_default_version(world: World) 
     await world.canaries.look()
     assert world.service.splits()["mlp"].gate.slow_s > 0
     assert world.service.counts("mlp") == before
+
+
+async def test_a_version_that_cannot_be_loaded_says_why_to_who_loads_it(
+    world: World, put: Callable[..., Any], tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.onnx"
+    bad.write_bytes(b"not a model")
+    layout = Layout.create(tmp_path / "layout-bad")
+    layout.pack([VariantDraft(spec=onnx_spec("broken"), weights=bad)], tag="v1")
+    await put(world.registry, layout)
+    with pytest.raises(Unavailable, match="cannot load"):
+        await world.service.load("broken", "v1", ANNA)
+
+
+async def test_a_limit_in_bytes_is_named_where_it_keeps_a_version_out(make_world: Callable[..., Any]) -> None:
+    world = await make_world(max_loaded_bytes=1)
+    assert isinstance(await outcome(world.rig.infer(rows(1))), Unavailable)
+    await world.rig.controller.reconciled(10.0)
+    refused = await outcome(world.rig.infer(rows(1)))
+    assert "serving.max_loaded_bytes" in str(refused)
+    with pytest.raises(Conflict, match="max_loaded_bytes is 1"):
+        await world.service.pin("mlp", "v2", ANNA)
