@@ -19,6 +19,8 @@ from cloud_core.tenants.settings import AuthSettings, TenantSettings, UsageSetti
 from penstock.errors import ConfigError, InvalidInput
 from penstock.hosting.generation.managed.settings import VllmSettings
 from penstock.hosting.generation.settings import GenerationSettings
+from penstock.hosting.process_replica.settings import ModelSettings, ReplicaWorkerSettings
+from penstock.policy.replica_places import Placement
 from penstock.process.shared_regions import SharedMemorySettings
 from penstock.process.telemetry import LogSettings
 from penstock.wire.device_ids import check_device_id
@@ -66,6 +68,8 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Bounds of the data plane.
 
     Attributes:
+        placement: where models that answer with arrays run: ``process`` in worker processes of their own, ``inline`` in
+            the core's, ``auto`` in the core's only where the largest batch takes less than ``inline_below_s``.
         replicas: engines per model; a model so fast that it runs on the event loop gets one. 0 for as many as fill the
             CPUs that this process may use (affinity and control group counted), at most 8.
         threads: intra-op threads of each engine; 0 for as many as make one row faster, measured at load.
@@ -84,15 +88,19 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             such limit.
         inline_below_s: a batch that should take less than this, as seen of batches of its size, runs on the event loop,
             without a thread hop.
-        stall_s: a batch that runs for longer than this makes the server report that it is not alive.
+        stall_s: a worker process that runs one batch for longer is killed and started again; a batch that runs for
+            longer in the core's own process makes the server report that it is not alive.
         retry_after_s: the hint that goes with "loading" and "draining".
         drain_s: how long admitted work may take to finish after SIGTERM.
         spending_flush_s: what tenants spend of their tokens of a day reaches the disk at most this much later, and at
             the end; a core that is killed gives so much back.
         traffic: which versions are served, and how requests are divided between them.
+        models: by name, what differs for one model.
+        worker: the processes in which models run.
         generation: how language models are run.
     """
 
+    placement: Placement = "auto"
     replicas: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
     threads: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0
     max_delay_s: _Seconds = 0.0
@@ -109,6 +117,8 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     drain_s: _Seconds = 10.0
     spending_flush_s: Annotated[float, msgspec.Meta(ge=0.05, le=3600.0)] = 10.0
     traffic: TrafficSettings = TrafficSettings()
+    models: dict[str, ModelSettings] = msgspec.field(default_factory=dict)
+    worker: ReplicaWorkerSettings = ReplicaWorkerSettings()
     generation: CoreGenerationSettings = CoreGenerationSettings()
 
 

@@ -70,6 +70,7 @@ class Metrics(Collector):
         yield from self._requests()
         yield from self._batches()
         yield from self._gauges()
+        yield from self._workers()
         yield from self._generations()
         yield from self._promises()
         yield from self._rollouts()
@@ -152,6 +153,34 @@ class Metrics(Collector):
             "penstock_event_loop_lag_seconds", "How late the event loop came to its last regular look.", lag_s
         )
         yield CounterMetricFamily("penstock_dropped_log_lines", "Log lines that nobody read.", dropped_lines())
+
+    def _workers(self) -> Iterable[Metric]:
+        labels = ["model", "variant"]
+        counters = {
+            "starts": CounterMetricFamily("penstock_worker_starts", "Worker processes that were ready.", labels=labels),
+            "crashes": CounterMetricFamily(
+                "penstock_worker_crashes", "Ends of worker processes that nobody asked for.", labels=labels
+            ),
+            "hangs": CounterMetricFamily(
+                "penstock_worker_hangs",
+                "Worker processes that were killed because a batch ran for too long.",
+                labels=labels,
+            ),
+            "retried": CounterMetricFamily(
+                "penstock_worker_retried_batches",
+                "Batches that a worker process left unanswered and that were run again.",
+                labels=labels,
+            ),
+        }
+        down = GaugeMetricFamily(
+            "penstock_replicas_down", "Replicas whose worker process cannot answer now.", labels=labels
+        )
+        for served in self._plane.served():
+            workers, values = served.workers(), [served.variant.spec.model, served.variant.digest]
+            for name, family in counters.items() if workers else ():
+                family.add_metric(values, sum(getattr(worker, name) for worker in workers))
+            down.add_metric(values, sum(worker.pid is None for worker in workers))
+        yield from (*counters.values(), down)
 
     def _generations(self) -> Iterable[Metric]:
         times = {

@@ -18,24 +18,19 @@ from cloud_core.registry.registry import ModelVersion, Registry
 from cloud_core.serving.counters import Measures
 from cloud_core.serving.demand import Demand
 from cloud_core.serving.lanes import Lanes
+from cloud_core.serving.replicas import Replicas, limits_of
 from cloud_core.serving.router import Router, Served
 from cloud_core.serving.served_text import ServedText
 from cloud_core.settings import ServingSettings
 from penstock.artifact.manifests import Variant
 from penstock.errors import PenstockError, Unavailable
-from penstock.hosting import embedding, loading
-from penstock.hosting.embedding import Embedding
 from penstock.hosting.generation import text_model
 from penstock.hosting.generation.managed.vllm import ManagedServers
-from penstock.hosting.replica import EngineReplica, outputs_replica
 from penstock.hosting.replica_queue import ReplicaQueue
-from penstock.hosting.rows import Tensors
-from penstock.policy import parallelism
-from penstock.process.machine import resident_bytes, usable_cpus
+from penstock.process.machine import resident_bytes
 from penstock.process.telemetry import LogSettings, log
 from penstock.runtime import TEXT_ENGINES
 from penstock.wire.inference import ModelState
-from penstock.wire.tensors import with_sizes_of
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +50,7 @@ class Controller:
     ) -> None:
         """
         Args:
-            log_settings: of processes that generate.
+            log_settings: of processes that run models.
             managed: models that servers of ours run.
         """
         served: dict[str, Served | ServedText] = {}
@@ -68,6 +63,7 @@ class Controller:
         self._wake = asyncio.Event()
         self._waiting: list[asyncio.Future[None]] = []
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._replicas = Replicas(settings, registry.verified_files, self._loader, log_settings=log_settings)
         registry.on_change(self.changed)
 
     def __repr__(self) -> str:
@@ -200,7 +196,7 @@ class Controller:
         except Exception as error:  # whatever a model file does to its runtime, the server goes on
             self.demand.failed(digest, error)
         else:
-            self.demand.loaded(digest, resident_bytes() - before)
+            self.demand.loaded(digest, resident_bytes() - before + _elsewhere_bytes(served))
             self.router.put(served)
             log(_log, logging.INFO, "serving", model=variant.spec.model, variant=digest, served=repr(served))
         self.demand.loading = ""
@@ -220,37 +216,26 @@ class Controller:
         return ServedText(variant, model, now=self._now())
 
     async def _load_arrays(self, variant: Variant) -> Served:
-        loop = asyncio.get_running_loop()
-        return self._serve(variant, *await loop.run_in_executor(self._loader, self._load_replicas, variant))
-
-    def _load_replicas(self, variant: Variant) -> tuple[list[EngineReplica[Tensors]], Embedding | None]:
-        settings = self._settings
-        files = self._registry.verified_files(variant)
-        cpus = usable_cpus()
-        loaded = loading.load(variant.spec, files, threads=settings.threads, cpus=cpus)
-        replicas = [outputs_replica(loaded, on_loop_below_s=settings.inline_below_s)]
-        texts = embedding.load(variant.spec, files, max_rows=loaded.max_batch)
-        wanted = settings.replicas or parallelism.instances(cpus, loaded.threads)
-        while len(replicas) < wanted and not replicas[0].is_always_short:
-            loaded = loading.load(variant.spec, files, threads=loaded.threads)
-            replicas.append(outputs_replica(loaded, on_loop_below_s=settings.inline_below_s))
-        return replicas, texts
-
-    def _serve(self, variant: Variant, replicas: list[EngineReplica[Tensors]], texts: Embedding | None) -> Served:
-        settings = self._settings
+        model = await self._replicas.load(variant)
+        limits = limits_of(self._settings, variant.spec.model)
         measures = self._measures.batch(variant.spec.model, variant.digest)
         queues = [
             ReplicaQueue(
                 replica,
-                max_queue_rows=settings.max_queue_rows,
-                max_delay_s=settings.max_delay_s,
+                max_queue_rows=limits.max_queue_rows,
+                max_delay_s=limits.max_delay_s,
                 measures=measures,
             )
-            for replica in replicas
+            for replica in model.replicas
         ]
-        engine = replicas[0].engine
-        inputs = with_sizes_of(engine.inputs, variant.spec.inputs)
-        return Served(variant, tuple(queues), inputs=inputs, outputs=engine.outputs, now=self._now(), embedding=texts)
+        return Served(
+            variant,
+            tuple(queues),
+            inputs=model.inputs,
+            outputs=model.outputs,
+            now=self._now(),
+            embedding=model.embedding,
+        )
 
     async def _unload(self, digest: str) -> None:
         served = self.router.take_out(digest)
@@ -260,3 +245,10 @@ class Controller:
         if not await served.close(self._settings.drain_s):
             # its thread still runs a batch: the memory is freed when that returns
             log(_log, logging.WARNING, "unloaded variant still runs a batch", variant=digest)
+
+
+def _elsewhere_bytes(served: Served | ServedText) -> int:
+    """Count the memory of a variant's own processes."""
+    if not isinstance(served, Served):
+        return 0
+    return sum(resident_bytes(worker.pid) for worker in served.workers() if worker.pid is not None)

@@ -78,6 +78,7 @@ class Demand:
         self._failures: dict[str, _Failure] = {}
         self._measured: dict[str, int] = {}
         self._standing: dict[str, ModelVersion] = {}
+        self._before: dict[str, ModelVersion] = {}  # the default versions that stood before those that stand now
 
     def __repr__(self) -> str:
         return f"Demand({len(self._asked)} asked for, {len(self._failures)} failed)"
@@ -141,14 +142,29 @@ class Demand:
         return Unavailable(message, retry_after_s=self._settings.retry_after_s)
 
     def instead(self, default: ModelVersion) -> ModelVersion | None:
-        """Return what answers for a default version that is not loaded yet: the one before it; None where nothing can.
+        """Return what answers for a default version that is not loaded yet, or whose processes died too often.
 
-        A default that moved is then loaded before the old one goes, and no request sees it.
+        That is the default before it; None where nothing can. A default that moved is loaded before the old one goes,
+        and no request sees it.
         """
-        standing = self._standing.get(default.model)
+        served = self._served.get(self.variant_of(default.digest).digest)
+        standing = (self._standing if served is None else self._before).get(default.model)
         if standing is None or self._is_unloaded(default) or self._is_unloaded(standing):
             return None
+        if served is not None and not self._can_answer(standing):
+            return None
         return standing
+
+    def _can_answer(self, version: ModelVersion) -> bool:
+        """Say whether a version answers now; have it loaded where it may be."""
+        try:
+            variant = self.variant_of(self._registry.resolve(version.model, version.digest).digest)
+        except PenstockError:  # deleted from the registry since, or damaged
+            return False
+        served = self._served.get(variant.digest)
+        if served is None:
+            self.ask(version, variant)
+        return served is not None and not served.problem
 
     def answered(self, digest: str) -> None:
         """Note that a variant which was asked for is loaded, or cannot be: it is not waited for any more."""
@@ -276,6 +292,8 @@ class Demand:
             default = self._registry.resolve(model)
             if self._is_in_memory(default):
                 standing[model] = default
+                if (stood := self._standing.get(model, default)).digest != default.digest:
+                    self._before[model] = stood
             elif (before := self._standing.get(model)) is not None and self._is_in_memory(before):
                 standing[model] = before
         self._standing = standing

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import math
 import random
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +26,10 @@ from cloud_core.serving.served_text import ServedText
 from penstock.artifact.manifests import Variant
 from penstock.errors import InvalidInput, NotFound, Unavailable
 from penstock.hosting.embedding import Embedding
+from penstock.hosting.process_replica.replica import ProcessReplica, WorkerCounts
 from penstock.hosting.replica_queue import ReplicaQueue
 from penstock.hosting.rows import Tensors
+from penstock.process.telemetry import log
 from penstock.wire.context import RequestContext
 from penstock.wire.inference import Parameter
 from penstock.wire.tensors import Array, TensorSpec, check_inputs, numpy_dtype
@@ -33,6 +37,7 @@ from penstock.wire.tensors import Array, TensorSpec, check_inputs, numpy_dtype
 if TYPE_CHECKING:  # it looks at what is served
     from cloud_core.serving.demand import Demand
 
+_log = logging.getLogger(__name__)
 _MAX_ROUTES = 4096
 
 
@@ -54,6 +59,10 @@ class Served:
         self.last_used_at = now
         self.inflight_bytes = self.inflight = 0  # of admitted requests
         self._emptied: asyncio.Event | None = None  # made when it is closed
+        self._usable, self._problem = queues, ""
+        self.on_change: Callable[[], None] = lambda: None
+        for replica in self._workers():
+            replica.on_change(self._look)
         self.inputs = inputs
         self.output_names = frozenset(spec.name for spec in outputs)
         self._has_free_shapes = any(-1 in spec.shape[1:] for spec in inputs)
@@ -75,24 +84,30 @@ class Served:
     @property
     def problem(self) -> str:
         """Say why it cannot answer now; "" while it can, as always for engines in this process."""
-        return ""
+        return self._problem
 
     def is_well(self, *, since: float) -> bool:
-        """Say whether every queue has its owner, and no run has gone on since before a time."""
+        """Say whether every queue has its owner, and no run has gone on since before a time in this process.
+
+        A worker process that hangs is ended and started again, and is no reason to restart this one.
+        """
         return all(
-            queue.is_alive and (queue.running_since is None or queue.running_since > since) for queue in self.queues
+            queue.is_alive and (queue.replica.is_isolated or queue.running_since is None or queue.running_since > since)
+            for queue in self.queues
         )
 
     def check_room(self) -> None:
         """
         Raises:
-            QueueFull: no replica has room for one more row.
+            QueueFull: no replica has room for one more row. Unavailable: no replica can answer, nor will one soon.
         """
+        if self._problem:
+            raise min((worker.unavailable() for worker in self._workers()), key=lambda e: e.retry_after_s or math.inf)
         self.pick().check_room()
 
     def pick(self) -> ReplicaQueue[Tensors]:
-        """Choose the replica that takes the next chunk."""
-        queues = self.queues
+        """Choose the replica that takes the next chunk, among those that can answer."""
+        queues = self._usable
         if len(queues) == 1:
             return queues[0]
         return queues[least_loaded([queue.outstanding_rows for queue in queues])]
@@ -130,6 +145,23 @@ class Served:
                 f"outputs: no output named {unknown[0]!r}; the model has {', '.join(sorted(self.output_names))}",
                 field="outputs",
             )
+
+    def workers(self) -> list[WorkerCounts]:
+        """Say what became of the processes of each of its replicas; none for engines in this process."""
+        return [worker.counts() for worker in self._workers()]
+
+    def _workers(self) -> list[ProcessReplica]:
+        return [queue.replica for queue in self.queues if isinstance(queue.replica, ProcessReplica)]
+
+    def _look(self) -> None:
+        """Note which replicas can answer: asked when that changes, and not with every request."""
+        healths = [(queue, queue.replica.health()) for queue in self.queues]
+        well = tuple(queue for queue, health in healths if health.is_well)
+        usable = well or tuple(queue for queue, health in healths if health.is_brief)
+        had_problem, self._problem = self._problem, "" if usable else healths[0][1].why
+        self._usable = usable or self.queues
+        if bool(had_problem) != bool(self._problem):
+            self.on_change()
 
     async def close(self, timeout_s: float) -> bool:
         """Finish what was admitted, then release the replicas; whether all of them could be."""
@@ -213,6 +245,8 @@ class Router:
 
     def put(self, served: Served | ServedText) -> None:
         self.served[served.variant.digest] = served
+        if isinstance(served, Served):
+            served.on_change = self.forget
         self.forget()
 
     def take_out(self, digest: str) -> Served | ServedText | None:
@@ -242,7 +276,11 @@ class Router:
     def _found(self, found: ModelVersion, *, is_default: bool = False) -> Route:
         variant = self._demand.variant_of(found.digest)
         served = self.served.get(variant.digest)
-        if served is None and is_default and (before := self._demand.instead(found)) is not None:
+        is_down = isinstance(served, Served) and bool(served.problem)
+        if (served is None or is_down) and is_default and (before := self._demand.instead(found)) is not None:
+            if is_down:
+                instead = before.tag or before.digest
+                log(_log, logging.WARNING, "the default before serves", model=found.model, version=instead)
             found, variant = before, self._demand.variant_of(before.digest)
             served = self.served.get(variant.digest)
         if served is None:

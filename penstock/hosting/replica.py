@@ -123,6 +123,8 @@ class EngineReplica(Generic[A]):
     Attributes:
         engine: runs in one thread at a time.
         thread: runs what would hold up the event loop.
+        threads: of a run.
+        rows_mixed: as loading has found out.
     """
 
     ahead = 0
@@ -148,6 +150,7 @@ class EngineReplica(Generic[A]):
             split: cuts a batch's answer into those of chunks of so many rows.
         """
         self.engine, self.timing, self.max_batch = loaded.engine, loaded.timing, loaded.max_batch
+        self.threads, self.rows_mixed = loaded.threads, loaded.rows_mixed
         self.thread = thread or ThreadPoolExecutor(1, thread_name_prefix="replica")
         self._on_loop_below_s = on_loop_below_s
         self._answer, self._split = answer, split
@@ -164,10 +167,15 @@ class EngineReplica(Generic[A]):
     @property
     def is_always_short(self) -> bool:
         """Say whether nothing that may come is expected to leave the event loop: more replicas would be idle."""
+        return self.longest_s < self._on_loop_below_s
+
+    @property
+    def longest_s(self) -> float:
+        """Expect so many seconds of the largest batch; infinity where free shapes say nothing about it."""
         specs = self.engine.inputs
         if any(-1 in spec.shape[1:] or spec.datatype == "BYTES" for spec in specs):
-            return False
-        return self._times.expected_s(_elements(specs, self.max_batch)) < self._on_loop_below_s
+            return math.inf
+        return self._times.expected_s(_elements(specs, self.max_batch))
 
     def place(self, chunks: Sequence[Chunk]) -> Place:
         """Say where chunks would run together, from what was seen of runs of their size."""

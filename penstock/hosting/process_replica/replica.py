@@ -39,12 +39,14 @@ class WorkerCounts:
         crashes: ends of workers that nobody asked for.
         hangs: workers that were killed because a batch ran too long.
         retried: batches that a worker left unanswered and that were run again.
+        pid: of the one that answers now; None while there is none.
     """
 
     starts: int
     crashes: int
     hangs: int
     retried: int
+    pid: int | None
 
 
 class ProcessReplica:
@@ -67,6 +69,7 @@ class ProcessReplica:
         settings: ReplicaWorkerSettings,
         hang_s: float,
         log_settings: LogSettings | None = None,
+        starting: asyncio.Lock | None = None,
     ) -> None:
         """
         Args:
@@ -74,9 +77,11 @@ class ProcessReplica:
             model: verifies the files and says what to load; called in a thread, before each life.
             hang_s: a worker that runs one batch for longer is killed and started again.
             log_settings: how workers log to the stderr that they share with us.
+            starting: held while a worker starts: several replicas of a variant unpack its files in one place.
         """
         self.name = name
         self._model, self._settings, self._hang_s, self._log = model, settings, hang_s, log_settings
+        self._starting = starting or asyncio.Lock()
         self._facts: Loaded | None = None
         self._retried = self.disturbed = 0
         self._listeners: list[Callable[[], None]] = []
@@ -116,18 +121,24 @@ class ProcessReplica:
     def counts(self) -> WorkerCounts:
         """Return what became of its workers."""
         lives = self._lives
-        return WorkerCounts(starts=lives.starts, crashes=lives.crashes, hangs=lives.hangs, retried=self._retried)
+        return WorkerCounts(
+            starts=lives.starts, crashes=lives.crashes, hangs=lives.hangs, retried=self._retried, pid=self.pid
+        )
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call somebody whenever its health may have changed."""
         self._listeners.append(listener)
 
-    async def start(self) -> Loaded:
+    async def start(self, *, like: Loaded | None = None) -> Loaded:
         """Start a worker and wait until the model has proved itself there. A failure is final.
+
+        Args:
+            like: what another worker has found out about the same model, and this one need not.
 
         Raises:
             Unavailable: the process ended, or was not ready in time. PenstockError: what it said about the model.
         """
+        self._facts = like
         await self._lives.start()
         return self.facts
 
@@ -157,6 +168,10 @@ class ProcessReplica:
             return [self._lives.unavailable()] * len(chunks)
         self._retried += 1
         return [await self._alone(chunk) for chunk in chunks]
+
+    def unavailable(self) -> PenstockError:
+        """Make the error for whoever asks while no worker answers."""
+        return self._lives.unavailable()
 
     def health(self) -> Health:
         """Say whether a worker answers, and whether one soon will."""
@@ -214,6 +229,10 @@ class ProcessReplica:
         Raises:
             Unavailable: the process ended, or was not ready in time. PenstockError: what it said about the model.
         """
+        async with self._starting:
+            return await self._loaded()
+
+    async def _loaded(self) -> ReplicaLife:
         model = await asyncio.to_thread(self._model)
         if self._facts is not None:  # what was found out once need not be measured again
             model = msgspec.structs.replace(model, threads=self._facts.threads, rows_mixed=self._facts.rows_mixed)

@@ -22,7 +22,7 @@ class Defective:
         raise ZeroDivisionError("an observer's defect")
 
 
-@pytest.fixture(params=[0.0, 10.0], ids=["thread", "loop"])
+@pytest.fixture(params=[0.0, 10.0], ids=["process", "loop"])
 async def rig(registry: Registry, put: Any, tmp_path: Path, request: Any) -> AsyncIterator[Rig]:
     await put(registry, onnx_layout(tmp_path, "v1"))
     rig = rig_of(registry, ServingSettings(inline_below_s=request.param), (SHOP,))

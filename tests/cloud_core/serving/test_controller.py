@@ -184,7 +184,7 @@ async def test_more_replicas_only_for_models_that_do_not_run_on_the_loop(
     await put(rig.registry, onnx_layout(tmp_path, "v1"))
     await rig.settle()
     assert [len(served.queues) for served in rig.plane.served()] == [1]
-    slow = make_rig(replicas=3, inline_below_s=0.0)
+    slow = make_rig(replicas=3, inline_below_s=0.0, placement="inline")
     await slow.settle()
     assert [len(served.queues) for served in slow.plane.served()] == [3]
     answers = await asyncio.gather(*(slow.infer(rows(i)) for i in range(9)))

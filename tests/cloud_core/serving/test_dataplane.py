@@ -221,7 +221,7 @@ async def test_a_drain_with_nothing_to_wait_for_is_over_at_once(make_rig: MakeRi
 async def test_a_batch_that_hangs_costs_liveness_and_a_busy_queue_does_not(
     make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rig = await make_rig(stall_s=60.0, inline_below_s=0.0)
+    rig = await make_rig(stall_s=60.0, inline_below_s=0.0, placement="inline")
     queue = rig.plane.served()[0].queues[0]
     assert isinstance(queue.replica, EngineReplica)
     gate = threading.Event()
