@@ -53,9 +53,11 @@ def digits(directory: Path) -> Model:
     return _packed("digits", directory / "student_v2.onnx", row, max_batch=64, in_thread=False)
 
 
-def resnet18(directory: Path, *, seed: int = 0) -> Model:
-    """Build ResNet-18 (He et al., arXiv 1512.03385, table 1) with batch norms folded: 11.7 M parameters, FP32 224 x
-    224.
+def resnet18(directory: Path, *, seed: int = 0, size: int = 224) -> Model:
+    """Build ResNet-18 (He et al., arXiv 1512.03385, table 1) with batch norms folded: 11.7 M parameters, FP32.
+
+    Args:
+        size: of its pictures, in both directions.
     """
     rng = np.random.default_rng(seed)
     nodes: list[onnx.NodeProto] = []
@@ -97,8 +99,8 @@ def resnet18(directory: Path, *, seed: int = 0) -> Model:
         helper.make_node("Gemm", ["flat", "fc.w", "fc.b"], ["logits"]),
     ]
     directory.mkdir(parents=True, exist_ok=True)
-    path = _save(directory / "resnet18.onnx", nodes, weights, row=[3, 224, 224], classes=1000)
-    return _packed("resnet18", path, rng.random((1, 3, 224, 224), dtype=np.float32), max_batch=8, in_thread=True)
+    path = _save(directory / "resnet18.onnx", nodes, weights, row=[3, size, size], classes=1000)
+    return _packed("resnet18", path, rng.random((1, 3, size, size), dtype=np.float32), max_batch=8, in_thread=True)
 
 
 def uneven(directory: Path, *, row_steps: int = 100, size: int = 160) -> Model:

@@ -51,7 +51,12 @@ class Unreadable:
 def main(descriptor: int, parent: int) -> int:
     """Serve the parent that is at the other end of a socket until one of us ends; return the exit status."""
     return child.run(
-        descriptor, parent, first=_begin, ready=_Serving, failed=lambda error: _frame(failure_of("", error))
+        descriptor,
+        parent,
+        first=_begin,
+        ready=_Serving,
+        engine=lambda begin: begin.model.engine,
+        failed=lambda error: _frame(failure_of("", error)),
     )
 
 

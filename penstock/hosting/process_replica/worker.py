@@ -142,7 +142,14 @@ class Worker:
 
 def main(descriptor: int, parent: int) -> int:
     """Serve the parent that is at the other end of a socket until one of us ends; return the exit status."""
-    return child.run(descriptor, parent, first=_begin, ready=_ready, failed=lambda error: frame(failure_of("", error)))
+    return child.run(
+        descriptor,
+        parent,
+        first=_begin,
+        ready=_ready,
+        engine=lambda begin: begin.model.spec.engine,
+        failed=lambda error: frame(failure_of("", error)),
+    )
 
 
 def load(model: Model) -> loading.Loaded:

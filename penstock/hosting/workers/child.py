@@ -134,6 +134,7 @@ def run(
     *,
     first: Callable[[bytes], BegunT],
     ready: Callable[[Pipe, BegunT], Server],
+    engine: Callable[[BegunT], str],
     failed: Callable[[Exception], bytes],
 ) -> int:
     """Serve the parent that is at the other end of a socket until one of us ends; return the exit status.
@@ -141,6 +142,7 @@ def run(
     Args:
         first: reads the parent's first word.
         ready: loads, and tells the parent when it has.
+        engine: names what it loads, for the log.
         failed: writes the last words about an error.
     """
     end_with(parent)
@@ -153,7 +155,7 @@ def run(
         try:
             server = ready(pipe, begun)
         except Exception as error:
-            log(_log, logging.ERROR, "model not loaded", exc_info=error)
+            log(_log, logging.ERROR, "model not loaded", exc_info=error, engine=engine(begun))
             pipe.last_words(failed(error))
             return 1
         try:
@@ -161,7 +163,7 @@ def run(
         except ParentGone:
             raise
         except Exception as error:
-            log(_log, logging.ERROR, "engine failed", exc_info=error)
+            log(_log, logging.ERROR, "engine failed", exc_info=error, engine=engine(begun))
             pipe.last_words(failed(error))
             return 1
     except ParentGone:
