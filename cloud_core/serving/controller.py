@@ -18,7 +18,7 @@ from cloud_core.registry.registry import ModelVersion, Registry
 from cloud_core.serving.counters import Measures
 from cloud_core.serving.demand import Demand
 from cloud_core.serving.lanes import Lanes
-from cloud_core.serving.replicas import Replicas, limits_of
+from cloud_core.serving.replicas import ModelLimits, Replicas, limits_of
 from cloud_core.serving.router import Router, Served
 from cloud_core.serving.served_text import ServedText
 from cloud_core.settings import ServingSettings
@@ -183,6 +183,10 @@ class Controller:
             found["traffic"] = ", ".join(f"{name} {percent:g}%" for name, percent in arms.items())
         return found
 
+    def limits_of(self, variant: Variant) -> ModelLimits:
+        """Say how a variant's model is run."""
+        return limits_of(self._settings, variant.spec.model)
+
     def index(self) -> list[ModelState]:
         """List every tagged version of every model."""
         return [self.state_of(v) for model in self._registry.models() for v in self._registry.versions(model)]
@@ -217,7 +221,7 @@ class Controller:
 
     async def _load_arrays(self, variant: Variant) -> Served:
         model = await self._replicas.load(variant)
-        limits = limits_of(self._settings, variant.spec.model)
+        limits = self.limits_of(variant)
         measures = self._measures.batch(variant.spec.model, variant.digest)
         queues = [
             ReplicaQueue(

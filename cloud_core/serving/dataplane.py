@@ -17,7 +17,6 @@ from cloud_core.policy.admission import Tenant
 from cloud_core.registry.registry import ModelVersion, Registry
 from cloud_core.serving.controller import Controller
 from cloud_core.serving.counters import Measures
-from cloud_core.serving.replicas import limits_of
 from cloud_core.serving.router import Route, Served
 from cloud_core.serving.served_text import ServedText
 from cloud_core.serving.statistics import statistics_of
@@ -167,7 +166,7 @@ class DataPlane:
             variant,
             metadata,
             instances=len(served.queues) if isinstance(served, Served) else 1,
-            max_delay_s=limits_of(self._settings, variant.spec.model).max_delay_s,
+            max_delay_s=self.controller.limits_of(variant).max_delay_s,
             in_parts=variant.spec.engine in TEXT_ENGINES,
         )
 
