@@ -123,6 +123,8 @@ class Controller:
 
     async def close(self, timeout_s: float) -> bool:
         """Unload everything; whether all threads came back."""
+        for shadow in self.lanes.shadows.values():
+            shadow.give_up()
         served = [self.router.take_out(digest) for digest in tuple(self.router.served)]
         closed = await asyncio.gather(*(one.close(timeout_s) for one in served if one is not None))
         self._loader.shutdown(wait=False, cancel_futures=True)

@@ -96,6 +96,11 @@ class Shadowing:
         while self._tasks:
             await asyncio.wait(tuple(self._tasks))
 
+    def give_up(self) -> None:
+        """Cancel what is under way."""
+        for task in self._tasks:
+            task.cancel()
+
     async def _compare(
         self,
         counts: ShadowCounts,

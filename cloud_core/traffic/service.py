@@ -290,54 +290,62 @@ class TrafficService:
         """Take a step of a split that is still as it was when the step was decided.
 
         Raises:
-            StorageError: the disk said no. Conflict: the default version moves with a rollout only.
+            Conflict: it is not, or the default version moves with a rollout only. StorageError: the disk said no.
         """
-        if self._said.get(model, NOTHING_SAID).split != split:
-            return
         match step:
             case canary.Hold():
                 return
             case canary.Advance(split=after):
                 text = f"split: {after.arms[0].percent:g}% to {after.arms[0].name}"
-                await self._change(model, "core split", by, text, lambda said: replace(said, split=after))
+                await self._change(model, "core split", by, text, _in_place_of(split, after))
             case canary.Abort():
-                await self._change(model, "core split", by, "split aborted", lambda said: replace(said, split=None))
+                await self._change(model, "core split", by, "split aborted", _in_place_of(split, None))
                 self.ends[model, "aborted"] += 1
             case canary.Promote(arm=arm):
-                await self._actions.set_default(model, arm.digest, by)
-                text = f"split passed: {arm.name} is the default version"
-                await self._change(model, "core split", by, text, lambda said: replace(said, split=None))
+                await self._promote(model, split, arm, by)
                 self.ends[model, "promoted"] += 1
         log(_log, logging.WARNING, "split", model=model, step=type(step).__name__.lower(), reason=by.reason)
 
     async def freeze(self, model: str, split: Split, slow_s: float) -> None:
-        """Keep what is slow for a split, found out from the default version; nobody said it."""
-        if self._said.get(model, NOTHING_SAID).split == split:
-            after = replace(split, gate=replace(split.gate, slow_s=slow_s))
-            by = Operator(who="core", reason="twice what the default version's slowest twentieth takes")
-            await self._change(
-                model, "core split", by, f"slow: more than {slow_s:g} s", lambda said: replace(said, split=after)
-            )
+        """Keep what is slow for a split, found out from the default version; nobody said it.
+
+        Raises:
+            Conflict: it was changed meanwhile. StorageError: the disk said no.
+        """
+        after = replace(split, gate=replace(split.gate, slow_s=slow_s))
+        by = Operator(who="core", reason="twice what the default version's slowest twentieth takes")
+        text = f"slow: more than {slow_s:g} s"
+        await self._change(model, "core split", by, text, _in_place_of(split, after))
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
     @uncancelled
     async def _change(self, model: str, command: str, by: Operator, text: str, change: Change) -> Traffic:
         async with self._changing:
-            at = self._now().timestamp()
-            after = change(self.said(model))
-            note = Note(at=at, text=text, who=by.who, reason=by.reason)
-            after = replace(after, notes=(*after.notes, note)[-self.settings.max_notes :])
-            document = msgspec.json.encode(after).decode()
+            return await self._write(model, command, by, text, change(self.said(model)))
 
-            def work(transaction: Transaction) -> None:
-                rows.write(transaction, model, document, at)
+    @uncancelled
+    async def _promote(self, model: str, split: Split, arm: Arm, by: Operator) -> None:
+        """Make an arm the default version; its split is over then, and not before."""
+        async with self._changing:
+            after = _in_place_of(split, None)(self.said(model))
+            await self._actions.set_default(model, arm.digest, by)
+            await self._write(model, "core split", by, f"split passed: {arm.name} is the default version", after)
 
-            await self._actions.act(command, f"{model}: {text}"[:512], by, work)
-            self._said[model] = after
-            if after.split is None:
-                self.verdicts.pop(model, None)
-            self._steer()
+    async def _write(self, model: str, command: str, by: Operator, text: str, after: Traffic) -> Traffic:
+        at = self._now().timestamp()
+        note = Note(at=at, text=text, who=by.who, reason=by.reason)
+        after = replace(after, notes=(*after.notes, note)[-self.settings.max_notes :])
+        document = msgspec.json.encode(after).decode()
+
+        def work(transaction: Transaction) -> None:
+            rows.write(transaction, model, document, at)
+
+        await self._actions.act(command, f"{model}: {text}"[:512], by, work)
+        self._said[model] = after
+        if after.split is None:
+            self.verdicts.pop(model, None)
+        self._steer()
         return after
 
     def _steer(self) -> None:
@@ -375,3 +383,14 @@ class TrafficService:
         state = self._controller.state_of(version)
         if is_loaded and state.state != "READY":
             raise Unavailable(f"{version.model} {version.tag or version.digest} is not loaded: {state.reason}")
+
+
+def _in_place_of(before: Split, after: Split | None) -> Change:
+    """Replace a split that is still as it was when somebody decided about it."""
+
+    def change(said: Traffic) -> Traffic:
+        if said.split != before:
+            raise Conflict("the split was changed meanwhile; look at it again")
+        return replace(said, split=after)
+
+    return change

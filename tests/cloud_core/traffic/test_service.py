@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from cloud_core.fleet.service import FleetService
+from cloud_core.policy import canary
 from cloud_core.policy.rollout import Operator
 from cloud_core.policy.traffic import CanaryGate, VersionPolicy
 from cloud_core.registry.registry import Registry
@@ -381,3 +382,23 @@ async def test_a_limit_in_bytes_is_named_where_it_keeps_a_version_out(make_world
     assert "serving.max_loaded_bytes" in str(refused)
     with pytest.raises(Conflict, match="max_loaded_bytes is 1"):
         await world.service.pin("mlp", "v2", ANNA)
+
+
+async def test_a_step_that_was_decided_before_an_operator_spoke_is_not_taken(world: World) -> None:
+    before = (await world.service.split("mlp", [("v2", 5)], ANNA, steps=(5, 100), gate=QUICK)).split
+    assert before is not None
+    step = canary.next_step(before, "it passed", now=0.0)
+    now = (await world.service.split("mlp", [("v3", 50)], ANNA)).split
+    with pytest.raises(Conflict, match="changed meanwhile"):
+        await world.service.take("mlp", before, step, ANNA)
+    assert world.service.splits() == {"mlp": now}
+    assert world.registry.resolve("mlp").tag == "v1"
+
+
+async def test_a_split_of_a_version_that_is_deleted_ends_and_no_request_fails(world: World) -> None:
+    await world.service.split("mlp", [("v2", 100)], ANNA)
+    await world.registry.delete_manifest("mlp", world.digests["v2"])
+    assert await world.versions(5) == {"v1": 5}
+    await world.canaries.look()
+    assert world.service.splits() == {}
+    assert world.service.said("mlp").notes[-1].reason == "v2 was deleted from the registry"
