@@ -215,7 +215,7 @@ class Core:
         if self.texts.accounts.has_days:
             tasks["spending"] = keeper.run()
         if self.tenancy is not None:
-            tasks["tenants"] = self.tenancy.run()
+            tasks |= self.tenancy.tasks()
         if self._certificates is not None:
             tasks["certificates"] = watch_certificates(self._certificates, every_s=self._settings.tls.reload_s)
         return tasks

@@ -172,6 +172,11 @@ def check(settings: CoreSettings) -> CoreSettings:
     for model in generation.vllm:
         if model in generation.remote.urls:
             raise ConfigError(f"serving.generation: {model!r} is in vllm and in remote.urls; it can run in one of them")
+    oidc = settings.auth.oidc
+    if oidc.issuer and oidc.tenant not in {"", *(tenant.name for tenant in settings.tenants)}:
+        raise ConfigError(
+            f"auth.oidc.tenant: {oidc.tenant!r} is none of [[tenants]]; add it, with its limits and models"
+        )
     for what in ("name", "token"):
         values = [value for tenant in settings.tenants if (value := getattr(tenant, what))]
         if len(set(values)) != len(values):

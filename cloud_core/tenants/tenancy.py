@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Mapping
+from typing import TYPE_CHECKING, Any
 
 from cloud_core.settings import CoreSettings
 from cloud_core.state import Database, api_keys
@@ -15,6 +16,9 @@ from cloud_core.tenants.keys import ApiKeys
 from cloud_core.tenants.usage import Usage
 from penstock.policy.token_budget import Moment
 from penstock.process.telemetry import log
+
+if TYPE_CHECKING:
+    from cloud_core.tenants.oidc import OidcIssuer
 
 _log = logging.getLogger(__name__)
 
@@ -35,22 +39,28 @@ class Tenancy:
             now: the event loop's clock.
         """
         self._flush_s = settings.serving.spending_flush_s
-        self.keys = ApiKeys(
-            database,
-            wall_clock=time.time,
-            max_keys=settings.auth.max_keys,
-            models={tenant.name: models_of(tenant) for tenant in settings.tenants},
+        models = {tenant.name: models_of(tenant) for tenant in settings.tenants}
+        self.keys = ApiKeys(database, wall_clock=time.time, max_keys=settings.auth.max_keys, models=models)
+        self._issuer = _issuer(settings, now, models)
+        self.callers = Callers(
+            settings.tenants, lambda: Moment(now=now(), at=time.time()), keys=self.keys, issuer=self._issuer
         )
-        self.callers = Callers(settings.tenants, lambda: Moment(now=now(), at=time.time()), keys=self.keys)
         self.usage = Usage(database, settings.usage, wall_clock=time.time)
         for name, used in self.usage.of_today().items():
             account = self.callers.accounts.get(name)
             if account is not None:
                 account.resume(day=self.usage.today(), requests=used.requests, rows=used.rows)
-        if not (settings.tenants or len(self.keys)):
+        if not (settings.tenants or settings.auth.oidc.issuer or len(self.keys)):
             log(_log, logging.WARNING, "nobody has a credential yet", make_one="penstock core key create --data-dir")
 
-    async def run(self) -> None:
+    def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """Return what runs beside the core's other tasks."""
+        tasks = {"tenants": self._write()}
+        if self._issuer is not None:
+            tasks["identity provider"] = self._issuer.reader.run()
+        return tasks
+
+    async def _write(self) -> None:
         """Write what has changed, until cancelled."""
         while True:
             await asyncio.sleep(self._flush_s)
@@ -60,6 +70,16 @@ class Tenancy:
         """Write what has changed now."""
         await self.usage.flush()
         await self.keys.flush()
+
+
+def _issuer(
+    settings: CoreSettings, now: Callable[[], float], models: Mapping[str, tuple[str, ...] | None]
+) -> OidcIssuer | None:
+    if not settings.auth.oidc.issuer:
+        return None
+    from cloud_core.tenants.oidc import OidcIssuer  # an extra
+
+    return OidcIssuer(settings.auth.oidc, now=now, wall_clock=time.time, models=models)
 
 
 def tenancy_of(settings: CoreSettings, database: Database, now: Callable[[], float]) -> Tenancy | None:

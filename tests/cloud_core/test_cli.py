@@ -156,6 +156,7 @@ def test_a_misspelt_setting_names_the_nearest(tmp_path: Path) -> None:
         ({"tenants": [{"name": "a", "token": "12345678"}, {"name": "a", "token": "abcdefgh"}]}, "same name"),
         ({"tenants": [{"name": "a", "token": "12345678"}, {"name": "b", "token": "12345678"}]}, "same token"),
         ({"tenants": [{"name": "a", "token": "1234567"}]}, "at least 8"),
+        ({"auth": {"oidc": {"issuer": "i", "audience": "a", "jwks": "k", "tenant": "b"}}}, "none of"),
         ({"tenants": [{"name": "a", "certificates": ["CN:a"]}]}, "tls.client_ca"),
     ],
 )
