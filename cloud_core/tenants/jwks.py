@@ -36,7 +36,7 @@ class KeyReader:
         self.has_read = False
 
     def ask(self) -> bool:
-        """Want the keys anew; say whether they are read soon, or were read just now and would be the same."""
+        """Want the keys again; say whether they are read soon, or were read just now and would be the same."""
         if self._read_at is not None and self._now() < self._read_at + self._settings.min_refresh_s:
             return False
         self._is_asked = True

@@ -1,7 +1,7 @@
 """Knows tokens of an identity provider: JWTs that it signed with a key of its set. The only importer of PyJWT.
 
 Everything is done in memory and nothing waits: a token whose key is not here is refused with a hint to try again, and
-the keys are read anew beside. A verified token is remembered by its hash until it expires or the keys change.
+the keys are read again beside. A verified token is remembered by its hash until it expires or the keys change.
 """
 
 from __future__ import annotations
