@@ -255,11 +255,11 @@ class Core:
             OciApi(registry, now=_utc_now, is_draining=lambda: self.plane.is_draining),
             (
                 gc_route(registry),
-                *Seeing(self.plane, self.observing).routes(),
                 *TrafficApi(traffic).routes(),
                 *key_routes(None if self.tenancy is None else self.tenancy.keys, fleet.actions),
                 usage_route(usage),
             ),
+            Seeing(self.plane, self.observing),
             self.metrics,
             extensions,
             settings.http,

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 from cloud_core.api.metrics import Metrics
 from cloud_core.api.oci import OciApi
+from cloud_core.api.page import Page
+from cloud_core.api.seeing import Seeing
 from cloud_core.api.traffic import PATH as MODELS_PATH
 from cloud_core.serving.dataplane import SERVER_NAME, DataPlane
 from cloud_core.serving.embeddings import Embeddings
@@ -41,6 +43,7 @@ def http_server(
     embeddings: Embeddings,
     oci: OciApi,
     ours: Sequence[Route],
+    seeing: Seeing,
     metrics: Metrics,
     extensions: Extensions,
     settings: HttpSettings,
@@ -54,6 +57,7 @@ def http_server(
         embeddings: answers with vectors of texts.
         extensions: what of the server clients may use and change.
         ours: rows for our own commands, under /v2/_penstock.
+        seeing: tells commands and browsers what the core does.
         body_s: how long a request's body may take to arrive.
     """
     oip = Oip(
@@ -69,9 +73,10 @@ def http_server(
     generate = Generate(texts, queue_full_status=settings.queue_full_status)
     openai = OpenAi(texts, embedder=embeddings, others=plane, queue_full_status=settings.queue_full_status)
 
+    page = Page(seeing, plane.authenticate, name="Penstock core").tell
     # the inference protocol goes first: what it has under /v2 is reserved, and never a repository's name
     routes = [
-        *Overview(plane, name=SERVER_NAME, paths=_PATHS).routes(),
+        *Overview(plane, name=SERVER_NAME, paths=_PATHS, page=page).routes(),
         *oip.routes(),
         *extensions.routes(),
         *generate.routes(),
@@ -79,21 +84,25 @@ def http_server(
         *KServe(plane, queue_full_status=settings.queue_full_status).routes(),
         _metrics_row(metrics),
         *ours,
+        *seeing.routes(),
         *oci.routes(),
     ]
-    limits = HttpLimits(
+    return HttpServer(
+        with_document(routes, title="Penstock core"),
+        oip,
+        _limits(settings, body_s),
+        authenticate=plane.authenticate,
+        takes_certificates=plane.takes_certificates,
+    )
+
+
+def _limits(settings: HttpSettings, body_s: float) -> HttpLimits:
+    return HttpLimits(
         max_body_bytes=settings.max_body_bytes,
         max_body_setting="http.max_body_bytes",
         max_header_bytes=settings.max_header_bytes,
         keepalive_s=settings.keepalive_s,
         body_s=body_s,
-    )
-    return HttpServer(
-        with_document(routes, title="Penstock core"),
-        oip,
-        limits,
-        authenticate=plane.authenticate,
-        takes_certificates=plane.takes_certificates,
     )
 
 

@@ -57,6 +57,7 @@ class Seeing:
                     "version": state.version,
                     "state": state.state,
                     "reason": state.reason,
+                    "is_default": state.is_default,
                     **_answered(plane.measures, state.model, state.version),
                     **_now(served),
                 }
@@ -70,6 +71,27 @@ class Seeing:
             "refused": dict(plane.measures.refused),
             "models": models,
         }
+
+    def by_tenant(self) -> list[dict[str, Any]] | None:
+        """Write who asked for what, the busiest first; None where that is not counted."""
+        traffic = self._observing.traffic
+        if traffic is None:
+            return None
+        found = [
+            {
+                "model": model,
+                "version": version,
+                "tenant": tenant,
+                "arm": arm,
+                "requests": sum(series.requests.values()),
+                "failed": sum(series.requests.values()) - series.requests.get("ok", 0),
+                "rows": series.rows,
+                "tokens": series.tokens,
+                "request_bytes": series.request_bytes,
+            }
+            for (model, version, tenant, arm), series in traffic.series.items()
+        ]
+        return sorted(found, key=lambda one: -one["requests"])
 
     def slo(self) -> dict[str, Any]:
         """Write how models do by what they promise."""

@@ -12,6 +12,7 @@ from typing import Any, TypedDict
 JSON = "application/json"
 BYTES = "application/octet-stream"
 TEXT = "text/plain"
+HTML = "text/html"
 OPEN_METRICS = "application/openmetrics-text"
 EVENTS = "text/event-stream"
 

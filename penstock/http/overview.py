@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version as version_of
 from typing import Any, Protocol
 
 from penstock.errors import NotFound
 from penstock.http import shapes
-from penstock.http.operations import JSON, Operation
-from penstock.http.routes import Reply, Request, Route, json_reply
+from penstock.http.operations import HTML, JSON, Operation, Raw
+from penstock.http.routes import Handler, Reply, Request, Route, json_reply
 from penstock.policy.access import Action
 from penstock.rest.metadata import metadata_document
 from penstock.wire.inference import ModelMetadata, ModelState, ModelStatistics
@@ -33,6 +34,11 @@ _PATHS = {
     "openapi": "/openapi.json",
 }
 _HOME = Operation(summary="Say what answers here, and where to go on", group="server", answers={JSON: dict[str, Any]})
+_HOME_AND_PAGE = replace(
+    _HOME,
+    answers={**_HOME.answers, HTML: Raw("A page of what the server does, for browsers; it may need a credential.")},
+    also={401: "The page needs a credential that may read metrics."},
+)
 _MODELS = Operation(summary="List models and versions with their state", group="models", answers={JSON: shapes.Models})
 _STATISTICS = Operation(
     summary="Say what was answered since the server began", group="models", answers={JSON: shapes.Statistics}
@@ -61,12 +67,16 @@ class Plane(Protocol):
 class Overview:
     """Answers these requests from one data plane."""
 
-    def __init__(self, plane: Plane, *, name: str, paths: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, plane: Plane, *, name: str, paths: Mapping[str, str] | None = None, page: Handler | None = None
+    ) -> None:
         """
         Args:
             name: of the server.
             paths: what this server has beside what all have, by what it is for.
+            page: answers browsers at ``/``; None gives them the document that everybody gets.
         """
+        self._page = page
         self._plane = plane
         self._home = {"name": name, "version": version_of("penstock"), "paths": {**_PATHS, **(paths or {})}}
 
@@ -74,13 +84,15 @@ class Overview:
         """List the rows. They go before those of the protocol, to which ``stats`` would be a model's name alone."""
         ask = Action.INFER
         return [
-            Route("GET", "/", self._tell, says=_HOME),
+            Route("GET", "/", self._tell, says=_HOME if self._page is None else _HOME_AND_PAGE),
             Route("GET", "/v2/models", self._models, ask, says=_MODELS),
             Route("GET", "/v2/models/", self._models, ask, says=_MODELS),
             *(Route("GET", f"/v2/models{path}/stats", self._stats, ask, says=_STATISTICS) for path in _STATS),
         ]
 
     async def _tell(self, request: Request) -> Reply:
+        if self._page is not None and wants_html(request.headers.get("Accept", "")):
+            return await self._page(request)
         return json_reply({**self._home, "ready": self._plane.is_ready})
 
     async def _models(self, request: Request) -> Reply:
@@ -93,6 +105,11 @@ class Overview:
             with contextlib.suppress(NotFound):
                 document = {**metadata_document(self._plane.metadata(STATS, "")), **document}
         return json_reply(document)
+
+
+def wants_html(accept: str) -> bool:
+    """Say whether a client asks for a page, as browsers do; one that takes anything gets the document."""
+    return any(part.partition(";")[0].strip().lower() == HTML for part in accept.split(","))
 
 
 def state_document(state: ModelState) -> dict[str, str | bool | float]:

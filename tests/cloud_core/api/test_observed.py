@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import http.client
 import json
+import shutil
+import subprocess
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import pytest_asyncio
 from click.testing import CliRunner
+from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from cloud_core import cli
@@ -167,3 +173,70 @@ async def test_people_get_tables(core: Core) -> None:
         result = await asyncio.to_thread(CliRunner().invoke, cli.command, [verb, *at, *more])
         assert result.exit_code == 0, result.output
         assert words in result.output
+
+
+async def page(core: Core, **headers: str) -> tuple[int, dict[str, str], str]:
+    def get() -> tuple[int, dict[str, str], str]:
+        connection = http.client.HTTPConnection("127.0.0.1", core.http_port, timeout=20)
+        try:
+            connection.request("GET", "/", headers={"Accept": "text/html,application/xhtml+xml,*/*;q=0.8", **headers})
+            answer = connection.getresponse()
+            return answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read().decode()
+        finally:
+            connection.close()
+
+    return await asyncio.to_thread(get)
+
+
+def as_browsers_do(token: str) -> str:
+    """The header that a browser makes of a name and a password."""
+    return "Basic " + base64.b64encode(f"anybody:{token}".encode()).decode()
+
+
+async def test_browsers_get_a_page_with_the_token_as_a_password_and_nothing_without(core: Core) -> None:
+    status, headers, body = await page(core)
+    assert (status, headers["www-authenticate"]) == (401, 'Basic realm="penstock", charset="UTF-8"')
+    assert "mlp" not in body
+    assert (await page(core, Authorization=as_browsers_do("a-wrong-token")))[0] == 401
+    assert (await page(core, Authorization="Basic not-base64!"))[0] == 401
+    status, headers, body = await page(core, Authorization=as_browsers_do(TOKEN))
+    assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert "default-src 'none'" in headers["content-security-policy"]
+    for words in ("mlp", "v1", "shop", "99.9% answered", "replica free", "compared with", "READY".lower()):
+        assert words in body
+    assert (await page(core, Accept="*/*"))[1]["content-type"] == "application/json", "scripts get what they always got"
+
+
+async def test_what_a_client_sends_is_text_on_the_page(core: Core) -> None:
+    with pytest.raises(NotFound):
+        await ask(core, version="<script>alert(1)</script>")
+    _, _, body = await page(core, Authorization=as_browsers_do(TOKEN))
+    assert "&lt;script&gt;alert(1)" in body
+    assert "<script" not in body
+
+
+@pytest.mark.parametrize(("scheme", "is_light"), [("dark", False), ("light", True)])
+async def test_a_browser_shows_the_page_in_the_scheme_of_its_user(
+    core: Core, scheme: str, is_light: bool, tmp_path: Path
+) -> None:
+    browser = shutil.which("chromium")
+    if browser is None:
+        pytest.skip("chromium is not installed: Debian's package 'chromium' has it")
+    await ask(core)
+    picture = tmp_path / "page.png"
+    address = f"http://anybody:{TOKEN}@127.0.0.1:{core.http_port}/"
+    options = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr",
+               f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1200,1500",
+               f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}")  # fmt: skip
+    shown = await asyncio.to_thread(
+        subprocess.run, [browser, *options, f"--screenshot={picture}", address], capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    assert "Refused to" not in shown.stderr, "its own policy forbids nothing that it needs"
+    with Image.open(picture) as image:
+        pixels = np.asarray(image.convert("L"))
+    ground, inks = pixels[5, 5], len(np.unique(pixels))
+    assert (ground > 200) == is_light
+    assert (ground < 60) != is_light
+    assert inks > 50, "there is something on it"
