@@ -59,7 +59,9 @@ def splits_of(section: DataSection, base: Path) -> tuple[str, ...]:
     Raises:
         InvalidInput: folders for some of the splits.
     """
-    root, names = base / section.source, tuple(section.splits.names().values())
+    root = base / section.source
+    has_splits = (root / section.splits.fit).is_dir()  # else a folder "tune" is a class of that name
+    names = tuple(section.splits.names_in(lambda name: has_splits and (root / name).is_dir()).values())
     found = [name for name in names if (root / name).is_dir()]
     missing = [name for name in names if name not in found]
     if found and missing:

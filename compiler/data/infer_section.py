@@ -97,8 +97,7 @@ def _of_npz(source: str, inputs: Sequence[TensorSpec], base: Path) -> DataSectio
             why = f"{'no array fits' if not fits else 'several arrays fit'} input {spec.name} {_of(spec)}"
             raise seen.refusal(why, advice)
     renamed = {name: stem for name, stem in chosen.items() if name != stem}
-    tune = "tune" if splits and any(name.endswith("_tune") for name in arrays) else ""
-    return DataSection(source=source, inputs=renamed, labels=labels, splits=SplitsSection(tune=tune))
+    return DataSection(source=source, inputs=renamed, labels=labels)
 
 
 def _stems(names: Sequence[str]) -> tuple[list[str], bool]:

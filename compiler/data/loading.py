@@ -202,7 +202,7 @@ def _divide(whole: Arranged, repeats: Repeats, section: DataSection) -> Dataset:
 def _assign(splits: Sequence[Arranged], repeats: Repeats, section: DataSection) -> Dataset:
     """Assign the splits of a source that has them; without one to tune on, ``fit`` is divided in two."""
     by_name = {one.split.name: one for one in splits}
-    by_use = {use: by_name[name] for use, name in section.splits.names().items()}
+    by_use = {use: by_name[name] for use, name in section.splits.names_in(by_name.__contains__).items()}
     _check_apart(by_use, repeats, section)
     fit, tune = (
         (by_use["fit"].split, by_use["tune"].split) if "tune" in by_use else _halves(by_use["fit"], repeats, section)

@@ -44,7 +44,7 @@ def splits_of(section: DataSection, base: Path, inputs: Sequence[TensorSpec]) ->
 def _splits(names: Container[str], section: DataSection, inputs: Sequence[TensorSpec]) -> tuple[str, ...]:
     """Say which splits the arrays hold: those without a suffix hold everything, unless there are some with one too."""
     stems = [section.inputs.get(spec.name, spec.name) for spec in inputs]
-    own = tuple(section.splits.names().values())
+    own = tuple(section.splits.names_in(lambda name: all(f"{stem}_{name}" in names for stem in stems)).values())
     is_whole = all(stem in names for stem in stems)
     return own if not is_whole or any(f"{stem}_{name}" in names for stem in stems for name in own) else (ALL,)
 

@@ -240,7 +240,8 @@ def _split_rows(request: Request, columns: Mapping[str, Array]) -> dict[str, Arr
     if not splits.column:
         return None
     words = untrusted.text(columns[splits.column], field=f"{request.path.name}:{splits.column}")
-    rows: dict[str, Array] = {name: np.flatnonzero(words == name) for name in splits.names().values()}
+    named = splits.names_in(lambda name: bool((words == name).any()))
+    rows: dict[str, Array] = {name: np.flatnonzero(words == name) for name in named.values()}
     for name, found in rows.items():
         if not len(found):
             have = ", ".join(repr(str(word)) for word in np.unique(words)[:10])

@@ -242,6 +242,7 @@ def _arrays(data: str, seen: Seen) -> Iterator[str]:
     for spec in calls.as_rows(seen.inputs):
         names = ", ".join(f"{_plain(spec.name)}_{use}" for use in uses)
         yield f"# arrays {names}: {spec.datatype} {['rows', *spec.shape[1:]]}".replace("'", "")
+    yield "# and ..._tune, if the source has them, for every choice; otherwise half of ..._fit is for that"
     if seen.task in _LABELLED:
         yield f"# arrays {', '.join(f'y_{use}' for use in uses)}: {quality.TASKS[seen.task].about_labels}"
 

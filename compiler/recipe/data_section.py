@@ -6,7 +6,7 @@ read; nothing here touches a disk.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -30,7 +30,8 @@ class SplitsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     Attributes:
         fit: examples for integer ranges.
-        tune: examples for temperature, choices and the gate; "" takes half of ``fit``.
+        tune: examples for temperature, choices and the gate; "" takes those that the source calls "tune", or half of
+            ``fit`` where it has none (a function is asked for none).
         certify: examples for the promise, looked at once.
         test: examples for the figures that people read.
         column: table column that holds the names; "" when the table has no splits of its own.
@@ -46,6 +47,13 @@ class SplitsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         """Return the source's name of each split that is read."""
         named = {"fit": self.fit, "tune": self.tune, "certify": self.certify, "test": self.test}
         return {use: name for use, name in named.items() if name}
+
+    def names_in(self, is_there: Callable[[str], bool]) -> dict[str, str]:
+        """Return the source's name of each split that is read from a source of which it is known what is there."""
+        named = self.names()
+        if "tune" not in named and "tune" not in named.values() and is_there("tune"):
+            named["tune"] = "tune"
+        return named
 
 
 class SharesSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

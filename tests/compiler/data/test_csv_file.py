@@ -114,6 +114,13 @@ def test_splits_may_be_named_by_a_column_and_other_rows_are_left_out(write_csv: 
         load([SIZE], source="table.csv", columns={"size": ("w", "h")}, splits=SplitsSection(column="part", tune="warm"))
 
 
+def test_rows_of_a_split_called_tune_are_tuned_on(write_csv: Write, load: Load) -> None:
+    part = ["tune"] * 10 + ["fit"] * 10 + ["certify"] * 12 + ["test"] * 8
+    write_csv({**NUMBERS, **LABELS, "part": part})
+    loaded = load([SIZE], source="table.csv", columns={"size": ("w", "h")}, splits=SplitsSection(column="part"))
+    assert [split.rows for split in loaded.by_use().values()] == [10, 10, 12, 8]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -83,6 +83,13 @@ def test_folders_may_be_splits_of_their_own(tmp_path: Path, load: Load) -> None:
     assert [split.rows for split in loaded.by_use().values()] == [2, 2, 5, 3]
     with pytest.raises(InvalidInput, match="has a folder 'fit' but none 'warm'"):
         load([RGB], source="photos", classes=2, splits=SplitsSection(tune="warm"))
+    (tmp_path / "photos" / "train").rename(tmp_path / "photos" / "tune")
+    assert [split.rows for split in load([RGB], source="photos", classes=2).by_use().values()] == [4, 2, 5, 3]
+
+
+def test_a_class_may_be_called_tune(folder: Path, load: Load) -> None:
+    (folder / "dog").rename(folder / "tune")
+    assert load([RGB], source="photos", classes=2).class_names == ("cat", "tune")
 
 
 def test_without_labels_images_may_lie_anywhere(folder: Path, load: Load) -> None:

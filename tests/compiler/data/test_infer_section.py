@@ -15,7 +15,6 @@ from tokenizers import Tokenizer, models
 
 from compiler import data
 from compiler.data import DataSection, loading
-from compiler.recipe import data_section
 from penstock.errors import ConfigError, InvalidInput
 from penstock.wire.tensors import TensorSpec
 
@@ -48,7 +47,7 @@ Y = np.arange(30) % 3
         (
             {f"{n}_{s}": a for n, a in {"p": F, "y": Y}.items() for s in ("fit", "tune", "certify", "test")},
             [X],
-            {"inputs": {"x": "p"}, "splits": data_section.SplitsSection(tune="tune")},
+            {"inputs": {"x": "p"}},
         ),
     ],
 )

@@ -59,6 +59,15 @@ def test_a_split_to_tune_on_leaves_fit_whole(edit: Edit, load: Load) -> None:
     assert (loaded.ranges.rows, loaded.tune.rows) == (200, 5)
 
 
+def test_a_split_called_tune_is_used_though_nobody_names_it(edit: Edit, load: Load) -> None:
+    edit(x_tune=np.eye(5, 4, dtype=np.float32), y_tune=np.zeros(5, np.int64))
+    loaded = load([X], source="data.npz")
+    assert (loaded.ranges.rows, loaded.tune.rows) == (200, 5)
+    edit(x_tune=np.eye(5, 4, dtype=np.float32), y_tune=None)
+    with pytest.raises(InvalidInput, match="no array 'y_tune'"):
+        load([X], source="data.npz")
+
+
 def test_inputs_may_have_other_names_in_the_file(edit: Edit, load: Load) -> None:
     pixels = TensorSpec(name="pixels", datatype="FP32", shape=(-1, 4))
     assert list(load([pixels], source="data.npz", inputs={"pixels": "x"}).test.inputs) == ["pixels"]
