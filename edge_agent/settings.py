@@ -343,7 +343,7 @@ def _default_data_dir(env: Mapping[str, str]) -> Path:
     try:
         return data_directory(env) / "agent"
     except ConfigError as error:
-        raise ConfigError(f"data_dir: {error.message}, or give --data-dir") from None
+        raise ConfigError(f"data_dir: {error.message}, or give --data-dir (--socket, of an agent that runs)") from None
 
 
 def _default_socket(settings: AgentSettings, data_dir: Path, env: Mapping[str, str]) -> Path:

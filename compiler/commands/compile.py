@@ -225,6 +225,7 @@ Examples:
 def init(model: str, data: str, output: Path | None, force: bool, allow_pickle: bool) -> None:
     """Write a commented recipe from what can be seen in MODEL."""
     from compiler.pipeline.first_recipe import recipe_for, relocated
+    from compiler.sources.detection import detect
     from penstock.artifact.blobs import SHARED, disk_errors, write_atomically
 
     if str(output) in ("json", "table"):
@@ -235,6 +236,7 @@ def init(model: str, data: str, output: Path | None, force: bool, allow_pickle: 
     if output.exists() and not force:
         raise click.UsageError(f"{output} is there already; choose another name, or --force")
     here, base = Path.cwd(), output.resolve().parent
+    detect(model, here)  # what is not there is told as it was named, before a directory is made for its recipe
     with disk_errors(f"writing {output}"):
         base.mkdir(parents=True, exist_ok=True)  # a path that goes through it has to be one
         examples = relocated(data, here, base) if data else ""

@@ -102,7 +102,11 @@ def test_commands_run_without_a_home_on_a_disk_that_cannot_be_written(digits_bui
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["agent", "run"], "data_dir: this user has no home directory: set HOME or XDG_DATA_HOME, or give --data-dir"),
+        (
+            ["agent", "run"],
+            "data_dir: this user has no home directory: set HOME or XDG_DATA_HOME, or give --data-dir (--socket, of an "
+            "agent that runs)",
+        ),
         (["keys", "list"], "this user has no home directory: set HOME or XDG_CONFIG_HOME"),
         (["artifact", "verify", "digits:v1"], "no directory for temporary files can be written; set TMPDIR to one"),
     ],
