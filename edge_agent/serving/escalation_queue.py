@@ -26,8 +26,7 @@ from edge_agent.settings import EscalationSettings
 from penstock.errors import Cancelled, DeadlineExceeded, Internal, InvalidInput, PenstockError, QueueFull, Unavailable
 from penstock.hosting.queue import BatchQueue, Behaviour, is_invalid
 from penstock.hosting.rows import join, split
-from penstock.hosting.waiting_line import Room
-from penstock.policy.batching import BatchLimits
+from penstock.policy.batching import BatchLimits, Room
 from penstock.policy.retry import CircuitBreaker
 from penstock.process import telemetry
 from penstock.wire.context import RequestContext

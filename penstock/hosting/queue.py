@@ -1,7 +1,7 @@
 """The one queue of requests that may share a batch: plan, expire, dispatch, and wait for an arrival or for a time.
 
 Before an engine, before the cloud and in the SDK, each with its own limits and its own way to run a batch. Which
-requests run together, which are too late and when to look again is ``penstock.policy.batching``'s decision; who is to
+requests run together, which are too late and when to look again is ``penstock.policy.batch_line``'s decision; who is to
 blame for a batch that fails is found by ``penstock.hosting.rows.isolate``. Everything here happens on the event loop.
 
 A queue has no task of its own: it is looked at by a callback, at the end of a turn in which something came or went, and
@@ -21,8 +21,10 @@ from typing import Any, Generic, TypeVar, cast
 
 from penstock.errors import Cancelled, DeadlineExceeded, Internal, InvalidInput, PenstockError, QueueFull, copy_of
 from penstock.hosting.rows import as_ours, fail, isolate, settle
-from penstock.hosting.waiting_line import Batch, Room, Waiting, WaitingLine
-from penstock.policy.batching import BatchLimits, plan_batch
+from penstock.hosting.waiting_line import Batch, Waiting
+from penstock.policy.batch_line import BatchLine
+from penstock.policy.batching import BatchLimits, Room
+from penstock.policy.fair_shares import FairShares, fits_beside
 from penstock.policy.run_times import Place
 from penstock.process.telemetry import log
 
@@ -46,9 +48,11 @@ class Behaviour(Generic[T]):
         place: where requests would run together. ``run`` of what would run here returns without suspending; a lone
             request of that kind does not even wait for the end of the turn.
         service_s: how long a batch of so many rows should take; what cannot be answered in time is not run.
-        check_deadline: given rows, deadline, priority and time of a request that would wait; raises where it could not
-            be answered in time, so that it does not wait to learn that.
+        check_deadline: given rows, deadline, priority, tenant and time of a request that would wait; raises where it
+            could not be answered in time, so that it does not wait to learn that.
         waited: told how long each request waited.
+        drained_after_s: how long it should take until what waits and what runs is done, for whoever is refused.
+        charged: told what the tenant of each request was charged for it, in seconds; where tenants have shares.
         late: the error of a request whose deadline passed, and whether it was running by then.
     """
 
@@ -58,8 +62,10 @@ class Behaviour(Generic[T]):
     may_be_one: Callable[[Exception], bool] = lambda error: True
     place: Callable[[Sequence[T]], Place] = lambda items: Place.ELSEWHERE
     service_s: Callable[[int], float] = lambda rows: 0.0
-    check_deadline: Callable[[int, float, int, float], None] | None = None
+    check_deadline: Callable[[int, float, int, str, float], None] | None = None
     waited: Callable[[float], None] | None = None
+    drained_after_s: Callable[[], float] = lambda: 0.0
+    charged: Callable[[T, float], None] | None = None
     late: Callable[[T, bool], PenstockError] = lambda item, is_running: DeadlineExceeded(
         "the deadline passed before the answer came"
         if is_running
@@ -91,15 +97,18 @@ class BatchQueue(Generic[T, A]):
         behaviour: Behaviour[T] | None = None,
         *,
         room: Room | None = None,
+        shares: FairShares | None = None,
     ) -> None:
         """
         Args:
+            shares: of tenants; None where nobody tells them apart.
             run: runs a batch. Given are requests, the rows of each, and the latest of their deadlines (None: one has
                 none); an answer or an error for each, in order, comes back, or it raises for all of them.
         """
         self.limits = limits
         self.room = room or Room(limits.max_queue_rows)
-        self._waiting: WaitingLine[T, A] = WaitingLine(self.room)
+        self._shares = shares
+        self._waiting: BatchLine[Waiting[T, A]] = BatchLine(limits, self.room, shares)
         self._run = run
         self._how = behaviour or Behaviour()
         self._loop = asyncio.get_running_loop()
@@ -133,22 +142,43 @@ class BatchQueue(Generic[T, A]):
         """Say when the oldest batch that runs began, on the event loop's clock."""
         return min([batch.since for batch in self._batches], default=None)
 
-    def check_room(self, rows: int = 1) -> None:
+    def rows_before(self, tenant: str) -> int:
+        """Say how many of the rows that wait go before a tenant's next request of the default priority."""
+        rows = self.room.rows
+        return rows if self._shares is None else self._shares.rows_before(tenant, rows)
+
+    def check_room(self, rows: int = 1, tenant: str = "") -> None:
         """Look whether ``rows`` more may wait. A request that alone is larger than the room may, when nobody else does.
 
         Raises:
-            QueueFull: no room.
+            QueueFull: no room, or the tenant waits with as many rows as others left free.
         """
         room = self.room
         waiting = room.rows
         if waiting and waiting + rows > room.max_rows:
             raise QueueFull(
                 f"{waiting} rows wait already, the limit is {room.max_rows} ({room.name})",
-                retry_after_s=self._how.service_s(waiting) or None,
+                retry_after_s=self._how.drained_after_s() or None,
+            )
+        if self._shares is None or not waiting or 2 * (waiting + rows) <= room.max_rows:
+            return
+        mine = self._shares.of(tenant).rows
+        if not fits_beside(mine, rows, held=waiting, limit=room.max_rows):
+            raise QueueFull(
+                f"{mine} rows of this tenant wait already, and {rows} more would leave too little room for others "
+                f"({room.name} is {room.max_rows})",
+                retry_after_s=self._how.drained_after_s() or None,
             )
 
     async def ask(
-        self, item: T, *, rows: int, deadline: float | None = None, priority: int = 0, shape_key: Hashable = None
+        self,
+        item: T,
+        *,
+        rows: int,
+        deadline: float | None = None,
+        priority: int = 0,
+        shape_key: Hashable = None,
+        tenant: str = "",
     ) -> A:
         """Queue a request and wait for its answer. A caller that is cancelled leaves nothing in the queue.
 
@@ -157,9 +187,9 @@ class BatchQueue(Generic[T, A]):
             PenstockError: the answer of ``run``.
         """
         if not self._waiting and not self._batches and self._runs_at_once(item):
-            self._check_open(item, rows, deadline, priority)
+            self._check_open(item, rows, deadline, priority, tenant)
             return await self._run_at_once(item, rows, deadline)
-        waiting = self.submit(item, rows=rows, deadline=deadline, priority=priority, shape_key=shape_key)
+        waiting = self.submit(item, rows=rows, deadline=deadline, priority=priority, shape_key=shape_key, tenant=tenant)
         try:
             return await waiting.future
         except asyncio.CancelledError:
@@ -167,16 +197,24 @@ class BatchQueue(Generic[T, A]):
             raise
 
     def submit(
-        self, item: T, *, rows: int, deadline: float | None = None, priority: int = 0, shape_key: Hashable = None
+        self,
+        item: T,
+        *,
+        rows: int,
+        deadline: float | None = None,
+        priority: int = 0,
+        shape_key: Hashable = None,
+        tenant: str = "",
     ) -> Waiting[T, A]:
         """Queue a request. Its ``future`` is to be awaited, and :meth:`withdraw` called when that is cancelled.
 
         Raises:
             QueueFull, or what the queue was closed with: not taken in. DeadlineExceeded: it has passed.
         """
-        self.check_room(rows)
-        now = self._check_open(item, rows, deadline, priority)
-        waiting: Waiting[T, A] = Waiting(item, self._loop.create_future(), rows, now, deadline, priority, shape_key)
+        self.check_room(rows, tenant)
+        now = self._check_open(item, rows, deadline, priority, tenant)
+        future = self._loop.create_future()
+        waiting: Waiting[T, A] = Waiting(item, future, rows, now, deadline, priority, shape_key, tenant)
         self._waiting.add(waiting)
         if deadline is not None and deadline < self._due_at:
             self._due_at = deadline
@@ -235,7 +273,7 @@ class BatchQueue(Generic[T, A]):
             raise outcome
         return outcome
 
-    def _check_open(self, item: T, rows: int, deadline: float | None, priority: int) -> float:
+    def _check_open(self, item: T, rows: int, deadline: float | None, priority: int, tenant: str) -> float:
         if self._refusal is not None:
             raise copy_of(self._refusal)
         now = self._loop.time()
@@ -243,7 +281,7 @@ class BatchQueue(Generic[T, A]):
             if deadline <= now:
                 raise self._how.late(item, False)
             if self._how.check_deadline is not None:
-                self._how.check_deadline(rows, deadline, priority, now)
+                self._how.check_deadline(rows, deadline, priority, tenant, now)
         return now
 
     def withdraw(self, waiting: Waiting[T, A]) -> None:
@@ -298,13 +336,14 @@ class BatchQueue(Generic[T, A]):
         self._is_crowded = len(self._waiting) > 1
         self._until_look = LOOK_EVERY
         while self._waiting and self._may_dispatch():
-            front = self._waiting.front(self.limits.max_rows)
-            service_s = self._how.service_s(min(self.room.rows, self.limits.max_rows))
-            plan = plan_batch(front, self.limits, now, service_time_s=service_s)
-            self._expire([front[index] for index in plan.expire])
+            limits, how = self.limits, self._how
+            service_s = how.service_s(min(self.room.rows, limits.max_rows))
+            row_s = 0.0 if self._shares is None else how.service_s(limits.max_rows) / limits.max_rows
+            plan = self._waiting.take(limits, now, service_s=service_s, row_s=row_s)
+            self._expire(plan.expire)
             if plan.dispatch:
-                members = [front[index] for index in plan.dispatch]
-                self._take_out(members)
+                members = plan.dispatch
+                self._taken_out(members, row_s)
                 if not self._run_here(members):
                     self._dispatch(members)
                 elif self._waiting:
@@ -321,12 +360,15 @@ class BatchQueue(Generic[T, A]):
             return True
         return running < how.max_in_flight + how.ahead and self.room.rows >= self.limits.max_rows
 
-    def _take_out(self, members: list[Waiting[T, A]]) -> None:
-        self._remove(members)
+    def _taken_out(self, members: list[Waiting[T, A]], row_s: float) -> None:
+        self._note_idle()
         if self._how.waited is not None:
             began_at = time.perf_counter()
             for member in members:
                 self._how.waited(began_at - member.queued_at)
+        if self._shares is not None and self._how.charged is not None:
+            for member in members:
+                self._how.charged(member.item, member.rows * row_s)
 
     def _run_here(self, members: list[Waiting[T, A]]) -> bool:
         """Run a batch that is short, at once: a task for it would cost more than it does. Say whether it is done.
@@ -391,7 +433,8 @@ class BatchQueue(Generic[T, A]):
     def _expire_overdue(self, now: float) -> None:
         """Refuse what is late, also in batches that run: their callers have gone by then, and the batches go on."""
         self._expire(self._waiting.overdue(now))
-        self._due_at = self._waiting.next_deadline()
+        earliest = self._waiting.next_deadline()
+        self._due_at = math.inf if earliest is None else earliest
         for batch in self._batches:
             for member in batch.members:
                 if member.deadline is None or member.future.done():
@@ -405,13 +448,17 @@ class BatchQueue(Generic[T, A]):
             self._look_at(self._due_at)
 
     def _expire(self, late: list[Waiting[T, A]]) -> None:
+        """Refuse what was taken out of the line because it is late."""
         if late:
-            self._remove(late)
+            self._note_idle()
+            after_s = self._how.drained_after_s() or None
             for waiting in late:
-                settle(waiting.future, self._how.late(waiting.item, False))
+                error = self._how.late(waiting.item, False)
+                error.retry_after_s = error.retry_after_s or after_s
+                settle(waiting.future, error)
 
     def _drop(self, error: PenstockError) -> None:
-        dropped = self._waiting.all()
+        dropped = list(self._waiting)
         self._remove(dropped)
         fail(dropped, error)
 

@@ -41,6 +41,8 @@ class Chunk:
         deadline: when its answer is worth nothing any more, on the event loop's clock. What has not begun by then is
             not run.
         note: takes down its way for who observes requests; None where nobody does.
+        tenant: whose share of the replica it takes, where tenants have shares.
+        charged_s: what that share was charged for it in advance.
     """
 
     inputs: Tensors
@@ -48,6 +50,8 @@ class Chunk:
     outputs: tuple[str, ...] | None = None
     deadline: float = math.inf
     note: RunNote | None = None
+    tenant: str = ""
+    charged_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The queue before one replica: refuses what cannot be answered in time, and follows how long batches take.
 
-For a core's replica and for a device's variant alike. Which chunks run together is ``penstock.policy.batching``'s
+For a core's replica and for a device's variant alike. Which chunks run together is ``penstock.policy.batch_line``'s
 decision, whether a deadline can be met ``penstock.policy.service_time``'s.
 """
 
@@ -17,7 +17,8 @@ from penstock.hosting.replica import Chunk, Replica
 from penstock.hosting.run_notes import BatchNote
 from penstock.policy.batch_closing import closed_by
 from penstock.policy.batching import BatchLimits
-from penstock.policy.service_time import Backlog, check_deadline, expected_answer_at
+from penstock.policy.fair_shares import FairShares
+from penstock.policy.service_time import Backlog, check_deadline, drained_after_s, expected_answer_at
 
 PROBE_AFTER_S = 1.0
 """An idle replica whose last measurement is older takes a request that its estimate would refuse. What is refused is
@@ -47,8 +48,11 @@ class ReplicaQueue(Generic[A]):
         max_queue_rows: int,
         max_delay_s: float = 0.0,
         measures: Measures | None = None,
+        shares: FairShares | None = None,
     ) -> None:
+        """``shares``: of tenants in the time of this replica; None where nobody tells them apart."""
         self.replica = replica
+        self._shares = shares
         self.service = replica.timing.service  # followed as batches are measured
         self._measures = measures
         self._loop = asyncio.get_running_loop()
@@ -63,7 +67,10 @@ class ReplicaQueue(Generic[A]):
                 service_s=self._service_s,
                 check_deadline=self._check_deadline,
                 waited=None if measures is None else measures.waited,
+                charged=_note_charge,
+                drained_after_s=self.drained_after_s,
             ),
+            shares=shares,
         )
 
     def __repr__(self) -> str:
@@ -95,15 +102,25 @@ class ReplicaQueue(Generic[A]):
         """Say whether somebody looks at the queue, and the replica can answer or sees to itself."""
         return self._queue.is_alive and (self.replica.is_isolated or self.replica.health().is_well)
 
-    def check_room(self, rows: int = 1) -> None:
+    def check_room(self, rows: int = 1, tenant: str = "") -> None:
         """
         Raises:
-            QueueFull: no room for ``rows`` more.
+            QueueFull: no room for ``rows`` more, or the tenant waits with as many as it may.
         """
-        self._queue.check_room(rows)
+        self._queue.check_room(rows, tenant)
+
+    def drained_after_s(self) -> float:
+        """Estimate how long it takes until what waits and what runs here is done; 0.0 where nothing does."""
+        return drained_after_s(self._backlog(self._queue.room.rows), self.service, self._loop.time())
 
     def infer(
-        self, chunk: Chunk, *, shape_key: Hashable = None, deadline: float | None = None, priority: int = 0
+        self,
+        chunk: Chunk,
+        *,
+        shape_key: Hashable = None,
+        deadline: float | None = None,
+        priority: int = 0,
+        tenant: str = "",
     ) -> Coroutine[Any, Any, A]:
         """Queue a chunk and wait for its answer. A caller that is cancelled leaves nothing in the queue.
 
@@ -113,7 +130,11 @@ class ReplicaQueue(Generic[A]):
         """
         if deadline is not None:
             chunk.deadline = deadline
-        return self._queue.ask(chunk, rows=chunk.rows, deadline=deadline, priority=priority, shape_key=shape_key)
+        if self._shares is not None:
+            chunk.tenant = tenant
+        return self._queue.ask(
+            chunk, rows=chunk.rows, deadline=deadline, priority=priority, shape_key=shape_key, tenant=tenant
+        )
 
     async def finish(self, error: PenstockError, timeout_s: float) -> bool:
         """Run what is queued for at most ``timeout_s``, refuse the rest, and close the replica if nothing runs then.
@@ -153,6 +174,8 @@ class ReplicaQueue(Generic[A]):
                 self._landed_at = self._loop.time()
             if batch is not None:
                 batch.took_s = took_s
+            if self._shares is not None:
+                self._settle(self._shares, chunks, took_s if total else 0.0)
             if self._measures is not None and total:
                 self._measures.ran(total, took_s, len(chunks))
             is_probe, self._is_probing = self._is_probing, False
@@ -163,6 +186,13 @@ class ReplicaQueue(Generic[A]):
             elif has_answered and not self._queue.is_idle:  # at once: no deadline depends on it
                 self.service = self.service.observed(total, took_s)
                 self._measured_at = self._loop.time()
+
+    def _settle(self, shares: FairShares, chunks: Sequence[Chunk], took_s: float) -> None:
+        """Charge tenants what their rows took, instead of what they should have taken."""
+        a_row_s = took_s / sum([chunk.rows for chunk in chunks])
+        for chunk in chunks:
+            shares.correct(chunk.tenant, chunk.rows * a_row_s - chunk.charged_s)
+            chunk.charged_s = 0.0  # of a batch that failed, each half runs again
 
     def _noted(self, chunks: Sequence[Chunk], began_at: float, rows: int) -> BatchNote:
         """Note in each chunk which batch it runs in."""
@@ -177,19 +207,26 @@ class ReplicaQueue(Generic[A]):
     def _service_s(self, rows: int) -> float:
         return 0.0 if self._is_probing else self.service.of(rows)
 
-    def _check_deadline(self, rows: int, deadline: float, priority: int, now: float) -> None:
+    def _backlog(self, rows: int) -> Backlog:
+        since = self.running_since
+        busy_until = None if since is None else since + self.service.of(self._queue.running_rows)
+        return Backlog(rows=rows, max_batch_rows=self._queue.limits.max_rows, busy_until=busy_until)
+
+    def _check_deadline(self, rows: int, deadline: float, priority: int, tenant: str, now: float) -> None:
         # row by row is the dearest way to run what is ahead: who has time for that need not be looked at closer
         if now + (self.outstanding_rows + rows) * self.service.of(1) <= deadline:
             return
-        service, since = self.service, self.running_since
-        busy_until = None if since is None else since + service.of(self._queue.running_rows)
         # a priority of its own may overtake all that waits: only what surely comes first counts against it
-        waiting = 0 if priority else self._queue.room.rows
-        backlog = Backlog(rows=waiting, max_batch_rows=self._queue.limits.max_rows, busy_until=busy_until)
+        backlog = self._backlog(0 if priority else self._queue.rows_before(tenant))
         try:
-            answer_at = expected_answer_at(backlog, rows, service, now)
-            check_deadline(answer_at + _MARGIN * (answer_at - now), deadline, now)
+            answer_at = expected_answer_at(backlog, rows, self.service, now)
+            answer_at += _MARGIN * (answer_at - now)
+            check_deadline(answer_at, deadline, now, alone_s=self.service.of(rows) * (1.0 + _MARGIN))
         except DeadlineExceeded:
             if not self._queue.is_idle or now < self._measured_at + PROBE_AFTER_S:
                 raise
             self._is_probing = True
+
+
+def _note_charge(chunk: Chunk, seconds: float) -> None:
+    chunk.charged_s = seconds

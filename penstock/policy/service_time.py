@@ -85,15 +85,29 @@ def expected_answer_at(backlog: Backlog, rows: int, service: ServiceTime, now: f
     return start + ahead + service.of(last)
 
 
-def check_deadline(answer_at: float, deadline: float, now: float) -> None:
-    """
+def drained_after_s(backlog: Backlog, service: ServiceTime, now: float) -> float:
+    """Estimate how long it takes until what waits and what runs is done."""
+    start_s = 0.0 if backlog.busy_until is None else max(0.0, backlog.busy_until - now)
+    full_batches, left = divmod(backlog.rows, backlog.max_batch_rows)
+    return start_s + full_batches * service.of(backlog.max_batch_rows) + (service.of(left) if left else 0.0)
+
+
+def check_deadline(answer_at: float, deadline: float, now: float, *, alone_s: float = 0.0) -> None:
+    """Look whether a deadline can be met.
+
+    Args:
+        alone_s: what the answer would take if nothing were before it. A request with less time than that is told no
+            time to try again: it would never be in time.
+
     Raises:
-        DeadlineExceeded: it has passed, or the answer would come after it.
+        DeadlineExceeded: it has passed, or the answer would come after it. Says when enough of what is before it
+            should be done.
     """
     if deadline <= now:
         raise DeadlineExceeded("the deadline passed before the work could start; nothing was executed")
     if answer_at > deadline:
         raise DeadlineExceeded(
             f"the answer would take about {(answer_at - now) * 1e3:.1f} ms, and {(deadline - now) * 1e3:.1f} ms are "
-            "left; nothing was executed"
+            "left; nothing was executed",
+            retry_after_s=answer_at - deadline if now + alone_s <= deadline else None,
         )

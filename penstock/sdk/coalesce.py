@@ -20,8 +20,8 @@ import numpy as np
 from penstock.errors import Cancelled, DeadlineExceeded, PenstockError
 from penstock.hosting.queue import BatchQueue, Behaviour, is_invalid
 from penstock.hosting.rows import Tensors, join, split
-from penstock.hosting.waiting_line import Room, Waiting
-from penstock.policy.batching import BatchLimits
+from penstock.hosting.waiting_line import Waiting
+from penstock.policy.batching import BatchLimits, Room
 from penstock.sdk.call import InferResult, Inputs, result_of, too_late
 from penstock.wire.inference import InferRequest, InferResponse
 

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from penstock.errors import Cancelled, DeadlineExceeded, Internal, InvalidInput, QueueFull, Unavailable
-from penstock.hosting import queue as queue_module
 from penstock.hosting.queue import LOOK_EVERY, BatchQueue, Behaviour, is_invalid
-from penstock.hosting.waiting_line import Room
-from penstock.policy.batching import BatchLimits
+from penstock.policy.batch_line import BatchLine
+from penstock.policy.batching import BatchLimits, Room
 from penstock.policy.run_times import Place
 from tests.penstock.hosting.rig import outcome, run_virtual, until
 
@@ -262,7 +261,7 @@ def test_a_defect_in_planning_leaves_nobody_waiting_and_liveness_tells(monkeypat
     async def test() -> None:
         queue = make(Server())
         assert queue.is_alive
-        monkeypatch.setattr(queue_module, "plan_batch", broken)
+        monkeypatch.setattr(BatchLine, "take", broken)
         assert isinstance(await outcome(ask(queue, 1)), Internal)
         assert not queue.is_alive
         assert isinstance(await outcome(ask(queue, 2)), Internal)

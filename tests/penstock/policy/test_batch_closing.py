@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from penstock.policy.batch_closing import MEANINGS, ClosedBy, closed_by
-from penstock.policy.batching import BatchLimits, Queued, plan_batch
+from penstock.policy.batching import BatchLimits, Queued
+from tests.penstock.policy.plain_planner import plan_batch
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,41 @@
-"""The batch planner: what goes together, what expires, who goes first, and that nothing is lost or starves."""
+"""The batch planner: what goes together, what expires, who goes first, and that nothing is lost or starves.
+
+Each rule is checked on the line that queues use, which never looks at what does not go; that it does what a plain
+function of the whole list does is checked last.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.errors import ConfigError
-from penstock.policy.batching import DEFAULT_LEVEL, LOWEST_LEVEL, BatchLimits, BatchPlan, Queued, overdue, plan_batch
+from penstock.policy.batch_line import BatchLine
+from penstock.policy.batching import DEFAULT_LEVEL, LOWEST_LEVEL, BatchLimits, Queued, Room
+from tests.penstock.policy.plain_planner import BatchPlan
+from tests.penstock.policy.plain_planner import plan_batch as plain_plan
 
 NOW = 100.0
+
+
+def plan_batch(queue: Sequence[Queued], limits: BatchLimits, now: float, *, service_time_s: float = 0.0) -> BatchPlan:
+    """Plan once, with a line of its own, by indices."""
+    line: BatchLine[Queued] = BatchLine(limits, Room(10**6))
+    queue = [dataclasses.replace(item) for item in queue]
+    for item in queue:
+        line.add(item)
+    index = {id(item): i for i, item in enumerate(queue)}
+    plan = line.take(limits, now, service_s=service_time_s)
+    assert len(line) == len(queue) - len(plan.dispatch) - len(plan.expire)
+    return BatchPlan(
+        dispatch=tuple(index[id(item)] for item in plan.dispatch),
+        expire=tuple(index[id(item)] for item in plan.expire),
+        wake_at=plan.wake_at,
+    )
 
 
 def chunk(
@@ -216,28 +240,111 @@ def test_a_delay_that_would_cost_a_deadline_is_not_waited_out() -> None:
 
 
 def test_what_stays_behind_wakes_the_caller_when_it_becomes_too_late() -> None:
-    queue = [chunk(deadline=NOW + 1), chunk(deadline=NOW + 5), chunk(deadline=NOW + 3)]
-    plan = plan_batch(queue, BatchLimits(max_rows=1), NOW, service_time_s=0.5)
-    assert plan == BatchPlan(dispatch=(0,), expire=(), wake_at=NOW + 2.5)
-    assert overdue(queue[1:], NOW + 2.5, service_time_s=0.5) == (1,)
+    limits = BatchLimits(max_rows=8, max_delay_s=2.0)
+    queue = [chunk(deadline=NOW + 5), chunk(deadline=NOW + 2.25)]
+    assert plan_batch(queue, limits, NOW) == BatchPlan(dispatch=(), expire=(), wake_at=NOW + 2.0)
+    queue = [chunk(key="a"), chunk(key="b", at=NOW - 1, deadline=NOW + 1.5)]
+    assert plan_batch(queue, dataclasses.replace(limits, max_delay_s=1.25), NOW).wake_at == NOW + 0.25
 
 
-def test_planning_is_linear_when_all_priorities_are_equal() -> None:
-    compared = 0
+@given(queues(), limits, service_times)
+def test_a_line_does_what_the_plain_planner_does(
+    queue: list[Queued], limits: BatchLimits, service_time_s: float
+) -> None:
+    found = plan_batch(queue, limits, NOW, service_time_s=service_time_s)
+    plain = plain_plan(queue, limits, NOW, service_time_s=service_time_s)
+    assert (found.dispatch, found.expire) == (plain.dispatch, plain.expire)
+    if not plain.dispatch:
+        assert found.wake_at == plain.wake_at
 
-    class Key:
-        def __eq__(self, other: object) -> bool:
-            nonlocal compared
-            compared += 1
-            return self is other
 
-        def __hash__(self) -> int:
-            return 1
+@given(st.data(), limits, service_times)
+def test_a_line_that_lives_on_does_what_the_plain_planner_does(
+    data: st.DataObject, limits: BatchLimits, service_time_s: float
+) -> None:
+    """Chunks come, are withdrawn, expire and go, and the line still agrees with the list of those that wait."""
+    room = Room(10**6)
+    line: BatchLine[Queued] = BatchLine(limits, room)
+    waiting: list[Queued] = []
+    now = NOW
+    steps = st.sampled_from(["come", "come", "go", "expire", "withdraw", "later"])
+    for step in data.draw(st.lists(steps, max_size=40)):
+        if step == "come":
+            deadline = data.draw(st.none() | st.floats(0.0, 3.0))
+            new = chunk(
+                data.draw(st.integers(1, 9)),
+                at=now,
+                deadline=None if deadline is None else now + deadline,
+                priority=data.draw(st.integers(0, 3)),
+                key=data.draw(st.sampled_from("ab")),
+            )
+            line.add(new)
+            waiting.append(new)
+        elif step == "withdraw" and waiting:
+            gone = data.draw(st.sampled_from(waiting))
+            line.remove([gone])
+            line.remove([gone])
+            waiting.remove(gone)
+        elif step == "later":
+            now += data.draw(st.floats(0.0, 1.5))
+        elif step == "expire":
+            late = line.overdue(now)
+            assert {id(item) for item in late} == {
+                id(item) for item in waiting if item.deadline is not None and item.deadline <= now
+            }
+            waiting = [item for item in waiting if item not in late]
+        else:
+            plain = plain_plan(waiting, limits, now, service_time_s=service_time_s)
+            plan = line.take(limits, now, service_s=service_time_s)
+            assert plan.dispatch == [waiting[i] for i in plain.dispatch]
+            assert plan.expire == [waiting[i] for i in plain.expire]
+            if not plan.dispatch:
+                assert plan.wake_at == plain.wake_at
+            waiting = [item for item in waiting if item not in (*plan.dispatch, *plan.expire)]
+        deadlines = [item.deadline for item in waiting if item.deadline is not None]
+        assert line.next_deadline() == min(deadlines, default=None)
+        assert sorted(map(id, line)) == sorted(map(id, waiting))
+        assert (len(line), room.rows) == (len(waiting), sum(item.rows for item in waiting))
 
-    same = Key()
-    queue = [Queued(rows=1, arrived_at=NOW, shape_key=same) for _ in range(1024)]
-    assert len(plan_batch(queue, BatchLimits(max_rows=1024), NOW).dispatch) == 1024
-    assert compared <= len(queue)
+
+@pytest.mark.parametrize("priorities", [(0,), (0, 1, 3)])
+@pytest.mark.parametrize("n_keys", [1, 16])
+def test_a_batch_looks_at_no_more_of_a_long_line_than_of_a_short_one(priorities: tuple[int, ...], n_keys: int) -> None:
+    looked = 0
+
+    class Looked(Queued):
+        def __getattribute__(self, name: str) -> object:
+            nonlocal looked
+            looked += 1
+            return super().__getattribute__(name)
+
+    def looks(n: int) -> float:
+        nonlocal looked
+        limits = BatchLimits(max_rows=16)
+        line: BatchLine[Queued] = BatchLine(limits, Room(10**6))
+        for i in range(n):
+            priority, key = priorities[i % len(priorities)], i // 3 % n_keys
+            at, deadline = NOW + i * 1e-3, NOW + 9e3 - i
+            line.add(Looked(rows=1, arrived_at=at, deadline=deadline, priority=priority, shape_key=key))
+        looked = 0
+        for _ in range(8):
+            assert line.take(limits, NOW).dispatch
+        return looked / 8
+
+    assert looks(4096) <= 1.5 * looks(512)
+
+
+def test_requests_that_come_and_are_withdrawn_leave_nothing_behind() -> None:
+    limits = BatchLimits(max_rows=4)
+    line: BatchLine[Queued] = BatchLine(limits, Room(10**6))
+    line.add(chunk(deadline=NOW + 1))
+    for i in range(5000):
+        gone = chunk(at=NOW, deadline=NOW + 5 + i, key=f"key {i}", priority=1 + i % 7)
+        line.add(gone)
+        line.remove([gone])
+    assert len(line._kinds) < 200
+    assert len(line._deadlines._heap) < 200
+    assert len(line.take(limits, NOW).dispatch) == 1
 
 
 @pytest.mark.parametrize("bad", [{"max_rows": 0}, {"max_queue_rows": 0}, {"max_delay_s": -1.0}, {"ageing_s": -1.0}])
