@@ -60,7 +60,7 @@ class _Deadlines(Generic[C]):
         self._heap: list[tuple[float, int, _Lane[C]]] = []
 
     def add(self, deadline: float, number: int, lane: _Lane[C], waiting: int) -> None:
-        """``waiting``: how many chunks do, in all."""
+        """Note a deadline, where so many chunks wait in all."""
         heap = self._heap
         if len(heap) > 2 * waiting + _SPARE:
             heap[:] = [record for record in heap if record[1] in record[2].chunks]
