@@ -278,13 +278,14 @@ def _arrays(
         field = f"{where}.{name}"
         parameters = tensor.parameters
         size = None
-        if parameters is not None:
-            size = parameters.binary_data_size
         if name in arrays:
             raise InvalidInput(f"{field}: given twice", field=field)
-        if parameters is not None and parameters.shared_memory_region is not None:
-            arrays[name] = _shared_array(tensor, parameters, regions, field)
-        elif size is not None:
+        if parameters is not None:
+            size = parameters.binary_data_size
+            if parameters.shared_memory_region is not None:
+                arrays[name] = _shared_array(tensor, parameters, regions, field)
+                continue
+        if size is not None:
             arrays[name] = _raw_array(tensor, raw, at, size, field)
             at += size
         elif tensor.data != _ABSENT:

@@ -328,3 +328,23 @@ def test_kserves_first_protocol(core: Core, over_http: Any) -> None:
             call(path, document)
         assert refused.value.code == status
         assert "error" in json.load(refused.value)
+
+
+def test_a_stream_takes_all_that_its_client_can_ask_for(over_grpc: Any) -> None:
+    answers: list[Any] = []
+    given = triton_grpc.InferInput("x", [2, 4], "FP32")
+    given.set_data_from_numpy(rows(1, 2))
+    over_grpc.start_stream(lambda result, error: answers.append(error if result is None else result))
+    for count in (0, 2):
+        wanted = triton_grpc.InferRequestedOutput("logits", class_count=count)
+        over_grpc.async_stream_infer(
+            "stats", [given], outputs=[wanted], request_id=f"r{count}", enable_empty_final_response=True, priority=1,
+            timeout=20_000_000, parameters={"mine": "x"},
+        )  # fmt: skip
+    over_grpc.async_stream_infer("stats", [given], sequence_id=7, sequence_start=True)
+    over_grpc.stop_stream()
+    plain, classes, refused = answers
+    assert (plain.get_response().id, plain.as_numpy("logits").shape) == ("r0", (2, 3))
+    assert plain.get_response().parameters["triton_final_response"].bool_param
+    assert (classes.as_numpy("logits").shape, classes.as_numpy("logits").dtype) == ((2, 2), np.object_)
+    assert "sequences are not served" in str(refused)

@@ -462,3 +462,32 @@ async def test_an_agent_tells_what_it_is_which_models_it_has_and_what_they_answe
         for path in ("/v2/models/stats", f"/v2/models/{MODEL}/stats"):
             (stats,) = json.loads((await agent.call("GET", path))[2])["model_stats"]
             assert (stats["name"], stats["inference_count"], stats["rows"]["kept"]) == (MODEL, 2, 1)
+
+
+async def test_an_agent_answers_the_extensions_that_cost_it_nothing(short_dir: Path) -> None:
+    output = {"name": "logits", "parameters": {"classification": 1}}
+    x = {"name": "x", "datatype": "FP32", "shape": [1, 3], "data": SURE}
+    async with served(short_dir) as agent:
+
+        async def ask(target: str, document: Any = None, **headers: str) -> Any:
+            method = "GET" if document is None else "POST"
+            body = document if isinstance(document, bytes) or document is None else json.dumps(document).encode()
+            status, received, answer = await agent.call(method, target, body, headers)
+            length = int(received.get(codec.HEADER_LENGTH, len(answer)))
+            return status, json.loads(answer[:length])
+
+        status, answer = await ask(INFER, {"inputs": [x], "outputs": [output]})
+        assert (status, answer["outputs"][0]["data"][0]) == (200, "9.000000:0")
+        status, answer = await ask(INFER, rows(SURE).tobytes(), **{codec.HEADER_LENGTH: "0"})
+        assert (status, answer["outputs"][0]["shape"]) == (200, [1, 3])
+        status, answer = await ask(f"/v1/models/{MODEL}:predict", {"instances": [SURE]})
+        assert (status, answer["predictions"], answer["parameters"]["served_by"]) == (200, [SURE], "edge")
+        status, answer = await ask(f"/v2/models/{MODEL}/config")
+        assert (status, answer["name"], answer["backend"]) == (200, MODEL, "onnxruntime")
+        elsewhere = {**x, "parameters": {"shared_memory_region": "mine", "shared_memory_byte_size": 12}}
+        del elsewhere["data"]
+        status, answer = await ask(INFER, {"inputs": [elsewhere]})
+        assert (status, "shared memory is not served" in answer["error"]) == (400, True)
+        status, answer = await ask("/openapi.json")
+        assert (status, answer["openapi"], "/status" in answer["paths"]) == (200, "3.1.0", True)
+        assert [f"{row.method} {row.pattern}" for row in agent.http.routes if row.says is None] == []
