@@ -168,6 +168,7 @@ class DataPlane:
             instances=len(served.queues) if isinstance(served, Served) else 1,
             max_delay_s=self.controller.limits_of(variant).max_delay_s,
             in_parts=variant.spec.engine in TEXT_ENGINES,
+            versions=self.controller.demand.versions_of(model),
         )
 
     def _variant(self, model: str, version: str) -> tuple[Variant | None, Served | ServedText | None]:

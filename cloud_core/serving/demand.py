@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from cloud_core.policy.placement import Candidate
-from cloud_core.policy.traffic import NOTHING_SAID, Traffic
+from cloud_core.policy.traffic import NOTHING_SAID, Traffic, VersionPolicy
 from cloud_core.registry.registry import ModelVersion, Registry
 from cloud_core.serving.router import Served
 from cloud_core.serving.served_text import ServedText
@@ -253,6 +253,10 @@ class Demand:
             return artifact.variant("cloud")
         except ArtifactError as error:
             raise NotFound(f"this version runs on devices only: {error.message}") from error
+
+    def versions_of(self, model: str) -> str:
+        """Say which versions of a model are served, in the words of its version policy."""
+        return str(self._said(model).versions or VersionPolicy())
 
     def _said(self, model: str) -> Traffic:
         return self._traffic.get(model, self._otherwise)

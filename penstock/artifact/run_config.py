@@ -9,7 +9,13 @@ _ON_GPU = frozenset({"cuda", "tensorrt"})
 
 
 def config_of(
-    variant: Variant, metadata: ModelMetadata, *, instances: int = 1, max_delay_s: float = 0.0, in_parts: bool = False
+    variant: Variant,
+    metadata: ModelMetadata,
+    *,
+    instances: int = 1,
+    max_delay_s: float = 0.0,
+    in_parts: bool = False,
+    versions: str = "all",
 ) -> ModelConfig:
     """Make the config of a version that a variant runs.
 
@@ -17,6 +23,7 @@ def config_of(
         instances: engines that answer.
         max_delay_s: how long rows wait for others.
         in_parts: whether it answers token by token.
+        versions: which versions of the model are served.
     """
     spec = variant.spec
     tensors = (*metadata.inputs, *metadata.outputs)
@@ -29,6 +36,7 @@ def config_of(
         on_gpu=spec.provider in _ON_GPU,
         max_delay_s=max_delay_s,
         in_parts=in_parts,
+        versions=versions,
         facts={
             "variant": variant.digest,
             "target": spec.target,

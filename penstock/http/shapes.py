@@ -182,7 +182,7 @@ class Config(TypedDict):
     name: str
     platform: str
     backend: str
-    version_policy: dict[str, Any]
+    version_policy: NotRequired[dict[str, Any]]
     max_batch_size: int
     input: list[ConfigTensor]
     output: list[ConfigTensor]

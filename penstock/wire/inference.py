@@ -167,6 +167,7 @@ class ModelConfig:
         on_gpu: whether they run on a GPU.
         max_delay_s: how long rows wait for others.
         in_parts: whether one request may be answered in several parts.
+        versions: which versions are served: ``all``, ``latest 2``, or others by name.
         facts: what else is known, by name.
     """
 
@@ -177,6 +178,7 @@ class ModelConfig:
     on_gpu: bool = False
     max_delay_s: float = 0.0
     in_parts: bool = False
+    versions: str = "all"
     facts: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -14,6 +14,7 @@ from penstock.wire.tensors import TensorSpec
 
 _STAGES = ("compute_input", "compute_output", "cache_hit", "cache_miss")
 """Stages that Triton tells apart and no server here: they are part of others, or there are none."""
+_LATEST = "latest "
 
 
 class Plane(Protocol):
@@ -66,7 +67,6 @@ def config_document(config: ModelConfig) -> dict[str, Any]:
         "name": metadata.name,
         "platform": metadata.platform,
         "backend": config.backend,
-        "version_policy": {"all": {}},
         "max_batch_size": rows,
         "input": [{**_tensor(spec, rows), "format": "FORMAT_NONE"} for spec in metadata.inputs],
         "output": [_tensor(spec, rows) for spec in metadata.outputs],
@@ -76,6 +76,12 @@ def config_document(config: ModelConfig) -> dict[str, Any]:
         "parameters": {name: {"string_value": text} for name, text in config.facts.items()},
         "model_transaction_policy": {"decoupled": config.in_parts},
     }
+    if config.versions == "all":
+        document["version_policy"] = {"all": {}}
+    elif config.versions.startswith(_LATEST):
+        document["version_policy"] = {"latest": {"num_versions": int(config.versions.removeprefix(_LATEST))}}
+    else:  # versions are names here, and numbers in Triton's list of them
+        document["parameters"]["versions"] = {"string_value": config.versions}
     if rows:
         document["dynamic_batching"] = {"max_queue_delay_microseconds": round(config.max_delay_s * 1e6)}
     return document
