@@ -19,11 +19,10 @@ from cloud_core.serving.controller import Controller
 from cloud_core.serving.counters import Measures
 from cloud_core.serving.router import Route, Served
 from cloud_core.serving.served_text import ServedText
-from cloud_core.serving.statistics import statistics_of
+from cloud_core.serving.statistics import statistics_of_all
 from cloud_core.settings import ServingSettings
 from cloud_core.tenants.accounts import Account
 from cloud_core.tenants.callers import Callers
-from penstock.artifact.manifests import Variant
 from penstock.artifact.run_config import config_of
 from penstock.artifact.tensor_names import metadata_of
 from penstock.errors import InvalidInput, PenstockError, QueueFull, Unavailable, outcome_code
@@ -151,32 +150,23 @@ class DataPlane:
 
     def statistics(self) -> list[ModelStatistics]:
         """Say what each version has answered since this core began."""
-        told = []
-        for state in self.index():
-            variant, served = self._variant(state.model, state.version)
-            told.append(statistics_of(state.model, state.version, variant, served, self.measures, now=self._now()))
-        return told
+        return statistics_of_all(self.controller, self._registry, self.measures, now=self._now())
 
     def config(self, model: str, version: str = "") -> ModelConfig:
         """Say how a version is run. Raises as :meth:`metadata`."""
         metadata = self.metadata(model, version)
         variant = self.controller.variant_of(self._registry.resolve(model, version).digest)
-        served = self._router.served.get(variant.digest)
+        served, limits = self._router.served.get(variant.digest), self.controller.limits_of(variant)
         return config_of(
             variant,
             metadata,
             instances=len(served.queues) if isinstance(served, Served) else 1,
-            max_delay_s=self.controller.limits_of(variant).max_delay_s,
+            max_delay_s=limits.max_delay_s,
+            max_batch_rows=limits.max_batch_rows,
+            providers=limits.providers,
             in_parts=variant.spec.engine in TEXT_ENGINES,
             versions=self.controller.demand.versions_of(model),
         )
-
-    def _variant(self, model: str, version: str) -> tuple[Variant | None, Served | ServedText | None]:
-        try:
-            variant = self.controller.variant_of(self._registry.resolve(model, version).digest)
-        except PenstockError:  # for devices only, or damaged
-            return None, None
-        return variant, self._router.served.get(variant.digest)
 
     def metadata(self, model: str, version: str = "") -> ModelMetadata:
         """

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 
+from cloud_core.registry.registry import Registry
+from cloud_core.serving.controller import Controller
 from cloud_core.serving.counters import Measures
 from cloud_core.serving.router import Served
 from cloud_core.serving.served_text import ServedText
 from penstock.artifact.manifests import Variant
+from penstock.errors import PenstockError
 from penstock.wire.inference import NOTHING, BatchStatistics, Ended, ModelStatistics
+
+
+def statistics_of_all(
+    controller: Controller, registry: Registry, measures: Measures, *, now: float
+) -> list[ModelStatistics]:
+    """Say what every version of every model has answered, in the order of the index."""
+    told = []
+    for state in controller.index():
+        variant = served = None
+        with contextlib.suppress(PenstockError):  # for devices only, or damaged
+            variant = controller.variant_of(registry.resolve(state.model, state.version).digest)
+            served = controller.router.served.get(variant.digest)
+        told.append(statistics_of(state.model, state.version, variant, served, measures, now=now))
+    return told
 
 
 def statistics_of(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from penstock.artifact.manifests import Variant
 from penstock.wire.inference import ModelConfig, ModelMetadata
 
@@ -16,6 +18,8 @@ def config_of(
     max_delay_s: float = 0.0,
     in_parts: bool = False,
     versions: str = "all",
+    max_batch_rows: int | None = None,
+    providers: Sequence[str] = (),
 ) -> ModelConfig:
     """Make the config of a version that a variant runs.
 
@@ -24,16 +28,19 @@ def config_of(
         max_delay_s: how long rows wait for others.
         in_parts: whether it answers token by token.
         versions: which versions of the model are served.
+        max_batch_rows: fewer than the variant allows, where that is set.
+        providers: in place of the variant's, where they are set.
     """
     spec = variant.spec
+    provider = providers[0] if providers else spec.provider
     tensors = (*metadata.inputs, *metadata.outputs)
     has_batch = not in_parts and all(tensor.shape[:1] == (-1,) for tensor in tensors)
     return ModelConfig(
         metadata=metadata,
         backend=metadata.platform.partition("_")[0],
-        max_batch_rows=spec.max_batch if has_batch else 0,
+        max_batch_rows=min(spec.max_batch, max_batch_rows or spec.max_batch) if has_batch else 0,
         instances=instances,
-        on_gpu=spec.provider in _ON_GPU,
+        on_gpu=provider in _ON_GPU,
         max_delay_s=max_delay_s,
         in_parts=in_parts,
         versions=versions,
@@ -41,6 +48,6 @@ def config_of(
             "variant": variant.digest,
             "target": spec.target,
             "precision": spec.precision,
-            "execution_provider": spec.provider,
+            "execution_provider": provider,
         },
     )
