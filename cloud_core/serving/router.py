@@ -160,8 +160,14 @@ class Served:
         usable = well or tuple(queue for queue, health in healths if health.is_brief)
         had_problem, self._problem = self._problem, "" if usable else healths[0][1].why
         self._usable = usable or self.queues
-        if bool(had_problem) != bool(self._problem):
-            self.on_change()
+        if bool(had_problem) == bool(self._problem):
+            return
+        model, variant = self.variant.spec.model, self.variant.digest
+        if self._problem:
+            log(_log, logging.ERROR, "variant taken out", model=model, variant=variant, why=self._problem)
+        else:
+            log(_log, logging.INFO, "variant is back", model=model, variant=variant)
+        self.on_change()
 
     async def close(self, timeout_s: float) -> bool:
         """Finish what was admitted, then release the replicas; whether all of them could be."""

@@ -140,10 +140,10 @@ class ReplicaQueue(Generic[A]):
         """Run what is queued for at most ``timeout_s``, refuse the rest, and close the replica if nothing runs then.
 
         Returns:
-            Whether the replica could be closed: what runs in a thread cannot be stopped.
+            Whether the replica could be closed: what runs in a thread cannot be stopped, a process can.
         """
         await self._queue.finish(error, timeout_s)
-        if self._queue.running_rows:
+        if self._queue.running_rows and not self.replica.is_isolated:
             return False
         await self.replica.close()
         return True

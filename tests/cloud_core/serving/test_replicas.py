@@ -23,7 +23,7 @@ from penstock.artifact.layout import Layout, VariantDraft
 from penstock.errors import Unavailable
 from penstock.hosting.process_replica.replica import ProcessReplica
 from penstock.hosting.process_replica.settings import ModelSettings, ReplicaWorkerSettings
-from penstock.hosting.replica import EngineReplica
+from penstock.hosting.replica import Chunk, EngineReplica
 from penstock.runtime.scripted import Script
 from penstock.wire.tensors import TensorSpec
 from tests.cloud_core.conftest import put_layout
@@ -147,7 +147,7 @@ async def test_a_killed_process_costs_nobody_an_answer_and_the_core_stays_alive(
 
 
 async def test_a_version_whose_processes_keep_dying_is_taken_out_says_why_and_comes_back(
-    make_rig: MakeRig, registry: Registry, tmp_path: Path
+    make_rig: MakeRig, registry: Registry, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     layout = await put_doubler(registry, tmp_path)
     rig = await make_rig(placement="process", replicas=1)
@@ -166,6 +166,7 @@ async def test_a_version_whose_processes_keep_dying_is_taken_out_says_why_and_co
     assert rig.measures.refused == {"unavailable": 1}, "before the payload is looked at"
     assert rig.plane.is_live
     assert rig.plane.is_ready
+    assert "variant taken out" in caplog.messages
     weights.write_bytes(good)
     await until("back", lambda: not served(rig, "doubles").problem)
     assert await double(rig, 1) == 2
@@ -235,6 +236,21 @@ async def test_unloading_gives_all_memory_back(make_rig: MakeRig, registry: Regi
         await rig.settle()
     assert resident[-1] <= 1.01 * resident[3]
     assert len(process.children()) == 1
+
+
+async def test_unloading_ends_a_process_also_in_the_middle_of_a_batch(
+    make_rig: MakeRig, registry: Registry, tmp_path: Path
+) -> None:
+    await put_doubler(registry, tmp_path)
+    rig = await make_rig(placement="process", replicas=1, drain_s=0.2)
+    one, pid = served(rig, "doubles"), pid_of(worker(rig))
+    os.kill(pid, signal.SIGSTOP)
+    waiting = [asyncio.create_task(outcome(one.queues[0].infer(Chunk(inputs={"x": rows(n)}, rows=1)))) for n in (1, 2)]
+    await until("under way", lambda: one.queues[0].running_rows)
+    assert await one.close(0.2), "a process can be ended"
+    assert not psutil.pid_exists(pid)
+    for answer in waiting:
+        assert isinstance(await answer, Unavailable)
 
 
 async def test_a_limit_of_the_spec_is_never_raised(make_rig: MakeRig, registry: Registry, tmp_path: Path) -> None:
