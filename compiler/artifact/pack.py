@@ -22,17 +22,20 @@ import numpy as np
 from compiler.cache.sharing import locked
 from compiler.cache.steps import ENTRY_FILE
 from compiler.data import calls
-from penstock.artifact import golden, manifests
+from penstock.artifact import golden, manifests, row_reference
 from penstock.artifact.blobs import as_the_umask_says, disk_errors, fsync_directory
 from penstock.artifact.certificates import Certificate
 from penstock.artifact.golden import Golden
 from penstock.artifact.layout import Layout, VariantDraft
 from penstock.artifact.manifests import Role, VariantSpec
+from penstock.artifact.row_reference import Reference
 from penstock.errors import CompileError, Conflict, PenstockError, StorageError
+from penstock.policy import distributions, row_features
 from penstock.runtime import Engine
 from penstock.wire.tensors import Array
 
 REPORT_FILE, EVALUATION_FILE, LOCK_FILE = "report.html", "evaluation.json", "lock.json"
+REFERENCE_FILE = "reference.json"
 CLOUD_TARGET = "cpu"
 
 _STEPS = {"fp32": 1e-3, "none": 1e-3, "fp16": 1e-2}
@@ -79,9 +82,25 @@ def evidence(document: bytes) -> Referring:
     return Referring(kind=manifests.EVIDENCE, content=document, title="evidence.msgpack")
 
 
-def documents(*, lock: bytes, evaluation: bytes, report: str) -> tuple[Referring, ...]:
-    """Wrap the documents that every artifact carries besides certificates."""
+def row_reference_of(inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> bytes:
+    """Describe how rows were distributed, in few bins and without any row: what is served later is compared with it.
+
+    Returns:
+        b"" where there is no column of rows to describe.
+    """
+    rows = min((len(array) for array in inputs.values() if array.ndim), default=0)
+    columns = row_features.features(inputs, outputs, rows, max_features=row_reference.MAX_FEATURES)
+    if not rows or not columns:
+        return b""
+    described = tuple(distributions.described(name, values) for name, values in columns.items())
+    return row_reference.encode(Reference(rows=rows, columns=described))
+
+
+def documents(*, lock: bytes, evaluation: bytes, report: str, reference: bytes) -> tuple[Referring, ...]:
+    """Wrap the documents that an artifact carries besides certificates; a ``reference`` of b"" is left out."""
+    found = (Referring(kind=manifests.REFERENCE, content=reference, title=REFERENCE_FILE),) if reference else ()
     return (
+        *found,
         Referring(kind=manifests.LOCK, content=lock, title=LOCK_FILE, copy=LOCK_FILE),
         Referring(kind=manifests.EVALUATION, content=evaluation, title=EVALUATION_FILE, copy=EVALUATION_FILE),
         Referring(kind=manifests.REPORT, content=report.encode(), title=REPORT_FILE, copy=REPORT_FILE),

@@ -20,7 +20,6 @@ from compiler.data import Dataset, Split, buckets, calls, fingerprint, loading, 
 from compiler.graph import files, vocabulary
 from compiler.graph.confidence_head import PROBE_OUTPUT
 from compiler.measure import quality
-from compiler.measure.quality import Judge
 from compiler.pipeline import array_candidates, embedding, judging, probing, recipe_models, trials
 from compiler.pipeline.cached_steps import CachedSteps, Model, as_it_is, engine
 from compiler.pipeline.candidates import Candidate, Chosen, Contest, Goal
@@ -53,7 +52,7 @@ class Arrays:
         *,
         models: Mapping[str, Model],
         inputs: tuple[TensorSpec, ...],
-        judge: Judge,
+        judge: quality.Judge,
         labels: tuple[str, ...],
         data: Dataset,
         smoke: bool,
@@ -227,6 +226,7 @@ class Arrays:
             agreement=quality.share(judge.agreement(answered, cloud, mask)),
             speed=speed,
             ranking=quality.ranking_kept(answered[name], cloud[name], mask) if judge.task == "embedding" else None,
+            reference=pack.row_reference_of(test.inputs, cloud) if candidate is self.cloud else b"",
         )
 
     def further_figures(self, chosen: Sequence[Chosen]) -> dict[str, Any]:
@@ -269,7 +269,7 @@ class Arrays:
         """Return how many rows of a call the variant is served with: one where the model takes no more."""
         return candidate.batch_rows(self._recipe.model.max_batch) if calls.has_rows(onnx.inputs) else 1
 
-    def _judge_of(self, candidate: Candidate) -> Judge:
+    def _judge_of(self, candidate: Candidate) -> quality.Judge:
         """Return what judges a candidate, by its own confidence where its graph has a head."""
         return self._judge.with_probe(PROBE_OUTPUT) if candidate.has_head else self._judge
 
@@ -344,7 +344,7 @@ def _examples(
     inputs: tuple[TensorSpec, ...],
     classes: int | None,
     labels: tuple[str, ...],
-    judge: Judge,
+    judge: quality.Judge,
     *,
     promise: CertificateSection | None,
     smoke: bool,

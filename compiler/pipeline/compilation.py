@@ -231,7 +231,7 @@ def _write(recipe: Recipe, directory: Path, steps: CachedSteps, *, require_certi
         None if claim is None else cascade.build(steps, claim, partial(family.ask, one.chosen.candidate))
         for claim, one in zip(claims, drafts.variants, strict=True)
     ]
-    figures = _evaluated(family, recipe, steps, drafts, cascades)
+    figures, reference = _evaluated(family, recipe, steps, drafts, cascades)
     issued = [found.issued for found in cascades if found is not None and found.issued is not None]
     with steps("pack") as doing:
         layout = pack.write(
@@ -244,6 +244,7 @@ def _write(recipe: Recipe, directory: Path, steps: CachedSteps, *, require_certi
                     lock=lock.encode(recipe, steps.taken),
                     evaluation=evaluation.encode(figures),
                     report=report.render(figures),
+                    reference=reference,
                 ),
             ],
             tag=recipe.model.version,
@@ -305,8 +306,8 @@ def _evaluated(
     steps: CachedSteps,
     drafts: _Drafts,
     cascades: Sequence[Cascade | None],
-) -> Evaluation:
-    """Describe everything on the test split, beside what was found on the way."""
+) -> tuple[Evaluation, bytes]:
+    """Describe everything on the test split, beside what was found on the way, and how its rows are distributed."""
     with steps("test") as doing:
         tested = family.evaluate(family.cloud, CLOUD, doing)
         whole = _figures(tested, family.cloud, drafts.cloud, drafts.cloud_digest)
@@ -314,7 +315,7 @@ def _evaluated(
             _target(family, variant, found, doing) for variant, found in zip(drafts.variants, cascades, strict=True)
         )
         doing.note(f"{family.terms.metric} {wording.percent(whole.quality)} (cloud)")
-    return Evaluation(
+    figures = Evaluation(
         model=recipe.model.name,
         version=recipe.model.version,
         task=recipe.model.task,
@@ -327,6 +328,7 @@ def _evaluated(
         judged_by=dict(family.terms.judged_by),
         repeats=family.repeats,
     )
+    return figures, tested.reference
 
 
 def _target(family: Family, variant: _Variant, found: Cascade | None, doing: Doing) -> TargetEvaluation:

@@ -55,12 +55,14 @@ class Tested:
         agreement: share of rows answered as the cloud does.
         speed: None where it cannot be run here.
         ranking: for embeddings, how well the order of similarities is kept.
+        reference: of the cloud's model, how the rows were distributed; b"" for none.
     """
 
     quality: Share
     agreement: Share
     speed: Speed | None
     ranking: float | None = None
+    reference: bytes = b""
 
 
 class Family(Protocol):

@@ -21,10 +21,10 @@ from compiler.pipeline.compilation import Compiled
 from compiler.progress import Lines
 from compiler.recipe import recipes
 from compiler.recipe.choices import Task
-from penstock.artifact import golden, manifests
+from penstock.artifact import golden, manifests, row_reference
 from penstock.artifact.layout import Layout
 from penstock.errors import CalibrationError, CompileError, Conflict, GateRefused, InvalidInput
-from penstock.policy import confidence
+from penstock.policy import confidence, distributions, row_features
 from penstock.process import machine
 from penstock.runtime import EngineOptions, load_engine
 from tests.compiler import small_models as small
@@ -75,6 +75,7 @@ def test_the_artifact_is_whole_and_verifies(workspace: Path) -> None:
     roles = {(v.spec.role, v.spec.target, v.spec.precision) for v in parsed.variants}
     assert roles == {("edge", machine.edge_target(), "int8"), ("cloud", "cpu", "fp32")}
     kinds = {manifests.CERTIFICATE, manifests.EVALUATION, manifests.REPORT, manifests.LOCK, manifests.EVIDENCE}
+    kinds |= {manifests.REFERENCE}
     assert {r.kind for r in layout.referrers()} == kinds
 
 
@@ -106,6 +107,23 @@ def test_copies_for_people_are_the_referrers_bytes(workspace: Path) -> None:
         assert layout.blobs.read(referrer.content.digest) == (workspace / "out" / name).read_bytes()
     document = evaluation.decode((workspace / "out" / "evaluation.json").read_bytes())
     assert cascade_of(document).certificate == layout.certificates()[-1][1]
+
+
+def test_rows_that_are_served_later_can_be_compared_with_those_of_the_test_split(workspace: Path) -> None:
+    compile_here(workspace)
+    layout = Layout(workspace / "out")
+    (referrer,) = layout.referrers(manifests.REFERENCE)
+    reference = row_reference.decode(layout.blobs.read(referrer.content.digest))
+    with np.load(workspace / "data.npz") as data:
+        x = data["x_test"]
+    served = row_features.features(
+        {"x": x}, {"logits": packed_logits(layout, "cloud", x)}, len(x), max_features=row_reference.MAX_FEATURES
+    )
+    assert {column.name for column in reference.columns} >= set(served)
+    for column in reference.columns:
+        if column.name in served:
+            assert column.counts == tuple(distributions.binned(column, served[column.name]).tolist()), column.name
+    assert {column.rows for column in reference.columns} == {reference.rows} == {len(x)}
 
 
 def test_the_certificate_is_bound_to_these_variants_and_holds_for_them(workspace: Path) -> None:
