@@ -44,7 +44,7 @@ from cloud_core.serving.texts import TextPlane
 from cloud_core.serving.token_accounts import SpendingKeeper
 from cloud_core.settings import CoreSettings, check
 from cloud_core.state import Database, spending
-from cloud_core.tenants.tenancy import Tenancy, tenancy_of
+from cloud_core.tenants.tenancy import Tenancy, seen_by, tenancy_of
 from cloud_core.traffic.canaries import Canaries
 from cloud_core.traffic.service import TrafficService
 from penstock.artifact.blobs import write_atomically
@@ -172,7 +172,7 @@ class Core:
         canaries = Canaries(traffic, registry, controller.lanes, measures, _utc_now)
         self.plane = DataPlane(
             controller,
-            registry,
+            seen_by(self.tenancy, registry),
             measures,
             settings.serving,
             None if self.tenancy is None else self.tenancy.callers,

@@ -22,6 +22,7 @@ from cloud_core.registry.oci_errors import Refused
 from cloud_core.registry.registry import Registry
 from cloud_core.registry.uploads import Upload
 from cloud_core.state import to_its_end
+from cloud_core.tenants.sight import check_name, may_see
 from penstock.artifact import manifests
 from penstock.errors import DigestMismatch, NotFound, PenstockError, Unavailable
 from penstock.http.operations import BYTES, JSON, Operation, Raw
@@ -134,6 +135,7 @@ class OciApi:
                     raise Unavailable("the server is shutting down", retry_after_s=1.0)
                 if "name" in request.names:
                     check_repository(request.names["name"])
+                    check_name(request.names["name"])
                 return await handler(request, **request.names)
             except Refused as error:
                 return _refused(error)
@@ -143,7 +145,7 @@ class OciApi:
     # -- reading -----------------------------------------------------------------------------------------------------
 
     async def _catalog(self, request: Request) -> Reply:
-        names, headers = _page(request, self._registry.repositories())
+        names, headers = _page(request, [name for name in self._registry.repositories() if may_see(name)])
         return _json({"repositories": names}, headers=headers)
 
     async def _tags(self, request: Request, name: str) -> Reply:

@@ -23,6 +23,7 @@ from cloud_core.serving.statistics import statistics_of_all
 from cloud_core.settings import ServingSettings
 from cloud_core.tenants.accounts import Account
 from cloud_core.tenants.callers import Callers
+from cloud_core.tenants.sight import SeenRegistry
 from penstock.artifact.run_config import config_of
 from penstock.artifact.tensor_names import metadata_of
 from penstock.errors import InvalidInput, PenstockError, QueueFull, Unavailable, outcome_code
@@ -74,7 +75,7 @@ class DataPlane:
     def __init__(
         self,
         controller: Controller,
-        registry: Registry,
+        registry: Registry | SeenRegistry,
         measures: Measures,
         settings: ServingSettings,
         callers: Callers | None,
@@ -146,11 +147,11 @@ class DataPlane:
 
     def index(self) -> list[ModelState]:
         """List every version of every model, with its state and why it is not ready."""
-        return self.controller.index()
+        return [self.controller.state_of(v) for m in self._registry.models() for v in self._registry.versions(m)]
 
     def statistics(self) -> list[ModelStatistics]:
         """Say what each version has answered since this core began."""
-        return statistics_of_all(self.controller, self._registry, self.measures, now=self._now())
+        return statistics_of_all(self.index(), self.controller, self._registry, self.measures, now=self._now())
 
     def config(self, model: str, version: str = "") -> ModelConfig:
         """Say how a version is run. Raises as :meth:`metadata`."""

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from cloud_core.registry.registry import Registry
 from cloud_core.serving.controller import Controller
 from cloud_core.serving.counters import Measures
 from cloud_core.serving.router import Served
 from cloud_core.serving.served_text import ServedText
+from cloud_core.tenants.sight import SeenRegistry
 from penstock.artifact.manifests import Variant
 from penstock.errors import PenstockError
-from penstock.wire.inference import NOTHING, BatchStatistics, Ended, ModelStatistics
+from penstock.wire.inference import NOTHING, BatchStatistics, Ended, ModelState, ModelStatistics
 
 
 def statistics_of_all(
-    controller: Controller, registry: Registry, measures: Measures, *, now: float
+    states: Sequence[ModelState],
+    controller: Controller,
+    registry: Registry | SeenRegistry,
+    measures: Measures,
+    *,
+    now: float,
 ) -> list[ModelStatistics]:
-    """Say what every version of every model has answered, in the order of the index."""
+    """Say what each of these versions has answered, in their order."""
     told = []
-    for state in controller.index():
+    for state in states:
         variant = served = None
         with contextlib.suppress(PenstockError):  # for devices only, or damaged
             variant = controller.variant_of(registry.resolve(state.model, state.version).digest)

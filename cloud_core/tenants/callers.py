@@ -14,6 +14,7 @@ from cloud_core.policy.admission import Tenant
 from cloud_core.tenants.accounts import Account, accounts_of, tenant_of
 from cloud_core.tenants.keys import ApiKeys
 from cloud_core.tenants.settings import TenantSettings
+from cloud_core.tenants.sight import look_as
 from penstock.policy.access import Action
 from penstock.policy.token_budget import Moment
 from penstock.wire.credentials import PeerCertificate
@@ -43,6 +44,7 @@ class Callers:
     Attributes:
         accounts: by name, of tenants that may not do everything.
         keys: made by operators.
+        hides: whether there are tenants that may not see everything.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Callers:
         self.keys, self._issuer = keys, issuer
         known = tuple(tenants)
         self.accounts: Mapping[str, Account] = accounts_of(known, moment)
+        self.hides = any(one.is_restricted for one in self.accounts.values())
         self._certificates = tuple((tenant_of(one), one.certificates) for one in known if one.certificates)
         self._by_names: dict[tuple[str, ...], Tenant | None] = {}
         self._tokens = admission.by_token((one.token, tenant_of(one)) for one in known if one.token)
@@ -89,6 +92,8 @@ class Callers:
             admission.authorize(tenant, action)
         if device_id is not None:
             admission.check_device(tenant, device_id)
+        if self.hides:
+            look_as(tenant)
         return tenant
 
     @property

@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
+from cloud_core.registry.registry import Registry
 from cloud_core.settings import CoreSettings
 from cloud_core.state import Database, api_keys
 from cloud_core.tenants.accounts import models_of
 from cloud_core.tenants.callers import Callers
 from cloud_core.tenants.keys import ApiKeys
+from cloud_core.tenants.sight import SeenRegistry
 from cloud_core.tenants.usage import Usage
 from penstock.policy.token_budget import Moment
 from penstock.process.telemetry import log
@@ -80,6 +82,11 @@ def _issuer(
     from cloud_core.tenants.oidc import OidcIssuer  # an extra
 
     return OidcIssuer(settings.auth.oidc, now=now, wall_clock=time.time, models=models)
+
+
+def seen_by(tenancy: Tenancy | None, registry: Registry) -> Registry | SeenRegistry:
+    """Return the registry that the data plane looks into."""
+    return SeenRegistry(registry) if tenancy is not None and tenancy.callers.hides else registry
 
 
 def tenancy_of(settings: CoreSettings, database: Database, now: Callable[[], float]) -> Tenancy | None:

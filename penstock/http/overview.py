@@ -12,7 +12,7 @@ from dataclasses import replace
 from importlib.metadata import version as version_of
 from typing import Any, Protocol
 
-from penstock.errors import NotFound
+from penstock.errors import NotFound, PermissionDenied
 from penstock.http import shapes
 from penstock.http.operations import HTML, JSON, Operation, Raw
 from penstock.http.routes import Handler, Reply, Request, Route, json_reply
@@ -102,7 +102,7 @@ class Overview:
         model, version = request.names.get("model", ""), request.names.get("version", "")
         document: dict[str, Any] = {"model_stats": statistics_documents(self._plane, model, version)}
         if not model:  # the path is also that of the metadata of a model with this name, if there is one
-            with contextlib.suppress(NotFound):
+            with contextlib.suppress(NotFound, PermissionDenied):
                 document = {**metadata_document(self._plane.metadata(STATS, "")), **document}
         return json_reply(document)
 
