@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 
 from cloud_core.app import Core
 from cloud_core.cli import command
+from penstock.cli.main import command as umbrella
 from penstock.registry.transfer import RegistryClient, push
 from tests.cloud_core.rig import core_in_a_thread, onnx_layout, write_mlp
 from tests.waiting import wait_until
@@ -100,6 +101,10 @@ def test_a_split_is_said_shown_counted_and_ended(core: Core, run: Run) -> None:
     assert ended["split"] is None
     assert ended["notes"][-1]["who"] == "anna"
     assert {infer(core)["model_version"] for _ in range(20)} == {"v1"}
+    address = f"grpc://127.0.0.1:{core.grpc_port}"
+    history = CliRunner().invoke(umbrella, ["fleet", "history", "--core", address]).stdout
+    assert "mlp: split: 50% to v2" in history
+    assert "a trial" in history
 
 
 def test_the_key_may_come_over_grpc_and_in_a_parameter(core: Core, run: Run) -> None:
