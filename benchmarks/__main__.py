@@ -106,6 +106,12 @@ def _start(servers: Servers, measured: Sequence[Model], options: _Options) -> _F
             found[model.name, "core-http"] = core.endpoints["http"], core.pid
             found[model.name, "core-grpc"] = core.endpoints["grpc"], core.pid
             found[model.name, "core-sdk"] = f"grpc://{core.endpoints['grpc']}", core.pid
+    if "core-grpcio" in wanted:
+        _progress("starting core with grpcio's server")
+        core_grpcio = servers.core([model.layout for model in measured], name="core-2", config='grpc.server = "grpcio"')
+        found.update(
+            {(model.name, "core-grpcio"): (core_grpcio.endpoints["grpc"], core_grpcio.pid) for model in measured}
+        )
     if "agent-unix" in wanted:
         _progress("starting agent")
         agent = servers.agent(core, measured)
@@ -117,9 +123,10 @@ def _start(servers: Servers, measured: Sequence[Model], options: _Options) -> _F
             yardstick = servers.yardstick(model)
             found[model.name, "yardstick-http"] = yardstick.endpoints["http"], yardstick.pid
             found[model.name, "yardstick-unix"] = f"unix:{yardstick.endpoints['socket']}", yardstick.pid
-        if "echo-grpc" in wanted & set(CALLERS[model.name]):
-            echo = servers.echo(_requests(servers.directory, model)["echo"])
-            found[model.name, "echo-grpc"] = echo.endpoints["grpc"], echo.pid
+        for row in ("echo-grpc", "echo-native"):
+            if row in wanted & set(CALLERS[model.name]):
+                echo = servers.echo(_requests(servers.directory, model)["echo"], is_native=row == "echo-native")
+                found[model.name, row] = echo.endpoints["grpc"], echo.pid
     return found
 
 
@@ -165,11 +172,13 @@ def _specs(servers: Servers, measured: Sequence[Model], options: _Options, found
 _PREPARED = {  # server -> (mode, which prepared request, whether the logits are checked)
     "raw": ("raw", "row", False),
     "echo-grpc": ("grpc", "grpc", False),
+    "echo-native": ("grpc", "grpc", False),
     "yardstick-http": ("http", "yardstick", True),
     "yardstick-unix": ("http", "yardstick", True),
     "core-http": ("http", "oip", True),
     "agent-unix": ("http", "oip", True),
     "core-grpc": ("grpc", "grpc", True),
+    "core-grpcio": ("grpc", "grpc", True),
     "core-sdk": ("sdk", "row", True),
     "triton-http": ("http", "oip", True),
     "triton-grpc": ("grpc", "grpc", True),

@@ -1,4 +1,4 @@
-"""A bare grpc.aio server: what any Python gRPC server costs before it does anything. Bytes in, fixed bytes out."""
+"""A bare gRPC server, grpcio's or pygrpc-native's: what it costs before anything is done. Bytes in, fixed bytes out."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import grpc
 import uvloop
@@ -13,17 +14,16 @@ import uvloop
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 
 
-async def serve(response: bytes) -> None:
+async def serve(response: bytes, *, is_native: bool) -> None:
     """Answer every ModelInfer with ``response`` until killed; print where, as one line of JSON."""
+    import pygrpc_native.aio as native  # an extra; "from pygrpc_native import aio" calls itself for ever
 
     async def infer(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
         return response
 
     service, method = METHOD.strip("/").split("/")
-    server = grpc.aio.server()
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler(service, {method: grpc.unary_unary_rpc_method_handler(infer)}),)
-    )
+    server: Any = native.server() if is_native else grpc.aio.server()
+    server.add_registered_method_handlers(service, {method: grpc.unary_unary_rpc_method_handler(infer)})
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     print(json.dumps({"grpc": f"127.0.0.1:{port}"}), flush=True)
@@ -33,7 +33,9 @@ async def serve(response: bytes) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("response", type=Path, help="file with the bytes of every answer")
-    uvloop.run(serve(parser.parse_args().response.read_bytes()))
+    parser.add_argument("--native", action="store_true", help="pygrpc-native's asyncio server, not grpcio's")
+    options = parser.parse_args()
+    uvloop.run(serve(options.response.read_bytes(), is_native=options.native))
 
 
 if __name__ == "__main__":

@@ -84,9 +84,9 @@ class Servers:
         path = self.directory / f"y-{model.name}.sock"
         return self._announcing("benchmarks.yardstick", [str(model.path), str(path), *options])
 
-    def echo(self, response: Path) -> Server:
-        """Start the gRPC echo: endpoint ``grpc``."""
-        return self._announcing("benchmarks.echo", [str(response)])
+    def echo(self, response: Path, *, is_native: bool = False) -> Server:
+        """Start the gRPC echo, with grpcio's server or the native one: endpoint ``grpc``."""
+        return self._announcing("benchmarks.echo", [str(response), *(["--native"] if is_native else [])])
 
     def core(self, layouts: Sequence[Path], *, name: str = "core", config: str = "") -> Server:
         """Start a core and push every artifact: endpoints ``http`` and ``grpc``.
