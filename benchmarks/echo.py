@@ -16,7 +16,7 @@ METHOD = "/inference.GRPCInferenceService/ModelInfer"
 
 async def serve(response: bytes, *, is_native: bool) -> None:
     """Answer every ModelInfer with ``response`` until killed; print where, as one line of JSON."""
-    import pygrpc_native.aio as native  # an extra; "from pygrpc_native import aio" calls itself for ever
+    import pygrpc_native.aio as native  # an extra; "from pygrpc_native import aio" calls itself endlessly
 
     async def infer(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
         return response

@@ -25,17 +25,19 @@ from penstock.http.extensions import Extensions
 from penstock.policy.access import Action
 from penstock.process.telemetry import refusal_of
 from penstock.rpc import codec
+from penstock.rpc.codec import DecodedRequest
+from penstock.rpc.known_heads import KnownHeads
 from penstock.rpc.metadata import callers_headers, echoed
 from penstock.rpc.pb import oip_pb2 as pb
 from penstock.rpc.status import grpc_status, trailing_metadata
 from penstock.wire.classification import classified
 from penstock.wire.context import AUTHORIZATION, RequestContext, context_of, timeout_s_of
-from penstock.wire.inference import EXTENSIONS, noted
+from penstock.wire.inference import EXTENSIONS, InferResponse, noted
 
 _log = logging.getLogger(__name__)
 SERVICE = "inference.GRPCInferenceService"
 
-_M = TypeVar("_M", bound=Message)
+T = TypeVar("T")
 _Out = asyncio.Queue[Message | None]
 _Pending = asyncio.Queue[asyncio.Task[Message | None] | None]
 _Call = Callable[[bytes, Mapping[str, str]], Awaitable[Message]]
@@ -68,6 +70,7 @@ class OipServicer:
         extensions = extensions or Extensions()
         self._regions, self._names = extensions.regions, (*EXTENSIONS, *extensions.names)
         self._extensions = ExtensionCalls(plane, extensions)
+        self._heads = KnownHeads()
         self._more = more or {}
         self._now = asyncio.get_running_loop().time
 
@@ -129,7 +132,8 @@ class OipServicer:
         try:
             if context.request_id:
                 rpc.set_trailing_metadata(echoed(context))
-            return (await self._infer(data, headers, context, rpc.time_remaining())).SerializeToString()
+            answer = await self._infer(data, headers, context, self._heads.encode)
+            return answer if isinstance(answer, bytes) else answer.SerializeToString()
         except Exception as error:
             return await _fail(rpc, error, context)
 
@@ -192,7 +196,7 @@ class OipServicer:
                 raise DeadlineExceeded(f"the client did not read for {self._unread_s:g} s") from None
 
         try:
-            answer = await self._infer(data, headers, context, rpc.time_remaining(), say)
+            answer = await self._infer(data, headers, context, codec.encode_response, say)
             answer.parameters["triton_final_response"].bool_param = True
             message = pb.ModelStreamInferResponse(infer_response=answer)
         except Exception as error:  # a defect of ours ends one answer, not the stream
@@ -211,29 +215,37 @@ class OipServicer:
         data: bytes,
         headers: Mapping[str, str],
         context: RequestContext,
-        remaining_s: float | None,
+        encode: Callable[[InferResponse, DecodedRequest], T],
         say: Say | None = None,
-    ) -> pb.ModelInferResponse:
+    ) -> T | pb.ModelInferResponse:
         plane = self._plane
         tenant = plane.authenticate(headers.get(AUTHORIZATION, ""))
         if tenant:
             context = msgspec.structs.replace(context, tenant=tenant)
-        message = parse(pb.ModelInferRequest, data)
-        with plane.admit(context, message.model_name, message.model_version, len(data)) as ticket:
-            context = context.within(remaining_s).within(timeout_s_of(headers))
-            decoded = codec.decode_request(message, self._regions)
+        known = self._heads.find(data)
+        if known is not None:
+            model, version = known.template.model, known.template.version
+        else:
+            message = parse(pb.ModelInferRequest, data)
+            model, version = message.model_name, message.model_version
+        with plane.admit(context, model, version, len(data)) as ticket:
+            context = context.within(timeout_s_of(headers))
+            if known is not None:
+                decoded = known.decode(data)
+            else:
+                decoded = codec.decode_request(message, self._regions)
+                self._heads.learn(data, message, decoded)
             if is_text(ticket):
                 _check_text(decoded)
                 return await answer_text(self._texts, ticket, context, decoded, say)
             response = await plane.infer(ticket, context, decoded.request)
             if decoded.classes is not None:
-                metadata = plane.metadata(message.model_name, message.model_version)
-                response = classified(response, decoded.classes, metadata)
-            return codec.encode_response(response, decoded)
+                response = classified(response, decoded.classes, plane.metadata(model, version))
+            return encode(response, decoded)
 
     def _begin(self, rpc: Call) -> tuple[Mapping[str, str], RequestContext]:
         headers = callers_headers(rpc, takes_certificates=self._takes_certificates)
-        return headers, context_of(headers, "grpc").begin(self._now())
+        return headers, context_of(headers, "grpc").begin(self._now()).within(rpc.time_remaining())
 
     def _authenticate(self, headers: Mapping[str, str]) -> None:
         self._plane.authenticate(headers.get(AUTHORIZATION, ""))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import mmap
 from collections.abc import Sequence
 from functools import partial
 from typing import Protocol
@@ -22,7 +23,7 @@ from cloud_core.api.listening.health import Health
 from cloud_core.api.listening.methods import Call, Service, Unary, service_of
 from cloud_core.api.listening.reflection import reflection_services
 from cloud_core.api.listening.settings import GrpcSettings
-from cloud_core.policy.listeners import Surroundings, choose_server
+from cloud_core.policy.listeners import LARGEST_MESSAGE_BYTES, Surroundings, choose_server
 from cloud_core.serving.dataplane import DataPlane
 from cloud_core.settings import is_loopback
 from penstock.errors import ConfigError, PenstockError
@@ -104,11 +105,13 @@ def _services(
 def _listener(
     services: Sequence[Service], settings: GrpcSettings, certificates: ServerCertificates | None
 ) -> tuple[Listener, str]:
+    is_installed = importlib.util.find_spec("pygrpc_native") is not None
     around = Surroundings(
-        is_installed=importlib.util.find_spec("pygrpc_native") is not None,
+        is_installed=is_installed,
         has_tls=certificates is not None,
         is_loopback=is_loopback(settings.host),
         max_connections=settings.max_connections,
+        can_reserve=is_installed and _can_reserve(LARGEST_MESSAGE_BYTES),
     )
     try:
         server, why = choose_server(settings.server, around)
@@ -120,6 +123,15 @@ def _listener(
     from cloud_core.api.listening.native_listener import NativeListener  # an extra
 
     return NativeListener(services, settings), server
+
+
+def _can_reserve(size_bytes: int) -> bool:
+    """Say whether so much address space can be had, by having it: limits, memory and the kernel's rule all count."""
+    try:
+        mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True
 
 
 _OF_DEVICES = frozenset({"Heartbeat", "DeliverOutcomes"})

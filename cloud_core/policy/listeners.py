@@ -6,16 +6,27 @@ from dataclasses import dataclass
 from typing import Literal
 
 Server = Literal["native", "grpcio"]
+LARGEST_MESSAGE_BYTES = 2**32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """What the choice depends on beside the setting."""
+    """What the choice depends on beside the setting.
+
+    Attributes:
+        is_installed: pygrpc-native.
+        has_tls: the port has certificates.
+        is_loopback: only this machine reaches the port.
+        max_connections: as set; 0 for any number.
+        can_reserve: this process may reserve (not fill) what a message can announce, :data:`LARGEST_MESSAGE_BYTES`; the
+            native library does, and the process ends where it may not.
+    """
 
     is_installed: bool
     has_tls: bool
     is_loopback: bool
     max_connections: int
+    can_reserve: bool
 
 
 def choose_server(asked: Literal["auto", "native", "grpcio"], around: Surroundings) -> tuple[Server, str]:
@@ -40,9 +51,11 @@ def choose_server(asked: Literal["auto", "native", "grpcio"], around: Surroundin
 
 def _missing(around: Surroundings) -> str:
     if not around.is_installed:
-        return "pygrpc-native is not installed"
+        return "pygrpc-native is not installed (pip install 'penstock[native]')"
     if around.has_tls:
         return "the native server has no TLS"
+    if not around.can_reserve:
+        return "the native server reserves the 4 GiB that a message may announce, which this process must not"
     if around.max_connections:
         return "the native server does not count connections"
     return ""

@@ -13,6 +13,8 @@ from penstock.errors import ConfigError
 from penstock.rpc.channels import server_options
 from penstock.wire.server_tls import Pem, ServerCertificates
 
+_ANY = 2**31 - 1
+
 
 class GrpcioListener:
     """One port of ``grpc.aio.server``. ``port`` is the bound one."""
@@ -57,6 +59,19 @@ def _limits(settings: GrpcSettings) -> list[tuple[str, Any]]:
         ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
         ("grpc.keepalive_time_ms", int(settings.keepalive_s * 1000)),
         ("grpc.keepalive_timeout_ms", int(settings.keepalive_timeout_s * 1000)),
+        (
+            "grpc.http2.ping_timeout_ms",
+            int(settings.keepalive_timeout_s * 1000),
+        ),  # a minute otherwise, whatever that says
+        ("grpc.http2.max_pings_without_data", 0),  # as many as it takes
+    ]
+    # calls that Python has not taken yet: beyond 1,000 (3,000 for certain) grpcio ends them as CANCELLED, and beyond
+    # what the connection may have open, counted with those that it has not forgotten yet, as UNAVAILABLE. Here they are
+    # taken, and refused by admission with a reason; one connection has max_concurrent_streams of them at most.
+    options += [
+        ("grpc.server.max_pending_requests", _ANY),
+        ("grpc.server.max_pending_requests_hard_limit", _ANY),
+        ("grpc.http.overload_protection", 0),
     ]
     if settings.max_connections:
         options.append(("grpc.max_allowed_incoming_connections", settings.max_connections))

@@ -16,7 +16,8 @@ class GrpcSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         host: address to listen on.
         port: 0 takes a free one.
         server: what speaks HTTP/2: ``native`` (pygrpc-native, several times faster), ``grpcio``, or ``auto``, which
-            is native where that is installed and only this machine can reach the port, and grpcio elsewhere.
+            is native where that is installed, there is no TLS, and only this machine can reach the port (a proxy on it,
+            too), and grpcio elsewhere. The native one reads a message whole before it refuses it for its size.
         max_message_bytes: of one request or answer.
         max_concurrent_streams: calls that one connection may have open; a client waits with more.
         max_connections: that are open at a time; more are closed as they come. 0 for as many as files may be open.
