@@ -21,7 +21,6 @@ from cloud_core.observing.parquet_file import Captured, write_rows
 from cloud_core.observing.settings import CaptureSettings
 from cloud_core.policy.redaction import redacted
 from penstock.artifact.blobs import disk_errors
-from penstock.errors import PenstockError
 from penstock.process.telemetry import log
 from penstock.wire.tensors import Array
 
@@ -102,7 +101,7 @@ class Capture:
         for (model, version), found in by_version.items():
             try:
                 write_rows(self._directory / self._name(model, version, found[0].at), found)
-            except (PenstockError, ValueError) as error:  # the latter: values that make no column
+            except Exception as error:  # a full disk, values that make no column; nothing of it may end the core
                 self.dropped += len(found)
                 log(_LOG, logging.WARNING, "captured requests are lost", model=model, error=str(error))
         with contextlib.suppress(OSError):  # somebody else cleans up, too

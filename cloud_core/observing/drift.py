@@ -22,14 +22,26 @@ from cloud_core.observing.finished import Finished
 from cloud_core.observing.settings import DriftSettings
 from penstock.artifact.row_reference import MAX_FEATURES, Reference
 from penstock.policy.distributions import Column, Distance, Numbers, binned, described, distance
-from penstock.policy.row_features import features
+from penstock.policy.row_features import Taken, columns, taken, widths_of
 from penstock.process.telemetry import log
 
 _LOG = logging.getLogger(__name__)
 _MAX_EVENTS = 100
+_MAX_WAITING_BYTES = 64 * 1024 * 1024  # scores of many classes are large
 
 Rows = dict[str, Numbers]
 Key = tuple[str, str]
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """What was taken of one request, and is not counted yet."""
+
+    key: Key
+    copies: Taken
+    widths: dict[str, int]
+    rows: int
+    size_bytes: int
 
 
 @dataclass(slots=True)
@@ -73,8 +85,8 @@ class Drift:
         self.skipped = 0
         self.events: deque[dict[str, Any]] = deque(maxlen=_MAX_EVENTS)
         self._settings, self._reference_of, self._at = settings, reference_of, at
-        self._waiting: deque[tuple[Key, Rows, int]] = deque()
-        self._waiting_rows = 0
+        self._waiting: list[_Waiting] = []
+        self._waiting_rows = self._waiting_bytes = 0
         self._followed: dict[Key, _Followed] = {}
         self._has_news = asyncio.Event()
 
@@ -83,12 +95,16 @@ class Drift:
         asked, answered = request.request, request.response
         if asked is None or answered is None or not request.rows:
             return
-        if self._waiting_rows + request.rows > self._settings.max_waiting_rows:
-            self.skipped += request.rows
+        rows, inputs, outputs = request.rows, asked.inputs, answered.outputs
+        if self._waiting_rows + rows > self._settings.max_waiting_rows or self._waiting_bytes > _MAX_WAITING_BYTES:
+            self.skipped += rows
             return
-        picked = features(asked.inputs, answered.outputs, request.rows, max_features=MAX_FEATURES)
-        self._waiting.append(((request.model, request.version), picked, request.rows))
-        self._waiting_rows += request.rows
+        copies = taken(inputs, outputs, rows, max_features=MAX_FEATURES)
+        size_bytes = sum([array.nbytes for array in copies.values()])
+        key = (request.model, request.version)
+        self._waiting.append(_Waiting(key, copies, widths_of(outputs, inputs), rows, size_bytes))
+        self._waiting_rows += rows
+        self._waiting_bytes += size_bytes
         self._has_news.set()
 
     async def run(self) -> None:
@@ -96,15 +112,26 @@ class Drift:
         while True:
             await self._has_news.wait()
             await asyncio.sleep(self._settings.look_every_s)
-            await asyncio.to_thread(self.fold)
+            await asyncio.to_thread(self._count_all, self._take())
 
     def fold(self) -> None:
-        """Count what waits. One thread at a time; harmless at any time."""
+        """Count what waits, here and now; harmless at any time."""
+        self._count_all(self._take())
+
+    def _take(self) -> list[_Waiting]:
+        """Take what waits out, on the event loop: the thread that counts it changes nothing that requests look at."""
         self._has_news.clear()
-        while self._waiting:
-            key, picked, rows = self._waiting.popleft()
-            self._waiting_rows -= rows
-            self._count(key, picked, rows)
+        waiting, self._waiting = self._waiting, []
+        self._waiting_rows = self._waiting_bytes = 0
+        return waiting
+
+    def _count_all(self, waiting: list[_Waiting]) -> None:
+        for one in waiting:
+            try:
+                self._count(one.key, columns(one.copies, one.widths, max_features=MAX_FEATURES), one.rows)
+            except Exception as error:  # a defect of ours in looking on must not end the core that answers
+                self.skipped += one.rows
+                log(_LOG, logging.ERROR, "rows cannot be followed", exc_info=error, model=one.key[0])
 
     def documents(self) -> list[dict[str, Any]]:
         """Say how each version's columns do, the largest shift first."""

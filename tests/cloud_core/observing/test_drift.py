@@ -100,3 +100,14 @@ def test_a_reference_is_read_as_it_was_written_and_nonsense_is_refused() -> None
     for bad in (b"{", b'{"rows": 1, "columns": [], "schema": 2}', data.replace(b"[1.0,2.0]", b"[2.0,1.0]")):
         with pytest.raises(ArtifactError, match="reference"):
             row_reference.decode(bad)
+
+
+async def test_rows_that_cannot_be_counted_are_skipped_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    def damaged(model: str, version: str) -> Reference:
+        raise ZeroDivisionError("a defect")
+
+    drift = Drift(SETTINGS, damaged)
+    drift.finished(request_of(np.zeros(10)))
+    drift.fold()
+    assert drift.skipped == 10
+    assert [record.getMessage() for record in caplog.records] == ["rows cannot be followed"]
