@@ -152,9 +152,11 @@ class TrafficService:
         """
         found = tuple(self._arm(model, version, percent) for version, percent in arms)
         at = self._now().timestamp()
-        split = Split(
-            arms=found, sticky=sticky, steps=tuple(steps), gate=gate or CanaryGate(), since=at, salt=f"{model} {at:.0f}"
-        )
+        before = self.said(model).split
+        # the same version with another weight keeps the callers it had
+        goes_on = before is not None and [arm.digest for arm in before.arms] == [arm.digest for arm in found]
+        salt = before.salt if before is not None and goes_on else f"{model} {at:.3f}"
+        split = Split(arms=found, sticky=sticky, steps=tuple(steps), gate=gate or CanaryGate(), since=at, salt=salt)
         check_split(split)
         if steps and (steps[0] != found[0].percent or steps[0] >= 100):
             text = f"steps: expected to begin with the arm's own {found[0].percent:g}%, below 100"

@@ -125,6 +125,18 @@ async def test_a_parameter_keeps_a_caller_with_one_version(world: World) -> None
     assert all(one.inflight == one.inflight_bytes == 0 for one in world.rig.plane.served())
 
 
+async def test_a_version_that_gets_more_keeps_the_callers_that_it_had(world: World) -> None:
+    async def with_v2() -> set[str]:
+        users = map(str, range(40))
+        return {user for user in users if "v2" in await world.versions(1, parameters={"user": user})}
+
+    await world.service.split("mlp", [("v2", 30)], ANNA, sticky="parameter:user")
+    before = await with_v2()
+    world.clock.advance(60)
+    await world.service.split("mlp", [("v2", 60)], ANNA, sticky="parameter:user")
+    assert before < await with_v2()
+
+
 async def test_what_was_said_outlives_the_core_and_is_recorded_with_who_and_why(world: World) -> None:
     await world.service.split("mlp", [("v2", 100)], ANNA)
     await world.service.pin("mlp", "v3", ANNA)
