@@ -103,6 +103,18 @@ def resnet18(directory: Path, *, seed: int = 0, size: int = 224) -> Model:
     return _packed("resnet18", path, rng.random((1, 3, size, size), dtype=np.float32), max_batch=8, in_thread=True)
 
 
+def peak(directory: Path) -> Model:
+    """Build a model that finds the largest number of a picture: 602 KB a row on the way, and next to nothing to do."""
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["flat"]),
+        helper.make_node("ReduceMax", ["flat"], ["logits"], axes=[1], keepdims=1),
+    ]
+    directory.mkdir(parents=True, exist_ok=True)
+    path = _save(directory / "peak.onnx", nodes, [], row=[3, 224, 224], classes=1)
+    row = np.random.default_rng(0).random((1, 3, 224, 224), dtype=np.float32)
+    return _packed("peak", path, row, max_batch=8, in_thread=True)
+
+
 def uneven(directory: Path, *, row_steps: int = 100, size: int = 160) -> Model:
     """Build a model that multiplies matrices as many times as the largest value among its rows FP32 [N, 4] says.
 

@@ -59,7 +59,7 @@ class Served:
         self.last_used_at = now
         self.inflight_bytes = self.inflight = 0  # of admitted requests
         self._emptied: asyncio.Event | None = None  # made when it is closed
-        self._usable, self._problem = queues, ""
+        self._usable, self._problem, self._is_closing = queues, "", False
         self.on_change: Callable[[], None] = lambda: None
         for replica in self._workers():
             replica.on_change(self._look)
@@ -155,6 +155,8 @@ class Served:
 
     def _look(self) -> None:
         """Note which replicas can answer: asked when that changes, and not with every request."""
+        if self._is_closing:
+            return
         healths = [(queue, queue.replica.health()) for queue in self.queues]
         well = tuple(queue for queue, health in healths if health.is_well)
         usable = well or tuple(queue for queue, health in healths if health.is_brief)
@@ -171,6 +173,7 @@ class Served:
 
     async def close(self, timeout_s: float) -> bool:
         """Finish what was admitted, then release the replicas; whether all of them could be."""
+        self._is_closing = True
         if self.inflight:  # some of it may not be in a queue yet: its body is still on the way
             self._emptied = asyncio.Event()
             with contextlib.suppress(TimeoutError):

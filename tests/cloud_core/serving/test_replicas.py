@@ -218,7 +218,9 @@ async def test_a_model_that_cannot_be_loaded_in_its_process_is_reported(
     assert not psutil.Process().children()
 
 
-async def test_unloading_gives_all_memory_back(make_rig: MakeRig, registry: Registry, tmp_path: Path) -> None:
+async def test_unloading_gives_all_memory_back(
+    make_rig: MakeRig, registry: Registry, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Ten times here; ``python -m benchmarks.replicas --cycles 100`` does it a hundred times with a larger model."""
     await put_doubler(registry, tmp_path)
     rig = await make_rig(placement="process", replicas=1)
@@ -236,6 +238,7 @@ async def test_unloading_gives_all_memory_back(make_rig: MakeRig, registry: Regi
         await rig.settle()
     assert resident[-1] <= 1.01 * resident[3]
     assert len(process.children()) == 1
+    assert "variant taken out" not in caplog.messages, "nobody missed it"
 
 
 async def test_unloading_ends_a_process_also_in_the_middle_of_a_batch(
