@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 
-from penstock.errors import ConfigError
+from penstock.errors import missing_extra
 from penstock.policy.trace_sampling import is_traced
 from penstock.process.trace_settings import TraceSettings
 
@@ -28,7 +28,7 @@ try:
     from opentelemetry.trace import SpanContext as SpanContext
     from opentelemetry.trace import SpanKind as SpanKind
 except ImportError as error:
-    raise ConfigError("traces need OpenTelemetry: pip install 'penstock[otel]'") from error
+    raise missing_extra("opentelemetry-sdk", "otel", "sending traces") from error
 
 SERVER, CLIENT, INTERNAL = SpanKind.SERVER, SpanKind.CLIENT, SpanKind.INTERNAL
 Attributes = Mapping[str, str | int | float | bool]

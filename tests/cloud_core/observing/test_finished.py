@@ -87,7 +87,8 @@ async def test_who_hears_of_failures_only_is_told_of_no_answer_and_nothing_is_no
     told = Told()
     rig.plane.observers.add(told, only_failures=True)
     await rig.infer(rows(1), token="shop-secret")
-    assert rig.plane.admit(rig.context(token="shop-secret"), "mlp", "", 4).note is None
+    with rig.plane.admit(rig.context(token="shop-secret"), "mlp", "", 4) as ticket:
+        assert ticket.note is None
     with pytest.raises(InvalidInput):
         await rig.infer(rows(1), outputs=("nothing",), token="shop-secret")
     with pytest.raises(NotFound):
