@@ -260,7 +260,7 @@ def test_a_full_queue_pushes_back_and_what_was_admitted_is_answered(
     for answer in (over_http, over_grpc):
         assert (answer.code, answer.hints["x-penstock-reason"]) == ("queue-full", "rejected-saturated")
     assert int(over_http.hints["retry-after"]) >= 1
-    assert int(over_grpc.hints["grpc-retry-pushback-ms"]) >= 0
+    assert over_grpc.pushback_ms >= 0
     assert admitted.result(PATIENCE_S).status == 200
 
 
@@ -274,7 +274,7 @@ def test_a_draining_core_is_unavailable_says_when_to_come_back_and_finishes(
     assert (over_http.status, over_grpc.status) == (503, "UNAVAILABLE")
     assert over_http.code == over_grpc.code == "unavailable"
     assert int(over_http.hints["retry-after"]) >= 1
-    assert int(over_grpc.hints["grpc-retry-pushback-ms"]) > 0
+    assert over_grpc.pushback_ms > 0
     assert admitted.result(PATIENCE_S).status == 200
 
 

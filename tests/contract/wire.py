@@ -14,6 +14,7 @@ import grpc
 
 from penstock.rest.connection import UnixConnection
 from penstock.rpc.pb import oip_pb2, oip_pb2_grpc
+from penstock.rpc.status import OUR_PUSHBACK, PUSHBACK
 from penstock.wire.addresses import parse_target
 from tests.waiting import PATIENCE_S
 
@@ -46,6 +47,12 @@ class Answer:
     @property
     def code(self) -> str:
         return self.hints.get("x-penstock-code", "")
+
+    @property
+    def pushback_ms(self) -> int:
+        """Over gRPC, under the name that the server which listens can send (adr/0068)."""
+        (given,) = (self.hints[name] for name in (PUSHBACK, OUR_PUSHBACK) if name in self.hints)
+        return int(given)
 
 
 def connection(target: str) -> http.client.HTTPConnection:
