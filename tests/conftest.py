@@ -66,6 +66,7 @@ LONGEST_FIRST = (
     "integration/test_copied_directory.py",
     "integration/test_clients_of_others.py",
     "integration/test_assignments.py",
+    "contract/test_grpc_servers.py",
     "cloud_core/fleet/test_fleet_cli.py",
     "compiler/commands/test_compile.py",
 )
