@@ -82,7 +82,12 @@ class Extensions:
     @property
     def names(self) -> tuple[str, ...]:
         """List what of this works, as a server's metadata call it."""
-        return (*(["system_shared_memory"] if self.regions.is_served else []), "trace", "logging")
+        works = {
+            "system_shared_memory": self.regions.is_served,
+            "trace": self.live.can_trace,
+            "logging": True,
+        }
+        return tuple(name for name, is_there in works.items() if is_there)
 
     def routes(self) -> list[Route]:
         """List the rows."""

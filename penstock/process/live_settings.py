@@ -42,6 +42,11 @@ class LiveSettings:
         self._tracing = tracing
         self._shares = (tracing.share,) if tracing is not None else (0.0,)
 
+    @property
+    def can_trace(self) -> bool:
+        """Say whether anything can be traced."""
+        return self._tracing is not None
+
     def log_settings(self) -> dict[str, LogValue]:
         """Tell how much is logged."""
         level = logging.root.level

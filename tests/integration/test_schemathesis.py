@@ -19,7 +19,7 @@ from schemathesis import GenerationMode
 from cloud_core.app import Core
 from tests.cloud_core.rig import core_in_a_thread
 
-EXAMPLES = int(os.environ.get("PENSTOCK_FUZZ_EXAMPLES", "4"))
+EXAMPLES = int(os.environ.get("PENSTOCK_FUZZ_EXAMPLES", "2"))
 KNOWN = {"model": "mlp", "version": "v1", "name": "mlp", "reference": "v1"}
 
 

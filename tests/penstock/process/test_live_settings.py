@@ -9,6 +9,7 @@ import pytest
 
 from penstock.errors import InvalidInput
 from penstock.process.live_settings import LiveSettings, log_level_after
+from penstock.process.trace_settings import TraceSettings
 
 INFO = {"log_info": True, "log_warning": True, "log_error": True, "log_verbose_level": 0}
 DEBUG = {**INFO, "log_verbose_level": 1}
@@ -57,6 +58,23 @@ def test_traces_are_turned_off_and_on_and_their_rate_goes_back() -> None:
     assert not tracing.is_on
     live.set_trace({"trace_level": ["TIMESTAMPS"], "trace_rate": []})
     assert (tracing.is_on, tracing.share) == (True, 0.01)
+
+
+def test_what_traces_requests_keeps_to_what_was_set() -> None:
+    pytest.importorskip("opentelemetry.sdk")
+    from penstock.process.tracing import Tracer
+
+    tracer = Tracer(TraceSettings(endpoint="http://127.0.0.1:9", timeout_s=0.1), "test", draw=lambda: 0.2)
+    try:
+        live = LiveSettings(tracer)
+        sampled = f"00-{'1' * 32}-{'2' * 16}-01"
+        assert (tracer.wants(""), tracer.wants(sampled)) == (False, True)
+        live.set_trace({"trace_rate": ["4"]})
+        assert (tracer.wants(""), tracer.wants(sampled)) == (True, True)
+        live.set_trace({"trace_level": ["OFF"]})
+        assert (tracer.wants(""), tracer.wants(sampled)) == (False, False)
+    finally:
+        tracer.close()
 
 
 @pytest.mark.parametrize(
