@@ -32,7 +32,7 @@ from penstock.rpc.pb import oip_pb2 as pb
 from penstock.rpc.status import grpc_status, trailing_metadata
 from penstock.wire.classification import classified
 from penstock.wire.context import AUTHORIZATION, RequestContext, context_of, timeout_s_of
-from penstock.wire.inference import EXTENSIONS, InferResponse, noted
+from penstock.wire.inference import EXTENSIONS, MODEL_REPOSITORY, InferResponse, noted
 
 _log = logging.getLogger(__name__)
 SERVICE = "inference.GRPCInferenceService"
@@ -68,7 +68,7 @@ class OipServicer:
         self._stream_window, self._unread_s = stream_window, unread_s
         self._takes_certificates = plane.takes_certificates
         extensions = extensions or Extensions()
-        self._regions, self._names = extensions.regions, (*EXTENSIONS, *extensions.names)
+        self._regions, self._names = extensions.regions, (*EXTENSIONS, MODEL_REPOSITORY, *extensions.names)
         self._extensions = ExtensionCalls(plane, extensions)
         self._heads = KnownHeads()
         self._more = more or {}

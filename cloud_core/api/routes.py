@@ -27,6 +27,7 @@ from penstock.http.overview import Overview
 from penstock.http.routes import Reply, Request, Route
 from penstock.http.server import HttpLimits, HttpServer
 from penstock.policy.access import Action
+from penstock.wire.inference import MODEL_REPOSITORY
 
 _PATHS = {"registry": "/v2/", "garbage collection": "/v2/_penstock/registry/gc", "operators": MODELS_PATH}
 _IS_REGISTRY = {"Docker-Distribution-Api-Version": "registry/2.0"}  # the registry protocol asks for it at /v2/
@@ -66,7 +67,7 @@ def http_server(
         name=SERVER_NAME,
         queue_full_status=settings.queue_full_status,
         server_headers=_IS_REGISTRY,
-        extensions=(EXTENSION, *extensions.names),
+        extensions=(MODEL_REPOSITORY, EXTENSION, *extensions.names),
         regions=extensions.regions,
     )
 

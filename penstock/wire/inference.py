@@ -19,6 +19,10 @@ EXTENSIONS = (
 """What works of the protocol's extensions; ``schedule_policy`` is priority and timeout."""
 
 
+MODEL_REPOSITORY = "model_repository"
+"""The extension of servers that load and unload models when they are asked to."""
+
+
 class InferRequest(msgspec.Struct, frozen=True, kw_only=True):  # a frozen dataclass costs a microsecond each
     """A decoded OIP inference request.
 

@@ -81,7 +81,7 @@ async def test_server_and_model_metadata_and_states(stub: Any) -> None:
     assert (await stub.ServerReady(oip_pb2.ServerReadyRequest(), timeout=20)).ready
     server = await stub.ServerMetadata(oip_pb2.ServerMetadataRequest(), timeout=20)
     assert server.name == "penstock"
-    assert list(server.extensions) == [*EXTENSIONS, "logging"]
+    assert list(server.extensions) == [*EXTENSIONS, "model_repository", "logging"]
     assert (await stub.ModelReady(oip_pb2.ModelReadyRequest(name="mlp"), timeout=20)).ready
     model = await stub.ModelMetadata(oip_pb2.ModelMetadataRequest(name="mlp", version="v1"), timeout=20)
     assert (model.versions, model.inputs[0].shape) == (["v1"], [-1, 4])

@@ -163,7 +163,7 @@ async def test_unknown_models_name_those_that_exist(ask: Any) -> None:
 async def test_both_protocols_are_welcome_at_v2(ask: Any) -> None:
     _, headers, body = await ask("GET", "/v2/")
     assert headers["docker-distribution-api-version"] == "registry/2.0"
-    assert json.loads(body)["extensions"] == [*EXTENSIONS, "generate", "logging"]
+    assert json.loads(body)["extensions"] == [*EXTENSIONS, "model_repository", "generate", "logging"]
 
 
 async def test_the_index_lists_states_and_can_be_narrowed_to_what_is_ready(ask: Any) -> None:
