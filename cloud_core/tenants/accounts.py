@@ -43,10 +43,6 @@ class Account:
         """Say whether there are models that it may not ask for."""
         return self.tenant.models is not None
 
-    def may_ask(self, model: str) -> bool:
-        """Say whether it may ask for a model, for lists of them."""
-        return admission.may_ask(self.tenant, model)
-
     def admit(self, model: str, size_bytes: int | None, route: Callable[[], R]) -> R:
         """Let a request begin for which ``route`` finds a way. What is refused for another reason costs nothing here.
 
@@ -104,14 +100,9 @@ def accounts_of(tenants: Iterable[TenantSettings], moment: Callable[[], Moment])
     return found
 
 
-def models_of(settings: TenantSettings) -> tuple[str, ...] | None:
-    """Return the names that a tenant may ask for; None is all of them."""
-    return None if _EVERY_MODEL in settings.models else settings.models
-
-
 def tenant_of(settings: TenantSettings) -> Tenant:
     """Make what authentication gives."""
-    models = models_of(settings)
+    models = None if _EVERY_MODEL in settings.models else settings.models
     return Tenant(name=settings.name, role=settings.role, device_id=settings.device_id, models=models)
 
 

@@ -65,16 +65,16 @@ class ApiKeys:
         *,
         wall_clock: Callable[[], float],
         max_keys: int,
-        models: Mapping[str, tuple[str, ...] | None] | None = None,
+        known: Mapping[str, Tenant] | None = None,
     ) -> None:
         """Read what there is.
 
         Args:
             wall_clock: UNIX seconds.
-            models: by tenant, the names that it may ask for; tenants that are not here may ask for all.
+            known: tenants of the settings by name, whose models and device a key has, too.
         """
         self._database, self._wall_clock, self._max_keys = database, wall_clock, max_keys
-        self._models = models or {}
+        self._known = known or {}
         self._held = {bytes.fromhex(row.hash): self._hold(row) for row in database.run_now(api_keys.read)}
 
     def __len__(self) -> int:
@@ -156,9 +156,9 @@ class ApiKeys:
                 held.row = replace(held.row, last_used_at=used[held.row.id])
 
     def _hold(self, row: KeyRow) -> _Held:
-        role = cast(Role, row.role)
-        models = self._models.get(row.tenant)
-        return _Held(row, Tenant(name=row.tenant, role=role, device_id=row.device_id, models=models))
+        whose = self._known.get(row.tenant) or Tenant(name=row.tenant)
+        device_id = row.device_id or whose.device_id
+        return _Held(row, replace(whose, role=cast(Role, row.role), device_id=device_id))
 
     def _free_id(self) -> str:
         taken = {held.row.id for held in self._held.values()}

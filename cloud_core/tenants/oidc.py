@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -45,15 +46,15 @@ class OidcIssuer:
         *,
         now: Callable[[], float],
         wall_clock: Callable[[], float],
-        models: Mapping[str, tuple[str, ...] | None],
+        known: Mapping[str, Tenant],
     ) -> None:
         """
         Args:
             now: the event loop's clock.
             wall_clock: UNIX seconds.
-            models: by tenant, the names that it may ask for; no other tenant is known.
+            known: tenants of the settings by name; there are no others.
         """
-        self._settings, self._wall_clock, self._models = settings, wall_clock, models
+        self._settings, self._wall_clock, self._known = settings, wall_clock, known
         self._rules = ClaimRules(
             tenant=settings.tenant,
             tenant_claim=settings.tenant_claim,
@@ -78,9 +79,9 @@ class OidcIssuer:
         signer = self._signer(token)
         claims = None if signer is None else self._claims(token, signer)
         given = None if claims is None else tenant_and_role(claims, self._rules)
-        if claims is None or given is None or given[0] not in self._models:
+        if claims is None or given is None or given[0] not in self._known:
             return None
-        tenant = Tenant(name=given[0], role=given[1], models=self._models[given[0]])
+        tenant = replace(self._known[given[0]], role=given[1])
         if len(self._verified) >= self._settings.max_cached_tokens:
             self._verified.pop(next(iter(self._verified)))
         self._verified[key] = tenant, float(claims["exp"]) + self._settings.leeway_s

@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
+from cloud_core.policy.admission import Tenant
 from cloud_core.registry.registry import Registry
 from cloud_core.settings import CoreSettings
 from cloud_core.state import Database, api_keys
-from cloud_core.tenants.accounts import models_of
+from cloud_core.tenants.accounts import tenant_of
 from cloud_core.tenants.callers import Callers
 from cloud_core.tenants.keys import ApiKeys
 from cloud_core.tenants.sight import SeenRegistry
@@ -41,9 +42,9 @@ class Tenancy:
             now: the event loop's clock.
         """
         self._flush_s = settings.serving.spending_flush_s
-        models = {tenant.name: models_of(tenant) for tenant in settings.tenants}
-        self.keys = ApiKeys(database, wall_clock=time.time, max_keys=settings.auth.max_keys, models=models)
-        self._issuer = _issuer(settings, now, models)
+        known = {tenant.name: tenant_of(tenant) for tenant in settings.tenants}
+        self.keys = ApiKeys(database, wall_clock=time.time, max_keys=settings.auth.max_keys, known=known)
+        self._issuer = _issuer(settings, now, known)
         self.callers = Callers(
             settings.tenants, lambda: Moment(now=now(), at=time.time()), keys=self.keys, issuer=self._issuer
         )
@@ -74,14 +75,12 @@ class Tenancy:
         await self.keys.flush()
 
 
-def _issuer(
-    settings: CoreSettings, now: Callable[[], float], models: Mapping[str, tuple[str, ...] | None]
-) -> OidcIssuer | None:
+def _issuer(settings: CoreSettings, now: Callable[[], float], known: Mapping[str, Tenant]) -> OidcIssuer | None:
     if not settings.auth.oidc.issuer:
         return None
     from cloud_core.tenants.oidc import OidcIssuer  # an extra
 
-    return OidcIssuer(settings.auth.oidc, now=now, wall_clock=time.time, models=models)
+    return OidcIssuer(settings.auth.oidc, now=now, wall_clock=time.time, known=known)
 
 
 def seen_by(tenancy: Tenancy | None, registry: Registry) -> Registry | SeenRegistry:

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from cloud_core.policy.admission import hashed
+from cloud_core.policy.admission import Tenant, hashed
 from cloud_core.state import Database, Transaction
 from cloud_core.tenants.keys import ApiKeys, Wanted, Work
 from penstock.errors import Conflict, NotFound
 
 DAY_S = 86_400.0
+KNOWN = {"shop": Tenant(name="shop", models=("shop-*",)), "k9": Tenant(name="k9", role="device", device_id="kiosk-9")}
 
 
 class Clock:
@@ -39,7 +40,7 @@ def clock() -> Clock:
 
 
 def keys_of(database: Database, clock: Clock, **more: int) -> ApiKeys:
-    return ApiKeys(database, wall_clock=clock, **{"max_keys": 10, **more}, models={"shop": ("shop-*",)})
+    return ApiKeys(database, wall_clock=clock, **{"max_keys": 10, **more}, known=KNOWN)
 
 
 async def test_a_key_is_its_tenant_until_it_is_revoked_also_after_a_restart(database: Database, clock: Clock) -> None:
@@ -58,6 +59,15 @@ async def test_a_key_is_its_tenant_until_it_is_revoked_also_after_a_restart(data
     assert all(key not in subject for _, subject in acts.done)
     with pytest.raises(NotFound):
         await keys.revoke(row.id, acts)
+
+
+async def test_a_key_of_a_tenant_that_is_one_device_reports_for_that_one(database: Database, clock: Clock) -> None:
+    keys = keys_of(database, clock)
+    for asked, gets in (("", "kiosk-9"), ("kiosk-8", "kiosk-8")):
+        _, key = await keys.create(Wanted(tenant="k9", role="device", device_id=asked), Acts(database))
+        tenant = keys.tenant_of(hashed(key))
+        assert tenant is not None
+        assert tenant.device_id == gets
 
 
 async def test_a_key_ends_on_its_day(database: Database, clock: Clock) -> None:

@@ -107,8 +107,8 @@ def settings_of(jwks: str, **changes: Any) -> OidcSettings:
 
 def issuer_of(jwks: str, **changes: Any) -> OidcIssuer:
     now = asyncio.get_running_loop().time
-    models = {"shop": ("ml*",), "ops": None}
-    return OidcIssuer(settings_of(jwks, **changes), now=now, wall_clock=time.time, models=models)
+    known = {"shop": Tenant(name="shop", models=("ml*",)), "ops": Tenant(name="ops", role="client")}
+    return OidcIssuer(settings_of(jwks, **changes), now=now, wall_clock=time.time, known=known)
 
 
 def ask(issuer: OidcIssuer, token: str) -> Tenant | None:
