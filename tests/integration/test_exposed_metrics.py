@@ -9,9 +9,25 @@ from pathlib import Path
 import numpy as np
 
 from penstock import Client
+from penstock.rest.connection import ask
 from tests.processes import AgentProcess, CoreProcess, DigitsBuild
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "metrics.md"
+
+
+OF_EVERYTHING = """
+[[tenants]]
+name = "prometheus"
+token = "observer-token-1"
+role = "observer"
+
+[observing]
+traffic = true
+slo = {{ "*" = {{}} }}
+drift = {{ is_on = true }}
+capture = {{ directory = "{capture}" }}
+"""
+"""What is there only where settings ask for it."""
 
 
 def names_in(exposition: str) -> set[str]:
@@ -19,7 +35,10 @@ def names_in(exposition: str) -> set[str]:
 
 
 def test_every_exposed_metric_is_documented(
-    agent_process: AgentProcess, core_process: CoreProcess, digits_build: DigitsBuild
+    agent_process: AgentProcess,
+    core_process: CoreProcess,
+    digits_build: DigitsBuild,
+    tmp_path: Path,
 ) -> None:
     x, _ = digits_build.test_split()
     with Client(agent_process.target, timeout=10.0) as client:
@@ -28,6 +47,13 @@ def test_every_exposed_metric_is_documented(
     assert status == 200
     with urllib.request.urlopen(f"{core_process.http_url}/metrics", timeout=10) as response:
         core = response.read().decode()
-    found = names_in(agent.decode()) | names_in(core)
+    other = CoreProcess(tmp_path, OF_EVERYTHING.format(capture=tmp_path / "capture"))
+    try:
+        other.start()
+        asked = ask(other.http_url, "GET", "/metrics", token="observer-token-1")
+    finally:
+        other.stop()
+    assert asked.status == 200
+    found = names_in(agent.decode()) | names_in(core) | names_in(asked.body.decode())
     assert len(found) > 10
     assert found == set(re.findall(r"^\| `(penstock_\w+)` \|", PAGE.read_text(encoding="utf-8"), re.M))
