@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import struct
+import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -196,6 +198,26 @@ async def test_connections_beyond_a_limit_are_closed_and_those_before_go_on(tmp_
             await stub_of(channels[0]).ServerLive(oip_pb2.ServerLiveRequest(), timeout=20)
         finally:
             await asyncio.gather(*(channel.close() for channel in channels))
+
+
+async def test_what_killed_cores_left_is_removed_and_what_others_use_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    sockets = {}
+    for name in ("left", "used", "young"):
+        (tmp_path / f"penstock-grpc-{name}").mkdir()
+        sockets[name] = socket.socket(socket.AF_UNIX)
+        sockets[name].bind(str(tmp_path / f"penstock-grpc-{name}" / "behind"))
+        if name != "young":
+            os.utime(tmp_path / f"penstock-grpc-{name}" / "behind", (1.0, 1.0))
+    sockets["used"].listen()
+    core = await start_core(tmp_path, grpc={"server": "native"}, serving={"drain_s": 0.1})
+    await core.stop()
+    left = {name for name in os.listdir(tmp_path) if name.startswith("penstock-grpc-")}
+    assert left == {"penstock-grpc-used", "penstock-grpc-young"}
+    for one in sockets.values():
+        one.close()
 
 
 async def test_the_sdk_coalesces_and_an_agent_reports(core: Core) -> None:

@@ -9,10 +9,13 @@ look-ups of each call that ours does without. Where it may listen, for all that 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import shutil
+import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,6 +31,8 @@ from penstock.process.telemetry import log
 from penstock.rpc.status import OUR_PUSHBACK, PUSHBACK, grpc_status, trailing_metadata
 
 _log = logging.getLogger(__name__)
+_PREFIX, _BEHIND = "penstock-grpc-", "behind"
+_LEFT_AFTER_S = 60.0
 _BURST = 256
 _TURNS = 4  # in which a burst becomes a batch, runs and is answered, where that is short
 _IO_THREADS = 1  # carries more than Python takes; on two cores a second one costs a call a sixth more processor time
@@ -81,7 +86,8 @@ class NativeListener:
         methods = {f"/{service.name}/{name}": call for service in services for name, call in service.unary.items()}
         self._methods: tuple[Unary, ...] = tuple(methods.values())
         self._behind = server_of([Service(name=one.name, streams=one.streams) for one in services], settings)
-        self._directory = Path(tempfile.mkdtemp(prefix="penstock-grpc-"))  # of this user alone
+        _remove_left()
+        self._directory = Path(tempfile.mkdtemp(prefix=_PREFIX))  # of this user alone
         try:
             self._front = NativeGrpcFront(
                 address_of(settings.host, settings.port),
@@ -102,7 +108,7 @@ class NativeListener:
 
     async def start(self) -> None:
         """Take calls from now on."""
-        path = str(self._directory / "behind")
+        path = str(self._directory / _BEHIND)
         self._behind.add_insecure_port(f"unix:{path}")
         await self._behind.start()
         self._front.set_fallback(path)
@@ -174,6 +180,18 @@ class NativeListener:
             self._front.fail(call_id, grpc.StatusCode.INTERNAL.value[0], "the server failed; its log says why")
         finally:
             self._tasks.pop(call_id, None)  # not there any more when the client went away
+
+
+def _remove_left() -> None:
+    """Remove what cores that were killed have left: sockets on which nobody listens any more."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_BEHIND}"):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+            if time.time() - path.stat().st_mtime < _LEFT_AFTER_S:
+                continue  # of a core that is about to listen, perhaps
+            try:
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                shutil.rmtree(path.parent, ignore_errors=True)
 
 
 def _allowed(trailer: tuple[str, str | bytes]) -> tuple[str, str | bytes]:
