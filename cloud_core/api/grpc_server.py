@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import mmap
+import tempfile
 from collections.abc import Sequence
 from functools import partial
 from typing import Protocol
@@ -112,6 +113,7 @@ def _listener(
         is_loopback=is_loopback(settings.host),
         max_connections=settings.max_connections,
         can_reserve=is_installed and _can_reserve(LARGEST_MESSAGE_BYTES),
+        has_directory=is_installed and _has_directory(),
     )
     try:
         server, why = choose_server(settings.server, around)
@@ -130,6 +132,15 @@ def _can_reserve(size_bytes: int) -> bool:
     try:
         mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
     except (OSError, ValueError, OverflowError):
+        return False
+    return True
+
+
+def _has_directory() -> bool:
+    """Say whether temporary files can be made, by making one: a full disk must not keep the core from serving."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
         return False
     return True
 

@@ -20,6 +20,7 @@ class Surroundings:
         max_connections: as set; 0 for any number.
         can_reserve: this process may reserve (not fill) what a message can announce, :data:`LARGEST_MESSAGE_BYTES`; the
             native library does, and the process ends where it may not.
+        has_directory: temporary files can be made: the socket of the server behind the native one is such a file.
     """
 
     is_installed: bool
@@ -27,6 +28,7 @@ class Surroundings:
     is_loopback: bool
     max_connections: int
     can_reserve: bool
+    has_directory: bool
 
 
 def choose_server(asked: Literal["auto", "native", "grpcio"], around: Surroundings) -> tuple[Server, str]:
@@ -56,6 +58,8 @@ def _missing(around: Surroundings) -> str:
         return "the native server has no TLS"
     if not around.can_reserve:
         return "the native server reserves the 4 GiB that a message may announce, which this process must not"
+    if not around.has_directory:
+        return "no directory for temporary files can be written, and the native server needs one; set TMPDIR to one"
     if around.max_connections:
         return "the native server does not count connections"
     return ""

@@ -9,10 +9,11 @@ import pytest
 
 from cloud_core.policy.listeners import Surroundings, choose_server
 
-GOOD = Surroundings(is_installed=True, has_tls=False, is_loopback=True, max_connections=0, can_reserve=True)
+GOOD = Surroundings(is_installed=True, has_tls=False, is_loopback=True, max_connections=0, can_reserve=True,
+    has_directory=True)  # fmt: skip
 UNABLE = [(GOOD, {"is_installed": False}, "not installed"), (GOOD, {"has_tls": True}, "TLS"),
           (GOOD, {"max_connections": 5}, "count connections"),
-    (GOOD, {"can_reserve": False}, "4 GiB")]  # fmt: skip
+    (GOOD, {"can_reserve": False}, "4 GiB"), (GOOD, {"has_directory": False}, "TMPDIR")]  # fmt: skip
 
 
 def test_native_serves_where_it_is_installed_and_this_machine_alone_can_reach_it() -> None:
