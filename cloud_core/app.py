@@ -165,9 +165,17 @@ class Core:
             directory=self._data_dir / "vllm",
             environment=os.environ,
         )
-        controller = Controller(registry, settings.serving, measures, now, log_settings=settings.log, managed=managed)
-        self._exit.push_async_callback(self._close_controller, controller)
         self.tenancy = tenancy_of(settings, database, now)
+        controller = Controller(
+            registry,
+            settings.serving,
+            measures,
+            now,
+            log_settings=settings.log,
+            managed=managed,
+            shares=(lambda: None) if self.tenancy is None else self.tenancy.callers.fair_shares,
+        )
+        self._exit.push_async_callback(self._close_controller, controller)
         traffic = TrafficService(database, registry, controller, fleet.actions, settings.serving.traffic, _utc_now)
         canaries = Canaries(traffic, registry, controller.lanes, measures, _utc_now)
         self.plane = DataPlane(

@@ -76,10 +76,11 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         max_delay_s: how long an idle replica waits for a fuller batch; 0 dispatches at once.
         max_queue_rows: rows that may wait at one replica; more are refused with ``rejected-saturated``.
         max_rows_per_request: dimension 0 of a request's inputs.
-        max_inflight_requests: admitted requests in the whole server.
-        max_inflight_bytes: of their bodies, or of their tensors where they are larger; one model may have half of it.
-            More are refused with ``rejected-memory``. 0 for a quarter of the memory that this process may use (control
-            group counted).
+        max_inflight_requests: admitted requests in the whole server. Where several models are in memory, one may have
+            what the others left free: half while it is the only busy one. The same is so for tenants.
+        max_inflight_bytes: of their bodies, or of their tensors where they are larger; one model may have what others
+            left free of it, and so may one tenant where there are several. More are refused with ``rejected-memory``.
+            0 for a quarter of the memory that this process may use (control group counted).
         default_timeout_s: deadline of a request that names none.
         max_loaded_models: cloud variants in memory at a time. Default versions are pinned; others go least recently
             used first. A version that becomes the default is loaded before the one before it goes, also where it takes
@@ -90,7 +91,8 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             without a thread hop.
         stall_s: a worker process that runs one batch for longer is killed and started again; a batch that runs for
             longer in the core's own process makes the server report that it is not alive.
-        retry_after_s: the hint that goes with "loading" and "draining".
+        retry_after_s: the hint that goes with "loading" and "draining", and with refusals where nothing waits whose
+            time would say more.
         drain_s: how long admitted work may take to finish after SIGTERM.
         spending_flush_s: what tenants spend of their tokens of a day reaches the disk at most this much later, and at
             the end; a core that is killed gives so much back.

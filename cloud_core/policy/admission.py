@@ -77,13 +77,18 @@ def nobody() -> Unauthenticated:
     return Unauthenticated("a credential is needed: send 'Authorization: Bearer TOKEN' with a token that is known here")
 
 
+def may(role: Role, action: Action) -> bool:
+    """Say whether a role includes an action."""
+    return action in _ALLOWED[role]
+
+
 def authorize(tenant: Tenant, action: Action) -> None:
     """Check that a tenant may do something.
 
     Raises:
         PermissionDenied: the tenant's role does not include the action. Says nothing about what exists.
     """
-    if action not in _ALLOWED[tenant.role]:
+    if not may(tenant.role, action):
         raise PermissionDenied(f"a token with the role {tenant.role!r} may not do this; use one whose role allows it")
 
 

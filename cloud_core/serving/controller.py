@@ -27,6 +27,7 @@ from penstock.errors import PenstockError, Unavailable
 from penstock.hosting.generation import text_model
 from penstock.hosting.generation.managed.vllm import ManagedServers
 from penstock.hosting.replica_queue import ReplicaQueue
+from penstock.policy.fair_shares import FairShares
 from penstock.process.machine import resident_bytes
 from penstock.process.telemetry import LogSettings, log
 from penstock.runtime import TEXT_ENGINES
@@ -47,11 +48,13 @@ class Controller:
         *,
         log_settings: LogSettings | None = None,
         managed: ManagedServers | None = None,
+        shares: Callable[[], FairShares | None] = lambda: None,
     ) -> None:
         """
         Args:
             log_settings: of processes that run models.
             managed: models that servers of ours run.
+            shares: makes the shares of tenants in a replica's time; None where nobody tells them apart.
         """
         served: dict[str, Served | ServedText] = {}
         self.settled = asyncio.Event()
@@ -59,7 +62,7 @@ class Controller:
         self.lanes = Lanes(settings.traffic, served)
         self.router = Router(registry, measures, self.demand, self.lanes, served)
         self._registry, self._settings, self._measures, self._now = registry, settings, measures, now
-        self._log_settings, self._managed = log_settings, managed
+        self._log_settings, self._managed, self._shares = log_settings, managed, shares
         self._wake = asyncio.Event()
         self._waiting: list[asyncio.Future[None]] = []
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
@@ -231,6 +234,7 @@ class Controller:
                 max_queue_rows=limits.max_queue_rows,
                 max_delay_s=limits.max_delay_s,
                 measures=measures,
+                shares=self._shares(),
             )
             for replica in model.replicas
         ]

@@ -17,6 +17,7 @@ from cloud_core.policy.admission import Tenant
 from cloud_core.registry.registry import ModelVersion, Registry
 from cloud_core.serving.controller import Controller
 from cloud_core.serving.counters import Measures
+from cloud_core.serving.inflight import Inflight
 from cloud_core.serving.router import Route, Served
 from cloud_core.serving.served_text import ServedText
 from cloud_core.serving.statistics import statistics_of_all
@@ -26,12 +27,10 @@ from cloud_core.tenants.callers import Callers
 from cloud_core.tenants.sight import SeenRegistry
 from penstock.artifact.run_config import config_of
 from penstock.artifact.tensor_names import metadata_of
-from penstock.errors import InvalidInput, PenstockError, QueueFull, Unavailable, outcome_code
+from penstock.errors import InvalidInput, PenstockError, Unavailable, outcome_code
 from penstock.hosting.replica import Chunk
 from penstock.openai import oip_texts
 from penstock.policy.access import Action
-from penstock.policy.memory import MemoryLimit
-from penstock.process.machine import usable_memory_bytes
 from penstock.runtime import TEXT_ENGINES, platform_of
 from penstock.wire.context import RequestContext
 from penstock.wire.inference import (
@@ -45,7 +44,6 @@ from penstock.wire.inference import (
 )
 
 SERVER_NAME = "penstock"
-_MEMORY_PARTS = 4  # one for requests; the rest is for models, and for what their runs and answers take
 
 
 class Ticket:
@@ -92,11 +90,7 @@ class DataPlane:
         self.observers = Observers()
         self._registry, self._router, self._settings, self._now = registry, controller.router, settings, now
         self._max_body_bytes = max_body_bytes
-        self._memory = MemoryLimit(
-            max_bytes=settings.max_inflight_bytes or usable_memory_bytes() // _MEMORY_PARTS,
-            setting="serving.max_inflight_bytes",
-            retry_after_s=settings.retry_after_s,
-        )
+        self._inflight = Inflight(measures, settings, controller.router.served, callers)
         self._callers = callers
         self._accounts: Mapping[str, Account] = {} if callers is None else callers.accounts
         self._is_draining = False
@@ -240,9 +234,7 @@ class DataPlane:
         except PenstockError as error:
             self._refused(error, context, model, size_bytes)
             raise
-        self.measures.inflight += 1
-        route.served.enter()
-        self._hold(route, size_bytes)
+        self._inflight.enter(route.served, context.tenant, size_bytes)
         return Ticket(self, route, size_bytes, context, account)
 
     async def infer(self, ticket: Ticket, context: RequestContext, request: InferRequest) -> InferResponse:
@@ -286,6 +278,7 @@ class DataPlane:
             shape_key=served.shape_key(request.inputs, wanted),
             deadline=context.deadline,
             priority=context.priority,
+            tenant=context.tenant,
         )
         route.measures.rows += rows
         response = InferResponse(
@@ -329,35 +322,19 @@ class DataPlane:
     def _admitted_route(self, context: RequestContext, model: str, version: str, size_bytes: int) -> Route:
         if self._is_draining:
             raise Unavailable("the server is shutting down", retry_after_s=self._settings.retry_after_s)
-        if self.measures.inflight >= self._settings.max_inflight_requests:
-            raise QueueFull(
-                f"{self.measures.inflight} requests are in flight, the limit",
-                retry_after_s=self._settings.retry_after_s,
-            )
+        self._inflight.check_full()
         route = self._router.route(model, version, context)
         route.served.check_room()
-        self._check_memory(route, size_bytes)
+        self._inflight.check(route.served, context.tenant, size_bytes)
         return route
-
-    def _check_memory(self, route: Route, asked: int, *, but: int = 0) -> None:
-        """Look whether so many bytes fit beside all others, ``but`` those that the request itself holds."""
-        held = self.measures.inflight_bytes - but
-        if held + asked <= self._memory.max_bytes // 2:
-            return
-        refusal = self._memory.refusal(asked, held=held, held_by_model=route.served.inflight_bytes - but)
-        if refusal is not None:
-            raise refusal
-
-    def _hold(self, route: Route, size_bytes: int) -> None:
-        self.measures.inflight_bytes += size_bytes
-        route.served.inflight_bytes += size_bytes
 
     def _hold_tensors(self, ticket: Ticket, request: InferRequest) -> None:
         """Count what was decoded where that is more than what was announced: text and compression make it so."""
-        size_bytes = sum([array.nbytes for array in request.inputs.values()])
-        if size_bytes > ticket.size_bytes:
-            self._check_memory(ticket.route, size_bytes, but=ticket.size_bytes)
-            self._hold(ticket.route, size_bytes - ticket.size_bytes)
+        size_bytes, held = sum([array.nbytes for array in request.inputs.values()]), ticket.size_bytes
+        if size_bytes > held:
+            served, tenant = ticket.route.served, ticket.context.tenant
+            self._inflight.check(served, tenant, size_bytes, holds=held)
+            self._inflight.hold(served, tenant, size_bytes - held)
             ticket.size_bytes = size_bytes
 
     def _refused(
@@ -374,9 +351,7 @@ class DataPlane:
         self.observers.refused(error, context, model=model, request_bytes=size_bytes)
 
     def _leave(self, ticket: Ticket, code: str, error: BaseException | None) -> None:
-        self.measures.inflight -= 1
-        ticket.route.served.leave()
-        self._hold(ticket.route, -ticket.size_bytes)
+        self._inflight.leave(ticket.route.served, ticket.context.tenant, ticket.size_bytes)
         if ticket.account is not None:
             ticket.account.end()
         took_s = perf_counter() - ticket.started_at

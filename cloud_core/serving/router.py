@@ -96,6 +96,10 @@ class Served:
             for queue in self.queues
         )
 
+    def drained_after_s(self) -> float:
+        """Estimate when the replica that is free first has done what waits and runs there; 0.0 where nothing does."""
+        return min([queue.drained_after_s() for queue in self.queues])
+
     def check_room(self) -> None:
         """
         Raises:

@@ -16,6 +16,7 @@ from cloud_core.tenants.keys import ApiKeys
 from cloud_core.tenants.settings import TenantSettings
 from cloud_core.tenants.sight import look_as
 from penstock.policy.access import Action
+from penstock.policy.fair_shares import FairShares
 from penstock.policy.token_budget import Moment
 from penstock.wire.credentials import PeerCertificate
 
@@ -65,6 +66,7 @@ class Callers:
         self.accounts: Mapping[str, Account] = accounts_of(known, moment)
         self.hides = any(one.is_restricted for one in self.accounts.values())
         self._certificates = tuple((tenant_of(one), one.certificates) for one in known if one.certificates)
+        self._weights = {one.name: one.share for one in known if admission.may(one.role, Action.INFER)}
         self._by_names: dict[tuple[str, ...], Tenant | None] = {}
         self._tokens = admission.by_token((one.token, tenant_of(one)) for one in known if one.token)
 
@@ -95,6 +97,16 @@ class Callers:
         if self.hides:
             look_as(tenant)
         return tenant
+
+    def are_several(self) -> bool:
+        """Say whether tenants may have to share: more than one may ask models."""
+        if len(self._weights) > 1 or self._issuer is not None:
+            return True
+        return self.keys is not None and len(self.keys.tenants | self._weights.keys()) > 1
+
+    def fair_shares(self) -> FairShares:
+        """Make the shares of tenants in one replica's time."""
+        return FairShares(lambda tenant: self._weights.get(tenant, 1.0), self.are_several)
 
     @property
     def takes_certificates(self) -> bool:

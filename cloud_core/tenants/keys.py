@@ -75,10 +75,18 @@ class ApiKeys:
         """
         self._database, self._wall_clock, self._max_keys = database, wall_clock, max_keys
         self._known = known or {}
+        self._tenants: frozenset[str] | None = None
         self._held = {bytes.fromhex(row.hash): self._hold(row) for row in database.run_now(api_keys.read)}
 
     def __len__(self) -> int:
         return len(self._held)
+
+    @property
+    def tenants(self) -> frozenset[str]:
+        """Name those that have one."""
+        if self._tenants is None:
+            self._tenants = frozenset(held.tenant.name for held in self._held.values())
+        return self._tenants
 
     def tenant_of(self, key: bytes) -> Tenant | None:
         """Return whose key has this hash; None where nobody's has, or not any more."""
@@ -121,6 +129,7 @@ class ApiKeys:
 
         await act("core key create", f"{row.id} for {row.tenant} as {row.role}", partial(api_keys.add, row=row))
         self._held[hashed(key)] = self._hold(row)
+        self._tenants = None
         return row, key
 
     @uncancelled
@@ -133,6 +142,7 @@ class ApiKeys:
         found = next((key for key, held in self._held.items() if held.row.id == id), None)
         if found is None:
             raise NotFound(f"no key {id[:40]!r}; 'penstock core key list' shows them")
+        self._tenants = None
         held = self._held.pop(found)  # before the disk: from now on, whatever happens
         try:
             await act("core key revoke", f"{id} of {held.row.tenant}", partial(api_keys.drop, id=id))

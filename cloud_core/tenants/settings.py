@@ -110,6 +110,8 @@ class TenantSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             restart of the core (``serving.spending_flush_s``).
         rows_per_day: rows of a day; 0 is unlimited.
         best_priority: requests that ask for a better priority get this one; 1 is the highest, 2 ranks as the default.
+        share: its part of a model's time while others wait for it, too, relative to theirs. Shares come before
+            priorities, which order the requests of one tenant.
         tokens_per_minute: of language models, prompts and answers together, as many at once; 0 is unlimited.
         tokens_per_day: tokens of prompts and answers for a day, which begins at midnight UTC; what was spent outlives
             a restart of the core (``serving.spending_flush_s``).
@@ -131,5 +133,6 @@ class TenantSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     requests_per_day: _Limit = 0
     rows_per_day: _Limit = 0
     best_priority: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
+    share: Annotated[float, msgspec.Meta(gt=0.0, le=1000.0)] = 1.0
     tokens_per_minute: _Limit = 0
     tokens_per_day: _Limit = 0

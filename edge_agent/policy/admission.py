@@ -55,10 +55,8 @@ def on_arrival(load: Load, limits: Limits, *, content_length: int | None) -> Pen
     asked = reserved_bytes(limits, content_length)
     if load.body_bytes + asked <= limits.max_inflight_bytes:
         return None
-    memory = MemoryLimit(
-        max_bytes=limits.max_inflight_bytes, setting="limits.max_inflight_bytes", retry_after_s=RETRY_AFTER_S
-    )
-    return memory.refusal(asked, held=load.body_bytes)
+    memory = MemoryLimit(max_bytes=limits.max_inflight_bytes, setting="limits.max_inflight_bytes")
+    return memory.refusal(asked, held=load.body_bytes, retry_after_s=RETRY_AFTER_S)
 
 
 def reserved_bytes(limits: Limits, content_length: int | None) -> int:

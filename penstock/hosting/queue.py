@@ -162,6 +162,8 @@ class BatchQueue(Generic[T, A]):
             )
         if self._shares is None or not waiting or 2 * (waiting + rows) <= room.max_rows:
             return
+        if not self._shares.are_several():
+            return
         mine = self._shares.of(tenant).rows
         if not fits_beside(mine, rows, held=waiting, limit=room.max_rows):
             raise QueueFull(

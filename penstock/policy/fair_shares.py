@@ -33,13 +33,20 @@ class Share:
 
 
 class FairShares:
-    """The tenants of one device. Keeps those that it has seen and that are not to be forgotten yet."""
+    """The tenants of one device. Keeps those that it has seen and that are not to be forgotten yet.
 
-    def __init__(self, weight_of: Callable[[str], float] = lambda tenant: 1.0) -> None:
+    Attributes:
+        are_several: says whether room is to be left for others.
+    """
+
+    def __init__(
+        self, weight_of: Callable[[str], float] = lambda tenant: 1.0, are_several: Callable[[], bool] = lambda: True
+    ) -> None:
         """
         Args:
             weight_of: a tenant's weight, above 0, asked when it is first seen.
         """
+        self.are_several = are_several
         self._weight_of = weight_of
         self._shares: dict[str, Share] = {}
         self._at = 0.0  # the virtual time of whoever was served last

@@ -125,8 +125,16 @@ def rig_of(
     settings = settings or ServingSettings()
     now = asyncio.get_running_loop().time
     measures = Measures()
-    controller = Controller(registry, settings, measures, now, log_settings=log_settings, managed=managed)
     callers = Callers(tenants, lambda: Moment(now=now(), at=time.time())) if tenants else None
+    controller = Controller(
+        registry,
+        settings,
+        measures,
+        now,
+        log_settings=log_settings,
+        managed=managed,
+        shares=(lambda: None) if callers is None else callers.fair_shares,
+    )
     return Rig(registry, controller, DataPlane(controller, registry, measures, settings, callers, now), measures)
 
 

@@ -5,12 +5,12 @@ from hypothesis import strategies as st
 
 from penstock.policy.memory import MemoryLimit
 
-LIMIT = MemoryLimit(max_bytes=1000, setting="some.setting", retry_after_s=1.5)
+LIMIT = MemoryLimit(max_bytes=1000, setting="some.setting")
 
 
 def test_what_does_not_fit_beside_the_others_is_refused_with_the_setting_and_a_hint() -> None:
     assert LIMIT.refusal(400, held=600) is None
-    refused = LIMIT.refusal(401, held=600)
+    refused = LIMIT.refusal(401, held=600, retry_after_s=1.5)
     assert refused is not None
     assert refused.retry_after_s == 1.5
     assert refused.reason == "rejected-memory"
@@ -18,10 +18,14 @@ def test_what_does_not_fit_beside_the_others_is_refused_with_the_setting_and_a_h
     assert "some.setting" in refused.message
 
 
-def test_one_model_leaves_half_for_the_others() -> None:
-    assert LIMIT.refusal(200, held=300, held_by_model=300) is None
-    assert LIMIT.refusal(201, held=300, held_by_model=300) is not None
-    assert LIMIT.refusal(500, held=500, held_by_model=0) is None
+def test_one_model_or_tenant_leaves_room_for_the_others() -> None:
+    for whose in ("held_by_model", "held_by_tenant"):
+        assert LIMIT.refusal(200, held=300, **{whose: 300}) is None
+        refused = LIMIT.refusal(201, held=300, **{whose: 300})
+        assert refused is not None
+        assert "what others left free of 1000" in refused.message
+        assert LIMIT.refusal(101, held=700, **{whose: 100}) is not None
+        assert LIMIT.refusal(300, held=700, **{whose: 0}) is None
 
 
 def test_a_request_that_could_never_fit_runs_when_nothing_else_does() -> None:
