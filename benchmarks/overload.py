@@ -1,7 +1,7 @@
-"""``python -m benchmarks.overload``: what becomes of requests with deadlines where many more come than can be served.
+"""``python -m benchmarks.overload``: what becomes of requests where many more come than can be served.
 
 Real core, real gRPC. First the rate that it serves when asked by few callers, then several times that rate for a few
-seconds, however fast answers come. Prints figures, asserts nothing.
+seconds, however fast answers come: once with deadlines, once without. Prints figures, asserts nothing.
 """
 
 from __future__ import annotations
@@ -22,54 +22,95 @@ import numpy as np
 
 from benchmarks import models
 from benchmarks.echo import METHOD
-from benchmarks.servers import Server, choose_pins, running
+from benchmarks.servers import Server, Servers, choose_pins, running
 from penstock.rest.connection import ask
 from penstock.rpc import codec
+from penstock.rpc.status import OUR_PUSHBACK, PUSHBACK
 from penstock.wire.inference import InferRequest
 
-CALLERS, ROW_STEPS, LONG_SHARE, LONG_TIMES = 8, 100, 0.1, 8
-Call = Callable[[float], Awaitable[None]]
+CALLERS, ROW_STEPS, LONG_TIMES = 8, 100, 8
+QUEUE_ROWS = 256  # a longer queue is drained when the overload is over, and nothing is learned
+Call = Callable[[float | None], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a request ended: "OK" or the name of a gRPC status, and after how many seconds."""
+    """How a request ended: "OK" or the name of a gRPC status, after how many seconds, and whether with a hint when to
+    come back."""
 
     status: str
     took_s: float
+    ended_at: float
+    has_hint: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overload:
+    """What became of requests under overload.
+
+    Attributes:
+        served_per_s: rows, when few callers asked.
+        goodput: rows answered a second under overload, as a part of that.
+        ran: rows that were executed.
+    """
+
+    served_per_s: float
+    goodput: float
+    outcomes: Sequence[Outcome]
+    ran: int
+
+    @property
+    def answered(self) -> list[Outcome]:
+        return [outcome for outcome in self.outcomes if outcome.status == "OK"]
+
+    @property
+    def refused(self) -> list[Outcome]:
+        return [outcome for outcome in self.outcomes if outcome.status != "OK"]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overload", description=__doc__)
     parser.add_argument("--times", type=float, default=5.0, help="of the rate that can be served (default 5)")
     parser.add_argument("--seconds", type=float, default=5.0, help="of overload (default 5)")
-    parser.add_argument("--deadline-s", type=float, default=0.5, help="of each request (default 0.5)")
+    parser.add_argument("--deadline-s", type=float, default=0.5, help="of each request with one (default 0.5)")
+    parser.add_argument("--long-share", type=float, default=0.1, help=f"that takes {LONG_TIMES} times as long (0.1)")
     options = parser.parse_args()
     with (
         tempfile.TemporaryDirectory(prefix="bench-") as scratch,
         running(Path(scratch), choose_pins(pin=False)) as servers,
     ):
-        core = servers.core([models.uneven(Path(scratch) / "uneven", row_steps=ROW_STEPS).layout])
-        asyncio.run(_measure(core, options.times, options.seconds, options.deadline_s))
+        for deadline_s in (options.deadline_s, None):
+            show(overload(servers, options.times, options.seconds, deadline_s, options.long_share), deadline_s)
     return 0
 
 
-async def _measure(core: Server, times: float, seconds: float, deadline_s: float) -> None:
+def overload(servers: Servers, times: float, seconds: float, deadline_s: float | None, long_share: float) -> Overload:
+    """Start a core and ask it for more than it can serve."""
+    name = f"overload-{deadline_s}"
+    model = models.uneven(servers.directory / name, row_steps=ROW_STEPS)
+    core = servers.core([model.layout], name=name, config=f"[serving]\nmax_queue_rows = {QUEUE_ROWS}\n")
+    return asyncio.run(_measure(core, times, seconds, deadline_s, long_share))
+
+
+async def _measure(core: Server, times: float, seconds: float, deadline_s: float | None, long_share: float) -> Overload:
     draw = random.Random(1)
     short, long = (_request(ROW_STEPS * steps) for steps in (1, LONG_TIMES))
     async with grpc.aio.insecure_channel(core.endpoints["grpc"]) as channel:
         infer = channel.unary_unary(METHOD, bytes, bytes)
 
-        async def call(timeout_s: float) -> None:
-            await infer(long if draw.random() < LONG_SHARE else short, timeout=timeout_s)
+        async def call(timeout_s: float | None) -> None:
+            await infer(long if draw.random() < long_share else short, timeout=timeout_s)
 
         await _until_served(call)
-        served_per_s = await _served_per_s(call, seconds)
+        served_per_s = await _served_per_s(call, min(seconds, 10.0))
         ran_before = _rows_run(core)
+        began = time.perf_counter()
         outcomes = await _flood(call, times * served_per_s, seconds, deadline_s)
     await asyncio.sleep(1.0)  # what runs when the last caller leaves is counted when it ends
-    print(f"{'served to few callers':32}{served_per_s:8.0f} rows/s")
-    _show(outcomes, ran=_rows_run(core) - ran_before)
+    answered = [outcome.ended_at for outcome in outcomes if outcome.status == "OK"]
+    goodput = len(answered) / max(max(answered, default=0.0) - began, seconds) / served_per_s
+    ran = _rows_run(core) - ran_before
+    return Overload(served_per_s=served_per_s, goodput=goodput, outcomes=outcomes, ran=ran)
 
 
 async def _until_served(call: Call) -> None:
@@ -94,7 +135,7 @@ async def _served_per_s(call: Call, seconds: float) -> float:
     return done / seconds
 
 
-async def _flood(call: Call, per_s: float, seconds: float, deadline_s: float) -> Sequence[Outcome]:
+async def _flood(call: Call, per_s: float, seconds: float, deadline_s: float | None) -> Sequence[Outcome]:
     """Send at a rate, whatever comes back."""
 
     async def one() -> Outcome:
@@ -102,8 +143,11 @@ async def _flood(call: Call, per_s: float, seconds: float, deadline_s: float) ->
         try:
             await call(deadline_s)
         except grpc.aio.AioRpcError as error:
-            return Outcome(status=error.code().name, took_s=time.perf_counter() - began)
-        return Outcome(status="OK", took_s=time.perf_counter() - began)
+            now, hints = time.perf_counter(), {str(name) for name, _ in error.trailing_metadata() or ()}
+            has_hint = not hints.isdisjoint((PUSHBACK, OUR_PUSHBACK))
+            return Outcome(status=error.code().name, took_s=now - began, ended_at=now, has_hint=has_hint)
+        now = time.perf_counter()
+        return Outcome(status="OK", took_s=now - began, ended_at=now)
 
     began = time.perf_counter()
     sent: list[asyncio.Task[Outcome]] = []
@@ -113,14 +157,22 @@ async def _flood(call: Call, per_s: float, seconds: float, deadline_s: float) ->
     return await asyncio.gather(*sent)
 
 
-def _show(outcomes: Sequence[Outcome], *, ran: int) -> None:
-    answered = [outcome.took_s for outcome in outcomes if outcome.status == "OK"]
-    print(f"{'sent':32}{len(outcomes):8}")
-    print(f"{'answered in time':32}{len(answered):8} median {1e3 * median(answered or [0.0]):.0f} ms")
-    print(f"{'ran':32}{ran:8} for nobody: {(ran - len(answered)) / max(ran, 1):.1%}")
-    for status in sorted({outcome.status for outcome in outcomes} - {"OK"}):
-        took_s = [outcome.took_s for outcome in outcomes if outcome.status == status]
-        print(f"{status:32}{len(took_s):8} median {1e3 * median(took_s):.1f} ms")
+def show(found: Overload, deadline_s: float | None) -> None:
+    """Print what was found."""
+    answered = found.answered
+    print(f"\n{'without deadlines' if deadline_s is None else f'with deadlines of {deadline_s:g} s'}")
+    print(f"{'served to few callers':32}{found.served_per_s:8.0f} rows/s, under overload {found.goodput:.0%} of that")
+    print(f"{'sent':32}{len(found.outcomes):8}")
+    print(f"{'answered in time':32}{len(answered):8} median {1e3 * _median_s(answered):.0f} ms")
+    print(f"{'ran':32}{found.ran:8} for nobody: {(found.ran - len(answered)) / max(found.ran, 1):.1%}")
+    for status in sorted({outcome.status for outcome in found.refused}):
+        some = [outcome for outcome in found.refused if outcome.status == status]
+        hints = sum(outcome.has_hint for outcome in some) / len(some)
+        print(f"{status:32}{len(some):8} median {1e3 * _median_s(some):.1f} ms, with a hint: {hints:.0%}")
+
+
+def _median_s(outcomes: Sequence[Outcome]) -> float:
+    return median([outcome.took_s for outcome in outcomes] or [0.0])
 
 
 def _rows_run(core: Server) -> int:
