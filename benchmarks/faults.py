@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -36,6 +37,7 @@ from penstock.registry.client import RegistryClient
 from penstock.rest.connection import ask
 
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
+HAS_FAKETIME = FAKETIME.exists()
 IN_PROCESSES = '[serving]\nplacement = "process"\nreplicas = 2\nstall_s = 2.0\n'
 TWO_TENANTS = "".join(f'[[tenants]]\nname = "{name}"\ntoken = "{name}-secret"\n' for name in ("small", "noisy", "ops"))
 
@@ -144,10 +146,11 @@ class Bench:
     seconds: float
 
     def core(self, name: str, *layouts: Path, config: str = "") -> Server:
-        core = self.servers.core(layouts or [self.digits.layout], name=name, config=config)
+        layouts = layouts or (self.digits.layout,)
+        core = self.servers.core(layouts, name=name, config=config)
         for model in (self.digits, self.steady):
-            if not layouts or model.layout in layouts:
-                wait(f"{name} ready", lambda model=model: _is_ready(core, model))
+            if model.layout in layouts:
+                wait(f"{name} ready", partial(_is_ready, core, model))
         return core
 
 
@@ -156,11 +159,11 @@ async def _overloaded(bench: Bench, deadline_s: float | None) -> str:
     found = await asyncio.to_thread(overload, bench.servers, 5.0, seconds, deadline_s, 0.0)
     refused = [one for one in found.refused if one.has_hint]
     took_ms = 1e3 * median([one.took_s for one in refused] or [float("nan")])
-    late = found.ran - len(found.answered)
+    late = found.ran - found.ok
     return (
         f"{len(found.outcomes)} sent in {seconds:g} s; goodput {found.goodput:.0%} of the peak of "
-        f"{found.served_per_s:.0f} rows/s; {len(found.refused)} refused, {len(refused)} of them by the core with a hint, "
-        f"median {took_ms:.1f} ms; {late} rows ran whose caller had gone"
+        f"{found.served_per_s:.0f} rows/s; {len(found.refused)} refused, {len(refused)} of them with a hint, "
+        f"median {took_ms:.1f} ms; {late} rows ran that were not answered in time"
     )
 
 
@@ -190,8 +193,8 @@ async def _worker(bench: Bench, name: str, fault: signal.Signals) -> str:
             raise NotHere("no worker process was found")
         workers[0].send_signal(fault)
         await asyncio.sleep(bench.seconds)
-        longest_ms = load.p_ms(1.0, since=at)
-        return f"{load.statuses(since=at)}; longest answer {longest_ms:.0f} ms; none failed after {load.back_after_s(at):.1f} s"
+        longest_ms, back_s = load.p_ms(1.0, since=at), load.back_after_s(at)
+        return f"{load.statuses(since=at)}; longest answer {longest_ms:.0f} ms; none failed after {back_s:.1f} s"
 
 
 async def terminated(bench: Bench) -> str:
@@ -206,7 +209,8 @@ async def terminated(bench: Bench) -> str:
         answered = sum(status == 200 for _, _, status in load.since(at))
         refused = sum(status == 503 for _, _, status in load.since(at))
         other = sum(status not in (0, 200, 503) for _, _, status in load.since(at))
-    return f"exit {code} after {took_s:.1f} s; {answered} in flight answered, {refused} refused with 503, {other} other statuses"
+    ends = f"{answered} in flight answered, {refused} refused with 503, {other} other statuses"
+    return f"exit {code} after {took_s:.1f} s; {ends}"
 
 
 async def new_version(bench: Bench) -> str:
@@ -271,7 +275,7 @@ async def disk_full(bench: Bench) -> str:
             await asyncio.sleep(bench.seconds)
             return f"{load.statuses(since=at)}; {push}"
     finally:
-        subprocess.run(["umount", "-l", str(directory)], check=False)
+        await asyncio.to_thread(subprocess.run, ["umount", "-l", str(directory)], check=False)
 
 
 async def noisy_neighbour(bench: Bench) -> str:
@@ -285,11 +289,12 @@ async def noisy_neighbour(bench: Bench) -> str:
         at = time.perf_counter()
         beside_ms = await _p99_ms(core, request, bench.seconds)
         rate = len(noisy.since(at)) / (time.perf_counter() - at)
-    return f"p99 of 4 callers {alone_ms:.0f} ms alone, {beside_ms:.0f} ms beside 40 of another tenant ({rate:.0f} requests/s)"
+    beside = f"{beside_ms:.0f} ms beside 40 of another tenant ({rate:.0f} requests/s)"
+    return f"p99 of 4 callers {alone_ms:.0f} ms alone, {beside}"
 
 
 async def clock_jump(bench: Bench) -> str:
-    if not FAKETIME.exists():
+    if not HAS_FAKETIME:
         raise NotHere("needs the Debian package faketime")
     offset = bench.servers.directory / "clock"
     offset.write_text("+0d\n")

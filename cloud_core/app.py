@@ -12,7 +12,7 @@ import importlib.metadata
 import logging
 import os
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -44,6 +44,7 @@ from cloud_core.serving.texts import TextPlane
 from cloud_core.serving.token_accounts import SpendingKeeper
 from cloud_core.settings import CoreSettings, check
 from cloud_core.state import Database, spending
+from cloud_core.tenants.callers import Callers
 from cloud_core.tenants.tenancy import Tenancy, seen_by, tenancy_of
 from cloud_core.traffic.canaries import Canaries
 from cloud_core.traffic.service import TrafficService
@@ -159,22 +160,9 @@ class Core:
         fleet = FleetService.open(database, registry, settings.fleet, SteadyClock())
         self._exit.push_async_callback(_close_fleet, fleet)
         measures = Measures()
-        managed = ManagedServers(
-            settings=settings.serving.generation.vllm,
-            interpreter=partial(require, "vllm"),
-            directory=self._data_dir / "vllm",
-            environment=os.environ,
-        )
         self.tenancy = tenancy_of(settings, database, now)
-        controller = Controller(
-            registry,
-            settings.serving,
-            measures,
-            now,
-            log_settings=settings.log,
-            managed=managed,
-            shares=(lambda: None) if self.tenancy is None else self.tenancy.callers.fair_shares,
-        )
+        callers = None if self.tenancy is None else self.tenancy.callers
+        controller = self._make_controller(registry, measures, callers, now)
         self._exit.push_async_callback(self._close_controller, controller)
         traffic = TrafficService(database, registry, controller, fleet.actions, settings.serving.traffic, _utc_now)
         canaries = Canaries(traffic, registry, controller.lanes, measures, _utc_now)
@@ -183,7 +171,7 @@ class Core:
             seen_by(self.tenancy, registry),
             measures,
             settings.serving,
-            None if self.tenancy is None else self.tenancy.callers,
+            callers,
             now,
             max_body_bytes=settings.http.max_body_bytes,
         )
@@ -238,6 +226,26 @@ class Core:
             log(_log, logging.WARNING, "the core before this one was killed", tokens=effect)
         self._exit.push_async_callback(keeper.flush)
         return keeper
+
+    def _make_controller(
+        self, registry: Registry, measures: Measures, callers: Callers | None, now: Callable[[], float]
+    ) -> Controller:
+        settings = self._settings
+        managed = ManagedServers(
+            settings=settings.serving.generation.vllm,
+            interpreter=partial(require, "vllm"),
+            directory=self._data_dir / "vllm",
+            environment=os.environ,
+        )
+        return Controller(
+            registry,
+            settings.serving,
+            measures,
+            now,
+            log_settings=settings.log,
+            managed=managed,
+            shares=(lambda: None) if callers is None else callers.fair_shares,
+        )
 
     async def _listen(self, registry: Registry, fleet: FleetService, traffic: TrafficService, version: str) -> None:
         settings = self._settings
