@@ -33,6 +33,7 @@ from cloud_core.api.routes import http_server
 from cloud_core.api.seeing import Seeing
 from cloud_core.api.traffic import TrafficApi
 from cloud_core.api.usage import usage_route
+from cloud_core.cluster.opening import open_database
 from cloud_core.fleet.service import FleetService
 from cloud_core.observing.observing import Observing
 from cloud_core.registry.registry import Registry
@@ -150,7 +151,7 @@ class Core:
         version = importlib.metadata.version("penstock")
         if settings.tls.certificate:
             self._certificates = ServerCertificates(settings.tls)
-        database = Database.open(self._data_dir / "core.db")
+        database = open_database(settings)
         self._exit.callback(database.close)
         endpoints = self._data_dir / ENDPOINTS_FILE
         was_killed = endpoints.exists()

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from cloud_core.api.listening.settings import GrpcSettings
+from cloud_core.cluster.settings import ClusterSettings
 from cloud_core.fleet.settings import FleetSettings
 from cloud_core.observing.settings import ObservingSettings
 from cloud_core.registry.settings import RegistrySettings
@@ -129,6 +130,9 @@ class CoreSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     Attributes:
         data_dir: state and artifacts; one core process at a time.
+        database: where state is kept: "" for SQLite in data_dir, or ``postgresql://USER:PASSWORD@HOST:PORT/NAME``. As
+            PENSTOCK_CORE_DATABASE it stays out of files.
+        cluster: limits of what a core does with PostgreSQL.
         tenants: who may call; empty lets everybody in.
         auth: how callers prove who they are.
         usage: what is kept of what tenants used.
@@ -141,6 +145,8 @@ class CoreSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """
 
     data_dir: Annotated[str, msgspec.Meta(min_length=1)] = "penstock-core"
+    database: str = ""
+    cluster: ClusterSettings = ClusterSettings()
     http: HttpSettings = HttpSettings()
     grpc: GrpcSettings = GrpcSettings()
     serving: ServingSettings = ServingSettings()

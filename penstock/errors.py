@@ -172,6 +172,12 @@ class NewerState(StorageError):
     code = "newer-state"
 
 
+class DatabaseAway(StorageError):
+    """The core's PostgreSQL does not answer, or lets nobody in; what needs it is refused, and inference goes on."""
+
+    code = "database-away"
+
+
 class ArtifactError(PenstockError):
     """An artifact, manifest or blob is malformed."""
 
@@ -224,8 +230,8 @@ ALL: Mapping[str, type[PenstockError]] = {
     for cls in (
         Internal, InvalidInput, NotFound, Unavailable, QueueFull, MemoryFull, QuotaExceeded, DeadlineExceeded,
         Cancelled, TooLarge, Unauthenticated, PermissionDenied, Conflict, ConfigError, MissingExtra, MissingToolchain,
-        StorageError, NewerState, ArtifactError, DigestMismatch, CertificateMismatch, SignatureError, CalibrationError,
-        CompileError, GateRefused,
+        StorageError, NewerState, DatabaseAway, ArtifactError, DigestMismatch, CertificateMismatch, SignatureError,
+        CalibrationError, CompileError, GateRefused,
     )
 }  # fmt: skip
 

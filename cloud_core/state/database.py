@@ -1,7 +1,8 @@
 """The database: opens it, upgrades its schema, runs transactions one at a time on one thread.
 
-Owns durability: when :meth:`Database.run` returns, its changes survive ``kill -9`` and a power cut (WAL with
-``synchronous=FULL``). Knows no table's meaning; those are ``catalog`` and ``fleet`` beside it.
+SQLite in the data directory, or PostgreSQL by a URL. Owns durability: when :meth:`Database.run` returns, its changes
+survive ``kill -9`` and a power cut (WAL with ``synchronous=FULL``; PostgreSQL's ``synchronous_commit`` as it is set
+there). Knows no table's meaning; those are ``catalog`` and ``fleet`` beside it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import StaticPool
 
+from cloud_core.state import postgresql
 from cloud_core.state.upgrades import upgrade
 from penstock.artifact.blobs import disk_errors
 from penstock.errors import StorageError
@@ -40,14 +42,15 @@ class _NoRoomForIndex(StorageError):
 
 
 class Database:
-    """Runs transactions on one SQLite file (or in memory, for tests and simulations), with one writer.
+    """Runs transactions on one SQLite file (or in memory, for tests and simulations), or on PostgreSQL; one at a time.
 
-    SQLite serialises writers anyway; one thread of our own keeps its fsyncs off the event loop.
+    SQLite serialises writers anyway; one thread of our own keeps its fsyncs off the event loop. On PostgreSQL a lock
+    does the same for all cores that share it.
     """
 
-    def __init__(self, engine: Engine, *, where: str, lock: IO[bytes] | None) -> None:
+    def __init__(self, engine: Engine, *, where: str, lock: IO[bytes] | None, has_thread: bool = False) -> None:
         self._engine, self._where, self._lock = engine, where, lock
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="state") if lock else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="state") if lock or has_thread else None
 
     def __repr__(self) -> str:
         return f"Database({self._where!r})"
@@ -70,6 +73,22 @@ class Database:
             raise
 
     @classmethod
+    def connect(cls, url: str, *, connect_s: float = 5.0, statement_s: float = 30.0) -> Database:
+        """Open a database of PostgreSQL and bring its schema up to date.
+
+        Args:
+            url: ``postgresql://user:password@host:port/name``, as libpq takes it. The password is never shown.
+            connect_s: how long a connection may take to be made.
+            statement_s: how long one statement may take, and how long it may wait for other cores.
+
+        Raises:
+            ConfigError: no URL of a database. MissingExtra: psycopg is not installed. DatabaseAway: nobody answers
+            there, or it lets nobody in. NewerState: a newer Penstock wrote it; nothing in it was changed.
+        """
+        engine = postgresql.engine_of(url, connect_s=connect_s, statement_s=statement_s)
+        return cls._checked(cls(engine, where=postgresql.shown(url), lock=None, has_thread=True))
+
+    @classmethod
     def in_memory(cls) -> Database:
         """Open a database that is gone when closed; work runs in the caller's thread."""
         return cls._opened("sqlite://", "memory", None)
@@ -89,11 +108,14 @@ class Database:
         engine = create_engine(url, poolclass=StaticPool, connect_args={"check_same_thread": False, "timeout": 5})
         if engine.dialect.name == "sqlite":
             _tune_sqlite(engine, ("locking_mode=EXCLUSIVE",) if index_in_memory else ())
-        database = cls(engine, where=where, lock=lock)
+        return cls._checked(cls(engine, where=where, lock=lock))
+
+    @classmethod
+    def _checked(cls, database: Database) -> Database:
         try:
-            database.run_now(lambda tx: upgrade(tx, where))
+            database.run_now(lambda tx: upgrade(tx, database._where))
         except BaseException:
-            engine.dispose()
+            database._engine.dispose()
             raise
         return database
 
@@ -101,7 +123,7 @@ class Database:
         """Run ``work`` in one transaction; durable when this returns, rolled back when it raises.
 
         Raises:
-            StorageError: the disk said no. Whatever ``work`` raises.
+            StorageError: the disk said no. DatabaseAway: PostgreSQL does not answer. Whatever ``work`` raises.
         """
         if self._thread is None:
             return self.run_now(work)
@@ -111,7 +133,7 @@ class Database:
         """Do the same in the caller's thread: for start-up and tests.
 
         Raises:
-            StorageError: the disk said no. Whatever ``work`` raises.
+            StorageError: the disk said no. DatabaseAway: PostgreSQL does not answer. Whatever ``work`` raises.
         """
         with _database_errors(self._where), self._engine.begin() as transaction:
             return work(transaction)
@@ -200,6 +222,8 @@ def _database_errors(where: str) -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
+        if (refused := postgresql.refused(error, where)) is not None:
+            raise refused from error
         cause = str(error.orig)
         if getattr(error.orig, "sqlite_errorname", "") in _NO_ROOM_FOR_INDEX:
             raise _NoRoomForIndex(f"{where}: {cause}") from error

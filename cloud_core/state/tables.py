@@ -1,4 +1,4 @@
-"""The tables of the current schema version. Plain SQL types only, so that PostgreSQL could take SQLite's place.
+"""The tables of the current schema version. Plain SQL types only: SQLite has them, and PostgreSQL.
 
 Times are UNIX seconds (UTC); documents are JSON text, validated by whoever owns them.
 """

@@ -30,6 +30,7 @@ STATUS: Mapping[str, int] = {
     "missing-toolchain": 501,
     "storage": 507,
     "newer-state": 507,
+    "database-away": 503,
     "artifact": 400,
     "digest-mismatch": 400,
     "certificate-mismatch": 409,
