@@ -33,7 +33,7 @@ async def test_inference_goes_on_while_the_database_is_away_and_pushes_wait_unti
                 assert core.plane.is_ready
                 server.start()
                 await push_to(core, second)
-                assert (await client.infer("mlp", ROWS, version="v2")).model_version == "v2"
+                assert (await client.infer("mlp", ROWS, version="v2")).version == "v2"
         finally:
             assert await core.stop()
         assert not (tmp_path / "core" / "core.db").exists()
