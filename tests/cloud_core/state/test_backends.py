@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import MetaData, create_engine, insert, select
 
-from cloud_core.state import Database, Transaction, catalog, spending, tables, traffic, upgrades
+from cloud_core.state import Database, Transaction, api_keys, catalog, spending, tables, traffic, upgrades, usage
 from cloud_core.state import fleet as rows
 from penstock.errors import ConfigError, DatabaseAway, NewerState, StorageError
 from penstock.wire.outcomes import OutcomeCounts
@@ -199,6 +199,42 @@ def test_traffic_and_spending_read_back_what_they_wrote(database: Database) -> N
     database.run_now(lambda tx: spending.write(tx, {"shop": replace(today, day=19_999)}))
     database.run_now(lambda tx: spending.write(tx, {"shop": today}))
     assert database.run_now(spending.read) == {"shop": today}
+
+
+def test_keys_and_usage_read_back_what_they_wrote(database: Database) -> None:
+    key = api_keys.KeyRow(
+        id="k1",
+        hash="ff" * 32,
+        tenant="shop",
+        role="client",
+        device_id="",
+        note="",
+        created_at=1.0,
+        created_by="anna",
+        expires_at=None,
+        last_used_at=None,
+    )
+    database.run_now(lambda tx: api_keys.add(tx, key))
+    database.run_now(lambda tx: api_keys.add(tx, replace(key, id="k0", hash="ee" * 32)))
+    database.run_now(lambda tx: api_keys.used(tx, {"k1": 9.5}))
+    assert database.run_now(api_keys.read) == (
+        replace(key, id="k0", hash="ee" * 32),
+        replace(key, last_used_at=9.5),
+    )
+    database.run_now(lambda tx: api_keys.drop(tx, "k0"))
+    assert [one.id for one in database.run_now(api_keys.read)] == ["k1"]
+    some = usage.Used(requests=2**40, failed=1, rows=3, bytes=2**41, tokens=5, device_s=0.25)
+    database.run_now(lambda tx: usage.write(tx, 20_000, {("shop", "digits"): some}, oldest_day=19_000))
+    database.run_now(lambda tx: usage.write(tx, 20_000, {("shop", "digits"): some}, oldest_day=19_000))
+    assert database.run_now(lambda tx: usage.read_day(tx, 20_000)) == {("shop", "digits"): some}
+    database.run_now(lambda tx: usage.write(tx, 20_001, {("shop", "digits"): some}, oldest_day=19_000))
+
+    def found(tx: Transaction, is_by_day: bool) -> list[tuple[int | None, int, float]]:
+        rows = usage.find(tx, since=20_000, until=20_001, tenant="shop", is_by_day=is_by_day, limit=10)
+        return [(row.day, row.used.requests, row.used.device_s) for row in rows]
+
+    assert database.run_now(lambda tx: found(tx, False)) == [(None, 2**41, 0.5)]
+    assert database.run_now(lambda tx: found(tx, True)) == [(20_000, 2**40, 0.25), (20_001, 2**40, 0.25)]
 
 
 async def test_what_a_failed_transaction_did_is_undone_and_the_next_one_works(database: Database) -> None:
