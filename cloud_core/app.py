@@ -29,6 +29,7 @@ from cloud_core.api.grpc_server import GrpcServer
 from cloud_core.api.keys import key_routes
 from cloud_core.api.metrics import Metrics
 from cloud_core.api.oci import OciApi
+from cloud_core.api.reload import reload_route
 from cloud_core.api.routes import http_server
 from cloud_core.api.seeing import Seeing
 from cloud_core.api.traffic import TrafficApi
@@ -37,6 +38,7 @@ from cloud_core.cluster.opening import open_database
 from cloud_core.fleet.service import FleetService
 from cloud_core.observing.observing import Observing
 from cloud_core.registry.registry import Registry
+from cloud_core.reloading import Reloading
 from cloud_core.serving.controller import Controller
 from cloud_core.serving.counters import Measures
 from cloud_core.serving.dataplane import DataPlane
@@ -72,9 +74,9 @@ ENDPOINTS_FILE = "endpoints.json"
 class Core:
     """A running core. ``http_port`` and ``grpc_port`` are the bound ones."""
 
-    def __init__(self, settings: CoreSettings) -> None:
+    def __init__(self, settings: CoreSettings, read: Callable[[], CoreSettings] | None = None) -> None:
         """Not started; use :meth:`start`."""
-        self._settings = settings
+        self._settings, self._read = settings, read
         self._data_dir = Path(settings.data_dir)
         self._stopping = asyncio.Event()
         self._exit = contextlib.AsyncExitStack()
@@ -88,14 +90,17 @@ class Core:
         self.http_port = 0
 
     @classmethod
-    async def start(cls, settings: CoreSettings) -> Core:
+    async def start(cls, settings: CoreSettings, read: Callable[[], CoreSettings] | None = None) -> Core:
         """Start everything and return when requests are admitted. Says so in the log and in ``endpoints.json``.
+
+        Args:
+            read: reads the settings again where a reload is asked for; None where there is nothing to read.
 
         Raises:
             ConfigError: a port is in use, or settings contradict each other. StorageError: the data directory is not
             writable, or another core uses it.
         """
-        core = cls(check(settings))
+        core = cls(check(settings), read)
         try:
             await core._start()
         except BaseException:
@@ -129,14 +134,20 @@ class Core:
             await self._supervisor
 
     async def stop(self) -> bool:
-        """Drain and stop: readiness fails at once, admitted work finishes within ``drain_s``, then all is closed.
+        """Drain and stop: readiness fails at once, new work is refused ``lame_duck_s`` later, admitted work finishes
+        within ``drain_s``, then all is closed.
 
         Returns:
             Whether everything finished; False when an engine still runs a batch in a thread that cannot be stopped.
         """
-        drain_s = self._settings.serving.drain_s
-        self.plane.begin_drain()
+        serving = self.reloading.settings.serving
+        drain_s, lame_duck_s = serving.drain_s, serving.lame_duck_s
+        self.plane.begin_lame_duck()
         await self.grpc.set_serving(False)
+        if lame_duck_s:
+            log(_log, logging.INFO, "not ready any more", takes_work_for_s=lame_duck_s)
+            await asyncio.sleep(lame_duck_s)
+        self.plane.begin_drain()
         log(_log, logging.INFO, "draining", inflight=self.plane.measures.inflight, drain_s=drain_s)
         if not await self.plane.drained(drain_s):
             self._is_clean = False
@@ -182,6 +193,14 @@ class Core:
         self.observing = Observing(settings.observing, registry, self.plane.observers)
         self._exit.push_async_callback(self.observing.close)
         keeper = self._keep_spending(database, was_killed)
+        self.reloading = Reloading(
+            settings,
+            self._read,
+            tenancy=self.tenancy,
+            texts=self.texts,
+            observing=self.observing,
+            traffic=traffic,
+        )
         # what was pushed here is closed in reverse: listeners first, the database last
         self._exit.push_async_callback(self._stop_tasks)
         await self._listen(registry, fleet, traffic, version)
@@ -208,9 +227,8 @@ class Core:
 
     def _tasks_as_set(self, keeper: SpendingKeeper) -> dict[str, Coroutine[Any, Any, None]]:
         """Return what runs beside the others where settings ask for it."""
-        tasks: dict[str, Coroutine[Any, Any, None]] = {}
-        if self.texts.accounts.has_days:
-            tasks["spending"] = keeper.run()
+        # tenants may come to have tokens of a day while the core runs
+        tasks: dict[str, Coroutine[Any, Any, None]] = {"spending": keeper.run()}
         if self.tenancy is not None:
             tasks |= self.tenancy.tasks()
         if self._certificates is not None:
@@ -272,6 +290,7 @@ class Core:
             OciApi(registry, now=_utc_now, is_draining=lambda: self.plane.is_draining),
             (
                 gc_route(registry),
+                reload_route(self.reloading.reload),
                 *TrafficApi(traffic).routes(),
                 *key_routes(None if self.tenancy is None else self.tenancy.keys, fleet.actions),
                 usage_route(usage),

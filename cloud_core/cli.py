@@ -12,6 +12,7 @@ import click
 import msgspec
 
 from cloud_core.asking import asked
+from cloud_core.lifecycle_cli import reload
 from cloud_core.push_cli import push
 from cloud_core.seeing_cli import drift, explain, slo, top
 from cloud_core.settings import ENV_PREFIX, CoreSettings, check
@@ -24,7 +25,7 @@ from penstock.cli.patience import patiently, wait_option
 from penstock.errors import Unavailable
 from penstock.process import config
 from penstock.process.service_manager import service_manager, watched
-from penstock.process.supervision import stop_on_signals
+from penstock.process.supervision import reloaded_on_hangup, stop_on_signals
 from penstock.process.telemetry import flush_log, setup_service_logging
 from penstock.rest.exchange import Answer
 from penstock.wording import size
@@ -63,7 +64,8 @@ A core.toml:
   rate_rows_per_s = 1000
 
 Settings: file, then environment (PENSTOCK_CORE_SECTION__KEY), then flags; the last one wins. Without tenants the core
-listens on loopback only, unless allow_anonymous is set. SIGTERM drains: readiness fails, admitted work finishes."""
+listens on loopback only, unless allow_anonymous is set. SIGTERM drains: readiness fails, admitted work finishes.
+SIGHUP reads the settings again, as 'penstock core reload' does."""
 )
 @click.option("--config", "config_file", type=click.Path(dir_okay=False, path_type=Path), help="Settings file (TOML).")
 @click.option("--data-dir", type=str, help="State and artifacts; one core at a time.  [default: penstock-core]")
@@ -81,12 +83,14 @@ def serve(config_file: Path | None, **flags: Any) -> None:
     Prints 'ready http=HOST:PORT grpc=HOST:PORT' to stderr, and writes the same to endpoints.json in the data
     directory, once requests are admitted.
     """
-    settings = check(
-        config.load(CoreSettings, file=config_file, env=os.environ, env_prefix=ENV_PREFIX, flags=_dotted(flags))
-    )
+
+    def read() -> CoreSettings:
+        return config.load(CoreSettings, file=config_file, env=os.environ, env_prefix=ENV_PREFIX, flags=_dotted(flags))
+
+    settings = check(read())
     setup_service_logging(settings.log)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        is_clean = runner.run(_serve(settings))
+        is_clean = runner.run(_serve(settings, read))
     if not is_clean:
         # a thread still runs a batch, or hangs in one; the interpreter would wait for it without end
         flush_log(settings.log.flush_s)
@@ -186,19 +190,19 @@ def gc(is_dry_run: bool, core: str, token: str, output: str) -> None:
         click.get_current_context().exit(1)
 
 
-for _verb in (top, slo, drift, explain, key, usage, models, split, shadow, pin, versions, load, unload, push):
+for _verb in (top, slo, drift, explain, key, usage, models, split, shadow, pin, versions, load, unload, push, reload):
     command.add_command(_verb)
 
 
-async def _serve(settings: CoreSettings) -> bool:
+async def _serve(settings: CoreSettings, read: Callable[[], CoreSettings]) -> bool:
     from cloud_core import app  # the whole service: not needed for --help
 
     stop = asyncio.Event()
     with stop_on_signals(stop):
         manager = service_manager()
-        core = await app.Core.start(settings)
+        core = await app.Core.start(settings, read)
         try:
-            async with watched(manager):
+            async with watched(manager), reloaded_on_hangup(core.reloading.reload):
                 manager.ready(f"serving http at {core.http_port}, grpc at {core.grpc_port}")
                 await core.serve(stop)
                 manager.stopping()

@@ -94,7 +94,9 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             longer in the core's own process makes the server report that it is not alive.
         retry_after_s: the hint that goes with "loading" and "draining", and with refusals where nothing waits whose
             time would say more.
-        drain_s: how long admitted work may take to finish after SIGTERM.
+        lame_duck_s: after SIGTERM readiness fails at once, and new work is still taken for so long: balancers need that
+            time to send it elsewhere.
+        drain_s: how long admitted work may take to finish after that.
         spending_flush_s: what tenants spend of their tokens of a day reaches the disk at most this much later, and at
             the end; a core that is killed gives so much back.
         traffic: which versions are served, and how requests are divided between them.
@@ -117,6 +119,7 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     inline_below_s: _Seconds = 0.0003
     stall_s: Annotated[float, msgspec.Meta(gt=0.0)] = 60.0
     retry_after_s: _Seconds = 1.0
+    lame_duck_s: Annotated[float, msgspec.Meta(ge=0.0, le=3600.0)] = 0.0
     drain_s: _Seconds = 10.0
     spending_flush_s: Annotated[float, msgspec.Meta(ge=0.05, le=3600.0)] = 10.0
     traffic: TrafficSettings = TrafficSettings()

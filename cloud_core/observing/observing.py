@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from cloud_core.observing.drift import Drift
 from cloud_core.observing.finished import Observers
 from cloud_core.observing.references import carried_reference
 from cloud_core.observing.refusals import Refusals
-from cloud_core.observing.settings import ObservingSettings
+from cloud_core.observing.settings import ObservingSettings, SloSettings
 from cloud_core.observing.slo import Slos
 from cloud_core.observing.traffic import Traffic
 from cloud_core.registry.registry import Registry
@@ -46,7 +46,7 @@ class Observing:
             registry: has the artifacts that say how rows should be distributed.
             observers: of a data plane.
         """
-        self.settings = settings
+        self.settings, self._observers = settings, observers
         self.traffic = Traffic(settings.max_tenants) if settings.traffic else None
         self.slos = Slos(settings.slo) if settings.slo else None
         self.refusals = Refusals(settings.last_refusals) if settings.last_refusals else None
@@ -63,6 +63,14 @@ class Observing:
         """Make what has to run while the core does, by name."""
         tasks = {} if self.drift is None else {"drift": self.drift.run()}
         return tasks if self.capture is None else {**tasks, "capture": self.capture.run()}
+
+    def promise(self, slos: Mapping[str, SloSettings]) -> None:
+        """Hold models to these promises from now on."""
+        if self.slos is not None:
+            self.slos.replace(slos)
+        elif slos:
+            self.slos = Slos(slos)
+            self._observers.add(self.slos)
 
     async def close(self) -> None:
         """Send and write what is left; bounded in time."""

@@ -22,10 +22,19 @@ class Slos:
 
     def __init__(self, settings: Mapping[str, SloSettings]) -> None:
         self.records: dict[str, Record] = {}
+        self._objectives: dict[str, Objectives] = {}
+        self.replace(settings)
+
+    def replace(self, settings: Mapping[str, SloSettings]) -> None:
+        """Hold models to these promises from now on. A model that promises something else is counted from 0."""
+        before = {model: self.objectives(model) for model in self.records}
         self._objectives = {
             model: Objectives(answered=one.answered, latency_s=one.latency_s, fast=one.fast)
             for model, one in settings.items()
         }
+        for model, objectives in before.items():
+            if self.objectives(model) != objectives:
+                del self.records[model]
 
     def finished(self, request: Finished) -> None:
         """Count a request for a model that is known; one that was refused before that is nobody's."""

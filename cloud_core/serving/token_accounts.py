@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 
@@ -40,11 +41,7 @@ class TokenAccounts:
     ) -> None:
         """``spent``: as it was kept when a core ran before; only what is of today counts."""
         self._now, self._date = now, date
-        self._quotas = {
-            tenant.name: TokenQuota(per_minute=tenant.tokens_per_minute or None, per_day=tenant.tokens_per_day or None)
-            for tenant in tenants
-            if tenant.tokens_per_minute or tenant.tokens_per_day
-        }
+        self._quotas = _quotas(tenants)
         self._accounts = {name: quota.account(self._moment()) for name, quota in self._quotas.items()}
         for name, before in spent.items():
             if name in self._quotas:
@@ -52,6 +49,20 @@ class TokenAccounts:
                     self._accounts[name], day=before.day, spent=before.tokens
                 )
         self.tokens: dict[str, int] = {}
+
+    def replace(self, tenants: Sequence[TenantSettings]) -> None:
+        """Keep to the quotas of these tenants from now on. What was spent of a day, or is reserved, still counts."""
+        quotas = _quotas(tenants)
+        for name, quota in quotas.items():
+            before = self._accounts.get(name)
+            if before is None:
+                self._accounts[name] = quota.account(self._moment())
+            elif quota != self._quotas[name]:
+                self._accounts[name] = replace(
+                    quota.account(self._moment()), open=before.open, day=before.day, spent=before.spent
+                )
+        self._accounts = {name: self._accounts[name] for name in quotas}
+        self._quotas = quotas
 
     @property
     def has_days(self) -> bool:
@@ -87,6 +98,14 @@ class TokenAccounts:
 
     def _moment(self) -> Moment:
         return Moment(now=self._now(), at=self._date().timestamp())
+
+
+def _quotas(tenants: Sequence[TenantSettings]) -> dict[str, TokenQuota]:
+    return {
+        tenant.name: TokenQuota(per_minute=tenant.tokens_per_minute or None, per_day=tenant.tokens_per_day or None)
+        for tenant in tenants
+        if tenant.tokens_per_minute or tenant.tokens_per_day
+    }
 
 
 class SpendingKeeper:

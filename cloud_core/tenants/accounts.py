@@ -7,6 +7,7 @@ Owns the states; what may be taken of them is ``policy.tenant_limits``', which m
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TypeVar
 
 import msgspec
@@ -79,6 +80,13 @@ class Account:
     def end(self) -> None:
         """Count a request that is over."""
         self.state = tenant_limits.end(self.state)
+
+    def change(self, tenant: Tenant, limits: TenantLimits) -> None:
+        """Have other rights and limits from now on; what was spent, and what is in flight, still counts."""
+        if limits != self.limits:
+            fresh = tenant_limits.opened(limits, self._moment().now)
+            self.state = replace(self.state, requests=fresh.requests, rows=fresh.rows, bytes=fresh.bytes)
+        self.tenant, self.limits = tenant, limits
 
     def resume(self, *, day: int, requests: int, rows: int) -> None:
         """Go on with what was spent on a day when a core ran before."""

@@ -6,7 +6,7 @@ Everything is looked up in memory; nothing here waits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from cloud_core.policy import admission
@@ -62,13 +62,31 @@ class Callers:
             issuer: knows tokens of an identity provider; None takes none.
         """
         self.keys, self._issuer = keys, issuer
-        known = tuple(tenants)
-        self.accounts: Mapping[str, Account] = accounts_of(known, moment)
-        self.hides = any(one.is_restricted for one in self.accounts.values())
-        self._certificates = tuple((tenant_of(one), one.certificates) for one in known if one.certificates)
-        self._weights = {one.name: one.share for one in known if admission.may(one.role, Action.INFER)}
+        self._moment = moment
+        self.accounts: dict[str, Account] = {}
+        self.hides = False
+        self._certificates: tuple[tuple[Tenant, Sequence[str]], ...] = ()
+        self._weights: dict[str, float] = {}
         self._by_names: dict[tuple[str, ...], Tenant | None] = {}
-        self._tokens = admission.by_token((one.token, tenant_of(one)) for one in known if one.token)
+        self._tokens: Mapping[bytes, Tenant] = {}
+        self.replace(tenants)
+
+    def replace(self, tenants: Iterable[TenantSettings]) -> None:
+        """Know these tenants from now on, and no others; all at once. Who stays keeps what it has spent."""
+        known = tuple(tenants)
+        found = accounts_of(known, self._moment)
+        for name, account in found.items():
+            if (before := self.accounts.get(name)) is not None:
+                before.change(account.tenant, account.limits)
+                found[name] = before
+        certificates = tuple((tenant_of(one), one.certificates) for one in known if one.certificates)
+        tokens = admission.by_token((one.token, tenant_of(one)) for one in known if one.token)
+        self.accounts.clear()  # the same mapping: the data plane looks into it at each request
+        self.accounts.update(found)
+        self.hides = any(one.is_restricted for one in found.values())
+        self._certificates, self._tokens = certificates, tokens
+        self._weights = {one.name: one.share for one in known if admission.may(one.role, Action.INFER)}
+        self._by_names.clear()
 
     def identify(self, authorization: str, action: Action | None, *, device_id: str | None = None) -> Tenant:
         """Return who presents a credential, and may do ``action``; None is anything.

@@ -88,6 +88,12 @@ class ApiKeys:
             self._tenants = frozenset(held.tenant.name for held in self._held.values())
         return self._tenants
 
+    def allow(self, models: Mapping[str, tuple[str, ...] | None]) -> None:
+        """Say which models tenants may ask for from now on; those that are not named may ask for all."""
+        self._models = models
+        for held in self._held.values():
+            held.tenant = self._hold(held.row).tenant
+
     def tenant_of(self, key: bytes) -> Tenant | None:
         """Return whose key has this hash; None where nobody's has, or not any more."""
         held = self._held.get(key)

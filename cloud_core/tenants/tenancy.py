@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cloud_core.policy.admission import Tenant
@@ -15,6 +15,7 @@ from cloud_core.state import Database, api_keys
 from cloud_core.tenants.accounts import tenant_of
 from cloud_core.tenants.callers import Callers
 from cloud_core.tenants.keys import ApiKeys
+from cloud_core.tenants.settings import TenantSettings
 from cloud_core.tenants.sight import SeenRegistry
 from cloud_core.tenants.usage import Usage
 from penstock.policy.token_budget import Moment
@@ -55,6 +56,11 @@ class Tenancy:
                 account.resume(day=self.usage.today(), requests=used.requests, rows=used.rows)
         if not (settings.tenants or settings.auth.oidc.issuer or len(self.keys)):
             log(_log, logging.WARNING, "nobody has a credential yet", make_one="penstock core key create --data-dir")
+
+    def replace(self, tenants: Sequence[TenantSettings]) -> None:
+        """Know these tenants from now on; all at once."""
+        self.keys.allow({tenant.name: models_of(tenant) for tenant in tenants})
+        self.callers.replace(tenants)
 
     def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
         """Return what runs beside the core's other tasks."""

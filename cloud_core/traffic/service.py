@@ -350,6 +350,16 @@ class TrafficService:
         self._steer()
         return after
 
+    def replace(self, settings: TrafficSettings) -> None:
+        """Keep to these settings from now on. What operators said of a model goes before them, as always.
+
+        Raises:
+            ConfigError: a version policy that says nothing; nothing was changed.
+        """
+        policies = version_policies(settings)
+        self.settings, self._policies = settings, policies
+        self._steer()
+
     def _steer(self) -> None:
         effective = {model: replace(said, versions=self.versions_of(model)) for model, said in self._said.items()}
         for model, policy in self._policies.items():

@@ -10,10 +10,10 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from typing import Any
 
-from penstock.errors import Internal
+from penstock.errors import Internal, PenstockError
 from penstock.process.telemetry import log
 
 _log = logging.getLogger(__name__)
@@ -58,6 +58,30 @@ def stop_on_signals(stop: asyncio.Event) -> Iterator[None]:
         yield
     finally:
         release()
+
+
+@contextlib.asynccontextmanager
+async def reloaded_on_hangup(reload: Callable[[], Awaitable[object]]) -> AsyncIterator[None]:
+    """Call ``reload`` at each SIGHUP while the block runs, one after the other. What it refuses with it has said."""
+    loop = asyncio.get_running_loop()
+    asked = asyncio.Event()
+    before = signal.getsignal(signal.SIGHUP)
+
+    async def run() -> None:
+        while True:
+            await asked.wait()
+            asked.clear()
+            with contextlib.suppress(PenstockError):
+                await reload()
+
+    task = asyncio.create_task(run(), name="reload")
+    loop.add_signal_handler(signal.SIGHUP, asked.set)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, before)
+        await _cancel([task])
 
 
 async def _cancel(tasks: list[asyncio.Task[Any]]) -> None:
