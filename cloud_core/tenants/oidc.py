@@ -67,6 +67,11 @@ class OidcIssuer:
         self._verified: dict[bytes, tuple[Tenant, float]] = {}
         self.reader = KeyReader(settings, self._take_keys, now)
 
+    def allow(self, models: Mapping[str, tuple[str, ...] | None]) -> None:
+        """Say which tenants there are from now on, and which models they may ask for."""
+        self._models = models
+        self._verified.clear()
+
     def tenant_of(self, token: str, key: bytes) -> Tenant | None:
         """Return whose token this is; None for one that is not valid, as ``cloud_core.tenants.callers`` asks."""
         found = self._verified.get(key)

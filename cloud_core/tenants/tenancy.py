@@ -59,7 +59,10 @@ class Tenancy:
 
     def replace(self, tenants: Sequence[TenantSettings]) -> None:
         """Know these tenants from now on; all at once."""
-        self.keys.allow({tenant.name: models_of(tenant) for tenant in tenants})
+        models = {tenant.name: models_of(tenant) for tenant in tenants}
+        self.keys.allow(models)
+        if self._issuer is not None:
+            self._issuer.allow(models)
         self.callers.replace(tenants)
 
     def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
