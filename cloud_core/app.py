@@ -142,7 +142,7 @@ class Core:
         """
         serving = self.reloading.settings.serving
         drain_s, lame_duck_s = serving.drain_s, serving.lame_duck_s
-        self.plane.begin_lame_duck()
+        self.plane.is_lame_duck = True
         await self.grpc.set_serving(False)
         if lame_duck_s:
             log(_log, logging.INFO, "not ready any more", takes_work_for_s=lame_duck_s)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from cloud_core import lifecycle_cli
 from cloud_core.asking import asked
-from cloud_core.lifecycle_cli import reload
 from cloud_core.push_cli import push
 from cloud_core.seeing_cli import drift, explain, slo, top
 from cloud_core.settings import ENV_PREFIX, CoreSettings, check
@@ -190,7 +190,9 @@ def gc(is_dry_run: bool, core: str, token: str, output: str) -> None:
         click.get_current_context().exit(1)
 
 
-for _verb in (top, slo, drift, explain, key, usage, models, split, shadow, pin, versions, load, unload, push, reload):
+for _verb in (top, slo, drift, explain, key, usage, models, split, shadow, pin, versions, load, unload, push):
+    command.add_command(_verb)
+for _verb in (lifecycle_cli.check, lifecycle_cli.reload, lifecycle_cli.backup, lifecycle_cli.restore):
     command.add_command(_verb)
 
 

@@ -6,8 +6,11 @@ from pathlib import Path
 
 from cloud_core.settings import CoreSettings
 from cloud_core.state import Database
+from penstock.errors import StorageError
 
 DATABASE_FILE = "core.db"
+UNFINISHED = "restoring"
+"""A file beside it while a backup is being put back."""
 
 
 def open_database(settings: CoreSettings) -> Database:
@@ -17,7 +20,10 @@ def open_database(settings: CoreSettings) -> Database:
         ConfigError, MissingExtra: it cannot be one. DatabaseAway: PostgreSQL does not answer. StorageError: the data
         directory is not writable, or another core uses it. NewerState: a newer Penstock wrote it.
     """
+    data_dir = Path(settings.data_dir)
+    if (data_dir / UNFINISHED).exists():
+        raise StorageError(f"{data_dir}: a backup was not put back to its end; run 'penstock core restore' again")
     if not settings.database:
-        return Database.open(Path(settings.data_dir) / DATABASE_FILE)
+        return Database.open(data_dir / DATABASE_FILE)
     limits = settings.cluster
     return Database.connect(settings.database, connect_s=limits.connect_s, statement_s=limits.statement_s)

@@ -93,7 +93,7 @@ class DataPlane:
         self._inflight = Inflight(measures, settings, controller.router.served, callers)
         self._callers = callers
         self._accounts: Mapping[str, Account] = {} if callers is None else callers.accounts
-        self._is_draining = self._is_lame = False
+        self.is_lame_duck = self._is_draining = False
         self._idle = asyncio.Event()
 
     # -- health ------------------------------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ class DataPlane:
     @property
     def is_ready(self) -> bool:
         """Say whether requests are admitted: what should be loaded has been, and no drain has begun."""
-        return not (self._is_draining or self._is_lame) and self.controller.settled.is_set()
+        return not (self._is_draining or self.is_lame_duck) and self.controller.settled.is_set()
 
     @property
     def is_draining(self) -> bool:
@@ -303,10 +303,6 @@ class DataPlane:
         ticket.route = self._router.moved(ticket.route, parameters, ticket.size_bytes)
 
     # -- drain -------------------------------------------------------------------------------------------------------
-
-    def begin_lame_duck(self) -> None:
-        """Say that this core is not ready, and go on taking work: balancers send it elsewhere from now on."""
-        self._is_lame = True
 
     def begin_drain(self) -> None:
         """Refuse new work from now on; what was admitted goes on."""

@@ -65,7 +65,7 @@ class Database:
         """
         with disk_errors(f"creating {path.parent}"):
             path.parent.mkdir(parents=True, exist_ok=True)
-        lock = _exclusive(path.with_name(path.name + ".lock"))
+        lock = exclusive(path)
         try:
             return cls._opened(f"sqlite:///{path}", str(path), lock)
         except BaseException:
@@ -73,20 +73,33 @@ class Database:
             raise
 
     @classmethod
-    def connect(cls, url: str, *, connect_s: float = 5.0, statement_s: float = 30.0) -> Database:
+    def connect(
+        cls, url: str, *, connect_s: float = 5.0, statement_s: float = 30.0, is_upgraded: bool = True
+    ) -> Database:
         """Open a database of PostgreSQL and bring its schema up to date.
 
         Args:
             url: ``postgresql://user:password@host:port/name``, as libpq takes it. The password is never shown.
             connect_s: how long a connection may take to be made.
             statement_s: how long one statement may take, and how long it may wait for other cores.
+            is_upgraded: False leaves its schema as it is, for who only looks.
 
         Raises:
             ConfigError: no URL of a database. MissingExtra: psycopg is not installed. DatabaseAway: nobody answers
             there, or it lets nobody in. NewerState: a newer Penstock wrote it; nothing in it was changed.
         """
         engine = postgresql.engine_of(url, connect_s=connect_s, statement_s=statement_s)
-        return cls._checked(cls(engine, where=postgresql.shown(url), lock=None, has_thread=True))
+        database = cls(engine, where=postgresql.shown(url), lock=None, has_thread=True)
+        return cls._checked(database) if is_upgraded else database
+
+    @classmethod
+    def of(cls, engine: Engine, where: str) -> Database:
+        """Take an engine that somebody made, and bring its schema up to date; work runs in the caller's thread.
+
+        Raises:
+            NewerState: a newer Penstock wrote it.
+        """
+        return cls._checked(cls(engine, where=where, lock=None))
 
     @classmethod
     def in_memory(cls) -> Database:
@@ -206,15 +219,21 @@ def _tune_sqlite(engine: Engine, first: tuple[str, ...]) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def _exclusive(path: Path) -> IO[bytes]:
+def exclusive(file: Path) -> IO[bytes]:
+    """Take the lock of a database's file; it is held until what is returned is closed.
+
+    Raises:
+        StorageError: a core has it, or the directory is not writable.
+    """
+    path = file.with_name(file.name + ".lock")
     with disk_errors(f"opening {path}"):
-        file = path.open("ab")
+        held = path.open("ab")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        file.close()
+        held.close()
         raise StorageError(f"{path.parent} is in use by another core; stop it, or choose another data_dir") from None
-    return file
+    return held
 
 
 @contextmanager

@@ -24,7 +24,7 @@ def upgrade(transaction: Connection, where: str) -> None:
     Raises:
         NewerState: a newer Penstock wrote it; nothing was changed.
     """
-    found = _version(transaction)
+    found = version_of(transaction)
     unknown = _count_columns(transaction) - {column.name for column in tables.outcome_counts.columns}
     if found > SCHEMA_VERSION or unknown:
         raise newer_state(where, found=max(found, SCHEMA_VERSION + 1), known=SCHEMA_VERSION)
@@ -184,7 +184,7 @@ SCHEMA_VERSION = max(STEPS)
 """What this release writes."""
 
 
-def _version(transaction: Connection) -> int:
+def version_of(transaction: Connection) -> int:
     """Return the version of the database; 0 for a new one."""
     if not inspect(transaction).has_table(tables.schema_version.name):
         return 0

@@ -351,13 +351,8 @@ class TrafficService:
         return after
 
     def replace(self, settings: TrafficSettings) -> None:
-        """Keep to these settings from now on. What operators said of a model goes before them, as always.
-
-        Raises:
-            ConfigError: a version policy that says nothing; nothing was changed.
-        """
-        policies = version_policies(settings)
-        self.settings, self._policies = settings, policies
+        """Keep to these settings from now on; what operators said goes before them."""
+        self.settings, self._policies = settings, version_policies(settings)
         self._steer()
 
     def _steer(self) -> None:
