@@ -34,7 +34,7 @@ from cloud_core.api.routes import http_server
 from cloud_core.api.seeing import Seeing
 from cloud_core.api.traffic import TrafficApi
 from cloud_core.api.usage import usage_route
-from cloud_core.cluster.opening import open_database
+from cloud_core.cluster.opening import turn_at
 from cloud_core.fleet.service import FleetService
 from cloud_core.observing.observing import Observing
 from cloud_core.registry.registry import Registry
@@ -74,9 +74,11 @@ ENDPOINTS_FILE = "endpoints.json"
 class Core:
     """A running core. ``http_port`` and ``grpc_port`` are the bound ones."""
 
-    def __init__(self, settings: CoreSettings, read: Callable[[], CoreSettings] | None = None) -> None:
+    def __init__(
+        self, settings: CoreSettings, read: Callable[[], CoreSettings] | None = None, told: asyncio.Event | None = None
+    ) -> None:
         """Not started; use :meth:`start`."""
-        self._settings, self._read = settings, read
+        self._settings, self._read, self._told = settings, read, told or asyncio.Event()
         self._data_dir = Path(settings.data_dir)
         self._stopping = asyncio.Event()
         self._exit = contextlib.AsyncExitStack()
@@ -90,17 +92,20 @@ class Core:
         self.http_port = 0
 
     @classmethod
-    async def start(cls, settings: CoreSettings, read: Callable[[], CoreSettings] | None = None) -> Core:
+    async def start(
+        cls, settings: CoreSettings, read: Callable[[], CoreSettings] | None = None, told: asyncio.Event | None = None
+    ) -> Core:
         """Start everything and return when requests are admitted. Says so in the log and in ``endpoints.json``.
 
         Args:
             read: reads the settings again where a reload is asked for; None where there is nothing to read.
+            told: set when the process is told to end; a core that stands by gives up then.
 
         Raises:
             ConfigError: a port is in use, or settings contradict each other. StorageError: the data directory is not
             writable, or another core uses it.
         """
-        core = cls(check(settings), read)
+        core = cls(check(settings), read, told)
         try:
             await core._start()
         except BaseException:
@@ -162,7 +167,7 @@ class Core:
         version = importlib.metadata.version("penstock")
         if settings.tls.certificate:
             self._certificates = ServerCertificates(settings.tls)
-        database = open_database(settings)
+        database = await turn_at(settings, self._told)
         self._exit.callback(database.close)
         endpoints = self._data_dir / ENDPOINTS_FILE
         was_killed = endpoints.exists()

@@ -59,7 +59,7 @@ def back_up(settings: CoreSettings, to: Path) -> tuple[Backup, int]:
     if settings.database:
         raise Conflict(
             "the state is in PostgreSQL: run 'pg_dump --format=custom --file core.dump' with its URL first, and then "
-            f"copy {data_dir / REGISTRY}, which only grows meanwhile"
+            f"copy {settings.registry.root(data_dir)}"
         )
     source = data_dir / DATABASE_FILE
     if not source.is_file():
@@ -73,8 +73,9 @@ def back_up(settings: CoreSettings, to: Path) -> tuple[Backup, int]:
         (to / name).chmod(0o600)
         with (to / name).open("rb") as copied:
             os.fsync(copied.fileno())
-    needed = _needed(to / name, BlobStore(data_dir / REGISTRY))
-    new = _copy_blobs(BlobStore(data_dir / REGISTRY), store, needed)
+    blobs = BlobStore(settings.registry.root(data_dir))
+    needed = _needed(to / name, blobs)
+    new = _copy_blobs(blobs, store, needed)
     made = Backup(
         database=name,
         database_digest=digest_of_file(to / name),
@@ -91,7 +92,7 @@ def back_up(settings: CoreSettings, to: Path) -> tuple[Backup, int]:
     return made, new
 
 
-def restore(of: Path, data_dir: Path) -> Backup:
+def restore(of: Path, settings: CoreSettings) -> Backup:
     """Put a backup back into a data directory that has no state; blobs that are there already stay.
 
     Cut short, it is begun again: no core starts in the directory before it was ended.
@@ -100,7 +101,7 @@ def restore(of: Path, data_dir: Path) -> Backup:
         NotFound: no whole backup. Conflict: the directory has state. StorageError: a core runs there, or the disk said
             no. DigestMismatch: the backup is damaged.
     """
-    made = read(of)
+    data_dir, made = Path(settings.data_dir), read(of)
     if digest_of_file(of / made.database) != made.database_digest:
         raise DigestMismatch(f"{of / made.database} is not what was backed up: {made.database_digest} was")
     target = data_dir / DATABASE_FILE
@@ -109,12 +110,10 @@ def restore(of: Path, data_dir: Path) -> Backup:
     lock = exclusive(target)
     try:
         if target.exists():
-            raise Conflict(
-                f"{data_dir} has state of a core; move {DATABASE_FILE} away first, or name another directory"
-            )
+            raise Conflict(f"{data_dir} has state of a core; move {DATABASE_FILE} away, or name another directory")
         write_atomically(data_dir / UNFINISHED, str(of).encode())
         from_store = BlobStore(of / REGISTRY)
-        _copy_blobs(from_store, BlobStore(data_dir / REGISTRY), _needed(of / made.database, from_store))
+        _copy_blobs(from_store, BlobStore(settings.registry.root(data_dir)), _needed(of / made.database, from_store))
         write_atomically(target, (of / made.database).read_bytes())
         (data_dir / UNFINISHED).unlink()
     finally:

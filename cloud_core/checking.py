@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cloud_core.backups import REGISTRY, needed_blobs
+from cloud_core.backups import needed_blobs
 from cloud_core.cluster.opening import DATABASE_FILE, UNFINISHED
 from cloud_core.settings import CoreSettings
 from cloud_core.state import Database, catalog
@@ -165,7 +165,7 @@ def _database(settings: CoreSettings) -> _Found:
 
 
 def _blobs(settings: CoreSettings, *, is_deep: bool) -> _Found:
-    root = Path(settings.data_dir) / REGISTRY
+    root = settings.registry.root(Path(settings.data_dir))
     if not root.is_dir():
         return "ok", "none yet"
     store = BlobStore(root)
@@ -213,4 +213,4 @@ def _manifests(settings: CoreSettings) -> tuple[catalog.ManifestRow, ...]:
 
 def _reached(settings: CoreSettings) -> Database:
     """Open PostgreSQL to look at it."""
-    return Database.connect(settings.database, connect_s=settings.cluster.connect_s, is_upgraded=False)
+    return Database.connect(settings.database, connect_s=settings.cluster.connect_s, is_looked_at=True)

@@ -22,7 +22,7 @@ from penstock.cli.core_option import core_option
 from penstock.cli.fleet.options import Core, core_options, operator_options
 from penstock.cli.output import output_option, print_fields, print_json, print_result, print_table
 from penstock.cli.patience import patiently, wait_option
-from penstock.errors import Unavailable
+from penstock.errors import InUse, Unavailable
 from penstock.process import config
 from penstock.process.service_manager import service_manager, watched
 from penstock.process.supervision import reloaded_on_hangup, stop_on_signals
@@ -202,7 +202,12 @@ async def _serve(settings: CoreSettings, read: Callable[[], CoreSettings]) -> bo
     stop = asyncio.Event()
     with stop_on_signals(stop):
         manager = service_manager()
-        core = await app.Core.start(settings, read)
+        try:
+            core = await app.Core.start(settings, read, stop)
+        except InUse:
+            if stop.is_set():  # told to end while it stood by
+                return True
+            raise
         try:
             async with watched(manager), reloaded_on_hangup(core.reloading.reload):
                 manager.ready(f"serving http at {core.http_port}, grpc at {core.grpc_port}")

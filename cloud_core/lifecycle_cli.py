@@ -141,7 +141,7 @@ def restore(of: Path, config: Path | None, data_dir: str | None, output: str) ->
     from cloud_core.backups import as_document
     from cloud_core.backups import restore as put_back
 
-    where = Path(_settings(config, data_dir).data_dir)
-    made = put_back(of, where)
+    settings = _settings(config, data_dir)
+    where, made = settings.data_dir, put_back(of, settings)
     fields = {"data directory": where, "as of": made.made_at, "blobs": made.blobs, "size": size(made.size_bytes)}
-    print_result(output, as_document(made, of, 0) | {"data_dir": str(where)}, lambda: print_fields(fields))
+    print_result(output, as_document(made, of, 0) | {"data_dir": where}, lambda: print_fields(fields))

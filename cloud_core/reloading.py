@@ -66,11 +66,9 @@ class Reloading:
             found = differences(_tree(self.settings), _tree(wanted), fixed=self._fixed(wanted))
             self._take_on(wanted, has_tenants=any(one.is_live and one.setting.startswith("tenants.") for one in found))
         for one in found:
-            fields = {"setting": one.setting, "before": one.before, "after": one.after}
-            if one.is_live:
-                log(_log, logging.INFO, "setting applied", **fields)
-            else:
-                log(_log, logging.WARNING, "setting waits for a restart", **fields)
+            level = logging.INFO if one.is_live else logging.WARNING
+            log(_log, level, "setting changed", setting=one.setting, before=one.before, after=one.after,
+                waits_for_a_restart=not one.is_live)  # fmt: skip
         waiting = sum(not one.is_live for one in found)
         log(_log, logging.INFO, "settings reloaded", applied=len(found) - waiting, waiting_for_a_restart=waiting)
         return found

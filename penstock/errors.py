@@ -172,6 +172,12 @@ class NewerState(StorageError):
     code = "newer-state"
 
 
+class InUse(StorageError):
+    """Another process has the state; who wants it waits, or says which process that is."""
+
+    code = "in-use"
+
+
 class DatabaseAway(StorageError):
     """The core's PostgreSQL does not answer, or lets nobody in; what needs it is refused, and inference goes on."""
 
@@ -230,8 +236,8 @@ ALL: Mapping[str, type[PenstockError]] = {
     for cls in (
         Internal, InvalidInput, NotFound, Unavailable, QueueFull, MemoryFull, QuotaExceeded, DeadlineExceeded,
         Cancelled, TooLarge, Unauthenticated, PermissionDenied, Conflict, ConfigError, MissingExtra, MissingToolchain,
-        StorageError, NewerState, DatabaseAway, ArtifactError, DigestMismatch, CertificateMismatch, SignatureError,
-        CalibrationError, CompileError, GateRefused,
+        StorageError, NewerState, InUse, DatabaseAway, ArtifactError, DigestMismatch, CertificateMismatch,
+        SignatureError, CalibrationError, CompileError, GateRefused,
     )
 }  # fmt: skip
 

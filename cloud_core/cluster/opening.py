@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import logging
 from pathlib import Path
 
 from cloud_core.settings import CoreSettings
 from cloud_core.state import Database
-from penstock.errors import StorageError
+from penstock.errors import DatabaseAway, InUse, StorageError
+from penstock.process.telemetry import log
+
+_log = logging.getLogger(__name__)
 
 DATABASE_FILE = "core.db"
 UNFINISHED = "restoring"
 """A file beside it while a backup is being put back."""
+
+
+async def turn_at(settings: CoreSettings, stop: asyncio.Event) -> Database:
+    """Open the database when it is this core's turn: at once, or where it stands by, when no other core has it.
+
+    Raises:
+        InUse: another core has it, and this one does not stand by, or was told to stop meanwhile. Otherwise as
+        :func:`open_database`; a database that is away is waited for, too, once there was one to stand by for.
+    """
+    has_waited = False
+    while True:
+        try:
+            return await asyncio.to_thread(open_database, settings)
+        except (InUse, DatabaseAway) as error:
+            is_waited_for = settings.cluster.standby and (has_waited or isinstance(error, InUse))
+            if stop.is_set() or not is_waited_for:
+                raise
+            if not has_waited:
+                log(_log, logging.INFO, "standing by", until="the core that has the database is gone")
+            has_waited = True
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), settings.cluster.standby_s)
 
 
 def open_database(settings: CoreSettings) -> Database:

@@ -86,7 +86,8 @@ class Registry:
         Raises:
             StorageError: not writable.
         """
-        registry = cls(data_dir / "registry", database, settings or RegistrySettings(), now, trust)
+        settings = settings or RegistrySettings()
+        registry = cls(settings.root(data_dir), database, settings, now, trust)
         variant_files.discard(registry._unpacked)  # of the process before this one; made again by whatever is loaded
         registry.garbage.collect_at_start()
         return registry

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -14,6 +15,7 @@ class RegistrySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """Limits of pushes and of what is kept.
 
     Attributes:
+        directory: where blobs are; "" is registry/ below data_dir. Cores that take each other's place share it.
         max_blob_bytes: largest blob that is accepted.
         max_manifest_bytes: largest manifest (OCI asks for 4 MiB).
         max_uploads: unfinished uploads at a time.
@@ -26,6 +28,7 @@ class RegistrySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             files that a killed process left are kept for as long.
     """
 
+    directory: str = ""
     max_blob_bytes: _Count = 64 * 1024**3
     max_manifest_bytes: _Count = 4 * 1024**2
     max_uploads: _Count = 64
@@ -33,3 +36,7 @@ class RegistrySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     upload_ttl_s: _Seconds = 24 * 3600.0
     max_manifests: _Count = 100_000
     orphan_ttl_s: _Seconds = 24 * 3600.0
+
+    def root(self, data_dir: Path) -> Path:
+        """Return where the registry of a core with this data directory is."""
+        return Path(self.directory) if self.directory else data_dir / "registry"

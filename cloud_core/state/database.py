@@ -25,7 +25,7 @@ from sqlalchemy.pool import StaticPool
 from cloud_core.state import postgresql
 from cloud_core.state.upgrades import upgrade
 from penstock.artifact.blobs import disk_errors
-from penstock.errors import StorageError
+from penstock.errors import InUse, StorageError
 from penstock.process.telemetry import log
 
 _log = logging.getLogger(__name__)
@@ -44,8 +44,8 @@ class _NoRoomForIndex(StorageError):
 class Database:
     """Runs transactions on one SQLite file (or in memory, for tests and simulations), or on PostgreSQL; one at a time.
 
-    SQLite serialises writers anyway; one thread of our own keeps its fsyncs off the event loop. On PostgreSQL a lock
-    does the same for all cores that share it.
+    Memory is what the database says, so that one core at a time has it: by a lock on a file, or by one of PostgreSQL's
+    that its session holds. One thread of our own keeps waiting for it off the event loop.
     """
 
     def __init__(self, engine: Engine, *, where: str, lock: IO[bytes] | None, has_thread: bool = False) -> None:
@@ -74,23 +74,26 @@ class Database:
 
     @classmethod
     def connect(
-        cls, url: str, *, connect_s: float = 5.0, statement_s: float = 30.0, is_upgraded: bool = True
+        cls, url: str, *, connect_s: float = 5.0, statement_s: float = 30.0, is_looked_at: bool = False
     ) -> Database:
         """Open a database of PostgreSQL and bring its schema up to date.
 
         Args:
             url: ``postgresql://user:password@host:port/name``, as libpq takes it. The password is never shown.
             connect_s: how long a connection may take to be made.
-            statement_s: how long one statement may take, and how long it may wait for other cores.
-            is_upgraded: False leaves its schema as it is, for who only looks.
+            statement_s: how long one statement may take.
+            is_looked_at: takes no lock, and leaves its schema as it is: for who only reads.
 
         Raises:
             ConfigError: no URL of a database. MissingExtra: psycopg is not installed. DatabaseAway: nobody answers
-            there, or it lets nobody in. NewerState: a newer Penstock wrote it; nothing in it was changed.
+            there, or it lets nobody in. NewerState: a newer Penstock wrote it; nothing in it was changed. InUse:
+            another core has it.
         """
         engine = postgresql.engine_of(url, connect_s=connect_s, statement_s=statement_s)
+        if not is_looked_at:
+            postgresql.keep_alone(engine, postgresql.shown(url))
         database = cls(engine, where=postgresql.shown(url), lock=None, has_thread=True)
-        return cls._checked(database) if is_upgraded else database
+        return database if is_looked_at else cls._checked(database)
 
     @classmethod
     def of(cls, engine: Engine, where: str) -> Database:
@@ -223,7 +226,7 @@ def exclusive(file: Path) -> IO[bytes]:
     """Take the lock of a database's file; it is held until what is returned is closed.
 
     Raises:
-        StorageError: a core has it, or the directory is not writable.
+        InUse: a core has it. StorageError: the directory is not writable.
     """
     path = file.with_name(file.name + ".lock")
     with disk_errors(f"opening {path}"):
@@ -232,7 +235,7 @@ def exclusive(file: Path) -> IO[bytes]:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         held.close()
-        raise StorageError(f"{path.parent} is in use by another core; stop it, or choose another data_dir") from None
+        raise InUse(f"{path.parent} is in use by another core; stop it, or choose another data_dir") from None
     return held
 
 

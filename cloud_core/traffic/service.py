@@ -65,13 +65,12 @@ class TrafficService:
         now: Callable[[], datetime],
     ) -> None:
         """Read what an earlier run kept, and tell serving."""
-        self.settings = settings
+        self.settings, self._policies = settings, version_policies(settings)
         self.verdicts: dict[str, dict[str, GateVerdict]] = {}
         self.ends: Counter[tuple[str, str]] = Counter()
         self.news = asyncio.Event()
         self._registry, self._controller, self._actions, self._now = registry, controller, actions, now
         self._changing = asyncio.Lock()
-        self._policies = version_policies(settings)
         stored = database.run_now(rows.read)
         self._said = {model: msgspec.json.decode(document, type=Traffic) for model, document in stored.items()}
         self._steer()

@@ -30,6 +30,7 @@ STATUS: Mapping[str, int] = {
     "missing-toolchain": 501,
     "storage": 507,
     "newer-state": 507,
+    "in-use": 503,
     "database-away": 503,
     "artifact": 400,
     "digest-mismatch": 400,

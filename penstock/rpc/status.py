@@ -36,6 +36,7 @@ STATUS: Mapping[str, grpc.StatusCode] = {
     "missing-toolchain": _S.UNIMPLEMENTED,
     "storage": _S.UNAVAILABLE,
     "newer-state": _S.FAILED_PRECONDITION,
+    "in-use": _S.UNAVAILABLE,
     "database-away": _S.UNAVAILABLE,
     "artifact": _S.INVALID_ARGUMENT,
     "digest-mismatch": _S.INVALID_ARGUMENT,

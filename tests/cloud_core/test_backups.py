@@ -45,7 +45,7 @@ here, there = Path(sys.argv[3]), Path(sys.argv[4])
 if sys.argv[2] == "backup":
     backups.back_up(CoreSettings(data_dir=str(here)), there)
 else:
-    backups.restore(here, there)
+    backups.restore(here, CoreSettings(data_dir=str(there)))
 """
 
 
@@ -100,7 +100,7 @@ def test_a_backup_that_is_killed_leaves_the_one_before_and_is_made_again(
     cut_short("backup", data_dir, tmp_path / "backup", after_blobs=0)
     assert read(tmp_path / "backup") == made
     back_up(settings, tmp_path / "backup")
-    restore(tmp_path / "backup", tmp_path / "new")
+    restore(tmp_path / "backup", CoreSettings(data_dir=str(tmp_path / "new")))
 
 
 async def test_no_core_starts_where_a_backup_was_half_put_back_and_doing_it_again_ends_it(
@@ -112,7 +112,7 @@ async def test_no_core_starts_where_a_backup_was_half_put_back_and_doing_it_agai
     with pytest.raises(StorageError, match="run 'penstock core restore' again"):
         await Core.start(core_settings(tmp_path / "new"))
     assert findings(CoreSettings(data_dir=str(tmp_path / "new")))["data directory"].state == "failed"
-    restore(tmp_path / "backup", tmp_path / "new")
+    restore(tmp_path / "backup", CoreSettings(data_dir=str(tmp_path / "new")))
     assert (await answers(tmp_path / "new")).shape == (2, 3)
 
 
@@ -120,20 +120,20 @@ def test_nothing_is_put_back_over_state_or_from_what_is_damaged(core: tuple[Core
     _, data_dir = core
     made, _ = back_up(CoreSettings(data_dir=str(data_dir)), tmp_path / "backup")
     with pytest.raises(StorageError, match="in use by another core"):
-        restore(tmp_path / "backup", data_dir)
-    restore(tmp_path / "backup", tmp_path / "new")
+        restore(tmp_path / "backup", CoreSettings(data_dir=str(data_dir)))
+    restore(tmp_path / "backup", CoreSettings(data_dir=str(tmp_path / "new")))
     with pytest.raises(Conflict, match="has state of a core"):
-        restore(tmp_path / "backup", tmp_path / "new")
+        restore(tmp_path / "backup", CoreSettings(data_dir=str(tmp_path / "new")))
     (blob, *_) = BlobStore(tmp_path / "backup" / "registry").digests()
     path = BlobStore(tmp_path / "backup" / "registry").path(blob)
     path.chmod(0o600)
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     with pytest.raises(DigestMismatch):
-        restore(tmp_path / "backup", tmp_path / "other")
+        restore(tmp_path / "backup", CoreSettings(data_dir=str(tmp_path / "other")))
     assert not (tmp_path / "other" / "core.db").exists()
     (tmp_path / "backup" / made.database).write_bytes(b"other bytes")
     with pytest.raises(DigestMismatch, match="is not what was backed up"):
-        restore(tmp_path / "backup", tmp_path / "third")
+        restore(tmp_path / "backup", CoreSettings(data_dir=str(tmp_path / "third")))
 
 
 def test_what_cannot_be_backed_up_says_why(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_before_the_first_start_it_says_what_will_be_made(tmp_path: Path) -> Non
 def test_each_thing_that_is_wrong_is_found_by_its_own_check(core: tuple[Core, Path], tmp_path: Path) -> None:
     _, data_dir = core
     back_up(CoreSettings(data_dir=str(data_dir)), tmp_path / "backup")
-    restore(tmp_path / "backup", tmp_path / "new")
+    restore(tmp_path / "backup", CoreSettings(data_dir=str(tmp_path / "new")))
     store = BlobStore(tmp_path / "new" / "registry")
     largest = max(store.digests(), key=store.size_bytes)
     path = store.path(largest)

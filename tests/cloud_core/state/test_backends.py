@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from sqlalchemy import MetaData, create_engine, insert, select
 
 from cloud_core.state import Database, Transaction, api_keys, catalog, spending, tables, traffic, upgrades, usage
 from cloud_core.state import fleet as rows
-from penstock.errors import ConfigError, DatabaseAway, NewerState, StorageError
+from penstock.errors import ConfigError, DatabaseAway, InUse, NewerState, StorageError
 from penstock.wire.outcomes import OutcomeCounts
 from tests.postgresql import PostgreSql, postgresql
 
@@ -329,17 +328,31 @@ def test_a_newer_release_in_postgresql_is_refused_and_left_as_it_is(server: Post
 # -- what only PostgreSQL has ----------------------------------------------------------------------------------------
 
 
-async def test_several_cores_write_one_after_the_other(server: PostgreSql) -> None:
-    url = server.new_database("several")
-    cores = [Database.connect(url) for _ in range(3)]
+def test_one_core_at_a_time_has_a_database_and_the_next_one_gets_it_when_it_is_gone(server: PostgreSql) -> None:
+    url = server.new_database("alone")
+    first = Database.connect(url)
+    with pytest.raises(InUse, match="in use by another core"):
+        Database.connect(url)
+    looked_at = Database.connect(url, is_looked_at=True)
+    assert looked_at.run_now(upgrades.version_of) == upgrades.SCHEMA_VERSION
+    looked_at.close()
+    first.close()
+    Database.connect(url).close()
 
-    def one_more(tx: Transaction) -> None:
-        rows.note_number(tx, rows.read(tx).last_number + 1)
 
-    await asyncio.gather(*(core.run(one_more) for core in cores for _ in range(20)))
-    assert cores[0].run_now(rows.read).last_number == 60, "none read what another was about to replace"
-    for core in cores:
-        core.close()
+def test_a_core_that_lost_its_place_to_another_writes_nothing_any_more(server: PostgreSql) -> None:
+    url = server.new_database("lost")
+    first = Database.connect(url)
+    server.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'lost' AND pid <> pg_backend_pid()"
+    )
+    second = Database.connect(url)
+    with pytest.raises(InUse):
+        first.run_now(fill)
+    assert second.run_now(rows.read).devices == ()
+    second.close()
+    first.run_now(fill)  # it is free again
+    first.close()
 
 
 def test_a_database_that_goes_away_is_said_and_used_again_when_it_is_back(server: PostgreSql) -> None:
