@@ -169,10 +169,7 @@ class Core:
             self._certificates = ServerCertificates(settings.tls)
         database = await turn_at(settings, self._told)
         self._exit.callback(database.close)
-        endpoints = self._data_dir / ENDPOINTS_FILE
-        was_killed = endpoints.exists()
-        with contextlib.suppress(OSError):
-            endpoints.unlink()  # of a core that was killed: nobody listens there any more
+        was_killed = self._forget_endpoints()
         registry = self._open_registry(database)
         fleet = FleetService.open(database, registry, settings.fleet, SteadyClock())
         self._exit.push_async_callback(_close_fleet, fleet)
@@ -222,7 +219,15 @@ class Core:
         await self.grpc.set_serving(True)
         gc.collect()
         gc.freeze()  # what start-up built lives as long as the process: later collections need not look at it
-        self._announce(endpoints)
+        self._announce(self._data_dir / ENDPOINTS_FILE)
+
+    def _forget_endpoints(self) -> bool:
+        """Say whether the core before this one was killed; nobody listens where it did any more."""
+        endpoints = self._data_dir / ENDPOINTS_FILE
+        was_killed = endpoints.exists()
+        with contextlib.suppress(OSError):
+            endpoints.unlink()
+        return was_killed
 
     def _open_registry(self, database: Database) -> Registry:
         trusted = trust.configured(self._settings.trust_root, os.environ)

@@ -86,8 +86,7 @@ class Registry:
         Raises:
             StorageError: not writable.
         """
-        settings = settings or RegistrySettings()
-        registry = cls(settings.root(data_dir), database, settings, now, trust)
+        registry = cls((settings := settings or RegistrySettings()).root(data_dir), database, settings, now, trust)
         variant_files.discard(registry._unpacked)  # of the process before this one; made again by whatever is loaded
         registry.garbage.collect_at_start()
         return registry
