@@ -18,6 +18,7 @@ from cloud_core.policy.reloading import Difference, differences
 from cloud_core.serving.settings import version_policies
 from cloud_core.serving.texts import TextPlane
 from cloud_core.settings import CoreSettings, check
+from cloud_core.tenants.accounts import models_of
 from cloud_core.tenants.tenancy import Tenancy
 from cloud_core.traffic.service import TrafficService
 from penstock.errors import Conflict, PenstockError
@@ -47,6 +48,9 @@ class Reloading:
         self.settings, self._read = settings, read
         self._tenancy, self._texts, self._observing, self._traffic = tenancy, texts, observing, traffic
         self._one_at_a_time = asyncio.Lock()
+        # what listeners and lists of models were made for
+        self._takes_certificates = tenancy is not None and tenancy.callers.takes_certificates
+        self._hides = tenancy is not None and tenancy.callers.hides
 
     async def reload(self) -> tuple[Difference, ...]:
         """Read the settings again, and take on what can be; say in the log what changed.
@@ -78,7 +82,8 @@ class Reloading:
         if self._tenancy is None or not wanted.wants_credentials:
             return ("tenants",)
         takes = any(tenant.certificates for tenant in wanted.tenants)
-        return ("tenants",) if takes and not self._tenancy.callers.takes_certificates else ()
+        hides = any(models_of(tenant) is not None for tenant in wanted.tenants)
+        return ("tenants",) if (takes and not self._takes_certificates) or (hides and not self._hides) else ()
 
     def _take_on(self, wanted: CoreSettings, *, has_tenants: bool) -> None:
         """Change everything in one turn. Nothing here fails: what could was looked at before."""
