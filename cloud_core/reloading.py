@@ -18,7 +18,7 @@ from cloud_core.policy.reloading import Difference, differences
 from cloud_core.serving.settings import version_policies
 from cloud_core.serving.texts import TextPlane
 from cloud_core.settings import CoreSettings, check
-from cloud_core.tenants.accounts import models_of
+from cloud_core.tenants.accounts import tenant_of
 from cloud_core.tenants.tenancy import Tenancy
 from cloud_core.traffic.service import TrafficService
 from penstock.errors import Conflict, PenstockError
@@ -82,7 +82,7 @@ class Reloading:
         if self._tenancy is None or not wanted.wants_credentials:
             return ("tenants",)
         takes = any(tenant.certificates for tenant in wanted.tenants)
-        hides = any(models_of(tenant) is not None for tenant in wanted.tenants)
+        hides = any(tenant_of(tenant).models is not None for tenant in wanted.tenants)
         return ("tenants",) if (takes and not self._takes_certificates) or (hides and not self._hides) else ()
 
     def _take_on(self, wanted: CoreSettings, *, has_tenants: bool) -> None:

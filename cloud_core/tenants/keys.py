@@ -88,9 +88,9 @@ class ApiKeys:
             self._tenants = frozenset(held.tenant.name for held in self._held.values())
         return self._tenants
 
-    def allow(self, models: Mapping[str, tuple[str, ...] | None]) -> None:
-        """Say which models tenants may ask for from now on; those that are not named may ask for all."""
-        self._models = models
+    def know(self, known: Mapping[str, Tenant]) -> None:
+        """Say which tenants the settings have from now on."""
+        self._known = known
         for held in self._held.values():
             held.tenant = self._hold(held.row).tenant
 

@@ -67,9 +67,9 @@ class OidcIssuer:
         self._verified: dict[bytes, tuple[Tenant, float]] = {}
         self.reader = KeyReader(settings, self._take_keys, now)
 
-    def allow(self, models: Mapping[str, tuple[str, ...] | None]) -> None:
-        """Say which tenants there are from now on, and which models they may ask for."""
-        self._models = models
+    def know(self, known: Mapping[str, Tenant]) -> None:
+        """Say which tenants the settings have from now on."""
+        self._known = known
         self._verified.clear()
 
     def tenant_of(self, token: str, key: bytes) -> Tenant | None:

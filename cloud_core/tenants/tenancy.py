@@ -59,10 +59,10 @@ class Tenancy:
 
     def replace(self, tenants: Sequence[TenantSettings]) -> None:
         """Know these tenants from now on; all at once."""
-        models = {tenant.name: models_of(tenant) for tenant in tenants}
-        self.keys.allow(models)
+        known = {tenant.name: tenant_of(tenant) for tenant in tenants}
+        self.keys.know(known)
         if self._issuer is not None:
-            self._issuer.allow(models)
+            self._issuer.know(known)
         self.callers.replace(tenants)
 
     def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
