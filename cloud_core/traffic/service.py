@@ -65,15 +65,13 @@ class TrafficService:
         now: Callable[[], datetime],
     ) -> None:
         """Read what an earlier run kept, and tell serving."""
-        self.settings, self._policies = settings, version_policies(settings)
         self.verdicts: dict[str, dict[str, GateVerdict]] = {}
         self.ends: Counter[tuple[str, str]] = Counter()
-        self.news = asyncio.Event()
+        self.news, self._changing = asyncio.Event(), asyncio.Lock()
         self._registry, self._controller, self._actions, self._now = registry, controller, actions, now
-        self._changing = asyncio.Lock()
         stored = database.run_now(rows.read)
         self._said = {model: msgspec.json.decode(document, type=Traffic) for model, document in stored.items()}
-        self._steer()
+        self.replace(settings)
 
     def __repr__(self) -> str:
         return f"TrafficService({len(self._said)} models of which something was said)"
