@@ -280,8 +280,10 @@ async def disk_full(bench: Bench) -> str:
 
 async def noisy_neighbour(bench: Bench) -> str:
     core = bench.servers.core([], name="neighbours", config=TWO_TENANTS)
-    await asyncio.to_thread(_push, core, bench.steady.layout, "ops-secret")
-    request, noise = (request_of(bench.steady, token=f"{name}-secret") for name in ("small", "noisy"))
+    # long enough that the device is what there is too little of, and not the machine for callers and core
+    model = models.uneven(bench.servers.directory / "long", row_steps=150)
+    await asyncio.to_thread(_push, core, model.layout, "ops-secret")
+    request, noise = (request_of(model, token=f"{name}-secret") for name in ("small", "noisy"))
     await asyncio.to_thread(wait, "model ready", lambda: asyncio.run(_answers(core, request)))
     alone_ms = await _p99_ms(core, request, bench.seconds)
     async with Load(core.endpoints["http"], noise, 40).running() as noisy:
@@ -296,7 +298,7 @@ async def noisy_neighbour(bench: Bench) -> str:
 async def clock_jump(bench: Bench) -> str:
     if not HAS_FAKETIME:
         raise NotHere("needs the Debian package faketime")
-    offset = bench.servers.directory / "clock"
+    offset = bench.servers.directory / "clock-offset"
     offset.write_text("+0d\n")
     fake = {"LD_PRELOAD": str(FAKETIME), "FAKETIME_TIMESTAMP_FILE": str(offset), "FAKETIME_NO_CACHE": "1"}
     with _environment({**fake, "DONT_FAKE_MONOTONIC": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}):

@@ -14,6 +14,7 @@ from penstock.errors import DeadlineExceeded, Internal, QueueFull, Unavailable
 from penstock.hosting.replica import Chunk, EngineReplica, Health, clock_of
 from penstock.hosting.replica_queue import PROBE_AFTER_S, ReplicaQueue
 from penstock.hosting.rows import Tensors
+from penstock.policy.fair_shares import FairShares
 from penstock.policy.run_times import Place
 from penstock.policy.service_time import ServiceTime, Timing
 from penstock.wire.tensors import Array
@@ -632,3 +633,96 @@ def test_the_clock_of_a_loop_goes_on_while_a_callback_runs() -> None:
     for factory in (asyncio.new_event_loop, uvloop.new_event_loop):
         with asyncio.Runner(loop_factory=factory) as runner:
             runner.run(test())
+
+
+class Timed:
+    """A replica whose runs take time on the virtual clock: a fixed part, and one for each row."""
+
+    max_batch, ahead, disturbed, is_isolated = 16, 0, 0, True
+    timing = Timing(
+        service=ServiceTime(fixed_s=0.1, per_row_s=0.01), is_batchable=True, one_row_s=0.11, full_batch_s=0.26
+    )
+
+    def place(self, chunks: Sequence[Chunk]) -> Place:
+        return Place.ELSEWHERE
+
+    async def run(self, chunks: Sequence[Chunk]) -> list[Tensors]:
+        await asyncio.sleep(0.1 + 0.01 * sum(chunk.rows for chunk in chunks))
+        return [{} for _ in chunks]
+
+    def health(self) -> Health:
+        return Health(True)
+
+    async def close(self) -> None:
+        pass
+
+
+async def _asks(queue: ReplicaQueue[Tensors], tenant: str, n_rows: int, waits_s: list[float]) -> None:
+    """One caller, who asks again as soon as it is answered."""
+    loop = asyncio.get_running_loop()
+    while True:
+        began = loop.time()
+        chunk = Chunk(inputs={"x": rows(*range(n_rows))}, rows=n_rows)
+        await queue.infer(chunk, tenant=tenant)
+        waits_s.append(loop.time() - began)
+
+
+async def _told_of(
+    callers: dict[str, int], seconds: float, monkeypatch: pytest.MonkeyPatch, **weights: float
+) -> dict[str, list[float]]:
+    """Let tenants ask at the same time, and say how long each answer took."""
+    monkeypatch.setattr(time, "perf_counter", asyncio.get_running_loop().time)
+    queue = ReplicaQueue(Timed(), max_queue_rows=4096, shares=FairShares(lambda tenant: weights.get(tenant, 1.0)))
+    told: dict[str, list[float]] = {tenant: [] for tenant in callers}
+    asking = [
+        asyncio.create_task(_asks(queue, tenant, 1, told[tenant])) for tenant, n in callers.items() for _ in range(n)
+    ]
+    await asyncio.sleep(seconds)
+    for caller in asking:
+        caller.cancel()
+    await asyncio.gather(*asking, return_exceptions=True)
+    await queue.close(UNLOADED)
+    return told
+
+
+def test_a_small_tenant_waits_about_as_long_beside_ten_times_its_callers_as_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def test() -> None:
+        def p99_s(waits_s: list[float]) -> float:
+            return sorted(waits_s)[int(0.99 * len(waits_s))]
+
+        alone = await _told_of({"small": 4}, 60.0, monkeypatch)
+        beside = await _told_of({"small": 4, "noisy": 40}, 60.0, monkeypatch)
+        assert p99_s(beside["small"]) <= 3 * p99_s(alone["small"])  # in order of arrival it would be five times
+        assert p99_s(beside["noisy"]) > p99_s(beside["small"])
+
+    run_virtual(test)
+
+
+def test_tenants_share_a_replica_by_their_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        weights = {"a": 1.0, "b": 2.0, "c": 5.0}
+        told = await _told_of(dict.fromkeys(weights, 64), 120.0, monkeypatch, **weights)
+        by_weight = [len(told[tenant]) / weight for tenant, weight in weights.items()]
+        jain = sum(by_weight) ** 2 / (len(by_weight) * sum(value**2 for value in by_weight))
+        assert jain >= 0.95
+
+    run_virtual(test)
+
+
+def test_a_deadline_is_judged_by_what_goes_before_it_and_not_by_what_others_wait_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def test() -> None:
+        queue = ReplicaQueue(Timed(), max_queue_rows=4096, shares=FairShares())
+        noisy = [asyncio.create_task(queue.infer(Chunk(inputs={}, rows=16), tenant="noisy")) for _ in range(100)]
+        await asyncio.sleep(0.05)
+        await infer(queue, rows(1), after_s=1.0, tenant="small")
+        assert isinstance(await outcome(infer(queue, rows(1), after_s=1.0, tenant="noisy")), DeadlineExceeded)
+        for task in noisy:
+            task.cancel()
+        await asyncio.gather(*noisy, return_exceptions=True)
+        await queue.close(UNLOADED)
+
+    run_virtual(test)
