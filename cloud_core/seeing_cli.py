@@ -80,17 +80,17 @@ def slo(core: str, token: str, output: str) -> None:
     epilog="""\b
 Examples:
   penstock core drift
-  penstock core drift --model digits --all
+  penstock core drift digits --all
   penstock core drift -o json
 
 Exit codes: 0 nothing has shifted, 3 something has, 4 no core answers. Rows are followed where the core's settings say
 observing.drift.is_on = true."""
 )
-@click.option("--model", default="", help="Only this model.")
+@click.argument("model", default="")
 @click.option("--all", "shows_all", is_flag=True, help="Show every column, not only the ten that are furthest off.")
 @_core_options
 def drift(model: str, shows_all: bool, core: str, token: str, output: str) -> None:
-    """Show whether inputs, scores and predictions are distributed as they were."""
+    """Show whether inputs, scores and predictions of MODEL, or of all models, are distributed as they were."""
     found = told(core, _DRIFT, token)
     for name in ("versions", "events"):
         found[name] = [one for one in found[name] if model in ("", one["model"])]
@@ -103,12 +103,12 @@ def drift(model: str, shows_all: bool, core: str, token: str, output: str) -> No
     epilog="""\b
 Examples:
   penstock core explain
-  penstock core explain --model digits -o json"""
+  penstock core explain digits -o json"""
 )
-@click.option("--model", default="", help="Only what concerns this model.")
+@click.argument("model", default="")
 @_core_options
 def explain(model: str, core: str, token: str, output: str) -> None:
-    """Show why requests were refused or failed, and why batches were closed."""
+    """Show why requests for MODEL, or for all models, were refused or failed, and why batches were closed."""
     found = told(core, _EXPLAIN, token)
     for name in ("batches", "refused", "last"):
         if model and found[name] is not None:

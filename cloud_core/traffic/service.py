@@ -372,7 +372,9 @@ class TrafficService:
     def _other_version(self, model: str, version: str) -> ModelVersion:
         found = self._version(model, version)
         if found.is_default:
-            raise Conflict(f"{found.tag or version} is the default version of {model} already")
+            raise Conflict(
+                f"{found.tag or version} is the default version of {model} already: it has what others leave"
+            )
         self._controller.demand.check_room(found)
         return found
 

@@ -122,7 +122,7 @@ async def test_promises_are_held_against_what_was_answered(core: Core) -> None:
 async def test_a_refusal_is_explained_by_its_words_and_a_batch_by_why_it_was_closed(core: Core) -> None:
     with pytest.raises(NotFound):
         await ask(core, version="v9")
-    found = await told(core, "explain", "--model", "mlp")
+    found = await told(core, "explain", "mlp")
     assert {"model": "mlp", "code": "not-found", "requests": 1} in found["refused"]
     assert "v9" in found["last"][0]["why"]
     assert found["last"][0]["tenant"] == "shop"
