@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.policy.batch_line import BatchLine
-from penstock.policy.batching import BatchLimits, Queued, Room
+from penstock.policy.batching import BatchLimits, Queued, Room, level_of
 from penstock.policy.fair_shares import FairShares, fits_beside
 
 
@@ -134,3 +134,44 @@ def test_nobody_can_shut_others_out_of_what_is_shared(asked: list[int], limit: i
 @pytest.mark.parametrize(("mine", "more", "held", "fits"), [(0, 100, 0, True), (0, 50, 50, True), (0, 51, 50, False)])
 def test_who_has_nothing_may_take_what_is_left(mine: int, more: int, held: int, fits: bool) -> None:
     assert fits_beside(mine, more, held=held, limit=100) is fits
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_whatever_tenants_send_and_withdraw_each_of_them_is_served_in_its_own_order_and_nothing_is_lost(
+    data: st.DataObject,
+) -> None:
+    limits, room, shares = BatchLimits(max_rows=data.draw(st.integers(1, 8))), Room(10**6), FairShares()
+    line: BatchLine[Queued] = BatchLine(limits, room, shares)
+    waiting: list[Queued] = []
+    now = 0.0
+
+    def order(item: Queued) -> tuple[float, int]:
+        return item.arrived_at + level_of(item.priority) * limits.ageing_s, item.number
+
+    for step in data.draw(st.lists(st.sampled_from(["come", "come", "come", "go", "withdraw"]), max_size=50)):
+        now += 0.1
+        if step == "come":
+            tenant, kind = data.draw(st.sampled_from("abc")), data.draw(st.sampled_from("xy"))
+            priority, rows = data.draw(st.integers(0, 3)), data.draw(st.integers(1, 4))
+            new = Queued(rows=rows, arrived_at=now, priority=priority, shape_key=kind, tenant=tenant)
+            line.add(new)
+            waiting.append(new)
+        elif step == "withdraw" and waiting:
+            gone = data.draw(st.sampled_from(waiting))
+            line.remove([gone])
+            waiting.remove(gone)
+        elif step == "go" and waiting:
+            least = min(shares.of(item.tenant).had for item in waiting)
+            batch = line.take(limits, now, row_s=1.0).dispatch
+            first = batch[0]
+            mine = [item for item in waiting if item.tenant == first.tenant]
+            assert first is min(mine, key=order)
+            assert shares.of(first.tenant).had - sum(i.rows for i in batch if i.tenant == first.tenant) == least
+            for tenant in "abc":
+                taken = [item for item in batch if item.tenant == tenant]
+                same = [item for item in waiting if (item.tenant, item.shape_key) == (tenant, first.shape_key)]
+                assert taken == sorted(same, key=order)[: len(taken)]
+            waiting = [item for item in waiting if item not in batch]
+        assert (len(line), room.rows) == (len(waiting), sum(item.rows for item in waiting))
+        assert sorted(map(id, line)) == sorted(map(id, waiting))
