@@ -34,7 +34,7 @@ from cloud_core.api.routes import http_server
 from cloud_core.api.seeing import Seeing
 from cloud_core.api.traffic import TrafficApi
 from cloud_core.api.usage import usage_route
-from cloud_core.cluster.opening import turn_at
+from cloud_core.cluster.opening import keep_place, turn_at
 from cloud_core.fleet.service import FleetService
 from cloud_core.observing.observing import Observing
 from cloud_core.registry.registry import Registry
@@ -212,7 +212,7 @@ class Core:
             "splits": canaries.run(),
             "heartbeat": self._beat(),
             **self.observing.tasks(),
-            **self._tasks_as_set(keeper),
+            **self._tasks_as_set(keeper, database),
         }
         self._supervisor = asyncio.create_task(supervise(tasks, self._stopping), name="core")
         await self._until_settled(controller)
@@ -235,10 +235,12 @@ class Core:
             trusted.keys()  # a root that cannot be read is found out now, not when a version is asked for
         return Registry.open(self._data_dir, database, self._settings.registry, now=_utc_now, trust=trusted)
 
-    def _tasks_as_set(self, keeper: SpendingKeeper) -> dict[str, Coroutine[Any, Any, None]]:
+    def _tasks_as_set(self, keeper: SpendingKeeper, database: Database) -> dict[str, Coroutine[Any, Any, None]]:
         """Return what runs beside the others where settings ask for it."""
         # tenants may come to have tokens of a day while the core runs
         tasks: dict[str, Coroutine[Any, Any, None]] = {"spending": keeper.run()}
+        if self._settings.database:
+            tasks["place"] = keep_place(database, self._settings.cluster.standby_s)
         if self.tenancy is not None:
             tasks |= self.tenancy.tasks()
         if self._certificates is not None:

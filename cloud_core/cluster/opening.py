@@ -41,6 +41,23 @@ async def turn_at(settings: CoreSettings, stop: asyncio.Event) -> Database:
             await asyncio.wait_for(stop.wait(), settings.cluster.standby_s)
 
 
+async def keep_place(database: Database, every_s: float) -> None:
+    """Look from time to time whether this core still has its database; runs until cancelled.
+
+    Raises:
+        InUse: its session broke, and another core was quicker. What this one remembers is not true any more: it ends,
+            and stands by when it is started again.
+    """
+    while True:
+        await asyncio.sleep(every_s)
+        try:
+            await database.run(lambda _: None)
+        except InUse:
+            raise
+        except StorageError:  # away, for a while: whoever has to write says so
+            continue
+
+
 def open_database(settings: CoreSettings) -> Database:
     """Open it, and bring its schema up to date.
 

@@ -15,7 +15,7 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         statement_s: how long one statement may take.
         standby: where another core has the database, wait until it is gone and take its place; without it, a start
             fails then.
-        standby_s: how often a core that waits looks.
+        standby_s: how often a core that waits looks, and one that serves whether it still has the database.
     """
 
     connect_s: Annotated[float, msgspec.Meta(ge=2.0, le=300.0)] = 5.0

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cloud_core.app import Core
-from penstock.errors import DatabaseAway, Unavailable
+from cloud_core.state import Database
+from penstock.errors import DatabaseAway, Internal, Unavailable
 from penstock.sdk.aio import AsyncClient
 from tests.cloud_core.rig import core_settings, onnx_layout, push_to, start_core
 from tests.postgresql import postgresql
@@ -47,3 +49,18 @@ async def test_a_core_whose_database_is_away_does_not_start_and_says_why(tmp_pat
     with pytest.raises(DatabaseAway, match="see that PostgreSQL runs there") as caught:
         await Core.start(settings)
     assert "s3cret" not in caught.value.message
+
+
+async def test_a_core_that_lost_its_database_to_another_ends(tmp_path: Path) -> None:
+    with postgresql() as server:
+        url = server.new_database("lost")
+        core = await Core.start(core_settings(tmp_path / "core", database=url, cluster={"standby_s": 1.0}))
+        others = "datname = 'lost' AND pid <> pg_backend_pid()"
+        server.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}")
+        second = Database.connect(url)
+        try:
+            with pytest.raises(Internal, match="task 'place' died: InUse"):
+                await core.serve(asyncio.Event())
+        finally:
+            await core.stop()
+            second.close()
