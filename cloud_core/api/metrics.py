@@ -20,6 +20,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from cloud_core.api.arm_metrics import arms
+from cloud_core.api.cache_metrics import cached
 from cloud_core.api.observed_metrics import observed
 from cloud_core.api.usage_metrics import used
 from cloud_core.fleet.service import FleetService
@@ -69,6 +70,7 @@ class Metrics(Collector):
         yield info
         yield from self._requests()
         yield from self._batches()
+        yield from cached(self._plane)
         yield from self._gauges()
         yield from self._workers()
         yield from self._generations()

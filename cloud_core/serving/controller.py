@@ -19,6 +19,7 @@ from cloud_core.serving.counters import Measures
 from cloud_core.serving.demand import Demand
 from cloud_core.serving.lanes import Lanes
 from cloud_core.serving.replicas import ModelLimits, Replicas, limits_of
+from cloud_core.serving.response_cache import ResponseCache
 from cloud_core.serving.router import Router, Served
 from cloud_core.serving.served_text import ServedText
 from cloud_core.settings import ServingSettings
@@ -245,7 +246,15 @@ class Controller:
             outputs=model.outputs,
             now=self._now(),
             embedding=model.embedding,
+            cache=self._cache(variant, limits),
         )
+
+    def _cache(self, variant: Variant, limits: ModelLimits) -> ResponseCache | None:
+        if not limits.cache_bytes:
+            return None
+        name = variant.spec.model
+        measures = self._measures.cache(name, variant.digest)
+        return ResponseCache(name, limits.cache_bytes, ttl_s=limits.cache_ttl_s, measures=measures, now=self._now)
 
     async def _unload(self, digest: str) -> None:
         served = self.router.take_out(digest)

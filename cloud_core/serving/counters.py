@@ -66,6 +66,22 @@ class BatchMeasures:
             self.by_rows[rows] = (runs + 1, total_s + seconds)
 
 
+class CacheMeasures:
+    """Requests of one loaded variant whose answers are cached.
+
+    Attributes:
+        hits: that were given a kept answer.
+        misses: that were asked.
+        shared: that were given the answer of one that was under way.
+        ended: kept answers that went, to make room or because they were too old.
+    """
+
+    __slots__ = ("ended", "hits", "misses", "shared")
+
+    def __init__(self) -> None:
+        self.hits = self.misses = self.shared = self.ended = 0
+
+
 class GenerationMeasures:
     """Generations of one loaded variant; what was counted in its process is asked of it."""
 
@@ -95,6 +111,7 @@ class Measures:
     def __init__(self) -> None:
         self.routes: dict[tuple[str, str], RouteMeasures] = {}
         self.batches: dict[tuple[str, str], BatchMeasures] = {}
+        self.caches: dict[tuple[str, str], CacheMeasures] = {}
         self.generations: dict[tuple[str, str], GenerationMeasures] = {}
         self.refused: dict[str, int] = {}
         self.inflight = self.inflight_bytes = 0
@@ -111,6 +128,12 @@ class Measures:
         if len(self.batches) >= _MAX_ROUTES and (model, variant) not in self.batches:
             self.batches.pop(next(iter(self.batches)))
         return self.batches.setdefault((model, variant), BatchMeasures())
+
+    def cache(self, model: str, variant: str) -> CacheMeasures:
+        """Return the counters of a loaded variant whose answers are cached."""
+        if len(self.caches) >= _MAX_ROUTES and (model, variant) not in self.caches:
+            self.caches.pop(next(iter(self.caches)))
+        return self.caches.setdefault((model, variant), CacheMeasures())
 
     def generation(self, model: str, variant: str) -> GenerationMeasures:
         """Return the counters of a loaded variant that generates."""

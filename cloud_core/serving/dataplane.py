@@ -273,20 +273,21 @@ class DataPlane:
             context = ticket.account.within_rights(context)
         served.last_used_at = context.arrived_at
         note = None if ticket.note is None else ticket.note.run(request, rows)
-        outputs = await served.pick().infer(
-            Chunk(inputs=request.inputs, rows=rows, outputs=wanted or None, note=note),
-            shape_key=served.shape_key(request.inputs, wanted),
-            deadline=context.deadline,
-            priority=context.priority,
-            tenant=context.tenant,
-        )
+        chunk = Chunk(inputs=request.inputs, rows=rows, outputs=wanted or None, note=note)
+        parameters = route.parameters
+        if served.cache is None:
+            outputs = await served.infer(chunk, context)
+        else:
+            outputs, source = await served.cache.infer(chunk, context, served.infer)
+            if source:
+                parameters = {**parameters, "cache": source}
         route.measures.rows += rows
         response = InferResponse(
             model=request.model,
             version=route.version.tag or route.version.digest,
             id=request.id,
             outputs=outputs,
-            parameters=route.parameters,
+            parameters=parameters,
         )
         if ticket.note is not None:
             ticket.note.response = response

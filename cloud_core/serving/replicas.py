@@ -46,6 +46,8 @@ class ModelLimits:
     max_queue_rows: int
     providers: tuple[str, ...]
     device_index: int
+    cache_bytes: int = 0
+    cache_ttl_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +88,8 @@ def limits_of(settings: ServingSettings, model: str) -> ModelLimits:
         max_queue_rows=own.max_queue_rows or settings.max_queue_rows,
         providers=own.providers,
         device_index=own.device_index,
+        cache_bytes=own.cache_bytes,
+        cache_ttl_s=own.cache_ttl_s,
     )
 
 

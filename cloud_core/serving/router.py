@@ -11,7 +11,7 @@ import contextlib
 import logging
 import math
 import random
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Coroutine, Hashable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +22,13 @@ from cloud_core.policy.traffic import BASE, Arm, Split, parameter_of, pick
 from cloud_core.registry.registry import ModelVersion, Registry
 from cloud_core.serving.counters import Measures, RouteMeasures
 from cloud_core.serving.lanes import ArmMeasures, Lane, Lanes, sticky_key
+from cloud_core.serving.response_cache import ResponseCache
 from cloud_core.serving.served_text import ServedText
 from penstock.artifact.manifests import Variant
 from penstock.errors import InvalidInput, NotFound, Unavailable
 from penstock.hosting.embedding import Embedding
 from penstock.hosting.process_replica.replica import ProcessReplica, WorkerCounts
+from penstock.hosting.replica import Chunk
 from penstock.hosting.replica_queue import ReplicaQueue
 from penstock.hosting.rows import Tensors
 from penstock.process.telemetry import log
@@ -53,9 +55,14 @@ class Served:
         outputs: tuple[TensorSpec, ...],
         now: float,
         embedding: Embedding | None = None,
+        cache: ResponseCache | None = None,
     ) -> None:
-        """``embedding``: makes its rows of texts; None where it takes none."""
-        self.variant, self.queues, self.embedding = variant, queues, embedding
+        """
+        Args:
+            embedding: makes its rows of texts; None where it takes none.
+            cache: of its answers; None where they are not cached.
+        """
+        self.variant, self.queues, self.embedding, self.cache = variant, queues, embedding, cache
         self.last_used_at = now
         self.inflight_bytes = self.inflight = 0  # of admitted requests
         self._emptied: asyncio.Event | None = None  # made when it is closed
@@ -107,7 +114,8 @@ class Served:
         """
         if self._problem:
             raise min((worker.unavailable() for worker in self._workers()), key=lambda e: e.retry_after_s or math.inf)
-        self.pick().check_room()
+        if self.cache is None:  # whether a request needs the room is known when its inputs are
+            self.pick().check_room()
 
     def pick(self) -> ReplicaQueue[Tensors]:
         """Choose the replica that takes the next chunk, among those that can answer."""
@@ -115,6 +123,18 @@ class Served:
         if len(queues) == 1:
             return queues[0]
         return queues[least_loaded([queue.outstanding_rows for queue in queues])]
+
+    def infer(self, chunk: Chunk, context: RequestContext) -> Coroutine[Any, Any, Tensors]:
+        """Queue checked rows before one of its replicas. Raises as :meth:`ReplicaQueue.infer`."""
+        queue = self._usable[0] if len(self._usable) == 1 else self.pick()
+        wanted = chunk.outputs or ()
+        return queue.infer(
+            chunk,
+            shape_key=self.shape_key(chunk.inputs, wanted) if self._has_free_shapes else wanted,
+            deadline=context.deadline,
+            priority=context.priority,
+            tenant=context.tenant,
+        )
 
     def check_inputs(self, inputs: Mapping[str, Array]) -> int:
         """Count the rows of a request whose inputs fit; see :func:`penstock.wire.tensors.check_inputs`.
@@ -184,7 +204,10 @@ class Served:
                 async with asyncio.timeout(timeout_s):
                     await self._emptied.wait()
         error = Unavailable("the model is being unloaded", retry_after_s=1.0)
-        return all(await asyncio.gather(*(queue.finish(error, timeout_s) for queue in self.queues)))
+        closed = await asyncio.gather(*(queue.finish(error, timeout_s) for queue in self.queues))
+        if self.cache is not None:
+            self.cache.clear()
+        return all(closed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,16 +8,15 @@ goes first. Knows no clock and no engine; who asks it decides where an old answe
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import msgspec
 
 from penstock.errors import ConfigError
 from penstock.generation.values import GenerationRequest, Sampling, TokenEvent
+from penstock.policy.kept_values import KeptValues
 
 _BESIDE_BYTES = 300  # of memory that an entry takes beside its events: key, numbers, its place in the order
-_LARGEST_SHARE = 8  # an answer that takes more than this part of the room is not kept: it would push out many
 
 _encoder = msgspec.msgpack.Encoder()
 _events = msgspec.msgpack.Decoder(tuple[TokenEvent, ...])
@@ -44,11 +43,9 @@ def cache_key(request: GenerationRequest, *, model: str, tenant: str = "") -> by
 
 
 class AnswerCache:
-    """Answers by key, the one that was used last at the end.
+    """Answers by key.
 
     Attributes:
-        max_bytes: that it may take.
-        size_bytes: that it takes.
         hits: answers that were found.
         misses: that were not.
     """
@@ -61,21 +58,29 @@ class AnswerCache:
         """
         if max_bytes < 0:
             raise ConfigError(f"max_bytes ({max_bytes}) must not be negative")
-        self.max_bytes = max_bytes
-        self._answers: OrderedDict[bytes, bytes] = OrderedDict()
-        self.size_bytes = self.hits = self.misses = 0
+        self._answers: KeptValues[bytes] = KeptValues(max_bytes)
+        self.hits = self.misses = 0
 
     def __len__(self) -> int:
         return len(self._answers)
 
+    @property
+    def max_bytes(self) -> int:
+        """Return how many bytes it may take."""
+        return self._answers.max_bytes
+
+    @property
+    def size_bytes(self) -> int:
+        """Return how many bytes it takes."""
+        return self._answers.size_bytes
+
     def get(self, key: bytes | None) -> tuple[TokenEvent, ...] | None:
         """Return the events of an answer, of whose prompt nothing had to be computed; None if there is none."""
         kept = None if key is None else self._answers.get(key)
-        if key is None or kept is None:
+        if kept is None:
             self.misses += 1
             return None
         self.hits += 1
-        self._answers.move_to_end(key)
         *before, last = _events.decode(kept)
         if last.usage is None:
             return (*before, last)
@@ -87,16 +92,4 @@ class AnswerCache:
         if key is None or not events or events[-1].finish not in ("stop", "length"):
             return
         content = _encoder.encode(tuple(events))
-        size = len(content) + _BESIDE_BYTES
-        if size * _LARGEST_SHARE > self.max_bytes:
-            return
-        self._drop(key)
-        self._answers[key] = content
-        self.size_bytes += size
-        while self.size_bytes > self.max_bytes:
-            self._drop(next(iter(self._answers)))
-
-    def _drop(self, key: bytes) -> None:
-        content = self._answers.pop(key, None)
-        if content is not None:
-            self.size_bytes -= len(content) + _BESIDE_BYTES
+        self._answers.put(key, content, len(content) + _BESIDE_BYTES)

@@ -36,6 +36,9 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         max_queue_rows: as ``serving.max_queue_rows``, for this model.
         providers: execution providers in place of the artifact's own, the first one with which the model loads and
             reproduces its golden answers.
+        cache_bytes: of answers that are given again to requests which are the same in every byte; requests that are the
+            same at the same time share one run. For each version of a model that answers with arrays; 0 for none.
+        cache_ttl_s: such an answer is given again for so long; 0 for as long as there is room.
         device_index: of several devices of a kind, the one that runs it (providers cuda and tensorrt).
     """
 
@@ -46,4 +49,6 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     max_delay_s: Annotated[float, Meta(ge=0.0)] | None = None
     max_queue_rows: Annotated[int, Meta(ge=1)] | None = None
     providers: Annotated[tuple[Provider, ...], Meta(max_length=8)] = ()
+    cache_bytes: Annotated[int, Meta(ge=0)] = 0
+    cache_ttl_s: Annotated[float, Meta(ge=0.0)] = 0.0
     device_index: Annotated[int, Meta(ge=0, le=1023)] = 0

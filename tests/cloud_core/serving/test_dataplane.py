@@ -29,11 +29,12 @@ from penstock.errors import (
     Unauthenticated,
     Unavailable,
 )
+from penstock.hosting.process_replica.settings import ModelSettings
 from penstock.hosting.replica import EngineReplica
 from penstock.wire.inference import InferRequest
 from penstock.wire.tensors import TensorSpec
 from tests.cloud_core.conftest import put_layout
-from tests.cloud_core.rig import Rig, onnx_layout, onnx_spec, rig_of
+from tests.cloud_core.rig import Rig, Told, onnx_layout, onnx_spec, rig_of
 from tests.factories import onnx_model
 from tests.penstock.hosting.rig import outcome, rows, until
 
@@ -326,3 +327,35 @@ async def test_a_better_priority_than_a_tenant_may_have_is_not_given(make_rig: M
         with rig.plane.admit(context, "mlp", "", 10) as ticket:
             allowed = context if ticket.account is None else ticket.account.within_rights(context)
             assert allowed.priority == gets
+
+
+async def test_an_answer_that_is_cached_needs_no_room_in_a_full_queue_and_goes_with_its_version(
+    make_rig: MakeRig,
+) -> None:
+    models = {"mlp": ModelSettings(cache_bytes=1_000_000)}
+    rig = await make_rig(models=models, max_queue_rows=2, inline_below_s=0.0, placement="inline", replicas=1)
+    told = Told()
+    rig.plane.observers.add(told)
+    (served,) = rig.plane.served()
+    first = await rig.infer(rows(1))
+    replica = served.queues[0].replica
+    assert isinstance(replica, EngineReplica)
+    gate = threading.Event()
+    replica.thread.submit(gate.wait)
+    running = asyncio.create_task(rig.infer(rows(2, 2)))
+    await until(lambda: served.queues[0].running_rows == 2)
+    waiting = asyncio.create_task(rig.infer(rows(3, 3)))
+    await until(lambda: served.queues[0].queue_rows == 2)
+    with pytest.raises(QueueFull):
+        await rig.infer(rows(4))
+    again = await rig.infer(rows(1))
+    gate.set()
+    await asyncio.gather(running, waiting)
+    assert ("cache" in first.parameters, again.parameters["cache"]) == (False, "hit")
+    np.testing.assert_array_equal(first.outputs["logits"], again.outputs["logits"])
+    assert rig.measures.routes["mlp", "v1"].rows == 6  # what is answered counts, wherever it comes from
+    hit = next(one for one in told.requests if one.response is again)
+    assert (hit.rows, hit.queued_s, hit.ran_s) == (1, None, None)
+    assert served.cache.size_bytes > 0
+    assert await rig.controller.close(5.0)
+    assert served.cache.size_bytes == 0
