@@ -179,10 +179,15 @@ class Controller:
         )
 
     def properties(self, version: ModelVersion) -> dict[str, str]:
-        """Say what clients are told of a model beside its tensors: what a request without a version gets."""
+        """Say what clients are told of a model beside its tensors: what a request without a version gets, and by what
+        name this version can be asked for whatever becomes of its tag."""
         default = self._registry.resolve(version.model)
         certified = self._registry.certificate_of(version.digest) is not None
-        found = {"default_version": default.tag or default.digest, "certified": str(certified).lower()}
+        found = {
+            "default_version": default.tag or default.digest,
+            "digest": version.digest,
+            "certified": str(certified).lower(),
+        }
         split = self.lanes.splits.get(version.model)
         if split is not None:
             arms = {"base": self.lanes.percent(default), **{arm.name: arm.percent for arm in split.arms}}

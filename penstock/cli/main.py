@@ -46,6 +46,7 @@ _COMMANDS: Mapping[str, _Command] = {
     "agent": _Command("Run the daemon on a device, or ask it how it is.", extra="agent"),
     "fleet": _Command("Plan, start, watch and stop rollouts over many devices.", "penstock.cli.fleet.commands:command"),
     "infer": _Command("Send one inference to an agent, a core, or any OIP server.", "penstock.cli.infer:command"),
+    "batch": _Command("Run a model over the rows of a file, resumable.", "penstock.cli.batch:command"),
     "generate": _Command("Ask a language model for a text, as it is made.", "penstock.cli.generate:command"),
     "demo": _Command("Run the whole path on real data and end with a verdict.", "penstock.cli.demo:command", "demo"),
     "completion": _Command("Print the shell completion script.", "penstock.cli.completion:command"),
