@@ -165,9 +165,11 @@ class Parts:
             with partial.open("rb+") as file:
                 os.fsync(file.fileno())
             made = Made(run=run, refused=counted["refused"], output_digest=digest_of_file(partial))
+            note = self.root / "made.json"  # written here, so that a kill leaves no scrap beside the output
+            write_atomically(note, msgspec.json.format(msgspec.json.encode(made)), mode=SHARED)
             os.replace(partial, self.output)
+            os.replace(note, self._note)
             fsync_directory(self.output.parent)
-        write_atomically(self._note, msgspec.json.format(msgspec.json.encode(made)), mode=SHARED)
         self.discard()
 
     def discard(self) -> None:

@@ -22,7 +22,7 @@ from penstock.batch.files import check_output, open_sink, open_source
 from penstock.batch.inputs import ERROR, columns_of, inputs_of, output_columns, sizes_for, values_of
 from penstock.batch.parts import Cells, Made, Parts, Run
 from penstock.batch.tables import Chunk, Source
-from penstock.errors import Conflict, Internal, InvalidInput
+from penstock.errors import Conflict, Internal, InvalidInput, TooLarge
 from penstock.wire.tensors import Array
 
 _PARTS_AT_ONCE = 2
@@ -140,6 +140,8 @@ class Batch:
         self._source, self._answerer, self._parts = source, answerer, parts
         self._options, self._say = options, say
         self._columns = columns_of(answerer.metadata, source.names)
+        wanted = {name for columns in self._columns.values() for name in columns}
+        self._taken = tuple(name for name in source.names if name in wanted or name not in options.keep)
         self._room = asyncio.Semaphore(options.in_flight)
         self._part_room = asyncio.Semaphore(_PARTS_AT_ONCE)
         self._answered = self._resumed = 0
@@ -172,6 +174,11 @@ class Batch:
         parts = self._parts
         found = decided(run, parts.begun(), parts.made(), is_there=parts.output.exists(), overwrite=options.overwrite)
         if isinstance(found, Made):
+            if found.refused and options.on_error == "stop":
+                raise Conflict(
+                    f"the output is there already, and {found.refused} of its rows were refused; take it with "
+                    "--on-error row, or give --overwrite"
+                )
             parts.discard()
             return Done(made=found, resumed_rows=found.run.rows)
         if found is None:
@@ -194,7 +201,7 @@ class Batch:
 
     def _check_columns(self) -> None:
         """Look at the names alone, before any row is asked for or refused."""
-        none = {name: np.empty(0, object) for name in self._source.names if name not in self._options.keep}
+        none = {name: np.empty(0, object) for name in self._taken}
         inputs_of(none, self._answerer.metadata, self._columns, is_text=False)
 
     async def _answer(self, run: Run) -> None:
@@ -235,7 +242,7 @@ class Batch:
         try:
             async with self._room:
                 return [await self._infer(chunk, rows)]
-        except InvalidInput as error:
+        except (InvalidInput, TooLarge) as error:
             count = rows.stop - rows.start
             if count > 1:
                 middle = rows.start + count // 2
@@ -250,7 +257,7 @@ class Batch:
 
     async def _infer(self, chunk: Chunk, rows: slice) -> Cells:
         metadata, count = self._answerer.metadata, rows.stop - rows.start
-        table = {name: array[rows] for name, array in chunk.columns.items() if name not in self._options.keep}
+        table = {name: chunk.columns[name][rows] for name in self._taken}
         inputs = inputs_of(table, metadata, self._columns, is_text=self._source.is_text)
         outputs = await self._answerer.infer(inputs)
         for spec in metadata.outputs:

@@ -113,8 +113,10 @@ def run(
         in_flight=in_flight,
         overwrite=overwrite,
     )
-    is_layout = Path(model).is_dir()
-    if not is_layout and model.startswith(("/", ".", "~")):
+    # a directory that is only called as a model of the core is not meant
+    is_path = model.startswith(("/", ".", "~"))
+    is_layout = Path(model, "oci-layout").is_file() or (is_path and Path(model).is_dir())
+    if is_path and not is_layout:
         raise InvalidInput(f"{model}: no such directory", field="model")
     if is_layout and version:
         raise click.UsageError("--version is for models of a core; a directory holds one version")

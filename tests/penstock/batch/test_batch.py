@@ -21,14 +21,15 @@ from click.testing import CliRunner
 from cloud_core.app import Core
 from cloud_core.cli import command as core_command
 from penstock import Client
-from penstock.artifact.layout import Layout
+from penstock.artifact.layout import Layout, VariantDraft
 from penstock.batch.parts import Parts, Run
 from penstock.cli.batch import run as command
 from penstock.errors import Conflict, InvalidInput, NotFound
 from penstock.registry import transfer
 from penstock.registry.client import RegistryClient
-from penstock.wire.tensors import Array
+from penstock.wire.tensors import Array, TensorSpec
 from tests.cloud_core.rig import core_in_a_thread, onnx_layout
+from tests.factories import echo_spec
 from tests.waiting import wait_until
 
 COLUMNS = ("a", "b", "c", "d")
@@ -83,9 +84,12 @@ def test_every_row_is_answered_in_order_and_columns_are_matched_by_name(
 ) -> None:
     shuffled = by_column(rows, id=[f"row {at}" for at in range(ROWS)])
     pq.write_table(pa.table(dict(reversed(shuffled.items()))), tmp_path / "in.parquet", row_group_size=77)
-    said = batch(layout, "-i", tmp_path / "in.parquet", "--output", tmp_path / "out.parquet", "--keep", "id")
+    said = batch(
+        layout, "-i", tmp_path / "in.parquet", "--output", tmp_path / "out.parquet", "--keep", "id", "--keep", "b"
+    )
     table = pq.read_table(tmp_path / "out.parquet")
-    assert table.column_names == ["id", "logits", "class"]
+    assert table.column_names == ["id", "b", "logits", "class"]
+    np.testing.assert_array_equal(table["b"].to_numpy(), rows[:, 1])
     best = expected(layout, rows).argmax(axis=1)
     assert table["class"].to_pylist() == [CLASSES[at] for at in best]
     assert table["id"].to_pylist() == [f"row {at}" for at in range(ROWS)]
@@ -112,6 +116,25 @@ def test_the_same_through_a_core_from_csv_and_npz(core: Core, layout: Path, rows
         batch("nothing", "-i", tmp_path / "in.npz", "--output", tmp_path / "other.csv", *at)
 
 
+def test_texts_and_lists_of_many_lengths_come_back_as_they_went_in(tmp_path: Path) -> None:
+    tensors = (
+        TensorSpec(name="word", datatype="BYTES", shape=(-1, 1)),
+        TensorSpec(name="numbers", datatype="INT64", shape=(-1, -1)),
+    )
+    (tmp_path / "model.json").write_bytes(msgspec.json.encode(tensors))
+    layout = Layout.create(tmp_path / "echo")
+    spec = echo_spec("cloud", inputs=tensors, outputs=tensors, score_output="numbers", max_batch=16)
+    layout.pack([VariantDraft(spec=spec, weights=tmp_path / "model.json")], tag="v1")
+    went_in = {
+        "word": [f"größe {at}" for at in range(100)],
+        "numbers": [[2**60 + at] * (1 + at // 60) for at in range(100)],
+    }
+    pq.write_table(pa.table(went_in), tmp_path / "in.parquet")
+    said = batch(layout.root, "-i", tmp_path / "in.parquet", "--output", tmp_path / "out.parquet")
+    assert said["refused"] == 0
+    assert pq.read_table(tmp_path / "out.parquet").to_pydict() == went_in
+
+
 def test_a_refused_row_stops_with_its_number_or_is_an_entry(layout: Path, rows: Array, tmp_path: Path) -> None:
     cells = [*map(str, rows[:, 0].tolist())]
     cells[637] = "seven"
@@ -126,6 +149,8 @@ def test_a_refused_row_stops_with_its_number_or_is_an_entry(layout: Path, rows: 
     said = batch(*arguments, "--on-error", "row")
     table = pq.read_table(tmp_path / "out.parquet")
     assert said["refused"] == 1
+    with pytest.raises(Conflict, match="1 of its rows were refused"):
+        batch(*arguments)
     assert said["resumed_rows"] > 0
     assert [at for at, error in enumerate(table["error"].to_pylist()) if error] == [637]
     assert [at for at, answer in enumerate(table["logits"].to_pylist()) if answer is None] == [637]
