@@ -370,13 +370,11 @@ class TrafficService:
         return Arm(name=found.tag or version, digest=found.digest, percent=percent)
 
     def _other_version(self, model: str, version: str) -> ModelVersion:
-        found = self._version(model, version)
-        if found.is_default:
-            raise Conflict(
-                f"{found.tag or version} is the default version of {model} already: it has what others leave"
-            )
-        self._controller.demand.check_room(found)
-        return found
+        one = self._version(model, version)
+        if one.is_default:
+            raise Conflict(f"{one.tag or version} is the default version of {model} already: it has what others leave")
+        self._controller.demand.check_room(one)
+        return one
 
     def _version(self, model: str, version: str) -> ModelVersion:
         """Find a version that the core can serve."""
