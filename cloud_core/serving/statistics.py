@@ -67,6 +67,11 @@ def statistics_of(
         queued = Ended(requests=sum(batches.queue_s.counts), seconds=batches.queue_s.total)
         computed = Ended(requests=batches.requests, seconds=batches.requests_s)
         runs, by_size = sum(batches.rows.counts), _by_size(batches.by_rows)
+    cached = uncached = NOTHING
+    caches = None if variant is None else measures.caches.get((model, variant.digest))
+    if caches is not None:
+        cached = Ended(requests=caches.hits + caches.shared, seconds=0.0)
+        uncached = Ended(requests=caches.misses, seconds=0.0)
     return ModelStatistics(
         model=model,
         version=version,
@@ -75,6 +80,8 @@ def statistics_of(
         failed=failed,
         queued=queued,
         computed=computed,
+        cached=cached,
+        uncached=uncached,
         runs=runs,
         batches=by_size,
         last_at_ms=_wall_ms(served.last_used_at, now) if served is not None and succeeded.requests else 0,

@@ -141,6 +141,8 @@ class ModelStatistics:
         failed: requests that were not; None where only rows are counted.
         queued: how long requests waited; None where that is not counted.
         computed: how long the batches of requests ran, each request's counted whole; None where that is not counted.
+        cached: requests that were given the answer of an equal one. What a look-up took is not measured.
+        uncached: that were not, of a model whose answers are cached.
         runs: batches that ran; None where that is not counted. Versions that share a variant share its batches.
         batches: the same by their size.
         last_at_ms: when a request was let in last, in milliseconds since 1970; 0 for never, or nobody knows.
@@ -154,6 +156,8 @@ class ModelStatistics:
     failed: Ended | None = None
     queued: Ended | None = None
     computed: Ended | None = None
+    cached: Ended = NOTHING
+    uncached: Ended = NOTHING
     runs: int | None = None
     batches: tuple[BatchStatistics, ...] = ()
     last_at_ms: int = 0

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 from penstock.wire.inference import NOTHING, BatchStatistics, Ended, ModelConfig, ModelState, ModelStatistics
 from penstock.wire.tensors import TensorSpec
 
-_STAGES = ("compute_input", "compute_output", "cache_hit", "cache_miss")
-"""Stages that Triton tells apart and no server here: they are part of others, or there are none."""
+_STAGES = ("compute_input", "compute_output")
+"""Stages that Triton tells apart and no server here: they are part of others."""
 _LATEST = "latest "
 
 
@@ -53,6 +53,7 @@ def statistics_document(one: ModelStatistics) -> dict[str, Any]:
         document["execution_count"] = one.runs
         document["batch_stats"] = [_batch(batch) for batch in one.batches]
         stages.update({name: _duration(NOTHING) for name in _STAGES})
+        stages.update(cache_hit=_duration(one.cached), cache_miss=_duration(one.uncached))
     if stages:
         document["inference_stats"] = stages
     if one.outcomes:

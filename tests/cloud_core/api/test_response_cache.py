@@ -74,6 +74,20 @@ def test_an_answer_says_that_it_was_given_before_and_is_the_same(core: Core, ask
     assert metric(core, "penstock_response_cache_bytes", 'model="mlp"') > 0
 
 
+def test_statistics_tell_hits_and_misses_where_tritons_clients_look_for_them(core: Core, ask: Any) -> None:
+    def counts() -> tuple[int, int]:
+        with triton_http.InferenceServerClient(f"127.0.0.1:{core.http_port}") as client:
+            (one,) = client.get_inference_statistics("mlp")["model_stats"]
+        stages = one["inference_stats"]
+        return stages["cache_hit"]["count"], stages["cache_miss"]["count"]
+
+    infer, value = ask
+    hits, misses = counts()
+    for _ in range(3):
+        infer(value + 100)
+    assert counts() == (hits + 2, misses + 1)
+
+
 def test_a_model_of_which_nothing_was_said_is_asked_each_time(core: Core, ask: Any) -> None:
     infer, value = ask
     assert [infer(value, model="plain")[1] for _ in range(2)] == ["", ""]
