@@ -7,12 +7,12 @@ request that names a version is never moved; only those that name none take part
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Literal
 
-from penstock.errors import InvalidInput
+from penstock.errors import Conflict, InvalidInput
 
 BASE = "base"
 """The arm of requests that go to the default version."""
@@ -232,6 +232,21 @@ def check_versions(versions: VersionPolicy) -> None:
         raise InvalidInput(f"latest: {versions.latest} is not a number of versions", field="latest")
     if versions.kind == "given" and not versions.given:
         raise InvalidInput("given: name at least one version", field="given")
+
+
+def in_place_of(before: Split, after: Split | None) -> Callable[[Traffic], Traffic]:
+    """Replace a split that is still as it was when somebody decided about it.
+
+    Raises:
+        Conflict: from what is returned, where it is another one by then.
+    """
+
+    def change(said: Traffic) -> Traffic:
+        if said.split != before:
+            raise Conflict("the split was changed meanwhile; look at it again")
+        return replace(said, split=after)
+
+    return change
 
 
 def _check_gate(gate: CanaryGate) -> None:

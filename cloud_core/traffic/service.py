@@ -29,6 +29,7 @@ from cloud_core.policy.traffic import (
     VersionPolicy,
     check_split,
     check_versions,
+    in_place_of,
 )
 from cloud_core.policy.verdicts import GateVerdict
 from cloud_core.registry.registry import ModelVersion, Registry
@@ -296,9 +297,9 @@ class TrafficService:
                 return
             case canary.Advance(split=after):
                 text = f"split: {after.arms[0].percent:g}% to {after.arms[0].name}"
-                await self._change(model, "core split", by, text, _in_place_of(split, after))
+                await self._change(model, "core split", by, text, in_place_of(split, after))
             case canary.Abort():
-                await self._change(model, "core split", by, "split aborted", _in_place_of(split, None))
+                await self._change(model, "core split", by, "split aborted", in_place_of(split, None))
                 self.ends[model, "aborted"] += 1
             case canary.Promote(arm=arm):
                 await self._promote(model, split, arm, by)
@@ -314,7 +315,7 @@ class TrafficService:
         after = replace(split, gate=replace(split.gate, slow_s=slow_s))
         by = Operator(who="core", reason="twice what the default version's slowest twentieth takes")
         text = f"slow: more than {slow_s:g} s"
-        await self._change(model, "core split", by, text, _in_place_of(split, after))
+        await self._change(model, "core split", by, text, in_place_of(split, after))
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
@@ -327,7 +328,7 @@ class TrafficService:
     async def _promote(self, model: str, split: Split, arm: Arm, by: Operator) -> None:
         """Make an arm the default version; its split is over then, and not before."""
         async with self._changing:
-            after = _in_place_of(split, None)(self.said(model))
+            after = in_place_of(split, None)(self.said(model))
             await self._actions.set_default(model, arm.digest, by)
             await self._write(model, "core split", by, f"split passed: {arm.name} is the default version", after)
 
@@ -387,14 +388,3 @@ class TrafficService:
         state = self._controller.state_of(version)
         if is_loaded and state.state != "READY":
             raise Unavailable(f"{version.model} {version.tag or version.digest} is not loaded: {state.reason}")
-
-
-def _in_place_of(before: Split, after: Split | None) -> Change:
-    """Replace a split that is still as it was when somebody decided about it."""
-
-    def change(said: Traffic) -> Traffic:
-        if said.split != before:
-            raise Conflict("the split was changed meanwhile; look at it again")
-        return replace(said, split=after)
-
-    return change
