@@ -9,6 +9,7 @@ import numpy as np
 
 from penstock.errors import InvalidInput
 from penstock.rest import codec as rest
+from penstock.rest import metadata
 from penstock.rpc import codec as rpc
 from penstock.wire.inference import InferRequest, InferResponse, ModelMetadata
 from penstock.wire.tensors import TensorSpec
@@ -62,7 +63,7 @@ def documents() -> Mapping[str, bytes]:
         "rest_request.json": text.body,
         "rest_response.bin": answer.body,
         "rest_response.json": text_answer.body,
-        "rest_metadata.json": rest.encode_metadata(METADATA),
+        "rest_metadata.json": metadata.encode_metadata(METADATA),
         "rest_error.json": rest.encode_error(InvalidInput("inputs.x: datatype is FP64, expected FP32", field="x")),
         "rpc_request.bin": message.SerializeToString(deterministic=True),
         "rpc_response.bin": reply.SerializeToString(deterministic=True),
