@@ -21,16 +21,16 @@ from typing import Any
 import msgspec
 
 from cloud_core.api.certificates import watch_certificates
-from cloud_core.api.fleet_grpc import FleetServicer
+from cloud_core.api.exposition.metrics import Metrics
 from cloud_core.api.garbage import gc_route
-from cloud_core.api.grpc_oip import OipServicer
-from cloud_core.api.grpc_repository import RepositoryCalls
-from cloud_core.api.grpc_server import GrpcServer
 from cloud_core.api.keys import key_routes
-from cloud_core.api.metrics import Metrics
 from cloud_core.api.oci import OciApi
 from cloud_core.api.reload import reload_route
 from cloud_core.api.routes import http_server
+from cloud_core.api.rpc.fleet_grpc import FleetServicer
+from cloud_core.api.rpc.grpc_oip import OipServicer
+from cloud_core.api.rpc.grpc_repository import RepositoryCalls
+from cloud_core.api.rpc.grpc_server import GrpcServer
 from cloud_core.api.seeing import Seeing
 from cloud_core.api.traffic import TrafficApi
 from cloud_core.api.usage import usage_route

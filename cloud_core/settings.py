@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from cloud_core.api.listening.settings import GrpcSettings
+from cloud_core.api.rpc.listening.settings import GrpcSettings
 from cloud_core.cluster.settings import ClusterSettings
 from cloud_core.fleet.settings import FleetSettings
 from cloud_core.observing.settings import ObservingSettings

@@ -10,7 +10,7 @@ from typing import Any
 
 from docs_writer import Page, Writer
 
-from cloud_core.api.listening.settings import GrpcSettings
+from cloud_core.api.rpc.listening.settings import GrpcSettings
 from cloud_core.app import Core
 from cloud_core.settings import CoreSettings, HttpSettings
 from edge_agent.agent import Agent

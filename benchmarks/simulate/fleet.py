@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cloud_core.policy.fleet_evidence import (
+from cloud_core.policy.rollouts.fleet_evidence import (
     DeviceEvidence,
     Limits,
     after_round,

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud_core.policy.gate_settings import Gate, alpha_of_test, audits_needed
+from cloud_core.policy.rollouts.gate_settings import Gate, alpha_of_test, audits_needed
 from penstock.policy.power import binomial_tail
 from penstock.policy.sequential import e_value_above
 

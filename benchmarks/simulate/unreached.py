@@ -7,11 +7,11 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from benchmarks.simulate.gates import GATE
-from cloud_core.policy import operations
-from cloud_core.policy import rollout as policy
-from cloud_core.policy.assignments import Plan, PlannedDevice
-from cloud_core.policy.observations import Observation
-from cloud_core.policy.rollout import Rollout
+from cloud_core.policy.rollouts import operations
+from cloud_core.policy.rollouts import rollout as policy
+from cloud_core.policy.rollouts.assignments import Plan, PlannedDevice
+from cloud_core.policy.rollouts.observations import Observation
+from cloud_core.policy.rollouts.rollout import Rollout
 
 _DEVICES = 1_000
 _WAVES = (0.1, 0.5, 1.0)

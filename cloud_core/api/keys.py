@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import msgspec
 
-from cloud_core.api.fleet_codec import operator_of
+from cloud_core.api.rpc.fleet_codec import operator_of
 from cloud_core.fleet.operator_actions import OperatorActions
 from cloud_core.policy.admission import Role
-from cloud_core.policy.rollout import Operator
+from cloud_core.policy.rollouts.rollout import Operator
 from cloud_core.state.api_keys import KeyRow
 from cloud_core.tenants.keys import ApiKeys, Wanted, Work
 from penstock.errors import Conflict, InvalidInput, TooLarge

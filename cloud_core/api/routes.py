@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from cloud_core.api.metrics import Metrics
+from cloud_core.api.exposition.metrics import Metrics
 from cloud_core.api.oci import OciApi
 from cloud_core.api.page import Page
 from cloud_core.api.seeing import Seeing

@@ -10,8 +10,8 @@ from typing import Any, TypedDict, TypeVar
 
 import msgspec
 
-from cloud_core.api.fleet_codec import operator_of
-from cloud_core.policy.rollout import Operator
+from cloud_core.api.rpc.fleet_codec import operator_of
+from cloud_core.policy.rollouts.rollout import Operator
 from cloud_core.policy.traffic import CanaryGate, Traffic
 from cloud_core.serving.settings import version_policy
 from cloud_core.traffic.service import TrafficService

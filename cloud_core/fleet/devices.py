@@ -2,7 +2,7 @@
 
 Owns the guard against what a broken or hostile device may send: ids are checked, everything else is cut to size.
 Silence is measured by the server's clock and only while the server listens: after a restart every device gets its time
-again. Which agents report under one id is noted here, and decided in ``cloud_core.policy.instances``.
+again. Which agents report under one id is noted here, and decided in ``cloud_core.policy.rollouts.instances``.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Literal
 
 import msgspec
 
-from cloud_core.policy import instances
-from cloud_core.policy.instances import Voice
-from cloud_core.policy.observations import Phase
+from cloud_core.policy.rollouts import instances
+from cloud_core.policy.rollouts.instances import Voice
+from cloud_core.policy.rollouts.observations import Phase
 from cloud_core.state import fleet as rows
 from penstock.artifact.manifests import Artifact, Variant
 from penstock.errors import InvalidInput, QueueFull

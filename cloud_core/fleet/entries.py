@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from cloud_core.policy.assignments import Assignment, FleetRelease, Plan
-from cloud_core.policy.rollout import Rollout
+from cloud_core.policy.rollouts.assignments import Assignment, FleetRelease, Plan
+from cloud_core.policy.rollouts.rollout import Rollout
 from cloud_core.state import fleet as rows
 from penstock.artifact.blobs import digest_of
 from penstock.artifact.manifests import canonical_json

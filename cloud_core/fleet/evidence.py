@@ -2,7 +2,7 @@
 
 Owns the pools in memory. What a delivery changes is worked out first and taken on when it is on disk
 (``fleet_store``), so that ``kill -9`` loses nothing and counts nothing twice. When the evidence is enough is decided in
-``cloud_core.policy.fleet_evidence``.
+``cloud_core.policy.rollouts.fleet_evidence``.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import msgspec
 from cloud_core.fleet.devices import Report
 from cloud_core.fleet.messages import PromiseStatus
 from cloud_core.fleet.settings import EvidenceSettings
-from cloud_core.policy import fleet_evidence as policy
-from cloud_core.policy.fleet_evidence import DeviceEvidence, Limits
+from cloud_core.policy.rollouts import fleet_evidence as policy
+from cloud_core.policy.rollouts.fleet_evidence import DeviceEvidence, Limits
 from cloud_core.registry.registry import Registry
 from cloud_core.state import fleet as rows
 from penstock.errors import ConfigError, PenstockError

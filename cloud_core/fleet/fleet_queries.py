@@ -14,11 +14,11 @@ from cloud_core.fleet.devices import MAX_MODELS, Devices, Report, ReportedModel
 from cloud_core.fleet.entries import Entry
 from cloud_core.fleet.fleet_store import FleetStore
 from cloud_core.fleet.messages import DesiredModel, PlanRequest
-from cloud_core.policy.assignments import Assignment, FleetRelease, Plan, PlannedDevice
-from cloud_core.policy.gate_settings import audits_needed
-from cloud_core.policy.observations import Observation
-from cloud_core.policy.planning import Candidate
-from cloud_core.policy.rollout import Rollout
+from cloud_core.policy.rollouts.assignments import Assignment, FleetRelease, Plan, PlannedDevice
+from cloud_core.policy.rollouts.gate_settings import audits_needed
+from cloud_core.policy.rollouts.observations import Observation
+from cloud_core.policy.rollouts.planning import Candidate
+from cloud_core.policy.rollouts.rollout import Rollout
 from cloud_core.registry.registry import ModelVersion, Registry
 from penstock.errors import ArtifactError, Conflict, NotFound
 from penstock.process.telemetry import log

@@ -17,9 +17,9 @@ from cloud_core.fleet.evidence import FleetEvidence, evidence_rows
 from cloud_core.fleet.messages import DesiredModel
 from cloud_core.fleet.outcome_totals import Delivery, counts_rows
 from cloud_core.fleet.settings import EvidenceSettings
-from cloud_core.policy import rollout as policy
-from cloud_core.policy.assignments import Assignment, FleetRelease
-from cloud_core.policy.rollout import Rollout
+from cloud_core.policy.rollouts import rollout as policy
+from cloud_core.policy.rollouts.assignments import Assignment, FleetRelease
+from cloud_core.policy.rollouts.rollout import Rollout
 from cloud_core.registry.registry import Registry
 from cloud_core.state import Database, Transaction, catalog, uncancelled
 from cloud_core.state import fleet as rows

@@ -23,12 +23,12 @@ from cloud_core.fleet.messages import (
     WaveDeviceStatus,
     WaveStatus,
 )
-from cloud_core.policy import instances
-from cloud_core.policy import rollout as policy
-from cloud_core.policy.assignments import Plan
-from cloud_core.policy.foresight import foretell
-from cloud_core.policy.observations import Phase
-from cloud_core.policy.rollout import State
+from cloud_core.policy.rollouts import instances
+from cloud_core.policy.rollouts import rollout as policy
+from cloud_core.policy.rollouts.assignments import Plan
+from cloud_core.policy.rollouts.foresight import foretell
+from cloud_core.policy.rollouts.observations import Phase
+from cloud_core.policy.rollouts.rollout import State
 from penstock.errors import InvalidInput, NotFound
 from penstock.wire.outcomes import summed
 

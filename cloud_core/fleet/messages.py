@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cloud_core.fleet.devices import Report
-from cloud_core.policy.foresight import WaveForesight
-from cloud_core.policy.gate_settings import Gate
-from cloud_core.policy.observations import Phase
-from cloud_core.policy.planning import Selection
-from cloud_core.policy.rollout import Rollout
-from cloud_core.policy.verdicts import GateVerdict
+from cloud_core.policy.rollouts.foresight import WaveForesight
+from cloud_core.policy.rollouts.gate_settings import Gate
+from cloud_core.policy.rollouts.observations import Phase
+from cloud_core.policy.rollouts.planning import Selection
+from cloud_core.policy.rollouts.rollout import Rollout
+from cloud_core.policy.rollouts.verdicts import GateVerdict
 from penstock.wire.outcomes import OutcomeCounts
 
 

@@ -10,7 +10,7 @@ from datetime import datetime
 from cloud_core.fleet.devices import Devices, ReportedModel
 from cloud_core.fleet.fleet_queries import FleetQueries
 from cloud_core.fleet.fleet_store import FleetStore
-from cloud_core.policy.rollout import Operator
+from cloud_core.policy.rollouts.rollout import Operator
 from cloud_core.registry.registry import ModelVersion, Registry
 from cloud_core.state import Transaction
 from cloud_core.state import fleet as rows

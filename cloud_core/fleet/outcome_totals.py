@@ -1,7 +1,7 @@
 """Outcome totals per device and artifact: folds deliveries in so that nothing is counted twice.
 
 Plain functions of values. The counters are defined in ``penstock.wire.outcomes``. What the counts mean for a rollout is
-decided in ``cloud_core.policy.gates``.
+decided in ``cloud_core.policy.rollouts.gates``.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Owns the order of things: a new device is on disk before it is told anything, and a record is counted once for each
 (device, instance) and durable before that is answered. What devices should run is ``fleet_queries``', writing is
-``fleet_store``'s, and whether there are several agents is decided in ``cloud_core.policy.instances``.
+``fleet_store``'s, and whether there are several agents is decided in ``cloud_core.policy.rollouts.instances``.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from cloud_core.fleet.fleet_store import FleetStore
 from cloud_core.fleet.messages import DesiredModel, HeartbeatReply
 from cloud_core.fleet.outcome_totals import Delivery, Record
 from cloud_core.fleet.settings import FleetSettings
-from cloud_core.policy import rollout as policy
-from cloud_core.policy.instances import agents_by_instance, must_renew
+from cloud_core.policy.rollouts import rollout as policy
+from cloud_core.policy.rollouts.instances import agents_by_instance, must_renew
 from penstock.errors import InvalidInput, StorageError
 from penstock.process.telemetry import log
 from penstock.wire.device_ids import check_device_id

@@ -32,12 +32,12 @@ from cloud_core.fleet.operator_actions import OperatorActions, recorded
 from cloud_core.fleet.outcome_totals import Record
 from cloud_core.fleet.reception import Reception
 from cloud_core.fleet.settings import FleetSettings
-from cloud_core.policy import operations, planning
-from cloud_core.policy import rollout as policy
-from cloud_core.policy.assignments import Plan
-from cloud_core.policy.gate_settings import check_gate
-from cloud_core.policy.operations import Action
-from cloud_core.policy.rollout import NOBODY, Event, Hold, Operator, Rollout, Stop
+from cloud_core.policy.rollouts import operations, planning
+from cloud_core.policy.rollouts import rollout as policy
+from cloud_core.policy.rollouts.assignments import Plan
+from cloud_core.policy.rollouts.gate_settings import check_gate
+from cloud_core.policy.rollouts.operations import Action
+from cloud_core.policy.rollouts.rollout import NOBODY, Event, Hold, Operator, Rollout, Stop
 from cloud_core.registry.registry import Registry
 from cloud_core.state import Database
 from cloud_core.state import fleet as rows

@@ -1,4 +1,6 @@
-"""Counts requests by model, version, tenant and arm of a split. Owns no exposition; see ``cloud_core.api.metrics``."""
+"""Counts requests by model, version, tenant and arm of a split. Owns no exposition; see
+``cloud_core.api.exposition.metrics``.
+"""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from cloud_core.policy.rollouts.verdicts import GateTest, GateVerdict, Verdict
 from cloud_core.policy.traffic import Arm, CanaryGate, Split
-from cloud_core.policy.verdicts import GateTest, GateVerdict, Verdict
 from penstock import wording
 from penstock.policy.sequential import e_value_above
 

@@ -1,7 +1,8 @@
 """What the data plane counts: plain numbers on the event loop's thread, a tenth of a microsecond each.
 
-Owns no exposition: ``cloud_core.api.metrics`` turns these into Prometheus families when they are scraped. The client
-library's own counters take a lock each time, which a server of this size would pay for five times a request.
+Owns no exposition: ``cloud_core.api.exposition.metrics`` turns these into Prometheus families when they are
+scraped. The client library's own counters take a lock each time, which a server of this size would pay for five times a
+request.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from datetime import datetime
 
 from cloud_core.policy import canary
 from cloud_core.policy.canary import FAULTS, Evidence
-from cloud_core.policy.rollout import Operator
+from cloud_core.policy.rollouts.rollout import Operator
 from cloud_core.policy.traffic import Arm, Split
 from cloud_core.registry.registry import Registry
 from cloud_core.serving.counters import Measures, RouteMeasures

@@ -17,7 +17,8 @@ import msgspec
 
 from cloud_core.fleet.operator_actions import OperatorActions
 from cloud_core.policy import canary
-from cloud_core.policy.rollout import Operator
+from cloud_core.policy.rollouts.rollout import Operator
+from cloud_core.policy.rollouts.verdicts import GateVerdict
 from cloud_core.policy.traffic import (
     NOTHING_SAID,
     Arm,
@@ -31,7 +32,6 @@ from cloud_core.policy.traffic import (
     check_versions,
     in_place_of,
 )
-from cloud_core.policy.verdicts import GateVerdict
 from cloud_core.registry.registry import ModelVersion, Registry
 from cloud_core.serving.controller import Controller
 from cloud_core.serving.settings import EVERY_MODEL, TrafficSettings, version_policies

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from cloud_core.cli import command
+from cloud_core.commands.core import command
 from penstock.errors import StorageError
 from penstock.registry.transfer import RegistryClient, push
 from tests.cloud_core.rig import onnx_layout

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 import yaml
 
-from cloud_core.cli import _dotted, serve
+from cloud_core.commands.core import _dotted, serve
 from cloud_core.settings import ENV_PREFIX, CoreSettings, check
 from penstock.process import config
 

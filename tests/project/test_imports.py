@@ -52,7 +52,7 @@ def test_an_agent_loads_nothing_of_the_compiler_or_the_core() -> None:
     assert loaded & (NOT_ON_A_DEVICE | {"compiler", "cloud_core"}) == set()
 
 
-@pytest.mark.parametrize("module", ["compiler.commands.compile", "edge_agent.cli", "cloud_core.cli"])
+@pytest.mark.parametrize("module", ["compiler.commands.compile", "edge_agent.cli", "cloud_core.commands.core"])
 def test_a_rooms_command_line_is_light(module: str) -> None:
     """``penstock ROOM --help`` and shell completion import the command's module only."""
     assert loaded_by(f"import {module}") & (HEAVY | {"uvloop", "prometheus_client"}) == set()

@@ -17,12 +17,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cloud_core.api import fleet_codec as codec
+from cloud_core.api.rpc import fleet_codec as codec
 from cloud_core.fleet.messages import PlanRequest, RolloutStatus
 from cloud_core.fleet.service import FleetService
 from cloud_core.fleet.settings import FleetSettings
-from cloud_core.policy.gate_settings import Gate
-from cloud_core.policy.planning import Selection
+from cloud_core.policy.rollouts.gate_settings import Gate
+from cloud_core.policy.rollouts.planning import Selection
 from cloud_core.registry.registry import Registry
 from cloud_core.state import Database
 from edge_agent.policy import update

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from cloud_core.api.keys import read_wanted
 from cloud_core.app import Core
-from cloud_core.cli import command
+from cloud_core.commands.core import command
 from penstock import AsyncClient
 from penstock.errors import (
     Conflict,

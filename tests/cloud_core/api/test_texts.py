@@ -15,7 +15,7 @@ import pytest_asyncio
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 
-from cloud_core.api.grpc_oip import OipServicer
+from cloud_core.api.rpc.grpc_oip import OipServicer
 from cloud_core.app import Core
 from penstock import AsyncClient
 from penstock.errors import InvalidInput

@@ -11,9 +11,9 @@ from cloud_core.fleet.devices import Report, ReportedModel
 from cloud_core.fleet.messages import DesiredModel, PlanRequest, RolloutStatus
 from cloud_core.fleet.service import FleetService
 from cloud_core.fleet.settings import FleetSettings
-from cloud_core.policy.gate_settings import Gate
-from cloud_core.policy.planning import Selection
-from cloud_core.policy.rollout import Operator
+from cloud_core.policy.rollouts.gate_settings import Gate
+from cloud_core.policy.rollouts.planning import Selection
+from cloud_core.policy.rollouts.rollout import Operator
 from cloud_core.registry.registry import Registry
 from cloud_core.state import Database
 from cloud_core.state import fleet as rows

@@ -11,8 +11,8 @@ import pytest
 from cloud_core.fleet.devices import Report, ReportedModel
 from cloud_core.fleet.messages import PlanRequest
 from cloud_core.fleet.service import FleetService
-from cloud_core.policy.gate_settings import Gate
-from cloud_core.policy.planning import Selection
+from cloud_core.policy.rollouts.gate_settings import Gate
+from cloud_core.policy.rollouts.planning import Selection
 from cloud_core.registry.registry import Registry
 from cloud_core.state import Database
 from penstock.process.clock import SteadyClock

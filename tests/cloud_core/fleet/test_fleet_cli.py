@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
-from cloud_core.api.fleet_grpc import FleetServicer
+from cloud_core.api.rpc.fleet_grpc import FleetServicer
 from cloud_core.fleet.service import FleetService
 from penstock.cli.fleet.view import rollouts_text
 from penstock.errors import Conflict, InvalidInput, NotFound, Unavailable

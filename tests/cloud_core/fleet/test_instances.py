@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from cloud_core.api.fleet_codec import encode_device, encode_rollout
+from cloud_core.api.rpc.fleet_codec import encode_device, encode_rollout
 from cloud_core.fleet.devices import Report, ReportedModel
 from cloud_core.fleet.messages import DeviceStatus, PlanRequest
 from cloud_core.fleet.outcome_totals import Record
 from cloud_core.fleet.service import FleetService
 from cloud_core.fleet.settings import EvidenceSettings, FleetSettings
-from cloud_core.policy.gate_settings import Gate
-from cloud_core.policy.planning import Selection
+from cloud_core.policy.rollouts.gate_settings import Gate
+from cloud_core.policy.rollouts.planning import Selection
 from cloud_core.registry.registry import Registry
 from cloud_core.state import Database
 from penstock.cli.fleet.device_view import devices_text

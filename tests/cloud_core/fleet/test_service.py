@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 
-from cloud_core.api import fleet_codec
+from cloud_core.api.rpc import fleet_codec
 from cloud_core.fleet.devices import Report, ReportedModel
 from cloud_core.fleet.messages import PlanRequest, RolloutStatus
 from cloud_core.fleet.outcome_totals import Record
 from cloud_core.fleet.service import FleetService
 from cloud_core.fleet.settings import FleetSettings
-from cloud_core.policy import gates
-from cloud_core.policy.gate_settings import Gate, audits_needed
-from cloud_core.policy.planning import Selection
-from cloud_core.policy.rollout import Operator
-from cloud_core.policy.verdicts import GateTest
+from cloud_core.policy.rollouts import gates
+from cloud_core.policy.rollouts.gate_settings import Gate, audits_needed
+from cloud_core.policy.rollouts.planning import Selection
+from cloud_core.policy.rollouts.rollout import Operator
+from cloud_core.policy.rollouts.verdicts import GateTest
 from cloud_core.registry.registry import Registry
 from cloud_core.state import Database
 from penstock.cli.fleet.view import rollout_text

@@ -17,7 +17,7 @@ from sqlalchemy.schema import CreateTable
 
 from cloud_core.fleet.fleet_store import FleetStore
 from cloud_core.fleet.service import FleetService
-from cloud_core.policy import rollout
+from cloud_core.policy.rollouts import rollout
 from cloud_core.registry.registry import Registry
 from cloud_core.state import Database, catalog, tables, upgrades
 from cloud_core.state import fleet as rows

@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cloud_core.app import Core
-from cloud_core.cli import command
+from cloud_core.commands.core import command
 from penstock.cli.main import command as umbrella
 from penstock.registry.transfer import RegistryClient, push
 from tests.cloud_core.rig import core_in_a_thread, onnx_layout, write_mlp

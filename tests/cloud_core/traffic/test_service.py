@@ -13,7 +13,7 @@ import pytest
 
 from cloud_core.fleet.service import FleetService
 from cloud_core.policy import canary
-from cloud_core.policy.rollout import Operator
+from cloud_core.policy.rollouts.rollout import Operator
 from cloud_core.policy.traffic import CanaryGate, VersionPolicy
 from cloud_core.registry.registry import Registry
 from cloud_core.settings import ServingSettings

@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 
 from cloud_core.app import Core
-from cloud_core.cli import command as core_command
+from cloud_core.commands.core import command as core_command
 from penstock import Client
 from penstock.artifact.layout import Layout, VariantDraft
 from penstock.batch.parts import Parts, Run
