@@ -1,4 +1,5 @@
-"""An engine that obeys a script, for tests of what runs it: it doubles numbers, and fails, hangs or dies when told to.
+"""An engine that obeys a script, for tests of what runs it: it multiplies numbers, and fails, hangs or dies when told
+to.
 
 Its "model file" is a JSON object (:class:`Script`). What it does depends on the first column of its input alone, so
 that a test says by the rows that it sends what shall become of them.
@@ -27,12 +28,14 @@ class Script(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     Attributes:
         width: of a row of ``x`` and of ``y``; -1 for any.
+        factor: what rows are multiplied with.
         slow_on: a run with this value takes ``slow_s``.
         die_on: the process ends at once on a run with this value in its first column.
         hang_on: a run with this value never ends.
     """
 
     width: int = 4
+    factor: float = 2.0
     slow_s: float = 0.0
     slow_on: float | None = None
     die_on: float | None = None
@@ -40,7 +43,7 @@ class Script(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class ScriptedEngine:
-    """Answers ``x`` FP32 [-1, width] with twice as much, as ``y``; refuses rows that are not numbers."""
+    """Answers ``x`` FP32 [-1, width] times the script's factor, as ``y``; refuses rows that are not numbers."""
 
     def __init__(self, script: Script) -> None:
         self.inputs = (TensorSpec(name="x", datatype="FP32", shape=(-1, script.width)),)
@@ -53,6 +56,8 @@ class ScriptedEngine:
             raise Internal("the engine is closed")
         if outputs is not None and set(outputs) != {"y"}:
             raise InvalidInput(f"outputs: the script gives y, not {', '.join(outputs)}", field="outputs")
+        if "x" not in inputs:
+            raise InvalidInput("inputs: the script takes x, which is missing", field="inputs.x")
         x = np.asarray(inputs["x"], np.float32)
         first = x[:, 0].tolist()
         if self._script.die_on in first:
@@ -63,7 +68,7 @@ class ScriptedEngine:
             time.sleep(self._script.slow_s)
         if np.isnan(x).any():
             raise Internal("the model failed: NaN")
-        return {"y": np.asarray(x * np.float32(2))}
+        return {"y": np.asarray(x * np.float32(self._script.factor))}
 
     def close(self) -> None:
         self._is_closed = True

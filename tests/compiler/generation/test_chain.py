@@ -8,6 +8,7 @@ import pytest
 
 from compiler.generation import golden_answers
 from examples.tiny_llama import data, run
+from penstock.policy.confidence import TOKEN_SCORES
 
 pytestmark = pytest.mark.timeout(900)  # training, where nothing was kept from another session
 
@@ -20,7 +21,7 @@ def test_the_chain_ends_in_a_promise_that_it_keeps(chain: Any) -> None:
     assert 0 < level.kept_count < level.n
     assert level.harm_count <= 0.05 * level.n
     assert outcome.harm_on_test <= 0.1  # 96 prompts: the promise is 0.05, and their own spread is 0.02
-    assert outcome.score.startswith("token_")
+    assert outcome.score in TOKEN_SCORES
 
 
 def test_figures_before_and_after(chain: Any) -> None:

@@ -18,6 +18,7 @@ from penstock.artifact.manifests import EXECUTION_PROVIDERS
 from penstock.errors import ArtifactError, Internal, InvalidInput
 from penstock.policy.repeats import Repeats
 from penstock.runtime import Engine, EngineOptions, load_engine, platform_of
+from penstock.runtime.scripted import Script
 from penstock.wire.tensors import TensorSpec
 from tests.factories import onnx_model
 
@@ -39,7 +40,12 @@ def _echo(path: Path) -> Path:
     return path
 
 
-WRITERS: Mapping[str, Callable[[Path], Path]] = {"onnx": _onnx_identity, "echo": _echo}
+def _script(path: Path) -> Path:
+    path.write_bytes(msgspec.json.encode(Script(factor=1.0)))
+    return path
+
+
+WRITERS: Mapping[str, Callable[[Path], Path]] = {"onnx": _onnx_identity, "echo": _echo, "scripted": _script}
 """Each writes a model that gives its input ``x`` back as its only output."""
 
 each_engine = pytest.mark.parametrize("name", WRITERS)

@@ -18,6 +18,7 @@ from aiohttp import web
 
 from penstock.errors import InvalidInput, NotFound, PenstockError, Unauthenticated, Unavailable
 from penstock.rest import codec as rest
+from penstock.rest import metadata as metadata_json
 from penstock.rest.status import headers_of, http_status
 from penstock.rpc import codec as rpc
 from penstock.rpc import status
@@ -163,7 +164,7 @@ def _app(backend: Backend) -> web.Application:
 
     async def metadata(request: web.Request) -> web.Response:
         try:
-            body = rest.encode_metadata(backend.metadata(request.match_info["model"]))
+            body = metadata_json.encode_metadata(backend.metadata(request.match_info["model"]))
         except PenstockError as error:
             return _refused(error)
         return web.Response(body=body, content_type="application/json")
