@@ -211,11 +211,12 @@ async def test_a_model_that_cannot_be_loaded_in_its_process_is_reported(
     layout = Layout.create(tmp_path / "bad")
     layout.pack([VariantDraft(spec=onnx_spec("broken"), weights=bad)], tag="v1")
     await put_layout(registry, layout)
+    others = set(psutil.Process().children())  # of other tests
     rig = await make_rig(placement="process")
     (state,) = rig.controller.index()
     assert state.state == "UNAVAILABLE"
     assert "cannot load" in state.reason
-    assert not psutil.Process().children()
+    assert not set(psutil.Process().children()) - others
 
 
 async def test_unloading_gives_all_memory_back(
@@ -223,8 +224,9 @@ async def test_unloading_gives_all_memory_back(
 ) -> None:
     """Ten times here; ``python -m benchmarks.replicas --cycles 100`` does it a hundred times with a larger model."""
     await put_doubler(registry, tmp_path)
-    rig = await make_rig(placement="process", replicas=1)
     process = psutil.Process()
+    others = set(process.children())  # of other tests
+    rig = await make_rig(placement="process", replicas=1)
     resident: list[int] = []
     for _ in range(10):
         (one,) = rig.plane.served()
@@ -237,7 +239,7 @@ async def test_unloading_gives_all_memory_back(
         resident.append(process.memory_info().rss)
         await rig.settle()
     assert resident[-1] <= 1.01 * resident[3]
-    assert len(process.children()) == 1
+    assert len(set(process.children()) - others) == 1
     assert "variant taken out" not in caplog.messages, "nobody missed it"
 
 
