@@ -68,11 +68,13 @@ def live(voices: tuple[Voice, ...], *, at: float, window_s: float) -> tuple[Voic
 
 
 def must_renew(agents: tuple[Voice, ...], run: str) -> bool:
-    """Say whether a live agent has to take a new instance: another one, heard before it, has the same."""
+    """Say whether a live agent has to take a new instance: another one, heard before it, has the same, and has spoken
+    since: who has not may be the process that this one follows.
+    """
     mine = next((voice for voice in agents if voice.run == run), None)
     if mine is None or not mine.instance:
         return False
-    rivals = [voice for voice in agents if voice.instance == mine.instance]
+    rivals = [v for v in agents if v.instance == mine.instance and (v is mine or v.last_at > mine.first_at)]
     return min(rivals, key=lambda voice: (voice.first_at, voice.run)) is not mine
 
 

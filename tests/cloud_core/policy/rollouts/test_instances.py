@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import hypothesis.strategies as st
 from hypothesis import given
 
@@ -104,3 +106,12 @@ def test_the_instance_that_delivered_longest_ago_makes_room_unless_it_reports() 
     assert to_forget(known, newcomer="D", alive=frozenset({"D"}), most=3) == ("A",)
     assert to_forget(known, newcomer="D", alive=frozenset({"A", "D"}), most=3) == ("B",)
     assert to_forget(known, newcomer="D", alive=frozenset(known), most=3) is None
+
+
+def test_a_process_that_follows_a_killed_one_keeps_its_instance_beside_another_agent() -> None:
+    killed = Voice(run="a", instance="copy", first_at=0.0, last_at=5.0, returns=9)
+    other = Voice(run="o", instance="original", first_at=0.0, last_at=5.9, returns=9)
+    next_one = Voice(run="b", instance="copy", first_at=6.0, last_at=6.0)
+    assert not must_renew((killed, other, next_one), "b")
+    alive = replace(killed, last_at=6.1)
+    assert must_renew((other, next_one, alive), "b"), "it has spoken since: two agents have one directory's name"
