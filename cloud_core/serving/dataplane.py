@@ -184,11 +184,6 @@ class DataPlane:
     # -- requests ----------------------------------------------------------------------------------------------------
 
     @property
-    def wants_credentials(self) -> bool:
-        """Say whether :meth:`authenticate` looks at what it is given."""
-        return self._callers is not None
-
-    @property
     def takes_certificates(self) -> bool:
         """Say whether a client's certificate may stand for a token."""
         return self._callers is not None and self._callers.takes_certificates
